@@ -1,0 +1,72 @@
+"""The classification in Daft: its own reader, decoder and writer, the model in a batched class UDF.
+
+Run: python -m benchmarks.daft_job --folder DIR --out DIR --images N
+The settings are those that came out fastest for Daft: a process per core with one TensorFlow
+thread each, and the model frozen to constants. Forward pass only, no heatmap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
+os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+
+import daft
+from daft import DataType, Series, col
+
+from benchmarks.settings import CORES, PEER_BATCH, SIDE, TOP_K, model_file, shards_folder
+from benchmarks.stamps import Stamps, read_events, tell
+
+LABELS = DataType.struct(
+    {"class_id": DataType.list(DataType.int32()), "score": DataType.list(DataType.float32())}
+)
+
+
+@daft.cls(max_concurrency=CORES, use_process=True, cpus=1)
+class Classifier:
+    def __init__(self, model_path: str, out: str) -> None:
+        from benchmarks.frozen import load_frozen
+
+        self._forward = load_frozen(model_path, PEER_BATCH, threads=1)
+        self._stamps = Stamps(out)
+
+    @daft.method.batch(return_dtype=LABELS, batch_size=PEER_BATCH)
+    def classify(self, images: Series) -> Any:
+        import numpy as np
+
+        from benchmarks.frozen import best_classes
+
+        pixels = images.to_arrow().storage.flatten().to_numpy()
+        pixels = pixels.reshape(len(images), SIDE, SIDE, 3).astype(np.uint8, copy=False)
+        class_id, score = best_classes(self._forward(pixels), TOP_K)
+        self._stamps.add(len(pixels))
+        pairs = zip(class_id.tolist(), score.tolist(), strict=True)
+        return [{"class_id": ids, "score": scores} for ids, scores in pairs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int, required=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    daft.set_runner_native()
+    classifier = Classifier(str(model_file(arguments.folder, "classifier")), str(arguments.out))
+    source = str(shards_folder(arguments.folder, arguments.images) / "*.parquet")
+    encoded = col("image").get("bytes")
+    image = encoded.decode_image(mode="RGB").resize(SIDE, SIDE)
+    frame = daft.read_parquet(source).select(
+        col("image").get("path").alias("path"), classifier.classify(image).alias("labels")
+    )
+    frame.write_parquet(str(arguments.out / "result"))
+    events = read_events(arguments.out)
+    tell(events, sum(count for _, count, _ in events))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A Keras model as one TensorFlow function of a fixed batch: what a peer's author can do at best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def load_frozen(
+    model_path: str, batch: int, threads: int
+) -> Callable[[np.ndarray], np.ndarray]:  # (n ≤ batch, H, W, 3) uint8 → (n, C) float32
+    """Return the model's function, weights folded in as constants; short batches are padded."""
+    import keras
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    model = keras.saving.load_model(model_path, compile=False)
+    shape = (batch, *model.input_shape[1:])
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
+    def forward(pixels: Any) -> Any:
+        return model(tf.cast(pixels, tf.float32), training=False)
+
+    function = convert_variables_to_constants_v2(forward.get_concrete_function())
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        count = len(pixels)
+        if count < batch:
+            pixels = np.concatenate([pixels, np.zeros((batch - count, *shape[1:]), np.uint8)])
+        (scores,) = function(tf.constant(pixels))
+        result: np.ndarray = scores.numpy()[:count]
+        return result
+
+    return run
+
+
+def best_classes(
+    scores: np.ndarray, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:  # (n, C) → (n, top_k) int32, (n, top_k) float32
+    """Return each image's best classes, best first, and their scores."""
+    order = np.argsort(-scores, axis=1)[:, :top_k]
+    return order.astype(np.int32), np.take_along_axis(scores, order, axis=1)

@@ -1,0 +1,1 @@
+"""NumPy and OpenCV alone: pure functions from arrays to arrays, without state."""

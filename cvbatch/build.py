@@ -1,0 +1,123 @@
+"""Builds and compiles one model of a job; only the compiling process imports it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from cvbatch.config import DetectionConfig
+from cvbatch.data import store
+from cvbatch.engines import ENGINES, UnsupportedGraphError
+from cvbatch.errors import ModelError
+from cvbatch.models import zoo
+from cvbatch.programs import BuildRequest, BuiltProgram
+from cvbatch.serving import ServingGraph, input_size, num_classes
+from cvbatch.types import ModelSpec
+
+RANDOM_SEED = 0  # of `weights: random`: the same job is the same network
+_IMAGENET_CLASSES = 1000
+
+
+def build(request: BuildRequest) -> BuiltProgram:
+    """Return the request's model compiled for its engine, or for TensorFlow where it must.
+
+    Raises:
+        ModelError: the model cannot be built, or does not fit its task.
+    """
+    config = request.config
+    keras.utils.set_random_seed(RANDOM_SEED)
+    model = zoo.load_model(config.model, config.weights, local_file=store.fetch)
+    if request.precision != "float32":
+        model = with_precision(model, request.precision)
+    height, width = input_size(model, config)
+    count = num_classes(model, config)
+    classes = _class_names(request, count)
+    if isinstance(config, DetectionConfig):
+        _check_kept(config, classes)
+    graph = ServingGraph(model, config)
+    engine, payload, names, note = _compile(graph, request, height, width)
+    spec = ModelSpec(
+        name=Path(config.model).stem if config.model.endswith(".keras") else config.model,
+        task=config.task,
+        classes=classes,
+        input_height=height,
+        input_width=width,
+        resize=config.resize,
+        weights_sha256=weights_sha256(model),
+        heatmap_layer=graph.heatmap_layer,
+    )
+    return BuiltProgram(spec, engine, names, request.batch_size, note, payload)
+
+
+def _compile(
+    graph: ServingGraph, request: BuildRequest, height: int, width: int
+) -> tuple[str, bytes, tuple[str, ...], str]:
+    """Return the engine that took the graph, payload, output names, and a note for the user."""
+    batch = request.batch_size
+    try:
+        payload, names = ENGINES[request.engine].compile(graph, batch, height, width)
+    except UnsupportedGraphError as error:
+        payload, names = ENGINES["tensorflow"].compile(graph, batch, height, width)
+        note = (
+            f"model {request.config.model} runs in TensorFlow, slower and larger: "
+            f"{request.engine} lacks {error}"
+        )
+        return "tensorflow", payload, names, note
+    return request.engine, payload, names, ""
+
+
+def with_precision(model: keras.Model, policy: str) -> keras.Model:
+    """Return the model computing under a mixed-precision policy, its weights unchanged."""
+
+    def converted(layer: keras.Layer) -> keras.Layer:
+        return layer.__class__.from_config({**layer.get_config(), "dtype": policy})
+
+    clone = keras.models.clone_model(model, clone_function=converted, recursive=True)
+    clone.set_weights(model.get_weights())
+    return clone
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """Return the SHA-256 over every weight's type, shape and values, in order."""
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        array = np.ascontiguousarray(variable.numpy())
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _class_names(request: BuildRequest, count: int) -> tuple[str, ...]:
+    said = request.identity.classes
+    if said is None:
+        return _imagenet_names(count) or tuple(str(i) for i in range(count))
+    if len(said) != count:
+        raise ModelError(
+            f"classes of model {request.config.model!r}: {len(said)} names for {count} outputs; "
+            "give one name for each, in the order of the outputs"
+        )
+    return said
+
+
+def _imagenet_names(count: int) -> tuple[str, ...] | None:
+    """Return Keras' own ImageNet names where its index file is in Keras' cache."""
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    index = home / "models" / "imagenet_class_index.json"
+    if count != _IMAGENET_CLASSES or not index.is_file():
+        return None
+    named = json.loads(index.read_text(encoding="utf-8"))
+    return tuple(str(named[str(i)][1]) for i in range(count))
+
+
+def _check_kept(config: DetectionConfig, classes: tuple[str, ...]) -> None:
+    unknown = [name for name in config.keep_classes or () if name not in classes]
+    if unknown:
+        raise ModelError(
+            f"keep_classes: {', '.join(unknown)} not among the model's classes; they are "
+            f"{', '.join(classes[:20])}"
+        )

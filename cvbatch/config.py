@@ -1,0 +1,227 @@
+"""The job file: what may stand in it, what is wrong with it, and what of it changes the rows.
+
+Everything that can be wrong is found here and told at once, before Ray or TensorFlow start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from cvbatch.types import ResizeMode
+
+SCHEMA_VERSION = 1
+BoxFormat = Literal[
+    "xyxy",
+    "yxyx",
+    "xywh",
+    "center_xywh",
+    "center_yxhw",
+    "rel_xyxy",
+    "rel_yxyx",
+    "rel_xywh",
+    "rel_center_xywh",
+]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=1, le=65_536)]
+# `auto` in the file is None here: one branch, so that faults name the key and nothing else.
+_Auto = BeforeValidator(lambda value: None if value == "auto" else value)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(_Section):
+    """What is read."""
+
+    uri: list[Name] = Field(min_length=1)
+    format: Literal["auto", "images", "parquet", "webdataset", "manifest"] = "auto"
+    image_column: Name = "image"
+    max_bytes: int = Field(256 << 20, ge=1)
+    max_pixels: int = Field(100_000_000, ge=1)
+    reduced_jpeg: bool = True
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+class SinkConfig(_Section):
+    """Where results go."""
+
+    uri: Name
+
+
+class HeatmapConfig(_Section):
+    """Grad-CAM of the best classes, at one layer."""
+
+    layer: Name = "auto"
+    top_k: int = Field(1, ge=1, le=100)
+    score: Literal["probability", "logit"] = "probability"
+
+
+class Rescale(_Section):
+    """Pixels 0..255 become `pixel * scale + offset` before a network that lacks its own."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+class _ModelConfig(_Section):
+    model: Name
+    weights: Name | None = None
+    classes: list[str] | Name | None = None
+    image_size: tuple[Side, Side] | None = None
+    resize: ResizeMode = "stretch"
+    preprocessing: Literal["none", "tf", "torch", "caffe"] = "none"
+    rescale: Rescale | None = None
+    output: Name | None = None  # which of several outputs the task is about
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _weights_said(self) -> _ModelConfig:
+        if self.weights is None and not self.model.endswith(".keras"):
+            raise ValueError(
+                f"weights are missing for model {self.model!r}: say imagenet, a path or URI, or "
+                "random if untrained weights are meant"
+            )
+        return self
+
+
+class ClassificationConfig(_ModelConfig):
+    """Labels for the whole image."""
+
+    task: Literal["classification"]
+    top_k: int = Field(5, ge=1)
+    multi_label: bool = False
+    score_threshold: Fraction = 0.5  # of a multi-label class
+    heatmap: HeatmapConfig | None = None
+
+
+class SegmentationConfig(_ModelConfig):
+    """A class for every pixel."""
+
+    task: Literal["segmentation"]
+    mask_size: Literal["original", "model"] = "original"
+
+
+class DetectionConfig(_ModelConfig):
+    """Boxes with classes."""
+
+    task: Literal["detection"]
+    score_threshold: Fraction = 0.25
+    iou_threshold: Fraction = 0.6
+    max_detections: int = Field(300, ge=1, le=100_000)
+    class_agnostic: bool = False
+    keep_classes: list[str] | None = None
+    box_format: BoxFormat = "xyxy"
+
+
+class LocalizationConfig(_ModelConfig):
+    """Labels for the image and one box."""
+
+    task: Literal["localization"]
+    top_k: int = Field(5, ge=1)
+    heatmap: HeatmapConfig | None = None
+    box_format: BoxFormat = "xyxy"
+
+
+ModelConfig = Annotated[
+    ClassificationConfig | SegmentationConfig | DetectionConfig | LocalizationConfig,
+    Field(discriminator="task"),
+]
+
+# The result's columns a task fills: two models of one job may not fill the same one.
+TASK_COLUMNS: dict[str, tuple[str, ...]] = {
+    "classification": ("labels",),
+    "segmentation": ("mask", "mask_areas"),
+    "detection": ("boxes",),
+    "localization": ("labels", "boxes"),
+}
+
+
+class RunConfig(_Section):
+    """How the work is done; of these only engine and precision change the rows."""
+
+    batch_size: int = Field(32, ge=1, le=4096)
+    chunk_images: int = Field(512, ge=1, le=100_000)
+    chunk_bytes: int = Field(256 << 20, ge=1)
+    max_failure_fraction: Fraction = 0.01
+    engine: Literal["auto", "litert", "tensorflow"] = "auto"
+    arrangement: Literal["auto", "fused", "streaming"] = "auto"
+    actors: Annotated[int | None, Field(ge=1), _Auto] = None
+    cpus_per_actor: float = Field(1.0, gt=0)
+    gpus_per_actor: Annotated[float | None, Field(ge=0), _Auto] = None
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _precision_needs_tensorflow(self) -> RunConfig:
+        if self.engine == "litert" and self.precision != "float32":
+            raise ValueError(
+                f"precision {self.precision} needs engine: tensorflow; litert computes in float32"
+            )
+        return self
+
+
+class JobConfig(_Section):
+    """A prediction job."""
+
+    source: SourceConfig
+    sink: SinkConfig
+    models: list[ModelConfig] = Field(min_length=1)
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> JobConfig:
+        filled: dict[str, str] = {}
+        for config in self.models:
+            for column in TASK_COLUMNS[config.task]:
+                if column in filled:
+                    raise ValueError(
+                        f"the {config.task} model {config.model!r} and the {filled[column]} would "
+                        f"both fill the column {column!r}: run one of them as a job with its own "
+                        "sink"
+                    )
+                filled[column] = f"{config.task} model {config.model!r}"
+        return self
+
+
+def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) -> str:
+    """Return the SHA-256 (hex) of all that changes the rows.
+
+    model_identities: for each model what it is beyond its name (the hash of its file, its
+    class names), in the job's order. engine: the one that runs, never "auto".
+    """
+    models = []
+    for config, identity in zip(job.models, model_identities, strict=True):
+        said = config.model_dump(mode="json", exclude={"model", "weights", "classes"})
+        models.append({**said, "identity": identity})
+    rows = {
+        "schema": SCHEMA_VERSION,
+        "models": models,
+        "source": job.source.model_dump(
+            mode="json", include={"max_bytes", "max_pixels", "reduced_jpeg"}
+        ),
+        "engine": engine,
+        "precision": job.run.precision,
+    }
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

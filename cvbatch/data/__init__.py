@@ -1,0 +1,1 @@
+"""Images in, rows out: stores, plans, sources, decoding, the schema, the sink."""

@@ -1,0 +1,159 @@
+"""What a store's complaints mean: which deserve another try, and the names of the others here."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+
+from cvbatch.errors import AccessDeniedError, NotFoundError, StoreError
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 16.0
+BUDGET_S = 60.0  # of waiting for one request, before the job stops
+pause: Callable[[float], None] = time.sleep  # tests put a list's append here
+
+# What pyarrow and the AWS SDK raise; a wrong path is ArrowInvalid, which is a ValueError.
+STORE_FAULTS = (OSError, pa.ArrowException, UnicodeError)
+
+
+class CredentialsError(AccessDeniedError):
+    """The store does not accept these credentials at all, whatever the name asked for."""
+
+
+class TooLargeError(StoreError):
+    """The file is larger than the reader allows; `size` says how large, in bytes."""
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
+
+class ShortReadError(StoreError):
+    """The store sent fewer bytes than it promised, at every try."""
+
+
+class _BusyError(StoreError):
+    """Busy, throttled or unreachable: worth another try."""
+
+
+# By the word the AWS SDK or Google's client puts into its message.
+_BAD_CREDENTIALS = (
+    "SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|INVALID_SIGNATURE|"
+    "MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED|"
+    "ExpiredToken|InvalidToken|InvalidAccessKeyId|SignatureDoesNotMatch|UNAUTHENTICATED"
+)
+_DENIED = (
+    r"ACCESS_DENIED|AccessDenied|NOT_AUTHORIZED|OPT_IN_REQUIRED|PERMISSION_DENIED|status 403|"
+    r"status 400\) during HeadObject"
+)
+_NO_BUCKET = r"NO_SUCH_BUCKET|NoSuchBucket"
+_MISSING = (
+    r"NO_SUCH_KEY|RESOURCE_NOT_FOUND|NOT_FOUND|Path does not exist|status 404|is a directory|"
+    r"Not a regular file"
+)
+_ELSEWHERE = r"PermanentRedirect|AuthorizationHeaderMalformed|status 301"
+_TRANSIENT = (
+    r"SLOW_DOWN|THROTTLING|TOO_MANY_REQUESTS|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|INTERNAL_ERROR|"
+    r"NETWORK_CONNECTION|REQUEST_TIMEOUT|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|"
+    r"curlCode|HTTP status (?:429|500|502|503|504)"
+)
+_NOT_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+
+
+def translate(error: Exception, uri: str) -> StoreError:
+    """Return the project's error for one that pyarrow or the system raised over `uri`."""
+    text = str(error)
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{uri} does not exist; check the name")
+    if isinstance(error, PermissionError):
+        return AccessDeniedError(f"{uri} may not be accessed by this user; check its permissions")
+    if isinstance(error, (pa.ArrowInvalid, UnicodeError)):
+        return NotFoundError(f"{uri!r} is not a name this store can hold; rename the file")
+    if isinstance(error, OSError) and error.errno in _NOT_A_NAME:
+        return NotFoundError(f"{uri!r} is not the name of a file")
+    for pattern, kind, sentence in _COMPLAINTS:
+        if re.search(pattern, text):
+            return kind(sentence.format(uri=uri, detail=_detail(text)))
+    return StoreError(f"{uri} could not be accessed: {_without_secrets(text)}")
+
+
+_COMPLAINTS: tuple[tuple[str, type[StoreError], str], ...] = (
+    (
+        _BAD_CREDENTIALS,
+        CredentialsError,
+        "the store refused the credentials for {uri} ({detail}); check AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and this machine's clock",
+    ),
+    (
+        _NO_BUCKET,
+        NotFoundError,
+        "the bucket of {uri} does not exist; check its name and AWS_ENDPOINT_URL_S3",
+    ),
+    (
+        _ELSEWHERE,
+        NotFoundError,
+        "the bucket of {uri} lies in another region; set AWS_REGION to its region",
+    ),
+    (
+        _DENIED,
+        AccessDeniedError,
+        "access to {uri} was denied; check the credentials and what they may read and write",
+    ),
+    (
+        _TRANSIENT,
+        _BusyError,
+        "the store of {uri} did not answer ({detail}); check AWS_ENDPOINT_URL_S3 and the network, "
+        "then run the same command again",
+    ),
+    (_MISSING, NotFoundError, "{uri} does not exist as a file; check the name"),
+)
+
+
+def persist(action: Callable[[], T], uri: str) -> T:
+    """Return what `action` returns, trying again while the store is busy or unreachable.
+
+    Waits grow from 0.5 s to 16 s, each shortened by up to a half at random,
+    and end after a minute in all.
+    Raises the error of the last try; a refusal or a missing name is raised at once.
+    """
+    waited, longest = 0.0, FIRST_WAIT_S
+    while True:
+        try:
+            return action()
+        except STORE_FAULTS as error:
+            fault = translate(error, uri)
+        except ShortReadError as error:
+            fault = error
+        if not isinstance(fault, (_BusyError, ShortReadError)) or waited >= BUDGET_S:
+            raise fault from None  # the original may quote the request, credentials in it
+        wait = longest * random.uniform(0.5, 1.0)
+        log.warning("trying again in %.1f s: %s", wait, fault)
+        pause(wait)
+        waited += wait
+        longest = min(2 * longest, LONGEST_WAIT_S)
+
+
+def _detail(text: str) -> str:
+    """Return the complaint's own name."""
+    for name in (r"ExceptionName: (\w+)", r"AWS Error ([A-Z_]+(?: \(HTTP status \d+\))?)"):
+        if match := re.search(name, text):
+            return match[1]
+    return _without_secrets(text.splitlines()[0])[:200] if text else "no reason given"
+
+
+def _without_secrets(text: str) -> str:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        if os.environ.get(name):
+            text = text.replace(os.environ[name], "***")
+    return text

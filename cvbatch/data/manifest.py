@@ -1,0 +1,190 @@
+"""The manifest: which images each chunk holds, fixed once planned, in files that are only added.
+
+Each planning that found something new adds one file, `_cvbatch/manifest/NNNNNN-<hash>.parquet`.
+A chunk never straddles two row groups, so a worker reads one row group to know its images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cvbatch.data import store
+from cvbatch.data.units import UNITS
+from cvbatch.errors import CvbatchError, SinkError
+from cvbatch.types import Chunk, ChunkRef, Item
+
+MANIFEST = pa.schema([("chunk_id", pa.string()), *UNITS])
+ROW_GROUP_ROWS = 65_536
+FOLDER = "_cvbatch/manifest"
+_NAME = re.compile(r"(\d{6})-[0-9a-f]{16}\.parquet")
+_METADATA_KEY = b"cvbatch"
+
+
+class Generation(NamedTuple):
+    """What one planning adds: units in order, cut at offsets into chunks."""
+
+    units: pa.Table  # UNITS, N rows
+    offsets: np.ndarray  # (C + 1,) int64: chunk c holds the units offsets[c]:offsets[c + 1]
+    chunk_ids: list[str]  # C
+    group_offsets: np.ndarray  # (G + 1,) int64: the units of each row group, on chunk borders
+    reading: dict[str, str]  # how the source is read: format, image_column
+
+
+def folder_of(sink_uri: str) -> str:
+    """Return where a sink keeps its manifest."""
+    return store.join(store.absolute(sink_uri), FOLDER)
+
+
+def generations(sink_uri: str) -> list[str]:
+    """Return the URIs of the manifest's files, oldest first; [] before the first planning.
+
+    Raises SinkError where two files claim one place, which two plannings at once may leave.
+    """
+    folder = folder_of(sink_uri)
+    names = sorted(name for name in store.list_names(folder) if _NAME.fullmatch(name))
+    for first, second in pairwise(names):
+        if first[:6] == second[:6]:
+            raise SinkError(
+                f"{folder} holds both {first} and {second}: two jobs planned at once; wait until "
+                "none runs, delete the one whose chunks have no part files, run again"
+            )
+    return [store.join(folder, name) for name in names]
+
+
+def generation_uri(sink_uri: str, number: int, chunk_ids: list[str]) -> str:
+    """Return the URI of the `number`-th file; its name follows from the chunks in it."""
+    digest = hashlib.sha256("".join(chunk_ids).encode()).hexdigest()[:16]
+    return store.join(folder_of(sink_uri), f"{number:06d}-{digest}.parquet")
+
+
+def group_offsets(offsets: np.ndarray) -> np.ndarray:  # (C + 1,) → (G + 1,)
+    """Return where row groups begin: on chunk borders, at most ROW_GROUP_ROWS rows apart."""
+    groups = [0]
+    while groups[-1] < offsets[-1]:
+        last = np.searchsorted(offsets, groups[-1] + ROW_GROUP_ROWS, "right") - 1
+        groups.append(int(offsets[last]))
+    return np.array(groups, np.int64)
+
+
+def refs(generation: Generation, uri: str) -> list[ChunkRef]:
+    """Return the chunks of a generation that is, or will be, stored under `uri`."""
+    starts, ends = generation.offsets[:-1], generation.offsets[1:]
+    group = np.searchsorted(generation.group_offsets, starts, "right") - 1
+    first = starts - generation.group_offsets[group]
+    num_images, sizes = _sums(generation.units, starts)
+    return [
+        ChunkRef(chunk_id, uri, *(int(value) for value in values))
+        for chunk_id, *values in zip(
+            generation.chunk_ids, group, first, ends - starts, num_images, sizes, strict=True
+        )
+    ]
+
+
+def _sums(units: pa.Table, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (C,), (C,)
+    rows, sizes = (units[name].to_numpy() for name in ("num_rows", "size_bytes"))
+    return np.add.reduceat(rows, starts), np.add.reduceat(sizes, starts)
+
+
+def write(generation: Generation, uri: str) -> None:
+    """Write one file of the manifest; the same generation gives the same bytes.
+
+    Raises CvbatchError where another job planned at the same moment.
+    """
+    chunk_index = np.repeat(np.arange(len(generation.chunk_ids)), np.diff(generation.offsets))
+    schema = MANIFEST.with_metadata({_METADATA_KEY: json.dumps(generation.reading, sort_keys=True)})
+    buffer = pa.BufferOutputStream()
+    ids = pa.array(generation.chunk_ids, pa.string())
+    with pq.ParquetWriter(
+        buffer, schema, compression="zstd", use_dictionary=["chunk_id"], write_statistics=False
+    ) as writer:
+        for start, end in pairwise(generation.group_offsets):
+            units = generation.units.slice(start, end - start)
+            chunk_id = ids.take(pa.array(chunk_index[start:end]))
+            table = pa.Table.from_arrays([chunk_id, *units.columns], schema=schema)
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+    store.put_bytes(uri, buffer.getvalue())
+    _refuse_rivals(uri)
+
+
+def _refuse_rivals(uri: str) -> None:
+    """Take our file away again if another job added one in the same place.
+
+    Both write before they list, so at least one of two rivals sees the other and steps back.
+    """
+    folder, name = uri.rsplit("/", 1)
+    rivals = [other for other in store.list_names(folder) if other[:7] == name[:7]]
+    if any(_NAME.fullmatch(other) and other != name for other in rivals):
+        store.delete(uri)
+        raise CvbatchError(
+            f"another job planned into {folder} at the same moment; run the same command again"
+        )
+
+
+class Known(NamedTuple):
+    """What earlier plannings fixed."""
+
+    chunks: list[ChunkRef]
+    files: pa.Table  # uri: large_string, version: string; of each unit
+    reading: dict[str, str] | None  # how its source is read; None before the first planning
+
+
+def read(uris: list[str]) -> Known:
+    """Return the chunks and the files of the manifest's files, in their order."""
+    chunks: list[ChunkRef] = []
+    tables = []
+    reading = None
+    columns = ["uri", "version"]
+    for uri in uris:
+        with store.open_input(uri) as source:
+            file = pq.ParquetFile(source, read_dictionary=["chunk_id"])
+            reading = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
+            for group in range(file.num_row_groups):
+                chunks += _refs_of_group(file, uri, group)
+                tables.append(file.read_row_group(group, columns).replace_schema_metadata())
+    empty = pa.schema([UNITS.field(name) for name in columns]).empty_table()
+    return Known(chunks, pa.concat_tables([empty, *tables]), reading)
+
+
+def image_ids(uris: list[str]) -> pa.Array:  # (N,) large_string
+    """Return the ids in the manifest's files, of images or of their containers."""
+    ids = [pa.array([], pa.large_string())]
+    for uri in uris:
+        with store.open_input(uri) as source:
+            ids += pq.ParquetFile(source).read(["image_id"])["image_id"].chunks
+    return pa.concat_arrays(ids)
+
+
+def _refs_of_group(file: pq.ParquetFile, uri: str, group: int) -> list[ChunkRef]:
+    units = file.read_row_group(group, ["chunk_id", "num_rows", "size_bytes"])
+    chunk_id = units["chunk_id"].combine_chunks()
+    index = chunk_id.indices.to_numpy()
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(index)) + 1])
+    counts = np.diff(np.append(starts, len(index)))
+    num_images, sizes = _sums(units, starts)
+    names = chunk_id.take(pa.array(starts)).to_pylist()
+    return [
+        ChunkRef(name, uri, group, *(int(value) for value in values))
+        for name, *values in zip(names, starts, counts, num_images, sizes, strict=True)
+    ]
+
+
+def read_chunk(ref: ChunkRef) -> Chunk:
+    """Return the images of a chunk, in order. Raises StoreError where the manifest is gone."""
+    rows = _row_group(ref.manifest_uri, ref.row_group).slice(ref.first_row, ref.num_items)
+    items = rows.select([name for name in UNITS.names if name != "version"]).to_pylist()
+    return Chunk(ref.chunk_id, tuple(Item(**item) for item in items))
+
+
+@lru_cache(maxsize=1)  # a worker's next chunk mostly lies beside its last one
+def _row_group(manifest_uri: str, row_group: int) -> pa.Table:
+    with store.open_input(manifest_uri) as source:
+        return pq.ParquetFile(source).read_row_group(row_group)

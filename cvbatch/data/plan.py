@@ -1,0 +1,214 @@
+"""From a source to chunks: what there is to do, what is done, and what is left, at any moment.
+
+Planning writes nothing. `Plan.commit` adds what is new to the manifest; chunks that were planned
+before never move, and the same new images always give the same chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cvbatch.data import manifest, store
+from cvbatch.data.listing import Progress
+from cvbatch.data.manifest import Generation, Known, read_chunk
+from cvbatch.data.units import SourceFiles, expand, find_files
+from cvbatch.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
+from cvbatch.types import ChunkRef
+
+__all__ = ["Plan", "cut", "make_plan", "plan_files", "read_chunk"]
+
+_PART = re.compile(r"part-([0-9a-f]{16})\.parquet")
+
+
+class Source(Protocol):
+    """What a job file says of its source."""
+
+    @property
+    def uri(self) -> Sequence[str]:
+        """Files, folders, patterns, or manifests."""
+
+    @property
+    def format(self) -> str:
+        """One of auto, images, parquet, webdataset, manifest."""
+
+    @property
+    def image_column(self) -> str:
+        """Of Parquet files."""
+
+
+@dataclass
+class Plan:
+    """All chunks of a job, in order, and which of them are done."""
+
+    format: str  # "images" | "parquet" | "webdataset": how `left` is to be read
+    chunks: tuple[ChunkRef, ...]
+    done: frozenset[str]  # chunk ids whose file lies in the sink
+    num_images: int  # of all chunks; those in tars are not counted
+    num_bytes: int
+    num_new: int  # units that no earlier planning knew
+    num_changed: int  # files whose content changed since they were planned; they keep their rows
+    num_ignored_files: int  # files in the source that are not of its format
+    _new: tuple[Generation, str] | None = None  # what commit writes, and where
+
+    @property
+    def left(self) -> tuple[ChunkRef, ...]:
+        """Return the chunks still to be done, in order."""
+        return tuple(chunk for chunk in self.chunks if chunk.chunk_id not in self.done)
+
+    def commit(self) -> None:
+        """Write what is new into the manifest; nothing where nothing is new.
+
+        Raises CvbatchError where another job planned into the same sink at the same moment.
+        """
+        if self._new:
+            manifest.write(*self._new)
+            self._new = None
+
+
+def make_plan(
+    source: Source,
+    sink_uri: str,
+    chunk_images: int,
+    chunk_bytes: int,
+    on_progress: Progress | None = None,
+) -> Plan:
+    """Return the plan of a job; nothing is written.
+
+    A chunk holds at most `chunk_images` images and `chunk_bytes` bytes, or one unit: an image
+    file, a slice of a row group, or a tar (a tar is always a chunk of its own). on_progress is
+    called with the number of files found so far.
+
+    Raises SourceError, SinkError (another format's manifest, not accessible), or StoreError.
+    """
+    files = find_files(source.uri, source.format, sink_uri, on_progress)
+    return plan_files(files, source.image_column, sink_uri, chunk_images, chunk_bytes)
+
+
+def plan_files(
+    found: SourceFiles, image_column: str, sink_uri: str, chunk_images: int, chunk_bytes: int
+) -> Plan:
+    """Return the plan for files already found; otherwise as `make_plan`."""
+    try:
+        done = _done(sink_uri)
+        uris = manifest.generations(sink_uri)
+        known = manifest.read(uris)
+    except (NotFoundError, AccessDeniedError) as error:
+        raise SinkError(f"the sink cannot be used: {error}") from None
+    reading = {"format": found.format}
+    if found.format == "parquet":
+        reading["image_column"] = image_column
+    if known.reading not in (None, reading):
+        raise SinkError(
+            f"the sink {sink_uri} was planned with {known.reading}, this job reads {reading}; use "
+            "another sink"
+        )
+    chunks = known.chunks
+    new_files, num_changed = _unknown(found.files, known)
+    del known
+    if uris and new_files.num_rows:
+        _refuse_clash(new_files, manifest.image_ids(uris), sink_uri)
+    units = expand(new_files, found.format, image_column, chunk_images)
+    new = None
+    if units.num_rows:
+        offsets = cut(units, chunk_images, chunk_bytes)
+        ids = _chunk_ids(units, offsets, found.format)
+        generation = Generation(units, offsets, ids, manifest.group_offsets(offsets), reading)
+        number = int(uris[-1].rsplit("/", 1)[1][:6]) + 1 if uris else 0
+        new = (generation, manifest.generation_uri(sink_uri, number, ids))
+        chunks = chunks + manifest.refs(*new)
+    if not chunks:
+        raise SourceError("the source holds no image; check source.uri")
+    return Plan(
+        format=found.format,
+        chunks=tuple(chunks),
+        done=done & {chunk.chunk_id for chunk in chunks},
+        num_images=sum(chunk.num_images for chunk in chunks),
+        num_bytes=sum(chunk.size_bytes for chunk in chunks),
+        num_new=units.num_rows,
+        num_changed=num_changed,
+        num_ignored_files=found.num_ignored,
+        _new=new,
+    )
+
+
+def _done(sink_uri: str) -> frozenset[str]:
+    matches = map(_PART.fullmatch, store.list_names(sink_uri))
+    return frozenset(match[1] for match in matches if match)
+
+
+def _unknown(files: pa.Table, known: Known) -> tuple[pa.Table, int]:
+    """Return the files no planning knew, and how many known ones have changed since."""
+    at = pc.index_in(files["uri"], known.files["uri"].combine_chunks())
+    is_known = pc.is_valid(at)
+    versions = known.files["version"].combine_chunks().take(at.drop_null())
+    is_changed = pc.not_equal(versions, files["version"].filter(is_known))
+    num_changed = int(pc.sum(is_changed).as_py() or 0)
+    return files.filter(pc.invert(is_known)), num_changed
+
+
+def _refuse_clash(new: pa.Table, known_ids: pa.Array, sink_uri: str) -> None:
+    """Raise SinkError where a new file's id is known from another place: it would stand twice."""
+    clash = new.filter(pc.is_in(new["image_id"], known_ids))
+    if clash.num_rows:
+        raise SinkError(
+            f"{clash.num_rows} images have ids that the sink {sink_uri} has from another place, "
+            f"such as {clash['image_id'][0].as_py()!r}, now at {clash['uri'][0].as_py()}; use "
+            "another sink for another source"
+        )
+
+
+def cut(units: pa.Table, chunk_images: int, chunk_bytes: int) -> np.ndarray:  # (C + 1,)
+    """Return the offsets of chunks: each as long as the bounds allow, never empty.
+
+    units: num_rows (N,), size_bytes (N,). A unit whose images only reading can count stands alone.
+    """
+    rows = units["num_rows"].to_numpy()
+    images = _running(np.where(rows == 0, chunk_images, rows))  # (N + 1,)
+    sizes = _running(units["size_bytes"].to_numpy())  # (N + 1,)
+    offsets = [0]
+    while (start := offsets[-1]) < units.num_rows:
+        end = min(
+            int(np.searchsorted(images, images[start] + chunk_images, "right")) - 1,
+            int(np.searchsorted(sizes, sizes[start] + chunk_bytes, "right")) - 1,
+            start + manifest.ROW_GROUP_ROWS,
+        )
+        offsets.append(max(end, start + 1))
+    return np.array(offsets, np.int64)
+
+
+def _running(values: np.ndarray) -> np.ndarray:  # (N,) → (N + 1,)
+    return np.concatenate([[0], np.cumsum(values)])
+
+
+def _chunk_ids(units: pa.Table, offsets: np.ndarray, format_: str) -> list[str]:
+    """Return for each chunk 16 hex digits of the SHA-256 of what it holds, wherever it lies."""
+    ids = units["image_id"].combine_chunks()
+    borders, text = _text_of(ids)
+    numbers = np.stack(
+        [units[name].to_numpy() for name in ("size_bytes", "row_group", "row_start", "num_rows")],
+        axis=1,
+    ).astype("<i8")  # (N, 4)
+    digests = []
+    for start, end in pairwise(offsets):
+        digest = hashlib.sha256(f"{format_}\n{end - start}\n".encode())
+        digest.update(numbers[start:end].tobytes())
+        digest.update((borders[start + 1 : end + 1] - borders[start]).astype("<i8").tobytes())
+        digest.update(text[borders[start] : borders[end]])
+        digests.append(digest.hexdigest()[:16])
+    return digests
+
+
+def _text_of(strings: pa.Array) -> tuple[np.ndarray, memoryview]:
+    """Return (N + 1,) borders and the UTF-8 bytes between them of a large_string array."""
+    _, borders, text = strings.buffers()
+    all_borders = np.frombuffer(borders, np.int64)
+    return all_borders[strings.offset : strings.offset + len(strings) + 1], memoryview(text)

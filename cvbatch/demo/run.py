@@ -1,0 +1,101 @@
+"""The demonstration: render an archive, run the main job on it, draw what came out."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cvbatch.demo.render import render_archive
+from cvbatch.errors import ConfigError
+from cvbatch.jobfile import load_job
+from cvbatch.report import picture_sheet, read_result, write_png
+from cvbatch.run.prediction import Listener, Summary, predict
+
+SEED = 20_260  # no scene of this archive was trained on
+NUM_PICTURED = 16
+_JOB = """\
+# cvbatch predict --config {folder}/job.yaml
+# The demonstration's job: three small networks over a rendered archive.
+source:
+  uri: {folder}/images
+  format: images
+sink:
+  uri: {folder}/result
+models:
+  - task: classification
+    model: demo_classifier
+    weights: demo
+    top_k: 3
+    heatmap: {{layer: auto, top_k: 1}}
+  - task: segmentation
+    model: demo_segmenter
+    weights: demo
+  - task: detection
+    model: demo_detector
+    weights: demo
+run:
+  batch_size: 16
+  chunk_images: 16
+  max_failure_fraction: 0.1         # the archive holds three broken files on purpose
+"""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What the demonstration left, and where."""
+
+    summary: Summary
+    result: Path
+    sheet: Path
+    job_file: Path
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        places = {"result": self.result, "sheet": self.sheet, "job_file": self.job_file}
+        return {**self.summary.as_json(), **{key: str(path) for key, path in places.items()}}
+
+    def as_text(self) -> str:
+        """Return what a person wants to know next."""
+        failed = "; ".join(f"{kind}: {n}" for kind, n in sorted(self.summary.failures.items()))
+        return (
+            f"images     {self.summary.num_images}, of which failed {self.summary.num_failed}"
+            f" ({failed})\n"
+            f"rows       {self.result}/part-*.parquet\n"
+            f"pictures   {self.sheet}\n"
+            f"job file   {self.job_file}"
+        )
+
+
+def run_demo(folder: str, num_images: int, listener: Listener) -> Demonstration:
+    """Make an archive of `num_images` scenes below `folder`, run the job, draw the sheet.
+
+    Raises:
+        ConfigError: the folder holds something that is not a demonstration.
+    """
+    root = Path(folder).absolute()
+    _clear(root)
+    listener.say(f"rendering {num_images} scenes, two photographs and three broken files")
+    root.mkdir(parents=True, exist_ok=True)
+    job_file = root / "job.yaml"
+    job_file.write_text(_JOB.format(folder=root), encoding="utf-8")
+    render_archive(root, num_images, SEED)
+    summary = predict(load_job(job_file), listener)
+    sheet = root / "pictures.png"
+    rows = read_result(root / "result").sort_by([("image_id", "descending")])
+    write_png(sheet, picture_sheet(rows, NUM_PICTURED))
+    return Demonstration(summary, root / "result", sheet, job_file)
+
+
+def _clear(root: Path) -> None:
+    """Remove an earlier demonstration, and nothing else."""
+    if not root.exists() or not any(root.iterdir()):
+        return
+    if not (root / "job.yaml").is_file():
+        raise ConfigError(
+            f"--out {root}: the folder is not empty and holds no earlier demonstration; name "
+            "another"
+        )
+    for name in ("images", "result"):
+        shutil.rmtree(root / name, ignore_errors=True)

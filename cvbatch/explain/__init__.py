@@ -1,0 +1,1 @@
+"""What a network saw: Grad-CAM in the graph of the forward pass."""

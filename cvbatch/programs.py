@@ -1,0 +1,238 @@
+"""From the job's models to programs: built and compiled once, by one process, kept for all.
+
+`identify` is cheap and runs in the driver: what a model is, by the hash of its file. `build` needs
+TensorFlow and runs in a process of its own, which then ends and takes its memory with it. A
+worker only reads program files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from cvbatch import __version__
+from cvbatch.config import JobConfig, ModelConfig
+from cvbatch.data import store
+from cvbatch.engines import ENGINES, Program
+from cvbatch.errors import ModelError, StoreError
+from cvbatch.models.card import read_card
+from cvbatch.types import ModelSpec
+
+MAX_CLASS_FILE_BYTES = 4 << 20
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time in the zip: the same program is the same bytes
+_NAMED_WEIGHTS = {"imagenet", "random", "demo"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a model of the job is: enough to fingerprint it, nothing that needs TensorFlow."""
+
+    content: str  # SHA-256 of its files, or its name and the name of its weights
+    classes: tuple[str, ...] | None  # as the job or the file's card says; None: not said
+    file: Path | None  # the .keras file, here
+    weights_file: Path | None  # here
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the text that stands for the model in the job's fingerprint."""
+        return json.dumps([self.content, self.classes])
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What the compiling process is asked for."""
+
+    config: ModelConfig
+    identity: Identity
+    engine: str
+    precision: str
+    batch_size: int
+
+    @property
+    def key(self) -> str:
+        """Return a name for the program that changes with all that could change the program."""
+        said = {
+            "config": self.config.model_dump(mode="json"),
+            "identity": self.identity.fingerprint,
+            "engine": self.engine,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "versions": [version("keras"), version("tensorflow"), __version__],
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class BuiltProgram:
+    """A compiled model with all a worker must know of it."""
+
+    spec: ModelSpec
+    engine: str  # that runs it: "tensorflow" where LiteRT lacks an operation
+    names: tuple[str, ...]  # of the outputs
+    batch_size: int
+    note: str  # what the user should hear once; "" for nothing
+    payload: bytes
+
+    def to_bytes(self) -> bytes:
+        """Return the program file: a zip of `program.json` and the payload, both stored."""
+        facts = {key: value for key, value in asdict(self).items() if key != "payload"}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(zipfile.ZipInfo("program.json", _EPOCH), json.dumps(facts))
+            archive.writestr(zipfile.ZipInfo("payload", _EPOCH), self.payload)
+        return buffer.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> BuiltProgram:
+        """Return the program in a program file.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                facts = json.loads(archive.read("program.json"))
+                payload = archive.read("payload")
+        except (zipfile.BadZipFile, KeyError, ValueError) as error:
+            raise ModelError(
+                f"a program file under _cvbatch/programs is damaged ({error}); delete it"
+            ) from None
+        said = facts.pop("spec")
+        spec = ModelSpec(**{**said, "classes": tuple(said["classes"])})
+        names = tuple(facts.pop("names"))
+        return BuiltProgram(spec=spec, names=names, payload=payload, **facts)
+
+    def load(self, threads: int, gpu_fraction: float) -> Program:
+        """Return the program ready to run in this process."""
+        return ENGINES[self.engine].load(self.payload, self.names, threads, gpu_fraction)
+
+
+def identify(config: ModelConfig) -> Identity:
+    """Return what a model of the job is.
+
+    Raises:
+        ModelError: a file it names cannot be had, or its class file is not one name a line.
+    """
+    file = _fetch(config.model) if config.model.endswith(".keras") else None
+    is_named = config.weights is None or config.weights in _NAMED_WEIGHTS
+    weights_file = None if is_named else _fetch(str(config.weights))
+    content = _sha256(file) if file else config.model
+    content += ":" + (_sha256(weights_file) if weights_file else str(config.weights))
+    return Identity(content, _classes(config, file), file, weights_file)
+
+
+def _fetch(uri: str) -> Path:
+    try:
+        path = store.fetch(uri)
+    except StoreError as error:
+        raise ModelError(f"model file {uri} cannot be read: {error}") from None
+    if not path.is_file():
+        raise ModelError(f"model file {uri} does not exist; check the path")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _classes(config: ModelConfig, file: Path | None) -> tuple[str, ...] | None:
+    """Return class names from the job, or from the card inside the .keras file."""
+    if isinstance(config.classes, list):
+        return tuple(config.classes)
+    if config.classes is not None:
+        return _read_class_file(config.classes)
+    card = read_card(file) if file else None
+    return card.classes if card else None
+
+
+def _read_class_file(uri: str) -> tuple[str, ...]:
+    try:
+        text = store.read_bytes(uri, MAX_CLASS_FILE_BYTES).decode("utf-8")
+    except (StoreError, UnicodeDecodeError, ValueError) as error:
+        raise ModelError(f"class file {uri} cannot be read: {error}") from None
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not names:
+        raise ModelError(f"class file {uri} is empty; write one class name a line")
+    return names
+
+
+def build(request: BuildRequest) -> BuiltProgram:
+    """Return the model compiled. Imports TensorFlow: `Building` calls it.
+
+    Raises:
+        ModelError: the model cannot be built, or does not fit its task.
+    """
+    from cvbatch import build as building  # TensorFlow comes with it
+
+    return building.build(request)
+
+
+class Building:
+    """The one process that builds and compiles all models of a job, at work."""
+
+    def __init__(self, requests: Sequence[BuildRequest]) -> None:
+        context = multiprocessing.get_context("spawn")
+        # Not a pipe: TensorFlow's C++ parts write to the descriptor, and much.
+        self._log = tempfile.NamedTemporaryFile("w+b", prefix="cvbatch-build-")
+        pool = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_prepare_process, initargs=(self._log.name,)
+        )
+        self._future = pool.submit(_build_all, list(requests))
+        pool.shutdown(wait=False)
+
+    def result(self) -> list[BuiltProgram]:
+        """Return the programs, when they are there.
+
+        Raises:
+            ModelError: a model cannot be built or does not fit its task, or the process died.
+        """
+        try:
+            return self._future.result()
+        except BrokenProcessPool:
+            self._log.seek(0)
+            lines = self._log.read()[-2000:].decode(errors="replace").splitlines()
+            last = f" (its last line: {lines[-1].strip()[:200]})" if lines else ""
+            raise ModelError(
+                f"the process that compiles the models died{last}, most likely for want of "
+                "memory; make room, or run the job once on a larger machine: programs are kept "
+                "under the sink's _cvbatch/programs"
+            ) from None
+        finally:
+            self._log.close()
+
+
+def _prepare_process(log: str) -> None:
+    """Keep TensorFlow's start-up chatter off the terminal, and the GPUs out of this process."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+def _build_all(requests: list[BuildRequest]) -> list[BuiltProgram]:
+    return [build(request) for request in requests]
+
+
+def requests_for(job: JobConfig, identities: Sequence[Identity], engine: str) -> list[BuildRequest]:
+    """Return what has to be built for a job."""
+    return [
+        BuildRequest(config, identity, engine, job.run.precision, job.run.batch_size)
+        for config, identity in zip(job.models, identities, strict=True)
+    ]
+
+
+def program_uri(sink_uri: str, request: BuildRequest) -> str:
+    """Return where the program is kept."""
+    return store.join(sink_uri, "_cvbatch", "programs", f"{request.key}.zip")

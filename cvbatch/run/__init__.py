@@ -1,0 +1,1 @@
+"""The rooms that know Ray: they wire plain callables into jobs."""

@@ -1,0 +1,124 @@
+"""Says before a run what it would come to: chunks, images, bytes, time, size. Writes nothing."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import islice
+
+from cvbatch.config import JobConfig
+from cvbatch.data import schema, sink
+from cvbatch.data.decode import Limits, decode_images
+from cvbatch.data.sources import read_chunk_images
+from cvbatch.predict import LoadedModel, Predictor
+from cvbatch.programs import Building, BuiltProgram, requests_for
+from cvbatch.run.cluster import connected, joins_a_cluster, local_resources
+from cvbatch.run.prediction import Listener, Preparation, prepare
+from cvbatch.run.stream import choose_wiring
+from cvbatch.types import ChunkRef
+
+SAMPLE_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job would come to."""
+
+    num_chunks: int
+    num_chunks_done: int
+    num_images: int  # of all chunks; 0 where only reading tells (tar)
+    num_images_left: int
+    num_bytes: int  # of the source
+    num_ignored_files: int  # that are not images
+    arrangement: str
+    num_actors: int
+    sampled_images: int
+    sampled_failures: int
+    seconds: float  # estimated, start-up left out
+    result_bytes: int  # estimated
+
+    def as_json(self) -> dict[str, object]:
+        """Return the estimate as JSON-ready values."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """Return the estimate as a table for a person."""
+        unknown = "known after reading" if not self.num_images else ""
+        return "\n".join(
+            [
+                f"chunks            {self.num_chunks:,}, of which done {self.num_chunks_done:,}",
+                f"images            {unknown or f'{self.num_images:,}'}"
+                f"{'' if unknown else f', of which left {self.num_images_left:,}'}",
+                f"source bytes      {self.num_bytes:,}",
+                f"other files       {self.num_ignored_files:,}, left alone",
+                f"arrangement       {self.arrangement}, {self.num_actors} actors",
+                f"sampled           {self.sampled_images} images, {self.sampled_failures} failed",
+                f"estimated time    {self.seconds:,.0f} s",
+                f"estimated result  {self.result_bytes:,} bytes",
+            ]
+        )
+
+
+def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> Estimate:
+    """Return what the job would come to, from the plan and a timed sample of its first images.
+
+    Raises:
+        RefusedError: as the job itself would.
+    """
+    with ExitStack() as stack:
+        resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
+        ready = prepare(job, listener, resources, overwrite=overwrite)
+    plan = ready.plan
+    left = list(plan.chunks if overwrite else plan.left)
+    wiring = choose_wiring(job.run, plan.format, resources, max(1, len(left)))
+    requests = requests_for(job, ready.identities, ready.engine)
+    programs = Building(requests).result() if left else []
+    listener.say(f"sampling up to {SAMPLE_IMAGES} images")
+    sampled, failed, seconds, size = _sample(ready, left[0], programs) if left else (0, 0, 0.0, 0)
+    images_left = sum(ref.num_images for ref in left)
+    share = images_left / sampled if sampled else 0.0
+    return Estimate(
+        num_chunks=len(plan.chunks),
+        num_chunks_done=len(plan.chunks) - len(left),
+        num_images=plan.num_images,
+        num_images_left=images_left,
+        num_bytes=plan.num_bytes,
+        num_ignored_files=plan.num_ignored_files,
+        arrangement=wiring.arrangement,
+        num_actors=wiring.num_actors,
+        sampled_images=sampled,
+        sampled_failures=failed,
+        seconds=round(seconds * share / wiring.num_actors, 1),
+        result_bytes=int(size * share),
+    )
+
+
+def _sample(
+    ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]
+) -> tuple[int, int, float, int]:
+    """Return images, failures, seconds and Parquet bytes of a sample, worked in this process."""
+    job = ready.job
+    models = [
+        LoadedModel(config, built.spec, built.load(1, 0.0), built.batch_size)
+        for config, built in zip(job.models, programs, strict=True)
+    ]
+    predictor = Predictor(models)
+    result_models = [schema.ResultModel(model.config, model.spec) for model in models]
+    arrow_schema = schema.result_schema(result_models)
+    chunk = ready.plan.read_chunk(ref)
+    images = read_chunk_images(
+        chunk, ready.plan.format, job.source.image_column, max_bytes=job.source.max_bytes
+    )
+    keys = list(dict.fromkeys(model.spec.input_key for model in models))
+    limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
+    started = time.perf_counter()
+    batches = decode_images(
+        islice(images, SAMPLE_IMAGES), keys, limits, chunk.chunk_id, job.run.batch_size
+    )
+    said = [predictor(batch) for batch in batches]
+    rows = [schema.to_rows(one, result_models, arrow_schema) for one in said]
+    size = sink.encode_part(rows, arrow_schema, b"{}").size
+    seconds = time.perf_counter() - started
+    num_failed = sum(len(one.failures) for one in said)
+    return sum(map(len, said)), num_failed, seconds, size

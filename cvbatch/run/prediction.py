@@ -1,0 +1,266 @@
+"""A prediction job from its file to its summary: refuse, plan, build, run, sum up.
+
+Until the models are built and the plan is made nothing is written, so that every refusal leaves
+the sink as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from cvbatch import __version__
+from cvbatch.config import SCHEMA_VERSION, JobConfig, fingerprint
+from cvbatch.data import schema, sink, store
+from cvbatch.data.plan import Plan, make_plan
+from cvbatch.errors import NotFoundError, SinkError
+from cvbatch.programs import (
+    Building,
+    BuildRequest,
+    BuiltProgram,
+    Identity,
+    identify,
+    program_uri,
+    requests_for,
+)
+from cvbatch.run.cluster import Resources, connected, joins_a_cluster, local_resources
+from cvbatch.run.stream import choose_wiring, run_chunks
+from cvbatch.types import ChunkRef
+from cvbatch.worker import PartReport, WorkOrder
+
+
+class Listener(Protocol):
+    """Who wants to hear how a job goes on."""
+
+    def say(self, line: str) -> None:
+        """Hear one line about the job."""
+
+    def listed(self, num_names: int) -> None:
+        """Hear how many names the source has so far."""
+
+    def begun(self, num_chunks: int, num_images: int) -> None:
+        """Hear what is to be done; num_images is 0 where only reading tells."""
+
+    def written(self, report: PartReport, summary: Summary) -> None:
+        """Hear that a chunk's file is there, and what all files so far come to."""
+
+
+@dataclass
+class Summary:
+    """What a run did."""
+
+    sink: str
+    fingerprint: str
+    num_chunks: int = 0
+    num_chunks_before: int = 0  # were done before this run
+    num_images: int = 0
+    num_failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
+    num_bytes: int = 0
+    seconds: float = 0.0  # start-up in
+    images_per_second: float = 0.0  # from the first chunk begun to the last written
+    is_over_failure_limit: bool = False
+
+    def add(self, report: PartReport) -> None:
+        """Count a chunk in."""
+        self.num_chunks += 1
+        self.num_images += report.num_images
+        self.num_failed += report.num_failed
+        self.failures.update(report.failures)
+        self.num_bytes += report.num_bytes
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary as JSON-ready values."""
+        return {**vars(self), "failures": dict(sorted(self.failures.items()))}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A job that was found to be in order, and what it comes to."""
+
+    job: JobConfig
+    identities: list[Identity]
+    engine: str
+    fingerprint: str
+    plan: Plan
+
+
+def prepare(
+    job: JobConfig, listener: Listener, resources: Resources, *, overwrite: bool = False
+) -> Preparation:
+    """Return the job planned. Writes nothing.
+
+    Raises:
+        RefusedError: a model file, the source or the sink is not as the job needs it.
+    """
+    identities = [identify(config) for config in job.models]
+    engine = job.run.engine
+    if engine == "auto":
+        engine = "tensorflow" if resources.num_gpus > 0 else "litert"
+    job_fingerprint = fingerprint(job, [one.fingerprint for one in identities], engine)
+    _check_sink(job, job_fingerprint, overwrite)
+    plan = make_plan(
+        job.source,
+        job.sink.uri,
+        job.run.chunk_images,
+        job.run.chunk_bytes,
+        on_progress=listener.listed,
+    )
+    return Preparation(job, identities, engine, job_fingerprint, plan)
+
+
+def predict(
+    job: JobConfig,
+    listener: Listener,
+    *,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+) -> Summary:
+    """Run the job; return what was done. Whatever was done before is not done again.
+
+    Raises:
+        RefusedError: nothing was written.
+        CvbatchError: stopped midway; what is written stays, the same call goes on.
+    """
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
+        ready = prepare(job, listener, resources, overwrite=overwrite)
+        summary = Summary(job.sink.uri, ready.fingerprint)
+        left = list(ready.plan.chunks if overwrite else ready.plan.left)
+        if retry_failed and not overwrite:
+            left = _with_failed(ready.plan, left)
+        summary.num_chunks_before = len(ready.plan.chunks) - len(left)
+        if left:
+            wiring = choose_wiring(job.run, ready.plan.format, resources, len(left))
+            requests = requests_for(job, ready.identities, ready.engine)
+            building = _begin(job, requests)
+            if not joins_a_cluster():
+                stack.enter_context(connected())
+            built = _finish(job, requests, building)
+            for program in built:
+                if program.note:
+                    listener.say(program.note)
+            if overwrite:
+                _clear(job.sink.uri)
+            order = _commit(ready, requests, built, wiring.gpus_per_actor)
+            listener.begun(len(left), sum(ref.num_images for ref in left))
+            begun = time.perf_counter()
+            for report in run_chunks(order, left, wiring):
+                summary.add(report)
+                summary.images_per_second = summary.num_images / (time.perf_counter() - begun)
+                listener.written(report, summary)
+    summary.seconds = time.perf_counter() - started
+    limit = job.run.max_failure_fraction * summary.num_images
+    summary.is_over_failure_limit = summary.num_failed > limit
+    if left:
+        _write_summary(summary)
+    return summary
+
+
+def _begin(job: JobConfig, requests: Sequence[BuildRequest]) -> Building | None:
+    """Start to build what an earlier run has not left under the sink."""
+    kept = [store.exists(program_uri(job.sink.uri, request)) for request in requests]
+    return None if all(kept) else Building(requests)
+
+
+def _finish(
+    job: JobConfig,
+    requests: Sequence[BuildRequest],
+    building: Building | None,
+) -> list[BuiltProgram]:
+    if building is None:
+        uris = [program_uri(job.sink.uri, request) for request in requests]
+        return [BuiltProgram.from_bytes(store.read_bytes(uri)) for uri in uris]
+    return building.result()
+
+
+def _commit(
+    ready: Preparation,
+    requests: Sequence[BuildRequest],
+    built: Sequence[BuiltProgram],
+    gpu_fraction: float,
+) -> WorkOrder:
+    """Write what the workers and the next run need; return the workers' order."""
+    job = ready.job
+    uris = [program_uri(job.sink.uri, request) for request in requests]
+    for uri, program in zip(uris, built, strict=True):
+        if not store.exists(uri):
+            store.put_bytes(uri, program.to_bytes())
+    identity = {"schema_version": SCHEMA_VERSION, "fingerprint": ready.fingerprint}
+    store.put_bytes(_job_uri(job.sink.uri), json.dumps(identity).encode())
+    ready.plan.commit()
+    specs = tuple(program.spec for program in built)
+    models = [
+        schema.ResultModel(config, spec) for config, spec in zip(job.models, specs, strict=True)
+    ]
+    return WorkOrder(
+        job=job,
+        source_format=ready.plan.format,
+        specs=specs,
+        program_uris=tuple(uris),
+        metadata=schema.result_metadata(models, ready.fingerprint, __version__),
+        threads=max(1, int(job.run.cpus_per_actor)),
+        gpu_fraction=gpu_fraction,
+    )
+
+
+def _job_uri(sink_uri: str) -> str:
+    return store.join(sink_uri, "_cvbatch", "job.json")
+
+
+def _check_sink(job: JobConfig, job_fingerprint: str, overwrite: bool) -> None:
+    """Refuse a sink that holds something else than this job's result."""
+    try:
+        held = json.loads(store.read_bytes(_job_uri(job.sink.uri)))
+    except NotFoundError:
+        held = None
+    except ValueError:
+        raise SinkError(
+            f"sink {job.sink.uri}: _cvbatch/job.json is damaged; name another sink, or --overwrite"
+        ) from None
+    if overwrite or (held and held.get("fingerprint") == job_fingerprint):
+        return
+    if held:
+        raise SinkError(
+            f"sink {job.sink.uri} holds the result of another job (fingerprint "
+            f"{str(held.get('fingerprint'))[:12]}, this job's is {job_fingerprint[:12]}): models, "
+            "weights, thresholds, sizes or engine differ; name another sink, or --overwrite"
+        )
+    names = [name for name in store.list_names(job.sink.uri) if name.endswith(".parquet")]
+    if names:
+        raise SinkError(
+            f"sink {job.sink.uri} holds Parquet files that no cvbatch job wrote, such as "
+            f"{names[0]!r}; name an empty folder"
+        )
+
+
+def _clear(sink_uri: str) -> None:
+    """Remove the parts of the job that is overwritten: a resume must not take them for its own."""
+    for name in store.list_names(sink_uri):
+        if name.startswith("part-") and name.endswith(".parquet"):
+            store.delete(store.join(sink_uri, name))
+
+
+def _with_failed(plan: Plan, left: list[ChunkRef]) -> list[ChunkRef]:
+    """Return the chunks left and those done that have failed rows, in the plan's order."""
+    again = {ref.chunk_id for ref in left}
+    sink_uri = plan.sink_uri
+    for ref in plan.chunks:
+        if ref.chunk_id not in again:
+            uri = store.join(sink_uri, sink.part_name(ref.chunk_id))
+            if sink.has_failed_rows(uri):
+                again.add(ref.chunk_id)
+    return [ref for ref in plan.chunks if ref.chunk_id in again]
+
+
+def _write_summary(summary: Summary) -> None:
+    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ.json")
+    uri = store.join(summary.sink, "_cvbatch", "runs", name)
+    store.put_bytes(uri, json.dumps(summary.as_json(), indent=1).encode())

@@ -1,0 +1,45 @@
+"""A model's outputs by name, whatever form it gives them in, and the words when they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cvbatch.errors import ModelError
+
+
+def by_name(outputs: Any) -> dict[str, Any]:
+    """Return a model's outputs (one tensor, a list or a dict) as a dict."""
+    if isinstance(outputs, Mapping):
+        return dict(outputs)
+    if isinstance(outputs, (list, tuple)):
+        return {f"output_{i}": tensor for i, tensor in enumerate(outputs)}
+    return {"output": outputs}
+
+
+def wanted(task: str, wants: str, found: Mapping[str, Any]) -> ModelError:
+    """Return the error for outputs that do not fit a task: shapes found and wanted."""
+    shapes = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in found.items())
+    return ModelError(f"task {task} wants {wants}, but the model's outputs are {shapes}")
+
+
+def pick(task: str, wants: str, found: Mapping[str, Any], name: str | None, rank: int) -> Any:
+    """Return the output called `name`, or the only one of that rank.
+
+    Raises:
+        ModelError: there is none, or several and none was named.
+    """
+    fitting = {key: tensor for key, tensor in found.items() if len(tensor.shape) == rank}
+    if name is not None:
+        fitting = {key: tensor for key, tensor in fitting.items() if key == name}
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    if len(fitting) > 1:
+        raise ModelError(
+            f"task {task}: the outputs {', '.join(fitting)} all fit; choose one by `output: NAME`"
+        )
+    raise wanted(task, wants if name is None else f"{wants} called {name!r}", found)
+
+
+def _shape(tensor: Any) -> str:
+    return "(" + ", ".join("B" if i == 0 else str(n) for i, n in enumerate(tensor.shape)) + ")"

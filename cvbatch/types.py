@@ -1,0 +1,200 @@
+"""The nouns: what passes from step to step, each array with its shape.
+
+Ragged things are flat arrays with an `image_index`: row m belongs to image `image_index[m]`
+of its batch, and rows of one image stand together, in the order of the images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+ResizeMode = Literal["stretch", "letterbox", "crop"]
+Task = Literal["classification", "segmentation", "detection", "localization"]
+MAX_MASK_CLASSES = 255
+VOID_CLASS = 255  # in a mask: the network saw nothing there (outside a centre crop)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one image has no predictions.
+
+    stage: "read" | "decode" | "predict". kind: a short stable word for GROUP BY, such as
+    "missing", "not_an_image", "truncated", "too_large", "unsupported".
+    """
+
+    stage: str
+    kind: str
+    message: str
+
+
+class InputKey(NamedTuple):
+    """What a network is fed: models with equal keys share one resized image."""
+
+    height: int
+    width: int
+    resize: ResizeMode
+
+
+@dataclass(frozen=True)
+class Item:
+    """A run of images that lie together: one file, a slice of a Parquet row group, or a tar."""
+
+    uri: str
+    image_id: str  # of the image; of the container, for Parquet and tar
+    size_bytes: int
+    row_group: int = 0
+    row_start: int = 0  # first row inside the row group
+    num_rows: int = 1  # images in it; 0 where only reading tells (tar)
+    first_row: int = 0  # number of that row in the whole Parquet file
+
+
+@dataclass(frozen=True)
+class ChunkRef:
+    """A chunk by reference: its rows in the manifest. Small, whatever the chunk holds."""
+
+    chunk_id: str
+    manifest_uri: str
+    row_group: int
+    first_row: int  # inside the manifest's row group
+    num_items: int
+    num_images: int  # 0 where only reading tells (tar)
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The unit of work, of commit and of resume: a bounded, ordered list of images."""
+
+    chunk_id: str
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image as it was stored, or why its bytes could not be had (data is then empty)."""
+
+    image_id: str
+    uri: str
+    data: bytes
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One image upright, RGB, resized for every network that wants it."""
+
+    width: int  # of the upright original
+    height: int
+    pixels: dict[InputKey, np.ndarray]  # (H, W, 3) uint8
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Consecutive images of a chunk; pixels hold only those that could be decoded."""
+
+    chunk_id: str
+    image_id: list[str]  # N
+    uri: list[str]  # N
+    width: np.ndarray  # (N,) int32, 0 where not decoded
+    height: np.ndarray  # (N,) int32
+    failures: dict[int, Failure]  # position → why
+    pixels: dict[InputKey, np.ndarray]  # (K, H, W, 3) uint8, the K = N − failures others
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    @property
+    def decoded(self) -> np.ndarray:  # (K,) int64: the positions that have pixels
+        """Return the positions of the images that have pixels, ascending."""
+        return np.array([i for i in range(len(self)) if i not in self.failures], np.int64)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Classes given to images, best first within an image."""
+
+    class_id: np.ndarray  # (M,) int32
+    score: np.ndarray  # (M,) float32
+    image_index: np.ndarray  # (M,) int64, ascending
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes found in images, half-open, best first within an image."""
+
+    xyxy: np.ndarray  # (M, 4) float32, pixels of the upright original
+    score: np.ndarray  # (M,) float32
+    class_id: np.ndarray  # (M,) int32
+    image_index: np.ndarray  # (M,) int64, ascending
+
+
+@dataclass(frozen=True)
+class Heatmaps:
+    """Grad-CAM maps on the layer's own grid, each scaled so that its maximum is 1 (or all 0)."""
+
+    values: np.ndarray  # (M, h, w) float32 in 0..1
+    class_id: np.ndarray  # (M,) int32
+    score: np.ndarray  # (M,) float32
+    image_index: np.ndarray  # (M,) int64, ascending
+
+
+@dataclass(frozen=True)
+class Masks:
+    """A class for every pixel, at the network's own size."""
+
+    class_id: np.ndarray  # (M, H, W) uint8
+    image_index: np.ndarray  # (M,) int64, ascending
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is known of a model once it was built, and what a worker must know of it."""
+
+    name: str
+    task: Task
+    classes: tuple[str, ...]
+    input_height: int
+    input_width: int
+    resize: ResizeMode
+    weights_sha256: str
+    heatmap_layer: str = ""  # the path of the layer Grad-CAM looks at; "" where it is not asked for
+
+    @property
+    def input_key(self) -> InputKey:
+        """Return what this network is fed."""
+        return InputKey(self.input_height, self.input_width, self.resize)
+
+
+@dataclass(frozen=True)
+class ModelPredictions:
+    """What one model said of the images of a batch; kinds its task does not give are None."""
+
+    labels: Labels | None = None
+    boxes: Boxes | None = None
+    masks: Masks | None = None
+    heatmaps: Heatmaps | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What every model said of a batch of N images; `image_index` counts within the batch."""
+
+    chunk_id: str
+    image_id: list[str]  # N
+    uri: list[str]  # N
+    width: np.ndarray  # (N,) int32, 0 where not decoded
+    height: np.ndarray  # (N,) int32
+    failures: dict[int, Failure]  # position → why
+    models: tuple[ModelPredictions, ...]  # in the order of the job
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+
+def offsets_of(image_index: np.ndarray, num_images: int) -> np.ndarray:  # (M,) → (N + 1,)
+    """Return offsets: the rows of image i are `offsets[i]:offsets[i + 1]`."""
+    counts = np.bincount(image_index, minlength=num_images)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)

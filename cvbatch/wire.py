@@ -1,0 +1,143 @@
+"""Batches as columns of plain bytes, for the way from one Ray task to the next.
+
+A batch is one row: a JSON head that says what it holds, and one body of all its arrays. No pickle,
+no tensor extension; the arrays read back are views into the body, not copies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cvbatch.types import (
+    Boxes,
+    Failure,
+    Heatmaps,
+    ImageBatch,
+    InputKey,
+    Labels,
+    Masks,
+    ModelPredictions,
+    Predictions,
+)
+
+# large_binary: the pixels of a chunk may pass the 2 GiB that 32-bit offsets reach.
+SCHEMA = pa.schema([("head", pa.string()), ("body", pa.large_binary())])
+_ALIGNMENT = 64
+_KINDS: dict[str, type[Any]] = {
+    "labels": Labels,
+    "boxes": Boxes,
+    "masks": Masks,
+    "heatmaps": Heatmaps,
+}
+_Arrays = list[np.ndarray]
+
+
+def image_batches_to_table(batches: Sequence[ImageBatch]) -> pa.Table:  # one row a batch
+    """Return decoded batches as rows."""
+    rows = []
+    for batch in batches:
+        keys = list(batch.pixels)
+        head = _common_head(batch) | {"keys": [list(key) for key in keys]}
+        rows.append((head, [batch.width, batch.height, *(batch.pixels[key] for key in keys)]))
+    return _to_table(rows)
+
+
+def table_to_image_batches(table: pa.Table) -> list[ImageBatch]:
+    """Return the batches in rows of `image_batches_to_table`."""
+    batches = []
+    for head, arrays in _from_table(table):
+        keys = [InputKey(*key) for key in head.pop("keys")]
+        width, height, *pixels = arrays
+        batches.append(
+            ImageBatch(
+                **_common_fields(head),
+                width=width,
+                height=height,
+                pixels=dict(zip(keys, pixels, strict=True)),
+            )
+        )
+    return batches
+
+
+def predictions_to_table(predictions: Sequence[Predictions]) -> pa.Table:  # one row a batch
+    """Return predictions as rows."""
+    rows = []
+    for said in predictions:
+        arrays: _Arrays = [said.width, said.height]
+        models = []
+        for model in said.models:
+            kinds = [name for name in _KINDS if getattr(model, name) is not None]
+            models.append(kinds)
+            for name in kinds:
+                value = getattr(model, name)
+                arrays += [getattr(value, field.name) for field in fields(value)]
+        rows.append((_common_head(said) | {"models": models}, arrays))
+    return _to_table(rows)
+
+
+def table_to_predictions(table: pa.Table) -> list[Predictions]:
+    """Return the predictions in rows of `predictions_to_table`."""
+    result = []
+    for head, (width, height, *rest) in _from_table(table):
+        arrays = iter(rest)
+        models = [
+            ModelPredictions(
+                **{
+                    name: _KINDS[name](*(next(arrays) for _ in fields(_KINDS[name])))
+                    for name in kinds
+                }
+            )
+            for kinds in head.pop("models")
+        ]
+        result.append(
+            Predictions(**_common_fields(head), width=width, height=height, models=tuple(models))
+        )
+    return result
+
+
+def _common_head(batch: ImageBatch | Predictions) -> dict[str, Any]:
+    return {
+        "chunk_id": batch.chunk_id,
+        "image_id": batch.image_id,
+        "uri": batch.uri,
+        "failures": [[i, asdict(failure)] for i, failure in batch.failures.items()],
+    }
+
+
+def _common_fields(head: dict[str, Any]) -> dict[str, Any]:
+    return {**head, "failures": {i: Failure(**failure) for i, failure in head["failures"]}}
+
+
+def _to_table(rows: Sequence[tuple[dict[str, Any], _Arrays]]) -> pa.Table:
+    heads, bodies = [], []
+    for head, arrays in rows:
+        arrays = [np.ascontiguousarray(array) for array in arrays]
+        layout = [[array.dtype.str, array.shape] for array in arrays]
+        heads.append(json.dumps(head | {"layout": layout}))
+        bodies.append(b"".join(part for array in arrays for part in (array.data, _gap(array))))
+    return pa.table([heads, pa.array(bodies, pa.large_binary())], schema=SCHEMA)
+
+
+def _gap(array: np.ndarray) -> bytes:
+    return b"\0" * (-array.nbytes % _ALIGNMENT)
+
+
+def _from_table(table: pa.Table) -> list[tuple[dict[str, Any], _Arrays]]:
+    rows = []
+    bodies = [value for chunk in table["body"].chunks for value in chunk]
+    for text, body in zip(table["head"].to_pylist(), bodies, strict=True):
+        head = json.loads(text)
+        buffer, start, arrays = body.as_buffer(), 0, []
+        for kind, shape in head.pop("layout"):
+            count = int(np.prod(shape))
+            array = np.frombuffer(buffer, np.dtype(kind), count, start).reshape(shape)
+            arrays.append(array)
+            start += array.nbytes + len(_gap(array))
+        rows.append((head, arrays))
+    return rows

@@ -1,0 +1,60 @@
+"""Laws of telling formats: every encoder's output is recognised and complete, cut files are not."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvbatch.data.formats import format_of, is_complete
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
+
+
+def encoded(format: str, **options: object) -> bytes:
+    file = BytesIO()
+    NOISE.save(file, format, **options)
+    return file.getvalue()
+
+
+READ = {
+    "JPEG": encoded("JPEG"),
+    "PNG": encoded("PNG"),
+    "WebP": encoded("WEBP"),
+    "GIF": encoded("GIF"),
+    "BMP": encoded("BMP"),
+    "TIFF": encoded("TIFF", compression="tiff_lzw"),
+    "TIFF, 64-bit": encoded("TIFF", compression="tiff_lzw", big_tiff=True),
+}
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\xff\xd8", b"PK\x03\x04", b"P2P is peer to peer"])
+def test_other_bytes_have_no_format(data: bytes) -> None:
+    assert format_of(data) is None
+
+
+@pytest.mark.parametrize("name", READ)
+def test_whole_files_are_recognised_and_complete(name: str) -> None:
+    format_name = name.partition(",")[0]
+    assert format_of(READ[name]) == format_name
+    assert is_complete(format_name, READ[name])
+
+
+@pytest.mark.parametrize("name", READ)
+def test_cut_files_are_recognised_and_not_complete(name: str) -> None:
+    format_name = name.partition(",")[0]
+    for tenth in range(1, 10):
+        cut = READ[name][: len(READ[name]) * tenth // 10]
+        assert format_of(cut) == format_name
+        assert not is_complete(format_name, cut)
+    for length in range(16):
+        assert not is_complete(format_name, READ[name][:length])
+
+
+def test_a_png_whose_chunk_claims_more_than_there_is_is_not_complete() -> None:
+    data = bytearray(READ["PNG"])
+    start = data.index(b"IDAT") - 4
+    data[start] = 0x7F
+    assert not is_complete("PNG", bytes(data))

@@ -1,0 +1,70 @@
+"""The demo's figures, against plain counting and against pycocotools."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+
+from cvbatch.demo.score import Found, average_precision, confusion, mean_iou
+
+
+def found(rows: list[tuple[float, float, float, float, int, float]]) -> Found:
+    table = np.array(rows, np.float64).reshape(-1, 6)
+    return Found(table[:, :4], table[:, 4].astype(int), table[:, 5])
+
+
+def test_no_box_found_is_a_precision_of_0_and_the_truth_itself_one_of_1():
+    truth = [found([(0, 0, 10, 10, 0, 1)]), found([])]
+
+    assert average_precision(truth, [found([]), found([])], 1) == 0.0
+    assert average_precision(truth, truth, 1) == 1.0
+
+
+def test_confusion_counts_pixels_and_iou_is_hits_over_the_union():
+    truth = np.array([[0, 0, 1], [1, 1, 1]], np.uint8)
+    said = np.array([[0, 1, 1], [1, 1, 0]], np.uint8)
+
+    np.testing.assert_array_equal(confusion(truth, said, 2), [[1, 1], [1, 3]])
+    assert mean_iou(confusion(truth, said, 2)) == pytest.approx((1 / 3 + 3 / 5) / 2)
+
+
+def test_average_precision_is_that_of_pycocotools():
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    rng = np.random.default_rng(0)
+    truth, said = [], []
+    for _ in range(30):
+        corner = rng.uniform(0, 200, (rng.integers(1, 5), 2))
+        boxes = np.hstack([corner, corner + rng.uniform(20, 60, corner.shape)])
+        class_id = rng.integers(0, 3, len(boxes))
+        truth.append(Found(boxes, class_id, np.ones(len(boxes))))
+        moved = np.vstack([boxes + rng.normal(0, 5, boxes.shape), boxes + 40])
+        wrong = np.where(rng.random(len(moved)) < 0.2, 0, np.tile(class_id, 2))
+        said.append(Found(moved, wrong, rng.random(len(moved))))
+
+    def rows(images: list[Found]) -> list[dict[str, object]]:
+        out: list[dict[str, object]] = []
+        for i, image in enumerate(images):
+            for box, k, s in zip(image.xyxy, image.class_id, image.score, strict=True):
+                x, y, w, h = *box[:2], *(box[2:] - box[:2])
+                out.append(
+                    {"id": len(out) + 1, "image_id": i, "category_id": int(k), "iscrowd": 0}
+                    | {"bbox": [x, y, w, h], "area": w * h, "score": float(s)}
+                )
+        return out
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        real = coco.COCO()
+        real.dataset = {
+            "images": [{"id": i} for i in range(30)],
+            "categories": [{"id": k} for k in range(3)],
+            "annotations": rows(truth),
+        }
+        real.createIndex()
+        evaluation = cocoeval.COCOeval(real, real.loadRes(rows(said)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+
+    assert average_precision(truth, said, 3) == pytest.approx(evaluation.stats[1], abs=1e-6)

@@ -1,0 +1,209 @@
+"""Every engine computes what bare Keras computes, and Grad-CAM what the textbook computes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cvbatch.engines import ENGINES, UnsupportedGraphError
+from cvbatch.errors import ModelError
+from cvbatch.jobfile import parse_job
+from tests import networks
+
+pytestmark = pytest.mark.keras
+TOLERANCE = 1e-4
+
+
+def config(task="classification", **fields):
+    job = {"source": {"uri": "in"}, "sink": {"uri": "out"}}
+    return parse_job(
+        {**job, "models": [{"task": task, "model": "a.keras", **fields}]}
+    ).models[0]
+
+
+def run(engine, model, model_config, images):
+    from cvbatch.serving import ServingGraph
+
+    graph = ServingGraph(model, model_config)
+    payload, names = ENGINES[engine].compile(graph, len(images), *images.shape[1:3])
+    return ENGINES[engine].load(payload, names, 1, 0.0)(images), graph
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def engine(request):
+    return request.param
+
+
+@pytest.mark.parametrize("score", ["probability", "logit"])
+def test_a_plain_network_with_a_hidden_relu_and_pools(engine, score):
+    model, images = networks.plain_classifier(), networks.random_images(4, (33, 32))
+    heatmap = {"top_k": 2, "score": score}
+    results, graph = run(engine, model, config(heatmap=heatmap), images)
+    expected = model(images.astype("float32")).numpy()
+    np.testing.assert_allclose(results["scores"], expected, atol=TOLERANCE)
+    np.testing.assert_array_equal(results["heatmap_classes"][:, 0], expected.argmax(axis=1))
+    assert graph.heatmap_layer == "last"
+    if score == "probability":
+        for rank in range(2):
+            textbook = networks.textbook_grad_cam(
+                model, model.get_layer("last").output, images, class_rank=rank
+            )
+            np.testing.assert_allclose(results["heatmaps"][:, rank], textbook, atol=TOLERANCE)
+
+
+def test_a_nested_network(engine):
+    model, images = networks.nested_classifier(), networks.random_images(3, (32, 32))
+    results, graph = run(engine, model, config(heatmap={"layer": "auto"}), images)
+    assert graph.heatmap_layer == "inner/act"
+    # The textbook cannot reach inside: unroll the nesting by hand.
+    import keras
+
+    image = keras.Input((32, 32, 3))
+    features = image
+    for layer in model.get_layer("inner").layers:
+        features = layer(features)
+    scores = model.layers[-1](keras.layers.GlobalAveragePooling2D()(features))
+    flat = keras.Model(image, scores)
+    np.testing.assert_allclose(
+        results["scores"], flat(images.astype("float32")).numpy(), atol=TOLERANCE
+    )
+    textbook = networks.textbook_grad_cam(flat, features, images)
+    np.testing.assert_allclose(results["heatmaps"][:, 0], textbook, atol=TOLERANCE)
+
+
+def test_a_path_reaches_an_inner_layer(engine):
+    model, images = networks.nested_classifier(), networks.random_images(2, (32, 32))
+    for layer in ("inner/act", "act"):
+        _, graph = run(engine, model, config(heatmap={"layer": layer}), images)
+        assert graph.heatmap_layer == "inner/act"
+
+
+def test_one_head_of_a_network_with_several_outputs(engine):
+    model, images = networks.two_headed(), networks.random_images(3, (32, 32))
+    results, graph = run(engine, model, config(heatmap={}), images)
+    assert graph.heatmap_layer == "features"  # `maps` comes later, but no score depends on it
+    textbook = networks.textbook_grad_cam(
+        model, model.get_layer("features").output, images, output="classes"
+    )
+    np.testing.assert_allclose(results["heatmaps"][:, 0], textbook, atol=TOLERANCE)
+
+
+def test_an_image_without_evidence_has_a_heatmap_of_zeros(engine):
+    import keras
+
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(2, 3, kernel_initializer="zeros"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    results, _ = run(engine, model, config(heatmap={}), networks.random_images(2, (8, 8)))
+    assert (results["heatmaps"] == 0).all()
+
+
+def test_one_sigmoid_unit_is_two_classes(engine):
+    import keras
+
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(1, "sigmoid")]
+    )
+    images = networks.random_images(4, (8, 8))
+    results, _ = run(engine, model, config(rescale={"scale": 0.01}), images)
+    positive = model(images.astype("float32") * 0.01).numpy()[:, 0]
+    np.testing.assert_allclose(results["scores"][:, 1], positive, atol=TOLERANCE)
+    np.testing.assert_allclose(results["scores"].sum(axis=1), 1, atol=TOLERANCE)
+
+
+def test_logits_get_their_activation(engine):
+    import keras
+
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
+         keras.layers.Dense(3)]
+    )  # fmt: skip
+    images = networks.random_images(4, (8, 8))
+    logits = model(images.astype("float32")).numpy()
+    results, _ = run(engine, model, config(), images)
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(results["scores"], softmax, atol=TOLERANCE)
+    results, _ = run(engine, model, config(multi_label=True), images)
+    np.testing.assert_allclose(results["scores"], 1 / (1 + np.exp(-logits)), atol=TOLERANCE)
+
+
+def test_a_segmenter_gives_its_best_class_per_pixel(engine):
+    model, images = networks.segmenter(), networks.random_images(2, (32, 24))
+    results, _ = run(engine, model, config("segmentation"), images)
+    expected = model(images.astype("float32")).numpy().argmax(axis=-1)
+    assert results["mask"].dtype == np.uint8
+    assert (results["mask"] == expected).mean() > 0.999
+
+
+def test_a_detector_and_a_localizer_keep_their_outputs(engine):
+    images = networks.random_images(3, (32, 32))
+    for model, task in ((networks.detector(), "detection"), (networks.localizer(), "localization")):
+        results, _ = run(engine, model, config(task), images)
+        expected = model(images.astype("float32"))
+        assert sorted(results) == sorted(expected)
+        for name, array in expected.items():
+            np.testing.assert_allclose(results[name], array.numpy(), atol=TOLERANCE)
+
+
+def test_litert_says_which_operation_it_lacks():
+    import tensorflow as tf
+
+    def strange(pixels):
+        return {"scores": tf.linalg.logdet(tf.cast(pixels[..., :1, 0], tf.float32) + 1.0)[:, None]}
+
+    with pytest.raises(UnsupportedGraphError) as error:
+        ENGINES["litert"].compile(strange, 1, 1, 4)
+    assert str(error.value)
+
+
+def test_outputs_that_do_not_fit_are_told_with_shapes():
+    from cvbatch.serving import num_classes
+
+    with pytest.raises(ModelError) as error:
+        num_classes(networks.segmenter(), config("detection"))
+    assert "boxes (B, N, 4)" in str(error.value)
+    assert "(B, 32, 24, 3)" in str(error.value)
+    with pytest.raises(ModelError, match=r"wants one output of class scores \(B, classes\)"):
+        num_classes(networks.segmenter(), config())
+
+
+def test_an_unknown_layer_is_refused_with_the_nearest():
+    from cvbatch.serving import ServingGraph
+
+    with pytest.raises(ModelError, match="the nearest is 'inner/act'"):
+        ServingGraph(networks.nested_classifier(), config(heatmap={"layer": "inner/akt"}))
+
+
+def test_mixed_precision_stays_close_to_float32():
+    from cvbatch.build import with_precision
+
+    model, images = networks.nested_classifier(), networks.random_images(2, (32, 32))
+    exact, _ = run("tensorflow", model, config(heatmap={}), images)
+    for policy in ("mixed_float16", "mixed_bfloat16"):
+        rough, _ = run("tensorflow", with_precision(model, policy), config(heatmap={}), images)
+        assert rough["scores"].dtype == np.float32
+        np.testing.assert_allclose(rough["scores"], exact["scores"], atol=0.02)
+        assert not np.array_equal(rough["scores"], exact["scores"])
+
+
+def test_running_a_litert_program_never_imports_tensorflow(tmp_path):
+    images = networks.random_images(1, (32, 32))
+    from cvbatch.serving import ServingGraph
+
+    graph = ServingGraph(networks.nested_classifier(), config())
+    payload, names = ENGINES["litert"].compile(graph, *images.shape[:3])
+    (tmp_path / "payload").write_bytes(payload)
+    code = (
+        "import sys, pathlib, numpy as np; from cvbatch.engines import ENGINES;"
+        f"p = pathlib.Path({str(tmp_path / 'payload')!r}).read_bytes();"
+        f"r = ENGINES['litert'].load(p, {names!r}, 1, 0.0)(np.zeros((1, 32, 32, 3), np.uint8));"
+        "print(r['scores'].shape, 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(1, 7) False"

@@ -1,0 +1,92 @@
+"""What goes over the wire comes back the same."""
+
+import numpy as np
+import pyarrow as pa
+
+from cvbatch import wire
+from cvbatch.types import (
+    Boxes,
+    Failure,
+    Heatmaps,
+    ImageBatch,
+    InputKey,
+    Labels,
+    Masks,
+    ModelPredictions,
+    Predictions,
+)
+
+
+def same(a, b):
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and not hasattr(a, "_fields"):
+        return len(a) == len(b) and all(map(same, a, b))
+    if hasattr(a, "__dataclass_fields__"):
+        return type(a) is type(b) and all(
+            same(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__
+        )
+    return a == b
+
+
+def image_batch(num_decoded):
+    rng = np.random.default_rng(num_decoded)
+    count = num_decoded + 1
+    return ImageBatch(
+        chunk_id="c",
+        image_id=[f"é{i}\udcff" if i else "a" for i in range(count)],
+        uri=[f"/u{i}" for i in range(count)],
+        width=np.arange(count, dtype=np.int32),
+        height=np.arange(count, dtype=np.int32),
+        failures={0: Failure("decode", "truncated", "a message")},
+        pixels={
+            InputKey(3, 5, "stretch"): rng.integers(0, 255, (num_decoded, 3, 5, 3), np.uint8),
+            InputKey(2, 2, "crop"): rng.integers(0, 255, (num_decoded, 2, 2, 3), np.uint8),
+        },
+    )
+
+
+def predictions():
+    index = np.array([1, 1, 2])
+    rng = np.random.default_rng(0)
+    ids, scores = np.array([3, 1, 0], np.int32), rng.random(3, np.float32)
+    return Predictions(
+        chunk_id="c",
+        image_id=["a", "b", "c"],
+        uri=["x", "y", "z"],
+        width=np.array([0, 4, 5], np.int32),
+        height=np.array([0, 6, 7], np.int32),
+        failures={0: Failure("decode", "empty", "0 bytes")},
+        models=(
+            ModelPredictions(
+                labels=Labels(ids, scores, index),
+                heatmaps=Heatmaps(rng.random((3, 2, 4), np.float32), ids, scores, index),
+            ),
+            ModelPredictions(masks=Masks(rng.integers(0, 9, (2, 4, 4), np.uint8), index[1:])),
+            ModelPredictions(boxes=Boxes(rng.random((3, 4), np.float32), scores, ids, index)),
+            ModelPredictions(),
+        ),
+    )
+
+
+def test_nothing_is_nothing():
+    assert wire.table_to_image_batches(wire.image_batches_to_table([])) == []
+    assert wire.table_to_predictions(wire.predictions_to_table([])) == []
+
+
+def test_image_batches_come_back():
+    batches = [image_batch(3), image_batch(0), image_batch(1)]
+    assert same(wire.table_to_image_batches(wire.image_batches_to_table(batches)), batches)
+
+
+def test_predictions_come_back_also_after_the_blocks_are_joined():
+    table = wire.predictions_to_table([predictions()])
+    joined = pa.concat_tables([table, table])
+    assert same(wire.table_to_predictions(joined), [predictions()] * 2)
+
+
+def test_the_wire_has_plain_columns_only():
+    table = wire.image_batches_to_table([image_batch(2)])
+    assert [str(field.type) for field in table.schema] == ["string", "large_binary"]
