@@ -1,4 +1,4 @@
-"""A Keras model as one TensorFlow function of a fixed batch: what a peer's author can do at best."""
+"""A Keras model as one TensorFlow function of a fixed batch: the best a peer's author can do."""
 
 from __future__ import annotations
 

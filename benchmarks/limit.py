@@ -1,4 +1,4 @@
-"""What the machine can do at most: the compiled programs alone, the decoder alone, and both in turn.
+"""What the machine can do at most: compiled programs alone, the decoder alone, both in turn.
 
 Run: python -m benchmarks.limit --folder DIR --programs DIR --work NAME --images N --seconds S
 Two processes of one thread, each on a core of its own, as cvbatch's actors are. With `a` images/s

@@ -3,7 +3,8 @@
 Run: python -m benchmarks.ray_recipe_job --folder DIR --out DIR --images N
 A class that holds the Keras model, in a pool of two actors; the batch goes through `model(batch)`
 as in Ray's own example. Half a CPU is booked for each actor: with a whole one for both, two
-cores would have none left for reading, and the job would wait for ever. Forward pass only, no heatmap.
+cores would have none left for reading, and the job would wait for ever. Forward pass only, no
+heatmap.
 """
 
 from __future__ import annotations

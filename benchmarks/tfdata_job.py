@@ -37,6 +37,11 @@ def _encoded(files: list[str]) -> Iterator[bytes]:
             yield from batch.column(0).field("bytes").to_pylist()
 
 
+def _paths(files: list[str]) -> list[str]:
+    tables = [pq.ParquetFile(file).read(columns=["image.path"]) for file in files]
+    return [row["path"] for table in tables for row in table["image"].to_pylist()]
+
+
 def _decoded(data: tf.Tensor) -> tf.Tensor:  # () string → (224, 224, 3) float32
     return tf.image.resize(tf.io.decode_jpeg(data, channels=3), (SIDE, SIDE))
 
@@ -61,8 +66,7 @@ def main() -> None:
     stamping = _Stamping(str(arguments.out))
     scores = np.asarray(model.predict(images, verbose=0, callbacks=[stamping]))
     class_id, score = best_classes(scores, TOP_K)
-    paths = pq.read_table(files, columns=["image.path"])["image"].combine_chunks().field("path")
-    result = {"path": paths, "class_id": class_id.tolist(), "score": score.tolist()}
+    result = {"path": _paths(files), "class_id": class_id.tolist(), "score": score.tolist()}
     pq.write_table(pa.table(result), arguments.out / "result.parquet")
     tell(read_events(arguments.out), len(scores))
 

@@ -135,3 +135,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     else:
         print(shown.as_text())
     return _closing(shown.summary)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests import networks
 from tests.s3_server import S3Server, serve_s3
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +27,22 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture(scope="session")
+def keras_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small untrained networks as .keras files, one for each task."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("nested_classifier", "segmenter", "detector", "localizer"):
+        getattr(networks, name)().save(folder / f"{name}.keras")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for the whole session: two CPUs, and a GPU that is only a number to it."""
+    import ray
+
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -73,7 +73,9 @@ def segmenter(num_classes=3, size=(32, 24)):
     image = keras.Input((*size, 3))
     x = layers.Rescaling(1 / 255)(image)
     x = layers.Conv2D(6, 3, padding="same", activation="relu")(x)
-    return keras.Model(image, layers.Conv2D(num_classes, 3, padding="same", activation="softmax")(x))
+    return keras.Model(
+        image, layers.Conv2D(num_classes, 3, padding="same", activation="softmax")(x)
+    )
 
 
 def detector(num_classes=2, size=(32, 32)):
@@ -102,9 +104,7 @@ def localizer(num_classes=3, size=(32, 32)):
     x = layers.Conv2D(8, 3, activation="relu")(layers.Rescaling(1 / 255)(image))
     x = layers.GlobalAveragePooling2D()(x)
     scores = layers.Dense(num_classes, activation="softmax")(x)
-    return keras.Model(
-        image, {"scores": scores, "box": layers.Dense(4, activation="sigmoid")(x)}
-    )
+    return keras.Model(image, {"scores": scores, "box": layers.Dense(4, activation="sigmoid")(x)})
 
 
 def textbook_grad_cam(model, features, images, output=None, class_rank=0):

@@ -17,9 +17,7 @@ TOLERANCE = 1e-4
 
 def config(task="classification", **fields):
     job = {"source": {"uri": "in"}, "sink": {"uri": "out"}}
-    return parse_job(
-        {**job, "models": [{"task": task, "model": "a.keras", **fields}]}
-    ).models[0]
+    return parse_job({**job, "models": [{"task": task, "model": "a.keras", **fields}]}).models[0]
 
 
 def run(engine, model, model_config, images):

@@ -128,7 +128,9 @@ def test_a_score_that_is_not_finite_fails_its_own_image_in_every_model():
 
 def test_boxes_are_suppressed_and_carried_to_the_original():
     def program(pixels):
-        boxes = np.tile(np.array([[0, 0, 4, 4], [0, 0, 4, 3.9], [2, 2, 8, 8]], np.float32), (4, 1, 1))
+        boxes = np.tile(
+            np.array([[0, 0, 4, 4], [0, 0, 4, 3.9], [2, 2, 8, 8]], np.float32), (4, 1, 1)
+        )
         scores = np.tile(np.array([[0.9, 0], [0.8, 0], [0, 0.7]], np.float32), (4, 1, 1))
         return {"boxes": boxes, "scores": scores}
 

@@ -50,7 +50,7 @@ def generations(sink_uri: str) -> list[str]:
     Raises SinkError where two files claim one place, which two plannings at once may leave.
     """
     folder = folder_of(sink_uri)
-    names = sorted(name for name in store.list_names(folder) if _NAME.fullmatch(name))
+    names = _standing(folder)
     for first, second in pairwise(names):
         if first[:6] == second[:6]:
             raise SinkError(
@@ -58,6 +58,12 @@ def generations(sink_uri: str) -> list[str]:
                 "none runs, delete the one whose chunks have no part files, run again"
             )
     return [store.join(folder, name) for name in names]
+
+
+def _standing(folder: str) -> list[str]:
+    """Return the names of the manifest's files in order; one without bytes was withdrawn."""
+    sizes = store.list_names(folder)
+    return sorted(name for name, size in sizes.items() if size and _NAME.fullmatch(name))
 
 
 def generation_uri(sink_uri: str, number: int, chunk_ids: list[str]) -> str:
@@ -116,14 +122,13 @@ def write(generation: Generation, uri: str) -> None:
 
 
 def _refuse_rivals(uri: str) -> None:
-    """Take our file away again if another job added one in the same place.
+    """Withdraw our file, by emptying it, if another job added one in the same place.
 
     Both write before they list, so at least one of two rivals sees the other and steps back.
     """
     folder, name = uri.rsplit("/", 1)
-    rivals = [other for other in store.list_names(folder) if other[:7] == name[:7]]
-    if any(_NAME.fullmatch(other) and other != name for other in rivals):
-        store.delete(uri)
+    if any(other[:6] == name[:6] and other != name for other in _standing(folder)):
+        store.put_bytes(uri, b"")
         raise CvbatchError(
             f"another job planned into {folder} at the same moment; run the same command again"
         )

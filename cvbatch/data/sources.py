@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cvbatch.data import store
@@ -158,7 +159,7 @@ def _values(uri: str, row_group: int, column: str) -> Iterator[Any]:
         batches = file.iter_batches(_PARQUET_BATCH_ROWS, [row_group], [leaf])
         for batch in batches:
             array = batch.column(0)
-            yield from pa.compute.struct_field(array, "bytes") if in_struct else array
+            yield from pc.struct_field(array, "bytes") if in_struct else array
 
 
 def _read_tars(items: Sequence[Item], reading: Reading) -> Iterator[EncodedImage]:

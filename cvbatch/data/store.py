@@ -35,7 +35,6 @@ __all__ = [
     "ShortReadError",
     "TooLargeError",
     "absolute",
-    "delete",
     "exists",
     "fetch",
     "join",
@@ -328,9 +327,29 @@ def _umask() -> int:
 
 
 def delete(uri: str) -> None:
-    """Delete one file. Raises NotFoundError where there is none."""
+    """Remove a file; nothing where there is none.
+
+    Raises:
+        StoreError: the store does not let us, or does not answer.
+    """
     place = Place.of(uri)
-    attempt(place, lambda files: files.delete_file(place.path))
+    if place.scheme == "file":
+        Path(place.path).unlink(missing_ok=True)
+    elif place.scheme == "gs":
+        attempt(place, lambda files: files.delete_file(place.path))
+    else:
+        _delete_object(*place.path.split("/", 1))
+
+
+def _delete_object(bucket: str, key: str) -> None:
+    """Remove an S3 object by boto3: pyarrow would leave an object for the folder in its place."""
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        boto3.client("s3").delete_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError) as error:
+        raise StoreError(f"s3://{bucket}/{key} cannot be removed: {str(error)[:200]}") from None
 
 
 def fetch(uri: str) -> Path:

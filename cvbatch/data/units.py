@@ -159,7 +159,8 @@ def _read_manifest(uri: str) -> Listing:
             "credentials belong into the environment"
         )
     is_whole = pc.or_(is_known, pc.starts_with(lines, "/"))
-    uris = pc.if_else(is_whole, lines, pc.binary_join_element_wise(base, lines, ""))
+    folder, nothing = (pa.scalar(text, pa.large_string()) for text in (base, ""))
+    uris = pc.if_else(is_whole, lines, pc.binary_join_element_wise(folder, lines, nothing))
     none = np.zeros(len(uris), np.int64)
     versions = pa.repeat(pa.scalar("", pa.string()), len(uris))
     return Listing(base, pa.table([uris, pa.array(none), versions], schema=FILES))

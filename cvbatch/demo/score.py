@@ -29,20 +29,22 @@ def confusion(
 
 
 def mean_iou(summed: np.ndarray) -> float:  # (C, C)
-    """Return the mean over classes of intersection over union, from one summed confusion."""
+    """Return the mean, over the classes that occur, of intersection over union."""
     hit = np.diag(summed)
-    return float(np.mean(hit / (summed.sum(axis=0) + summed.sum(axis=1) - hit)))
+    union = summed.sum(axis=0) + summed.sum(axis=1) - hit
+    return float(np.mean(hit[union > 0] / union[union > 0]))
 
 
 def average_precision(
     truth: Sequence[Found], said: Sequence[Found], num_classes: int, iou_threshold: float = 0.5
 ) -> float:
-    """Return the mean over classes of the average precision at one IoU threshold.
+    """Return the mean, over the classes in the truth, of the average precision at one IoU.
 
     Both sequences run over the same images. Precision at a recall is the best at that recall
     or more, averaged over the 101 recalls 0, 0.01, ..., 1 (COCO's definition).
     """
-    return float(np.mean([_of_class(truth, said, k, iou_threshold) for k in range(num_classes)]))
+    occurs = [k for k in range(num_classes) if any((image.class_id == k).any() for image in truth)]
+    return float(np.mean([_of_class(truth, said, k, iou_threshold) for k in occurs]))
 
 
 def _of_class(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,25 @@ from cvbatch.models.detectors import training_view
 
 TRAIN_ARCHIVE = 1_000_000  # archives of users have smaller seeds, so they share no scene
 UNSEEN_ARCHIVE = 2_000_000
-BATCH_SIZE = 32
-EPOCHS = {"classifier": 16, "segmenter": 22, "detector": 24}
-PEAK_RATE = {"classifier": 4e-3, "segmenter": 2e-3, "detector": 4e-3}
-TASKS = {
-    "classifier": "classification",
-    "segmenter": "segmentation",
-    "detector": "detection",
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one network is for and how it is trained."""
+
+    task: str
+    classes: tuple[str, ...]
+    epochs: int
+    batch_size: int
+    peak_rate: float  # of learning; it warms up and then falls along a cosine
+
+
+RECIPES = {
+    "classifier": Recipe("classification", CLASSES, 24, 16, 3e-3),
+    "segmenter": Recipe("segmentation", MASK_CLASSES, 22, 32, 2e-3),
+    "detector": Recipe("detection", CLASSES, 24, 32, 4e-3),
 }
-SIDES = {name: zoo.ZOO[f"demo_{name}"].image_size[0] for name in TASKS}
-NUM_CLASSES = {"classifier": len(CLASSES), "segmenter": len(MASK_CLASSES), "detector": len(CLASSES)}
+SIDES = {name: zoo.ZOO[f"demo_{name}"].image_size[0] for name in RECIPES}
 IGNORE_IOU = 0.5  # an anchor of a box's own cell this like the box is not told that it is wrong
 SCORE_THRESHOLD = 0.05
 IOU_THRESHOLD = 0.6
@@ -53,17 +63,20 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras carries no type information
     """Shuffled and varied batches, the same for the same seed, epoch and index."""
 
-    def __init__(self, samples: Samples, side: int, target: Target, seed: int) -> None:
+    def __init__(
+        self, samples: Samples, side: int, target: Target, batch_size: int, seed: int
+    ) -> None:
         super().__init__()
-        self.samples, self.side, self.target, self.seed = samples, side, target, seed
+        self.samples, self.side, self.target = samples, side, target
+        self.batch_size, self.seed = batch_size, seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.samples.label) // BATCH_SIZE
+        return len(self.samples.label) // self.batch_size
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.samples.label))
-        rows = order[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
+        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
         rng = np.random.default_rng((self.seed, self.epoch, index))
         batch = take(self.samples, rows, self.side, rng)
         return batch.pixels[self.side].astype(np.float32), self.target(batch)
@@ -78,11 +91,12 @@ def fit(name: str, samples: Samples, epochs: int, seed: int) -> keras.Model:
     keras.utils.set_random_seed(seed)
     model = zoo.build(f"demo_{name}")
     trained, target, loss = _lesson(name, model)
-    batches = Batches(samples, SIDES[name], target, seed)
+    recipe = RECIPES[name]
+    batches = Batches(samples, SIDES[name], target, recipe.batch_size, seed)
     steps = epochs * len(batches)
     rate = keras.optimizers.schedules.CosineDecay(
-        PEAK_RATE[name] / 100, steps - steps // 10, alpha=0.0,
-        warmup_target=PEAK_RATE[name], warmup_steps=steps // 10,
+        recipe.peak_rate / 100, steps - steps // 10, alpha=0.0,
+        warmup_target=recipe.peak_rate, warmup_steps=steps // 10,
     )  # fmt: skip
     optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-3, clipnorm=5.0)
     trained.compile(optimizer, loss, jit_compile=False)
@@ -103,7 +117,7 @@ def _lesson(name: str, model: keras.Model) -> tuple[keras.Model, Target, Loss]:
     return (
         training_view(model),
         lambda batch: grid_target(
-            batch.boxes, batch.box_class_id, side // stride, anchors, NUM_CLASSES[name]
+            batch.boxes, batch.box_class_id, side // stride, anchors, len(CLASSES)
         ),
         grid_loss(len(anchors)),
     )
@@ -179,14 +193,9 @@ def grid_loss(num_anchors: int) -> Loss:
 def measure(name: str, model: keras.Model, scenes: Sequence[Scene]) -> float:
     """Return the network's figure on scenes: top-1 accuracy, mean IoU, or AP50."""
     pixels = np.stack([shrink(scene, SIDES[name]) for scene in scenes])
-    infer = tf.function(lambda x: model(x, training=False))
-    starts = range(0, len(pixels), BATCH_SIZE)
-    parts = [infer(pixels[i : i + BATCH_SIZE].astype(np.float32)) for i in starts]
+    answer = model.predict(pixels.astype(np.float32), verbose=0)
     if name == "detector":
-        boxes = np.concatenate([part["boxes"] for part in parts])
-        scores = np.concatenate([part["scores"] for part in parts])
-        return _average_precision(boxes, scores, scenes)
-    answer = np.concatenate(parts)
+        return _average_precision(answer["boxes"], answer["scores"], scenes)
     if name == "classifier":
         return float(np.mean(answer.argmax(-1) == [scene.label for scene in scenes]))
     summed = np.zeros((len(MASK_CLASSES),) * 2, np.int64)
@@ -213,7 +222,7 @@ def save(name: str, model: keras.Model, folder: Path) -> Path:
     """Write the network with its card, ready to be loaded by name; return the file."""
     path = folder / f"{name}.keras"
     keras.Model(model.input, model.output, name=model.name).save(path)
-    write_card(path, MASK_CLASSES if name == "segmenter" else CLASSES, TASKS[name])
+    write_card(path, RECIPES[name].classes, RECIPES[name].task)
     return path
 
 
@@ -221,7 +230,7 @@ def main() -> None:
     """Train, write, measure and print."""
     parser = argparse.ArgumentParser(prog="python -m cvbatch.demo.train")
     parser.add_argument("--out", type=Path, default=Path("demo-weights"))
-    parser.add_argument("--only", choices=tuple(TASKS), help="train one network, not all three")
+    parser.add_argument("--only", choices=tuple(RECIPES), help="train one network, not all three")
     parser.add_argument("--epochs", type=int, help="for every network; by default its own number")
     parser.add_argument("--scenes", type=int, default=4000, help="to learn from")
     parser.add_argument("--seed", type=int, default=0)
@@ -231,9 +240,9 @@ def main() -> None:
     scenes = render_scenes(TRAIN_ARCHIVE + options.seed, options.scenes)
     samples = make_samples(scenes, sorted(set(SIDES.values())), SIDES["segmenter"])
     unseen = render_scenes(UNSEEN_ARCHIVE, 500)
-    for name in [options.only] if options.only else TASKS:
+    for name in [options.only] if options.only else RECIPES:
         started = time.monotonic()
-        model = fit(name, samples, options.epochs or EPOCHS[name], options.seed)
+        model = fit(name, samples, options.epochs or RECIPES[name].epochs, options.seed)
         path = save(name, model, options.out)
         figure = measure(name, model, unseen)
         print(

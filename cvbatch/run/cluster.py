@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,9 +72,11 @@ def _connect() -> None:
     # the driver's object store, where they are safe as long as the driver lives).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _silent_stderr():
             ray.init(**options)
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack and exits
     except ConnectionError as error:
         address = os.environ.get("RAY_ADDRESS")
         raise ConfigError(

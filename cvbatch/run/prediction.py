@@ -19,7 +19,7 @@ from cvbatch import __version__
 from cvbatch.config import SCHEMA_VERSION, JobConfig, fingerprint
 from cvbatch.data import schema, sink, store
 from cvbatch.data.plan import Plan, make_plan
-from cvbatch.errors import NotFoundError, SinkError
+from cvbatch.errors import AccessDeniedError, NotFoundError, SinkError
 from cvbatch.programs import (
     Building,
     BuildRequest,
@@ -135,7 +135,7 @@ def predict(
         summary = Summary(job.sink.uri, ready.fingerprint)
         left = list(ready.plan.chunks if overwrite else ready.plan.left)
         if retry_failed and not overwrite:
-            left = _with_failed(ready.plan, left)
+            left = _with_failed(ready.plan, left, job.sink.uri)
         summary.num_chunks_before = len(ready.plan.chunks) - len(left)
         if left:
             wiring = choose_wiring(job.run, ready.plan.format, resources, len(left))
@@ -221,6 +221,8 @@ def _check_sink(job: JobConfig, job_fingerprint: str, overwrite: bool) -> None:
         held = json.loads(store.read_bytes(_job_uri(job.sink.uri)))
     except NotFoundError:
         held = None
+    except AccessDeniedError as error:
+        raise SinkError(f"the sink cannot be used: {error}") from None
     except ValueError:
         raise SinkError(
             f"sink {job.sink.uri}: _cvbatch/job.json is damaged; name another sink, or --overwrite"
@@ -248,10 +250,9 @@ def _clear(sink_uri: str) -> None:
             store.delete(store.join(sink_uri, name))
 
 
-def _with_failed(plan: Plan, left: list[ChunkRef]) -> list[ChunkRef]:
+def _with_failed(plan: Plan, left: list[ChunkRef], sink_uri: str) -> list[ChunkRef]:
     """Return the chunks left and those done that have failed rows, in the plan's order."""
     again = {ref.chunk_id for ref in left}
-    sink_uri = plan.sink_uri
     for ref in plan.chunks:
         if ref.chunk_id not in again:
             uri = store.join(sink_uri, sink.part_name(ref.chunk_id))

@@ -133,7 +133,7 @@ def _streaming(chunks: ray.data.Dataset, order: WorkOrder, wiring: Wiring) -> ra
     predicted = decoded.map_batches(
         _PredictActor,
         fn_constructor_args=(order,),
-        batch_size=None,
+        batch_size=1,  # a row is a batch of images; Ray wants a number where there are GPUs
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=wiring.num_actors),
         num_cpus=wiring.cpus_per_actor,
@@ -148,6 +148,7 @@ def _streaming(chunks: ray.data.Dataset, order: WorkOrder, wiring: Wiring) -> ra
     )
 
 
+_COUNT = "chunk_images"  # rides along, so that no writer takes a part for the whole
 _WIRINGS = {"fused": _fused, "streaming": _streaming}
 
 
@@ -164,23 +165,26 @@ class _PredictActor:
         self._predictor = worker.load_predictor(order)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return predictions_to_table([self._predictor(b) for b in table_to_image_batches(table)])
+        said = predictions_to_table([self._predictor(b) for b in table_to_image_batches(table)])
+        return said.append_column(_COUNT, table[_COUNT])
 
 
 def _decode(table: pa.Table, order: WorkOrder) -> pa.Table:
     (ref,) = _refs(table)
-    return image_batches_to_table(list(worker.read_and_decode(order, ref)))
+    batches = image_batches_to_table(list(worker.read_and_decode(order, ref)))
+    return batches.append_column(_COUNT, pa.array([ref.num_images] * len(batches), pa.int64()))
 
 
 def _write(table: pa.Table, order: WorkOrder) -> pa.Table:
+    (num_images,) = set(table[_COUNT].to_pylist())
     predictions = table_to_predictions(table)
-    chunk_ids = list(dict.fromkeys(said.chunk_id for said in predictions))
-    return _report_table(
-        [
-            worker.write(order, chunk_id, (p for p in predictions if p.chunk_id == chunk_id))
-            for chunk_id in chunk_ids
-        ]
-    )
+    (chunk_id,) = {said.chunk_id for said in predictions}
+    if sum(map(len, predictions)) != num_images:
+        raise CvbatchError(
+            f"chunk {chunk_id} came to its writer with {sum(map(len, predictions))} of "
+            f"{num_images} images: Ray split its block; use run.arrangement: fused, and report it"
+        )
+    return _report_table([worker.write(order, chunk_id, predictions)])
 
 
 def _refs(table: pa.Table) -> list[ChunkRef]:

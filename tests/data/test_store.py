@@ -175,8 +175,6 @@ def test_what_is_read_is_what_was_put(home: str) -> None:
             assert file.seek(-min(7, len(data)), os.SEEK_END) == max(0, len(data) - 7)
             assert file.read() == data[-7:]
         assert store.fetch(uri).read_bytes() == data
-    store.delete(uri)
-    assert not store.exists(uri)
 
 
 def test_a_missing_file_is_named(home: str) -> None:

@@ -19,6 +19,7 @@ def test_no_box_found_is_a_precision_of_0_and_the_truth_itself_one_of_1():
 
     assert average_precision(truth, [found([]), found([])], 1) == 0.0
     assert average_precision(truth, truth, 1) == 1.0
+    assert average_precision(truth, truth, 2) == 1.0  # class 1 does not occur
 
 
 def test_confusion_counts_pixels_and_iou_is_hits_over_the_union():
@@ -27,6 +28,7 @@ def test_confusion_counts_pixels_and_iou_is_hits_over_the_union():
 
     np.testing.assert_array_equal(confusion(truth, said, 2), [[1, 1], [1, 3]])
     assert mean_iou(confusion(truth, said, 2)) == pytest.approx((1 / 3 + 3 / 5) / 2)
+    assert mean_iou(confusion(truth, truth, 5)) == 1.0  # classes 2 to 4 do not occur
 
 
 def test_average_precision_is_that_of_pycocotools():

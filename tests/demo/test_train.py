@@ -76,7 +76,7 @@ def test_boxes_turn_with_their_pixels(is_flipped, quarters):
 
 def test_lessons_are_the_same_for_the_same_seed_and_differ_from_epoch_to_epoch():
     made = samples.make_samples([render_scene(seed) for seed in range(32)], [24], 16)
-    one, other = (train.Batches(made, 24, lambda batch: batch.mask, seed=3) for _ in range(2))
+    one, other = (train.Batches(made, 24, lambda batch: batch.mask, 32, seed=3) for _ in range(2))
     first, again = one[0], other[0]
     one.on_epoch_end()
 

@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvbatch.data import manifest, plan, store, units
+from cvbatch.data.listing import Listing
+from cvbatch.data.plan import Plan, cut, make_plan, read_chunk
+from cvbatch.errors import CvbatchError, SinkError, SourceError
+from cvbatch.types import Item
+from tests.s3_server import S3Server
+
+
+@dataclass
+class Source:
+    uri: Sequence[str]
+    format: str = "auto"
+    image_column: str = "image"
+
+
+@dataclass
+class Archive:
+    """A source folder and a sink beside it."""
+
+    root: Path
+    chunk_images: int = 4
+    chunk_bytes: int = 1 << 20
+    uri: list[str] = field(default_factory=list)
+
+    @property
+    def sink(self) -> str:
+        return str(self.root / "out")
+
+    def add(self, *names: str, size: int = 10) -> Archive:
+        for name in names:
+            path = self.root / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x" * size)
+        return self
+
+    def plan(self, **source: str) -> Plan:
+        uri = self.uri or [str(self.root / "in")]
+        return make_plan(Source(uri, **source), self.sink, self.chunk_images, self.chunk_bytes)
+
+    def finish(self, plan: Plan, how_many: int | None = None) -> None:
+        for ref in plan.left[:how_many]:
+            store.put_bytes(store.join(self.sink, f"part-{ref.chunk_id}.parquet"), b"done")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    (tmp_path / "in").mkdir()
+    return Archive(tmp_path)
+
+
+def items(plan: Plan) -> list[Item]:
+    return [item for ref in plan.chunks for item in read_chunk(ref).items]
+
+
+def ids(plan: Plan) -> list[str]:
+    return [item.image_id for item in items(plan)]
+
+
+def chunk_ids(plan: Plan) -> list[str]:
+    return [ref.chunk_id for ref in plan.chunks]
+
+
+# --- what is planned -----------------------------------------------------------------------------
+
+
+def test_nothing_found_is_refused_in_one_sentence(archive: Archive) -> None:
+    with pytest.raises(SourceError, match="holds no image") as refusal:
+        archive.plan()
+    assert "\n" not in str(refusal.value)
+    archive.add("notes.txt")
+    with pytest.raises(SourceError, match="the 1 files there are of other kinds"):
+        archive.plan()
+    with pytest.raises(SourceError, match="nowhere does not exist"):
+        make_plan(Source([str(archive.root / "nowhere")]), archive.sink, 4, 100)
+
+
+def test_every_image_is_planned_once_in_the_order_of_ids(archive: Archive) -> None:
+    names = ["b.JPG", "a/é.png", "a/z.jpeg", "Z.gif", "a b.webp", "c#.tiff", "d%20.bmp"]
+    plan = archive.add(*names, "notes.txt", "x.json", "_skip.jpg").plan()
+    assert (plan.format, plan.num_images, plan.num_bytes) == ("images", 7, 70)
+    assert (plan.num_new, plan.num_ignored_files, plan.num_changed) == (7, 2, 0)
+    plan.commit()
+    assert ids(plan) == sorted(names, key=str.encode)
+    for item in items(plan):
+        assert item.uri == str(archive.root / "in" / item.image_id)
+        assert item == Item(item.uri, item.image_id, 10)
+    assert [ref.num_items for ref in plan.chunks] == [4, 3]
+    assert plan.left == plan.chunks
+
+
+def test_planning_writes_nothing(archive: Archive) -> None:
+    plan = archive.add("a.jpg").plan()
+    assert not Path(archive.sink).exists()
+    plan.commit()
+    assert [p.name for p in Path(archive.sink).iterdir()] == ["_cvbatch"]
+
+
+def test_an_explicit_format_takes_every_file(archive: Archive) -> None:
+    plan = archive.add("a.jpg", "b", "c.txt").plan(format="images")
+    assert plan.num_images == 3
+
+
+def test_a_mixture_is_refused_with_counts(archive: Archive) -> None:
+    archive.add("a.jpg", "b.jpg", "c.tar", "d.parquet")
+    with pytest.raises(SourceError, match=r"2 of format images.*1 of .*\*\*/\*\.jpg"):
+        archive.plan()
+
+
+def test_the_sink_is_not_read(archive: Archive) -> None:
+    sink = str(archive.root / "in" / "results")
+    source = Source([str(archive.root / "in")])
+    archive.add("a.jpg", "results/part-0123456789abcdef.parquet", "results/sheet.jpg")
+    assert make_plan(source, sink, 4, 100).num_images == 1
+    with pytest.raises(SourceError, match="own folder"):
+        make_plan(source, source.uri[0], 4, 100)
+
+
+# --- ids -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bases", "shared"),
+    [
+        (["s3://b/2026/"], "s3://b/2026/"),
+        (["s3://b/2026/01/", "s3://b/2026/02/"], "s3://b/2026/"),
+        (["s3://b/2026/", "s3://b/2026/01/"], "s3://b/2026/"),
+        (["s3://b/20/", "s3://b/2026/"], "s3://b/"),
+        (["s3://b/x/", "s3://c/x/"], ""),
+        (["s3://b/", "gs://b/"], ""),
+        (["/a/b/", "/a/c/"], "/a/"),
+        (["/a/", "s3://b/"], ""),
+    ],
+)
+def test_shared_folder(bases: list[str], shared: str) -> None:
+    for some in (bases, bases[::-1]):
+        assert units.shared_folder(some) == shared
+
+
+def test_sources_with_equal_names_keep_their_folders(archive: Archive) -> None:
+    archive.add("x/1.jpg", "y/1.jpg", "y/2.jpg")
+    inside = str(archive.root / "in")
+    archive.uri = [f"{inside}/x", f"{inside}/y/*.jpg", f"{inside}/y/2.jpg", f"{inside}/x/"]
+    plan = archive.plan()
+    plan.commit()
+    assert ids(plan) == ["x/1.jpg", "y/1.jpg", "y/2.jpg"]
+
+
+def test_a_manifest_is_not_listed(archive: Archive) -> None:
+    inside = archive.root / "in"
+    lines = ["# mine", "", "b.jpg", "  ", "sub/a b.jpg", "b.jpg", "s3://k/c%20#.jpg", "/else/d.jpg"]
+    (inside / "list.txt").write_text("\r\n".join(lines) + "\n")
+    uris = ["b.jpg", "s3://k/c%20#.jpg", "sub/a b.jpg", "/else/d.jpg"]
+    pq.write_table(pa.table({"n": [1, 2, 3, 4], "uri": uris}), inside / "list.parquet")
+    pq.write_table(pa.table({"n": [1, 2, 3, 4], "path": uris}), inside / "one.parquet")
+    for number, name in enumerate(["list.txt", "list.parquet", "one.parquet"]):
+        archive.uri = [str(inside / name)]
+        plan = make_plan(Source(archive.uri, "manifest"), f"{archive.sink}{number}", 4, 100)
+        plan.commit()
+        assert plan.format == "images"
+        assert ids(plan) == ["/else/d.jpg", "b.jpg", "s3://k/c%20#.jpg", "sub/a b.jpg"]
+        assert items(plan)[1].uri == str(inside / "b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"", "holds no file"),
+        (b"\xff\xfe", "not text"),
+        (b"http://host/x.jpg", "http://host/x.jpg"),
+        (b"s3://key:secret@bucket/x.jpg", "credentials belong"),
+    ],
+)
+def test_a_bad_manifest_is_refused(archive: Archive, text: bytes, why: str) -> None:
+    (archive.root / "list.txt").write_bytes(text)
+    archive.uri = [str(archive.root / "list.txt")]
+    with pytest.raises(SourceError, match=why):
+        archive.plan(format="manifest")
+    pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), archive.root / "two.parquet")
+    archive.uri = [str(archive.root / "two.parquet")]
+    with pytest.raises(SourceError, match="needs a string column `uri`"):
+        archive.plan(format="manifest")
+
+
+# --- the same again ------------------------------------------------------------------------------
+
+
+def test_the_listings_order_does_not_matter(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = archive.add(*(f"{i % 7}/{i}.jpg" for i in range(50))).plan()
+    plan.commit()
+    uri, wanted = plan.chunks[0].manifest_uri, chunk_ids(plan)
+    data = Path(uri).read_bytes()
+    list_files = units.list_files
+
+    def shuffled(uri: str, on_progress: Callable[[int], None] | None) -> Listing:
+        base, files = list_files(uri, on_progress)
+        order = random.Random(5).sample(range(files.num_rows), files.num_rows)
+        return Listing(base, files.take(order))
+
+    monkeypatch.setattr(units, "list_files", shuffled)
+    Path(uri).unlink()
+    again = archive.plan()
+    again.commit()
+    assert chunk_ids(again) == wanted
+    assert again.chunks == plan.chunks
+    assert Path(uri).read_bytes() == data
+
+
+def test_chunk_ids_depend_on_content_alone(tmp_path: Path) -> None:
+    names = [f"{i}.jpg" for i in range(10)]
+    one, other, larger = (Archive(tmp_path / name) for name in ("one", "other", "larger"))
+    wanted = chunk_ids(one.add(*names).plan())
+    assert chunk_ids(other.add(*reversed(names)).plan()) == wanted
+    assert set(chunk_ids(larger.add(*names, size=11).plan())).isdisjoint(wanted)
+    assert chunk_ids(other.add("z.jpg").plan())[:2] == wanted[:2]
+
+
+def test_a_finished_job_has_nothing_left_and_a_grown_one_only_the_new(archive: Archive) -> None:
+    first = archive.add("b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg").plan()
+    first.commit()
+    archive.finish(first, 1)
+    second = archive.plan()
+    assert second.chunks == first.chunks
+    assert second.done == {first.chunks[0].chunk_id}
+    assert second.left == first.chunks[1:]
+    archive.finish(second)
+    archive.add("a.jpg", "bb.jpg")
+    third = archive.plan()
+    assert third.num_new == 2
+    assert third.chunks[:2] == first.chunks
+    assert len(third.left) == 1
+    third.commit()
+    third.commit()  # the second time there is nothing to write
+    assert ids(third) == ["b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg", "a.jpg", "bb.jpg"]
+    archive.finish(third)
+    fourth = archive.plan()
+    assert (fourth.left, fourth.num_new) == ((), 0)
+    assert fourth.chunks == third.chunks
+    assert len(manifest.generations(archive.sink)) == 2
+
+
+def test_a_changed_file_is_told_and_keeps_its_row(archive: Archive) -> None:
+    plan = archive.add("a.jpg", "b.jpg").plan()
+    plan.commit()
+    archive.add("a.jpg", size=20)
+    again = archive.plan()
+    assert (again.num_changed, again.num_new) == (1, 0)
+    assert again.chunks == plan.chunks
+
+
+def test_ids_known_from_another_place_are_refused(archive: Archive) -> None:
+    archive.add("x/1.jpg", "y/1.jpg")
+    archive.uri = [str(archive.root / "in" / "x")]
+    archive.plan().commit()
+    archive.uri = [str(archive.root / "in" / "y")]
+    with pytest.raises(SinkError, match=r"'1\.jpg'.*another sink"):
+        archive.plan()
+
+
+def test_another_format_in_the_same_sink_is_refused(archive: Archive) -> None:
+    archive.add("x/1.jpg", "y/1.tar")
+    archive.uri = [str(archive.root / "in" / "x")]
+    archive.plan().commit()
+    archive.uri = [str(archive.root / "in" / "y")]
+    with pytest.raises(SinkError, match="another sink"):
+        archive.plan()
+
+
+def test_of_two_plannings_at_once_one_steps_back(archive: Archive) -> None:
+    one = archive.add("a.jpg").plan()
+    two = archive.add("b.jpg").plan()
+    same = archive.plan()
+    two.commit()
+    same.commit()  # the same images: the same file
+    with pytest.raises(CvbatchError, match="run the same command again"):
+        one.commit()
+    assert ids(archive.plan()) == ["a.jpg", "b.jpg"]
+    rival = manifest.generation_uri(archive.sink, 0, ["0"])
+    store.put_bytes(rival, b"")  # withdrawn
+    assert archive.plan().chunks == two.chunks
+    store.put_bytes(rival, b"x")
+    with pytest.raises(SinkError, match="two jobs planned at once"):
+        archive.plan()
+
+
+# --- cutting -------------------------------------------------------------------------------------
+
+
+UNITS_ST = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 1000)), max_size=60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(UNITS_ST, st.integers(1, 50), st.integers(1, 2000))
+def test_a_cut_keeps_all_within_bounds_and_no_chunk_could_be_longer(
+    rows_and_sizes: list[tuple[int, int]], chunk_images: int, chunk_bytes: int
+) -> None:
+    rows, sizes = np.array(rows_and_sizes, np.int64).reshape(-1, 2).T
+    offsets = cut(pa.table({"num_rows": rows, "size_bytes": sizes}), chunk_images, chunk_bytes)
+    assert offsets[0] == 0
+    assert offsets[-1] == len(rows)
+    weights = np.where(rows == 0, chunk_images, rows)
+
+    def fits(start: int, end: int) -> bool:
+        return bool(
+            weights[start:end].sum() <= chunk_images and sizes[start:end].sum() <= chunk_bytes
+        )
+
+    for start, end in pairwise(offsets):
+        assert end > start
+        assert end == start + 1 or fits(start, end)
+        assert end == len(rows) or not fits(start, end + 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 9), max_size=40))
+def test_row_groups_begin_on_chunk_borders(counts: list[int]) -> None:
+    limit = 10
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, "ROW_GROUP_ROWS", limit)
+        groups = manifest.group_offsets(offsets)
+    assert set(groups) <= set(offsets)
+    assert groups[0] == 0
+    assert groups[-1] == offsets[-1]
+    assert all(0 < size <= limit for size in np.diff(groups))
+
+
+def test_many_row_groups_and_generations_are_read_as_planned(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "ROW_GROUP_ROWS", 8)
+    archive.chunk_images = 3
+    first = archive.add(*(f"{i:03d}.jpg" for i in range(50))).plan()
+    first.commit()
+    second = archive.add(*(f"x{i:03d}.jpg" for i in range(20))).plan()
+    second.commit()
+    assert second.chunks[: len(first.chunks)] == first.chunks
+    assert archive.plan().chunks == second.chunks
+    assert max(ref.row_group for ref in second.chunks) > 1
+    wanted = [f"{i:03d}.jpg" for i in range(50)] + [f"x{i:03d}.jpg" for i in range(20)]
+    assert ids(second) == wanted
+    for ref in random.Random(3).sample(second.chunks, len(second.chunks)):
+        chunk = read_chunk(ref)
+        assert (chunk.chunk_id, len(chunk.items)) == (ref.chunk_id, ref.num_items)
+        assert sum(item.num_rows for item in chunk.items) == ref.num_images
+        assert sum(item.size_bytes for item in chunk.items) == ref.size_bytes
+
+
+# --- containers ----------------------------------------------------------------------------------
+
+
+def write_parquet(path: Path, num_rows: int, row_group_size: int, *, as_struct: bool) -> None:
+    data = pa.array([b"x" * 100] * num_rows, pa.binary())
+    paths = pa.array(["p"] * num_rows, pa.string())
+    column = pa.StructArray.from_arrays([data, paths], ["bytes", "path"]) if as_struct else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": column, "n": range(num_rows)}), path, row_group_size)
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_row_groups_are_cut_into_slices_that_cover_every_row(
+    archive: Archive, as_struct: bool
+) -> None:
+    write_parquet(archive.root / "in" / "b.parquet", 11, 6, as_struct=as_struct)
+    write_parquet(archive.root / "in" / "a.parquet", 3, 6, as_struct=as_struct)
+    write_parquet(archive.root / "in" / "empty.parquet", 0, 6, as_struct=as_struct)
+    plan = archive.add("_SUCCESS", "readme.md").plan()
+    plan.commit()
+    assert (plan.format, plan.num_images, plan.num_ignored_files) == ("parquet", 14, 1)
+    found = [(i.image_id, i.row_group, i.row_start, i.num_rows, i.first_row) for i in items(plan)]
+    assert found == [
+        ("a.parquet", 0, 0, 3, 0),
+        ("b.parquet", 0, 0, 4, 0),
+        ("b.parquet", 0, 4, 2, 4),
+        ("b.parquet", 1, 0, 4, 6),
+        ("b.parquet", 1, 4, 1, 10),
+    ]
+    assert all(ref.num_images <= 4 for ref in plan.chunks)
+    write_parquet(archive.root / "in" / "c.parquet", 2, 6, as_struct=as_struct)
+    grown = archive.plan()
+    assert grown.num_new == 1
+    assert grown.chunks[:-1] == plan.chunks
+
+
+@pytest.mark.parametrize(
+    ("column", "why"),
+    [
+        ({"jpeg": [b"x"], "n": [1]}, r"no column 'image' but \['jpeg', 'n'\]"),
+        ({"image": ["x"]}, "is string; it must be binary"),
+        ({"image": [{"data": b"x"}]}, "must be binary"),
+        ({"image": [{"bytes": "x"}]}, "must be binary"),
+    ],
+)
+def test_a_column_that_holds_no_images_is_refused(
+    archive: Archive, column: dict[str, list[object]], why: str
+) -> None:
+    pq.write_table(pa.table(column), archive.root / "in" / "a.parquet")
+    with pytest.raises(SourceError, match=why):
+        archive.plan()
+
+
+def test_what_is_not_parquet_is_refused(archive: Archive) -> None:
+    with pytest.raises(SourceError, match="not readable as Parquet"):
+        archive.add("a.parquet").plan()
+
+
+def test_a_tar_is_a_chunk(archive: Archive) -> None:
+    plan = archive.add("a.tar", "b.TAR", "c.tar.gz", "index.json").plan()
+    plan.commit()
+    assert plan.format == "webdataset"
+    assert [(i.image_id, i.num_rows) for i in items(plan)] == [
+        ("a.tar", 0),
+        ("b.TAR", 0),
+        ("c.tar.gz", 0),
+    ]
+    assert len(plan.chunks) == 3
+    assert plan.num_images == 0
+
+
+# --- object store --------------------------------------------------------------------------------
+
+
+def test_from_and_to_s3(s3: S3Server, tmp_path: Path) -> None:
+    root = f"s3://bucket/{tmp_path.name}"
+    for name in ["b.jpg", "a b.jpg", "x/é#.png"]:
+        store.put_bytes(f"{root}/in/{name}", b"x")
+    source, sink = Source([f"{root}/in/"]), f"{root}/out"
+    plan = make_plan(source, sink, 2, 100)
+    plan.commit()
+    assert ids(plan) == ["a b.jpg", "b.jpg", "x/é#.png"]
+    again = make_plan(source, f"{sink}/", 2, 100)
+    assert again.chunks == plan.chunks
+    local = Archive(tmp_path, 2).add("b.jpg", "a b.jpg", "x/é#.png", size=1).plan()
+    assert chunk_ids(local) == chunk_ids(plan)
+
+
+def test_unusable_stores_are_refused_in_one_sentence(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, sink = Archive(tmp_path).add("a.jpg"), "s3://bucket/out"
+    local = Source([str(good.root / "in")])
+    cases = [
+        (Source(["s3://nobucket/x"]), sink, SourceError, "the bucket of s3://nobucket/x"),
+        (Source(["s3://bucket/nothing/"]), sink, SourceError, "does not exist"),
+        (local, "s3://nobucket/x", SinkError, "the bucket of s3://nobucket/x"),
+    ]
+    wrong_keys = [
+        (Source(["s3://bucket/x"]), str(tmp_path / "out"), SourceError, "refused the credentials"),
+        (local, sink, SinkError, "refused the credentials"),
+    ]
+    for source, to, kind, why in cases:
+        with pytest.raises(kind, match=why):
+            make_plan(source, to, 2, 100)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    for source, to, kind, why in wrong_keys:
+        with pytest.raises(kind, match=why) as refusal:
+            make_plan(source, to, 2, 100)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_plan_is_small_whatever_it_holds() -> None:
+    assert {f.name for f in dataclasses.fields(plan.ChunkRef)}.isdisjoint({"items", "uris"})
