@@ -34,6 +34,7 @@ LARGE_COUNT = 4
 DETECTOR_SIDE, DETECTOR_WIDTH, DETECTOR_CLASSES = 224, 16, 5
 SEGMENTER_SIDE, SEGMENTER_WIDTH, SEGMENTER_CLASSES = 200, 32, 3
 CANDIDATES = 0.95  # quantile of the detector's scores that its threshold stands at
+LOGIT_DEVIATION = 3.0  # of a class over the photographs
 SCHEMA = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
 
 
@@ -144,6 +145,8 @@ def _write_models(photographs: list[np.ndarray], folder: Path) -> None:
         height, width = model.input_shape[1:3]
         pixels = np.stack([cv2.resize(image, (width, height)) for image in images])
         _calibrate(model, pixels.astype(np.float32))
+        if name == "classifier":
+            _spread(model, pixels.astype(np.float32))
         if name == "detector":
             scores = model.predict(pixels[:16].astype(np.float32), verbose=0)["scores"]
             threshold = float(np.quantile(scores.max(axis=-1), CANDIDATES))
@@ -165,6 +168,17 @@ def _calibrate(model: Any, pixels: np.ndarray) -> None:  # (B, H, W, 3) float32,
     model(pixels, training=True)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
+
+
+def _spread(model: Any, pixels: np.ndarray) -> None:  # (B, H, W, 3) float32, 0..255
+    """Centre and scale the last layer, so that different photographs get different classes."""
+    import keras
+
+    last = model.layers[-1]
+    features = keras.Model(model.inputs, last.input).predict(pixels, verbose=0)  # (B, c)
+    kernel = last.kernel.numpy()
+    kernel *= LOGIT_DEVIATION / (features @ kernel).std(axis=0).mean()
+    last.set_weights([kernel, -(features.mean(axis=0) @ kernel)])
 
 
 def make(folder: Path, sizes: list[int]) -> None:

@@ -26,7 +26,7 @@ from cvbatch.config import JobConfig, ModelConfig
 from cvbatch.data import store
 from cvbatch.engines import ENGINES, Program
 from cvbatch.errors import ModelError, StoreError
-from cvbatch.models.card import read_card
+from cvbatch.models.card import DEMO_FILES, read_card
 from cvbatch.types import ModelSpec
 
 MAX_CLASS_FILE_BYTES = 4 << 20
@@ -124,7 +124,10 @@ def identify(config: ModelConfig) -> Identity:
     Raises:
         ModelError: a file it names cannot be had, or its class file is not one name a line.
     """
-    file = _fetch(config.model) if config.model.endswith(".keras") else None
+    if config.weights == "demo":
+        file = DEMO_FILES.get(config.model)
+    else:
+        file = _fetch(config.model) if config.model.endswith(".keras") else None
     is_named = config.weights is None or config.weights in _NAMED_WEIGHTS
     weights_file = None if is_named else _fetch(str(config.weights))
     content = _sha256(file) if file else config.model
@@ -185,7 +188,7 @@ class Building:
     def __init__(self, requests: Sequence[BuildRequest]) -> None:
         context = multiprocessing.get_context("spawn")
         # Not a pipe: TensorFlow's C++ parts write to the descriptor, and much.
-        self._log = tempfile.NamedTemporaryFile("w+b", prefix="cvbatch-build-")
+        self._log = tempfile.NamedTemporaryFile(prefix="cvbatch-build-")  # noqa: SIM115
         pool = ProcessPoolExecutor(
             1, mp_context=context, initializer=_prepare_process, initargs=(self._log.name,)
         )

@@ -185,6 +185,16 @@ def _refs_of_group(file: pq.ParquetFile, uri: str, group: int) -> list[ChunkRef]
 def read_chunk(ref: ChunkRef) -> Chunk:
     """Return the images of a chunk, in order. Raises StoreError where the manifest is gone."""
     rows = _row_group(ref.manifest_uri, ref.row_group).slice(ref.first_row, ref.num_items)
+    return _chunk(ref, rows)
+
+
+def planned_chunk(generation: Generation, ref: ChunkRef) -> Chunk:
+    """Return the images of a chunk of a generation that is not written."""
+    start = int(generation.group_offsets[ref.row_group]) + ref.first_row
+    return _chunk(ref, generation.units.slice(start, ref.num_items))
+
+
+def _chunk(ref: ChunkRef, rows: pa.Table) -> Chunk:
     items = rows.select([name for name in UNITS.names if name != "version"]).to_pylist()
     return Chunk(ref.chunk_id, tuple(Item(**item) for item in items))
 

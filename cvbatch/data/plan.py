@@ -22,7 +22,7 @@ from cvbatch.data.listing import Progress
 from cvbatch.data.manifest import Generation, Known, read_chunk
 from cvbatch.data.units import SourceFiles, expand, find_files
 from cvbatch.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
-from cvbatch.types import ChunkRef
+from cvbatch.types import Chunk, ChunkRef
 
 __all__ = ["Plan", "cut", "make_plan", "plan_files", "read_chunk"]
 
@@ -63,6 +63,12 @@ class Plan:
     def left(self) -> tuple[ChunkRef, ...]:
         """Return the chunks still to be done, in order."""
         return tuple(chunk for chunk in self.chunks if chunk.chunk_id not in self.done)
+
+    def read_chunk(self, ref: ChunkRef) -> Chunk:
+        """Return the images of a chunk of this plan, committed or not."""
+        if self._new and ref.manifest_uri == self._new[1]:
+            return manifest.planned_chunk(self._new[0], ref)
+        return read_chunk(ref)
 
     def commit(self) -> None:
         """Write what is new into the manifest; nothing where nothing is new.

@@ -83,7 +83,7 @@ def run_demo(folder: str, num_images: int, listener: Listener) -> Demonstration:
     render_archive(root, num_images, SEED)
     summary = predict(load_job(job_file), listener)
     sheet = root / "pictures.png"
-    rows = read_result(root / "result").sort_by([("image_id", "descending")])
+    rows = read_result(root / "result").sort_by("image_id")  # broken, photographs, scenes
     write_png(sheet, picture_sheet(rows, NUM_PICTURED))
     return Demonstration(summary, root / "result", sheet, job_file)
 

@@ -3,7 +3,7 @@
     python -m cvbatch.demo.train [--out DIR] [--only NAME] [--epochs N] [--scenes N] [--seed N]
 
 renders the scenes, trains, writes classifier.keras, segmenter.keras and detector.keras with
-their cards, and prints their figures on scenes that were never seen. About 20 minutes on 2 cores.
+their cards, and prints their figures on scenes never seen. About 25 minutes on 2 free cores.
 """
 
 from __future__ import annotations

@@ -204,5 +204,5 @@ def test_the_demos_networks_are_shipped_small_and_with_their_classes():
         assert card is not None
         assert card.task == zoo.ZOO[name].task
         assert len(card.classes) == zoo.ZOO[name].num_classes
-        assert not zoo.load_model(name, "demo", local_file=Path).optimizer
+        assert not zoo.load_model(name, "demo", local_file=Path).compiled
     assert sum(path.stat().st_size for path in DEMO_FILES.values()) < 4_000_000

@@ -1,0 +1,35 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test test-fast check bench
+
+help: ## Say what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 ~/' | column -t -s '~'
+
+setup: $(READY) ## Make .venv with the locked dependencies and cvbatch itself
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(READY)
+
+demo: setup ## Run the main job on a small rendered archive; say where the result is
+	$(BIN)/cvbatch demo --out demo-out
+
+test: setup ## Run every test
+	$(BIN)/pytest
+
+test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
+	$(BIN)/pytest -m "not ray and not keras"
+
+check: setup ## Lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup ## Measure against the limit and against peers; print the table
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'daft~=0.7'
+	$(BIN)/python -m benchmarks.run --json benchmarks/results/predict.json

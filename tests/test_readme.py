@@ -1,0 +1,76 @@
+"""What the README and the examples say is what happens."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cvbatch.config import JobConfig
+from cvbatch.jobfile import load_job, parse_job
+from tests import jobs
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = sorted((ROOT / "jobs" / "examples").glob("*.yaml"))
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_job_file_of_the_readme_is_one_and_shows_every_default():
+    (text,) = blocks("yaml")
+    raw = yaml.safe_load(text)
+    job = parse_job(raw)
+    assert [model.task for model in job.models] == ["classification", "segmentation", "detection"]
+    plain = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": raw["models"]})
+    assert job.run == plain.run
+    assert set(raw["run"]) == set(JobConfig.model_fields["run"].annotation.model_fields)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_opens_with_its_command_and_is_a_job(path, monkeypatch):
+    monkeypatch.setenv("ARCHIVE", "s3://archive")
+    monkeypatch.setenv("RESULTS", "s3://results")
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first == f"# cvbatch predict --config jobs/examples/{path.name}"
+    assert load_job(path).models
+
+
+@pytest.mark.ray
+@pytest.mark.keras
+def test_the_smoke_job_and_the_one_liners(tmp_path):
+    out = tmp_path / "result"
+    status, _, told = jobs.cvbatch(
+        "predict", "--config", "jobs/examples/predict-smoke.yaml",
+        "--set", f"sink.uri={out}", cwd=ROOT,
+    )  # fmt: skip
+    assert status == 0, told
+    assert told.strip().endswith(f"cvbatch: done, 12 images into {out}, 1 failed")
+    here = {"demo-out/result": str(out)}
+    for code in blocks("python"):
+        text = code
+        for said, meant in here.items():
+            text = text.replace(said, meant)
+        scope = {}
+        *lines, last = text.strip().splitlines()
+        exec("\n".join(lines), scope)
+        shown = eval(last, scope)
+        assert len(shown) > 0
+    import duckdb
+
+    (query,) = blocks("sql")
+    failures = duckdb.sql(query.replace("demo-out/result", str(out))).fetchall()
+    assert [row[:3] for row in failures] == [("decode", "not_an_image", 1)]
+
+
+def test_the_two_commands_are_targets_that_help_lists():
+    (commands,) = [block for block in blocks("sh") if "make demo" in block]
+    targets = [shlex.split(line, comments=True)[1] for line in commands.strip().splitlines()]
+    assert targets == ["demo", "test"]
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in [*targets, "help", "setup", "test-fast", "check", "bench"]:
+        assert f"make {target} " in said.stdout
