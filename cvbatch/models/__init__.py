@@ -1,0 +1,1 @@
+"""Keras networks and their files: blocks, builders, the zoo, class cards."""
