@@ -31,5 +31,5 @@ check: setup ## Lint, formatting, types
 	$(BIN)/mypy
 
 bench: setup ## Measure against the limit and against peers; print the table
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'daft~=0.7'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps daft==0.7.26
 	$(BIN)/python -m benchmarks.run --json benchmarks/results/predict.json

@@ -35,16 +35,8 @@ class Bar:
 
 
 def paired(runs: Runs, ours: str, peer: str, key: str) -> float | None:
-    """Return the median over rounds of our figure over the peer's of the same round.
-
-    peer: the beginning of its name; where several jobs begin so, the best of each round counts:
-    the most images a second, the fewest seconds.
-    """
-    best = min if key == "seconds" else max
-    theirs: dict[int, float] = {}
-    for job, their_runs in runs.items():
-        for run in their_runs if job.startswith(peer) else ():
-            theirs[run["round"]] = best(run[key], theirs.get(run["round"], run[key]))
+    """Return the median over rounds of our figure over the peer's of the same round."""
+    theirs = {run["round"]: run[key] for run in runs.get(peer, ())}
     ratios = [
         run[key] / theirs[run["round"]] for run in runs.get(ours, ()) if run["round"] in theirs
     ]

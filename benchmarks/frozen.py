@@ -1,4 +1,4 @@
-"""A Keras model as one TensorFlow function of a fixed batch: the best a peer's author can do."""
+"""A Keras model as one frozen TensorFlow function: the best a peer's author can do."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 def load_frozen(
-    model_path: str, batch: int, threads: int
-) -> Callable[[np.ndarray], np.ndarray]:  # (n ≤ batch, H, W, 3) uint8 → (n, C) float32
-    """Return the model's function, weights folded in as constants; short batches are padded."""
+    model_path: str, threads: int
+) -> Callable[[np.ndarray], np.ndarray]:  # (n, H, W, 3) uint8 → (n, C) float32
+    """Return the model's function for any number of images, weights folded in as constants."""
     import keras
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (
@@ -21,20 +21,17 @@ def load_frozen(
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     model = keras.saving.load_model(model_path, compile=False)
-    shape = (batch, *model.input_shape[1:])
+    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
+    @tf.function(input_signature=[signature], autograph=False)
     def forward(pixels: Any) -> Any:
         return model(tf.cast(pixels, tf.float32), training=False)
 
     function = convert_variables_to_constants_v2(forward.get_concrete_function())
 
     def run(pixels: np.ndarray) -> np.ndarray:
-        count = len(pixels)
-        if count < batch:
-            pixels = np.concatenate([pixels, np.zeros((batch - count, *shape[1:]), np.uint8)])
         (scores,) = function(tf.constant(pixels))
-        result: np.ndarray = scores.numpy()[:count]
+        result: np.ndarray = scores.numpy()
         return result
 
     return run

@@ -35,7 +35,7 @@ def compile_all(folder: Path) -> dict[tuple[str, str], Program]:
         model = zoo.load_model(config.model, config.weights, local_file=store.fetch)
         for engine_name, engine in ENGINES.items():
             payload, names = engine.compile(ServingGraph(model, config), BATCH, SIDE, SIDE)
-            programs[engine_name, name] = engine.load(payload, names, CORES, 0.0)
+            programs[engine_name, name] = engine.load(payload, names, CORES)
     return programs
 
 

@@ -55,7 +55,12 @@ def _rate(step: Callable[[], int], seconds: float) -> float:
 
 
 def _measure(
-    core: int, files: list[Path], images: list[str], seconds: float, barrier: Barrier, out: Queue
+    core: int,
+    files: list[Path],
+    images: list[str],
+    seconds: float,
+    barrier: Barrier,
+    out: Queue[Rates],
 ) -> None:
     os.sched_setaffinity(0, {core})
     import cv2
@@ -76,7 +81,7 @@ def _measure(
     pixels = {
         key: np.stack([good[i % len(good)].pixels[key] for i in range(BATCH)]) for key in keys
     }
-    programs = [(one.load(1, 0.0), pixels[one.spec.input_key]) for one in built]
+    programs = [(one.load(1), pixels[one.spec.input_key]) for one in built]
     endless = cycle(encoded)
 
     def compute() -> int:

@@ -26,6 +26,8 @@ def decode(row: dict[str, Any]) -> dict[str, Any]:
     import cv2
 
     image = cv2.imdecode(np.frombuffer(row["image"]["bytes"], np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError(f"{row['image']['path']} cannot be decoded")
     pixels = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     return {"path": row["image"]["path"], "pixels": pixels}
 

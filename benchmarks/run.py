@@ -132,9 +132,7 @@ def throughput(bench: Bench) -> None:
         _say(f"round {i + 1} of {bench.repeats}")
         bench.limit("classification", scale.images, i)
         bench.ours("classification", scale.images, scale.chunk, i)
-        for processes in (1, CORES):
-            arguments = ("--images", scale.images, "--processes", processes)
-            bench.add(f"Daft, processes: {processes}", "daft_job", arguments, i)
+        bench.add("Daft", "daft_job", ("--images", scale.images), i)
         bench.add("Ray Data's recipe", "ray_recipe_job", ("--images", scale.images), i)
         bench.add("tf.data + model.predict", "tfdata_job", ("--images", scale.images), i)
         bench.limit("three tasks", scale.three_images, i)

@@ -53,8 +53,8 @@ def _render(
     photograph = photographs[index % len(photographs)]
     h, w = photograph.shape[:2]
     scale = max(height / h, width / w) * rng.uniform(1.0, 1.8)
-    turn = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-25, 25), scale)
-    turn[:, 2] += (width / 2, height / 2) - np.array([w / 2, h / 2])
+    turn = np.array(cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-25, 25), scale))
+    turn[:, 2] += ((width - w) / 2, (height - h) / 2)
     turn[:, 2] += rng.uniform(-0.15, 0.15, 2) * (width, height)
     image = cv2.warpAffine(
         photograph, turn, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101

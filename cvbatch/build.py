@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import keras
@@ -15,12 +14,12 @@ from cvbatch.data import store
 from cvbatch.engines import ENGINES, UnsupportedGraphError
 from cvbatch.errors import ModelError
 from cvbatch.models import zoo
+from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
 from cvbatch.programs import BuildRequest, BuiltProgram
 from cvbatch.serving import ServingGraph, input_size, num_classes
 from cvbatch.types import ModelSpec
 
 RANDOM_SEED = 0  # of `weights: random`: the same job is the same network
-_IMAGENET_CLASSES = 1000
 
 
 def build(request: BuildRequest) -> BuiltProgram:
@@ -106,9 +105,8 @@ def _class_names(request: BuildRequest, count: int) -> tuple[str, ...]:
 
 def _imagenet_names(count: int) -> tuple[str, ...] | None:
     """Return Keras' own ImageNet names where its index file is in Keras' cache."""
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    index = home / "models" / "imagenet_class_index.json"
-    if count != _IMAGENET_CLASSES or not index.is_file():
+    index = keras_cache() / "imagenet_class_index.json"
+    if count != IMAGENET_CLASSES or not index.is_file():
         return None
     named = json.loads(index.read_text(encoding="utf-8"))
     return tuple(str(named[str(i)][1]) for i in range(count))

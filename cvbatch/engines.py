@@ -34,11 +34,11 @@ class Engine:
     """How to make a program and how to load it.
 
     compile(graph, batch, height, width) → (payload, output names in the payload's order).
-    load(payload, names, threads, gpu_fraction) → Program.
+    load(payload, names, threads) → Program.
     """
 
     compile: Callable[[Any, int, int, int], tuple[bytes, tuple[str, ...]]]
-    load: Callable[[bytes, tuple[str, ...], int, float], Program]
+    load: Callable[[bytes, tuple[str, ...], int], Program]
 
 
 def _trace(graph: Any, batch: int, height: int, width: int, overrides: dict[str, str]) -> Any:
@@ -91,9 +91,7 @@ def _missing_operations(message: str) -> str:
     return ", ".join(names) or " ".join(message.split())[:200]
 
 
-def _load_litert(
-    payload: bytes, names: tuple[str, ...], threads: int, gpu_fraction: float
-) -> Program:
+def _load_litert(payload: bytes, names: tuple[str, ...], threads: int) -> Program:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=payload, num_threads=threads)
@@ -129,13 +127,11 @@ def _compile_tensorflow(
     return payload, _output_names(function)
 
 
-def _load_tensorflow(
-    payload: bytes, names: tuple[str, ...], threads: int, gpu_fraction: float
-) -> Program:
+def _load_tensorflow(payload: bytes, names: tuple[str, ...], threads: int) -> Program:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 
-    _set_devices(tf, threads, gpu_fraction)
+    _set_devices(tf, threads)
     size = int.from_bytes(payload[:4], "big")
     pixels_in, *out = payload[4 : 4 + size].decode().split("\n")
     definition = tf.compat.v1.GraphDef.FromString(payload[4 + size :])
@@ -151,8 +147,11 @@ def _load_tensorflow(
     return run
 
 
-def _set_devices(tf: Any, threads: int, gpu_fraction: float) -> None:
-    """Bound threads and GPU memory; TensorFlow takes this only before its first operation."""
+def _set_devices(tf: Any, threads: int) -> None:
+    """Bound threads, and let actors share a GPU by taking its memory as they need it.
+
+    TensorFlow takes this only before its first operation.
+    """
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -113,9 +113,9 @@ class BuiltProgram:
         names = tuple(facts.pop("names"))
         return BuiltProgram(spec=spec, names=names, payload=payload, **facts)
 
-    def load(self, threads: int, gpu_fraction: float) -> Program:
+    def load(self, threads: int) -> Program:
         """Return the program ready to run in this process."""
-        return ENGINES[self.engine].load(self.payload, self.names, threads, gpu_fraction)
+        return ENGINES[self.engine].load(self.payload, self.names, threads)
 
 
 def identify(config: ModelConfig) -> Identity:

@@ -30,7 +30,6 @@ class WorkOrder:
     program_uris: tuple[str, ...]
     metadata: bytes  # of every Parquet file
     threads: int  # of one program
-    gpu_fraction: float  # of a GPU, for one actor; 0: no GPU
 
     @property
     def result_models(self) -> list[schema.ResultModel]:
@@ -70,7 +69,7 @@ def load_predictor(order: WorkOrder, read: Callable[[str], bytes] = store.read_b
     models = []
     for config, uri in zip(order.job.models, order.program_uris, strict=True):
         built = BuiltProgram.from_bytes(read(uri))
-        program = built.load(order.threads, order.gpu_fraction)
+        program = built.load(order.threads)
         models.append(LoadedModel(config, built.spec, program, built.batch_size))
     return Predictor(models)
 
@@ -96,7 +95,7 @@ class FusedWorker:
         self._order = order
         self._predictor = load_predictor(order)
 
-    def __call__(self, ref: ChunkRef) -> PartReport:
-        """Return the report of the chunk, its file written."""
+    def work(self, ref: ChunkRef) -> PartReport:
+        """Return the report of a chunk, its file written."""
         batches = read_and_decode(self._order, ref)
         return write(self._order, ref.chunk_id, map(self._predictor, batches))

@@ -25,7 +25,7 @@ def run(engine, model, model_config, images):
 
     graph = ServingGraph(model, model_config)
     payload, names = ENGINES[engine].compile(graph, len(images), *images.shape[1:3])
-    return ENGINES[engine].load(payload, names, 1, 0.0)(images), graph
+    return ENGINES[engine].load(payload, names, 1)(images), graph
 
 
 @pytest.fixture(params=sorted(ENGINES))
@@ -200,8 +200,31 @@ def test_running_a_litert_program_never_imports_tensorflow(tmp_path):
     code = (
         "import sys, pathlib, numpy as np; from cvbatch.engines import ENGINES;"
         f"p = pathlib.Path({str(tmp_path / 'payload')!r}).read_bytes();"
-        f"r = ENGINES['litert'].load(p, {names!r}, 1, 0.0)(np.zeros((1, 32, 32, 3), np.uint8));"
+        f"r = ENGINES['litert'].load(p, {names!r}, 1)(np.zeros((1, 32, 32, 3), np.uint8));"
         "print(r['scores'].shape, 'tensorflow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(1, 7) False"
+
+
+@pytest.mark.parametrize("name", ["demo_classifier", "demo_segmenter", "demo_detector"])
+def test_the_engines_agree_on_the_demo_networks(name):
+    from cvbatch.arrays.pixels import place, resize_image
+    from cvbatch.demo.render import render_scene
+    from cvbatch.models import zoo
+    from cvbatch.types import InputKey
+
+    task = zoo.find(name).task
+    model = zoo.load_model(name, "demo", local_file=None)
+    key = InputKey(*model.input_shape[1:3], "stretch")
+    scenes = [render_scene(seed).image for seed in range(4)]
+    images = np.stack([resize_image(i, place(*i.shape[:2], key)) for i in scenes])
+    said = config(task, **({"heatmap": {}} if task == "classification" else {}))
+    litert, _ = run("litert", model, said, images)
+    tensorflow, _ = run("tensorflow", model, said, images)
+    assert litert.keys() == tensorflow.keys()
+    for key, array in litert.items():
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(array, tensorflow[key], rtol=1e-4, atol=TOLERANCE)
+        else:
+            assert (array == tensorflow[key]).mean() > 0.9999

@@ -1,5 +1,6 @@
 """What the README and the examples say is what happens."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -56,9 +57,9 @@ def test_the_smoke_job_and_the_one_liners(tmp_path):
         for said, meant in here.items():
             text = text.replace(said, meant)
         scope = {}
-        *lines, last = text.strip().splitlines()
-        exec("\n".join(lines), scope)
-        shown = eval(last, scope)
+        *before, last = ast.parse(text).body
+        exec(compile(ast.Module(before, []), "README.md", "exec"), scope)
+        shown = eval(compile(ast.Expression(last.value), "README.md", "eval"), scope)
         assert len(shown) > 0
     import duckdb
 

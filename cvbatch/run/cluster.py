@@ -74,7 +74,7 @@ def _connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        with _silent_stderr():
+        with silent_stderr():
             ray.init(**options)
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack and exits
     except ConnectionError as error:
@@ -86,8 +86,8 @@ def _connect() -> None:
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Keep what C++ code writes to the descriptor off the terminal; Python errors pass."""
+def silent_stderr() -> Iterator[None]:
+    """Keep what C++ code writes to the descriptor off the terminal; exceptions pass."""
     sys.stderr.flush()
     terminal = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

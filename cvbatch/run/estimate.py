@@ -13,7 +13,7 @@ from cvbatch.data.decode import Limits, decode_images
 from cvbatch.data.sources import read_chunk_images
 from cvbatch.predict import LoadedModel, Predictor
 from cvbatch.programs import Building, BuiltProgram, requests_for
-from cvbatch.run.cluster import connected, joins_a_cluster, local_resources
+from cvbatch.run.cluster import connected, joins_a_cluster, local_resources, silent_stderr
 from cvbatch.run.prediction import Listener, Preparation, prepare
 from cvbatch.run.stream import choose_wiring
 from cvbatch.types import ChunkRef
@@ -89,7 +89,7 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         num_actors=wiring.num_actors,
         sampled_images=sampled,
         sampled_failures=failed,
-        seconds=round(seconds * share / wiring.num_actors, 1),
+        seconds=round(seconds * share / wiring.num_actors, 3),
         result_bytes=int(size * share),
     )
 
@@ -99,10 +99,11 @@ def _sample(
 ) -> tuple[int, int, float, int]:
     """Return images, failures, seconds and Parquet bytes of a sample, worked in this process."""
     job = ready.job
-    models = [
-        LoadedModel(config, built.spec, built.load(1, 0.0), built.batch_size)
-        for config, built in zip(job.models, programs, strict=True)
-    ]
+    with silent_stderr():  # LiteRT tells the terminal of its delegate
+        models = [
+            LoadedModel(config, built.spec, built.load(1), built.batch_size)
+            for config, built in zip(job.models, programs, strict=True)
+        ]
     predictor = Predictor(models)
     result_models = [schema.ResultModel(model.config, model.spec) for model in models]
     arrow_schema = schema.result_schema(result_models)

@@ -19,7 +19,7 @@ from cvbatch import __version__
 from cvbatch.config import SCHEMA_VERSION, JobConfig, fingerprint
 from cvbatch.data import schema, sink, store
 from cvbatch.data.plan import Plan, make_plan
-from cvbatch.errors import AccessDeniedError, NotFoundError, SinkError
+from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
 from cvbatch.programs import (
     Building,
     BuildRequest,
@@ -64,7 +64,7 @@ class Summary:
     failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
     num_bytes: int = 0
     seconds: float = 0.0  # start-up in
-    images_per_second: float = 0.0  # from the first chunk begun to the last written
+    images_per_second: float = 0.0  # while chunks were worked on, the workers' start-up in
     is_over_failure_limit: bool = False
 
     def add(self, report: PartReport) -> None:
@@ -103,6 +103,11 @@ def prepare(
     engine = job.run.engine
     if engine == "auto":
         engine = "tensorflow" if resources.num_gpus > 0 else "litert"
+    if engine == "litert" and job.run.precision != "float32":
+        raise ConfigError(
+            f"run.precision {job.run.precision}: this cluster has no GPU, so run.engine auto is "
+            "litert, which computes in float32; say engine: tensorflow, or precision: float32"
+        )
     job_fingerprint = fingerprint(job, [one.fingerprint for one in identities], engine)
     _check_sink(job, job_fingerprint, overwrite)
     plan = make_plan(
@@ -149,7 +154,7 @@ def predict(
                     listener.say(program.note)
             if overwrite:
                 _clear(job.sink.uri)
-            order = _commit(ready, requests, built, wiring.gpus_per_actor)
+            order = _commit(ready, requests, built)
             listener.begun(len(left), sum(ref.num_images for ref in left))
             begun = time.perf_counter()
             for report in run_chunks(order, left, wiring):
@@ -185,7 +190,6 @@ def _commit(
     ready: Preparation,
     requests: Sequence[BuildRequest],
     built: Sequence[BuiltProgram],
-    gpu_fraction: float,
 ) -> WorkOrder:
     """Write what the workers and the next run need; return the workers' order."""
     job = ready.job
@@ -207,7 +211,6 @@ def _commit(
         program_uris=tuple(uris),
         metadata=schema.result_metadata(models, ready.fingerprint, __version__),
         threads=max(1, int(job.run.cpus_per_actor)),
-        gpu_fraction=gpu_fraction,
     )
 
 

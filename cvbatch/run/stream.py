@@ -1,24 +1,26 @@
-"""The conductor of a prediction job: the same plain callables, wired by Ray Data in two ways.
+"""The conductor of a prediction job: the same plain callables, wired in two ways.
 
-*Fused*: a chunk stays in one actor from read to write. Best where the models run on CPUs: they
+*Fused*: a chunk stays in one Ray actor from read to write. Best where the models run on CPUs: they
 are the bottleneck and nothing is carried between processes.
 
-*Streaming*: chunks are read and decoded by CPU tasks, predicted by actors that hold the models,
-encoded and written by CPU tasks. Best where there are GPUs: CPU nodes feed them. A chunk is one
-block all the way, so its file is written by one task, and no pixel goes further than the models.
+*Streaming*, by Ray Data: chunks are read and decoded by CPU tasks, predicted by actors that hold
+the models, encoded and written by CPU tasks. Best where there are GPUs: CPU nodes feed them. A
+chunk is one block all the way, so its file is written by one task, and no pixel goes further than
+the models.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-import ray.data
+from ray.util import ActorPool
 
 from cvbatch import worker
 from cvbatch.config import RunConfig
@@ -33,7 +35,10 @@ from cvbatch.wire import (
 )
 from cvbatch.worker import PartReport, WorkOrder
 
-_MAX_BLOCKS = 20_000  # above this a block holds several chunks: the driver counts blocks
+if TYPE_CHECKING:
+    import ray.data
+
+_CHUNK_RETRIES = 3  # times that a chunk may take its worker down before the job stops
 
 
 @dataclass(frozen=True)
@@ -87,42 +92,61 @@ def run_chunks(order: WorkOrder, refs: Sequence[ChunkRef], wiring: Wiring) -> It
     """
     if not refs:
         return
-    dataset = _WIRINGS[wiring.arrangement](_chunks(refs), order, wiring)
     try:
-        for table in dataset.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
-            for row in table.to_pylist():
-                yield PartReport(**{**row, "failures": dict(row["failures"])})
+        with closing(_WIRINGS[wiring.arrangement](refs, order, wiring)) as reports:
+            yield from reports
     except ray.exceptions.RayError as error:
         raise _told(error) from None
 
 
-def _chunks(refs: Sequence[ChunkRef]) -> ray.data.Dataset:
+def _fused(
+    refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring
+) -> Generator[PartReport, None, None]:
+    """Hand chunk after chunk to a pool of actors.
+
+    Plain actors, not Ray Data: where nothing flows between stages it would add only its start-up
+    (every worker imports it) and actors of its own beside ours.
+    """
+    actor = ray.remote(worker.FusedWorker).options(
+        num_cpus=wiring.cpus_per_actor,
+        num_gpus=wiring.gpus_per_actor,
+        max_restarts=-1,
+        max_task_retries=_CHUNK_RETRIES,
+    )
+    actors = [actor.remote(order) for _ in range(wiring.num_actors)]
+    try:
+        yield from ActorPool(actors).map_unordered(_work, refs)
+    finally:
+        for one in actors:
+            ray.kill(one)
+
+
+def _work(actor: Any, ref: ChunkRef) -> Any:
+    return actor.work.remote(ref)
+
+
+def _streaming(
+    refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring
+) -> Generator[PartReport, None, None]:
+    """Let Ray Data stream the chunks through decoding, models and writing."""
+    tables = _dataset(refs, order, wiring).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0
+    )
+    for table in tables:
+        for row in table.to_pylist():
+            yield PartReport(**{**row, "failures": dict(row["failures"])})
+
+
+def _dataset(refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring) -> ray.data.Dataset:
+    import ray.data  # takes seconds, and only this wiring needs it
+
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = None  # a chunk is one block, never split
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # listener and errors tell it all
-    return ray.data.from_items(
-        [asdict(ref) for ref in refs], override_num_blocks=min(len(refs), _MAX_BLOCKS)
-    )
-
-
-def _fused(chunks: ray.data.Dataset, order: WorkOrder, wiring: Wiring) -> ray.data.Dataset:
-    return chunks.map_batches(
-        _FusedActor,
-        fn_constructor_args=(order,),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=wiring.num_actors),
-        num_cpus=wiring.cpus_per_actor,
-        num_gpus=wiring.gpus_per_actor,
-    )
-
-
-def _streaming(chunks: ray.data.Dataset, order: WorkOrder, wiring: Wiring) -> ray.data.Dataset:
+    chunks = ray.data.from_items([asdict(ref) for ref in refs], override_num_blocks=len(refs))
     decoded = chunks.map_batches(
         _decode,
         fn_args=(order,),
@@ -150,14 +174,6 @@ def _streaming(chunks: ray.data.Dataset, order: WorkOrder, wiring: Wiring) -> ra
 
 _COUNT = "chunk_images"  # rides along, so that no writer takes a part for the whole
 _WIRINGS = {"fused": _fused, "streaming": _streaming}
-
-
-class _FusedActor:
-    def __init__(self, order: WorkOrder) -> None:
-        self._work = worker.FusedWorker(order)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return _report_table([self._work(ref) for ref in _refs(table)])
 
 
 class _PredictActor:

@@ -1,0 +1,168 @@
+"""A model is identified without TensorFlow, compiled once, and its program file read back whole."""
+
+import json
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cvbatch import programs
+from cvbatch.errors import ModelError
+from cvbatch.jobfile import parse_job
+from cvbatch.models.card import write_card
+from cvbatch.types import ModelSpec
+
+CLASSES = ("a", "b", "c", "d", "e", "f", "g")
+
+
+def config(model, **fields):
+    models = [{"task": "classification", "model": str(model), **fields}]
+    return parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models}).models[0]
+
+
+def request(model, **fields):
+    said = config(model, **fields)
+    return programs.BuildRequest(said, programs.identify(said), "litert", "float32", 2)
+
+
+def fake_file(path, content=b"x"):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", content)
+    return path
+
+
+def built():
+    spec = ModelSpec("net", "classification", ("a", "é"), 8, 9, "crop", "0" * 64, "conv")
+    return programs.BuiltProgram(spec, "litert", ("scores",), 4, "a note", b"\0payload")
+
+
+def test_a_program_file_reads_back_and_the_same_program_is_the_same_bytes():
+    assert programs.BuiltProgram.from_bytes(built().to_bytes()) == built()
+    assert built().to_bytes() == built().to_bytes()
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:50], lambda d: b"", lambda d: b"text"])
+def test_a_damaged_program_file_is_told(damage):
+    with pytest.raises(ModelError, match="damaged"):
+        programs.BuiltProgram.from_bytes(damage(built().to_bytes()))
+
+
+def test_the_identity_follows_the_content_and_the_class_names(tmp_path):
+    one = fake_file(tmp_path / "one.keras")
+    same = fake_file(tmp_path / "same.keras")
+    other = fake_file(tmp_path / "other.keras", b"y")
+    assert programs.identify(config(one)) == replace(programs.identify(config(same)), file=one)
+    assert programs.identify(config(one)).content != programs.identify(config(other)).content
+    before = programs.identify(config(one)).fingerprint
+    assert programs.identify(config(one, classes=["a"])).fingerprint != before
+
+
+def test_class_names_come_from_the_job_a_file_or_the_card(tmp_path):
+    path = fake_file(tmp_path / "net.keras")
+    assert programs.identify(config(path)).classes is None
+    write_card(path, ("x", "y"), "classification")
+    assert programs.identify(config(path)).classes == ("x", "y")
+    names = tmp_path / "names.txt"
+    names.write_text("cat\n\n dog \n")
+    assert programs.identify(config(path, classes=str(names))).classes == ("cat", "dog")
+    assert programs.identify(config(path, classes=["p"])).classes == ("p",)
+    names.write_text("\n")
+    with pytest.raises(ModelError, match="is empty"):
+        programs.identify(config(path, classes=str(names)))
+
+
+def test_the_demo_networks_are_known_by_their_files():
+    identity = programs.identify(config("demo_classifier", weights="demo"))
+    assert "star" in identity.classes
+    assert identity.file.is_file()
+
+
+def test_the_key_changes_with_what_changes_the_program(tmp_path):
+    path = fake_file(tmp_path / "net.keras")
+    plain = request(path)
+    keys = {
+        plain.key,
+        request(path, heatmap={}).key,
+        request(path, preprocessing="tf").key,
+        replace(plain, engine="tensorflow").key,
+        replace(plain, precision="mixed_float16").key,
+        replace(plain, batch_size=3).key,
+    }
+    assert len(keys) == 6
+    assert request(path).key == plain.key
+
+
+@pytest.mark.keras
+class TestBuilding:
+    def test_a_model_is_built_with_its_names_and_hash(self, keras_files):
+        from cvbatch.build import build, weights_sha256
+
+        path = keras_files / "nested_classifier.keras"
+        program = build(request(path, heatmap={}, classes=list(CLASSES)))
+        assert (program.engine, program.note) == ("litert", "")
+        assert program.spec.name == "nested_classifier"
+        assert program.spec.classes == CLASSES
+        assert (program.spec.input_height, program.spec.input_width) == (32, 32)
+        assert program.spec.heatmap_layer == "inner/act"
+        import keras
+
+        model = keras.models.load_model(path)
+        assert program.spec.weights_sha256 == weights_sha256(model)
+        model.layers[-1].bias.assign(model.layers[-1].bias + 1)
+        assert program.spec.weights_sha256 != weights_sha256(model)
+
+    def test_what_litert_lacks_runs_in_tensorflow_and_is_said(self, tmp_path):
+        import keras
+        from keras import layers
+
+        path = tmp_path / "overlapping.keras"
+        keras.Sequential(
+            [
+                keras.Input((24, 24, 3)),
+                layers.Conv2D(4, 3, name="features"),
+                layers.MaxPool2D(3, 2),  # windows overlap: a gradient LiteRT has no operation for
+                layers.Flatten(),
+                layers.Dense(3, activation="softmax"),
+            ]
+        ).save(path)
+        program = build_one(path, heatmap={})
+        assert program.engine == "tensorflow"
+        assert "MaxPoolGrad" in program.note
+        results = program.load(1)(np.zeros((2, 24, 24, 3), np.uint8))
+        assert results["heatmaps"].shape == (2, 1, 22, 22)
+
+    def test_class_names_must_be_as_many_as_outputs(self, keras_files):
+        with pytest.raises(ModelError, match="2 names for 7 outputs"):
+            build_one(keras_files / "nested_classifier.keras", classes=["a", "b"])
+
+    def test_kept_classes_must_be_the_models(self, keras_files):
+        path = str(keras_files / "detector.keras")
+        models = [{"task": "detection", "model": path, "keep_classes": ["zebra"]}]
+        raw = {"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models}
+        said = parse_job(raw).models[0]
+        from cvbatch.build import build
+
+        with pytest.raises(ModelError, match="zebra"):
+            build(programs.BuildRequest(said, programs.identify(said), "litert", "float32", 2))
+
+    def test_random_weights_are_the_same_every_time(self):
+        first, again = (build_one("mini_xception", weights="random") for _ in range(2))
+        assert first.spec.weights_sha256 == again.spec.weights_sha256
+
+    def test_imagenet_names_are_taken_from_keras_cache(self, tmp_path, monkeypatch):
+        from cvbatch.build import _imagenet_names
+
+        monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+        assert _imagenet_names(1000) is None
+        (tmp_path / "models").mkdir()
+        index = {str(i): [f"n{i}", f"name {i}"] for i in range(1000)}
+        (tmp_path / "models" / "imagenet_class_index.json").write_text(json.dumps(index))
+        assert _imagenet_names(1000)[7] == "name 7"
+        assert _imagenet_names(10) is None
+
+
+def build_one(path, **fields):
+    from cvbatch.build import build
+
+    return build(request(path, **fields))
