@@ -58,7 +58,7 @@ def serve_s3(folder: Path) -> Iterator[S3Server]:
         port = probe.getsockname()[1]
     command = [RCLONE, "serve", "s3", folder, "--addr", f"127.0.0.1:{port}"]
     command += ["--auth-key", f"{KEY},{SECRET}", "--config", "/dev/null", "--vfs-cache-mode", "off"]
-    command += ["--dir-cache-time", "0s"]  # tests also put files into the folder by hand
+    command += ["--dir-cache-time", "1s"]  # tests also put files into the folder by hand
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _await(process, port)
