@@ -59,6 +59,7 @@ def all_bars(runs: Runs) -> list[Bar]:
             True),
         Bar("steady, three tasks / limit", _steady(runs, three, "limit, three tasks"), 0.8, True),
         Bar("steady, classification / Daft", _steady(runs, ours, "Daft"), 2.0, True),
+        Bar("steady, classification / plain Daft", _steady(runs, ours, "plain Daft"), 2.0, True),
         Bar("steady, classification / Ray Data's recipe", _steady(runs, ours, "Ray Data's recipe"),
             3.0, True),
         Bar("whole job, seconds / Daft's", paired(runs, ours, "Daft", "seconds"), 1.0, False),

@@ -1,9 +1,10 @@
 """The classification in Daft: its own reader, decoder and writer, the model in a batched class UDF.
 
-Run: python -m benchmarks.daft_job --folder DIR --out DIR --images N
+Run: python -m benchmarks.daft_job --folder DIR --out DIR --images N [--plain]
 What came out fastest is used: the model frozen to constants, one process with a TensorFlow thread
 per core, rows cut into batches before they are decoded. (Told to run two instances of the class,
 processes or not, Daft 0.7 gave all batches to one of them.) Forward pass only, no heatmap.
+--plain leaves the model a `tf.function`, as a class UDF is usually written.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ LABELS = DataType.struct(
 
 @daft.cls(max_concurrency=1, use_process=True)
 class Classifier:
-    def __init__(self, model_path: str, out: str) -> None:
+    def __init__(self, model_path: str, out: str, is_frozen: bool) -> None:
         from benchmarks.frozen import load_frozen
 
-        self._forward = load_frozen(model_path, CORES)
+        self._forward = load_frozen(model_path, CORES, is_frozen)
         self._stamps = Stamps(out)
 
     @daft.method.batch(return_dtype=LABELS, batch_size=PEER_BATCH)
@@ -54,10 +55,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, required=True)
+    parser.add_argument("--plain", action="store_true", help="a tf.function, not frozen")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     daft.set_runner_native()
-    classifier = Classifier(str(model_file(arguments.folder, "classifier")), str(arguments.out))
+    model = str(model_file(arguments.folder, "classifier"))
+    classifier = Classifier(model, str(arguments.out), not arguments.plain)
     source = str(shards_folder(arguments.folder, arguments.images) / "*.parquet")
     encoded = col("image").get("bytes")
     image = encoded.decode_image(mode="RGB").resize(SIDE, SIDE)

@@ -9,9 +9,12 @@ import numpy as np
 
 
 def load_frozen(
-    model_path: str, threads: int
+    model_path: str, threads: int, is_frozen: bool = True
 ) -> Callable[[np.ndarray], np.ndarray]:  # (n, H, W, 3) uint8 → (n, C) float32
-    """Return the model's function for any number of images, weights folded in as constants."""
+    """Return the model's function for any number of images.
+
+    is_frozen: its weights folded in as constants; otherwise a plain `tf.function` of the model.
+    """
     import keras
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (
@@ -27,6 +30,8 @@ def load_frozen(
     def forward(pixels: Any) -> Any:
         return model(tf.cast(pixels, tf.float32), training=False)
 
+    if not is_frozen:
+        return lambda pixels: forward(tf.constant(pixels)).numpy()
     function = convert_variables_to_constants_v2(forward.get_concrete_function())
 
     def run(pixels: np.ndarray) -> np.ndarray:

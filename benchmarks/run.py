@@ -33,6 +33,7 @@ PACKAGES = (
 )  # fmt: skip
 TIMEOUT_S = 600.0
 NOTES = (
+    "Daft runs the model frozen to constants, plain Daft as a tf.function, as is usually written;",
     "Daft, tf.data and Ray Data's recipe classify without a heatmap (the forward pass is their "
     "recipe);",
     "cvbatch's classification computes and writes the heatmap too, unless its line says otherwise.",
@@ -133,6 +134,7 @@ def throughput(bench: Bench) -> None:
         bench.limit("classification", scale.images, i)
         bench.ours("classification", scale.images, scale.chunk, i)
         bench.add("Daft", "daft_job", ("--images", scale.images), i)
+        bench.add("plain Daft", "daft_job", ("--images", scale.images, "--plain"), i)
         bench.add("Ray Data's recipe", "ray_recipe_job", ("--images", scale.images), i)
         bench.add("tf.data + model.predict", "tfdata_job", ("--images", scale.images), i)
         bench.limit("three tasks", scale.three_images, i)

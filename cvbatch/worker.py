@@ -89,13 +89,18 @@ def write(order: WorkOrder, chunk_id: str, predictions: Iterable[Predictions]) -
 
 
 class FusedWorker:
-    """A chunk from read to write in one process: pixels never leave it."""
+    """A chunk from read to write in one process: pixels never leave it.
 
-    def __init__(self, order: WorkOrder) -> None:
-        self._order = order
-        self._predictor = load_predictor(order)
+    It is made empty and told the order with each chunk, so that it can start before there is an
+    order, and again anywhere without one.
+    """
 
-    def work(self, ref: ChunkRef) -> PartReport:
-        """Return the report of a chunk, its file written."""
-        batches = read_and_decode(self._order, ref)
-        return write(self._order, ref.chunk_id, map(self._predictor, batches))
+    def __init__(self) -> None:
+        self._predictor: Predictor | None = None
+
+    def work(self, order: WorkOrder, ref: ChunkRef) -> PartReport:
+        """Return the report of a chunk, its file written. The order is the same at every call."""
+        if self._predictor is None:
+            self._predictor = load_predictor(order)
+        batches = read_and_decode(order, ref)
+        return write(order, ref.chunk_id, map(self._predictor, batches))

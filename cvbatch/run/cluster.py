@@ -1,8 +1,13 @@
-"""Joins a running Ray cluster or starts a local one, and says what it has."""
+"""Joins a running Ray cluster or starts a local one, and lays the work on what it has.
+
+Ray itself is imported when it is first needed: that takes a second, and a job with nothing to do
+does without.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -11,8 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
-
+from cvbatch.config import RunConfig
 from cvbatch.errors import ConfigError
 
 # A local Ray holds chunks in passing only; its default is 30 % of the machine's memory.
@@ -29,7 +33,11 @@ class Resources:
 
 def joins_a_cluster() -> bool:
     """Say whether this process belongs to a cluster already: a submitted job, or RAY_ADDRESS."""
-    return bool(ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+    return _is_connected() or bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _is_connected() -> bool:
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def local_resources() -> Resources:
@@ -39,6 +47,49 @@ def local_resources() -> Resources:
     return Resources(cpus, float(len(list(gpus.iterdir()))) if gpus.is_dir() else 0.0)
 
 
+@dataclass(frozen=True)
+class Wiring:
+    """How the work lies on the cluster."""
+
+    arrangement: str  # "fused" | "streaming"
+    num_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+
+
+def choose_wiring(
+    run: RunConfig, source_format: str, resources: Resources, num_chunks: int
+) -> Wiring:
+    """Return the wiring for a job: streaming where there are GPUs, fused where not.
+
+    A tar is one chunk of unknown length, too long to hold decoded: its job is always fused.
+
+    Raises:
+        ConfigError: the cluster lacks what the job asks for.
+    """
+    gpus = run.gpus_per_actor
+    if gpus is None:
+        gpus = 1.0 if resources.num_gpus >= 1 else resources.num_gpus
+    arrangement = run.arrangement
+    if arrangement == "auto":
+        is_streaming = resources.num_gpus > 0 and source_format != "webdataset"
+        arrangement = "streaming" if is_streaming else "fused"
+    if arrangement == "streaming" and source_format == "webdataset":
+        raise ConfigError("run.arrangement: streaming cannot take tars; say fused or auto")
+    spare = 1.0 if arrangement == "streaming" else 0.0  # a CPU that reads and writes
+    room = math.floor((resources.num_cpus - spare) / run.cpus_per_actor + 1e-9)
+    if gpus > 0:
+        room = min(room, math.floor(resources.num_gpus / gpus + 1e-9))
+    wanted = run.actors or room
+    if room < 1 or wanted > room:
+        raise ConfigError(
+            f"run.actors: {max(wanted, 1)} with {run.cpus_per_actor:g} CPU and {gpus:g} GPU each "
+            f"({arrangement}) do not fit a cluster of {resources.num_cpus:g} CPU and "
+            f"{resources.num_gpus:g} GPU; {max(room, 0)} would"
+        )
+    return Wiring(arrangement, max(1, min(wanted, num_chunks)), run.cpus_per_actor, gpus)
+
+
 @contextmanager
 def connected() -> Iterator[Resources]:
     """Yield the cluster's resources while connected; a Ray started here ends with the block.
@@ -46,7 +97,9 @@ def connected() -> Iterator[Resources]:
     Raises:
         ConfigError: RAY_ADDRESS names no cluster.
     """
-    was_running = ray.is_initialized()
+    was_running = _is_connected()
+    import ray
+
     if not was_running:
         _connect()
     try:
@@ -58,6 +111,8 @@ def connected() -> Iterator[Resources]:
 
 
 def _connect() -> None:
+    import ray
+
     options: dict[str, object] = {
         "logging_level": logging.ERROR,
         "log_to_driver": False,  # what workers must tell comes back in their reports

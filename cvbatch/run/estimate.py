@@ -13,9 +13,14 @@ from cvbatch.data.decode import Limits, decode_images
 from cvbatch.data.sources import read_chunk_images
 from cvbatch.predict import LoadedModel, Predictor
 from cvbatch.programs import Building, BuiltProgram, requests_for
-from cvbatch.run.cluster import connected, joins_a_cluster, local_resources, silent_stderr
+from cvbatch.run.cluster import (
+    choose_wiring,
+    connected,
+    joins_a_cluster,
+    local_resources,
+    silent_stderr,
+)
 from cvbatch.run.prediction import Listener, Preparation, prepare
-from cvbatch.run.stream import choose_wiring
 from cvbatch.types import ChunkRef
 
 SAMPLE_IMAGES = 64

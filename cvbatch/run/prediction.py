@@ -29,8 +29,13 @@ from cvbatch.programs import (
     program_uri,
     requests_for,
 )
-from cvbatch.run.cluster import Resources, connected, joins_a_cluster, local_resources
-from cvbatch.run.stream import choose_wiring, run_chunks
+from cvbatch.run.cluster import (
+    Resources,
+    choose_wiring,
+    connected,
+    joins_a_cluster,
+    local_resources,
+)
 from cvbatch.types import ChunkRef
 from cvbatch.worker import PartReport, WorkOrder
 
@@ -146,8 +151,12 @@ def predict(
             wiring = choose_wiring(job.run, ready.plan.format, resources, len(left))
             requests = requests_for(job, ready.identities, ready.engine)
             building = _begin(job, requests)
+            # The models are building; Ray, imported and started only now, keeps them company.
+            from cvbatch.run.stream import run_chunks, start_actors
+
             if not joins_a_cluster():
                 stack.enter_context(connected())
+            actors = start_actors(wiring)
             built = _finish(job, requests, building)
             for program in built:
                 if program.note:
@@ -157,7 +166,7 @@ def predict(
             order = _commit(ready, requests, built)
             listener.begun(len(left), sum(ref.num_images for ref in left))
             begun = time.perf_counter()
-            for report in run_chunks(order, left, wiring):
+            for report in run_chunks(order, left, wiring, actors):
                 summary.add(report)
                 summary.images_per_second = summary.num_images / (time.perf_counter() - begun)
                 listener.written(report, summary)

@@ -12,10 +12,9 @@ the models.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -23,9 +22,8 @@ import ray
 from ray.util import ActorPool
 
 from cvbatch import worker
-from cvbatch.config import RunConfig
-from cvbatch.errors import ConfigError, CvbatchError
-from cvbatch.run.cluster import Resources
+from cvbatch.errors import CvbatchError
+from cvbatch.run.cluster import Wiring
 from cvbatch.types import ChunkRef
 from cvbatch.wire import (
     image_batches_to_table,
@@ -41,88 +39,59 @@ if TYPE_CHECKING:
 _CHUNK_RETRIES = 3  # times that a chunk may take its worker down before the job stops
 
 
-@dataclass(frozen=True)
-class Wiring:
-    """How the work lies on the cluster."""
+def start_actors(wiring: Wiring) -> list[Any]:
+    """Start the fused wiring's actors, empty: they come up while the models still build.
 
-    arrangement: str  # "fused" | "streaming"
-    num_actors: int
-    cpus_per_actor: float
-    gpus_per_actor: float
-
-
-def choose_wiring(
-    run: RunConfig, source_format: str, resources: Resources, num_chunks: int
-) -> Wiring:
-    """Return the wiring for a job: streaming where there are GPUs, fused where not.
-
-    A tar is one chunk of unknown length, too long to hold decoded: its job is always fused.
-
-    Raises:
-        ConfigError: the cluster lacks what the job asks for.
+    Ray Data starts those of the streaming wiring itself.
     """
-    gpus = run.gpus_per_actor
-    if gpus is None:
-        gpus = 1.0 if resources.num_gpus >= 1 else resources.num_gpus
-    arrangement = run.arrangement
-    if arrangement == "auto":
-        is_streaming = resources.num_gpus > 0 and source_format != "webdataset"
-        arrangement = "streaming" if is_streaming else "fused"
-    if arrangement == "streaming" and source_format == "webdataset":
-        raise ConfigError("run.arrangement: streaming cannot take tars; say fused or auto")
-    spare = 1.0 if arrangement == "streaming" else 0.0  # a CPU that reads and writes
-    room = math.floor((resources.num_cpus - spare) / run.cpus_per_actor + 1e-9)
-    if gpus > 0:
-        room = min(room, math.floor(resources.num_gpus / gpus + 1e-9))
-    wanted = run.actors or room
-    if room < 1 or wanted > room:
-        raise ConfigError(
-            f"run.actors: {max(wanted, 1)} with {run.cpus_per_actor:g} CPU and {gpus:g} GPU each "
-            f"({arrangement}) do not fit a cluster of {resources.num_cpus:g} CPU and "
-            f"{resources.num_gpus:g} GPU; {max(room, 0)} would"
-        )
-    return Wiring(arrangement, max(1, min(wanted, num_chunks)), run.cpus_per_actor, gpus)
-
-
-def run_chunks(order: WorkOrder, refs: Sequence[ChunkRef], wiring: Wiring) -> Iterator[PartReport]:
-    """Do the chunks on the connected cluster; yield each one's report as its file is written.
-
-    Raises:
-        CvbatchError: what stopped a worker, as it was raised there.
-    """
-    if not refs:
-        return
-    try:
-        with closing(_WIRINGS[wiring.arrangement](refs, order, wiring)) as reports:
-            yield from reports
-    except ray.exceptions.RayError as error:
-        raise _told(error) from None
-
-
-def _fused(
-    refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring
-) -> Generator[PartReport, None, None]:
-    """Hand chunk after chunk to a pool of actors.
-
-    Plain actors, not Ray Data: where nothing flows between stages it would add only its start-up
-    (every worker imports it) and actors of its own beside ours.
-    """
+    if wiring.arrangement == "streaming":
+        return []
     actor = ray.remote(worker.FusedWorker).options(
         num_cpus=wiring.cpus_per_actor,
         num_gpus=wiring.gpus_per_actor,
         max_restarts=-1,
         max_task_retries=_CHUNK_RETRIES,
     )
-    actors = [actor.remote(order) for _ in range(wiring.num_actors)]
+    return [actor.remote() for _ in range(wiring.num_actors)]
+
+
+def run_chunks(
+    order: WorkOrder, refs: Sequence[ChunkRef], wiring: Wiring, actors: Sequence[Any]
+) -> Iterator[PartReport]:
+    """Do the chunks on the connected cluster; yield each one's report as its file is written.
+
+    actors: from `start_actors`.
+
+    Raises:
+        CvbatchError: what stopped a worker, as it was raised there.
+    """
+    if not refs:
+        return
+    is_fused = wiring.arrangement == "fused"
+    wired = _fused(refs, order, actors) if is_fused else _streaming(refs, order, wiring)
     try:
-        yield from ActorPool(actors).map_unordered(_work, refs)
+        with closing(wired) as reports:
+            yield from reports
+    except ray.exceptions.RayError as error:
+        raise _told(error) from None
+
+
+def _fused(
+    refs: Sequence[ChunkRef], order: WorkOrder, actors: Sequence[Any]
+) -> Generator[PartReport, None, None]:
+    """Hand chunk after chunk to a pool of actors.
+
+    Plain actors, not Ray Data: where nothing flows between stages it would add only its start-up
+    (every worker imports it) and actors of its own beside ours.
+    """
+    shared = ray.put(order)
+    try:
+        yield from ActorPool(list(actors)).map_unordered(
+            lambda actor, ref: actor.work.remote(shared, ref), refs
+        )
     finally:
-        for one in actors:
-            ray.kill(one)
-
-
-def _work(actor: Any, ref: ChunkRef) -> Any:
-    return actor.work.remote(ref)
+        for actor in actors:
+            ray.kill(actor)
 
 
 def _streaming(
@@ -173,7 +142,6 @@ def _dataset(refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring) -> ray.
 
 
 _COUNT = "chunk_images"  # rides along, so that no writer takes a part for the whole
-_WIRINGS = {"fused": _fused, "streaming": _streaming}
 
 
 class _PredictActor:
