@@ -110,6 +110,13 @@ def test_what_is_wrong_is_refused_in_a_sentence_and_nothing_is_written(
     assert not (tmp_path / "sink").exists()
 
 
+def test_a_cluster_that_does_not_answer_is_refused(archive, keras_files, tmp_path):
+    path = jobs.write_job(tmp_path / "job.yaml", jobs.job(archive, tmp_path / "o", keras_files))
+    told = refused("predict", "--config", path, env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"})
+    assert "no Ray cluster answers there" in told
+    assert not (tmp_path / "o").exists()
+
+
 def test_wrong_words_are_status_2():
     assert "usage: cvbatch" in refused("predict")
     assert "invalid choice" in refused("predit", "--config", "x")

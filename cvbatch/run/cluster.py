@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from cvbatch.errors import ConfigError
 
 # A local Ray holds chunks in passing only; its default is 30 % of the machine's memory.
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
+_ANSWER_LIMIT_S = 10.0  # of a cluster's head
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,13 @@ def connected() -> Iterator[Resources]:
 def _connect() -> None:
     import ray
 
+    address = os.environ.get("RAY_ADDRESS", "")
+    _check_address(address)
     options: dict[str, object] = {
         "logging_level": logging.ERROR,
         "log_to_driver": False,  # what workers must tell comes back in their reports
     }
-    if not os.environ.get("RAY_ADDRESS"):
+    if not address:
         options |= {
             "num_cpus": len(os.sched_getaffinity(0)),
             "include_dashboard": False,
@@ -132,12 +136,26 @@ def _connect() -> None:
         with silent_stderr():
             ray.init(**options)
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack and exits
-    except ConnectionError as error:
-        address = os.environ.get("RAY_ADDRESS")
-        raise ConfigError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error)[:200]}); start it, "
-            "or unset RAY_ADDRESS to run on this machine"
-        ) from None
+    except ConnectionError:
+        raise _no_cluster(address) from None
+
+
+def _check_address(address: str) -> None:
+    """Refuse a host and port where nobody listens: Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # none, "auto" or "local"
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_LIMIT_S).close()
+    except OSError:
+        raise _no_cluster(address) from None
+
+
+def _no_cluster(address: str) -> ConfigError:
+    return ConfigError(
+        f"RAY_ADDRESS={address}: no Ray cluster answers there; start it, or unset RAY_ADDRESS to "
+        "run on this machine"
+    )
 
 
 @contextmanager

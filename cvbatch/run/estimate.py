@@ -59,7 +59,7 @@ class Estimate:
                 f"other files       {self.num_ignored_files:,}, left alone",
                 f"arrangement       {self.arrangement}, {self.num_actors} actors",
                 f"sampled           {self.sampled_images} images, {self.sampled_failures} failed",
-                f"estimated time    {self.seconds:,.0f} s",
+                f"estimated time    {self.seconds:,.1f} s",
                 f"estimated result  {self.result_bytes:,} bytes",
             ]
         )
