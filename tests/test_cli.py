@@ -87,6 +87,17 @@ def test_a_dry_run_tells_and_writes_nothing(archive, keras_files, tmp_path):
     assert not sink.exists()
 
 
+def test_a_dry_run_over_tars_estimates_from_their_bytes(keras_files, tmp_path):
+    tar = jobs.write_tar(tmp_path / "in" / "a.tar", jobs.archive_files(10))
+    path = jobs.write_job(tmp_path / "job.yaml", jobs.job(tar, tmp_path / "sink", keras_files))
+    status, said, told = jobs.cvbatch("predict", "--config", path, "--dry-run", "--json")
+    assert status == 0, told
+    estimate = json.loads(said)
+    assert (estimate["num_images"], estimate["sampled_images"]) == (0, 12)
+    assert estimate["seconds"] > 0
+    assert estimate["result_bytes"] > 0
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

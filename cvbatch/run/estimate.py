@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from cvbatch.config import JobConfig
 from cvbatch.data import schema, sink
@@ -21,7 +23,7 @@ from cvbatch.run.cluster import (
     silent_stderr,
 )
 from cvbatch.run.prediction import Listener, Preparation, prepare
-from cvbatch.types import ChunkRef
+from cvbatch.types import ChunkRef, EncodedImage
 
 SAMPLE_IMAGES = 64
 
@@ -80,9 +82,12 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     requests = requests_for(job, ready.identities, ready.engine)
     programs = Building(requests).result() if left else []
     listener.say(f"sampling up to {SAMPLE_IMAGES} images")
-    sampled, failed, seconds, size = _sample(ready, left[0], programs) if left else (0, 0, 0.0, 0)
+    sample = _sample(ready, left[0], programs) if left else _Sample(0, 0, 0, 0.0, 0)
     images_left = sum(ref.num_images for ref in left)
-    share = images_left / sampled if sampled else 0.0
+    if images_left:
+        share = images_left / max(1, sample.num_images)
+    else:  # tars tell their images only when read: their bytes stand for them
+        share = sum(ref.size_bytes for ref in left) / max(1, sample.num_bytes)
     return Estimate(
         num_chunks=len(plan.chunks),
         num_chunks_done=len(plan.chunks) - len(left),
@@ -92,17 +97,23 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         num_ignored_files=plan.num_ignored_files,
         arrangement=wiring.arrangement,
         num_actors=wiring.num_actors,
-        sampled_images=sampled,
-        sampled_failures=failed,
-        seconds=round(seconds * share / wiring.num_actors, 3),
-        result_bytes=int(size * share),
+        sampled_images=sample.num_images,
+        sampled_failures=sample.num_failed,
+        seconds=round(sample.seconds * share / wiring.num_actors, 3),
+        result_bytes=int(sample.result_bytes * share),
     )
 
 
-def _sample(
-    ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]
-) -> tuple[int, int, float, int]:
-    """Return images, failures, seconds and Parquet bytes of a sample, worked in this process."""
+class _Sample(NamedTuple):
+    num_images: int
+    num_failed: int
+    num_bytes: int  # encoded
+    seconds: float
+    result_bytes: int
+
+
+def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> _Sample:
+    """Return what the first images of a chunk came to, worked in this process."""
     job = ready.job
     with silent_stderr():  # LiteRT tells the terminal of its delegate
         models = [
@@ -118,13 +129,19 @@ def _sample(
     )
     keys = list(dict.fromkeys(model.spec.input_key for model in models))
     limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
+    num_bytes = 0
+
+    def weighed() -> Iterator[EncodedImage]:
+        nonlocal num_bytes
+        for image in islice(images, SAMPLE_IMAGES):
+            num_bytes += len(image.data)
+            yield image
+
     started = time.perf_counter()
-    batches = decode_images(
-        islice(images, SAMPLE_IMAGES), keys, limits, chunk.chunk_id, job.run.batch_size
-    )
+    batches = decode_images(weighed(), keys, limits, chunk.chunk_id, job.run.batch_size)
     said = [predictor(batch) for batch in batches]
     rows = [schema.to_rows(one, result_models, arrow_schema) for one in said]
     size = sink.encode_part(rows, arrow_schema, b"{}").size
     seconds = time.perf_counter() - started
     num_failed = sum(len(one.failures) for one in said)
-    return sum(map(len, said)), num_failed, seconds, size
+    return _Sample(sum(map(len, said)), num_failed, num_bytes, seconds, size)
