@@ -36,53 +36,59 @@ _PASSING = (
     keras.layers.Normalization,
     keras.layers.UpSampling2D,
 )
+# The same as bare operations, whose classes Keras keeps to itself.
+_PASSING_OPERATIONS = {"AveragePool", "Cast", "Flip", "MaxPool", "Pad", "Reshape", "Transpose"}
 
 
 @dataclass
 class Calls:
-    """What each layer of a model received and returned while its graph was traced, in order."""
+    """What each step of a model received and returned while its graph was traced, in order."""
 
     path: list[str] = field(default_factory=list)
-    layer: list[keras.Layer] = field(default_factory=list)
-    received: list[tf.Tensor] = field(default_factory=list)
+    step: list[keras.Operation] = field(default_factory=list)
+    received: list[list[tf.Tensor]] = field(default_factory=list)
     returned: list[tf.Tensor] = field(default_factory=list)
 
 
-def leaf_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
-    """Yield every layer that holds no others with its path outer/inner/layer."""
-    for layer in model.layers:
-        path = f"{prefix}{layer.name}"
-        if getattr(layer, "layers", None):
-            yield from leaf_layers(layer, f"{path}/")
+def leaf_steps(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Operation]]:
+    """Yield every layer that holds no others, and every bare operation, with its path.
+
+    A path is outer/inner/layer. A sum may be a layer (`Add`) or an operation (`x + y`): both
+    may be the map that Grad-CAM is after.
+    """
+    for step in getattr(model, "operations", model.layers):
+        path = f"{prefix}{step.name}"
+        if getattr(step, "layers", None):
+            yield from leaf_steps(step, f"{path}/")
         else:
-            yield path, layer
+            yield path, step
 
 
 @contextmanager
 def recorded_calls(model: keras.Model) -> Iterator[Calls]:
-    """Record every leaf layer's calls inside the block; models may nest, be Sequential or not."""
+    """Record every leaf step's calls inside the block; models may nest, be Sequential or not."""
     calls = Calls()
     patched = []
-    for path, layer in leaf_layers(model):
-        if "call" not in vars(layer):
-            layer.call = _recording(path, layer, calls)
-            patched.append(layer)
+    for path, step in leaf_steps(model):
+        if "call" not in vars(step):
+            step.call = _recording(path, step, calls)
+            patched.append(step)
     try:
         yield calls
     finally:
-        for layer in patched:
-            del layer.call
+        for step in patched:
+            del step.call
 
 
-def _recording(path: str, layer: keras.Layer, calls: Calls) -> Callable[..., Any]:
-    original = layer.call
+def _recording(path: str, step: keras.Operation, calls: Calls) -> Callable[..., Any]:
+    original = step.call
 
     def call(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        if args and tf.is_tensor(args[0]) and tf.is_tensor(result):
+        if tf.is_tensor(result):
             calls.path.append(path)
-            calls.layer.append(layer)
-            calls.received.append(args[0])
+            calls.step.append(step)
+            calls.received.append([x for x in tf.nest.flatten(args) if tf.is_tensor(x)])
             calls.returned.append(result)
         return result
 
@@ -95,7 +101,7 @@ def check_layer(model: keras.Model, layer: str) -> None:
     Raises:
         ModelError: with the nearest known path.
     """
-    known = [path for path, _ in leaf_layers(model)]
+    known = [path for path, _ in leaf_steps(model)]
     if layer == "auto" or _matches(known, layer):
         return
     near = difflib.get_close_matches(layer, known, 1, 0.3)
@@ -125,9 +131,7 @@ def find_feature_map(
     for i in reversed(range(len(calls.path))):
         shape = calls.returned[i].shape
         has_positions = shape.rank == 4 and shape[1] * shape[2] > 1
-        is_meant = (
-            not isinstance(calls.layer[i], _PASSING) if layer == "auto" else calls.path[i] in wanted
-        )
+        is_meant = not _is_passing(calls.step[i]) if layer == "auto" else calls.path[i] in wanted
         if is_meant and has_positions and _depends(score, calls.returned[i]):
             return i
     if layer == "auto":
@@ -139,6 +143,10 @@ def find_feature_map(
         f"heatmap layer {layer!r} gives no map (batch, height, width, channels) that the class "
         "scores depend on; name a convolution, or say auto"
     )
+
+
+def _is_passing(step: keras.Operation) -> bool:
+    return isinstance(step, _PASSING) or type(step).__name__ in _PASSING_OPERATIONS
 
 
 def _depends(score: tf.Tensor, tensor: tf.Tensor) -> bool:
@@ -153,7 +161,7 @@ def heatmaps(
 ) -> tf.Tensor:  # (B, K, h, w)
     """Return Grad-CAM maps in 0..1, each divided by its maximum; all 0 where none is positive."""
     features = calls.returned[at]
-    pooled = _pooled(calls, features)
+    pooled = _pooled(calls, scores, features)
     maps = [
         _weighted(features, _channel_weights(scores, classes[:, k], features, pooled))
         for k in range(classes.shape[1])
@@ -161,17 +169,15 @@ def heatmaps(
     return tf.stack(maps, axis=1)
 
 
-def _pooled(calls: Calls, features: tf.Tensor) -> tf.Tensor | None:
-    """Return the pooled map where global average pooling is all that reads it, else None."""
-    readers = [
-        i
-        for i, tensor in enumerate(calls.received)
-        if tensor is features and calls.returned[i] is not features  # dropout at inference
-    ]
-    if len(readers) != 1:
-        return None
-    is_pooling = isinstance(calls.layer[readers[0]], keras.layers.GlobalAveragePooling2D)
-    return calls.returned[readers[0]] if is_pooling else None
+def _pooled(calls: Calls, scores: tf.Tensor, features: tf.Tensor) -> tf.Tensor | None:
+    """Return the pooled map where the scores see the map through its global average alone."""
+    for i, step in enumerate(calls.step):
+        is_pooling = isinstance(step, keras.layers.GlobalAveragePooling2D)
+        if is_pooling and calls.received[i][0] is features:
+            pooled = calls.returned[i]
+            past_it = tf.gradients(scores, features, stop_gradients=[pooled])[0]
+            return pooled if past_it is None else None
+    return None
 
 
 def _channel_weights(
