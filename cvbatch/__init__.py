@@ -1,3 +1,24 @@
-"""cvbatch: Keras vision models over image archives, on Ray, into Parquet."""
+"""Keras vision models over image archives, on Ray, into Parquet."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
 
 __version__ = "0.1.0"
+
+
+def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model
+    """Return the network of a .keras file, cvbatch's own layers known, nothing else run.
+
+    Keras is imported here, not with the package. Plain `keras.saving.load_model` does the same
+    once `cvbatch.models.zoo` was imported.
+
+    Raises:
+        ModelError: there is no such file, it is damaged, or it needs code that safe mode refuses.
+    """
+    from pathlib import Path
+
+    from cvbatch.models.zoo import load_file
+
+    return load_file(str(path), Path(path))

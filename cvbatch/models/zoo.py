@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
-import warnings
+import inspect
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -16,10 +19,9 @@ from cvbatch.errors import ModelError
 from cvbatch.models import classifiers, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
 from cvbatch.models.card import DEMO_FILES
+from cvbatch.models.weights import ENDINGS, LOAD_ERRORS, check_archive, first_line, load_weights
 from cvbatch.types import Task
 
-# What Keras and the libraries under it raise on a file that is damaged or of another network.
-_LOAD_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError, zipfile.BadZipFile)
 _DEMO_ANCHORS = ((0.19, 0.19), (0.22, 0.28), (0.28, 0.22), (0.36, 0.36), (0.5, 0.5))
 
 
@@ -27,11 +29,12 @@ _DEMO_ANCHORS = ((0.19, 0.19), (0.22, 0.28), (0.28, 0.22), (0.36, 0.36), (0.5, 0
 class ZooEntry:
     """A network that can be named."""
 
-    build: Callable[[int, tuple[int, int]], keras.Model]  # num_classes, image_size → model
+    build: Callable[..., keras.Model]  # (num_classes, image_size, options by name)
     task: Task
-    num_classes: int  # where nothing else is said
+    num_classes: int  # where nothing else is said; 1 is one sigmoid, which tells two apart
     image_size: tuple[int, int]  # height, width in pixels, where nothing else is said
     multiple_of: int = 1  # what both sides must be
+    minimum: tuple[int, int] = (1, 1)  # height, width
 
 
 ZOO: dict[str, ZooEntry] = {
@@ -52,8 +55,9 @@ ZOO: dict[str, ZooEntry] = {
     ),
     **{
         name: ZooEntry(
-            functools.partial(build_application, name, weights=None),
+            functools.partial(build_application, name),
             "classification", IMAGENET_CLASSES, (application.side, application.side),
+            minimum=(application.minimum, application.minimum),
         )
         for name, application in APPLICATIONS.items()
     },
@@ -61,27 +65,38 @@ ZOO: dict[str, ZooEntry] = {
 
 
 def build(
-    name: str, num_classes: int | None = None, image_size: tuple[int, int] | None = None
+    name: str,
+    num_classes: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> keras.Model:
-    """Return the named network with random weights; it takes RGB 0..255.
+    """Return the named network with random weights; it takes RGB 0..255 (or grey, where it says).
 
     image_size: (height, width) in pixels. Both this and the number of classes have a default
-    in `ZOO`.
+    in `ZOO`. options: further arguments of the network's own function, such as `width`.
 
     Raises:
-        ModelError: no network has that name, or it cannot have that size or number of classes.
+        ModelError: no network has that name, or it cannot have that size, number of classes or
+            option.
     """
     entry = find(name)
-    height, width = image_size or entry.image_size
-    if (
-        min(height, width) < entry.multiple_of
-        or height % entry.multiple_of + width % entry.multiple_of
-    ):
-        raise ModelError(
-            f"image size {height}×{width} of {name}: both sides must be multiples of "
-            f"{entry.multiple_of}; choose for example {entry.image_size[0]}×{entry.image_size[1]}"
-        )
-    return entry.build(num_classes or entry.num_classes, (height, width))
+    size = image_size or entry.image_size
+    _check_size(name, entry, size)
+    said = dict(options or {})
+    count = said.pop("num_classes", None) or num_classes or entry.num_classes
+    _check_options(name, entry, said)
+    try:
+        return entry.build(count, size, **said)
+    except (ValueError, TypeError) as error:
+        told = f"{count} classes, image size {size[0]}×{size[1]} and options {said}"
+        raise ModelError(f"{name} cannot be built with {told}: {first_line(error)}") from error
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Build networks inside the block in a moment and without memory: shapes, but no values."""
+    with keras.StatelessScope(initialize_variables=False):
+        yield
 
 
 def find(name: str) -> ZooEntry:
@@ -100,15 +115,55 @@ def find(name: str) -> ZooEntry:
     )
 
 
+def _check_size(name: str, entry: ZooEntry, size: tuple[int, int]) -> None:
+    """Refuse sides the network cannot have, with the rule and the nearest size it can have."""
+    multiple = entry.multiple_of
+    fits = [
+        side >= least and side % multiple == 0
+        for side, least in zip(size, entry.minimum, strict=True)
+    ]
+    if all(fits):
+        return
+    rules = [f"multiples of {multiple}"] if multiple > 1 else []
+    if max(entry.minimum) > multiple:
+        rules.append(f"at least {entry.minimum[0]}×{entry.minimum[1]}")
+    near = [
+        max(-(-least // multiple), round(side / multiple)) * multiple
+        for side, least in zip(size, entry.minimum, strict=True)
+    ]
+    raise ModelError(
+        f"image size {size[0]}×{size[1]} (height×width) of {name}: both sides must be "
+        f"{' and '.join(rules)}; the nearest is {near[0]}×{near[1]}"
+    )
+
+
+def _check_options(name: str, entry: ZooEntry, said: Mapping[str, Any]) -> None:
+    """Refuse an option that the network's function does not have."""
+    parameters = list(inspect.signature(entry.build).parameters)[2:]
+    for option in said:
+        if option not in parameters:
+            near = difflib.get_close_matches(option, parameters, 1, 0.3)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            known = ", ".join(["num_classes", *parameters])
+            raise ModelError(f"{name} has no build option {option!r}{hint}; it has {known}")
+
+
 def load_model(
-    model: str, weights: str | None, *, local_file: Callable[[str], Path]
+    model: str,
+    weights: str | None,
+    *,
+    local_file: Callable[[str], Path],
+    num_classes: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> keras.Model:
     """Return the network a job file names, with its weights, in safe mode.
 
     model: a name in `ZOO`, or the path or URI of a .keras file. weights: None for a .keras
-    file; otherwise "imagenet", "demo" (shipped with the package), "random", or the path or URI
+    file; otherwise "imagenet" (of the whole network, or of its backbone alone: see
+    `is_head_trained`), "demo" (shipped with the package), "random", or the path or URI
     of a .weights.h5, .h5 or .keras file. local_file: returns a local path, with the same
-    ending, for a path or URI.
+    ending, for a path or URI. The others are `build`'s and go with a name only.
 
     Raises:
         ModelError: the name, the file, or the two together are wrong.
@@ -125,13 +180,31 @@ def load_model(
             f"model {model!r} is given no weights; say weights: imagenet, demo, a file, or, if "
             "an untrained network is wanted, random"
         )
-    if weights == "random":
-        return build(model)
     if weights == "demo":
         return _load_demo(model)
     if weights == "imagenet":
-        return _load_imagenet(model)
-    return _with_weights(model, weights, local_file)
+        return build(model, num_classes, image_size, _imagenet_option(model) | dict(options or {}))
+    if weights != "random" and not weights.endswith(ENDINGS):
+        raise ModelError(
+            f"weights {weights!r} of {model}: must be imagenet, demo, random, or a file ending "
+            "in .weights.h5, .h5 or .keras"
+        )
+    network = build(model, num_classes, image_size, options)
+    if weights != "random":
+        load_weights(network, model, weights, local_file(weights))
+    return network
+
+
+def is_head_trained(model: str, weights: str | None, num_classes: int | None) -> bool:
+    """Say whether every layer of what `load_model` returns has seen training.
+
+    ImageNet's weights leave a head of other classes, and all that is not a classifier of
+    keras.applications, with a random head on a trained backbone. Untrained on purpose
+    (`weights: random`) counts as trained.
+    """
+    return weights != "imagenet" or (
+        model in APPLICATIONS and num_classes in (None, IMAGENET_CLASSES)
+    )
 
 
 def load_file(model: str, path: Path) -> keras.Model:
@@ -141,19 +214,51 @@ def load_file(model: str, path: Path) -> keras.Model:
         ModelError: it is not a .keras file, or needs code that safe mode refuses.
     """
     try:
+        check_archive(path)
         loaded: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except _LOAD_ERRORS as error:
-        if "Lambda" in str(error) or "safe_mode" in str(error):
-            raise ModelError(
-                f"{model} holds a Lambda layer, which could run any code and is refused; build "
-                "it again from Keras' own layers, or from one registered with "
-                "keras.saving.register_keras_serializable"
-            ) from error
-        raise ModelError(
-            f"{model} cannot be loaded as a .keras file of Keras {keras.__version__} "
-            f"({_first_line(error)}); save it again with model.save('NAME.keras')"
-        ) from error
+    except LOAD_ERRORS as error:
+        raise ModelError(_refusal(model, path, error)) from error
     return loaded
+
+
+def _refusal(model: str, path: Path, error: BaseException) -> str:
+    """Return in one sentence why a .keras file is not loaded."""
+    text = str(error)
+    if not path.is_file():
+        return f"model file {model} does not exist; check the path"
+    if not zipfile.is_zipfile(path):
+        return (
+            f"{model} cannot be loaded: it is not a .keras file (a zip archive that Keras 3 "
+            "writes), or is cut short; copy it again, or save it with model.save('NAME.keras')"
+        )
+    if "Lambda" in text or "safe_mode" in text:
+        return (
+            f"{model} holds a Lambda layer, which could run any code and is refused; build "
+            "it again from Keras' own layers, or from one registered with "
+            "keras.saving.register_keras_serializable"
+        )
+    unknown = re.search(r"Could not (?:locate|deserialize) (?:class|function)? ?'([^']+)'", text)
+    if unknown:
+        return (
+            f"{model} needs the class {unknown[1]!r}, which is neither Keras' nor cvbatch's: code "
+            "from outside is not run; build the network again from Keras' own layers"
+        )
+    return (
+        f"{model} cannot be loaded as a .keras file of Keras {keras.__version__} "
+        f"({first_line(error)}); save it again with model.save('NAME.keras')"
+    )
+
+
+def _imagenet_option(model: str) -> dict[str, str]:
+    """Return what makes the network's function load ImageNet's weights."""
+    parameters = inspect.signature(ZOO[model].build).parameters
+    for option in ("weights", "backbone_weights"):
+        if option in parameters:
+            return {option: "imagenet"}
+    raise ModelError(
+        f"weights: imagenet for {model!r}: Keras has them for its own networks only, such "
+        "as MobileNetV2, and for what is built on them, such as fcn8s; name a weights file"
+    )
 
 
 def _load_demo(model: str) -> keras.Model:
@@ -163,36 +268,3 @@ def _load_demo(model: str) -> keras.Model:
             "weights file"
         )
     return load_file(model, DEMO_FILES[model])
-
-
-def _load_imagenet(model: str) -> keras.Model:
-    if model not in APPLICATIONS:
-        raise ModelError(
-            f"weights: imagenet for {model!r}: Keras has them for its own networks only, such "
-            "as MobileNetV2; name a weights file"
-        )
-    return build_application(model, IMAGENET_CLASSES, ZOO[model].image_size, weights="imagenet")
-
-
-def _with_weights(model: str, weights: str, local_file: Callable[[str], Path]) -> keras.Model:
-    if not weights.endswith((".h5", ".keras")):
-        raise ModelError(
-            f"weights {weights!r} of {model}: must be imagenet, demo, random, or a file ending "
-            "in .weights.h5, .h5 or .keras"
-        )
-    network = build(model)
-    try:
-        with warnings.catch_warnings():
-            # Keras only warns where layers keep their random weights.
-            warnings.filterwarnings("error", "Skipping nested container", UserWarning)
-            network.load_weights(local_file(weights))
-    except (*_LOAD_ERRORS, UserWarning) as error:
-        raise ModelError(
-            f"weights {weights} do not fit {model} as the zoo builds it, {network.output_shape} "
-            f"({_first_line(error)}); save the whole model and name that .keras file as model"
-        ) from error
-    return network
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
