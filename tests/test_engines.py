@@ -50,6 +50,63 @@ def test_a_plain_network_with_a_hidden_relu_and_pools(engine, score):
             np.testing.assert_allclose(results["heatmaps"][:, rank], textbook, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (19, 17)])  # the pool leaves rows and columns over
+def test_average_pools_after_the_map(engine, size):
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(7)
+    model = keras.Sequential(
+        [
+            keras.Input((*size, 3)),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(6, 3, activation="tanh", padding="same", name="last"),
+            layers.AveragePooling2D(2),
+            layers.Flatten(),
+            layers.Dense(4, activation="softmax"),
+        ]
+    )
+    images = networks.random_images(3, size)
+    results, graph = run(engine, model, config(heatmap={}), images)
+    assert graph.heatmap_layer == "last"
+    textbook = networks.textbook_grad_cam(model, model.get_layer("last").output, images)
+    np.testing.assert_allclose(results["heatmaps"][:, 0], textbook, atol=TOLERANCE)
+
+
+def test_a_sum_behind_a_shortcut_is_the_map(engine):
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(8)
+    image = keras.Input((16, 16, 3))
+    branch = layers.Conv2D(5, 3, padding="same", name="branch")(layers.Rescaling(1 / 255)(image))
+    other = layers.Conv2D(5, 1, name="other")(image)
+    for total, name in ((layers.Add(name="total")([branch, other]), "total"), (branch + other, "")):
+        scores = layers.Dense(4, activation="softmax")(layers.GlobalAveragePooling2D()(total))
+        model = keras.Model(image, scores)
+        images = networks.random_images(2, (16, 16))
+        results, graph = run(engine, model, config(heatmap={}), images)
+        assert graph.heatmap_layer == (name or model.operations[-3].name)
+        textbook = networks.textbook_grad_cam(model, total, images)
+        np.testing.assert_allclose(results["heatmaps"][:, 0], textbook, atol=TOLERANCE)
+
+
+def test_a_map_that_is_read_past_its_pooling_is_not_explained_by_the_pooling_alone(engine):
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(9)
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(5, 3, padding="same", name="seen")(layers.Rescaling(1 / 255)(image))
+    gate = layers.Dense(5, activation="sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    flat = layers.Flatten()(x * gate)
+    model = keras.Model(image, layers.Dense(4, activation="softmax")(flat))
+    images = networks.random_images(2, (8, 8))
+    results, _ = run(engine, model, config(heatmap={"layer": "seen"}), images)
+    textbook = networks.textbook_grad_cam(model, model.get_layer("seen").output, images)
+    np.testing.assert_allclose(results["heatmaps"][:, 0], textbook, atol=TOLERANCE)
+
+
 def test_a_nested_network(engine):
     model, images = networks.nested_classifier(), networks.random_images(3, (32, 32))
     results, graph = run(engine, model, config(heatmap={"layer": "auto"}), images)

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from cvbatch.arrays.anchors import shape_iou
 from cvbatch.arrays.boxes import suppress
 from cvbatch.arrays.pixels import mask_to_original, to_original
 from cvbatch.demo import score
@@ -113,7 +114,7 @@ def _lesson(name: str, model: keras.Model) -> tuple[keras.Model, Target, Loss]:
         return model, lambda batch: batch.mask, cross_entropy
     decode = model.get_layer("decode")
     side, stride = SIDES[name], decode.stride
-    anchors = np.array(decode.anchors_px, np.float32) / side  # (A, 2) h, w
+    anchors = np.array(decode.anchors, np.float32)  # (A, 2) h, w as parts of the image's
     return (
         training_view(model),
         lambda batch: grid_target(
@@ -153,14 +154,6 @@ def grid_target(
         classes[image[k], cell[k, 0], cell[k, 1]] = np.eye(num_classes)[class_id[image[k], slot[k]]]
     flat = numbers.reshape(len(boxes), grid, grid, -1)
     return np.concatenate([flat, classes], axis=-1)
-
-
-def shape_iou(sides: np.ndarray, anchors: np.ndarray) -> np.ndarray:  # (K, 2), (A, 2) → (K, A)
-    """Return the IoU of boxes and anchors laid corner on corner."""
-    overlap: np.ndarray = np.minimum(sides[:, None], anchors[None]).prod(axis=-1)
-    union = sides.prod(axis=-1)[:, None] + anchors.prod(axis=-1)[None] - overlap
-    iou: np.ndarray = overlap / union
-    return iou
 
 
 def grid_loss(num_anchors: int) -> Loss:

@@ -1,8 +1,9 @@
 """Gradients written with operations that LiteRT has, for layers between a map and its score.
 
-TensorFlow's own gradients of relu and max pooling are operations of their own (`ReluGrad`,
-`MaxPoolGrad`) which LiteRT lacks. These compute the same values: a select, and for pooling a
-one-hot of each window's first maximum. A graph traced under `OVERRIDES` uses them.
+TensorFlow's own gradients of relu and pooling are operations of their own (`ReluGrad`,
+`MaxPoolGrad`, `AvgPoolGrad`) which LiteRT lacks. These compute the same values: a select, and
+for pooling a one-hot of each window's first maximum, or equal shares. A graph traced under
+`OVERRIDES` uses them.
 """
 
 from __future__ import annotations
@@ -61,10 +62,29 @@ def _max_pool(op: Any, gradient: tf.Tensor) -> tf.Tensor:  # (B, h', w', c) → 
     return tf.pad(spread, ((0, 0), (0, missing_h), (0, missing_w), (0, 0)))
 
 
+@tf.RegisterGradient("CvbatchAvgPool")
+def _avg_pool(op: Any, gradient: tf.Tensor) -> tf.Tensor:  # (B, h', w', c) → (B, h, w, c)
+    """Share each window's gradient among its positions; overlapping or padded: TensorFlow's."""
+    _, size_h, size_w, _ = (int(n) for n in op.get_attr("ksize"))
+    batch, height, width, channels = op.inputs[0].shape
+    out_h, out_w = op.outputs[0].shape[1:3]
+    is_plain = op.get_attr("strides") == op.get_attr("ksize") and out_h * size_h <= height
+    if not is_plain or out_w * size_w > width:
+        from tensorflow.python.ops.nn_grad import _AvgPoolGrad
+
+        return _AvgPoolGrad(op, gradient)
+    shares = tf.reshape(gradient / (size_h * size_w), (batch * out_h, 1, out_w, 1, channels))
+    spread = shares + tf.zeros((1, size_h, 1, size_w, 1), gradient.dtype)
+    spread = tf.reshape(spread, (batch, out_h * size_h, out_w * size_w, channels))
+    missing_h, missing_w = height - out_h * size_h, width - out_w * size_w
+    return tf.pad(spread, ((0, 0), (0, missing_h), (0, missing_w), (0, 0)))
+
+
 OVERRIDES = {
     "Relu": "CvbatchRelu",
     "Relu6": "CvbatchRelu6",
     "LeakyRelu": "CvbatchLeakyRelu",
     "Elu": "CvbatchElu",
     "MaxPool": "CvbatchMaxPool",
+    "AvgPool": "CvbatchAvgPool",
 }

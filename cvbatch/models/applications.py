@@ -68,18 +68,21 @@ def build_application(
     weights: Weights = None,
     *,
     multi_label: bool = False,
+    alpha: float | None = None,
 ) -> keras.Model:  # (B, H, W, 3) RGB 0..255 → (B, num_classes)
     """Return the keras.applications network of that name, from `APPLICATIONS`.
 
     Its answer is a softmax; a sigmoid with one class or with `multi_label`. weights: "imagenet"
     loads Keras' own from its cache or the network; None draws them at random. ImageNet weights
     serve any image size that the network's shape allows, and any classes: with others than
-    ImageNet's 1,000 the head is new and random, and all below it is ImageNet's.
+    ImageNet's 1,000 the head is new and random, and all below it is ImageNet's. alpha: the width
+    of a MobileNet, as a factor of the filters.
 
     Raises:
-        ModelError: the weights cannot be had, or the network cannot have that size.
+        ModelError: the weights cannot be had, or the network cannot have that size or an alpha.
     """
-    options: dict[str, Any] = {"classes": num_classes}
+    width = _width_option(name, alpha)
+    options: dict[str, Any] = {"classes": num_classes, **width}
     if multi_label or num_classes == 1:
         options["classifier_activation"] = "sigmoid"
     if weights is None:
@@ -92,19 +95,32 @@ def build_application(
     if is_imagenets:
         _carry_whole(_network(name, (side, side), weights, **options), built, name)
     else:
-        _carry_below_head(build_features(name, image_size, weights), built)
+        _carry_below_head(build_features(name, image_size, weights, alpha=alpha), built)
     return built
 
 
 def build_features(
-    name: str, image_size: tuple[int, int], weights: Weights = None
+    name: str,
+    image_size: tuple[int, int],
+    weights: Weights = None,
+    *,
+    alpha: float | None = None,
 ) -> keras.Model:  # (B, H, W, 3) RGB 0..255 → (B, h, w, c)
     """Return the keras.applications network of that name without its top: its last feature map.
 
     Raises:
         ModelError: as `build_application`.
     """
-    return _network(name, image_size, weights, include_top=False)
+    return _network(name, image_size, weights, include_top=False, **_width_option(name, alpha))
+
+
+def _width_option(name: str, alpha: float | None) -> dict[str, float]:
+    """Return the option of a network that has several widths."""
+    if alpha is None:
+        return {}
+    if not name.startswith("MobileNet"):
+        raise ModelError(f"alpha of {name}: only the MobileNets have several widths; leave it out")
+    return {"alpha": alpha}
 
 
 def _network(
@@ -146,9 +162,7 @@ def _with_second_deviation(network: keras.Model) -> keras.Model:
         result = layer(*args, **kwargs)
         return second(result) if isinstance(layer, layers.Normalization) else result
 
-    return keras.models.clone_model(
-        network, input_tensors=network.inputs, clone_function=lambda x: x, call_function=call
-    )
+    return keras.models.clone_model(network, input_tensors=network.inputs, call_function=call)
 
 
 def _carry_whole(source: keras.Model, target: keras.Model, name: str) -> None:

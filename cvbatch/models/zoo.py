@@ -7,8 +7,7 @@ import functools
 import inspect
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,40 @@ class ZooEntry:
     minimum: tuple[int, int] = (1, 1)  # height, width
 
 
+# Of the classifiers in `CLASSIFIERS`: classes, side of the square, its minimum.
+_CLASSIFIERS = {
+    "small_convnet": (1, 180, 78),
+    "small_convnet_150": (1, 150, 46),
+    "mnist_convnet": (10, 28, 18),
+    "fashion_convnet": (10, 28, 8),
+    "residual_convnet": (1, 32, 1),
+    "mini_xception": (1, 180, 5),
+    "lenet5": (10, 32, 32),
+    "lenet5_original": (10, 32, 32),
+    "alexnet": (1000, 227, 35),
+    "googlenet": (1000, 224, 1),
+    "se_googlenet": (1000, 224, 1),
+    "resnet34": (1000, 224, 1),
+    "resnet152": (1000, 224, 1),
+    "se_resnet34": (1000, 224, 1),
+}
 ZOO: dict[str, ZooEntry] = {
-    "mini_xception": ZooEntry(classifiers.mini_xception, "classification", 1, (180, 180)),
+    **{
+        name: ZooEntry(
+            classifiers.CLASSIFIERS[name], "classification", count, (side, side),
+            minimum=(minimum, minimum),
+        )
+        for name, (count, side, minimum) in _CLASSIFIERS.items()
+    },
     "encoder_decoder": ZooEntry(segmenters.encoder_decoder, "segmentation", 3, (200, 200), 8),
+    **{
+        build.__name__: ZooEntry(build, "segmentation", 21, (224, 224), minimum=(32, 32))
+        for build in (segmenters.fcn32s, segmenters.fcn16s, segmenters.fcn8s)
+    },
+    "localizer": ZooEntry(detectors.localizer, "localization", 20, (224, 224), minimum=(32, 32)),
+    "sliding_fcn": ZooEntry(
+        detectors.sliding_fcn, "detection", 20, (448, 448), 32, minimum=(224, 224)
+    ),
     "yolo": ZooEntry(detectors.yolo, "detection", 20, (416, 416), detectors.STRIDE),
     "demo_classifier": ZooEntry(
         functools.partial(classifiers.mini_xception, width=16, num_blocks=4),
@@ -92,13 +122,6 @@ def build(
         raise ModelError(f"{name} cannot be built with {told}: {first_line(error)}") from error
 
 
-@contextmanager
-def without_weights() -> Iterator[None]:
-    """Build networks inside the block in a moment and without memory: shapes, but no values."""
-    with keras.StatelessScope(initialize_variables=False):
-        yield
-
-
 def find(name: str) -> ZooEntry:
     """Return the entry of that name.
 
@@ -107,8 +130,9 @@ def find(name: str) -> ZooEntry:
     """
     if name in ZOO:
         return ZOO[name]
-    by_lower = {known.lower(): known for known in ZOO}
-    near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), by_lower, 3, 0.5)]
+    lower = [known.lower() for known in ZOO]
+    close = difflib.get_close_matches(name.lower(), dict.fromkeys(lower), 3, 0.5)
+    near = [known for word in close for known in ZOO if known.lower() == word]
     nearest = f"nearest are {', '.join(near)}" if near else f"there are {', '.join(ZOO)}"
     raise ModelError(
         f"no network is called {name!r}; {nearest}; a file of your own must end in .keras"

@@ -6,7 +6,7 @@ import pytest
 
 from cvbatch.demo import samples, train
 from cvbatch.demo.render import render_scene
-from cvbatch.models.detectors import GridDecode
+from cvbatch.models.decoding import GridDecode
 from cvbatch.models.zoo import load_model
 
 pytestmark = [
@@ -33,7 +33,7 @@ def test_a_network_that_answers_the_target_finds_the_boxes():
     numbers[..., 0:2] = np.log(numbers[..., 0:2] + 1e-9) - np.log1p(1e-9 - numbers[..., 0:2])
     numbers[..., 4] = np.where(numbers[..., 4] > 0, 20, -20)
     raw[..., 10:] *= 40
-    decoded = GridDecode(ANCHORS * 80, 16)(raw)
+    decoded = GridDecode(ANCHORS, 16)(raw)
     boxes, scores = np.asarray(decoded["boxes"]), np.asarray(decoded["scores"])
 
     for i, scene in enumerate(scenes):

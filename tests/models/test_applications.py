@@ -13,6 +13,7 @@ from keras import layers
 
 from cvbatch.errors import ModelError
 from cvbatch.models import applications, zoo
+from cvbatch.models.cost import weightless
 
 pytestmark = [
     pytest.mark.keras,
@@ -81,7 +82,7 @@ def test_features_are_what_the_network_sees_below_its_top():
     [(1, False, "sigmoid"), (3, False, "softmax"), (3, True, "sigmoid")],
 )
 def test_the_last_activation_is_that_of_the_classes(num_classes, multi_label, activation):
-    with zoo.without_weights():
+    with weightless():
         model = applications.build_application(
             "MobileNet", num_classes, (32, 32), multi_label=multi_label
         )
@@ -99,6 +100,8 @@ def test_an_efficientnet_is_the_one_that_imagenets_weights_were_made_for(monkeyp
     theirs = keras.applications.EfficientNetB0(weights="imagenet")
 
     np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-7)
+    again = keras.Model(ours.input, ours.layers[-1].output)  # no second graph through its layers
+    np.testing.assert_array_equal(again(x), ours(x))
 
 
 IMAGENET_SCRIPT = """

@@ -13,6 +13,7 @@ from keras import layers
 from cvbatch.errors import ModelError
 from cvbatch.models import zoo
 from cvbatch.models.card import DEMO_FILES, read_card, write_card
+from cvbatch.models.cost import weightless
 
 pytestmark = [
     pytest.mark.keras,
@@ -95,8 +96,9 @@ def test_random_weights_are_had_only_by_saying_so():
     ("model", "weights", "message"),
     [
         ("mobilenet-v2", "random", "nearest are .*MobileNetV2"),
+        ("Resnet152", "random", "nearest are resnet152, ResNet152, "),
         ("demo_detektor", "demo", "nearest are demo_detector"),
-        ("###", "random", "no network is called '###'; there are mini_xception"),
+        ("###", "random", "no network is called '###'; there are small_convnet"),
         ("yolo", "demo", "demo_classifier.* only"),
         ("yolo", "imagenet", "its own networks only"),
         ("yolo", "somewhere/file.pt", "ending in .weights.h5"),
@@ -144,7 +146,7 @@ def test_an_option_reaches_the_networks_function():
 
 
 def test_a_network_without_weights_has_shapes_alone():
-    with zoo.without_weights():
+    with weightless():
         model = zoo.build("VGG16")
 
     assert model.count_params() == 138_357_544

@@ -1,0 +1,125 @@
+"""Raw numbers become boxes and scores in the saved graph itself, by the layers of this file.
+
+They use no operation that LiteRT lacks, know nothing of the image's size but what reaches them,
+so that a network decodes at any size, and reckon in float32 whatever the precision of the rest:
+half of it would not hold a pixel's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+Tensor = Any  # a keras.KerasTensor; Keras carries no type information
+
+
+@keras.saving.register_keras_serializable("cvbatch")
+class GridDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type information
+    """Turns a grid of raw numbers into boxes and scores.
+
+    Input: (B, gh, gw, A·5 + C). A cell holds for each of A anchors (ty, tx, th, tw, to), then C
+    class logits that its anchors share. Output: {"boxes": (B, gh·gw·A, 4) xyxy in pixels of the
+    network's input, "scores": (B, gh·gw·A, C)}. A centre lies sigmoid(t) of a cell from the
+    cell's corner; a side is exp(t) × the anchor's (Redmon and Farhadi, YOLO9000, 2017); a
+    score is sigmoid(to) × softmax(class logits).
+
+    anchors: A pairs (height, width) as parts of the image's height and width. stride: pixels of
+    the input a cell spans.
+    """
+
+    def __init__(self, anchors: Sequence[Sequence[float]], stride: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.anchors = [[float(side) for side in anchor] for anchor in anchors]
+        self.stride = stride
+
+    def call(self, raw: Tensor) -> dict[str, Tensor]:
+        """Return the boxes and scores of a raw grid (B, gh, gw, A·5 + C)."""
+        raw = ops.cast(raw, "float32")
+        grid_h, grid_w, depth = raw.shape[1:]
+        num_anchors = len(self.anchors)
+        num_classes = depth - 5 * num_anchors
+        numbers = ops.reshape(raw[..., : 5 * num_anchors], (-1, grid_h * grid_w, num_anchors, 5))
+        corners = _cell_corners(grid_h, grid_w)[:, None]  # (gh·gw, 1, 2) y, x
+        center = (ops.sigmoid(numbers[..., 0:2]) + corners) * float(self.stride)
+        image_hw = np.array([grid_h, grid_w], np.float32) * self.stride
+        half = ops.exp(numbers[..., 2:4]) * (np.array(self.anchors, np.float32) * image_hw / 2)
+        classes = ops.softmax(raw[..., 5 * num_anchors :], axis=-1)
+        classes = ops.reshape(classes, (-1, grid_h * grid_w, 1, num_classes))
+        scores = ops.sigmoid(numbers[..., 4:5]) * classes
+        num_boxes = grid_h * grid_w * num_anchors
+        return {
+            "boxes": ops.reshape(_corners(center, half), (-1, num_boxes, 4)),
+            "scores": ops.reshape(scores, (-1, num_boxes, num_classes)),
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what the layer is made again from."""
+        config: dict[str, Any] = super().get_config()
+        return config | {"anchors": self.anchors, "stride": self.stride}
+
+
+@keras.saving.register_keras_serializable("cvbatch")
+class BoxDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type information
+    """Turns a localizer's class scores and four numbers into its one box.
+
+    Input: [box (B, 4), classes (B, C), image (B, H, W, channels)]; of the image only the size
+    matters. The numbers are (centre y, centre x, √height, √width) as parts of the image's
+    height and width. Output: {"boxes": (B, 1, 4) xyxy in pixels, "scores": (B, 1, C)}.
+    """
+
+    def call(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the box and the scores of each image."""
+        box, classes, image = inputs
+        box = ops.cast(box, "float32")
+        image_hw = np.array(image.shape[1:3], np.float32)
+        boxes = _corners(box[:, 0:2] * image_hw, ops.square(box[:, 2:4]) * (image_hw / 2))
+        return {"boxes": boxes[:, None], "scores": classes[:, None]}
+
+
+@keras.saving.register_keras_serializable("cvbatch")
+class WindowDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type information
+    """Turns a localizer slid over an image into a box and scores for every window.
+
+    Input: (B, gh, gw, C + 5). A cell holds C class scores, objectness 0..1, and (centre y,
+    centre x, √height, √width) as parts of its window, which begins `stride` pixels behind that
+    of the cell before. Output: {"boxes": (B, gh·gw, 4) xyxy in pixels of the network's input,
+    "scores": (B, gh·gw, C)}. A score is objectness × the class's.
+
+    window, stride: in pixels of the input.
+    """
+
+    def __init__(self, window: tuple[int, int], stride: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.window = (int(window[0]), int(window[1]))
+        self.stride = stride
+
+    def call(self, raw: Tensor) -> dict[str, Tensor]:
+        """Return the boxes and scores of a raw grid (B, gh, gw, C + 5)."""
+        raw = ops.cast(raw, "float32")
+        grid_h, grid_w, depth = raw.shape[1:]
+        cells = ops.reshape(raw, (-1, grid_h * grid_w, depth))
+        classes, objectness = cells[..., : depth - 5], cells[..., depth - 5 : depth - 4]
+        center, root = cells[..., depth - 4 : depth - 2], cells[..., depth - 2 :]
+        window_hw = np.array(self.window, np.float32)
+        offset = _cell_corners(grid_h, grid_w) * np.float32(self.stride)
+        boxes = _corners(center * window_hw + offset, ops.square(root) * (window_hw / 2))
+        return {"boxes": boxes, "scores": objectness * classes}
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what the layer is made again from."""
+        config: dict[str, Any] = super().get_config()
+        return config | {"window": self.window, "stride": self.stride}
+
+
+def _corners(center: Tensor, half: Tensor) -> Tensor:  # (..., 2) y, x twice → (..., 4) xyxy
+    low, high = center - half, center + half
+    return ops.concatenate([low[..., 1:2], low[..., 0:1], high[..., 1:2], high[..., 0:1]], axis=-1)
+
+
+def _cell_corners(grid_h: int, grid_w: int) -> np.ndarray:  # → (gh·gw, 2) float32 y, x
+    rows, columns = np.mgrid[0:grid_h, 0:grid_w]
+    return np.stack([rows, columns], axis=-1).reshape(-1, 2).astype(np.float32)

@@ -1,0 +1,69 @@
+"""LeNet-5 twice: as it is built today, and as it was published."""
+
+from __future__ import annotations
+
+import keras
+from keras import layers
+
+from cvbatch.models import blocks
+from cvbatch.models.layers import PartialConv2D, RadialBasis, TrainableSubsampling, scaled_tanh
+
+CODE_LENGTH = 84  # units of F6, numbers of a class's code
+# LeCun et al. 1998, table I: the maps of S2 that each map of C3 reads.
+C3_CONNECTIONS = (
+    (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),
+    (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
+    (0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5),
+    (0, 1, 2, 3, 4, 5),
+)  # fmt: skip
+
+
+def lenet5(
+    num_classes: int, image_size: tuple[int, int] = (32, 32), *, multi_label: bool = False
+) -> keras.Model:  # (B, H, W, 1) grey → (B, num_classes)
+    """Return LeNet-5 with plain pools, every map read by every other, and a softmax.
+
+    image_size: (height, width) in pixels, 32 and more. 61,706 parameters with 10 classes.
+    """
+    inputs = keras.Input((*image_size, 1), name="image")
+    x = layers.Rescaling(1.0 / 255)(inputs)
+    x = layers.Conv2D(6, 5, activation="tanh", name="c1")(x)
+    x = layers.AveragePooling2D(2, name="s2")(x)
+    x = layers.Conv2D(16, 5, activation="tanh", name="c3")(x)
+    x = layers.AveragePooling2D(2, name="s4")(x)
+    x = layers.Conv2D(120, 5, activation="tanh", name="c5")(x)
+    x = layers.Dense(CODE_LENGTH, activation="tanh", name="f6")(layers.Flatten()(x))
+    scores = blocks.class_scores(x, num_classes, multi_label)
+    return keras.Model(inputs, scores, name="lenet5")
+
+
+def lenet5_original(
+    num_classes: int, image_size: tuple[int, int] = (32, 32), *, multi_label: bool = False
+) -> keras.Model:  # (B, H, W, 1) grey → (B, num_classes)
+    """Return LeNet-5 of LeCun et al., Gradient-Based Learning Applied to Document Recognition.
+
+    Subsampling is trained, C3 reads S2 by the paper's table I, and each class is a fixed code
+    that F6 comes near to; the scores are the softmax of minus the squared distances. Ink is
+    255. image_size: (height, width) in pixels, 32 and more. 60,000 trainable parameters, and
+    84 fixed ones for each class.
+    """
+    inputs = keras.Input((*image_size, 1), name="image")
+    x = layers.Rescaling(1.275 / 255, -0.1)(inputs)  # paper −0.1, ink 1.175: mean 0, variance 1
+    for name, layer in (
+        ("c1", layers.Conv2D(6, 5, name="c1")),
+        ("s2", TrainableSubsampling(name="s2")),
+        ("c3", PartialConv2D(C3_CONNECTIONS, 5, name="c3")),
+        ("s4", TrainableSubsampling(name="s4")),
+        ("c5", layers.Conv2D(120, 5, name="c5")),
+        ("flat", layers.Flatten(name="flat")),
+        ("f6", layers.Dense(CODE_LENGTH, name="f6")),
+    ):
+        x = layer(x)
+        if name != "flat":
+            x = layers.Activation(scaled_tanh, name=f"{name}_tanh")(x)
+    x = RadialBasis(num_classes, name="rbf")(x)
+    activation = blocks.score_activation(num_classes, multi_label)
+    if activation == "sigmoid":  # 0.5 at the distance of 0, half-way from a code to its opposite
+        x = layers.Rescaling(1.0, CODE_LENGTH, name="threshold")(x)
+    scores = layers.Activation(activation, name="scores")(x)
+    return keras.Model(inputs, scores, name="lenet5_original")

@@ -1,0 +1,159 @@
+"""Every network of the zoo, one by one: it builds, saves, loads, predicts and explains itself."""
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cvbatch.arrays.heatmaps import grad_cam
+from cvbatch.config import (
+    ClassificationConfig,
+    DetectionConfig,
+    LocalizationConfig,
+    SegmentationConfig,
+)
+from cvbatch.explain import gradcam
+from cvbatch.models import zoo
+from cvbatch.serving import ServingGraph, num_classes
+
+pytestmark = [
+    pytest.mark.keras,
+    # TensorFlow's variables do not know NumPy 2's `copy`, and Keras passes it.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+NUM_CLASSES = 3
+SMALL = 64  # pixels a side, or the least the network can have
+# Heads of millions of weights in the networks' own sizes: the same layers, fewer units.
+THINNER = {
+    "alexnet": {"units": 16},
+    "fcn32s": {"units": 16},
+    "fcn16s": {"units": 16},
+    "fcn8s": {"units": 16},
+    "sliding_fcn": {"units": 16},
+}
+CONFIGS = {
+    "classification": ClassificationConfig,
+    "segmentation": SegmentationConfig,
+    "detection": DetectionConfig,
+    "localization": LocalizationConfig,
+}
+
+
+def small_size(entry):
+    sides = []
+    for least in entry.minimum:
+        side = max(SMALL, least)
+        sides.append(-(-side // entry.multiple_of) * entry.multiple_of)
+    return tuple(sides)
+
+
+def build_small(name):
+    entry = zoo.find(name)
+    keras.utils.set_random_seed(0)
+    model = zoo.build(name, NUM_CLASSES, small_size(entry), THINNER.get(name))
+    calibrate(model, pictures(4, *model.input_shape[1:3]))
+    return model
+
+
+def pictures(count, height, width):  # → (count, H, W, 3) uint8
+    """Return coarse patches of colour: noise would look the same to every deep layer."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), np.uint8)
+    return np.stack([cv2.resize(one, (width, height)) for one in coarse])
+
+
+def as_input(model, images):  # uint8 → what the network takes, float32
+    grey = np.array([[0.299], [0.587], [0.114]], np.float32)
+    pixels = images.astype("float32")
+    return pixels if model.input_shape[3] == 3 else pixels @ grey
+
+
+def calibrate(model, images):
+    """Give normalisation the statistics of a batch: untrained ones let features die or explode."""
+    kept = [
+        (layer, name, getattr(layer, name))
+        for layer in model.layers
+        for name in ("momentum", "rate")  # of normalisation, and of dropout, which disturbs it
+        if hasattr(layer, name)
+    ]
+    for layer, name, _ in kept:
+        setattr(layer, name, 0.0)
+    if kept:
+        model(as_input(model, images), training=True)
+    for layer, name, value in kept:
+        setattr(layer, name, value)
+
+
+def scores_to_explain(task, outputs):  # → (B, classes)
+    """Return the scores whose gradients explain a prediction of the task."""
+    if task == "classification":
+        return outputs
+    if task == "segmentation":  # of a region
+        return tf.reduce_sum(outputs[:, 8:40, 8:40], axis=(1, 2))
+    return outputs["scores"][:, 0]  # of one box
+
+
+def as_dict(outputs):
+    return outputs if isinstance(outputs, dict) else {"output": outputs}
+
+
+@pytest.mark.parametrize("name", sorted(zoo.ZOO))
+def test_a_network_saves_loads_predicts_and_explains_itself(name, tmp_path):
+    keras.backend.clear_session()
+    entry, model = zoo.find(name), build_small(name)
+    images = pictures(1, *model.input_shape[1:3])
+    model.save(tmp_path / "net.keras")
+    loaded = zoo.load_file("net", tmp_path / "net.keras")
+    config = CONFIGS[entry.task](task=entry.task, model="net.keras")
+
+    # predicts: what the job computes of the loaded file is what the built network answers
+    assert num_classes(loaded, config) == NUM_CLASSES
+    graph = tf.function(ServingGraph(loaded, config), autograph=False)
+    served = graph(tf.constant(images))
+    pixels = as_input(loaded, images)
+    answered = as_dict(model(pixels, training=False))
+    if entry.task == "classification":
+        scores = np.asarray(served["scores"])
+        np.testing.assert_allclose(scores, answered["output"], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-4)
+    elif entry.task == "segmentation":
+        assert served["mask"].shape == images.shape[:3]
+        best = np.asarray(answered["output"]).argmax(axis=-1)
+        assert (np.asarray(served["mask"]) == best).mean() > 0.999
+    else:
+        for key in ("boxes", "scores"):
+            np.testing.assert_allclose(served[key], answered[key], rtol=1e-3, atol=1e-3)
+
+    # explains itself: the maps in the graph are those that a gradient tape gives
+    path, heatmaps = explain_in_graph(loaded, entry.task, pixels)
+    np.testing.assert_allclose(
+        heatmaps, explain_by_tape(loaded, entry.task, pixels, path), atol=5e-3
+    )
+    assert heatmaps.max() == pytest.approx(1)
+
+
+def explain_in_graph(model, task, pixels):  # → path of the layer, (classes, h, w)
+    found = {}
+
+    @tf.function(autograph=False)
+    def explained(x):
+        with gradcam.recorded_calls(model) as calls:
+            outputs = model(x, training=False)
+        scores = scores_to_explain(task, outputs)
+        at = gradcam.find_feature_map(calls, scores, "auto")
+        found["path"] = calls.path[at]
+        return gradcam.heatmaps(calls, scores, tf.range(NUM_CLASSES)[None], at)
+
+    heatmaps = np.asarray(explained(tf.constant(pixels)))[0]
+    return found["path"], heatmaps
+
+
+def explain_by_tape(model, task, pixels, path):  # → (classes, h, w)
+    (step,) = [one for one in model.operations if one.name == path]
+    both = keras.Model(model.input, [step.output, model.output])
+    with tf.GradientTape(persistent=True) as tape:
+        features, outputs = both(pixels, training=False)
+        scores = scores_to_explain(task, outputs)
+        of_class = [scores[:, i] for i in range(NUM_CLASSES)]
+    gradients = [tape.gradient(score, features)[0].numpy() for score in of_class]
+    return np.stack([grad_cam(features[0].numpy(), gradient) for gradient in gradients])
