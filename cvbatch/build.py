@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from cvbatch.config import DetectionConfig
+from cvbatch.config import ClassificationConfig, DetectionConfig, tiling_of
 from cvbatch.data import store
 from cvbatch.engines import ENGINES, UnsupportedGraphError
 from cvbatch.errors import ModelError
-from cvbatch.models import zoo
+from cvbatch.models import cost, zoo
 from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
 from cvbatch.programs import BuildRequest, BuiltProgram
 from cvbatch.serving import ServingGraph, input_size, num_classes
@@ -30,10 +31,11 @@ def build(request: BuildRequest) -> BuiltProgram:
     """
     config = request.config
     keras.utils.set_random_seed(RANDOM_SEED)
-    model = zoo.load_model(config.model, config.weights, local_file=store.fetch)
+    model = _load(request)
     if request.precision != "float32":
         model = with_precision(model, request.precision)
     height, width = input_size(model, config)
+    tiling = tiling_of(config, height, width)
     count = num_classes(model, config)
     classes = _class_names(request, count)
     if isinstance(config, DetectionConfig):
@@ -49,8 +51,33 @@ def build(request: BuildRequest) -> BuiltProgram:
         resize=config.resize,
         weights_sha256=weights_sha256(model),
         heatmap_layer=graph.heatmap_layer,
+        **(tiling._asdict() if tiling else {}),
     )
-    return BuiltProgram(spec, engine, names, request.batch_size, note, payload)
+    held = bytes_per_image(model, (height, width), request.precision)
+    return BuiltProgram(spec, engine, names, request.batch_size, held, note, payload)
+
+
+def _load(request: BuildRequest) -> keras.Model:
+    """Return the request's network; a zoo name is built to the job's classes and image size."""
+    config, said = request.config, request.identity.classes
+    count = None if said is None else len(said)
+    options = dict(config.build or {})
+    if isinstance(config, ClassificationConfig) and config.multi_label:
+        options = {"multi_label": True} | options
+    if not zoo.is_head_trained(config.model, config.weights, count):
+        raise ModelError(
+            f"weights: imagenet leave the head of {config.model!r} untrained for these classes, so "
+            "its predictions would mean nothing; fine-tune it and name the .keras file, or say "
+            "weights: random if that is meant"
+        )
+    return zoo.load_model(
+        config.model,
+        config.weights,
+        local_file=store.fetch,
+        num_classes=count,
+        image_size=config.image_size,
+        options=options,
+    )
 
 
 def _compile(
@@ -68,6 +95,20 @@ def _compile(
         )
         return "tensorflow", payload, names, note
     return request.engine, payload, names, ""
+
+
+def bytes_per_image(model: keras.Model, image_size: tuple[int, int], precision: str) -> int:
+    """Return what a program of the model holds for one image of its batch, at the least.
+
+    The image's pixels as bytes, and the layer's maps that take most. Of a model that is no graph
+    of layers only the pixels are certain.
+    """
+    pixels = 3 * math.prod(image_size)
+    try:
+        maps = cost.describe(model, image_size).working_bytes
+    except ModelError:
+        return pixels
+    return pixels + (maps if precision == "float32" else maps // 2)
 
 
 def with_precision(model: keras.Model, policy: str) -> keras.Model:

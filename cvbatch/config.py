@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -20,7 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from cvbatch.types import ResizeMode
+from cvbatch.errors import ModelError
+from cvbatch.types import ResizeMode, Tiling
 
 SCHEMA_VERSION = 1
 BoxFormat = Literal[
@@ -37,6 +38,7 @@ BoxFormat = Literal[
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=65_536)]
+MAX_OVERLAP = 0.75  # of a tile's side: beyond it a pixel is computed more than four times an axis
 # `auto` in the file is None here: one branch, so that faults name the key and nothing else.
 _Auto = BeforeValidator(lambda value: None if value == "auto" else value)
 
@@ -82,6 +84,42 @@ class Rescale(_Section):
     offset: float = 0.0
 
 
+class TilesConfig(_Section):
+    """An image larger than a tile is cut into overlapping ones, and the results are merged."""
+
+    size: tuple[Side, Side] | None = None  # that a tile covers of the original; None: the input's
+    overlap: float = Field(0.25, ge=0)  # pixels, or below 1 a fraction of the tile's side
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @field_validator("overlap")
+    @classmethod
+    def _pixels_or_fraction(cls, value: float) -> float:
+        if value > MAX_OVERLAP and not value.is_integer():
+            raise ValueError(
+                f"an overlap is a fraction of the tile's side up to {MAX_OVERLAP}, or a whole "
+                "number of pixels"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _leaves_a_stride(self) -> TilesConfig:
+        if self.size is not None and self.overlap > MAX_OVERLAP * min(self.size):
+            raise ValueError(_too_much_overlap(self.overlap, self.size))
+        return self
+
+
+def _too_much_overlap(overlap: float, size: tuple[int, int]) -> str:
+    most = int(MAX_OVERLAP * min(size))
+    return (
+        f"tiles of {size[0]} x {size[1]} pixels overlap by {overlap:g} pixels, and {most} is the "
+        "most; lower tiles.overlap or raise tiles.size"
+    )
+
+
 class _ModelConfig(_Section):
     model: Name
     weights: Name | None = None
@@ -91,6 +129,7 @@ class _ModelConfig(_Section):
     preprocessing: Literal["none", "tf", "torch", "caffe"] = "none"
     rescale: Rescale | None = None
     output: Name | None = None  # which of several outputs the task is about
+    build: dict[str, Any] | None = None  # options of a zoo network, such as backbone or width
 
     @field_validator("image_size", mode="before")
     @classmethod
@@ -104,10 +143,30 @@ class _ModelConfig(_Section):
                 f"weights are missing for model {self.model!r}: say imagenet, a path or URI, or "
                 "random if untrained weights are meant"
             )
+        if self.model.endswith(".keras"):
+            for key in ("weights", "build"):
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"{key} for {self.model!r}: a .keras file is a whole network with its "
+                        f"weights; leave {key} out"
+                    )
         return self
 
 
-class ClassificationConfig(_ModelConfig):
+class _TiledConfig(_ModelConfig):
+    tiles: TilesConfig | None = None
+
+    @model_validator(mode="after")
+    def _tiles_leave_no_holes(self) -> _TiledConfig:
+        if self.tiles is not None and self.resize == "crop":
+            raise ValueError(
+                "resize: crop would leave out the borders of every tile; with tiles say stretch or "
+                "letterbox"
+            )
+        return self
+
+
+class ClassificationConfig(_TiledConfig):
     """Labels for the whole image."""
 
     task: Literal["classification"]
@@ -117,14 +176,23 @@ class ClassificationConfig(_ModelConfig):
     heatmap: HeatmapConfig | None = None
 
 
-class SegmentationConfig(_ModelConfig):
+class SegmentationConfig(_TiledConfig):
     """A class for every pixel."""
 
     task: Literal["segmentation"]
     mask_size: Literal["original", "model"] = "original"
 
+    @model_validator(mode="after")
+    def _tiles_have_no_common_mask(self) -> SegmentationConfig:
+        if self.tiles is not None and self.mask_size == "model":
+            raise ValueError(
+                "mask_size: model means nothing for tiles, whose mask is merged at the size of the "
+                "original; leave mask_size out"
+            )
+        return self
 
-class DetectionConfig(_ModelConfig):
+
+class DetectionConfig(_TiledConfig):
     """Boxes with classes."""
 
     task: Literal["detection"]
@@ -150,6 +218,25 @@ ModelConfig = Annotated[
     Field(discriminator="task"),
 ]
 
+
+def tiling_of(config: ModelConfig, height: int, width: int) -> Tiling | None:
+    """Return how the model's images are cut, its input being `height` × `width`; None: not at all.
+
+    Raises:
+        ModelError: the tiles have the input's size, and the overlap is too much for it.
+    """
+    if isinstance(config, LocalizationConfig) or config.tiles is None:
+        return None
+    overlap, size = config.tiles.overlap, config.tiles.size or (height, width)
+    if overlap < 1:  # a side of one pixel or two has no room for the fraction, rounded
+        overlaps = [min(round(overlap * side), side - 1) for side in size]
+    elif overlap <= MAX_OVERLAP * min(size):
+        overlaps = [int(overlap)] * 2
+    else:
+        raise ModelError(f"model {config.model!r}: {_too_much_overlap(overlap, size)}")
+    return Tiling(*size, *overlaps)
+
+
 # The result's columns a task fills: two models of one job may not fill the same one.
 TASK_COLUMNS: dict[str, tuple[str, ...]] = {
     "classification": ("labels",),
@@ -171,6 +258,7 @@ class RunConfig(_Section):
     actors: Annotated[int | None, Field(ge=1), _Auto] = None
     cpus_per_actor: float = Field(1.0, gt=0)
     gpus_per_actor: Annotated[float | None, Field(ge=0), _Auto] = None
+    actor_memory_bytes: Annotated[int | None, Field(ge=1), _Auto] = None
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -189,6 +277,11 @@ class JobConfig(_Section):
     sink: SinkConfig
     models: list[ModelConfig] = Field(min_length=1)
     run: RunConfig = RunConfig()
+
+    @property
+    def has_tiles(self) -> bool:
+        """Say whether a model cuts the images into tiles."""
+        return any(getattr(config, "tiles", None) is not None for config in self.models)
 
     @model_validator(mode="after")
     def _columns_differ(self) -> JobConfig:
@@ -214,7 +307,9 @@ def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) ->
     models = []
     for config, identity in zip(job.models, model_identities, strict=True):
         said = config.model_dump(mode="json", exclude={"model", "weights", "classes"})
-        models.append({**said, "identity": identity})
+        # what is not said is left out: a key that a later version adds changes no fingerprint
+        options = {key: value for key, value in said.items() if value is not None}
+        models.append({**options, "identity": identity})
     rows = {
         "schema": SCHEMA_VERSION,
         "models": models,

@@ -15,6 +15,7 @@ import tensorflow as tf
 from cvbatch.config import (
     ClassificationConfig,
     DetectionConfig,
+    LocalizationConfig,
     ModelConfig,
     SegmentationConfig,
 )
@@ -24,6 +25,7 @@ from cvbatch.tasks import outputs as task_outputs
 from cvbatch.types import MAX_MASK_CLASSES
 
 Tensors = dict[str, tf.Tensor]
+_DETECTED = {"boxes", "scores"}
 
 
 def input_size(model: keras.Model, config: ModelConfig) -> tuple[int, int]:
@@ -70,6 +72,8 @@ def num_classes(model: keras.Model, config: ModelConfig) -> int:
                 f"{MAX_MASK_CLASSES}"
             )
         return 2 if units == 1 else units
+    if isinstance(config, LocalizationConfig):
+        found = _single_box(found)
     _check_boxes(config, found)
     return int(found["scores"].shape[-1])
 
@@ -79,7 +83,8 @@ class ServingGraph:
 
     Its results, by task: classification and localization `scores` (B, C), and for heatmaps
     `heatmaps` (B, K, h, w) and `heatmap_classes` (B, K); localization also `box` (B, 4);
-    segmentation `mask` (B, H, W) uint8; detection `boxes` (B, N, 4) and `scores` (B, N, C).
+    segmentation `mask` (B, H, W) uint8, and where images are cut into tiles `probabilities`
+    (B, H, W, C); detection `boxes` (B, N, 4) and `scores` (B, N, C).
     """
 
     def __init__(self, model: keras.Model, config: ModelConfig) -> None:
@@ -105,18 +110,19 @@ class ServingGraph:
         return self._scored(_scores_output(config, found), config.multi_label, calls)
 
     def _localization(self, found: Tensors, calls: gradcam.Calls) -> Tensors:
+        found = _single_box(found)
         return {"box": found["box"], **self._scored(found["scores"], False, calls)}
 
     def _segmentation(self, found: Tensors, calls: gradcam.Calls) -> Tensors:
         config: Any = self._config
         maps = _maps_output(config, found)
+        has_activation = _before_activation(maps)[1] != ""
         if tuple(maps.shape[1:3]) != self._size:  # a network that answers on a coarser grid
             maps = tf.image.resize(maps, self._size)
-        if maps.shape[3] == 1:
-            logits, activation = _before_activation(maps)
-            is_inside = maps > 0.5 if activation else logits > 0
-            return {"mask": tf.cast(is_inside[..., 0], tf.uint8)}
-        return {"mask": tf.cast(tf.argmax(maps, axis=-1, output_type=tf.int32), tf.uint8)}
+        results = {"mask": _mask(maps, has_activation)}
+        if config.tiles is not None:
+            results["probabilities"] = _map_probabilities(maps, has_activation)
+        return results
 
     def _detection(self, found: Tensors, calls: gradcam.Calls) -> Tensors:
         return {"boxes": found["boxes"], "scores": found["scores"]}
@@ -172,11 +178,25 @@ def _maps_output(config: SegmentationConfig, found: dict[str, Any]) -> Any:
     return task_outputs.pick("segmentation", wants, found, config.output, 4)
 
 
+def _single_box(found: Tensors) -> Tensors:
+    """Return a detector's answer of one box an image, {"boxes", "scores"}, as a localizer's."""
+    is_one = all(len(found[x].shape) == 3 and found[x].shape[1] == 1 for x in _DETECTED & {*found})
+    if not is_one or not found.keys() >= _DETECTED:
+        return found
+    return {
+        "box": keras.ops.squeeze(found["boxes"], 1),
+        "scores": keras.ops.squeeze(found["scores"], 1),
+    }
+
+
 def _check_boxes(config: ModelConfig, found: dict[str, Any]) -> None:
     wants, ranks = (
         ("boxes (B, N, 4) and scores (B, N, classes)", {"boxes": 3, "scores": 3})
         if isinstance(config, DetectionConfig)
-        else ("box (B, 4) and scores (B, classes)", {"box": 2, "scores": 2})
+        else (
+            "box (B, 4) and scores (B, classes), or boxes (B, 1, 4) and scores (B, 1, classes)",
+            {"box": 2, "scores": 2},
+        )
     )
     box = next(iter(ranks))
     fits = all(name in found and len(found[name].shape) == rank for name, rank in ranks.items())
@@ -198,11 +218,31 @@ def _probabilities(
     return logits, tf.sigmoid(logits) if is_multi_label else tf.nn.softmax(logits)
 
 
+def _mask(
+    maps: tf.Tensor,  # (B, H, W, units)
+    has_activation: bool,
+) -> tf.Tensor:  # (B, H, W) uint8
+    if maps.shape[3] > 1:
+        return tf.cast(tf.argmax(maps, axis=-1, output_type=tf.int32), tf.uint8)
+    return tf.cast(maps[..., 0] > (0.5 if has_activation else 0), tf.uint8)
+
+
+def _map_probabilities(
+    maps: tf.Tensor,  # (B, H, W, units)
+    has_activation: bool,
+) -> tf.Tensor:  # (B, H, W, C)
+    """Return for each pixel the probability of every class: what tiles can be averaged by."""
+    if maps.shape[3] > 1:
+        return maps if has_activation else tf.nn.softmax(maps)
+    positive = maps if has_activation else tf.sigmoid(maps)
+    return tf.concat([1 - positive, positive], axis=3)
+
+
 def _before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
     """Return the logits behind a final softmax or sigmoid and its name; "" where there is none."""
     tensor = scores
-    while tensor.op.type in {"Identity", "Cast"}:
+    while tensor.op.type in {"Identity", "Cast", "ExpandDims", "Squeeze"}:
         tensor = tensor.op.inputs[0]
     if tensor.op.type in {"Softmax", "Sigmoid"}:
-        return tensor.op.inputs[0], str(tensor.op.type)
+        return tf.reshape(tensor.op.inputs[0], scores.shape), str(tensor.op.type)
     return scores, ""

@@ -6,6 +6,7 @@ of its batch, and rows of one image stand together, in the order of the images.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -30,12 +31,22 @@ class Failure:
     message: str
 
 
+class Tiling(NamedTuple):
+    """How an image larger than a tile is cut, in pixels of the upright original."""
+
+    tile_height: int
+    tile_width: int
+    overlap_height: int  # of neighbouring tiles, at least; less than the tile's side
+    overlap_width: int
+
+
 class InputKey(NamedTuple):
-    """What a network is fed: models with equal keys share one resized image."""
+    """What a network is fed: models with equal keys share one resized image, or its tiles."""
 
     height: int
     width: int
     resize: ResizeMode
+    tiling: Tiling | None = None  # None: whatever its size, an image is not cut
 
 
 @dataclass(frozen=True)
@@ -88,12 +99,16 @@ class Decoded:
 
     width: int  # of the upright original
     height: int
-    pixels: dict[InputKey, np.ndarray]  # (H, W, 3) uint8
+    pixels: dict[InputKey, np.ndarray]  # (H, W, 3) uint8; under a key with tiling (T, H, W, 3)
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Consecutive images of a chunk; pixels hold only those that could be decoded."""
+    """Consecutive images of a chunk; pixels hold only those that could be decoded.
+
+    Under a key with tiling the tiles of one image follow those of the one before; how many there
+    are and where they lie, `cvbatch.arrays.tiles.place_all` says from the image's size.
+    """
 
     chunk_id: str
     image_id: list[str]  # N
@@ -101,7 +116,7 @@ class ImageBatch:
     width: np.ndarray  # (N,) int32, 0 where not decoded
     height: np.ndarray  # (N,) int32
     failures: dict[int, Failure]  # position → why
-    pixels: dict[InputKey, np.ndarray]  # (K, H, W, 3) uint8, the K = N − failures others
+    pixels: dict[InputKey, np.ndarray]  # (T, H, W, 3) uint8, of the K = N − failures others; T ≥ K
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -133,9 +148,14 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Heatmaps:
-    """Grad-CAM maps on the layer's own grid, each scaled so that its maximum is 1 (or all 0)."""
+    """Grad-CAM maps on the layer's own grid, each scaled so that its maximum is 1 (or all 0).
 
-    values: np.ndarray  # (M, h, w) float32 in 0..1
+    Of an image that was cut, a map has cells of that grid's size over the whole original.
+    """
+
+    values: np.ndarray  # (V,) float32 in 0..1: map after map, each row by row
+    height: np.ndarray  # (M,) int32
+    width: np.ndarray  # (M,) int32
     class_id: np.ndarray  # (M,) int32
     score: np.ndarray  # (M,) float32
     image_index: np.ndarray  # (M,) int64, ascending
@@ -143,9 +163,11 @@ class Heatmaps:
 
 @dataclass(frozen=True)
 class Masks:
-    """A class for every pixel, at the network's own size."""
+    """A class for every pixel: at the network's own size, or the original's if that was cut."""
 
-    class_id: np.ndarray  # (M, H, W) uint8
+    class_id: np.ndarray  # (V,) uint8: mask after mask, each row by row
+    height: np.ndarray  # (M,) int32
+    width: np.ndarray  # (M,) int32
     image_index: np.ndarray  # (M,) int64, ascending
 
 
@@ -161,11 +183,19 @@ class ModelSpec:
     resize: ResizeMode
     weights_sha256: str
     heatmap_layer: str = ""  # the path of the layer Grad-CAM looks at; "" where it is not asked for
+    tile_height: int = 0  # as in `Tiling`; all 0 where images are not cut
+    tile_width: int = 0
+    overlap_height: int = 0
+    overlap_width: int = 0
 
     @property
     def input_key(self) -> InputKey:
         """Return what this network is fed."""
-        return InputKey(self.input_height, self.input_width, self.resize)
+        tiling = None
+        if self.tile_height > 0:
+            sides = (self.tile_height, self.tile_width, self.overlap_height, self.overlap_width)
+            tiling = Tiling(*sides)
+        return InputKey(self.input_height, self.input_width, self.resize, tiling)
 
 
 @dataclass(frozen=True)
@@ -198,3 +228,15 @@ def offsets_of(image_index: np.ndarray, num_images: int) -> np.ndarray:  # (M,) 
     """Return offsets: the rows of image i are `offsets[i]:offsets[i + 1]`."""
     counts = np.bincount(image_index, minlength=num_images)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+
+def pictures_of(
+    values: np.ndarray,  # (V,) picture after picture, each row by row
+    height: np.ndarray,  # (M,)
+    width: np.ndarray,  # (M,)
+) -> Iterator[np.ndarray]:  # M of (h, w)
+    """Yield views of pictures that differ in size and lie in one flat array."""
+    start = 0
+    for h, w in zip(height.tolist(), width.tolist(), strict=True):
+        yield values[start : start + h * w].reshape(h, w)
+        start += h * w

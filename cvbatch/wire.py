@@ -24,6 +24,8 @@ from cvbatch.types import (
     Masks,
     ModelPredictions,
     Predictions,
+    ResizeMode,
+    Tiling,
 )
 
 # large_binary: the pixels of a chunk may pass the 2 GiB that 32-bit offsets reach.
@@ -52,7 +54,7 @@ def table_to_image_batches(table: pa.Table) -> list[ImageBatch]:
     """Return the batches in rows of `image_batches_to_table`."""
     batches = []
     for head, arrays in _from_table(table):
-        keys = [InputKey(*key) for key in head.pop("keys")]
+        keys = [_input_key(*key) for key in head.pop("keys")]
         width, height, *pixels = arrays
         batches.append(
             ImageBatch(
@@ -99,6 +101,10 @@ def table_to_predictions(table: pa.Table) -> list[Predictions]:
             Predictions(**_common_fields(head), width=width, height=height, models=tuple(models))
         )
     return result
+
+
+def _input_key(height: int, width: int, resize: ResizeMode, tiling: list[int] | None) -> InputKey:
+    return InputKey(height, width, resize, None if tiling is None else Tiling(*tiling))
 
 
 def _common_head(batch: ImageBatch | Predictions) -> dict[str, Any]:

@@ -206,6 +206,25 @@ def test_a_detector_and_a_localizer_keep_their_outputs(engine):
             np.testing.assert_allclose(results[name], array.numpy(), atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("score", ["probability", "logit"])
+def test_a_detector_of_one_box_is_a_localizer(engine, score):
+    import keras
+
+    inner = networks.localizer()
+    outputs = {
+        "boxes": keras.ops.expand_dims(inner.output["box"], 1),
+        "scores": keras.ops.expand_dims(inner.output["scores"], 1),
+    }
+    model = keras.Model(inner.input, outputs)
+    images = networks.random_images(3, (32, 32))
+    said = config("localization", heatmap={"score": score})
+    results, _ = run(engine, model, said, images)
+    expected, _ = run(engine, inner, said, images)
+    assert sorted(results) == sorted(expected)
+    for name, array in expected.items():
+        np.testing.assert_allclose(results[name], array, atol=TOLERANCE)
+
+
 def test_litert_says_which_operation_it_lacks():
     import tensorflow as tf
 

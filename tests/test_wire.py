@@ -14,6 +14,7 @@ from cvbatch.types import (
     Masks,
     ModelPredictions,
     Predictions,
+    Tiling,
 )
 
 
@@ -43,6 +44,9 @@ def image_batch(num_decoded):
         failures={0: Failure("decode", "truncated", "a message")},
         pixels={
             InputKey(3, 5, "stretch"): rng.integers(0, 255, (num_decoded, 3, 5, 3), np.uint8),
+            InputKey(3, 5, "stretch", Tiling(9, 8, 2, 0)): rng.integers(
+                0, 255, (2 * num_decoded, 3, 5, 3), np.uint8
+            ),
             InputKey(2, 2, "crop"): rng.integers(0, 255, (num_decoded, 2, 2, 3), np.uint8),
         },
     )
@@ -51,6 +55,7 @@ def image_batch(num_decoded):
 def predictions():
     index = np.array([1, 1, 2])
     rng = np.random.default_rng(0)
+    sizes = np.array([2, 1, 3], np.int32), np.array([4, 1, 2], np.int32)
     ids, scores = np.array([3, 1, 0], np.int32), rng.random(3, np.float32)
     return Predictions(
         chunk_id="c",
@@ -62,9 +67,11 @@ def predictions():
         models=(
             ModelPredictions(
                 labels=Labels(ids, scores, index),
-                heatmaps=Heatmaps(rng.random((3, 2, 4), np.float32), ids, scores, index),
+                heatmaps=Heatmaps(
+                    rng.random(2 * 4 + 1 + 6, np.float32), *sizes, ids, scores, index
+                ),
             ),
-            ModelPredictions(masks=Masks(rng.integers(0, 9, (2, 4, 4), np.uint8), index[1:])),
+            ModelPredictions(masks=Masks(rng.integers(0, 9, 15, np.uint8), *sizes, index)),
             ModelPredictions(boxes=Boxes(rng.random((3, 4), np.float32), scores, ids, index)),
             ModelPredictions(),
         ),

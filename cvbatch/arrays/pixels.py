@@ -1,11 +1,13 @@
 """How an image lies in a network's input is decided here once, so that boxes and masks find back.
 
 In each of the three modes one rectangle of the original, in whole pixels, fills one rectangle of
-the input, in whole pixels. Every mapping follows from those two.
+the input, in whole pixels. Every mapping follows from those two. Of an image that is cut, each
+tile (`cvbatch.arrays.tiles`) lies in an input of its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,7 +47,7 @@ class Placement:
 
 
 def place(height: int, width: int, key: InputKey) -> Placement:
-    """Return how an original of `height` × `width` is laid into the input `key`.
+    """Return how an original of `height` × `width` is laid, uncut, into the input `key`.
 
     stretch: all of it fills the input, whatever its shape. letterbox: all of it, its shape kept,
     in the middle; sides are rounded to whole pixels, at least one. crop: the largest middle part
@@ -56,8 +58,8 @@ def place(height: int, width: int, key: InputKey) -> Placement:
     target = Rectangle(0, 0, key.height, key.width)
     if key.resize == "letterbox":
         target = _centred(
-            max(1, min(key.height, _divide(height * key.width, width))),
-            max(1, min(key.width, _divide(width * key.height, height))),
+            max(1, min(key.height, divide(height * key.width, width))),
+            max(1, min(key.width, divide(width * key.height, height))),
             within=target,
         )
     elif key.resize == "crop":
@@ -69,13 +71,20 @@ def place(height: int, width: int, key: InputKey) -> Placement:
     return Placement(height, width, source, key.height, key.width, target)
 
 
+def window_size(height: int, width: int, key: InputKey) -> tuple[int, int]:
+    """Return the (height, width) of what fills one input: the original, or one of its tiles."""
+    if key.tiling is None:
+        return height, width
+    return min(height, key.tiling.tile_height), min(width, key.tiling.tile_width)
+
+
 def required_size(height: int, width: int, key: InputKey) -> tuple[int, int]:
     """Return the (height, width) that all of the original has at the input's scale.
 
     An original decoded at a reduced size loses nothing the network would get as long as neither
-    side is shorter than this.
+    side is shorter than this. All tiles have one scale.
     """
-    placement = place(height, width, key)
+    placement = place(*window_size(height, width, key), key)
     source, target = placement.source, placement.target
     return (
         -(-height * target.height // source.height),
@@ -153,21 +162,45 @@ def mask_to_original(
 
     What a centre crop left out is `VOID_CLASS`.
     """
-    source, target = placement.source, placement.target
-    rows = _nearest(source.height, target.top, target.height, placement.input_height, mask.shape[0])
-    columns = _nearest(
-        source.width, target.left, target.width, placement.input_width, mask.shape[1]
-    )
+    source = placement.source
+    size = placement.height, placement.width
+    _, rows, _, columns = sample_grid(placement, size, (mask.shape[0], mask.shape[1]))
     seen = mask.take(columns, axis=1).take(rows, axis=0)
-    if seen.shape == (placement.height, placement.width):
+    if seen.shape == size:
         return seen
-    original = np.full((placement.height, placement.width), VOID_CLASS, np.uint8)
+    original = np.full(size, VOID_CLASS, np.uint8)
     bottom, right = source.top + source.height, source.left + source.width
     original[source.top : bottom, source.left : right] = seen
     return original
 
 
-def _divide(numerator: int, denominator: int) -> int:
+def sample_grid(
+    placement: Placement, canvas_hw: tuple[int, int], grid_hw: tuple[int, int]
+) -> tuple[int, np.ndarray, int, np.ndarray]:  # (R,) int64, (C,) int64
+    """Return what of a canvas a placement covers, and which cell of its grid lies where.
+
+    The canvas is the original divided into `canvas_hw` cells, the grid the network's input divided
+    into `grid_hw`: a mask, or a layer's map. The cells of the canvas with their centre in the
+    source rectangle are R rows from the first number on and C columns from the second; to each row
+    and each column belongs the one of the grid that holds its centre.
+    """
+    source, target = placement.source, placement.target
+    top, rows = _sample_axis(
+        (placement.height, canvas_hw[0]),
+        (source.top, source.height),
+        (target.top, target.height),
+        (placement.input_height, grid_hw[0]),
+    )
+    left, columns = _sample_axis(
+        (placement.width, canvas_hw[1]),
+        (source.left, source.width),
+        (target.left, target.width),
+        (placement.input_width, grid_hw[1]),
+    )
+    return top, rows, left, columns
+
+
+def divide(numerator: int, denominator: int) -> int:
     """Return the quotient rounded to the nearest whole number, halves up."""
     return (2 * numerator + denominator) // (2 * denominator)
 
@@ -179,22 +212,25 @@ def _centred(height: int, width: int, within: Rectangle) -> Rectangle:
 
 def _scaled(start: int, length: int, size: int, original_size: int) -> tuple[int, int]:
     """Return [start, start + length) of an original in pixels of a reduced one, never empty."""
-    first = min(_divide(start * size, original_size), size - 1)
-    return first, max(first + 1, _divide((start + length) * size, original_size))
+    first = min(divide(start * size, original_size), size - 1)
+    return first, max(first + 1, divide((start + length) * size, original_size))
 
 
-def _nearest(
-    source_size: int,
-    target_start: int,
-    target_size: int,
-    input_size: int,
-    mask_size: int,
-) -> np.ndarray:  # (source_size,) int64
-    """Return for each source pixel the mask pixel that holds its centre, in whole numbers.
+def _sample_axis(
+    canvas: tuple[int, int],  # pixels of the original, cells it is divided into
+    source: tuple[int, int],  # start, size
+    target: tuple[int, int],  # start, size
+    grid: tuple[int, int],  # pixels of the input, cells it is divided into
+) -> tuple[int, np.ndarray]:  # first cell of the canvas, (R,) int64 cells of the grid
+    """Return one axis of `sample_grid`, in whole numbers.
 
-    The centre of source pixel i lies at target_start + (i + ½) · target_size / source_size in the
-    input, and mask_size / input_size times as far in the mask.
+    The centre of the canvas' cell i lies at (i + ½) · pixels / cells in the original.
     """
-    twice = 2 * np.arange(source_size, dtype=np.int64) + 1
-    numerator = (twice * target_size + 2 * target_start * source_size) * mask_size
-    return numerator // (2 * source_size * input_size)
+    shared = math.gcd(*canvas)
+    pixels, cells = canvas[0] // shared, canvas[1] // shared
+    # the first centre at or behind x: the smallest i with (2i + 1) · pixels ≥ 2 · cells · x
+    first, end = (-(-(2 * cells * x - pixels) // (2 * pixels)) for x in (source[0], sum(source)))
+    twice = 2 * np.arange(first, end, dtype=np.int64) + 1
+    from_source = twice * pixels - 2 * cells * source[0]
+    numerator = (from_source * target[1] + 2 * cells * source[1] * target[0]) * grid[1]
+    return first, numerator // (2 * cells * source[1] * grid[0])

@@ -29,7 +29,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from cvbatch.arrays.pixels import jpeg_reduction, place, resize_image
+from cvbatch.arrays.pixels import jpeg_reduction, resize_image
+from cvbatch.arrays.tiles import count_tiles, place_all
 from cvbatch.data.formats import format_of, is_complete
 from cvbatch.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey
 
@@ -84,11 +85,16 @@ _REDUCED_FLAGS = {1: 0, 2: 16, 4: 32, 8: 64}  # IMREAD_REDUCED_COLOR_n without i
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be decoded: bytes of the file and pixels of the picture, seen in its header."""
+    """What may be decoded: bytes of the file, pixels of the picture and its tiles, by its header.
+
+    `batch_tile_bytes` bounds what is laid out for a model with tiles at once.
+    """
 
     max_bytes: int = 256 * 2**20
     max_pixels: int = 100_000_000
     reduced_jpeg: bool = True  # large JPEGs at 1/2, 1/4 or 1/8, never below what a network gets
+    max_tile_bytes: int = 2**30  # of one image, for one model
+    batch_tile_bytes: int = 256 * 2**20  # of a batch, for one model; one image may pass it
 
 
 @dataclass(frozen=True)
@@ -123,15 +129,46 @@ def decode(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | F
         if isinstance(header, Failure):
             return header
         height, width = header.upright_hw
+        refused = _refused_tiles(height, width, keys, limits)
+        if refused is not None:
+            return refused
         reduction = jpeg_reduction(height, width, keys) if limits.reduced_jpeg else 1
         pixels = _read_pixels(header, reduction)
     if isinstance(pixels, Failure):
         return pixels
     if header.orientation in _TURNS:
         pixels = _TURNS[header.orientation](pixels)
-    return Decoded(
-        width, height, {key: resize_image(pixels, place(height, width, key)) for key in keys}
-    )
+    return Decoded(width, height, {key: _laid_out(pixels, height, width, key) for key in keys})
+
+
+def _laid_out(
+    pixels: np.ndarray,  # (h, w, 3) uint8, upright, perhaps read reduced
+    height: int,  # of the original
+    width: int,
+    key: InputKey,
+) -> np.ndarray:  # (H, W, 3) uint8, or (T, H, W, 3) under a key with tiling
+    placements = place_all(height, width, key)
+    if key.tiling is None:
+        return resize_image(pixels, placements[0])
+    tiles = np.empty((len(placements), key.height, key.width, 3), np.uint8)
+    for tile, placement in zip(tiles, placements, strict=True):
+        tile[:] = resize_image(pixels, placement)
+    return tiles
+
+
+def _refused_tiles(
+    height: int, width: int, keys: Iterable[InputKey], limits: Limits
+) -> Failure | None:
+    for key in keys:
+        count = count_tiles(height, width, key)
+        size = count * key.height * key.width * 3
+        if key.tiling is not None and size > limits.max_tile_bytes:
+            return _failure(
+                "too_large",
+                f"{count} tiles of {key.height} x {key.width} come to {size} bytes, over the limit "
+                f"of {limits.max_tile_bytes}; raise tiles.size or lower tiles.overlap",
+            )
+    return None
 
 
 def decode_images(
@@ -145,32 +182,65 @@ def decode_images(
 
     Failures stand at their positions and do not count; those that follow the last decoded image
     are in the last batch. No images, no batch. One image is decoded ahead of the batch given out.
+
+    Where a key has a tiling, a batch ends sooner, before the image with which its tiles would pass
+    `limits.batch_tile_bytes`; one that passes them alone is given out before another is decoded.
     """
-    batch = _GrowingBatch(chunk_id, keys, batch_size)
+    batch = _GrowingBatch(chunk_id, keys, batch_size, limits.batch_tile_bytes)
     for image in images:
         result = image.failure or decode(image.data, keys, limits)
-        if isinstance(result, Decoded) and batch.num_decoded == batch_size:
+        if isinstance(result, Decoded) and not batch.has_room_for(result):
             yield batch.finish()
-            batch = _GrowingBatch(chunk_id, keys, batch_size)
+            batch = _GrowingBatch(chunk_id, keys, batch_size, limits.batch_tile_bytes)
         batch.add(image, result)
+        del result  # the batch has its pixels
+        if batch.is_overfull:
+            yield batch.finish()
+            batch = _GrowingBatch(chunk_id, keys, batch_size, limits.batch_tile_bytes)
     if batch.image_id:
         yield batch.finish()
 
 
 class _GrowingBatch:
-    """An `ImageBatch` while it fills; the pixels are written once, where they will stay."""
+    """An `ImageBatch` while it fills.
 
-    def __init__(self, chunk_id: str, keys: Sequence[InputKey], batch_size: int) -> None:
+    Images that are not cut are written once, where they will stay; tiles are joined at the end.
+    """
+
+    def __init__(
+        self, chunk_id: str, keys: Sequence[InputKey], batch_size: int, max_tile_bytes: int
+    ) -> None:
         self.chunk_id = chunk_id
         self.image_id: list[str] = []
-        self.num_decoded = 0
+        self._batch_size = batch_size
+        self._max_tile_bytes = max_tile_bytes
+        self._num_decoded = 0
         self._uri: list[str] = []
         self._width: list[int] = []
         self._height: list[int] = []
         self._failures: dict[int, Failure] = {}
-        self._pixels = {
-            key: np.empty((batch_size, key.height, key.width, 3), np.uint8) for key in keys
+        self._whole = {
+            key: np.empty((batch_size, key.height, key.width, 3), np.uint8)
+            for key in keys
+            if key.tiling is None
         }
+        self._tiles: dict[InputKey, list[np.ndarray]] = {
+            key: [] for key in keys if key.tiling is not None
+        }
+        self._tile_bytes = dict.fromkeys(self._tiles, 0)
+
+    @property
+    def is_overfull(self) -> bool:
+        """Say whether one image has passed the bytes that several may have together."""
+        return any(size > self._max_tile_bytes for size in self._tile_bytes.values())
+
+    def has_room_for(self, image: Decoded) -> bool:
+        if self._num_decoded == 0:
+            return True
+        return self._num_decoded < self._batch_size and all(
+            size + _weight(image, key) <= self._max_tile_bytes
+            for key, size in self._tile_bytes.items()
+        )
 
     def add(self, image: EncodedImage, result: Decoded | Failure) -> None:
         if isinstance(result, Failure):
@@ -178,15 +248,23 @@ class _GrowingBatch:
             width, height = 0, 0
         else:
             width, height = result.width, result.height
-            for key, pixels in self._pixels.items():
-                pixels[self.num_decoded] = result.pixels[key]
-            self.num_decoded += 1
+            for key, pixels in self._whole.items():
+                pixels[self._num_decoded] = result.pixels[key]
+            for key, tiles in self._tiles.items():
+                tiles.append(result.pixels[key])
+                self._tile_bytes[key] += _weight(result, key)
+            self._num_decoded += 1
         self.image_id.append(image.image_id)
         self._uri.append(image.uri)
         self._width.append(width)
         self._height.append(height)
 
     def finish(self) -> ImageBatch:
+        pixels = {key: whole[: self._num_decoded] for key, whole in self._whole.items()}
+        for key, tiles in self._tiles.items():
+            none = np.empty((0, key.height, key.width, 3), np.uint8)
+            pixels[key] = tiles[0] if len(tiles) == 1 else np.concatenate([none, *tiles])
+            tiles.clear()
         return ImageBatch(
             chunk_id=self.chunk_id,
             image_id=self.image_id,
@@ -194,8 +272,13 @@ class _GrowingBatch:
             width=np.array(self._width, np.int32),
             height=np.array(self._height, np.int32),
             failures=self._failures,
-            pixels={key: pixels[: self.num_decoded] for key, pixels in self._pixels.items()},
+            pixels=pixels,
         )
+
+
+def _weight(image: Decoded, key: InputKey) -> int:
+    """Return the bytes of an image's tiles, and of the mask that may be merged from them."""
+    return image.pixels[key].nbytes + image.height * image.width
 
 
 def _read_header(data: bytes, limits: Limits) -> _Header | Failure:

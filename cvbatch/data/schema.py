@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from cvbatch.arrays import masks as mask_arrays
 from cvbatch.arrays.pixels import mask_to_original, place
+from cvbatch.arrays.tiles import count_tiles
 from cvbatch.config import SCHEMA_VERSION, TASK_COLUMNS, ModelConfig
 from cvbatch.types import (
     Boxes,
@@ -22,6 +23,7 @@ from cvbatch.types import (
     ModelSpec,
     Predictions,
     offsets_of,
+    pictures_of,
 )
 
 _FAILURE = pa.struct([("stage", pa.string()), ("kind", pa.string()), ("message", pa.string())])
@@ -100,7 +102,9 @@ def result_metadata(models: Sequence[ResultModel], job_fingerprint: str, version
             "resize": model.spec.resize,
             "weights_sha256": model.spec.weights_sha256,
             "options": model.config.model_dump(
-                mode="json", exclude={"task", "model", "weights", "classes", "image_size", "resize"}
+                mode="json",
+                exclude={"task", "model", "weights", "classes", "image_size", "resize"},
+                exclude_none=True,  # options of later versions leave the files as they were
             ),
         }
         for model in models
@@ -210,17 +214,18 @@ def _heatmaps_column(
 
 
 def _heatmap_structs(model: ResultModel, maps: Heatmaps) -> pa.StructArray:
-    count, height, width = maps.values.shape
-    offsets = np.arange(count + 1, dtype=np.int32) * (height * width)
-    values = pa.array(np.ascontiguousarray(maps.values).reshape(-1), pa.float32())
+    count = len(maps.class_id)
+    sizes = maps.height.astype(np.int64) * maps.width
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    values = pa.array(maps.values, pa.float32())
     fields = {
         "model": [model.spec.name] * count,
         "layer": [model.spec.heatmap_layer] * count,
         "class_id": maps.class_id,
         "label": pa.array(model.spec.classes, pa.string()).take(pa.array(maps.class_id)),
         "score": maps.score,
-        "height": np.full(count, height, np.int32),
-        "width": np.full(count, width, np.int32),
+        "height": maps.height,
+        "width": maps.width,
         "values": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values),
     }
     return _struct(_HEATMAP, fields)
@@ -234,11 +239,14 @@ def _mask_columns(
         return {name: pa.nulls(len(is_failed), _BY_TASK[name]) for name in ("mask", "mask_areas")}
     png: list[bytes | None] = [None] * len(is_failed)
     class_ids, areas, counts = [], [], []
-    for mask, i in zip(said.masks.class_id, said.masks.image_index, strict=True):
+    is_original = getattr(model.config, "mask_size", "original") == "original"
+    key, masks = model.spec.input_key, said.masks
+    pictures = pictures_of(masks.class_id, masks.height, masks.width)
+    for mask, i in zip(pictures, masks.image_index, strict=True):
         placed = mask
-        if getattr(model.config, "mask_size", "original") == "original":
-            size = int(predictions.height[i]), int(predictions.width[i])
-            placed = mask_to_original(mask, place(*size, model.spec.input_key))
+        size = int(predictions.height[i]), int(predictions.width[i])
+        if is_original and count_tiles(*size, key) == 1:  # those of several are merged there
+            placed = mask_to_original(mask, place(*size, key))
         png[i] = mask_arrays.encode_png(placed)
         class_id, area = mask_arrays.areas(placed, len(model.spec.classes))
         class_ids.append(class_id)

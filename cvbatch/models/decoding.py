@@ -77,7 +77,7 @@ class BoxDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type in
         box = ops.cast(box, "float32")
         image_hw = np.array(image.shape[1:3], np.float32)
         boxes = _corners(box[:, 0:2] * image_hw, ops.square(box[:, 2:4]) * (image_hw / 2))
-        return {"boxes": boxes[:, None], "scores": classes[:, None]}
+        return {"boxes": ops.expand_dims(boxes, 1), "scores": ops.expand_dims(classes, 1)}
 
 
 @keras.saving.register_keras_serializable("cvbatch")

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from cvbatch.arrays.pixels import Placement, sample_grid
+from cvbatch.arrays.tiles import canvas_size
 from cvbatch.types import Heatmaps, Labels
+
+
+def merge_scores(
+    scores: np.ndarray,  # (T, C) float32, of an image's tiles
+) -> np.ndarray:  # (1, C) float32
+    """Return the image's class scores: each the largest of its tiles'."""
+    merged: np.ndarray = scores.max(axis=0, keepdims=True)
+    return merged
 
 
 def read_labels(
@@ -40,8 +52,46 @@ def read_heatmaps(
     """Return the heatmaps of each image's best classes, best first."""
     num_images, top_k, height, width = values.shape
     return Heatmaps(
-        values=values.reshape(num_images * top_k, height, width),
+        values=values.reshape(-1),
+        height=np.full(num_images * top_k, height, np.int32),
+        width=np.full(num_images * top_k, width, np.int32),
         class_id=classes.reshape(-1).astype(np.int32),
         score=np.take_along_axis(scores, classes.astype(np.int64), axis=1).reshape(-1),
         image_index=np.repeat(image_index, top_k),
+    )
+
+
+def merge_heatmaps(
+    values: np.ndarray,  # (T, K, h, w) float32, of an image's tiles
+    classes: np.ndarray,  # (T, K) int32: each tile's best
+    scores: np.ndarray,  # (T, C) float32
+    placements: Sequence[Placement],  # T
+    position: int,  # of the image in its batch
+) -> Heatmaps:
+    """Return the heatmaps of a cut image's best K classes, best first, over the whole original.
+
+    A map has cells of the layer's size as the tiles show it. A cell has the largest of the values
+    at its centre in the tiles with a heatmap of the class; then all are divided by their maximum.
+    There is such a tile: that in which the class has its score for the image. What ranks before
+    it there ranks before it in the image, so it is among the best K of that tile too.
+    """
+    top_k, grid_hw = values.shape[1], (values.shape[2], values.shape[3])
+    best = merge_scores(scores)[0]
+    top = np.argsort(-best, kind="stable")[:top_k].astype(np.int32)
+    height, width = canvas_size(placements[0], grid_hw)
+    maps = np.zeros((top_k, height, width), np.float32)
+    for tile, placement in enumerate(placements):
+        row, rows, column, columns = sample_grid(placement, (height, width), grid_hw)
+        for rank, k in np.argwhere(top[:, None] == classes[tile]):
+            covered = maps[rank, row : row + len(rows), column : column + len(columns)]
+            np.maximum(covered, values[tile, k][np.ix_(rows, columns)], out=covered)
+    peak = maps.max(axis=(1, 2), keepdims=True)
+    maps /= np.where(peak > 0, peak, 1)
+    return Heatmaps(
+        values=maps.reshape(-1),
+        height=np.full(top_k, height, np.int32),
+        width=np.full(top_k, width, np.int32),
+        class_id=top,
+        score=best[top],
+        image_index=np.full(top_k, position, np.int64),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -41,6 +41,46 @@ def read_boxes(
         original = to_original(xyxy[kept], placement)
         found.append((original, scores[row, kept, class_id], class_id))
     return _joined(found, image_index)
+
+
+def merge_boxes(
+    tiles: Iterable[tuple[np.ndarray, np.ndarray]],  # T of (N, 4) in box_format and (N, C), float32
+    position: int,  # of the image in its batch
+    placements: Sequence[Placement],  # T
+    key: InputKey,
+    *,
+    box_format: str,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+    class_agnostic: bool,
+    classes_kept: Sequence[int] | None,
+) -> Boxes:
+    """Return what is left of a cut image's boxes after one suppression over all its tiles.
+
+    Suppressed are the boxes as they lie in the original, clipped to it, in the order of the tiles.
+    The tiles are taken one at a time; of each only the boxes with a score over the threshold stay,
+    which changes nothing: no other can stand, or make one fall.
+    """
+    boxes, scores = [], []
+    for placement, (of_tile, tile_scores) in zip(placements, tiles, strict=True):
+        candidates = tile_scores if classes_kept is None else tile_scores[:, list(classes_kept)]
+        is_kept = (candidates >= np.float32(score_threshold)).any(axis=1)
+        xyxy = box_arrays.to_xyxy(of_tile[is_kept], box_format, key.height, key.width)
+        boxes.append(to_original(xyxy, placement))
+        scores.append(tile_scores[is_kept])
+    xyxy, all_scores = np.concatenate(boxes), np.concatenate(scores)
+    kept, class_id = box_arrays.suppress(
+        xyxy,
+        all_scores,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+        class_agnostic=class_agnostic,
+        classes_kept=classes_kept,
+    )
+    found = (xyxy[kept], all_scores[kept, class_id], class_id)
+    return _joined([found], np.array([position], np.int64))
 
 
 def read_single_boxes(

@@ -12,7 +12,9 @@ from cvbatch.types import VOID_CLASS, InputKey, ResizeMode
 
 SIDE = st.integers(1, 5000)
 MODES = ("stretch", "letterbox", "crop")
-KEY = st.builds(InputKey, st.integers(1, 640), st.integers(1, 640), st.sampled_from(MODES))
+KEY = st.builds(
+    InputKey, st.integers(1, 640), st.integers(1, 640), st.sampled_from(MODES), st.none()
+)
 FACTORS = (1, 2, 4, 8)
 
 

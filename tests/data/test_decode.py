@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from cvbatch.arrays.pixels import resize_image
+from cvbatch.arrays.tiles import count_tiles, place_all
 from cvbatch.data.decode import Limits, decode, decode_images
-from cvbatch.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey
+from cvbatch.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey, Tiling
 
 HEIGHT, WIDTH = 48, 64
 SAME_SIZE = InputKey(HEIGHT, WIDTH, "stretch")
@@ -575,3 +577,101 @@ def test_batches_given_out_are_not_written_again() -> None:
     kept = first.pixels[SAME_SIZE].copy()
     next(stream)
     assert np.array_equal(first.pixels[SAME_SIZE], kept)
+
+
+# ---- tiles
+
+TILED = InputKey(16, 24, "letterbox", Tiling(32, 32, 8, 8))
+
+
+def images_of(sizes: list[tuple[int, int]]) -> list[EncodedImage]:
+    """Return an image of each size; (0, 0) stands for one that fails."""
+    return [
+        EncodedImage(f"{i}", "", encode(photo(*size, seed=i), "PNG") if all(size) else b"no")
+        for i, size in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (33, 5), (48, 64), (100, 31)])
+def test_tiles_are_those_of_the_whole_image(size: tuple[int, int]) -> None:
+    image = photo(*size)
+    whole = TILED._replace(tiling=None)
+    decoded = decode(encode(image, "PNG"), [TILED, whole], Limits())
+    assert isinstance(decoded, Decoded)
+    expected = [resize_image(np.asarray(image), one) for one in place_all(*size, TILED)]
+    np.testing.assert_array_equal(decoded.pixels[TILED], expected)
+    if len(expected) == 1:
+        np.testing.assert_array_equal(decoded.pixels[TILED][0], decoded.pixels[whole])
+
+
+def test_tiles_of_a_reduced_jpeg_show_the_same() -> None:
+    key = InputKey(16, 16, "stretch", Tiling(64, 64, 16, 16))
+    data = encode(photo(300, 400), "JPEG", quality=95)
+    reduced, full = (decode(data, [key], Limits(reduced_jpeg=said)) for said in (True, False))
+    assert isinstance(reduced, Decoded) and isinstance(full, Decoded)
+    difference = reduced.pixels[key].astype(int) - full.pixels[key]
+    assert reduced.pixels[key].shape == (count_tiles(300, 400, key), 16, 16, 3)
+    assert 0 < np.abs(difference).mean() < 6
+
+
+def test_more_tiles_than_the_limit_fail_their_image_before_it_is_decoded() -> None:
+    count = count_tiles(48, 64, TILED)
+    size = count * 16 * 24 * 3
+    data = encode(photo(), "PNG")
+    assert isinstance(decode(data, [TILED], Limits(max_tile_bytes=size)), Decoded)
+    broken = data[: len(data) // 2]  # the header is whole
+    for one in (data, broken):
+        failure = decode(one, [SAME_SIZE, TILED], Limits(max_tile_bytes=size - 1))
+        assert failure == Failure(
+            "decode",
+            "too_large",
+            f"{count} tiles of 16 x 24 come to {size} bytes, over the limit of {size - 1}; raise "
+            "tiles.size or lower tiles.overlap",
+        )
+    assert isinstance(decode(data, [SAME_SIZE], Limits(max_tile_bytes=1)), Decoded)
+
+
+def test_as_many_tiles_as_there_are_pixels_are_refused_without_making_them() -> None:
+    key = InputKey(224, 224, "stretch", Tiling(1, 1, 0, 0))
+    failure = decode(encode(Image.new("1", (9000, 9000)), "PNG"), [key], Limits())
+    assert isinstance(failure, Failure)
+    assert failure.kind == "too_large"
+    assert "81000000 tiles" in failure.message
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 50])
+@pytest.mark.parametrize("tile_bytes", [1, 20_000, 1 << 30])
+def test_batches_end_before_their_tiles_are_too_many(batch_size: int, tile_bytes: int) -> None:
+    sizes = [(48, 64), (0, 0), (10, 10), (200, 90), (31, 31), (0, 0), (64, 48), (5, 5), (0, 0)]
+    images = images_of(sizes)
+    keys = [TILED, SAME_SIZE]
+    limits = Limits(batch_tile_bytes=tile_bytes)
+    batches = list(decode_images(images, keys, limits, "c", batch_size))
+    assert [i for batch in batches for i in batch.image_id] == [str(i) for i in range(len(sizes))]
+    for batch in batches:
+        assert batch.pixels[TILED].shape[1:] == (16, 24, 3)
+        assert len(batch.pixels[SAME_SIZE]) == len(batch.decoded) <= batch_size
+        weight = batch.pixels[TILED].nbytes + int((batch.height * batch.width).sum())
+        assert weight <= tile_bytes or len(batch.decoded) == 1
+        alone = [decode(images[int(batch.image_id[i])].data, keys, limits) for i in batch.decoded]
+        if alone:
+            for key in keys:
+                tiles = [one.pixels[key].reshape(-1, *key[:2], 3) for one in alone]  # type: ignore[union-attr]
+                np.testing.assert_array_equal(batch.pixels[key], np.concatenate(tiles))
+    if tile_bytes == 1 << 30:  # as without tiles
+        assert all(len(batch.decoded) == batch_size for batch in batches[:-1])
+    if tile_bytes == 1:
+        assert len(batches) == 6 + 1  # the last failure, behind an image that was given out
+
+
+def test_nothing_is_decoded_ahead_of_an_image_that_passes_the_bytes_alone() -> None:
+    taken = []
+
+    def images():  # type: ignore[no-untyped-def]
+        for image in images_of([(48, 64), (48, 64)]):
+            taken.append(image.image_id)
+            yield image
+
+    stream = decode_images(images(), [TILED], Limits(batch_tile_bytes=100), "c", 8)
+    assert next(stream).image_id == ["0"]
+    assert taken == ["0"]

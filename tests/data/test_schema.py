@@ -41,6 +41,10 @@ def result_models(**changes):
     ]
 
 
+def sides(count, height, width):
+    return np.full(count, height, np.int32), np.full(count, width, np.int32)
+
+
 def predictions():
     index = np.array([0, 0, 2])
     ids, scores = np.array([1, 2, 0], np.int32), np.array([0.75, 0.25, 1], np.float32)
@@ -57,10 +61,10 @@ def predictions():
             ModelPredictions(
                 labels=Labels(ids, scores, index),
                 heatmaps=Heatmaps(
-                    np.arange(18, dtype=np.float32).reshape(3, 2, 3) / 17, ids, scores, index
+                    np.arange(18, dtype=np.float32) / 17, *sides(3, 2, 3), ids, scores, index
                 ),
             ),
-            ModelPredictions(masks=Masks(mask, np.array([0, 2]))),
+            ModelPredictions(masks=Masks(mask.reshape(-1), *sides(2, 4, 6), np.array([0, 2]))),
             ModelPredictions(
                 boxes=Boxes(
                     np.array([[0, 1, 2, 3], [1, 1, 5, 4], [0, 0, 12, 8]], np.float32),

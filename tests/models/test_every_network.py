@@ -93,67 +93,64 @@ def scores_to_explain(task, outputs):  # → (B, classes)
     return outputs["scores"][:, 0]  # of one box
 
 
-def as_dict(outputs):
-    return outputs if isinstance(outputs, dict) else {"output": outputs}
-
-
 @pytest.mark.parametrize("name", sorted(zoo.ZOO))
 def test_a_network_saves_loads_predicts_and_explains_itself(name, tmp_path):
     keras.backend.clear_session()
-    entry, model = zoo.find(name), build_small(name)
-    images = pictures(1, *model.input_shape[1:3])
-    model.save(tmp_path / "net.keras")
+    task, built = zoo.find(name).task, build_small(name)
+    built.save(tmp_path / "net.keras")
     loaded = zoo.load_file("net", tmp_path / "net.keras")
-    config = CONFIGS[entry.task](task=entry.task, model="net.keras")
+    images = pictures(1, *loaded.input_shape[1:3])
 
-    # predicts: what the job computes of the loaded file is what the built network answers
+    config = CONFIGS[task](task=task, model="net.keras")
     assert num_classes(loaded, config) == NUM_CLASSES
-    graph = tf.function(ServingGraph(loaded, config), autograph=False)
-    served = graph(tf.constant(images))
-    pixels = as_input(loaded, images)
-    answered = as_dict(model(pixels, training=False))
-    if entry.task == "classification":
-        scores = np.asarray(served["scores"])
-        np.testing.assert_allclose(scores, answered["output"], rtol=1e-3, atol=1e-5)
-        np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-4)
-    elif entry.task == "segmentation":
-        assert served["mask"].shape == images.shape[:3]
-        best = np.asarray(answered["output"]).argmax(axis=-1)
-        assert (np.asarray(served["mask"]) == best).mean() > 0.999
-    else:
-        for key in ("boxes", "scores"):
-            np.testing.assert_allclose(served[key], answered[key], rtol=1e-3, atol=1e-3)
+    path, served, heatmaps = serve_and_explain(loaded, config, images)
+    answered, wanted = answer_and_explain_by_tape(built, task, images, path)
 
-    # explains itself: the maps in the graph are those that a gradient tape gives
-    path, heatmaps = explain_in_graph(loaded, entry.task, pixels)
-    np.testing.assert_allclose(
-        heatmaps, explain_by_tape(loaded, entry.task, pixels, path), atol=5e-3
-    )
+    if task == "classification":
+        np.testing.assert_allclose(served["scores"], answered, rtol=1e-2, atol=1e-4)
+        np.testing.assert_allclose(np.sum(served["scores"], axis=1), 1, rtol=1e-4)
+    elif task == "segmentation":
+        assert (np.asarray(served["mask"]) == np.argmax(answered, axis=-1)).mean() > 0.999
+    else:
+        for key, tensor in served.items():
+            wanted_key = "boxes" if key == "box" else key
+            np.testing.assert_allclose(
+                np.squeeze(tensor), np.squeeze(answered[wanted_key]), rtol=1e-3, atol=1e-3
+            )
+    np.testing.assert_allclose(heatmaps, wanted, atol=5e-3)
     assert heatmaps.max() == pytest.approx(1)
 
 
-def explain_in_graph(model, task, pixels):  # → path of the layer, (classes, h, w)
+def serve_and_explain(model, config, images):  # → path of the layer, results, (classes, h, w)
+    """Return what the job computes, and the heatmaps of all classes, from one graph."""
     found = {}
 
     @tf.function(autograph=False)
-    def explained(x):
+    def graph(pixels):
         with gradcam.recorded_calls(model) as calls:
-            outputs = model(x, training=False)
-        scores = scores_to_explain(task, outputs)
+            results = ServingGraph(model, config)(pixels)
+            scores = scores_to_explain(config.task, found["outputs"])
         at = gradcam.find_feature_map(calls, scores, "auto")
         found["path"] = calls.path[at]
-        return gradcam.heatmaps(calls, scores, tf.range(NUM_CLASSES)[None], at)
+        return results, gradcam.heatmaps(calls, scores, tf.range(NUM_CLASSES)[None], at)
 
-    heatmaps = np.asarray(explained(tf.constant(pixels)))[0]
-    return found["path"], heatmaps
+    answer = model.call
+
+    def call(*args, **kwargs):
+        found["outputs"] = answer(*args, **kwargs)
+        return found["outputs"]
+
+    model.call = call
+    results, heatmaps = graph(tf.constant(images))
+    return found["path"], results, np.asarray(heatmaps)[0]
 
 
-def explain_by_tape(model, task, pixels, path):  # → (classes, h, w)
+def answer_and_explain_by_tape(model, task, images, path):  # → outputs, (classes, h, w)
     (step,) = [one for one in model.operations if one.name == path]
     both = keras.Model(model.input, [step.output, model.output])
     with tf.GradientTape(persistent=True) as tape:
-        features, outputs = both(pixels, training=False)
+        features, outputs = both(as_input(model, images), training=False)
         scores = scores_to_explain(task, outputs)
         of_class = [scores[:, i] for i in range(NUM_CLASSES)]
     gradients = [tape.gradient(score, features)[0].numpy() for score in of_class]
-    return np.stack([grad_cam(features[0].numpy(), gradient) for gradient in gradients])
+    return outputs, np.stack([grad_cam(features[0].numpy(), one) for one in gradients])

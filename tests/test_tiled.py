@@ -1,0 +1,303 @@
+"""Models with tiles: as if there were none where an image fits one, and each image by itself."""
+
+import cv2
+import numpy as np
+import pytest
+
+from cvbatch import programs
+from cvbatch.arrays.boxes import suppress_reference
+from cvbatch.arrays.masks import decode_png
+from cvbatch.arrays.pixels import mask_to_original, resize_image
+from cvbatch.arrays.tiles import count_tiles, place_all
+from cvbatch.data import schema
+from cvbatch.data.decode import Limits, decode_images
+from cvbatch.jobfile import parse_job
+from cvbatch.predict import LoadedModel, Predictor
+from cvbatch.types import EncodedImage, InputKey, ModelSpec, Tiling
+
+KERAS = [
+    pytest.mark.keras,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+SIZES = [(40, 30), (32, 24), (90, 20), (20, 130), (25, 24), (70, 75), (33, 1)]
+CUT, WHOLE = {"size": 32, "overlap": 0.25}, {"size": 200}
+
+
+def pictures(sizes=SIZES):
+    """Return PNGs of coarse colours, no two alike."""
+    images = []
+    for i, (height, width) in enumerate(sizes):
+        coarse = np.random.default_rng(i).integers(0, 256, (7, 9, 3), np.uint8)
+        image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        images.append(EncodedImage(f"{i}", f"file:{i}", cv2.imencode(".png", image)[1].tobytes()))
+    return images
+
+
+def three_tasks(models, tiles):
+    said = [
+        {
+            "task": "classification",
+            "model": str(models / "nested_classifier.keras"),
+            "heatmap": {"top_k": 3},
+        },
+        {
+            "task": "segmentation",
+            "model": str(models / "segmenter.keras"),
+            "resize": "letterbox",
+        },
+        {
+            "task": "detection",
+            "model": str(models / "detector.keras"),
+            "score_threshold": 0.4,
+            "iou_threshold": 0.3,
+        },
+    ]
+    for one in said:
+        one |= {"tiles": tiles} if tiles is not None else {}
+    return parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": said}).models
+
+
+def loaded(configs, batch_size=4):
+    models = []
+    for config in configs:
+        request = programs.BuildRequest(
+            config, programs.identify(config), "litert", "float32", batch_size
+        )
+        built = programs.build(request)
+        models.append(LoadedModel(config, built.spec, built.load(1), batch_size))
+    return models
+
+
+def rows(models, images, batch_size=4, limits=Limits()):  # noqa: B008 - frozen
+    """Return the result's rows, as a worker makes them."""
+    keys = list(dict.fromkeys(model.spec.input_key for model in models))
+    result_models = [schema.ResultModel(model.config, model.spec) for model in models]
+    arrow_schema = schema.result_schema(result_models)
+    said = map(Predictor(models), decode_images(images, keys, limits, "c", batch_size))
+    tables = [schema.to_rows(one, result_models, arrow_schema).to_pylist() for one in said]
+    return [row for table in tables for row in table]
+
+
+@pytest.fixture(scope="module")
+def cut(keras_files):
+    return loaded(three_tasks(keras_files, CUT))
+
+
+class TestThreeTasks:
+    pytestmark = KERAS
+
+    def test_an_image_that_fits_a_tile_has_the_plain_runs_row(self, cut, keras_files):
+        plain = loaded(three_tasks(keras_files, None))
+        expected = rows(plain, pictures())
+        assert rows(loaded(three_tasks(keras_files, WHOLE)), pictures()) == expected
+        keys = [model.spec.input_key for model in cut]
+        for mine, theirs, size in zip(rows(cut, pictures()), expected, SIZES, strict=True):
+            fits = [count_tiles(*size, key) == 1 for key in keys]
+            assert len(set(fits)) == 1
+            assert (mine == theirs) == fits[0]
+
+    @pytest.mark.parametrize("batch_size", [1, 32])
+    def test_the_batch_changes_nothing(self, cut, keras_files, batch_size):
+        other = loaded(three_tasks(keras_files, CUT), batch_size)
+        assert rows(other, pictures(), batch_size) == rows(cut, pictures())
+
+    def test_the_order_and_the_bound_on_bytes_change_nothing(self, cut):
+        images = pictures()
+        expected = rows(cut, images)
+        assert rows(cut, images[::-1])[::-1] == expected
+        assert rows(cut, images, limits=Limits(batch_tile_bytes=1)) == expected
+        assert [row for image in images for row in rows(cut, [image])] == expected
+
+    def test_a_cut_image_is_what_bare_keras_says_of_its_tiles(self, cut, keras_files):
+        import keras
+
+        images = [image for image, size in zip(pictures(), SIZES, strict=True) if size[0] > 32]
+        names = ("nested_classifier", "segmenter", "detector")
+        bare = [keras.models.load_model(keras_files / f"{name}.keras") for name in names]
+        for image, row in zip(images, rows(cut, images), strict=True):
+            pixels = cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            placed = [place_all(*pixels.shape[:2], model.spec.input_key) for model in cut]
+            assert all(len(one) > 1 for one in placed)
+            tiles = [
+                np.stack([resize_image(pixels, p) for p in one]).astype("float32") for one in placed
+            ]
+            scores = bare[0].predict(tiles[0], verbose=0).max(axis=0)
+            assert [label["class_id"] for label in row["labels"]] == np.argsort(-scores)[
+                :5
+            ].tolist()
+            np.testing.assert_allclose(
+                [label["score"] for label in row["labels"]], np.sort(scores)[:-6:-1], atol=1e-5
+            )
+            assert [len(row["heatmaps"])] == [3]
+            check_mask(row, placed[1], bare[1].predict(tiles[1], verbose=0))
+            check_boxes(row, placed[2], bare[2].predict(tiles[2], verbose=0))
+
+
+def check_mask(row, placements, probabilities):
+    """Hold a row's mask to an average over the whole image, but where two classes come close."""
+    height, width = placements[0].height, placements[0].width
+    sums = np.zeros((height, width, probabilities.shape[3]))
+    count = np.zeros((height, width, 1))
+    for placement, tile in zip(placements, probabilities, strict=True):
+        # where each pixel of the tile comes to lie, told by masks of row and column numbers
+        numbers = np.indices(tile.shape[:2]).astype(np.uint8)
+        y, x = (mask_to_original(one, placement) for one in numbers)
+        is_seen = np.zeros((height, width), bool)
+        top, left, h, w = placement.source
+        is_seen[top : top + h, left : left + w] = True
+        sums[is_seen] += tile[y[is_seen], x[is_seen]]
+        count[is_seen] += 1
+    average = sums / count
+    best = np.sort(average, axis=2)
+    is_clear = best[..., -1] - best[..., -2] > 1e-5
+    mask = decode_png(row["mask"]["bytes"])
+    assert is_clear.mean() > 0.99
+    np.testing.assert_array_equal(mask[is_clear], average.argmax(axis=2)[is_clear])
+    assert sum(area["area"] for area in row["mask_areas"]) == height * width
+
+
+def check_boxes(row, placements, found):
+    boxes = []
+    for placement, tile in zip(placements, found["boxes"].astype(np.float64), strict=True):
+        (top, left, h, w), inner = placement.source, placement.target
+        mapped = tile * np.array([w / inner.width, h / inner.height] * 2)
+        mapped += np.array([left, top] * 2)
+        boxes.append(mapped.clip(0, [placement.width, placement.height] * 2))
+    boxes, scores = np.concatenate(boxes), np.concatenate(found["scores"])
+    kept, class_id = suppress_reference(
+        boxes, scores, score_threshold=0.4, iou_threshold=0.3, max_detections=300
+    )
+    sides = ("x_min", "y_min", "x_max", "y_max")
+    mine = [[box[side] for side in sides] for box in row["boxes"]]
+    assert len(mine) == len(kept) > 0
+    np.testing.assert_allclose(mine, boxes[kept], atol=1e-3)
+    assert [box["class_id"] for box in row["boxes"]] == class_id.tolist()
+
+
+# ---- without a network
+
+
+def fake(task, program, tiling=(8, 8, 2, 2), **fields):
+    models = [{"task": task, "model": "a.keras", "tiles": {}, **fields}]
+    config = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models}).models[0]
+    spec = ModelSpec("net", task, ("a", "b"), 8, 8, "stretch", "0" * 64, "conv", *tiling)
+    return LoadedModel(config, spec, program, 4)
+
+
+def grey(*values):
+    """Return an image of 8 rows with a tile of each grey."""
+    image = np.repeat(np.array([values], np.uint8), 8, axis=0).repeat(8, axis=1)
+    return EncodedImage(f"{values}", "", cv2.imencode(".png", image)[1].tobytes())
+
+
+def broken_at(value, outputs):
+    """Return a program that gives NaN for tiles of one grey."""
+
+    def program(pixels):
+        results = {name: np.full((4, *shape), 0.5, np.float32) for name, shape in outputs.items()}
+        for array in results.values():
+            array[pixels[:, 0, 0, 0] == value] = np.nan
+        return results
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs"),
+    [
+        ("classification", {"scores": (2,)}),
+        ("detection", {"boxes": (3, 4), "scores": (3, 2)}),
+        ("segmentation", {"probabilities": (8, 8, 2), "mask": (8, 8)}),
+    ],
+)
+def test_a_tile_that_is_not_finite_fails_its_own_image_in_every_model(task, outputs):
+    models = [fake("classification", broken_at(-1, {"scores": (2,)}), (8, 8, 0, 0))]
+    other = fake(task, broken_at(7, outputs), (8, 8, 0, 0))
+    models = [other] if task == "classification" else [*models, other]
+    images = [grey(1, 2), grey(1, 7, 3), grey(7), grey(7, 1), grey(4, 5, 6), grey(4)]
+    for order in (models, models[::-1]):
+        failed = [row["error"] and row["error"]["kind"] for row in rows(order, images)]
+        assert failed == [None, "not_finite", "not_finite", "not_finite", None, None]
+
+
+def test_tiles_of_several_images_fill_a_programs_batches():
+    seen = []
+
+    def program(pixels):
+        seen.append(pixels[:, 0, 0, 0].tolist())
+        return {"scores": pixels[:, 0, 0, :2].astype(np.float32) / 255}
+
+    model = fake("classification", program, (8, 8, 0, 0), top_k=1)
+    images = [grey(10, 20, 30), grey(40), grey(60, 50)]
+    labels = [row["labels"][0]["score"] for row in rows([model], images)]
+    np.testing.assert_allclose(labels, np.array([30, 40, 60]) / 255, rtol=1e-6)
+    assert seen == [[10, 20, 30, 40], [60, 50, 0, 0]]
+
+
+def test_nothing_in_nothing_out():
+    def program(pixels):
+        raise RuntimeError("reached without an image")
+
+    model = fake("segmentation", program)
+    assert rows([model], []) == []
+    (row,) = rows([model], [EncodedImage("a", "a", b"")])
+    assert (row["status"], row["mask"]) == ("failed", None)
+
+
+def test_models_of_one_tiling_share_their_tiles():
+    def program(pixels):
+        return {"scores": np.zeros((4, 2), np.float32)}
+
+    one, other = fake("classification", program), fake("detection", program)
+    apart = fake("detection", program, (8, 8, 3, 3))
+    assert one.spec.input_key == other.spec.input_key != apart.spec.input_key
+    assert one.spec.input_key == InputKey(8, 8, "stretch", Tiling(8, 8, 2, 2))
+
+
+# ---- in the graph
+
+
+@pytest.mark.parametrize("engine", ["litert", "tensorflow"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("units", "activation"), [(3, "softmax"), (3, None), (1, "sigmoid"), (1, None), (2, "sigmoid")]
+)
+class TestProbabilities:
+    pytestmark = KERAS
+
+    def test_a_mask_has_its_probabilities(self, units, activation, stride, engine):
+        import keras
+        from keras import layers
+
+        from cvbatch.engines import ENGINES
+        from cvbatch.serving import ServingGraph
+
+        keras.utils.set_random_seed(3)
+        image = keras.Input((12, 16, 3))
+        x = layers.Conv2D(4, 3, strides=stride, padding="same")(layers.Rescaling(1 / 64)(image))
+        logits = layers.Conv2D(units, 3, padding="same")(x)
+        maps = logits if activation is None else layers.Activation(activation)(logits)
+        model = keras.Model(image, maps)
+        models = [{"task": "segmentation", "model": "a.keras"}]
+        raw = {"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models}
+        images = np.random.default_rng(1).integers(0, 256, (2, 12, 16, 3), np.uint8)
+        results = []
+        for tiles in (None, {}):
+            models[0]["tiles"] = tiles
+            graph = ServingGraph(model, parse_job(raw).models[0])
+            payload, names = ENGINES[engine].compile(graph, 2, 12, 16)
+            results.append(ENGINES[engine].load(payload, names, 1)(images))
+        plain, tiled = results
+        assert set(plain) == {"mask"}
+        assert set(tiled) == {"mask", "probabilities"}
+        np.testing.assert_array_equal(tiled["mask"], plain["mask"])
+        raw_maps = keras.ops.image.resize(model(images.astype("float32")), (12, 16))
+        function = activation or ("softmax" if units > 1 else "sigmoid")
+        expected = raw_maps if activation else getattr(keras.ops, function)(raw_maps)
+        expected = keras.ops.convert_to_numpy(expected)
+        if units == 1:
+            expected = np.concatenate([1 - expected, expected], axis=3)
+        np.testing.assert_allclose(tiled["probabilities"], expected, atol=1e-5)
+        clear = np.abs(np.diff(np.sort(expected, axis=3)[..., -2:], axis=3))[..., 0] > 1e-4
+        np.testing.assert_array_equal(tiled["mask"][clear], expected.argmax(axis=3)[clear])
+        assert len(np.unique(tiled["mask"])) > 1
