@@ -86,6 +86,44 @@ def test_a_detector_with_a_card_loads_in_a_fresh_process(tmp_path):
     assert read_card(path).classes == ("a", "b", "c", "d", "e")
 
 
+# Between them every layer, activation and initializer of our own.
+OF_OUR_OWN = {
+    "lenet5_original": ((32, 32), {}),
+    "alexnet": ((67, 67), {"width": 12}),
+    "se_googlenet": ((32, 32), {"width": 8}),
+    "fcn8s": ((40, 33), {"units": 4, "backbone": "MobileNetV2"}),
+    "localizer": ((32, 32), {}),
+    "sliding_fcn": ((224, 224), {"units": 4}),
+    "yolo": ((32, 32), {"width": 4}),
+}
+
+
+def test_all_our_layers_load_in_a_fresh_process_that_imports_cvbatch_alone(tmp_path):
+    for name, (size, options) in OF_OUR_OWN.items():
+        model = zoo.build(name, 3, size, options)
+        model.save(tmp_path / f"{name}.keras")
+        answer = model(np.full((1, *model.input_shape[1:]), 100.0, np.float32))
+        outputs = answer if isinstance(answer, dict) else {"output": answer}
+        np.savez(tmp_path / f"{name}.npz", **{key: np.asarray(x) for key, x in outputs.items()})
+    code = (
+        "import sys, pathlib, cvbatch\n"
+        "assert 'keras' not in sys.modules\n"
+        "for path in sorted(pathlib.Path(sys.argv[1]).glob('*.keras')):\n"
+        "    model = cvbatch.load_model(path)\n"
+        "    import numpy as np\n"
+        "    answer = model(np.full((1, *model.input_shape[1:]), 100.0, np.float32))\n"
+        "    outputs = answer if isinstance(answer, dict) else {'output': answer}\n"
+        "    for key, wanted in np.load(path.with_suffix('.npz')).items():\n"
+        "        np.testing.assert_allclose(outputs[key], wanted, rtol=1e-4, atol=1e-5)\n"
+        "    print(path.stem)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout.split() == sorted(OF_OUR_OWN), done.stderr[-2000:]
+
+
 def test_random_weights_are_had_only_by_saying_so():
     assert zoo.load_model("demo_detector", "random", local_file=Path).name == "yolo"
     with pytest.raises(ModelError, match=r"given no weights.*random"):
