@@ -7,6 +7,7 @@ no model lies nested in another.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ import keras
 from keras import layers, ops
 
 from cvbatch.errors import ModelError
+from cvbatch.models.cost import weightless
 
 Preprocessing = Literal["tf", "torch", "caffe", "own"]
 Weights = Literal["imagenet"] | None
@@ -128,13 +130,15 @@ def _network(
 ) -> keras.Model:
     """Return Keras' network with its preprocessing laid before it, as one flat graph."""
     inputs = keras.Input((*image_size, 3), name="image")
+    lacks_deviation = name.startswith("EfficientNetB") and weights is None
     try:
-        built = getattr(keras.applications, name)(
-            weights=weights,
-            input_tensor=preprocess(inputs, APPLICATIONS[name].preprocessing),
-            input_shape=(*image_size, 3),
-            **options,
-        )
+        with weightless() if lacks_deviation else nullcontext():  # it is only copied
+            built = getattr(keras.applications, name)(
+                weights=weights,
+                input_tensor=preprocess(inputs, APPLICATIONS[name].preprocessing),
+                input_shape=(*image_size, 3),
+                **options,
+            )
     except ValueError as error:
         raise ModelError(
             f"{name} cannot be built with image size {image_size[0]}×{image_size[1]} and weights "
@@ -144,7 +148,7 @@ def _network(
         if not str(error).startswith("URL fetch failure on"):
             raise
         raise _no_download(name, str(error)) from error
-    if name.startswith("EfficientNetB") and weights is None:
+    if lacks_deviation:
         built = _with_second_deviation(built)
     return keras.Model(inputs, built.outputs[0], name=built.name)  # Keras' takes a list of inputs
 
