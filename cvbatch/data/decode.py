@@ -43,7 +43,7 @@ _PNG_TAIL = 2**16  # where EXIF that follows a PNG's pixels is looked for
 
 # What Pillow's readers raise for damaged bytes, found by decoding thousands of mutated files;
 # and MemoryError, so that a picture too large for this machine fails alone.
-_PILLOW_ERRORS = (
+PILLOW_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -69,7 +69,7 @@ _UNSUPPORTED_WORDS = re.compile(
 )
 
 # EXIF orientation → the turn that makes the stored array upright.
-_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda image: cv2.flip(image, 1),
     3: lambda image: cv2.rotate(image, cv2.ROTATE_180),
     4: lambda image: cv2.flip(image, 0),
@@ -98,7 +98,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class _Header:
+class Header:
     """What is known of an image before its pixels are read; sizes as stored, not yet turned."""
 
     format: str
@@ -110,6 +110,7 @@ class _Header:
 
     @property
     def upright_hw(self) -> tuple[int, int]:
+        """Return the height and width of the upright image."""
         if self.orientation in _SIDEWAYS:
             return self.width, self.height
         return self.height, self.width
@@ -125,7 +126,7 @@ def decode(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | F
     with warnings.catch_warnings():
         # only Pillow's, so that a thread that leaves at the wrong moment silences nothing else
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        header = _read_header(data, limits)
+        header = read_header(data, limits)
         if isinstance(header, Failure):
             return header
         height, width = header.upright_hw
@@ -136,8 +137,8 @@ def decode(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | F
         pixels = _read_pixels(header, reduction)
     if isinstance(pixels, Failure):
         return pixels
-    if header.orientation in _TURNS:
-        pixels = _TURNS[header.orientation](pixels)
+    if header.orientation in TURNS:
+        pixels = TURNS[header.orientation](pixels)
     return Decoded(width, height, {key: _laid_out(pixels, height, width, key) for key in keys})
 
 
@@ -281,7 +282,8 @@ def _weight(image: Decoded, key: InputKey) -> int:
     return image.pixels[key].nbytes + image.height * image.width
 
 
-def _read_header(data: bytes, limits: Limits) -> _Header | Failure:
+def read_header(data: bytes, limits: Limits) -> Header | Failure:
+    """Return what an image's header says, the limits held against it; or why there is none."""
     if not data:
         return _failure("empty", "the file has no bytes")
     if len(data) > limits.max_bytes:
@@ -297,14 +299,14 @@ def _read_header(data: bytes, limits: Limits) -> _Header | Failure:
         data = data.rstrip(b"\0")
     try:
         image = _READERS[name](BytesIO(data))
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         return _refused(error, name, data)
     width, height = image.size
     if width * height > limits.max_pixels:
         size = f"{width} x {height} = {width * height} pixels"
         return _too_large(size, limits.max_pixels, "source.max_pixels")
     orientation = _read_orientation(name, image, data)
-    return _Header(name, data, image, width, height, orientation)
+    return Header(name, data, image, width, height, orientation)
 
 
 def _read_orientation(name: str, image: ImageFile, data: bytes) -> int:
@@ -318,13 +320,13 @@ def _read_orientation(name: str, image: ImageFile, data: bytes) -> int:
             size = int.from_bytes(data[start - 4 : start])
             exif.load(data[start + 4 : start + 4 + size])
         orientation = exif.get(_ORIENTATION_TAG)
-    except _PILLOW_ERRORS:
+    except PILLOW_ERRORS:
         return 1
-    return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
+    return orientation if isinstance(orientation, int) and orientation in TURNS else 1
 
 
 def _read_pixels(
-    header: _Header, reduction: int
+    header: Header, reduction: int
 ) -> np.ndarray | Failure:  # (h, w, 3) uint8, not yet turned
     image = header.image
     if (
@@ -339,11 +341,11 @@ def _read_pixels(
             return pixels
     try:
         return _read_with_pillow(image)
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         return _refused(error, header.format, header.data)
 
 
-def _read_with_opencv(header: _Header, reduction: int) -> np.ndarray | None:  # (h, w, 3) uint8
+def _read_with_opencv(header: Header, reduction: int) -> np.ndarray | None:  # (h, w, 3) uint8
     """Return the pixels, or None where OpenCV refuses or sees another size than the header's."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED_FLAGS[reduction]
     try:

@@ -61,7 +61,7 @@ _COMMON = [
     ("status", pa.string()),
     ("error", _FAILURE),
 ]
-_BY_TASK: dict[str, pa.DataType] = {
+COLUMN_TYPES: dict[str, pa.DataType] = {
     "labels": pa.list_(_LABEL),
     "boxes": pa.list_(_BOX),
     "mask": IMAGE,
@@ -87,7 +87,7 @@ class ResultModel:
 def result_schema(models: Sequence[ResultModel]) -> pa.Schema:
     """Return the schema of a job's result: a column exists when a model of the job fills it."""
     filled = {column for model in models for column in model.columns}
-    tasks = [(name, kind) for name, kind in _BY_TASK.items() if name in filled]
+    tasks = [(name, kind) for name, kind in COLUMN_TYPES.items() if name in filled]
     return pa.schema([*_COMMON, *tasks])
 
 
@@ -179,7 +179,7 @@ def _struct(kind: pa.StructType, fields: Mapping[str, Any]) -> pa.StructArray:
 
 def _labels_column(labels: Labels | None, names: pa.Array, is_failed: np.ndarray) -> pa.Array:
     if labels is None:  # no image of the batch could be decoded
-        return pa.nulls(len(is_failed), _BY_TASK["labels"])
+        return pa.nulls(len(is_failed), COLUMN_TYPES["labels"])
     label = names.take(pa.array(labels.class_id))
     fields = {"class_id": labels.class_id, "label": label, "score": labels.score}
     return _lists(_struct(_LABEL, fields), labels.image_index, is_failed)
@@ -187,7 +187,7 @@ def _labels_column(labels: Labels | None, names: pa.Array, is_failed: np.ndarray
 
 def _boxes_column(boxes: Boxes | None, names: pa.Array, is_failed: np.ndarray) -> pa.Array:
     if boxes is None:
-        return pa.nulls(len(is_failed), _BY_TASK["boxes"])
+        return pa.nulls(len(is_failed), COLUMN_TYPES["boxes"])
     sides = ("x_min", "y_min", "x_max", "y_max")
     fields: dict[str, Any] = {side: boxes.xyxy[:, i] for i, side in enumerate(sides)}
     fields["class_id"] = boxes.class_id
@@ -206,7 +206,7 @@ def _heatmaps_column(
             parts.append(_heatmap_structs(model, maps))
             indices.append(maps.image_index)
     if not parts:
-        return pa.nulls(len(is_failed), _BY_TASK["heatmaps"])
+        return pa.nulls(len(is_failed), COLUMN_TYPES["heatmaps"])
     image_index = np.concatenate(indices)
     order = np.argsort(image_index, kind="stable")
     structs = pa.concat_arrays(parts).take(pa.array(order))
@@ -236,7 +236,9 @@ def _mask_columns(
 ) -> dict[str, pa.Array]:
     """Return the masks as PNG and the area of every class that occurs."""
     if said.masks is None:
-        return {name: pa.nulls(len(is_failed), _BY_TASK[name]) for name in ("mask", "mask_areas")}
+        return {
+            name: pa.nulls(len(is_failed), COLUMN_TYPES[name]) for name in ("mask", "mask_areas")
+        }
     png: list[bytes | None] = [None] * len(is_failed)
     class_ids, areas, counts = [], [], []
     is_original = getattr(model.config, "mask_size", "original") == "original"

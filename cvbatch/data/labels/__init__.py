@@ -1,0 +1,1 @@
+"""Ground truth in: class folders, Pascal VOC, COCO, trimaps, predictions → labelled Parquet."""

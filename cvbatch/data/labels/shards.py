@@ -1,0 +1,170 @@
+"""Writes labelled images as Parquet shards: the same rows give the same files, name by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cvbatch import __version__
+from cvbatch.arrays.masks import encode_png
+from cvbatch.config import SCHEMA_VERSION
+from cvbatch.data import store
+from cvbatch.data.labels.examine import Row
+from cvbatch.data.labels.truth import Truth
+from cvbatch.data.schema import COLUMN_TYPES, IMAGE
+from cvbatch.types import VOID_CLASS
+
+KIND = "labels"
+ROW_GROUP_ROWS = 64
+MAX_SHARD_BYTES = 64 << 20  # of images and masks; three shards grow at a time, one a split
+_COLUMNS: dict[str, pa.DataType] = {
+    "image_id": pa.string(),
+    "image": IMAGE,
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "split": pa.string(),
+    "labels": COLUMN_TYPES["labels"],
+    "boxes": COLUMN_TYPES["boxes"],
+    "box_is_crowd": pa.list_(pa.bool_()),
+    "mask": IMAGE,
+}
+_ALWAYS = ("image_id", "image", "width", "height", "split")
+
+
+def label_schema(truth: Truth) -> pa.Schema:
+    """Return the schema of labelled images: a column exists when the data set gives it."""
+    return pa.schema(
+        [(name, _COLUMNS[name]) for name in _COLUMNS if name in _ALWAYS or name in truth.columns]
+    )
+
+
+def label_metadata(truth: Truth, format_: str) -> bytes:
+    """Return the JSON under the file-level metadata key `cvbatch`."""
+    document = {
+        "kind": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "cvbatch_version": __version__,
+        "format": format_,
+        "columns": [name for name in _COLUMNS if name in truth.columns],
+        "classes": {column: list(names) for column, names in truth.classes.items()},
+        "is_multi_label": truth.is_multi_label,
+        "box_format": "half-open xyxy, pixels of the upright image",
+        "mask_void": VOID_CLASS,
+    }
+    return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
+
+
+class ShardWriter:
+    """Puts rows into the sink, a file for every `shard_images` of a split; holds no more."""
+
+    def __init__(self, sink_uri: str, truth: Truth, format_: str, shard_images: int) -> None:
+        self.files: dict[str, int] = {}  # name → bytes
+        self._sink_uri = sink_uri
+        self._schema = label_schema(truth)
+        self._classes = truth.classes
+        self._metadata = label_metadata(truth, format_)
+        self._shard_images = shard_images
+        self._growing: dict[str, list[dict[str, Any]]] = {}
+        self._sizes: Counter[str] = Counter()
+        self._numbers: Counter[str] = Counter()
+
+    def add(self, row: Row) -> None:
+        """Take a row; put the file it fills.
+
+        Raises:
+            StoreError: the file could not be put; nothing of it is then visible.
+        """
+        growing = self._growing.setdefault(row.split, [])
+        values = self._values(row)
+        growing.append(values)
+        mask = values["mask"]
+        self._sizes[row.split] += len(row.data) + (len(mask["bytes"]) if mask else 0)
+        if len(growing) >= self._shard_images or self._sizes[row.split] >= MAX_SHARD_BYTES:
+            self._put(row.split)
+
+    def close(self) -> None:
+        """Put what is left. Raises StoreError as `add` does."""
+        for split in sorted(self._growing):
+            self._put(split)
+
+    def _put(self, split: str) -> None:
+        rows = self._growing.pop(split)
+        del self._sizes[split]
+        data = self._encode(rows)
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        name = f"part-{split}-{self._numbers[split]:05d}-{digest}.parquet"
+        self._numbers[split] += 1
+        store.put_bytes(store.join(self._sink_uri, name), data)
+        self.files[name] = data.size
+
+    def _encode(self, rows: list[dict[str, Any]]) -> pa.Buffer:
+        columns = [
+            pa.array([row[field.name] for row in rows], field.type) for field in self._schema
+        ]
+        buffer = pa.BufferOutputStream()
+        with pq.ParquetWriter(
+            buffer,
+            self._schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=_dictionary_columns(self._schema),
+            store_schema=False,
+            write_page_index=False,
+        ) as writer:
+            table = pa.table(columns, schema=self._schema)
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            writer.add_key_value_metadata({"cvbatch": self._metadata})
+        return buffer.getvalue()
+
+    def _values(self, row: Row) -> dict[str, Any]:
+        mask = None if row.mask is None else encode_png(np.ascontiguousarray(row.mask))
+        return {
+            "image_id": row.image_id,
+            "image": {"bytes": row.data, "path": row.image_id},
+            "width": row.width,
+            "height": row.height,
+            "split": row.split,
+            "labels": self._labels(row),
+            "boxes": self._boxes(row),
+            "box_is_crowd": row.is_crowd.tolist(),
+            "mask": None if mask is None else {"bytes": mask, "path": None},
+        }
+
+    def _labels(self, row: Row) -> list[dict[str, Any]]:
+        names = self._classes.get("labels", ())
+        if not names:
+            return []
+        return [
+            {"class_id": label, "label": names[label], "score": score}
+            for label, score in row.labels
+        ]
+
+    def _boxes(self, row: Row) -> list[dict[str, Any]]:
+        names = self._classes.get("boxes", ())
+        return [
+            {
+                "x_min": x_min,
+                "y_min": y_min,
+                "x_max": x_max,
+                "y_max": y_max,
+                "class_id": class_id,
+                "label": names[class_id],
+                "score": score,
+            }
+            for (x_min, y_min, x_max, y_max), class_id, score in zip(
+                row.boxes.tolist(), row.class_id.tolist(), row.score.tolist(), strict=True
+            )
+        ]
+
+
+def _dictionary_columns(schema: pa.Schema) -> list[str]:
+    """Return the leaf columns whose few values repeat: splits, names of classes."""
+    lists = [name for name in ("labels", "boxes") if name in schema.names]
+    leaves = [f"{name}.list.element.{leaf}" for name in lists for leaf in ("label", "class_id")]
+    return ["split", *leaves]

@@ -1,0 +1,184 @@
+"""The shards of an import: the same source gives the same files, and a refusal leaves none."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cvbatch.data import schema, store
+from cvbatch.data.labels import importing
+from cvbatch.data.labels.report import NUM_EXAMPLES, Report
+from cvbatch.data.labels.rules import KINDS, RULES, actions_by_kind
+from cvbatch.errors import CvbatchError, SinkError, SourceError
+from tests.labelled import files, imported, picture, put, rows, voc
+from tests.s3_server import S3Server
+
+
+@pytest.fixture
+def source(tmp_path):
+    stems = [f"i{i:02d}" for i in range(7)]
+    boxes = {stem: [("cat", 1, 1, 5 + i, 5)] for i, stem in enumerate(stems)}
+    return voc(tmp_path / "in", boxes, train=stems[:4], val=stems[4:6], test=stems[6:])
+
+
+def test_an_import_twice_gives_the_same_files(source, tmp_path):
+    for name in ("one", "two"):
+        imported("voc", source, tmp_path / name, shard_images=3)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    summaries = [(tmp_path / name / importing.SUMMARY).read_bytes() for name in ("one", "two")]
+    assert summaries[0] == summaries[1]
+    names = list(files(tmp_path / "one"))
+    assert [name.rsplit("-", 1)[0] for name in names] == [
+        "part-test-00000", "part-train-00000", "part-train-00001", "part-validation-00000",
+    ]  # fmt: skip
+
+
+def test_a_moved_source_gives_the_same_files(source, tmp_path):
+    imported("voc", source, tmp_path / "one")
+    source.rename(tmp_path / "elsewhere")
+    imported("voc", tmp_path / "elsewhere", tmp_path / "two")
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_every_row_lies_in_a_file_of_its_split_in_full_shards(source, tmp_path):
+    _, by_id = imported("voc", source, tmp_path / "out", shard_images=2)
+    seen = []
+    for path in sorted((tmp_path / "out").glob("*.parquet")):
+        table = pq.ParquetFile(path).read()
+        assert set(table["split"].to_pylist()) == {path.name.split("-")[1]}
+        assert 1 <= table.num_rows <= 2
+        seen += table["image_id"].to_pylist()
+    assert sorted(seen) == sorted(by_id)
+
+
+def test_the_types_are_those_of_a_result_and_the_footer_says_what_the_columns_mean(
+    source, tmp_path
+):
+    imported("voc", source, tmp_path / "out")
+    file = pq.ParquetFile(next((tmp_path / "out").glob("*.parquet")))
+    assert set(file.metadata.metadata) == {b"cvbatch"}
+    said = json.loads(file.metadata.metadata[b"cvbatch"])
+    assert said["kind"] == "labels"
+    assert said["schema_version"] == 1
+    assert said["columns"] == ["labels", "boxes", "box_is_crowd"]
+    assert said["classes"] == {"labels": ["cat"], "boxes": ["cat"]}
+    assert said["is_multi_label"] is True
+    assert said["mask_void"] == 255
+    types = {field.name: field.type for field in file.schema_arrow}
+    by_task = schema.COLUMN_TYPES
+    assert types["labels"].value_type == by_task["labels"].value_type
+    assert types["boxes"].value_type == by_task["boxes"].value_type
+    assert types["image"] == schema.IMAGE
+    assert (types["width"], types["height"]) == (pa.int32(), pa.int32())
+    assert list(types) == [
+        "image_id", "image", "width", "height", "split", "labels", "boxes", "box_is_crowd",
+    ]  # fmt: skip
+
+
+def test_a_sink_in_use_is_refused_until_overwritten(source, tmp_path):
+    out = tmp_path / "out"
+    imported("voc", source, out, shard_images=2)
+    before = files(out)
+    with pytest.raises(SinkError, match="--overwrite"):
+        imported("voc", source, out)
+    assert files(out) == before
+    imported("voc", source, out, overwrite=True)
+    assert len(files(out)) == 3
+    assert len(rows(out)) == 7
+    foreign = put(tmp_path / "foreign", {"table.parquet": b"x"})
+    with pytest.raises(SinkError, match=r"'table.parquet'"):
+        imported("voc", source, foreign)
+    with pytest.raises(SinkError, match="both"):
+        imported("voc", source, source)
+    result = put(tmp_path / "result", {"_cvbatch/job.json": "{}"})
+    for overwrite in (False, True):
+        with pytest.raises(SinkError, match="result of a prediction"):
+            imported("voc", source, result, overwrite=overwrite)
+    damaged = put(tmp_path / "damaged", {importing.SUMMARY: "["})
+    with pytest.raises(SinkError, match="is damaged"):
+        imported("voc", source, damaged)
+    imported("voc", source, damaged, overwrite=True)
+
+
+def test_a_refusal_leaves_what_was_there(source, tmp_path):
+    out = tmp_path / "out"
+    imported("voc", source, out)
+    before = files(out)
+    put(source, {"Annotations/i03.xml": "<annotation>"})
+    with pytest.raises(SourceError, match=r"i03\.xml"):
+        imported("voc", source, out, overwrite=True)
+    assert files(out) == before
+
+
+def test_an_import_cut_short_begins_again_and_ends_the_same(source, tmp_path, monkeypatch):
+    imported("voc", source, tmp_path / "whole", shard_images=2)
+    put_bytes = store.put_bytes
+    left = [4]
+
+    def failing(uri, data):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        put_bytes(uri, data)
+
+    monkeypatch.setattr(store, "put_bytes", failing)
+    with pytest.raises(KeyboardInterrupt):
+        imported("voc", source, tmp_path / "out", shard_images=2)
+    monkeypatch.undo()
+    assert 0 < len(files(tmp_path / "out")) < len(files(tmp_path / "whole"))
+    summary = tmp_path / "out" / importing.SUMMARY
+    assert json.loads(summary.read_text())["is_complete"] is False
+    imported("voc", source, tmp_path / "out", shard_images=2)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert json.loads(summary.read_text())["is_complete"] is True
+
+
+def test_a_source_that_changes_underway_is_told(source, tmp_path):
+    def say(line):
+        if line == "checked 7 images":
+            (source / "JPEGImages/i02.png").write_bytes(b"")
+
+    with pytest.raises(CvbatchError, match="changed while it was imported"):
+        imported("voc", source, tmp_path / "out", say=say)
+    assert not json.loads((tmp_path / "out" / importing.SUMMARY).read_text())["is_complete"]
+
+
+def test_large_images_fill_a_shard_sooner(source, tmp_path, monkeypatch):
+    from cvbatch.data.labels import shards
+
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", len(picture()))
+    imported("voc", source, tmp_path / "out")
+    assert [len(pq.ParquetFile(p).read()) for p in (tmp_path / "out").glob("*.parquet")] == [1] * 7
+
+
+def test_from_one_bucket_into_another_folder(source, tmp_path, s3: S3Server):
+    imported("voc", source, tmp_path / "out")
+    (s3.bucket / "set").mkdir()
+    for path in source.rglob("*.*"):
+        put(s3.bucket / "set", {str(path.relative_to(source)): path.read_bytes()})
+    report, _ = imported("voc", f"{s3.bucket_uri}/set", f"{s3.bucket_uri}/labels")
+    assert report.num_written == 7
+    assert files(s3.bucket / "labels") == files(tmp_path / "out")
+    with pytest.raises(SinkError, match="holds labelled data"):
+        imported("voc", f"{s3.bucket_uri}/set", f"{s3.bucket_uri}/labels")
+    with pytest.raises(SourceError, match="cannot be read"):
+        imported("voc", "s3://no-such-bucket/set", tmp_path / "x")
+    with pytest.raises(SinkError, match="cannot be used"):
+        imported("voc", source, "s3://no-such-bucket/labels")
+
+
+def test_every_kind_has_one_rule_or_none_and_the_default_comes_first():
+    ruled = [kind for rule in RULES for kind in rule.kinds]
+    assert len(ruled) == len(set(ruled))
+    assert set(actions_by_kind({})) == set(KINDS)
+    assert actions_by_kind({"outside": "drop"})["box_partly_outside"] == "drop"
+
+
+def test_a_report_holds_the_first_examples_and_no_line_breaks():
+    report = Report({})
+    assert report.as_json()["images"] == {"found": 0, "written": 0, "dropped": 0}
+    for i in range(9):
+        report.note("image_missing", f"a\n{i}")
+    assert report.oddities["image_missing"].examples == [f"a {i}" for i in range(NUM_EXAMPLES)]
+    assert "annotations without an image: 9 dropped" in report.as_text()

@@ -1,0 +1,136 @@
+"""Small labelled data sets in every format, for tests of imports."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cvbatch.data.labels.importing import import_labels
+from cvbatch.data.labels.options import ImportOptions
+from cvbatch.data.labels.report import Report
+
+Box = tuple[str, float, float, float, float]  # class, and four numbers of the format
+
+
+def picture(height: int = 12, width: int = 20, orientation: int = 1, seed: int = 0) -> bytes:
+    """Return a PNG whose pixels are as stored, with an EXIF orientation."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return encoded(Image.fromarray(pixels), orientation)
+
+
+def encoded(image: Image.Image, orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[274] = orientation
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    return file.getvalue()
+
+
+def put(folder: Path, files: Mapping[str, bytes | str]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return folder
+
+
+def voc_xml(
+    boxes: Iterable[Box] = (), size: tuple[int, int] | None = (12, 20), difficult: int = 0
+) -> str:
+    """Return an annotation; size is (height, width), the boxes xmin, ymin, xmax, ymax."""
+    sides = f"<size><width>{size[1]}</width><height>{size[0]}</height></size>" if size else ""
+    objects = "".join(
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x0}</xmin>"
+        f"<ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+        for name, x0, y0, x1, y1 in boxes
+    )
+    return f"<annotation>{sides}{objects}</annotation>"
+
+
+def voc(folder: Path, images: Mapping[str, Iterable[Box]], **lists: Iterable[str]) -> Path:
+    """Write a Pascal VOC data set of images of 12 x 20; lists by name, such as train=["a"]."""
+    for i, (stem, boxes) in enumerate(images.items()):
+        image, annotation = f"JPEGImages/{stem}.png", f"Annotations/{stem}.xml"
+        put(folder, {image: picture(seed=i), annotation: voc_xml(boxes)})
+    for name, stems in lists.items():
+        put(folder, {f"ImageSets/Main/{name}.txt": "".join(f"{stem}\n" for stem in stems)})
+    return folder
+
+
+def coco(
+    images: Iterable[Mapping[str, object]],
+    annotations: Iterable[Mapping[str, object]] = (),
+    categories: Mapping[int, str] | None = None,
+) -> str:
+    """Return an annotation file; what an image or annotation does not say is filled in."""
+    named = {7: "cat", 3: "dog"} if categories is None else categories
+    whole = {"height": 12, "width": 20}
+    plain = {"bbox": [1, 2, 3, 4], "category_id": 3, "iscrowd": 0, "segmentation": []}
+    return json.dumps(
+        {
+            "images": [{**whole, **image} for image in images],
+            "annotations": [{**plain, **annotation} for annotation in annotations],
+            "categories": [{"id": key, "name": name} for key, name in named.items()],
+        }
+    )
+
+
+def label_png(mask: np.ndarray, palette: bool = False) -> bytes:
+    """Return class ids as a PNG, grey or with a palette."""
+    if not palette:
+        return cv2.imencode(".png", mask)[1].tobytes()
+    image = Image.fromarray(mask)
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    return encoded(image)
+
+
+def imported(
+    format_: str,
+    source: Path | str,
+    sink: Path | str,
+    chosen: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    **options: object,
+) -> tuple[Report, dict[str, dict[str, object]]]:
+    """Import, and return the report and the rows by image_id."""
+    said = ImportOptions(**{"has_masks": format_ != "coco", **options})
+    report = import_labels(format_, str(source), str(sink), said, chosen or {}, say)
+    return report, {row["image_id"]: row for row in rows(Path(sink))}
+
+
+def rows(sink: Path) -> list[dict[str, object]]:
+    found = sorted(sink.glob("part-*.parquet"))
+    return [row for path in found for row in pq.ParquetFile(path).read().to_pylist()]
+
+
+def files(sink: Path) -> dict[str, bytes]:
+    """Return the shards by name."""
+    return {path.name: path.read_bytes() for path in sorted(sink.glob("part-*.parquet"))}
+
+
+def boxes_of(row: Mapping[str, object]) -> list[tuple[object, ...]]:
+    """Return (label, x_min, y_min, x_max, y_max) of each box."""
+    keys = ("label", "x_min", "y_min", "x_max", "y_max")
+    return [tuple(box[key] for key in keys) for box in row["boxes"]]
+
+
+def kinds(report: Report) -> dict[str, int]:
+    return {kind: oddity.count for kind, oddity in report.oddities.items()}
+
+
+def check_sums(report: Report) -> None:
+    """Everything found was written or is accounted for."""
+    said = report.as_json()
+    images, objects = said["images"], said["objects"]
+    assert images["found"] == images["written"] + images["dropped"]
+    assert objects["found"] == (
+        objects["written"] + objects["dropped"] + objects["of_dropped_images"]
+    )
