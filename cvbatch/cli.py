@@ -8,14 +8,17 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from cvbatch import __version__
-from cvbatch.errors import CvbatchError
-from cvbatch.jobfile import load_job
+from cvbatch.data.labels.flags import FORMAT_MEANINGS, actions_in, flags_of
+from cvbatch.errors import ConfigError, CvbatchError
+from cvbatch.jobfile import load_job, parse_options
 
 if TYPE_CHECKING:
+    from cvbatch.catalog import Table
     from cvbatch.run.prediction import Summary
 
 TOO_MANY_FAILED = 3
@@ -66,7 +69,43 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--images", type=int, default=48, metavar="N", help="default: %(default)s")
     demo.add_argument("--json", action="store_true", help="print a summary as JSON on stdout")
     demo.set_defaults(command=_demo)
+    models = commands.add_parser("models", help="list the networks, or show one layer by layer")
+    models.add_argument(
+        "name", nargs="?", metavar="NAME", help="a network, or the path or URI of a .keras file"
+    )
+    models.add_argument(
+        "--image-size", nargs=2, type=_count, metavar=("H", "W"), help="in pixels; default: its own"
+    )
+    models.add_argument("--classes", type=_count, metavar="N", help="default: its own")
+    models.add_argument(
+        "--build", action="append", default=[], metavar="KEY=VALUE",
+        help="an option of the network, such as width=16 or backbone=ResNet50",
+    )  # fmt: skip
+    models.add_argument("--batch", type=_count, metavar="N", help="say what a batch of N takes")
+    models.add_argument("--json", action="store_true", help="print it as JSON on stdout")
+    models.set_defaults(command=_models)
+    _add_import(commands.add_parser("import", help="turn labelled images into Parquet"))
     return parser
+
+
+def _count(text: str) -> int:
+    """Return a number of at least 1, as argparse wants to be told."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    formats = parser.add_subparsers(title="formats", required=True, metavar="FORMAT")
+    for name, meaning in FORMAT_MEANINGS.items():
+        one = formats.add_parser(name, help=meaning, description=meaning)
+        one.add_argument("source", metavar="SRC", help="a folder, here or in a store")
+        one.add_argument("sink", metavar="DST", help="where the Parquet goes: an empty folder")
+        for flag in flags_of(name):
+            one.add_argument(flag.name, **flag.options)
+        one.add_argument("--overwrite", action="store_true", help="replace labelled data in DST")
+        one.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+        one.set_defaults(command=_import, format=name)
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +174,66 @@ def _demo(arguments: argparse.Namespace) -> int:
     else:
         print(shown.as_text())
     return _closing(shown.summary)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    if arguments.name is None:
+        return _list_models(arguments)
+    from cvbatch import catalog
+
+    size = tuple(arguments.image_size) if arguments.image_size else None
+    options = parse_options(arguments.build)
+    cost = catalog.describe_network(arguments.name, arguments.classes, size, options)
+    if arguments.json:
+        batch = {"batch": catalog.batch_bytes(cost, arguments.batch)} if arguments.batch else {}
+        print(json.dumps({"name": arguments.name, **cost.as_json(), **batch}))
+    else:
+        _show(catalog.layer_table(cost))
+        print(catalog.totals_text(cost, arguments.batch))
+    return _end(f"cvbatch: {arguments.name}, {len(cost.layers)} layers", 0)
+
+
+def _list_models(arguments: argparse.Namespace) -> int:
+    from cvbatch import catalog
+    from cvbatch.models.figures import read_figures
+
+    if arguments.image_size or arguments.classes or arguments.build or arguments.batch:
+        raise ConfigError(
+            "--image-size, --classes, --build and --batch are about one network: name it"
+        )
+    networks = read_figures()
+    if arguments.json:
+        print(json.dumps([asdict(network) for network in networks]))
+    else:
+        _show(catalog.zoo_table(networks))
+    return _end(f"cvbatch: {len(networks)} networks; cvbatch models NAME shows one", 0)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from cvbatch.data.labels.importing import import_labels
+    from cvbatch.data.labels.options import options_of
+
+    said = vars(arguments)
+    report = import_labels(
+        arguments.format,
+        arguments.source,
+        arguments.sink,
+        options_of(said),
+        actions_in(said),
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(report.as_json()) if arguments.json else report.as_text())
+    return _end(f"cvbatch: done, {report.num_written:,} images into {arguments.sink}", 0)
+
+
+def _show(table: Table) -> None:
+    """Print a table in the form that suits stdout."""
+    if not sys.stdout.isatty():
+        print(table.as_text())
+        return
+    from rich.console import Console
+
+    Console().print(table.as_rich())
 
 
 if __name__ == "__main__":

@@ -77,16 +77,35 @@ def _read_yaml(path: Path) -> object:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
 
 
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Return `key=value` words as a dict; a value is read as YAML.
+
+    Raises:
+        ConfigError: a word is not of that form.
+    """
+    raw: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"{option!r}: write it as key=value, such as width=16")
+        raw[key] = _value(text, option)
+    return raw
+
+
+def _value(text: str, option: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError:
+        raise ConfigError(f"{option}: the value is not YAML; quote it") from None
+
+
 def _override(raw: dict[str, Any], override: str) -> None:
     """Set `a.b.0.c=value` in place; the value is read as YAML."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {override}: write it as key=value, such as run.batch_size=16")
-    try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML; quote it") from None
+    value = _value(text, f"--set {override}")
     place: Any = raw
     for key in keys[:-1]:
         place = _child(place, key, override)

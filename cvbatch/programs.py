@@ -30,6 +30,7 @@ from cvbatch.models.card import DEMO_FILES, read_card
 from cvbatch.types import ModelSpec
 
 MAX_CLASS_FILE_BYTES = 4 << 20
+_FILE_FORMAT = 2  # of program files; those of another are not looked for
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time in the zip: the same program is the same bytes
 _NAMED_WEIGHTS = {"imagenet", "random", "demo"}
 
@@ -68,7 +69,7 @@ class BuildRequest:
             "engine": self.engine,
             "precision": self.precision,
             "batch_size": self.batch_size,
-            "versions": [version("keras"), version("tensorflow"), __version__],
+            "versions": [version("keras"), version("tensorflow"), __version__, _FILE_FORMAT],
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -81,8 +82,14 @@ class BuiltProgram:
     engine: str  # that runs it: "tensorflow" where LiteRT lacks an operation
     names: tuple[str, ...]  # of the outputs
     batch_size: int
+    bytes_per_image: int  # held for an image of the batch, pixels and feature maps, at least
     note: str  # what the user should hear once; "" for nothing
     payload: bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Return what the loaded program holds whatever the batch: its weights are in it."""
+        return len(self.payload)
 
     def to_bytes(self) -> bytes:
         """Return the program file: a zip of `program.json` and the payload, both stored."""

@@ -19,7 +19,7 @@ FLOORS = [
     {"tasks", "explain"},
     {"engines", "serving", "programs", "build", "predict", "worker", "report"},
     {"run"},
-    {"demo"},
+    {"demo", "catalog"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

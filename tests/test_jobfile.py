@@ -2,9 +2,10 @@
 
 import pytest
 
-from cvbatch.config import fingerprint
-from cvbatch.errors import ConfigError
+from cvbatch.config import fingerprint, tiling_of
+from cvbatch.errors import ConfigError, ModelError
 from cvbatch.jobfile import load_job, parse_job
+from cvbatch.types import Tiling
 
 
 def raw(**changes):
@@ -81,6 +82,69 @@ def test_a_fault_is_told_with_its_place_and_remedy(job, told):
     assert told in refused(job)
 
 
+def tiled(task="segmentation", tiles=None, **fields):
+    return raw(models=[{"task": task, "model": "a.keras", "tiles": tiles or {}, **fields}])
+
+
+@pytest.mark.parametrize(
+    ("tiles", "tiling"),
+    [
+        ({}, Tiling(100, 200, 25, 50)),
+        ({"overlap": 0}, Tiling(100, 200, 0, 0)),
+        ({"overlap": 0.1}, Tiling(100, 200, 10, 20)),
+        ({"overlap": 1}, Tiling(100, 200, 1, 1)),
+        ({"overlap": 75}, Tiling(100, 200, 75, 75)),
+        ({"size": 512}, Tiling(512, 512, 128, 128)),
+        ({"size": [512, 300], "overlap": 64}, Tiling(512, 300, 64, 64)),
+        ({"size": 1, "overlap": 0.75}, Tiling(1, 1, 0, 0)),
+        ({"size": [2, 3], "overlap": 0.75}, Tiling(2, 3, 1, 2)),
+    ],
+)
+@pytest.mark.parametrize("task", ["classification", "segmentation", "detection"])
+def test_tiles_have_a_size_and_an_overlap_in_pixels(task, tiles, tiling):
+    (config,) = parse_job(tiled(task, tiles)).models
+    assert tiling_of(config, 100, 200) == tiling
+
+
+def test_images_are_not_cut_where_nothing_is_said_of_tiles():
+    models = [
+        {"task": "localization", "model": "a.keras"},
+        {"task": "segmentation", "model": "b.keras"},
+    ]
+    assert [tiling_of(one, 8, 8) for one in parse_job(raw(models=models)).models] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        (tiled(tiles={"overlap": 0.8}), "models[0].tiles.overlap: 0.8: an overlap is a fraction"),
+        (tiled(tiles={"overlap": 1.5}), "or a whole number of pixels"),
+        (tiled(tiles={"overlap": -1}), "models[0].tiles.overlap: -1"),
+        (tiled(tiles={"overlap": float("nan")}), "models[0].tiles.overlap: nan"),
+        (tiled(tiles={"overlap": float("inf")}), "or a whole number of pixels"),
+        (
+            tiled(tiles={"size": [64, 40], "overlap": 31}),
+            "models[0].tiles: tiles of 64 x 40 pixels overlap by 31 pixels, and 30 is the most; "
+            "lower tiles.overlap or raise tiles.size",
+        ),
+        (tiled(tiles={"size": 0}), "models[0].tiles.size"),
+        (tiled(tiles={"sise": 9}), "models[0].tiles.sise: unknown key; did you mean size?"),
+        (tiled(resize="crop"), "with tiles say stretch or letterbox"),
+        (tiled(mask_size="model"), "leave mask_size out"),
+        (tiled("localization"), "models[0].tiles: unknown key"),
+    ],
+)
+def test_tiles_that_cannot_be_are_refused(job, told):
+    assert told in refused(job)
+
+
+def test_an_overlap_too_large_for_the_network_is_refused_when_that_is_known():
+    (config,) = parse_job(tiled(tiles={"overlap": 76})).models
+    assert tiling_of(config, 102, 200).overlap_height == 76
+    with pytest.raises(ModelError, match="overlap by 76 pixels, and 75 is the most"):
+        tiling_of(config, 101, 200)
+
+
 def test_all_faults_are_told_at_once():
     message = refused(raw(sorce=1, run={"actors": 0, "batch": 1}))
     assert all(part in message for part in ("sorce", "run.actors", "run.batch:"))
@@ -138,7 +202,21 @@ def test_the_fingerprint_covers_what_changes_rows_and_nothing_else():
         print_of(raw(models=[model | {"top_k": 1}])),
         print_of(raw(models=[model | {"resize": "crop"}])),
         print_of(raw(models=[model | {"heatmap": {}}])),
+        print_of(raw(models=[model | {"tiles": {}}])),
+        print_of(raw(models=[model | {"tiles": {"overlap": 64}}])),
         print_of(raw(source={"uri": "in", "max_pixels": 5})),
         print_of(raw(run={"precision": "mixed_float16"})),
     ]
     assert len({same, *changed}) == len(changed) + 1
+
+
+def test_a_key_that_is_not_said_is_not_in_the_fingerprint(monkeypatch):
+    job = parse_job(raw())
+    before = fingerprint(job, ["x"], "litert")
+    said = type(job.models[0]).model_dump
+
+    def with_a_later_key(self, **options):
+        return {**said(self, **options), "later": None}
+
+    monkeypatch.setattr(type(job.models[0]), "model_dump", with_a_later_key)
+    assert fingerprint(job, ["x"], "litert") == before

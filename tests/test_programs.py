@@ -34,7 +34,7 @@ def fake_file(path, content=b"x"):
 
 def built():
     spec = ModelSpec("net", "classification", ("a", "é"), 8, 9, "crop", "0" * 64, "conv")
-    return programs.BuiltProgram(spec, "litert", ("scores",), 4, "a note", b"\0payload")
+    return programs.BuiltProgram(spec, "litert", ("scores",), 4, 99, "a note", b"\0payload")
 
 
 def test_a_program_file_reads_back_and_the_same_program_is_the_same_bytes():

@@ -15,14 +15,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from cvbatch.config import RunConfig
+from cvbatch.config import JobConfig
 from cvbatch.errors import ConfigError
+from cvbatch.run import machine
 
 # A local Ray holds chunks in passing only; its default is 30 % of the machine's memory.
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
 _ANSWER_LIMIT_S = 10.0  # of a cluster's head
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of a cluster can give."""
+
+    num_cpus: float
+    num_gpus: float
+    memory_bytes: int | None  # None: not known
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Resources:
 
     num_cpus: float
     num_gpus: float
+    nodes: tuple[Node, ...] = ()  # those that are alive
 
 
 def joins_a_cluster() -> bool:
@@ -44,9 +54,8 @@ def _is_connected() -> bool:
 
 def local_resources() -> Resources:
     """Return what a local Ray would have, without starting it."""
-    cpus = float(len(os.sched_getaffinity(0)))
-    gpus = Path("/proc/driver/nvidia/gpus")
-    return Resources(cpus, float(len(list(gpus.iterdir()))) if gpus.is_dir() else 0.0)
+    cpus, gpus = float(machine.num_cpus()), float(machine.num_gpus())
+    return Resources(cpus, gpus, (Node(cpus, gpus, machine.memory_bytes()),))
 
 
 @dataclass(frozen=True)
@@ -60,28 +69,30 @@ class Wiring:
 
 
 def choose_wiring(
-    run: RunConfig, source_format: str, resources: Resources, num_chunks: int
+    job: JobConfig, source_format: str, resources: Resources, num_chunks: int
 ) -> Wiring:
     """Return the wiring for a job: streaming where there are GPUs, fused where not.
 
-    A tar is one chunk of unknown length, too long to hold decoded: its job is always fused.
+    A tar is one chunk of unknown length, too long to hold decoded: its job is always fused. One
+    that cuts images is fused unless streaming is asked for: between tasks all tiles of a chunk
+    would lie in memory, and with many tiles to an image decoding does not hold a GPU up.
 
     Raises:
         ConfigError: the cluster lacks what the job asks for.
     """
+    run = job.run
     gpus = run.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if resources.num_gpus >= 1 else resources.num_gpus
     arrangement = run.arrangement
     if arrangement == "auto":
-        is_streaming = resources.num_gpus > 0 and source_format != "webdataset"
+        is_held_whole = source_format != "webdataset" and not job.has_tiles
+        is_streaming = resources.num_gpus > 0 and is_held_whole
         arrangement = "streaming" if is_streaming else "fused"
     if arrangement == "streaming" and source_format == "webdataset":
         raise ConfigError("run.arrangement: streaming cannot take tars; say fused or auto")
     spare = 1.0 if arrangement == "streaming" else 0.0  # a CPU that reads and writes
-    room = math.floor((resources.num_cpus - spare) / run.cpus_per_actor + 1e-9)
-    if gpus > 0:
-        room = min(room, math.floor(resources.num_gpus / gpus + 1e-9))
+    room = _room(resources.num_cpus - spare, resources.num_gpus, run.cpus_per_actor, gpus)
     wanted = run.actors or room
     if room < 1 or wanted > room:
         raise ConfigError(
@@ -90,6 +101,18 @@ def choose_wiring(
             f"{resources.num_gpus:g} GPU; {max(room, 0)} would"
         )
     return Wiring(arrangement, max(1, min(wanted, num_chunks)), run.cpus_per_actor, gpus)
+
+
+def actors_on(node: Node, wiring: Wiring) -> int:
+    """Return how many of a job's actors may come to lie on a node."""
+    room = _room(node.num_cpus, node.num_gpus, wiring.cpus_per_actor, wiring.gpus_per_actor)
+    return min(room, wiring.num_actors)
+
+
+def _room(num_cpus: float, num_gpus: float, cpus: float, gpus: float) -> int:
+    """Return how many actors that ask for `cpus` and `gpus` each there is room for."""
+    room = math.floor(num_cpus / cpus + 1e-9)
+    return min(room, math.floor(num_gpus / gpus + 1e-9)) if gpus > 0 else room
 
 
 @contextmanager
@@ -106,10 +129,16 @@ def connected() -> Iterator[Resources]:
         _connect()
     try:
         total = ray.cluster_resources()
-        yield Resources(total.get("CPU", 0.0), total.get("GPU", 0.0))
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), tuple(map(_node, alive)))
     finally:
         if not was_running:
             ray.shutdown()
+
+
+def _node(said: dict[str, float]) -> Node:
+    memory = said.get("memory")
+    return Node(said.get("CPU", 0.0), said.get("GPU", 0.0), None if memory is None else int(memory))
 
 
 def _connect() -> None:
@@ -123,7 +152,7 @@ def _connect() -> None:
     }
     if not address:
         options |= {
-            "num_cpus": len(os.sched_getaffinity(0)),
+            "num_cpus": machine.num_cpus(),
             "include_dashboard": False,
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
         }

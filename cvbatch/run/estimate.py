@@ -22,6 +22,7 @@ from cvbatch.run.cluster import (
     local_resources,
     silent_stderr,
 )
+from cvbatch.run.memory import actor_memory, actor_need, check_batch
 from cvbatch.run.prediction import Listener, Preparation, prepare
 from cvbatch.types import ChunkRef, EncodedImage
 
@@ -40,6 +41,8 @@ class Estimate:
     num_ignored_files: int  # that are not images
     arrangement: str
     num_actors: int
+    needed_bytes: int  # of an actor's memory, at least; 0 where nothing is left to do
+    actor_memory_bytes: int | None  # that it has; None where nobody tells
     sampled_images: int
     sampled_failures: int
     seconds: float  # estimated, start-up left out
@@ -52,6 +55,7 @@ class Estimate:
     def as_text(self) -> str:
         """Return the estimate as a table for a person."""
         unknown = "known after reading" if not self.num_images else ""
+        has = self.actor_memory_bytes
         return "\n".join(
             [
                 f"chunks            {self.num_chunks:,}, of which done {self.num_chunks_done:,}",
@@ -60,6 +64,8 @@ class Estimate:
                 f"source bytes      {self.num_bytes:,}",
                 f"other files       {self.num_ignored_files:,}, left alone",
                 f"arrangement       {self.arrangement}, {self.num_actors} actors",
+                f"actor's memory    {self.needed_bytes:,} bytes at least, of "
+                f"{'an unknown number' if has is None else f'{has:,}'}",
                 f"sampled           {self.sampled_images} images, {self.sampled_failures} failed",
                 f"estimated time    {self.seconds:,.1f} s",
                 f"estimated result  {self.result_bytes:,} bytes",
@@ -78,9 +84,11 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         ready = prepare(job, listener, resources, overwrite=overwrite)
     plan = ready.plan
     left = list(plan.chunks if overwrite else plan.left)
-    wiring = choose_wiring(job.run, plan.format, resources, max(1, len(left)))
+    wiring = choose_wiring(job, plan.format, resources, max(1, len(left)))
     requests = requests_for(job, ready.identities, ready.engine)
     programs = Building(requests).result() if left else []
+    need, memory = actor_need(programs, wiring), actor_memory(job.run, wiring, resources)
+    check_batch(job.run.batch_size, need, memory, wiring.num_actors)
     listener.say(f"sampling up to {SAMPLE_IMAGES} images")
     sample = _sample(ready, left[0], programs) if left else _Sample(0, 0, 0, 0.0, 0)
     images_left = sum(ref.num_images for ref in left)
@@ -97,6 +105,8 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         num_ignored_files=plan.num_ignored_files,
         arrangement=wiring.arrangement,
         num_actors=wiring.num_actors,
+        needed_bytes=need.of(job.run.batch_size) if left else 0,
+        actor_memory_bytes=memory,
         sampled_images=sample.num_images,
         sampled_failures=sample.num_failed,
         seconds=round(sample.seconds * share / wiring.num_actors, 3),

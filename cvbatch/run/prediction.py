@@ -36,6 +36,7 @@ from cvbatch.run.cluster import (
     joins_a_cluster,
     local_resources,
 )
+from cvbatch.run.memory import actor_memory, actor_need, check_batch
 from cvbatch.types import ChunkRef
 from cvbatch.worker import PartReport, WorkOrder
 
@@ -148,7 +149,8 @@ def predict(
             left = _with_failed(ready.plan, left, job.sink.uri)
         summary.num_chunks_before = len(ready.plan.chunks) - len(left)
         if left:
-            wiring = choose_wiring(job.run, ready.plan.format, resources, len(left))
+            wiring = choose_wiring(job, ready.plan.format, resources, len(left))
+            memory = actor_memory(job.run, wiring, resources)
             requests = requests_for(job, ready.identities, ready.engine)
             building = _begin(job, requests)
             # The models are building; Ray, imported and started only now, keeps them company.
@@ -158,6 +160,7 @@ def predict(
                 stack.enter_context(connected())
             actors = start_actors(wiring)
             built = _finish(job, requests, building)
+            check_batch(job.run.batch_size, actor_need(built, wiring), memory, wiring.num_actors)
             for program in built:
                 if program.note:
                     listener.say(program.note)

@@ -1,5 +1,7 @@
 """Every network of the zoo, one by one: it builds, saves, loads, predicts and explains itself."""
 
+import gc
+
 import cv2
 import keras
 import numpy as np
@@ -93,12 +95,20 @@ def scores_to_explain(task, outputs):  # → (B, classes)
     return outputs["scores"][:, 0]  # of one box
 
 
+@pytest.fixture(autouse=True)
+def _forgotten():
+    """Let go of each network before the next: together they would not fit."""
+    yield
+    keras.backend.clear_session()
+    gc.collect()
+
+
 @pytest.mark.parametrize("name", sorted(zoo.ZOO))
 def test_a_network_saves_loads_predicts_and_explains_itself(name, tmp_path):
-    keras.backend.clear_session()
     task, built = zoo.find(name).task, build_small(name)
     built.save(tmp_path / "net.keras")
     loaded = zoo.load_file("net", tmp_path / "net.keras")
+    (tmp_path / "net.keras").unlink()  # pytest keeps the folder, and these are gigabytes
     images = pictures(1, *loaded.input_shape[1:3])
 
     config = CONFIGS[task](task=task, model="net.keras")

@@ -1,0 +1,111 @@
+"""Refuses a batch that cannot fit the memory it would run in, and says which would.
+
+Only what is certain is held against a batch: weights, its pixels, the feature maps that must lie
+side by side. The interpreter, Ray and the images on their way come on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cvbatch.config import RunConfig
+from cvbatch.errors import ConfigError
+from cvbatch.programs import BuiltProgram
+from cvbatch.run import machine
+from cvbatch.run.cluster import Resources, Wiring, actors_on
+
+
+@dataclass(frozen=True)
+class Need:
+    """The least that a process holds: some whatever the batch, and some for each of its images."""
+
+    held_bytes: int
+    bytes_per_image: int
+
+    def of(self, batch_size: int) -> int:
+        """Return the bytes that a batch of that size takes."""
+        return self.held_bytes + batch_size * self.bytes_per_image
+
+
+def largest_batch(memory_bytes: int, held_bytes: int, bytes_per_image: int) -> int:
+    """Return the largest batch that fits; 0 where not even one image does.
+
+    held_bytes: what is there whatever the batch. bytes_per_image: at least 1.
+    """
+    return max(0, memory_bytes - held_bytes) // bytes_per_image
+
+
+def prediction_need(programs: Sequence[BuiltProgram]) -> Need:
+    """Return what an actor holds that has loaded all programs and runs one after the other.
+
+    LiteRT keeps the memory of a program's maps; TensorFlow gives it back before the next one.
+    """
+    kept = [one.bytes_per_image for one in programs if one.engine == "litert"]
+    passing = [one.bytes_per_image for one in programs if one.engine != "litert"]
+    held = sum(one.weight_bytes for one in programs)
+    return Need(held, sum(kept) + max(passing, default=0))
+
+
+def training_need(
+    weight_bytes: int, trainable_bytes: int, training_bytes: int, optimizer_slots: int
+) -> Need:
+    """Return what a training step holds.
+
+    trainable_bytes: of the weights that are trained: each has a gradient and as many numbers of
+    the optimizer as it has slots (SGD 0, with momentum 1, Adam 2). training_bytes: of one image,
+    the maps that the gradient goes back through.
+    """
+    return Need(weight_bytes + trainable_bytes * (1 + optimizer_slots), training_bytes)
+
+
+def actor_memory(run: RunConfig, wiring: Wiring, resources: Resources) -> int | None:
+    """Return the bytes an actor has for its models; None where nobody tells.
+
+    As the job says; else its share of the GPU it runs on, or of the node with the least for
+    each of the actors that come to lie there.
+    """
+    if run.actor_memory_bytes is not None:
+        return run.actor_memory_bytes
+    if wiring.gpus_per_actor > 0:
+        whole = machine.gpu_memory_bytes()
+        return None if whole is None else int(whole * min(1.0, wiring.gpus_per_actor))
+    shares = [
+        node.memory_bytes // num_actors
+        for node in resources.nodes
+        if node.memory_bytes is not None and (num_actors := actors_on(node, wiring)) > 0
+    ]
+    return min(shares, default=None)
+
+
+def actor_need(programs: Sequence[BuiltProgram], wiring: Wiring) -> Need:
+    """Return what an actor holds in the memory that `actor_memory` is about."""
+    if wiring.gpus_per_actor > 0:
+        programs = [one for one in programs if one.engine == "tensorflow"]
+    return prediction_need(programs)
+
+
+def check_batch(batch_size: int, need: Need, memory_bytes: int | None, num_actors: int) -> None:
+    """Refuse a batch that cannot fit.
+
+    memory_bytes: of each of the actors; None is not known, and nothing is refused.
+
+    Raises:
+        ConfigError: with the largest batch that would fit.
+    """
+    if memory_bytes is None or need.of(batch_size) <= memory_bytes:
+        return
+    has = "the actor has" if num_actors == 1 else f"each of {num_actors} actors has"
+    fewer = "" if num_actors == 1 else "fewer run.actors, "
+    fits = largest_batch(memory_bytes, need.held_bytes, max(1, need.bytes_per_image))
+    if not fits:
+        raise ConfigError(
+            f"run.batch_size {batch_size}: not even one image at a time fits: the models take at "
+            f"least {need.of(1):,} bytes and {has} {memory_bytes:,}; choose a smaller image_size, "
+            f"{fewer}a larger machine, or run the models as jobs of their own"
+        )
+    raise ConfigError(
+        f"run.batch_size {batch_size}: a batch takes at least {need.of(batch_size):,} bytes and "
+        f"{has} {memory_bytes:,}; the largest that would fit is {fits}: say run.batch_size: "
+        f"{fits}, or choose {fewer}a smaller image_size or a larger machine"
+    )

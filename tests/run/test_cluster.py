@@ -1,0 +1,59 @@
+"""Where the work lies follows from the job, the source's format and what the cluster has."""
+
+import pytest
+
+from cvbatch.errors import ConfigError
+from cvbatch.jobfile import parse_job
+from cvbatch.run.cluster import Resources, choose_wiring
+
+
+def job(tiles=None, **run):
+    model = {"task": "classification", "model": "a.keras", **({"tiles": tiles} if tiles else {})}
+    return parse_job(
+        {"source": {"uri": "in"}, "sink": {"uri": "out"}, "models": [model], "run": run}
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "source_format", "num_gpus", "arrangement"),
+    [
+        ({}, "images", 0, "fused"),
+        ({}, "images", 1, "streaming"),
+        ({}, "images", 0.5, "streaming"),
+        ({}, "webdataset", 1, "fused"),  # a chunk of unknown length
+        ({"tiles": {"size": 64}}, "images", 1, "fused"),  # all tiles of a chunk at once
+        ({"tiles": {"size": 64}, "arrangement": "streaming"}, "images", 1, "streaming"),
+        ({"arrangement": "fused"}, "images", 1, "fused"),
+        ({"arrangement": "streaming"}, "images", 0, "streaming"),
+    ],
+)
+def test_the_arrangement(said, source_format, num_gpus, arrangement):
+    wiring = choose_wiring(job(**said), source_format, Resources(4, num_gpus), 10)
+
+    assert wiring.arrangement == arrangement
+    assert wiring.gpus_per_actor == min(num_gpus, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "resources", "num_chunks", "num_actors"),
+    [
+        ({}, Resources(4, 0), 10, 4),
+        ({}, Resources(4, 0), 2, 2),  # no more than there are chunks
+        ({}, Resources(4, 2), 10, 2),  # one to a GPU
+        ({"gpus_per_actor": 0.5}, Resources(8, 2), 10, 4),
+        ({"cpus_per_actor": 2}, Resources(5, 0), 10, 2),
+        ({"arrangement": "streaming"}, Resources(4, 0), 10, 3),  # one CPU reads and writes
+        ({"actors": 1}, Resources(4, 0), 10, 1),
+    ],
+)
+def test_the_number_of_actors(said, resources, num_chunks, num_actors):
+    assert choose_wiring(job(**said), "images", resources, num_chunks).num_actors == num_actors
+
+
+def test_what_the_cluster_lacks_is_refused_with_what_would_do():
+    with pytest.raises(ConfigError, match=r"run.actors: 9 .* 4 CPU and 0 GPU; 4 would"):
+        choose_wiring(job(actors=9), "images", Resources(4, 0), 10)
+    with pytest.raises(ConfigError, match=r"1 GPU each .* 0 would"):
+        choose_wiring(job(gpus_per_actor=1), "images", Resources(4, 0), 10)
+    with pytest.raises(ConfigError, match="streaming cannot take tars"):
+        choose_wiring(job(arrangement="streaming"), "webdataset", Resources(4, 0), 10)
