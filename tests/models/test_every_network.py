@@ -28,7 +28,7 @@ NUM_CLASSES = 3
 SMALL = 64  # pixels a side, or the least the network can have
 # Heads of millions of weights in the networks' own sizes: the same layers, fewer units.
 THINNER = {
-    "alexnet": {"units": 16},
+    "alexnet": {"width": 12},
     "fcn32s": {"units": 16},
     "fcn16s": {"units": 16},
     "fcn8s": {"units": 16},
