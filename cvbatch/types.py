@@ -224,6 +224,18 @@ class Predictions:
         return len(self.image_id)
 
 
+@dataclass(frozen=True)
+class Example:
+    """A labelled image laid into a network's input: what training sees of it."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8; (H, W, 1) for a network that takes grey
+    class_ids: np.ndarray  # (K,) int32, the image's labels; empty where it has none
+    boxes_xyxy: np.ndarray  # (M, 4) float32, pixels of the input
+    box_class: np.ndarray  # (M,) int32
+    mask: np.ndarray | None = None  # (H, W) uint8 class ids, VOID_CLASS where none is known
+    image_id: str = ""  # scores of detections want all images to have different ones
+
+
 def offsets_of(image_index: np.ndarray, num_images: int) -> np.ndarray:  # (M,) → (N + 1,)
     """Return offsets: the rows of image i are `offsets[i]:offsets[i + 1]`."""
     counts = np.bincount(image_index, minlength=num_images)

@@ -1,0 +1,64 @@
+"""What a training loop must know of a task, and a learner for each.
+
+A learner says what a network should answer, what an error costs, and how good the answers are;
+the loop says when. It knows a learner by this protocol alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from cvbatch.tasks.box_learners import Localization, detection
+from cvbatch.tasks.label_learners import Classification, Segmentation
+from cvbatch.tasks.measures import Measures
+from cvbatch.tasks.targets import Targets
+from cvbatch.types import Example
+
+Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
+
+
+class Learner(Protocol):
+    """How a network learns a task.
+
+    The loss of a step is Σ loss_weights[name] · Σ losses[name] / images. `targets` and `losses`
+    are of any image size that `graphs.resized` gives `trained`; `measure` is of the model's own.
+    """
+
+    model: keras.Model  # what is saved; it decodes itself
+    trained: keras.Model  # its layers up to raw numbers: (B, H, W, channels) 0..255 → outputs
+    loss_weights: dict[str, float]
+    metric: str  # of `summarize`, by which the best checkpoint is chosen: larger is better
+
+    def targets(self, examples: Sequence[Example]) -> Targets:
+        """Return what `trained` should answer: arrays of fixed shape, (B, ...)."""
+
+    def losses(self, outputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parts of the loss, each (B,) float32, an image's its own alone."""
+
+    def measure(self, outputs: Any, examples: Sequence[Example]) -> Measures:
+        """Return the scores of what `model` answered, its outputs as NumPy arrays."""
+
+    def nothing(self) -> Measures:
+        """Return the scores of no image, to merge others into."""
+
+    def summarize(self, measures: Measures) -> dict[str, float]:
+        """Return the figures of merged scores; NaN where there is nothing to form one of."""
+
+
+# Task → (model, num_classes, **options) → learner. Options with their defaults are the classes'.
+LEARNERS: dict[str, Callable[..., Learner]] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+    "localization": Localization,
+    "detection": detection,
+}
+
+
+def answers(model: keras.Model, pixels: np.ndarray) -> Any:  # (B, H, W, channels) → NumPy arrays
+    """Return what a model says of a batch, as `measure` takes it."""
+    said = model(pixels.astype(np.float32), training=False)
+    return keras.tree.map_structure(lambda tensor: keras.ops.convert_to_numpy(tensor), said)
