@@ -4,6 +4,7 @@
     ├── StoreError               the store stayed unreachable after its retries
     │   ├── NotFoundError        no object, bucket or file has that name
     │   └── AccessDeniedError    the credentials were refused
+    ├── TrainingError            a loss that is no number, data that ends early, a full disk
     └── RefusedError             exit 2: nothing was written
         ├── ConfigError          the job file or the command line
         ├── SourceError          what is to be read: missing, empty, not of that format
@@ -30,6 +31,10 @@ class NotFoundError(StoreError):
 
 class AccessDeniedError(StoreError):
     """The store knows the name but not these credentials."""
+
+
+class TrainingError(CvbatchError):
+    """Training cannot go on; what its last checkpoint holds is good."""
 
 
 class RefusedError(CvbatchError):

@@ -12,12 +12,16 @@ import cvbatch
 ROOT = Path(cvbatch.__file__).parent
 # A room may import rooms of lower floors, and its own. `data` and `models` share a floor and
 # never see each other.
+TRAINING = {
+    "train", "step", "supply", "replicas", "judging", "recipes", "features", "schedules",
+    "checkpoints", "history", "taught",
+}  # fmt: skip
 FLOORS = [
-    {"errors", "types", "config", "jobfile", "wire", "py"},
+    {"errors", "types", "config", "jobfile", "trainfile", "wire", "py"},
     {"arrays"},
     {"data", "models"},
     {"tasks", "explain"},
-    {"engines", "serving", "programs", "build", "predict", "worker", "report"},
+    {"engines", "serving", "programs", "build", "predict", "worker", "report"} | TRAINING,
     {"run"},
     {"demo", "catalog"},
     {"cli"},
@@ -25,6 +29,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What compiles is one room with an entrance: programs → build → serving → engines.
 SAME_FLOOR = {"engines", "serving", "programs", "build", "predict", "worker", "report"} | FLOORS[0]
+SAME_FLOOR |= TRAINING
 
 
 def room_of(path: Path) -> str:
@@ -74,6 +79,7 @@ def test_only_run_imports_ray():
         ("cvbatch.data.decode", {"tensorflow", "keras", "ray"}),
         ("cvbatch.worker", {"tensorflow", "keras", "ray"}),
         ("cvbatch.run.prediction", {"tensorflow", "keras"}),
+        ("cvbatch.run.training", {"tensorflow", "keras", "ray"}),
         ("cvbatch.cli", {"tensorflow", "keras", "ray", "pyarrow"}),
     ],
 )

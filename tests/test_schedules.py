@@ -1,0 +1,87 @@
+"""Rates are held to their formulas in plain Python, over every step of a phase."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from cvbatch.errors import ConfigError
+from cvbatch.schedules import Optimization, WarmUp, learning_rate, make_optimizer
+
+pytestmark = [
+    pytest.mark.keras,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+PEAK, STEPS, WARM = 0.4, 50, 10
+
+
+def rates(how, steps=STEPS):
+    schedule = learning_rate(how, PEAK, steps)
+    return np.array([float(schedule(step)) for step in range(steps)])
+
+
+def formula(name, step):
+    if step < WARM:
+        return PEAK * (step + 1) / WARM
+    part = (step - WARM) / (STEPS - WARM)
+    if name == "linear":
+        return PEAK * (0.1 + 0.9 * (1 - part))
+    if name == "cosine":
+        return PEAK * (0.1 + 0.9 * (1 + math.cos(math.pi * part)) / 2)
+    if name == "step":
+        return PEAK * 0.1 ** ((step >= 30) + (step >= 40))
+    return PEAK
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "step"])
+def test_one_step_has_the_peak(name):
+    how = Optimization(schedule=name, warmup=0.0, drops=(1.0,))
+
+    assert rates(how, 1).tolist() == pytest.approx([PEAK])
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "step"])
+def test_a_rate_rises_to_its_peak_and_follows_its_formula(name):
+    how = Optimization(schedule=name, warmup=0.2, final=0.1, drops=(0.6, 0.8))
+    expected = [formula(name, step) for step in range(STEPS)]
+
+    np.testing.assert_allclose(rates(how), expected, rtol=1e-5)
+
+
+def test_behind_its_end_a_rate_stays():
+    schedule = learning_rate(Optimization(schedule="linear", final=0.25), PEAK, STEPS)
+
+    assert float(schedule(10 * STEPS)) == pytest.approx(PEAK / 4)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine"])
+def test_a_schedule_is_made_again_from_its_configuration(name):
+    schedule = learning_rate(Optimization(schedule=name), PEAK, STEPS)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+
+    assert isinstance(again, WarmUp)
+    assert [float(again(s)) for s in range(STEPS)] == [float(schedule(s)) for s in range(STEPS)]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_an_optimizer_has_its_rate_and_leaves_clipping_to_the_step(name):
+    how = Optimization(optimizer=name, clip_norm=1.0, accumulate=4)
+    optimizer = make_optimizer(how, learning_rate(how, PEAK, STEPS))
+
+    assert type(optimizer).__name__.lower() == name
+    assert float(optimizer.learning_rate) == pytest.approx(PEAK / round(0.05 * STEPS))
+    assert optimizer.global_clipnorm is None
+    assert optimizer.gradient_accumulation_steps is None
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (Optimization(schedule="zigzag"), "no learning-rate schedule is called 'zigzag'"),
+        (Optimization(optimizer="magic"), "no optimizer is called 'magic'; there are adam"),
+    ],
+)
+def test_an_unknown_name_is_told_with_those_there_are(how, message):
+    with pytest.raises(ConfigError, match=message):
+        make_optimizer(how, learning_rate(how, PEAK, STEPS))

@@ -1,0 +1,284 @@
+"""A step is held to bare TensorFlow, gradients summed by hand, and Keras' own loss scaling."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from cvbatch import step as step_module
+from cvbatch.errors import TrainingError
+from cvbatch.replicas import Replicas
+from cvbatch.step import Step
+from cvbatch.supply import Batch
+from tests import lessons
+
+pytestmark = [
+    pytest.mark.keras,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.05, momentum=0.9),
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+}
+
+
+def step_of(model, optimizer="sgd", **options):
+    return Step(lessons.ColourLearner(model), model, OPTIMIZERS[optimizer](), **options)
+
+
+def batch_of(count, seed=0):
+    return lessons.batch_of(*lessons.images(count, seed))
+
+
+def cut(batch, parts):
+    """The batch as micro-batches of equal size."""
+    at = np.split(np.arange(len(batch.pixels)), parts)
+    return [Batch(batch.pixels[i], {n: v[i] for n, v in batch.targets.items()}, len(i)) for i in at]
+
+
+def gradients_by_hand(model, batches):
+    """The loss of all rows and its gradients: one tape for each share, summed in NumPy."""
+    learner = lessons.ColourLearner(model)
+    rows = sum(len(batch.pixels) for batch in batches)
+    loss, total = 0.0, None
+    for batch in batches:
+        with tf.GradientTape() as tape:
+            outputs = model(batch.pixels.astype(np.float32), training=True)
+            parts = learner.losses(outputs, batch.targets)
+            share = 0.8 * tf.reduce_sum(parts["cross_entropy"]) + 0.2 * tf.reduce_sum(
+                parts["square"]
+            )
+            share = share / rows
+        slopes = [g.numpy() for g in tape.gradient(share, model.trainable_variables)]
+        total = slopes if total is None else [a + b for a, b in zip(total, slopes, strict=True)]
+        loss += float(share)
+    return loss, total
+
+
+def same(ours, theirs, atol=1e-5):
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+
+
+def test_a_step_without_images_moves_nothing():
+    model = lessons.plain()
+    before = model.get_weights()
+    step = step_of(model, "adamw")
+    outcome = step([batch_of(4)._replace(num_real=0)])
+
+    assert (outcome.num_images, outcome.loss, outcome.is_applied) == (0, 0.0, False)
+    same(model.get_weights(), before, atol=0)
+    assert int(step.optimizer.iterations) == 0
+
+
+def test_one_image_is_a_step():
+    model = lessons.plain()
+    batch = batch_of(1)
+    loss, slopes = gradients_by_hand(model, [batch])
+    before = model.get_weights()
+    outcome = step_of(model)([batch])
+
+    assert outcome.loss == pytest.approx(loss, abs=1e-6)
+    assert outcome.num_images == 1
+    same(model.get_weights(), [w - 0.05 * g for w, g in zip(before, slopes, strict=True)])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "build", [lessons.plain, lambda: lessons.normalized(is_frozen=True)], ids=["plain", "frozen"]
+)
+def test_twenty_steps_are_those_of_gradients_summed_by_hand(build, optimizer):
+    ours, theirs = build(), build()
+    step, bare = step_of(ours, optimizer), OPTIMIZERS[optimizer]()
+    for number in range(20):
+        batch = batch_of(16, seed=number)
+        outcome = step([batch])
+        loss, slopes = gradients_by_hand(theirs, cut(batch, 2))
+        bare.apply_gradients(zip(slopes, theirs.trainable_variables, strict=True))
+        assert outcome.loss == pytest.approx(loss, abs=1e-5)
+
+    same(ours.get_weights(), theirs.get_weights())
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_make_the_step_of_the_whole_batch(parts):
+    whole, split = lessons.plain(regularizer="l2"), lessons.plain(regularizer="l2")
+    first, second = step_of(whole, "adam"), step_of(split, "adam")
+    for number in range(5):
+        batch = batch_of(16, seed=number)
+        once, summed = first([batch]), second(cut(batch, parts))
+        assert once.loss == pytest.approx(summed.loss, abs=1e-6)
+        assert once.gradient_norm == pytest.approx(summed.gradient_norm, rel=1e-4)
+
+    same(whole.get_weights(), split.get_weights())
+
+
+def test_the_loss_is_its_weighted_parts_and_the_regularisation_once():
+    model = lessons.plain(regularizer=keras.regularizers.L2(0.1))
+    penalty = 0.1 * float(np.sum(model.get_layer("first").kernel.numpy() ** 2))
+    outcome = step_of(model)(cut(batch_of(8), 4))
+    expected = 0.8 * outcome.parts["cross_entropy"] + 0.2 * outcome.parts["square"] + penalty
+
+    assert outcome.loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_padding_may_hold_any_image_and_label():
+    ours, theirs = lessons.plain(), lessons.plain()
+    batch = batch_of(8)
+    odd = batch.targets["importance"].copy()
+    odd[5:] = 1e6
+    batch = batch._replace(targets={**batch.targets, "importance": odd})
+    outcome = step_of(ours)([batch._replace(num_real=5)])
+    real = {name: values[:5] for name, values in batch.targets.items()}
+    alone = step_of(theirs)([Batch(batch.pixels[:5], real, 5)])
+
+    assert outcome.num_images == 5
+    assert [outcome.loss, *outcome.parts.values()] == pytest.approx(
+        [alone.loss, *alone.parts.values()]
+    )
+    same(ours.get_weights(), theirs.get_weights(), atol=1e-6)
+
+
+@pytest.mark.parametrize("clip_norm", [1e-3, 1e3])
+def test_all_gradients_are_clipped_together(clip_norm):
+    model = lessons.plain()
+    before = model.get_weights()
+    batch = batch_of(16)
+    _, slopes = gradients_by_hand(model, [batch])
+    norm = np.sqrt(sum(np.sum(slope**2) for slope in slopes))
+    outcome = step_of(model, clip_norm=clip_norm)(cut(batch, 2))
+    factor = min(1, clip_norm / norm) * 0.05
+
+    assert outcome.gradient_norm == pytest.approx(norm, rel=1e-4)
+    same(model.get_weights(), [w - factor * g for w, g in zip(before, slopes, strict=True)], 1e-7)
+
+
+def test_a_loss_that_is_no_number_moves_nothing_and_says_which_part():
+    model = lessons.normalized(is_frozen=True)
+    step = step_of(model, "adam")
+    step([batch_of(8)])
+    before = [v.numpy() for v in (*model.weights, *step.variables)]
+    batch = batch_of(8)
+    batch.targets["importance"][3] = np.nan
+
+    with pytest.raises(TrainingError, match=r"loss is nan .*square nan.*must be a number; lower"):
+        step([batch])
+    same([v.numpy() for v in (*model.weights, *step.variables)], before, atol=0)
+    assert step([batch_of(8)]).is_applied
+
+
+def test_gradients_that_are_no_numbers_stop_a_step_whose_loss_is_one():
+    class Steep(lessons.ColourLearner):
+        def losses(self, outputs, targets):
+            parts = super().losses(outputs, targets)
+            return {**parts, "square": keras.ops.sqrt(parts["square"] * 0.0)}
+
+    model = lessons.plain()
+    before = model.get_weights()
+    step = Step(Steep(model), model, OPTIMIZERS["sgd"]())
+    with pytest.raises(TrainingError, match="norm of the gradients is nan"):
+        step([batch_of(4)])
+    same(model.get_weights(), before, atol=0)
+
+
+def test_a_network_without_weights_to_train_is_refused():
+    model = lessons.plain()
+    model.trainable = False
+    with pytest.raises(TrainingError, match="unfreeze"):
+        step_of(model)
+
+
+def test_images_of_another_size_train_the_same_weights():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(1 / 255)(inputs))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+    step = step_of(model)
+    batch = batch_of(4)
+    before = model.get_weights()
+    wide = np.tile(batch.pixels, (1, 2, 3, 1))
+    assert step([batch._replace(pixels=wide)]).is_applied
+    between = model.get_weights()
+    assert step([batch]).is_applied
+
+    assert all(np.abs(a - b).max() > 0 for a, b in zip(before, between, strict=True))
+    assert all(np.abs(a - b).max() > 0 for a, b in zip(between, model.get_weights(), strict=True))
+
+
+# ------------------------------------------------------------ mixed precision
+
+
+def mixed(policy):
+    model = lessons.plain()
+
+    def converted(layer):
+        return layer.__class__.from_config({**layer.get_config(), "dtype": policy})
+
+    clone = keras.models.clone_model(model, clone_function=converted)
+    clone.set_weights(model.get_weights())
+    return clone
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_learns_what_float32_does(policy):
+    losses = {}
+    for name, model in (("float32", lessons.plain()), (policy, mixed(policy))):
+        step = step_of(model, "adam")
+        losses[name] = [step([batch_of(32, seed=i)]).loss for i in range(25)]
+
+    np.testing.assert_allclose(losses[policy], losses["float32"], atol=0.05)
+    assert losses[policy][-1] < losses[policy][0] - 0.05
+
+
+def test_float16_scales_its_loss_as_keras_does(monkeypatch):
+    """Against LossScaleOptimizer: grows when due, halves and skips where gradients overflow."""
+    monkeypatch.setattr(step_module, "_GROWTH_STEPS", 3)
+    ours, theirs = mixed("mixed_float16"), mixed("mixed_float16")
+    step = step_of(ours)
+    wrapped = keras.optimizers.LossScaleOptimizer(OPTIMIZERS["sgd"](), dynamic_growth_steps=3)
+    wrapped.build(theirs.trainable_variables)
+    learner = lessons.ColourLearner(theirs)
+    skipped = 0
+    for number in range(10):
+        batch = batch_of(8, seed=number)
+        if number == 4:
+            batch.targets["importance"][:] = 3e4  # a loss that float32 holds, its gradient not
+        with tf.GradientTape() as tape:
+            outputs = keras.ops.cast(theirs(batch.pixels.astype(np.float32)), "float32")
+            parts = learner.losses(outputs, batch.targets)
+            loss = tf.reduce_mean(0.8 * parts["cross_entropy"] + 0.2 * parts["square"])
+            scaled = wrapped.scale_loss(loss)
+        slopes = tape.gradient(scaled, theirs.trainable_variables)
+        wrapped.apply_gradients(zip(slopes, theirs.trainable_variables, strict=True))
+        skipped += not step([batch]).is_applied
+        assert float(step.variables[-2].numpy()) == float(wrapped.dynamic_scale.numpy())
+
+    assert skipped == 1
+    same(ours.get_weights(), theirs.get_weights(), atol=2e-3)
+
+
+def test_float16_gradients_that_overflow_at_any_scale_stop():
+    model = mixed("mixed_float16")
+    step = step_of(model)
+    batch = batch_of(4)
+    batch.targets["importance"][:] = 1e30
+    before = model.get_weights()
+    with pytest.raises(TrainingError, match="train in float32"):
+        for _ in range(30):
+            step([batch])
+    same(model.get_weights(), before, atol=0)
+
+
+def test_one_worker_meets_nobody():
+    replicas = Replicas()
+    model = lessons.normalized(dropout=0.5)
+    before = [v.numpy() for v in model.variables]
+    replicas.average(model.variables)
+    replicas.copy_chief(model.variables)
+    replicas.vary_seeds(model.variables)
+
+    assert (replicas.num_workers, replicas.num_local, replicas.is_chief) == (1, 1, True)
+    assert replicas.gather(b"said") == [b"said"]
+    same([v.numpy() for v in model.variables], before, atol=0)
