@@ -16,6 +16,7 @@ from cvbatch import __version__
 from cvbatch.data.labels.flags import FORMAT_MEANINGS, actions_in, flags_of
 from cvbatch.errors import ConfigError, CvbatchError
 from cvbatch.jobfile import load_job, parse_options
+from cvbatch.trainfile import load_training
 
 if TYPE_CHECKING:
     from cvbatch.catalog import Table
@@ -64,6 +65,15 @@ def _parser() -> argparse.ArgumentParser:
         "--retry-failed", action="store_true", help="do chunks with failed rows again"
     )
     predict.set_defaults(command=_predict)
+    train = commands.add_parser("train", help="teach a network the user's own labelled images")
+    _add_job(train)
+    train.add_argument(
+        "--overwrite", action="store_true", help="begin anew, whatever training the sink holds"
+    )
+    train.add_argument(
+        "--resume", action="store_true", help="go on with a run, and refuse to begin one"
+    )
+    train.set_defaults(command=_train)
     demo = commands.add_parser("demo", help="render an archive, run the job on it, draw the result")
     demo.add_argument("--out", default="demo-out", metavar="DIR", help="default: %(default)s")
     demo.add_argument("--images", type=int, default=48, metavar="N", help="default: %(default)s")
@@ -161,6 +171,19 @@ def _closing(summary: Summary) -> int:
         "status = 'failed', then mend the images and run again with --retry-failed",
         TOO_MANY_FAILED,
     )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    job = load_training(arguments.config, arguments.overrides)
+    from cvbatch.run.progress import listening
+    from cvbatch.run.training import train
+
+    with listening() as listener:
+        summary = train(job, listener, overwrite=arguments.overwrite, resume=arguments.resume)
+    if arguments.json:
+        print(json.dumps(summary.as_json()))
+    done = f"{summary.epochs} epochs into {summary.sink}, {summary.told()}"
+    return _end(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,7 @@ from cvbatch.config import TASK_COLUMNS, JobConfig, ModelConfig
 from cvbatch.errors import ConfigError
 
 MAX_FILE_BYTES = 1 << 20
+Job = TypeVar("Job", bound=BaseModel)
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
@@ -33,16 +34,27 @@ def parse_job(raw: object, overrides: Sequence[str] = (), name: str = "job") -> 
     Raises:
         ConfigError: with one line for each fault.
     """
+    return parse(JobConfig, raw, overrides, name)
+
+
+def load(kind: type[Job], path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Return the job of any kind that a YAML file holds, as `load_job`. Raises ConfigError."""
+    return parse(kind, _read_yaml(Path(path)), overrides, str(path))
+
+
+def parse(kind: type[Job], raw: object, overrides: Sequence[str], name: str) -> Job:
+    """Return the job of any kind in plain values, as `parse_job`. Raises ConfigError."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"{name}: a job file is a mapping with source, sink and models")
+        *first, last = [key for key, field in kind.model_fields.items() if field.is_required()]
+        raise ConfigError(f"{name}: a job file is a mapping with {', '.join(first)} and {last}")
     for override in overrides:
         _override(raw, override)
     faults: list[str] = []
     resolved = _resolve(raw, os.environ, "", faults)
     try:
-        job = JobConfig.model_validate(resolved)
+        job = kind.model_validate(resolved)
     except ValidationError as error:
-        faults += [_fault(item) for item in error.errors()]
+        faults += [_fault(item, kind) for item in error.errors()]
     if faults:
         raise ConfigError(f"{name}: " + "\n  ".join(faults))
     return job
@@ -155,12 +167,12 @@ def _resolve(value: Any, environ: Mapping[str, str], where: str, faults: list[st
     return _VARIABLE.sub(lambda match: environ.get(match[1], match[0]), value)
 
 
-def _fault(error: Any) -> str:
+def _fault(error: Any, kind: type[BaseModel]) -> str:
     """Return one line: where, what was found, the rule, the remedy."""
     location = error["loc"]
     where = _without_tags(location) or "models"  # the one rule about the whole is about them
     if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(location[:-1], kind)
         near = difflib.get_close_matches(str(location[-1]), known, 1, 0.5)
         remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         return f"{where}: unknown key; {remedy}"
@@ -197,8 +209,8 @@ def _is_tag(location: Sequence[str | int], i: int) -> bool:
     return is_task or part in {"list[str]", "constrained-str"}
 
 
-def _known_keys(location: Sequence[str | int]) -> list[str]:
-    section: Any = JobConfig
+def _known_keys(location: Sequence[str | int], kind: type[BaseModel]) -> list[str]:
+    section: Any = kind
     for part in location:
         if isinstance(part, int):
             continue

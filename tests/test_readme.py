@@ -11,10 +11,12 @@ import yaml
 
 from cvbatch.config import JobConfig
 from cvbatch.jobfile import load_job, parse_job
+from cvbatch.trainfile import TrainJob, load_training, parse_training
 from tests import jobs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LOADERS = {"predict": load_job, "train": load_training}
 EXAMPLES = sorted((ROOT / "jobs" / "examples").glob("*.yaml"))
 
 
@@ -23,7 +25,7 @@ def blocks(language):
 
 
 def test_the_job_file_of_the_readme_is_one_and_shows_every_default():
-    (text,) = blocks("yaml")
+    text, _ = blocks("yaml")
     raw = yaml.safe_load(text)
     job = parse_job(raw)
     assert [model.task for model in job.models] == ["classification", "segmentation", "detection"]
@@ -32,13 +34,25 @@ def test_the_job_file_of_the_readme_is_one_and_shows_every_default():
     assert set(raw["run"]) == set(JobConfig.model_fields["run"].annotation.model_fields)
 
 
+def test_the_training_job_of_the_readme_is_one_and_shows_every_default():
+    _, text = blocks("yaml")
+    raw = yaml.safe_load(text)
+    job = parse_training(raw)
+    plain = parse_training({**raw, "source": {"uri": "i"}, "training": {}, "run": {}})
+    assert (job.training, job.run) == (plain.training, plain.run)
+    assert job.source.splits == plain.source.splits
+    for section in ("training", "run"):
+        assert set(raw[section]) == set(TrainJob.model_fields[section].annotation.model_fields)
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_opens_with_its_command_and_is_a_job(path, monkeypatch):
     monkeypatch.setenv("ARCHIVE", "s3://archive")
     monkeypatch.setenv("RESULTS", "s3://results")
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert first == f"# cvbatch predict --config jobs/examples/{path.name}"
-    assert load_job(path).models
+    command = path.name.split("-")[0]
+    assert first == f"# cvbatch {command} --config jobs/examples/{path.name}"
+    assert LOADERS[command](path).sink.uri
 
 
 @pytest.mark.ray

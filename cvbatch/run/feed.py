@@ -1,0 +1,214 @@
+"""A worker's share of the labelled images, decoded ahead of the step that wants them.
+
+Not Ray Data, which deals blocks to workers as they come free: which images a step sees, and so the
+weights, would then differ from run to run and with the number of workers, and a run that was
+stopped could not go on in the middle of an epoch. Here the order of an epoch is one for all
+workers (`cvbatch.data.examples.shuffled`). Of each stretch of it that makes one micro-batch for
+every worker, each takes its own part, so that two workers with batches of 8 see in every step what
+one with 16 does. The price: every worker reads the encoded bytes of all images; each is decoded
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+
+from cvbatch.data.decode import Limits
+from cvbatch.data.examples import LabelledRow, example_of, in_order, read_rows, shuffled
+from cvbatch.data.labelled import Split, Wanted
+from cvbatch.errors import TrainingError
+from cvbatch.supply import Batch
+from cvbatch.tasks.augmentation import Augmentation
+from cvbatch.types import Example, Failure, InputKey
+
+T = TypeVar("T")
+Vary = Callable[[Example, int], Example]  # with the image's place in the order
+_AHEAD = 2  # batches that are ready before they are asked for
+
+
+class Share(NamedTuple):
+    """Which part of every step is this worker's."""
+
+    worker: int
+    num_workers: int
+    batch_size: int  # of each worker
+
+
+@dataclass(frozen=True)
+class Laying:
+    """How rows become examples."""
+
+    wanted: Wanted
+    key: InputKey
+    limits: Limits
+    channels: int = 3
+    threads: int = 1
+
+
+class Reader:
+    """Reads and decodes a worker's images; notes those that cannot be used.
+
+    failures: image_id → why, of all images this worker met so far.
+    """
+
+    def __init__(self, split: Split, laying: Laying, share: Share) -> None:
+        self.failures: dict[str, Failure] = {}
+        self.split, self.share = split, share
+        self._laying = laying
+
+    def batches(
+        self, order: Iterable[np.ndarray], first: int, augmentation: Vary | None
+    ) -> Iterator[list[Example]]:
+        """Yield this worker's micro-batches of an order from the number `first` on.
+
+        Images that cannot be used are left out, so that a batch may have fewer, or none. A
+        split's last batch may not exist for some workers.
+        """
+        with ThreadPoolExecutor(self._laying.threads) as pool:
+            growing: list[tuple[int, LabelledRow]] = []
+            number = first
+            for place, row in self._rows(order, first):
+                if self._number(place) != number and growing:
+                    yield self._examples(pool, growing, augmentation)
+                    growing = []
+                number = self._number(place)
+                growing.append((place, row))
+            if growing:
+                yield self._examples(pool, growing, augmentation)
+
+    def _number(self, place: int) -> int:
+        return place // (self.share.batch_size * self.share.num_workers)
+
+    def _rows(self, order: Iterable[np.ndarray], first: int) -> Iterator[tuple[int, LabelledRow]]:
+        """Yield this worker's rows with their places in the order, each (P, 2) pool read whole."""
+        batch, workers = self.share.batch_size, self.share.num_workers
+        start = 0
+        for pool in order:
+            places = np.arange(start, start + len(pool))
+            start += len(pool)
+            is_own = (places // batch % workers == self.share.worker) & (
+                places // (batch * workers) >= first
+            )
+            own, places = pool[is_own], places[is_own]
+            held: dict[int, LabelledRow] = {}
+            for group in np.unique(own[:, 0]).tolist():
+                at = np.flatnonzero(own[:, 0] == group)
+                at = at[np.argsort(own[at, 1], kind="stable")]
+                rows = own[at, 1].tolist()
+                found = read_rows(self.split.groups[group], rows, self._laying.wanted.column)
+                held.update(zip(at.tolist(), found, strict=True))
+            for i, place in enumerate(places.tolist()):
+                yield place, held.pop(i)
+
+    def _examples(
+        self,
+        pool: ThreadPoolExecutor,
+        rows: Sequence[tuple[int, LabelledRow]],
+        augmentation: Vary | None,
+    ) -> list[Example]:
+        def laid(placed: tuple[int, LabelledRow]) -> Example | Failure:
+            place, row = placed
+            example = self._laid(row)
+            if isinstance(example, Failure):
+                return example
+            varied = example if augmentation is None else augmentation(example, place)
+            return _grey(varied) if self._laying.channels == 1 else varied
+
+        examples = []
+        for (_, row), result in zip(rows, pool.map(laid, rows), strict=True):
+            if isinstance(result, Failure):
+                self.failures[row.image_id] = result
+            else:
+                examples.append(result)
+        return examples
+
+    def _laid(self, row: LabelledRow) -> Example | Failure:
+        wanted = self._laying.wanted
+        example = example_of(row, self._laying.key, self._laying.limits)
+        if isinstance(example, Failure):
+            return example
+        if wanted.is_single and wanted.column == "boxes" and len(example.boxes_xyxy) != 1:
+            return Failure("decode", "box", f"{len(example.boxes_xyxy)} boxes in view, not one")
+        return example
+
+
+class TrainingFeed:
+    """A worker's micro-batches of every epoch: a `cvbatch.supply.Feed`."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        targets: Callable[[Sequence[Example]], dict[str, np.ndarray]],
+        augmentation: Augmentation | None,
+        seed: int,
+        pool_images: int,
+    ) -> None:
+        self._reader, self._targets, self._augmentation = reader, targets, augmentation
+        self._seed, self._pool_images = seed, pool_images
+        self._spare: Batch | None = None  # stands in where all images of a batch are broken
+
+    def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Yield this worker's micro-batches of an epoch from the number `first` on."""
+        order = shuffled(self._reader.split, self._seed, epoch, self._pool_images)
+
+        augmentation = self._augmentation
+        if augmentation is None:
+            return ahead(self._made(self._reader.batches(order, first, None)))
+
+        def varied(example: Example, place: int) -> Example:
+            # The place in the epoch's order, not in the worker's: the split changes no image.
+            return augmentation.apply([example], epoch, place)[0]
+
+        return ahead(self._made(self._reader.batches(order, first, varied)))
+
+    def _made(self, batches: Iterable[list[Example]]) -> Iterator[Batch]:
+        for examples in batches:
+            if examples:
+                pixels = np.stack([example.pixels for example in examples])
+                batch = Batch(pixels, self._targets(examples), len(examples))
+                self._spare = Batch(
+                    pixels[:1], {name: part[:1] for name, part in batch.targets.items()}, 0
+                )
+                yield batch
+            elif self._spare is not None:
+                yield self._spare
+            else:
+                raise TrainingError(
+                    f"none of the first {self._reader.share.batch_size} images can be used, such "
+                    f"as {_told(self._reader.failures)}; mend the data"
+                )
+
+
+def judged(reader: Reader) -> Iterator[tuple[np.ndarray, Sequence[Example]]]:
+    """Yield this worker's share of a split in its order: pixels (B, H, W, C) and examples."""
+    for examples in ahead(reader.batches(in_order(reader.split), 0, None)):
+        if examples:
+            yield np.stack([example.pixels for example in examples]), examples
+
+
+def ahead(values: Iterator[T]) -> Iterator[T]:
+    """Yield the values, the next ones made meanwhile in another thread."""
+    nothing = object()
+    pool = ThreadPoolExecutor(1)
+    try:
+        waiting = [pool.submit(next, values, nothing) for _ in range(_AHEAD)]
+        while (value := waiting.pop(0).result()) is not nothing:
+            waiting.append(pool.submit(next, values, nothing))
+            yield value  # type: ignore[misc]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _grey(example: Example) -> Example:
+    """Return the example in grey, by the luma weights of ITU-R BT.601 as the job takes them."""
+    return replace(example, pixels=cv2.cvtColor(example.pixels, cv2.COLOR_RGB2GRAY)[..., None])
+
+
+def _told(failures: dict[str, Failure]) -> str:
+    return next((f"{name} ({failure.message})" for name, failure in failures.items()), "one")

@@ -1,0 +1,315 @@
+"""A training job from its file to its summary: refuse, make ready, teach, leave a model.
+
+Until data, network and memory were found to be in order nothing is written, so that every refusal
+leaves the sink as it was. The sink's `_cvbatch/training.json` says what is learnt there and
+whether it is done: the same command goes on where a run was stopped, and does nothing after its
+end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cvbatch import taught
+from cvbatch.config import SinkConfig
+from cvbatch.data import store
+from cvbatch.data.labelled import Labelled, Split, Wanted, box_shapes, find_labelled
+from cvbatch.errors import (
+    AccessDeniedError,
+    ModelError,
+    NotFoundError,
+    SinkError,
+    SourceError,
+    StoreError,
+)
+from cvbatch.run.cluster import (
+    Wiring,
+    connected,
+    joins_a_cluster,
+    local_resources,
+)
+from cvbatch.run.fitting import check_count, check_memory, choose_workers
+from cvbatch.run.prediction import Listener
+from cvbatch.trainfile import LABEL_COLUMNS, TrainJob, fingerprint
+
+_STATE = "_cvbatch/training.json"
+_BEGUN = "_cvbatch/begun.keras"
+_RUN = "_cvbatch/training"  # Ray Train's own: its checkpoints
+
+
+@dataclass
+class TrainSummary:
+    """What a training came to."""
+
+    sink: str
+    fingerprint: str
+    workers: int
+    images: dict[str, int]  # by split
+    is_new: bool = True  # False: it was done before
+    epochs: int = 0
+    steps: int = 0
+    best_epoch: int = 0
+    metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)  # by split
+    num_unusable: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0  # of this command
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary as JSON-ready values."""
+        return asdict(self)
+
+    def told(self) -> str:
+        """Return the figures in a line: those of the test images, or of the validation's."""
+        for name in ("test", "validation"):
+            if name in self.metrics:
+                figures = (
+                    f"{key} {'undefined' if value is None else f'{value:.4f}'}"
+                    for key, value in self.metrics[name].items()
+                )
+                return f"{name} {', '.join(figures)}"
+        return "not judged"
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the sink says of the training in it."""
+
+    fingerprint: str
+    workers: int
+    ready: taught.Ready
+    done: dict[str, Any] | None = None  # the summary of the run that came to its end
+
+    @classmethod
+    def of(cls, said: dict[str, Any]) -> _State:
+        ready = said.pop("ready")
+        size = tuple(ready.pop("image_size"))
+        return cls(ready=taught.Ready(image_size=size, **ready), **said)
+
+
+def train(
+    job: TrainJob, listener: Listener, *, overwrite: bool = False, resume: bool = False
+) -> TrainSummary:
+    """Run the job; return what came of it. A run that was stopped goes on.
+
+    resume: refuse to begin anew.
+
+    Raises:
+        RefusedError: nothing was written.
+        CvbatchError: stopped midway; the last checkpoint stays, the same call goes on.
+    """
+    started = time.perf_counter()
+    sink = store.absolute(job.sink.uri)
+    source = job.source.model_copy(update={"uri": [store.absolute(uri) for uri in job.source.uri]})
+    job = job.model_copy(update={"sink": SinkConfig(uri=sink), "source": source})
+    with ExitStack() as stack:
+        resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
+        data = _chosen(find_labelled(job.source.uri, wanted_of(job)), job)
+        identity = fingerprint(job, [data.identity, _model_identity(job)])
+        _check_sink(sink, overwrite)
+        held = None if overwrite else _held(sink, identity)
+        if resume and held is None:
+            raise SinkError(
+                f"--resume: sink {sink} holds no training that was begun; leave --resume out"
+            )
+        if held is not None and held.done is not None:
+            return TrainSummary(**{**held.done, "is_new": False})
+        wiring = choose_workers(job, resources, held.workers if held else None)
+        check_count(len(data.splits["train"]), job, wiring.num_actors)
+        with tempfile.TemporaryDirectory(prefix="cvbatch-begun-") as folder:
+            state, begun = held, None
+            if state is None:
+                begun = Path(folder) / "begun.keras"
+                state = _begin(job, data, identity, wiring, begun)
+            check_memory(job, state.ready, wiring, resources)
+            if begun is not None:
+                _commit(job, state, begun, overwrite)
+        images = {name: len(split) for name, split in data.splits.items()}
+        listener.say(
+            f"{', '.join(f'{n:,} {name}' for name, n in images.items())} images, "
+            f"{len(data.classes)} classes, {wiring.num_actors} workers with batches of "
+            f"{job.training.batch_size}" + ("" if begun is not None else "; going on")
+        )
+        if not joins_a_cluster():
+            stack.enter_context(connected())
+        # Ray prints of a worker that died on stdout, which is for results.
+        with redirect_stdout(sys.stderr):
+            said = _teach(job, data, state, wiring, listener)
+    summary = TrainSummary(
+        sink, identity, state.workers, images, seconds=time.perf_counter() - started, **said
+    )
+    _put_state(sink, _State(**{**vars(state), "done": summary.as_json()}))
+    return summary
+
+
+def wanted_of(job: TrainJob) -> Wanted:
+    """Return what of the labelled data the job learns."""
+    single = job.model.task == "classification" and not job.model.multi_label
+    return Wanted(LABEL_COLUMNS[job.model.task], single or job.model.task == "localization")
+
+
+def _chosen(found: Labelled, job: TrainJob) -> Labelled:
+    """Return the data with the job's splits alone, by the names of their roles.
+
+    Raises:
+        SourceError: a split is empty, or images lack the label that is learnt.
+    """
+    chosen = {}
+    for role, name in job.source.splits.model_dump().items():
+        if name is None:
+            continue
+        split = found.splits.get(name, Split(name, (), 0))
+        if split.num_unlabelled and job.source.unlabelled == "refuse":
+            one = "exactly one label" if wanted_of(job).is_single else "a label"
+            raise SourceError(
+                f"{split.num_unlabelled:,} images of split {name!r} do not have {one} in column "
+                f"{LABEL_COLUMNS[job.model.task]!r}, which {job.model.task} learns; say "
+                "source.unlabelled: skip to leave them out"
+            )
+        if len(split):
+            chosen[role] = split
+        elif role != "test":
+            there = ", ".join(repr(other) for other in found.splits) or "none"
+            null = f", or source.splits.{role}: null" if role == "validation" else ""
+            raise SourceError(
+                f"no labelled image belongs to split {name!r} ({role}); there are {there}: import "
+                f"the data with --split 0.8,0.1,0.1{null}"
+            )
+    return Labelled(found.classes, chosen, found.identity)
+
+
+def _model_identity(job: TrainJob) -> str:
+    """Return what the model is beyond its name: the SHA-256 of the files it names."""
+    named = (job.model.model, job.model.weights or "")
+    digests = []
+    for uri in named:
+        if uri.endswith((".keras", ".h5")):
+            try:
+                with store.fetch(uri).open("rb") as file:
+                    digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+            except (StoreError, OSError) as error:
+                raise ModelError(f"model file {uri} cannot be read: {error}") from None
+    return json.dumps(digests)
+
+
+def _held(sink: str, identity: str) -> _State | None:
+    """Return what the sink says of this training; None where nothing was begun.
+
+    Raises:
+        SinkError: it holds something else.
+    """
+    try:
+        said = json.loads(store.read_bytes(store.join(sink, _STATE)))
+        state = _State.of(said)
+    except NotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise SinkError(
+            f"sink {sink}: {_STATE} is damaged; name another sink, or --overwrite"
+        ) from None
+    if state.fingerprint != identity:
+        raise SinkError(
+            f"sink {sink} holds another training (fingerprint {state.fingerprint[:12]}, this job's "
+            f"is {identity[:12]}): data, model or training section differ; name another sink, or "
+            "--overwrite"
+        )
+    return state
+
+
+def _check_sink(sink: str, overwrite: bool) -> None:
+    """Refuse a sink that holds what no training has put there."""
+    foreign = ["_cvbatch/job.json", "_cvbatch/import.json"]
+    try:
+        if not overwrite and not store.exists(store.join(sink, _STATE)):
+            foreign.append("model.keras")
+        for name in foreign:
+            if store.exists(store.join(sink, name)):
+                raise SinkError(f"sink {sink} holds {name}, which is not this job's; name another")
+    except (NotFoundError, AccessDeniedError) as error:
+        raise SinkError(f"the sink cannot be used: {error}") from None
+
+
+def _begin(job: TrainJob, data: Labelled, identity: str, wiring: Wiring, begun: Path) -> _State:
+    """Build the network into a local file; return what will be said of the training."""
+    anchors = None
+    if job.model.fits_anchors:
+        anchors = _anchors(data.splits["train"], job)
+    ready = taught.make_ready(job, data.classes, anchors, begun)
+    return _State(identity, wiring.num_actors, ready)
+
+
+def _anchors(split: Split, job: TrainJob) -> Sequence[Sequence[float]]:
+    from cvbatch.arrays.anchors import fit_anchors
+
+    try:
+        found = fit_anchors(box_shapes(split), job.model.anchors, job.training.seed)
+    except ValueError as error:
+        raise SourceError(
+            f"the anchors cannot be fitted to the boxes of split {split.name!r} ({error}); say "
+            "model.anchors: 0 to keep the network's own"
+        ) from None
+    return [[float(side) for side in shape] for shape in found]
+
+
+def _commit(job: TrainJob, state: _State, begun: Path, overwrite: bool) -> None:
+    """Write what the workers and the next run need; of what is overwritten nothing stays."""
+    sink = job.sink.uri
+    if overwrite:
+        for name in (_STATE, "model.keras"):
+            store.delete(store.join(sink, name))
+        _delete_folder(store.join(sink, _RUN))
+    store.put_bytes(store.join(sink, _BEGUN), begun.read_bytes())
+    run = job.run.model_copy(update={"workers": state.workers})
+    training = job.training.model_copy(update={"metric": state.ready.metric})
+    model = job.model.model_copy(update={"image_size": state.ready.image_size})
+    if job.model.model.endswith(".keras"):
+        model = job.model
+    resolved = job.model_copy(update={"run": run, "training": training, "model": model})
+    text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    store.put_bytes(store.join(sink, "config.yaml"), text.encode())
+    _put_state(sink, state)
+
+
+def _delete_folder(uri: str) -> None:
+    place = store.Place.of(uri)
+    try:
+        store.attempt(place, lambda files: files.delete_dir(place.path))
+    except NotFoundError:
+        return
+
+
+def _put_state(sink: str, state: _State) -> None:
+    store.put_bytes(store.join(sink, _STATE), json.dumps(asdict(state), indent=1).encode())
+
+
+def _teach(
+    job: TrainJob, data: Labelled, state: _State, wiring: Wiring, listener: Listener
+) -> dict[str, Any]:
+    """Run the lessons on Ray, which is imported only now."""
+    from cvbatch.run.school import Lessons, teach
+
+    images_per_step = state.workers * job.training.batch_size * job.training.accumulate
+    gpus = wiring.gpus_per_actor
+    run = job.run.model_copy(update={"workers": state.workers, "gpus_per_worker": gpus})
+    lessons = Lessons(
+        job=job.model_copy(update={"run": run}),
+        data=data,
+        wanted=wanted_of(job),
+        image_size=state.ready.image_size,
+        channels=state.ready.channels,
+        metric=state.ready.metric,
+        num_workers=state.workers,
+        steps_per_epoch=-(-len(data.splits["train"]) // images_per_step),
+        begun_uri=store.join(job.sink.uri, _BEGUN),
+        sink_uri=job.sink.uri,
+    )
+    return teach(lessons, listener.say)

@@ -1,0 +1,258 @@
+"""The network of a training job: built and checked once, learnt by every worker, saved whole."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cvbatch.data import store
+from cvbatch.errors import ConfigError, ModelError, StoreError
+from cvbatch.models.card import DEMO_FILES, read_card, write_card
+from cvbatch.trainfile import TrainingConfig, TrainJob
+
+if TYPE_CHECKING:
+    import keras
+
+    from cvbatch.recipes import Phase
+    from cvbatch.schedules import Optimization
+    from cvbatch.tasks.learning import Learner
+
+_FLOAT_BYTES = 4
+_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2, "rmsprop": 2}  # numbers of an optimizer for each weight
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the driver must know of a network that is ready to learn."""
+
+    image_size: tuple[int, int]  # height, width
+    channels: int  # 3, or 1 for a network that takes grey
+    metric: str  # the best checkpoint is chosen by
+    weight_bytes: int
+    trainable_bytes: int  # in the phase that trains most
+    map_bytes: int  # of one image, that are in memory together at the least
+    optimizer_slots: int
+
+
+def make_ready(
+    job: TrainJob, classes: Sequence[str], anchors: Sequence[Sequence[float]] | None, file: Path
+) -> Ready:
+    """Build the job's network and save it in `file`, in a process that ends and takes its memory.
+
+    anchors: what the data's boxes are like, for a detector that takes them from there.
+
+    Raises:
+        RefusedError: the network cannot be had, or does not fit the task, its classes, its recipe
+            or its metric.
+    """
+    with tempfile.NamedTemporaryFile(prefix="cvbatch-ready-") as log:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            1, mp_context=context, initializer=_prepare_process, initargs=(log.name,)
+        ) as pool:
+            try:
+                return pool.submit(_make_ready, job, tuple(classes), anchors, file).result()
+            except BrokenProcessPool:
+                raise ModelError(
+                    f"the process that builds model {job.model.model!r} died, most likely for want "
+                    "of memory; choose a smaller one or make room"
+                ) from None
+
+
+def _prepare_process(log: str) -> None:
+    """Keep TensorFlow's start-up chatter off the terminal, and the GPUs out of this process."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+def _make_ready(
+    job: TrainJob,
+    classes: tuple[str, ...],
+    anchors: Sequence[Sequence[float]] | None,
+    file: Path,
+) -> Ready:
+    import keras
+
+    from cvbatch.models import cost, zoo
+    from cvbatch.recipes import freeze
+
+    keras.utils.set_random_seed(job.training.seed)
+    _check_card(job, classes)
+    options = dict(job.model.build or {})
+    if job.model.multi_label:
+        options = {"multi_label": True} | options
+    if anchors is not None:
+        options = {"anchors": anchors} | options
+    is_file = job.model.model.endswith(".keras")
+    model = zoo.load_model(
+        job.model.model,
+        job.model.weights,
+        local_file=_local_file,
+        num_classes=None if is_file or job.model.weights == "demo" else len(classes),
+        image_size=job.model.image_size,
+        options=options,
+    )
+    size = _image_size(job, model)
+    model = _plain(model)
+    model.save(file)
+    learner = learner_of(job, model, len(classes))
+    needed = cost.describe(learner.trained, size)
+    trainable = []
+    for phase in phases(job.training):
+        freeze(learner.trained, phase)
+        trainable.append(sum(math.prod(v.shape) for v in learner.trained.trainable_weights))
+    is_whole = job.training.recipe == "scratch" or "all" in (
+        phase.part for phase in phases(job.training)
+    )
+    return Ready(
+        image_size=size,
+        channels=int(model.inputs[0].shape[3]),
+        metric=learner.metric,
+        weight_bytes=needed.weight_bytes,
+        trainable_bytes=max(trainable) * _FLOAT_BYTES,
+        map_bytes=needed.training_bytes if is_whole else needed.inference_bytes,
+        optimizer_slots=_SLOTS[job.training.optimizer],
+    )
+
+
+def _local_file(uri: str) -> Path:
+    try:
+        return store.fetch(uri)
+    except StoreError as error:
+        raise ModelError(f"model file {uri} cannot be read: {error}") from None
+
+
+def _check_card(job: TrainJob, classes: tuple[str, ...]) -> None:
+    """Refuse a trained file whose classes are called otherwise than the data's."""
+    model = job.model.model
+    file = DEMO_FILES.get(model) if job.model.weights == "demo" else None
+    if model.endswith(".keras"):
+        file = _local_file(model)
+    card = read_card(file) if file else None
+    if card is not None and card.classes != classes:
+        raise ModelError(
+            f"model {model!r} knows the classes {', '.join(card.classes[:10])}, but the data has "
+            f"{', '.join(classes[:10])}; import the data with these --classes, or begin from "
+            "another network"
+        )
+
+
+def _image_size(job: TrainJob, model: keras.Model) -> tuple[int, int]:
+    shape = model.inputs[0].shape if len(model.inputs) == 1 else model.input_shape
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (1, 3):
+        raise ModelError(
+            f"model {job.model.model!r} takes {shape}; a model of this job takes one input of "
+            "shape (batch, height, width, 3 or 1)"
+        )
+    if None in shape[1:3]:
+        raise ModelError(
+            f"model {job.model.model!r} leaves its image size open; save it with one, or take a "
+            "network of the zoo and say model.image_size"
+        )
+    return int(shape[1]), int(shape[2])
+
+
+def _plain(model: keras.Model) -> keras.Model:
+    """Return a model of one input, and of one output if so, with the tensors not in lists."""
+    import keras
+
+    output = model.output
+    if isinstance(output, (list, tuple)) and len(output) == 1:
+        output = output[0]
+    if output is model.output and model.input is model.inputs[0]:
+        return model
+    return keras.Model(model.inputs[0], output, name=model.name)
+
+
+def learner_of(job: TrainJob, model: keras.Model, num_classes: int) -> Learner:
+    """Return how a model learns the job's task, with the metric the job chooses by.
+
+    Raises:
+        ModelError: the model does not fit the task or the number of classes.
+        ConfigError: the task has no such metric, or the weights of the classes are not one each.
+    """
+    from cvbatch.tasks.learning import LEARNERS
+
+    options: dict[str, Any] = {}
+    if job.model.task == "classification":
+        options["multi_label"] = job.model.multi_label
+    if job.model.task == "segmentation":
+        options["class_weights"] = job.training.class_weights
+        options["ignored"] = job.training.ignored_class
+    learner = LEARNERS[job.model.task](model, num_classes, **options)
+    if job.training.metric is not None:
+        known = list(learner.summarize(learner.nothing()))
+        if job.training.metric not in known:
+            raise ConfigError(
+                f"training.metric: {job.training.metric!r} is not measured for "
+                f"{job.model.task}; one of {', '.join(known)}"
+            )
+        learner.metric = job.training.metric
+    return learner
+
+
+def load(file: Path, name: str, precision: str) -> keras.Model:
+    """Return the network of a file, computing in a precision; call it in the strategy's scope.
+
+    name: what the user knows the file as.
+    """
+    from cvbatch.build import with_precision
+    from cvbatch.models import zoo
+
+    model = zoo.load_file(name, file)
+    return model if precision == "float32" else with_precision(model, precision)
+
+
+def save(job: TrainJob, learned: keras.Model, classes: Sequence[str], begun: Path) -> bytes:
+    """Return the .keras file of a network that has learnt: float32, whole, with its card.
+
+    begun: the file it began as.
+    """
+    from cvbatch.models import zoo
+
+    model = zoo.load_file(job.model.model, begun)
+    model.set_weights(learned.get_weights())
+    with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        write_card(path, tuple(classes), job.model.task)
+        return path.read_bytes()
+
+
+def phases(training: TrainingConfig) -> tuple[Phase, ...]:
+    """Return the phases of a job's recipe."""
+    from cvbatch.recipes import phases_of
+
+    return phases_of(
+        training.recipe,
+        training.epochs,
+        training.learning_rate,
+        head_epochs=training.head_epochs,
+        base_rate=training.base_learning_rate,
+        unfreeze=training.unfreeze,
+    )
+
+
+def optimization(training: TrainingConfig) -> Optimization:
+    """Return how a job's weights are moved."""
+    from cvbatch.schedules import Optimization
+
+    return Optimization(
+        optimizer=training.optimizer,
+        schedule=training.schedule,
+        warmup=training.warmup,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+        accumulate=training.accumulate,
+    )

@@ -1,0 +1,214 @@
+"""The training job's file: what may stand in it, with every fault told before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from cvbatch.config import Fraction, Name, Side, SinkConfig
+from cvbatch.jobfile import load, parse
+from cvbatch.types import MAX_MASK_CLASSES, ResizeMode, Task
+
+TRAINING_VERSION = 1
+# What of the labelled data a task learns.
+LABEL_COLUMNS: dict[Task, str] = {
+    "classification": "labels",
+    "segmentation": "mask",
+    "localization": "boxes",
+    "detection": "boxes",
+}
+_AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitsConfig(_Section):
+    """What the labelled data call the images to learn, to choose and to judge by; null: none."""
+
+    train: Name = "train"
+    validation: Name | None = "validation"
+    test: Name | None = "test"
+
+
+class LabelledConfig(_Section):
+    """Labelled Parquet, as `cvbatch import` writes it."""
+
+    uri: list[Name] = Field(min_length=1)
+    splits: SplitsConfig = SplitsConfig()
+    unlabelled: Literal["refuse", "skip"] = "refuse"  # images that lack the task's labels
+    max_bytes: int = Field(256 << 20, ge=1)
+    max_pixels: int = Field(100_000_000, ge=1)
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+class TaughtModelConfig(_Section):
+    """The network that learns, and what."""
+
+    task: Task
+    model: Name
+    weights: Name | None = None
+    build: dict[str, Any] | None = None
+    image_size: tuple[Side, Side] | None = None
+    resize: ResizeMode = "stretch"
+    multi_label: bool = False
+    anchors: Annotated[int, Field(ge=0, le=20)] = 5  # fitted to the boxes; 0: those of the network
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _weights_said(self) -> TaughtModelConfig:
+        is_file = self.model.endswith(".keras")
+        if self.weights is None and not is_file:
+            raise ValueError(
+                f"weights are missing for model {self.model!r}: say imagenet, demo, a path or URI, "
+                "or random to begin with none"
+            )
+        for key in ("weights", "build", "image_size"):
+            if is_file and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} for {self.model!r}: a .keras file is a whole network with its weights; "
+                    f"leave {key} out"
+                )
+        if self.multi_label and self.task != "classification":
+            raise ValueError("multi_label is about classification; leave it out")
+        return self
+
+    @property
+    def fits_anchors(self) -> bool:
+        """Say whether the boxes' shapes are found from the data."""
+        is_new = not self.model.endswith(".keras") and self.weights == "random"
+        return self.model == "yolo" and is_new and bool(self.anchors) and not self._said_anchors
+
+    @property
+    def _said_anchors(self) -> bool:
+        return bool(self.build and "anchors" in self.build)
+
+
+class AugmentConfig(_Section):
+    """How much the images of a step are varied; all 0 is not at all."""
+
+    flip: Literal["none", "horizontal", "vertical", "both"] = "none"
+    rotation: float = Field(0.0, ge=0, le=0.5)
+    zoom: float = Field(0.0, ge=0, le=0.9)
+    translation: float = Field(0.0, ge=0, le=1)
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+
+
+class TrainingConfig(_Section):
+    """How the network learns."""
+
+    recipe: Literal["scratch", "features", "frozen", "finetune"] = "finetune"
+    epochs: int = Field(10, ge=1, le=100_000)
+    head_epochs: int = Field(2, ge=0, le=100_000)  # of finetune, with the base frozen
+    unfreeze: Name = "last_block"  # of finetune: or all, or the layer from which on all learn
+    batch_size: int = Field(16, ge=1, le=4096)  # of each worker
+    accumulate: int = Field(1, ge=1, le=1024)  # batches of a worker that make one step
+    learning_rate: float = Field(1e-3, gt=0)
+    base_learning_rate: float | None = Field(None, gt=0)  # of finetune, once the base learns
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adamw"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["constant", "cosine", "step", "linear"] = "cosine"
+    warmup: Fraction = 0.05  # part of a phase's steps
+    clip_norm: float | None = Field(None, gt=0)
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    augment: AugmentConfig = AugmentConfig()
+    class_weights: list[Annotated[float, Field(ge=0)]] | None = None  # of segmentation
+    ignored_class: Annotated[int | None, Field(ge=0, lt=MAX_MASK_CLASSES)] = None  # likewise
+    metric: Name | None = None  # by which the best is chosen; None: the task's first
+    patience: int | None = Field(None, ge=1)  # epochs without a better one; None: go to the end
+    keep: int = Field(2, ge=1, le=1000)  # checkpoints
+    checkpoint_steps: int | None = Field(None, ge=1)  # None: after every epoch only
+    shuffle_images: int = Field(4096, ge=1)  # among how many an image may change place
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @property
+    def augments(self) -> bool:
+        """Say whether the images are varied."""
+        return self.augment != AugmentConfig()
+
+    @model_validator(mode="after")
+    def _features_do_not_vary(self) -> TrainingConfig:
+        if self.recipe == "features" and self.augments:
+            raise ValueError(
+                "augment does not go with recipe: features, which looks at every image once; say "
+                "recipe: frozen"
+            )
+        return self
+
+
+class TrainingRunConfig(_Section):
+    """Where the work is done; it changes no weight but by the batch of all workers together."""
+
+    workers: Annotated[int | None, Field(ge=1), _AUTO] = None
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: Annotated[float | None, Field(ge=0), _AUTO] = None
+    worker_memory_bytes: Annotated[int | None, Field(ge=1), _AUTO] = None
+    max_failures: int = Field(3, ge=0)  # lost workers that a run survives
+
+
+class TrainJob(_Section):
+    """A training job."""
+
+    source: LabelledConfig
+    sink: SinkConfig
+    model: TaughtModelConfig
+    training: TrainingConfig = TrainingConfig()
+    run: TrainingRunConfig = TrainingRunConfig()
+
+    @model_validator(mode="after")
+    def _segmentation_only(self) -> TrainJob:
+        for key in ("class_weights", "ignored_class"):
+            if getattr(self.training, key) is not None and self.model.task != "segmentation":
+                raise ValueError(
+                    f"training.{key} is about segmentation, not {self.model.task}; leave it out"
+                )
+        return self
+
+
+def load_training(path: str | Path, overrides: Sequence[str] = ()) -> TrainJob:
+    """Return the training job in a YAML file, with `key=value` overrides and `${NAME}` resolved.
+
+    Raises:
+        ConfigError: the file cannot be read, or anything in it is wrong; all faults at once.
+    """
+    return load(TrainJob, path, overrides)
+
+
+def parse_training(raw: object, overrides: Sequence[str] = (), name: str = "job") -> TrainJob:
+    """Return the training job in plain values as YAML gives them.
+
+    Raises:
+        ConfigError: with one line for each fault.
+    """
+    return parse(TrainJob, raw, overrides, name)
+
+
+def fingerprint(job: TrainJob, identities: Sequence[str]) -> str:
+    """Return the SHA-256 (hex) of all that changes what is learnt but the number of workers.
+
+    identities: of the data and of the model, beyond their names.
+    """
+    said = {
+        "version": TRAINING_VERSION,
+        "source": job.source.model_dump(mode="json", exclude={"uri"}),
+        "model": job.model.model_dump(mode="json"),
+        "training": job.training.model_dump(mode="json", exclude={"keep", "checkpoint_steps"}),
+        "identities": list(identities),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,211 @@
+"""A training job on Ray: what it leaves, what it refuses, and what it survives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from cvbatch.errors import ConfigError, RefusedError, SinkError, SourceError
+from cvbatch.run.training import train
+from cvbatch.trainfile import parse_training
+from tests import jobs, labelled
+
+COLOURS = {"blue": (200, 60, 40), "green": (40, 200, 60), "red": (60, 40, 200)}  # BGR
+
+
+class Silence:
+    def say(self, line):
+        pass
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory) -> Path:
+    """Noisy squares in three colours, 16 of each: a few steps tell them apart."""
+    folder = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    files = {}
+    for name, colour in COLOURS.items():
+        for i in range(16):
+            pixels = np.clip(rng.normal(colour, 25, (20, 24, 3)), 0, 255).astype(np.uint8)
+            files[f"{name}/{i:02d}.png"] = cv2.imencode(".png", pixels)[1].tobytes()
+    source = labelled.put(folder / "in", files)
+    labelled.imported("folders", source, folder / "out", split=(0.6, 0.2, 0.2))
+    return folder / "out"
+
+
+def job(labels, sink_folder, **sections):
+    raw = {
+        "source": {"uri": str(labels)},
+        "sink": {"uri": str(sink_folder)},
+        "model": {
+            "task": "classification",
+            "model": "mini_xception",
+            "weights": "random",
+            "image_size": 24,
+            "build": {"width": 4, "num_blocks": 1},
+        },
+        "training": {
+            "recipe": "scratch", "epochs": 8, "batch_size": 4, "learning_rate": 0.02,
+            "schedule": "constant",
+        },
+        "run": {"workers": 2, "cpus_per_worker": 0.5},
+    }  # fmt: skip
+    for section, values in sections.items():
+        raw[section] = {**raw[section], **values}
+    return raw
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+REFUSALS = {
+    "no masks": (
+        {"model": {"task": "segmentation"}},
+        SourceError,
+        "has no column 'mask', which this task learns",
+    ),
+    "no such split": (
+        {"source": {"splits": {"train": "trian"}}},
+        SourceError,
+        r"no labelled image belongs to split 'trian' \(train\); there are 't",
+    ),
+    "too few images": (
+        {"training": {"batch_size": 64}},
+        ConfigError,
+        "takes 128 images a step, and there are .* say training.batch_size: 1",
+    ),
+    "too many workers": ({"run": {"workers": 5000}}, ConfigError, "run.workers: 5000 with 0.5 CPU"),
+    "the labels' own folder": (
+        {"sink": {"uri": "SOURCE"}},
+        SinkError,
+        "holds _cvbatch/import.json",
+    ),
+    "no data": ({"source": {"uri": "/nowhere/at/all"}}, SourceError, "no labelled Parquet"),
+}
+
+
+@pytest.mark.parametrize(("said", "kind", "told"), REFUSALS.values(), ids=REFUSALS)
+def test_a_refusal_writes_nothing(said, kind, told, colours, tmp_path):
+    said = json.loads(json.dumps(said).replace("SOURCE", str(colours)))
+    before = files(colours)
+    with pytest.raises(kind, match=told) as caught:
+        train(parse_training(job(colours, tmp_path / "out", **said)), Silence())
+    assert isinstance(caught.value, RefusedError)
+    assert not (tmp_path / "out").exists() and files(colours) == before
+
+
+def test_resume_does_not_begin(colours, tmp_path):
+    with pytest.raises(SinkError, match="holds no training that was begun; leave --resume out"):
+        train(parse_training(job(colours, tmp_path / "out")), Silence(), resume=True)
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"training": {"metric": "ap50"}}, "training.metric: 'ap50' is not measured for .*accur"),
+        (
+            {"run": {"worker_memory_bytes": 60_000}},
+            "a step takes at least .* each worker has 60,000",
+        ),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused(said, told, colours, tmp_path):
+    with pytest.raises(RefusedError, match=told):
+        train(parse_training(job(colours, tmp_path / "out", **said)), Silence())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.keras
+def test_two_workers_leave_a_model_that_predicts(colours, tmp_path):
+    sink = tmp_path / "out"
+    path = jobs.write_job(tmp_path / "job.yaml", job(colours, sink))
+    status, out, told = jobs.cvbatch("train", "--config", path, "--json")
+    assert status == 0, told
+    assert "cvbatch: done, 8 epochs into" in told.splitlines()[-1]
+    said = json.loads(out)
+    assert (said["workers"], said["epochs"]) == (2, 8)
+    assert said["steps"] == 8 * -(-said["images"]["train"] // 8)
+    assert said["metrics"]["test"]["accuracy"] > 0.9
+    left = [path for path in files(sink) if not path.startswith("_")]
+    assert left == sorted(
+        ["config.yaml", "curves.png", "history.json", "history.parquet", "metrics.json",
+         "model.keras"]
+    )  # fmt: skip
+    history = pq.read_table(sink / "history.parquet").to_pylist()
+    assert [row["epoch"] for row in history] == list(range(1, 9))
+    assert json.loads((sink / "metrics.json").read_bytes()) == said["metrics"]
+    resolved = parse_training(yaml.safe_load((sink / "config.yaml").read_bytes()))
+    assert (resolved.run.workers, resolved.training.metric) == (2, "accuracy")
+
+    before = (sink / "model.keras").read_bytes()
+    status, _, told = jobs.cvbatch("train", "--config", path)
+    assert status == 0 and "nothing to do, 8 epochs into" in told
+    assert (sink / "model.keras").read_bytes() == before
+    status, _, told = jobs.cvbatch("train", "--config", path, "--set", "training.epochs=9")
+    assert status == 2 and "holds another training" in told
+
+    predicted = {
+        "source": {"uri": str(colours), "format": "parquet"},
+        "sink": {"uri": str(tmp_path / "predicted")},
+        "models": [{"task": "classification", "model": str(sink / "model.keras"), "top_k": 1}],
+    }
+    path = jobs.write_job(tmp_path / "predict.yaml", predicted)
+    status, _, told = jobs.cvbatch("predict", "--config", path)
+    assert status == 0, told
+    found = [row["labels"][0]["label"] for row in jobs.rows(tmp_path / "predicted")]
+    assert len(found) == 48 and set(found) == set(COLOURS)
+
+
+def wait_for(condition, process, limit_s=120.0):
+    """Return once the condition holds, while the process lives."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            raise AssertionError(f"status {process.poll()}: {process.stderr.read()}")
+        time.sleep(0.2)
+
+
+@pytest.mark.ray
+@pytest.mark.keras
+def test_a_driver_that_is_killed_goes_on_to_the_same_number_of_steps(colours, tmp_path):
+    sink = tmp_path / "out"
+    raw = job(colours, sink, run={"workers": 1}, training={"epochs": 20})
+    path = jobs.write_job(tmp_path / "job.yaml", raw)
+    command = [sys.executable, "-m", "cvbatch.cli", "train", "--config", str(path)]
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    snapshot = sink / "_cvbatch/training/checkpoint_manager_snapshot.json"
+    wait_for(lambda: snapshot.exists(), driver)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    assert not (sink / "model.keras").exists()
+    status, out, told = jobs.cvbatch("train", "--config", path, "--json", "--resume")
+    assert status == 0, told
+    assert "going on" in told and "epoch 1 ·" not in told
+    said = json.loads(out)
+    assert (said["epochs"], said["steps"]) == (20, 20 * -(-said["images"]["train"] // 4))
+    epochs = [row["epoch"] for row in json.loads((sink / "history.json").read_bytes())]
+    assert epochs == list(range(1, 21))
+
+
+@pytest.mark.ray
+@pytest.mark.keras
+def test_a_loss_that_is_no_number_stops_and_says_at_which_step(colours, tmp_path):
+    raw = job(colours, tmp_path / "out", run={"workers": 1})
+    raw["training"] |= {"learning_rate": 1e30, "optimizer": "sgd"}
+    path = jobs.write_job(tmp_path / "job.yaml", raw)
+    status, _, told = jobs.cvbatch("train", "--config", path)
+    assert status == 1
+    assert "cvbatch: step " in told and "lower the learning rate" in told.splitlines()[-1]
+    assert not (tmp_path / "out/model.keras").exists()
