@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-fast check bench
+.PHONY: help setup demo test test-networks test-others test-fast check bench
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 ~/' | column -t -s '~'
@@ -19,8 +19,15 @@ $(READY): requirements.lock pyproject.toml
 demo: setup ## Run the main job on a small rendered archive; say where the result is
 	$(BIN)/cvbatch demo --out demo-out
 
+# The networks, one by one, keep one core busy for as long as all other tests the other.
 test: setup ## Run every test
-	$(BIN)/pytest
+	$(MAKE) --no-print-directory --jobs=2 --output-sync test-networks test-others
+
+test-networks:
+	$(BIN)/pytest tests/models/test_every_network.py
+
+test-others:
+	$(BIN)/pytest --ignore=tests/models/test_every_network.py
 
 test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
 	$(BIN)/pytest -m "not ray and not keras"
