@@ -24,6 +24,7 @@ pytestmark = [
     # TensorFlow's variables do not know NumPy 2's `copy`, and Keras passes it.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
+NAMES = sorted(zoo.ZOO)  # in four parts, which `make test` runs in processes of their own
 NUM_CLASSES = 3
 SMALL = 64  # pixels a side, or the least the network can have
 # Heads of millions of weights in the networks' own sizes: the same layers, fewer units.
@@ -103,7 +104,7 @@ def _forgotten():
     gc.collect()
 
 
-@pytest.mark.parametrize("name", sorted(zoo.ZOO))
+@pytest.mark.parametrize("name", NAMES, ids=[f"{name}-part{i % 4}" for i, name in enumerate(NAMES)])
 def test_a_network_saves_loads_predicts_and_explains_itself(name, tmp_path):
     task, built = zoo.find(name).task, build_small(name)
     built.save(tmp_path / "net.keras")

@@ -57,7 +57,7 @@ def job(labels, sink_folder, **sections):
             "recipe": "scratch", "epochs": 8, "batch_size": 4, "learning_rate": 0.02,
             "schedule": "constant",
         },
-        "run": {"workers": 2, "cpus_per_worker": 0.5},
+        "run": {"workers": 2, "cpus_per_worker": 0.5, "gpus_per_worker": 0},
     }  # fmt: skip
     for section, values in sections.items():
         raw[section] = {**raw[section], **values}
