@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-networks test-others test-fast check bench
+.PHONY: help setup demo test test-networks test-others test-fast test-soak check bench
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 ~/' | column -t -s '~'
@@ -31,7 +31,10 @@ test-others:
 	$(BIN)/pytest --ignore=tests/models/test_every_network.py
 
 test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
-	$(BIN)/pytest -m "not ray and not keras"
+	$(BIN)/pytest -m "not ray and not keras and not soak"
+
+test-soak: setup ## Run the tests that take minutes: jobs killed, stores broken, over and over
+	$(BIN)/pytest -m soak
 
 check: setup ## Lint, formatting, types
 	$(BIN)/ruff check .

@@ -98,9 +98,11 @@ def scores_to_explain(task, outputs):  # → (B, classes)
 
 @pytest.fixture(autouse=True)
 def _forgotten():
-    """Let go of each network before the next: together they would not fit."""
+    """Let go of each network before the next: together they would not fit.
+
+    Not by `clear_session`: TensorFlow 2.21 was seen to die in it when it drops its kernels.
+    """
     yield
-    keras.backend.clear_session()
     gc.collect()
 
 
