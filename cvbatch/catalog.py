@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvbatch.errors import ModelError, StoreError
+from cvbatch import modelfiles
+from cvbatch.errors import ModelError
 from cvbatch.models import figures
 
 if TYPE_CHECKING:
@@ -89,16 +90,11 @@ def describe_network(
 
 
 def _fetch(uri: str, is_fixed: bool) -> Path:
-    from cvbatch.data import store
-
     if is_fixed:
         raise ModelError(
             f"--classes or --build for {uri}: a .keras file is built already; leave them out"
         )
-    try:
-        return store.fetch(uri)
-    except StoreError as error:
-        raise ModelError(f"model file {uri} cannot be read: {error}") from None
+    return modelfiles.fetch(uri)
 
 
 def layer_table(cost: Cost) -> Table:

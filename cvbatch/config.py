@@ -40,36 +40,42 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=65_536)]
 MAX_OVERLAP = 0.75  # of a tile's side: beyond it a pixel is computed more than four times an axis
 # `auto` in the file is None here: one branch, so that faults name the key and nothing else.
-_Auto = BeforeValidator(lambda value: None if value == "auto" else value)
+Auto = BeforeValidator(lambda value: None if value == "auto" else value)
+Uris = Annotated[
+    list[Name],
+    Field(min_length=1),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
+Size = Annotated[  # height, width; one number is both
+    tuple[Side, Side],
+    BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
+]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a job file: no key but its own, no value that changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SourceConfig(_Section):
+class SourceConfig(Section):
     """What is read."""
 
-    uri: list[Name] = Field(min_length=1)
+    uri: Uris
     format: Literal["auto", "images", "parquet", "webdataset", "manifest"] = "auto"
     image_column: Name = "image"
     max_bytes: int = Field(256 << 20, ge=1)
     max_pixels: int = Field(100_000_000, ge=1)
     reduced_jpeg: bool = True
 
-    @field_validator("uri", mode="before")
-    @classmethod
-    def _listed(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
 
-
-class SinkConfig(_Section):
+class SinkConfig(Section):
     """Where results go."""
 
     uri: Name
 
 
-class HeatmapConfig(_Section):
+class HeatmapConfig(Section):
     """Grad-CAM of the best classes, at one layer."""
 
     layer: Name = "auto"
@@ -77,23 +83,18 @@ class HeatmapConfig(_Section):
     score: Literal["probability", "logit"] = "probability"
 
 
-class Rescale(_Section):
+class Rescale(Section):
     """Pixels 0..255 become `pixel * scale + offset` before a network that lacks its own."""
 
     scale: float = 1.0
     offset: float = 0.0
 
 
-class TilesConfig(_Section):
+class TilesConfig(Section):
     """An image larger than a tile is cut into overlapping ones, and the results are merged."""
 
-    size: tuple[Side, Side] | None = None  # that a tile covers of the original; None: the input's
+    size: Size | None = None  # that a tile covers of the original; None: the input's
     overlap: float = Field(0.25, ge=0)  # pixels, or below 1 a fraction of the tile's side
-
-    @field_validator("size", mode="before")
-    @classmethod
-    def _square(cls, value: object) -> object:
-        return (value, value) if isinstance(value, int) else value
 
     @field_validator("overlap")
     @classmethod
@@ -120,21 +121,16 @@ def _too_much_overlap(overlap: float, size: tuple[int, int]) -> str:
     )
 
 
-class _ModelConfig(_Section):
+class _ModelConfig(Section):
     model: Name
     weights: Name | None = None
     classes: list[str] | Name | None = None
-    image_size: tuple[Side, Side] | None = None
+    image_size: Size | None = None
     resize: ResizeMode = "stretch"
     preprocessing: Literal["none", "tf", "torch", "caffe"] = "none"
     rescale: Rescale | None = None
     output: Name | None = None  # which of several outputs the task is about
     build: dict[str, Any] | None = None  # options of a zoo network, such as backbone or width
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _square(cls, value: object) -> object:
-        return (value, value) if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _weights_said(self) -> _ModelConfig:
@@ -246,7 +242,7 @@ TASK_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """How the work is done; of these only engine and precision change the rows."""
 
     batch_size: int = Field(32, ge=1, le=4096)
@@ -255,10 +251,11 @@ class RunConfig(_Section):
     max_failure_fraction: Fraction = 0.01
     engine: Literal["auto", "litert", "tensorflow"] = "auto"
     arrangement: Literal["auto", "fused", "streaming"] = "auto"
-    actors: Annotated[int | None, Field(ge=1), _Auto] = None
+    actors: Annotated[int | None, Field(ge=1), Auto] = None
     cpus_per_actor: float = Field(1.0, gt=0)
-    gpus_per_actor: Annotated[float | None, Field(ge=0), _Auto] = None
-    actor_memory_bytes: Annotated[int | None, Field(ge=1), _Auto] = None
+    gpus_per_actor: Annotated[float | None, Field(ge=0), Auto] = None
+    actor_memory_bytes: Annotated[int | None, Field(ge=1), Auto] = None
+    image_timeout_s: float = Field(60.0, gt=0)  # that decoding one image may take
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -270,7 +267,7 @@ class RunConfig(_Section):
         return self
 
 
-class JobConfig(_Section):
+class JobConfig(Section):
     """A prediction job."""
 
     source: SourceConfig

@@ -10,18 +10,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from cvbatch import __version__
+from cvbatch import __version__, modelfiles
+from cvbatch.apart import Apart
 from cvbatch.config import JobConfig, ModelConfig
 from cvbatch.data import store
 from cvbatch.engines import ENGINES, Program
@@ -134,27 +130,12 @@ def identify(config: ModelConfig) -> Identity:
     if config.weights == "demo":
         file = DEMO_FILES.get(config.model)
     else:
-        file = _fetch(config.model) if config.model.endswith(".keras") else None
+        file = modelfiles.fetch(config.model) if config.model.endswith(".keras") else None
     is_named = config.weights is None or config.weights in _NAMED_WEIGHTS
-    weights_file = None if is_named else _fetch(str(config.weights))
-    content = _sha256(file) if file else config.model
-    content += ":" + (_sha256(weights_file) if weights_file else str(config.weights))
+    weights_file = None if is_named else modelfiles.fetch(str(config.weights))
+    content = modelfiles.sha256(file) if file else config.model
+    content += ":" + (modelfiles.sha256(weights_file) if weights_file else str(config.weights))
     return Identity(content, _classes(config, file), file, weights_file)
-
-
-def _fetch(uri: str) -> Path:
-    try:
-        path = store.fetch(uri)
-    except StoreError as error:
-        raise ModelError(f"model file {uri} cannot be read: {error}") from None
-    if not path.is_file():
-        raise ModelError(f"model file {uri} does not exist; check the path")
-    return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _classes(config: ModelConfig, file: Path | None) -> tuple[str, ...] | None:
@@ -193,14 +174,7 @@ class Building:
     """The one process that builds and compiles all models of a job, at work."""
 
     def __init__(self, requests: Sequence[BuildRequest]) -> None:
-        context = multiprocessing.get_context("spawn")
-        # Not a pipe: TensorFlow's C++ parts write to the descriptor, and much.
-        self._log = tempfile.NamedTemporaryFile(prefix="cvbatch-build-")  # noqa: SIM115
-        pool = ProcessPoolExecutor(
-            1, mp_context=context, initializer=_prepare_process, initargs=(self._log.name,)
-        )
-        self._future = pool.submit(_build_all, list(requests))
-        pool.shutdown(wait=False)
+        self._all = Apart(_build_all, list(requests))
 
     def result(self) -> list[BuiltProgram]:
         """Return the programs, when they are there.
@@ -208,27 +182,11 @@ class Building:
         Raises:
             ModelError: a model cannot be built or does not fit its task, or the process died.
         """
-        try:
-            return self._future.result()
-        except BrokenProcessPool:
-            self._log.seek(0)
-            lines = self._log.read()[-2000:].decode(errors="replace").splitlines()
-            last = f" (its last line: {lines[-1].strip()[:200]})" if lines else ""
-            raise ModelError(
-                f"the process that compiles the models died{last}, most likely for want of "
-                "memory; make room, or run the job once on a larger machine: programs are kept "
-                "under the sink's _cvbatch/programs"
-            ) from None
-        finally:
-            self._log.close()
-
-
-def _prepare_process(log: str) -> None:
-    """Keep TensorFlow's start-up chatter off the terminal, and the GPUs out of this process."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        return self._all.result(
+            "compiles the models",
+            "make room, or run the job once on a larger machine: programs are kept under the "
+            "sink's _cvbatch/programs",
+        )
 
 
 def _build_all(requests: list[BuildRequest]) -> list[BuiltProgram]:

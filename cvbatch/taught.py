@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvbatch.data import store
-from cvbatch.errors import ConfigError, ModelError, StoreError
+from cvbatch import modelfiles
+from cvbatch.apart import Apart
+from cvbatch.errors import ConfigError, ModelError
 from cvbatch.models.card import DEMO_FILES, read_card, write_card
 from cvbatch.trainfile import TrainingConfig, TrainJob
 
@@ -53,26 +50,8 @@ def make_ready(
         RefusedError: the network cannot be had, or does not fit the task, its classes, its recipe
             or its metric.
     """
-    with tempfile.NamedTemporaryFile(prefix="cvbatch-ready-") as log:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            1, mp_context=context, initializer=_prepare_process, initargs=(log.name,)
-        ) as pool:
-            try:
-                return pool.submit(_make_ready, job, tuple(classes), anchors, file).result()
-            except BrokenProcessPool:
-                raise ModelError(
-                    f"the process that builds model {job.model.model!r} died, most likely for want "
-                    "of memory; choose a smaller one or make room"
-                ) from None
-
-
-def _prepare_process(log: str) -> None:
-    """Keep TensorFlow's start-up chatter off the terminal, and the GPUs out of this process."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    building = Apart(_make_ready, job, tuple(classes), anchors, file)
+    return building.result(f"builds model {job.model.model!r}", "choose a smaller one or make room")
 
 
 def _make_ready(
@@ -97,7 +76,7 @@ def _make_ready(
     model = zoo.load_model(
         job.model.model,
         job.model.weights,
-        local_file=_local_file,
+        local_file=modelfiles.fetch,
         num_classes=None if is_file or job.model.weights == "demo" else len(classes),
         image_size=job.model.image_size,
         options=options,
@@ -125,19 +104,12 @@ def _make_ready(
     )
 
 
-def _local_file(uri: str) -> Path:
-    try:
-        return store.fetch(uri)
-    except StoreError as error:
-        raise ModelError(f"model file {uri} cannot be read: {error}") from None
-
-
 def _check_card(job: TrainJob, classes: tuple[str, ...]) -> None:
     """Refuse a trained file whose classes are called otherwise than the data's."""
     model = job.model.model
     file = DEMO_FILES.get(model) if job.model.weights == "demo" else None
     if model.endswith(".keras"):
-        file = _local_file(model)
+        file = modelfiles.fetch(model)
     card = read_card(file) if file else None
     if card is not None and card.classes != classes:
         raise ModelError(

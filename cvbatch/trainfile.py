@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from cvbatch.config import Fraction, Name, Side, SinkConfig
+from cvbatch.config import Auto, Fraction, Name, Section, SinkConfig, Size, Uris
 from cvbatch.jobfile import load, parse
 from cvbatch.types import MAX_MASK_CLASSES, ResizeMode, Task
 
@@ -22,14 +22,9 @@ LABEL_COLUMNS: dict[Task, str] = {
     "localization": "boxes",
     "detection": "boxes",
 }
-_AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SplitsConfig(_Section):
+class SplitsConfig(Section):
     """What the labelled data call the images to learn, to choose and to judge by; null: none."""
 
     train: Name = "train"
@@ -37,37 +32,27 @@ class SplitsConfig(_Section):
     test: Name | None = "test"
 
 
-class LabelledConfig(_Section):
+class LabelledConfig(Section):
     """Labelled Parquet, as `cvbatch import` writes it."""
 
-    uri: list[Name] = Field(min_length=1)
+    uri: Uris
     splits: SplitsConfig = SplitsConfig()
     unlabelled: Literal["refuse", "skip"] = "refuse"  # images that lack the task's labels
     max_bytes: int = Field(256 << 20, ge=1)
     max_pixels: int = Field(100_000_000, ge=1)
 
-    @field_validator("uri", mode="before")
-    @classmethod
-    def _listed(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
 
-
-class TaughtModelConfig(_Section):
+class TaughtModelConfig(Section):
     """The network that learns, and what."""
 
     task: Task
     model: Name
     weights: Name | None = None
     build: dict[str, Any] | None = None
-    image_size: tuple[Side, Side] | None = None
+    image_size: Size | None = None
     resize: ResizeMode = "stretch"
     multi_label: bool = False
     anchors: Annotated[int, Field(ge=0, le=20)] = 5  # fitted to the boxes; 0: those of the network
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _square(cls, value: object) -> object:
-        return (value, value) if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _weights_said(self) -> TaughtModelConfig:
@@ -98,7 +83,7 @@ class TaughtModelConfig(_Section):
         return bool(self.build and "anchors" in self.build)
 
 
-class AugmentConfig(_Section):
+class AugmentConfig(Section):
     """How much the images of a step are varied; all 0 is not at all."""
 
     flip: Literal["none", "horizontal", "vertical", "both"] = "none"
@@ -109,7 +94,7 @@ class AugmentConfig(_Section):
     contrast: Fraction = 0.0
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """How the network learns."""
 
     recipe: Literal["scratch", "features", "frozen", "finetune"] = "finetune"
@@ -152,17 +137,17 @@ class TrainingConfig(_Section):
         return self
 
 
-class TrainingRunConfig(_Section):
+class TrainingRunConfig(Section):
     """Where the work is done; it changes no weight but by the batch of all workers together."""
 
-    workers: Annotated[int | None, Field(ge=1), _AUTO] = None
+    workers: Annotated[int | None, Field(ge=1), Auto] = None
     cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: Annotated[float | None, Field(ge=0), _AUTO] = None
-    worker_memory_bytes: Annotated[int | None, Field(ge=1), _AUTO] = None
+    gpus_per_worker: Annotated[float | None, Field(ge=0), Auto] = None
+    worker_memory_bytes: Annotated[int | None, Field(ge=1), Auto] = None
     max_failures: int = Field(3, ge=0)  # lost workers that a run survives
 
 
-class TrainJob(_Section):
+class TrainJob(Section):
     """A training job."""
 
     source: LabelledConfig

@@ -21,6 +21,7 @@ FLOORS = [
     {"arrays"},
     {"data", "models"},
     {"tasks", "explain"},
+    {"modelfiles", "apart"},
     {"engines", "serving", "programs", "build", "predict", "worker", "report"} | TRAINING,
     {"run"},
     {"demo", "catalog"},

@@ -66,6 +66,7 @@ class Wiring:
     num_actors: int
     cpus_per_actor: float
     gpus_per_actor: float
+    max_actors: int = 0  # that there may be if the cluster grows
 
 
 def choose_wiring(
@@ -92,7 +93,7 @@ def choose_wiring(
     if arrangement == "streaming" and source_format == "webdataset":
         raise ConfigError("run.arrangement: streaming cannot take tars; say fused or auto")
     spare = 1.0 if arrangement == "streaming" else 0.0  # a CPU that reads and writes
-    room = _room(resources.num_cpus - spare, resources.num_gpus, run.cpus_per_actor, gpus)
+    room = room_for(resources.num_cpus - spare, resources.num_gpus, run.cpus_per_actor, gpus)
     wanted = run.actors or room
     if room < 1 or wanted > room:
         raise ConfigError(
@@ -100,16 +101,27 @@ def choose_wiring(
             f"({arrangement}) do not fit a cluster of {resources.num_cpus:g} CPU and "
             f"{resources.num_gpus:g} GPU; {max(room, 0)} would"
         )
-    return Wiring(arrangement, max(1, min(wanted, num_chunks)), run.cpus_per_actor, gpus)
+    most = max(1, min(run.actors or num_chunks, num_chunks))
+    return Wiring(arrangement, min(wanted, most), run.cpus_per_actor, gpus, max_actors=most)
+
+
+def actors_now(wiring: Wiring) -> int:
+    """Return how many of the job's actors the connected cluster has room for as it is now."""
+    import ray
+
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    room = room_for(cpus, gpus, wiring.cpus_per_actor, wiring.gpus_per_actor)
+    return min(room, wiring.max_actors)
 
 
 def actors_on(node: Node, wiring: Wiring) -> int:
     """Return how many of a job's actors may come to lie on a node."""
-    room = _room(node.num_cpus, node.num_gpus, wiring.cpus_per_actor, wiring.gpus_per_actor)
+    room = room_for(node.num_cpus, node.num_gpus, wiring.cpus_per_actor, wiring.gpus_per_actor)
     return min(room, wiring.num_actors)
 
 
-def _room(num_cpus: float, num_gpus: float, cpus: float, gpus: float) -> int:
+def room_for(num_cpus: float, num_gpus: float, cpus: float, gpus: float) -> int:
     """Return how many actors that ask for `cpus` and `gpus` each there is room for."""
     room = math.floor(num_cpus / cpus + 1e-9)
     return min(room, math.floor(num_gpus / gpus + 1e-9)) if gpus > 0 else room

@@ -22,7 +22,7 @@ from cvbatch.run.cluster import (
     local_resources,
     silent_stderr,
 )
-from cvbatch.run.memory import actor_memory, actor_need, check_batch
+from cvbatch.run.memory import actor_need, check_batch, memory_of_each
 from cvbatch.run.prediction import Listener, Preparation, prepare
 from cvbatch.types import ChunkRef, EncodedImage
 
@@ -87,7 +87,8 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     wiring = choose_wiring(job, plan.format, resources, max(1, len(left)))
     requests = requests_for(job, ready.identities, ready.engine)
     programs = Building(requests).result() if left else []
-    need, memory = actor_need(programs, wiring), actor_memory(job.run, wiring, resources)
+    need = actor_need(programs, wiring)
+    memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
     check_batch(job.run.batch_size, need, memory, wiring.num_actors)
     listener.say(f"sampling up to {SAMPLE_IMAGES} images")
     sample = _sample(ready, left[0], programs) if left else _Sample(0, 0, 0, 0.0, 0)

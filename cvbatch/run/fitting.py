@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from cvbatch.errors import ConfigError
-from cvbatch.run import machine
-from cvbatch.run.cluster import Resources, Wiring, actors_on
-from cvbatch.run.memory import largest_batch, training_need
+from cvbatch.run.cluster import Resources, Wiring, room_for
+from cvbatch.run.memory import largest_batch, memory_of_each, training_need
 from cvbatch.taught import Ready
 from cvbatch.trainfile import TrainJob
 
@@ -24,9 +21,7 @@ def choose_workers(job: TrainJob, resources: Resources, begun_with: int | None) 
     gpus = run.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if resources.num_gpus >= 1 else 0.0
-    room = math.floor(resources.num_cpus / run.cpus_per_worker + 1e-9)
-    if gpus > 0:
-        room = min(room, math.floor(resources.num_gpus / gpus + 1e-9))
+    room = room_for(resources.num_cpus, resources.num_gpus, run.cpus_per_worker, gpus)
     wanted = run.workers or begun_with or room
     if begun_with is not None and wanted != begun_with:
         raise ConfigError(
@@ -63,7 +58,7 @@ def check_memory(job: TrainJob, ready: Ready, wiring: Wiring, resources: Resourc
     Raises:
         ConfigError: with the largest that would.
     """
-    memory = _worker_memory(job, wiring, resources)
+    memory = memory_of_each(job.run.worker_memory_bytes, wiring, resources)
     need = training_need(
         ready.weight_bytes, ready.trainable_bytes, ready.map_bytes, ready.optimizer_slots
     )
@@ -77,18 +72,3 @@ def check_memory(job: TrainJob, ready: Ready, wiring: Wiring, resources: Resourc
         f"worker has {memory:,}; {remedy}, or choose a smaller model.image_size, fewer "
         "run.workers or a larger machine"
     )
-
-
-def _worker_memory(job: TrainJob, wiring: Wiring, resources: Resources) -> int | None:
-    """Return the bytes that a worker has; None where nobody tells."""
-    if job.run.worker_memory_bytes is not None:
-        return job.run.worker_memory_bytes
-    if wiring.gpus_per_actor > 0:
-        whole = machine.gpu_memory_bytes()
-        return None if whole is None else int(whole * min(1.0, wiring.gpus_per_actor))
-    shares = [
-        node.memory_bytes // count
-        for node in resources.nodes
-        if node.memory_bytes is not None and (count := actors_on(node, wiring)) > 0
-    ]
-    return min(shares, default=None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cvbatch.config import RunConfig
 from cvbatch.errors import ConfigError
 from cvbatch.programs import BuiltProgram
 from cvbatch.run import machine
@@ -59,14 +58,14 @@ def training_need(
     return Need(weight_bytes + trainable_bytes * (1 + optimizer_slots), training_bytes)
 
 
-def actor_memory(run: RunConfig, wiring: Wiring, resources: Resources) -> int | None:
-    """Return the bytes an actor has for its models; None where nobody tells.
+def memory_of_each(said_bytes: int | None, wiring: Wiring, resources: Resources) -> int | None:
+    """Return the bytes an actor has for its models, or a worker for training; None: nobody tells.
 
     As the job says; else its share of the GPU it runs on, or of the node with the least for
     each of the actors that come to lie there.
     """
-    if run.actor_memory_bytes is not None:
-        return run.actor_memory_bytes
+    if said_bytes is not None:
+        return said_bytes
     if wiring.gpus_per_actor > 0:
         whole = machine.gpu_memory_bytes()
         return None if whole is None else int(whole * min(1.0, wiring.gpus_per_actor))
@@ -79,7 +78,7 @@ def actor_memory(run: RunConfig, wiring: Wiring, resources: Resources) -> int | 
 
 
 def actor_need(programs: Sequence[BuiltProgram], wiring: Wiring) -> Need:
-    """Return what an actor holds in the memory that `actor_memory` is about."""
+    """Return what an actor holds in the memory that `memory_of_each` is about."""
     if wiring.gpus_per_actor > 0:
         programs = [one for one in programs if one.engine == "tensorflow"]
     return prediction_need(programs)

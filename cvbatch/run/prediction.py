@@ -36,7 +36,7 @@ from cvbatch.run.cluster import (
     joins_a_cluster,
     local_resources,
 )
-from cvbatch.run.memory import actor_memory, actor_need, check_batch
+from cvbatch.run.memory import actor_need, check_batch, memory_of_each
 from cvbatch.types import ChunkRef
 from cvbatch.worker import PartReport, WorkOrder
 
@@ -150,7 +150,7 @@ def predict(
         summary.num_chunks_before = len(ready.plan.chunks) - len(left)
         if left:
             wiring = choose_wiring(job, ready.plan.format, resources, len(left))
-            memory = actor_memory(job.run, wiring, resources)
+            memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
             requests = requests_for(job, ready.identities, ready.engine)
             building = _begin(job, requests)
             # The models are building; Ray, imported and started only now, keeps them company.

@@ -8,7 +8,6 @@ end.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import tempfile
@@ -21,17 +20,15 @@ from typing import Any
 
 import yaml
 
-from cvbatch import taught
+from cvbatch import modelfiles, taught
 from cvbatch.config import SinkConfig
 from cvbatch.data import store
 from cvbatch.data.labelled import Labelled, Split, Wanted, box_shapes, find_labelled
 from cvbatch.errors import (
     AccessDeniedError,
-    ModelError,
     NotFoundError,
     SinkError,
     SourceError,
-    StoreError,
 )
 from cvbatch.run.cluster import (
     Wiring,
@@ -193,11 +190,7 @@ def _model_identity(job: TrainJob) -> str:
     digests = []
     for uri in named:
         if uri.endswith((".keras", ".h5")):
-            try:
-                with store.fetch(uri).open("rb") as file:
-                    digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-            except (StoreError, OSError) as error:
-                raise ModelError(f"model file {uri} cannot be read: {error}") from None
+            digests.append(modelfiles.sha256(modelfiles.fetch(uri)))
     return json.dumps(digests)
 
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvbatch.config import RunConfig
 from cvbatch.errors import ConfigError
 from cvbatch.jobfile import parse_job
 from cvbatch.programs import BuiltProgram
@@ -114,9 +113,8 @@ def test_an_actor_has_its_share(nodes, num_actors, gpus, share, monkeypatch):
     monkeypatch.setattr(machine, "gpu_memory_bytes", lambda: 16 * GIB)
     wiring = Wiring("fused", num_actors, 1.0, gpus)
     resources = Resources(8.0, 1.0, tuple(nodes))
-    assert memory.actor_memory(RunConfig(), wiring, resources) == share
-    said = RunConfig(actor_memory_bytes=77)
-    assert memory.actor_memory(said, wiring, resources) == 77
+    assert memory.memory_of_each(None, wiring, resources) == share
+    assert memory.memory_of_each(77, wiring, resources) == 77
 
 
 def test_a_gpu_that_nobody_tells_of_is_not_known(monkeypatch):
@@ -124,7 +122,7 @@ def test_a_gpu_that_nobody_tells_of_is_not_known(monkeypatch):
     assert machine.gpu_memory_bytes() is None
     wiring = Wiring("streaming", 1, 1.0, 1.0)
     resources = Resources(8.0, 1.0, (Node(8.0, 1.0, GIB),))
-    assert memory.actor_memory(RunConfig(), wiring, resources) is None
+    assert memory.memory_of_each(None, wiring, resources) is None
 
 
 def test_nvidia_smi_is_read(monkeypatch, tmp_path):
