@@ -19,13 +19,12 @@ $(READY): requirements.lock pyproject.toml
 demo: setup ## Run the main job on a small rendered archive; say where the result is
 	$(BIN)/cvbatch demo --out demo-out
 
-# The networks, one by one, keep one core busy for as long as all other tests the other. In one
-# process TensorFlow was seen to abort after some fifty of them.
+# The networks, one by one, keep one core busy for as long as all other tests the other.
 test: setup ## Run every test
 	$(MAKE) --no-print-directory --jobs=2 --output-sync test-networks test-others
 
 test-networks:
-	for part in 0 1 2 3; do $(BIN)/pytest tests/models/test_every_network.py -k part$$part || exit 1; done
+	$(BIN)/pytest tests/models/test_every_network.py
 
 test-others:
 	$(BIN)/pytest --ignore=tests/models/test_every_network.py

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
+from cvbatch.config import PatienceConfig
+from cvbatch.data.faults import be_patient, patience
 from cvbatch.errors import ModelError
 
 T = TypeVar("T")
 
 
 class Apart(Generic[T]):
-    """A call that is under way in another process, without GPUs and without a terminal."""
+    """A call that is under way in another process, without GPUs and without a terminal.
+
+    The process does not outlive this one, however this one ends.
+    """
 
     def __init__(self, call: Callable[..., T], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         # Not a pipe: TensorFlow's C++ parts write to the descriptor, and much.
         self._log = tempfile.NamedTemporaryFile(prefix="cvbatch-apart-")  # noqa: SIM115
-        pool = ProcessPoolExecutor(
-            1, mp_context=context, initializer=_prepare, initargs=(self._log.name,)
+        self._answer, theirs = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_answer,
+            args=(theirs, self._log.name, patience(), call, arguments),
+            daemon=True,  # ended when this process ends in order
         )
-        self._future = pool.submit(call, *arguments)
-        pool.shutdown(wait=False)
+        # Ctrl-C goes to all processes of a terminal: it is for this one to hear.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()  # so that its death is the end of the pipe
 
     def result(self, what: str, remedy: str) -> T:
         """Return what the call returns, when it does; raise what it raises.
@@ -37,8 +51,8 @@ class Apart(Generic[T]):
             ModelError: the process died.
         """
         try:
-            return self._future.result()
-        except BrokenProcessPool:
+            value, error = self._answer.recv()
+        except EOFError:
             self._log.seek(0)
             lines = self._log.read()[-2000:].decode(errors="replace").splitlines()
             last = f" (its last line: {lines[-1].strip()[:200]})" if lines else ""
@@ -47,11 +61,46 @@ class Apart(Generic[T]):
             ) from None
         finally:
             self._log.close()
+            self._answer.close()
+        if error is not None:
+            raise error
+        result: T = value
+        return result
 
 
-def _prepare(log: str) -> None:
+def _answer(
+    pipe: Connection,
+    log: str,
+    limits: PatienceConfig,
+    call: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    """Send what the call returns and None, or None and what it raises."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _prepare(log, limits)
+    answer: tuple[Any, Exception | None]
+    try:
+        answer = call(*arguments), None
+    except Exception as error:  # noqa: BLE001 - raised again by whoever asked
+        answer = None, error
+    pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that made it is gone, also when that was killed outright."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _prepare(log: str, limits: PatienceConfig) -> None:
     """Keep TensorFlow's start-up chatter off the terminal, and the GPUs out of this process."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    except FileNotFoundError:  # whoever asked is ending
+        os._exit(1)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    be_patient(limits)

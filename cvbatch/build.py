@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from cvbatch.config import ClassificationConfig, DetectionConfig, tiling_of
-from cvbatch.data import store
 from cvbatch.engines import ENGINES, UnsupportedGraphError
 from cvbatch.errors import ModelError
+from cvbatch.modelfiles import take
 from cvbatch.models import cost, zoo
 from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
+from cvbatch.models.onednn import spare
 from cvbatch.programs import BuildRequest, BuiltProgram
 from cvbatch.serving import ServingGraph, input_size, num_classes
 from cvbatch.types import ModelSpec
@@ -70,14 +72,16 @@ def _load(request: BuildRequest) -> keras.Model:
             "its predictions would mean nothing; fine-tune it and name the .keras file, or say "
             "weights: random if that is meant"
         )
-    return zoo.load_model(
-        config.model,
-        config.weights,
-        local_file=store.fetch,
-        num_classes=count,
-        image_size=config.image_size,
-        options=options,
-    )
+    with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
+        return zoo.load_model(
+            config.model,
+            config.weights,
+            # what is loaded is what was hashed, whoever writes to the file meanwhile
+            local_file=lambda uri: take(uri, Path(folder), request.identity.sha256),
+            num_classes=count,
+            image_size=config.image_size,
+            options=options,
+        )
 
 
 def _compile(
@@ -119,7 +123,7 @@ def with_precision(model: keras.Model, policy: str) -> keras.Model:
 
     clone = keras.models.clone_model(model, clone_function=converted, recursive=True)
     clone.set_weights(model.get_weights())
-    return clone
+    return spare(clone)
 
 
 def weights_sha256(model: keras.Model) -> str:

@@ -36,8 +36,10 @@ BoxFormat = Literal[
     "rel_center_xywh",
 ]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=65_536)]
+NAMED_WEIGHTS = ("imagenet", "random", "demo")  # that are no file
 MAX_OVERLAP = 0.75  # of a tile's side: beyond it a pixel is computed more than four times an axis
 # `auto` in the file is None here: one branch, so that faults name the key and nothing else.
 Auto = BeforeValidator(lambda value: None if value == "auto" else value)
@@ -121,9 +123,19 @@ def _too_much_overlap(overlap: float, size: tuple[int, int]) -> str:
     )
 
 
+def check_pin(sha256: str | None, model: str, weights: str | None) -> None:
+    """Raise ValueError where a model is pinned that comes from no file of the user's."""
+    if sha256 is not None and not model.endswith(".keras") and weights in NAMED_WEIGHTS:
+        raise ValueError(
+            f"sha256 for model {model!r} with weights {weights}: it pins a file, the .keras file "
+            "or else the one of the weights; leave sha256 out"
+        )
+
+
 class _ModelConfig(Section):
     model: Name
     weights: Name | None = None
+    sha256: Sha256 | None = None  # what the .keras file, or else the weights file, must have
     classes: list[str] | Name | None = None
     image_size: Size | None = None
     resize: ResizeMode = "stretch"
@@ -146,6 +158,7 @@ class _ModelConfig(Section):
                         f"{key} for {self.model!r}: a .keras file is a whole network with its "
                         f"weights; leave {key} out"
                     )
+        check_pin(self.sha256, self.model, self.weights)
         return self
 
 
@@ -242,7 +255,14 @@ TASK_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
-class RunConfig(Section):
+class PatienceConfig(Section):
+    """How long a store is waited for; Google's client keeps limits of its own."""
+
+    request_timeout_s: float = Field(60.0, ge=1, le=3600)  # without a byte: the request is lost
+    retry_budget_s: float = Field(60.0, ge=0)  # lost over one request before the job stops
+
+
+class RunConfig(PatienceConfig):
     """How the work is done; of these only engine and precision change the rows."""
 
     batch_size: int = Field(32, ge=1, le=4096)
@@ -303,7 +323,7 @@ def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) ->
     """
     models = []
     for config, identity in zip(job.models, model_identities, strict=True):
-        said = config.model_dump(mode="json", exclude={"model", "weights", "classes"})
+        said = config.model_dump(mode="json", exclude={"model", "weights", "sha256", "classes"})
         # what is not said is left out: a key that a later version adds changes no fingerprint
         options = {key: value for key, value in said.items() if value is not None}
         models.append({**options, "identity": identity})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cvbatch.config import TASK_COLUMNS, JobConfig, ModelConfig
+from cvbatch.credentials import has_credentials, hidden, is_secret_variable
 from cvbatch.errors import ConfigError
+from cvbatch.naming import nearest
 
 MAX_FILE_BYTES = 1 << 20
 Job = TypeVar("Job", bound=BaseModel)
@@ -161,10 +162,25 @@ def _resolve(value: Any, environ: Mapping[str, str], where: str, faults: list[st
         return [_resolve(item, environ, f"{where}[{i}]", faults) for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
-    for name in _VARIABLE.findall(value):
+    names = _VARIABLE.findall(value)
+    if secrets := [name for name in names if is_secret_variable(name)]:
+        faults.append(
+            f"{where}: {secrets[0]} holds a secret, and no value of a job file may: what stands "
+            "here goes into results and logs; the store reads its credentials from the environment "
+            "itself, so leave them out"
+        )
+        return value
+    for name in names:
         if name not in environ:
             faults.append(f"{where}: the environment variable {name} is not set; export it")
-    return _VARIABLE.sub(lambda match: environ.get(match[1], match[0]), value)
+    text = _VARIABLE.sub(lambda match: environ.get(match[1], match[0]), value)
+    if has_credentials(text):
+        faults.append(
+            f"{where}: it carries credentials; take them out and put them into the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), from where the store reads them itself"
+        )
+        return hidden(text)
+    return text
 
 
 def _fault(error: Any, kind: type[BaseModel]) -> str:
@@ -173,7 +189,7 @@ def _fault(error: Any, kind: type[BaseModel]) -> str:
     where = _without_tags(location) or "models"  # the one rule about the whole is about them
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], kind)
-        near = difflib.get_close_matches(str(location[-1]), known, 1, 0.5)
+        near = nearest(str(location[-1]), known)
         remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         return f"{where}: unknown key; {remedy}"
     if error["type"] == "missing":
@@ -182,7 +198,7 @@ def _fault(error: Any, kind: type[BaseModel]) -> str:
         return f"{where}.task: missing; one of {', '.join(TASK_COLUMNS)}"
     if error["type"] == "union_tag_invalid":
         found = error["ctx"]["tag"]
-        near = difflib.get_close_matches(found, TASK_COLUMNS, 1, 0.5)
+        near = nearest(found, TASK_COLUMNS)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(TASK_COLUMNS)}"
         return f"{where}.task: {found!r} is not a task; {hint}"
     message = error["msg"].removeprefix("Value error, ")

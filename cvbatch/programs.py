@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cvbatch import __version__, modelfiles
 from cvbatch.apart import Apart
-from cvbatch.config import JobConfig, ModelConfig
+from cvbatch.config import NAMED_WEIGHTS, JobConfig, ModelConfig
 from cvbatch.data import store
 from cvbatch.engines import ENGINES, Program
 from cvbatch.errors import ModelError, StoreError
@@ -28,7 +28,6 @@ from cvbatch.types import ModelSpec
 MAX_CLASS_FILE_BYTES = 4 << 20
 _FILE_FORMAT = 2  # of program files; those of another are not looked for
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time in the zip: the same program is the same bytes
-_NAMED_WEIGHTS = {"imagenet", "random", "demo"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Identity:
     classes: tuple[str, ...] | None  # as the job or the file's card says; None: not said
     file: Path | None  # the .keras file, here
     weights_file: Path | None  # here
+    sha256: str | None = None  # of the one of the two that there is
 
     @property
     def fingerprint(self) -> str:
@@ -60,7 +60,7 @@ class BuildRequest:
     def key(self) -> str:
         """Return a name for the program that changes with all that could change the program."""
         said = {
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.model_dump(mode="json", exclude={"sha256"}),
             "identity": self.identity.fingerprint,
             "engine": self.engine,
             "precision": self.precision,
@@ -125,17 +125,21 @@ def identify(config: ModelConfig) -> Identity:
     """Return what a model of the job is.
 
     Raises:
-        ModelError: a file it names cannot be had, or its class file is not one name a line.
+        ModelError: a file it names cannot be had or is not the one that the job file pins, or its
+            class file is not one name a line.
     """
     if config.weights == "demo":
         file = DEMO_FILES.get(config.model)
     else:
         file = modelfiles.fetch(config.model) if config.model.endswith(".keras") else None
-    is_named = config.weights is None or config.weights in _NAMED_WEIGHTS
+    is_named = config.weights is None or config.weights in NAMED_WEIGHTS
     weights_file = None if is_named else modelfiles.fetch(str(config.weights))
-    content = modelfiles.sha256(file) if file else config.model
-    content += ":" + (modelfiles.sha256(weights_file) if weights_file else str(config.weights))
-    return Identity(content, _classes(config, file), file, weights_file)
+    held = file or weights_file
+    digest = modelfiles.sha256(held) if held else None
+    if digest is not None:
+        modelfiles.check(str(config.model if file else config.weights), digest, config.sha256)
+    content = f"{digest}:{config.weights}" if file else f"{config.model}:{digest or config.weights}"
+    return Identity(content, _classes(config, file), file, weights_file, digest)
 
 
 def _classes(config: ModelConfig, file: Path | None) -> tuple[str, ...] | None:

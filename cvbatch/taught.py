@@ -73,19 +73,20 @@ def _make_ready(
     if anchors is not None:
         options = {"anchors": anchors} | options
     is_file = job.model.model.endswith(".keras")
-    model = zoo.load_model(
-        job.model.model,
-        job.model.weights,
-        local_file=modelfiles.fetch,
-        num_classes=None if is_file or job.model.weights == "demo" else len(classes),
-        image_size=job.model.image_size,
-        options=options,
-    )
+    with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
+        model = zoo.load_model(
+            job.model.model,
+            job.model.weights,
+            local_file=lambda uri: modelfiles.take(uri, Path(folder), job.model.sha256),
+            num_classes=None if is_file or job.model.weights == "demo" else len(classes),
+            image_size=job.model.image_size,
+            options=options,
+        )
     size = _image_size(job, model)
     model = _plain(model)
     model.save(file)
     learner = learner_of(job, model, len(classes))
-    needed = cost.describe(learner.trained, size)
+    needed = cost.describe(_at_its_largest(job, model, learner.trained))
     trainable = []
     for phase in phases(job.training):
         freeze(learner.trained, phase)
@@ -102,6 +103,22 @@ def _make_ready(
         map_bytes=needed.training_bytes if is_whole else needed.inference_bytes,
         optimizer_slots=_SLOTS[job.training.optimizer],
     )
+
+
+def _at_its_largest(job: TrainJob, model: keras.Model, trained: keras.Model) -> keras.Model:
+    """Return the view of the model that is trained, over the largest images of its training.
+
+    Raises:
+        RefusedError: it cannot have one of their sizes.
+    """
+    from cvbatch.models import graphs
+    from cvbatch.tasks.box_learners import check_size
+
+    sizes = sorted(job.training.image_sizes or [], key=math.prod)
+    for size in sizes:
+        check_size(model, size)
+    resized = [graphs.resized(trained, size) for size in sizes]
+    return resized[-1] if resized else trained
 
 
 def _check_card(job: TrainJob, classes: tuple[str, ...]) -> None:

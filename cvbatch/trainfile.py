@@ -10,7 +10,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cvbatch.config import Auto, Fraction, Name, Section, SinkConfig, Size, Uris
+from cvbatch.config import (
+    Auto,
+    Fraction,
+    Name,
+    PatienceConfig,
+    Section,
+    Sha256,
+    SinkConfig,
+    Size,
+    Uris,
+    check_pin,
+)
 from cvbatch.jobfile import load, parse
 from cvbatch.types import MAX_MASK_CLASSES, ResizeMode, Task
 
@@ -21,6 +32,14 @@ LABEL_COLUMNS: dict[Task, str] = {
     "segmentation": "mask",
     "localization": "boxes",
     "detection": "boxes",
+}
+
+
+# Keys of the training section that only one task knows.
+_KEYS_OF_ONE_TASK = {
+    "class_weights": "segmentation",
+    "ignored_class": "segmentation",
+    "image_sizes": "detection",
 }
 
 
@@ -48,6 +67,7 @@ class TaughtModelConfig(Section):
     task: Task
     model: Name
     weights: Name | None = None
+    sha256: Sha256 | None = None  # what the .keras file, or else the weights file, must have
     build: dict[str, Any] | None = None
     image_size: Size | None = None
     resize: ResizeMode = "stretch"
@@ -68,6 +88,7 @@ class TaughtModelConfig(Section):
                     f"{key} for {self.model!r}: a .keras file is a whole network with its weights; "
                     f"leave {key} out"
                 )
+        check_pin(self.sha256, self.model, self.weights)
         if self.multi_label and self.task != "classification":
             raise ValueError("multi_label is about classification; leave it out")
         return self
@@ -113,6 +134,8 @@ class TrainingConfig(Section):
     clip_norm: float | None = Field(None, gt=0)
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     augment: AugmentConfig = AugmentConfig()
+    # of detection: the sizes that the input takes in turn, another every ten steps
+    image_sizes: Annotated[list[Size], Field(min_length=1)] | None = None
     class_weights: list[Annotated[float, Field(ge=0)]] | None = None  # of segmentation
     ignored_class: Annotated[int | None, Field(ge=0, lt=MAX_MASK_CLASSES)] = None  # likewise
     metric: Name | None = None  # by which the best is chosen; None: the task's first
@@ -129,15 +152,16 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _features_do_not_vary(self) -> TrainingConfig:
-        if self.recipe == "features" and self.augments:
-            raise ValueError(
-                "augment does not go with recipe: features, which looks at every image once; say "
-                "recipe: frozen"
-            )
+        for key, is_said in (("augment", self.augments), ("image_sizes", self.image_sizes)):
+            if self.recipe == "features" and is_said:
+                raise ValueError(
+                    f"{key} does not go with recipe: features, which looks at every image once; "
+                    "say recipe: frozen"
+                )
         return self
 
 
-class TrainingRunConfig(Section):
+class TrainingRunConfig(PatienceConfig):
     """Where the work is done; it changes no weight but by the batch of all workers together."""
 
     workers: Annotated[int | None, Field(ge=1), Auto] = None
@@ -157,11 +181,11 @@ class TrainJob(Section):
     run: TrainingRunConfig = TrainingRunConfig()
 
     @model_validator(mode="after")
-    def _segmentation_only(self) -> TrainJob:
-        for key in ("class_weights", "ignored_class"):
-            if getattr(self.training, key) is not None and self.model.task != "segmentation":
+    def _keys_of_the_task(self) -> TrainJob:
+        for key, task in _KEYS_OF_ONE_TASK.items():
+            if getattr(self.training, key) is not None and self.model.task != task:
                 raise ValueError(
-                    f"training.{key} is about segmentation, not {self.model.task}; leave it out"
+                    f"training.{key} is about {task}, not {self.model.task}; leave it out"
                 )
         return self
 
@@ -192,7 +216,7 @@ def fingerprint(job: TrainJob, identities: Sequence[str]) -> str:
     said = {
         "version": TRAINING_VERSION,
         "source": job.source.model_dump(mode="json", exclude={"uri"}),
-        "model": job.model.model_dump(mode="json"),
+        "model": job.model.model_dump(mode="json", exclude={"sha256"}),
         "training": job.training.model_dump(mode="json", exclude={"keep", "checkpoint_steps"}),
         "identities": list(identities),
     }

@@ -23,7 +23,8 @@ class Failure:
     """Why one image has no predictions.
 
     stage: "read" | "decode" | "predict". kind: a short stable word for GROUP BY, such as
-    "missing", "not_an_image", "truncated", "too_large", "unsupported".
+    "missing", "not_an_image", "truncated", "too_large", "unsupported"; of stage "decode" also
+    "crashed" and "timeout", for an image that takes down or holds up the process that decodes it.
     """
 
     stage: str

@@ -1,5 +1,6 @@
 """A model is identified without TensorFlow, compiled once, and its program file read back whole."""
 
+import hashlib
 import json
 import zipfile
 from dataclasses import replace
@@ -7,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cvbatch import programs
-from cvbatch.errors import ModelError
+from cvbatch import modelfiles, programs
+from cvbatch.errors import ConfigError, ModelError
 from cvbatch.jobfile import parse_job
 from cvbatch.models.card import write_card
 from cvbatch.types import ModelSpec
@@ -56,6 +57,49 @@ def test_the_identity_follows_the_content_and_the_class_names(tmp_path):
     assert programs.identify(config(one)).content != programs.identify(config(other)).content
     before = programs.identify(config(one)).fingerprint
     assert programs.identify(config(one, classes=["a"])).fingerprint != before
+
+
+def test_a_pin_holds_a_file_and_changes_nothing_else(tmp_path):
+    path = fake_file(tmp_path / "net.keras")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    plain, pinned = request(path), request(path, sha256=digest.upper())
+    assert (pinned.identity, pinned.key) == (plain.identity, plain.key)
+    with pytest.raises(ModelError, match=f"net.keras has the SHA-256 {digest}, not {'0' * 64}"):
+        request(path, sha256="0" * 64)
+
+
+def test_a_pin_of_a_zoo_network_is_about_its_weights_file(tmp_path):
+    weights = tmp_path / "w.weights.h5"
+    weights.write_bytes(b"w")
+    digest = hashlib.sha256(b"w").hexdigest()
+    said = {"weights": str(weights), "sha256": digest}
+    assert programs.identify(config("mini_xception", **said)).sha256 == digest
+    with pytest.raises(ModelError, match=rf"w.weights.h5 has the SHA-256 {digest}, not a{{64}}"):
+        programs.identify(config("mini_xception", **said | {"sha256": "a" * 64}))
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "random", "demo"])
+def test_what_is_no_file_cannot_be_pinned(weights):
+    with pytest.raises(ConfigError, match="it pins a file"):
+        config("demo_classifier", weights=weights, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("pin", ["", "abc", "g" * 64, "0" * 63, "0" * 65])
+def test_a_pin_is_64_hexadecimal_digits(tmp_path, pin):
+    with pytest.raises(ConfigError, match="sha256"):
+        config(tmp_path / "net.keras", sha256=pin)
+
+
+def test_what_is_loaded_is_what_was_hashed(tmp_path):
+    path = fake_file(tmp_path / "net.keras")
+    before = programs.identify(config(path)).sha256
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    taken = modelfiles.take(str(path), copies, before)
+    fake_file(path, b"another")
+    assert hashlib.sha256(taken.read_bytes()).hexdigest() == before
+    with pytest.raises(ModelError, match=f"not {before}: .*changed while the job began"):
+        modelfiles.take(str(path), copies, before)
 
 
 def test_class_names_come_from_the_job_a_file_or_the_card(tmp_path):
@@ -111,6 +155,14 @@ class TestBuilding:
         assert program.spec.weights_sha256 == weights_sha256(model)
         model.layers[-1].bias.assign(model.layers[-1].bias + 1)
         assert program.spec.weights_sha256 != weights_sha256(model)
+
+    def test_a_file_that_was_changed_since_it_was_identified_is_not_built(self, tmp_path):
+        from cvbatch.build import build
+
+        asked = request(fake_file(tmp_path / "net.keras"))
+        fake_file(tmp_path / "net.keras", b"another")
+        with pytest.raises(ModelError, match="changed while the job began"):
+            build(asked)
 
     def test_what_litert_lacks_runs_in_tensorflow_and_is_said(self, tmp_path):
         import keras

@@ -81,6 +81,18 @@ FAULTS = {
         said(training={"class_weights": [1, 2]}),
         "training.class_weights is about segmentation, not classification",
     ),
+    "sizes of one task": (
+        said(training={"image_sizes": [64]}),
+        "training.image_sizes is about detection, not classification",
+    ),
+    "features of many sizes": (
+        said(model={"task": "detection"}, training={"recipe": "features", "image_sizes": [64]}),
+        "image_sizes does not go with recipe: features",
+    ),
+    "no size": (
+        said(model={"task": "detection"}, training={"image_sizes": []}),
+        "training.image_sizes: ",
+    ),
     "negative weights": (
         said(model={"task": "segmentation"}, training={"class_weights": [1, -2]}),
         r"training.class_weights\[1\]: -2",

@@ -12,61 +12,34 @@ profiles, of 16 bits the high byte is kept. Of an animation the first picture co
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from io import BytesIO
 
 import cv2
 import numpy as np
-from PIL import Image, TiffTags
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from cvbatch.arrays.pixels import jpeg_reduction, resize_image
 from cvbatch.arrays.tiles import count_tiles, place_all
-from cvbatch.data.formats import format_of, is_complete
+from cvbatch.data.formats import is_complete, png_has_all_rows
+from cvbatch.data.headers import PILLOW_ERRORS, Header, Limits, failure, read_header, refused
 from cvbatch.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey
+
+__all__ = [
+    "PILLOW_ERRORS",
+    "TURNS",
+    "DecodeOne",
+    "Limits",
+    "decode",
+    "decode_images",
+    "read_header",
+]
 
 # A broken image is a failed row that names its file; OpenCV's own line on stderr names none.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-_MAX_MESSAGE = 300
-_ORIENTATION_TAG = 274
-_PNG_TAIL = 2**16  # where EXIF that follows a PNG's pixels is looked for
-
-# What Pillow's readers raise for damaged bytes, found by decoding thousands of mutated files;
-# and MemoryError, so that a picture too large for this machine fails alone.
-PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-    MemoryError,
-)
-
-# The readers that may be reached. Built directly, not through `Image.open`: its limit on pixels is
-# one for the whole process, and its other plug-ins start Ghostscript and the like.
-_READERS: dict[str, type[ImageFile]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WebP": WebPImageFile,
-    "GIF": GifImageFile,
-    "BMP": BmpImageFile,
-    "TIFF": TiffImageFile,
-}
 _OPENCV_FORMATS = ("JPEG", "PNG", "WebP")
-
-_UNSUPPORTED_WORDS = re.compile(
-    r"Unsupported|unknown pixel mode|unknown data organization|More samples per pixel"
-    r"|cannot handle|not available|conversion from"
-)
 
 # EXIF orientation → the turn that makes the stored array upright.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -78,42 +51,8 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda image: cv2.rotate(cv2.transpose(image), cv2.ROTATE_180),
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-_SIDEWAYS = (5, 6, 7, 8)
-
+_STRIP_TAG, _ROWS_TAG = 273, 278  # of a TIFF: where its strips lie, how many rows each has
 _REDUCED_FLAGS = {1: 0, 2: 16, 4: 32, 8: 64}  # IMREAD_REDUCED_COLOR_n without its BGR bit
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What may be decoded: bytes of the file, pixels of the picture and its tiles, by its header.
-
-    `batch_tile_bytes` bounds what is laid out for a model with tiles at once.
-    """
-
-    max_bytes: int = 256 * 2**20
-    max_pixels: int = 100_000_000
-    reduced_jpeg: bool = True  # large JPEGs at 1/2, 1/4 or 1/8, never below what a network gets
-    max_tile_bytes: int = 2**30  # of one image, for one model
-    batch_tile_bytes: int = 256 * 2**20  # of a batch, for one model; one image may pass it
-
-
-@dataclass(frozen=True)
-class Header:
-    """What is known of an image before its pixels are read; sizes as stored, not yet turned."""
-
-    format: str
-    data: bytes
-    image: ImageFile
-    width: int
-    height: int
-    orientation: int  # 1..8
-
-    @property
-    def upright_hw(self) -> tuple[int, int]:
-        """Return the height and width of the upright image."""
-        if self.orientation in _SIDEWAYS:
-            return self.width, self.height
-        return self.height, self.width
 
 
 def decode(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | Failure:
@@ -130,9 +69,8 @@ def decode(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | F
         if isinstance(header, Failure):
             return header
         height, width = header.upright_hw
-        refused = _refused_tiles(height, width, keys, limits)
-        if refused is not None:
-            return refused
+        if (too_large := _refused_tiles(height, width, keys, limits)) is not None:
+            return too_large
         reduction = jpeg_reduction(height, width, keys) if limits.reduced_jpeg else 1
         pixels = _read_pixels(header, reduction)
     if isinstance(pixels, Failure):
@@ -140,6 +78,9 @@ def decode(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | F
     if header.orientation in TURNS:
         pixels = TURNS[header.orientation](pixels)
     return Decoded(width, height, {key: _laid_out(pixels, height, width, key) for key in keys})
+
+
+DecodeOne = Callable[[bytes, Sequence[InputKey], Limits], Decoded | Failure]
 
 
 def _laid_out(
@@ -164,7 +105,7 @@ def _refused_tiles(
         count = count_tiles(height, width, key)
         size = count * key.height * key.width * 3
         if key.tiling is not None and size > limits.max_tile_bytes:
-            return _failure(
+            return failure(
                 "too_large",
                 f"{count} tiles of {key.height} x {key.width} come to {size} bytes, over the limit "
                 f"of {limits.max_tile_bytes}; raise tiles.size or lower tiles.overlap",
@@ -178,6 +119,7 @@ def decode_images(
     limits: Limits,
     chunk_id: str,
     batch_size: int,
+    decode_one: DecodeOne = decode,
 ) -> Iterator[ImageBatch]:
     """Yield consecutive batches; each but the last holds exactly `batch_size` decoded images.
 
@@ -189,7 +131,7 @@ def decode_images(
     """
     batch = _GrowingBatch(chunk_id, keys, batch_size, limits.batch_tile_bytes)
     for image in images:
-        result = image.failure or decode(image.data, keys, limits)
+        result = image.failure or decode_one(image.data, keys, limits)
         if isinstance(result, Decoded) and not batch.has_room_for(result):
             yield batch.finish()
             batch = _GrowingBatch(chunk_id, keys, batch_size, limits.batch_tile_bytes)
@@ -282,49 +224,6 @@ def _weight(image: Decoded, key: InputKey) -> int:
     return image.pixels[key].nbytes + image.height * image.width
 
 
-def read_header(data: bytes, limits: Limits) -> Header | Failure:
-    """Return what an image's header says, the limits held against it; or why there is none."""
-    if not data:
-        return _failure("empty", "the file has no bytes")
-    if len(data) > limits.max_bytes:
-        return _too_large(f"{len(data)} bytes", limits.max_bytes, "source.max_bytes")
-    name = format_of(data)
-    if name is None:
-        return _failure("not_an_image", "the bytes do not begin like any known image format")
-    if name not in _READERS:
-        known = ", ".join(_READERS)
-        return _failure("unsupported", f"{name} is not read; convert the image to one of {known}")
-    if name == "JPEG":
-        # a file cut short and filled up with zeros would pass: they decode to grey
-        data = data.rstrip(b"\0")
-    try:
-        image = _READERS[name](BytesIO(data))
-    except PILLOW_ERRORS as error:
-        return _refused(error, name, data)
-    width, height = image.size
-    if width * height > limits.max_pixels:
-        size = f"{width} x {height} = {width * height} pixels"
-        return _too_large(size, limits.max_pixels, "source.max_pixels")
-    orientation = _read_orientation(name, image, data)
-    return Header(name, data, image, width, height, orientation)
-
-
-def _read_orientation(name: str, image: ImageFile, data: bytes) -> int:
-    """Return the EXIF orientation, 1 where it is absent, unknown or unreadable."""
-    if name == "TIFF":  # there it is part of the format, and Pillow turns the picture itself
-        return 1
-    try:
-        # the plain method: PNG's own would decode all pixels to see whether EXIF follows them
-        exif = Image.Image.getexif(image)
-        if name == "PNG" and (start := data.rfind(b"eXIf", -_PNG_TAIL)) >= 0:
-            size = int.from_bytes(data[start - 4 : start])
-            exif.load(data[start + 4 : start + 4 + size])
-        orientation = exif.get(_ORIENTATION_TAG)
-    except PILLOW_ERRORS:
-        return 1
-    return orientation if isinstance(orientation, int) and orientation in TURNS else 1
-
-
 def _read_pixels(
     header: Header, reduction: int
 ) -> np.ndarray | Failure:  # (h, w, 3) uint8, not yet turned
@@ -340,9 +239,25 @@ def _read_pixels(
         if pixels is not None:
             return pixels
     try:
-        return _read_with_pillow(image)
+        read = _read_with_pillow(image)
     except PILLOW_ERRORS as error:
-        return _refused(error, header.format, header.data)
+        return refused(error, header.format, header.data)
+    if not isinstance(read, Failure) and _has_holes(header):
+        return failure("truncated", f"the {header.format} ends early: it lacks rows of pixels")
+    return read
+
+
+def _has_holes(header: Header) -> bool:
+    """Say whether an image lacks rows that its header claims; Pillow leaves those black."""
+    if header.format == "PNG":
+        return not png_has_all_rows(header.data)
+    if not isinstance(header.image, TiffImageFile):
+        return False
+    tags = header.image.tag_v2
+    strips, rows = tags.get(_STRIP_TAG), tags.get(_ROWS_TAG)
+    if not isinstance(strips, tuple) or not isinstance(rows, int) or rows < 1:
+        return False
+    return len(strips) * rows < header.height
 
 
 def _read_with_opencv(header: Header, reduction: int) -> np.ndarray | None:  # (h, w, 3) uint8
@@ -362,37 +277,8 @@ def _read_with_pillow(image: ImageFile) -> np.ndarray | Failure:  # (h, w, 3) ui
         high = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(high[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        return _failure(
+        return failure(
             "unsupported",
             f"32-bit pixels (mode {image.mode}) have no known range; convert them to 8 or 16 bits",
         )
     return np.asarray(image.convert("RGB"))
-
-
-def _refused(error: BaseException, name: str, data: bytes) -> Failure:
-    """Return the failure that a reader's exception means."""
-    message = _one_line(error)
-    if isinstance(error, Image.DecompressionBombError | MemoryError):
-        return _failure("too_large", f"the {name} is larger than Pillow can read: {message}")
-    if name == "TIFF" and message.isdigit():  # all that Pillow says of what it looked up in vain
-        is_tag = int(message) in TiffTags.TAGS_V2
-        message = f"tag {message} is missing" if is_tag else f"Unsupported compression {message}"
-    if _UNSUPPORTED_WORDS.search(message):
-        return _failure("unsupported", f"this kind of {name} is not read: {message}")
-    if "truncated" in message or not is_complete(name, data):
-        return _failure("truncated", f"the {name} ends early: {message}")
-    return _failure("corrupt", f"the {name} is damaged: {message}")
-
-
-def _too_large(size: str, limit: int, key: str) -> Failure:
-    return _failure("too_large", f"{size}, over the limit of {limit}; raise {key} to read it")
-
-
-def _failure(kind: str, message: str) -> Failure:
-    return Failure("decode", kind, message[:_MAX_MESSAGE])
-
-
-def _one_line(error: BaseException) -> str:
-    """Return an exception's text without addresses, line breaks and unprintable characters."""
-    text = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "file", str(error)) or type(error).__name__
-    return re.sub(r"[^ -~]+", " ", text).strip()

@@ -168,7 +168,7 @@ def _read_tars(items: Sequence[Item], reading: Reading) -> Iterator[EncodedImage
 
 
 def _read_tar(item: Item, reading: Reading) -> Iterator[EncodedImage]:
-    names: set[str] = set()
+    names: dict[str, int] = {}
     try:
         with closing(store.open_stream(item.uri)) as stream:
             for member in read_tar(stream, reading.max_bytes):
@@ -179,13 +179,18 @@ def _read_tar(item: Item, reading: Reading) -> Iterator[EncodedImage]:
         yield EncodedImage(f"{item.image_id}#", item.uri, b"", _failure(error))
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    """Return the name, with ~2, ~3, ... added where the tar has it again."""
-    unique, count = name, 1
+def _unique(name: str, taken: dict[str, int]) -> str:
+    """Return the name, with ~2, ~3, ... added where the tar has it again.
+
+    taken: the names given out, with the last number that was added to each.
+    """
+    unique, count = name, taken.get(name, 1)
     while unique in taken:
         count += 1
         unique = f"{name}~{count}"
-    taken.add(unique)
+    if unique != name:
+        taken[name] = count
+    taken[unique] = 1
     return unique
 
 

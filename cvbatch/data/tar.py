@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, cast
+from collections.abc import Callable, Iterator
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from cvbatch.data.units import SUFFIXES
 from cvbatch.types import Failure
 
-_MAX_HEADER_BYTES = 1 << 20  # of a long name or an extended header
-_MAX_MEMBER_BYTES = 1 << 36  # tarfile would pass over more for hours, whatever the tar's length
+_MAX_HEADER_BYTES = 1 << 17  # of a long name or an extended header
+_MAX_GLOBAL_HEADERS = 100  # values that hold for all members, which are kept to the end
+_MAX_NAME = 4096  # letters of a member's name that are kept
+_MAX_EXPANSION = 200  # of a compressed tar
+_SPARE_BYTES = 1 << 30  # that may expand more
 _READ_BYTES = 1 << 18
 _HEADER_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
@@ -21,8 +27,26 @@ _HEADER_TYPES = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-_TAR_FAULTS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError, ValueError)
+_SPARSE_HERE = b"?"  # a type of no meaning: such a member's bytes are passed over
+_TAR_FAULTS = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    UnicodeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+)
 _IMAGE_ENDS = tuple(f".{suffix}" for suffix in SUFFIXES["images"])
+# Not tarfile's own: it unpacks a quarter of a megabyte at once, whatever that comes to.
+_UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+    (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
+    (b"BZh", bz2.BZ2File),
+    (b"\xfd7zXZ\0", lzma.LZMAFile),
+)
 
 
 class Member(NamedTuple):
@@ -39,25 +63,41 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
     stream: a tar, plain or compressed, read forwards once. A member larger than `max_bytes` is
     passed over unread.
     """
+    end = stream.seek(0, io.SEEK_END) * _MAX_EXPANSION + _SPARE_BYTES
+    stream.seek(0)
     try:
         with tarfile.open(
-            fileobj=stream, mode="r|*", tarinfo=_StrictHeader, bufsize=_READ_BYTES
+            fileobj=_unpacked(stream), mode="r|", tarinfo=_StrictHeader, bufsize=_READ_BYTES
         ) as tar:
             while (header := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
-                if not 0 <= header.size <= _MAX_MEMBER_BYTES:
-                    raise tarfile.ReadError(f"a header claims {header.size} bytes")
+                if not 0 <= header.size <= end - header.offset_data:
+                    raise tarfile.ReadError(
+                        f"a header claims {header.size} bytes, and the tar may come to {end}"
+                    )
+                if len(tar.pax_headers) > _MAX_GLOBAL_HEADERS:
+                    raise tarfile.ReadError("it has too many global headers")
                 if header.name.lower().endswith(_IMAGE_ENDS) and not header.isdir():
                     yield _member(tar, header, max_bytes)
     except _TAR_FAULTS as error:
-        why = f"the tar cannot be read to its end: {error or type(error).__name__}"
+        why = f"the tar cannot be read to its end: {str(error)[:200] or type(error).__name__}"
         yield Member("", b"", Failure("read", "truncated", why))
 
 
+def _unpacked(stream: BinaryIO) -> IO[bytes]:
+    """Return a tar's bytes, whether it is compressed or not; a little in memory at a time."""
+    start = stream.read(8)
+    stream.seek(0)
+    for mark, unpacker in _UNPACKERS:
+        if start.startswith(mark):
+            return cast(IO[bytes], unpacker(stream))
+    return stream
+
+
 def _member(tar: tarfile.TarFile, header: tarfile.TarInfo, max_bytes: int) -> Member:
-    name = header.name.encode("utf-8", "replace").decode()
+    name = header.name.encode("utf-8", "replace").decode()[-_MAX_NAME:]
     if not header.isfile():
-        why = "the member is a link or a device, not a file"
+        why = "the member is a link, a device or sparse, not a plain file"
         return Member(name, b"", Failure("read", "unsupported", why))
     if header.size > max_bytes:
         why = f"{header.size} bytes; the limit is {max_bytes}"
@@ -68,6 +108,17 @@ def _member(tar: tarfile.TarFile, header: tarfile.TarInfo, max_bytes: int) -> Me
 
 class _StrictHeader(tarfile.TarInfo):
     """A header that does not pass for the end of the tar when it is missing or broken."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictHeader:
+        """Return the next member's header. Raises tarfile.ReadError where it is broken.
+
+        What tarfile raises itself would make it stop as if it had come to the end.
+        """
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"a header is damaged ({error})") from None
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictHeader:
@@ -82,4 +133,10 @@ class _StrictHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header is damaged ({error})") from None
         if header.type in _HEADER_TYPES and header.size > _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header claims {header.size} bytes")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            header.type = _SPARSE_HERE
         return header
+
+    def _proc_gnusparse_10(self, *_: Any) -> None:
+        """Refuse the map of a sparse member that stands before its bytes, of any length."""
+        raise tarfile.ReadError("a member is sparse (GNU 1.0), which is not read")

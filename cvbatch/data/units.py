@@ -6,10 +6,11 @@ where it does not lie there; so ids are unique and depend on the job file, not o
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,8 @@ SUFFIXES = {
 }
 _ROWS_OF_FILE = {"images": 1, "webdataset": 0}  # of a tar only reading tells
 _THREADS = 16
+_MAX_ROWS_OF_BYTE = 8  # of a Parquet file: the same image over and over takes a bit or two each
+_MAX_GROUP_BYTES = 1 << 44  # of one row group's images, unpacked
 
 
 class SourceFiles(NamedTuple):
@@ -251,6 +254,7 @@ def _row_groups(uri: str, image_column: str) -> list[tuple[int, int]]:
     """Return (rows, bytes of the image column) for each row group of a file."""
     try:
         with store.open_input(uri) as file:
+            size = file.seek(0, io.SEEK_END)
             footer = pq.ParquetFile(file)
             metadata, schema = footer.metadata, footer.schema_arrow
     except (NotFoundError, AccessDeniedError) as error:
@@ -266,10 +270,37 @@ def _row_groups(uri: str, image_column: str) -> list[tuple[int, int]]:
         if f"{metadata.schema.column(i).path}.".startswith(f"{image_column}.")
     ]
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    _check_footer(uri, metadata.num_rows, groups, wanted, size)
     return [
         (group.num_rows, sum(group.column(i).total_uncompressed_size for i in wanted))
         for group in groups
     ]
+
+
+def _check_footer(
+    uri: str, num_rows: int, groups: Sequence[Any], wanted: Sequence[int], file_bytes: int
+) -> None:
+    """Raise SourceError where a footer contradicts itself or the file.
+
+    What it says becomes the plan: rows that are not there would be planned, and failed, one by one.
+    """
+    columns = [(group.num_rows, group.column(i)) for group in groups for i in wanted]
+    if (
+        not 0 <= num_rows <= _MAX_ROWS_OF_BYTE * file_bytes
+        or any(group.num_rows < 0 for group in groups)
+        or sum(group.num_rows for group in groups) != num_rows
+        or any(column.num_values != rows for rows, column in columns)
+        or any(
+            not 0 <= column.total_compressed_size <= file_bytes
+            or not 0 <= column.total_uncompressed_size <= _MAX_GROUP_BYTES
+            for _, column in columns
+        )
+    ):
+        raise SourceError(
+            f"{uri} is a damaged Parquet file: its footer claims {num_rows} rows in "
+            f"{len(groups)} row groups, which do not fit one another or the {file_bytes} bytes of "
+            "the file; take it out of source.uri, or write it again"
+        )
 
 
 def _check_column(uri: str, schema: pa.Schema, image_column: str) -> None:
@@ -277,6 +308,8 @@ def _check_column(uri: str, schema: pa.Schema, image_column: str) -> None:
         raise SourceError(
             f"{uri} has no column {image_column!r} but {schema.names}; set source.image_column"
         )
+    if schema.names.count(image_column) > 1:
+        raise SourceError(f"{uri} has {image_column!r} for the name of more than one column")
     type_ = schema.field(image_column).type
     inner = type_.field("bytes").type if is_struct_of_bytes(type_) else type_
     if not is_binary(inner):

@@ -10,7 +10,6 @@ Source: Selvaraju et al., Grad-CAM, 2017.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from cvbatch.errors import ModelError
+from cvbatch.naming import nearest
 
 # These pass a feature map on without being one: `auto` looks behind them.
 _PASSING = (
@@ -104,7 +104,7 @@ def check_layer(model: keras.Model, layer: str) -> None:
     known = [path for path, _ in leaf_steps(model)]
     if layer == "auto" or _matches(known, layer):
         return
-    near = difflib.get_close_matches(layer, known, 1, 0.3)
+    near = nearest(layer, known, likeness=0.3)
     hint = f"; the nearest is {near[0]!r}" if near else ""
     raise ModelError(f"heatmap layer {layer!r} is not in model {model.name!r}{hint}; or say auto")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import keras
@@ -12,6 +11,7 @@ from cvbatch.models.applications import APPLICATIONS, Weights, build_features
 from cvbatch.models.classifiers import CLASSIFIERS
 from cvbatch.models.convert import without_head
 from cvbatch.models.graphs import calls_of
+from cvbatch.naming import offer
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 
@@ -89,9 +89,5 @@ def total_stride(features: keras.Model) -> int:
 
 
 def _unknown(name: str) -> ModelError:
-    by_lower = {known.lower(): known for known in (*CLASSIFIERS, *APPLICATIONS)}
-    near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), by_lower, 3, 0.5)]
-    nearest = (
-        f"nearest are {', '.join(near)}" if near else f"there are {', '.join(by_lower.values())}"
-    )
-    return ModelError(f"no backbone is called {name!r}; {nearest}")
+    known = (*CLASSIFIERS, *APPLICATIONS)
+    return ModelError(f"no backbone is called {name!r}; {offer(name, known)}")

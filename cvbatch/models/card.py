@@ -7,7 +7,9 @@ writes it without loading Keras, so that a job file is checked in a moment.
 from __future__ import annotations
 
 import json
+import lzma
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,15 @@ from cvbatch.errors import ModelError
 
 CARD_MEMBER = "cvbatch.json"
 MAX_CARD_BYTES = 4 * 2**20
+_ZIP_ERRORS = (  # what reading a member of a damaged archive, or of an odd one, raises
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+)
 _DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "weights"
 DEMO_FILES = {  # zoo name → the .keras file that `weights: demo` stands for
     f"demo_{name}": _DEMO_FOLDER / f"{name}.keras"
@@ -62,13 +73,13 @@ def read_card(path: str | Path) -> Card | None:
                 return None
             with archive.open(CARD_MEMBER) as member:
                 text = member.read(MAX_CARD_BYTES + 1)
-    except (zipfile.BadZipFile, FileNotFoundError) as error:
+    except _ZIP_ERRORS as error:
         raise _unreadable(path) from error
     if len(text) > MAX_CARD_BYTES:
         raise _malformed(path, f"is longer than {MAX_CARD_BYTES:,} bytes")
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(path, "is not JSON") from error
     return _parse(path, content)
 

@@ -15,6 +15,7 @@ import h5py
 import keras
 
 from cvbatch.errors import ModelError
+from cvbatch.models.vetting import WEIGHTS_MEMBER, vet
 
 # What Keras and the libraries under it raise on a file that is damaged or of another network;
 # RuntimeError comes from h5py, deep in a damaged file.
@@ -30,7 +31,6 @@ LOAD_ERRORS = (
     zlib.error,
 )
 ENDINGS = (".h5", ".keras")  # ".weights.h5" among them
-_MEMBER = "model.weights.h5"  # of a .keras file
 
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])")
 
@@ -51,11 +51,11 @@ def load_weights(network: keras.Model, name: str, said: str, path: Path) -> None
     .h5 (as Keras 2 wrote it) or .keras.
 
     Raises:
-        ModelError: the file cannot be read, or is another network's; the message names the first
-            layer that differs.
+        ModelError: the file cannot be read, is not safe to read, or is another network's; the
+            message names the first layer that differs.
     """
     try:
-        check_archive(path)
+        vet(path, said)
         with warnings.catch_warnings():
             # Keras only warns where layers keep their random weights.
             warnings.filterwarnings("error", "Skipping nested container", UserWarning)
@@ -66,7 +66,7 @@ def load_weights(network: keras.Model, name: str, said: str, path: Path) -> None
 
 def _why(network: keras.Model, name: str, said: str, path: Path, error: BaseException) -> str:
     try:
-        check_archive(path)
+        vet(path, said)
         difference = _first_difference(network, path)
     except LOAD_ERRORS as unreadable:
         if not path.is_file():
@@ -84,15 +84,6 @@ def _why(network: keras.Model, name: str, said: str, path: Path, error: BaseExce
     )
 
 
-def check_archive(path: Path) -> None:
-    """Raise BadZipFile for a .keras file with a damaged member: Keras reads past check sums."""
-    if path.name.endswith(".keras"):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"its member {damaged} is damaged")
-
-
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's text, 200 characters at most."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -103,7 +94,7 @@ def _first_difference(network: keras.Model, path: Path) -> str | None:
     if path.name.endswith(".keras"):
         with (
             zipfile.ZipFile(path) as archive,
-            archive.open(_MEMBER) as member,
+            archive.open(WEIGHTS_MEMBER) as member,
             h5py.File(member, "r") as file,
         ):
             return _difference_by_path(network, file)

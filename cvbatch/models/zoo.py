@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
+import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -15,12 +16,16 @@ from typing import Any
 import keras
 
 from cvbatch.errors import ModelError
-from cvbatch.models import classifiers, detectors, segmenters
+from cvbatch.models import classifiers, cost, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
 from cvbatch.models.card import DEMO_FILES
-from cvbatch.models.weights import ENDINGS, LOAD_ERRORS, check_archive, first_line, load_weights
+from cvbatch.models.onednn import spare
+from cvbatch.models.vetting import vet
+from cvbatch.models.weights import ENDINGS, LOAD_ERRORS, first_line, load_weights
+from cvbatch.naming import nearest, offer
 from cvbatch.types import Task
 
+_FEW_WEIGHTS = 100_000  # that a file need not hold: states of random layers, say
 _DEMO_ANCHORS = ((0.19, 0.19), (0.22, 0.28), (0.28, 0.22), (0.36, 0.36), (0.5, 0.5))
 
 
@@ -116,7 +121,7 @@ def build(
     count = said.pop("num_classes", None) or num_classes or entry.num_classes
     _check_options(name, entry, said)
     try:
-        return entry.build(count, size, **said)
+        return spare(entry.build(count, size, **said))
     except (ValueError, TypeError) as error:
         told = f"{count} classes, image size {size[0]}×{size[1]} and options {said}"
         raise ModelError(f"{name} cannot be built with {told}: {first_line(error)}") from error
@@ -130,12 +135,8 @@ def find(name: str) -> ZooEntry:
     """
     if name in ZOO:
         return ZOO[name]
-    lower = [known.lower() for known in ZOO]
-    close = difflib.get_close_matches(name.lower(), dict.fromkeys(lower), 3, 0.5)
-    near = [known for word in close for known in ZOO if known.lower() == word]
-    nearest = f"nearest are {', '.join(near)}" if near else f"there are {', '.join(ZOO)}"
     raise ModelError(
-        f"no network is called {name!r}; {nearest}; a file of your own must end in .keras"
+        f"no network is called {name!r}; {offer(name, ZOO)}; a file of your own must end in .keras"
     )
 
 
@@ -166,7 +167,7 @@ def _check_options(name: str, entry: ZooEntry, said: Mapping[str, Any]) -> None:
     parameters = list(inspect.signature(entry.build).parameters)[2:]
     for option in said:
         if option not in parameters:
-            near = difflib.get_close_matches(option, parameters, 1, 0.3)
+            near = nearest(option, parameters, likeness=0.3)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             known = ", ".join(["num_classes", *parameters])
             raise ModelError(f"{name} has no build option {option!r}{hint}; it has {known}")
@@ -235,14 +236,32 @@ def load_file(model: str, path: Path) -> keras.Model:
     """Return the network of a .keras file at `path`, which the user knows as `model`.
 
     Raises:
-        ModelError: it is not a .keras file, or needs code that safe mode refuses.
+        ModelError: it is not a .keras file, needs code that is not run, or claims more weights
+            than it holds.
     """
     try:
-        check_archive(path)
+        _check_claim(model, path, vet(path, model))
         loaded: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except LOAD_ERRORS as error:
         raise ModelError(_refusal(model, path, error)) from error
-    return loaded
+    return spare(loaded)
+
+
+def _check_claim(model: str, path: Path, held_bytes: int) -> None:
+    """Raise ModelError where a file's network has more weights than the file can hold.
+
+    Keras would make all of them, at random, before it looks for those in the file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+    with cost.weightless():
+        network = keras.saving.deserialize_keras_object({**config, "compile_config": None})
+    needed = sum(math.prod(weight.shape) for weight in network.weights)
+    if needed > held_bytes + _FEW_WEIGHTS:
+        raise ModelError(
+            f"{model} is refused: its layers have {needed} weights, and the file holds "
+            f"{held_bytes} bytes of them: a bomb, or damaged"
+        )
 
 
 def _refusal(model: str, path: Path, error: BaseException) -> str:

@@ -24,7 +24,6 @@ pytestmark = [
     # TensorFlow's variables do not know NumPy 2's `copy`, and Keras passes it.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-NAMES = sorted(zoo.ZOO)  # in four parts, which `make test` runs in processes of their own
 NUM_CLASSES = 3
 SMALL = 64  # pixels a side, or the least the network can have
 # Heads of millions of weights in the networks' own sizes: the same layers, fewer units.
@@ -98,15 +97,12 @@ def scores_to_explain(task, outputs):  # → (B, classes)
 
 @pytest.fixture(autouse=True)
 def _forgotten():
-    """Let go of each network before the next: together they would not fit.
-
-    Not by `clear_session`: TensorFlow 2.21 was seen to die in it when it drops its kernels.
-    """
+    """Let go of each network before the next: together they would not fit."""
     yield
     gc.collect()
 
 
-@pytest.mark.parametrize("name", NAMES, ids=[f"{name}-part{i % 4}" for i, name in enumerate(NAMES)])
+@pytest.mark.parametrize("name", sorted(zoo.ZOO))
 def test_a_network_saves_loads_predicts_and_explains_itself(name, tmp_path):
     task, built = zoo.find(name).task, build_small(name)
     built.save(tmp_path / "net.keras")

@@ -1,0 +1,84 @@
+"""Reads every hostile container in a process of its own, which says what became of each.
+
+    python -m tests.hostile.reading FOLDER FORMAT
+
+Address space and time are bounded as in `decoding`. On stdout: for each file its rows, or why it
+was refused before any of them was read.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from cvbatch.data.sources import read_chunk_images
+from cvbatch.data.units import expand, find_files
+from cvbatch.errors import CvbatchError, SourceError
+from cvbatch.types import Chunk, Item
+from tests.hostile.decoding import peak_bytes
+
+FILE_LIMIT_S = 20.0
+ADDRESS_LIMIT = 4 << 30
+MAX_BYTES = 1 << 20  # of one image
+CHUNK_IMAGES = 64
+
+
+def rows_of(path: Path, format: str) -> dict[str, object]:
+    """Return what a file comes to, alone: `refused`, or how many rows of which kind."""
+    try:
+        found = find_files([str(path)], format, "/nowhere")
+        units = expand(found.files, found.format, "image", CHUNK_IMAGES)
+    except SourceError as error:
+        return {"refused": str(error)}
+    kinds: Counter[str] = Counter()
+    first = []
+    seen = set()
+    for unit in units.to_pylist():
+        place = ("row_group", "row_start", "num_rows", "first_row")
+        item = Item(
+            unit["uri"], unit["image_id"], unit["size_bytes"], *(unit[key] for key in place)
+        )
+        chunk = Chunk("0" * 16, (item,))
+        try:
+            for image in read_chunk_images(chunk, format, "image", max_bytes=MAX_BYTES):
+                said = image.failure
+                kinds[f"{said.stage}/{said.kind}" if said else "read"] += 1
+                assert said is None or 0 < len(said.message) < 1000
+                assert len(image.data) <= MAX_BYTES
+                assert image.image_id not in seen
+                seen.add(image.image_id)
+                first += [image.image_id[:200]] if len(first) < 8 else []
+        except CvbatchError as error:
+            return {"stopped": str(error)}
+    return {"rows": kinds, "planned": sum(units["num_rows"].to_pylist()), "first": first}
+
+
+def main() -> None:
+    folder, format = Path(sys.argv[1]), sys.argv[2]
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_LIMIT, ADDRESS_LIMIT))
+    before = peak = peak_bytes()
+    said, seconds, grown = {}, {}, {}
+    for path in sorted(folder.iterdir()):
+        faulthandler.dump_traceback_later(FILE_LIMIT_S, exit=True)
+        print(path.name, file=sys.stderr, flush=True)
+        started = time.process_time()
+        said[path.name] = rows_of(path, format)
+        seconds[path.name] = time.process_time() - started
+        faulthandler.cancel_dump_traceback_later()
+        if peak_bytes() > peak:
+            grown[path.name], peak = peak_bytes() - peak, peak_bytes()
+    slowest = sorted(seconds.items(), key=lambda pair: -pair[1])[:10]
+    largest = sorted(grown.items(), key=lambda pair: -pair[1])[:10]
+    json.dump(
+        {"said": said, "grown": peak - before, "slowest": slowest, "largest": largest}, sys.stdout
+    )
+
+
+if __name__ == "__main__":
+    main()

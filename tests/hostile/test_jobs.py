@@ -1,0 +1,174 @@
+"""Whole jobs over hostile archives: as many rows come out as images went in, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cvbatch.data.decode import Limits, decode
+from cvbatch.data.sources import read_chunk_images
+from cvbatch.data.units import find_files
+from cvbatch.errors import SourceError
+from cvbatch.jobfile import parse_job
+from cvbatch.types import Chunk, Failure, Item
+from tests import jobs
+from tests.hostile import containers, images
+from tests.s3_server import S3Server
+
+ODD_NAMES = [
+    "a b.png", "a#b.png", "a%20b.png", "a%b.png", "a+b.png", "a&b=c?.png", "a\nb.png", "a\tb.png",
+    "a\\b.png", "a'b\"c`d$e.png", "[a]*b.png", "🙂.png", "é.png", "e\u0301.png", "عربى.png",
+    "-rf.png", "a;rm -rf b.png", "A.png", "a.PNG", "a.png", " .png", "a .png", "a..png", "~.png",
+    "x" * 251 + ".png", "é" * 125 + ".png", "{a,b}.png", "a:b|c<d>.png", "NUL.png", "${HOME}.png",
+    "\u202egnp.png", "\u200b.png", "\x7f.png", "\x01.png",
+]  # fmt: skip
+RUN = {"batch_size": 8, "chunk_images": 60, "max_failure_fraction": 1.0, "actors": 2}
+
+
+def some_files() -> dict[str, bytes]:
+    """Return every bomb, lie and odd name, and a share of the cut and damaged files."""
+    found = {}
+    for index, (name, data) in enumerate(images.hostile_files()):
+        part = name.split("/")[0]
+        if part == "bomb" or index % (9 if part in ("lying", "wrong") else 40) == 0:
+            found[name.replace(".webp.jpg", ".jpg")] = data
+    whole = images.originals()["plain.png"]
+    return found | {f"odd/{name}": whole for name in ODD_NAMES}
+
+
+def values(source: Path, sink: Path, format: str, models: Path) -> dict[str, Any]:
+    return {
+        "source": {"uri": str(source), "format": format, "max_pixels": images.PIXEL_LIMIT},
+        "sink": {"uri": str(sink)},
+        "models": [{"task": "classification", "model": str(models / "nested_classifier.keras")}],
+        "run": RUN,
+    }
+
+
+@pytest.fixture(scope="module")
+def programs(keras_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a sink with the compiled program of the jobs here."""
+    from cvbatch.build import build
+    from cvbatch.programs import identify, program_uri, requests_for
+
+    folder = tmp_path_factory.mktemp("compiled")
+    job = parse_job(values(folder, folder, "images", keras_files))
+    (request,) = requests_for(job, [identify(job.models[0])], "litert")
+    path = Path(program_uri(str(folder), request))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(build(request).to_bytes())
+    return folder
+
+
+def run(
+    tmp_path: Path, source: Path, format: str, models: Path, programs: Path
+) -> list[dict[str, Any]]:
+    """Return the rows of a job that has to end well and leave its result alone behind."""
+    sink = jobs.carry_programs(programs, tmp_path / "sink")
+    path = jobs.write_job(tmp_path / "job.yaml", values(source, sink, format, models))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if sink not in p.parents}
+    before.pop(sink)
+    env = {**os.environ, "RAY_ADDRESS": ""}
+    status, _, told = jobs.cvbatch("predict", "--config", path, cwd=tmp_path, env=env)
+    assert status == 0, told[-3000:]
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if sink not in p.parents}
+    after.pop(sink)
+    assert after == before
+    names = {p.name for p in sink.iterdir()} - set(jobs.parts(sink))
+    assert names == {"_cvbatch"}
+    found: list[dict[str, Any]] = jobs.rows(sink)
+    for row in found:
+        assert (row["status"] == "ok") == (row["error"] is None) == bool(row["labels"])
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.keras
+class TestJobs:
+    def test_files(self, tmp_path: Path, keras_files: Path, programs: Path) -> None:
+        files = some_files()
+        assert len(files) > 250
+        source = jobs.write_files(tmp_path / "in", files)
+        rows = run(tmp_path, source, "images", keras_files, programs)
+        assert [row["image_id"] for row in rows] == sorted(files)
+        for row in rows:
+            alone = decode(files[row["image_id"]], [], Limits(max_pixels=images.PIXEL_LIMIT))
+            if isinstance(alone, Failure):
+                error = {"stage": alone.stage, "kind": alone.kind, "message": alone.message}
+                assert row["error"] == error
+            else:
+                assert (row["width"], row["height"]) == (alone.width, alone.height)
+
+    def test_tars(self, tmp_path: Path, keras_files: Path, programs: Path) -> None:
+        held = {
+            name: data
+            for name, data, _ in containers.tars()
+            if len(data) < 2_000_000 and not name.startswith("flipped-1") and "000" not in name
+        }
+        source = jobs.write_files(tmp_path / "in", held)
+        rows = run(tmp_path, source, "webdataset", keras_files, programs)
+        found = Counter(row["image_id"].split("#")[0] for row in rows)
+        for name in held:
+            path = source / name
+            item = Item(str(path), name, path.stat().st_size, num_rows=0)
+            alone = read_chunk_images(
+                Chunk("0" * 16, (item,)), "webdataset", "image", max_bytes=256 << 20
+            )
+            assert found[name] == sum(1 for _ in alone), name
+
+    def test_parquet(self, tmp_path: Path, keras_files: Path, programs: Path) -> None:
+        held = {
+            name: data
+            for name, data in containers.parquets(tmp_path / "canary")
+            if not name.startswith(("bomb brotli", "flipped-1"))
+        }
+        refused, planned = set(), {}
+        for name, data in held.items():
+            path = tmp_path / "all" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+            try:
+                planned[name] = rows_planned(path)
+            except SourceError:
+                refused.add(name)
+        assert min(len(refused), len(planned)) > 30
+        source = jobs.write_files(tmp_path / "in", {name: held[name] for name in planned})
+        rows = run(tmp_path, source, "parquet", keras_files, programs)
+        found = Counter(row["image_id"].split("#")[0] for row in rows)
+        assert found == Counter(planned)
+        assert not (tmp_path / "canary").exists()
+
+
+def rows_planned(path: Path) -> int:
+    from cvbatch.data.units import expand
+
+    found = find_files([str(path)], "parquet", "/nowhere")
+    return sum(expand(found.files, "parquet", "image", 1_000)["num_rows"].to_pylist())
+
+
+def test_a_name_that_is_no_text_is_refused_by_name_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "good.jpg").write_bytes(b"")
+    (tmp_path / os.fsdecode(b"bad \xff\xfe.jpg")).write_bytes(b"")
+    with pytest.raises(
+        SourceError, match=r"bad \\xff\\xfe\.jpg.* is not Unicode .*rename the file"
+    ):
+        find_files([str(tmp_path)], "images", str(tmp_path / "sink"))
+
+
+def test_odd_names_in_a_bucket_are_kept_apart(s3: S3Server, tmp_path: Path) -> None:
+    names = [name for name in ODD_NAMES if name.isprintable()]
+    for name in names:
+        place = s3.bucket / tmp_path.name / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(name.encode())
+    found = find_files([f"s3://bucket/{tmp_path.name}"], "images", "/nowhere")
+    assert sorted(found.files["image_id"].to_pylist()) == sorted(names)
+    items = [
+        Item(one["uri"], one["image_id"], one["size_bytes"]) for one in found.files.to_pylist()
+    ]
+    for image in read_chunk_images(Chunk("0" * 16, tuple(items)), "images", "", max_bytes=10_000):
+        assert (image.failure, image.data.decode()) == (None, image.image_id)

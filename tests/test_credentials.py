@@ -1,0 +1,116 @@
+import pytest
+
+from cvbatch.credentials import has_credentials, has_user, hidden, is_secret_variable
+from cvbatch.errors import ConfigError
+from cvbatch.jobfile import parse_job
+
+MARK = "MARKEDsecretMARKEDsecret"
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", MARK)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a@b.jpg",
+        "/data/a@b:c/x.jpg",
+        "s3://bucket/a@b:c/?sig.jpg",
+        "gs://bucket/test/x",
+        "file:///a@b/c",
+        "http://127.0.0.1:9000",
+        "x?token=1",  # a name, not a URI
+        "s3://arn:aws:s3:eu-west-1:123:accesspoint/x",
+    ],
+)
+def test_what_holds_no_credentials_stays_as_it_is(text):
+    assert not has_credentials(text)
+    assert text == hidden(text) or "token" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"s3://AKID:{MARK}@bucket/x",
+        f"s3://AKID:{MARK[:5]}/{MARK[5:]}@bucket/x",  # a key of Amazon's may hold a slash
+        f"S3://AKID:{MARK}@bucket",
+        f"gs://{MARK}@bucket/x",
+        f"https://user:{MARK}@host:9000/x",
+        f"s3://bucket/x?X-Amz-Signature={MARK}&x=1",
+        f"https://bucket.host/x?a=1&x-amz-security-token={MARK}",
+        f"https://host/x?AWSAccessKeyId=AKID&Signature={MARK}",
+        f"/a/path/{MARK}/x",
+    ],
+)
+def test_credentials_are_found_and_taken_out(text):
+    assert has_credentials(text)
+    for around in ("{}", "the bucket of {} does not exist", "{!r}: no"):
+        said = hidden(around.format(text))
+        assert MARK not in said
+        assert MARK[5:] not in said
+        assert "AKID:" not in said
+
+
+def test_a_name_in_a_store_is_no_user():
+    assert not has_user("s3://bucket/x?X-Amz-Signature=1")
+    assert has_user("s3://key:secret@bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_secret"),
+    [
+        ("BUCKET", False),
+        ("TOKENIZER_PATH", False),
+        ("SORT_KEY", False),
+        ("AWS_REGION", False),
+        ("AWS_SECRET_ACCESS_KEY", True),
+        ("AWS_ACCESS_KEY_ID", True),
+        ("DB_PASSWORD", True),
+        ("hf_token", True),
+        ("MY_API_KEY", True),
+    ],
+)
+def test_variables_that_hold_secrets(name, is_secret):
+    assert is_secret_variable(name) is is_secret
+
+
+def job(**changes):
+    model = {"task": "classification", "model": "m.keras"} | changes.pop("model", {})
+    return {"source": {"uri": "in"}, "sink": {"uri": "out"}, "models": [model]} | changes
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        (job(source={"uri": f"s3://AKID:{MARK}@bucket/in"}), "source.uri"),
+        (job(source={"uri": ["in", f"s3://b/x?X-Amz-Signature={MARK}"]}), "source.uri[1]"),
+        (job(sink={"uri": "${MY_VARIABLE}"}), "sink.uri"),
+        (job(sink={"uri": "s3://b/${MY_TOKEN}"}), "sink.uri"),
+        (job(model={"model": f"s3://AKID:{MARK}@bucket/x"}), "models[0].model"),
+        (job(model={"classes": ["cat", "${AWS_SECRET_ACCESS_KEY}"]}), "models[0].classes[1]"),
+        (job(run={"batch_size": "${MY_VARIABLE}"}), "run.batch_size"),
+        (job(run={"batch_size": "${MY_TOKEN}"}), "run.batch_size"),
+        (job(run={"nosuch": f"https://u:{MARK}@host"}), "run.nosuch"),
+    ],
+)
+def test_a_job_file_with_credentials_is_refused_and_they_are_not_repeated(
+    monkeypatch, values, where
+):
+    monkeypatch.setenv("MY_VARIABLE", f"x-{MARK}-y")
+    monkeypatch.setenv("MY_TOKEN", "another-MARKED-secret")
+    with pytest.raises(ConfigError) as refusal:
+        parse_job(values)
+    said = str(refusal.value)
+    assert f"{where}: " in said
+    assert "environment" in said
+    assert "MARKED" not in said
+    assert "AKID" not in said
+
+
+def test_other_variables_are_welcome(monkeypatch):
+    monkeypatch.setenv("BUCKET", "s3://archive/2026")
+    assert parse_job(job(source={"uri": "${BUCKET}/x"})).source.uri == ["s3://archive/2026/x"]
