@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cvbatch.arrays.boxes import Suppression
 from cvbatch.arrays.pixels import Placement, place
 from cvbatch.arrays.tiles import place_all
 from cvbatch.config import ModelConfig
@@ -278,22 +279,23 @@ def _detection(model: LoadedModel, results: Outputs, where: _Where) -> ModelPred
         where.image_index,
         where.placements,
         where.key,
-        **_suppression(model),
+        *_reading(model),
     )
     return ModelPredictions(boxes=boxes)
 
 
-def _suppression(model: LoadedModel) -> dict[str, Any]:
+def _reading(model: LoadedModel) -> tuple[str, Suppression]:
+    """Return the format of a detector's boxes, and which of them stand."""
     config: Any = model.config
     kept = config.keep_classes
-    return {
-        "box_format": config.box_format,
-        "score_threshold": config.score_threshold,
-        "iou_threshold": config.iou_threshold,
-        "max_detections": config.max_detections,
-        "class_agnostic": config.class_agnostic,
-        "classes_kept": None if kept is None else [model.spec.classes.index(n) for n in kept],
-    }
+    rule = Suppression(
+        config.score_threshold,
+        config.iou_threshold,
+        config.max_detections,
+        config.class_agnostic,
+        None if kept is None else [model.spec.classes.index(n) for n in kept],
+    )
+    return config.box_format, rule
 
 
 def _merged_classification(
@@ -323,7 +325,7 @@ def _merged_detection(
 ) -> ModelPredictions:
     candidates = ((row["boxes"][0], row["scores"][0]) for row in tiles)
     key = model.spec.input_key
-    boxes = merge_boxes(candidates, position, placements, key, **_suppression(model))
+    boxes = merge_boxes(candidates, position, placements, key, *_reading(model))
     return ModelPredictions(boxes=boxes)
 
 

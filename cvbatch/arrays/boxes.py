@@ -109,6 +109,16 @@ def _area(corners: list[np.ndarray]) -> np.ndarray:
     return area
 
 
+class Suppression(NamedTuple):
+    """What `suppress` lets stand."""
+
+    score_threshold: float
+    iou_threshold: float
+    max_detections: int
+    class_agnostic: bool = False
+    classes_kept: Sequence[int] | None = None
+
+
 def suppress(
     boxes: np.ndarray,  # (N, 4) float32 xyxy
     scores: np.ndarray,  # (N, C) float32

@@ -24,7 +24,7 @@ from cvbatch.data.examples import LabelledRow, example_of, in_order, read_rows, 
 from cvbatch.data.labelled import Split, Wanted
 from cvbatch.errors import TrainingError
 from cvbatch.supply import Batch
-from cvbatch.tasks.augmentation import Augmentation
+from cvbatch.tasks.augmentation import Augmentation, resized_examples, size_of_step
 from cvbatch.types import Example, Failure, InputKey
 
 T = TypeVar("T")
@@ -138,8 +138,25 @@ class Reader:
         return example
 
 
+class Scales(NamedTuple):
+    """The sizes that the input takes in turn; a step's is the same on every worker."""
+
+    sizes: tuple[tuple[int, int], ...]  # (height, width)
+    seed: int
+    accumulate: int  # micro-batches that make a step
+    steps_per_epoch: int
+
+    def of(self, epoch: int, number: int) -> tuple[int, int]:
+        """Return the size of a micro-batch of an epoch, both counted from 0."""
+        step = epoch * self.steps_per_epoch + number // self.accumulate
+        return size_of_step(self.sizes, step, seed=self.seed)
+
+
 class TrainingFeed:
-    """A worker's micro-batches of every epoch: a `cvbatch.supply.Feed`."""
+    """A worker's micro-batches of every epoch: a `cvbatch.supply.Feed`.
+
+    scales: the sizes that the examples are stretched to; None leaves them as they are.
+    """
 
     def __init__(
         self,
@@ -148,10 +165,11 @@ class TrainingFeed:
         augmentation: Augmentation | None,
         seed: int,
         pool_images: int,
+        scales: Scales | None = None,
     ) -> None:
         self._reader, self._targets, self._augmentation = reader, targets, augmentation
-        self._seed, self._pool_images = seed, pool_images
-        self._spare: Batch | None = None  # stands in where all images of a batch are broken
+        self._seed, self._pool_images, self._scales = seed, pool_images, scales
+        self._spare: Example | None = None  # stands in where all images of a batch are broken
 
     def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
         """Yield this worker's micro-batches of an epoch from the number `first` on."""
@@ -159,30 +177,45 @@ class TrainingFeed:
 
         augmentation = self._augmentation
         if augmentation is None:
-            return ahead(self._made(self._reader.batches(order, first, None)))
+            return ahead(self._made(self._reader.batches(order, first, None), epoch, first))
 
         def varied(example: Example, place: int) -> Example:
             # The place in the epoch's order, not in the worker's: the split changes no image.
             return augmentation.apply([example], epoch, place)[0]
 
-        return ahead(self._made(self._reader.batches(order, first, varied)))
+        return ahead(self._made(self._reader.batches(order, first, varied), epoch, first))
 
-    def _made(self, batches: Iterable[list[Example]]) -> Iterator[Batch]:
+    def _made(self, batches: Iterable[list[Example]], epoch: int, first: int) -> Iterator[Batch]:
+        number = first
         for examples in batches:
             if examples:
-                pixels = np.stack([example.pixels for example in examples])
-                batch = Batch(pixels, self._targets(examples), len(examples))
-                self._spare = Batch(
-                    pixels[:1], {name: part[:1] for name, part in batch.targets.items()}, 0
-                )
-                yield batch
-            elif self._spare is not None:
-                yield self._spare
-            else:
+                self._spare = examples[0]
+            elif self._spare is None:
                 raise TrainingError(
                     f"none of the first {self._reader.share.batch_size} images can be used, such "
                     f"as {_told(self._reader.failures)}; mend the data"
                 )
+            yield self._batch(examples, epoch, number)
+            number += 1
+        if self._scales is not None:
+            # Padding too must have the size of its step: workers compile alike, or wait for ever.
+            for rest in range(number, self._scales.steps_per_epoch * self._scales.accumulate):
+                yield self._batch([], epoch, rest)
+
+    def _batch(self, examples: list[Example], epoch: int, number: int) -> Batch:
+        """Return the examples as a batch; the spare one as padding where there are none."""
+        shown = examples or [self._spare_example()]
+        if self._scales is not None:
+            shown = resized_examples(shown, self._scales.of(epoch, number))
+        pixels = np.stack([example.pixels for example in shown])
+        return Batch(pixels, self._targets(shown), len(examples))
+
+    def _spare_example(self) -> Example:
+        """Return an image of this worker's; it has one, or `_made` would have raised."""
+        if self._spare is None:  # resumed behind its last image
+            order = shuffled(self._reader.split, self._seed, 0, self._pool_images)
+            self._spare = next(filter(None, self._reader.batches(order, 0, None)))[0]
+        return self._spare
 
 
 def judged(reader: Reader) -> Iterator[tuple[np.ndarray, Sequence[Example]]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from cvbatch.data.decode import Limits
 from cvbatch.features import split, spool
 from cvbatch.judging import Judging
 from cvbatch.replicas import Replicas
-from cvbatch.run.feed import Laying, Reader, Share, TrainingFeed, judged
+from cvbatch.run.feed import Laying, Reader, Scales, Share, TrainingFeed, judged
 from cvbatch.supply import Batch
 from cvbatch.tasks.augmentation import Augmentation
 from cvbatch.train import Event, Plan, Trainer
@@ -48,6 +50,7 @@ class Pupil:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         self._replicas = Replicas(strategy)
         keras.utils.set_random_seed(job.training.seed)
+        store.be_patient(job.run)
         self._begun = store.fetch(lessons.begun_uri)
         with self._replicas.strategy.scope():
             model = taught.load(self._begun, job.model.model, job.training.precision)
@@ -64,6 +67,10 @@ class Pupil:
             name: Reader(split, self._laying, self._share)
             for name, split in lessons.data.splits.items()
         }
+        if sizes := job.training.image_sizes:
+            largest = InputKey(*max(sizes, key=math.prod), job.model.resize)
+            laying = replace(self._laying, key=largest)
+            self._readers["train"] = Reader(lessons.data.splits["train"], laying, self._share)
 
     def learn(self) -> dict[str, Any]:
         """Train, judge, leave the model in the sink; return what the run came to.
@@ -119,7 +126,7 @@ class Pupil:
             used = augment if training.augments else None
             targets = self._learner.targets
             seed, pool = training.seed, training.shuffle_images
-            return {"feed": TrainingFeed(reader, targets, used, seed, pool)}
+            return {"feed": TrainingFeed(reader, targets, used, seed, pool, self._scales())}
         parts = split(self._learner.trained)
         batches = (
             Batch(pixels, self._learner.targets(examples), len(examples))
@@ -131,6 +138,13 @@ class Pupil:
             "feed": lambda epoch, first: kept.batches(size, training.seed, epoch, first),
             "network": parts.head,
         }
+
+    def _scales(self) -> Scales | None:
+        training = self._lessons.job.training
+        if training.image_sizes is None:
+            return None
+        steps = self._lessons.steps_per_epoch
+        return Scales(tuple(training.image_sizes), training.seed, training.accumulate, steps)
 
     @contextmanager
     def _last_checkpoint(self) -> Iterator[Path | None]:

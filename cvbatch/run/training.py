@@ -105,6 +105,7 @@ def train(
         CvbatchError: stopped midway; the last checkpoint stays, the same call goes on.
     """
     started = time.perf_counter()
+    store.be_patient(job.run)
     sink = store.absolute(job.sink.uri)
     source = job.source.model_copy(update={"uri": [store.absolute(uri) for uri in job.source.uri]})
     job = job.model_copy(update={"sink": SinkConfig(uri=sink), "source": source})
@@ -190,7 +191,9 @@ def _model_identity(job: TrainJob) -> str:
     digests = []
     for uri in named:
         if uri.endswith((".keras", ".h5")):
-            digests.append(modelfiles.sha256(modelfiles.fetch(uri)))
+            digest = modelfiles.sha256(modelfiles.fetch(uri))
+            modelfiles.check(uri, digest, job.model.sha256)
+            digests.append(digest)
     return json.dumps(digests)
 
 

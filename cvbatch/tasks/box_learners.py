@@ -10,21 +10,24 @@ import numpy as np
 from keras import layers
 
 from cvbatch.arrays.average_precision import AveragePrecision
-from cvbatch.arrays.boxes import suppress
+from cvbatch.arrays.boxes import Suppression, suppress
 from cvbatch.arrays.matching import TrueBoxes
 from cvbatch.arrays.scores import BoxIoU, TopK
-from cvbatch.errors import ModelError
+from cvbatch.errors import ConfigError, ModelError
 from cvbatch.models.decoding import BoxDecode, GridDecode, WindowDecode
 from cvbatch.models.detectors import training_view
 from cvbatch.models.graphs import calls_of, flat
+from cvbatch.tasks.detection import join_boxes
 from cvbatch.tasks.losses import box_error, class_cross_entropy, grid_losses, window_losses
 from cvbatch.tasks.measures import Measures
 from cvbatch.tasks.targets import Targets, grid_targets, single_boxes, window_targets
 from cvbatch.tasks.views import call_of, logits_of
-from cvbatch.types import Boxes, Example
+from cvbatch.types import Example
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 _RAW = "raw"
+# As detections are judged: nearly all boxes, COCO's hundred an image.
+_RULE = Suppression(score_threshold=0.01, iou_threshold=0.6, max_detections=100)
 
 
 class Localization:
@@ -99,22 +102,9 @@ class _Detection:
 
     metric = "ap50"
 
-    def __init__(
-        self,
-        model: keras.Model,
-        num_classes: int,
-        *,
-        score_threshold: float = 0.01,
-        iou_threshold: float = 0.6,
-        max_detections: int = 100,
-    ) -> None:
+    def __init__(self, model: keras.Model, num_classes: int) -> None:
         _check_classes(model, num_classes)
         self.model, self.num_classes = model, num_classes
-        self._suppression: dict[str, Any] = {
-            "score_threshold": score_threshold,
-            "iou_threshold": iou_threshold,
-            "max_detections": max_detections,
-        }
 
     def nothing(self) -> Measures:
         """Return the scores of no image."""
@@ -126,20 +116,17 @@ class _Detection:
         Raises:
             ValueError: two images have the same `image_id`, or an answer is not finite.
         """
-        found, counts = [], []
+        found = []
         for boxes, scores in zip(outputs["boxes"], outputs["scores"], strict=True):
-            row, class_id = suppress(boxes, scores, **self._suppression)
+            row, class_id = suppress(boxes, scores, **_RULE._asdict())
             found.append((boxes[row], scores[row, class_id], class_id))
-            counts.append(len(row))
-        none = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
-        xyxy, score, class_ids = (np.concatenate(part) for part in zip(none, *found, strict=True))
         image_index = np.arange(len(examples))
-        said = Boxes(xyxy, score, class_ids, np.repeat(image_index, counts))
         truth = TrueBoxes(
-            np.concatenate([none[0], *(example.boxes_xyxy for example in examples)]),
-            np.concatenate([none[2], *(example.box_class for example in examples)]),
-            np.repeat(image_index, [len(example.box_class) for example in examples]),
+            np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes_xyxy for one in examples)]),
+            np.concatenate([np.zeros(0, np.int32), *(one.box_class for one in examples)]),
+            np.repeat(image_index, [len(one.box_class) for one in examples]),
         )
+        said = join_boxes(found, image_index)
         keys = [example.image_id for example in examples]
         return Measures.of(AveragePrecision.empty(self.num_classes).add(keys, said, truth))
 
@@ -153,7 +140,7 @@ class WindowDetection(_Detection):
     """`sliding_fcn` learns in every window whether an object is in its middle, and which one.
 
     `targets.window_targets` and `losses.window_losses` say what counts. Options: the weights of
-    the three parts of the loss, and what `_Detection` suppresses by.
+    the three parts of the loss.
 
     Raises:
         ModelError: the model slides no window, or its number of classes is another.
@@ -167,10 +154,9 @@ class WindowDetection(_Detection):
         objectness_weight: float = 1.0,
         class_weight: float = 1.0,
         box_weight: float = 5.0,
-        **suppression: Any,
     ) -> None:
         self._decode = _decoder(model, WindowDecode, "detection by windows")
-        super().__init__(model, num_classes, **suppression)
+        super().__init__(model, num_classes)
         view = training_view(flat(model))
         joined = call_of(view, view.output)
         if not isinstance(joined.operation, layers.Concatenate) or len(joined.received) != 3:
@@ -214,8 +200,7 @@ class GridDetection(_Detection):
     those of Redmon et al., You Only Look Once, 2016, equation 3.
 
     ignore_iou: an anchor without a box whose prediction overlaps a true box by more than this is
-    not told that it is wrong. max_boxes: true boxes of an image that it is compared with. Others:
-    what `_Detection` suppresses by.
+    not told that it is wrong. max_boxes: true boxes of an image that it is compared with.
 
     Raises:
         ModelError: the model has no grid, or its number of classes is another.
@@ -232,10 +217,9 @@ class GridDetection(_Detection):
         class_weight: float = 1.0,
         ignore_iou: float = 0.6,
         max_boxes: int = 100,
-        **suppression: Any,
     ) -> None:
         self._decode = _decoder(model, GridDecode, "detection on a grid")
-        super().__init__(model, num_classes, **suppression)
+        super().__init__(model, num_classes)
         self._anchors = np.array(self._decode.anchors, np.float64)
         self._ignore_iou, self._max_boxes = ignore_iou, max_boxes
         view = training_view(flat(model))
@@ -294,6 +278,23 @@ def _decoder(model: keras.Model, kind: type, task: str) -> Any:
         f"model {model.name!r} has no layer {kind.__name__}, which {task} is learnt through; take "
         "localizer for localization, yolo or sliding_fcn for detection"
     )
+
+
+def check_size(model: keras.Model, image_size: tuple[int, int]) -> None:
+    """Refuse a (height, width) whose cells a grid detector's targets would not match.
+
+    Raises:
+        ConfigError: with the nearest that fits.
+    """
+    for call in calls_of(flat(model)):
+        if isinstance(call.operation, GridDecode):
+            stride = call.operation.stride
+            fits = [max(1, round(side / stride)) * stride for side in image_size]
+            if fits != list(image_size):
+                raise ConfigError(
+                    f"training.image_sizes: {list(image_size)} is no multiple of {stride}, the "
+                    f"stride of model {model.name!r}; the nearest is {fits}"
+                )
 
 
 def _check_classes(model: keras.Model, num_classes: int) -> None:

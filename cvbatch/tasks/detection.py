@@ -17,30 +17,17 @@ def read_boxes(
     image_index: np.ndarray,  # (K,)
     placements: Sequence[Placement],  # K
     key: InputKey,
-    *,
     box_format: str,
-    score_threshold: float,
-    iou_threshold: float,
-    max_detections: int,
-    class_agnostic: bool,
-    classes_kept: Sequence[int] | None,
+    rule: box_arrays.Suppression,
 ) -> Boxes:
     """Return what is left of each image's boxes after suppression, best first."""
     found = []
     for row, placement in enumerate(placements):
         xyxy = box_arrays.to_xyxy(boxes[row], box_format, key.height, key.width)
-        kept, class_id = box_arrays.suppress(
-            xyxy,
-            scores[row],
-            score_threshold=score_threshold,
-            iou_threshold=iou_threshold,
-            max_detections=max_detections,
-            class_agnostic=class_agnostic,
-            classes_kept=classes_kept,
-        )
+        kept, class_id = box_arrays.suppress(xyxy, scores[row], **rule._asdict())
         original = to_original(xyxy[kept], placement)
         found.append((original, scores[row, kept, class_id], class_id))
-    return _joined(found, image_index)
+    return join_boxes(found, image_index)
 
 
 def merge_boxes(
@@ -48,13 +35,8 @@ def merge_boxes(
     position: int,  # of the image in its batch
     placements: Sequence[Placement],  # T
     key: InputKey,
-    *,
     box_format: str,
-    score_threshold: float,
-    iou_threshold: float,
-    max_detections: int,
-    class_agnostic: bool,
-    classes_kept: Sequence[int] | None,
+    rule: box_arrays.Suppression,
 ) -> Boxes:
     """Return what is left of a cut image's boxes after one suppression over all its tiles.
 
@@ -64,23 +46,15 @@ def merge_boxes(
     """
     boxes, scores = [], []
     for placement, (of_tile, tile_scores) in zip(placements, tiles, strict=True):
-        candidates = tile_scores if classes_kept is None else tile_scores[:, list(classes_kept)]
-        is_kept = (candidates >= np.float32(score_threshold)).any(axis=1)
+        candidates = _of_classes(tile_scores, rule.classes_kept)
+        is_kept = (candidates >= np.float32(rule.score_threshold)).any(axis=1)
         xyxy = box_arrays.to_xyxy(of_tile[is_kept], box_format, key.height, key.width)
         boxes.append(to_original(xyxy, placement))
         scores.append(tile_scores[is_kept])
     xyxy, all_scores = np.concatenate(boxes), np.concatenate(scores)
-    kept, class_id = box_arrays.suppress(
-        xyxy,
-        all_scores,
-        score_threshold=score_threshold,
-        iou_threshold=iou_threshold,
-        max_detections=max_detections,
-        class_agnostic=class_agnostic,
-        classes_kept=classes_kept,
-    )
+    kept, class_id = box_arrays.suppress(xyxy, all_scores, **rule._asdict())
     found = (xyxy[kept], all_scores[kept, class_id], class_id)
-    return _joined([found], np.array([position], np.int64))
+    return join_boxes([found], np.array([position], np.int64))
 
 
 def read_single_boxes(
@@ -99,12 +73,18 @@ def read_single_boxes(
         (to_original(xyxy[row : row + 1], placement), scores[row, best[row : row + 1]], best[[row]])
         for row, placement in enumerate(placements)
     ]
-    return _joined(found, image_index)
+    return join_boxes(found, image_index)
 
 
-def _joined(
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]], image_index: np.ndarray
+def _of_classes(scores: np.ndarray, kept: Sequence[int] | None) -> np.ndarray:  # (N, C) → (N, K)
+    return scores if kept is None else scores[:, list(kept)]
+
+
+def join_boxes(
+    found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],  # K of (M, 4), (M,), (M,)
+    image_index: np.ndarray,  # (K,)
 ) -> Boxes:
+    """Return the boxes, scores and class ids found in K images as one."""
     counts = [len(score) for _, score, _ in found]
     empty = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
     xyxy, score, class_id = (np.concatenate(part) for part in zip(empty, *found, strict=True))

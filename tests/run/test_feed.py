@@ -7,7 +7,7 @@ from cvbatch.data.decode import Limits
 from cvbatch.data.examples import in_order
 from cvbatch.data.labelled import Labelled, Wanted, find_labelled
 from cvbatch.errors import TrainingError
-from cvbatch.run.feed import Laying, Reader, Share, TrainingFeed, ahead, judged
+from cvbatch.run.feed import Laying, Reader, Scales, Share, TrainingFeed, ahead, judged
 from cvbatch.tasks.augmentation import Augmentation
 from cvbatch.types import InputKey
 from tests import labelled
@@ -90,6 +90,41 @@ def test_workers_judge_every_image_once(data):
     readers = [Reader(data.splits["train"], LAYING, Share(w, 3, 2)) for w in range(3)]
     ids = [e.image_id for reader in readers for _, found in judged(reader) for e in found]
     assert len(ids) == len(set(ids)) == COUNT
+
+
+SIZES = ((8, 8), (16, 8), (24, 24))
+
+
+def scaled_feed(data, worker, workers, batch, **of_step):
+    reader = Reader(data.splits["train"], LAYING, Share(worker, workers, batch))
+    scales = Scales(SIZES, seed=2, **of_step)
+    return TrainingFeed(reader, lambda examples: {}, None, 4, 10, scales)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_every_worker_has_a_steps_size_to_the_epochs_end(data, accumulate):
+    of_step = {"accumulate": accumulate, "steps_per_epoch": 40}
+    feeds = [scaled_feed(data, worker, 2, 8, **of_step) for worker in range(2)]
+    first, second = (
+        [[(b.pixels.shape, b.num_real) for b in one(epoch, 0)] for epoch in (0, 1)] for one in feeds
+    )
+    sizes = [[shape[1:3] for shape, _ in epoch] for epoch in first]
+    assert sizes == [[shape[1:3] for shape, _ in epoch] for epoch in second]
+    for epoch in sizes:
+        assert len(epoch) == 40 * accumulate
+        steps_of = [set(epoch[i : i + accumulate]) for i in range(0, len(epoch), accumulate)]
+        assert all(len(step) == 1 for step in steps_of)
+    assert {size for epoch in sizes for size in epoch} == set(SIZES)
+    for epoch in (0, 1):
+        assert sum(real for worker in (first, second) for _, real in worker[epoch]) == COUNT
+
+
+def test_resumed_behind_its_images_a_worker_pads_in_the_steps_size(data):
+    of_step = {"accumulate": 1, "steps_per_epoch": 40}
+    whole = list(scaled_feed(data, 1, 2, 8, **of_step)(1, 0))
+    rest = list(scaled_feed(data, 1, 2, 8, **of_step)(1, 30))
+    assert [b.pixels.shape[1:] for b in rest] == [b.pixels.shape[1:] for b in whole[30:]]
+    assert {b.num_real for b in rest} == {0}
 
 
 def test_an_image_that_cannot_be_used_is_left_out_and_noted(data):

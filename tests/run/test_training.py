@@ -199,6 +199,44 @@ def test_a_driver_that_is_killed_goes_on_to_the_same_number_of_steps(colours, tm
     assert epochs == list(range(1, 21))
 
 
+def descendants(pid):
+    """Return the processes below one, with their command lines."""
+    parents, lines = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int(
+                folder.joinpath("stat").read_text().rsplit(")")[1].split()[1]
+            )
+            lines[int(folder.name)] = folder.joinpath("cmdline").read_bytes().decode()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+    below = {pid}
+    while more := {one for one, parent in parents.items() if parent in below} - below:
+        below |= more
+    return {one: lines[one] for one in below if one in lines}
+
+
+@pytest.mark.ray
+@pytest.mark.keras
+def test_a_worker_that_is_killed_is_replaced_and_no_step_is_lost(colours, tmp_path):
+    sink = tmp_path / "out"
+    path = jobs.write_job(tmp_path / "job.yaml", job(colours, sink, training={"epochs": 12}))
+    command = [sys.executable, "-m", "cvbatch.cli", "train", "--config", str(path), "--json"]
+    driver = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: (sink / "_cvbatch/training/checkpoint_manager_snapshot.json").exists(), driver)
+    workers = [pid for pid, line in descendants(driver.pid).items() if "RayTrainWorker" in line]
+    assert len(workers) == 2
+    os.kill(max(workers), signal.SIGKILL)
+    out, told = driver.communicate(timeout=300)
+    assert driver.returncode == 0, told
+    said = json.loads(out)
+    assert (said["epochs"], said["steps"]) == (12, 12 * -(-said["images"]["train"] // 8))
+    epochs = [row["epoch"] for row in json.loads((sink / "history.json").read_bytes())]
+    assert epochs == list(range(1, 13))
+
+
 @pytest.mark.ray
 @pytest.mark.keras
 def test_a_loss_that_is_no_number_stops_and_says_at_which_step(colours, tmp_path):

@@ -3,21 +3,14 @@
 import numpy as np
 import pytest
 
-from cvbatch.arrays.boxes import suppress_reference
+from cvbatch.arrays.boxes import Suppression, suppress_reference
 from cvbatch.arrays.tiles import place_all
 from cvbatch.tasks.detection import merge_boxes, read_boxes
 from cvbatch.types import InputKey, Tiling
 
 # A pixel of the input is two of the image, or 5/4 where the image is 20 pixels high: all exact.
 KEY = InputKey(16, 8, "stretch", Tiling(32, 16, 8, 4))
-OPTIONS = {
-    "box_format": "xyxy",
-    "score_threshold": 0.25,
-    "iou_threshold": 0.5,
-    "max_detections": 100,
-    "class_agnostic": False,
-    "classes_kept": None,
-}
+RULE = Suppression(score_threshold=0.25, iou_threshold=0.5, max_detections=100)
 
 
 def candidates(count, num_boxes=12, num_classes=3, seed=0):
@@ -59,12 +52,11 @@ def hand_mapped(boxes, placements, height, width):
 def test_merged_boxes_are_the_references(size, changes):
     placements = place_all(*size, KEY)
     boxes, scores = candidates(len(placements))
-    options = OPTIONS | changes
-    found = merge_boxes(zip(boxes, scores, strict=True), 4, placements, KEY, **options)
+    rule = RULE._replace(**changes)
+    found = merge_boxes(zip(boxes, scores, strict=True), 4, placements, KEY, "xyxy", rule)
     mapped = hand_mapped(boxes, placements, *size)
     flat = scores.reshape(-1, scores.shape[2])
-    del options["box_format"]
-    row, class_id = suppress_reference(mapped, flat, **options)
+    row, class_id = suppress_reference(mapped, flat, **rule._asdict())
     np.testing.assert_array_equal(found.xyxy, mapped[row])
     np.testing.assert_array_equal(found.class_id, class_id)
     np.testing.assert_array_equal(found.score, flat[row, class_id])
@@ -75,10 +67,10 @@ def test_merged_boxes_are_the_references(size, changes):
 def test_no_boxes_are_none():
     placements = place_all(50, 40, KEY)
     boxes, scores = candidates(len(placements))
-    found = merge_boxes(zip(boxes, scores * 0, strict=True), 0, placements, KEY, **OPTIONS)
+    found = merge_boxes(zip(boxes, scores * 0, strict=True), 0, placements, KEY, "xyxy", RULE)
     assert (found.xyxy.shape, found.score.shape, found.class_id.shape) == ((0, 4), (0,), (0,))
     none = zip(boxes[:, :0], scores[:, :0], strict=True)
-    assert len(merge_boxes(none, 0, placements, KEY, **OPTIONS).score) == 0
+    assert len(merge_boxes(none, 0, placements, KEY, "xyxy", RULE).score) == 0
 
 
 def test_an_object_seen_by_two_tiles_is_one():
@@ -87,7 +79,7 @@ def test_an_object_seen_by_two_tiles_is_one():
     assert [one.source.left for one in placements] == [0, 5]
     boxes = np.array([[[6, 2, 9, 8]], [[1, 2, 4, 8]]], np.float32)  # the same place, twice
     scores = np.array([[[0.6]], [[0.9]]], np.float32)
-    found = merge_boxes(zip(boxes, scores, strict=True), 0, placements, key, **OPTIONS)
+    found = merge_boxes(zip(boxes, scores, strict=True), 0, placements, key, "xyxy", RULE)
     np.testing.assert_array_equal(found.xyxy, [[6, 2, 9, 8]])
     np.testing.assert_array_equal(found.score, np.float32([0.9]))
 
@@ -97,7 +89,7 @@ def test_one_tile_merged_is_the_plain_reading_where_nothing_is_clipped():
     placements = place_all(32, 16, key)
     boxes, scores = candidates(1)
     boxes = boxes.clip(0, [8, 16, 8, 16])
-    plain = read_boxes(boxes, scores, np.array([0]), placements, key, **OPTIONS)
-    merged = merge_boxes(zip(boxes, scores, strict=True), 0, placements, key, **OPTIONS)
+    plain = read_boxes(boxes, scores, np.array([0]), placements, key, "xyxy", RULE)
+    merged = merge_boxes(zip(boxes, scores, strict=True), 0, placements, key, "xyxy", RULE)
     for name, column in vars(plain).items():
         np.testing.assert_array_equal(getattr(merged, name), column)
