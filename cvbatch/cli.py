@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from types import FrameType
 from typing import TYPE_CHECKING
 
-from cvbatch import __version__
+from cvbatch import __version__, stopping
+from cvbatch.credentials import hidden
 from cvbatch.data.labels.flags import FORMAT_MEANINGS, actions_in, flags_of
 from cvbatch.errors import ConfigError, CvbatchError
 from cvbatch.jobfile import load_job, parse_options
@@ -20,7 +19,7 @@ from cvbatch.trainfile import load_training
 
 if TYPE_CHECKING:
     from cvbatch.catalog import Table
-    from cvbatch.run.prediction import Summary
+    from cvbatch.run.summary import Summary
 
 TOO_MANY_FAILED = 3
 
@@ -29,19 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0 done, 1 stopped midway, 2 refused, 3 failures."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)
+    stopping.heed_signals()
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
     except CvbatchError as error:
         goes_on = "; run the same command again to go on" if error.exit_status == 1 else ""
-        return _end(f"cvbatch: {error}{goes_on}", error.exit_status)
-    except KeyboardInterrupt:
-        return _end("cvbatch: stopped; run the same command again to go on", 1)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        return _end(hidden(f"cvbatch: {error}{goes_on}"), error.exit_status)
+    except (KeyboardInterrupt, SystemExit):  # Ray, while it starts, has handlers that exit
+        stopping.leave(_end("cvbatch: stopped; run the same command again to go on", 1))
 
 
 def _end(line: str, status: int) -> int:
@@ -156,16 +151,26 @@ def _closing(summary: Summary) -> int:
     """Print the last line for a job that came to its end; return its status."""
     if not summary.num_chunks:
         return _end(
-            f"cvbatch: nothing to do, all {summary.num_chunks_before} chunks are in {summary.sink}",
+            f"cvbatch: nothing to do, all {summary.num_chunks_before} chunks are in {summary.sink}"
+            f"{summary.changes}",
             0,
         )
     done = (
         f"cvbatch: done, {summary.num_images:,} images into {summary.sink}, "
-        f"{summary.num_failed:,} failed"
+        f"{summary.num_failed:,} failed{summary.changes}"
     )
     if not summary.is_over_failure_limit:
         return _end(done, 0)
     kinds = ", ".join(f"{kind} {count}" for kind, count in summary.failures.most_common(5))
+    if summary.num_chunks_left:
+        return _end(
+            f"cvbatch: stopped early, {summary.num_failed:,} of {summary.num_images:,} images "
+            f"failed: more than run.max_failure_fraction allows for all {summary.num_planned:,} "
+            f"({kinds}); look at the rows with status = 'failed', then mend the images, or allow "
+            "more, and run again with --retry-failed; without it only the "
+            f"{summary.num_chunks_left:,} chunks left are done",
+            TOO_MANY_FAILED,
+        )
     return _end(
         f"{done}: more than run.max_failure_fraction allows ({kinds}); look at the rows with "
         "status = 'failed', then mend the images and run again with --retry-failed",

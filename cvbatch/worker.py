@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from cvbatch.config import JobConfig
 from cvbatch.data import schema, sink, store
+from cvbatch.data.careful import CarefulDecoder, on_a_timer
 from cvbatch.data.decode import Limits, decode_images
 from cvbatch.data.plan import read_chunk
 from cvbatch.data.sources import read_chunk_images
 from cvbatch.predict import LoadedModel, Predictor
 from cvbatch.programs import BuiltProgram
 from cvbatch.types import ChunkRef, ImageBatch, ModelSpec, Predictions
+
+EXAMPLES = 3  # of each kind of failure, in a report
+EXAMPLE_CHARACTERS = 300  # of a message there
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class WorkOrder:
     program_uris: tuple[str, ...]
     metadata: bytes  # of every Parquet file
     threads: int  # of one program
+    revisions: dict[str, int] = field(default_factory=dict)  # of chunks that were planned again
 
     @property
     def result_models(self) -> list[schema.ResultModel]:
@@ -46,6 +52,7 @@ class PartReport:
     num_images: int
     failures: dict[str, int]  # "stage/kind" → images
     num_bytes: int  # of the file
+    examples: dict[str, list[list[str]]]  # "stage/kind" → a few [image_id, message]
 
     @property
     def num_failed(self) -> int:
@@ -53,19 +60,34 @@ class PartReport:
         return sum(self.failures.values())
 
 
-def read_and_decode(order: WorkOrder, ref: ChunkRef) -> Iterator[ImageBatch]:
-    """Yield the chunk's images, decoded and resized for every model, in the manifest's order."""
+def read_and_decode(
+    order: WorkOrder, ref: ChunkRef, *, is_careful: bool = False
+) -> Iterator[ImageBatch]:
+    """Yield the chunk's images, decoded and resized for every model, in the manifest's order.
+
+    An image that crashes its decoder, or takes longer than `run.image_timeout_s`, ends this
+    process; with `is_careful` another one, and fails alone.
+    """
+    store.be_patient(order.job.run)
     source = order.job.source
     images = read_chunk_images(
         read_chunk(ref), order.source_format, source.image_column, max_bytes=source.max_bytes
     )
     keys = list(dict.fromkeys(spec.input_key for spec in order.specs))
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg)
-    return decode_images(images, keys, limits, ref.chunk_id, order.job.run.batch_size)
+    timeout_s = order.job.run.image_timeout_s
+    with ExitStack() as stack:
+        decode_one = (
+            stack.enter_context(CarefulDecoder(timeout_s)) if is_careful else on_a_timer(timeout_s)
+        )
+        yield from decode_images(
+            images, keys, limits, ref.chunk_id, order.job.run.batch_size, decode_one
+        )
 
 
 def load_predictor(order: WorkOrder, read: Callable[[str], bytes] = store.read_bytes) -> Predictor:
     """Return the job's models, loaded into this process."""
+    store.be_patient(order.job.run)
     models = []
     for config, uri in zip(order.job.models, order.program_uris, strict=True):
         built = BuiltProgram.from_bytes(read(uri))
@@ -76,31 +98,43 @@ def load_predictor(order: WorkOrder, read: Callable[[str], bytes] = store.read_b
 
 def write(order: WorkOrder, chunk_id: str, predictions: Iterable[Predictions]) -> PartReport:
     """Write the chunk's rows as its file; return what it holds."""
+    store.be_patient(order.job.run)
     models = order.result_models
     arrow_schema = schema.result_schema(models)
     failures: Counter[str] = Counter()
+    examples: dict[str, list[list[str]]] = {}
     tables, num_images = [], 0
     for said in predictions:
         num_images += len(said)
-        failures.update(f"{failure.stage}/{failure.kind}" for failure in said.failures.values())
+        for position, failure in sorted(said.failures.items()):
+            kind = f"{failure.stage}/{failure.kind}"
+            failures[kind] += 1
+            if failures[kind] <= EXAMPLES:
+                example = [said.image_id[position], failure.message[:EXAMPLE_CHARACTERS]]
+                examples.setdefault(kind, []).append(example)
         tables.append(schema.to_rows(said, models, arrow_schema))
-    num_bytes = sink.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, order.metadata)
-    return PartReport(chunk_id, num_images, dict(failures), num_bytes)
+    metadata = sink.revised(order.metadata, order.revisions.get(chunk_id, 0))
+    num_bytes = sink.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
+    return PartReport(chunk_id, num_images, dict(failures), num_bytes, examples)
 
 
 class FusedWorker:
     """A chunk from read to write in one process: pixels never leave it.
 
-    It is made empty and told the order with each chunk, so that it can start before there is an
-    order, and again anywhere without one.
+    It is made empty, so that it can start before there is an order, and told the order once.
     """
 
     def __init__(self) -> None:
+        self._order: WorkOrder | None = None
         self._predictor: Predictor | None = None
 
-    def work(self, order: WorkOrder, ref: ChunkRef) -> PartReport:
-        """Return the report of a chunk, its file written. The order is the same at every call."""
-        if self._predictor is None:
-            self._predictor = load_predictor(order)
-        batches = read_and_decode(order, ref)
-        return write(order, ref.chunk_id, map(self._predictor, batches))
+    def load(self, order: WorkOrder) -> None:
+        """Take the order and load its models."""
+        self._order, self._predictor = order, load_predictor(order)
+
+    def work(self, ref: ChunkRef, *, is_careful: bool) -> PartReport:
+        """Return the report of a chunk, its file written. The order must have been told."""
+        if self._order is None or self._predictor is None:
+            raise RuntimeError("FusedWorker.work before FusedWorker.load")
+        batches = read_and_decode(self._order, ref, is_careful=is_careful)
+        return write(self._order, ref.chunk_id, map(self._predictor, batches))

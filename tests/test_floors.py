@@ -17,7 +17,18 @@ TRAINING = {
     "checkpoints", "history", "taught",
 }  # fmt: skip
 FLOORS = [
-    {"errors", "types", "config", "jobfile", "trainfile", "wire", "py"},
+    {
+        "errors",
+        "credentials",
+        "types",
+        "config",
+        "jobfile",
+        "trainfile",
+        "wire",
+        "py",
+        "naming",
+        "stopping",
+    },
     {"arrays"},
     {"data", "models"},
     {"tasks", "explain"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import random
 import re
 import time
@@ -13,6 +12,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from cvbatch.config import PatienceConfig
+from cvbatch.credentials import hidden
 from cvbatch.errors import AccessDeniedError, NotFoundError, StoreError
 
 T = TypeVar("T")
@@ -20,11 +21,25 @@ log = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 16.0
-BUDGET_S = 60.0  # of waiting for one request, before the job stops
+LEAST_TRIES = 3  # of a request, however long each takes
 pause: Callable[[float], None] = time.sleep  # tests put a list's append here
 
 # What pyarrow and the AWS SDK raise; a wrong path is ArrowInvalid, which is a ValueError.
 STORE_FAULTS = (OSError, pa.ArrowException, UnicodeError)
+
+
+_patience = PatienceConfig()
+
+
+def patience() -> PatienceConfig:
+    """Return how long this process waits for its stores."""
+    return _patience
+
+
+def be_patient(limits: PatienceConfig) -> None:
+    """Let this process wait so long for its stores from now on."""
+    global _patience
+    _patience = limits
 
 
 class CredentialsError(AccessDeniedError):
@@ -51,7 +66,8 @@ class _BusyError(StoreError):
 _BAD_CREDENTIALS = (
     "SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|INVALID_SIGNATURE|"
     "MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED|"
-    "ExpiredToken|InvalidToken|InvalidAccessKeyId|SignatureDoesNotMatch|UNAUTHENTICATED"
+    "ExpiredToken|InvalidToken|InvalidAccessKeyId|SignatureDoesNotMatch|UNAUTHENTICATED|"
+    "NoCredentialsError|PartialCredentialsError|CredentialRetrievalError|ProfileNotFound"
 )
 _DENIED = (
     r"ACCESS_DENIED|AccessDenied|NOT_AUTHORIZED|OPT_IN_REQUIRED|PERMISSION_DENIED|status 403|"
@@ -66,8 +82,14 @@ _ELSEWHERE = r"PermanentRedirect|AuthorizationHeaderMalformed|status 301"
 _TRANSIENT = (
     r"SLOW_DOWN|THROTTLING|TOO_MANY_REQUESTS|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|INTERNAL_ERROR|"
     r"NETWORK_CONNECTION|REQUEST_TIMEOUT|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|"
+    r"SlowDown|Throttl|TooManyRequests|ServiceUnavailable|InternalError|RequestTimeout|"
     r"curlCode|HTTP status (?:429|500|502|503|504)"
 )
+_FULL = {
+    errno.ENOSPC: "no space is left on its device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than this process may write (ulimit -f)",
+}
 _NOT_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -78,6 +100,10 @@ def translate(error: Exception, uri: str) -> StoreError:
         return NotFoundError(f"{uri} does not exist; check the name")
     if isinstance(error, PermissionError):
         return AccessDeniedError(f"{uri} may not be accessed by this user; check its permissions")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return StoreError(f"{uri} cannot be written: {_FULL[error.errno]}; make room")
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return AccessDeniedError(f"{uri} cannot be written: its file system is read-only")
     if isinstance(error, (pa.ArrowInvalid, UnicodeError)):
         return NotFoundError(f"{uri!r} is not a name this store can hold; rename the file")
     if isinstance(error, OSError) and error.errno in _NOT_A_NAME:
@@ -85,7 +111,7 @@ def translate(error: Exception, uri: str) -> StoreError:
     for pattern, kind, sentence in _COMPLAINTS:
         if re.search(pattern, text):
             return kind(sentence.format(uri=uri, detail=_detail(text)))
-    return StoreError(f"{uri} could not be accessed: {_without_secrets(text)}")
+    return StoreError(f"{uri} could not be accessed: {_detail(text)}")
 
 
 _COMPLAINTS: tuple[tuple[str, type[StoreError], str], ...] = (
@@ -113,8 +139,7 @@ _COMPLAINTS: tuple[tuple[str, type[StoreError], str], ...] = (
     (
         _TRANSIENT,
         _BusyError,
-        "the store of {uri} did not answer ({detail}); check AWS_ENDPOINT_URL_S3 and the network, "
-        "then run the same command again",
+        "the store of {uri} did not answer ({detail}); check AWS_ENDPOINT_URL_S3 and the network",
     ),
     (_MISSING, NotFoundError, "{uri} does not exist as a file; check the name"),
 )
@@ -123,37 +148,39 @@ _COMPLAINTS: tuple[tuple[str, type[StoreError], str], ...] = (
 def persist(action: Callable[[], T], uri: str) -> T:
     """Return what `action` returns, trying again while the store is busy or unreachable.
 
-    Waits grow from 0.5 s to 16 s, each shortened by up to a half at random,
-    and end after a minute in all.
+    Waits grow from 0.5 s to 16 s, each shortened by up to a half at random. They end when waits and
+    failed tries have together taken the retry budget, but not before the third try.
     Raises the error of the last try; a refusal or a missing name is raised at once.
     """
-    waited, longest = 0.0, FIRST_WAIT_S
+    lost_s, longest, tries = 0.0, FIRST_WAIT_S, 0
     while True:
+        begun, tries = time.monotonic(), tries + 1
         try:
             return action()
         except STORE_FAULTS as error:
             fault = translate(error, uri)
         except ShortReadError as error:
             fault = error
-        if not isinstance(fault, (_BusyError, ShortReadError)) or waited >= BUDGET_S:
+        lost_s += time.monotonic() - begun
+        is_transient = isinstance(fault, (_BusyError, ShortReadError))
+        if not is_transient or (tries >= LEAST_TRIES and lost_s >= patience().retry_budget_s):
             raise fault from None  # the original may quote the request, credentials in it
         wait = longest * random.uniform(0.5, 1.0)
         log.warning("trying again in %.1f s: %s", wait, fault)
         pause(wait)
-        waited += wait
+        lost_s += wait
         longest = min(2 * longest, LONGEST_WAIT_S)
 
 
+_NAMES = (
+    r"ExceptionName: (\w+)",
+    r"curlCode: \d+, ([^;\n]+)",
+    r"AWS Error ([A-Z_]+(?: \(HTTP status \d+\))?)",
+)
+
+
 def _detail(text: str) -> str:
-    """Return the complaint's own name."""
-    for name in (r"ExceptionName: (\w+)", r"AWS Error ([A-Z_]+(?: \(HTTP status \d+\))?)"):
-        if match := re.search(name, text):
-            return match[1]
-    return _without_secrets(text.splitlines()[0])[:200] if text else "no reason given"
-
-
-def _without_secrets(text: str) -> str:
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
-        if os.environ.get(name):
-            text = text.replace(os.environ[name], "***")
-    return text
+    """Return the complaint's own name; a store's further words may quote the request."""
+    found = (re.search(name, text) for name in _NAMES)
+    name = next((match[1] for match in found if match), None)
+    return hidden(name or next(iter(text.splitlines()), "no reason given"))[:200]

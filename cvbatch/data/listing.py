@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from cvbatch.data.faults import translate
-from cvbatch.data.store import Place, attempt
+from cvbatch.data.places import REQUEST_TRIES, Place
+from cvbatch.data.store import attempt
 from cvbatch.errors import SourceError
 
 FILES = pa.schema([("uri", pa.large_string()), ("size", pa.int64()), ("version", pa.string())])
@@ -173,7 +174,7 @@ def _select(folder: Place, *, recursive: bool) -> list[Any]:
     def listed(files: Any) -> list[Any]:
         return list(files.get_file_info(pafs.FileSelector(folder.path, recursive=recursive)))
 
-    return attempt(folder, listed)
+    return attempt(folder, listed, REQUEST_TRIES)
 
 
 def _batches(scheme: str, infos: list[Any]) -> Iterator[pa.RecordBatch]:

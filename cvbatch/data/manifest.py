@@ -1,6 +1,8 @@
 """The manifest: which images each chunk holds, fixed once planned, in files that are only added.
 
-Each planning that found something new adds one file, `_cvbatch/manifest/NNNNNN-<hash>.parquet`.
+Each planning that found something new or changed adds one file (a generation),
+`_cvbatch/manifest/NNNNNN-<hash>.parquet`. A later generation may hold a chunk again, as its files
+are now: a revision of the chunk, which keeps its id. The last one counts.
 A chunk never straddles two row groups, so a worker reads one row group to know its images.
 """
 
@@ -9,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +30,7 @@ ROW_GROUP_ROWS = 65_536
 FOLDER = "_cvbatch/manifest"
 _NAME = re.compile(r"(\d{6})-[0-9a-f]{16}\.parquet")
 _METADATA_KEY = b"cvbatch"
+_EMPTIED = "emptied"
 
 
 class Generation(NamedTuple):
@@ -37,6 +41,25 @@ class Generation(NamedTuple):
     chunk_ids: list[str]  # C
     group_offsets: np.ndarray  # (G + 1,) int64: the units of each row group, on chunk borders
     reading: dict[str, str]  # how the source is read: format, image_column
+    emptied: tuple[str, ...] = ()  # ids of chunks that hold nothing any more
+
+
+class Entry(NamedTuple):
+    """Where a chunk stands."""
+
+    ref: ChunkRef | None  # as it was planned last; None where it holds nothing any more
+    revision: int  # times that it was planned again
+
+
+Book = dict[str, Entry]  # by chunk id, in the order in which the chunks were first planned
+
+
+def enter(book: Book, chunks: Iterable[ChunkRef], emptied: Iterable[str]) -> None:
+    """Write what one generation says of its chunks into the book."""
+    planned = [(chunk_id, None) for chunk_id in emptied]
+    for chunk_id, ref in [*planned, *((chunk.chunk_id, chunk) for chunk in chunks)]:
+        before = book.get(chunk_id)
+        book[chunk_id] = Entry(ref, before.revision + 1 if before else 0)
 
 
 def folder_of(sink_uri: str) -> str:
@@ -66,9 +89,12 @@ def _standing(folder: str) -> list[str]:
     return sorted(name for name, size in sizes.items() if size and _NAME.fullmatch(name))
 
 
-def generation_uri(sink_uri: str, number: int, chunk_ids: list[str]) -> str:
-    """Return the URI of the `number`-th file; its name follows from the chunks in it."""
-    digest = hashlib.sha256("".join(chunk_ids).encode()).hexdigest()[:16]
+def generation_uri(sink_uri: str, number: int, contents: Iterable[str]) -> str:
+    """Return the URI of the `number`-th file; its name follows from what it holds.
+
+    contents: the ids of new chunks; of a revision, all that tells it from another of its chunk.
+    """
+    digest = hashlib.sha256("".join(contents).encode()).hexdigest()[:16]
     return store.join(folder_of(sink_uri), f"{number:06d}-{digest}.parquet")
 
 
@@ -106,7 +132,10 @@ def write(generation: Generation, uri: str) -> None:
     Raises CvbatchError where another job planned at the same moment.
     """
     chunk_index = np.repeat(np.arange(len(generation.chunk_ids)), np.diff(generation.offsets))
-    schema = MANIFEST.with_metadata({_METADATA_KEY: json.dumps(generation.reading, sort_keys=True)})
+    said: dict[str, object] = {**generation.reading}
+    if generation.emptied:
+        said[_EMPTIED] = generation.emptied
+    schema = MANIFEST.with_metadata({_METADATA_KEY: json.dumps(said, sort_keys=True)})
     buffer = pa.BufferOutputStream()
     ids = pa.array(generation.chunk_ids, pa.string())
     with pq.ParquetWriter(
@@ -135,37 +164,68 @@ def _refuse_rivals(uri: str) -> None:
 
 
 class Known(NamedTuple):
-    """What earlier plannings fixed."""
+    """What earlier plannings fixed, each chunk as it was planned last."""
 
-    chunks: list[ChunkRef]
-    files: pa.Table  # uri: large_string, version: string; of each unit
+    book: Book
+    holders: list[ChunkRef]  # all chunks that hold something, in the order of `units`
+    units: pa.Table  # uri: large_string, version: string, size_bytes: int64
     reading: dict[str, str] | None  # how its source is read; None before the first planning
+
+    @property
+    def chunks(self) -> list[ChunkRef]:
+        """Return the chunks that hold something, in the order in which they were first planned."""
+        return [entry.ref for entry in self.book.values() if entry.ref]
+
+    def holding(self, units: np.ndarray) -> list[ChunkRef]:  # (K,) positions in `units`
+        """Return the chunks that hold these units, each once, in the order of `units`."""
+        ends = np.cumsum([ref.num_items for ref in self.holders])
+        return [self.holders[i] for i in np.unique(np.searchsorted(ends, units, "right"))]
 
 
 def read(uris: list[str]) -> Known:
-    """Return the chunks and the files of the manifest's files, in their order."""
-    chunks: list[ChunkRef] = []
+    """Return the chunks and the units of the manifest's files."""
+    book: Book = {}
+    holders: list[ChunkRef] = []
     tables = []
     reading = None
-    columns = ["uri", "version"]
+    columns = ["uri", "version", "size_bytes"]
     for uri in uris:
         with store.open_input(uri) as source:
             file = pq.ParquetFile(source, read_dictionary=["chunk_id"])
             reading = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
+            emptied = reading.pop(_EMPTIED, [])
+            refs: list[ChunkRef] = []
             for group in range(file.num_row_groups):
-                chunks += _refs_of_group(file, uri, group)
+                refs += _refs_of_group(file, uri, group)
                 tables.append(file.read_row_group(group, columns).replace_schema_metadata())
+        enter(book, refs, emptied)
+        holders += refs
     empty = pa.schema([UNITS.field(name) for name in columns]).empty_table()
-    return Known(chunks, pa.concat_tables([empty, *tables]), reading)
+    return _as_last_planned(Known(book, holders, pa.concat_tables([empty, *tables]), reading))
 
 
-def image_ids(uris: list[str]) -> pa.Array:  # (N,) large_string
-    """Return the ids in the manifest's files, of images or of their containers."""
-    ids = [pa.array([], pa.large_string())]
-    for uri in uris:
+def _as_last_planned(known: Known) -> Known:
+    """Return what is known without the units of earlier revisions."""
+    counts = np.array([ref.num_items for ref in known.holders], np.int64)
+    is_last = np.array([known.book[ref.chunk_id].ref is ref for ref in known.holders], bool)
+    if is_last.all():
+        return known
+    holders = [known.holders[i] for i in np.flatnonzero(is_last)]
+    units = known.units.filter(pa.array(np.repeat(is_last, counts)))
+    return known._replace(holders=holders, units=units)
+
+
+def units_of(refs: Iterable[ChunkRef], columns: Sequence[str] = UNITS.names) -> pa.Table:
+    """Return the units of written chunks, one chunk after the other; only some columns of UNITS."""
+    tables = [pa.schema([UNITS.field(name) for name in columns]).empty_table()]
+    for uri, in_file in groupby(refs, key=lambda ref: ref.manifest_uri):
         with store.open_input(uri) as source:
-            ids += pq.ParquetFile(source).read(["image_id"])["image_id"].chunks
-    return pa.concat_arrays(ids)
+            file = pq.ParquetFile(source)
+            for group, in_group in groupby(in_file, key=lambda ref: ref.row_group):
+                rows = file.read_row_group(group, columns).replace_schema_metadata()
+                slices = [rows.slice(ref.first_row, ref.num_items) for ref in in_group]
+                tables.append(pa.concat_tables(slices).combine_chunks())  # lets go of `rows`
+    return pa.concat_tables(tables)
 
 
 def _refs_of_group(file: pq.ParquetFile, uri: str, group: int) -> list[ChunkRef]:

@@ -1,7 +1,8 @@
 """From a source to chunks: what there is to do, what is done, and what is left, at any moment.
 
 Planning writes nothing. `Plan.commit` adds what is new to the manifest; chunks that were planned
-before never move, and the same new images always give the same chunks.
+before keep their ids and their order, and the same new images always give the same chunks. A chunk
+whose files changed is planned again as a revision, and is done when its file says so.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -17,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvbatch.data import manifest, store
+from cvbatch.data import manifest, sink, store
+from cvbatch.data.changes import Changes, Revision, compare, num_files, revise
 from cvbatch.data.listing import Progress
-from cvbatch.data.manifest import Generation, Known, read_chunk
+from cvbatch.data.manifest import Book, Generation, read_chunk
 from cvbatch.data.units import SourceFiles, expand, find_files
 from cvbatch.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
 from cvbatch.types import Chunk, ChunkRef
@@ -27,6 +30,7 @@ from cvbatch.types import Chunk, ChunkRef
 __all__ = ["Plan", "cut", "make_plan", "plan_files", "read_chunk"]
 
 _PART = re.compile(r"part-([0-9a-f]{16})\.parquet")
+_THREADS = 16
 
 
 class Source(Protocol):
@@ -51,11 +55,14 @@ class Plan:
 
     format: str  # "images" | "parquet" | "webdataset": how `left` is to be read
     chunks: tuple[ChunkRef, ...]
-    done: frozenset[str]  # chunk ids whose file lies in the sink
+    done: frozenset[str]  # ids of chunks whose file lies in the sink, as they were planned last
+    stale: tuple[str, ...]  # ids of chunks that hold nothing any more, but have a file in the sink
+    revisions: dict[str, int]  # of the chunks that were planned again: how often
     num_images: int  # of all chunks; those in tars are not counted
     num_bytes: int
-    num_new: int  # units that no earlier planning knew
-    num_changed: int  # files whose content changed since they were planned; they keep their rows
+    num_new: int  # files that no earlier planning knew
+    num_changed: int  # files that changed since they were planned; their chunks are done again
+    num_removed: int  # files that were planned and are not in the source any more: rows stay
     num_ignored_files: int  # files in the source that are not of its format
     _new: tuple[Generation, str] | None = None  # what commit writes, and where
 
@@ -69,6 +76,11 @@ class Plan:
         if self._new and ref.manifest_uri == self._new[1]:
             return manifest.planned_chunk(self._new[0], ref)
         return read_chunk(ref)
+
+    @property
+    def is_finished(self) -> bool:
+        """Say whether there is nothing at all to write: no chunk, nothing new, nothing stale."""
+        return not (self.left or self.stale or self._new)
 
     def commit(self) -> None:
         """Write what is new into the manifest; nothing where nothing is new.
@@ -104,7 +116,6 @@ def plan_files(
 ) -> Plan:
     """Return the plan for files already found; otherwise as `make_plan`."""
     try:
-        done = _done(sink_uri)
         uris = manifest.generations(sink_uri)
         known = manifest.read(uris)
     except (NotFoundError, AccessDeniedError) as error:
@@ -117,48 +128,99 @@ def plan_files(
             f"the sink {sink_uri} was planned with {known.reading}, this job reads {reading}; use "
             "another sink"
         )
-    chunks = known.chunks
-    new_files, num_changed = _unknown(found.files, known)
+    book, holders = known.book, known.holders
+    changes = compare(found, known)
     del known
-    if uris and new_files.num_rows:
-        _refuse_clash(new_files, manifest.image_ids(uris), sink_uri)
-    units = expand(new_files, found.format, image_column, chunk_images)
+    if holders and changes.new.num_rows:
+        ids = manifest.units_of(holders, ["image_id"])["image_id"].combine_chunks()
+        _refuse_clash(changes.new, ids, sink_uri)
+    revision = revise(changes, found, image_column, chunk_images)
+    fresh = expand(changes.new, found.format, image_column, chunk_images)
+    units = pa.concat_tables([revision.further, fresh])
     new = None
-    if units.num_rows:
-        offsets = cut(units, chunk_images, chunk_bytes)
-        ids = _chunk_ids(units, offsets, found.format)
-        generation = Generation(units, offsets, ids, manifest.group_offsets(offsets), reading)
+    if units.num_rows or changes.changed.num_rows:
+        generation, contents = _generation(revision, units, reading, chunk_images, chunk_bytes)
         number = int(uris[-1].rsplit("/", 1)[1][:6]) + 1 if uris else 0
-        new = (generation, manifest.generation_uri(sink_uri, number, ids))
-        chunks = chunks + manifest.refs(*new)
-    if not chunks:
+        new = (generation, manifest.generation_uri(sink_uri, number, contents))
+        manifest.enter(book, manifest.refs(*new), generation.emptied)
+    return _plan(found, sink_uri, book, changes, num_files(fresh, found.format), new)
+
+
+def _generation(
+    revision: Revision,
+    units: pa.Table,
+    reading: dict[str, str],
+    chunk_images: int,
+    chunk_bytes: int,
+) -> tuple[Generation, list[str]]:
+    """Return what is to be added to the manifest, and the words its file is named after."""
+    cuts = cut(units, chunk_images, chunk_bytes)
+    ids = _digests(units, cuts, reading["format"], "image_id")
+    offsets = np.concatenate([revision.offsets, revision.offsets[-1] + cuts[1:]])
+    generation = Generation(
+        units=pa.concat_tables([revision.units, units]),
+        offsets=offsets,
+        chunk_ids=revision.chunk_ids + ids,
+        group_offsets=manifest.group_offsets(offsets),
+        reading=reading,
+        emptied=revision.emptied,
+    )
+    contents = _digests(revision.units, revision.offsets, "revision", "version")
+    return generation, [*ids, *revision.chunk_ids, *contents, *revision.emptied]
+
+
+def _plan(
+    found: SourceFiles,
+    sink_uri: str,
+    book: Book,
+    changes: Changes,
+    num_new: int,
+    new: tuple[Generation, str] | None,
+) -> Plan:
+    chunks = tuple(entry.ref for entry in book.values() if entry.ref)
+    if not chunks and not book:
         raise SourceError("the source holds no image; check source.uri")
+    try:
+        written = _written(sink_uri)
+        done = _done(sink_uri, book, written)
+    except (NotFoundError, AccessDeniedError) as error:
+        raise SinkError(f"the sink cannot be used: {error}") from None
     return Plan(
         format=found.format,
-        chunks=tuple(chunks),
-        done=done & {chunk.chunk_id for chunk in chunks},
+        chunks=chunks,
+        done=done,
+        stale=tuple(name for name, entry in book.items() if not entry.ref and name in written),
+        revisions={name: entry.revision for name, entry in book.items() if entry.revision},
         num_images=sum(chunk.num_images for chunk in chunks),
         num_bytes=sum(chunk.size_bytes for chunk in chunks),
-        num_new=units.num_rows,
-        num_changed=num_changed,
+        num_new=num_new,
+        num_changed=changes.changed.num_rows,
+        num_removed=changes.num_removed,
         num_ignored_files=found.num_ignored,
         _new=new,
     )
 
 
-def _done(sink_uri: str) -> frozenset[str]:
+def _written(sink_uri: str) -> frozenset[str]:
+    """Return the ids of the chunks that have a file in the sink."""
     matches = map(_PART.fullmatch, store.list_names(sink_uri))
     return frozenset(match[1] for match in matches if match)
 
 
-def _unknown(files: pa.Table, known: Known) -> tuple[pa.Table, int]:
-    """Return the files no planning knew, and how many known ones have changed since."""
-    at = pc.index_in(files["uri"], known.files["uri"].combine_chunks())
-    is_known = pc.is_valid(at)
-    versions = known.files["version"].combine_chunks().take(at.drop_null())
-    is_changed = pc.not_equal(versions, files["version"].filter(is_known))
-    num_changed = int(pc.sum(is_changed).as_py() or 0)
-    return files.filter(pc.invert(is_known)), num_changed
+def _done(sink_uri: str, book: Book, written: frozenset[str]) -> frozenset[str]:
+    """Return which of them hold their chunk as it was planned last.
+
+    Only of a chunk that was planned again the file must be asked.
+    """
+    done = {name for name, entry in book.items() if entry.ref and name in written}
+    asked = [name for name in done if book[name].revision]
+
+    def held(name: str) -> int:
+        return sink.revision_of(store.join(sink_uri, sink.part_name(name)))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        revisions = dict(zip(asked, pool.map(held, asked), strict=True))
+    return frozenset(name for name in done if revisions.get(name, 0) >= book[name].revision)
 
 
 def _refuse_clash(new: pa.Table, known_ids: pa.Array, sink_uri: str) -> None:
@@ -195,17 +257,19 @@ def _running(values: np.ndarray) -> np.ndarray:  # (N,) → (N + 1,)
     return np.concatenate([[0], np.cumsum(values)])
 
 
-def _chunk_ids(units: pa.Table, offsets: np.ndarray, format_: str) -> list[str]:
-    """Return for each chunk 16 hex digits of the SHA-256 of what it holds, wherever it lies."""
-    ids = units["image_id"].combine_chunks()
-    borders, text = _text_of(ids)
+def _digests(units: pa.Table, offsets: np.ndarray, salt: str, column: str) -> list[str]:
+    """Return for each chunk 16 hex digits of the SHA-256 of what it holds, wherever it lies.
+
+    column: of strings, what tells its units beside their sizes and rows.
+    """
+    borders, text = _text_of(units[column].cast(pa.large_string()).combine_chunks())
     numbers = np.stack(
         [units[name].to_numpy() for name in ("size_bytes", "row_group", "row_start", "num_rows")],
         axis=1,
     ).astype("<i8")  # (N, 4)
     digests = []
     for start, end in pairwise(offsets):
-        digest = hashlib.sha256(f"{format_}\n{end - start}\n".encode())
+        digest = hashlib.sha256(f"{salt}\n{end - start}\n".encode())
         digest.update(numbers[start:end].tobytes())
         digest.update((borders[start + 1 : end + 1] - borders[start]).astype("<i8").tobytes())
         digest.update(text[borders[start] : borders[end]])

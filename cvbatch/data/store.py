@@ -11,11 +11,10 @@ import io
 import os
 import tempfile
 from collections.abc import Callable
-from datetime import timedelta
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import unquote
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -25,16 +24,24 @@ from cvbatch.data.faults import (
     CredentialsError,
     ShortReadError,
     TooLargeError,
+    be_patient,
     persist,
     translate,
 )
-from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, StoreError
+from cvbatch.data.places import REQUEST_TRIES, Place, s3_requests, told_by_boto
+from cvbatch.data.temporary import replacing
+from cvbatch.errors import AccessDeniedError, NotFoundError, StoreError
 
 __all__ = [
     "CredentialsError",
+    "Place",
     "ShortReadError",
     "TooLargeError",
     "absolute",
+    "ask_s3",
+    "attempt",
+    "be_patient",
+    "delete",
     "exists",
     "fetch",
     "join",
@@ -47,95 +54,21 @@ __all__ = [
 
 T = TypeVar("T")
 STREAM_BYTES = 4 << 20  # read at once where reading goes straight on
-REQUEST_TRIES = 3  # of one page or part, before the whole listing or file is tried again
 _COPY_BYTES = 16 << 20
-_AWS_VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_PROFILE",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AWS_CA_BUNDLE",
-)
+_PART_BYTES = 10_000_000  # more than that goes up in parts
+_MARKS = (0xA5, 0x5A)  # no byte is both
 
 
-class Place(NamedTuple):
-    """Where a URI points: a file system, and a path in it."""
-
-    scheme: str  # "file" | "s3" | "gs"
-    path: str
-
-    @classmethod
-    def of(cls, uri: str) -> Place:
-        """Return the place of a URI. Raises ConfigError for one that cannot be a place."""
-        scheme, mark, rest = uri.partition("://")
-        if not mark or "/" in scheme:
-            return cls("file", os.path.abspath(os.path.expanduser(uri)))  # noqa: PTH100, PTH111
-        if scheme == "file" and rest.startswith("/"):
-            return cls("file", os.path.abspath(unquote(rest)))  # noqa: PTH100
-        if scheme not in ("s3", "gs"):
-            raise ConfigError(
-                f"the scheme of {scheme}://... is not known; use s3://, gs://, file:/// or a path"
-            )
-        bucket = rest.split("/", 1)[0]
-        if "@" in bucket:
-            raise ConfigError(
-                f"a {scheme}:// URI carries credentials; put them into the environment "
-                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and take them out of the URI"
-            )
-        if not bucket:
-            raise ConfigError(f"{uri!r} names no bucket; write {scheme}://bucket/folder")
-        return cls(scheme, rest.rstrip("/"))
-
-    @property
-    def uri(self) -> str:
-        """Return the one spelling of this place: an absolute path, or `scheme://bucket/key`."""
-        return self.path if self.scheme == "file" else f"{self.scheme}://{self.path}"
-
-    @property
-    def files(self) -> Any:
-        """Return the pyarrow file system it lies in."""
-        if self.scheme == "s3":
-            environment = tuple(os.environ.get(name) for name in _AWS_VARIABLES)
-            return _s3(self.path.split("/", 1)[0], environment)
-        return _gcs() if self.scheme == "gs" else _LOCAL
-
-
-_LOCAL = pafs.LocalFileSystem()
-
-
-@lru_cache(maxsize=16)
-def _s3(bucket: str, environment: tuple[str | None, ...]) -> Any:
-    variables = dict(zip(_AWS_VARIABLES, environment, strict=True))
-    endpoint = variables["AWS_ENDPOINT_URL_S3"] or variables["AWS_ENDPOINT_URL"]
-    region = variables["AWS_REGION"] or variables["AWS_DEFAULT_REGION"]
-    return pafs.S3FileSystem(
-        endpoint_override=endpoint,
-        region=region or ("us-east-1" if endpoint else pafs.resolve_s3_region(bucket)),
-        tls_ca_file_path=variables["AWS_CA_BUNDLE"],
-        connect_timeout=10,
-        request_timeout=60,
-        allow_delayed_open=True,  # one PutObject for a small file, not three requests
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=REQUEST_TRIES),
-    )
-
-
-@lru_cache(maxsize=1)
-def _gcs() -> Any:
-    return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=15))
-
-
-def attempt(place: Place, action: Callable[[Any], T]) -> T:
+def attempt(place: Place, action: Callable[[Any], T], tries: int = 1) -> T:
     """Return `action(file system)`, tried again while the store is busy.
+
+    tries: of a single request inside the action; more than one where it makes many.
 
     Raises NotFoundError, AccessDeniedError, CredentialsError, or StoreError when the waiting was
     in vain.
     """
     try:
-        return persist(lambda: action(place.files), place.uri)
+        return persist(lambda: action(place.client(tries)), place.uri)
     except AccessDeniedError as error:
         raise _reason(place, error) from None
 
@@ -182,7 +115,7 @@ def list_names(uri: str) -> dict[str, int]:
         except FileNotFoundError:
             return []
 
-    infos = attempt(place, listed)
+    infos = attempt(place, listed, REQUEST_TRIES)
     return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
 
 
@@ -199,10 +132,7 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
             size = file.size()
             if max_bytes is not None and size > max_bytes:
                 raise TooLargeError(f"{uri} has {size} bytes; the limit is {max_bytes}", size)
-            data: bytes = file.read()
-        if len(data) < size:
-            raise ShortReadError(f"{uri} gave {len(data)} of its {size} bytes; put it there again")
-        return data
+            return _exactly(file, 0, size, uri)
 
     return attempt(place, read)
 
@@ -249,7 +179,9 @@ class _Input(io.RawIOBase):
         wanted = rest if size is None or size < 0 else min(size, rest)
         if wanted == 0:
             return b""
-        data = attempt(self._place, lambda _: self._read(wanted))
+        data = attempt(
+            self._place, lambda _: _exactly(self._file, self._position, wanted, self._place.uri)
+        )
         self._position += wanted
         return data
 
@@ -258,19 +190,33 @@ class _Input(io.RawIOBase):
         buffer[: len(data)] = data
         return len(data)
 
-    def _read(self, wanted: int) -> bytes:
-        data: bytes = self._file.read_at(wanted, self._position)
-        if len(data) < wanted:
-            raise ShortReadError(
-                f"{self._place.uri} gave {len(data)} of {wanted} bytes at {self._position}; "
-                "put it there again"
-            )
-        return data
-
     def close(self) -> None:
         if not self.closed:
             self._file.close()
         super().close()
+
+
+def _exactly(file: Any, position: int, wanted: int, uri: str) -> bytes:
+    """Return the bytes at `position`, all that are wanted.
+
+    An S3 file of pyarrow (26.0) says it gave all, however few came, and leaves the rest of the
+    buffer as it was. So the last byte is marked before; where the mark is still there it may be the
+    file's own byte, and another mark tells.
+
+    Raises:
+        ShortReadError: fewer came.
+    """
+    if wanted == 0:
+        return b""
+    for mark in _MARKS:
+        buffer = bytearray(wanted)
+        buffer[-1] = mark
+        file.seek(position)
+        if file.readinto(buffer) == wanted and buffer[-1] != mark:
+            return bytes(buffer)
+    raise ShortReadError(
+        f"{uri} gave fewer than the {wanted} bytes it promised at {position}; put it there again"
+    )
 
 
 def _open(files: Any, place: Place) -> Any:
@@ -296,22 +242,16 @@ def put_bytes(uri: str, data: bytes | pa.Buffer) -> None:
         with files.open_output_stream(place.path) as stream:
             stream.write(data)
 
-    attempt(place, put)
+    attempt(place, put, REQUEST_TRIES if len(data) > _PART_BYTES else 1)
 
 
 def _put_local(path: Path, data: bytes | pa.Buffer) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(".tmp", f".{path.name[:100]}-", path.parent)
-    try:
-        with open(handle, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-            os.fchmod(handle, 0o666 & ~_umask())
-            file.write(memoryview(data))
-            file.flush()
-            os.fsync(handle)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path, f".{path.name[:100]}-") as file:
+        os.fchmod(file.fileno(), 0o666 & ~_umask())
+        file.write(memoryview(data))
+        file.flush()
+        os.fsync(file.fileno())
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -326,6 +266,25 @@ def _umask() -> int:
     return mask
 
 
+def ask_s3(uri: str, action: Callable[[Any], T]) -> T:
+    """Return `action(boto3 client)` about a URI in S3, tried again while the store is busy.
+
+    What the action itself expects of a refusal it catches (`botocore.exceptions.ClientError`).
+
+    Raises:
+        StoreError: as `attempt`.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    def asked() -> T:
+        try:
+            return action(s3_requests())
+        except (BotoCoreError, ClientError) as error:
+            raise OSError(told_by_boto(error)) from None
+
+    return persist(asked, uri)
+
+
 def delete(uri: str) -> None:
     """Remove a file; nothing where there is none.
 
@@ -333,23 +292,12 @@ def delete(uri: str) -> None:
         StoreError: the store does not let us, or does not answer.
     """
     place = Place.of(uri)
-    if place.scheme == "file":
-        Path(place.path).unlink(missing_ok=True)
-    elif place.scheme == "gs":
+    if place.scheme == "s3":  # pyarrow would leave an object for the folder in its place
+        bucket, key = place.path.split("/", 1)
+        ask_s3(place.uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
+        return
+    with suppress(NotFoundError):
         attempt(place, lambda files: files.delete_file(place.path))
-    else:
-        _delete_object(*place.path.split("/", 1))
-
-
-def _delete_object(bucket: str, key: str) -> None:
-    """Remove an S3 object by boto3: pyarrow would leave an object for the folder in its place."""
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        boto3.client("s3").delete_object(Bucket=bucket, Key=key)
-    except (BotoCoreError, ClientError) as error:
-        raise StoreError(f"s3://{bucket}/{key} cannot be removed: {str(error)[:200]}") from None
 
 
 def fetch(uri: str) -> Path:
@@ -374,20 +322,21 @@ def fetch(uri: str) -> Path:
 
 
 def _download(uri: str, target: Path) -> None:
-    handle, temporary = tempfile.mkstemp(".tmp", dir=target.parent)
-    try:
-        with open(handle, "wb") as file, open_input(uri) as source:  # noqa: PTH123
-            while piece := source.read(_COPY_BYTES):
-                file.write(piece)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with open_input(uri) as source:
+        try:
+            with replacing(target, "") as file:
+                while piece := source.read(_COPY_BYTES):
+                    file.write(piece)
+        except OSError as error:  # of the copy: the source has errors of its own
+            raise translate(error, str(target)) from None
 
 
 def _cache_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"cvbatch-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise translate(error, str(folder)) from None
     if folder.stat().st_uid != os.getuid():
         raise StoreError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
     return folder

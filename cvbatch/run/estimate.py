@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from cvbatch.config import JobConfig
 from cvbatch.data import schema, sink
+from cvbatch.data.careful import CarefulDecoder
 from cvbatch.data.decode import Limits, decode_images
+from cvbatch.data.lease import holder_in
 from cvbatch.data.sources import read_chunk_images
 from cvbatch.predict import LoadedModel, Predictor
 from cvbatch.programs import Building, BuiltProgram, requests_for
@@ -37,6 +39,9 @@ class Estimate:
     num_chunks_done: int
     num_images: int  # of all chunks; 0 where only reading tells (tar)
     num_images_left: int
+    num_new: int  # files that no earlier run knew
+    num_changed: int  # files that changed since: their chunks are done again
+    num_removed: int  # files that are gone: their rows stay
     num_bytes: int  # of the source
     num_ignored_files: int  # that are not images
     arrangement: str
@@ -61,6 +66,8 @@ class Estimate:
                 f"chunks            {self.num_chunks:,}, of which done {self.num_chunks_done:,}",
                 f"images            {unknown or f'{self.num_images:,}'}"
                 f"{'' if unknown else f', of which left {self.num_images_left:,}'}",
+                f"files             {self.num_new:,} new, {self.num_changed:,} changed, "
+                f"{self.num_removed:,} gone since they were planned",
                 f"source bytes      {self.num_bytes:,}",
                 f"other files       {self.num_ignored_files:,}, left alone",
                 f"arrangement       {self.arrangement}, {self.num_actors} actors",
@@ -82,6 +89,9 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         ready = prepare(job, listener, resources, overwrite=overwrite)
+    holder = holder_in(job.sink.uri)
+    if holder:
+        listener.say(f"the sink is held by {holder}: while it lives, this job would be refused")
     plan = ready.plan
     left = list(plan.chunks if overwrite else plan.left)
     wiring = choose_wiring(job, plan.format, resources, max(1, len(left)))
@@ -102,6 +112,9 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         num_chunks_done=len(plan.chunks) - len(left),
         num_images=plan.num_images,
         num_images_left=images_left,
+        num_new=plan.num_new,
+        num_changed=plan.num_changed,
+        num_removed=plan.num_removed,
         num_bytes=plan.num_bytes,
         num_ignored_files=plan.num_ignored_files,
         arrangement=wiring.arrangement,
@@ -148,9 +161,14 @@ def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> 
             num_bytes += len(image.data)
             yield image
 
-    started = time.perf_counter()
-    batches = decode_images(weighed(), keys, limits, chunk.chunk_id, job.run.batch_size)
-    said = [predictor(batch) for batch in batches]
+    # With care, as nobody knows these images yet: they must not end the command.
+    with CarefulDecoder(job.run.image_timeout_s) as decode_one:
+        decode_one(b"", keys, limits)  # starts its process, which is not the sample's time
+        started = time.perf_counter()
+        batches = decode_images(
+            weighed(), keys, limits, chunk.chunk_id, job.run.batch_size, decode_one
+        )
+        said = [predictor(batch) for batch in batches]
     rows = [schema.to_rows(one, result_models, arrow_schema) for one in said]
     size = sink.encode_part(rows, arrow_schema, b"{}").size
     seconds = time.perf_counter() - started

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from cvbatch import __version__
 from cvbatch.config import SCHEMA_VERSION, JobConfig, fingerprint
 from cvbatch.data import schema, sink, store
+from cvbatch.data.lease import Lease
 from cvbatch.data.plan import Plan, make_plan
 from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
 from cvbatch.programs import (
@@ -37,8 +38,11 @@ from cvbatch.run.cluster import (
     local_resources,
 )
 from cvbatch.run.memory import actor_need, check_batch, memory_of_each
+from cvbatch.run.summary import Summary
 from cvbatch.types import ChunkRef
 from cvbatch.worker import PartReport, WorkOrder
+
+_THREADS = 16
 
 
 class Listener(Protocol):
@@ -55,35 +59,6 @@ class Listener(Protocol):
 
     def written(self, report: PartReport, summary: Summary) -> None:
         """Hear that a chunk's file is there, and what all files so far come to."""
-
-
-@dataclass
-class Summary:
-    """What a run did."""
-
-    sink: str
-    fingerprint: str
-    num_chunks: int = 0
-    num_chunks_before: int = 0  # were done before this run
-    num_images: int = 0
-    num_failed: int = 0
-    failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
-    num_bytes: int = 0
-    seconds: float = 0.0  # start-up in
-    images_per_second: float = 0.0  # while chunks were worked on, the workers' start-up in
-    is_over_failure_limit: bool = False
-
-    def add(self, report: PartReport) -> None:
-        """Count a chunk in."""
-        self.num_chunks += 1
-        self.num_images += report.num_images
-        self.num_failed += report.num_failed
-        self.failures.update(report.failures)
-        self.num_bytes += report.num_bytes
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the summary as JSON-ready values."""
-        return {**vars(self), "failures": dict(sorted(self.failures.items()))}
 
 
 @dataclass(frozen=True)
@@ -105,6 +80,7 @@ def prepare(
     Raises:
         RefusedError: a model file, the source or the sink is not as the job needs it.
     """
+    store.be_patient(job.run)
     identities = [identify(config) for config in job.models]
     engine = job.run.engine
     if engine == "auto":
@@ -123,6 +99,11 @@ def prepare(
         job.run.chunk_bytes,
         on_progress=listener.listed,
     )
+    if plan.num_changed or plan.num_removed:
+        listener.say(
+            f"since they were planned {plan.num_changed:,} files have changed and "
+            f"{plan.num_removed:,} are gone; {plan.num_new:,} are new"
+        )
     return Preparation(job, identities, engine, job_fingerprint, plan)
 
 
@@ -140,14 +121,19 @@ def predict(
         CvbatchError: stopped midway; what is written stays, the same call goes on.
     """
     started = time.perf_counter()
+    store.be_patient(job.run)
     with ExitStack() as stack:
+        lease = stack.enter_context(Lease(job.sink.uri, listener.say))
+        lease.wait_until_free()
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         ready = prepare(job, listener, resources, overwrite=overwrite)
-        summary = Summary(job.sink.uri, ready.fingerprint)
+        summary = Summary.of(ready.plan, job.sink.uri, ready.fingerprint)
         left = list(ready.plan.chunks if overwrite else ready.plan.left)
         if retry_failed and not overwrite:
             left = _with_failed(ready.plan, left, job.sink.uri)
         summary.num_chunks_before = len(ready.plan.chunks) - len(left)
+        summary.num_planned = sum(ref.num_images for ref in left)
+        has_work = bool(left) or not ready.plan.is_finished
         if left:
             wiring = choose_wiring(job, ready.plan.format, resources, len(left))
             memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
@@ -164,19 +150,29 @@ def predict(
             for program in built:
                 if program.note:
                     listener.say(program.note)
+            lease.take()
             if overwrite:
                 _clear(job.sink.uri)
             order = _commit(ready, requests, built)
-            listener.begun(len(left), sum(ref.num_images for ref in left))
+            listener.begun(len(left), summary.num_planned)
             begun = time.perf_counter()
-            for report in run_chunks(order, left, wiring, actors):
-                summary.add(report)
-                summary.images_per_second = summary.num_images / (time.perf_counter() - begun)
-                listener.written(report, summary)
+            with closing(run_chunks(order, left, wiring, actors)) as reports:
+                for report in reports:
+                    lease.check()
+                    summary.add(report)
+                    summary.images_per_second = summary.num_images / (time.perf_counter() - begun)
+                    listener.written(report, summary)
+                    if summary.is_beyond_hope(job.run.max_failure_fraction):
+                        break
+        elif has_work:  # of what changed nothing is left
+            lease.take()
+            _commit_plan(ready.plan, job.sink.uri)
     summary.seconds = time.perf_counter() - started
+    summary.num_chunks_left = len(left) - summary.num_chunks
     limit = job.run.max_failure_fraction * summary.num_images
     summary.is_over_failure_limit = summary.num_failed > limit
-    if left:
+    sink.remove_leftovers(job.sink.uri)  # of runs and workers that were killed
+    if has_work:
         _write_summary(summary)
     return summary
 
@@ -211,7 +207,7 @@ def _commit(
             store.put_bytes(uri, program.to_bytes())
     identity = {"schema_version": SCHEMA_VERSION, "fingerprint": ready.fingerprint}
     store.put_bytes(_job_uri(job.sink.uri), json.dumps(identity).encode())
-    ready.plan.commit()
+    _commit_plan(ready.plan, job.sink.uri)
     specs = tuple(program.spec for program in built)
     models = [
         schema.ResultModel(config, spec) for config, spec in zip(job.models, specs, strict=True)
@@ -223,7 +219,15 @@ def _commit(
         program_uris=tuple(uris),
         metadata=schema.result_metadata(models, ready.fingerprint, __version__),
         threads=max(1, int(job.run.cpus_per_actor)),
+        revisions=ready.plan.revisions,
     )
+
+
+def _commit_plan(plan: Plan, sink_uri: str) -> None:
+    """Write what is planned, and remove the files of chunks that hold nothing any more."""
+    plan.commit()
+    for chunk_id in plan.stale:
+        store.delete(store.join(sink_uri, sink.part_name(chunk_id)))
 
 
 def _job_uri(sink_uri: str) -> str:
@@ -267,12 +271,16 @@ def _clear(sink_uri: str) -> None:
 
 def _with_failed(plan: Plan, left: list[ChunkRef], sink_uri: str) -> list[ChunkRef]:
     """Return the chunks left and those done that have failed rows, in the plan's order."""
-    again = {ref.chunk_id for ref in left}
-    for ref in plan.chunks:
-        if ref.chunk_id not in again:
-            uri = store.join(sink_uri, sink.part_name(ref.chunk_id))
-            if sink.has_failed_rows(uri):
-                again.add(ref.chunk_id)
+
+    def has_failed(chunk_id: str) -> bool:
+        return sink.has_failed_rows(store.join(sink_uri, sink.part_name(chunk_id)))
+
+    done = sorted(plan.done)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        again = {
+            name for name, failed in zip(done, pool.map(has_failed, done), strict=True) if failed
+        }
+    again |= {ref.chunk_id for ref in left}
     return [ref for ref in plan.chunks if ref.chunk_id in again]
 
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cvbatch.run.prediction import Listener, Summary
+from cvbatch.run.prediction import Listener
+from cvbatch.run.summary import Summary
 from cvbatch.worker import PartReport
 
 

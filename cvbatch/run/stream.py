@@ -12,18 +12,19 @@ the models.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-from ray.util import ActorPool
 
 from cvbatch import worker
 from cvbatch.errors import CvbatchError
+from cvbatch.run.attempts import start_attempts
 from cvbatch.run.cluster import Wiring
+from cvbatch.run.crew import CAREFUL_AFTER, GIVEN_UP_AFTER, Crew, given_up
 from cvbatch.types import ChunkRef
 from cvbatch.wire import (
     image_batches_to_table,
@@ -36,39 +37,28 @@ from cvbatch.worker import PartReport, WorkOrder
 if TYPE_CHECKING:
     import ray.data
 
-_CHUNK_RETRIES = 3  # times that a chunk may take its worker down before the job stops
 
-
-def start_actors(wiring: Wiring) -> list[Any]:
+def start_actors(wiring: Wiring) -> Crew | None:
     """Start the fused wiring's actors, empty: they come up while the models still build.
 
     Ray Data starts those of the streaming wiring itself.
     """
-    if wiring.arrangement == "streaming":
-        return []
-    actor = ray.remote(worker.FusedWorker).options(
-        num_cpus=wiring.cpus_per_actor,
-        num_gpus=wiring.gpus_per_actor,
-        max_restarts=-1,
-        max_task_retries=_CHUNK_RETRIES,
-    )
-    return [actor.remote() for _ in range(wiring.num_actors)]
+    return Crew(wiring) if wiring.arrangement == "fused" else None
 
 
 def run_chunks(
-    order: WorkOrder, refs: Sequence[ChunkRef], wiring: Wiring, actors: Sequence[Any]
-) -> Iterator[PartReport]:
+    order: WorkOrder, refs: Sequence[ChunkRef], wiring: Wiring, crew: Crew | None
+) -> Generator[PartReport, None, None]:
     """Do the chunks on the connected cluster; yield each one's report as its file is written.
 
-    actors: from `start_actors`.
+    crew: from `start_actors`.
 
     Raises:
         CvbatchError: what stopped a worker, as it was raised there.
     """
     if not refs:
         return
-    is_fused = wiring.arrangement == "fused"
-    wired = _fused(refs, order, actors) if is_fused else _streaming(refs, order, wiring)
+    wired = crew.run(refs, order) if crew else _streaming(refs, order, wiring)
     try:
         with closing(wired) as reports:
             yield from reports
@@ -76,37 +66,23 @@ def run_chunks(
         raise _told(error) from None
 
 
-def _fused(
-    refs: Sequence[ChunkRef], order: WorkOrder, actors: Sequence[Any]
-) -> Generator[PartReport, None, None]:
-    """Hand chunk after chunk to a pool of actors.
-
-    Plain actors, not Ray Data: where nothing flows between stages it would add only its start-up
-    (every worker imports it) and actors of its own beside ours.
-    """
-    shared = ray.put(order)
-    try:
-        yield from ActorPool(list(actors)).map_unordered(
-            lambda actor, ref: actor.work.remote(shared, ref), refs
-        )
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
 def _streaming(
     refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring
 ) -> Generator[PartReport, None, None]:
     """Let Ray Data stream the chunks through decoding, models and writing."""
-    tables = _dataset(refs, order, wiring).iter_batches(
+    attempts = start_attempts()  # lives as long as this generator holds it
+    tables = _dataset(refs, order, wiring, attempts).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
     )
     for table in tables:
         for row in table.to_pylist():
-            yield PartReport(**{**row, "failures": dict(row["failures"])})
+            maps = {name: dict(row[name]) for name in ("failures", "examples")}
+            yield PartReport(**{**row, **maps})
 
 
-def _dataset(refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring) -> ray.data.Dataset:
+def _dataset(
+    refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring, attempts: Any
+) -> ray.data.Dataset:
     import ray.data  # takes seconds, and only this wiring needs it
 
     context = ray.data.DataContext.get_current()
@@ -118,14 +94,14 @@ def _dataset(refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring) -> ray.
     chunks = ray.data.from_items([asdict(ref) for ref in refs], override_num_blocks=len(refs))
     decoded = chunks.map_batches(
         _decode,
-        fn_args=(order,),
+        fn_args=(order, attempts),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=1,
     )
     predicted = decoded.map_batches(
         _PredictActor,
-        fn_constructor_args=(order,),
+        fn_constructor_args=(order, attempts, wiring.num_actors + GIVEN_UP_AFTER),
         batch_size=1,  # a row is a batch of images; Ray wants a number where there are GPUs
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=wiring.num_actors),
@@ -134,32 +110,55 @@ def _dataset(refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring) -> ray.
     )
     return predicted.map_batches(
         _write,
-        fn_args=(order,),
+        fn_args=(order, attempts),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0.5,
     )
 
 
+_STARTS = "models"  # the attempts to start an actor that gets to predict a batch
 _COUNT = "chunk_images"  # rides along, so that no writer takes a part for the whole
 
 
 class _PredictActor:
-    def __init__(self, order: WorkOrder) -> None:
-        self._predictor = worker.load_predictor(order)
+    def __init__(self, order: WorkOrder, attempts: Any, max_starts: int) -> None:
+        self._attempts = attempts
+        self._has_worked = False
+        self._starts = ray.get(attempts.begin.remote(_STARTS))
+        self._is_refused = self._starts >= max_starts  # told when called: Ray garbles it here
+        if not self._is_refused:
+            self._predictor = worker.load_predictor(order)
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        if self._is_refused:
+            raise CvbatchError(
+                f"the models took their workers down {self._starts} times in a row: look whether "
+                "they fit the memory of a worker and at Ray's logs, then run again"
+            )
         said = predictions_to_table([self._predictor(b) for b in table_to_image_batches(table)])
+        if not self._has_worked:
+            self._has_worked = True
+            self._attempts.end.remote(_STARTS)
         return said.append_column(_COUNT, table[_COUNT])
 
 
-def _decode(table: pa.Table, order: WorkOrder) -> pa.Table:
+def _decode(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
     (ref,) = _refs(table)
-    batches = image_batches_to_table(list(worker.read_and_decode(order, ref)))
+    deaths = ray.get(attempts.begin.remote(ref.chunk_id))
+    if deaths:  # in the actor, where Ray has put decoding there: the models were not to blame
+        attempts.end.remote(_STARTS)
+    if deaths >= GIVEN_UP_AFTER:
+        raise given_up(ref, "its decoding was begun as often and never ended")
+    is_careful = deaths >= CAREFUL_AFTER
+    batches = image_batches_to_table(
+        list(worker.read_and_decode(order, ref, is_careful=is_careful))
+    )
+    ray.get(attempts.end.remote(ref.chunk_id))
     return batches.append_column(_COUNT, pa.array([ref.num_images] * len(batches), pa.int64()))
 
 
-def _write(table: pa.Table, order: WorkOrder) -> pa.Table:
+def _write(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
     (num_images,) = set(table[_COUNT].to_pylist())
     predictions = table_to_predictions(table)
     (chunk_id,) = {said.chunk_id for said in predictions}
@@ -168,7 +167,15 @@ def _write(table: pa.Table, order: WorkOrder) -> pa.Table:
             f"chunk {chunk_id} came to its writer with {sum(map(len, predictions))} of "
             f"{num_images} images: Ray split its block; use run.arrangement: fused, and report it"
         )
-    return _report_table([worker.write(order, chunk_id, predictions)])
+    writing = f"write {chunk_id}"
+    if (deaths := ray.get(attempts.begin.remote(writing))) >= GIVEN_UP_AFTER:
+        raise CvbatchError(
+            f"writing the file of chunk {chunk_id} took its worker down {deaths} times; look at "
+            "Ray's logs and for memory to spare, then run again"
+        )
+    report = worker.write(order, chunk_id, predictions)
+    ray.get(attempts.end.remote(writing))
+    return _report_table([report])
 
 
 def _refs(table: pa.Table) -> list[ChunkRef]:
@@ -181,13 +188,19 @@ _REPORT = pa.schema(
         ("num_images", pa.int64()),
         ("failures", pa.map_(pa.string(), pa.int64())),
         ("num_bytes", pa.int64()),
+        ("examples", pa.map_(pa.string(), pa.list_(pa.list_(pa.string())))),
     ]
 )
 
 
 def _report_table(reports: Sequence[PartReport]) -> pa.Table:
     rows: list[dict[str, Any]] = [
-        {**asdict(report), "failures": list(report.failures.items())} for report in reports
+        {
+            **asdict(report),
+            "failures": list(report.failures.items()),
+            "examples": list(report.examples.items()),
+        }
+        for report in reports
     ]
     return pa.Table.from_pylist(rows, schema=_REPORT)
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,12 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.data import manifest, plan, store, units
+from cvbatch.data import manifest, plan, sink, store, units
 from cvbatch.data.listing import Listing
 from cvbatch.data.plan import Plan, cut, make_plan, read_chunk
 from cvbatch.errors import CvbatchError, SinkError, SourceError
 from cvbatch.types import Item
 from tests.s3_server import S3Server
+
+NO_COLUMNS = pa.schema([("status", pa.string())])
 
 
 @dataclass
@@ -55,7 +60,12 @@ class Archive:
 
     def finish(self, plan: Plan, how_many: int | None = None) -> None:
         for ref in plan.left[:how_many]:
-            store.put_bytes(store.join(self.sink, f"part-{ref.chunk_id}.parquet"), b"done")
+            rows = sink.encode_part(
+                [], NO_COLUMNS, sink.revised(b"{}", plan.revisions.get(ref.chunk_id, 0))
+            )
+            store.put_bytes(store.join(self.sink, sink.part_name(ref.chunk_id)), rows)
+        for chunk_id in plan.stale:
+            store.delete(store.join(self.sink, sink.part_name(chunk_id)))
 
 
 @pytest.fixture
@@ -256,13 +266,182 @@ def test_a_finished_job_has_nothing_left_and_a_grown_one_only_the_new(archive: A
     assert len(manifest.generations(archive.sink)) == 2
 
 
-def test_a_changed_file_is_told_and_keeps_its_row(archive: Archive) -> None:
+# --- files that change or go ---------------------------------------------------------------------
+
+
+def versions(plan: Plan, chunk: int = 0) -> list[str]:
+    """Return how a chunk's files were when it was planned last."""
+    told: list[str] = manifest.units_of([plan.chunks[chunk]])["version"].to_pylist()
+    return told
+
+
+def test_nothing_changed_is_nothing_to_do(archive: Archive) -> None:
     plan = archive.add("a.jpg", "b.jpg").plan()
     plan.commit()
-    archive.add("a.jpg", size=20)
+    archive.finish(plan)
     again = archive.plan()
-    assert (again.num_changed, again.num_new) == (1, 0)
-    assert again.chunks == plan.chunks
+    assert (again.num_new, again.num_changed, again.num_removed) == (0, 0, 0)
+    assert again.is_finished
+    assert again.revisions == {}
+
+
+@pytest.mark.parametrize("how", ["size", "time"])
+def test_a_changed_file_makes_its_chunk_a_revision_and_leaves_the_others(
+    archive: Archive, how: str
+) -> None:
+    plan = archive.add(*"abcdefghi", size=10).plan(format="images")
+    plan.commit()
+    archive.finish(plan)
+    path, facts = archive.root / "in" / "f", (archive.root / "in" / "f").stat()
+    if how == "size":
+        path.write_bytes(b"x" * 20)
+        os.utime(path, ns=(facts.st_mtime_ns, facts.st_mtime_ns))
+    else:
+        os.utime(path, ns=(facts.st_mtime_ns, facts.st_mtime_ns + 1))
+    again = archive.plan(format="images")
+    assert (again.num_changed, again.num_new, again.num_removed) == (1, 0, 0)
+    assert chunk_ids(again) == chunk_ids(plan)
+    assert again.left == (again.chunks[1],)
+    assert (again.chunks[0], again.chunks[2]) == (plan.chunks[0], plan.chunks[2])
+    again.commit()
+    assert ids(again) == ids(plan) == list("abcdefghi")
+    assert again.revisions == {plan.chunks[1].chunk_id: 1}
+    assert again.chunks[1].size_bytes == (50 if how == "size" else 40)
+
+
+def test_a_kill_between_the_manifest_and_the_file_is_resumed(archive: Archive) -> None:
+    plan = archive.add("a.jpg", "b.jpg").plan()
+    plan.commit()
+    archive.finish(plan)
+    archive.add("a.jpg", size=20).plan().commit()  # and killed before the file is written
+    resumed = archive.plan()
+    assert (resumed.num_changed, resumed.left) == (0, resumed.chunks)
+    archive.finish(resumed)
+    assert archive.plan().is_finished
+    assert len(manifest.generations(archive.sink)) == 2
+
+
+def test_a_chunk_is_revised_as_often_as_its_files_change(archive: Archive) -> None:
+    """Also back to what they were: the file in the sink holds what it was in between."""
+    first = archive.add("a.jpg", "b.jpg").plan()
+    first.commit()
+    archive.finish(first)
+    path = archive.root / "in" / "a.jpg"
+    as_it_was = path.stat().st_mtime_ns
+    for number, size in enumerate([20, 30, 10], start=1):
+        path.write_bytes(b"x" * size)
+        if size == 10:
+            os.utime(path, ns=(as_it_was, as_it_was))
+        plan = archive.plan()
+        plan.commit()
+        assert plan.revisions == {first.chunks[0].chunk_id: number}
+        assert plan.left == plan.chunks
+        if size != 20:  # the first of them is never written
+            archive.finish(plan)
+            assert archive.plan().is_finished
+    assert versions(plan) == versions(first)
+    assert len(manifest.generations(archive.sink)) == 4
+
+
+def test_of_two_revisions_planned_at_once_one_steps_back(archive: Archive) -> None:
+    archive.add("a.jpg").plan().commit()
+    one = archive.add("a.jpg", size=20).plan()
+    two = archive.add("a.jpg", size=30).plan()
+    two.commit()
+    with pytest.raises(CvbatchError, match="run the same command again"):
+        one.commit()
+    assert [item.size_bytes for item in items(archive.plan())] == [30]
+
+
+def test_a_removed_file_keeps_its_row_and_nothing_is_done(archive: Archive) -> None:
+    plan = archive.add("a.jpg", "b.jpg", "c.jpg").plan()
+    plan.commit()
+    archive.finish(plan)
+    (archive.root / "in" / "b.jpg").unlink()
+    again = archive.plan()
+    assert (again.num_removed, again.num_changed) == (1, 0)
+    assert again.is_finished
+    assert ids(again) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_a_removed_file_that_comes_back_after_its_chunk_was_done_again_is_read_again(
+    archive: Archive,
+) -> None:
+    plan = archive.add("a.jpg", "b.jpg").plan()
+    plan.commit()
+    kept = archive.root / "kept.jpg"
+    (archive.root / "in" / "b.jpg").rename(kept)
+    plan = archive.add("a.jpg", size=20).plan()
+    plan.commit()
+    archive.finish(plan)
+    assert (plan.num_removed, archive.plan().is_finished) == (1, True)
+    kept.rename(archive.root / "in" / "b.jpg")  # as it was, by size and time
+    back = archive.plan()
+    assert (back.num_removed, back.num_changed, len(back.left)) == (0, 1, 1)
+    back.commit()
+    archive.finish(back)
+    assert archive.plan().is_finished
+
+
+def test_changed_new_and_removed_files_come_in_one_generation(archive: Archive) -> None:
+    plan = archive.add(*(f"{name}.jpg" for name in "abcdef")).plan()
+    plan.commit()
+    archive.finish(plan)
+    (archive.root / "in" / "b.jpg").unlink()
+    again = archive.add("e.jpg", size=99).add("g.jpg").plan()
+    assert (again.num_new, again.num_changed, again.num_removed) == (1, 1, 1)
+    again.commit()
+    assert ids(again) == [f"{name}.jpg" for name in "abcdefg"]
+    assert [ref.chunk_id for ref in again.left] == chunk_ids(again)[1:]
+    assert len(manifest.generations(archive.sink)) == 2
+    archive.finish(again)
+    assert archive.plan().is_finished
+
+
+def test_the_images_of_a_manifest_never_change(archive: Archive) -> None:
+    archive.add("a.jpg", "b.jpg")
+    (archive.root / "list.txt").write_text("in/a.jpg\nin/b.jpg\n")
+    archive.uri = [str(archive.root / "list.txt")]
+    plan = archive.plan(format="manifest")
+    plan.commit()
+    archive.finish(plan)
+    archive.add("a.jpg", size=20)
+    (archive.root / "list.txt").write_text("in/a.jpg\n")
+    again = archive.plan(format="manifest")
+    assert (again.num_changed, again.num_removed, again.is_finished) == (0, 1, True)
+    archive.uri = [str(archive.root / "in")]  # listed: now their versions are known
+    assert archive.plan(format="images").is_finished
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_whatever_happens_every_file_is_planned_once_as_it_is_now(data: st.DataObject) -> None:
+    """An archive that lives: what the chunks hold is what was ever there, as it last was."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Archive(Path(folder), chunk_images=3)
+        (archive.root / "in").mkdir()
+        now: dict[str, int] = {}
+        ever: dict[str, int] = {}
+        for day in range(1, 5):
+            for name in data.draw(st.lists(st.sampled_from("abcdefgh"), max_size=4)):
+                if name in now and data.draw(st.booleans()):
+                    (archive.root / "in" / name).unlink()
+                    del now[name]
+                else:
+                    archive.add(name, size=10 * day)
+                    now[name] = 10 * day
+            ever |= now
+            if not now:
+                continue
+            plan = archive.plan(format="images")
+            plan.commit()
+            assert sorted(ids(plan)) == sorted(ever)
+            assert {item.image_id: item.size_bytes for item in items(plan)} == ever
+            assert plan.num_removed == len(ever) - len(now)
+            archive.finish(plan, data.draw(st.sampled_from([None, 0, 1])))
+        if now:
+            archive.finish(archive.plan(format="images"))
+            assert archive.plan(format="images").is_finished
 
 
 def test_ids_known_from_another_place_are_refused(archive: Archive) -> None:
@@ -399,6 +578,58 @@ def test_row_groups_are_cut_into_slices_that_cover_every_row(
     assert grown.chunks[:-1] == plan.chunks
 
 
+def positions(plan: Plan) -> list[tuple[str, int, int, int, int]]:
+    found = items(plan)
+    return [(i.image_id, i.row_group, i.row_start, i.num_rows, i.first_row) for i in found]
+
+
+def test_a_changed_parquet_file_keeps_the_slices_it_still_has(archive: Archive) -> None:
+    """Slices that are gone leave their chunk, an empty chunk its file; further ones are new."""
+    path = archive.root / "in" / "a.parquet"
+    write_parquet(path, 11, 6, as_struct=False)
+    write_parquet(archive.root / "in" / "b.parquet", 3, 6, as_struct=False)
+    plan = archive.plan()
+    plan.commit()
+    archive.finish(plan)
+    written = chunk_ids(plan)
+    assert [ref.num_images for ref in plan.chunks] == [4, 2, 4, 4]
+
+    write_parquet(path, 3, 6, as_struct=False)  # shorter
+    short = archive.plan()
+    assert (short.num_new, short.num_changed, short.num_removed) == (0, 1, 0)
+    short.commit()
+    assert positions(short) == [("a.parquet", 0, 0, 3, 0), ("b.parquet", 0, 0, 3, 0)]
+    assert chunk_ids(short) == [written[0], written[3]]  # the last one held the end of a
+    assert short.stale == (written[1], written[2])
+    assert short.left == short.chunks
+    archive.finish(short)
+    assert archive.plan().is_finished
+
+    write_parquet(path, 11, 6, as_struct=False)  # and as it was: the same slices have the same ids
+    long = archive.plan()
+    long.commit()
+    assert sorted(positions(long)) == sorted(positions(plan))
+    assert {ref.chunk_id for ref in long.left}.isdisjoint({written[3]})
+    archive.finish(long)
+    assert archive.plan().is_finished
+
+
+def test_a_parquet_file_that_lost_all_its_rows_leaves_none(archive: Archive) -> None:
+    path = archive.root / "in" / "a.parquet"
+    write_parquet(path, 3, 6, as_struct=False)
+    plan = archive.plan()
+    plan.commit()
+    archive.finish(plan)
+    write_parquet(path, 0, 6, as_struct=False)
+    empty = archive.plan()
+    assert (empty.chunks, empty.left, empty.is_finished) == ((), (), False)
+    empty.commit()
+    assert empty.stale == (plan.chunks[0].chunk_id,)
+    assert archive.plan().stale == empty.stale  # killed before its file was removed
+    archive.finish(empty)
+    assert archive.plan().is_finished
+
+
 @pytest.mark.parametrize(
     ("column", "why"),
     [
@@ -449,6 +680,23 @@ def test_from_and_to_s3(s3: S3Server, tmp_path: Path) -> None:
     assert again.chunks == plan.chunks
     local = Archive(tmp_path, 2).add("b.jpg", "a b.jpg", "x/é#.png", size=1).plan()
     assert chunk_ids(local) == chunk_ids(plan)
+
+
+def test_an_object_that_changed_is_planned_again(s3: S3Server, tmp_path: Path) -> None:
+    """Of the same size: S3 then tells another time."""
+    root = f"s3://bucket/{tmp_path.name}"
+    for name in "ab":
+        store.put_bytes(f"{root}/in/{name}.jpg", b"old")
+    source, sink_uri = Source([f"{root}/in/"]), f"{root}/out"
+    make_plan(source, sink_uri, 2, 100).commit()
+    assert make_plan(source, sink_uri, 2, 100).num_changed == 0
+    deadline = time.monotonic() + 10
+    plan = make_plan(source, sink_uri, 2, 100)
+    while not plan.num_changed and time.monotonic() < deadline:  # it counts whole seconds
+        store.put_bytes(f"{root}/in/a.jpg", b"new")
+        plan = make_plan(source, sink_uri, 2, 100)
+    assert (plan.num_changed, plan.num_removed) == (1, 0)
+    assert plan.revisions == {plan.chunks[0].chunk_id: 1}
 
 
 def test_unusable_stores_are_refused_in_one_sentence(

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-import http.server
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cvbatch.config import PatienceConfig
 from cvbatch.data import faults, store
 from cvbatch.data.listing import list_files
 from cvbatch.errors import (
@@ -24,6 +22,7 @@ from cvbatch.errors import (
     SourceError,
     StoreError,
 )
+from tests.faulty_proxy import LIE, Chooser, Fault, Proxy, proxied
 from tests.s3_server import KEY, SECRET, S3Server
 
 ODD_NAMES = ["plain.jpg", "a b.jpg", "h#sh.png", "p%20c.jpg", "é漢.png", "q?x.jpg", "st*r[1].jpg"]
@@ -34,7 +33,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits between tries, which then do not happen."""
     waits: list[float] = []
     monkeypatch.setattr(faults, "pause", waits.append)
-    monkeypatch.setattr(store, "REQUEST_TRIES", 1)
+    monkeypatch.setattr(faults, "_patience", PatienceConfig())
     return waits
 
 
@@ -289,86 +288,20 @@ def test_a_missing_bucket_is_told(s3: S3Server, pauses: list[float]) -> None:
     assert pauses == []
 
 
-class Faulty:
-    """Stands before the server and answers some requests itself."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
-        self.seen: list[str] = []
-        self.answer: Callable[[str, str, int], tuple[int, str] | None] = lambda *_: None
-
-    def fault(self, method: str, path: str) -> tuple[int, str] | None:
-        self.seen.append(method)
-        return self.answer(method, path, len(self.seen))
-
-
-@contextmanager
-def faulty_server(endpoint: str) -> Iterator[tuple[str, Faulty]]:
-    faulty = Faulty(endpoint)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # answers Expect: 100-continue
-
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            fault = faulty.fault(self.command, self.path)
-            if fault:
-                status, code = fault
-                reply = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-                self.reply(status, {"Content-Length": str(len(reply))}, reply)
-                return
-            headers = {k: v for k, v in self.headers.items() if k.lower() != "expect"}
-            request = urllib.request.Request(
-                endpoint + self.path, body or None, headers, method=self.command
-            )
-            try:
-                with urllib.request.urlopen(request) as answer:
-                    self.reply(answer.status, dict(answer.headers), answer.read())
-            except urllib.error.HTTPError as answer:
-                with answer:
-                    self.reply(answer.code, dict(answer.headers), answer.read())
-
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
-
-        def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
-                    self.send_header(name, value)
-            if "Content-Length" not in headers:
-                self.send_header("Content-Length", str(len(body)))
-            self.send_header("Connection", "close")
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", faulty
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture
-def faulty(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
-    with faulty_server(s3.endpoint) as (endpoint, faulty):
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
-        yield faulty
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with proxied(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+        yield proxy
 
 
 @pytest.mark.parametrize("fault", [(503, "SlowDown"), (429, "TooMany"), (500, "InternalError")])
 def test_a_busy_store_is_asked_again(
-    faulty: Faulty, pauses: list[float], fault: tuple[int, str]
+    proxy: Proxy, pauses: list[float], fault: tuple[int, str]
 ) -> None:
     store.put_bytes("s3://bucket/busy/x.jpg", b"abc")
-    faulty.seen.clear()
-    faulty.answer = lambda method, path, number: fault if number <= 5 else None
+    before = len(proxy.seen)
+    proxy.choose = lambda it: Fault("answer", *fault) if it.total <= before + 5 else None
     assert store.read_bytes("s3://bucket/busy/x.jpg") == b"abc"
     assert len(pauses) == 5
     assert all(0.5 * 0.5 * 2**i <= wait <= 0.5 * 2**i for i, wait in enumerate(pauses))
@@ -376,72 +309,79 @@ def test_a_busy_store_is_asked_again(
 
 @pytest.mark.parametrize("fault", [(403, "AccessDenied"), (404, "NoSuchKey")])
 def test_a_refusal_is_not_asked_again(
-    faulty: Faulty, pauses: list[float], fault: tuple[int, str]
+    proxy: Proxy, pauses: list[float], fault: tuple[int, str]
 ) -> None:
-    faulty.answer = lambda *_: fault
+    proxy.choose = lambda it: Fault("answer", *fault)
     kind = AccessDeniedError if fault[0] == 403 else NotFoundError
     with pytest.raises(kind) as error:
         store.read_bytes("s3://bucket/x.jpg")
     assert not isinstance(error.value, store.CredentialsError)
     assert pauses == []
-    assert len(faulty.seen) <= 2
+    assert len(proxy.seen) <= 2
 
 
-def test_an_expired_token_is_not_the_files_fault(faulty: Faulty, pauses: list[float]) -> None:
-    faulty.answer = lambda method, *_: (400, "ExpiredToken")
+def test_an_expired_token_is_not_the_files_fault(proxy: Proxy, pauses: list[float]) -> None:
+    proxy.choose = lambda it: Fault("answer", 400, "ExpiredToken")
     with pytest.raises(store.CredentialsError, match="ExpiredToken"):
         store.read_bytes("s3://bucket/x.jpg")
     assert pauses == []
 
 
-def test_a_put_whose_parts_fail_leaves_nothing(
-    faulty: Faulty, pauses: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(faults, "BUDGET_S", 0.2)
-    faulty.answer = lambda method, path, _: (
-        (500, "InternalError") if "partNumber=2" in path else None
-    )
+def test_a_put_whose_parts_fail_leaves_nothing(proxy: Proxy, pauses: list[float]) -> None:
+    store.be_patient(PatienceConfig(retry_budget_s=0))
+    fault = Fault("answer", 500, "InternalError")
+    proxy.choose = lambda it: fault if "partNumber=2" in it.path else None
     with pytest.raises(StoreError):
         store.put_bytes("s3://bucket/parts/x.bin", b"x" * 25_000_000)
     assert not store.exists("s3://bucket/parts/x.bin")
-    assert len(pauses) == 1
+    assert len(pauses) == faults.LEAST_TRIES - 1
 
 
-def test_an_unreachable_store_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, s3: S3Server, pauses: list[float]
+@pytest.mark.parametrize("access", [store.read_bytes, store.exists, store.delete])
+def test_an_unreachable_store_is_given_up_when_the_budget_is_spent(
+    monkeypatch: pytest.MonkeyPatch,
+    s3: S3Server,
+    pauses: list[float],
+    access: Callable[[str], Any],
 ) -> None:
-    monkeypatch.setattr(faults, "BUDGET_S", 0.5)
+    store.be_patient(PatienceConfig(retry_budget_s=5))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    with pytest.raises(StoreError, match="run the same command again") as error:
-        store.read_bytes("s3://bucket/x.jpg")
+    with pytest.raises(StoreError, match=r"did not answer.*check") as error:
+        access("s3://bucket/x.jpg")
     assert type(error.value).__mro__[1] is StoreError
-    assert 0.5 <= sum(pauses) <= 0.5 + faults.LONGEST_WAIT_S
+    assert 4 <= sum(pauses) <= 5 + faults.LONGEST_WAIT_S
 
 
+def lying(times: float) -> Chooser:
+    return lambda request: LIE if request.method == "GET" and request.number <= times else None
+
+
+def test_every_file_is_told_from_a_short_one(tmp_path: Path) -> None:
+    for last in range(256):
+        data = b"abc" + bytes([last])
+        (tmp_path / "x").write_bytes(data)
+        assert store.read_bytes(str(tmp_path / "x")) == data
+
+
+@pytest.mark.parametrize("data", [b"abcdef", b"a\xa5", bytes(3_000_000)], ids=len)
 def test_short_reads_are_tried_again_then_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+    proxy: Proxy, pauses: list[float], data: bytes
 ) -> None:
-    (tmp_path / "x").write_bytes(b"abcdef")
-
-    class Short:
-        def __enter__(self) -> Short:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def size(self) -> int:
-            return 6
-
-        def read(self) -> bytes:
-            return b"abc" if len(pauses) < 3 else b"abcdef"
-
-    monkeypatch.setattr(store, "_open", lambda files, place: Short())
-    assert store.read_bytes(str(tmp_path / "x")) == b"abcdef"
-    assert len(pauses) == 3
-    monkeypatch.setattr(Short, "read", lambda self: b"abc")
-    with pytest.raises(store.ShortReadError, match="3 of its 6 bytes"):
-        store.read_bytes(str(tmp_path / "x"))
+    uri = f"s3://bucket/short-{len(data)}/x"
+    store.put_bytes(uri, data)
+    proxy.choose = lying(5)
+    assert store.read_bytes(uri) == data
+    assert len(pauses) >= 2
+    proxy.choose = lying(math.inf)
+    store.be_patient(PatienceConfig(retry_budget_s=0))
+    with pytest.raises(store.ShortReadError, match=f"fewer than the {len(data)} bytes"):
+        store.read_bytes(uri)
+    with (
+        store.open_input(uri) as file,
+        pytest.raises(store.ShortReadError, match="fewer than the 2 bytes"),
+    ):
+        file.seek(-2, os.SEEK_END)
+        file.read()
 
 
 @pytest.mark.parametrize(

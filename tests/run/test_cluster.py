@@ -50,6 +50,21 @@ def test_the_number_of_actors(said, resources, num_chunks, num_actors):
     assert choose_wiring(job(**said), "images", resources, num_chunks).num_actors == num_actors
 
 
+@pytest.mark.parametrize(
+    ("said", "num_chunks", "max_actors"),
+    [
+        ({}, 10, 10),  # whatever joins is used, as long as there is a chunk for it
+        ({}, 1, 1),
+        ({"actors": 3}, 10, 3),
+        ({"actors": 3}, 2, 2),
+    ],
+)
+def test_the_actors_of_a_cluster_that_grows(said, num_chunks, max_actors):
+    assert (
+        choose_wiring(job(**said), "images", Resources(4, 0), num_chunks).max_actors == max_actors
+    )
+
+
 def test_what_the_cluster_lacks_is_refused_with_what_would_do():
     with pytest.raises(ConfigError, match=r"run.actors: 9 .* 4 CPU and 0 GPU; 4 would"):
         choose_wiring(job(actors=9), "images", Resources(4, 0), 10)

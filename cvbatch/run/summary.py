@@ -1,0 +1,78 @@
+"""What a run did, and whether it still can keep the failures it is allowed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from cvbatch.data.plan import Plan
+from cvbatch.worker import EXAMPLES, PartReport
+
+SEEN_BEFORE_STOPPING = 200  # images of a run, before its failures may stop it
+
+
+@dataclass
+class Summary:
+    """What a run did."""
+
+    sink: str
+    fingerprint: str
+    num_new: int = 0  # files of the source that no earlier run knew
+    num_changed: int = 0  # files that had changed since they were planned; done again
+    num_removed: int = 0  # files that are not in the source any more; their rows stay
+    num_chunks: int = 0
+    num_chunks_before: int = 0  # were done before this run
+    num_chunks_left: int = 0  # where the run stopped early
+    num_planned: int = 0  # images that this run was to do; 0 where only reading tells
+    num_images: int = 0
+    num_failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
+    examples: dict[str, list[list[str]]] = field(default_factory=dict)  # → [image_id, message]
+    num_bytes: int = 0
+    seconds: float = 0.0  # start-up in
+    images_per_second: float = 0.0  # while chunks were worked on, the workers' start-up in
+    is_over_failure_limit: bool = False
+
+    @classmethod
+    def of(cls, plan: Plan, sink: str, fingerprint: str) -> Summary:
+        """Return the summary of a run that has done nothing yet."""
+        return cls(sink, fingerprint, plan.num_new, plan.num_changed, plan.num_removed)
+
+    def add(self, report: PartReport) -> None:
+        """Count a chunk in."""
+        self.num_chunks += 1
+        self.num_images += report.num_images
+        self.num_failed += report.num_failed
+        self.failures.update(report.failures)
+        for kind, examples in report.examples.items():  # the same ones, whichever comes first
+            self.examples[kind] = sorted(self.examples.get(kind, []) + examples)[:EXAMPLES]
+        self.num_bytes += report.num_bytes
+
+    def is_beyond_hope(self, max_failure_fraction: float) -> bool:
+        """Say whether more images have failed already than may fail of all that are planned."""
+        is_known = self.num_planned > 0 and self.num_images >= SEEN_BEFORE_STOPPING
+        return is_known and self.num_failed > max_failure_fraction * self.num_planned
+
+    @property
+    def changes(self) -> str:
+        """Return what became of files that earlier runs knew, as the end of a sentence."""
+        told = ""
+        if self.num_changed:
+            told += f"; {_files(self.num_changed)} had changed and were done again"
+        if self.num_removed:
+            told += f"; {_files(self.num_removed)} gone from the source, their rows stay"
+        return told
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary as JSON-ready values."""
+        examples = {
+            kind: [{"image_id": image_id, "message": message} for image_id, message in some]
+            for kind, some in sorted(self.examples.items())
+        }
+        failures = dict(sorted(self.failures.items()))
+        return {**vars(self), "failures": failures, "examples": examples}
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'' if count == 1 else 's'}"

@@ -1,0 +1,115 @@
+"""Images that really take down, hold up or exhaust the process that decodes them.
+
+Damage that does so to today's decoders is mended tomorrow, so a marked image does it by a stub: a
+`sitecustomize` that every Python process of a job loads by PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.jobs import encoded_image
+
+_MARK = b"\xffpoison:"  # behind the end of an image, where decoders do not look
+_STUB = """
+import ctypes, importlib.abc, importlib.util, os, signal, sys, time
+
+HERE = os.path.dirname(__file__)
+MARK = {mark!r}
+LOST = HERE + "/lost"  # where an image leaves word of what it does
+
+
+def abort():
+    os.abort()
+
+
+def hang():
+    open(LOST, "w").close()
+    ctypes.PyDLL(None).sleep(10**6)  # with the interpreter's lock, as C code may
+
+
+def allocate():
+    held = []
+    while len(held) < 300:  # of 2 MB, touched
+        held.append(b"x" * 2**21)
+    os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does to whom it finds too large
+
+
+def once():
+    if not os.path.exists(LOST):
+        open(LOST, "w").close()
+        os.abort()
+
+
+def wait():
+    open(f"{{HERE}}/waiting-{{os.getpid()}}", "w").close()
+    while not os.path.exists(HERE + "/go"):
+        time.sleep(0.01)
+
+
+def poisoned(decode):
+    def decode_poison(data, keys, limits):
+        mark = data.rfind(MARK)
+        kind = data[mark + len(MARK):].decode() if mark >= 0 else ""
+        if kind in os.environ["POISON"].split():
+            globals()[kind]()
+        return decode(data, keys, limits)
+    return decode_poison
+
+
+def fatal(call):
+    def call_fatal(self, batch):
+        if any("fatal" in name for name in batch.image_id):
+            os.abort()
+        return call(self, batch)
+    return call_fatal
+
+
+def patch(module):
+    if module.__name__ == "cvbatch.data.decode":
+        module.decode = poisoned(module.decode)
+    else:
+        module.Predictor.__call__ = fatal(module.Predictor.__call__)
+
+
+class Patching(importlib.abc.MetaPathFinder):
+    waiting = {{"cvbatch.data.decode", "cvbatch.predict"}}
+
+    def find_spec(self, name, path, target=None):
+        if name not in self.waiting:
+            return None
+        self.waiting.remove(name)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (run(module), patch(module))
+        return spec
+
+
+sys.meta_path.insert(0, Patching())
+"""
+
+
+def poisoned(index: int, kind: str) -> bytes:
+    """Return a good image that does what its kind says.
+
+    abort, hang, allocate; once: aborts, and never again; wait: is decoded when `go` is there.
+    """
+    return encoded_image(index) + _MARK + kind.encode()
+
+
+def write_stub(folder: Path) -> Path:
+    """Write the stub into a folder for PYTHONPATH; return the folder."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_STUB.format(mark=_MARK))
+    return folder
+
+
+KINDS = ("abort", "hang", "allocate", "once", "wait")
+
+
+def poisoned_env(stub: Path, kinds: Iterable[str] = KINDS) -> dict[str, str]:
+    """Return this process' environment with the stub in it; other kinds are good images."""
+    paths = [str(stub), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "POISON": " ".join(kinds)}

@@ -1,0 +1,408 @@
+"""An archive that lives, runs that meet in one sink, and archives too bad to go on with."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from cvbatch import cli
+from cvbatch.data import lease
+from cvbatch.errors import SinkError
+from cvbatch.jobfile import parse_job
+from cvbatch.run.estimate import estimate
+from cvbatch.run.prediction import predict
+from cvbatch.run.summary import Summary
+from tests import jobs
+
+pytestmark = [pytest.mark.ray, pytest.mark.keras]
+LITERT = ["run.engine=litert", "run.arrangement=fused", "run.gpus_per_actor=0"]
+FAR = lease.Holder("far.example", "", 7, "", "2026-01-01T00:00:00+00:00", "abc")
+COUNT = 10  # images, and two broken files: two chunks
+
+
+class Ear:
+    """A listener that keeps what it hears."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def listed(self, num_names):
+        pass
+
+    def begun(self, num_chunks, num_images):
+        pass
+
+    def written(self, report, summary):
+        pass
+
+
+class Interrupted(Ear):
+    """Stops a run when all is committed and no file is written."""
+
+    def begun(self, num_chunks, num_images):
+        raise KeyboardInterrupt
+
+
+def values(source, sink, models, **run):
+    told = jobs.job(source, sink, models, **run)
+    return {**told, "models": told["models"][:1]}
+
+
+def run(source, sink, models, ear=None, overrides=(), **options):
+    job = parse_job(values(source, sink, models), [*LITERT, *overrides])
+    return predict(job, ear or Ear(), **options)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    return jobs.write_files(tmp_path_factory.mktemp("archive"), jobs.archive_files(COUNT))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """One name for the source of all these tests: a link to what it is at the moment."""
+    return tmp_path_factory.mktemp("source") / "now"
+
+
+def point(source, folder):
+    source.unlink(missing_ok=True)
+    source.symlink_to(folder)
+
+
+@pytest.fixture(scope="module")
+def done(archive, source, keras_files, ray_session, tmp_path_factory):
+    sink = tmp_path_factory.mktemp("done") / "result"
+    point(source, archive)
+    summary = run(source, sink, keras_files)
+    assert (summary.num_chunks, summary.num_new) == (2, COUNT + 2)
+    return sink
+
+
+@pytest.fixture
+def sink(archive, source, done, tmp_path):
+    """The result of a source that is then changed."""
+    point(source, shutil.copytree(archive, tmp_path / "in"))  # times and all
+    return shutil.copytree(done, tmp_path / "out")
+
+
+def by_id(sink):
+    return {row["image_id"]: row for row in jobs.rows(sink)}
+
+
+def revisions(sink):
+    footers = [
+        pq.read_metadata(path).metadata[b"cvbatch"] for path in sorted(sink.glob("*.parquet"))
+    ]
+    return [json.loads(footer).get("revision", 0) for footer in footers]
+
+
+def names(source):
+    return sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+
+
+# --- an archive that changes ---------------------------------------------------------------------
+
+
+def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_stay(
+    source, sink, keras_files, tmp_path, capsys
+):
+    before, bytes_before = by_id(sink), jobs.parts(sink)
+    assert revisions(sink) == [0, 0]
+    first, *_, last = [name for name in names(source) if name not in jobs.BROKEN]
+    in_first_chunk = {row["image_id"] for row in pq.read_table(_part_of(sink, first)).to_pylist()}
+    assert last not in in_first_chunk
+    (source / first).write_bytes(jobs.encoded_image(77))
+    (source / last).unlink()
+    (source / "set-9").mkdir()
+    (source / "set-9" / "new.jpg").write_bytes(jobs.encoded_image(78))
+
+    ear = Ear()
+    summary = run(source, sink, keras_files, ear)
+    assert (summary.num_new, summary.num_changed, summary.num_removed) == (1, 1, 1)
+    assert (summary.num_chunks, summary.num_images) == (2, len(in_first_chunk) + 1)
+    assert any("1 files have changed and 1 are gone" in line for line in ear.lines)
+    assert cli._closing(summary) == 0
+    told = capsys.readouterr().err
+    assert "; 1 file had changed and were done again; 1 file gone from the source, their" in told
+
+    after, anew = by_id(sink), tmp_path / "anew"
+    run(source, jobs.carry_programs(sink, anew), keras_files)
+    fresh = by_id(anew)
+    assert set(after) == set(before) | {"set-9/new.jpg"}
+    assert sum(len(pq.read_table(path)) for path in sink.glob("*.parquet")) == len(after)
+    assert {name: after[name] for name in fresh} == fresh
+    assert after[first] != before[first]
+    assert after[last] == before[last]
+    assert sorted(revisions(sink)) == [0, 0, 1]
+    untouched = {name for name in bytes_before if jobs.parts(sink)[name] == bytes_before[name]}
+    assert untouched == {_part_of(sink, last).name}
+
+    again = run(source, sink, keras_files)
+    assert (again.num_chunks, again.num_changed, again.num_removed) == (0, 0, 1)
+    assert cli._closing(again) == 0
+    assert "nothing to do" in (told := capsys.readouterr().err)
+    assert told.strip().endswith("; 1 file gone from the source, their rows stay")
+
+    ear, bytes_after = Ear(), jobs.parts(sink)
+    (sink / lease.NAME).write_bytes(FAR.content)
+    dry = estimate(parse_job(values(source, sink, keras_files), LITERT), ear)
+    assert (dry.num_new, dry.num_changed, dry.num_removed) == (0, 0, 1)
+    assert any("held by a run on far.example (process 7)" in line for line in ear.lines)
+    assert jobs.parts(sink) == bytes_after
+
+
+def _part_of(sink, image_id):
+    (path,) = [
+        path
+        for path in sink.glob("*.parquet")
+        if image_id in pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
+    ]
+    return path
+
+
+def test_stopped_between_the_manifest_and_the_files_and_gone_on_with(
+    source, sink, keras_files, tmp_path
+):
+    before = jobs.parts(sink)
+    (source / names(source)[-1]).write_bytes(jobs.encoded_image(77))
+    undisturbed = shutil.copytree(sink, tmp_path / "undisturbed")
+    run(source, undisturbed, keras_files)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, sink, keras_files, Interrupted())
+    assert jobs.parts(sink) == before  # every row is there, once
+    assert not (sink / lease.NAME).exists()
+    assert run(source, sink, keras_files).num_chunks == 1
+    assert jobs.parts(sink) == jobs.parts(undisturbed) != before
+
+
+def test_a_removed_image_of_a_chunk_that_is_done_again_is_a_failed_row(source, sink, keras_files):
+    *_, one, other = names(source)
+    content, facts = (source / one).read_bytes(), (source / one).stat()
+    (source / one).unlink()
+    (source / other).write_bytes(jobs.encoded_image(77))
+    summary = run(source, sink, keras_files)
+    assert by_id(sink)[one]["error"]["kind"] == "missing"
+    assert summary.examples["read/missing"][0][0] == one
+    (source / one).write_bytes(content)  # it comes back as it was
+    os.utime(source / one, ns=(facts.st_mtime_ns, facts.st_mtime_ns))
+    assert run(source, sink, keras_files).num_chunks == 1
+    assert by_id(sink)[one]["status"] == "ok"
+
+
+def test_a_retry_and_an_overwriting_do_revised_chunks_as_they_are_now(source, sink, keras_files):
+    (source / names(source)[-1]).write_bytes(jobs.encoded_image(77))
+    run(source, sink, keras_files)
+    revised = jobs.parts(sink)
+    assert sorted(revisions(sink)) == [0, 1]
+    retried = run(source, sink, keras_files, retry_failed=True)
+    assert retried.num_chunks == 1  # the one with the two broken files
+    assert jobs.parts(sink) == revised
+    other = ["source.max_pixels=1000000"]
+    with pytest.raises(SinkError, match="another job"):
+        run(source, sink, keras_files, overrides=other)
+    assert run(source, sink, keras_files, overrides=other, overwrite=True).num_chunks == 2
+    assert sorted(revisions(sink)) == [0, 1]
+    assert run(source, sink, keras_files, overrides=other).num_chunks == 0
+    metadata = [pq.read_metadata(path).metadata[b"cvbatch"] for path in sink.glob("*.parquet")]
+    assert len({json.loads(one)["fingerprint"] for one in metadata}) == 1
+
+
+def test_a_parquet_file_written_anew_leaves_the_rows_it_has_now(done, keras_files, tmp_path):
+    files = {f"{i}.jpg": jobs.encoded_image(i) for i in range(11)}
+    sink = jobs.carry_programs(done, tmp_path / "out")
+    source = tmp_path / "shards"
+    jobs.write_parquet(source / "b.parquet", {"b.jpg": jobs.encoded_image(50)})
+
+    def rewritten(count):
+        jobs.write_parquet(source / "a.parquet", dict(list(files.items())[:count]), 6)
+        return run(source, sink, keras_files)
+
+    rewritten(11)
+    assert len(jobs.parts(sink)) == 2
+    short = rewritten(3)
+    assert (short.num_changed, short.num_chunks) == (1, 2)
+    assert sorted(by_id(sink)) == [*(f"a.parquet#{i}" for i in range(3)), "b.parquet#0"]
+    assert rewritten(3).num_chunks == 1  # written again, the same rows
+    (source / "a.parquet").unlink()
+    rows = pq.read_table(source / "b.parquet")
+    pq.write_table(rows.slice(0, 0), source / "b.parquet")
+    emptied = run(source, sink, keras_files)
+    assert (emptied.num_changed, emptied.num_removed) == (1, 1)
+    assert sorted(by_id(sink)) == [f"a.parquet#{i}" for i in range(3)]
+
+
+# --- two runs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(done, keras_files, ray_session, tmp_path):
+    """A job of twelve chunks as a command of its own, on the session's Ray."""
+    import ray
+
+    source = jobs.write_files(tmp_path / "in", jobs.archive_files(COUNT))
+    sink = jobs.carry_programs(done, tmp_path / "out")
+    told = values(source, sink, keras_files, chunk_images=1, actors=1)
+    told["run"] |= {"engine": "litert", "arrangement": "fused", "gpus_per_actor": 0}
+    path = jobs.write_job(tmp_path / "job.yaml", told)
+    address = ray.get_runtime_context().gcs_address
+    return Command(path, sink, {**os.environ, "RAY_ADDRESS": address})
+
+
+SLOW = """
+import time
+from cvbatch.data import lease
+from cvbatch.run.summary import Summary
+
+def add(summary, report, add=Summary.add):
+    time.sleep(1)
+    add(summary, report)
+
+lease.BEAT_S, Summary.add = 0.5, add
+"""
+NO_LEASE = """
+import os, time
+from pathlib import Path
+from cvbatch.data.lease import Lease
+
+def take(lease):  # both have planned all chunks before one of them begins
+    here = Path(__file__).parent
+    (here / f"{os.getpid()}.ready").touch()
+    deadline = time.monotonic() + 120
+    while len(list(here.glob("*.ready"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+Lease.wait_until_free, Lease.take = (lambda lease: None), take
+"""
+
+
+def patched(folder, code):
+    """Return the environment of a process in which code runs first."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+
+
+class Command:
+    def __init__(self, path, sink, env):
+        self.path, self.sink, self.env = path, sink, env
+        self.words = [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(path)]
+
+    def start(self, **env):
+        return subprocess.Popen(self.words, stderr=subprocess.PIPE, text=True, env=self.env | env)
+
+    def end(self, **env):
+        with self.start(**env) as process:
+            told = process.stderr.read()
+        return process.returncode, told.strip().splitlines()
+
+
+def await_chunk(process):
+    for line in process.stderr:
+        if "chunk 1/" in line:
+            return
+    raise AssertionError("the job ended without a chunk")
+
+
+def test_a_second_run_is_refused_and_one_after_a_kill_goes_on_at_once(command, tmp_path):
+    with command.start(**patched(tmp_path / "slow", SLOW)) as first:
+        await_chunk(first)
+        status, told = command.end()
+        assert status == 2, told
+        assert f"(process {first.pid})" in told[-1]
+        assert first.poll() is None
+        first.kill()
+    assert json.loads((command.sink / lease.NAME).read_text())["pid"] == first.pid
+    written = jobs.parts(command.sink)
+    status, told = command.end()
+    assert status == 0, told
+    assert not any("looking for" in line for line in told)
+    assert not (command.sink / lease.NAME).exists()
+    after = jobs.parts(command.sink)
+    assert len(after) == COUNT + 2
+    assert {name: after[name] for name in written} == written
+
+
+def test_a_run_that_was_taken_over_stops_and_says_so(command, tmp_path):
+    with command.start(**patched(tmp_path / "slow", SLOW)) as process:
+        await_chunk(process)
+        (command.sink / lease.NAME).write_bytes(FAR.content)
+        told = process.stderr.read().strip().splitlines()
+    assert process.returncode == 1
+    assert "taken over by a run on far.example" in told[-1]
+    assert json.loads((command.sink / lease.NAME).read_text())["token"] == FAR.token
+
+
+def test_without_any_lease_two_runs_at_once_leave_what_one_leaves(command, tmp_path):
+    """Switched off in both processes: what keeps the result right is that both write the same."""
+    env = patched(tmp_path / "no lease", NO_LEASE)
+    with command.start(**env) as one, command.start(**env) as two:
+        for process in (one, two):
+            told = process.stderr.read()
+            assert process.wait() == 0, told
+    summaries = (command.sink / "_cvbatch" / "runs").iterdir()
+    assert [json.loads(one.read_text())["num_images"] for one in summaries] == [COUNT + 2] * 2
+    both = jobs.parts(command.sink)
+    shutil.move(command.sink, tmp_path / "both")
+    jobs.carry_programs(tmp_path / "both", command.sink)
+    status, told = command.end()
+    assert status == 0, told
+    assert both == jobs.parts(command.sink)
+
+
+# --- budgets -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_archive(tmp_path):
+    """300 files that are no images, and a few that are: they come last."""
+    files = {f"a/{i:03d}.jpg": f"not an image {i}".encode() for i in range(300)}
+    files |= {f"b/{i:03d}.jpg": jobs.encoded_image(i) for i in range(20)}
+    return jobs.write_files(tmp_path / "in", files)
+
+
+def test_a_run_that_cannot_keep_its_failures_stops_early_and_goes_on(
+    bad_archive, done, keras_files, tmp_path, capsys
+):
+    sink = jobs.carry_programs(done, tmp_path / "out")
+    strict = ["run.chunk_images=40", "run.max_failure_fraction=0.5", "run.actors=1"]
+    summary = run(bad_archive, sink, keras_files, overrides=strict)
+    assert summary.num_images == summary.num_failed == 200  # 161 would be too many, but are too few
+    assert (summary.num_planned, summary.num_chunks, summary.num_chunks_left) == (320, 5, 3)
+    assert len(jobs.rows(sink)) == 200
+    assert cli._closing(summary) == 3
+    told = capsys.readouterr().err
+    for words in ("stopped early", "200 of 200", "all 320", "decode/not_an_image 200", "3 chunks"):
+        assert words in told
+    examples = summary.as_json()["examples"]["decode/not_an_image"]
+    assert [one["image_id"] for one in examples] == ["a/000.jpg", "a/001.jpg", "a/002.jpg"]
+    assert all(one["message"] for one in examples)
+    kept = sorted((sink / "_cvbatch" / "runs").iterdir())
+    assert json.loads(kept[-1].read_text())["num_chunks_left"] == 3
+
+    lenient = ["run.chunk_images=40", "run.max_failure_fraction=1.0"]
+    rest = run(bad_archive, sink, keras_files, overrides=lenient)
+    assert (rest.num_chunks, rest.num_chunks_left, rest.num_failed) == (3, 0, 100)
+    assert len(jobs.rows(sink)) == 320
+
+
+@pytest.mark.parametrize(
+    ("seen", "failed", "planned", "is_over"),
+    [
+        (0, 0, 0, False),
+        (199, 199, 1000, False),
+        (200, 10, 1000, False),
+        (200, 11, 1000, True),
+        (500, 500, 0, False),  # of tars nobody knows how many there are
+    ],
+)
+def test_when_a_run_is_beyond_hope(seen, failed, planned, is_over):
+    summary = Summary("out", "f", num_planned=planned, num_images=seen, num_failed=failed)
+    assert summary.is_beyond_hope(0.01) is is_over

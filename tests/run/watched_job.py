@@ -1,0 +1,196 @@
+"""Starts a job as its user would, finds all processes it is, kills some, and counts its work."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import psutil
+
+T = TypeVar("T")
+WATCHED = Path(__file__).parent / "watched"  # holds the sitecustomize of the job's processes
+ACTOR = "ray::FusedWorker"
+LIMIT_S = 240.0  # of whatever is awaited: other work may hold the cores
+LOOK_S = 0.002
+
+
+class Begun(NamedTuple):
+    """That a process began to read a chunk."""
+
+    chunk_id: str
+    pid: int
+
+
+def until(look: Callable[[], T], what: str, limit_s: float = LIMIT_S) -> T:
+    """Return the first thing `look` finds that is true."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(LOOK_S)
+    raise TimeoutError(f"{what}: not within {limit_s:g} s")
+
+
+class WatchedJob:
+    """One run of the command. All its processes carry a mark, also those whose parents ended."""
+
+    def __init__(self, config: Path, pace_s: float = 0.0, **environment: str) -> None:
+        self._mark = f"WATCHED_MARK={uuid.uuid4()}".encode()
+        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._told = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        name, mark = self._mark.decode().split("=")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(config)],
+            stdout=subprocess.DEVNULL,
+            stderr=self._told,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(WATCHED), os.environ.get("PYTHONPATH", "")]),
+                "WATCHED_LOG": self._log.name,
+                "WATCHED_PACE_S": str(pace_s),
+                name: mark,
+                **environment,
+            },
+        )
+        self.pid = self._process.pid
+        self._known = {self.pid: psutil.Process(self.pid)}
+
+    def __enter__(self) -> WatchedJob:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill_node()
+        self._process.wait()
+        self._told.close()
+        self._log.close()
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; None while the driver runs."""
+        return self._process.poll()
+
+    def ended(self, limit_s: float = LIMIT_S) -> int:
+        return self._process.wait(limit_s)
+
+    def until(self, look: Callable[[], T], what: str) -> T:
+        """Return the first thing `look` finds that is true, while the driver runs."""
+
+        def looked() -> T:
+            if self.status is not None:
+                raise RuntimeError(f"ended before {what}, with {self.status}:\n{self.told()}")
+            return look()
+
+        return until(looked, what)
+
+    def told(self) -> str:
+        """Return what stands on stderr so far."""
+        return Path(f"/proc/self/fd/{self._told.fileno()}").read_text()
+
+    def begun(self) -> list[Begun]:
+        """Return which chunks were begun, in order; one that was begun twice stands there twice."""
+        lines = Path(self._log.name).read_text().splitlines()
+        return [Begun(chunk_id, int(pid)) for chunk_id, pid in map(str.split, lines)]
+
+    def family(self) -> list[psutil.Process]:
+        """Return all processes of the job that run now: the driver, Ray's, the workers."""
+        found = {p.pid: p for p in psutil.process_iter(["ppid"])}
+        for pid, process in found.items():
+            if pid not in self._known and self._is_marked(pid):
+                self._known[pid] = process
+        new = True
+        while new:  # Ray's workers write their titles over the mark: they have known parents
+            new = {
+                pid: process
+                for pid, process in found.items()
+                if pid not in self._known and process.info["ppid"] in self._known
+            }
+            self._known |= new
+        return [process for process in self._known.values() if _is_alive(process)]
+
+    def _is_marked(self, pid: int) -> bool:
+        try:
+            return self._mark in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:  # it has just ended, or is another user's
+            return False
+
+    def actors(self) -> list[psutil.Process]:
+        return [process for process in self.family() if ACTOR in _title(process)]
+
+    def send(self, number: int, to_group: bool = False) -> None:
+        """Send a signal to the driver, or as a terminal does to the whole foreground group."""
+        (os.killpg if to_group else os.kill)(self.pid, number)
+
+    def kill_driver(self) -> None:
+        self.family()  # so that all are known who may outlive it
+        self.send(signal.SIGKILL)
+
+    def kill_node(self) -> None:
+        """End all processes at one blow, as when the machine is taken away."""
+        while family := self.family():
+            for process in family:
+                _kill(process)
+
+    def kill_actor(self, chance: random.Random) -> None:
+        actors = until(self.actors, "an actor")
+        _kill(chance.choice(sorted(actors, key=lambda process: process.pid)))
+
+    def kill_writer(self, folder: Path) -> bool:
+        """Kill the worker that has a temporary file in the folder open; say if there is one."""
+        for process in self.actors():
+            if any(folder in path.parents for path in _open_files(process)):
+                _kill(process)
+                return True
+        return False
+
+    def kill_reader_of(self, chunk_id: str) -> None:
+        """Kill the worker that was the last to begin a chunk."""
+        pid = next(one.pid for one in reversed(self.begun()) if one.chunk_id == chunk_id)
+        (process,) = [process for process in self.family() if process.pid == pid]
+        _kill(process)
+
+
+def _open_files(process: psutil.Process) -> list[Path]:
+    try:
+        descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
+    except OSError:  # it has just ended
+        return []
+    found = []
+    for descriptor in descriptors:
+        try:
+            path = descriptor.readlink()
+        except OSError:  # just closed
+            continue
+        if path.name.startswith(".part-") and path.name.endswith(".tmp"):
+            found.append(path)
+    return found
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()  # psutil sees to it that the number is still this process's
+    except psutil.NoSuchProcess:
+        return
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
