@@ -180,7 +180,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def machine() -> dict[str, Any]:
+def machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Return what the figures were measured on."""
     models = [
         line.partition(":")[2].strip()
@@ -194,7 +194,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in packages},
     }
 
 

@@ -11,7 +11,8 @@ from cvbatch.demo.render import render_archive
 from cvbatch.errors import ConfigError
 from cvbatch.jobfile import load_job
 from cvbatch.report import picture_sheet, read_result, write_png
-from cvbatch.run.prediction import Listener, Summary, predict
+from cvbatch.run.prediction import Listener, predict
+from cvbatch.run.summary import Summary
 
 SEED = 20_260  # no scene of this archive was trained on
 NUM_PICTURED = 16

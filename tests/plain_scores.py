@@ -1,4 +1,4 @@
-"""Three figures tell whether the demo's networks are right; they are computed here, plainly."""
+"""Three figures tell whether the demo's networks are right; tests compute them here, plainly."""
 
 from __future__ import annotations
 

@@ -1,0 +1,114 @@
+"""What the prediction job says of labelled images is held against their labels here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cvbatch.arrays.average_precision import AveragePrecision, match
+from cvbatch.arrays.masks import decode_png
+from cvbatch.arrays.scores import Confusion
+from cvbatch.data.labelled import Wanted, find_labelled
+from cvbatch.types import VOID_CLASS
+
+Row = dict[str, Any]
+Figures = dict[str, float | None]
+_SIDES = ("x_min", "y_min", "x_max", "y_max")
+
+
+def rows_with_truth(result: Path, labels: Path) -> Iterator[tuple[Row, Row]]:
+    """Yield every row of a result with the labelled row whose image it is about."""
+    truth = {
+        (path.name, number): row
+        for path in labels.glob("part-*.parquet")
+        for number, row in enumerate(pq.read_table(path).to_pylist())
+    }
+    for path in sorted(result.glob("part-*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            number = int(row["image_id"].rpartition("#")[2])
+            yield row, truth[row["uri"].rpartition("/")[2], number]
+
+
+def classification(result: Path, labels: Path, classes: tuple[str, ...]) -> Figures:
+    """Return the accuracy, that of always saying the commonest class, and recall by class."""
+    confusion = Confusion.empty(len(classes))
+    for row, truth in rows_with_truth(result, labels):
+        pair = (truth["labels"][0]["class_id"], row["labels"][0]["class_id"])
+        confusion = confusion.add(*(np.array([one]) for one in pair))
+    recall = confusion.hits / np.maximum(confusion.support, 1)
+    return {
+        "accuracy": confusion.accuracy,
+        "trivial_accuracy": float(confusion.support.max() / confusion.support.sum()),
+        **{f"recall {name}": float(one) for name, one in zip(classes, recall, strict=True)},
+    }
+
+
+def segmentation(result: Path, labels: Path, classes: tuple[str, ...]) -> Figures:
+    """Return the mean IoU at the images' own size, and of the commonest class everywhere."""
+    said, trivial = (Confusion.empty(len(classes), VOID_CLASS) for _ in range(2))
+    pairs = [
+        (decode_png(truth["mask"]["bytes"]), decode_png(row["mask"]["bytes"]))
+        for row, truth in rows_with_truth(result, labels)
+    ]
+    commonest = np.bincount(np.concatenate([truth.ravel() for truth, _ in pairs])).argmax()
+    for truth, mask in pairs:
+        said = said.add(truth, mask)
+        trivial = trivial.add(truth, np.full_like(truth, commonest))
+    return {
+        "mean_iou": said.mean_iou,
+        "trivial_mean_iou": trivial.mean_iou,
+        "pixel_accuracy": said.accuracy,
+        "trivial_pixel_accuracy": trivial.accuracy,
+    }
+
+
+def detection(result: Path, labels: Path, classes: tuple[str, ...]) -> Figures:
+    """Return AP50 by class and its mean; crowds and difficult objects are left out of account."""
+    parts = [
+        match(
+            row["image_id"],
+            _corners(row["boxes"]),
+            np.array([box["score"] for box in row["boxes"]]),
+            _class_ids(row["boxes"]),
+            _corners(truth["boxes"]),
+            _class_ids(truth["boxes"]),
+            num_classes=len(classes),
+            is_crowd=np.array(truth.get("box_is_crowd") or [False] * len(truth["boxes"]), bool),
+        )
+        for row, truth in rows_with_truth(result, labels)
+    ]
+    whole = AveragePrecision.empty(len(classes)).merge(*parts)
+    by_class = whole.per_class()["ap50"].tolist()
+    figures = whole.as_dict()
+    return {
+        "ap50": figures["ap50"],
+        **{f"ap50 {name}": one for name, one in zip(classes, by_class, strict=True)},
+        "ap": figures["ap"],
+        "voc_ap": figures["voc_ap"],
+    }
+
+
+def _corners(boxes: list[Row]) -> np.ndarray:  # (M, 4) float64
+    return np.array([[box[side] for side in _SIDES] for box in boxes]).reshape(-1, 4)
+
+
+def _class_ids(boxes: list[Row]) -> np.ndarray:  # (M,) int64
+    return np.array([box["class_id"] for box in boxes], np.int64)
+
+
+SCORES: dict[str, Callable[[Path, Path, tuple[str, ...]], Figures]] = {
+    "classification": classification,
+    "segmentation": segmentation,
+    "detection": detection,
+}
+_COLUMNS = {"classification": "labels", "segmentation": "mask", "detection": "boxes"}
+
+
+def score(task: str, result: Path, labels: Path) -> Figures:
+    """Return the figures of a prediction's result on labelled images, by the labels' classes."""
+    classes = find_labelled([str(labels)], Wanted(_COLUMNS[task])).classes
+    return SCORES[task](result, labels, classes)
