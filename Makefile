@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-networks test-others test-fast test-soak check bench
+.PHONY: help setup demo test test-models test-others test-fast test-soak check bench bench-training bench-long
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 ~/' | column -t -s '~'
@@ -19,15 +19,15 @@ $(READY): requirements.lock pyproject.toml
 demo: setup ## Run the main job on a small rendered archive; say where the result is
 	$(BIN)/cvbatch demo --out demo-out
 
-# The networks, one by one, keep one core busy for as long as all other tests the other.
+# Networks and hostile files keep one core busy for about as long as all other tests the other.
 test: setup ## Run every test
-	$(MAKE) --no-print-directory --jobs=2 --output-sync test-networks test-others
+	$(MAKE) --no-print-directory --jobs=2 --output-sync test-models test-others
 
-test-networks:
-	$(BIN)/pytest tests/models/test_every_network.py
+test-models:
+	$(BIN)/pytest tests/models tests/hostile
 
 test-others:
-	$(BIN)/pytest --ignore=tests/models/test_every_network.py
+	$(BIN)/pytest --ignore=tests/models --ignore=tests/hostile
 
 test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
 	$(BIN)/pytest -m "not ray and not keras and not soak"
@@ -43,3 +43,9 @@ check: setup ## Lint, formatting, types
 bench: setup ## Measure against the limit and against peers; print the table
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps daft==0.7.26
 	$(BIN)/python -m benchmarks.run --json benchmarks/results/predict.json
+
+bench-training: setup ## Measure the step of training against keras.fit; print the table
+	$(BIN)/python -m benchmarks.training --json benchmarks/results/training.json
+
+bench-long: setup ## Run 100,000 images; show that memory, handles and threads stay flat
+	$(BIN)/python -m benchmarks.long_run --json benchmarks/results/long_run.json

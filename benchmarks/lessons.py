@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.measure import run_module
 from cvbatch.demo import train as demo
 from cvbatch.demo.labelled import write_labelled
 
@@ -63,13 +62,6 @@ def import_crops(material: Material, folder: Path, command: Command) -> None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 image.crop(corners).save(file)
     command(["import", "folders", folder / "cut", folder / "crops"])
-    if material.mobilenet is not None:
-        words = [material.mobilenet, _start(folder), "--classes", _CELL_KINDS, "--side", _CROP_SIDE]
-        run_module("benchmarks.new_head", [str(word) for word in words], 600)
-
-
-def _start(folder: Path) -> Path:
-    return folder / "mobilenet.keras"
 
 
 def import_membranes(material: Material, folder: Path, command: Command) -> None:
@@ -111,8 +103,8 @@ def lessons(material: Material, folder: Path) -> dict[str, Lesson]:
     found = {}
     if material.cells is not None:
         found["cells"] = Lesson("blood cells, yolo", "ap50", 0.60, "cells", _CELLS)
-        start = {"model": str(_start(folder))} if material.mobilenet else _IMAGENET_MOBILENET
-        crops = {**_CROPS, "model": {"task": "classification", **start}}
+        weights = str(material.mobilenet or "imagenet")
+        crops = {**_CROPS, "model": {**_MOBILENET, "weights": weights}}
         found["crops"] = Lesson("cells cut out, MobileNet", "accuracy", 0.95, "crops", crops)
     if material.membranes is not None:
         found["membranes"] = Lesson(
@@ -125,9 +117,8 @@ def lessons(material: Material, folder: Path) -> dict[str, Lesson]:
     return found
 
 
-_CELL_KINDS, _CROP_SIDE = 3, 96
-_IMAGENET_MOBILENET = {
-    "model": "MobileNet", "weights": "imagenet", "build": {"alpha": 0.25}, "image_size": _CROP_SIDE,
+_MOBILENET = {
+    "task": "classification", "model": "MobileNet", "build": {"alpha": 0.25}, "image_size": 96,
 }  # fmt: skip
 _CELLS: dict[str, Any] = {
     "model": {

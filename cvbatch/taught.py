@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def _make_ready(
 ) -> Ready:
     import keras
 
-    from cvbatch.models import cost, zoo
+    from cvbatch.models import cost
     from cvbatch.recipes import freeze
 
     keras.utils.set_random_seed(job.training.seed)
@@ -72,16 +73,7 @@ def _make_ready(
         options = {"multi_label": True} | options
     if anchors is not None:
         options = {"anchors": anchors} | options
-    is_file = job.model.model.endswith(".keras")
-    with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
-        model = zoo.load_model(
-            job.model.model,
-            job.model.weights,
-            local_file=lambda uri: modelfiles.take(uri, Path(folder), job.model.sha256),
-            num_classes=None if is_file or job.model.weights == "demo" else len(classes),
-            image_size=job.model.image_size,
-            options=options,
-        )
+    model = _network(job, len(classes), options)
     size = _image_size(job, model)
     model = _plain(model)
     model.save(file)
@@ -103,6 +95,43 @@ def _make_ready(
         map_bytes=needed.training_bytes if is_whole else needed.inference_bytes,
         optimizer_slots=_SLOTS[job.training.optimizer],
     )
+
+
+def _network(job: TrainJob, num_classes: int, options: dict[str, Any]) -> keras.Model:
+    """Return the job's network with its weights.
+
+    A file of a keras.applications network with ImageNet's classes serves any others: the head is
+    then new, as it is with `weights: imagenet`.
+    """
+    from cvbatch.models import zoo
+    from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES
+    from cvbatch.models.weights import ENDINGS
+
+    said = job.model
+    is_own = said.model.endswith(".keras") or said.weights == "demo"
+    with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
+        load = partial(
+            zoo.load_model,
+            said.model,
+            said.weights,
+            local_file=lambda uri: modelfiles.take(uri, Path(folder), said.sha256),
+            image_size=said.image_size,
+            options=options,
+        )
+        try:
+            return load(num_classes=None if is_own else num_classes)
+        except ModelError as refusal:
+            if said.model not in APPLICATIONS or not str(said.weights).endswith(ENDINGS):
+                raise
+            try:
+                whole = load(num_classes=IMAGENET_CLASSES)
+            except ModelError:
+                raise refusal from None
+    fresh = zoo.build(said.model, num_classes, said.image_size, options)
+    for mine, theirs in zip(fresh.weights, whole.weights, strict=True):
+        if mine.shape == theirs.shape:  # all but the head
+            mine.assign(theirs)
+    return fresh
 
 
 def _at_its_largest(job: TrainJob, model: keras.Model, trained: keras.Model) -> keras.Model:

@@ -3,11 +3,9 @@
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 
 from tests import jobs
@@ -149,75 +147,6 @@ def test_a_store_that_refuses_is_told_in_a_sentence(keras_files, s3, tmp_path, a
     assert "no-such-bucket" in told("s3://no-such-bucket/in", f"{inside}/out")
     assert f"{inside}/empty" in told(f"{inside}/empty/", f"{inside}/out")
     assert not (s3.bucket / "refused" / "out").exists()
-
-
-def test_sigterm_ends_a_job_with_status_1_and_the_same_command_goes_on(
-    archive, finished, keras_files, tmp_path
-):
-    _, done, _, _ = finished
-    sink = jobs.carry_programs(done, tmp_path / "sink")
-    values = jobs.job(archive, sink, keras_files, chunk_images=1, batch_size=4, actors=1)
-    path = jobs.write_job(tmp_path / "job.yaml", values)
-    command = [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if "chunk 1/" in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        rest = process.stderr.read()
-    assert process.returncode == 1
-    assert last_line(rest) == "cvbatch: stopped; run the same command again to go on"
-    written = jobs.parts(sink)
-    assert 1 <= len(written) < 12
-    status, _, told = jobs.cvbatch("predict", "--config", path)
-    assert status == 0, told
-    after = jobs.parts(sink)
-    assert {name: after[name] for name in written} == written
-    assert [row["image_id"] for row in jobs.rows(sink)] == [
-        row["image_id"] for row in jobs.rows(done)
-    ]
-
-
-def test_a_dead_worker_fails_nothing(archive, finished, keras_files, tmp_path):
-    _, done, _, _ = finished
-    sink = jobs.carry_programs(done, tmp_path / "sink")
-    values = jobs.job(archive, sink, keras_files, chunk_images=1)
-    path = jobs.write_job(tmp_path / "job.yaml", values)
-    command = [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if "chunk 1/" in line:
-                family = psutil.Process(process.pid).children(recursive=True)
-                workers = [one for one in family if "FusedWorker" in " ".join(one.cmdline())]
-                workers[0].kill()
-                break
-        rest = process.stderr.read()
-    assert process.returncode == 0, rest
-    assert len(jobs.rows(sink)) == 12
-
-
-def test_a_driver_killed_outright_leaves_whole_files_and_the_job_goes_on(
-    archive, finished, keras_files, tmp_path
-):
-    _, done, _, _ = finished
-    sink = jobs.carry_programs(done, tmp_path / "sink")
-    values = jobs.job(archive, sink, keras_files, chunk_images=1, actors=1)
-    path = jobs.write_job(tmp_path / "job.yaml", values)
-    command = [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(path)]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        for line in process.stderr:
-            if "chunk 2/" in line:
-                os.killpg(process.pid, signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
-    written = jobs.parts(sink)
-    status, _, told = jobs.cvbatch("predict", "--config", path)
-    assert status == 0, told
-    after = jobs.parts(sink)
-    assert {name: after[name] for name in written} == written
-    assert len(jobs.rows(sink)) == 12
 
 
 def test_on_a_terminal_there_are_bars(finished):

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cvbatch.config import JobConfig
-from cvbatch.errors import ConfigError
+from cvbatch.errors import ConfigError, CvbatchError
 from cvbatch.run import machine
 
 # A local Ray holds chunks in passing only; its default is 30 % of the machine's memory.
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
 _ANSWER_LIMIT_S = 10.0  # of a cluster's head
+_LATE = "timed out during startup"  # what Ray says of a node that came up too slowly
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,16 @@ def _connect() -> None:
     try:
         with silent_stderr():
             ray.init(**options)
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack and exits
     except ConnectionError:
         raise _no_cluster(address) from None
+    except Exception as error:
+        if _LATE not in str(error):  # Ray raises it bare
+            raise
+        raise CvbatchError(
+            "Ray did not start within its 30 s: this machine is too busy; run again when it is less"
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack and exits
 
 
 def _check_address(address: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 import cv2
@@ -30,6 +31,7 @@ from cvbatch.types import Example, Failure, InputKey
 T = TypeVar("T")
 Vary = Callable[[Example, int], Example]  # with the image's place in the order
 _AHEAD = 2  # batches that are ready before they are asked for
+_READING = 8  # row groups that are asked of the store at once
 
 
 class Share(NamedTuple):
@@ -96,15 +98,23 @@ class Reader:
                 places // (batch * workers) >= first
             )
             own, places = pool[is_own], places[is_own]
-            held: dict[int, LabelledRow] = {}
-            for group in np.unique(own[:, 0]).tolist():
-                at = np.flatnonzero(own[:, 0] == group)
-                at = at[np.argsort(own[at, 1], kind="stable")]
-                rows = own[at, 1].tolist()
-                found = read_rows(self.split.groups[group], rows, self._laying.wanted.column)
-                held.update(zip(at.tolist(), found, strict=True))
+            held = self._read(own)
             for i, place in enumerate(places.tolist()):
                 yield place, held.pop(i)
+
+    def _read(self, own: np.ndarray) -> dict[int, LabelledRow]:  # (P, 2) → by position
+        """Return the rows at the places of a pool, its groups read side by side."""
+
+        def rows_of(group: int) -> list[tuple[int, LabelledRow]]:
+            at = np.flatnonzero(own[:, 0] == group)
+            at = at[np.argsort(own[at, 1], kind="stable")]
+            column = self._laying.wanted.column
+            found = read_rows(self.split.groups[group], own[at, 1].tolist(), column)
+            return list(zip(at.tolist(), found, strict=True))
+
+        with ThreadPoolExecutor(_READING) as pool:
+            groups = np.unique(own[:, 0]).tolist()
+            return dict(chain.from_iterable(pool.map(rows_of, groups)))
 
     def _examples(
         self,

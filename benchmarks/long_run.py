@@ -1,0 +1,206 @@
+"""Run 100,000 tiny images through a small network; show that nothing grows, and run it again.
+
+    python -m benchmarks.long_run [--images 100000] [--json FILE]
+
+While the job runs, the memory, open file handles and threads of its driver and of each worker are
+noted; the first tenth of the chunks is held against the last. Memory is told twice: all that is
+resident, and of that the process's own (anonymous), without mapped files. Shares of mapped files
+(PSS) would change with what else runs on the machine. Then every shard is overwritten
+with zeros, its size and time kept, and the same command given again: it must find nothing to do,
+and a single image read would be a failed row. Exit status 1 above a limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+GROWTH_LIMIT = 0.05
+AGAIN_LIMIT_S = 10.0
+SIDE_PX = 32
+POOL = 1000  # different images
+SHARD_ROWS, GROUP_ROWS = 5000, 500
+CHUNK_IMAGES = 256
+PERIOD_S = 1.0
+WORKER = "ray::FusedWorker"
+ELASTIC_THREADS = "event_engine"  # of gRPC, inside Ray: two more or less when the machine is busy
+
+
+class Sample(NamedTuple):
+    """What a process held at a moment."""
+
+    share_done: float  # of the chunks
+    resident_mib: float
+    own_mib: float
+    handles: int
+    threads: int
+
+
+def write_shards(folder: Path, num_images: int) -> list[Path]:
+    rng = np.random.default_rng(0)
+    pool = [_tiny_jpeg(rng) for _ in range(min(POOL, num_images))]
+    folder.mkdir(parents=True)
+    paths = []
+    for start in range(0, num_images, SHARD_ROWS):
+        numbers = range(start, min(start + SHARD_ROWS, num_images))
+        images = [{"bytes": pool[i % len(pool)], "path": f"{i:07}.jpg"} for i in numbers]
+        paths.append(folder / f"shard-{start:07}.parquet")
+        pq.write_table(pa.table({"image": images}), paths[-1], row_group_size=GROUP_ROWS)
+    return paths
+
+
+def _tiny_jpeg(rng: np.random.Generator) -> bytes:
+    coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
+    image = cv2.resize(coarse, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+def job_file(folder: Path, num_images: int) -> Path:
+    job = {
+        "source": {"uri": str(folder / "in"), "format": "parquet"},
+        "sink": {"uri": str(folder / "out")},
+        "models": [{"task": "classification", "model": "demo_classifier", "weights": "demo"}],
+        "run": {"chunk_images": CHUNK_IMAGES, "engine": "litert", "actors": 2},
+    }
+    path = folder / "job.yaml"
+    path.write_text(json.dumps(job))  # JSON is YAML
+    return path
+
+
+def command(path: Path) -> list[str]:
+    return [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(path), "--json"]
+
+
+def watch(path: Path, sink: Path, num_chunks: int) -> tuple[dict[str, list[Sample]], float]:
+    """Run the job; return what each process held, name → samples, and the seconds it took."""
+    seen: dict[str, list[Sample]] = defaultdict(list)
+    begun = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as told:
+        process = subprocess.Popen(command(path), stdout=subprocess.DEVNULL, stderr=told)
+        while process.poll() is None:
+            done = sum(1 for _ in sink.glob("part-*.parquet")) if sink.exists() else 0
+            if done:
+                for name, member in _members(process.pid):
+                    sample = _sample(member, done / num_chunks)
+                    if sample:
+                        seen[name].append(sample)
+            time.sleep(PERIOD_S)
+        if process.returncode:
+            told.seek(0)
+            raise SystemExit(told.read()[-2000:])
+    return seen, time.perf_counter() - begun
+
+
+def _members(pid: int) -> Iterator[tuple[str, psutil.Process]]:
+    driver = psutil.Process(pid)
+    yield "driver", driver
+    for one in driver.children(recursive=True):
+        try:
+            if WORKER in " ".join(one.cmdline()):
+                yield f"worker {one.pid}", one
+        except psutil.Error:  # it has just ended
+            continue
+
+
+def _sample(process: psutil.Process, share_done: float) -> Sample | None:
+    try:
+        facts = _status(process.pid)
+        resident, own = (facts[name] / 1024 for name in ("VmRSS", "RssAnon"))
+        return Sample(share_done, resident, own, process.num_fds(), _num_threads(process.pid))
+    except (psutil.Error, OSError, KeyError):  # it has just ended
+        return None
+
+
+def _num_threads(pid: int) -> int:
+    names = [path.read_text().strip() for path in Path(f"/proc/{pid}/task").glob("*/comm")]
+    return len([name for name in names if name != ELASTIC_THREADS])
+
+
+def _status(pid: int) -> dict[str, int]:
+    """Return the numbers the kernel tells of a process; memory is in KiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    said = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+    return {name: int(words[0]) for name, words in said.items() if words and words[0].isdecimal()}
+
+
+def compare(name: str, samples: list[Sample]) -> list[dict[str, Any]]:
+    """Return a row for each quantity: the medians of the first and the last tenth."""
+    first = [one for one in samples if one.share_done <= 0.1]
+    last = [one for one in samples if 0.9 < one.share_done < 1]
+    rows = []
+    for quantity in Sample._fields[1:]:
+        before, after = (median(getattr(one, quantity) for one in part) for part in (first, last))
+        rows.append(
+            {
+                "process": name, "quantity": quantity, "first_tenth": round(before, 1),
+                "last_tenth": round(after, 1), "ratio": round(after / before, 3),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def blank(paths: list[Path]) -> None:
+    """Overwrite files with zeros; size and time stay."""
+    for path in paths:
+        facts = path.stat()
+        path.write_bytes(b"\0" * facts.st_size)
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", action="store_true", help="every sample into the JSON file too")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = write_shards(folder / "in", arguments.images)
+        path = job_file(folder, arguments.images)
+        # Chunks do not cross a bound set by bytes or by row groups: count them, do not guess.
+        planned = subprocess.run([*command(path), "--dry-run"], capture_output=True, check=True)
+        num_chunks = json.loads(planned.stdout)["num_chunks"]
+        seen, seconds = watch(path, folder / "out", num_chunks)
+        blank(paths)
+        begun = time.perf_counter()
+        again = subprocess.run(command(path), capture_output=True, text=True, check=False)
+        again_s = time.perf_counter() - begun
+    rows = [row for name, samples in sorted(seen.items()) for row in compare(name, samples)]
+    for row in rows:
+        print(
+            f"{row['process']:14} {row['quantity']:12} {row['first_tenth']:8} "
+            f"{row['last_tenth']:8} {row['ratio']:6}"
+        )
+    is_idle = again.returncode == 0 and "nothing to do" in again.stderr
+    print(f"{arguments.images:,} images, {num_chunks} chunks in {seconds:.0f} s")
+    print(f"again: {again_s:.1f} s, {again.stderr.strip().splitlines()[-1]}")
+    if arguments.json:
+        result: dict[str, Any] = {
+            "images": arguments.images, "chunks": num_chunks, "seconds": round(seconds, 1),
+            "again_seconds": round(again_s, 1), "rows": rows,
+        }  # fmt: skip
+        if arguments.keep:
+            result["samples"] = dict(seen)
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    is_flat = all(row["ratio"] <= 1 + GROWTH_LIMIT for row in rows)
+    return 0 if is_flat and is_idle and again_s < AGAIN_LIMIT_S else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
