@@ -93,6 +93,11 @@ _FULL = {
 _NOT_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 
 
+def is_full(error: OSError) -> bool:
+    """Say whether there was no room to write: trying again would not help."""
+    return error.errno in _FULL
+
+
 def translate(error: Exception, uri: str) -> StoreError:
     """Return the project's error for one that pyarrow or the system raised over `uri`."""
     text = str(error)

@@ -19,6 +19,7 @@ import tensorflow as tf
 from cvbatch import history, taught
 from cvbatch.data import store
 from cvbatch.data.decode import Limits
+from cvbatch.data.faults import is_full, translate
 from cvbatch.features import split, spool
 from cvbatch.judging import Judging
 from cvbatch.replicas import Replicas
@@ -161,7 +162,12 @@ class Pupil:
         checkpoint = None
         if event.checkpoint is not None:
             checkpoint = ray.train.Checkpoint.from_directory(event.checkpoint)
-        ray.train.report(event.row or {}, checkpoint=checkpoint)
+        try:
+            ray.train.report(event.row or {}, checkpoint=checkpoint)
+        except OSError as error:
+            if not is_full(error):
+                raise  # another worker may fare better
+            raise translate(error, self._lessons.sink_uri) from None
         if event.row is not None and self._replicas.is_chief:
             ray.get(self._ledger.note.remote(event.row))
             self._leave()
