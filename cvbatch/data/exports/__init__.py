@@ -1,0 +1,1 @@
+"""A result out to other tools: COCO, Pascal VOC, YOLO, FiftyOne."""

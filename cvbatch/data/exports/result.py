@@ -1,0 +1,288 @@
+"""Reads a finished prediction for an export: what its files are of, then image after image.
+
+All files are looked at before anything is written: the schema, the job, whether names collide.
+Then rows come a few at a time, and where images are wanted their bytes beside them, in the same
+order as the prediction read them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cvbatch.arrays.masks import decode_png
+from cvbatch.arrays.pixels import mask_to_original, place
+from cvbatch.config import SCHEMA_VERSION, TASK_COLUMNS
+from cvbatch.data import manifest, sink, store
+from cvbatch.data.decode import Limits
+from cvbatch.data.exports.names import digest_of, key_of, repeated, split_name
+from cvbatch.data.sources import read_chunk_images
+from cvbatch.errors import (
+    AccessDeniedError,
+    ConfigError,
+    CvbatchError,
+    NotFoundError,
+    SourceError,
+)
+from cvbatch.types import ChunkRef, EncodedImage, Failure, InputKey
+
+_ROWS_AT_ONCE = 64  # held with their masks
+_BUFFER_BYTES = 1 << 20  # of a column: a row group's masks are not held at once
+_COMMON = ("image_id", "uri", "width", "height", "status", "error")
+_TASKS = ("labels", "boxes", "mask")
+_SIDES = ("x_min", "y_min", "x_max", "y_max")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image, and what the models said of it. Boxes are of `min_score` or more."""
+
+    image_id: str
+    uri: str
+    height: int
+    width: int
+    xyxy: np.ndarray  # (M, 4) float64 half-open, pixels of the upright image
+    class_id: np.ndarray  # (M,) int64
+    score: np.ndarray  # (M,) float64
+    labels: list[tuple[int, float]]  # (class, score), best first
+    mask: np.ndarray | None  # (height, width) uint8
+    data: bytes | None  # the encoded image, where it was asked for
+
+
+@dataclass(frozen=True)
+class Left:
+    """An image that has no place in an export, and why."""
+
+    image_id: str
+    uri: str
+    failure: Failure
+
+
+@dataclass
+class Survey:
+    """What a look at all files found."""
+
+    num_rows: int = 0
+    taken_twice: frozenset[int] = frozenset()  # keys of names that several images would have
+
+
+@dataclass
+class Result:
+    """A prediction's sink: which chunks are there, and what they say of their job."""
+
+    uri: str
+    done: list[ChunkRef]
+    missing: list[ChunkRef]
+    reading: dict[str, str]  # how the source was read: format, image_column
+    models: list[dict[str, Any]]
+    revisions: dict[str, int]  # chunk id → how often it was planned again
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each column there is
+    is_multi_label: bool = False
+
+    @classmethod
+    def open(cls, uri: str) -> Result:
+        """Return a result as its manifest and its first file describe it.
+
+        Raises:
+            SourceError: there is none, it is not readable, or of another schema version.
+        """
+        uri = store.absolute(uri)
+        try:
+            known = manifest.read(manifest.generations(uri))
+            names = store.list_names(uri)
+        except (NotFoundError, AccessDeniedError) as error:
+            raise SourceError(f"the source cannot be read: {error}") from None
+        is_done = [sink.part_name(ref.chunk_id) in names for ref in known.chunks]
+        done = [ref for ref, is_there in zip(known.chunks, is_done, strict=True) if is_there]
+        if not done or known.reading is None:
+            raise SourceError(
+                f"{uri} is no prediction's result: it has no _cvbatch/manifest with part files; "
+                "name the sink of a finished `cvbatch predict`"
+            )
+        missing = [ref for ref, is_there in zip(known.chunks, is_done, strict=True) if not is_there]
+        revisions = {key: entry.revision for key, entry in known.book.items()}
+        result = cls(uri, done, missing, known.reading, [], revisions)
+        said, columns = _describe(result.part_uri(done[0]))
+        result.models = said["models"]
+        result.classes = {
+            column: tuple(model["classes"])
+            for model in result.models
+            for column in TASK_COLUMNS[model["task"]]
+            if column in _TASKS and column in columns
+        }
+        result.is_multi_label = any(
+            model["task"] == "classification" and bool(model["options"].get("multi_label"))
+            for model in result.models
+        )
+        return result
+
+    def part_uri(self, ref: ChunkRef) -> str:
+        """Return where a chunk's rows are."""
+        return store.join(self.uri, sink.part_name(ref.chunk_id))
+
+    @property
+    def is_inside(self) -> bool:
+        """Return whether the images lie in containers: Parquet files or tars."""
+        return self.reading["format"] != "images"
+
+    def survey(self, *, is_flat: bool, has_links: bool) -> Survey:
+        """Return what all files hold; see `names` for `is_flat`.
+
+        A chunk that was planned again since its file was written counts as missing from here on.
+
+        has_links: images will be linked to, and so must be files on this machine.
+
+        Raises:
+            SourceError: a file is of another job or schema, damaged, or an id is there twice.
+            ConfigError: an image that cannot be linked to.
+        """
+        first, _ = _describe(self.part_uri(self.done[0]))
+        found, stems, ids = Survey(), [], []
+        there, self.done = self.done, []
+        for ref in there:
+            uri = self.part_uri(ref)
+            said, _ = _describe(uri)
+            if said["fingerprint"] != first["fingerprint"]:
+                raise SourceError(f"{uri} is of another job than the rest of {self.uri}")
+            if said["revision"] != self.revisions[ref.chunk_id]:
+                self.missing.append(ref)
+                continue
+            self.done.append(ref)
+            names = []
+            for row in _rows(uri, ("image_id", "uri"), 1 << 16):
+                names.append(row["image_id"])
+                if has_links and (self.is_inside or store.Place.of(row["uri"]).scheme != "file"):
+                    raise ConfigError(
+                        f"--images link: {row['image_id']!r} is no file on this machine; say "
+                        "--images copy or none"
+                    )
+            split = [split_name(one, is_inside=self.is_inside, is_flat=is_flat) for one in names]
+            stems.append(np.array([key_of(stem) for stem, _ in split], np.int64))
+            ids.append(np.array([digest_of(one) for one in names], np.int64))
+            found.num_rows += len(names)
+        found.taken_twice = frozenset(repeated(stems))
+        _check_once(ids, self.uri)
+        return found
+
+    def images(
+        self, columns: tuple[str, ...], min_score: float, *, with_data: bool
+    ) -> Iterator[Seen | Left]:
+        """Yield every image of the chunks that are done; what failed, or cannot be read, is Left.
+
+        columns: of "labels", "boxes" and "mask".
+        """
+        wanted = tuple(column for column in columns if column in self.classes)
+        for ref in self.done:
+            rows = _rows(self.part_uri(ref), (*_COMMON, *wanted), _ROWS_AT_ONCE)
+            if not with_data:
+                yield from (self._seen(row, min_score, None) for row in rows)
+                continue
+            with closing(self._encoded(ref)) as encoded:
+                for row in rows:
+                    data = None if row["status"] == "failed" else _next(encoded, row)
+                    yield self._seen(row, min_score, data)
+
+    def _encoded(self, ref: ChunkRef) -> Any:
+        column = self.reading.get("image_column", "image")
+        chunk = manifest.read_chunk(ref)
+        limit = Limits().max_bytes
+        return read_chunk_images(chunk, self.reading["format"], column, max_bytes=limit)
+
+    def _seen(
+        self, row: dict[str, Any], min_score: float, encoded: EncodedImage | Failure | None
+    ) -> Seen | Left:
+        if row["status"] == "failed":
+            return Left(row["image_id"], row["uri"], Failure(**row["error"]))
+        if isinstance(encoded, Failure):
+            return Left(row["image_id"], row["uri"], encoded)
+        boxes = [box for box in row.get("boxes") or [] if box["score"] >= min_score]
+        corners = [[box[side] for side in _SIDES] for box in boxes]
+        xyxy = np.array(corners, np.float64).reshape(-1, 4)
+        if not np.isfinite(xyxy).all():
+            raise CvbatchError(f"{self.uri}: a box of {row['image_id']!r} is no number")
+        return Seen(
+            row["image_id"],
+            row["uri"],
+            row["height"],
+            row["width"],
+            xyxy,
+            np.array([box["class_id"] for box in boxes], np.int64),
+            np.array([box["score"] for box in boxes], np.float64),
+            [
+                (one["class_id"], one["score"])
+                for one in row.get("labels") or []
+                if one["score"] >= min_score
+            ],
+            self._mask(row),
+            encoded.data if encoded else None,
+        )
+
+    def _mask(self, row: dict[str, Any]) -> np.ndarray | None:  # (h, w) uint8
+        """Return a mask at the size of its image, whatever size the job kept it in."""
+        data = (row.get("mask") or {}).get("bytes")
+        if data is None:
+            return None
+        try:
+            mask = decode_png(data)
+        except ValueError as error:
+            raise CvbatchError(f"{self.uri}: the mask of {row['image_id']!r}: {error}") from None
+        model = next(one for one in self.models if "mask" in TASK_COLUMNS[one["task"]])
+        if model["options"].get("mask_size") != "model":
+            return mask
+        height, width = model["input_size"]
+        key = InputKey(height, width, model["resize"])
+        return mask_to_original(mask, place(row["height"], row["width"], key))
+
+
+def _next(encoded: Iterator[EncodedImage], row: dict[str, Any]) -> EncodedImage | Failure:
+    """Return the image of a row: images come in the order of the rows, those that failed too."""
+    for image in encoded:
+        if image.image_id == row["image_id"]:
+            return image.failure or image
+    return Failure("read", "missing", "the source no longer holds it where it was")
+
+
+def _check_once(ids: list[np.ndarray], uri: str) -> None:
+    if next(repeated(ids), None) is not None:
+        raise SourceError(
+            f"{uri} holds an image_id twice, which no job writes: look for part files that were "
+            "put there by hand, and take them out"
+        )
+
+
+def _describe(uri: str) -> tuple[dict[str, Any], list[str]]:
+    """Return what a part says of its job, and the names of its columns."""
+    try:
+        with store.open_input(uri) as file:
+            footer = pq.ParquetFile(file)
+            said = json.loads(footer.metadata.metadata[b"cvbatch"])
+            columns: list[str] = footer.schema_arrow.names
+        version = said["schema_version"]
+        found = {key: said[key] for key in ("fingerprint", "models")}
+        found["revision"] = said.get("revision", 0)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(f"{uri} is no part of a prediction's result ({error})") from None
+    if version != SCHEMA_VERSION:
+        raise SourceError(
+            f"{uri} has the schema version {version!r}, and {SCHEMA_VERSION} is read here; export "
+            "it with the version of cvbatch that wrote it, or run the job again"
+        )
+    return found, columns
+
+
+def _rows(uri: str, columns: tuple[str, ...], count: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a part, `count` held at a time."""
+    try:
+        with store.open_input(uri) as file:
+            reader = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            for batch in reader.iter_batches(count, columns=list(columns)):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{uri} cannot be read as Parquet ({error})") from None

@@ -1,0 +1,36 @@
+"""Regions of a mask as the run lengths that COCO writes: the way back from `labels.outlines`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def encode_runs(
+    region: np.ndarray,  # (h, w) bool
+) -> np.ndarray:  # (R,) int64
+    """Return the run lengths of a region: out, in, out, ..., down the columns."""
+    flat = region.T.reshape(-1)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]]))
+    return np.concatenate([[0], runs]) if flat[0] else runs
+
+
+def pack_runs(
+    counts: np.ndarray,  # (R,) int64
+) -> str:
+    """Return COCO's compressed string of run lengths; see `labels.outlines.unpack_runs`.
+
+    (pycocotools, maskApi.c, rleToString.)
+    """
+    told = counts.astype(np.int64)
+    told[3:] -= counts[1:-2]
+    letters = bytearray()
+    for value in told.tolist():
+        while True:
+            bits = value & 31
+            value >>= 5
+            is_last = value == (-1 if bits & 16 else 0)
+            letters.append(bits + (0 if is_last else 32) + 48)
+            if is_last:
+                break
+    return letters.decode()

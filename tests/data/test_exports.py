@@ -1,0 +1,283 @@
+"""A result in other tools' formats says what it said, boxes, classes, masks, and no more."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_masks
+from pycocotools.coco import COCO
+
+from cvbatch.arrays.masks import decode_png, encode_png
+from cvbatch.data.exports.exporting import EXPORTS
+from cvbatch.data.exports.runs import encode_runs, pack_runs
+from cvbatch.data.labels.splits import choose_split
+from cvbatch.errors import ConfigError
+from tests import jobs
+from tests.labelled import boxes_of, imported, picture
+from tests.predicted import (
+    CLASSES,
+    SIZE,
+    boxes_at,
+    corners,
+    exported,
+    predicted,
+    saw,
+    tree,
+)
+
+SHARES = (0.5, 0.25, 0.25)
+SHORT = {"train": "train", "validation": "val", "test": "test"}
+
+
+def split_of(image_id):
+    return choose_split(image_id, None, SHARES, 0)
+
+
+@pytest.mark.parametrize("format_", EXPORTS)
+def test_nothing_seen_is_a_whole_export_of_nothing(tmp_path, format_):
+    jobs.write_files(tmp_path / "images", jobs.BROKEN)
+    predicted(tmp_path / "result", tmp_path / "images", {})
+    report = exported(format_, tmp_path / "result", tmp_path / "out")
+    assert report["images"] == {"written": 0, "failed": 2, "not_predicted": 0}
+    assert report["failures"] == {"decode, truncated": 2}
+    for name, data in tree(tmp_path / "out").items():
+        if name.endswith(".json"):
+            json.loads(data)
+    assert not [name for name in tree(tmp_path / "out") if re.search(r"text|empty", name)]
+
+
+def test_coco_comes_back_to_the_last_bit(tmp_path, result, seen):
+    report = exported("coco", result, tmp_path / "out", split=SHARES)
+    assert report["images"] == {"written": 12, "failed": 2, "not_predicted": 0}
+    assert report["boxes"] == sum(len(said["boxes"]) for said in seen.values()) > 0
+    _, rows = imported("coco", tmp_path / "out", tmp_path / "back")
+    assert {image_id.split("/", 2)[2] for image_id in rows} == set(seen)
+    for image_id, found in rows.items():
+        said = seen[image_id.split("/", 2)[2]]
+        assert found["split"] == split_of(image_id.split("/", 2)[2])
+        assert [box[0] for box in boxes_of(found)] == [box["label"] for box in said["boxes"]]
+        back = np.array([box[1:] for box in boxes_of(found)], np.float32).reshape(-1, 4)
+        assert np.array_equal(back, corners(said))
+
+
+def test_coco_is_what_pycocotools_reads(tmp_path, result, seen):
+    exported("coco", result, tmp_path / "out")
+    annotations = tmp_path / "out" / "annotations"
+    truth = COCO(str(annotations / "instances_train.json"))
+    results = truth.loadRes(str(annotations / "results_train.json"))
+    stuff = COCO(str(annotations / "stuff_train.json"))
+    assert {image["file_name"] for image in truth.imgs.values()} == set(seen)
+    scores = [ann["score"] for ann in results.anns.values()]
+    told = [np.float32(box["score"]) for said in seen.values() for box in said["boxes"]]
+    assert sorted(scores) == sorted(told)
+    for key, image in stuff.imgs.items():
+        mask = decode_png(seen[image["file_name"]]["mask"]["bytes"])
+        drawn = np.zeros_like(mask)
+        for annotation in stuff.imgToAnns[key]:
+            region = stuff.annToMask(annotation).astype(bool)
+            name = stuff.cats[annotation["category_id"]]["name"]
+            drawn[region] = CLASSES.index(name)
+            assert annotation["area"] == region.sum()
+            box = coco_masks.toBbox(annotation["segmentation"]).tolist()
+            assert annotation["bbox"] == box
+        assert np.array_equal(drawn, np.where(mask == 255, 0, mask))
+
+
+def test_cocos_masks_are_drawn_again_by_the_import(tmp_path, result, seen):
+    exported("coco", result, tmp_path / "out")
+    document = tmp_path / "out" / "annotations" / "stuff_train.json"
+    images = str(tmp_path / "out" / "images" / "train")
+    _, rows = imported("coco", document, tmp_path / "back", images=images, has_masks=True)
+    assert set(rows) == set(seen)
+    for image_id, found in rows.items():
+        mask = decode_png(seen[image_id]["mask"]["bytes"])
+        back = decode_png(found["mask"]["bytes"])
+        assert np.array_equal(back, np.where(mask == 255, 0, mask))
+
+
+def test_voc_comes_back_to_the_pixel(tmp_path, result, seen):
+    exported("voc", result, tmp_path / "out", split=SHARES)
+    names = {"mask_classes": CLASSES, "classes": CLASSES}
+    assert (tmp_path / "out" / "classes.txt").read_text().splitlines() == list(CLASSES)
+    report, rows = imported("voc", tmp_path / "out", tmp_path / "back", **names)
+    by_id = {f"JPEGImages/{name.replace('/', '_').replace(' ', '_')}": name for name in seen}
+    assert set(rows) == set(by_id)
+    num_thin = 0
+    for image_id, found in rows.items():
+        said = seen[by_id[image_id]]
+        assert found["split"] == split_of(by_id[image_id])
+        assert np.array_equal(decode_png(found["mask"]["bytes"]), decode_png(said["mask"]["bytes"]))
+        whole = np.floor(corners(said).astype(np.float64) + 0.5)
+        is_thin = (whole[:, 2:] - whole[:, :2] <= 1).any(axis=1)
+        num_thin += is_thin.sum()
+        kept = [box for box, thin in zip(said["boxes"], is_thin, strict=True) if not thin]
+        assert [box[0] for box in boxes_of(found)] == [box["label"] for box in kept]
+        back = np.array([box[1:] for box in boxes_of(found)]).reshape(-1, 4)
+        assert np.array_equal(back, whole[~is_thin])
+        assert np.abs(back - corners(said)[~is_thin]).max(initial=0) <= 0.5
+    lost = report.oddities.get("box_no_area")
+    assert (lost.count if lost else 0) == num_thin
+
+
+def test_voc_is_valid_and_says_which_boxes_are_one_pixel(tmp_path):
+    jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
+    boxes = boxes_at((3.1, 3.1, 3.4, 9), (59.8, 0, 60, 40), (-2, -3, 70, 50))
+    said = {"a.png": {**saw(1), "boxes": boxes}}
+    predicted(tmp_path / "result", tmp_path / "images", said)
+    report = exported("voc", tmp_path / "result", tmp_path / "out")
+    assert report["odd"] == {"boxes of one pixel, which an import takes for clicks": 2}
+    root = ET.parse(tmp_path / "out" / "Annotations" / "a.xml").getroot()
+    found = [[int(side.text) for side in box] for box in root.iter("bndbox")]
+    assert found == [[4, 4, 4, 9], [60, 1, 60, 40], [1, 1, 60, 40]]
+    with Image.open(tmp_path / "out" / "SegmentationClass" / "a.png") as mask:
+        assert mask.mode == "P"
+        assert mask.getpalette()[:12] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
+        assert mask.getpalette()[-3:] == [224, 224, 192]
+
+
+def test_yolo_says_the_boxes_that_lie_in_the_image(tmp_path, result, seen):
+    exported("yolo", result, tmp_path / "out", split=SHARES)
+    out = tmp_path / "out"
+    said = yaml.safe_load((out / "data.yaml").read_text())
+    assert said["names"] == dict(enumerate(CLASSES))
+    found = {str(path.relative_to(out / "labels")): path for path in out.glob("labels/**/*.txt")}
+    assert len(found) == 12
+    for name, truth in seen.items():
+        short = SHORT[split_of(name)]
+        assert said[short] == f"images/{short}"
+        flat = re.sub("[ /]", "_", name)
+        assert (out / "images" / short / flat).is_file()
+        lines = found[f"{short}/{flat.removesuffix('.png')}.txt"].read_text().splitlines()
+        back = np.array([line.split() for line in lines], np.float64).reshape(-1, 5)
+        assert back[:, 0].tolist() == [box["class_id"] for box in truth["boxes"]]
+        centre, half = back[:, 1:3] * [60, 40], back[:, 3:] * [60, 40] / 2
+        drawn = np.concatenate([centre - half, centre + half], axis=1)
+        assert np.allclose(drawn, corners(truth), rtol=0, atol=1e-6)
+
+
+def test_yolo_has_no_number_over_one(tmp_path):
+    jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
+    boxes = boxes_at((-5, -5, 70, 50), (61, 3, 70, 9))
+    said = {"a.png": {**saw(1), "boxes": boxes}}
+    predicted(tmp_path / "result", tmp_path / "images", said)
+    report = exported("yolo", tmp_path / "result", tmp_path / "out")
+    assert (tmp_path / "out" / "labels" / "train" / "a.txt").read_text() == "1 0.5 0.5 1 1\n"
+    assert report["odd"] == {"boxes without an area in their image, left out": 1}
+
+
+def test_fiftyone_has_a_label_for_every_image_of_data(tmp_path, result, seen):
+    exported("fiftyone", result, tmp_path / "out")
+    out = tmp_path / "out"
+    stems = {
+        str(path.relative_to(out / "data").with_suffix("")) for path in out.glob("data/**/*.*")
+    }
+    assert stems == {name.removesuffix(".png") for name in seen}
+    detections = json.loads((out / "detections.json").read_text())
+    labels = json.loads((out / "classifications.json").read_text())
+    assert detections["classes"] == labels["classes"] == list(CLASSES)
+    assert set(detections["labels"]) == set(labels["labels"]) == stems
+    for name, said in seen.items():
+        stem = name.removesuffix(".png")
+        found = detections["labels"][stem]
+        assert [one["label"] for one in found] == [box["label"] for box in said["boxes"]]
+        box = np.array([one["bounding_box"] for one in found]).reshape(-1, 4) * [60, 40, 60, 40]
+        box[:, 2:] += box[:, :2]
+        assert np.allclose(box, corners(said), rtol=0, atol=1e-9)
+        confidence = float(np.float32(0.7))
+        assert labels["labels"][stem] == {"label": "cat", "confidence": confidence}
+        mask = (out / "masks" / f"{stem}.png").read_bytes()
+        assert np.array_equal(decode_png(mask), decode_png(said["mask"]["bytes"]))
+
+
+def test_fiftyone_finds_images_that_were_not_copied_by_name(tmp_path):
+    names = ("a.b.png", "c.png")
+    jobs.write_files(tmp_path / "images", dict.fromkeys(names, picture(*SIZE)))
+    said = {name: saw(2) for name in names}
+    several = {"multi_label": True}
+    predicted(tmp_path / "result", tmp_path / "images", said, classification=several)
+    exported("fiftyone", tmp_path / "result", tmp_path / "out", images="none")
+    places = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert places == {name: str(tmp_path / "images" / name) for name in names}
+    labels = json.loads((tmp_path / "out" / "classifications.json").read_text())["labels"]
+    assert {name: len(found) for name, found in labels.items()} == {"a.b": 2, "c": 2}
+
+
+@given(
+    st.integers(1, 9).flatmap(
+        lambda h: st.lists(st.lists(st.booleans(), min_size=h, max_size=h), min_size=1, max_size=40)
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_runs_are_those_of_pycocotools(columns):
+    region = np.array(columns, bool).T
+    told = coco_masks.encode(np.asfortranarray(region.astype(np.uint8)))
+    assert pack_runs(encode_runs(region)) == told["counts"].decode()
+
+
+def test_long_runs_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    region = np.zeros((700, 900), np.uint8)
+    for start, length in rng.integers(0, 600_000, (40, 2)):
+        region.T.reshape(-1)[start : start + length // 50] ^= 1
+        region = np.asfortranarray(region)
+    told = coco_masks.encode(region)["counts"].decode()
+    assert pack_runs(encode_runs(region.astype(bool))) == told
+
+
+def test_a_mask_of_the_networks_size_is_laid_back(tmp_path):
+    jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
+    small = np.zeros((20, 20), np.uint8)  # letterbox: 40 x 60 lies in 13 rows of 20, 3 above
+    small[3:16, 10:] = 2
+    said = {"a.png": {**saw(1), "mask": {"bytes": encode_png(small)}}}
+    predicted(tmp_path / "result", tmp_path / "images", said, segmentation={"mask_size": "model"})
+    exported("fiftyone", tmp_path / "result", tmp_path / "out")
+    mask = decode_png((tmp_path / "out" / "masks" / "a.png").read_bytes())
+    assert mask.shape == SIZE
+    assert (mask[:, :30] == 0).all()
+    assert (mask[:, 30:] == 2).all()
+
+
+def test_min_score_leaves_out_what_is_below(tmp_path, result, seen):
+    report = exported("coco", result, tmp_path / "out", min_score=0.6)
+    scores = [box["score"] for said in seen.values() for box in said["boxes"]]
+    assert report["boxes"] == sum(np.float32(score) >= 0.6 for score in scores)
+    assert 0 < report["boxes"] < len(scores)
+    assert report["images"]["written"] == 12
+
+
+@pytest.mark.parametrize("format_", ["coco", "voc"])
+def test_a_turned_image_is_told_and_comes_back_upright(tmp_path, format_):
+    jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE, orientation=3)})
+    said = {"a.png": {"boxes": boxes_at((3.2, 4.4, 20.6, 30)), "size": SIZE}}
+    predicted(tmp_path / "result", tmp_path / "images", said, ("detection",))
+    report = exported(format_, tmp_path / "result", tmp_path / "out")
+    assert list(report["odd"].values()) == [1]
+    _, rows = imported(format_, tmp_path / "out", tmp_path / "back", orientation="upright")
+    (found,) = rows.values()
+    back = np.array([box[1:] for box in boxes_of(found)])
+    assert np.abs(back - corners(said["a.png"])).max() <= (0.5 if format_ == "voc" else 0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (("a", "b", "a"), "two classes called 'a'"),
+        (("a", "new\nline", "b"), "one printable line"),
+        (("a", " ", "b"), "one printable line"),
+    ],
+)
+def test_names_that_xml_cannot_hold_are_refused_and_json_can(tmp_path, classes, told):
+    jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
+    predicted(tmp_path / "result", tmp_path / "images", {"a.png": saw(4)}, classes=classes)
+    with pytest.raises(ConfigError, match=told):
+        exported("voc", tmp_path / "result", tmp_path / "out")
+    for format_ in ("coco", "yolo", "fiftyone"):
+        exported(format_, tmp_path / "result", tmp_path / format_)
+    said = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
+    assert tuple(said["names"].values()) == classes

@@ -1,0 +1,98 @@
+"""Results as a prediction leaves them, of images that nobody predicted, for tests of readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from cvbatch.arrays.masks import encode_png
+from cvbatch.config import SourceConfig
+from cvbatch.data import schema, sink
+from cvbatch.data.exports.exporting import export
+from cvbatch.data.exports.options import ExportOptions
+from cvbatch.data.plan import make_plan
+from cvbatch.jobfile import parse_job
+from cvbatch.types import ModelSpec
+
+CLASSES = ("background", "cat", "dög <b> & co")
+TASKS = ("classification", "segmentation", "detection")
+SIZE = (40, 60)
+
+
+def saw(seed, size=SIZE):
+    """Return what a model could have seen in an image: up to five boxes, labels, a mask."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    boxes = []
+    for _ in range(seed % 6):
+        x, y = np.sort(rng.uniform(0, width, 2)), np.sort(rng.uniform(0, height, 2))
+        sides = {"x_min": x[0], "x_max": x[1], "y_min": y[0], "y_max": y[1]}
+        class_id = int(rng.integers(1, 3))
+        score = float(rng.uniform(0.1, 1))
+        boxes.append({**sides, "class_id": class_id, "label": CLASSES[class_id], "score": score})
+    mask = rng.integers(0, 3, (5, 6)).astype(np.uint8).repeat(8, 0).repeat(10, 1)
+    mask[rng.integers(0, 40), :] = 255
+    labels = [
+        {"class_id": i, "label": CLASSES[i], "score": score} for i, score in ((1, 0.7), (2, 0.2))
+    ]
+    return {"boxes": boxes, "mask": {"bytes": encode_png(mask)}, "labels": labels, "size": size}
+
+
+def boxes_at(*sides):
+    names = ("x_min", "y_min", "x_max", "y_max")
+    rest = {"class_id": 1, "label": "cat", "score": 1.0}
+    return [{**dict(zip(names, box, strict=True)), **rest} for box in sides]
+
+
+FAILED = {"status": "failed", "error": {"stage": "decode", "kind": "truncated", "message": "cut\n"}}
+
+
+def predicted(out, source, said, tasks=TASKS, classes=CLASSES, format_="images", **options):
+    """Write a result over `source`; said: image_id → as of `saw` or FAILED, the default."""
+    configs = [{"task": task, "model": "m.keras", **options.get(task, {})} for task in tasks]
+    job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": configs})
+    models = [
+        schema.ResultModel(one, ModelSpec("m", one.task, classes, 20, 20, "letterbox", "f" * 64))
+        for one in job.models
+    ]
+    kind = schema.result_schema(models)
+    plan = make_plan(SourceConfig(uri=str(source), format=format_), str(out), 4, 1 << 30)
+    plan.commit()
+    metadata = schema.result_metadata(models, "abc", "1")
+    for ref in plan.chunks:
+        ids = [
+            (
+                item.image_id if format_ == "images" else f"{item.image_id}#{item.first_row + i}",
+                item,
+            )
+            for item in plan.read_chunk(ref).items
+            for i in range(item.num_rows)
+        ]
+        rows = [row(image_id, item.uri, said.get(image_id, FAILED)) for image_id, item in ids]
+        table = pa.Table.from_pylist(rows, kind)
+        sink.write_part(str(out), ref.chunk_id, [table], kind, metadata)
+    return out
+
+
+def row(image_id, uri, said):
+    height, width = said.get("size", (None, None))
+    common = {"image_id": image_id, "uri": uri, "width": width, "height": height}
+    return {**common, "status": "ok", **{key: said[key] for key in said if key != "size"}}
+
+
+def exported(format_, result, sink, **options):
+    report = export(format_, str(result), str(sink), ExportOptions(**options), lambda line: None)
+    return report.as_json()
+
+
+def tree(folder):
+    found = sorted(path for path in Path(folder).rglob("*") if not path.is_dir())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def corners(said):
+    """Return boxes as the Parquet holds them: (M, 4) float32."""
+    sides = ("x_min", "y_min", "x_max", "y_max")
+    return np.array([[b[side] for side in sides] for b in said["boxes"]], np.float32).reshape(-1, 4)

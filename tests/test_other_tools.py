@@ -1,0 +1,176 @@
+"""What docs/tools.md says of DuckDB, Polars, pandas, pyarrow, Spark and datasets is what happens.
+
+Each tool takes the folder for one table and sees every value of every column.
+"""
+
+import ast
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cvbatch.arrays.masks import decode_png
+from cvbatch.data.schema import COLUMN_TYPES
+from tests import jobs
+from tests.labelled import picture
+from tests.predicted import CLASSES, SIZE, predicted, saw
+
+PAGE = (Path(__file__).parents[1] / "docs" / "tools.md").read_text(encoding="utf-8")
+EXAMPLES = dict(re.findall(r"## ([\w ]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE, re.DOTALL))
+TOOLS = {
+    "DuckDB": "duckdb", "Polars": "polars", "pandas": "pandas", "pyarrow": "pyarrow",
+    "Spark": "pyspark", "Hugging Face datasets": "datasets",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A result with all columns, of 12 images and two that failed."""
+    place = tmp_path_factory.mktemp("tools")
+    seen = {f"set/i {n:02d}.png": full(n) for n in range(12)}
+    files = {name: picture(*SIZE, seed=n) for n, name in enumerate(seen)}
+    jobs.write_files(place / "images", files | jobs.BROKEN)
+    heatmap = {"heatmap": {"layer": "auto"}}
+    return predicted(place / "result", place / "images", seen, classification=heatmap)
+
+
+def full(seed):
+    said = saw(seed)
+    values = np.random.default_rng(seed).random(6).astype(np.float32).tolist()
+    named = {"model": "m", "layer": "last", "class_id": 1, "label": "cat", "score": 0.75}
+    heatmap = {**named, "height": 2, "width": 3, "values": values}
+    counts = np.bincount(decode_png(said["mask"]["bytes"]).reshape(-1), minlength=256)[:3]
+    areas = [
+        {"class_id": i, "label": CLASSES[i], "area": int(counts[i])} for i in np.argsort(-counts)
+    ]
+    return {**said, "heatmaps": [heatmap], "mask_areas": areas}
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+    """The rows as Parquet's own reader gives them, file by file."""
+    found = [pq.ParquetFile(path).read() for path in sorted(folder.glob("*.parquet"))]
+    return {row["image_id"]: row for table in found for row in table.to_pylist()}
+
+
+def run(tool, folder):
+    """Return what the last line of an example is."""
+    if importlib.util.find_spec(TOOLS[tool]) is None:
+        pytest.skip(f"{TOOLS[tool]} is not installed")
+    *before, last = ast.parse(EXAMPLES[tool].replace("demo-out/result", str(folder))).body
+    scope = {}
+    exec(compile(ast.Module(before, []), "docs/tools.md", "exec"), scope)
+    return eval(compile(ast.Expression(last.value), "docs/tools.md", "eval"), scope)
+
+
+def test_the_page_has_an_example_for_every_tool_and_the_result_every_column(rows):
+    assert set(EXAMPLES) == set(TOOLS)
+    assert len(rows) == 14
+    assert set(COLUMN_TYPES) <= set(rows["set/i 05.png"])
+    assert all(rows["set/i 05.png"][name] for name in COLUMN_TYPES)
+
+
+def test_duckdb_finds_the_surest_boxes(folder, rows):
+    boxes = [
+        (box["score"], name, box["label"], np.float32(box["x_max"]) - np.float32(box["x_min"]))
+        for name, row in rows.items()
+        for box in row["boxes"] or []
+    ]
+    best = sorted(boxes, key=lambda box: (-box[0], box[1]))[:10]
+    found = run("DuckDB", folder).fetchall()
+    assert found == [(name, label, score, width) for score, name, label, width in best]
+
+
+def test_polars_counts_the_best_classes(folder):
+    assert run("Polars", folder).rows() == [("cat", 12, pytest.approx(0.7))]
+
+
+def test_pandas_counts_failures(folder):
+    assert run("pandas", folder).to_dict() == {"truncated": 2}
+
+
+def test_pyarrow_gives_arrays(folder, rows):
+    arrays = run("pyarrow", folder)
+    assert len(arrays) == 12
+    for name, (mask, maps) in arrays.items():
+        assert np.array_equal(mask, decode_png(rows[name]["mask"]["bytes"]))
+        (heatmap,) = rows[name]["heatmaps"]
+        assert [one.tolist() for one in maps] == [[heatmap["values"][:3], heatmap["values"][3:]]]
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="Spark wants a Java, and there is none")
+def test_spark_gives_every_box(folder, rows):
+    found = run("Spark", folder)
+    boxes = sorted(
+        (name, box["x_min"], box["label"], box["score"])
+        for name, row in rows.items()
+        for box in row["boxes"] or []
+    )
+    columns = ["image_id", "x_min", "label", "score"]
+    assert list(found[columns].itertuples(index=False, name=None)) == boxes
+    from pyspark.sql import SparkSession
+
+    spark = SparkSession.builder.getOrCreate()
+    whole = spark.read.parquet(str(folder)).collect()
+    assert plain({row["image_id"]: row.asDict(recursive=True) for row in whole}) == plain(rows)
+    spark.stop()
+
+
+def test_datasets_take_the_mask_for_a_picture(folder, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    found = run("Hugging Face datasets", folder)
+    assert found.num_rows == 14
+    for row in found:
+        truth = rows[row["image_id"]]["mask"]
+        if truth is not None:
+            assert np.array_equal(np.asarray(row["mask"]), decode_png(truth["bytes"]))
+
+
+def plain(value):
+    """Return nested values of any tool as Python's own."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(one) for one in value]
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return None if value is None or value != value else value  # NaN is pandas' null
+
+
+def read_duckdb(folder):
+    import duckdb
+
+    found = duckdb.sql(f"select * from '{folder}/*.parquet'")
+    return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+
+
+def read_polars(folder):
+    import polars
+
+    return polars.read_parquet(f"{folder}/*.parquet").to_dicts()
+
+
+def read_pandas(folder):
+    import pandas
+
+    return pandas.read_parquet(folder).to_dict("records")
+
+
+def read_pyarrow(folder):
+    table = pq.read_table(folder)
+    assert not any(isinstance(field.type, pa.ExtensionType) for field in table.schema)
+    return table.to_pylist()
+
+
+@pytest.mark.parametrize("read", [read_duckdb, read_polars, read_pandas, read_pyarrow])
+def test_the_folder_is_one_table_with_every_value(folder, rows, read):
+    found = plain({row["image_id"]: row for row in read(folder)})
+    assert len(found) == len(rows)
+    assert found == plain(rows)
