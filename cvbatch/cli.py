@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from cvbatch import __version__, stopping
 from cvbatch.credentials import hidden
+from cvbatch.data.exports.options import EXPORT_MEANINGS, FLAGS, ExportOptions
 from cvbatch.data.labels.flags import FORMAT_MEANINGS, actions_in, flags_of
 from cvbatch.errors import ConfigError, CvbatchError
+from cvbatch.evalfile import load_evaluation
 from cvbatch.jobfile import load_job, parse_options
 from cvbatch.trainfile import load_training
 
@@ -69,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on with a run, and refuse to begin one"
     )
     train.set_defaults(command=_train)
+    evaluate = commands.add_parser("evaluate", help="hold predictions against ground truth")
+    _add_job(evaluate)
+    evaluate.add_argument(
+        "--overwrite", action="store_true", help="replace another evaluation in the sink"
+    )
+    evaluate.set_defaults(command=_evaluate)
     demo = commands.add_parser("demo", help="render an archive, run the job on it, draw the result")
     demo.add_argument("--out", default="demo-out", metavar="DIR", help="default: %(default)s")
     demo.add_argument("--images", type=int, default=48, metavar="N", help="default: %(default)s")
@@ -90,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--json", action="store_true", help="print it as JSON on stdout")
     models.set_defaults(command=_models)
     _add_import(commands.add_parser("import", help="turn labelled images into Parquet"))
+    _add_export(commands.add_parser("export", help="turn a result into another tool's format"))
     return parser
 
 
@@ -111,6 +120,20 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--overwrite", action="store_true", help="replace labelled data in DST")
         one.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
         one.set_defaults(command=_import, format=name)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    formats = parser.add_subparsers(title="formats", required=True, metavar="FORMAT")
+    for name, meaning in EXPORT_MEANINGS.items():
+        one = formats.add_parser(name, help=meaning, description=meaning)
+        one.add_argument("source", metavar="DIR", help="the sink of `cvbatch predict`")
+        one.add_argument("sink", metavar="DST", help="an empty folder, here or in a store")
+        for flag in FLAGS:
+            if name in flag.formats:
+                one.add_argument(flag.name, **flag.options)
+        one.add_argument("--overwrite", action="store_true", help="replace an export in DST")
+        one.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+        one.set_defaults(command=_export, format=name)
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +214,22 @@ def _train(arguments: argparse.Namespace) -> int:
     return _end(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    job = load_evaluation(arguments.config, arguments.overrides)
+    from cvbatch.catalog import Table
+    from cvbatch.run.evaluation import evaluate
+    from cvbatch.run.progress import listening
+
+    with listening() as listener:
+        summary = evaluate(job, listener, overwrite=arguments.overwrite)
+    if arguments.json:
+        print(json.dumps(summary.as_json()))
+    else:
+        _show(Table(("task", "metric", "value", "95 % interval", "count"), summary.rows(), 2))
+    done = f"{summary.images['images']:,} images compared into {summary.sink}"
+    return _end(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from cvbatch.demo.run import run_demo
     from cvbatch.run.progress import listening
@@ -252,6 +291,22 @@ def _import(arguments: argparse.Namespace) -> int:
     )
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
     return _end(f"cvbatch: done, {report.num_written:,} images into {arguments.sink}", 0)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    options = ExportOptions.of(vars(arguments))
+    from cvbatch.data.exports.exporting import export
+
+    report = export(
+        arguments.format,
+        arguments.source,
+        arguments.sink,
+        options,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(report.as_json()) if arguments.json else report.as_text())
+    failed = f", {report.failures.total():,} failed" if report.failures else ""
+    return _end(f"cvbatch: done, {report.num_images:,} images into {arguments.sink}{failed}", 0)
 
 
 def _show(table: Table) -> None:

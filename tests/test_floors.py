@@ -16,6 +16,7 @@ TRAINING = {
     "train", "step", "supply", "replicas", "judging", "recipes", "features", "schedules",
     "checkpoints", "history", "taught",
 }  # fmt: skip
+EVALUATION = {"evaluate", "classmap", "scorecard", "scoreplots"}
 FLOORS = [
     {
         "errors",
@@ -24,6 +25,7 @@ FLOORS = [
         "config",
         "jobfile",
         "trainfile",
+        "evalfile",
         "wire",
         "py",
         "naming",
@@ -33,7 +35,9 @@ FLOORS = [
     {"data", "models"},
     {"tasks", "explain"},
     {"modelfiles", "apart"},
-    {"engines", "serving", "programs", "build", "predict", "worker", "report"} | TRAINING,
+    {"engines", "serving", "programs", "build", "predict", "worker", "report"}
+    | TRAINING
+    | EVALUATION,
     {"run"},
     {"demo", "catalog"},
     {"cli"},
@@ -41,7 +45,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What compiles is one room with an entrance: programs → build → serving → engines.
 SAME_FLOOR = {"engines", "serving", "programs", "build", "predict", "worker", "report"} | FLOORS[0]
-SAME_FLOOR |= TRAINING
+SAME_FLOOR |= TRAINING | EVALUATION
 
 
 def room_of(path: Path) -> str:
@@ -92,6 +96,7 @@ def test_only_run_imports_ray():
         ("cvbatch.worker", {"tensorflow", "keras", "ray"}),
         ("cvbatch.run.prediction", {"tensorflow", "keras"}),
         ("cvbatch.run.training", {"tensorflow", "keras", "ray"}),
+        ("cvbatch.run.evaluation", {"tensorflow", "keras", "ray"}),
         ("cvbatch.cli", {"tensorflow", "keras", "ray", "pyarrow"}),
     ],
 )

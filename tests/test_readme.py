@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from cvbatch.config import JobConfig
+from cvbatch.evalfile import load_evaluation
 from cvbatch.jobfile import load_job, parse_job
 from cvbatch.trainfile import TrainJob, load_training, parse_training
 from tests import jobs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LOADERS = {"predict": load_job, "train": load_training}
+LOADERS = {"predict": load_job, "train": load_training, "evaluate": load_evaluation}
 EXAMPLES = sorted((ROOT / "jobs" / "examples").glob("*.yaml"))
 
 

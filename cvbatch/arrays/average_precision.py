@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -138,6 +139,10 @@ class AveragePrecision(Score):
 
     def curves(self) -> Curves:
         """Return precision over recall for every IoU, class and range of area."""
+        return self._drawn
+
+    @cached_property
+    def _drawn(self) -> Curves:
         num_ious, num_areas = len(IOU_THRESHOLDS), len(AREA_RANGES)
         shape = (num_ious, len(RECALLS), self.num_classes, num_areas)
         precision = np.full(shape, np.nan)
@@ -177,6 +182,49 @@ class AveragePrecision(Score):
     def per_class(self) -> dict[str, np.ndarray]:  # each (C,)
         """Return ap, ap50, ap75 and voc_ap, NaN for a class without objects, and their number."""
         return _per_class(self.curves()) | {"num_objects": self.num_objects[:, 0]}
+
+    def resampled(
+        self,
+        weight: np.ndarray,  # (I,) int64: how often each image counts
+        num_objects: np.ndarray,  # (C,) so counted, without crowds
+    ) -> dict[str, np.ndarray]:  # each (C,)
+        """Return `ap`, `ap50`, `ap75` and `voc_ap` of `per_class` over a replicate of the images.
+
+        They are those of images that are there as often as their weights say. The copies of a
+        detection stand side by side, so the best precision from there on is that behind the last.
+        """
+        precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), self.num_classes), np.nan)
+        voc_precision = np.full((11, self.num_classes), np.nan)
+        bits = [t * len(AREA_RANGES) for t in range(len(IOU_THRESHOLDS))]
+        of_row = weight[self.image_index]
+        for k in np.flatnonzero(num_objects).tolist():
+            rows = slice(*np.searchsorted(self.class_id, [k, k + 1]).tolist())
+            ranked = of_row[rows] * (self.rank[rows] < MAX_DETECTIONS)
+            for t, bit in enumerate(bits):
+                best, hits = self._weighted(rows, bit, ranked)
+                places = np.searchsorted(hits / num_objects[k], RECALLS)
+                precision[t, :, k] = best[places]
+            best, hits = self._weighted(rows, VOC, of_row[rows])
+            voc_precision[:, k] = best[np.searchsorted(hits * 10, np.arange(11) * num_objects[k])]
+        return _means(precision, voc_precision)
+
+    def _weighted(
+        self,
+        rows: slice,
+        bit: int,
+        weight: np.ndarray,  # (m,)
+    ) -> tuple[np.ndarray, np.ndarray]:  # (n + 1,) best precision, (n,) hits up to there
+        """Return what `_best_from` says of detections that count so often."""
+        is_said = (weight > 0) & (self.is_ignored[rows] & _BITS[bit] == 0)
+        said = weight[is_said]
+        hits = np.cumsum(said * (self.is_true[rows][is_said] & _BITS[bit] != 0))
+        precision = np.append(hits / np.cumsum(said), 0.0)
+        return np.maximum.accumulate(precision[::-1])[::-1], hits
+
+    def curve(self, k: int) -> np.ndarray:  # (101,) float64
+        """Return COCO's precision over the recalls for a class at IoU .50; NaN without objects."""
+        precision: np.ndarray = self.curves().precision[0, :, k, 0]
+        return precision
 
     def as_dict(self) -> dict[str, float | None]:
         """Return the twelve figures of COCO and VOC's; None where there are no objects.
@@ -223,11 +271,17 @@ def _best_from(hits: np.ndarray) -> np.ndarray:  # (n,) → (n + 1,) float64
 
 
 def _per_class(curves: Curves) -> dict[str, np.ndarray]:  # each (C,)
+    return _means(curves.precision[..., 0], curves.voc_precision)
+
+
+def _means(
+    precision: np.ndarray,  # (T, 101, C), any area
+    voc_precision: np.ndarray,  # (11, C)
+) -> dict[str, np.ndarray]:  # each (C,)
     at = {round(100 * threshold): t for t, threshold in enumerate(IOU_THRESHOLDS)}
-    precision = curves.precision[..., 0]  # (T, 101, C), any area
     return {
         "ap": precision.mean(axis=(0, 1)),
         "ap50": precision[at[50]].mean(axis=0),
         "ap75": precision[at[75]].mean(axis=0),
-        "voc_ap": curves.voc_precision.mean(axis=0),
+        "voc_ap": voc_precision.mean(axis=0),
     }

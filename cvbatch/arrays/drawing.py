@@ -97,10 +97,20 @@ def contact_sheet(
         picture, fitted = _fitted(tile)
         y, x = top + fitted.top, left + fitted.left
         page[y : y + fitted.height, x : x + fitted.width] = picture
-        text = _shortened(caption, TILE_HW[1], CAPTION_HEIGHT * 5 // 8)
         baseline = (left, top + TILE_HW[0] + CAPTION_HEIGHT * 3 // 4)
-        _put_text(page, text, baseline, CAPTION_HEIGHT * 5 // 8, _BLACK)
+        write_text(page, caption, baseline, TILE_HW[1], CAPTION_HEIGHT * 5 // 8)
     return page
+
+
+def write_text(
+    canvas: np.ndarray,  # (h, w, 3) uint8, drawn upon
+    text: str,
+    baseline: tuple[int, int],  # x, y of its left end
+    width: int,
+    size: int,
+) -> None:
+    """Write black text of `size` pixels; what is too much for `width` pixels is cut."""
+    _put_text(canvas, _shortened(text, width, size), baseline, size, _BLACK)
 
 
 def _fitted(tile: np.ndarray) -> tuple[np.ndarray, Rectangle]:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvbatch.arrays.boxes import iou
 from cvbatch.types import Boxes
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # T
@@ -24,6 +23,7 @@ NUM_COCO = len(IOU_THRESHOLDS) * len(AREA_RANGES)  # verdict t · A + a
 VOC = NUM_COCO  # the last verdict
 NUM_VERDICTS = NUM_COCO + 1
 _MIN_IOU = 0.5  # of both rules
+_PAIRS = 1 << 20  # whose overlaps are computed at once
 
 
 @dataclass(frozen=True)
@@ -101,27 +101,44 @@ def _overlapping(
     truth: TrueBoxes,
     is_crowd: np.ndarray,  # (N,)
 ) -> _Pairs:
-    true_row = np.argsort(truth.image_index, kind="stable")
-    true_image = truth.image_index[true_row]
-    shared = np.intersect1d(image, true_image)
+    num_classes = max(class_id.max(initial=0), truth.class_id.max(initial=0)) + 1
+    key = image.astype(np.int64) * num_classes + class_id
+    true_key = truth.image_index.astype(np.int64) * num_classes + truth.class_id
+    true_row = np.argsort(true_key, kind="stable")  # of one image and class in the order given
+    start, end = (np.searchsorted(true_key[true_row], key, side) for side in ("left", "right"))
+    ends = np.cumsum(end - start)  # of each detection's pairs
     none = np.zeros(0, np.int64)
     parts = [(none, none, none.astype(np.float64), none.astype(np.float64))]
-    start, end, true_start, true_end = (
-        np.searchsorted(index, shared, side).tolist()
-        for index in (image, true_image)
-        for side in ("left", "right")
-    )
-    for first, last, true_first, true_last in zip(start, end, true_start, true_end, strict=True):
-        rows = true_row[true_first:true_last]
-        ordinary = iou(xyxy[first:last], truth.xyxy[rows])
-        overlap = ordinary
-        if is_crowd[rows].any():
-            inside = _share_inside(xyxy[first:last], truth.xyxy[rows])
-            overlap = np.where(is_crowd[rows], inside, ordinary)
-        is_near = np.maximum(ordinary, overlap) >= _MIN_IOU
-        a, b = np.nonzero(is_near & (class_id[first:last, None] == truth.class_id[rows]))
-        parts.append((a + first, rows[b], ordinary[a, b], overlap[a, b]))
+    first = 0
+    while first < len(key):
+        before = ends[first - 1] if first else 0
+        last = max(int(np.searchsorted(ends, before + _PAIRS, "right")), first + 1)
+        counts = (end - start)[first:last]
+        found = np.repeat(np.arange(first, last), counts)
+        row = true_row[np.repeat(start[first:last], counts) + _place_in_run(found)]
+        parts.append(_near(found, row, xyxy[found], truth.xyxy[row], is_crowd[row]))
+        first = last
     return _Pairs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+def _near(
+    found: np.ndarray,  # (P,)
+    truth: np.ndarray,  # (P,)
+    xyxy: np.ndarray,  # (P, 4)
+    true_xyxy: np.ndarray,  # (P, 4)
+    is_crowd: np.ndarray,  # (P,)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # each (Q,)
+    """Return those pairs that overlap by half or more; IoU as `cvbatch.arrays.boxes.iou` has it."""
+    a, b = xyxy.astype(np.float64), true_xyxy.astype(np.float64)
+    side = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0)
+    shared = side[:, 0] * side[:, 1]
+    area = _areas(xyxy)
+    union = area + _areas(true_xyxy) - shared
+    ordinary = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    inside = np.divide(shared, area, out=np.zeros_like(shared), where=area > 0)
+    overlap = np.where(is_crowd, inside, ordinary)
+    is_near = np.maximum(ordinary, overlap) >= _MIN_IOU
+    return found[is_near], truth[is_near], ordinary[is_near], overlap[is_near]
 
 
 def _coco(
@@ -191,16 +208,3 @@ def _is_outside(area: np.ndarray) -> np.ndarray:  # (N,) → (N, A) bool
     low, high = np.array(list(AREA_RANGES.values())).T
     is_outside: np.ndarray = (area[:, None] < low) | (area[:, None] > high)
     return is_outside
-
-
-def _share_inside(
-    xyxy: np.ndarray,  # (M, 4)
-    crowd_xyxy: np.ndarray,  # (N, 4)
-) -> np.ndarray:  # (M, N) float64
-    """Return how much of each box lies inside each crowd; 0 for a box of no area."""
-    boxes, crowds = xyxy.astype(np.float64)[:, None], crowd_xyxy.astype(np.float64)
-    side = np.minimum(boxes[..., 2:], crowds[:, 2:]) - np.maximum(boxes[..., :2], crowds[:, :2])
-    shared = np.maximum(side, 0).prod(axis=-1)
-    area = np.broadcast_to(_areas(xyxy)[:, None], shared.shape)
-    share: np.ndarray = np.divide(shared, area, out=np.zeros_like(shared), where=area > 0)
-    return share

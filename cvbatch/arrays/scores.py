@@ -126,7 +126,11 @@ class Confusion(Score):
         is_class = (said_id >= 0) & (said_id < self.num_classes)
         pairs = true_id * width + np.where(is_class, said_id, self.num_classes)
         counts = np.bincount(pairs, minlength=self.num_classes * width)
-        return self.merge(replace(self, counts=counts.reshape(self.num_classes, width)))
+        return self.add_counts(counts.reshape(self.num_classes, width))
+
+    def add_counts(self, counts: np.ndarray) -> Self:  # (C, C + 1)
+        """Return the score with counts in it that were taken elsewhere."""
+        return self.merge(replace(self, counts=counts))
 
     @property
     def hits(self) -> np.ndarray:  # (C,) int64
@@ -259,6 +263,13 @@ class MultiLabelPrecision(Score):
                 result[k] = (gained * precision).sum() / gained.sum()
         return result
 
+    def curve(self, k: int) -> tuple[np.ndarray, np.ndarray]:  # (n,), (n,) float64
+        """Return recall and precision of a class at each of its scores, highest first."""
+        rows = slice(*np.searchsorted(self.class_id, [k, k + 1]).tolist())
+        gained = np.cumsum(self.num_positive[rows])
+        recall = ratio(gained, np.full(len(gained), gained[-1] if len(gained) else 0))
+        return recall, gained / np.cumsum(self.num_images[rows])
+
     def as_dict(self) -> dict[str, float | None]:
         """Return mean_average_precision, over the classes with positives; None if none has."""
         return plain({"mean_average_precision": mean(self.average_precision)})
@@ -331,7 +342,19 @@ class Calibration(Score):
         Raises:
             ValueError: a best score is not in 0..1.
         """
-        best = scores.max(axis=1).astype(np.float64)
+        return self.add_answers(scores.argmax(axis=1) == class_id, scores.max(axis=1))
+
+    def add_answers(
+        self,
+        is_hit: np.ndarray,  # (N,) bool
+        score: np.ndarray,  # (N,) of the answer, in 0..1
+    ) -> Self:
+        """Return the score with images in it of which only the best answer is known.
+
+        Raises:
+            ValueError: a score is not in 0..1.
+        """
+        best = score.astype(np.float64)
         is_wrong = ~((best >= 0) & (best <= 1))
         if is_wrong.any():
             raise ValueError(
@@ -340,7 +363,6 @@ class Calibration(Score):
             )
         edges = np.linspace(0, 1, self.num_bins + 1)
         own = np.searchsorted(edges[1:-1], best, side="left")
-        is_hit = scores.argmax(axis=1) == class_id
         score_sum = np.zeros(self.num_bins, np.int64)
         np.add.at(score_sum, own, np.rint(best * _FIXED_POINT).astype(np.int64))
         counts = np.bincount(own, minlength=self.num_bins)

@@ -76,7 +76,7 @@ def find_labelled(uris: Sequence[str], wanted: Wanted) -> Labelled:
         SourceError: nothing is found, an import is not finished, files have other classes than
             the first, or none has the column.
     """
-    named = [found for uri in uris for found in _files_of(store.absolute(uri))]
+    named = [found for uri in uris for found in files_of(store.absolute(uri))]
     if not named:
         raise SourceError(f"source {', '.join(uris)} holds no labelled Parquet; {_REMEDY}")
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -93,7 +93,7 @@ def find_labelled(uris: Sequence[str], wanted: Wanted) -> Labelled:
     return Labelled(classes, splits, identity.hexdigest())
 
 
-def _files_of(uri: str) -> list[tuple[str, int]]:
+def files_of(uri: str) -> list[tuple[str, int]]:
     """Return the Parquet files of a folder, or the file itself, with their sizes."""
     folder, _, name = uri.rpartition("/")
     is_file = name.endswith(".parquet")

@@ -1,0 +1,138 @@
+"""Which true class a predicted one stands for, and what an evaluation can ask, is settled here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cvbatch.data.joining import Truth
+from cvbatch.data.results import Result
+from cvbatch.errors import ConfigError, SourceError
+from cvbatch.evalfile import EvaluationConfig
+from cvbatch.evaluate import TASKS, Order
+from cvbatch.naming import nearest, offer
+
+_TOP_K = (1, 5)
+_MOST = 5  # classes named in a refusal
+
+
+def make_order(said: EvaluationConfig, result: Result, truth: Truth) -> Order:
+    """Return what is scored: every task that both sides have.
+
+    Raises:
+        SourceError: they have none in common, or the masks are not those of the originals.
+        ConfigError: class tables differ and `class_map` does not say how, or a name or number of
+            the evaluation section does not fit them.
+    """
+    columns = [name for name in TASKS if name in result.classes and name in truth.classes]
+    if not columns:
+        raise SourceError(
+            f"predictions have {_listed(result.classes)}, the truth has {_listed(truth.classes)}: "
+            "there is nothing to compare; import labels of that kind"
+        )
+    _check_names(said, [result.classes[c] for c in columns], [truth.classes[c] for c in columns])
+    options = {column: result.models[column].get("options", {}) for column in columns}
+    if options.get("mask", {}).get("mask_size") == "model":
+        raise SourceError(
+            f"predictions {result.uri}: their masks have the network's size; predict with "
+            "mask_size: original to compare them"
+        )
+    several = truth.is_multi_label or bool(options.get("labels", {}).get("multi_label"))
+    return Order(
+        classes={column: truth.classes[column] for column in columns},
+        class_of={
+            column: match_classes(
+                result.classes[column], truth.classes[column], said.class_map, column
+            )
+            for column in columns
+        },
+        ks=_top_k(said, result, several) if "labels" in columns else (),
+        is_multi_label=several,
+        ignored=_ignored(said, truth),
+        score_threshold=said.score_threshold,
+        iou_threshold=said.iou_threshold,
+        num_replicates=said.bootstrap,
+        seed=said.seed,
+    )
+
+
+def match_classes(
+    predicted: Sequence[str], true: Sequence[str], class_map: dict[str, str | None], column: str
+) -> np.ndarray:  # (P,) int64
+    """Return the true class of each predicted one, by name; −1: its answers are left out.
+
+    Raises:
+        ConfigError: a predicted class is neither a true one nor in the map.
+    """
+    number = {name: i for i, name in enumerate(true)}
+    named = [class_map.get(name, name) for name in predicted]
+    strangers = [
+        said for said, name in zip(predicted, named, strict=True) if name and name not in number
+    ]
+    if strangers:
+        near = {name: nearest(name, true) for name in strangers[:_MOST]}
+        told = ", ".join(
+            f"{n!r}" + (f" (nearest is {m[0]!r})" if m else "") for n, m in near.items()
+        )
+        more = f" and {len(strangers) - _MOST} more" if len(strangers) > _MOST else ""
+        meant = (near[strangers[0]] or list(true))[0]
+        raise ConfigError(
+            f"evaluation.class_map: the class tables of column {column!r} differ: predicted are "
+            f"{told}{more}, which the truth does not have; say which true class each of them is, "
+            f"or null to leave its answers out, such as class_map: {{{strangers[0]}: {meant}}}"
+        )
+    return np.array([-1 if name is None else number[name] for name in named], np.int64)
+
+
+def never_predicted(order: Order) -> dict[str, list[str]]:
+    """Return the true classes of each column that no predicted class stands for."""
+    return {
+        column: [name for k, name in enumerate(names) if not (order.class_of[column] == k).any()]
+        for column, names in order.classes.items()
+    }
+
+
+def _check_names(
+    said: EvaluationConfig, predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]
+) -> None:
+    known = dict.fromkeys(name for names in predicted for name in names)
+    meant = dict.fromkeys(name for names in true for name in names)
+    for name, target in said.class_map.items():
+        if name not in known:
+            raise ConfigError(
+                f"evaluation.class_map: {name!r} is no predicted class; {offer(name, known)}"
+            )
+        if target is not None and target not in meant:
+            raise ConfigError(
+                f"evaluation.class_map: {target!r} is no true class; {offer(target, meant)}"
+            )
+
+
+def _top_k(said: EvaluationConfig, result: Result, several: bool) -> tuple[int, ...]:
+    num_classes = len(result.classes["labels"])
+    kept = min(result.models["labels"].get("options", {}).get("top_k", num_classes), num_classes)
+    if said.top_k is None or several:
+        return tuple(k for k in _TOP_K if k <= kept)
+    if said.top_k[-1] > kept:
+        raise ConfigError(
+            f"evaluation.top_k: {said.top_k[-1]} is more than the {kept} best classes that the "
+            "result keeps of an image; lower it, or predict with a larger top_k"
+        )
+    return tuple(said.top_k)
+
+
+def _ignored(said: EvaluationConfig, truth: Truth) -> int | None:
+    if said.ignored_class is None:
+        return None
+    names = truth.classes.get("mask", ())
+    if said.ignored_class not in names:
+        raise ConfigError(
+            f"evaluation.ignored_class: {said.ignored_class!r} is no class of the true masks; "
+            + (offer(said.ignored_class, names) if names else "there are no masks; leave it out")
+        )
+    return names.index(said.ignored_class)
+
+
+def _listed(columns: dict[str, tuple[str, ...]]) -> str:
+    return ", ".join(columns) or "no labels"

@@ -1,0 +1,324 @@
+"""An evaluation from its file to its summary: refuse, join, score where the rows are, sum up.
+
+Until both sides were found to be in order nothing is written. The sink's
+`_cvbatch/evaluation.json` says what was compared and whether it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cvbatch import scorecard, scoreplots
+from cvbatch.classmap import make_order, never_predicted
+from cvbatch.config import PatienceConfig
+from cvbatch.data import store
+from cvbatch.data.joining import Joined, Truth, find_truth, join
+from cvbatch.data.results import Result, find_result
+from cvbatch.errors import AccessDeniedError, ConfigError, CvbatchError, NotFoundError, SinkError
+from cvbatch.evalfile import EVALUATION_VERSION, EvaluateJob, fingerprint
+from cvbatch.evaluate import TASKS, Order, Scored, merged, score_piece
+from cvbatch.run.cluster import Resources, connected, joins_a_cluster, local_resources
+
+Held = TypeVar("Held")
+Item = TypeVar("Item")
+Given = TypeVar("Given")
+STATE = "_cvbatch/evaluation.json"
+_FOREIGN = ("_cvbatch/job.json", "_cvbatch/import.json", "_cvbatch/training.json")
+_SHOWN = 3  # ids named on the terminal
+_AHEAD = 2  # pieces a worker has before it
+_TOLD_S = 5.0
+_REPLICATES = 10  # drawn by one task
+_WORTH_A_WORKER = 16  # parts: with fewer for each, starting Ray takes longer than the work
+_UNMATCHED = pa.schema([("image_id", pa.string()), ("side", pa.string()), ("reason", pa.string())])
+
+
+class Listener(Protocol):
+    """Who wants to hear how a job goes on."""
+
+    def say(self, line: str) -> None:
+        """Hear one line about the job."""
+
+
+@dataclass
+class EvaluationSummary:
+    """What an evaluation came to."""
+
+    sink: str
+    fingerprint: str
+    joined_by: str
+    images: dict[str, int]
+    num_chunks_left: int  # of the prediction, when it was compared
+    figures: list[dict[str, Any]] = field(default_factory=list)  # those over all classes
+    seconds: float = 0.0
+    is_new: bool = True  # False: it was done before
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary as JSON-ready values."""
+        return asdict(self)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the figures as cells: task, metric, value, 95 % interval, count."""
+        return [
+            (
+                one["task"],
+                one["metric"],
+                _cell(one["value"]),
+                "" if one["low"] is None else f"{one['low']:.4f} to {one['high']:.4f}",
+                f"{one['count']:,}",
+            )
+            for one in self.figures
+        ]
+
+
+def _cell(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -> EvaluationSummary:
+    """Run the job; return what came of it.
+
+    Raises:
+        RefusedError: nothing was written.
+        CvbatchError: stopped midway; the same call begins again.
+    """
+    started = time.perf_counter()
+    store.be_patient(job.run)
+    sink = store.absolute(job.sink.uri)
+    result = find_result(store.absolute(job.predictions.uri))
+    truth = find_truth(job.truth.uri, job.truth.splits)
+    order = make_order(job.evaluation, result, truth)
+    identity = fingerprint(job, [result.identity, truth.identity])
+    done = _held(sink, identity, overwrite)
+    if done is not None:
+        return EvaluationSummary(**{**done, "is_new": False})
+    joined = join(result.parts, truth, job.evaluation.join)
+    _warn(result, order, joined, listener)
+    with ExitStack() as stack:
+        resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
+        workers = _choose_workers(job, resources, len(joined.pieces))
+        if workers > 1 and not joins_a_cluster():
+            stack.enter_context(connected())
+        work = _Work(workers, job.run, listener)
+        scored = merged(work.of(score_piece, order, joined.pieces, "parts scored"))
+        replicates: scorecard.Replicates = {}
+        asked = scorecard.resampling_of(order, scored)
+        if asked is not None:
+            numbers = range(1, order.num_replicates + 1)
+            shares = [numbers[i : i + _REPLICATES] for i in range(0, len(numbers), _REPLICATES)]
+            for some in work.of(scorecard.resample, asked, shares, "shares of replicates drawn"):
+                replicates |= some
+    figures = scorecard.figures_of(order, scored, replicates)
+    summary = EvaluationSummary(
+        sink,
+        identity,
+        joined.kind,
+        {
+            **dict(sorted(scored.counts.items())),
+            "no_truth": len(joined.no_truth),
+            "no_prediction": len(joined.no_prediction),
+            "other_splits": joined.num_other_splits,
+        },
+        result.num_chunks_left,
+        [asdict(figure) for figure in figures if figure.class_name is None],
+    )
+    about = _about(job, result, truth, summary)
+    _put_state(sink, {**about, "is_complete": False})
+    _clear_pictures(sink)
+    for name, data in _files(order, scored, figures, joined, about):
+        store.put_bytes(store.join(sink, name), data)
+    summary.seconds = time.perf_counter() - started
+    _put_state(sink, {**about, "is_complete": True, "summary": summary.as_json()})
+    return summary
+
+
+def _files(
+    order: Order,
+    scored: Scored,
+    figures: Sequence[scorecard.Figure],
+    joined: Joined,
+    about: dict[str, Any],
+) -> Iterator[tuple[str, bytes | pa.Buffer]]:
+    """Yield what an evaluation leaves, by name."""
+    yield "metrics.parquet", scorecard.to_parquet(figures)
+    yield "unmatched.parquet", _unmatched(joined, scored)
+    yield from scoreplots.pictures_of(order, scored).items()
+    told = {key: about[key] for key in ("schema_version", "images", "joined_by", "evaluation")}
+    yield "metrics.json", scorecard.to_json(figures, told, order, scored)
+
+
+def _choose_workers(job: EvaluateJob, resources: Resources, num_pieces: int) -> int:
+    """Return how many work at once; one alone that joins no cluster needs no Ray."""
+    room = max(1, int(resources.num_cpus))
+    if job.run.workers is not None and job.run.workers > room:
+        raise ConfigError(
+            f"run.workers: {job.run.workers} do not fit a cluster of {resources.num_cpus:g} CPU; "
+            f"{room} would"
+        )
+    return min(job.run.workers or max(1, min(room, num_pieces // _WORTH_A_WORKER)), num_pieces)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Calls that know nothing of each other, done here or by the cluster's tasks."""
+
+    workers: int
+    patience: PatienceConfig
+    listener: Listener
+
+    def of(
+        self, call: Callable[[Held, Item], Given], held: Held, items: Sequence[Item], what: str
+    ) -> Iterator[Given]:
+        """Yield `call(held, item)` of every item, in any order; `held` is sent once."""
+        is_here = self.workers == 1 and not joins_a_cluster()
+        answers = (
+            (call(held, item) for item in items) if is_here else self._on_ray(call, held, items)
+        )
+        told = time.monotonic()
+        for number, answer in enumerate(answers, 1):
+            yield answer
+            if time.monotonic() - told > _TOLD_S:
+                told = time.monotonic()
+                self.listener.say(f"{number:,} of {len(items):,} {what}")
+
+    def _on_ray(
+        self, call: Callable[[Held, Item], Given], held: Held, items: Sequence[Item]
+    ) -> Generator[Given, None, None]:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        task = ray.remote(_there).options(num_cpus=1, max_retries=3)
+        shared = ray.put(held)
+        left = list(reversed(items))
+        busy: list[Any] = []
+        try:
+            while left or busy:
+                while left and len(busy) < self.workers * _AHEAD:
+                    busy.append(task.remote(call, self.patience, shared, left.pop()))
+                ready, busy = ray.wait(busy)
+                yield from ray.get(ready)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayError as error:
+            told = str(error)[:200]
+            raise CvbatchError(f"a worker was lost again and again ({told})") from None
+
+
+def _there(
+    call: Callable[[Held, Item], Given], patience: PatienceConfig, held: Held, item: Item
+) -> Given:
+    store.be_patient(patience)
+    return call(held, item)
+
+
+def _warn(result: Result, order: Order, joined: Joined, listener: Listener) -> None:
+    """Say what is not compared."""
+    if result.num_chunks_left:
+        listener.say(
+            f"the prediction is not finished: {result.num_chunks_left:,} of its chunks are not "
+            "done, their images count as not predicted"
+        )
+    for column, names in never_predicted(order).items():
+        if names:
+            listener.say(
+                f"{TASKS[column]}: no predicted class stands for {_named(names, len(names))}; all "
+                "of it counts as missed"
+            )
+    for ids, lacks in ((joined.no_truth, "no truth"), (joined.no_prediction, "no prediction")):
+        if len(ids):
+            shown = _named(ids.slice(0, _SHOWN).to_pylist(), len(ids))
+            listener.say(f"{len(ids):,} images have {lacks} and are left out: {shown}")
+    if joined.num_other_splits:
+        listener.say(f"{joined.num_other_splits:,} images are of other splits and are left out")
+    listener.say(f"{joined.num_images:,} images are on both sides, joined by {joined.kind}")
+
+
+def _named(names: Sequence[str], count: int) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown + (f" and {count - _SHOWN:,} more" if count > _SHOWN else "")
+
+
+def _held(sink: str, identity: str, overwrite: bool) -> dict[str, Any] | None:
+    """Return the summary of this evaluation if the sink holds it, done.
+
+    Raises:
+        SinkError: it holds something else, or cannot be used.
+    """
+    try:
+        for name in _FOREIGN:
+            if store.exists(store.join(sink, name)):
+                raise SinkError(f"sink {sink} holds {name}, which is not this job's; name another")
+        said = json.loads(store.read_bytes(store.join(sink, STATE)))
+        held, summary = said["fingerprint"], said.get("summary")
+    except NotFoundError:
+        names = [name for name in store.list_names(sink) if name.endswith(".parquet")]
+        if names:
+            raise SinkError(
+                f"sink {sink} holds Parquet files such as {names[0]!r}; name an empty folder"
+            ) from None
+        return None
+    except AccessDeniedError as error:
+        raise SinkError(f"the sink cannot be used: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        if overwrite:
+            return None
+        raise SinkError(f"sink {sink}: {STATE} is damaged; name another, or --overwrite") from None
+    if overwrite:
+        return None
+    if held != identity:
+        raise SinkError(
+            f"sink {sink} holds another evaluation: the predictions, the truth or the evaluation "
+            "section differ; name another sink, or --overwrite"
+        )
+    return dict(summary) if summary else None
+
+
+def _about(
+    job: EvaluateJob, result: Result, truth: Truth, summary: EvaluationSummary
+) -> dict[str, Any]:
+    return {
+        "schema_version": EVALUATION_VERSION,
+        "fingerprint": summary.fingerprint,
+        "predictions": {"uri": result.uri, "identity": result.identity},
+        "truth": {"uri": list(job.truth.uri), "identity": truth.identity},
+        "joined_by": summary.joined_by,
+        "images": summary.images,
+        "evaluation": job.evaluation.model_dump(mode="json"),
+        "job": job.model_dump(mode="json"),
+    }
+
+
+def _put_state(sink: str, said: dict[str, Any]) -> None:
+    data = json.dumps(said, indent=1, ensure_ascii=False).encode()
+    store.put_bytes(store.join(sink, STATE), data)
+
+
+def _clear_pictures(sink: str) -> None:
+    """Remove the pictures of an evaluation that is overwritten: this one may have others."""
+    for name in store.list_names(sink):
+        if name.startswith(("precision_recall_", "confusion_")) and name.endswith(".png"):
+            store.delete(store.join(sink, name))
+
+
+def _unmatched(joined: Joined, scored: Scored) -> pa.Buffer:
+    """Return every image that is on one side only, or has no answer, as a Parquet file."""
+    failed = pa.array(scored.failed, pa.string())
+    kinds = [
+        (joined.no_truth, "predictions", "no_truth"),
+        (joined.no_prediction, "truth", "no_prediction"),
+        (failed, "predictions", "failed"),
+    ]
+    ids = pa.chunked_array([one.cast(pa.string()) for one, _, _ in kinds])
+    sides = [side for one, side, _ in kinds for _ in range(len(one))]
+    reasons = [reason for one, _, reason in kinds for _ in range(len(one))]
+    buffer = pa.BufferOutputStream()
+    table = pa.table([ids, sides, reasons], schema=_UNMATCHED)
+    pq.write_table(table, buffer, store_schema=False)
+    return buffer.getvalue()

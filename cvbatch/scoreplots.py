@@ -1,0 +1,114 @@
+"""The pictures of an evaluation: precision over recall, and which class was taken for which."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from cvbatch.arrays.average_precision import RECALLS, AveragePrecision
+from cvbatch.arrays.drawing import TILE_HW, contact_sheet, write_text
+from cvbatch.arrays.mergeable import ratio
+from cvbatch.arrays.scores import Confusion, MultiLabelPrecision
+from cvbatch.evaluate import TASKS, Order, Scored
+
+MAX_CURVES = 24  # classes drawn, those with most objects
+MAX_NAMED = 40  # classes that a confusion picture has room to name
+_COLUMNS = 4
+_EDGE = 12  # pixels between a curve and its tile's border
+_INK, _LINE = (0, 114, 178), (210, 210, 210)
+_SIDE = 640  # pixels of a confusion picture's square
+_MARGIN = 150  # for the names
+_TEXT, _GAP = 13, 4
+
+
+def pictures_of(order: Order, scored: Scored) -> dict[str, bytes]:
+    """Return the pictures by file name, as PNG."""
+    found = {}
+    for name in ("average_precision", "precision"):
+        score = scored.scores.get(name)
+        if isinstance(score, AveragePrecision | MultiLabelPrecision):
+            column = "boxes" if isinstance(score, AveragePrecision) else "labels"
+            picture = _precision_recall(score, order.classes[column])
+            found[f"precision_recall_{TASKS[column]}.png"] = _png(picture)
+    for name, column in (("confusion", "labels"), ("pixels", "mask")):
+        score = scored.scores.get(name)
+        if isinstance(score, Confusion):
+            picture = _confusion(score, order.classes[column])
+            found[f"confusion_{TASKS[column]}.png"] = _png(picture)
+    return found
+
+
+def _png(picture: np.ndarray) -> bytes:  # (h, w, 3) uint8 RGB
+    return bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+
+
+def _precision_recall(
+    score: AveragePrecision | MultiLabelPrecision, names: tuple[str, ...]
+) -> np.ndarray:  # (h, w, 3) uint8 RGB
+    """Return a sheet with a curve for each class, those with most objects first."""
+    figure = "AP"
+    if isinstance(score, AveragePrecision):
+        figure, support, values = "AP50", score.num_objects[:, 0], score.per_class()["ap50"]
+    else:
+        support = np.bincount(score.class_id, score.num_positive, score.num_classes).astype(int)
+        values = score.average_precision
+    tiles, captions = [], []
+    for k in np.argsort(-support, kind="stable")[:MAX_CURVES].tolist():
+        if isinstance(score, AveragePrecision):
+            recall, precision = RECALLS, score.curve(k)
+        else:
+            recall, precision = score.curve(k)
+        tiles.append(_curve(recall, precision))
+        value = "none" if np.isnan(values[k]) else f"{values[k]:.3f}"
+        captions.append(f"{names[k]}: {figure} {value}, {support[k]:,}")
+    return contact_sheet(tiles, captions, _COLUMNS)
+
+
+def _curve(
+    recall: np.ndarray,  # (n,)
+    precision: np.ndarray,  # (n,)
+) -> np.ndarray:  # (h, w, 3) uint8 RGB
+    """Return a tile from recall 0 to 1 and precision 0 to 1, with a grid of quarters."""
+    tile = np.full((*TILE_HW, 3), 255, np.uint8)
+    height, width = (side - 2 * _EDGE for side in TILE_HW)
+    for quarter in range(5):
+        x, y = _EDGE + quarter * width // 4, _EDGE + quarter * height // 4
+        cv2.line(tile, (x, _EDGE), (x, _EDGE + height), _LINE)
+        cv2.line(tile, (_EDGE, y), (_EDGE + width, y), _LINE)
+    is_known = np.isfinite(recall) & np.isfinite(precision)
+    points = np.stack([_EDGE + recall * width, _EDGE + (1 - precision) * height], axis=-1)
+    line = points[is_known].round().astype(np.int32)
+    if len(line):
+        cv2.polylines(tile, [line[:, None]], isClosed=False, color=_INK, thickness=2)
+    return tile
+
+
+def _confusion(score: Confusion, names: tuple[str, ...]) -> np.ndarray:  # (h, w, 3) uint8 RGB
+    """Return a matrix, a row for each true class, darker where more of it was so answered.
+
+    The last column is "none": no class was answered.
+    """
+    share = np.nan_to_num(ratio(score.counts, score.support[:, None] + np.zeros_like(score.counts)))
+    shade = 255 - np.outer(share.reshape(-1), 255 - np.array(_INK))
+    cells = shade.round().astype(np.uint8).reshape(*share.shape, 3)
+    square = cv2.resize(cells, (_SIDE, _SIDE), interpolation=cv2.INTER_NEAREST)
+    if len(names) > MAX_NAMED:
+        return np.asarray(square)
+    whole = _MARGIN + _SIDE
+    canvas = np.full((whole, whole, 3), 255, np.uint8)
+    canvas[_MARGIN:, _MARGIN:] = square
+    rows, columns = names, (*names, "none")
+    _name(canvas, {_center(i, len(rows)): name for i, name in enumerate(rows)})
+    turned = np.ascontiguousarray(np.rot90(canvas))
+    _name(turned, {whole - _center(j, len(columns)): name for j, name in enumerate(columns)})
+    return np.ascontiguousarray(np.rot90(turned, -1))
+
+
+def _center(place: int, count: int) -> int:
+    """Return the pixel in the middle of a row or column of the matrix."""
+    return _MARGIN + (2 * place + 1) * _SIDE // (2 * count)
+
+
+def _name(canvas: np.ndarray, names: dict[int, str]) -> None:  # (h, w, 3) uint8, drawn upon
+    for y, name in names.items():
+        write_text(canvas, name, (_GAP, y + _TEXT // 3), _MARGIN - 2 * _GAP, _TEXT)

@@ -1,0 +1,141 @@
+"""Counts of replicates are those of images that are there so often, however they were split."""
+
+from hashlib import blake2b
+from math import exp, factorial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvbatch.arrays.average_precision import AveragePrecision
+from cvbatch.arrays.matching import TrueBoxes
+from cvbatch.arrays.scores import Confusion
+from cvbatch.arrays.tally import Tally, counted, image_weights, interval
+from cvbatch.types import Boxes
+
+CLASSES, REPLICATES = 4, 6
+
+
+def names(count, first=0):
+    return [f"image {i}" for i in range(first, first + count)]
+
+
+def test_no_image_has_no_weight_and_no_count():
+    weights = image_weights([], 3, 0)
+    assert weights.shape == (0, 4)
+    none = np.zeros(0, int)
+    assert not counted(weights, none, none, CLASSES).any()
+    tally = Tally.empty(CLASSES, 3)
+    assert np.isnan(tally.overall()["accuracy"]).all()
+    assert interval(tally.figures()["recall"][:, 0]) is None
+
+
+def test_without_replicates_every_image_counts_once():
+    assert image_weights(names(5), 0, 7).tolist() == [[1]] * 5
+
+
+def test_weights_are_poisson_with_mean_one_and_independent_between_replicates():
+    weights = image_weights(names(4000), 50, 3)[:, 1:]
+    shares = np.bincount(weights.reshape(-1), minlength=5)[:5] / weights.size
+    expected = np.exp(-1) / np.array([1, 1, 2, 6, 24])
+    np.testing.assert_allclose(shares, expected, atol=0.005)
+    off = np.corrcoef(weights.T) - np.eye(50)
+    assert np.abs(off).max() < 0.08
+
+
+def test_weights_are_those_of_splitmix64_number_by_number():
+    mask, seed, name = 2**64 - 1, 12, "über/image 7.jpg"
+    digest = blake2b(name.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
+    state, expected = int.from_bytes(digest, "little"), []
+    for _ in range(40):
+        state = (state + 0x9E3779B97F4A7C15) & mask
+        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        uniform, count, total = ((z ^ (z >> 31)) >> 11) / 2**53, 0, exp(-1)
+        while uniform >= total:
+            count += 1
+            total += exp(-1) / factorial(count)
+        expected.append(count)
+    assert image_weights([name], 40, seed).tolist() == [[1, *expected]]
+
+
+def test_weights_follow_from_the_name_and_the_seed_alone():
+    whole = image_weights(names(10), 8, 1)
+    np.testing.assert_array_equal(whole[6:], image_weights(names(4, first=6), 8, 1))
+    np.testing.assert_array_equal(whole[:, :4], image_weights(names(10), 3, 1))
+    assert (whole != image_weights(names(10), 8, 2)).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20))
+def test_a_replicate_is_the_count_of_images_repeated(seed, count):
+    rng = np.random.default_rng(seed)
+    truth, said = rng.integers(0, CLASSES, (2, count))
+    weights = image_weights(names(count), REPLICATES, seed % 1000)
+    every, hit = np.arange(count), truth == said
+    tally = Tally.empty(CLASSES, REPLICATES).add(
+        counted(weights, every[hit], truth[hit], CLASSES),
+        counted(weights, every, truth, CLASSES),
+        counted(weights, every, said, CLASSES),
+    )
+    figures, overall = tally.figures(), tally.overall()
+    for r in range(1 + REPLICATES):
+        often = weights[:, r]
+        score = Confusion.empty(CLASSES).add(np.repeat(truth, often), np.repeat(said, often))
+        for name in ("precision", "recall", "f1", "iou"):
+            np.testing.assert_array_equal(figures[name][r], score.per_class()[name])
+        for name, value in score.as_dict().items():
+            if value is not None:
+                assert overall[name][r] == pytest.approx(value)
+
+
+def test_events_of_an_image_count_with_their_amount():
+    weights = np.array([[1, 2], [1, 0]])
+    counts = counted(
+        weights, np.array([0, 1, 0]), np.array([2, 2, 0]), 3, np.array([10, 100, 1000])
+    )
+    assert counts.tolist() == [[1000, 0, 110], [2000, 0, 20]]
+
+
+def test_an_interval_holds_the_middle_ninety_five_of_a_hundred():
+    assert interval(np.array([9.0, *np.linspace(0, 1, 1001)])) == pytest.approx((0.025, 0.975))
+
+
+def boxes(rng, count):
+    corner = rng.integers(0, 40, (count, 2))
+    return np.concatenate([corner, corner + rng.integers(5, 60, (count, 2))], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_resampled_average_precision_is_that_of_images_repeated(seed):
+    rng = np.random.default_rng(seed)
+    keys = [f"{i:03d}" for i in range(8)]
+    # Scores are equal across images, never in one: copies of an image's equal ones would mix.
+    index = np.arange(64)
+    found = Boxes(boxes(rng, 64), index // 8 / 8, rng.integers(0, 2, 64), index % 8)
+    truth = TrueBoxes(
+        found.xyxy[:25] + rng.integers(-3, 4, (25, 4)),
+        found.class_id[:25],
+        found.image_index[:25],
+        rng.random(25) < 0.2,
+    )
+    score = AveragePrecision.empty(2).add(keys, found, truth)
+    weight = rng.poisson(1.0, 8)
+    repeated = AveragePrecision.empty(2)
+    for i, key in enumerate(keys):
+        mine, theirs = found.image_index == i, truth.image_index == i
+        for copy in range(weight[i]):
+            one = Boxes(
+                found.xyxy[mine], found.score[mine], found.class_id[mine], np.zeros(mine.sum(), int)
+            )
+            true = TrueBoxes(
+                truth.xyxy[theirs],
+                truth.class_id[theirs],
+                np.zeros(theirs.sum(), int),
+                truth.is_crowd[theirs],
+            )
+            repeated = repeated.add([f"{key}-{copy}"], one, true)
+    resampled = score.resampled(weight, repeated.num_objects[:, 0])
+    for name, values in resampled.items():
+        np.testing.assert_allclose(values, repeated.per_class()[name], atol=1e-12, err_msg=name)

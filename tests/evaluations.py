@@ -1,0 +1,154 @@
+"""Results and labelled data with known answers, written as the commands write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cvbatch.arrays.masks import encode_png
+from cvbatch.config import SCHEMA_VERSION
+from cvbatch.data import manifest, sink
+from cvbatch.data.labels.examine import Row
+from cvbatch.data.labels.shards import ShardWriter
+from cvbatch.data.labels.truth import Truth
+from cvbatch.data.schema import COLUMN_TYPES
+from cvbatch.data.units import UNITS
+
+Box = tuple[float, float, float, float, int, float]  # xyxy, class, score (crowd: true in a truth)
+Answers = Mapping[str, Any]  # labels: [(class, score)], boxes: [Box], mask: (h, w); failed: True
+TASK_OF = {"labels": "classification", "boxes": "detection", "mask": "segmentation"}
+FAILURE = pa.struct([(name, pa.string()) for name in ("stage", "kind", "message")])
+
+
+def write_result(
+    folder: Path,
+    rows: Mapping[str, Answers],
+    classes: Mapping[str, Sequence[str]],
+    part_images: int = 3,
+    version: int = SCHEMA_VERSION,
+    left: int = 0,
+    is_replanned: bool = False,
+    **options: object,
+) -> Path:
+    """Write a prediction's sink; the last `left` parts are planned and not there.
+
+    is_replanned: the first part's images have changed since, and it was not done again.
+    """
+    ids = list(rows)
+    offsets = np.array([*range(0, len(ids), part_images), len(ids)] if ids else [0], np.int64)
+    chunk_ids = [f"{c:016x}" for c in range(len(offsets) - 1)]
+    units = pa.table(
+        {
+            "image_id": ids, "uri": [f"/there/{i}" for i in ids], "size_bytes": [1] * len(ids),
+            "version": ["v"] * len(ids), "row_group": [-1] * len(ids), "row_start": [0] * len(ids),
+            "num_rows": [1] * len(ids), "first_row": [0] * len(ids),
+        },
+        schema=UNITS,
+    )  # fmt: skip
+    if ids:
+        generation = manifest.Generation(
+            units, offsets, chunk_ids, manifest.group_offsets(offsets), {"format": "images"}
+        )
+        manifest.write(generation, manifest.generation_uri(str(folder), 0, chunk_ids))
+    if is_replanned:
+        first = manifest.Generation(
+            units[: offsets[1]], offsets[:2], chunk_ids[:1], offsets[:2], {"format": "images"}
+        )
+        manifest.write(first, manifest.generation_uri(str(folder), 1, ["again"]))
+    state = folder / "_cvbatch" / "job.json"
+    state.parent.mkdir(parents=True, exist_ok=True)
+    state.write_text(json.dumps({"schema_version": version, "fingerprint": "f" * 64}))
+    models = [
+        {"name": "m", "task": TASK_OF[column], "classes": list(names), "options": dict(options)}
+        for column, names in classes.items()
+    ]
+    said = {"schema_version": version, "fingerprint": "f" * 64, "models": models}
+    schema = pa.schema(
+        [("image_id", pa.string()), ("status", pa.string()), ("error", FAILURE)]
+        + [(column, COLUMN_TYPES[column]) for column in classes]
+    )
+    done = list(zip(chunk_ids, pairwise(offsets.tolist()), strict=True))
+    for chunk_id, (start, end) in done[: len(done) - left]:
+        part = [_answer(i, rows[i], classes) for i in ids[start:end]]
+        table = pa.Table.from_pylist(part, schema)
+        sink.write_part(str(folder), chunk_id, [table], schema, json.dumps(said).encode())
+    return folder
+
+
+def _answer(
+    image_id: str, said: Answers, classes: Mapping[str, Sequence[str]]
+) -> dict[str, object]:
+    row: dict[str, object] = {"image_id": image_id, "status": "ok", "error": None}
+    if said.get("failed"):
+        return {**row, "status": "failed"} | dict.fromkeys(classes)
+    if "labels" in classes:
+        row["labels"] = [
+            {"class_id": k, "label": classes["labels"][k], "score": s} for k, s in said["labels"]
+        ]
+    if "boxes" in classes:
+        sides = ("x_min", "y_min", "x_max", "y_max")
+        row["boxes"] = [
+            {**dict(zip(sides, box[:4], strict=True)), "class_id": box[4],
+             "label": classes["boxes"][box[4]], "score": box[5]}
+            for box in said["boxes"]
+        ]  # fmt: skip
+    if "mask" in classes:
+        row["mask"] = {"bytes": encode_png(said["mask"]), "path": None}
+    return row
+
+
+def write_truth(
+    folder: Path,
+    rows: Mapping[str, Answers],
+    classes: Mapping[str, Sequence[str]],
+    multi_label: bool = False,
+    shard_images: int = 4,
+) -> Path:
+    """Write labelled Parquet; a row may say its split."""
+    columns = [*classes, *(["box_is_crowd"] if "boxes" in classes else [])]
+    about = Truth(
+        tuple(columns),
+        {column: tuple(names) for column, names in classes.items()},
+        multi_label,
+        lambda report: iter(()),
+    )
+    writer = ShardWriter(str(folder), about, "made", shard_images)
+    for image_id, said in rows.items():
+        boxes = np.array(said.get("boxes", []), np.float32).reshape(-1, 6)
+        writer.add(
+            Row(
+                image_id=image_id,
+                data=b"not looked at",
+                width=200,
+                height=200,
+                split=said.get("split", "test"),
+                labels=list(said.get("labels", [])),
+                boxes=boxes[:, :4],
+                class_id=boxes[:, 4].astype(np.int32),
+                score=np.ones(len(boxes), np.float32),
+                is_crowd=boxes[:, 5].astype(bool),
+                mask=said.get("mask"),
+            )
+        )
+    writer.close()
+    return folder
+
+
+class Heard:
+    """A listener that keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)

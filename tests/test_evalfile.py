@@ -1,0 +1,76 @@
+"""An evaluation job's file is right, or every fault in it is told with the remedy."""
+
+import copy
+
+import pytest
+import yaml
+
+from cvbatch.errors import ConfigError
+from cvbatch.evalfile import fingerprint, load_evaluation, parse_evaluation
+
+PLAIN = {
+    "predictions": {"uri": "result/"},
+    "truth": {"uri": "labels/"},
+    "sink": {"uri": "out/"},
+}
+
+
+def said(**sections):
+    raw = copy.deepcopy(PLAIN)
+    for section, values in sections.items():
+        raw[section] = {**raw.get(section, {}), **values}
+    return raw
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", 3])
+def test_a_job_is_a_mapping(raw):
+    with pytest.raises(ConfigError, match="a mapping with predictions, truth and sink"):
+        parse_evaluation(raw)
+
+
+def test_what_is_not_said_has_defaults():
+    job = parse_evaluation(PLAIN)
+    assert (job.truth.uri, job.truth.splits) == (["labels/"], None)
+    assert (job.evaluation.join, job.evaluation.top_k, job.run.workers) == (None, None, None)
+    assert job.evaluation.class_map == {}
+
+
+def test_a_file_with_overrides(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(said(evaluation={"class_map": {"car": "vehicle"}})))
+    words = ["evaluation.join=name", "run.workers=auto", "evaluation.class_map.dog=null"]
+    job = load_evaluation(path, words)
+    assert job.evaluation.class_map == {"car": "vehicle", "dog": None}
+    assert job.evaluation.join == "name"
+
+
+def test_ks_stand_in_order_once():
+    job = parse_evaluation(said(evaluation={"top_k": [5, 1, 5]}))
+    assert job.evaluation.top_k == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"evaluation": {"boostrap": 5}}, "evaluation.boostrap: unknown key; did you mean boots"),
+        ({"evaluation": {"iou_threshold": 0.52}}, "0.52: it must be one of COCO's thresholds"),
+        ({"evaluation": {"bootstrap": -1}}, "evaluation.bootstrap: -1"),
+        ({"evaluation": {"top_k": []}}, "evaluation.top_k"),
+        ({"evaluation": {"join": "id"}}, "evaluation.join: 'id'"),
+        ({"truth": {"splits": []}}, "truth.splits"),
+        ({"run": {"workers": 0}}, "run.workers: 0"),
+    ],
+)
+def test_faults_name_the_key_and_the_rule(sections, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_evaluation(said(**sections))
+    assert message in str(caught.value)
+
+
+def test_the_fingerprint_is_of_what_changes_the_figures():
+    plain = fingerprint(parse_evaluation(PLAIN), ["a", "b"])
+    elsewhere = said(run={"workers": 2}, sink={"uri": "other/"})
+    assert fingerprint(parse_evaluation(elsewhere), ["a", "b"]) == plain
+    for other in ({"evaluation": {"seed": 1}}, {"truth": {"splits": ["test"]}}):
+        assert fingerprint(parse_evaluation(said(**other)), ["a", "b"]) != plain
+    assert fingerprint(parse_evaluation(PLAIN), ["a", "c"]) != plain
