@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cvbatch.config import JobConfig
-from cvbatch.evalfile import load_evaluation
+from cvbatch.evalfile import load_evaluation, parse_evaluation
 from cvbatch.jobfile import load_job, parse_job
 from cvbatch.trainfile import TrainJob, load_training, parse_training
 from tests import jobs
@@ -44,6 +44,16 @@ def test_the_training_job_of_the_readme_is_one_and_shows_every_default():
     assert job.source.splits == plain.source.splits
     for section in ("training", "run"):
         assert set(raw[section]) == set(TrainJob.model_fields[section].annotation.model_fields)
+
+
+def test_the_evaluation_job_of_its_page_is_one_and_shows_every_default():
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    raw = yaml.safe_load(text)
+    job = parse_evaluation(raw)
+    plain = parse_evaluation({**raw, "evaluation": {"class_map": raw["evaluation"]["class_map"]}})
+    assert job.evaluation == plain.evaluation
+    assert set(raw["evaluation"]) == set(type(job.evaluation).model_fields)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
