@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-models test-others test-fast test-soak check bench bench-training bench-long
+.PHONY: help setup demo test test-models test-jobs test-others test-fast test-soak check bench bench-training bench-long
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 ~/' | column -t -s '~'
@@ -19,15 +19,18 @@ $(READY): requirements.lock pyproject.toml
 demo: setup ## Run the main job on a small rendered archive; say where the result is
 	$(BIN)/cvbatch demo --out demo-out
 
-# Networks and hostile files keep one core busy for about as long as all other tests the other.
+# Three at a time on two cores: whole jobs wait for processes to start more than they compute.
 test: setup ## Run every test
-	$(MAKE) --no-print-directory --jobs=2 --output-sync test-models test-others
+	$(MAKE) --no-print-directory --jobs=3 --output-sync test-models test-jobs test-others
 
 test-models:
 	$(BIN)/pytest tests/models tests/hostile
 
 test-others:
-	$(BIN)/pytest --ignore=tests/models --ignore=tests/hostile
+	$(BIN)/pytest --ignore=tests/models --ignore=tests/hostile --ignore=tests/run
+
+test-jobs:
+	$(BIN)/pytest tests/run
 
 test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
 	$(BIN)/pytest -m "not ray and not keras and not soak"
