@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvbatch import modelfiles
 from cvbatch.errors import ModelError
 from cvbatch.models import figures
 
@@ -90,6 +89,8 @@ def describe_network(
 
 
 def _fetch(uri: str, is_fixed: bool) -> Path:
+    from cvbatch import modelfiles  # it loads pyarrow, which the list does without
+
     if is_fixed:
         raise ModelError(
             f"--classes or --build for {uri}: a .keras file is built already; leave them out"

@@ -7,12 +7,12 @@ Whatever it claims to hold is held against its own size first. Nothing is built,
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import stat
 import zipfile
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,9 +84,47 @@ def _vet_archive(archive: zipfile.ZipFile, file_bytes: int) -> int:
         return 0
     held = archive.getinfo(WEIGHTS_MEMBER)
     if held.compress_type != zipfile.ZIP_STORED:  # going back and forth in it would take for ever
-        return _vet_weights(BytesIO(archive.read(held)), held.file_size)
-    with archive.open(held) as weights:
+        return _vet_weights(io.BytesIO(archive.read(held)), held.file_size)
+    with _Stored(archive, held) as weights:
         return _vet_weights(weights, held.file_size)
+
+
+class _Stored(io.RawIOBase):
+    """A member as it lies in its archive, not packed.
+
+    zipfile's own reader goes back by reading the member again from its start.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+        with archive.open(member) as found:  # which checks the header before the bytes
+            self._start = found._orig_compress_start  # type: ignore[attr-defined]
+        self._file = Path(str(archive.filename)).open("rb")  # noqa: SIM115
+        self._size, self._position = member.file_size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        wanted = min(len(buffer), max(0, self._size - self._position))
+        self._file.seek(self._start + self._position)
+        read: int = self._file.readinto(memoryview(buffer)[:wanted])
+        self._position += read
+        return read
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _vet_member(member: zipfile.ZipInfo, file_bytes: int) -> None:
@@ -158,7 +196,7 @@ def _vet_class(said: dict[str, Any]) -> None:
         )
 
 
-def _vet_weights(file: IO[bytes], file_bytes: int) -> int:
+def _vet_weights(file: IO[bytes] | io.RawIOBase, file_bytes: int) -> int:
     """Return the bytes of all arrays in an HDF5 file; raise UnsafeFileError for what is no array.
 
     Links are told from what they link to before anything is opened.

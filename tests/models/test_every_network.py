@@ -34,6 +34,16 @@ THINNER = {
     "fcn8s": {"units": 16},
     "sliding_fcn": {"units": 16},
 }
+# The same builders as their smaller siblings, with larger numbers: minutes more, and gigabytes.
+LARGER = (
+    *(f"ConvNeXt{size}" for size in ("Small", "Base", "Large", "XLarge")),
+    *(f"DenseNet{depth}" for depth in (169, 201)),
+    *(f"EfficientNetB{size}" for size in range(1, 8)),
+    *(f"EfficientNetV2{size}" for size in ("B1", "B2", "B3", "S", "M", "L")),
+    *(f"ResNet{name}" for name in ("101", "152", "101V2", "152V2")),
+    "NASNetLarge",
+    "VGG19",
+)
 CONFIGS = {
     "classification": ClassificationConfig,
     "segmentation": SegmentationConfig,
@@ -102,7 +112,10 @@ def _forgotten():
     gc.collect()
 
 
-@pytest.mark.parametrize("name", sorted(zoo.ZOO))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.soak if n in LARGER else ()) for n in sorted(zoo.ZOO)],
+)
 def test_a_network_saves_loads_predicts_and_explains_itself(name, tmp_path):
     task, built = zoo.find(name).task, build_small(name)
     built.save(tmp_path / "net.keras")
