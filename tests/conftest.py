@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from tests import networks
 from tests.s3_server import S3Server, serve_s3
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What runs in the background is born deaf to Ctrl-C, and so would be the jobs that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
