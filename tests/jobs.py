@@ -119,3 +119,22 @@ def cvbatch(*words: object, **options: object) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "cvbatch.cli", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     return done.returncode, done.stdout, done.stderr
+
+
+class Ear:
+    """A listener that keeps the lines it hears."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def listed(self, num_names: int) -> None:
+        pass
+
+    def begun(self, num_chunks: int, num_images: int) -> None:
+        pass
+
+    def written(self, report: object, summary: object) -> None:
+        pass

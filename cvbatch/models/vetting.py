@@ -11,6 +11,7 @@ import io
 import json
 import math
 import stat
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras file
 _CONFIG_MEMBER = "config.json"
 _MEMBERS = {_CONFIG_MEMBER, "metadata.json", WEIGHTS_MEMBER, CARD_MEMBER}
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LOCAL_HEADER = struct.Struct("<26xHH")  # before a member's bytes: how long its name is, its extras
 _IS_ENCRYPTED = 1  # among a member's flags
 _MAX_CONFIG_BYTES = 64 << 20
 _MAX_EXPANSION = 100  # of what is compressed; Keras compresses nothing
@@ -96,9 +98,11 @@ class _Stored(io.RawIOBase):
     """
 
     def __init__(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-        with archive.open(member) as found:  # which checks the header before the bytes
-            self._start = found._orig_compress_start  # type: ignore[attr-defined]
+        archive.open(member).close()  # which checks the header before the bytes
         self._file = Path(str(archive.filename)).open("rb")  # noqa: SIM115
+        self._file.seek(member.header_offset)
+        name_bytes, extra_bytes = _LOCAL_HEADER.unpack(self._file.read(_LOCAL_HEADER.size))
+        self._start = self._file.tell() + name_bytes + extra_bytes
         self._size, self._position = member.file_size, 0
 
     def readable(self) -> bool:

@@ -2,22 +2,17 @@
 
     python -m tests.hostile.decoding [reverse]
 
-The address space is bounded, a file that takes too long ends the process with its traceback, and
-so does a crash. On stdout: JSON with a line for each file, the slowest ones, and the peak memory.
+On stdout: what `bounded.say_of_each` prints.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import hashlib
-import json
-import resource
 import sys
-import time
-from pathlib import Path
 
 from cvbatch.data.decode import Limits, decode
 from cvbatch.types import Failure, InputKey, Tiling
+from tests.hostile.bounded import say_of_each
 from tests.hostile.images import PIXEL_LIMIT, hostile_files
 
 FILE_LIMIT_S = 10.0
@@ -41,38 +36,12 @@ def outcome(data: bytes) -> str:
     return f"ok {result.width}x{result.height} {digest.hexdigest()[:16]}"
 
 
-def peak_bytes() -> int:
-    """Return the most memory this process has held so far.
-
-    Not `ru_maxrss`: that begins with what the process held that started this one.
-    """
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-
-
 def main() -> None:
-    faulthandler.enable()
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_LIMIT, ADDRESS_LIMIT))
     files = list(hostile_files())
     if sys.argv[1:] == ["reverse"]:
         files.reverse()
-    outcome(files[0][1])
-    before = peak = peak_bytes()
-    said, seconds, grown = {}, {}, {}
-    for name, data in files:
-        faulthandler.dump_traceback_later(FILE_LIMIT_S, exit=True)
-        started = time.process_time()
-        said[name] = outcome(data)
-        seconds[name] = time.process_time() - started
-        faulthandler.cancel_dump_traceback_later()
-        now = peak_bytes()
-        if now > peak:
-            grown[name], peak = now - peak, now
-    slowest = sorted(seconds.items(), key=lambda pair: -pair[1])[:10]
-    largest = sorted(grown.items(), key=lambda pair: -pair[1])[:10]
-    json.dump(
-        {"said": said, "grown": peak - before, "slowest": slowest, "largest": largest}, sys.stdout
-    )
+    outcome(files[0][1])  # what decoders hold from their first image on is no growth
+    say_of_each(files, outcome, FILE_LIMIT_S, ADDRESS_LIMIT)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,13 @@
 
     python -m tests.hostile.reading FOLDER FORMAT
 
-Address space and time are bounded as in `decoding`. On stdout: for each file its rows, or why it
-was refused before any of them was read.
+On stdout: what `bounded.say_of_each` prints; for each file its rows, or why it was refused before
+any of them was read.
 """
 
 from __future__ import annotations
 
-import faulthandler
-import json
-import resource
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +16,7 @@ from cvbatch.data.sources import read_chunk_images
 from cvbatch.data.units import expand, find_files
 from cvbatch.errors import CvbatchError, SourceError
 from cvbatch.types import Chunk, Item
-from tests.hostile.decoding import peak_bytes
+from tests.hostile.bounded import say_of_each
 
 FILE_LIMIT_S = 20.0
 ADDRESS_LIMIT = 4 << 30
@@ -60,24 +56,8 @@ def rows_of(path: Path, format: str) -> dict[str, object]:
 
 def main() -> None:
     folder, format = Path(sys.argv[1]), sys.argv[2]
-    faulthandler.enable()
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_LIMIT, ADDRESS_LIMIT))
-    before = peak = peak_bytes()
-    said, seconds, grown = {}, {}, {}
-    for path in sorted(folder.iterdir()):
-        faulthandler.dump_traceback_later(FILE_LIMIT_S, exit=True)
-        print(path.name, file=sys.stderr, flush=True)
-        started = time.process_time()
-        said[path.name] = rows_of(path, format)
-        seconds[path.name] = time.process_time() - started
-        faulthandler.cancel_dump_traceback_later()
-        if peak_bytes() > peak:
-            grown[path.name], peak = peak_bytes() - peak, peak_bytes()
-    slowest = sorted(seconds.items(), key=lambda pair: -pair[1])[:10]
-    largest = sorted(grown.items(), key=lambda pair: -pair[1])[:10]
-    json.dump(
-        {"said": said, "grown": peak - before, "slowest": slowest, "largest": largest}, sys.stdout
-    )
+    files = [(path.name, path) for path in sorted(folder.iterdir())]
+    say_of_each(files, lambda path: rows_of(path, format), FILE_LIMIT_S, ADDRESS_LIMIT)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +11,10 @@ import pytest
 from cvbatch.data import sources
 from cvbatch.data.tar import read_tar
 from tests.hostile import containers, reading
+from tests.hostile.bounded import hear
 
 MEMORY_LIMIT = 600 << 20  # a Parquet page is unpacked whole, the largest here has 60 MiB
 TAR_MEMORY_LIMIT = 200 << 20
-
-
-def read(folder: Path, format: str) -> dict[str, Any]:
-    """Return what a process of its own says of all files in a folder; it has to end well."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.hostile.reading", str(folder), format],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +24,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name, data, num_before[name] in containers.tars():
         (folder / name).write_bytes(data)
     before = sorted(folder.parent.rglob("*"))
-    said = read(folder, "webdataset")
+    said = hear("reading", str(folder), "webdataset")
     assert sorted(folder.parent.rglob("*")) == before  # nothing was unpacked
     return {**said, "num_before": num_before}
 
@@ -52,13 +35,13 @@ def parquets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     canary = folder.parent / "canary-of-parquets"
     for name, data in containers.parquets(canary):
         (folder / name).write_bytes(data)
-    said = read(folder, "parquet")
+    said = hear("reading", str(folder), "parquet")
     assert not canary.exists()
     return said
 
 
 def test_no_files_nothing(tmp_path: Path) -> None:
-    assert read(tmp_path, "webdataset")["said"] == {}
+    assert hear("reading", str(tmp_path), "webdataset")["said"] == {}
 
 
 def test_every_tar_gives_its_images_and_says_where_it_breaks_off(tars: dict[str, Any]) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.hostile import decoding, images
+from tests.hostile.bounded import hear
 
 KINDS = {"empty", "not_an_image", "unsupported", "too_large", "truncated", "corrupt"}
 # The pixels as a decoder and its array hold them, of 16 bits and four channels at the most, and
@@ -18,24 +15,9 @@ KINDS = {"empty", "not_an_image", "unsupported", "too_large", "truncated", "corr
 MEMORY_LIMIT = 3 * 8 * images.PIXEL_LIMIT
 
 
-def decoded(*words: str) -> dict[str, Any]:
-    """Return what a process of its own says of all files; it has to end well."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.hostile.decoding", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
-
-
 @pytest.fixture(scope="module")
 def forwards() -> dict[str, Any]:
-    return decoded()
+    return hear("decoding")
 
 
 def test_no_files_no_bytes() -> None:
@@ -61,7 +43,7 @@ def test_memory_stays_under_the_limit_and_nothing_takes_long(forwards: dict[str,
 
 
 def test_the_same_bytes_give_the_same_row_whatever_came_before(forwards: dict[str, Any]) -> None:
-    assert decoded("reverse")["said"] == forwards["said"]
+    assert hear("decoding", "reverse")["said"] == forwards["said"]
 
 
 def test_a_cut_file_gives_all_its_pixels_or_none(forwards: dict[str, Any]) -> None:

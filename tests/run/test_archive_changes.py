@@ -24,26 +24,7 @@ FAR = lease.Holder("far.example", "", 7, "", "2026-01-01T00:00:00+00:00", "abc")
 COUNT = 10  # images, and two broken files: two chunks
 
 
-class Ear:
-    """A listener that keeps what it hears."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def listed(self, num_names):
-        pass
-
-    def begun(self, num_chunks, num_images):
-        pass
-
-    def written(self, report, summary):
-        pass
-
-
-class Interrupted(Ear):
+class Interrupted(jobs.Ear):
     """Stops a run when all is committed and no file is written."""
 
     def begun(self, num_chunks, num_images):
@@ -57,7 +38,7 @@ def values(source, sink, models, **run):
 
 def run(source, sink, models, ear=None, overrides=(), **options):
     job = parse_job(values(source, sink, models), [*LITERT, *overrides])
-    return predict(job, ear or Ear(), **options)
+    return predict(job, ear or jobs.Ear(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +104,7 @@ def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_st
     (source / "set-9").mkdir()
     (source / "set-9" / "new.jpg").write_bytes(jobs.encoded_image(78))
 
-    ear = Ear()
+    ear = jobs.Ear()
     summary = run(source, sink, keras_files, ear)
     assert (summary.num_new, summary.num_changed, summary.num_removed) == (1, 1, 1)
     assert (summary.num_chunks, summary.num_images) == (2, len(in_first_chunk) + 1)
@@ -150,7 +131,7 @@ def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_st
     assert "nothing to do" in (told := capsys.readouterr().err)
     assert told.strip().endswith("; 1 file gone from the source, their rows stay")
 
-    ear, bytes_after = Ear(), jobs.parts(sink)
+    ear, bytes_after = jobs.Ear(), jobs.parts(sink)
     (sink / lease.NAME).write_bytes(FAR.content)
     dry = estimate(parse_job(values(source, sink, keras_files), LITERT), ear)
     assert (dry.num_new, dry.num_changed, dry.num_removed) == (0, 0, 1)

@@ -234,25 +234,6 @@ def test_a_program_takes_no_less_than_is_said(tmp_path):
 # ---------------------------------------------------------------- whole jobs
 
 
-class Ear:
-    """A listener that keeps what it is told."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def listed(self, num_names):
-        pass
-
-    def begun(self, num_chunks, num_images):
-        pass
-
-    def written(self, report, summary):
-        pass
-
-
 @pytest.mark.ray
 @pytest.mark.keras
 def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
@@ -270,20 +251,20 @@ def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
         said = [f"run.batch_size={batch_size}", f"run.actor_memory_bytes={memory_bytes}"]
         return parse_job(values, [*litert, *said])
 
-    dry = estimate(job(4, "auto"), Ear())
+    dry = estimate(job(4, "auto"), jobs.Ear())
     assert 0 < dry.needed_bytes < dry.actor_memory_bytes
     assert f"{dry.needed_bytes:,} bytes at least" in dry.as_text()
     short = dry.needed_bytes - 1
     for work in (prediction.predict, estimate):
         with pytest.raises(ConfigError, match=r"each of 2 actors has") as error:
-            work(job(4, short), Ear())
+            work(job(4, short), jobs.Ear())
     assert error.value.exit_status == 2
     (named,) = re.findall(r"run.batch_size: (\d+)", str(error.value))
     assert named == "3"
     with pytest.raises(ConfigError, match="not even one image at a time fits"):
-        estimate(job(4, 1), Ear())
+        estimate(job(4, 1), jobs.Ear())
     assert not (tmp_path / "sink").exists()
-    assert prediction.predict(job(named, short), Ear()).num_images == 8
+    assert prediction.predict(job(named, short), jobs.Ear()).num_images == 8
     (kept,) = (tmp_path / "sink" / "_cvbatch" / "programs").iterdir()
     needed_by_3 = memory.prediction_need([BuiltProgram.from_bytes(kept.read_bytes())]).of(3)
 
@@ -292,5 +273,5 @@ def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
     next((tmp_path / "sink").glob("*.parquet")).unlink()
     before = sorted(path for path in (tmp_path / "sink").rglob("*"))
     with pytest.raises(ConfigError, match="the largest that would fit is 2"):
-        prediction.predict(job(named, needed_by_3 - 1), Ear())
+        prediction.predict(job(named, needed_by_3 - 1), jobs.Ear())
     assert sorted(path for path in (tmp_path / "sink").rglob("*")) == before
