@@ -174,10 +174,16 @@ class AveragePrecision(Score):
 
     def _verdicts(self, k: int, bit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return, of the class's detections, is_true, is_ignored and rank, each (m,)."""
-        rows = slice(*np.searchsorted(self.class_id, [k, k + 1]).tolist())
+        rows = self._rows_of(k)
         mask = _BITS[bit]
         is_true, is_ignored = self.is_true[rows] & mask, self.is_ignored[rows] & mask
         return is_true != 0, is_ignored != 0, self.rank[rows]
+
+    def _rows_of(self, k: int) -> slice:
+        """Return where a class's detections stand."""
+        # Of the column's own type: NumPy would make a copy of the column for every other.
+        ends = np.array([k, k + 1], self.class_id.dtype)
+        return slice(*np.searchsorted(self.class_id, ends).tolist())
 
     def per_class(self) -> dict[str, np.ndarray]:  # each (C,)
         """Return ap, ap50, ap75 and voc_ap, NaN for a class without objects, and their number."""
@@ -198,7 +204,7 @@ class AveragePrecision(Score):
         bits = [t * len(AREA_RANGES) for t in range(len(IOU_THRESHOLDS))]
         of_row = weight[self.image_index]
         for k in np.flatnonzero(num_objects).tolist():
-            rows = slice(*np.searchsorted(self.class_id, [k, k + 1]).tolist())
+            rows = self._rows_of(k)
             ranked = of_row[rows] * (self.rank[rows] < MAX_DETECTIONS)
             for t, bit in enumerate(bits):
                 best, hits = self._weighted(rows, bit, ranked)
