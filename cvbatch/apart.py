@@ -76,7 +76,7 @@ def _answer(
     arguments: tuple[Any, ...],
 ) -> None:
     """Send what the call returns and None, or None and what it raises."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     _prepare(log, limits)
     answer: tuple[Any, Exception | None]
     try:
@@ -86,7 +86,7 @@ def _answer(
     pipe.send(answer)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process when the one that made it is gone, also when that was killed outright."""
     parent = multiprocessing.parent_process()
     if parent is not None:

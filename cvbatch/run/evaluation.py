@@ -8,43 +8,31 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cvbatch import scorecard, scoreplots
 from cvbatch.classmap import make_order, never_predicted
-from cvbatch.config import PatienceConfig
 from cvbatch.data import store
 from cvbatch.data.joining import Joined, Truth, find_truth, join
 from cvbatch.data.results import Result, find_result
-from cvbatch.errors import AccessDeniedError, ConfigError, CvbatchError, NotFoundError, SinkError
+from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
 from cvbatch.evalfile import EVALUATION_VERSION, EvaluateJob, fingerprint
 from cvbatch.evaluate import TASKS, Order, Scored, merged, score_piece
 from cvbatch.run.cluster import Resources, connected, joins_a_cluster, local_resources
+from cvbatch.run.spread import Listener, Spread
 
-Held = TypeVar("Held")
-Item = TypeVar("Item")
-Given = TypeVar("Given")
 STATE = "_cvbatch/evaluation.json"
 _FOREIGN = ("_cvbatch/job.json", "_cvbatch/import.json", "_cvbatch/training.json")
 _SHOWN = 3  # ids named on the terminal
-_AHEAD = 2  # pieces a worker has before it
-_TOLD_S = 5.0
 _REPLICATES = 10  # drawn by one task
-_WORTH_A_WORKER = 16  # parts: with fewer for each, starting Ray takes longer than the work
+_WORTH_A_WORKER = 16  # parts: with fewer for each, starting a process takes longer than the work
 _UNMATCHED = pa.schema([("image_id", pa.string()), ("side", pa.string()), ("reason", pa.string())])
-
-
-class Listener(Protocol):
-    """Who wants to hear how a job goes on."""
-
-    def say(self, line: str) -> None:
-        """Hear one line about the job."""
 
 
 @dataclass
@@ -104,9 +92,7 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         workers = _choose_workers(job, resources, len(joined.pieces))
-        if workers > 1 and not joins_a_cluster():
-            stack.enter_context(connected())
-        work = _Work(workers, job.run, listener)
+        work = Spread(workers, job.run, listener)
         scored = merged(work.of(score_piece, order, joined.pieces, "parts scored"))
         replicates: scorecard.Replicates = {}
         asked = scorecard.resampling_of(order, scored)
@@ -155,7 +141,7 @@ def _files(
 
 
 def _choose_workers(job: EvaluateJob, resources: Resources, num_pieces: int) -> int:
-    """Return how many work at once; one alone that joins no cluster needs no Ray."""
+    """Return how many work at once; on a cluster, Ray's tasks."""
     room = max(1, int(resources.num_cpus))
     if job.run.workers is not None and job.run.workers > room:
         raise ConfigError(
@@ -163,59 +149,6 @@ def _choose_workers(job: EvaluateJob, resources: Resources, num_pieces: int) -> 
             f"{room} would"
         )
     return min(job.run.workers or max(1, min(room, num_pieces // _WORTH_A_WORKER)), num_pieces)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Calls that know nothing of each other, done here or by the cluster's tasks."""
-
-    workers: int
-    patience: PatienceConfig
-    listener: Listener
-
-    def of(
-        self, call: Callable[[Held, Item], Given], held: Held, items: Sequence[Item], what: str
-    ) -> Iterator[Given]:
-        """Yield `call(held, item)` of every item, in any order; `held` is sent once."""
-        is_here = self.workers == 1 and not joins_a_cluster()
-        answers = (
-            (call(held, item) for item in items) if is_here else self._on_ray(call, held, items)
-        )
-        told = time.monotonic()
-        for number, answer in enumerate(answers, 1):
-            yield answer
-            if time.monotonic() - told > _TOLD_S:
-                told = time.monotonic()
-                self.listener.say(f"{number:,} of {len(items):,} {what}")
-
-    def _on_ray(
-        self, call: Callable[[Held, Item], Given], held: Held, items: Sequence[Item]
-    ) -> Generator[Given, None, None]:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-
-        task = ray.remote(_there).options(num_cpus=1, max_retries=3)
-        shared = ray.put(held)
-        left = list(reversed(items))
-        busy: list[Any] = []
-        try:
-            while left or busy:
-                while left and len(busy) < self.workers * _AHEAD:
-                    busy.append(task.remote(call, self.patience, shared, left.pop()))
-                ready, busy = ray.wait(busy)
-                yield from ray.get(ready)
-        except RayTaskError as error:
-            raise error.cause from None
-        except RayError as error:
-            told = str(error)[:200]
-            raise CvbatchError(f"a worker was lost again and again ({told})") from None
-
-
-def _there(
-    call: Callable[[Held, Item], Given], patience: PatienceConfig, held: Held, item: Item
-) -> Given:
-    store.be_patient(patience)
-    return call(held, item)
 
 
 def _warn(result: Result, order: Order, joined: Joined, listener: Listener) -> None:
