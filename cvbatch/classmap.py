@@ -14,42 +14,48 @@ from cvbatch.evaluate import TASKS, Order
 from cvbatch.naming import nearest, offer
 
 _TOP_K = (1, 5)
+_PLACES = ("boxes", "mask")  # columns that say where a class is
 _MOST = 5  # classes named in a refusal
 
 
-def make_order(said: EvaluationConfig, result: Result, truth: Truth) -> Order:
+def make_order(said: EvaluationConfig, result: Result, truth: Truth | None) -> Order:
     """Return what is scored: every task that both sides have.
+
+    Where heatmaps are asked for there may be none.
 
     Raises:
         SourceError: they have none in common, or the masks are not those of the originals.
         ConfigError: class tables differ and `class_map` does not say how, or a name or number of
             the evaluation section does not fit them.
     """
-    columns = [name for name in TASKS if name in result.classes and name in truth.classes]
-    if not columns:
+    there = truth.classes if truth else {}
+    columns = [name for name in TASKS if name in result.classes and name in there]
+    if not columns and not (said.heatmaps and (truth is None or there.keys() & _PLACES)):
         raise SourceError(
-            f"predictions have {_listed(result.classes)}, the truth has {_listed(truth.classes)}: "
+            f"predictions have {_listed(result.classes)}, the truth has {_listed(there)}: "
             "there is nothing to compare; import labels of that kind"
         )
-    _check_names(said, [result.classes[c] for c in columns], [truth.classes[c] for c in columns])
+    compared = [(result.classes[name], there[name]) for name in columns]
+    if said.heatmaps and said.heatmaps.class_map is None:
+        compared += [(result.classes.get("labels", ()), there.get(name, ())) for name in _PLACES]
+    _check_names(said.class_map, "evaluation.class_map", compared)
     options = {column: result.models[column].get("options", {}) for column in columns}
     if options.get("mask", {}).get("mask_size") == "model":
         raise SourceError(
             f"predictions {result.uri}: their masks have the network's size; predict with "
             "mask_size: original to compare them"
         )
-    several = truth.is_multi_label or bool(options.get("labels", {}).get("multi_label"))
+    several = bool(options.get("labels", {}).get("multi_label"))
+    several |= truth is not None and truth.is_multi_label
     return Order(
-        classes={column: truth.classes[column] for column in columns},
+        classes={column: there[column] for column in columns},
         class_of={
-            column: match_classes(
-                result.classes[column], truth.classes[column], said.class_map, column
-            )
+            column: match_classes(result.classes[column], there[column], said.class_map, column)
             for column in columns
         },
         ks=_top_k(said, result, several) if "labels" in columns else (),
         is_multi_label=several,
-        ignored=_ignored(said, truth),
+        ignored=_ignored(said, there),
         score_threshold=said.score_threshold,
         iou_threshold=said.iou_threshold,
         num_replicates=said.bootstrap,
@@ -93,20 +99,52 @@ def never_predicted(order: Order) -> dict[str, list[str]]:
     }
 
 
+def places_of_classes(
+    said: EvaluationConfig, result: Result, truth: Truth | None
+) -> dict[str, np.ndarray]:  # column → (P,) int64
+    """Return for boxes and masks of the truth which of their classes each heatmap's class is.
+
+    By name, or as the class map says; −1 for a class that is none of theirs: whether its heatmaps
+    point at the right place is not asked. {} where the truth says of no place.
+
+    Raises:
+        ConfigError: no class has a counterpart and no map was given, or a name of it does not fit.
+    """
+    there = {name: truth.classes[name] for name in _PLACES if truth and name in truth.classes}
+    predicted = result.classes["labels"]
+    own = said.heatmaps.class_map if said.heatmaps else None
+    if own is not None:
+        compared = [(predicted, names) for names in (*there.values(), ())]
+        _check_names(own, "evaluation.heatmaps.class_map", compared)
+    meant = said.class_map if own is None else own
+    class_of = {
+        column: np.array(
+            [names.index(n) if (n := meant.get(one, one)) in names else -1 for one in predicted]
+        )
+        for column, names in there.items()
+    }
+    if own is None and class_of and all((classes < 0).all() for classes in class_of.values()):
+        some = next(iter(there.values()))
+        raise ConfigError(
+            f"evaluation.heatmaps.class_map: no predicted class, such as {predicted[0]!r}, is one "
+            f"of the truth's {' or '.join(there)}, such as {some[-1]!r}; say which of them is "
+            f"which, such as class_map: {{{predicted[0]}: {some[-1]}}}, or {{}} for none"
+        )
+    return class_of
+
+
 def _check_names(
-    said: EvaluationConfig, predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]
+    class_map: dict[str, str | None],
+    where: str,
+    compared: Sequence[tuple[Sequence[str], Sequence[str]]],  # predicted, true
 ) -> None:
-    known = dict.fromkeys(name for names in predicted for name in names)
-    meant = dict.fromkeys(name for names in true for name in names)
-    for name, target in said.class_map.items():
+    known = dict.fromkeys(name for names, _ in compared for name in names)
+    meant = dict.fromkeys(name for _, names in compared for name in names)
+    for name, target in class_map.items():
         if name not in known:
-            raise ConfigError(
-                f"evaluation.class_map: {name!r} is no predicted class; {offer(name, known)}"
-            )
+            raise ConfigError(f"{where}: {name!r} is no predicted class; {offer(name, known)}")
         if target is not None and target not in meant:
-            raise ConfigError(
-                f"evaluation.class_map: {target!r} is no true class; {offer(target, meant)}"
-            )
+            raise ConfigError(f"{where}: {target!r} is no true class; {offer(target, meant)}")
 
 
 def _top_k(said: EvaluationConfig, result: Result, several: bool) -> tuple[int, ...]:
@@ -122,10 +160,10 @@ def _top_k(said: EvaluationConfig, result: Result, several: bool) -> tuple[int, 
     return tuple(said.top_k)
 
 
-def _ignored(said: EvaluationConfig, truth: Truth) -> int | None:
+def _ignored(said: EvaluationConfig, there: dict[str, tuple[str, ...]]) -> int | None:
     if said.ignored_class is None:
         return None
-    names = truth.classes.get("mask", ())
+    names = there.get("mask", ())
     if said.ignored_class not in names:
         raise ConfigError(
             f"evaluation.ignored_class: {said.ignored_class!r} is no class of the true masks; "

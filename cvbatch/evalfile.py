@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from cvbatch.config import Auto, Fraction, Name, PatienceConfig, Section, SinkConfig, Uris
 from cvbatch.jobfile import load, parse
@@ -30,6 +30,15 @@ class TruthConfig(Section):
     splits: Annotated[list[Name] | None, Field(min_length=1)] = None  # None: all
 
 
+class HeatmapsConfig(Section):
+    """How faithful the result's heatmaps are, over a sample of its images."""
+
+    sample: int = Field(200, ge=1, le=100_000)  # images
+    steps: int = Field(20, ge=1, le=1000)  # of the insertion and the deletion curve
+    box_threshold: float = Field(0.15, gt=0, le=1)  # of a map's maximum
+    class_map: dict[Name, Name | None] | None = None  # None: that of evaluation
+
+
 class EvaluationConfig(Section):
     """What is compared with what, and which figures are formed."""
 
@@ -41,6 +50,7 @@ class EvaluationConfig(Section):
     iou_threshold: float = 0.5  # of precision, recall and F1 of boxes
     bootstrap: int = Field(200, ge=0, le=10_000)  # replicates; 0: no intervals
     seed: int = Field(0, ge=0, lt=2**31)
+    heatmaps: HeatmapsConfig | None = None  # None: they are not looked at
 
     @field_validator("iou_threshold")
     @classmethod
@@ -65,39 +75,39 @@ class EvaluateJob(Section):
     """An evaluation job."""
 
     predictions: PredictionsConfig
-    truth: TruthConfig
+    truth: TruthConfig | None = None
     sink: SinkConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), validate_default=True)
     run: EvaluationRunConfig = EvaluationRunConfig()
 
+    @field_validator("evaluation")
+    @classmethod
+    def _has_something_to_do(
+        cls, value: EvaluationConfig, info: ValidationInfo
+    ) -> EvaluationConfig:
+        if value.heatmaps is None and info.data.get("truth", value) is None:
+            raise ValueError(
+                "there is no truth to compare with; name truth.uri, or ask for heatmaps, which can "
+                "be looked at without"
+            )
+        return value
 
-def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluateJob:
-    """Return the evaluation job in a YAML file, with `key=value` overrides and `${NAME}` resolved.
 
-    Raises:
-        ConfigError: the file cannot be read, or anything in it is wrong; all faults at once.
-    """
-    return load(EvaluateJob, path, overrides)
-
-
-def parse_evaluation(raw: object, overrides: Sequence[str] = (), name: str = "job") -> EvaluateJob:
-    """Return the evaluation job in plain values as YAML gives them.
-
-    Raises:
-        ConfigError: with one line for each fault.
-    """
-    return parse(EvaluateJob, raw, overrides, name)
+# As `load_job` and `parse_job` of cvbatch.jobfile, which say what is refused.
+load_evaluation = partial(load, EvaluateJob)
+parse_evaluation = partial(parse, EvaluateJob)
 
 
 def fingerprint(job: EvaluateJob, identities: Sequence[str]) -> str:
     """Return the SHA-256 (hex) of all that changes the figures.
 
-    identities: of the predictions and of the truth, beyond their names.
+    identities: of the predictions and, where there is one, of the truth, beyond their names.
     """
+    unsaid = {"heatmaps"} if job.evaluation.heatmaps is None else None  # as before there were any
     said = {
         "version": EVALUATION_VERSION,
-        "splits": job.truth.splits,
-        "evaluation": job.evaluation.model_dump(mode="json"),
+        "splits": job.truth.splits if job.truth else None,
+        "evaluation": job.evaluation.model_dump(mode="json", exclude=unsaid),
         "identities": list(identities),
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -57,6 +57,25 @@ class Scored:
     failed: list[str] = field(default_factory=list)  # ids of images without an answer
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Predicted rows and their truths, which stand in the same order, and what they come to."""
+
+    order: Order
+    said: pa.Table  # n rows
+    truth: pa.Table  # n rows
+    weights: np.ndarray  # (n, 1 + R)
+    scored: Scored
+
+    def of(self, column: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray, int]:
+        """Return the answers of a column, their truths, and how many classes these have."""
+        return self.said[column], self.truth[column], len(self.order.classes[column])
+
+    def tally(self, num_classes: int) -> Tally:
+        """Return the counts of nothing, for as many replicates as are asked for."""
+        return Tally.empty(num_classes, self.order.num_replicates)
+
+
 def score_piece(order: Order, piece: Piece) -> Scored:
     """Return the scores of a piece's images. A failed row counts as no answer.
 
@@ -80,14 +99,14 @@ def score_rows(order: Order, said: pa.Table, truth: pa.Table, name: str) -> Scor
     is_failed = pc.not_equal(said["status"], "ok").to_numpy()
     scored = Scored(failed=[names[i] for i in np.flatnonzero(is_failed)])
     scored.counts.update(images=len(names), failed=int(is_failed.sum()))
+    rows = _Rows(order, said, truth, weights, scored)
     try:
         if "labels" in order.classes:
-            score = _several_labels if order.is_multi_label else _one_label
-            score(order, said["labels"], truth["labels"], weights, scored)
+            (_several_labels if order.is_multi_label else _one_label)(rows)
         if "mask" in order.classes:
-            _masks(order, said["mask"], truth["mask"], weights, scored)
+            _masks(rows)
         if "boxes" in order.classes:
-            _boxes(order, said, truth, scored)
+            _boxes(rows)
     except (ValueError, IndexError, KeyError) as error:
         raise SourceError(f"{name} or its truth is damaged: {error}") from None
     return scored
@@ -136,20 +155,14 @@ def _said_labels(
     return image[kept], class_id[kept], _values(structs, "score")[kept].astype(np.float64)
 
 
-def _one_label(
-    order: Order,
-    said: pa.ChunkedArray,
-    truth: pa.ChunkedArray,
-    weights: np.ndarray,  # (n, 1 + R)
-    scored: Scored,
-) -> None:
-    num_classes = len(order.classes["labels"])
+def _one_label(rows: _Rows) -> None:
+    said, truth, num_classes = rows.of("labels")
     structs, of_image = _flat(truth)
     is_used = np.bincount(of_image, minlength=len(truth)) == 1
-    scored.counts["classification_unlabelled"] += int((~is_used).sum())
+    rows.scored.counts["classification_unlabelled"] += int((~is_used).sum())
     true_class = np.full(len(truth), -1)
     true_class[of_image] = _values(structs, "class_id")
-    image, class_id, score = _said_labels(order, said)
+    image, class_id, score = _said_labels(rows.order, said)
     best = np.full(len(truth), num_classes)  # no class
     best_score, own_score = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
     _, first = np.unique(image, return_index=True)
@@ -160,75 +173,66 @@ def _one_label(
     rank = np.where(np.isnan(own_score), _NEVER, beaten_by)
 
     used = np.flatnonzero(is_used)
-    true, answer, ranks, own = true_class[used], best[used], rank[used], weights[used]
-    scored.scores["top_k"] = TopK.empty(order.ks).add_ranks(ranks)
+    true, answer, ranks, own = true_class[used], best[used], rank[used], rows.weights[used]
+    ks = rows.order.ks
+    rows.scored.scores["top_k"] = TopK.empty(ks).add_ranks(ranks)
     if num_classes <= MAX_CONFUSION_CLASSES:
-        scored.scores["confusion"] = Confusion.empty(num_classes).add(true, answer)
+        rows.scored.scores["confusion"] = Confusion.empty(num_classes).add(true, answer)
     is_hit, is_said = answer == true, answer < num_classes
     everyone = np.arange(len(used))
-    scored.scores["labels_tally"] = Tally.empty(num_classes, order.num_replicates).add(
+    rows.scored.scores["labels_tally"] = rows.tally(num_classes).add(
         hits=counted(own, everyone[is_hit], true[is_hit], num_classes),
         support=counted(own, everyone, true, num_classes),
         answered=counted(own, everyone[is_said], answer[is_said], num_classes),
     )
-    at, place = np.nonzero(ranks[:, None] < np.array(order.ks))
-    whole = np.repeat(own.sum(axis=0)[:, None], len(order.ks), axis=1)
-    scored.scores["top_k_tally"] = Tally.empty(len(order.ks), order.num_replicates).add(
-        hits=counted(own, at, place, len(order.ks)), support=whole
+    at, place = np.nonzero(ranks[:, None] < np.array(ks))
+    whole = np.repeat(own.sum(axis=0)[:, None], len(ks), axis=1)
+    rows.scored.scores["top_k_tally"] = rows.tally(len(ks)).add(
+        hits=counted(own, at, place, len(ks)), support=whole
     )
     is_sure = is_said & (best_score[used] >= 0) & (best_score[used] <= 1)
-    scored.counts["scores_outside_0_1"] += int((is_said & ~is_sure).sum())
+    rows.scored.counts["scores_outside_0_1"] += int((is_said & ~is_sure).sum())
     sure = Calibration.empty().add_answers(is_hit[is_sure], best_score[used][is_sure])
-    scored.scores["calibration"] = sure
+    rows.scored.scores["calibration"] = sure
 
 
-def _several_labels(
-    order: Order,
-    said: pa.ChunkedArray,
-    truth: pa.ChunkedArray,
-    weights: np.ndarray,  # (n, 1 + R)
-    scored: Scored,
-) -> None:
-    num_classes = len(order.classes["labels"])
+def _several_labels(rows: _Rows) -> None:
+    said, truth, num_classes = rows.of("labels")
     used = np.flatnonzero(truth.is_valid().to_numpy())
-    scored.counts["classification_unlabelled"] += len(truth) - len(used)
+    rows.scored.counts["classification_unlabelled"] += len(truth) - len(used)
     structs, of_image = _flat(truth)
     is_positive = np.zeros((len(truth), num_classes), bool)
     is_positive[of_image, _values(structs, "class_id")] = True
-    image, class_id, score = _said_labels(order, said)
+    image, class_id, score = _said_labels(rows.order, said)
     scores = np.full((len(truth), num_classes), _UNSAID)
     scores[image, class_id] = score
-    is_positive, scores, own = is_positive[used], scores[used], weights[used]
-    scored.scores["precision"] = MultiLabelPrecision.empty(num_classes).add(is_positive, scores)
-    is_said = scores >= order.score_threshold
+    is_positive, scores, own = is_positive[used], scores[used], rows.weights[used]
+    rows.scored.scores["precision"] = MultiLabelPrecision.empty(num_classes).add(
+        is_positive, scores
+    )
+    is_said = scores >= rows.order.score_threshold
 
     def events(where: np.ndarray) -> np.ndarray:  # (n, C) bool → (1 + R, C)
         image_index, classes = np.nonzero(where)
         return counted(own, image_index, classes, num_classes)
 
-    scored.scores["labels_tally"] = Tally.empty(num_classes, order.num_replicates).add(
+    rows.scored.scores["labels_tally"] = rows.tally(num_classes).add(
         events(is_positive & is_said), events(is_positive), events(is_said)
     )
-    scored.counts["classification_images"] += len(used)
+    rows.scored.counts["classification_images"] += len(used)
 
 
-def _masks(
-    order: Order,
-    said: pa.ChunkedArray,
-    truth: pa.ChunkedArray,
-    weights: np.ndarray,  # (n, 1 + R)
-    scored: Scored,
-) -> None:
-    num_classes = len(order.classes["mask"])
+def _masks(rows: _Rows) -> None:
+    said, truth, num_classes = rows.of("mask")
     lut = np.full(256, num_classes, np.uint8)  # no class
-    class_of = order.class_of["mask"]
+    class_of = rows.order.class_of["mask"]
     lut[: len(class_of)] = np.where(class_of < 0, num_classes, class_of)
     total = Confusion.empty(num_classes)
-    tally = Tally.empty(num_classes, order.num_replicates)
+    tally = rows.tally(num_classes)
     for i, (answer, true) in enumerate(zip(said, truth, strict=True)):
         true_png = true["bytes"].as_py() if true.is_valid else None
         if true_png is None:
-            scored.counts["segmentation_unlabelled"] += 1
+            rows.scored.counts["segmentation_unlabelled"] += 1
             continue
         mask = decode_png(true_png)
         answered = np.full(mask.shape, num_classes, np.uint8)
@@ -237,17 +241,21 @@ def _masks(
             if found.shape == mask.shape:
                 answered = lut[found]
             else:
-                scored.counts["mask_size_differs"] += 1
-        counts = _pixel_counts(mask, answered, num_classes, order.ignored)
+                rows.scored.counts["mask_size_differs"] += 1
+        counts = _pixel_counts(mask, answered, num_classes, rows.order.ignored)
         total = total.add_counts(counts)
-        image, own, every = np.zeros(num_classes, np.int64), weights[i : i + 1], range(num_classes)
+        image, own, every = (
+            np.zeros(num_classes, np.int64),
+            rows.weights[i : i + 1],
+            range(num_classes),
+        )
         amounts = (np.diagonal(counts), counts.sum(axis=1), counts[:, :-1].sum(axis=0))
         tally = tally.add(
             *(counted(own, image, np.array(every), num_classes, amount) for amount in amounts)
         )
-        scored.counts["segmentation_images"] += 1
-    scored.scores["pixels"] = total
-    scored.scores["mask_tally"] = tally
+        rows.scored.counts["segmentation_images"] += 1
+    rows.scored.scores["pixels"] = total
+    rows.scored.scores["mask_tally"] = tally
 
 
 def _pixel_counts(
@@ -267,11 +275,12 @@ def _pixel_counts(
     return counts
 
 
-def _boxes(order: Order, said: pa.Table, truth: pa.Table, scored: Scored) -> None:
+def _boxes(rows: _Rows) -> None:
+    order, scored = rows.order, rows.scored
     num_classes = len(order.classes["boxes"])
-    used = truth["boxes"].is_valid()
-    scored.counts["detection_unlabelled"] += truth["boxes"].null_count
-    said, truth = said.filter(used), truth.filter(used)
+    used = rows.truth["boxes"].is_valid()
+    scored.counts["detection_unlabelled"] += rows.truth["boxes"].null_count
+    said, truth = rows.said.filter(used), rows.truth.filter(used)
     names = said["image_id"].to_pylist()
     structs, image = _flat(said["boxes"])
     class_id = order.class_of["boxes"][_values(structs, "class_id")]

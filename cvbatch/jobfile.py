@@ -43,7 +43,7 @@ def load(kind: type[Job], path: str | Path, overrides: Sequence[str] = ()) -> Jo
     return parse(kind, _read_yaml(Path(path)), overrides, str(path))
 
 
-def parse(kind: type[Job], raw: object, overrides: Sequence[str], name: str) -> Job:
+def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str = "job") -> Job:
     """Return the job of any kind in plain values, as `parse_job`. Raises ConfigError."""
     if not isinstance(raw, dict):
         *first, last = [key for key, field in kind.model_fields.items() if field.is_required()]
@@ -220,8 +220,10 @@ def _without_tags(location: Sequence[str | int]) -> str:
 
 def _is_tag(location: Sequence[str | int], i: int) -> bool:
     """Say whether pydantic put this part in for a union's branch; the user never wrote it."""
-    is_task = i == 2 and location[0] == "models"
     part = str(location[i])
+    is_task = (i == 2 and location[0] == "models") or (
+        i == 1 and location[0] == "model" and part in TASK_COLUMNS
+    )
     return is_task or part in {"list[str]", "constrained-str"}
 
 

@@ -93,7 +93,7 @@ def _classification(order: Order, scored: Scored) -> Iterator[Figure]:
     yield from _averages("classification", tally, ("accuracy",), top_k.num_images)
     hits = _score(scored, "top_k_tally", Tally).figures()["recall"]
     for place, k in enumerate(top_k.ks):
-        yield _figure("classification", None, f"top_{k}", hits[:, place], top_k.num_images)
+        yield make_figure("classification", None, f"top_{k}", hits[:, place], top_k.num_images)
     yield from _averages("classification", tally, _AVERAGES, top_k.num_images)
     calibration = _score(scored, "calibration", Calibration)
     if not scored.counts["scores_outside_0_1"]:  # of logits there is none
@@ -108,7 +108,7 @@ def _segmentation(order: Order, scored: Scored) -> Iterator[Figure]:
     tally = _score(scored, "mask_tally", Tally)
     num_pixels = int(tally.support[0].sum())
     overall = tally.overall()
-    yield _figure("segmentation", None, "pixel_accuracy", overall["accuracy"], num_pixels)
+    yield make_figure("segmentation", None, "pixel_accuracy", overall["accuracy"], num_pixels)
     yield from _averages("segmentation", tally, ("mean_iou", *_AVERAGES), num_pixels)
     for k, name in enumerate(order.classes["mask"]):
         yield from _of_class("segmentation", tally, name, k, ("iou", *_RATIOS))
@@ -169,7 +169,7 @@ def _score(scored: Scored, name: str, kind: type[Kind]) -> Kind:
 def _averages(task: str, tally: Tally, metrics: Sequence[str], count: int) -> Iterator[Figure]:
     overall = tally.overall()
     for metric in metrics:
-        yield _figure(task, None, metric, overall[metric], count)
+        yield make_figure(task, None, metric, overall[metric], count)
 
 
 def _of_class(
@@ -177,16 +177,20 @@ def _of_class(
 ) -> Iterator[Figure]:
     figures = tally.figures()
     for metric in metrics:
-        yield _figure(task, name, metric, figures[metric][:, k], int(tally.support[0, k]))
+        yield make_figure(task, name, metric, figures[metric][:, k], int(tally.support[0, k]))
 
 
-def _figure(
+def make_figure(
     task: str,
     class_name: str | None,
     metric: str,
     values: np.ndarray,  # (1 + R,)
     count: int,
 ) -> Figure:
+    """Return a figure with its interval.
+
+    values: of the images, then of each replicate of them; NaN: undefined.
+    """
     return _with_interval(_plain(task, class_name, metric, float(values[0]), count), values)
 
 
@@ -213,11 +217,16 @@ def to_parquet(figures: Sequence[Figure]) -> pa.Buffer:
 
 
 def to_json(
-    figures: Sequence[Figure], about: dict[str, Any], order: Order, scored: Scored
+    figures: Sequence[Figure],
+    about: dict[str, Any],
+    order: Order,
+    scored: Scored,
+    details: dict[str, dict[str, Any]],
 ) -> bytes:
     """Return the figures by task and class, with the confusion counts and the calibration's bins.
 
-    about: what stands before them: the images, where they come from.
+    about: what stands before them: the images, where they come from. details: what else is known of
+    a task, by its name.
     """
     tasks: dict[str, dict[str, Any]] = {}
     for figure in figures:
@@ -239,6 +248,8 @@ def to_json(
     if isinstance(calibration, Calibration):
         bins = {key: _nulls(values) for key, values in calibration.per_bin().items()}
         tasks["classification"]["calibration"] = bins
+    for name, more in details.items():
+        tasks[name] |= more
     return json.dumps({**about, "tasks": tasks}, indent=1, ensure_ascii=False).encode()
 
 

@@ -1,6 +1,8 @@
-"""The pictures of an evaluation: precision over recall, and which class was taken for which."""
+"""The pictures of an evaluation: precision over recall, classes taken for others, heatmaps."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -8,14 +10,17 @@ import numpy as np
 from cvbatch.arrays.average_precision import RECALLS, AveragePrecision
 from cvbatch.arrays.drawing import TILE_HW, contact_sheet, write_text
 from cvbatch.arrays.mergeable import ratio
+from cvbatch.arrays.perturbing import area_under
 from cvbatch.arrays.scores import Confusion, MultiLabelPrecision
 from cvbatch.evaluate import TASKS, Order, Scored
 
 MAX_CURVES = 24  # classes drawn, those with most objects
+CURVES = "insertion_deletion.png"
 MAX_NAMED = 40  # classes that a confusion picture has room to name
 _COLUMNS = 4
 _EDGE = 12  # pixels between a curve and its tile's border
 _INK, _LINE = (0, 114, 178), (210, 210, 210)
+_OTHER_INK = (213, 94, 0)  # of random heatmaps
 _SIDE = 640  # pixels of a confusion picture's square
 _MARGIN = 150  # for the names
 _TEXT, _GAP = 13, 4
@@ -58,28 +63,43 @@ def _precision_recall(
             recall, precision = RECALLS, score.curve(k)
         else:
             recall, precision = score.curve(k)
-        tiles.append(_curve(recall, precision))
+        tiles.append(_plot([(recall, precision, _INK)]))
         value = "none" if np.isnan(values[k]) else f"{values[k]:.3f}"
         captions.append(f"{names[k]}: {figure} {value}, {support[k]:,}")
     return contact_sheet(tiles, captions, _COLUMNS)
 
 
-def _curve(
-    recall: np.ndarray,  # (n,)
-    precision: np.ndarray,  # (n,)
+def curves_of(
+    mean: dict[str, np.ndarray],  # each (S + 1,)
+) -> bytes:
+    """Return the scores over the share of pixels that came in or went, as PNG; random in orange.
+
+    mean: of `heatmapcard.mean_curves`.
+    """
+    tiles, captions = [], []
+    for name in ("insertion", "deletion"):
+        own, other = mean[name], mean[f"random_{name}"]
+        tiles.append(_plot([(mean["share"], other, _OTHER_INK), (mean["share"], own, _INK)]))
+        captions.append(f"{name}: {area_under(own):.3f}, random {area_under(other):.3f}")
+    return _png(contact_sheet(tiles, captions, len(tiles)))
+
+
+def _plot(
+    lines: Sequence[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]],  # (n,), (n,), RGB
 ) -> np.ndarray:  # (h, w, 3) uint8 RGB
-    """Return a tile from recall 0 to 1 and precision 0 to 1, with a grid of quarters."""
+    """Return a tile with lines from 0 to 1 either way, over a grid of quarters."""
     tile = np.full((*TILE_HW, 3), 255, np.uint8)
     height, width = (side - 2 * _EDGE for side in TILE_HW)
     for quarter in range(5):
         x, y = _EDGE + quarter * width // 4, _EDGE + quarter * height // 4
         cv2.line(tile, (x, _EDGE), (x, _EDGE + height), _LINE)
         cv2.line(tile, (_EDGE, y), (_EDGE + width, y), _LINE)
-    is_known = np.isfinite(recall) & np.isfinite(precision)
-    points = np.stack([_EDGE + recall * width, _EDGE + (1 - precision) * height], axis=-1)
-    line = points[is_known].round().astype(np.int32)
-    if len(line):
-        cv2.polylines(tile, [line[:, None]], isClosed=False, color=_INK, thickness=2)
+    for across, up, ink in lines:
+        is_known = np.isfinite(across) & np.isfinite(up)
+        points = np.stack([_EDGE + across * width, _EDGE + (1 - up) * height], axis=-1)
+        line = points[is_known].round().astype(np.int32)
+        if len(line):
+            cv2.polylines(tile, [line[:, None]], isClosed=False, color=ink, thickness=2)
     return tile
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -190,22 +190,9 @@ class TrainJob(Section):
         return self
 
 
-def load_training(path: str | Path, overrides: Sequence[str] = ()) -> TrainJob:
-    """Return the training job in a YAML file, with `key=value` overrides and `${NAME}` resolved.
-
-    Raises:
-        ConfigError: the file cannot be read, or anything in it is wrong; all faults at once.
-    """
-    return load(TrainJob, path, overrides)
-
-
-def parse_training(raw: object, overrides: Sequence[str] = (), name: str = "job") -> TrainJob:
-    """Return the training job in plain values as YAML gives them.
-
-    Raises:
-        ConfigError: with one line for each fault.
-    """
-    return parse(TrainJob, raw, overrides, name)
+# As `load_job` and `parse_job` of cvbatch.jobfile, which say what is refused.
+load_training = partial(load, TrainJob)
+parse_training = partial(parse, TrainJob)
 
 
 def fingerprint(job: TrainJob, identities: Sequence[str]) -> str:

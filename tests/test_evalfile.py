@@ -1,12 +1,14 @@
 """An evaluation job's file is right, or every fault in it is told with the remedy."""
 
 import copy
+import hashlib
+import json
 
 import pytest
 import yaml
 
 from cvbatch.errors import ConfigError
-from cvbatch.evalfile import fingerprint, load_evaluation, parse_evaluation
+from cvbatch.evalfile import EVALUATION_VERSION, fingerprint, load_evaluation, parse_evaluation
 
 PLAIN = {
     "predictions": {"uri": "result/"},
@@ -24,7 +26,7 @@ def said(**sections):
 
 @pytest.mark.parametrize("raw", [None, [], "text", 3])
 def test_a_job_is_a_mapping(raw):
-    with pytest.raises(ConfigError, match="a mapping with predictions, truth and sink"):
+    with pytest.raises(ConfigError, match="a mapping with predictions and sink"):
         parse_evaluation(raw)
 
 
@@ -58,6 +60,9 @@ def test_ks_stand_in_order_once():
         ({"evaluation": {"top_k": []}}, "evaluation.top_k"),
         ({"evaluation": {"join": "id"}}, "evaluation.join: 'id'"),
         ({"truth": {"splits": []}}, "truth.splits"),
+        ({"evaluation": {"heatmaps": {"step": 3}}}, "heatmaps.step: unknown key; did you mean ste"),
+        ({"evaluation": {"heatmaps": {"sample": 0}}}, "evaluation.heatmaps.sample: 0"),
+        ({"evaluation": {"heatmaps": {"box_threshold": 0}}}, "evaluation.heatmaps.box_threshold"),
         ({"run": {"workers": 0}}, "run.workers: 0"),
     ],
 )
@@ -74,3 +79,30 @@ def test_the_fingerprint_is_of_what_changes_the_figures():
     for other in ({"evaluation": {"seed": 1}}, {"truth": {"splits": ["test"]}}):
         assert fingerprint(parse_evaluation(said(**other)), ["a", "b"]) != plain
     assert fingerprint(parse_evaluation(PLAIN), ["a", "c"]) != plain
+
+
+def test_only_heatmaps_can_do_without_a_truth():
+    raw = {key: value for key, value in PLAIN.items() if key != "truth"}
+    for evaluation in ({}, {"evaluation": {"bootstrap": 3}}):
+        with pytest.raises(ConfigError, match=r"evaluation: there is no truth .*ask for heatmaps"):
+            parse_evaluation({**raw, **evaluation})
+    job = parse_evaluation({**raw, "evaluation": {"heatmaps": {}}})
+    assert (job.truth, job.evaluation.heatmaps.sample) == (None, 200)
+    with pytest.raises(ConfigError) as caught:  # a truth that is there and wrong is the only fault
+        parse_evaluation({**raw, "truth": {"uri": []}})
+    assert "no truth" not in str(caught.value)
+
+
+def test_an_evaluation_from_before_there_were_heatmaps_keeps_its_fingerprint():
+    """Said with the key absent from what is hashed, as it was then."""
+    job = parse_evaluation(PLAIN)
+    said = {
+        "version": EVALUATION_VERSION,
+        "splits": None,
+        "evaluation": job.evaluation.model_dump(mode="json", exclude={"heatmaps"}),
+        "identities": ["a", "b"],
+    }
+    text = json.dumps(said, sort_keys=True).encode()
+    assert fingerprint(job, ["a", "b"]) == hashlib.sha256(text).hexdigest()
+    other = parse_evaluation({**PLAIN, "evaluation": {"heatmaps": {}}})
+    assert fingerprint(other, ["a", "b"]) != fingerprint(job, ["a", "b"])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from cvbatch.arrays.laying import MAX_SIDE, over_size
+
 OPACITY = 0.4
+BOX_THRESHOLD = 0.15  # of a map's maximum: Grad-CAM, section 4.1
 
 
 def grad_cam(
@@ -46,3 +49,33 @@ def overlay(
         heatmap.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR
     )
     return cv2.addWeighted(image, 1 - opacity, colour(stretched), opacity, 0)
+
+
+def boxes_from_heatmap(
+    heatmap: np.ndarray,  # (h, w), of any range, over the whole image
+    height: int,
+    width: int,
+    threshold: float = BOX_THRESHOLD,
+) -> np.ndarray:  # (M, 4) float32 half-open xyxy, pixels of the image; M is 1, or 0 for no box
+    """Return the box round the largest connected part of the map that reaches `threshold`.
+
+    threshold: of the map's maximum, above 0. The map is stretched over the image first, bilinearly,
+    to sides of at most 1,024 pixels. Pixels that meet at a corner are connected; of parts of one
+    size that whose box is higher up counts, then the one further left. A map that is nowhere above
+    0 gives no box.
+
+    Source: B. Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016;
+    Selvaraju et al., "Grad-CAM", section 4.1.
+    """
+    rows, columns = min(height, MAX_SIDE), min(width, MAX_SIDE)
+    values = over_size(heatmap, rows, columns)
+    peak = values.max(initial=0)
+    if not peak > 0:
+        return np.zeros((0, 4), np.float32)
+    is_strong = (values >= threshold * peak).astype(np.uint8)
+    _, _, parts, _ = cv2.connectedComponentsWithStats(is_strong, connectivity=8)
+    left, top, across, down, area = parts[1:].astype(np.int64).T  # the first is what is left over
+    best = np.lexsort((left, top, -area))[0]
+    sides = left[best], top[best], (left + across)[best], (top + down)[best]
+    scaled: np.ndarray = np.array([sides]) * np.array([width / columns, height / rows] * 2)
+    return scaled.astype(np.float32)

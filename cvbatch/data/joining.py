@@ -57,7 +57,7 @@ class Piece(NamedTuple):
 class Joined(NamedTuple):
     """Which images are on both sides, and which on one."""
 
-    kind: str  # one of KINDS
+    kind: str  # one of KINDS; "" where there is no truth
     pieces: list[Piece]
     no_truth: pa.Array  # ids of predicted images
     no_prediction: pa.Array  # ids of labelled images
@@ -177,6 +177,14 @@ def join(parts: Sequence[Part], truth: Truth, kind: str | None) -> Joined:
     )
 
 
+def only_predicted(parts: Sequence[Part]) -> Joined:
+    """Return all predicted images, where there is no truth to be joined with."""
+    none = np.zeros(0, np.int64)
+    pieces = [Piece(part.uri, np.arange(len(part.image_id)), (), none, none) for part in parts]
+    nothing = pa.array([], pa.large_string())
+    return Joined("", pieces, nothing, nothing, 0)
+
+
 def _pieces(
     parts: Sequence[Part],
     truth: Truth,
@@ -244,12 +252,16 @@ def read_piece(
 ) -> tuple[pa.Table, pa.Table]:
     """Return columns of the predicted rows of a piece, and of their truths, in the same order.
 
+    Where there is no truth, the second has no columns.
+
     Raises:
         SourceError: a file is not what it was when the job began.
     """
     try:
         with store.open_input(piece.part_uri) as source:
             said = pq.ParquetFile(source).read(list(answers)).take(pa.array(piece.part_row))
+        if not piece.truth_uris:
+            return said, said.select([])
         parts, places = [], []
         for number, uri in enumerate(piece.truth_uris):
             place = np.flatnonzero(piece.truth_file == number)

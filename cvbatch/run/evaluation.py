@@ -11,27 +11,35 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch import scorecard, scoreplots
-from cvbatch.classmap import make_order, never_predicted
+from cvbatch import heatmapcard, scorecard, scoreplots
+from cvbatch.classmap import make_order, never_predicted, places_of_classes
 from cvbatch.data import store
-from cvbatch.data.joining import Joined, Truth, find_truth, join
+from cvbatch.data.joining import Joined, Truth, find_truth, join, only_predicted
 from cvbatch.data.results import Result, find_result
 from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
 from cvbatch.evalfile import EVALUATION_VERSION, EvaluateJob, fingerprint
 from cvbatch.evaluate import TASKS, Order, Scored, merged, score_piece
+from cvbatch.faithful import Judgement, Share
+from cvbatch.programs import BuiltProgram
 from cvbatch.run.cluster import Resources, connected, joins_a_cluster, local_resources
-from cvbatch.run.spread import Listener, Spread
+from cvbatch.run.faithfulness import Subject, choose_shares, find_subject, have_program, judge
+from cvbatch.run.spread import Listener, Work
 
 STATE = "_cvbatch/evaluation.json"
 _FOREIGN = ("_cvbatch/job.json", "_cvbatch/import.json", "_cvbatch/training.json")
 _SHOWN = 3  # ids named on the terminal
 _REPLICATES = 10  # drawn by one task
-_WORTH_A_WORKER = 16  # parts: with fewer for each, starting a process takes longer than the work
+# Items that are worth a worker: with fewer for each, starting Ray takes longer than the work.
+_PARTS_A_WORKER = 16
+_SHARES_A_WORKER = 2  # of images with heatmaps
+_BOXES = "heatmap_boxes.parquet"
+_PICTURES = ("precision_recall_", "confusion_", scoreplots.CURVES)
 _UNMATCHED = pa.schema([("image_id", pa.string()), ("side", pa.string()), ("reason", pa.string())])
 
 
@@ -70,6 +78,15 @@ def _cell(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
+class _Heatmaps(NamedTuple):
+    """Heatmaps that were found to be in order, and which of them are judged."""
+
+    subject: Subject
+    class_of: dict[str, np.ndarray]
+    shares: list[Share]
+    program: BuiltProgram
+
+
 def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -> EvaluationSummary:
     """Run the job; return what came of it.
 
@@ -81,19 +98,68 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
     store.be_patient(job.run)
     sink = store.absolute(job.sink.uri)
     result = find_result(store.absolute(job.predictions.uri))
-    truth = find_truth(job.truth.uri, job.truth.splits)
+    truth = find_truth(job.truth.uri, job.truth.splits) if job.truth else None
     order = make_order(job.evaluation, result, truth)
-    identity = fingerprint(job, [result.identity, truth.identity])
+    identity = fingerprint(job, [result.identity, truth.identity if truth else ""])
     done = _held(sink, identity, overwrite)
     if done is not None:
         return EvaluationSummary(**{**done, "is_new": False})
-    joined = join(result.parts, truth, job.evaluation.join)
+    joined = (
+        join(result.parts, truth, job.evaluation.join) if truth else only_predicted(result.parts)
+    )
+    heatmaps = _find_heatmaps(job, result, truth, joined)
     _warn(result, order, joined, listener)
+    scored, replicates, judgement = _work(job, order, joined, heatmaps, listener)
+    figures = scorecard.figures_of(order, scored, replicates)
+    figures += heatmapcard.heatmap_figures(judgement.judged, order)
+    summary = EvaluationSummary(
+        sink,
+        identity,
+        joined.kind,
+        _count_images(scored, joined, judgement if heatmaps else None),
+        result.num_chunks_left,
+        [asdict(figure) for figure in figures if figure.class_name is None],
+    )
+    about = _about(job, result, truth, summary)
+    _put_state(sink, {**about, "is_complete": False})
+    _clear(sink)
+    for name, data in _files(order, scored, judgement, figures, joined, about):
+        store.put_bytes(store.join(sink, name), data)
+    summary.seconds = time.perf_counter() - started
+    _put_state(sink, {**about, "is_complete": True, "summary": summary.as_json()})
+    return summary
+
+
+def _find_heatmaps(
+    job: EvaluateJob, result: Result, truth: Truth | None, joined: Joined
+) -> _Heatmaps | None:
+    """Return the heatmaps that are asked for; None: none are."""
+    said = job.evaluation
+    if said.heatmaps is None:
+        return None
+    subject = find_subject(result)
+    class_of = places_of_classes(said, result, truth)
+    shares = choose_shares(subject, joined.pieces, said.heatmaps, said.seed)
+    return _Heatmaps(subject, class_of, shares, have_program(subject))
+
+
+def _work(
+    job: EvaluateJob,
+    order: Order,
+    joined: Joined,
+    heatmaps: _Heatmaps | None,
+    listener: Listener,
+) -> tuple[Scored, scorecard.Replicates, Judgement]:
+    """Return all scores, the replicates that are still to be formed, and what heatmaps came to."""
+    pieces = joined.pieces if joined.kind else []
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        workers = _choose_workers(job, resources, len(joined.pieces))
-        work = Spread(workers, job.run, listener)
-        scored = merged(work.of(score_piece, order, joined.pieces, "parts scored"))
+        workers = _choose_workers(job, resources, len(pieces), _PARTS_A_WORKER)
+        work = Work(workers, job.run, listener)
+        judging = _judging(job, resources, heatmaps, listener)
+        if work.needs_ray or judging.needs_ray:
+            stack.enter_context(connected())
+        scored = merged(work.of(score_piece, order, pieces, "parts scored"))
         replicates: scorecard.Replicates = {}
         asked = scorecard.resampling_of(order, scored)
         if asked is not None:
@@ -101,54 +167,70 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
             shares = [numbers[i : i + _REPLICATES] for i in range(0, len(numbers), _REPLICATES)]
             for some in work.of(scorecard.resample, asked, shares, "shares of replicates drawn"):
                 replicates |= some
-    figures = scorecard.figures_of(order, scored, replicates)
-    summary = EvaluationSummary(
-        sink,
-        identity,
-        joined.kind,
-        {
-            **dict(sorted(scored.counts.items())),
-            "no_truth": len(joined.no_truth),
-            "no_prediction": len(joined.no_prediction),
-            "other_splits": joined.num_other_splits,
-        },
-        result.num_chunks_left,
-        [asdict(figure) for figure in figures if figure.class_name is None],
-    )
-    about = _about(job, result, truth, summary)
-    _put_state(sink, {**about, "is_complete": False})
-    _clear_pictures(sink)
-    for name, data in _files(order, scored, figures, joined, about):
-        store.put_bytes(store.join(sink, name), data)
-    summary.seconds = time.perf_counter() - started
-    _put_state(sink, {**about, "is_complete": True, "summary": summary.as_json()})
-    return summary
+        if heatmaps is None:
+            return scored, replicates, Judgement()
+        subject, class_of, chosen, program = heatmaps
+        judged = judge(subject, program, chosen, class_of, job.evaluation, judging)
+        return scored, replicates, judged
+
+
+def _judging(
+    job: EvaluateJob, resources: Resources, heatmaps: _Heatmaps | None, listener: Listener
+) -> Work:
+    """Return who judges heatmaps: on a cluster's GPUs where the network runs in TensorFlow."""
+    if heatmaps is None:
+        return Work(1, job.run, listener)
+    workers = _choose_workers(job, resources, len(heatmaps.shares), _SHARES_A_WORKER)
+    if heatmaps.program.engine != "tensorflow" or resources.num_gpus < 1:
+        return Work(workers, job.run, listener)
+    return Work(min(workers, int(resources.num_gpus)), job.run, listener, gpus=1.0)
+
+
+def _count_images(scored: Scored, joined: Joined, judgement: Judgement | None) -> dict[str, int]:
+    """Return how many images are what; those with heatmaps where these were asked for."""
+    counts = dict(sorted(scored.counts.items()))
+    one_sided = {"no_truth": len(joined.no_truth), "no_prediction": len(joined.no_prediction)}
+    counts |= {**one_sided, "other_splits": joined.num_other_splits}
+    if judgement is None:
+        return counts
+    num_judged = len({one.image_id for one in judgement.judged})
+    with_heatmaps = {"heatmaps_judged": num_judged, "heatmaps_left_out": len(judgement.left_out)}
+    return {"images": num_judged, **counts, **with_heatmaps}
 
 
 def _files(
     order: Order,
     scored: Scored,
+    judgement: Judgement,
     figures: Sequence[scorecard.Figure],
     joined: Joined,
     about: dict[str, Any],
 ) -> Iterator[tuple[str, bytes | pa.Buffer]]:
     """Yield what an evaluation leaves, by name."""
     yield "metrics.parquet", scorecard.to_parquet(figures)
-    yield "unmatched.parquet", _unmatched(joined, scored)
+    yield "unmatched.parquet", _unmatched(joined, scored, judgement)
     yield from scoreplots.pictures_of(order, scored).items()
+    details = {}
+    if judgement.judged:
+        yield _BOXES, heatmapcard.boxes_to_parquet(judgement.judged)
+        yield scoreplots.CURVES, scoreplots.curves_of(heatmapcard.mean_curves(judgement.judged))
+        details["heatmap"] = heatmapcard.heatmap_details(judgement)
     told = {key: about[key] for key in ("schema_version", "images", "joined_by", "evaluation")}
-    yield "metrics.json", scorecard.to_json(figures, told, order, scored)
+    yield "metrics.json", scorecard.to_json(figures, told, order, scored, details)
 
 
-def _choose_workers(job: EvaluateJob, resources: Resources, num_pieces: int) -> int:
-    """Return how many work at once; on a cluster, Ray's tasks."""
+def _choose_workers(
+    job: EvaluateJob, resources: Resources, num_items: int, worth_a_worker: int
+) -> int:
+    """Return how many work at once; one alone that joins no cluster needs no Ray."""
     room = max(1, int(resources.num_cpus))
     if job.run.workers is not None and job.run.workers > room:
         raise ConfigError(
             f"run.workers: {job.run.workers} do not fit a cluster of {resources.num_cpus:g} CPU; "
             f"{room} would"
         )
-    return min(job.run.workers or max(1, min(room, num_pieces // _WORTH_A_WORKER)), num_pieces)
+    wanted = job.run.workers or min(room, num_items // worth_a_worker)
+    return max(1, min(wanted, num_items))
 
 
 def _warn(result: Result, order: Order, joined: Joined, listener: Listener) -> None:
@@ -170,7 +252,8 @@ def _warn(result: Result, order: Order, joined: Joined, listener: Listener) -> N
             listener.say(f"{len(ids):,} images have {lacks} and are left out: {shown}")
     if joined.num_other_splits:
         listener.say(f"{joined.num_other_splits:,} images are of other splits and are left out")
-    listener.say(f"{joined.num_images:,} images are on both sides, joined by {joined.kind}")
+    if joined.kind:
+        listener.say(f"{joined.num_images:,} images are on both sides, joined by {joined.kind}")
 
 
 def _named(names: Sequence[str], count: int) -> str:
@@ -214,13 +297,13 @@ def _held(sink: str, identity: str, overwrite: bool) -> dict[str, Any] | None:
 
 
 def _about(
-    job: EvaluateJob, result: Result, truth: Truth, summary: EvaluationSummary
+    job: EvaluateJob, result: Result, truth: Truth | None, summary: EvaluationSummary
 ) -> dict[str, Any]:
     return {
         "schema_version": EVALUATION_VERSION,
         "fingerprint": summary.fingerprint,
         "predictions": {"uri": result.uri, "identity": result.identity},
-        "truth": {"uri": list(job.truth.uri), "identity": truth.identity},
+        "truth": job.truth and truth and {"uri": job.truth.uri, "identity": truth.identity},
         "joined_by": summary.joined_by,
         "images": summary.images,
         "evaluation": job.evaluation.model_dump(mode="json"),
@@ -233,24 +316,28 @@ def _put_state(sink: str, said: dict[str, Any]) -> None:
     store.put_bytes(store.join(sink, STATE), data)
 
 
-def _clear_pictures(sink: str) -> None:
-    """Remove the pictures of an evaluation that is overwritten: this one may have others."""
+def _clear(sink: str) -> None:
+    """Remove what an evaluation that is overwritten left and this one may not have."""
     for name in store.list_names(sink):
-        if name.startswith(("precision_recall_", "confusion_")) and name.endswith(".png"):
+        if name == _BOXES or (name.startswith(_PICTURES) and name.endswith(".png")):
             store.delete(store.join(sink, name))
 
 
-def _unmatched(joined: Joined, scored: Scored) -> pa.Buffer:
-    """Return every image that is on one side only, or has no answer, as a Parquet file."""
-    failed = pa.array(scored.failed, pa.string())
+def _unmatched(joined: Joined, scored: Scored, judgement: Judgement) -> pa.Buffer:
+    """Return every image that is on one side only, or has no answer, as a Parquet file.
+
+    Of those whose heatmaps could not be judged the side is that of the originals.
+    """
+    left_out = judgement.left_out
     kinds = [
-        (joined.no_truth, "predictions", "no_truth"),
-        (joined.no_prediction, "truth", "no_prediction"),
-        (failed, "predictions", "failed"),
+        (joined.no_truth, "predictions", ["no_truth"] * len(joined.no_truth)),
+        (joined.no_prediction, "truth", ["no_prediction"] * len(joined.no_prediction)),
+        (pa.array(scored.failed, pa.string()), "predictions", ["failed"] * len(scored.failed)),
+        (pa.array(left_out, pa.string()), "originals", [why.kind for why in left_out.values()]),
     ]
     ids = pa.chunked_array([one.cast(pa.string()) for one, _, _ in kinds])
     sides = [side for one, side, _ in kinds for _ in range(len(one))]
-    reasons = [reason for one, _, reason in kinds for _ in range(len(one))]
+    reasons = [reason for _, _, said in kinds for reason in said]
     buffer = pa.BufferOutputStream()
     table = pa.table([ids, sides, reasons], schema=_UNMATCHED)
     pq.write_table(table, buffer, store_schema=False)

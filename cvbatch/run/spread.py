@@ -1,7 +1,7 @@
 """Calls that know nothing of each other: done here, by processes of this machine, or by Ray.
 
 A Ray of one machine takes longer to start than many a table of scores takes to form, so only a
-cluster that is joined is asked for tasks.
+cluster that is joined is asked for tasks, or one with GPUs to share out.
 """
 
 from __future__ import annotations
@@ -37,12 +37,18 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
-class Spread:
+class Work:
     """Calls laid on some workers."""
 
     workers: int
     patience: PatienceConfig
     listener: Listener
+    gpus: float = 0.0  # of each call; only Ray can lay them out
+
+    @property
+    def needs_ray(self) -> bool:
+        """Say whether Ray has to be there before the calls are made."""
+        return joins_a_cluster() or self.gpus > 0
 
     def of(
         self, call: Callable[[Held, Item], Given], held: Held, items: Sequence[Item], what: str
@@ -64,7 +70,7 @@ class Spread:
     def _answers(
         self, call: Callable[[Held, Item], Given], held: Held, items: Sequence[Item]
     ) -> Iterator[Given]:
-        if joins_a_cluster():
+        if self.needs_ray:
             return self._on_ray(call, held, items)
         if self.workers > 1:
             return self._in_processes(call, held, items)
@@ -99,7 +105,7 @@ class Spread:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        task = ray.remote(_there).options(num_cpus=1, max_retries=3)
+        task = ray.remote(_there).options(num_cpus=1, num_gpus=self.gpus, max_retries=3)
         shared = ray.put(held)
         left = list(reversed(items))
         busy: list[Any] = []

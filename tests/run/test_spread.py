@@ -13,7 +13,7 @@ import pytest
 
 from cvbatch.config import PatienceConfig
 from cvbatch.errors import CvbatchError, SourceError
-from cvbatch.run.spread import Spread
+from cvbatch.run.spread import Work
 from tests.jobs import Ear
 
 DEADLINE_S = 30.0
@@ -47,7 +47,7 @@ def alone(monkeypatch):
 
 
 def spread(workers):
-    return Spread(workers, PatienceConfig(), Ear())
+    return Work(workers, PatienceConfig(), Ear())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,0 +1,107 @@
+"""Pixels are put into an image or taken from it in a heatmap's order, to see what a network heeds.
+
+V. Petsiuk, A. Das and K. Saenko, RISE: Randomized Input Sampling for Explanation of Black-box
+Models, BMVC 2018, section 4.2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+
+from cvbatch.arrays.laying import over_input
+from cvbatch.arrays.pixels import PADDING_GREY, Placement, divide
+
+BLUR = 0.1  # standard deviation, of the input's shorter side
+
+
+def drawing(seed: int, name: str) -> np.random.Generator:
+    """Return the random numbers that belong to a name, whatever was drawn before."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def misplaced(
+    values: np.ndarray,  # (h, w)
+    rng: np.random.Generator,
+) -> np.ndarray:  # (h, w)
+    """Return the same map mirrored and shifted round its grid at random.
+
+    As smooth as it was, with the same values, and its maximum in any cell as likely as in another.
+    """
+    for axis, side in enumerate(values.shape):
+        values = np.flip(values, axis) if rng.integers(2) else values
+        values = np.roll(values, int(rng.integers(side)), axis)
+    return values
+
+
+def pixel_order(
+    values: np.ndarray,  # (h, w)
+    placements: Sequence[Placement],  # T
+    rng: np.random.Generator,
+) -> np.ndarray:  # (P,) int64 positions in the T · H · W pixels of the input
+    """Return the image's pixels, where the map is strongest first; those beside it are left out.
+
+    What a map is equally strong about, most often not at all, goes by another that is drawn: cells
+    of noise, as coarse as the map's own.
+    """
+    inside = np.flatnonzero(_is_image(placements))
+    strength = over_input(values, placements).reshape(-1)[inside]
+    noise = over_input(rng.random(values.shape), placements).reshape(-1)[inside]
+    return inside[np.lexsort((-noise, -strength))]
+
+
+def blurred(
+    pixels: np.ndarray,  # (T, H, W, 3) uint8
+    placements: Sequence[Placement],  # T
+) -> np.ndarray:  # (T, H, W, 3) uint8
+    """Return the image so blurred that only its colours are left; what is beside it as it was."""
+    result = pixels.copy()
+    for tile, (rows, columns) in zip(result, _rectangles(placements), strict=True):
+        sigma = BLUR * min(tile.shape[:2])
+        tile[rows, columns] = cv2.GaussianBlur(tile[rows, columns], (0, 0), sigma)
+    return result
+
+
+def greyed(pixels: np.ndarray) -> np.ndarray:  # (T, H, W, 3) uint8 → the same
+    """Return the grey that letterboxed images are padded with, everywhere."""
+    return np.full_like(pixels, PADDING_GREY)
+
+
+def exchanged(
+    pixels: np.ndarray,  # (T, H, W, 3) uint8
+    others: np.ndarray,  # (T, H, W, 3) uint8
+    order: np.ndarray,  # (P,) of `pixel_order`
+    steps: int,
+) -> Iterator[np.ndarray]:  # steps − 1 of (T, H, W, 3) uint8
+    """Yield the image with the first 1, 2, ..., steps − 1 of `steps` parts from the other one."""
+    changing, source = pixels.reshape(-1, 3).copy(), others.reshape(-1, 3)
+    done = 0
+    for step in range(1, steps):
+        end = divide(step * len(order), steps)
+        changing[order[done:end]] = source[order[done:end]]
+        done = end
+        yield changing.reshape(pixels.shape).copy()
+
+
+def area_under(curve: np.ndarray) -> np.ndarray:  # (..., S + 1) → (...)
+    """Return the area under a curve over 0..1, by the trapezoid rule."""
+    area: np.ndarray = (curve[..., 1:] + curve[..., :-1]).mean(axis=-1) / 2
+    return area
+
+
+def _rectangles(placements: Sequence[Placement]) -> Iterator[tuple[slice, slice]]:
+    for placement in placements:
+        top, left, height, width = placement.target
+        yield slice(top, top + height), slice(left, left + width)
+
+
+def _is_image(placements: Sequence[Placement]) -> np.ndarray:  # (T, H, W) bool
+    first = placements[0]
+    is_image = np.zeros((len(placements), first.input_height, first.input_width), bool)
+    for tile, (rows, columns) in zip(is_image, _rectangles(placements), strict=True):
+        tile[rows, columns] = True
+    return is_image

@@ -1,0 +1,243 @@
+"""The heatmaps of a result are judged: refuse, sample, have the network asked where there is room.
+
+Nothing is written here. The network is the program that the prediction left under its sink, or is
+built again as the prediction's own job says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from cvbatch.config import TASK_COLUMNS, JobConfig, tiling_of
+from cvbatch.data import store
+from cvbatch.data.joining import Piece
+from cvbatch.data.parts import Parts
+from cvbatch.data.results import Result
+from cvbatch.errors import ModelError, SourceError
+from cvbatch.evalfile import EvaluationConfig, HeatmapsConfig
+from cvbatch.faithful import HeatmapOrder, Judgement, Share, judge_share
+from cvbatch.heatmapcard import all_of
+from cvbatch.programs import (
+    Building,
+    BuildRequest,
+    BuiltProgram,
+    identify,
+    program_uri,
+    requests_for,
+)
+from cvbatch.reading import read_job
+from cvbatch.run.cluster import silent_stderr
+from cvbatch.run.spread import Listener, Work
+from cvbatch.types import InputKey
+
+_SHARE_IMAGES = 16  # judged by one call: a decoding process and a loaded program for each
+_THREADS = 16
+_SHOWN = 3
+
+
+class Subject(NamedTuple):
+    """A result with heatmaps, and what is needed to have their network again."""
+
+    parts: Parts
+    job: JobConfig
+    request: BuildRequest
+    weights_sha256: str  # that the network had
+    keys: tuple[InputKey, ...]  # what all models of the job were fed
+
+
+def find_subject(result: Result) -> Subject:
+    """Return what is known of the network that a result's heatmaps are of.
+
+    Raises:
+        SourceError: there are no heatmaps, or nothing says which job made them.
+        ModelError: the model's file is gone.
+    """
+    about = result.models.get("labels", {})
+    if not about.get("options", {}).get("heatmap"):
+        raise SourceError(
+            f"predictions {result.uri}: the result has no heatmaps; predict with heatmap: {{layer: "
+            "auto}, or leave out evaluation.heatmaps"
+        )
+    held = read_job(result.uri) or {}
+    if "job" not in held:
+        raise SourceError(
+            f"predictions {result.uri}: its _cvbatch/job.json does not say which job made it, as "
+            "earlier versions left it; predict again, into an empty folder"
+        )
+    try:
+        job = JobConfig.model_validate(held["job"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SourceError(
+            f"predictions {result.uri}: the job in its _cvbatch/job.json is none of this version "
+            f"({where}: {first['msg']}); predict again, into an empty folder"
+        ) from None
+    config = next(one for one in job.models if getattr(one, "heatmap", None) is not None)
+    alone = job.model_copy(update={"models": [config]})
+    (request,) = requests_for(alone, [identify(config)], held["engine"])
+    keys = keys_of(job, result.models)
+    return Subject(Parts.find(result.uri), job, request, about["weights_sha256"], keys)
+
+
+def keys_of(job: JobConfig, models: dict[str, dict[str, Any]]) -> tuple[InputKey, ...]:
+    """Return what a job's models are fed.
+
+    models: what the result's files say of the model that filled a column.
+    """
+    keys = []
+    for config in job.models:
+        height, width = models[TASK_COLUMNS[config.task][0]]["input_size"]
+        tiling = tiling_of(config, height, width)
+        keys.append(InputKey(height, width, config.resize, tiling))
+    return tuple(dict.fromkeys(keys))
+
+
+def have_program(subject: Subject) -> BuiltProgram:
+    """Return the network compiled: as the prediction left it, or built again.
+
+    Raises:
+        ModelError: it cannot be built, or is not the one that the result is of.
+    """
+    uri = program_uri(subject.parts.uri, subject.request)
+    if store.exists(uri):
+        program = BuiltProgram.from_bytes(store.read_bytes(uri))
+    else:
+        (program,) = Building([subject.request]).result()
+    if program.spec.weights_sha256 != subject.weights_sha256:
+        raise ModelError(
+            f"model {subject.request.config.model!r} is not the one that made the result "
+            f"{subject.parts.uri}: its weights differ; put that file back, or predict again"
+        )
+    return program
+
+
+def choose_shares(
+    subject: Subject, pieces: Sequence[Piece], said: HeatmapsConfig, seed: int
+) -> list[Share]:
+    """Return a sample of the images that have heatmaps, cut into what one call judges.
+
+    Which images are in it follows from the seed and their ids.
+
+    Raises:
+        SourceError: none has any.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda piece: _smallest(piece, said.sample, seed), pieces)
+        keyed = ((*one, number) for number, some in enumerate(found) for one in some)
+        chosen = heapq.nsmallest(said.sample, keyed)
+    if not chosen:
+        raise SourceError(
+            f"predictions {subject.parts.uri}: no image that is compared has a heatmap; look at "
+            "the rows with status = 'failed'"
+        )
+    refs = {subject.parts.uri_of(ref): ref for ref in subject.parts.done}
+    places = sorted((number, place) for _, _, place, number in chosen)
+    shares: list[Share] = []
+    for start in range(0, len(places), _SHARE_IMAGES):
+        some = groupby(places[start : start + _SHARE_IMAGES], key=lambda one: one[0])
+        parts = [_part_of(pieces[number], [place for _, place in own]) for number, own in some]
+        shares.append([(refs[piece.part_uri], piece) for piece in parts])
+    return shares
+
+
+def _smallest(piece: Piece, count: int, seed: int) -> list[tuple[bytes, str, int]]:
+    """Return of the images with heatmaps those whose hashes are smallest: hash, id, place."""
+    try:
+        with store.open_input(piece.part_uri) as source:
+            file = pq.ParquetFile(source)
+            columns = [file.schema.column(i).path for i in range(len(file.schema))]
+            own = [one for one in columns if one.startswith("heatmaps.") and "class_id" in one]
+            rows = file.read(["image_id", "status", *own]).take(pa.array(piece.part_row))
+    except (pa.ArrowException, OSError, LookupError) as error:
+        raise SourceError(
+            f"{piece.part_uri} cannot be read any more ({str(error)[:200]}); put the files there "
+            "as they were"
+        ) from None
+    num_maps = pc.fill_null(pc.list_value_length(rows["heatmaps"]), 0)
+    has_any = pc.and_(pc.equal(rows["status"], "ok"), pc.greater(num_maps, 0)).to_numpy()
+    names = rows["image_id"].to_pylist()
+    key = seed.to_bytes(8, "little")
+    return heapq.nsmallest(
+        count,
+        (
+            (hashlib.blake2b(names[i].encode(), digest_size=8, key=key).digest(), names[i], i)
+            for i in np.flatnonzero(has_any).tolist()
+        ),
+    )
+
+
+def _part_of(piece: Piece, places: Sequence[int]) -> Piece:
+    """Return some images of a piece."""
+    some = piece._replace(part_row=piece.part_row[places])
+    if not piece.truth_uris:
+        return some
+    return some._replace(truth_file=piece.truth_file[places], truth_row=piece.truth_row[places])
+
+
+def judge(
+    subject: Subject,
+    program: BuiltProgram,
+    shares: Sequence[Share],
+    class_of: dict[str, np.ndarray],
+    said: EvaluationConfig,
+    work: Work,
+) -> Judgement:
+    """Return what the heatmaps of the sampled images come to.
+
+    Raises:
+        SourceError: no image is left as the prediction read it.
+    """
+    asked = said.heatmaps or HeatmapsConfig()
+    order = HeatmapOrder(
+        # of a million chunks only how they are read goes to the workers
+        replace(subject.parts, done=(), missing=(), revisions={}, sizes={}),
+        program,
+        subject.keys,
+        subject.job.source,
+        subject.job.run.image_timeout_s,
+        class_of,
+        asked.steps,
+        asked.box_threshold,
+        said.seed,
+    )
+    what = f"shares of {_SHARE_IMAGES} images with heatmaps judged"
+    found = all_of(list(work.of(judge_there, order, shares, what)))
+    if not found.judged:
+        name, why = next(iter(found.left_out.items()))
+        raise SourceError(
+            f"of {len(found.left_out):,} images with heatmaps none is there as the prediction read "
+            f"it, such as {name!r} ({why.kind}: {why.message}); put them back, or leave out "
+            "evaluation.heatmaps"
+        )
+    _tell(found, work.listener)
+    return found
+
+
+def judge_there(order: HeatmapOrder, share: Share) -> Judgement:
+    """Return what a share comes to; the program is loaded here, wherever this runs."""
+    with silent_stderr():  # LiteRT tells the terminal of its delegate
+        program = order.program.load(1)
+    return judge_share(order, program, share)
+
+
+def _tell(found: Judgement, listener: Listener) -> None:
+    if found.left_out:
+        names = [f"{name} ({why.kind})" for name, why in found.left_out.items()]
+        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+        listener.say(
+            f"{len(names):,} sampled images are not there as the prediction read them, and their "
+            f"heatmaps are left out: {', '.join(names[:_SHOWN])}{more}"
+        )

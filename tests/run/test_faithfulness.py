@@ -1,0 +1,335 @@
+"""An evaluation says how faithful heatmaps are: real predictions of a network made by hand."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cvbatch.data.joining import only_predicted
+from cvbatch.data.results import find_result
+from cvbatch.errors import ConfigError, ModelError, SourceError
+from cvbatch.evalfile import parse_evaluation
+from cvbatch.jobfile import parse_job
+from cvbatch.run.evaluation import evaluate
+from cvbatch.run.faithfulness import choose_shares, find_subject, keys_of
+from cvbatch.run.prediction import predict
+from cvbatch.types import InputKey, Tiling
+from tests.evaluations import write_result, write_truth
+from tests.jobs import Ear, carry_programs, cvbatch, write_files, write_job
+from tests.networks import segmenter
+
+SIZE = (48, 48)
+CLASSES = ("leaf", "poppy")
+COUNT = 40
+FILES = (
+    "metrics.json", "metrics.parquet", "heatmap_boxes.parquet", "unmatched.parquet",
+    "insertion_deletion.png",
+)  # fmt: skip
+
+
+def network(path, gain=1.0):
+    """Save a classifier of what is redder than green and greener than red, by weights made up."""
+    import keras
+    from keras import layers
+
+    image = keras.Input((*SIZE, 3))
+    colours = layers.Conv2D(2, 1, activation="relu", name="colours")
+    x = layers.AveragePooling2D(6)(colours(image))
+    x = layers.GlobalAveragePooling2D()(layers.ReLU(name="grid")(x))
+    head = layers.Dense(2, activation="softmax", name="head")
+    model = keras.Model(image, head(x))
+    colours.set_weights([np.array([[[[-1, 1], [1, -1], [0, 0]]]]) / 255, np.full(2, -0.2)])
+    head.set_weights([np.eye(2) * 40 * gain, np.zeros(2)])
+    model.save(path)
+    return path
+
+
+def scenes():
+    """Return JPEGs by name, with the box and the class of what is on each.
+
+    They are so large that how they are read depends on all models of a job.
+    """
+    files, boxes = {}, {}
+    for i in range(COUNT):
+        rng = np.random.default_rng(i)
+        image = rng.integers(100, 130, (*SIZE, 1), np.uint8).repeat(3, 2)
+        side = int(rng.integers(10, 19))
+        top, left = rng.integers(0, 48 - side, 2).tolist()
+        image[top : top + side, left : left + side] = (20, 20, 210) if i % 2 else (20, 210, 20)
+        large = image.repeat(4, 0).repeat(4, 1)
+        files[f"{i:02d}.jpg"] = cv2.imencode(".jpg", large)[1].tobytes()
+        box = 4 * left, 4 * top, 4 * (left + side), 4 * (top + side)
+        boxes[f"{i:02d}.jpg"] = (*box, i % 2, 0)
+    return files, boxes
+
+
+def prediction(folder, model, sink, chunk_images=15):
+    return {
+        "source": {"uri": str(folder / "in")},
+        "sink": {"uri": str(sink)},
+        "models": [
+            {"task": "classification", "model": str(model), "classes": list(CLASSES),
+             "heatmap": {"layer": "grid"}},
+            {"task": "segmentation", "model": str(folder / "masks.keras")},
+        ],
+        "run": {
+            "batch_size": 8, "chunk_images": chunk_images, "max_failure_fraction": 0.5,
+            "engine": "litert", "arrangement": "fused", "gpus_per_actor": 0,
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, ray_session):
+    """A folder with images `in`, one broken, their result `out`, and the `truth`."""
+    folder = tmp_path_factory.mktemp("heatmaps")
+    files, boxes = scenes()
+    write_files(folder / "in", files | {"broken.png": b"text"})
+    model = network(folder / "net.keras")
+    segmenter(size=(96, 96)).save(folder / "masks.keras")
+    predict(parse_job(prediction(folder, model, folder / "out")), Ear())
+    rows = {name: {"labels": [(box[4], 1.0)], "boxes": [box]} for name, box in boxes.items()}
+    write_truth(folder / "truth", rows, {"labels": CLASSES, "boxes": CLASSES}, shard_images=9)
+    return folder
+
+
+def run(folder, sink, listener=None, result="out", truth="truth", workers=1, **said):
+    heatmaps = {"sample": 12, "steps": 8, **said.pop("heatmaps", {})}
+    job = {
+        "predictions": {"uri": str(folder / result)},
+        "sink": {"uri": str(sink)},
+        "evaluation": {"bootstrap": 20, "heatmaps": heatmaps, **said},
+        "run": {"workers": workers},
+    }
+    if truth:
+        job["truth"] = {"uri": str(folder / truth)}
+    return evaluate(parse_evaluation(job), listener or Ear())
+
+
+def metrics(sink):
+    return json.loads((sink / "metrics.json").read_text())
+
+
+def copied(made, folder):
+    """Return a copy that a test may spoil; its job still names the first one's images."""
+    shutil.copytree(made / "out", folder / "out")
+    shutil.copytree(made / "truth", folder / "truth")
+    return folder
+
+
+def spoil_job(folder, **changes):
+    path = folder / "out" / "_cvbatch" / "job.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in {**held, **changes}.items() if v is not None}))
+    return held
+
+
+@pytest.mark.keras
+@pytest.mark.ray
+def test_maps_of_a_network_that_sees_colours_are_faithful(made, tmp_path):
+    summary = run(made, tmp_path / "eval", heatmaps={"sample": 200})
+    found = metrics(tmp_path / "eval")
+    assert found["images"]["heatmaps_judged"] == COUNT and found["images"]["failed"] == 0
+    overall = {name: one["value"] for name, one in found["tasks"]["heatmap"]["overall"].items()}
+    assert overall["pointing_game"] == 1.0 > 0.5 > overall["random_pointing_game"]
+    assert overall["insertion_auc"] > overall["random_insertion_auc"] + 0.03
+    assert overall["deletion_auc"] < overall["random_deletion_auc"] - 0.1
+    assert overall["box_iou"] > 0.4 > 0.2 > overall["random_box_iou"]
+    assert set(found["tasks"]["heatmap"]["classes"]) == set(CLASSES)
+    assert found["tasks"]["classification"]["overall"]["accuracy"]["value"] == 1.0
+    curves = found["tasks"]["heatmap"]["curves"]
+    assert curves["share"] == [i / 8 for i in range(9)]
+    scores = [
+        row["heatmaps"][0]["score"]
+        for path in (made / "out").glob("*.parquet")
+        for row in pq.read_table(path).to_pylist()
+        if row["status"] == "ok"
+    ]
+    for name in ("insertion", "random_insertion"):
+        assert curves[name][-1] == pytest.approx(np.mean(scores), abs=1e-6)
+    for name in ("deletion", "random_deletion"):
+        assert curves[name][0] == pytest.approx(np.mean(scores), abs=1e-6)
+    boxes = pq.read_table(tmp_path / "eval" / "heatmap_boxes.parquet").to_pylist()
+    assert np.mean([row["iou"] for row in boxes]) == pytest.approx(overall["box_iou"])
+    assert {row["metric"] for row in summary.figures if row["task"] == "heatmap"} == set(overall)
+
+
+@pytest.mark.keras
+@pytest.mark.ray
+def test_the_figures_depend_neither_on_chunks_nor_on_who_works(made, tmp_path, monkeypatch):
+    carry_programs(made / "out", tmp_path / "finer")
+    job = prediction(made, made / "net.keras", tmp_path / "finer", chunk_images=3)
+    predict(parse_job(job), Ear())
+    sinks = [tmp_path / name for name in ("one", "tasks", "cut", "processes")]
+    alone = {
+        "predictions": {"uri": str(made / "out")},
+        "truth": {"uri": str(made / "truth")},
+        "sink": {"uri": str(sinks[0])},
+        "evaluation": {"bootstrap": 20, "heatmaps": {"sample": 34, "steps": 8}},
+    }
+    status, said, told = cvbatch("evaluate", "--config", write_job(tmp_path / "job.yaml", alone))
+    assert status == 0, told
+    assert "heatmap" in said and "random_pointing_game" in said
+    assert told.splitlines()[-1].startswith("cvbatch: done, 40 images compared into")
+    assert "XNNPACK" not in told
+    run(made, sinks[1], heatmaps={"sample": 34}, workers=2)
+    with monkeypatch.context() as patch:  # as where no Ray runs
+        patch.setattr("cvbatch.run.spread.joins_a_cluster", lambda: False)
+        run(made, sinks[3], heatmaps={"sample": 34}, workers=2)
+    shutil.copytree(made / "truth", tmp_path / "truth")
+    run(tmp_path, sinks[2], result="finer", heatmaps={"sample": 34})
+    for name in FILES:
+        assert len({(sink / name).read_bytes() for sink in sinks}) == 1, name
+
+
+@pytest.mark.keras
+@pytest.mark.ray
+def test_without_truth_and_without_programs_it_is_built_again(made, tmp_path):
+    copied(made, tmp_path)
+    shutil.rmtree(tmp_path / "out" / "_cvbatch" / "programs")
+    before = sorted((tmp_path / "out").rglob("*"))
+    run(made, tmp_path / "whole")
+    summary = run(tmp_path, tmp_path / "alone", truth=None)
+    assert (summary.joined_by, summary.images["images"]) == ("", 12)
+    assert sorted((tmp_path / "out").rglob("*")) == before
+    (whole, alone) = (metrics(tmp_path / name)["tasks"] for name in ("whole", "alone"))
+    assert list(alone) == ["heatmap"]
+    assert set(alone["heatmap"]["overall"]) == {
+        "insertion_auc", "random_insertion_auc", "deletion_auc", "random_deletion_auc",
+    }  # fmt: skip
+    assert alone["heatmap"]["curves"] == whole["heatmap"]["curves"]
+    rows = pq.read_table(tmp_path / "alone" / "heatmap_boxes.parquet").to_pylist()
+    assert len(rows) == 12 and {row["iou"] for row in rows} == {None}
+
+
+@pytest.mark.keras
+@pytest.mark.ray
+def test_a_sample_is_a_part_of_a_larger_one_and_follows_the_seed(made):
+    result = find_result(str(made / "out"))
+    subject, pieces = find_subject(result), only_predicted(result.parts).pieces
+
+    def sample(count, seed):
+        said = parse_evaluation(
+            {"predictions": {"uri": "p"}, "sink": {"uri": "s"},
+             "evaluation": {"heatmaps": {"sample": count}}}
+        ).evaluation.heatmaps  # fmt: skip
+        shares = choose_shares(subject, pieces, said, seed)
+        assert all(sum(len(p.part_row) for _, p in share) <= 16 for share in shares)
+        return {
+            (piece.part_uri, row)
+            for share in shares
+            for _, piece in share
+            for row in piece.part_row.tolist()
+        }
+
+    assert len(sample(1000, 0)) == COUNT
+    assert sample(5, 0) < sample(17, 0) and len(sample(17, 0)) == 17
+    assert sample(17, 0) != sample(17, 1)
+
+
+@pytest.mark.keras
+@pytest.mark.ray
+def test_images_that_are_gone_are_named_and_left_out_and_none_left_is_refused(made, tmp_path):
+    files, _ = scenes()
+    source = write_files(tmp_path / "in", files)
+    carry_programs(made / "out", tmp_path / "out")
+    shutil.copy(made / "masks.keras", tmp_path)
+    predict(parse_job(prediction(tmp_path, made / "net.keras", tmp_path / "out")), Ear())
+    shutil.copytree(made / "truth", tmp_path / "truth")
+    (source / "03.jpg").unlink()
+    (source / "04.jpg").write_bytes(files["05.jpg"])
+    heard = Ear()
+    summary = run(tmp_path, tmp_path / "eval", heard, heatmaps={"sample": 40})
+    assert summary.images["heatmaps_judged"] == 38
+    assert summary.images["heatmaps_left_out"] == 2
+    assert "2 sampled images are not there" in "\n".join(heard.lines)
+    assert "03.jpg (missing), 04.jpg (changed)" in "\n".join(heard.lines)
+    unmatched = pq.read_table(tmp_path / "eval" / "unmatched.parquet").to_pylist()
+    assert [(row["image_id"], row["side"], row["reason"]) for row in unmatched] == [
+        ("03.jpg", "originals", "missing"),
+        ("04.jpg", "originals", "changed"),
+    ]
+    shutil.rmtree(source)
+    with pytest.raises(SourceError, match=r"none is there as the prediction read it, such as '"):
+        run(tmp_path, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_all_models_were_fed_is_known():
+    models = [
+        {"task": "classification", "model": "a.keras", "resize": "crop"},
+        {"task": "segmentation", "model": "b.keras", "tiles": {"overlap": 8}},
+        {"task": "detection", "model": "c.keras", "resize": "crop"},
+    ]
+    job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models})
+    sizes = {"labels": (48, 32), "mask": (64, 80), "boxes": (48, 32)}
+    said = {column: {"input_size": list(size)} for column, size in sizes.items()}
+    assert keys_of(job, said) == (
+        InputKey(48, 32, "crop"),
+        InputKey(64, 80, "stretch", Tiling(64, 80, 8, 8)),
+    )
+
+
+def test_a_result_without_heatmaps_is_refused(tmp_path):
+    rows = {f"{i}": {"labels": [(0, 0.5)]} for i in range(2)}
+    write_result(tmp_path / "out", rows, {"labels": CLASSES})
+    with pytest.raises(SourceError, match="has no heatmaps; predict with heatmap:"):
+        run(tmp_path, tmp_path / "eval", truth=None)
+    assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.keras
+@pytest.mark.ray
+def test_a_network_that_cannot_be_had_again_is_refused(made, tmp_path):
+    copied(made, tmp_path)
+    held = spoil_job(tmp_path, job=None)
+    cases = {
+        "does not say which job made it": (SourceError, None),
+        "is none of this version .models.0.*top_q": (SourceError, {"top_q": 3}),
+        "gone.keras": (ModelError, {"model": str(tmp_path / "gone.keras")}),
+        "its weights differ": (ModelError, {"model": str(network(tmp_path / "other.keras", 2.0))}),
+    }
+    for message, (kind, change) in cases.items():
+        model = {**held["job"]["models"][0], **(change or {})}
+        spoil_job(tmp_path, job=change and {**held["job"], "models": [model]})
+        with pytest.raises(kind, match=message) as caught:
+            run(tmp_path, tmp_path / "eval")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.keras
+@pytest.mark.ray
+def test_classes_of_places_go_by_name_and_map(made, tmp_path):
+    _, boxes = scenes()
+    plants = {name: {"boxes": [(*box[:4], 0, 0)]} for name, box in boxes.items()}
+    write_truth(tmp_path / "truth", plants, {"boxes": ("plant",)})
+    shutil.copytree(made / "out", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"such as 'leaf', is one of the truth's boxes, such as"):
+        run(tmp_path, tmp_path / "eval")
+    with pytest.raises(ConfigError, match=r"heatmaps.class_map: 'tree' is no true class; there"):
+        run(tmp_path, tmp_path / "eval", heatmaps={"class_map": {"leaf": "tree"}})
+    assert not (tmp_path / "eval").exists()
+    run(tmp_path, tmp_path / "eval", heatmaps={"class_map": {"leaf": "plant", "poppy": None}})
+    found = metrics(tmp_path / "eval")["tasks"]["heatmap"]
+    assert found["classes"]["leaf"]["pointing_game"]["value"] == 1.0
+    assert found["classes"]["poppy"]["pointing_game"]["value"] is None
+
+
+@pytest.mark.keras
+@pytest.mark.ray
+def test_an_overwritten_sink_keeps_nothing_of_heatmaps(made, tmp_path):
+    run(made, tmp_path / "eval")
+    job = {
+        "predictions": {"uri": str(made / "out")},
+        "truth": {"uri": str(made / "truth")},
+        "sink": {"uri": str(tmp_path / "eval")},
+    }
+    evaluate(parse_evaluation(job), Ear(), overwrite=True)
+    names = {path.name for path in (tmp_path / "eval").iterdir()}
+    assert "metrics.json" in names
+    assert not names & {"heatmap_boxes.parquet", "insertion_deletion.png"}
+    assert "heatmap" not in metrics(tmp_path / "eval")["tasks"]
