@@ -3,12 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-models test-jobs test-others test-fast test-soak check bench bench-training bench-long
+.PHONY: help setup browser demo test test-models test-jobs test-others test-fast test-soak check bench bench-training bench-long bench-page
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 ~/' | column -t -s '~'
 
-setup: $(READY) ## Make .venv with the locked dependencies and cvbatch itself
+setup: $(READY) browser ## Make .venv with the locked dependencies and cvbatch itself
+
+browser: # for the tests of the page; without one they are skipped, and say so
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && { apt-get install -qq -y chromium || { apt-get update -qq && apt-get install -qq -y chromium; }; } \
+	  >/dev/null 2>&1; } || echo "no chromium here: tests/page/test_browser.py will be skipped"
 
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -16,7 +21,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
 
-demo: setup ## Run the main job on a small rendered archive; say where the result is
+demo: $(READY) ## Run the main job on a small rendered archive; say where the result is
 	$(BIN)/cvbatch demo --out demo-out
 
 # Three at a time on two cores: whole jobs wait for processes to start more than they compute.
@@ -52,3 +57,6 @@ bench-training: setup ## Measure the step of training against keras.fit; print t
 
 bench-long: setup ## Run 100,000 images; show that memory, handles and threads stay flat
 	$(BIN)/python -m benchmarks.long_run --json benchmarks/results/long_run.json
+
+bench-page: setup ## Write a page over 1,000,000 rows; print seconds, memory, size
+	$(BIN)/python -m benchmarks.page --folder /tmp/cvbatch-page --json benchmarks/results/page.json

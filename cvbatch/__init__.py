@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cvbatch.reading import Result
 
 __version__ = "0.1.0"
 
@@ -22,3 +25,16 @@ def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model
     from cvbatch.models.zoo import load_file
 
     return load_file(str(path), Path(path))
+
+
+def read(path: str | os.PathLike[str]) -> Result:
+    """Return the result of `cvbatch predict` in a folder, here or in a store, to look into.
+
+    Iterate it for rows: labels, boxes, masks and heatmaps as arrays, pictures as PIL images.
+
+    Raises:
+        SourceError: there is no result, or it cannot be read.
+    """
+    from cvbatch.reading import Result
+
+    return Result(str(path))

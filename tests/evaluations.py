@@ -86,7 +86,8 @@ def _answer(
 ) -> dict[str, object]:
     row: dict[str, object] = {"image_id": image_id, "status": "ok", "error": None}
     if said.get("failed"):
-        return {**row, "status": "failed"} | dict.fromkeys(classes)
+        error = {"stage": "decode", "kind": "truncated", "message": "cut"}
+        return {**row, "status": "failed", "error": error} | dict.fromkeys(classes)
     if "labels" in classes:
         row["labels"] = [
             {"class_id": k, "label": classes["labels"][k], "score": s} for k, s in said["labels"]

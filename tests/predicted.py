@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.arrays.masks import encode_png
+from cvbatch.arrays.masks import decode_png, encode_png
 from cvbatch.config import SourceConfig
 from cvbatch.data import schema, sink
 from cvbatch.data.exports.exporting import export
@@ -38,6 +38,22 @@ def saw(seed, size=SIZE):
         {"class_id": i, "label": CLASSES[i], "score": score} for i, score in ((1, 0.7), (2, 0.2))
     ]
     return {"boxes": boxes, "mask": {"bytes": encode_png(mask)}, "labels": labels, "size": size}
+
+
+def saw_all(seed, classes=CLASSES):
+    """Return the same with a heatmap and the mask's areas."""
+    said = saw(seed)
+    values = np.random.default_rng(seed).random(6).astype(np.float32).tolist()
+    named = {"model": "m", "layer": "last", "class_id": 1, "label": classes[1], "score": 0.75}
+    heatmap = {**named, "height": 2, "width": 3, "values": values}
+    counts = np.bincount(decode_png(said["mask"]["bytes"]).reshape(-1), minlength=256)[:3]
+    areas = [
+        {"class_id": i, "label": classes[i], "area": int(counts[i])} for i in np.argsort(-counts)
+    ]
+    said = {**said, "heatmaps": [heatmap], "mask_areas": areas}
+    for one in (*said["boxes"], *said["labels"]):
+        one["label"] = classes[one["class_id"]]
+    return said
 
 
 def boxes_at(*sides):

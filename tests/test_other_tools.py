@@ -18,13 +18,13 @@ from cvbatch.arrays.masks import decode_png
 from cvbatch.data.schema import COLUMN_TYPES
 from tests import jobs
 from tests.labelled import picture
-from tests.predicted import CLASSES, SIZE, predicted, saw
+from tests.predicted import SIZE, predicted, saw_all
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tools.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"## ([\w ]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE, re.DOTALL))
 TOOLS = {
-    "DuckDB": "duckdb", "Polars": "polars", "pandas": "pandas", "pyarrow": "pyarrow",
-    "Spark": "pyspark", "Hugging Face datasets": "datasets",
+    "Python": "cvbatch", "DuckDB": "duckdb", "Polars": "polars", "pandas": "pandas",
+    "pyarrow": "pyarrow", "Spark": "pyspark", "Hugging Face datasets": "datasets",
 }  # fmt: skip
 
 
@@ -32,23 +32,11 @@ TOOLS = {
 def folder(tmp_path_factory):
     """A result with all columns, of 12 images and two that failed."""
     place = tmp_path_factory.mktemp("tools")
-    seen = {f"set/i {n:02d}.png": full(n) for n in range(12)}
+    seen = {f"set/i {n:02d}.png": saw_all(n) for n in range(12)}
     files = {name: picture(*SIZE, seed=n) for n, name in enumerate(seen)}
     jobs.write_files(place / "images", files | jobs.BROKEN)
     heatmap = {"heatmap": {"layer": "auto"}}
     return predicted(place / "result", place / "images", seen, classification=heatmap)
-
-
-def full(seed):
-    said = saw(seed)
-    values = np.random.default_rng(seed).random(6).astype(np.float32).tolist()
-    named = {"model": "m", "layer": "last", "class_id": 1, "label": "cat", "score": 0.75}
-    heatmap = {**named, "height": 2, "width": 3, "values": values}
-    counts = np.bincount(decode_png(said["mask"]["bytes"]).reshape(-1), minlength=256)[:3]
-    areas = [
-        {"class_id": i, "label": CLASSES[i], "area": int(counts[i])} for i in np.argsort(-counts)
-    ]
-    return {**said, "heatmaps": [heatmap], "mask_areas": areas}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +61,12 @@ def test_the_page_has_an_example_for_every_tool_and_the_result_every_column(rows
     assert len(rows) == 14
     assert set(COLUMN_TYPES) <= set(rows["set/i 05.png"])
     assert all(rows["set/i 05.png"][name] for name in COLUMN_TYPES)
+
+
+def test_python_draws_every_image(folder, rows):
+    found = run("Python", folder)
+    assert set(found) == {name for name, row in rows.items() if row["status"] == "ok"}
+    assert all(one.size == SIZE[::-1] for one in found.values())
 
 
 def test_duckdb_finds_the_surest_boxes(folder, rows):

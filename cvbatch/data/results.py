@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.config import SCHEMA_VERSION, TASK_COLUMNS
-from cvbatch.data import manifest, sink, store
-from cvbatch.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.config import TASK_COLUMNS
+from cvbatch.data import sink, store
+from cvbatch.data.parts import ANSWERS, Parts, describe
+from cvbatch.errors import SourceError
 
 _THREADS = 16
 
@@ -44,62 +45,49 @@ def find_result(uri: str) -> Result:
         SourceError: there is none, it is empty, or it was written by another schema or by two jobs.
     """
     try:
-        names = store.list_names(uri)
-        book = manifest.read(manifest.generations(uri)).book
-    except (NotFoundError, AccessDeniedError) as error:
-        raise SourceError(f"predictions {uri} cannot be read: {error}") from None
+        parts = Parts.find(uri)
+    except SourceError as error:
+        raise SourceError(f"predictions {uri}: {error}") from None
     if not store.exists(store.join(uri, "_cvbatch/job.json")):
         raise SourceError(
             f"predictions {uri}: there is no result of a prediction; name the sink of a `cvbatch "
             "predict`"
         )
-    entries = {sink.part_name(key): entry for key, entry in book.items() if entry.ref}
-    there = [name for name in entries if name in names]
+    names = [sink.part_name(ref.chunk_id) for ref in parts.done]
     with ThreadPoolExecutor(_THREADS) as pool:
-        read = list(pool.map(lambda name: _read(store.join(uri, name)), there))
-    done = [
-        (name, said, part)
-        for name, (said, part) in zip(there, read, strict=True)
-        if said.get("revision", 0) == entries[name].revision
-    ]
-    if not sum(len(part.image_id) for _, _, part in done):
+        read = list(pool.map(lambda ref: _read(parts.uri_of(ref)), parts.done))
+    if not sum(len(part.image_id) for _, part in read):
         raise SourceError(f"predictions {uri}: the result holds no row; run its prediction first")
-    _, said, _ = done[0]
-    for name, other, _ in done:
+    said, _ = read[0]
+    for name, (other, _) in zip(names, read, strict=True):
         if other["fingerprint"] != said["fingerprint"]:
-            raise SourceError(f"predictions {uri}: {name} is of another job than {done[0][0]}")
+            raise SourceError(f"predictions {uri}: {name} is of another job than {names[0]}")
     models = {
         column: model
         for model in said["models"]
         for column in TASK_COLUMNS[model["task"]]
-        if column in ("labels", "boxes", "mask")
+        if column in ANSWERS
     }
-    files = [[name, names[name]] for name, _, _ in done]
+    files = [[name, parts.sizes[name]] for name in names]
     identity = hashlib.sha256(json.dumps([said["fingerprint"], files]).encode()).hexdigest()
     return Result(
         uri,
-        tuple(part for _, _, part in done),
+        tuple(part for _, part in read),
         {column: tuple(model["classes"]) for column, model in models.items()},
         models,
-        len(entries) - len(done),
+        len(parts.missing),
         identity,
     )
 
 
 def _read(uri: str) -> tuple[dict[str, Any], Part]:
     """Return what a part says of itself, and its image ids."""
+    said = describe(uri).document
     try:
         with store.open_input(uri) as source:
-            file = pq.ParquetFile(source)
-            said = json.loads(file.metadata.metadata[b"cvbatch"])
-            version = said["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise SourceError(
-                    f"{uri} has schema version {version}, and this cvbatch reads "
-                    f"{SCHEMA_VERSION}; predict again, or use the cvbatch that wrote it"
-                )
-            ids = file.read(["image_id"])["image_id"].cast(pa.large_string())
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+            table = pq.ParquetFile(source).read(["image_id"])
+            ids = table["image_id"].cast(pa.large_string())
+    except (pa.ArrowException, OSError, LookupError) as error:
         raise SourceError(
             f"{uri} is no part of a prediction's result ({str(error)[:200]}); predict again"
         ) from None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
 import shutil
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from cvbatch.demo.render import render_archive
 from cvbatch.errors import ConfigError
 from cvbatch.jobfile import load_job
-from cvbatch.report import picture_sheet, read_result, write_png
+from cvbatch.page.writing import write_report
+from cvbatch.reading import Result
 from cvbatch.run.prediction import Listener, predict
 from cvbatch.run.summary import Summary
+from cvbatch.sheet import picture_sheet, write_png
 
 SEED = 20_260  # no scene of this archive was trained on
 NUM_PICTURED = 16
@@ -50,11 +54,17 @@ class Demonstration:
     summary: Summary
     result: Path
     sheet: Path
+    page: Path
     job_file: Path
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON-ready values."""
-        places = {"result": self.result, "sheet": self.sheet, "job_file": self.job_file}
+        places = {
+            "result": self.result,
+            "sheet": self.sheet,
+            "page": self.page,
+            "job_file": self.job_file,
+        }
         return {**self.summary.as_json(), **{key: str(path) for key, path in places.items()}}
 
     def as_text(self) -> str:
@@ -64,13 +74,14 @@ class Demonstration:
             f"images     {self.summary.num_images}, of which failed {self.summary.num_failed}"
             f" ({failed})\n"
             f"rows       {self.result}/part-*.parquet\n"
+            f"page       {self.page}\n"
             f"pictures   {self.sheet}\n"
             f"job file   {self.job_file}"
         )
 
 
 def run_demo(folder: str, num_images: int, listener: Listener) -> Demonstration:
-    """Make an archive of `num_images` scenes below `folder`, run the job, draw the sheet.
+    """Make an archive of `num_images` scenes below `folder`, run the job, draw what came of it.
 
     Raises:
         ConfigError: the folder holds something that is not a demonstration.
@@ -84,9 +95,12 @@ def run_demo(folder: str, num_images: int, listener: Listener) -> Demonstration:
     render_archive(root, num_images, SEED)
     summary = predict(load_job(job_file), listener)
     sheet = root / "pictures.png"
-    rows = read_result(root / "result").sort_by("image_id")  # broken, photographs, scenes
-    write_png(sheet, picture_sheet(rows, NUM_PICTURED))
-    return Demonstration(summary, root / "result", sheet, job_file)
+    by_name = attrgetter("image_id")  # broken, photographs, scenes
+    rows = heapq.nsmallest(NUM_PICTURED, Result(str(root / "result")), key=by_name)
+    write_png(sheet, picture_sheet(rows))
+    page = root / "report.html"
+    write_report(str(root / "result"), str(page))
+    return Demonstration(summary, root / "result", sheet, page, job_file)
 
 
 def _clear(root: Path) -> None:

@@ -276,7 +276,7 @@ def test_what_is_no_result_is_refused_in_a_sentence(tmp_path, result):
     with pytest.raises(SourceError, match="is of another job than the rest"):
         exported("coco", result, tmp_path / "out")
     rewritten(result, lambda said: {**said, "schema_version": 9})
-    with pytest.raises(SourceError, match="has the schema version 9, and 1 is read here"):
+    with pytest.raises(SourceError, match="has schema version 9, and this cvbatch reads 1"):
         exported("coco", result, tmp_path / "out")
     min(result.glob("*.parquet")).write_bytes(b"PAR1")
     with pytest.raises(RefusedError, match="is no part of a prediction's result"):

@@ -172,6 +172,19 @@ def test_chunks_not_done_are_told(tmp_path):
     check_sums(report)
 
 
+def test_chunks_that_were_planned_again_since_are_told_too(tmp_path):
+    source = archive(tmp_path / "images")
+    plan = result(source, tmp_path / "result")
+    (source / "i000.png").write_bytes(jobs.encoded_image(1))  # its rows are of other pixels
+    again = make_plan(SourceConfig(uri=str(source)), str(tmp_path / "result"), 3, 1 << 30)
+    again.commit()
+    assert again.num_changed == 1
+    report, rows = imported("predictions", tmp_path / "result", tmp_path / "out")
+    assert kinds(report)["annotation_missing"] == plan.chunks[0].num_images == 3
+    assert list(rows) == ["i003.png"]
+    check_sums(report)
+
+
 def test_masks_of_the_networks_size_are_told_and_a_part_of_another_job_refused(tmp_path):
     source = archive(tmp_path / "images")
     result(source, tmp_path / "result", segmentation={"mask_size": "model"})

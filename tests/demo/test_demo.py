@@ -70,10 +70,13 @@ def test_boxes_are_right(demo):
     assert average_precision(wanted, said, len(CLASSES)) >= 0.85
 
 
-def test_the_sheet_is_a_picture_and_the_job_file_runs_again(demo):
+def test_the_sheet_is_a_picture_the_page_a_page_and_the_job_file_runs_again(demo):
     folder, said, _, _ = demo
     with Image.open(said["sheet"]) as sheet:
         assert min(sheet.size) > 500
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert said["page"] == str(folder / "report.html")
+    assert f"{said['num_images']:,} images through 3 networks" in page
     status, _, told = jobs.cvbatch("predict", "--config", said["job_file"])
     assert status == 0
     assert "nothing to do" in told

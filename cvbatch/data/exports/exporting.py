@@ -105,7 +105,7 @@ def export(format_: str, source: str, sink: str, options: ExportOptions, say: Sa
         for image in _told(result, tuple(classes), options, say):
             run.take(image, is_inside=result.is_inside)
         report = run.finish()
-        report.num_missing = sum(max(1, ref.num_images) for ref in result.missing)
+        report.num_missing = sum(max(1, ref.num_images) for ref in result.parts.missing)
         tops = sorted(kind.TOPS)
         folder.mark({"is_complete": True, **report.as_json(), "source": result.uri, "tops": tops})
     return report

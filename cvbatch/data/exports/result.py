@@ -7,36 +7,27 @@ order as the prediction read them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.arrays.pixels import mask_to_original, place
-from cvbatch.config import SCHEMA_VERSION, TASK_COLUMNS
-from cvbatch.data import manifest, sink, store
+from cvbatch.data import manifest, store
 from cvbatch.data.decode import Limits
 from cvbatch.data.exports.names import digest_of, key_of, repeated, split_name
+from cvbatch.data.parts import Parts, Said, describe, mask_of, read_rows
 from cvbatch.data.sources import read_chunk_images
 from cvbatch.errors import (
-    AccessDeniedError,
     ConfigError,
     CvbatchError,
-    NotFoundError,
     SourceError,
 )
-from cvbatch.types import ChunkRef, EncodedImage, Failure, InputKey
+from cvbatch.types import ChunkRef, EncodedImage, Failure
 
 _ROWS_AT_ONCE = 64  # held with their masks
-_BUFFER_BYTES = 1 << 20  # of a column: a row group's masks are not held at once
 _COMMON = ("image_id", "uri", "width", "height", "status", "error")
-_TASKS = ("labels", "boxes", "mask")
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
 
 
@@ -73,18 +64,14 @@ class Survey:
     taken_twice: frozenset[int] = frozenset()  # keys of names that several images would have
 
 
-@dataclass
+@dataclass(frozen=True)
 class Result:
     """A prediction's sink: which chunks are there, and what they say of their job."""
 
-    uri: str
-    done: list[ChunkRef]
-    missing: list[ChunkRef]
-    reading: dict[str, str]  # how the source was read: format, image_column
-    models: list[dict[str, Any]]
-    revisions: dict[str, int]  # chunk id → how often it was planned again
-    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each column there is
-    is_multi_label: bool = False
+    parts: Parts
+    said: Said  # by the first file
+    classes: dict[str, tuple[str, ...]]  # of each column there is
+    is_multi_label: bool
 
     @classmethod
     def open(cls, uri: str) -> Result:
@@ -93,39 +80,28 @@ class Result:
         Raises:
             SourceError: there is none, it is not readable, or of another schema version.
         """
-        uri = store.absolute(uri)
-        try:
-            known = manifest.read(manifest.generations(uri))
-            names = store.list_names(uri)
-        except (NotFoundError, AccessDeniedError) as error:
-            raise SourceError(f"the source cannot be read: {error}") from None
-        is_done = [sink.part_name(ref.chunk_id) in names for ref in known.chunks]
-        done = [ref for ref, is_there in zip(known.chunks, is_done, strict=True) if is_there]
-        if not done or known.reading is None:
+        parts = Parts.find(uri)
+        if not parts.done:
             raise SourceError(
-                f"{uri} is no prediction's result: it has no _cvbatch/manifest with part files; "
-                "name the sink of a finished `cvbatch predict`"
+                f"{parts.uri} is no prediction's result: it has no _cvbatch/manifest with part "
+                "files; name the sink of a finished `cvbatch predict`"
             )
-        missing = [ref for ref, is_there in zip(known.chunks, is_done, strict=True) if not is_there]
-        revisions = {key: entry.revision for key, entry in known.book.items()}
-        result = cls(uri, done, missing, known.reading, [], revisions)
-        said, columns = _describe(result.part_uri(done[0]))
-        result.models = said["models"]
-        result.classes = {
-            column: tuple(model["classes"])
-            for model in result.models
-            for column in TASK_COLUMNS[model["task"]]
-            if column in _TASKS and column in columns
-        }
-        result.is_multi_label = any(
+        said = describe(parts.uri_of(parts.done[0]))
+        is_multi_label = any(
             model["task"] == "classification" and bool(model["options"].get("multi_label"))
-            for model in result.models
+            for model in said.document["models"]
         )
-        return result
+        return cls(parts, said, said.classes, is_multi_label)
 
-    def part_uri(self, ref: ChunkRef) -> str:
-        """Return where a chunk's rows are."""
-        return store.join(self.uri, sink.part_name(ref.chunk_id))
+    @property
+    def uri(self) -> str:
+        """Return where the result is."""
+        return self.parts.uri
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """Return how the source was read: format, image_column."""
+        return self.parts.reading or {}
 
     @property
     def is_inside(self) -> bool:
@@ -135,28 +111,20 @@ class Result:
     def survey(self, *, is_flat: bool, has_links: bool) -> Survey:
         """Return what all files hold; see `names` for `is_flat`.
 
-        A chunk that was planned again since its file was written counts as missing from here on.
-
         has_links: images will be linked to, and so must be files on this machine.
 
         Raises:
             SourceError: a file is of another job or schema, damaged, or an id is there twice.
             ConfigError: an image that cannot be linked to.
         """
-        first, _ = _describe(self.part_uri(self.done[0]))
+        job = self.said.document["fingerprint"]
         found, stems, ids = Survey(), [], []
-        there, self.done = self.done, []
-        for ref in there:
-            uri = self.part_uri(ref)
-            said, _ = _describe(uri)
-            if said["fingerprint"] != first["fingerprint"]:
+        for ref in self.parts.done:
+            uri = self.parts.uri_of(ref)
+            if describe(uri).document["fingerprint"] != job:
                 raise SourceError(f"{uri} is of another job than the rest of {self.uri}")
-            if said["revision"] != self.revisions[ref.chunk_id]:
-                self.missing.append(ref)
-                continue
-            self.done.append(ref)
             names = []
-            for row in _rows(uri, ("image_id", "uri"), 1 << 16):
+            for row in read_rows(uri, ("image_id", "uri"), 1 << 16):
                 names.append(row["image_id"])
                 if has_links and (self.is_inside or store.Place.of(row["uri"]).scheme != "file"):
                     raise ConfigError(
@@ -179,8 +147,8 @@ class Result:
         columns: of "labels", "boxes" and "mask".
         """
         wanted = tuple(column for column in columns if column in self.classes)
-        for ref in self.done:
-            rows = _rows(self.part_uri(ref), (*_COMMON, *wanted), _ROWS_AT_ONCE)
+        for ref in self.parts.done:
+            rows = read_rows(self.parts.uri_of(ref), (*_COMMON, *wanted), _ROWS_AT_ONCE)
             if not with_data:
                 yield from (self._seen(row, min_score, None) for row in rows)
                 continue
@@ -226,19 +194,10 @@ class Result:
 
     def _mask(self, row: dict[str, Any]) -> np.ndarray | None:  # (h, w) uint8
         """Return a mask at the size of its image, whatever size the job kept it in."""
-        data = (row.get("mask") or {}).get("bytes")
-        if data is None:
-            return None
         try:
-            mask = decode_png(data)
-        except ValueError as error:
-            raise CvbatchError(f"{self.uri}: the mask of {row['image_id']!r}: {error}") from None
-        model = next(one for one in self.models if "mask" in TASK_COLUMNS[one["task"]])
-        if model["options"].get("mask_size") != "model":
-            return mask
-        height, width = model["input_size"]
-        key = InputKey(height, width, model["resize"])
-        return mask_to_original(mask, place(row["height"], row["width"], key))
+            return mask_of(row, self.said.document["models"])
+        except SourceError as error:  # the export has begun
+            raise CvbatchError(f"{self.uri}: {error}") from None
 
 
 def _next(encoded: Iterator[EncodedImage], row: dict[str, Any]) -> EncodedImage | Failure:
@@ -255,34 +214,3 @@ def _check_once(ids: list[np.ndarray], uri: str) -> None:
             f"{uri} holds an image_id twice, which no job writes: look for part files that were "
             "put there by hand, and take them out"
         )
-
-
-def _describe(uri: str) -> tuple[dict[str, Any], list[str]]:
-    """Return what a part says of its job, and the names of its columns."""
-    try:
-        with store.open_input(uri) as file:
-            footer = pq.ParquetFile(file)
-            said = json.loads(footer.metadata.metadata[b"cvbatch"])
-            columns: list[str] = footer.schema_arrow.names
-        version = said["schema_version"]
-        found = {key: said[key] for key in ("fingerprint", "models")}
-        found["revision"] = said.get("revision", 0)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"{uri} is no part of a prediction's result ({error})") from None
-    if version != SCHEMA_VERSION:
-        raise SourceError(
-            f"{uri} has the schema version {version!r}, and {SCHEMA_VERSION} is read here; export "
-            "it with the version of cvbatch that wrote it, or run the job again"
-        )
-    return found, columns
-
-
-def _rows(uri: str, columns: tuple[str, ...], count: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a part, `count` held at a time."""
-    try:
-        with store.open_input(uri) as file:
-            reader = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-            for batch in reader.iter_batches(count, columns=list(columns)):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{uri} cannot be read as Parquet ({error})") from None

@@ -1,0 +1,197 @@
+"""A prediction's sink is opened here, for all who read it: which chunks are done, what they say.
+
+A chunk that was planned again since its file was written counts as missing: its rows are stale.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cvbatch.arrays.masks import decode_png
+from cvbatch.arrays.pixels import mask_to_original, place
+from cvbatch.config import SCHEMA_VERSION, TASK_COLUMNS
+from cvbatch.data import manifest, sink, store
+from cvbatch.data.sources import read_chunk_images
+from cvbatch.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.types import Chunk, ChunkRef, EncodedImage, InputKey, Item
+
+ANSWERS = ("labels", "boxes", "mask")  # columns with a class table
+_BUFFER_BYTES = 1 << 20  # of a column: a row group's masks are not held at once
+
+
+class Said(NamedTuple):
+    """What a part's footer says."""
+
+    document: dict[str, Any]  # under the metadata key `cvbatch`
+    columns: tuple[str, ...]
+    num_rows: int
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Return the class table of each column that a model of the job filled."""
+        return {
+            column: tuple(model["classes"])
+            for model in self.document["models"]
+            for column in TASK_COLUMNS[model["task"]]
+            if column in ANSWERS and column in self.columns
+        }
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of a prediction's sink, as its manifest and its listing tell them."""
+
+    uri: str
+    done: tuple[ChunkRef, ...]
+    missing: tuple[ChunkRef, ...]  # planned, and not done as they were planned last
+    revisions: dict[str, int]  # chunk id → how often it was planned again
+    reading: dict[str, str] | None  # how the source was read; None: nothing was planned
+    sizes: dict[str, int]  # bytes of every file in the folder
+
+    @classmethod
+    def find(cls, uri: str) -> Parts:
+        """Return what lies in a folder; no row is read, a footer only of what was planned again.
+
+        Raises:
+            SourceError: the folder cannot be read, or its manifest is damaged.
+        """
+        uri = store.absolute(uri)
+        try:
+            known = manifest.read(manifest.generations(uri))
+            sizes = store.list_names(uri)
+        except (NotFoundError, AccessDeniedError) as error:
+            raise SourceError(f"the source cannot be read: {error}") from None
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+            raise SourceError(
+                f"{uri}: its _cvbatch/manifest is damaged ({str(error)[:200]}); predict again into "
+                "an empty folder"
+            ) from None
+        revisions = {key: entry.revision for key, entry in known.book.items()}
+        done: list[ChunkRef] = []
+        missing: list[ChunkRef] = []
+        for ref in known.chunks:
+            name, revision = sink.part_name(ref.chunk_id), revisions[ref.chunk_id]
+            is_done = name in sizes and (
+                not revision or sink.revision_of(store.join(uri, name)) == revision
+            )
+            (done if is_done else missing).append(ref)
+        return cls(uri, tuple(done), tuple(missing), revisions, known.reading, sizes)
+
+    def uri_of(self, ref: ChunkRef) -> str:
+        """Return where a chunk's rows are."""
+        return store.join(self.uri, sink.part_name(ref.chunk_id))
+
+    def encoded(
+        self, ref: ChunkRef, wanted: Collection[str], max_bytes: int
+    ) -> Iterator[EncodedImage]:
+        """Yield some images of a chunk, in its order; of the others as little as can be is read.
+
+        A tar is read from its beginning up to the last that is wanted.
+        """
+        reading = self.reading or {}
+        chunk = manifest.read_chunk(ref)
+        if reading["format"] == "parquet":
+            items = tuple(one for item in chunk.items for one in _rows_of(item, wanted))
+        elif reading["format"] == "webdataset":
+            items = chunk.items
+        else:
+            items = tuple(item for item in chunk.items if item.image_id in wanted)
+        column = reading.get("image_column", "image")
+        few = Chunk(chunk.chunk_id, items)
+        left = set(wanted)
+        images = read_chunk_images(few, reading["format"], column, max_bytes=max_bytes)
+        while left and (image := next(images, None)) is not None:
+            if image.image_id in left:
+                left.remove(image.image_id)
+                yield image
+
+
+def _rows_of(item: Item, wanted: Collection[str]) -> Iterator[Item]:
+    """Yield the rows of a slice that are wanted, each as a slice of its own."""
+    for index in range(item.num_rows):
+        if f"{item.image_id}#{item.first_row + index}" in wanted:
+            yield replace(
+                item,
+                row_start=item.row_start + index,
+                first_row=item.first_row + index,
+                num_rows=1,
+            )
+
+
+def describe(uri: str) -> Said:
+    """Return what a part says of itself, from its footer.
+
+    Raises:
+        SourceError: it is no part of a result, or of another schema version.
+    """
+    try:
+        with store.open_input(uri) as file:
+            footer = pq.ParquetFile(file)
+            document = json.loads(footer.metadata.metadata[b"cvbatch"])
+            said = Said(document, tuple(footer.schema_arrow.names), footer.metadata.num_rows)
+        version = document["schema_version"]
+        if not document["fingerprint"] or not isinstance(document["models"], list):
+            raise ValueError("its metadata is not whole")
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"{uri} is no part of a prediction's result ({str(error)[:200]}); predict again"
+        ) from None
+    if version != SCHEMA_VERSION:
+        raise SourceError(
+            f"{uri} has schema version {version!r}, and this cvbatch reads {SCHEMA_VERSION}; use "
+            "the cvbatch that wrote it, or predict again"
+        )
+    return said
+
+
+def read_rows(uri: str, columns: Sequence[str] | None, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a part as plain values, `count` held at a time; None: all columns."""
+    for batch in read_batches(uri, columns, count):
+        yield from batch.to_pylist()
+
+
+def read_batches(
+    uri: str, columns: Sequence[str] | None, count: int
+) -> Iterator[Any]:  # RecordBatches
+    """Yield the rows of a part, `count` at a time.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    try:
+        with store.open_input(uri) as file:
+            reader = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            wanted = None if columns is None else list(columns)
+            yield from reader.iter_batches(count, columns=wanted)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{uri} cannot be read as Parquet ({str(error)[:200]})") from None
+
+
+def mask_of(row: dict[str, Any], models: Sequence[dict[str, Any]]) -> np.ndarray | None:  # (h, w)
+    """Return a row's mask as class ids, uint8, at the size of its image; None where there is none.
+
+    models: of the parts' metadata.
+
+    Raises:
+        SourceError: the PNG is broken.
+    """
+    data = (row.get("mask") or {}).get("bytes")
+    if data is None:
+        return None
+    try:
+        mask = decode_png(data)
+    except ValueError as error:
+        raise SourceError(f"the mask of {row['image_id']!r}: {error}") from None
+    model = next(one for one in models if "mask" in TASK_COLUMNS[one["task"]])
+    if model["options"].get("mask_size") != "model":
+        return mask
+    height, width = model["input_size"]
+    key = InputKey(height, width, model["resize"])
+    return mask_to_original(mask, place(row["height"], row["width"], key))

@@ -1,0 +1,1 @@
+"""A result, an evaluation or a training as one HTML page that needs nothing else."""

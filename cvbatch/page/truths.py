@@ -1,0 +1,166 @@
+"""Where a result and the truth differ most: some images of both sides compared one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cvbatch.arrays.masks import decode_png
+from cvbatch.arrays.tally import Tally
+from cvbatch.classmap import make_order
+from cvbatch.data.joining import Piece, find_truth, join, read_piece
+from cvbatch.data.results import find_result
+from cvbatch.evalfile import EvaluationConfig
+from cvbatch.evaluate import Order, score_rows
+from cvbatch.types import VOID_CLASS
+
+MOST_DIFFERENT = 16  # images kept
+MAX_PIECES = 48
+_ROWS_OF_PIECE = 24
+_SIDES = ("x_min", "y_min", "x_max", "y_max")
+_TALLIES = {"labels": "labels_tally", "boxes": "boxes_tally", "mask": "mask_tally"}
+
+
+@dataclass(frozen=True)
+class Against:
+    """What the truth says of an image, and how far the models agree."""
+
+    agreement: dict[str, float]  # column → F1 of its labels, boxes or pixels, 0..1
+    labels: tuple[str, ...]
+    xyxy: np.ndarray  # (M, 4) float32 pixels of the image
+    names: tuple[str, ...]  # M, of the boxes
+    mask: np.ndarray | None  # (h, w) uint8, in the truth's classes; VOID_CLASS: not counted
+    answered: np.ndarray | None  # (h, w) uint8, the model's in the truth's classes
+    data: bytes | None  # the image as the truth holds it
+
+    @property
+    def disagreement(self) -> float:
+        """Return 0 where all is as the truth says, 1 where nothing is."""
+        return 1 - float(np.mean(list(self.agreement.values()))) if self.agreement else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Images on both sides, those first that differ most."""
+
+    num_images: int  # on both sides
+    num_compared: int
+    found: list[tuple[str, int, Against]]  # URI of the part, row in it
+
+
+def compare(
+    predictions: str, truth_uris: Sequence[str], splits: Sequence[str] | None, said: dict[str, Any]
+) -> Comparison:
+    """Return some images that are on both sides, compared; of a large result a sample.
+
+    said: an evaluation section; its thresholds, class map and way to join hold here too.
+
+    Raises:
+        SourceError: a side cannot be read, or nothing is common.
+        ConfigError: the class tables differ.
+    """
+    config = EvaluationConfig(**{**said, "bootstrap": 0})
+    result = find_result(predictions)
+    truth = find_truth(truth_uris, splits)
+    order = make_order(config, result, truth)
+    joined = join(result.parts, truth, config.join)
+    pieces = [_sample(piece) for piece in _spread(joined.pieces)]
+    ranked: list[tuple[float, int, int]] = []
+    for number, piece in enumerate(pieces):
+        agreements = _agreements(order, piece)
+        ranked += [
+            (float(np.mean(list(one.values()))), number, i)
+            for i, one in enumerate(agreements)
+            if one
+        ]
+    ranked.sort()
+    found = []
+    for agreement, number, i in ranked[:MOST_DIFFERENT]:
+        if agreement < 1:
+            piece = pieces[number]
+            found.append((piece.part_uri, int(piece.part_row[i]), _against(order, piece, i)))
+    return Comparison(joined.num_images, sum(len(one.part_row) for one in pieces), found)
+
+
+def _spread(pieces: list[Piece]) -> list[Piece]:
+    places = np.linspace(0, len(pieces) - 1, min(len(pieces), MAX_PIECES)).round().astype(int)
+    return [pieces[i] for i in np.unique(places)]
+
+
+def _sample(piece: Piece) -> Piece:
+    count = min(len(piece.part_row), _ROWS_OF_PIECE)
+    return _rows_of(piece, np.linspace(0, len(piece.part_row) - 1, count).round().astype(int))
+
+
+def _rows_of(piece: Piece, rows: np.ndarray) -> Piece:  # (k,)
+    return piece._replace(
+        part_row=piece.part_row[rows],
+        truth_file=piece.truth_file[rows],
+        truth_row=piece.truth_row[rows],
+    )
+
+
+def _agreements(order: Order, piece: Piece) -> list[dict[str, float]]:
+    """Return for each image of a piece what F1 its labels, its boxes and its pixels come to."""
+    columns = list(order.classes)
+    extra = ["box_is_crowd"] if "boxes" in columns else []
+    said, truth = read_piece(piece, ["image_id", "status", *columns], [*columns, *extra])
+    return [_agreement(order, said.slice(i, 1), truth.slice(i, 1), piece.part_uri)
+            for i in range(said.num_rows)]  # fmt: skip
+
+
+def _agreement(order: Order, said: Any, truth: Any, name: str) -> dict[str, float]:
+    scored = score_rows(order, said.combine_chunks(), truth.combine_chunks(), name)
+    found = {}
+    for column, tally_name in _TALLIES.items():
+        tally = scored.scores.get(tally_name)
+        if not isinstance(tally, Tally):
+            continue
+        hits, support, answered = (
+            int(part[0].sum()) for part in (tally.hits, tally.support, tally.answered)
+        )
+        if support + answered:
+            found[column] = 2 * hits / (support + answered)
+    return found
+
+
+def _against(order: Order, piece: Piece, index: int) -> Against:
+    """Return all that the truth says of one image."""
+    one = _rows_of(piece, np.array([index]))
+    columns = list(order.classes)
+    extra = ["box_is_crowd"] if "boxes" in columns else []
+    said, truth = read_piece(one, ["image_id", "status", *columns], [*columns, *extra, "image"])
+    row, answer = truth.to_pylist()[0], said.to_pylist()[0]
+    boxes = row.get("boxes") or []
+    corners = [[box[side] for side in _SIDES] for box in boxes]
+    mask, answered = _masks(order, row, answer)
+    return Against(
+        agreement=_agreement(order, said, truth, piece.part_uri),
+        labels=tuple(order.classes["labels"][one["class_id"]] for one in row.get("labels") or []),
+        xyxy=np.array(corners, np.float32).reshape(-1, 4),
+        names=tuple(order.classes["boxes"][box["class_id"]] for box in boxes),
+        mask=mask,
+        answered=answered,
+        data=(row.get("image") or {}).get("bytes"),
+    )
+
+
+def _masks(
+    order: Order, row: dict[str, Any], answer: dict[str, Any]
+) -> tuple[np.ndarray | None, np.ndarray | None]:  # (h, w) uint8 each
+    true, said = ((one.get("mask") or {}).get("bytes") for one in (row, answer))
+    if true is None:
+        return None, None
+    mask = decode_png(true)
+    if order.ignored is not None:
+        mask = np.where(mask == order.ignored, np.uint8(VOID_CLASS), mask)
+    if said is None:
+        return mask, None
+    table = np.full(256, VOID_CLASS, np.uint8)
+    class_of = order.class_of["mask"]
+    table[: len(class_of)] = np.where(class_of < 0, VOID_CLASS, class_of)
+    answered = table[decode_png(said)]
+    return mask, answered if answered.shape == mask.shape else None

@@ -1,0 +1,118 @@
+"""Results, an evaluation and a training to make pages over, small and with names that bite."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from cvbatch import history
+from cvbatch.evalfile import parse_evaluation
+from cvbatch.page.writing import write_report
+from cvbatch.run.evaluation import evaluate
+from tests import jobs
+from tests.evaluations import write_truth
+from tests.labelled import picture
+from tests.predicted import SIZE, predicted, saw_all
+
+SCRIPT = "<script>document.title='bitten'</script>"
+CLASSES = ("background", SCRIPT, 'dög "q" & <b>co</b>')
+NAMES = [f"set/i {n:02d}.png" for n in range(13)]
+HOSTILE = "set/<img src=x onerror=alert(1)>'\"&.png"
+EXACT = "set/as the truth.png"
+
+
+@pytest.fixture(scope="session")
+def result(tmp_path_factory):
+    """A result with every column: an image as the truth says, one of a hostile name, two failed."""
+    folder = tmp_path_factory.mktemp("page")
+    names = [*NAMES, HOSTILE, EXACT]
+    files = {name: picture(*SIZE, seed=n) for n, name in enumerate(names)}
+    jobs.write_files(folder / "images", files | jobs.BROKEN)
+    said = {name: saw_all(n + 1, CLASSES) for n, name in enumerate(names)}
+    options = {"classification": {"heatmap": {"layer": "auto"}}}
+    out = predicted(folder / "result", folder / "images", said, classes=CLASSES, **options)
+    runs = out / "_cvbatch" / "runs"
+    runs.mkdir()
+    run = {"num_images": 17, "num_failed": 2, "num_chunks": 5, "seconds": 3.5}
+    told = json.dumps({**run, "images_per_second": 6.25})
+    (runs / "20260102T030405.000006Z.json").write_text(told)
+    job = {"source": {"uri": [f"{folder}/images"]}, "sink": {"uri": str(out)}, "note": SCRIPT}
+    state = {"schema_version": 1, "fingerprint": "abc", "job": job}
+    (out / "_cvbatch" / "job.json").write_text(json.dumps(state))
+    return out
+
+
+@pytest.fixture(scope="session")
+def truth(result):
+    """Labels, boxes and masks: of one image what was predicted, of the others something else."""
+    rows = {row["image_id"]: row for row in jobs.rows(result) if row["status"] == "ok"}
+    sides = ("x_min", "y_min", "x_max", "y_max")
+    said = {}
+    for name in rows:
+        row = rows[name]
+        boxes = [
+            (*(box[side] for side in sides), box["class_id"], 0.0)
+            for box in row["boxes"]
+            if box["score"] >= 0.5
+        ]
+        is_exact = name == EXACT
+        said[name] = {
+            "labels": [(row["labels"][0]["class_id"] if is_exact else 0, 1.0)],
+            "boxes": boxes if is_exact else [(1, 2, 30, 20, 2, 0.0)],
+            "mask": decoded(row) if is_exact else np.full(SIZE, 2, np.uint8),
+        }
+    classes = {"labels": CLASSES, "boxes": CLASSES, "mask": CLASSES}
+    return write_truth(result.parent / "truth", said, classes)
+
+
+def decoded(row):
+    from cvbatch.arrays.masks import decode_png
+
+    return decode_png(row["mask"]["bytes"])
+
+
+@pytest.fixture(scope="session")
+def evaluation(result, truth):
+    """The evaluation of the result."""
+    sink = result.parent / "evaluation"
+    job = {
+        "predictions": {"uri": str(result)},
+        "truth": {"uri": str(truth)},
+        "sink": {"uri": str(sink)},
+        "evaluation": {"bootstrap": 10},
+        "run": {"workers": 1},
+    }
+    evaluate(parse_evaluation(job), jobs.Ear())
+    return sink
+
+
+@pytest.fixture(scope="session")
+def training(tmp_path_factory):
+    """What a training of six epochs in two phases leaves, but for its network."""
+    folder = tmp_path_factory.mktemp("training")
+    rows = [
+        {"epoch": n + 1, "step": 10 * n, "phase": "head" if n < 2 else "all", "seconds": 1.5,
+         "waited_seconds": 0.25, "learning_rate": 0.1, "loss": 1 / (n + 1),
+         "accuracy": None if n == 3 else n / 10}
+        for n in range(6)
+    ]  # fmt: skip
+    (folder / "history.parquet").write_bytes(history.to_parquet(rows))
+    (folder / "metrics.json").write_text('{"validation": {"accuracy": 0.5}, "test": {}}')
+    (folder / "config.yaml").write_text("source:\n  uri: labels/\n")
+    (folder / "_cvbatch").mkdir()
+    state = {"done": {"best_epoch": 5, "images": {"train": 80, "validation": 20}}}
+    (folder / "_cvbatch" / "training.json").write_text(json.dumps(state))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pages(result, truth, evaluation, training, tmp_path_factory):
+    """The page over each of them, by its kind."""
+    folder = tmp_path_factory.mktemp("pages")
+    made = {"prediction": result, "evaluation": evaluation, "training": training}
+    for kind, source in made.items():
+        labels = [str(truth)] if kind == "prediction" else []
+        write_report(str(source), str(folder / f"{kind}.html"), None, labels)
+    return {kind: folder / f"{kind}.html" for kind in made}
