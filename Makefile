@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup browser demo test test-models test-jobs test-others test-fast test-soak check bench bench-training bench-long bench-page
+.PHONY: help setup browser demo test test-models test-jobs test-others test-fast test-soak check bench bench-training bench-long bench-page bench-scale
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 ~/' | column -t -s '~'
@@ -57,6 +57,9 @@ bench-training: setup ## Measure the step of training against keras.fit; print t
 
 bench-long: setup ## Run 100,000 images; show that memory, handles and threads stay flat
 	$(BIN)/python -m benchmarks.long_run --json benchmarks/results/long_run.json
+
+bench-scale: setup ## Plan ever larger archives; show what grows, and foretell 10⁹ images
+	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
 
 bench-page: setup ## Write a page over 1,000,000 rows; print seconds, memory, size
 	$(BIN)/python -m benchmarks.page --folder /tmp/cvbatch-page --json benchmarks/results/page.json

@@ -1,0 +1,1 @@
+"""Holds what a platform engineer applies against the schemas of what it is applied to."""
