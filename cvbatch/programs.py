@@ -81,6 +81,8 @@ class BuiltProgram:
     bytes_per_image: int  # held for an image of the batch, pixels and feature maps, at least
     note: str  # what the user should hear once; "" for nothing
     payload: bytes
+    parameters: int | None = None  # of the network; None: its layers cannot be told
+    multiply_adds: int | None = None  # for one image, likewise
 
     @property
     def weight_bytes(self) -> int:

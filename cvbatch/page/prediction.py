@@ -13,7 +13,6 @@ import yaml
 
 from cvbatch.credentials import hidden
 from cvbatch.data import store
-from cvbatch.models.figures import Figure, read_figures
 from cvbatch.page import charts
 from cvbatch.page.cards import read_cards
 from cvbatch.page.elements import (
@@ -252,40 +251,34 @@ def read_runs(uri: str) -> list[dict[str, Any]]:
 
 
 def networks(found: Prediction) -> Section | None:
-    """Return the networks of the job with what they cost, as far as the zoo's figures say it."""
+    """Return the networks of the job with what they cost, as far as it was counted."""
     models = found.result.metadata.get("models", [])
     if not models:
         return None
-    figures = {figure.name: figure for figure in read_figures()}
+    costs = (found.result.job or {}).get("networks")
+    if not isinstance(costs, list) or [type(one) for one in costs] != [dict] * len(models):
+        costs = [{}] * len(models)
     rows = []
-    for model in models:
+    for model, cost in zip(models, costs, strict=True):
         height, width = model.get("input_size", (0, 0))
-        cost = _cost(figures.get(model["name"]), height, width, len(model["classes"]))
         rows.append(
             (
                 name(hidden(model["name"])),
                 model["task"],
                 f"{height} × {width}, {model.get('resize', '')}",
                 count(len(model["classes"])),
-                *cost,
+                _whole(cost.get("parameters")),
+                _whole(cost.get("multiply_adds")),
                 el("code", {}, str(model.get("weights_sha256", ""))[:12]),
             )
         )
     head = ("network", "task", "input", "classes", "parameters", "multiply-adds", "weights")
     body = [table("Networks of the job", head, rows, "ttnnnn")]
-    if any(row[4] == "–" for row in rows):
-        told = "What a network costs at another size, or in a file of one's own, "
-        body.append(paragraph(told, el("code", {}, "cvbatch models NAME"), " says.", kind="quiet"))
     return Section("networks", "Networks", body)
 
 
-def _cost(figure: Figure | None, height: int, width: int, num_classes: int) -> tuple[str, str]:
-    """Return parameters and multiply-adds of a network that stands in the zoo as it was run."""
-    if figure is None or (figure.height, figure.width) != (height, width):
-        return "–", "–"
-    if figure.num_classes not in (num_classes, 1):
-        return "–", "–"
-    return f"{figure.parameters:,}", f"{figure.multiply_adds:,}"
+def _whole(number: Any) -> str:
+    return f"{number:,}" if isinstance(number, int) else "–"
 
 
 def job_file(

@@ -39,7 +39,9 @@ def result(tmp_path_factory):
     told = json.dumps({**run, "images_per_second": 6.25})
     (runs / "20260102T030405.000006Z.json").write_text(told)
     job = {"source": {"uri": [f"{folder}/images"]}, "sink": {"uri": str(out)}, "note": SCRIPT}
-    state = {"schema_version": 1, "fingerprint": "abc", "job": job}
+    costs = [(1234, 56_789), (4321, None), (None, None)]
+    networks = [{"parameters": p, "multiply_adds": m} for p, m in costs]
+    state = {"schema_version": 1, "fingerprint": "abc", "job": job, "networks": networks}
     (out / "_cvbatch" / "job.json").write_text(json.dumps(state))
     return out
 

@@ -108,7 +108,8 @@ def test_hostile_names_stand_as_text(pages, kind):
 def test_counts_failures_runs_networks_and_the_job_are_told(pages):
     text = Page(pages["prediction"]).text
     for told in ("17 images through 3 networks", "decode/truncated", "broken/text.jpg", "6.25",
-                 "2026-01-02 03:04:05", "Least certain", "note: " + SCRIPT[:9]):  # fmt: skip
+                 "1,234", "56,789", "4,321", "2026-01-02 03:04:05", "Least certain",
+                 "note: " + SCRIPT[:9]):  # fmt: skip
         assert told in text, told
 
 
@@ -228,6 +229,15 @@ def test_no_secret_comes_onto_the_page(result, tmp_path, monkeypatch):
     text = (tmp_path / "page.html").read_text()
     assert "X-Amz-Signature=***" in text
     assert "abcdef0123456789" not in text and "wJalrXUtnFEMIsecret" not in text
+
+
+@pytest.mark.parametrize("networks", [5, [], ["x"], [{}]])
+def test_networks_whose_cost_is_not_known_are_told_all_the_same(result, tmp_path, networks):
+    copy = tmp_path / "copy"
+    shutil.copytree(result, copy)
+    (copy / "_cvbatch" / "job.json").write_text(json.dumps({"job": {}, "networks": networks}))
+    _, page = of(copy, tmp_path)
+    assert "17 images through 3 networks" in page.text and "56,789" not in page.text
 
 
 def test_pictures_never_take_more_than_their_share(result, tmp_path, monkeypatch):

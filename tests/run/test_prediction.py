@@ -99,6 +99,17 @@ def test_the_result_is_what_bare_keras_says(archive, done, keras_files):
         np.testing.assert_allclose(best["score"], scores.max(), atol=1e-4)
 
 
+def test_the_sink_keeps_the_resolved_job_and_what_its_networks_cost(archive, done, keras_files):
+    import keras
+
+    held = json.loads((done / "_cvbatch" / "job.json").read_text())
+    assert parse_job(held["job"]) == parse_job(jobs.job(archive, done, keras_files), LITERT)
+    files = [model["model"] for model in held["job"]["models"]]
+    counts = [keras.models.load_model(file, compile=False).count_params() for file in files]
+    assert [one["parameters"] for one in held["networks"]] == counts
+    assert all(one["multiply_adds"] > 0 for one in held["networks"])
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
