@@ -33,13 +33,13 @@ def build(request: BuildRequest) -> BuiltProgram:
     """
     config = request.config
     keras.utils.set_random_seed(RANDOM_SEED)
-    model = _load(request)
+    model = load(request)
     if request.precision != "float32":
         model = with_precision(model, request.precision)
     height, width = input_size(model, config)
     tiling = tiling_of(config, height, width)
     count = num_classes(model, config)
-    classes = _class_names(request, count)
+    classes = class_names(request, count)
     if isinstance(config, DetectionConfig):
         _check_kept(config, classes)
     graph = ServingGraph(model, config)
@@ -55,11 +55,22 @@ def build(request: BuildRequest) -> BuiltProgram:
         heatmap_layer=graph.heatmap_layer,
         **(tiling._asdict() if tiling else {}),
     )
-    held = bytes_per_image(model, (height, width), request.precision)
-    return BuiltProgram(spec, engine, names, request.batch_size, held, note, payload)
+    costs = _costs(model, (height, width))
+    held = _bytes_per_image(costs, (height, width), request.precision)
+    return BuiltProgram(
+        spec,
+        engine,
+        names,
+        request.batch_size,
+        held,
+        note,
+        payload,
+        costs.parameters if costs else None,
+        costs.multiply_adds if costs and not costs.is_at_least else None,
+    )
 
 
-def _load(request: BuildRequest) -> keras.Model:
+def load(request: BuildRequest) -> keras.Model:
     """Return the request's network; a zoo name is built to the job's classes and image size."""
     config, said = request.config, request.identity.classes
     count = None if said is None else len(said)
@@ -101,18 +112,22 @@ def _compile(
     return request.engine, payload, names, ""
 
 
-def bytes_per_image(model: keras.Model, image_size: tuple[int, int], precision: str) -> int:
-    """Return what a program of the model holds for one image of its batch, at the least.
+def _costs(model: keras.Model, image_size: tuple[int, int]) -> cost.Cost | None:
+    """Return what the model costs for an image; None where it is no graph of layers."""
+    try:
+        return cost.describe(model, image_size)
+    except ModelError:
+        return None
+
+
+def _bytes_per_image(costs: cost.Cost | None, image_size: tuple[int, int], precision: str) -> int:
+    """Return what a program of a model holds for one image of its batch, at the least.
 
     The image's pixels as bytes, and the layer's maps that take most. Of a model that is no graph
     of layers only the pixels are certain.
     """
-    pixels = 3 * math.prod(image_size)
-    try:
-        maps = cost.describe(model, image_size).working_bytes
-    except ModelError:
-        return pixels
-    return pixels + (maps if precision == "float32" else maps // 2)
+    maps = costs.working_bytes if costs else 0
+    return 3 * math.prod(image_size) + (maps if precision == "float32" else maps // 2)
 
 
 def with_precision(model: keras.Model, policy: str) -> keras.Model:
@@ -136,7 +151,8 @@ def weights_sha256(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _class_names(request: BuildRequest, count: int) -> tuple[str, ...]:
+def class_names(request: BuildRequest, count: int) -> tuple[str, ...]:
+    """Return the names of a model's classes. Raises ModelError where they are not `count`."""
     said = request.identity.classes
     if said is None:
         return _imagenet_names(count) or tuple(str(i) for i in range(count))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,7 +15,9 @@ from cvbatch.data.exports.options import EXPORT_MEANINGS, FLAGS, ExportOptions
 from cvbatch.data.labels.flags import FORMAT_MEANINGS, actions_in, flags_of
 from cvbatch.errors import ConfigError, CvbatchError
 from cvbatch.evalfile import load_evaluation
+from cvbatch.explainfile import load_explanation
 from cvbatch.jobfile import load_job, parse_options
+from cvbatch.logs import Ending, end_with, logging_as, new_run
 from cvbatch.trainfile import load_training
 
 if TYPE_CHECKING:
@@ -29,21 +30,18 @@ TOO_MANY_FAILED = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0 done, 1 stopped midway, 2 refused, 3 failures."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    arguments.run = new_run()
     stopping.heed_signals()
-    command: Callable[[argparse.Namespace], int] = arguments.command
-    try:
-        return command(arguments)
-    except CvbatchError as error:
-        goes_on = "; run the same command again to go on" if error.exit_status == 1 else ""
-        return _end(hidden(f"cvbatch: {error}{goes_on}"), error.exit_status)
-    except (KeyboardInterrupt, SystemExit):  # Ray, while it starts, has handlers that exit
-        stopping.leave(_end("cvbatch: stopped; run the same command again to go on", 1))
-
-
-def _end(line: str, status: int) -> int:
-    print(line, file=sys.stderr, flush=True)
-    return status
+    with logging_as(getattr(arguments, "log", "text"), arguments.run):
+        try:
+            command: Callable[[argparse.Namespace], Ending] = arguments.command
+            return end_with(command(arguments))
+        except CvbatchError as error:
+            goes_on = "; run the same command again to go on" if error.exit_status == 1 else ""
+            return end_with(Ending(hidden(f"cvbatch: {error}{goes_on}"), error.exit_status))
+        except (KeyboardInterrupt, SystemExit):  # Ray, while it starts, has handlers that exit
+            goes_on = "cvbatch: stopped; run the same command again to go on"
+            stopping.leave(end_with(Ending(goes_on, 1)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,6 +75,15 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace another evaluation in the sink"
     )
     evaluate.set_defaults(command=_evaluate)
+    explain = commands.add_parser(
+        "explain", help="show what a network's layers see, and why it says what it says"
+    )
+    _add_job(explain)
+    explain.add_argument(
+        "--overwrite", action="store_true", help="replace another explanation in the sink"
+    )
+    explain.set_defaults(command=_explain)
+    _add_report(commands.add_parser("report", help="write one HTML page over a result"))
     demo = commands.add_parser("demo", help="render an archive, run the job on it, draw the result")
     demo.add_argument("--out", default="demo-out", metavar="DIR", help="default: %(default)s")
     demo.add_argument("--images", type=int, default=48, metavar="N", help="default: %(default)s")
@@ -136,6 +143,22 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         one.set_defaults(command=_export, format=name)
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="DIR", help="the sink of a predict, evaluate or train, here or in a store"
+    )
+    parser.add_argument("--out", metavar="FILE", help="default: DIR/_cvbatch/report.html")
+    parser.add_argument(
+        "--evaluation", metavar="DIR", help="of a prediction: its evaluation, shown beside it"
+    )
+    parser.add_argument(
+        "--truth", action="append", default=[], metavar="DIR",
+        help="of a prediction: labelled Parquet; images that differ most from it are shown",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    parser.set_defaults(command=_report)
+
+
 def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="the job file (YAML)")
     parser.add_argument(
@@ -143,9 +166,13 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         help="replace a value of the job file, such as run.batch_size=16 or models.0.top_k=3",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a summary as JSON on stdout")
+    parser.add_argument(
+        "--log", choices=("text", "json"), default="text",
+        help="what stderr is: lines for people, or one JSON object a line; default: %(default)s",
+    )  # fmt: skip
 
 
-def _predict(arguments: argparse.Namespace) -> int:
+def _predict(arguments: argparse.Namespace) -> Ending:
     job = load_job(arguments.config, arguments.overrides)
     # Ray and pyarrow come only now: a fault in the job file is told in a moment.
     from cvbatch.run.estimate import estimate
@@ -159,34 +186,43 @@ def _predict(arguments: argparse.Namespace) -> int:
             summary = predict(
                 job,
                 listener,
+                run=arguments.run,
                 overwrite=arguments.overwrite,
                 retry_failed=arguments.retry_failed,
             )
     if arguments.dry_run:
         print(json.dumps(dry.as_json()) if arguments.json else dry.as_text())
-        return _end("cvbatch: dry run done, nothing was written", 0)
+        return Ending("cvbatch: dry run done, nothing was written", 0)
     if arguments.json:
         print(json.dumps(summary.as_json()))
     return _closing(summary)
 
 
-def _closing(summary: Summary) -> int:
-    """Print the last line for a job that came to its end; return its status."""
+def _closing(summary: Summary) -> Ending:
+    """Return how a job ends that was done to its end."""
     if not summary.num_chunks:
-        return _end(
+        told = (
             f"cvbatch: nothing to do, all {summary.num_chunks_before} chunks are in {summary.sink}"
-            f"{summary.changes}",
-            0,
+            f"{summary.changes}"
+        )
+        if not summary.before or not summary.is_over_failure_limit:
+            return Ending(told, 0)
+        num_images, num_failed = summary.before
+        return Ending(
+            f"{told}; of the run before, {num_failed:,} of {num_images:,} images failed: more than "
+            "run.max_failure_fraction allows; mend the images and run again with --retry-failed, "
+            "or allow more",
+            TOO_MANY_FAILED,
         )
     done = (
         f"cvbatch: done, {summary.num_images:,} images into {summary.sink}, "
         f"{summary.num_failed:,} failed{summary.changes}"
     )
     if not summary.is_over_failure_limit:
-        return _end(done, 0)
+        return Ending(done, 0)
     kinds = ", ".join(f"{kind} {count}" for kind, count in summary.failures.most_common(5))
     if summary.num_chunks_left:
-        return _end(
+        return Ending(
             f"cvbatch: stopped early, {summary.num_failed:,} of {summary.num_images:,} images "
             f"failed: more than run.max_failure_fraction allows for all {summary.num_planned:,} "
             f"({kinds}); look at the rows with status = 'failed', then mend the images, or allow "
@@ -194,14 +230,14 @@ def _closing(summary: Summary) -> int:
             f"{summary.num_chunks_left:,} chunks left are done",
             TOO_MANY_FAILED,
         )
-    return _end(
+    return Ending(
         f"{done}: more than run.max_failure_fraction allows ({kinds}); look at the rows with "
         "status = 'failed', then mend the images and run again with --retry-failed",
         TOO_MANY_FAILED,
     )
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(arguments: argparse.Namespace) -> Ending:
     job = load_training(arguments.config, arguments.overrides)
     from cvbatch.run.progress import listening
     from cvbatch.run.training import train
@@ -211,10 +247,10 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(summary.as_json()))
     done = f"{summary.epochs} epochs into {summary.sink}, {summary.told()}"
-    return _end(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
+    return Ending(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> Ending:
     job = load_evaluation(arguments.config, arguments.overrides)
     from cvbatch.catalog import Table
     from cvbatch.run.evaluation import evaluate
@@ -227,10 +263,39 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     else:
         _show(Table(("task", "metric", "value", "95 % interval", "count"), summary.rows(), 2))
     done = f"{summary.images['images']:,} images compared into {summary.sink}"
-    return _end(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
+    return Ending(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _explain(arguments: argparse.Namespace) -> Ending:
+    job = load_explanation(arguments.config, arguments.overrides)
+    from cvbatch.run.explaining import explain
+    from cvbatch.run.progress import listening
+
+    with listening() as listener:
+        summary = explain(job, listener, overwrite=arguments.overwrite)
+    if arguments.json:
+        print(json.dumps(summary.as_json()))
+    if not summary.is_over_failure_limit:
+        return Ending(f"cvbatch: {summary.told()}", 0)
+    return Ending(
+        f"cvbatch: {summary.told()}: more than run.max_failure_fraction allows; look at the rows "
+        "with status = 'failed', mend the images, and run again with --overwrite",
+        TOO_MANY_FAILED,
+    )
+
+
+def _report(arguments: argparse.Namespace) -> Ending:
+    from cvbatch.page.writing import write_report
+
+    done = write_report(arguments.source, arguments.out, arguments.evaluation, arguments.truth)
+    if arguments.json:
+        print(json.dumps(done.as_json()))
+    for note in done.notes:
+        print(hidden(f"cvbatch: {note}"), file=sys.stderr)
+    return Ending(f"cvbatch: done, {done.num_bytes / 1e6:,.1f} MB into {done.report}", 0)
+
+
+def _demo(arguments: argparse.Namespace) -> Ending:
     from cvbatch.demo.run import run_demo
     from cvbatch.run.progress import listening
 
@@ -243,7 +308,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     return _closing(shown.summary)
 
 
-def _models(arguments: argparse.Namespace) -> int:
+def _models(arguments: argparse.Namespace) -> Ending:
     if arguments.name is None:
         return _list_models(arguments)
     from cvbatch import catalog
@@ -257,10 +322,10 @@ def _models(arguments: argparse.Namespace) -> int:
     else:
         _show(catalog.layer_table(cost))
         print(catalog.totals_text(cost, arguments.batch))
-    return _end(f"cvbatch: {arguments.name}, {len(cost.layers)} layers", 0)
+    return Ending(f"cvbatch: {arguments.name}, {len(cost.layers)} layers", 0)
 
 
-def _list_models(arguments: argparse.Namespace) -> int:
+def _list_models(arguments: argparse.Namespace) -> Ending:
     from cvbatch import catalog
     from cvbatch.models.figures import read_figures
 
@@ -273,10 +338,10 @@ def _list_models(arguments: argparse.Namespace) -> int:
         print(json.dumps([asdict(network) for network in networks]))
     else:
         _show(catalog.zoo_table(networks))
-    return _end(f"cvbatch: {len(networks)} networks; cvbatch models NAME shows one", 0)
+    return Ending(f"cvbatch: {len(networks)} networks; cvbatch models NAME shows one", 0)
 
 
-def _import(arguments: argparse.Namespace) -> int:
+def _import(arguments: argparse.Namespace) -> Ending:
     from cvbatch.data.labels.importing import import_labels
     from cvbatch.data.labels.options import options_of
 
@@ -290,10 +355,10 @@ def _import(arguments: argparse.Namespace) -> int:
         lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
-    return _end(f"cvbatch: done, {report.num_written:,} images into {arguments.sink}", 0)
+    return Ending(f"cvbatch: done, {report.num_written:,} images into {arguments.sink}", 0)
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> Ending:
     options = ExportOptions.of(vars(arguments))
     from cvbatch.data.exports.exporting import export
 
@@ -306,7 +371,7 @@ def _export(arguments: argparse.Namespace) -> int:
     )
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
     failed = f", {report.failures.total():,} failed" if report.failures else ""
-    return _end(f"cvbatch: done, {report.num_images:,} images into {arguments.sink}{failed}", 0)
+    return Ending(f"cvbatch: done, {report.num_images:,} images into {arguments.sink}{failed}", 0)
 
 
 def _show(table: Table) -> None:

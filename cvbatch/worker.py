@@ -17,9 +17,10 @@ from cvbatch.data.careful import CarefulDecoder, on_a_timer
 from cvbatch.data.decode import Limits, decode_images
 from cvbatch.data.plan import read_chunk
 from cvbatch.data.sources import read_chunk_images
+from cvbatch.effort import Effort
 from cvbatch.predict import LoadedModel, Predictor
 from cvbatch.programs import BuiltProgram
-from cvbatch.types import ChunkRef, ImageBatch, ModelSpec, Predictions
+from cvbatch.types import ChunkRef, EncodedImage, ImageBatch, ModelSpec, Predictions
 
 EXAMPLES = 3  # of each kind of failure, in a report
 EXAMPLE_CHARACTERS = 300  # of a message there
@@ -53,6 +54,8 @@ class PartReport:
     failures: dict[str, int]  # "stage/kind" → images
     num_bytes: int  # of the file
     examples: dict[str, list[list[str]]]  # "stage/kind" → a few [image_id, message]
+    num_bytes_read: int = 0  # of encoded images
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
     @property
     def num_failed(self) -> int:
@@ -61,9 +64,11 @@ class PartReport:
 
 
 def read_and_decode(
-    order: WorkOrder, ref: ChunkRef, *, is_careful: bool = False
+    order: WorkOrder, ref: ChunkRef, effort: Effort, *, is_careful: bool = False
 ) -> Iterator[ImageBatch]:
     """Yield the chunk's images, decoded and resized for every model, in the manifest's order.
+
+    effort: what it takes is added there.
 
     An image that crashes its decoder, or takes longer than `run.image_timeout_s`, ends this
     process; with `is_careful` another one, and fails alone.
@@ -80,9 +85,17 @@ def read_and_decode(
         decode_one = (
             stack.enter_context(CarefulDecoder(timeout_s)) if is_careful else on_a_timer(timeout_s)
         )
-        yield from decode_images(
-            images, keys, limits, ref.chunk_id, order.job.run.batch_size, decode_one
+        read = _weighed(effort.along("read", images), effort)
+        batches = decode_images(
+            read, keys, limits, ref.chunk_id, order.job.run.batch_size, decode_one
         )
+        yield from effort.along("decode", batches)
+
+
+def _weighed(images: Iterable[EncodedImage], effort: Effort) -> Iterator[EncodedImage]:
+    for image in images:
+        effort.num_bytes_read += len(image.data)
+        yield image
 
 
 def load_predictor(order: WorkOrder, read: Callable[[str], bytes] = store.read_bytes) -> Predictor:
@@ -96,26 +109,37 @@ def load_predictor(order: WorkOrder, read: Callable[[str], bytes] = store.read_b
     return Predictor(models)
 
 
-def write(order: WorkOrder, chunk_id: str, predictions: Iterable[Predictions]) -> PartReport:
-    """Write the chunk's rows as its file; return what it holds."""
+def write(
+    order: WorkOrder, chunk_id: str, predictions: Iterable[Predictions], effort: Effort
+) -> PartReport:
+    """Write the chunk's rows as its file; return what it holds, and what it took until now."""
     store.be_patient(order.job.run)
     models = order.result_models
     arrow_schema = schema.result_schema(models)
     failures: Counter[str] = Counter()
     examples: dict[str, list[list[str]]] = {}
     tables, num_images = [], 0
-    for said in predictions:
-        num_images += len(said)
-        for position, failure in sorted(said.failures.items()):
-            kind = f"{failure.stage}/{failure.kind}"
-            failures[kind] += 1
-            if failures[kind] <= EXAMPLES:
-                example = [said.image_id[position], failure.message[:EXAMPLE_CHARACTERS]]
-                examples.setdefault(kind, []).append(example)
-        tables.append(schema.to_rows(said, models, arrow_schema))
-    metadata = sink.revised(order.metadata, order.revisions.get(chunk_id, 0))
-    num_bytes = sink.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
-    return PartReport(chunk_id, num_images, dict(failures), num_bytes, examples)
+    with effort.at("write"):
+        for said in predictions:
+            num_images += len(said)
+            for position, failure in sorted(said.failures.items()):
+                kind = f"{failure.stage}/{failure.kind}"
+                failures[kind] += 1
+                if failures[kind] <= EXAMPLES:
+                    example = [said.image_id[position], failure.message[:EXAMPLE_CHARACTERS]]
+                    examples.setdefault(kind, []).append(example)
+            tables.append(schema.to_rows(said, models, arrow_schema))
+        metadata = sink.revised(order.metadata, order.revisions.get(chunk_id, 0))
+        num_bytes = sink.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
+    return PartReport(
+        chunk_id,
+        num_images,
+        dict(failures),
+        num_bytes,
+        examples,
+        effort.num_bytes_read,
+        effort.seconds,
+    )
 
 
 class FusedWorker:
@@ -136,5 +160,7 @@ class FusedWorker:
         """Return the report of a chunk, its file written. The order must have been told."""
         if self._order is None or self._predictor is None:
             raise RuntimeError("FusedWorker.work before FusedWorker.load")
-        batches = read_and_decode(self._order, ref, is_careful=is_careful)
-        return write(self._order, ref.chunk_id, map(self._predictor, batches))
+        effort = Effort()
+        batches = read_and_decode(self._order, ref, effort, is_careful=is_careful)
+        predictions = effort.along("predict", map(self._predictor, batches))
+        return write(self._order, ref.chunk_id, predictions, effort)

@@ -69,6 +69,13 @@ def test_too_many_failures_are_status_3_with_kinds_and_remedy(
     assert "decode/empty 1" in last_line(told)
     assert "--retry-failed" in last_line(told)
     assert len(jobs.rows(sink)) == 12
+    # whoever tries again until it is 0 is told the same, until the images are mended or allowed
+    (sink / "_cvbatch" / "runs" / "99991231T235959.000000Z.json").write_text("damaged")
+    status, _, told = jobs.cvbatch("predict", "--config", path)
+    assert (status, "2 of 12 images failed" in last_line(told)) == (3, True)
+    allowed = ["--set", "run.max_failure_fraction=0.5"]
+    status, _, told = jobs.cvbatch("predict", "--config", path, *allowed)
+    assert (status, "failed" in last_line(told)) == (0, False)
 
 
 def test_a_dry_run_tells_and_writes_nothing(archive, keras_files, tmp_path):

@@ -12,21 +12,33 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+MODELS, DECODE, WRITE = "models", "decode", "write"  # what is attempted
+
 
 class Attempts:
     """The counts of one job, as a Ray actor: `start_attempts`."""
 
     def __init__(self) -> None:
-        self._begun: Counter[str] = Counter()
+        self._begun: Counter[tuple[str, str]] = Counter()
+        self._decoded: set[str] = set()  # chunks that nobody has begun to write
 
-    def begin(self, what: str) -> int:
+    def begin(self, what: str, chunk_id: str = "") -> int:
         """Return how often it was begun before since it was last done; count this time in."""
-        self._begun[what] += 1
-        return self._begun[what] - 1
+        if what == WRITE:
+            self._decoded.discard(chunk_id)
+        self._begun[what, chunk_id] += 1
+        return self._begun[what, chunk_id] - 1
 
-    def end(self, what: str) -> None:
+    def end(self, what: str, chunk_id: str = "") -> None:
         """Hear that it is done."""
-        del self._begun[what]
+        if what == DECODE:
+            self._decoded.add(chunk_id)
+        del self._begun[what, chunk_id]
+
+    def depths(self) -> dict[str, int]:
+        """Return how many chunks each stage has before it or in it."""
+        begun = Counter(what for what, _ in self._begun)
+        return {"decode": begun[DECODE], "predict": len(self._decoded), "write": begun[WRITE]}
 
 
 def start_attempts() -> Any:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from cvbatch.config import JobConfig
 from cvbatch.errors import ConfigError, CvbatchError
@@ -23,6 +24,8 @@ from cvbatch.run import machine
 # A local Ray holds chunks in passing only; its default is 30 % of the machine's memory.
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
 _ANSWER_LIMIT_S = 10.0  # of a cluster's head
+_OTHER_TOKEN = "AuthenticationError"  # the cause, as text, why there is no connection
+_OTHER_VERSION = "Version mismatch"  # of a cluster that has another Ray or Python
 _LATE = "timed out during startup"  # what Ray says of a node that came up too slowly
 
 
@@ -41,7 +44,12 @@ class Resources:
 
     num_cpus: float
     num_gpus: float
-    nodes: tuple[Node, ...] = ()  # those that are alive
+    nodes: tuple[Node, ...] = ()  # those that are alive; none where only the sums are known
+
+    def room_for(self, cpus: float, gpus: float) -> int:
+        """Return how many actors that ask for `cpus` and `gpus` each the nodes have room for."""
+        whole = (Node(self.num_cpus, self.num_gpus, None),)
+        return sum(room_on(node, cpus, gpus) for node in self.nodes or whole)
 
 
 def joins_a_cluster() -> bool:
@@ -93,39 +101,44 @@ def choose_wiring(
         arrangement = "streaming" if is_streaming else "fused"
     if arrangement == "streaming" and source_format == "webdataset":
         raise ConfigError("run.arrangement: streaming cannot take tars; say fused or auto")
-    spare = 1.0 if arrangement == "streaming" else 0.0  # a CPU that reads and writes
-    room = room_for(resources.num_cpus - spare, resources.num_gpus, run.cpus_per_actor, gpus)
+    room = resources.room_for(run.cpus_per_actor, gpus)
+    if arrangement == "streaming":  # a CPU reads and writes
+        room = min(room, math.floor((resources.num_cpus - 1) / run.cpus_per_actor + 1e-9))
     wanted = run.actors or room
     if room < 1 or wanted > room:
         raise ConfigError(
             f"run.actors: {max(wanted, 1)} with {run.cpus_per_actor:g} CPU and {gpus:g} GPU each "
             f"({arrangement}) do not fit a cluster of {resources.num_cpus:g} CPU and "
             f"{resources.num_gpus:g} GPU; {max(room, 0)} would"
+            + ("" if room or not gpus else _without_gpus(resources))
         )
     most = max(1, min(run.actors or num_chunks, num_chunks))
     return Wiring(arrangement, min(wanted, most), run.cpus_per_actor, gpus, max_actors=most)
+
+
+def _without_gpus(resources: Resources) -> str:
+    if not resources.num_gpus:
+        return ": start nodes with GPUs, or say run.gpus_per_actor: 0"
+    return ": each needs its CPUs and GPUs on one node"
 
 
 def actors_now(wiring: Wiring) -> int:
     """Return how many of the job's actors the connected cluster has room for as it is now."""
     import ray
 
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    room = room_for(cpus, gpus, wiring.cpus_per_actor, wiring.gpus_per_actor)
+    room = _found(ray).room_for(wiring.cpus_per_actor, wiring.gpus_per_actor)
     return min(room, wiring.max_actors)
 
 
 def actors_on(node: Node, wiring: Wiring) -> int:
     """Return how many of a job's actors may come to lie on a node."""
-    room = room_for(node.num_cpus, node.num_gpus, wiring.cpus_per_actor, wiring.gpus_per_actor)
-    return min(room, wiring.num_actors)
+    return min(room_on(node, wiring.cpus_per_actor, wiring.gpus_per_actor), wiring.num_actors)
 
 
-def room_for(num_cpus: float, num_gpus: float, cpus: float, gpus: float) -> int:
-    """Return how many actors that ask for `cpus` and `gpus` each there is room for."""
-    room = math.floor(num_cpus / cpus + 1e-9)
-    return min(room, math.floor(num_gpus / gpus + 1e-9)) if gpus > 0 else room
+def room_on(node: Node, cpus: float, gpus: float) -> int:
+    """Return how many actors that ask for `cpus` and `gpus` each a node has room for."""
+    room = math.floor(node.num_cpus / cpus + 1e-9)
+    return min(room, math.floor(node.num_gpus / gpus + 1e-9)) if gpus > 0 else room
 
 
 @contextmanager
@@ -133,7 +146,7 @@ def connected() -> Iterator[Resources]:
     """Yield the cluster's resources while connected; a Ray started here ends with the block.
 
     Raises:
-        ConfigError: RAY_ADDRESS names no cluster.
+        ConfigError: RAY_ADDRESS names no cluster, or none that this process can join.
     """
     was_running = _is_connected()
     import ray
@@ -141,12 +154,16 @@ def connected() -> Iterator[Resources]:
     if not was_running:
         _connect()
     try:
-        total = ray.cluster_resources()
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), tuple(map(_node, alive)))
+        yield _found(ray)
     finally:
         if not was_running:
             ray.shutdown()
+
+
+def _found(ray: Any) -> Resources:
+    total = ray.cluster_resources()
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), tuple(map(_node, alive)))
 
 
 def _node(said: dict[str, float]) -> Node:
@@ -177,10 +194,17 @@ def _connect() -> None:
     try:
         with silent_stderr():
             ray.init(**options)
-    except ConnectionError:
+    except ConnectionError as error:
+        if _OTHER_TOKEN in str(error.__cause__):
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: the cluster does not take this process's token; set "
+                "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's"
+            ) from None
         raise _no_cluster(address) from None
-    except Exception as error:
-        if _LATE not in str(error):  # Ray raises it bare
+    except Exception as error:  # Ray raises these bare
+        if _OTHER_VERSION in str(error):
+            raise ConfigError(f"RAY_ADDRESS={address}: {_versions_in(error)}") from None
+        if _LATE not in str(error):
             raise
         raise CvbatchError(
             "Ray did not start within its 30 s: this machine is too busy; run again when it is less"
@@ -189,8 +213,19 @@ def _connect() -> None:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack and exits
 
 
+def _versions_in(error: Exception) -> str:
+    """Return what Ray says of both versions, in one line."""
+    said = " ".join(str(error).split())
+    return f"{said.removeprefix(_OTHER_VERSION + ': ')}; run with the cluster's versions"
+
+
 def _check_address(address: str) -> None:
     """Refuse a host and port where nobody listens: Ray itself would wait for minutes."""
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"RAY_ADDRESS={address} is a dashboard, which takes jobs by ray job submit; say "
+            "HOST:6379 to join the cluster, or unset it to run on this machine"
+        )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return  # none, "auto" or "local"

@@ -87,7 +87,7 @@ class Crew:
         self._last_life = time.monotonic()
         shared = ray.put(order)
         try:
-            while self._queue or self._num_working:
+            while self._queue or self.num_working:
                 self._ask_for_actors(shared)
                 self._hand_out()
                 answers, _ = ray.wait(list(self._calls), num_returns=1, timeout=_LOOK_S)
@@ -105,12 +105,13 @@ class Crew:
                 ray.kill(actor)
 
     @property
-    def _num_working(self) -> int:
+    def num_working(self) -> int:
+        """The chunks that are being worked on."""
         return sum(call.ref is not None for call in self._calls.values())
 
     def _ask_for_actors(self, shared: Any) -> None:
         """Ask for as many actors as are wanted and could still find a chunk."""
-        useful = min(self._wanted, len(self._queue) + self._num_working)
+        useful = min(self._wanted, len(self._queue) + self.num_working)
         lacking = useful - len(self._asked) - len(self._idle) - len(self._calls)
         if self._failed_starts >= _START_LIMIT:
             self._go_on_without_new_ones()
@@ -162,7 +163,7 @@ class Crew:
     def _look_round(self) -> None:
         """See whether the cluster has grown, and whether there is anyone left."""
         now = time.monotonic()
-        if self._num_working or self._idle:
+        if self.num_working or self._idle:
             self._last_life = now
         if now - self._last_life > _PATIENCE_S:
             raise CvbatchError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cvbatch.errors import ConfigError
-from cvbatch.run.cluster import Resources, Wiring, room_for
+from cvbatch.run.cluster import Resources, Wiring
 from cvbatch.run.memory import largest_batch, memory_of_each, training_need
 from cvbatch.taught import Ready
 from cvbatch.trainfile import TrainJob
@@ -21,7 +21,7 @@ def choose_workers(job: TrainJob, resources: Resources, begun_with: int | None) 
     gpus = run.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if resources.num_gpus >= 1 else 0.0
-    room = room_for(resources.num_cpus, resources.num_gpus, run.cpus_per_worker, gpus)
+    room = resources.room_for(run.cpus_per_worker, gpus)
     wanted = run.workers or begun_with or room
     if begun_with is not None and wanted != begun_with:
         raise ConfigError(

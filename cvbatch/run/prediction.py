@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -21,6 +21,7 @@ from cvbatch.data import schema, sink, store
 from cvbatch.data.lease import Lease
 from cvbatch.data.plan import Plan, make_plan
 from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
+from cvbatch.logs import new_run
 from cvbatch.programs import (
     Building,
     BuildRequest,
@@ -111,10 +112,13 @@ def predict(
     job: JobConfig,
     listener: Listener,
     *,
+    run: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> Summary:
     """Run the job; return what was done. Whatever was done before is not done again.
+
+    run: the id that metrics and summary carry; None for a new one.
 
     Raises:
         RefusedError: nothing was written.
@@ -127,7 +131,7 @@ def predict(
         lease.wait_until_free()
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         ready = prepare(job, listener, resources, overwrite=overwrite)
-        summary = Summary.of(ready.plan, job.sink.uri, ready.fingerprint)
+        summary = Summary.of(ready.plan, job.sink.uri, ready.fingerprint, run or new_run())
         left = list(ready.plan.chunks if overwrite else ready.plan.left)
         if retry_failed and not overwrite:
             left = _with_failed(ready.plan, left, job.sink.uri)
@@ -140,12 +144,15 @@ def predict(
             requests = requests_for(job, ready.identities, ready.engine)
             building = _begin(job, requests)
             # The models are building; Ray, imported and started only now, keeps them company.
+            from cvbatch.run.meters import Meters
             from cvbatch.run.stream import run_chunks, start_actors
 
-            if not joins_a_cluster():
+            is_joined = joins_a_cluster()
+            if not is_joined:
                 stack.enter_context(connected())
-            actors = start_actors(wiring)
-            built = _finish(job, requests, building)
+            with _asked(job, ready.plan, left[0], listener) if is_joined else nullcontext():
+                actors = start_actors(wiring)
+                built = _finish(job, requests, building)
             check_batch(job.run.batch_size, actor_need(built, wiring), memory, wiring.num_actors)
             for program in built:
                 if program.note:
@@ -156,7 +163,8 @@ def predict(
             order = _commit(ready, requests, built)
             listener.begun(len(left), summary.num_planned)
             begun = time.perf_counter()
-            with closing(run_chunks(order, left, wiring, actors)) as reports:
+            meters = Meters(summary.run, len(left))
+            with closing(run_chunks(order, left, wiring, actors, meters)) as reports:
                 for report in reports:
                     lease.check()
                     summary.add(report)
@@ -169,12 +177,23 @@ def predict(
             _commit_plan(ready.plan, job.sink.uri)
     summary.seconds = time.perf_counter() - started
     summary.num_chunks_left = len(left) - summary.num_chunks
-    limit = job.run.max_failure_fraction * summary.num_images
-    summary.is_over_failure_limit = summary.num_failed > limit
+    if not left:
+        summary.before = _run_before(job.sink.uri)
+    summary.judge(job.run.max_failure_fraction)
     sink.remove_leftovers(job.sink.uri)  # of runs and workers that were killed
     if has_work:
         _write_summary(summary)
     return summary
+
+
+def _asked(
+    job: JobConfig, plan: Plan, ref: ChunkRef, listener: Listener
+) -> AbstractContextManager[None]:
+    """Ask the nodes of a cluster that was joined whether they can do the job."""
+    from cvbatch.run.preflight import nodes_asked
+
+    source_uri = plan.read_chunk(ref).items[0].uri
+    return nodes_asked(job.sink.uri, source_uri, job.run, listener.say)
 
 
 def _begin(job: JobConfig, requests: Sequence[BuildRequest]) -> Building | None:
@@ -205,8 +224,17 @@ def _commit(
     for uri, program in zip(uris, built, strict=True):
         if not store.exists(uri):
             store.put_bytes(uri, program.to_bytes())
-    identity = {"schema_version": SCHEMA_VERSION, "fingerprint": ready.fingerprint}
-    store.put_bytes(_job_uri(job.sink.uri), json.dumps(identity).encode())
+    held = {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": ready.fingerprint,
+        "engine": ready.engine,
+        "job": job.model_dump(mode="json"),  # resolved; a job with credentials in it was refused
+        "networks": [
+            {"parameters": program.parameters, "multiply_adds": program.multiply_adds}
+            for program in built
+        ],
+    }
+    store.put_bytes(_job_uri(job.sink.uri), json.dumps(held, indent=1).encode())
     _commit_plan(ready.plan, job.sink.uri)
     specs = tuple(program.spec for program in built)
     models = [
@@ -282,6 +310,19 @@ def _with_failed(plan: Plan, left: list[ChunkRef], sink_uri: str) -> list[ChunkR
         }
     again |= {ref.chunk_id for ref in left}
     return [ref for ref in plan.chunks if ref.chunk_id in again]
+
+
+def _run_before(sink_uri: str) -> tuple[int, int] | None:
+    """Return how many images the last run with something to do had, and how many of them failed."""
+    folder = store.join(sink_uri, "_cvbatch", "runs")
+    for name in sorted(store.list_names(folder), reverse=True):
+        try:
+            said = json.loads(store.read_bytes(store.join(folder, name)))
+            if said["num_images"]:
+                return said["num_images"], said["num_failed"]
+        except (ValueError, LookupError, TypeError):
+            continue  # a damaged summary says nothing; the one before it may
+    return None
 
 
 def _write_summary(summary: Summary) -> None:

@@ -1,4 +1,4 @@
-"""Tells a person how a job goes on: bars on a terminal, plain log lines elsewhere."""
+"""Tells how a job goes on: bars on a terminal, plain lines elsewhere, events to machines."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cvbatch.run.prediction import Listener
+from cvbatch.logs import JsonLog
+from cvbatch.run import prediction, training
 from cvbatch.run.summary import Summary
 from cvbatch.worker import PartReport
+
+
+class Listener(prediction.Listener, training.Listener, Protocol):
+    """Who wants to hear of a job of any kind."""
 
 
 @contextmanager
 def listening() -> Iterator[Listener]:
     """Yield a listener that writes to stderr, in the form that suits it."""
+    if isinstance(sys.stderr, JsonLog):
+        yield _Events(sys.stderr)
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines()
@@ -32,6 +41,42 @@ def listening() -> Iterator[Listener]:
     )
     with Progress(*columns, console=console) as progress:
         yield _Bars(progress)
+
+
+class _Events:
+    def __init__(self, log: JsonLog) -> None:
+        self._log = log
+        self._num_chunks = 0
+
+    def say(self, line: str) -> None:
+        self._log.put("note", line)
+
+    def listed(self, num_names: int) -> None:
+        self._log.put("listed", f"listed {num_names:,} names", names=num_names)
+
+    def begun(self, num_chunks: int, num_images: int) -> None:
+        self._num_chunks = num_chunks
+        said = f"{num_chunks:,} chunks{_images(num_images)} to do"
+        self._log.put("begun", said, chunks=num_chunks, images=num_images)
+
+    def written(self, report: PartReport, summary: Summary) -> None:
+        self._log.put(
+            "chunk",
+            _written(report, summary, self._num_chunks),
+            chunk=report.chunk_id,
+            images=report.num_images,
+            failed=report.num_failed,
+            failures=report.failures,
+            bytes=report.num_bytes,
+            bytes_read=report.num_bytes_read,
+            seconds=report.seconds,
+            chunks_done=summary.num_chunks,
+            chunks_left=self._num_chunks - summary.num_chunks,
+            images_per_second=summary.images_per_second,
+        )
+
+    def epoch(self, line: str, row: dict[str, Any]) -> None:
+        self._log.put("epoch", line, **row)
 
 
 class _Lines:
@@ -50,11 +95,10 @@ class _Lines:
         self.say(f"{num_chunks:,} chunks{_images(num_images)} to do")
 
     def written(self, report: PartReport, summary: Summary) -> None:
-        self.say(
-            f"chunk {summary.num_chunks}/{self._num_chunks} {report.chunk_id}: "
-            f"{report.num_images} images, {report.num_failed} failed, {report.num_bytes:,} bytes, "
-            f"{summary.images_per_second:.1f} images/s"
-        )
+        self.say(_written(report, summary, self._num_chunks))
+
+    def epoch(self, line: str, row: dict[str, Any]) -> None:
+        self.say(line)
 
 
 class _Bars:
@@ -76,6 +120,17 @@ class _Bars:
     def written(self, report: PartReport, summary: Summary) -> None:
         told = f"{summary.images_per_second:.1f} images/s, {summary.num_failed:,} failed"
         self._progress.update(self._task, advance=1, told=told)
+
+    def epoch(self, line: str, row: dict[str, Any]) -> None:
+        self.say(line)
+
+
+def _written(report: PartReport, summary: Summary, num_chunks: int) -> str:
+    return (
+        f"chunk {summary.num_chunks}/{num_chunks} {report.chunk_id}: {report.num_images} images, "
+        f"{report.num_failed} failed, {report.num_bytes:,} bytes, "
+        f"{summary.images_per_second:.1f} images/s"
+    )
 
 
 def _images(num_images: int) -> str:

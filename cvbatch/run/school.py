@@ -66,10 +66,10 @@ class _Ledger:
         return self._rows
 
 
-def teach(lessons: Lessons, say: Callable[[str], None]) -> dict[str, Any]:
+def teach(lessons: Lessons, hear: Callable[[str, Row], None]) -> dict[str, Any]:
     """Return what the first worker says of the run when all epochs are done.
 
-    say: hears a line an epoch.
+    hear: is told of each epoch, in a line and in numbers.
 
     Raises:
         CvbatchError: the training cannot go on; what the last checkpoint holds is good.
@@ -90,7 +90,7 @@ def teach(lessons: Lessons, say: Callable[[str], None]) -> dict[str, Any]:
     told = 0
     while thread.is_alive():
         thread.join(_POLL_S)
-        told = _tell(ray.get(ledger.rows.remote()), told, say)
+        told = _tell(ray.get(ledger.rows.remote()), told, hear)
     error = ray.get(ledger.error.remote())
     if error is not None:
         raise error
@@ -99,11 +99,11 @@ def teach(lessons: Lessons, say: Callable[[str], None]) -> dict[str, Any]:
     return outcome[0]
 
 
-def _tell(rows: list[Row], told: int, say: Callable[[str], None]) -> int:
+def _tell(rows: list[Row], told: int, hear: Callable[[str, Row], None]) -> int:
     for row in rows:
         if row["epoch"] > told:
             told = row["epoch"]
-            say(history.line(row))
+            hear(history.line(row), row)
     return told
 
 

@@ -21,10 +21,12 @@ import pyarrow as pa
 import ray
 
 from cvbatch import worker
+from cvbatch.effort import Effort
 from cvbatch.errors import CvbatchError
-from cvbatch.run.attempts import start_attempts
+from cvbatch.run.attempts import DECODE, MODELS, WRITE, start_attempts
 from cvbatch.run.cluster import Wiring
 from cvbatch.run.crew import CAREFUL_AFTER, GIVEN_UP_AFTER, Crew, given_up
+from cvbatch.run.meters import Meters
 from cvbatch.types import ChunkRef
 from cvbatch.wire import (
     image_batches_to_table,
@@ -47,27 +49,31 @@ def start_actors(wiring: Wiring) -> Crew | None:
 
 
 def run_chunks(
-    order: WorkOrder, refs: Sequence[ChunkRef], wiring: Wiring, crew: Crew | None
+    order: WorkOrder, refs: Sequence[ChunkRef], wiring: Wiring, crew: Crew | None, meters: Meters
 ) -> Generator[PartReport, None, None]:
     """Do the chunks on the connected cluster; yield each one's report as its file is written.
 
-    crew: from `start_actors`.
+    crew: from `start_actors`. meters: hear of chunks that are written, and of those under way.
 
     Raises:
         CvbatchError: what stopped a worker, as it was raised there.
     """
     if not refs:
         return
-    wired = crew.run(refs, order) if crew else _streaming(refs, order, wiring)
+    wired = crew.run(refs, order) if crew else _streaming(refs, order, wiring, meters)
     try:
         with closing(wired) as reports:
-            yield from reports
+            for report in reports:
+                meters.written(report)
+                if crew:
+                    meters.waiting("fused", crew.num_working)
+                yield report
     except ray.exceptions.RayError as error:
         raise _told(error) from None
 
 
 def _streaming(
-    refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring
+    refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring, meters: Meters
 ) -> Generator[PartReport, None, None]:
     """Let Ray Data stream the chunks through decoding, models and writing."""
     attempts = start_attempts()  # lives as long as this generator holds it
@@ -75,8 +81,10 @@ def _streaming(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
     )
     for table in tables:
+        for stage, num_chunks in ray.get(attempts.depths.remote()).items():
+            meters.waiting(stage, num_chunks)
         for row in table.to_pylist():
-            maps = {name: dict(row[name]) for name in ("failures", "examples")}
+            maps = {name: dict(row[name]) for name in ("failures", "examples", "seconds")}
             yield PartReport(**{**row, **maps})
 
 
@@ -117,15 +125,15 @@ def _dataset(
     )
 
 
-_STARTS = "models"  # the attempts to start an actor that gets to predict a batch
 _COUNT = "chunk_images"  # rides along, so that no writer takes a part for the whole
+_EFFORT = "effort"  # of each row, as JSON
 
 
 class _PredictActor:
     def __init__(self, order: WorkOrder, attempts: Any, max_starts: int) -> None:
         self._attempts = attempts
         self._has_worked = False
-        self._starts = ray.get(attempts.begin.remote(_STARTS))
+        self._starts = ray.get(attempts.begin.remote(MODELS))
         self._is_refused = self._starts >= max_starts  # told when called: Ray garbles it here
         if not self._is_refused:
             self._predictor = worker.load_predictor(order)
@@ -136,26 +144,36 @@ class _PredictActor:
                 f"the models took their workers down {self._starts} times in a row: look whether "
                 "they fit the memory of a worker and at Ray's logs, then run again"
             )
-        said = predictions_to_table([self._predictor(b) for b in table_to_image_batches(table)])
+        effort = Effort.of(table[_EFFORT].to_pylist())
+        batches = table_to_image_batches(table)
+        said = predictions_to_table(list(effort.along("predict", map(self._predictor, batches))))
         if not self._has_worked:
             self._has_worked = True
-            self._attempts.end.remote(_STARTS)
-        return said.append_column(_COUNT, table[_COUNT])
+            self._attempts.end.remote(MODELS)
+        return _with_effort(said.append_column(_COUNT, table[_COUNT]), effort)
 
 
 def _decode(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
     (ref,) = _refs(table)
-    deaths = ray.get(attempts.begin.remote(ref.chunk_id))
+    deaths = ray.get(attempts.begin.remote(DECODE, ref.chunk_id))
     if deaths:  # in the actor, where Ray has put decoding there: the models were not to blame
-        attempts.end.remote(_STARTS)
+        attempts.end.remote(MODELS)
     if deaths >= GIVEN_UP_AFTER:
         raise given_up(ref, "its decoding was begun as often and never ended")
     is_careful = deaths >= CAREFUL_AFTER
+    effort = Effort()
     batches = image_batches_to_table(
-        list(worker.read_and_decode(order, ref, is_careful=is_careful))
+        list(worker.read_and_decode(order, ref, effort, is_careful=is_careful))
     )
-    ray.get(attempts.end.remote(ref.chunk_id))
-    return batches.append_column(_COUNT, pa.array([ref.num_images] * len(batches), pa.int64()))
+    ray.get(attempts.end.remote(DECODE, ref.chunk_id))
+    counts = pa.array([ref.num_images] * len(batches), pa.int64())
+    return _with_effort(batches.append_column(_COUNT, counts), effort)
+
+
+def _with_effort(table: pa.Table, effort: Effort) -> pa.Table:
+    """Return the table with what all of it took in the first row, and nothing in the others."""
+    said = [effort.as_json(), *[Effort().as_json()] * (len(table) - 1)][: len(table)]
+    return table.append_column(_EFFORT, pa.array(said, pa.string()))
 
 
 def _write(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
@@ -167,14 +185,13 @@ def _write(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
             f"chunk {chunk_id} came to its writer with {sum(map(len, predictions))} of "
             f"{num_images} images: Ray split its block; use run.arrangement: fused, and report it"
         )
-    writing = f"write {chunk_id}"
-    if (deaths := ray.get(attempts.begin.remote(writing))) >= GIVEN_UP_AFTER:
+    if (deaths := ray.get(attempts.begin.remote(WRITE, chunk_id))) >= GIVEN_UP_AFTER:
         raise CvbatchError(
             f"writing the file of chunk {chunk_id} took its worker down {deaths} times; look at "
             "Ray's logs and for memory to spare, then run again"
         )
-    report = worker.write(order, chunk_id, predictions)
-    ray.get(attempts.end.remote(writing))
+    report = worker.write(order, chunk_id, predictions, Effort.of(table[_EFFORT].to_pylist()))
+    ray.get(attempts.end.remote(WRITE, chunk_id))
     return _report_table([report])
 
 
@@ -189,6 +206,8 @@ _REPORT = pa.schema(
         ("failures", pa.map_(pa.string(), pa.int64())),
         ("num_bytes", pa.int64()),
         ("examples", pa.map_(pa.string(), pa.list_(pa.list_(pa.string())))),
+        ("num_bytes_read", pa.int64()),
+        ("seconds", pa.map_(pa.string(), pa.float64())),
     ]
 )
 
@@ -199,6 +218,7 @@ def _report_table(reports: Sequence[PartReport]) -> pa.Table:
             **asdict(report),
             "failures": list(report.failures.items()),
             "examples": list(report.examples.items()),
+            "seconds": list(report.seconds.items()),
         }
         for report in reports
     ]

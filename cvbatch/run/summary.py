@@ -18,6 +18,7 @@ class Summary:
 
     sink: str
     fingerprint: str
+    run: str = ""  # its id
     num_new: int = 0  # files of the source that no earlier run knew
     num_changed: int = 0  # files that had changed since they were planned; done again
     num_removed: int = 0  # files that are not in the source any more; their rows stay
@@ -29,15 +30,18 @@ class Summary:
     num_failed: int = 0
     failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
     examples: dict[str, list[list[str]]] = field(default_factory=dict)  # → [image_id, message]
-    num_bytes: int = 0
+    num_bytes: int = 0  # of the files written
+    num_bytes_read: int = 0  # of encoded images
+    stage_seconds: dict[str, float] = field(default_factory=dict)  # summed over the workers
     seconds: float = 0.0  # start-up in
     images_per_second: float = 0.0  # while chunks were worked on, the workers' start-up in
     is_over_failure_limit: bool = False
+    before: tuple[int, int] | None = None  # images and failures of the run that left nothing to do
 
     @classmethod
-    def of(cls, plan: Plan, sink: str, fingerprint: str) -> Summary:
+    def of(cls, plan: Plan, sink: str, fingerprint: str, run: str) -> Summary:
         """Return the summary of a run that has done nothing yet."""
-        return cls(sink, fingerprint, plan.num_new, plan.num_changed, plan.num_removed)
+        return cls(sink, fingerprint, run, plan.num_new, plan.num_changed, plan.num_removed)
 
     def add(self, report: PartReport) -> None:
         """Count a chunk in."""
@@ -48,11 +52,21 @@ class Summary:
         for kind, examples in report.examples.items():  # the same ones, whichever comes first
             self.examples[kind] = sorted(self.examples.get(kind, []) + examples)[:EXAMPLES]
         self.num_bytes += report.num_bytes
+        self.num_bytes_read += report.num_bytes_read
+        for stage, seconds in report.seconds.items():
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
 
     def is_beyond_hope(self, max_failure_fraction: float) -> bool:
         """Say whether more images have failed already than may fail of all that are planned."""
         is_known = self.num_planned > 0 and self.num_images >= SEEN_BEFORE_STOPPING
         return is_known and self.num_failed > max_failure_fraction * self.num_planned
+
+    def judge(self, max_failure_fraction: float) -> None:
+        """Say whether too many failed: of this run's images, or where there were none to do, of the
+        last run's. A job that is tried again until it ends with 0 would hide them otherwise.
+        """
+        num_images, num_failed = self.before or (self.num_images, self.num_failed)
+        self.is_over_failure_limit = num_failed > max_failure_fraction * num_images
 
     @property
     def changes(self) -> str:

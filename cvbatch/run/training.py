@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -37,12 +37,21 @@ from cvbatch.run.cluster import (
     local_resources,
 )
 from cvbatch.run.fitting import check_count, check_memory, choose_workers
-from cvbatch.run.prediction import Listener
 from cvbatch.trainfile import LABEL_COLUMNS, TrainJob, fingerprint
 
 _STATE = "_cvbatch/training.json"
 _BEGUN = "_cvbatch/begun.keras"
 _RUN = "_cvbatch/training"  # Ray Train's own: its checkpoints
+
+
+class Listener(Protocol):
+    """Who wants to hear how a training goes on."""
+
+    def say(self, line: str) -> None:
+        """Hear one line about the job."""
+
+    def epoch(self, line: str, row: dict[str, Any]) -> None:
+        """Hear of an epoch, in a line and in numbers."""
 
 
 @dataclass
@@ -125,10 +134,11 @@ def train(
         check_count(len(data.splits["train"]), job, wiring.num_actors)
         with tempfile.TemporaryDirectory(prefix="cvbatch-begun-") as folder:
             state, begun = held, None
-            if state is None:
-                begun = Path(folder) / "begun.keras"
-                state = _begin(job, data, identity, wiring, begun)
-            check_memory(job, state.ready, wiring, resources)
+            with _asked(job, data, listener) if joins_a_cluster() else nullcontext():
+                if state is None:
+                    begun = Path(folder) / "begun.keras"
+                    state = _begin(job, data, identity, wiring, begun)
+                check_memory(job, state.ready, wiring, resources)
             if begun is not None:
                 _commit(job, state, begun, overwrite)
         images = {name: len(split) for name, split in data.splits.items()}
@@ -234,6 +244,14 @@ def _check_sink(sink: str, overwrite: bool) -> None:
         raise SinkError(f"the sink cannot be used: {error}") from None
 
 
+def _asked(job: TrainJob, data: Labelled, listener: Listener) -> AbstractContextManager[None]:
+    """Ask the nodes of a cluster that was joined whether they can do the job."""
+    from cvbatch.run.preflight import nodes_asked
+
+    source_uri = data.splits["train"].groups[0].uri
+    return nodes_asked(job.sink.uri, source_uri, job.run, listener.say)
+
+
 def _begin(job: TrainJob, data: Labelled, identity: str, wiring: Wiring, begun: Path) -> _State:
     """Build the network into a local file; return what will be said of the training."""
     anchors = None
@@ -308,4 +326,4 @@ def _teach(
         begun_uri=store.join(job.sink.uri, _BEGUN),
         sink_uri=job.sink.uri,
     )
-    return teach(lessons, listener.say)
+    return teach(lessons, listener.epoch)

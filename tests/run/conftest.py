@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.poison import poisoned_env, write_stub
+from tests.run.nodes import LocalCluster, local_cluster
 from tests.run.stored import StoredJob
 from tests.s3_server import S3Server
 
@@ -24,3 +26,12 @@ def stored(
     assert ran.status == 0, ran.told
     yield job
     job.remove()
+
+
+@pytest.fixture(scope="session")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A cluster that jobs are submitted to, where images marked "wait" hold their workers up."""
+    env = poisoned_env(write_stub(tmp_path_factory.mktemp("poison") / "stub"))
+    extra = {name: env[name] for name in ("PYTHONPATH", "POISON")}
+    with local_cluster(extra, tmp_path_factory.mktemp("hidden")) as cluster:
+        yield cluster

@@ -4,7 +4,7 @@ import pytest
 
 from cvbatch.errors import ConfigError
 from cvbatch.jobfile import parse_job
-from cvbatch.run.cluster import Resources, choose_wiring
+from cvbatch.run.cluster import Node, Resources, choose_wiring, connected
 
 
 def job(tiles=None, **run):
@@ -72,3 +72,29 @@ def test_what_the_cluster_lacks_is_refused_with_what_would_do():
         choose_wiring(job(gpus_per_actor=1), "images", Resources(4, 0), 10)
     with pytest.raises(ConfigError, match="streaming cannot take tars"):
         choose_wiring(job(arrangement="streaming"), "webdataset", Resources(4, 0), 10)
+
+
+def test_actors_are_counted_by_node():
+    apart = Resources(5, 2, (Node(4, 0, None), Node(1, 2, None)))
+    assert choose_wiring(job(), "images", apart, 10).num_actors == 1  # the other GPU has no CPU
+    assert choose_wiring(job(cpus_per_actor=0.5), "images", apart, 10).num_actors == 2
+    with pytest.raises(ConfigError, match=r"2 CPU and 1 GPU each .* 0 would: each needs its CPUs"):
+        choose_wiring(job(cpus_per_actor=2), "images", apart, 10)
+    with pytest.raises(ConfigError, match="0 would: start nodes with GPUs, or say"):
+        choose_wiring(job(gpus_per_actor=1), "images", Resources(4, 0, (Node(4, 0, None),)), 10)
+
+
+def test_a_cluster_with_another_ray_is_refused_in_a_sentence(monkeypatch):
+    import ray
+    from ray._private.utils import check_version_info
+
+    def init(**options):
+        check_version_info({"ray_version": "2.1.0", "python_version": "3.8.1"}, "this host")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ConfigError, match=r"Ray: 2\.1\.0 Python: 3\.8\.1") as caught, connected():
+        pass
+    assert "\n" not in str(caught.value)

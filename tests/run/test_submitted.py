@@ -1,0 +1,183 @@
+"""Jobs submitted to a cluster with `ray job submit`: they end there as they would at home."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests import jobs, labelled
+from tests.evaluations import write_result, write_truth
+from tests.poison import poisoned
+from tests.run.nodes import submission_id, until, working_folder
+
+pytestmark = [pytest.mark.ray, pytest.mark.keras]
+
+CHUNKS = 6
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Six chunks; an image of the third and one of the fourth keep their workers waiting."""
+    files = {f"{i:02}.jpg": jobs.encoded_image(i) for i in range(2 * CHUNKS)}
+    files |= {f"{i:02}.jpg": poisoned(i, "wait") for i in (4, 6)}
+    return jobs.write_files(tmp_path_factory.mktemp("archive"), files)
+
+
+@pytest.fixture
+def stub(two_nodes):
+    """The folder where nobody waits yet and nobody may go."""
+    folder = Path(two_nodes.env["PYTHONPATH"].split(os.pathsep)[0])
+    for path in [*folder.glob("waiting-*"), *folder.glob("go")]:
+        path.unlink()
+    return folder
+
+
+def predicting(archive, sink, models, **run):
+    values = jobs.job(archive, sink, models, **{"chunk_images": 2, "batch_size": 2, **run})
+    values["run"] |= {"engine": "litert", "image_timeout_s": 240.0}
+    del values["models"][1:]
+    return values
+
+
+@pytest.fixture(scope="module")
+def streamed(two_nodes, archive, keras_files, tmp_path_factory):
+    """A job that ran to its end where one node has CPUs and the other one the GPU."""
+    (Path(two_nodes.env["PYTHONPATH"].split(os.pathsep)[0]) / "go").touch()
+    folder = tmp_path_factory.mktemp("streamed")
+    values = predicting(archive, folder / "sink", keras_files)
+    ran = two_nodes.submit(working_folder(folder, predict=values), "predict")
+    assert ran.status == 0, ran.told
+    return ran, folder / "sink"
+
+
+def test_a_prediction_ends_well(streamed):
+    ran, sink = streamed
+    assert ran.job["status"] == "SUCCEEDED"
+    assert ran.last_line == f"cvbatch: done, {2 * CHUNKS} images into {sink}, 0 failed"
+    assert len(jobs.rows(sink)) == 2 * CHUNKS
+
+
+def test_decoding_lies_on_the_one_node_and_the_models_on_the_other(two_nodes, streamed):
+    job_id = streamed[0].job["job_id"]
+    tasks = [task for task in two_nodes.state("tasks") if task["job_id"] == job_id]
+    actors = [actor for actor in two_nodes.state("actors") if actor["job_id"] == job_id]
+    decoded = [t["node_id"] for t in tasks if "_decode" in t["name"] and t["type"] != "ACTOR_TASK"]
+    models = [a["node_id"] for a in actors if "_PredictActor" in a["name"] + a["class_name"]]
+    assert set(decoded) == {two_nodes.head.node_id} and len(decoded) == CHUNKS
+    assert set(models) == {two_nodes.gpu.node_id}
+
+
+def test_who_follows_a_faulty_job_file_hears_its_status_and_fault(
+    two_nodes, archive, keras_files, tmp_path
+):
+    folder = working_folder(tmp_path, predict=predicting(archive, tmp_path / "sink", keras_files))
+    job_id = submission_id(folder, "predict")
+    followed = two_nodes.submitting(folder, "predict", "--set", "run.batchsize=3", job_id=job_id)
+    assert followed.returncode == 1  # Ray's own, of whatever failed
+    assert "Job entrypoint command failed with exit code 2" in followed.stdout
+    assert "run.batchsize: unknown key; did you mean batch_size?" in followed.stdout
+    assert two_nodes.ended(job_id).status == 2
+    assert not (tmp_path / "sink").exists()
+
+
+def test_too_many_failures_are_status_3(two_nodes, streamed, keras_files, tmp_path):
+    source = jobs.write_files(tmp_path / "in", jobs.archive_files(2))
+    sink = jobs.carry_programs(streamed[1], tmp_path / "sink")
+    values = predicting(source, sink, keras_files, max_failure_fraction=0.0)
+    ran = two_nodes.submit(working_folder(tmp_path, predict=values), "predict")
+    assert ran.status == 3, ran.told
+    assert "exit code 3" in ran.job["message"]
+    assert "decode/empty 1" in ran.last_line
+    assert len(jobs.rows(sink)) == 4
+
+
+@pytest.mark.parametrize(
+    "arrangement", ["fused", pytest.param("streaming", marks=pytest.mark.soak)]
+)
+def test_a_job_that_is_stopped_is_gone_on_with(
+    two_nodes, archive, streamed, keras_files, stub, tmp_path, arrangement
+):
+    done = streamed[1]
+    sink = jobs.carry_programs(done, tmp_path / "sink")
+    values = predicting(archive, sink, keras_files, arrangement=arrangement)
+    folder = working_folder(tmp_path, predict=values)
+    job_id = submission_id(folder, "predict")
+    two_nodes.submitting(folder, "predict", "--no-wait", job_id=job_id)
+    until(lambda: jobs.parts(sink) and list(stub.glob("waiting-*")), "parts, and a wait")
+    two_nodes.stop(job_id)
+    stopped = two_nodes.ended(job_id)
+    assert stopped.job["status"] == "STOPPED"
+    assert stopped.last_line == "cvbatch: stopped; run the same command again to go on"
+    assert not (sink / "_cvbatch" / "lease.json").exists()
+    before = jobs.parts(sink)
+    assert 0 < len(before) < CHUNKS
+    assert before.items() <= jobs.parts(done).items()
+    (stub / "go").touch()
+    ran = two_nodes.submit(folder, "predict", "--json")
+    assert ran.status == 0, ran.told
+    assert f'"num_chunks_before": {len(before)}' in ran.told
+    assert jobs.parts(sink) == jobs.parts(done)
+
+
+def test_a_training_leaves_its_model(two_nodes, tmp_path):
+    rng = np.random.default_rng(0)
+    source = labelled.put(
+        tmp_path / "in",
+        {
+            f"{name}/{i}.png": cv2.imencode(".png", rng.integers(0, 256, (20, 24, 3)))[1].tobytes()
+            for name in ("a", "b")
+            for i in range(8)
+        },
+    )
+    labelled.imported("folders", source, tmp_path / "data", split=(0.5, 0.25, 0.25))
+    values = {
+        "source": {"uri": str(tmp_path / "data")},
+        "sink": {"uri": str(tmp_path / "sink")},
+        "model": {
+            "task": "classification", "model": "mini_xception", "weights": "random",
+            "image_size": 24, "build": {"width": 4, "num_blocks": 1},
+        },
+        "training": {"recipe": "scratch", "epochs": 1, "batch_size": 2},
+        "run": {"workers": 1, "gpus_per_worker": 0},
+    }  # fmt: skip
+    ran = two_nodes.submit(
+        working_folder(tmp_path, train=values), "train", "--log", "json", "--json"
+    )
+    assert ran.status == 0, ran.told
+    *_, epoch, summary, end = ran.events
+    steps = -(-summary["images"]["train"] // 2)
+    assert (epoch["event"], epoch["epoch"], epoch["step"]) == ("epoch", 1, steps)
+    assert epoch["loss"] > 0
+    assert (end["event"], end["status"]) == ("end", 0)
+    assert end["message"].startswith(f"cvbatch: done, 1 epochs into {tmp_path / 'sink'}")
+    assert (tmp_path / "sink" / "model.keras").stat().st_size > 0
+
+
+def test_an_evaluation_leaves_its_figures(two_nodes, tmp_path):
+    classes = {"labels": ["a", "b"]}
+    ids = [f"{i}.jpg" for i in range(8)]
+    write_result(tmp_path / "said", {i: {"labels": [(0, 0.9), (1, 0.1)]} for i in ids}, classes)
+    truth = {i: {"labels": [(int(i in ("3.jpg", "7.jpg")), 1.0)]} for i in ids}
+    write_truth(tmp_path / "truth", truth, classes)
+    values = {
+        "predictions": {"uri": str(tmp_path / "said")},
+        "truth": {"uri": str(tmp_path / "truth")},
+        "sink": {"uri": str(tmp_path / "sink")},
+        "run": {"workers": 2},
+    }
+    ran = two_nodes.submit(
+        working_folder(tmp_path, evaluate=values), "evaluate", "--log", "json", "--json"
+    )
+    assert ran.status == 0, ran.told
+    *_, summary, end = ran.events
+    assert end["message"] == f"cvbatch: done, 8 images compared into {tmp_path / 'sink'}"
+    assert (end["event"], end["status"]) == ("end", 0)
+    figures = {figure["metric"]: figure["value"] for figure in summary["figures"]}
+    assert figures["top_1"] == pytest.approx(0.75)
+    kept = json.loads((tmp_path / "sink" / "_cvbatch" / "evaluation.json").read_bytes())
+    assert kept["is_complete"]
