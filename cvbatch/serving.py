@@ -62,10 +62,10 @@ def num_classes(model: keras.Model, config: ModelConfig) -> int:
     images = keras.KerasTensor((1, height, width, model.input_shape[3]))
     found = task_outputs.by_name(model.compute_output_spec(images))
     if isinstance(config, ClassificationConfig):
-        units = int(_scores_output(config, found).shape[-1])
+        units = int(scores_output(config, found).shape[-1])
         return 2 if units == 1 and not config.multi_label else units
     if isinstance(config, SegmentationConfig):
-        units = int(_maps_output(config, found).shape[-1])
+        units = int(maps_output(config, found).shape[-1])
         if units > MAX_MASK_CLASSES:
             raise ModelError(
                 f"model {config.model!r} has {units} classes; a mask of 8 bits holds "
@@ -73,7 +73,7 @@ def num_classes(model: keras.Model, config: ModelConfig) -> int:
             )
         return 2 if units == 1 else units
     if isinstance(config, LocalizationConfig):
-        found = _single_box(found)
+        found = single_box(found)
     _check_boxes(config, found)
     return int(found["scores"].shape[-1])
 
@@ -99,7 +99,7 @@ class ServingGraph:
 
     def __call__(self, pixels: tf.Tensor) -> Tensors:
         """Return the results' tensors; call it inside a TensorFlow graph."""
-        images = _preprocess(pixels, self._model, self._config)
+        images = preprocess(pixels, self._model, self._config)
         with gradcam.recorded_calls(self._model) as calls:
             found = task_outputs.by_name(self._model(images, training=False))
         results = getattr(self, f"_{self._config.task}")(found, calls)
@@ -107,16 +107,16 @@ class ServingGraph:
 
     def _classification(self, found: Tensors, calls: gradcam.Calls) -> Tensors:
         config: Any = self._config
-        return self._scored(_scores_output(config, found), config.multi_label, calls)
+        return self._scored(scores_output(config, found), config.multi_label, calls)
 
     def _localization(self, found: Tensors, calls: gradcam.Calls) -> Tensors:
-        found = _single_box(found)
+        found = single_box(found)
         return {"box": found["box"], **self._scored(found["scores"], False, calls)}
 
     def _segmentation(self, found: Tensors, calls: gradcam.Calls) -> Tensors:
         config: Any = self._config
-        maps = _maps_output(config, found)
-        has_activation = _before_activation(maps)[1] != ""
+        maps = maps_output(config, found)
+        has_activation = before_activation(maps)[1] != ""
         if tuple(maps.shape[1:3]) != self._size:  # a network that answers on a coarser grid
             maps = tf.image.resize(maps, self._size)
         results = {"mask": _mask(maps, has_activation)}
@@ -135,7 +135,7 @@ class ServingGraph:
     ) -> Tensors:
         """Return probabilities of every class and, where asked for, heatmaps of the best ones."""
         config: Any = self._config
-        logits, probabilities = _probabilities(raw, is_multi_label)
+        logits, probabilities = logits_and_probabilities(raw, is_multi_label)
         if config.heatmap is None:
             return {"scores": probabilities}
         top_k = min(config.heatmap.top_k, probabilities.shape[1])
@@ -150,7 +150,8 @@ class ServingGraph:
         }
 
 
-def _preprocess(pixels: tf.Tensor, model: keras.Model, config: ModelConfig) -> tf.Tensor:
+def preprocess(pixels: tf.Tensor, model: keras.Model, config: ModelConfig) -> tf.Tensor:
+    """Return what the network is fed for pixels of 0..255, (B, H, W, 3): (B, H, W, 3 or 1)."""
     images = tf.cast(pixels, tf.float32)
     if model.input_shape[3] == 1:  # luma weights of ITU-R BT.601
         images = tf.tensordot(images, tf.constant([[0.299], [0.587], [0.114]]), 1)
@@ -168,17 +169,19 @@ def _plain(tensor: tf.Tensor) -> tf.Tensor:
     return tf.cast(tensor, tf.float32) if tensor.dtype.is_floating else tensor
 
 
-def _scores_output(config: ClassificationConfig, found: dict[str, Any]) -> Any:
+def scores_output(config: ClassificationConfig, found: dict[str, Any]) -> Any:
+    """Return the output of class scores. Raises ModelError where there is none, or several."""
     wants = "one output of class scores (B, classes)"
     return task_outputs.pick("classification", wants, found, config.output, 2)
 
 
-def _maps_output(config: SegmentationConfig, found: dict[str, Any]) -> Any:
+def maps_output(config: SegmentationConfig, found: dict[str, Any]) -> Any:
+    """Return the output of class maps. Raises ModelError where there is none, or several."""
     wants = "one output of class scores per pixel (B, height, width, classes)"
     return task_outputs.pick("segmentation", wants, found, config.output, 4)
 
 
-def _single_box(found: Tensors) -> Tensors:
+def single_box(found: Tensors) -> Tensors:
     """Return a detector's answer of one box an image, {"boxes", "scores"}, as a localizer's."""
     is_one = all(len(found[x].shape) == 3 and found[x].shape[1] == 1 for x in _DETECTED & {*found})
     if not is_one or not found.keys() >= _DETECTED:
@@ -204,12 +207,12 @@ def _check_boxes(config: ModelConfig, found: dict[str, Any]) -> None:
         raise task_outputs.wanted(config.task, f"the outputs {wants}", found)
 
 
-def _probabilities(
+def logits_and_probabilities(
     raw: tf.Tensor,  # (B, units)
     is_multi_label: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:  # (B, C), (B, C)
     """Return logits and probabilities; a network that ends in logits gets its activation here."""
-    logits, activation = _before_activation(raw)
+    logits, activation = before_activation(raw)
     if raw.shape[1] == 1 and not is_multi_label:  # one sigmoid unit is two classes
         positive = tf.sigmoid(logits)
         return tf.concat([-logits, logits], axis=1), tf.concat([1 - positive, positive], axis=1)
@@ -238,7 +241,7 @@ def _map_probabilities(
     return tf.concat([1 - positive, positive], axis=3)
 
 
-def _before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
+def before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
     """Return the logits behind a final softmax or sigmoid and its name; "" where there is none."""
     tensor = scores
     while tensor.op.type in {"Identity", "Cast", "ExpandDims", "Squeeze"}:

@@ -16,7 +16,8 @@ TRAINING = {
     "train", "step", "supply", "replicas", "judging", "recipes", "features", "schedules",
     "checkpoints", "history", "taught",
 }  # fmt: skip
-EVALUATION = {"evaluate", "classmap", "scorecard", "scoreplots"}
+EXPLANATION = {"explainer", "inside"}
+EVALUATION = {"evaluate", "classmap", "scorecard", "scoreplots", "faithful", "heatmapcard"}
 FLOORS = [
     {
         "errors",
@@ -26,26 +27,31 @@ FLOORS = [
         "jobfile",
         "trainfile",
         "evalfile",
+        "explainfile",
         "wire",
         "py",
         "naming",
         "stopping",
+        "logs",
+        "effort",
     },
     {"arrays"},
     {"data", "models"},
     {"tasks", "explain"},
     {"modelfiles", "apart"},
-    {"engines", "serving", "programs", "build", "predict", "worker", "report"}
+    {"engines", "serving", "programs", "build", "predict", "worker", "reading", "page", "sheet"}
     | TRAINING
-    | EVALUATION,
+    | EVALUATION
+    | EXPLANATION,
     {"run"},
     {"demo", "catalog"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What compiles is one room with an entrance: programs → build → serving → engines.
-SAME_FLOOR = {"engines", "serving", "programs", "build", "predict", "worker", "report"} | FLOORS[0]
-SAME_FLOOR |= TRAINING | EVALUATION
+SAME_FLOOR = {"engines", "serving", "programs", "build", "predict", "worker"} | FLOORS[0]
+SAME_FLOOR |= {"reading", "page", "sheet"}
+SAME_FLOOR |= TRAINING | EVALUATION | EXPLANATION
 
 
 def room_of(path: Path) -> str:
@@ -94,9 +100,12 @@ def test_only_run_imports_ray():
         ("cvbatch.data.plan", {"tensorflow", "keras", "ray"}),
         ("cvbatch.data.decode", {"tensorflow", "keras", "ray"}),
         ("cvbatch.worker", {"tensorflow", "keras", "ray"}),
+        ("cvbatch.reading", {"tensorflow", "keras", "ray"}),
+        ("cvbatch.page.writing", {"tensorflow", "keras", "ray"}),
         ("cvbatch.run.prediction", {"tensorflow", "keras"}),
         ("cvbatch.run.training", {"tensorflow", "keras", "ray"}),
         ("cvbatch.run.evaluation", {"tensorflow", "keras", "ray"}),
+        ("cvbatch.run.explaining", {"tensorflow", "keras", "ray"}),
         ("cvbatch.cli", {"tensorflow", "keras", "ray", "pyarrow"}),
     ],
 )

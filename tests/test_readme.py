@@ -11,13 +11,19 @@ import yaml
 
 from cvbatch.config import JobConfig
 from cvbatch.evalfile import load_evaluation, parse_evaluation
+from cvbatch.explainfile import load_explanation, parse_explanation
 from cvbatch.jobfile import load_job, parse_job
 from cvbatch.trainfile import TrainJob, load_training, parse_training
 from tests import jobs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LOADERS = {"predict": load_job, "train": load_training, "evaluate": load_evaluation}
+LOADERS = {
+    "predict": load_job,
+    "train": load_training,
+    "evaluate": load_evaluation,
+    "explain": load_explanation,
+}
 EXAMPLES = sorted((ROOT / "jobs" / "examples").glob("*.yaml"))
 
 
@@ -91,6 +97,18 @@ def test_the_smoke_job_and_the_one_liners(tmp_path):
     (query,) = blocks("sql")
     failures = duckdb.sql(query.replace("demo-out/result", str(out))).fetchall()
     assert [row[1:3] for row in failures] == [("decode", "not_an_image")]
+
+
+def test_the_explanation_job_of_its_page_is_one_and_shows_every_default():
+    page = (ROOT / "docs" / "explain.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    raw = yaml.safe_load(text)
+    job = parse_explanation(raw)
+    sections = ("activations", "gradcam", "patterns", "weights", "run")
+    plain = parse_explanation({**raw, **{name: {} for name in sections}})
+    assert job == plain
+    for name in (*sections, "dream"):
+        assert set(raw[name]) == set(type(getattr(job, name)).model_fields), name
 
 
 def test_the_two_commands_are_targets_that_help_lists():

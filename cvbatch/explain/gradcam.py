@@ -102,14 +102,14 @@ def check_layer(model: keras.Model, layer: str) -> None:
         ModelError: with the nearest known path.
     """
     known = [path for path, _ in leaf_steps(model)]
-    if layer == "auto" or _matches(known, layer):
+    if layer == "auto" or matches(known, layer):
         return
     near = nearest(layer, known, likeness=0.3)
     hint = f"; the nearest is {near[0]!r}" if near else ""
     raise ModelError(f"heatmap layer {layer!r} is not in model {model.name!r}{hint}; or say auto")
 
 
-def _matches(known: list[str], layer: str) -> list[str]:
+def matches(known: list[str], layer: str) -> list[str]:
     """Return the paths a name means: the path itself, or any that ends in it."""
     return [path for path in known if path == layer or path.endswith("/" + layer)]
 
@@ -127,12 +127,11 @@ def find_feature_map(
     Raises:
         ModelError: there is no such map.
     """
-    wanted = set(_matches(calls.path, layer))
+    wanted = set(matches(calls.path, layer))
     for i in reversed(range(len(calls.path))):
-        shape = calls.returned[i].shape
-        has_positions = shape.rank == 4 and shape[1] * shape[2] > 1
-        is_meant = not _is_passing(calls.step[i]) if layer == "auto" else calls.path[i] in wanted
-        if is_meant and has_positions and _depends(score, calls.returned[i]):
+        is_meant = not is_passing(calls.step[i]) if layer == "auto" else calls.path[i] in wanted
+        tensor = calls.returned[i]
+        if is_meant and has_positions(tensor) and _depends(score, tensor):
             return i
     if layer == "auto":
         raise ModelError(
@@ -145,7 +144,14 @@ def find_feature_map(
     )
 
 
-def _is_passing(step: keras.Operation) -> bool:
+def has_positions(tensor: tf.Tensor) -> bool:
+    """Say whether it is a map (batch, height, width, channels) of more than one position."""
+    shape = tensor.shape
+    return bool(shape.rank == 4 and shape[1] * shape[2] > 1)
+
+
+def is_passing(step: keras.Operation) -> bool:
+    """Say whether a step passes a feature map on without being one."""
     return isinstance(step, _PASSING) or type(step).__name__ in _PASSING_OPERATIONS
 
 

@@ -21,6 +21,7 @@ from cvbatch import heatmapcard, scorecard, scoreplots
 from cvbatch.classmap import make_order, never_predicted, places_of_classes
 from cvbatch.data import store
 from cvbatch.data.joining import Joined, Truth, find_truth, join, only_predicted
+from cvbatch.data.owner import refuse_others
 from cvbatch.data.results import Result, find_result
 from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
 from cvbatch.evalfile import EVALUATION_VERSION, EvaluateJob, fingerprint
@@ -32,7 +33,6 @@ from cvbatch.run.faithfulness import Subject, choose_shares, find_subject, have_
 from cvbatch.run.spread import Listener, Work
 
 STATE = "_cvbatch/evaluation.json"
-_FOREIGN = ("_cvbatch/job.json", "_cvbatch/import.json", "_cvbatch/training.json")
 _SHOWN = 3  # ids named on the terminal
 _REPLICATES = 10  # drawn by one task
 # Items that are worth a worker: with fewer for each, starting Ray takes longer than the work.
@@ -268,9 +268,7 @@ def _held(sink: str, identity: str, overwrite: bool) -> dict[str, Any] | None:
         SinkError: it holds something else, or cannot be used.
     """
     try:
-        for name in _FOREIGN:
-            if store.exists(store.join(sink, name)):
-                raise SinkError(f"sink {sink} holds {name}, which is not this job's; name another")
+        refuse_others(sink, "evaluation")
         said = json.loads(store.read_bytes(store.join(sink, STATE)))
         held, summary = said["fingerprint"], said.get("summary")
     except NotFoundError:

@@ -19,6 +19,7 @@ from cvbatch import __version__
 from cvbatch.config import SCHEMA_VERSION, JobConfig, fingerprint
 from cvbatch.data import schema, sink, store
 from cvbatch.data.lease import Lease
+from cvbatch.data.owner import refuse_others
 from cvbatch.data.plan import Plan, make_plan
 from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
 from cvbatch.logs import new_run
@@ -265,6 +266,7 @@ def _job_uri(sink_uri: str) -> str:
 def _check_sink(job: JobConfig, job_fingerprint: str, overwrite: bool) -> None:
     """Refuse a sink that holds something else than this job's result."""
     try:
+        refuse_others(job.sink.uri, "job")
         held = json.loads(store.read_bytes(_job_uri(job.sink.uri)))
     except NotFoundError:
         held = None

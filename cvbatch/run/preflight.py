@@ -43,7 +43,7 @@ class Errand:
 
     sink_uri: str
     token: str  # that the driver has written into the sink
-    source_uri: str  # a file that the driver has seen
+    source_uri: str | None  # a file that the driver has seen; None: there is no source
     limits: PatienceConfig
 
     @property
@@ -63,7 +63,7 @@ def run_errand(errand: Errand, node: str) -> tuple[str, str]:
     """
     store.be_patient(errand.limits)
     try:
-        if not store.exists(errand.source_uri):
+        if errand.source_uri is not None and not store.exists(errand.source_uri):
             return "source", f"it does not find {errand.source_uri}, which this process sees"
     except StoreError as error:
         return "source", str(error)
@@ -109,7 +109,7 @@ def _question(errand: Errand, names: list[str], node: str) -> Callable[[], Answe
 
 @contextmanager
 def nodes_asked(
-    sink_uri: str, source_uri: str, limits: PatienceConfig, say: Callable[[str], None]
+    sink_uri: str, source_uri: str | None, limits: PatienceConfig, say: Callable[[str], None]
 ) -> Iterator[None]:
     """Ask every node that has work to give; at the end of the block hear what they say.
 

@@ -24,6 +24,7 @@ from cvbatch import modelfiles, taught
 from cvbatch.config import SinkConfig
 from cvbatch.data import store
 from cvbatch.data.labelled import Labelled, Split, Wanted, box_shapes, find_labelled
+from cvbatch.data.owner import refuse_others
 from cvbatch.errors import (
     AccessDeniedError,
     NotFoundError,
@@ -233,13 +234,13 @@ def _held(sink: str, identity: str) -> _State | None:
 
 def _check_sink(sink: str, overwrite: bool) -> None:
     """Refuse a sink that holds what no training has put there."""
-    foreign = ["_cvbatch/job.json", "_cvbatch/import.json"]
     try:
-        if not overwrite and not store.exists(store.join(sink, _STATE)):
-            foreign.append("model.keras")
-        for name in foreign:
-            if store.exists(store.join(sink, name)):
-                raise SinkError(f"sink {sink} holds {name}, which is not this job's; name another")
+        refuse_others(sink, "training")
+        is_begun = overwrite or store.exists(store.join(sink, _STATE))
+        if not is_begun and store.exists(store.join(sink, "model.keras")):
+            raise SinkError(
+                f"sink {sink} holds a model.keras, which is not this job's; name another"
+            )
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
 

@@ -23,6 +23,7 @@ from cvbatch.data.labels.shards import KIND, ShardWriter
 from cvbatch.data.labels.trimaps import read_trimaps
 from cvbatch.data.labels.truth import Truth
 from cvbatch.data.labels.voc import read_voc
+from cvbatch.data.owner import refuse_others
 from cvbatch.errors import AccessDeniedError, CvbatchError, NotFoundError, SinkError
 
 FORMATS: dict[str, Callable[[str, ImportOptions, Report], Truth]] = {
@@ -112,8 +113,7 @@ def _check_sink(source: str, sink: str, overwrite: bool) -> None:
     if source == sink:
         raise SinkError(f"the source and the sink are both {sink}; give the sink its own folder")
     try:
-        if store.exists(store.join(sink, "_cvbatch/job.json")):
-            raise SinkError(f"sink {sink} holds the result of a prediction; name another folder")
+        refuse_others(sink, "import")
         if overwrite:
             return
         summary = _summary(sink)

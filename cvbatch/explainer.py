@@ -1,0 +1,265 @@
+"""The work of an explanation as plain callables: the network looked at, and each piece done.
+
+A piece is a layer's patterns, a layer's weights, or a chunk of images; each leaves its pictures and
+then a Parquet file, which says that it is done. Whoever does one has TensorFlow and the network,
+and is told all else in one small `ExplainOrder`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from cvbatch.arrays import grids
+from cvbatch.arrays.drawing import draw_boxes
+from cvbatch.arrays.heatmaps import overlay
+from cvbatch.data import sink, store
+from cvbatch.data.careful import CarefulDecoder
+from cvbatch.data.decode import Limits, decode_images
+from cvbatch.data.plan import read_chunk
+from cvbatch.data.sources import read_chunk_images
+from cvbatch.explain import tables
+from cvbatch.explainfile import OF_IMAGES, ExplainJob
+from cvbatch.programs import BuildRequest
+from cvbatch.types import ChunkRef, EncodedImage, Failure, ImageBatch, InputKey
+from cvbatch.worker import EXAMPLE_CHARACTERS, EXAMPLES
+
+if TYPE_CHECKING:
+    from cvbatch.inside import Network
+
+IMAGES = "images"  # the sink's folder of the images' rows
+PICTURES = "pictures"
+NETWORK = "_cvbatch/network.keras"
+
+
+class Piece(NamedTuple):
+    """What is done as a whole: a layer's patterns or weights, or a chunk of images."""
+
+    kind: str  # "patterns" | "weights" | "images"
+    layer: str = ""
+    ref: ChunkRef | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the job's words mean, once its network was looked at."""
+
+    classes: tuple[str, ...]  # empty where none are needed
+    image_size: tuple[int, int]
+    layers: dict[str, tuple[str, ...]]  # of activations, patterns and weights: paths
+    widths: dict[str, int]  # channels of the layers with patterns
+
+
+@dataclass(frozen=True)
+class ExplainOrder:
+    """What the workers must know; small, whatever the network weighs."""
+
+    job: ExplainJob
+    fingerprint: str
+    facts: Facts
+    metadata: bytes  # of every Parquet file
+    source_format: str = ""  # never "auto"; "" where there are no images
+    revisions: dict[str, int] = field(default_factory=dict)  # of chunks planned again
+    threads: int | None = None  # of a worker; None: as many as there are cores
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Return what is asked about images."""
+        return tuple(name for name in OF_IMAGES if getattr(self.job, name) is not None)
+
+    def uri(self, *parts: str) -> str:
+        """Return the URI of something in the sink."""
+        return store.join(self.job.sink.uri, *parts)
+
+
+@dataclass
+class PieceReport:
+    """What became of one piece."""
+
+    num_pictures: int = 0
+    num_images: int = 0
+    failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
+    examples: dict[str, list[list[str]]] = field(default_factory=dict)  # → [image_id, message]
+
+    def note(self, batch: ImageBatch, failures: dict[int, Failure]) -> None:
+        """Count a batch in."""
+        self.num_images += len(batch)
+        for position, failure in sorted(failures.items()):
+            kind = f"{failure.stage}/{failure.kind}"
+            self.failures[kind] += 1
+            if self.failures[kind] <= EXAMPLES:
+                example = [batch.image_id[position], failure.message[:EXAMPLE_CHARACTERS]]
+                self.examples.setdefault(kind, []).append(example)
+
+
+def look_over(job: ExplainJob, request: BuildRequest, saved: Path) -> Facts:
+    """Return what the job comes to with its network, which is saved as a file for the workers.
+
+    Raises:
+        ModelError: the network cannot be had, or is not as the job needs it.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from cvbatch.inside import Network, built, facts_of
+
+    model = built(request)
+    facts = facts_of(model, job, request)
+    Network(model, job, facts).check()
+    model.save(saved)
+    return facts
+
+
+_held: dict[tuple[str, int], Network] = {}  # of the order that this process works on
+
+
+def load(order: ExplainOrder) -> Network:
+    """Return the order's network; loaded once in a process."""
+    key = (order.fingerprint, order.job.run.batch_size)
+    if key not in _held:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from cvbatch.inside import Network, set_threads
+        from cvbatch.models import zoo
+
+        set_threads(order.threads)
+        uri = order.uri(NETWORK)
+        _held.clear()
+        model = zoo.load_file(uri, store.fetch(uri))
+        _held[key] = Network(model, order.job, order.facts)
+    return _held[key]
+
+
+def work(order: ExplainOrder, piece: Piece) -> PieceReport:
+    """Do a piece, and leave its file in the sink.
+
+    Raises:
+        CvbatchError: the store does not answer.
+    """
+    return _WORKS[piece.kind](order, load(order), piece)
+
+
+def file_uri(order: ExplainOrder, piece: Piece) -> str:
+    """Return the URI of the file that says that a piece is done."""
+    if piece.ref is not None:
+        return order.uri(IMAGES, sink.part_name(piece.ref.chunk_id))
+    return order.uri(piece.kind, f"{tables.layer_name(piece.layer)}.parquet")
+
+
+def _patterns(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
+    found = network.patterns(piece.layer)
+    picture = _draw(order, grids.pattern_grid(found.pictures), piece)
+    rows = tables.filter_rows(piece.layer, found.pictures, picture, found.activation)
+    _write(order, piece, rows)
+    return PieceReport(num_pictures=1)
+
+
+def _weights(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
+    kernels = network.kernels(piece.layer)
+    picture = _draw(order, grids.kernel_grid(kernels), piece)
+    _write(order, piece, tables.filter_rows(piece.layer, np.moveaxis(kernels, -1, 0), picture))
+    return PieceReport(num_pictures=1)
+
+
+def _draw(order: ExplainOrder, image: np.ndarray, piece: Piece) -> str:
+    return _put(order, image, piece.kind, tables.layer_name(piece.layer))
+
+
+def _put(order: ExplainOrder, image: np.ndarray, *names: str) -> str:
+    """Write a picture; return its name in the sink."""
+    name = "/".join([PICTURES, *names]) + ".png"
+    store.put_bytes(order.uri(name), grids.to_png(image))
+    return name
+
+
+def _write(order: ExplainOrder, piece: Piece, rows: pa.Table) -> None:
+    data = sink.encode_part([rows], rows.schema, order.metadata)
+    store.put_bytes(file_uri(order, piece), data)
+
+
+def _images(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
+    if piece.ref is None:
+        raise RuntimeError("a piece of images without its chunk")
+    report = PieceReport()
+    rows = []
+    for batch in _batches(order, piece.ref):
+        explained: dict[int, tables.Explained] = {}
+        failures = dict(batch.failures)
+        for position, found in zip(batch.decoded.tolist(), network.explain(batch), strict=True):
+            if isinstance(found, Failure):
+                failures[position] = found
+                continue
+            name = tables.image_name(batch.image_id[position], order.source_format)
+            explained[position] = _leave(order, name, found, report)
+        report.note(batch, failures)
+        rows.append(tables.image_rows(batch, failures, explained, order.sections))
+    chunk_id = piece.ref.chunk_id
+    metadata = sink.revised(order.metadata, order.revisions.get(chunk_id, 0))
+    schema = tables.images_schema(order.sections)
+    sink.write_part(order.uri(IMAGES), chunk_id, rows, schema, metadata)
+    return report
+
+
+def _batches(order: ExplainOrder, ref: ChunkRef) -> Iterator[ImageBatch]:
+    """Yield the chunk's images decoded, in a process of its own: no image takes the worker down."""
+    job = order.job
+    if job.source is None:
+        raise RuntimeError("a chunk of images without a source")
+    images: Iterator[EncodedImage] = read_chunk_images(
+        read_chunk(ref),
+        order.source_format,
+        job.source.image_column,
+        max_bytes=job.source.max_bytes,
+    )
+    limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
+    key = InputKey(*order.facts.image_size, job.model.resize)
+    with CarefulDecoder(job.run.image_timeout_s) as decode_one:
+        yield from decode_images(
+            images, [key], limits, ref.chunk_id, job.run.batch_size, decode_one
+        )
+
+
+def _leave(
+    order: ExplainOrder, name: str, found: tables.Explanation, report: PieceReport
+) -> tables.Explained:
+    """Write the pictures of one image; return what its row says."""
+    activations = gradcam = dream = None
+    if found.activations is not None:
+        activations = [
+            tables.Map(
+                layer,
+                values,
+                _put(order, grids.channel_grid(values), "activations", name,
+                     tables.layer_name(layer)),
+            )
+            for layer, values in found.activations.items()
+        ]  # fmt: skip
+        report.num_pictures += len(activations)
+    if found.gradcam is not None:
+        gradcam = []
+        for seen in found.gradcam:
+            drawn = overlay(found.pixels, seen.values)
+            if seen.box_in_input is not None:
+                drawn = draw_boxes(
+                    drawn, seen.box_in_input[None], [seen.label], np.array([seen.score])
+                )
+            label = f"{seen.class_id:03d}-{seen.label}"
+            picture = _put(order, drawn, "gradcam", name, tables.layer_name(label))
+            gradcam.append(tables.Seen(order.job.model.model, seen, picture))
+        report.num_pictures += len(gradcam)
+    if found.dream is not None:
+        picture = _put(order, found.dream, "dream", name)
+        dream = (grids.to_png(found.dream), picture)
+        report.num_pictures += 1
+    return tables.Explained(activations, gradcam, dream)
+
+
+_WORKS: dict[str, Callable[[ExplainOrder, Network, Piece], PieceReport]] = {
+    "patterns": _patterns,
+    "weights": _weights,
+    "images": _images,
+}

@@ -1,0 +1,344 @@
+"""A network opened: what its layers make of images, why it says what it says, what filters want.
+
+Only processes that have TensorFlow import this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cvbatch import build
+from cvbatch.arrays.boxes import iou, to_xyxy
+from cvbatch.arrays.grids import cropped
+from cvbatch.arrays.pixels import Placement, place, to_original
+from cvbatch.arrays.placing import boxes_to_input
+from cvbatch.errors import ModelError
+from cvbatch.explain import features, gradcam, layers, regions
+from cvbatch.explain.dream import Dreamer
+from cvbatch.explain.tables import Explanation, Located
+from cvbatch.explainer import Facts
+from cvbatch.explainfile import ExplainJob
+from cvbatch.naming import offer
+from cvbatch.programs import BuildRequest
+from cvbatch.serving import (
+    before_activation,
+    input_size,
+    logits_and_probabilities,
+    maps_output,
+    num_classes,
+    preprocess,
+    scores_output,
+    single_box,
+)
+from cvbatch.tasks import outputs as task_outputs
+from cvbatch.types import Failure, ImageBatch, InputKey
+
+Tensors = dict[str, tf.Tensor]
+Arrays = dict[str, np.ndarray]
+_MAP = "map of "  # before a layer's path: a layer may be called "scores"
+
+
+def set_threads(threads: int | None) -> None:
+    """Bound TensorFlow's threads, which it bears only before its first operation."""
+    if threads is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def built(request: BuildRequest) -> keras.Model:
+    """Return the network of a request; with random weights always the same.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    keras.utils.set_random_seed(build.RANDOM_SEED)
+    return build.load(request)
+
+
+def facts_of(model: keras.Model, job: ExplainJob, request: BuildRequest) -> Facts:
+    """Return what the job's words mean for this network.
+
+    Raises:
+        ModelError: a layer or class is not there, or the outputs do not fit the task.
+    """
+    size = input_size(model, job.model)
+    shapes = layers.map_shapes(model, size)
+    chosen: dict[str, list[str]] = {}
+    if job.activations:
+        kinds = (*layers.CONVOLUTIONS, *layers.POOLINGS)
+        said = job.activations.layers
+        chosen["activations"] = layers.choose(model, said, kinds, "activations.layers")
+    if job.patterns and job.patterns.layers is None:
+        chosen["patterns"] = layers.last_of_each_size(model, shapes)
+    elif job.patterns:
+        chosen["patterns"] = layers.choose(model, job.patterns.layers, (), "patterns.layers")
+    for what, paths in chosen.items():
+        layers.check_maps(model, paths, shapes, f"{what}.layers")
+    if job.weights:
+        said = job.weights.layers
+        chosen["weights"] = layers.choose(model, said, layers.KERNELS, "weights.layers")
+        for path in chosen["weights"]:
+            features.kernels_of(model, path)
+    classes: tuple[str, ...] = ()
+    if job.gradcam:
+        classes = build.class_names(request, num_classes(model, job.model))
+        _check_classes(job.gradcam.classes or (), classes)
+        if job.gradcam.layer != "auto":
+            layers.choose(model, [job.gradcam.layer], (), "gradcam.layer")
+    return Facts(
+        classes,
+        size,
+        {what: tuple(paths) for what, paths in chosen.items()},
+        {path: shapes[path][2] for path in chosen.get("patterns", ())},
+    )
+
+
+def _check_classes(said: Sequence[str], classes: Sequence[str]) -> None:
+    for name in said:
+        if name not in classes:
+            raise ModelError(
+                f"gradcam.classes: {name!r} is not among the model's classes; "
+                f"{offer(name, classes[:50])}"
+            )
+
+
+class Network:
+    """The job's network with all that is asked of it, traced when it is first needed."""
+
+    def __init__(self, model: keras.Model, job: ExplainJob, facts: Facts) -> None:
+        self._model, self._job, self._facts = model, job, facts
+        self._key = InputKey(*facts.image_size, job.model.resize)
+        self._is_looking = job.activations is not None or job.gradcam is not None
+        self._heatmap_layer = ""  # found while tracing
+        self._look: Callable[..., Tensors] | None = None
+        self._candidates: Callable[..., Tensors] | None = None
+        self._dreamer: Dreamer | None = None
+
+    def check(self) -> None:
+        """Trace all that is asked about images. Raises ModelError where that cannot be done."""
+        self._trace()
+        if self._look is not None:
+            height, width = self._facts.image_size
+            batch = self._job.run.batch_size
+            focus = [tf.TensorSpec(shape, kind) for shape, kind in self._focus_specs(batch)]
+            pixels = tf.TensorSpec((batch, height, width, 3), tf.uint8)
+            self._look.get_concrete_function(pixels, *focus)  # type: ignore[attr-defined]
+
+    def _trace(self) -> None:
+        if self._is_looking and self._look is None:
+            self._look = tf.function(self._looked, autograph=False)
+            self._candidates = tf.function(self._outputs, autograph=False)
+        if self._job.dream and self._dreamer is None:
+            size = self._facts.image_size
+            self._dreamer = Dreamer(self._model, self._fed, size, self._job.dream)
+
+    def _fed(self, pixels: tf.Tensor) -> tf.Tensor:
+        return preprocess(pixels, self._model, self._job.model)
+
+    # ---------------------------------------------------------------- filters
+
+    def patterns(self, layer: str) -> features.Patterns:
+        """Return what the layer's first filters answer to, the borders cut off."""
+        asked = self._job.patterns
+        if asked is None:
+            raise RuntimeError("patterns that were not asked for")
+        ascent = features.Ascent(asked.steps, asked.step, asked.batch_size, asked.seed)
+        count = min(asked.filters, self._facts.widths[layer])
+        found = features.patterns(
+            self._model, self._fed, layer, count, self._facts.image_size, ascent
+        )
+        return found._replace(pictures=cropped(found.pictures, asked.crop))
+
+    def kernels(self, layer: str) -> np.ndarray:  # (kh, kw, inputs, filters)
+        """Return a convolution's weights."""
+        return features.kernels_of(self._model, layer)
+
+    # ---------------------------------------------------------------- images
+
+    def explain(self, batch: ImageBatch) -> list[Explanation | Failure]:
+        """Return what was asked for about each decoded image of the batch, in order."""
+        self._trace()
+        pixels = batch.pixels[self._key]
+        if not len(pixels):
+            return []
+        placements = [
+            place(int(batch.height[i]), int(batch.width[i]), self._key) for i in batch.decoded
+        ]
+        found = self._run(pixels, placements)
+        return [
+            self._explanation(pixels[row], {k: v[row] for k, v in found.items()}, placement)
+            for row, placement in enumerate(placements)
+        ]
+
+    def _explanation(
+        self, pixels: np.ndarray, found: Arrays, placement: Placement
+    ) -> Explanation | Failure:
+        for name, array in found.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                message = f"the network gave a number that is not finite for this image ({name})"
+                return Failure("predict", "not_finite", message)
+        activations = None
+        if self._job.activations:
+            most = self._job.activations.max_channels
+            activations = {
+                path: found[f"{_MAP}{path}"][..., :most]
+                for path in self._facts.layers["activations"]
+            }
+        return Explanation(
+            pixels,
+            activations,
+            self._located(found, placement) if self._job.gradcam else None,
+            self._dreamer(pixels) if self._dreamer else None,
+        )
+
+    def _located(self, found: Arrays, placement: Placement) -> list[Located]:
+        located = []
+        for rank, class_id in enumerate(found["classes"].tolist()):
+            inside = original = None
+            if "boxes" in found:
+                inside = found["boxes"][class_id]
+                original = to_original(inside[None], placement)[0]
+            located.append(
+                Located(
+                    self._heatmap_layer,
+                    class_id,
+                    self._facts.classes[class_id],
+                    float(found["scores"][rank]),
+                    found["heatmaps"][rank],
+                    inside,
+                    original,
+                )
+            )
+        return located
+
+    def _run(self, pixels: np.ndarray, placements: Sequence[Placement]) -> Arrays:
+        """Return what the graph says of some images; the batch is filled up to its one size."""
+        if self._look is None:
+            return {}
+        count, size = len(pixels), self._job.run.batch_size
+        whole = np.zeros((size, *pixels.shape[1:]), np.uint8)
+        whole[:count] = pixels
+        laid = [*placements, *[placements[-1]] * (size - count)]
+        boxes: np.ndarray | None = None
+        focus: list[np.ndarray] = []
+        if self._job.gradcam and self._job.model.task == "segmentation" and self._job.gradcam.box:
+            focus = [np.stack([_region(self._in_input(one), self._facts.image_size)
+                               for one in laid])]  # fmt: skip
+        elif self._job.gradcam and self._job.model.task == "detection":
+            chosen, boxes = self._choose(whole, laid)
+            focus = [chosen]
+        found = self._look(tf.constant(whole), *map(tf.constant, focus))
+        arrays = {name: tensor.numpy()[:count] for name, tensor in found.items()}
+        return arrays if boxes is None else arrays | {"boxes": boxes[:count]}
+
+    def _in_input(self, placement: Placement) -> np.ndarray:  # (4,) pixels of the input
+        """Return the job's box, which is given in fractions of the original."""
+        gradcam_asked: Any = self._job.gradcam
+        sides = np.array([placement.width, placement.height] * 2, np.float64)
+        box: np.ndarray = boxes_to_input(np.array([gradcam_asked.box]) * sides, placement)[0]
+        return box
+
+    def _choose(
+        self,
+        pixels: np.ndarray,  # (B, H, W, 3)
+        placements: Sequence[Placement],
+    ) -> tuple[np.ndarray, np.ndarray]:  # (B, C) int32, (B, C, 4) pixels of the input
+        """Return for every class the candidate whose score is explained, and its box.
+
+        That is the best of the class; where the job gives a box, the candidate most like it.
+        """
+        config: Any = self._job.model
+        asked: Any = self._job.gradcam
+        if self._candidates is None:
+            raise RuntimeError("candidates of a network that was not traced")
+        found = self._candidates(tf.constant(pixels))
+        xyxy = to_xyxy(found["boxes"].numpy(), config.box_format, *self._facts.image_size)
+        scores = found["scores"].numpy()
+        chosen = scores.argmax(axis=1)
+        if asked.box:
+            for row, placement in enumerate(placements):
+                likeness = iou(xyxy[row], self._in_input(placement)[None])[:, 0]
+                chosen[row] = likeness.argmax()
+        rows = np.arange(len(chosen))[:, None]
+        return chosen.astype(np.int32), xyxy[rows, chosen]
+
+    # ---------------------------------------------------------------- the graph
+
+    def _focus_specs(self, batch: int) -> list[tuple[tuple[int, ...], tf.DType]]:
+        """Return shape and type of what `_looked` is told beside the pixels."""
+        if self._job.gradcam is None:
+            return []
+        if self._job.model.task == "detection":
+            return [((batch, len(self._facts.classes)), tf.int32)]
+        has_box = self._job.model.task == "segmentation" and self._job.gradcam.box is not None
+        return [((batch, *self._facts.image_size), tf.float32)] if has_box else []
+
+    def _outputs(self, pixels: tf.Tensor) -> Tensors:
+        return task_outputs.by_name(self._model(self._fed(pixels), training=False))
+
+    def _looked(self, pixels: tf.Tensor, focus: tf.Tensor | None = None) -> Tensors:
+        """Return maps by layer, and `classes` (B, K), `scores` (B, K), `heatmaps` (B, K, h, w)."""
+        with gradcam.recorded_calls(self._model) as calls:
+            found = self._outputs(pixels)
+        results = {
+            f"{_MAP}{path}": tf.cast(layers.output_of(calls, path), tf.float32)
+            for path in self._facts.layers.get("activations", ())
+        }
+        return results | (self._heatmaps(found, calls, focus) if self._job.gradcam else {})
+
+    def _heatmaps(self, found: Tensors, calls: gradcam.Calls, focus: tf.Tensor | None) -> Tensors:
+        asked: Any = self._job.gradcam
+        scores, ranking = self._scores(found, focus)
+        is_whole = self._job.model.task in ("classification", "localization")
+        find = gradcam.find_feature_map if is_whole else regions.find_deep_map
+        at = find(calls, scores, asked.layer)
+        self._heatmap_layer = calls.path[at]
+        if asked.classes is None:
+            count = min(asked.top_k, scores.shape[1])
+            classes = tf.math.top_k(ranking, count).indices
+        else:
+            ids = [self._facts.classes.index(name) for name in asked.classes]
+            classes = tf.tile(tf.constant([ids], tf.int32), (scores.shape[0], 1))
+        return {
+            "classes": classes,
+            "scores": tf.cast(tf.gather(scores, classes, axis=1, batch_dims=1), tf.float32),
+            "heatmaps": gradcam.heatmaps(calls, scores, classes, at),
+        }
+
+    def _scores(
+        self, found: Tensors, focus: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:  # (B, C), (B, C)
+        """Return what is explained of every class, and what they are ranked by."""
+        config: Any = self._job.model
+        asked: Any = self._job.gradcam
+        if config.task == "segmentation":
+            return regions.region_scores(_map_logits(maps_output(config, found)), focus)
+        if config.task == "detection":
+            scores = regions.box_scores(found["scores"], focus)
+            return scores, scores
+        is_classifier = config.task == "classification"
+        raw = scores_output(config, found) if is_classifier else single_box(found)["scores"]
+        logits, probabilities = logits_and_probabilities(raw, is_classifier and config.multi_label)
+        return logits if asked.score == "logit" else probabilities, probabilities
+
+
+def _map_logits(maps: tf.Tensor) -> tf.Tensor:  # (B, h, w, units) → (B, h, w, C)
+    """Return the logits of every pixel; one unit stands for two classes."""
+    logits, _ = before_activation(maps)
+    return tf.concat([-logits, logits], axis=3) if maps.shape[3] == 1 else logits
+
+
+def _region(
+    box: np.ndarray,  # (4,) pixels of the input
+    image_size: tuple[int, int],
+) -> np.ndarray:  # (H, W) float32
+    """Return 1 for the pixels whose centre lies in a box, 0 for the others."""
+    rows, columns = (np.arange(side) + 0.5 for side in image_size)
+    inside = (rows >= box[1]) & (rows < box[3])
+    across = (columns >= box[0]) & (columns < box[2])
+    return np.outer(inside, across).astype(np.float32)

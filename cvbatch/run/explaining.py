@@ -1,0 +1,329 @@
+"""An explanation from its file to its summary: refuse, look the network over, do what is left.
+
+Until network, source and sink were found to be in order nothing is written. The sink's
+`_cvbatch/explain.json` says what is explained there; each piece of the work leaves a file, so a run
+that was stopped goes on, and a finished one finds nothing to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cvbatch import __version__
+from cvbatch.apart import Apart
+from cvbatch.config import SinkConfig
+from cvbatch.data import sink, store, temporary
+from cvbatch.data.lease import Lease
+from cvbatch.data.listing import list_files
+from cvbatch.data.owner import refuse_others
+from cvbatch.data.plan import Plan, make_plan
+from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
+from cvbatch.explainer import (
+    IMAGES,
+    NETWORK,
+    ExplainOrder,
+    Facts,
+    Piece,
+    PieceReport,
+    file_uri,
+    load,
+    look_over,
+    work,
+)
+from cvbatch.explainfile import EXPLANATION_VERSION, OF_THE_MODEL, ExplainJob, fingerprint
+from cvbatch.programs import BuildRequest, Identity, identify
+from cvbatch.run.cluster import (
+    Resources,
+    connected,
+    joins_a_cluster,
+    local_resources,
+    silent_stderr,
+)
+from cvbatch.run.prediction import Listener
+from cvbatch.run.spread import Work
+from cvbatch.worker import EXAMPLES
+
+STATE = "_cvbatch/explain.json"
+_CHUNK_BYTES = 256 << 20
+_WORTH_A_WORKER = 4  # chunks: with fewer for each, loading TensorFlow takes longer than the work
+
+
+@dataclass
+class ExplainSummary:
+    """What an explanation came to; the counts are of this run."""
+
+    sink: str
+    fingerprint: str
+    num_images: int = 0
+    num_failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
+    examples: dict[str, list[list[str]]] = field(default_factory=dict)  # → [image_id, message]
+    num_pictures: int = 0
+    seconds: float = 0.0
+    is_over_failure_limit: bool = False
+    is_new: bool = False  # False: there was nothing to do
+
+    def add(self, report: PieceReport) -> None:
+        """Count a piece in."""
+        self.is_new = True
+        self.num_images += report.num_images
+        self.num_failed += report.failures.total()
+        self.failures.update(report.failures)
+        for kind, examples in report.examples.items():  # the same ones, whichever comes first
+            self.examples[kind] = sorted(self.examples.get(kind, []) + examples)[:EXAMPLES]
+        self.num_pictures += report.num_pictures
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary as JSON-ready values."""
+        return {**vars(self), "failures": dict(sorted(self.failures.items()))}
+
+    def told(self) -> str:
+        """Return the end of the last line on the terminal."""
+        if not self.is_new:
+            return f"nothing to do, all is in {self.sink}"
+        kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.most_common(5))
+        failed = f", {self.num_failed:,} failed ({kinds})" if kinds else ""
+        return (
+            f"done, {self.num_pictures:,} pictures into {self.sink}, "
+            f"{self.num_images:,} images{failed}"
+        )
+
+
+def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> ExplainSummary:
+    """Run the job; return what was done. Whatever was done before is not done again.
+
+    Raises:
+        RefusedError: nothing was written.
+        CvbatchError: stopped midway; what is written stays, the same call goes on.
+    """
+    started = time.perf_counter()
+    store.be_patient(job.run)
+    job = _with_absolute_uris(job)
+    summary = ExplainSummary(job.sink.uri, "")
+    with ExitStack() as stack:
+        lease = stack.enter_context(Lease(job.sink.uri, listener.say))
+        lease.wait_until_free()
+        resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
+        identity = identify(job.model)
+        summary.fingerprint = fingerprint(job, identity.fingerprint)
+        is_complete = _check_sink(job.sink.uri, summary.fingerprint, overwrite)
+        plan = _plan(job, listener)
+        if is_complete and (plan is None or plan.is_finished):
+            return summary
+        workers = _choose_workers(job, resources, plan)
+        with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
+            saved = Path(folder) / "network.keras"
+            with _asked(job, plan, listener) if joins_a_cluster() else nullcontext():
+                facts = _facts(job, identity, saved, is_alone=_is_alone(workers))
+            order = _order(job, summary.fingerprint, facts, plan, workers)
+            lease.take()
+            if overwrite:
+                _clear(order)
+            _commit(order, plan, saved)
+        pieces = _pieces(order, plan, overwrite)
+        listener.say(_announced(pieces))
+        for report in Work(workers, job.run, listener).of(_do, order, pieces, "pieces done"):
+            lease.check()
+            summary.add(report)
+        summary.seconds = time.perf_counter() - started
+        limit = job.run.max_failure_fraction * summary.num_images
+        summary.is_over_failure_limit = summary.num_failed > limit
+        _put_state(order, is_complete=True)
+        _remove_leftovers(job.sink.uri)
+    return summary
+
+
+def _asked(job: ExplainJob, plan: Plan | None, listener: Listener) -> AbstractContextManager[None]:
+    """Ask the nodes of a cluster that was joined whether they can do the job."""
+    from cvbatch.run.preflight import nodes_asked
+
+    source_uri = plan.read_chunk(plan.chunks[0]).items[0].uri if plan else None
+    return nodes_asked(job.sink.uri, source_uri, job.run, listener.say)
+
+
+def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
+    """Return the job with URIs that mean the same in whatever folder a process works."""
+    said: dict[str, Any] = {"sink": SinkConfig(uri=store.absolute(job.sink.uri))}
+    if job.source is not None:
+        uris = [store.absolute(uri) for uri in job.source.uri]
+        said["source"] = job.source.model_copy(update={"uri": uris})
+    return job.model_copy(update=said)
+
+
+def _check_sink(sink_uri: str, identity: str, overwrite: bool) -> bool:
+    """Say whether the sink holds this explanation, done.
+
+    Raises:
+        SinkError: it holds something else, or cannot be used.
+    """
+    try:
+        refuse_others(sink_uri, "explain")
+        held = json.loads(store.read_bytes(store.join(sink_uri, STATE)))
+        found, is_complete = held["fingerprint"], bool(held["is_complete"])
+    except NotFoundError:
+        names = [name for name in store.list_names(sink_uri) if name.endswith(".parquet")]
+        if names:
+            raise SinkError(
+                f"sink {sink_uri} holds Parquet files such as {names[0]!r}; name an empty folder"
+            ) from None
+        return False
+    except AccessDeniedError as error:
+        raise SinkError(f"the sink cannot be used: {error}") from None
+    except (ValueError, LookupError, TypeError):
+        if overwrite:
+            return False
+        raise SinkError(
+            f"sink {sink_uri}: {STATE} is damaged; name another sink, or --overwrite"
+        ) from None
+    if overwrite:
+        return False
+    if found != identity:
+        raise SinkError(
+            f"sink {sink_uri} holds another explanation: the model or what is asked of it differs; "
+            "name another sink, or --overwrite"
+        )
+    return is_complete
+
+
+def _plan(job: ExplainJob, listener: Listener) -> Plan | None:
+    """Return the chunks of images, None where nothing is asked about images."""
+    if not job.wants_images or job.source is None:
+        return None
+    folder = store.join(job.sink.uri, IMAGES)
+    return make_plan(
+        job.source, folder, job.run.chunk_images, _CHUNK_BYTES, on_progress=listener.listed
+    )
+
+
+def _choose_workers(job: ExplainJob, resources: Resources, plan: Plan | None) -> int:
+    """Return how many work at once; here a few images are done sooner by one alone."""
+    room = max(1, int(resources.num_cpus))
+    if job.run.workers is not None:
+        if job.run.workers > room:
+            raise ConfigError(
+                f"run.workers: {job.run.workers} do not fit a cluster of {resources.num_cpus:g} "
+                f"CPU; {room} would"
+            )
+        return job.run.workers
+    if joins_a_cluster():
+        return room
+    num_chunks = len(plan.left) if plan else 0
+    return max(1, min(room, num_chunks // _WORTH_A_WORKER))
+
+
+def _is_alone(workers: int) -> bool:
+    """Say whether this process does the work itself."""
+    return workers == 1 and not joins_a_cluster()
+
+
+def _facts(job: ExplainJob, identity: Identity, saved: Path, *, is_alone: bool) -> Facts:
+    """Return what the job means for its network, and save that for the workers."""
+    request = BuildRequest(job.model, identity, "tensorflow", "float32", job.run.batch_size)
+    if is_alone:
+        with silent_stderr():
+            return look_over(job, request, saved)
+    return Apart(look_over, job, request, saved).result(
+        "looks the network over", "make room, or run the job on a larger machine"
+    )
+
+
+def _order(
+    job: ExplainJob, identity: str, facts: Facts, plan: Plan | None, workers: int
+) -> ExplainOrder:
+    metadata = {
+        "schema_version": EXPLANATION_VERSION,
+        "cvbatch_version": __version__,
+        "fingerprint": identity,
+        "model": job.model.model_dump(mode="json", exclude_none=True),
+        "classes": list(facts.classes),
+        "input_size": list(facts.image_size),
+    }
+    return ExplainOrder(
+        job,
+        identity,
+        facts,
+        json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode(),
+        plan.format if plan else "",
+        plan.revisions if plan else {},
+        None if _is_alone(workers) else 1,
+    )
+
+
+def _clear(order: ExplainOrder) -> None:
+    """Remove what an explanation that is overwritten left: this one may have other names."""
+    for folder in (IMAGES, *OF_THE_MODEL, "pictures"):
+        try:
+            uris = list_files(order.uri(folder)).files["uri"].to_pylist()
+        except NotFoundError:
+            continue
+        for uri in uris:
+            store.delete(uri)
+
+
+def _commit(order: ExplainOrder, plan: Plan | None, saved: Path) -> None:
+    """Write what the workers and the next run need."""
+    store.put_bytes(order.uri(NETWORK), saved.read_bytes())
+    _put_state(order, is_complete=False)
+    if plan is not None:
+        plan.commit()
+        for chunk_id in plan.stale:
+            store.delete(order.uri(IMAGES, sink.part_name(chunk_id)))
+
+
+def _put_state(order: ExplainOrder, *, is_complete: bool) -> None:
+    said = {
+        "schema_version": EXPLANATION_VERSION,
+        "fingerprint": order.fingerprint,
+        "is_complete": is_complete,
+        "layers": order.facts.layers,
+        "job": order.job.model_dump(mode="json"),
+    }
+    data = json.dumps(said, indent=1, ensure_ascii=False).encode()
+    store.put_bytes(order.uri(STATE), data)
+
+
+def _remove_leftovers(sink_uri: str) -> None:
+    """Remove the temporary files that killed writers left in a local sink; a store has none."""
+    place = store.Place.of(sink_uri)
+    if place.scheme == "file":
+        for folder, _, _ in os.walk(place.path):
+            temporary.remove_leftovers(Path(folder), ".")
+
+
+def _pieces(order: ExplainOrder, plan: Plan | None, overwrite: bool) -> list[Piece]:
+    """Return what is left to do."""
+    left = []
+    for kind in OF_THE_MODEL:
+        names = store.list_names(order.uri(kind))
+        for layer in order.facts.layers.get(kind, ()):
+            piece = Piece(kind, layer)
+            if overwrite or file_uri(order, piece).rsplit("/", 1)[1] not in names:
+                left.append(piece)
+    if plan is not None:
+        refs = plan.chunks if overwrite else plan.left
+        left += [Piece(IMAGES, ref=ref) for ref in refs]
+    return left
+
+
+def _announced(pieces: Sequence[Piece]) -> str:
+    counts = Counter(piece.kind for piece in pieces)
+    images = sum(piece.ref.num_images for piece in pieces if piece.ref)
+    told = [f"{counts[kind]} layers' {kind}" for kind in OF_THE_MODEL if counts[kind]]
+    if counts[IMAGES]:
+        told.append(f"{counts[IMAGES]:,} chunks" + (f" of {images:,} images" if images else ""))
+    return f"{' and '.join(told) or 'nothing'} to do"
+
+
+def _do(order: ExplainOrder, piece: Piece) -> PieceReport:
+    with silent_stderr():  # TensorFlow, while it loads, writes much to the descriptor
+        load(order)
+    return work(order, piece)
