@@ -93,7 +93,7 @@ def test_a_sink_in_use_is_refused_until_overwritten(source, tmp_path):
         imported("voc", source, source)
     result = put(tmp_path / "result", {"_cvbatch/job.json": "{}"})
     for overwrite in (False, True):
-        with pytest.raises(SinkError, match="result of a prediction"):
+        with pytest.raises(SinkError, match="`cvbatch predict` has its result there"):
             imported("voc", source, result, overwrite=overwrite)
     damaged = put(tmp_path / "damaged", {importing.SUMMARY: "["})
     with pytest.raises(SinkError, match="is damaged"):
