@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup browser demo test test-models test-jobs test-others test-fast test-soak check bench bench-training bench-long bench-page bench-scale
+.PHONY: help setup browser demo test test-jobs-a test-jobs-l test-models test-others test-fast test-soak check bench bench-training bench-long bench-page bench-scale
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 ~/' | column -t -s '~'
@@ -24,18 +24,21 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## Run the main job on a small rendered archive; say where the result is
 	$(BIN)/cvbatch demo --out demo-out
 
-# Three at a time on two cores: whole jobs wait for processes to start more than they compute.
+# Side by side on two cores: whole jobs wait for processes to start more than they compute.
 test: setup ## Run every test
-	$(MAKE) --no-print-directory --jobs=3 --output-sync test-models test-jobs test-others
+	$(MAKE) --no-print-directory --jobs=4 --output-sync test-jobs-a test-jobs-l test-models test-others
+
+test-jobs-a:
+	$(BIN)/pytest tests/run/test_[a-k]*.py
+
+test-jobs-l:
+	$(BIN)/pytest tests/run/test_[l-z]*.py
 
 test-models:
 	$(BIN)/pytest tests/models tests/hostile
 
 test-others:
 	$(BIN)/pytest --ignore=tests/models --ignore=tests/hostile --ignore=tests/run
-
-test-jobs:
-	$(BIN)/pytest tests/run
 
 test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
 	$(BIN)/pytest -m "not ray and not keras and not soak"
