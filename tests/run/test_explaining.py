@@ -221,13 +221,21 @@ def test_another_job_is_refused_unless_it_may_overwrite(copied, archive, keras_f
 
 
 def test_a_sink_in_a_store(s3, archive, keras_files, tmp_path):
+    """By the command: a Ray that other tests have started does not know this store."""
     sink = f"{s3.bucket_uri}/{tmp_path.name}"
     model = keras_files / "nested_classifier.keras"
-    assert run(job(archive, sink, model, gradcam={}, weights={})).num_pictures == 7 + 2
-    assert not run(job(archive, sink, model, gradcam={}, weights={})).is_new
-    with pytest.raises(SinkError, match="holds another explanation"):
-        run(job(archive, sink, model, weights={}))
-    assert run(job(archive, sink, model, weights={}), overwrite=True).num_pictures == 2
+    both = write_job(
+        tmp_path / "both.yaml", job(archive, sink, model, gradcam={"top_k": 1}, weights={})
+    )
+    status, _, told = cvbatch("explain", "--config", both)
+    assert (status, "9 pictures" in told) == (0, True), told
+    status, _, told = cvbatch("explain", "--config", both)
+    assert (status, "nothing to do" in told) == (0, True), told
+    other = write_job(tmp_path / "other.yaml", job(archive, sink, model, weights={}))
+    status, _, told = cvbatch("explain", "--config", other)
+    assert (status, "holds another explanation" in told) == (2, True), told
+    status, _, told = cvbatch("explain", "--config", other, "--overwrite")
+    assert (status, "2 pictures" in told) == (0, True), told
     left = {name.split("/")[0] for name in files(s3.bucket / tmp_path.name)}
     assert left == {"pictures", "weights"}
 
