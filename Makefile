@@ -29,16 +29,16 @@ test: setup ## Run every test
 	$(MAKE) --no-print-directory --jobs=4 --output-sync test-jobs-a test-jobs-l test-models test-others
 
 test-jobs-a:
-	$(BIN)/pytest tests/run/test_[a-k]*.py
+	$(BIN)/pytest --durations=12 tests/run/test_[a-k]*.py
 
 test-jobs-l:
-	$(BIN)/pytest tests/run/test_[l-z]*.py
+	$(BIN)/pytest --durations=12 tests/run/test_[l-s]*.py
 
 test-models:
-	$(BIN)/pytest tests/models tests/hostile
+	$(BIN)/pytest --durations=12 tests/models tests/hostile tests/run/test_[t-z]*.py
 
 test-others:
-	$(BIN)/pytest --ignore=tests/models --ignore=tests/hostile --ignore=tests/run
+	$(BIN)/pytest --durations=12 --ignore=tests/models --ignore=tests/hostile --ignore=tests/run
 
 test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
 	$(BIN)/pytest -m "not ray and not keras and not soak"

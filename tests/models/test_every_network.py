@@ -41,6 +41,7 @@ LARGER = (
     *(f"EfficientNetB{size}" for size in range(1, 8)),
     *(f"EfficientNetV2{size}" for size in ("B1", "B2", "B3", "S", "M", "L")),
     *(f"ResNet{name}" for name in ("101", "152", "101V2", "152V2")),
+    "InceptionResNetV2",  # the blocks of Inception and of ResNet, seven times as many layers
     "NASNetLarge",
     "VGG19",
 )

@@ -61,7 +61,9 @@ def stop(job, number, to_group):
     assert [process.cmdline() for process in left] == []
 
 
-@pytest.mark.parametrize("how", [TERMINATE, CTRL_C], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "how", [TERMINATE, pytest.param(CTRL_C, marks=pytest.mark.soak)], ids=["SIGTERM", "Ctrl-C"]
+)
 def test_while_models_build(job_of, tmp_path, how):
     sink = tmp_path / "sink"
     with WatchedJob(job_of(sink), WATCHED_SLOW_MODULE="cvbatch.build") as job:
