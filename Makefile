@@ -24,9 +24,9 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## Run the main job on a small rendered archive; say where the result is
 	$(BIN)/cvbatch demo --out demo-out
 
-# Side by side on two cores: whole jobs wait for processes to start more than they compute.
+# Three at a time on two cores: whole jobs wait for processes to start more than they compute.
 test: setup ## Run every test
-	$(MAKE) --no-print-directory --jobs=4 --output-sync test-jobs-a test-jobs-l test-models test-others
+	$(MAKE) --no-print-directory --jobs=3 --output-sync test-models test-jobs-a test-others test-jobs-l
 
 test-jobs-a:
 	$(BIN)/pytest --durations=12 tests/run/test_[a-k]*.py

@@ -314,7 +314,8 @@ def test_a_second_run_is_refused_and_one_after_a_kill_goes_on_at_once(command, t
 def test_a_run_that_was_taken_over_stops_and_says_so(command, tmp_path):
     with command.start(**patched(tmp_path / "slow", SLOW)) as process:
         await_chunk(process)
-        (command.sink / lease.NAME).write_bytes(FAR.content)
+        (tmp_path / "far").write_bytes(FAR.content)
+        (tmp_path / "far").replace(command.sink / lease.NAME)  # never seen half written
         told = process.stderr.read().strip().splitlines()
     assert process.returncode == 1
     assert "taken over by a run on far.example" in told[-1]

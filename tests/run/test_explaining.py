@@ -220,6 +220,7 @@ def test_another_job_is_refused_unless_it_may_overwrite(copied, archive, keras_f
     assert sorted({name.split("/")[0] for name in files(copied)}) == ["pictures", "weights"]
 
 
+@pytest.mark.soak
 def test_a_sink_in_a_store(s3, archive, keras_files, tmp_path):
     """By the command: a Ray that other tests have started does not know this store."""
     sink = f"{s3.bucket_uri}/{tmp_path.name}"

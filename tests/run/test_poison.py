@@ -55,7 +55,7 @@ WIRINGS = {
     ("wiring", "kinds"),
     [
         ("fused", ["abort", "hang", "allocate"]),
-        ("streaming", ["abort"]),
+        pytest.param("streaming", ["abort"], marks=pytest.mark.soak),
         pytest.param("streaming", ["abort", "hang", "allocate"], marks=pytest.mark.soak),
         pytest.param(
             "streaming, decoded in the actors",

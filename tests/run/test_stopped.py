@@ -72,7 +72,9 @@ def test_while_models_build(job_of, tmp_path, how):
     assert not sink.exists()
 
 
-@pytest.mark.parametrize("how", [TERMINATE, CTRL_C], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "how", [pytest.param(TERMINATE, marks=pytest.mark.soak), CTRL_C], ids=["SIGTERM", "Ctrl-C"]
+)
 def test_midway(job_of, done, tmp_path, how):
     sink = jobs.carry_programs(done, tmp_path / "sink")
     path = job_of(sink)
