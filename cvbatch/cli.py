@@ -278,8 +278,8 @@ def _explain(arguments: argparse.Namespace) -> Ending:
     if not summary.is_over_failure_limit:
         return Ending(f"cvbatch: {summary.told()}", 0)
     return Ending(
-        f"cvbatch: {summary.told()}: more than run.max_failure_fraction allows; look at the rows "
-        "with status = 'failed', mend the images, and run again with --overwrite",
+        f"cvbatch: {summary.told()}; more images failed than run.max_failure_fraction allows; look "
+        "at the rows with status = 'failed', fix the images, and run again with --overwrite",
         TOO_MANY_FAILED,
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from cvbatch.arrays import grids
-from cvbatch.arrays.drawing import draw_boxes
+from cvbatch.arrays.drawing import draw_boxes, to_png
 from cvbatch.arrays.heatmaps import overlay
 from cvbatch.data import sink, store
 from cvbatch.data.careful import CarefulDecoder
@@ -27,9 +27,9 @@ from cvbatch.data.plan import read_chunk
 from cvbatch.data.sources import read_chunk_images
 from cvbatch.explain import tables
 from cvbatch.explainfile import OF_IMAGES, ExplainJob
+from cvbatch.failures import Examples, note
 from cvbatch.programs import BuildRequest
 from cvbatch.types import ChunkRef, EncodedImage, Failure, ImageBatch, InputKey
-from cvbatch.worker import EXAMPLE_CHARACTERS, EXAMPLES
 
 if TYPE_CHECKING:
     from cvbatch.inside import Network
@@ -86,17 +86,12 @@ class PieceReport:
     num_pictures: int = 0
     num_images: int = 0
     failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
-    examples: dict[str, list[list[str]]] = field(default_factory=dict)  # → [image_id, message]
+    examples: Examples = field(default_factory=dict)
 
     def note(self, batch: ImageBatch, failures: dict[int, Failure]) -> None:
         """Count a batch in."""
         self.num_images += len(batch)
-        for position, failure in sorted(failures.items()):
-            kind = f"{failure.stage}/{failure.kind}"
-            self.failures[kind] += 1
-            if self.failures[kind] <= EXAMPLES:
-                example = [batch.image_id[position], failure.message[:EXAMPLE_CHARACTERS]]
-                self.examples.setdefault(kind, []).append(example)
+        note(self.failures, self.examples, batch.image_id, failures)
 
 
 def look_over(job: ExplainJob, request: BuildRequest, saved: Path) -> Facts:
@@ -172,7 +167,7 @@ def _draw(order: ExplainOrder, image: np.ndarray, piece: Piece) -> str:
 def _put(order: ExplainOrder, image: np.ndarray, *names: str) -> str:
     """Write a picture; return its name in the sink."""
     name = "/".join([PICTURES, *names]) + ".png"
-    store.put_bytes(order.uri(name), grids.to_png(image))
+    store.put_bytes(order.uri(name), to_png(image))
     return name
 
 
@@ -253,7 +248,7 @@ def _leave(
         report.num_pictures += len(gradcam)
     if found.dream is not None:
         picture = _put(order, found.dream, "dream", name)
-        dream = (grids.to_png(found.dream), picture)
+        dream = (to_png(found.dream), picture)
         report.num_pictures += 1
     return tables.Explained(activations, gradcam, dream)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.arrays.drawing import TILE_HW, contact_sheet
+from cvbatch.arrays.drawing import TILE_HW, contact_sheet, to_png
 
 Row = dict[str, Any]
 
@@ -65,7 +65,7 @@ def curves_png(rows: Sequence[Row], best_epoch: int = 0) -> bytes:
         at_best = "" if best is None else f", best epoch {values[best]:.4g}"
         captions.append(f"{name}: {known[-1]:.4g}{at_best}" if known.size else f"{name}: none")
     sheet = contact_sheet(tiles, captions, _COLUMNS)
-    return bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+    return to_png(sheet)
 
 
 def write_tensorboard(rows: Sequence[Row], folder: Path) -> None:

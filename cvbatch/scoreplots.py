@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from cvbatch.arrays.average_precision import RECALLS, AveragePrecision
-from cvbatch.arrays.drawing import TILE_HW, contact_sheet, write_text
+from cvbatch.arrays.drawing import TILE_HW, contact_sheet, to_png, write_text
 from cvbatch.arrays.mergeable import ratio
 from cvbatch.arrays.perturbing import area_under
 from cvbatch.arrays.scores import Confusion, MultiLabelPrecision
@@ -34,17 +34,13 @@ def pictures_of(order: Order, scored: Scored) -> dict[str, bytes]:
         if isinstance(score, AveragePrecision | MultiLabelPrecision):
             column = "boxes" if isinstance(score, AveragePrecision) else "labels"
             picture = _precision_recall(score, order.classes[column])
-            found[f"precision_recall_{TASKS[column]}.png"] = _png(picture)
+            found[f"precision_recall_{TASKS[column]}.png"] = to_png(picture)
     for name, column in (("confusion", "labels"), ("pixels", "mask")):
         score = scored.scores.get(name)
         if isinstance(score, Confusion):
             picture = _confusion(score, order.classes[column])
-            found[f"confusion_{TASKS[column]}.png"] = _png(picture)
+            found[f"confusion_{TASKS[column]}.png"] = to_png(picture)
     return found
-
-
-def _png(picture: np.ndarray) -> bytes:  # (h, w, 3) uint8 RGB
-    return bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
 
 
 def _precision_recall(
@@ -81,7 +77,7 @@ def curves_of(
         own, other = mean[name], mean[f"random_{name}"]
         tiles.append(_plot([(mean["share"], other, _OTHER_INK), (mean["share"], own, _INK)]))
         captions.append(f"{name}: {area_under(own):.3f}, random {area_under(other):.3f}")
-    return _png(contact_sheet(tiles, captions, len(tiles)))
+    return to_png(contact_sheet(tiles, captions, len(tiles)))
 
 
 def _plot(

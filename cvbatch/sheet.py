@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from cvbatch.arrays.drawing import contact_sheet
@@ -41,9 +40,3 @@ def _tiles(row: Row) -> list[tuple[np.ndarray, str]]:
         caption = f"{heatmap['label']} {heatmap['score']:.2f}"
         tiles.append((np.asarray(row.overlay("heatmap")), caption))
     return tiles
-
-
-def write_png(path: Path, image: np.ndarray) -> None:  # (H, W, 3) uint8 RGB
-    """Write a picture."""
-    _, encoded = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
-    path.write_bytes(encoded.tobytes())

@@ -18,12 +18,10 @@ from cvbatch.data.decode import Limits, decode_images
 from cvbatch.data.plan import read_chunk
 from cvbatch.data.sources import read_chunk_images
 from cvbatch.effort import Effort
+from cvbatch.failures import Examples, note
 from cvbatch.predict import LoadedModel, Predictor
 from cvbatch.programs import BuiltProgram
 from cvbatch.types import ChunkRef, EncodedImage, ImageBatch, ModelSpec, Predictions
-
-EXAMPLES = 3  # of each kind of failure, in a report
-EXAMPLE_CHARACTERS = 300  # of a message there
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class PartReport:
     num_images: int
     failures: dict[str, int]  # "stage/kind" → images
     num_bytes: int  # of the file
-    examples: dict[str, list[list[str]]]  # "stage/kind" → a few [image_id, message]
+    examples: Examples
     num_bytes_read: int = 0  # of encoded images
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
@@ -116,25 +114,20 @@ def write(
     store.be_patient(order.job.run)
     models = order.result_models
     arrow_schema = schema.result_schema(models)
-    failures: Counter[str] = Counter()
-    examples: dict[str, list[list[str]]] = {}
+    counts: Counter[str] = Counter()
+    examples: Examples = {}
     tables, num_images = [], 0
     with effort.at("write"):
         for said in predictions:
             num_images += len(said)
-            for position, failure in sorted(said.failures.items()):
-                kind = f"{failure.stage}/{failure.kind}"
-                failures[kind] += 1
-                if failures[kind] <= EXAMPLES:
-                    example = [said.image_id[position], failure.message[:EXAMPLE_CHARACTERS]]
-                    examples.setdefault(kind, []).append(example)
+            note(counts, examples, said.image_id, said.failures)
             tables.append(schema.to_rows(said, models, arrow_schema))
         metadata = sink.revised(order.metadata, order.revisions.get(chunk_id, 0))
         num_bytes = sink.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
     return PartReport(
         chunk_id,
         num_images,
-        dict(failures),
+        dict(counts),
         num_bytes,
         examples,
         effort.num_bytes_read,

@@ -164,3 +164,12 @@ def _shortened(text: str, width: int, size: int) -> str:
 def _text_width(text: str, size: int) -> int:
     box = cv2.getTextSize((0, 0), text, (0, 0), _FONT, size, _TEXT_WEIGHT)
     return int(box[2])
+
+
+def to_png(
+    image: np.ndarray,  # (H, W) or (H, W, 3) uint8 RGB
+) -> bytes:
+    """Return a picture as a PNG file."""
+    pixels = image if image.ndim == 2 else image[..., ::-1]
+    _, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
+    return data.tobytes()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 
 CHANNEL_COLUMNS = 16
@@ -93,12 +92,3 @@ def kernel_grid(
     longest = max(filters * (kh + 1), inputs * (kw + 1))
     scale = max(1, min(_MAX_KERNEL_SCALE, _MAX_KERNEL_SIDE // longest))
     return tiled(columns.repeat(scale, axis=1).repeat(scale, axis=2), inputs, gap=1)
-
-
-def to_png(
-    image: np.ndarray,  # (H, W) or (H, W, 3) uint8 RGB
-) -> bytes:
-    """Return a picture as a PNG file."""
-    pixels = image if image.ndim == 2 else image[..., ::-1]
-    _, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
-    return data.tobytes()

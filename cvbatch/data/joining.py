@@ -50,8 +50,17 @@ class Piece(NamedTuple):
     part_uri: str
     part_row: np.ndarray  # (n,) int64
     truth_uris: tuple[str, ...]
-    truth_file: np.ndarray  # (n,) int64 into truth_uris
-    truth_row: np.ndarray  # (n,) int64
+    truth_file: np.ndarray  # (n,) int64 into truth_uris; (0,) without a truth
+    truth_row: np.ndarray  # (n,) int64; (0,) without a truth
+
+    def take(self, rows: np.ndarray) -> Piece:  # (k,) int64
+        """Return some of the images."""
+        has_truth = len(self.truth_uris) > 0
+        return self._replace(
+            part_row=self.part_row[rows],
+            truth_file=self.truth_file[rows] if has_truth else self.truth_file,
+            truth_row=self.truth_row[rows] if has_truth else self.truth_row,
+        )
 
 
 class Joined(NamedTuple):

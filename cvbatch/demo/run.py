@@ -9,6 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from cvbatch.arrays.drawing import to_png
 from cvbatch.demo.render import render_archive
 from cvbatch.errors import ConfigError
 from cvbatch.jobfile import load_job
@@ -16,7 +17,7 @@ from cvbatch.page.writing import write_report
 from cvbatch.reading import Result
 from cvbatch.run.prediction import Listener, predict
 from cvbatch.run.summary import Summary
-from cvbatch.sheet import picture_sheet, write_png
+from cvbatch.sheet import picture_sheet
 
 SEED = 20_260  # no scene of this archive was trained on
 NUM_PICTURED = 16
@@ -97,7 +98,7 @@ def run_demo(folder: str, num_images: int, listener: Listener) -> Demonstration:
     sheet = root / "pictures.png"
     by_name = attrgetter("image_id")  # broken, photographs, scenes
     rows = heapq.nsmallest(NUM_PICTURED, Result(str(root / "result")), key=by_name)
-    write_png(sheet, picture_sheet(rows))
+    sheet.write_bytes(to_png(picture_sheet(rows)))
     page = root / "report.html"
     write_report(str(root / "result"), str(page))
     return Demonstration(summary, root / "result", sheet, page, job_file)

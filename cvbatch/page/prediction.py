@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from xml.etree.ElementTree import Element
 import yaml
 
 from cvbatch.credentials import hidden
-from cvbatch.data import store
+from cvbatch.data.runs import Run
 from cvbatch.page import charts
 from cvbatch.page.cards import read_cards
 from cvbatch.page.elements import (
@@ -39,7 +38,6 @@ from cvbatch.reading import Result
 
 MAX_CLASSES = 200  # rows of a table
 _SHOWN_OF_CLASSES = 48  # images that show the classes
-_MAX_RUNS = 40
 _MAX_TEXT = 100_000  # characters of a job file
 _COLUMNS = {"labels": "labels", "boxes": "boxes", "mask_areas": "mask"}  # → that has its classes
 _GROUPS = {
@@ -57,6 +55,7 @@ class Prediction:
     result: Result
     survey: Survey
     classes: dict[str, tuple[str, ...]]  # of labels, boxes and mask
+    runs: tuple[Run, ...]  # the last ones, the last first
 
     @property
     def num_images(self) -> int:
@@ -68,7 +67,6 @@ class Prediction:
 def counts(found: Prediction) -> Section:
     """Return the figures at a glance, and where what is counted was counted."""
     parts, seen = found.result.parts, found.survey
-    runs = read_runs(found.result.uri)
     kept = sum(parts.sizes.get(parts.uri_of(ref).rpartition("/")[2], 0) for ref in parts.done)
     left = len(parts.missing)
     figures = [
@@ -80,8 +78,9 @@ def counts(found: Prediction) -> Section:
     if "boxes" in found.classes:
         ok = max(seen.num_rows - seen.num_failed, 1)
         figures.append(("Boxes", count(boxes), f"{boxes / ok:.3g} an image"))
-    if runs and runs[-1].get("images_per_second"):
-        figures.append(("Speed", f"{runs[-1]['images_per_second']:,.4g}", "images/s, last run"))
+    if found.runs and found.runs[0].images_per_second:
+        speed = f"{found.runs[0].images_per_second:,.4g}"
+        figures.append(("Speed", speed, "images/s, last run"))
     body = [tiles(figures)]
     if left:
         body.append(
@@ -212,42 +211,23 @@ def _of_classes(found: Prediction) -> list[Pick]:
 
 def speed(found: Prediction) -> Section | None:
     """Return what every run of the job did, and how fast."""
-    runs = read_runs(found.result.uri)
-    if not runs:
+    if not found.runs:
         return None
-    fastest = max(float(run.get("images_per_second", 0)) for run in runs) or 1
+    fastest = max(run.images_per_second for run in found.runs) or 1
     rows = [
         (
-            run["began"],
-            count(run.get("num_images", 0)),
-            count(run.get("num_failed", 0)),
-            count(run.get("num_chunks", 0)),
-            duration(float(run.get("seconds", 0))),
-            Cell(
-                f"{run.get('images_per_second', 0):,.4g}", run.get("images_per_second", 0) / fastest
-            ),
+            f"{run.ended:%Y-%m-%d %H:%M:%S}",
+            count(run.num_images),
+            count(run.num_failed),
+            count(run.num_chunks),
+            duration(run.seconds),
+            Cell(f"{run.images_per_second:,.4g}", run.images_per_second / fastest),
         )
-        for run in reversed(runs)
+        for run in found.runs
     ]
     head = ("ended (UTC)", "images", "failed", "chunks", "time", "images/s")
     title = f"Runs of the job, the last one first ({len(rows)})"
     return Section("runs", "Throughput", [table(title, head, rows, "tnnnnn")])
-
-
-def read_runs(uri: str) -> list[dict[str, Any]]:
-    """Return the summaries of the last runs, oldest first; what is no summary is left out."""
-    folder = store.join(uri, "_cvbatch", "runs")
-    names = sorted(one for one in store.list_names(folder) if one.endswith(".json"))
-    runs = []
-    for one in names[-_MAX_RUNS:]:
-        try:
-            said = json.loads(store.read_bytes(store.join(folder, one)))
-        except ValueError:
-            continue
-        if isinstance(said, dict) and isinstance(said.get("images_per_second"), int | float):
-            began = f"{one[:4]}-{one[4:6]}-{one[6:8]} {one[9:11]}:{one[11:13]}:{one[13:15]}"
-            runs.append({**said, "began": began})
-    return runs
 
 
 def networks(found: Prediction) -> Section | None:

@@ -92,15 +92,7 @@ def _spread(pieces: list[Piece]) -> list[Piece]:
 
 def _sample(piece: Piece) -> Piece:
     count = min(len(piece.part_row), _ROWS_OF_PIECE)
-    return _rows_of(piece, np.linspace(0, len(piece.part_row) - 1, count).round().astype(int))
-
-
-def _rows_of(piece: Piece, rows: np.ndarray) -> Piece:  # (k,)
-    return piece._replace(
-        part_row=piece.part_row[rows],
-        truth_file=piece.truth_file[rows],
-        truth_row=piece.truth_row[rows],
-    )
+    return piece.take(np.linspace(0, len(piece.part_row) - 1, count).round().astype(int))
 
 
 def _agreements(order: Order, piece: Piece) -> list[dict[str, float]]:
@@ -129,7 +121,7 @@ def _agreement(order: Order, said: Any, truth: Any, name: str) -> dict[str, floa
 
 def _against(order: Order, piece: Piece, index: int) -> Against:
     """Return all that the truth says of one image."""
-    one = _rows_of(piece, np.array([index]))
+    one = piece.take(np.array([index]))
     columns = list(order.classes)
     extra = ["box_is_crowd"] if "boxes" in columns else []
     said, truth = read_piece(one, ["image_id", "status", *columns], [*columns, *extra, "image"])

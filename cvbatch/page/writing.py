@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
@@ -16,6 +17,7 @@ from cvbatch.credentials import hidden
 from cvbatch.data import store
 from cvbatch.data.parts import describe
 from cvbatch.data.results import find_result
+from cvbatch.data.runs import latest
 from cvbatch.errors import AccessDeniedError, ConfigError, CvbatchError, NotFoundError, SourceError
 from cvbatch.page import evaluation, prediction, training
 from cvbatch.page.elements import Section, count, el, paragraph, shortened
@@ -27,6 +29,7 @@ from cvbatch.reading import Result
 
 PICTURE_BYTES = 12_000_000  # a third more as text; with all else a page stays below 25 MB
 _DEFAULT = "_cvbatch/report.html"
+_MAX_RUNS = 40  # shown
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def _look(result: Result) -> Prediction:
     seen = survey(result.parts)
     first = result.parts.done[:1]
     classes = describe(result.parts.uri_of(first[0])).classes if first else {}
-    return Prediction(result, seen, classes)
+    runs = tuple(islice(latest(result.uri), _MAX_RUNS))
+    return Prediction(result, seen, classes, runs)
 
 
 def _against(

@@ -6,7 +6,6 @@ Until both sides were found to be in order nothing is written. The sink's
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -21,9 +20,9 @@ from cvbatch import heatmapcard, scorecard, scoreplots
 from cvbatch.classmap import make_order, never_predicted, places_of_classes
 from cvbatch.data import store
 from cvbatch.data.joining import Joined, Truth, find_truth, join, only_predicted
-from cvbatch.data.owner import refuse_others
+from cvbatch.data.owner import held, put_state
 from cvbatch.data.results import Result, find_result
-from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
+from cvbatch.errors import ConfigError
 from cvbatch.evalfile import EVALUATION_VERSION, EvaluateJob, fingerprint
 from cvbatch.evaluate import TASKS, Order, Scored, merged, score_piece
 from cvbatch.faithful import Judgement, Share
@@ -32,7 +31,7 @@ from cvbatch.run.cluster import Resources, connected, joins_a_cluster, local_res
 from cvbatch.run.faithfulness import Subject, choose_shares, find_subject, have_program, judge
 from cvbatch.run.spread import Listener, Work
 
-STATE = "_cvbatch/evaluation.json"
+_DIFFERS = "evaluation: the predictions, the truth or the evaluation section differ"
 _SHOWN = 3  # ids named on the terminal
 _REPLICATES = 10  # drawn by one task
 # Items that are worth a worker: with fewer for each, starting Ray takes longer than the work.
@@ -101,9 +100,9 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
     truth = find_truth(job.truth.uri, job.truth.splits) if job.truth else None
     order = make_order(job.evaluation, result, truth)
     identity = fingerprint(job, [result.identity, truth.identity if truth else ""])
-    done = _held(sink, identity, overwrite)
-    if done is not None:
-        return EvaluationSummary(**{**done, "is_new": False})
+    done = held(sink, "evaluation", identity, overwrite=overwrite, differs=_DIFFERS)
+    if done and done.get("summary"):
+        return EvaluationSummary(**{**done["summary"], "is_new": False})
     joined = (
         join(result.parts, truth, job.evaluation.join) if truth else only_predicted(result.parts)
     )
@@ -121,12 +120,12 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
         [asdict(figure) for figure in figures if figure.class_name is None],
     )
     about = _about(job, result, truth, summary)
-    _put_state(sink, {**about, "is_complete": False})
+    put_state(sink, "evaluation", {**about, "is_complete": False})
     _clear(sink)
     for name, data in _files(order, scored, judgement, figures, joined, about):
         store.put_bytes(store.join(sink, name), data)
     summary.seconds = time.perf_counter() - started
-    _put_state(sink, {**about, "is_complete": True, "summary": summary.as_json()})
+    put_state(sink, "evaluation", {**about, "is_complete": True, "summary": summary.as_json()})
     return summary
 
 
@@ -261,39 +260,6 @@ def _named(names: Sequence[str], count: int) -> str:
     return shown + (f" and {count - _SHOWN:,} more" if count > _SHOWN else "")
 
 
-def _held(sink: str, identity: str, overwrite: bool) -> dict[str, Any] | None:
-    """Return the summary of this evaluation if the sink holds it, done.
-
-    Raises:
-        SinkError: it holds something else, or cannot be used.
-    """
-    try:
-        refuse_others(sink, "evaluation")
-        said = json.loads(store.read_bytes(store.join(sink, STATE)))
-        held, summary = said["fingerprint"], said.get("summary")
-    except NotFoundError:
-        names = [name for name in store.list_names(sink) if name.endswith(".parquet")]
-        if names:
-            raise SinkError(
-                f"sink {sink} holds Parquet files such as {names[0]!r}; name an empty folder"
-            ) from None
-        return None
-    except AccessDeniedError as error:
-        raise SinkError(f"the sink cannot be used: {error}") from None
-    except (ValueError, LookupError, TypeError, AttributeError):
-        if overwrite:
-            return None
-        raise SinkError(f"sink {sink}: {STATE} is damaged; name another, or --overwrite") from None
-    if overwrite:
-        return None
-    if held != identity:
-        raise SinkError(
-            f"sink {sink} holds another evaluation: the predictions, the truth or the evaluation "
-            "section differ; name another sink, or --overwrite"
-        )
-    return dict(summary) if summary else None
-
-
 def _about(
     job: EvaluateJob, result: Result, truth: Truth | None, summary: EvaluationSummary
 ) -> dict[str, Any]:
@@ -307,11 +273,6 @@ def _about(
         "evaluation": job.evaluation.model_dump(mode="json"),
         "job": job.model_dump(mode="json"),
     }
-
-
-def _put_state(sink: str, said: dict[str, Any]) -> None:
-    data = json.dumps(said, indent=1, ensure_ascii=False).encode()
-    store.put_bytes(store.join(sink, STATE), data)
 
 
 def _clear(sink: str) -> None:

@@ -24,9 +24,9 @@ from cvbatch.config import SinkConfig
 from cvbatch.data import sink, store, temporary
 from cvbatch.data.lease import Lease
 from cvbatch.data.listing import list_files
-from cvbatch.data.owner import refuse_others
+from cvbatch.data.owner import held, put_state
 from cvbatch.data.plan import Plan, make_plan
-from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
+from cvbatch.errors import ConfigError, NotFoundError
 from cvbatch.explainer import (
     IMAGES,
     NETWORK,
@@ -40,6 +40,7 @@ from cvbatch.explainer import (
     work,
 )
 from cvbatch.explainfile import EXPLANATION_VERSION, OF_THE_MODEL, ExplainJob, fingerprint
+from cvbatch.failures import Examples, are_too_many, as_json, merge
 from cvbatch.programs import BuildRequest, Identity, identify
 from cvbatch.run.cluster import (
     Resources,
@@ -50,9 +51,8 @@ from cvbatch.run.cluster import (
 )
 from cvbatch.run.prediction import Listener
 from cvbatch.run.spread import Work
-from cvbatch.worker import EXAMPLES
 
-STATE = "_cvbatch/explain.json"
+_DIFFERS = "explanation: the model or what is asked of it differs"
 _CHUNK_BYTES = 256 << 20
 _WORTH_A_WORKER = 4  # chunks: with fewer for each, loading TensorFlow takes longer than the work
 
@@ -66,7 +66,7 @@ class ExplainSummary:
     num_images: int = 0
     num_failed: int = 0
     failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
-    examples: dict[str, list[list[str]]] = field(default_factory=dict)  # → [image_id, message]
+    examples: Examples = field(default_factory=dict)
     num_pictures: int = 0
     seconds: float = 0.0
     is_over_failure_limit: bool = False
@@ -78,13 +78,16 @@ class ExplainSummary:
         self.num_images += report.num_images
         self.num_failed += report.failures.total()
         self.failures.update(report.failures)
-        for kind, examples in report.examples.items():  # the same ones, whichever comes first
-            self.examples[kind] = sorted(self.examples.get(kind, []) + examples)[:EXAMPLES]
+        merge(self.examples, report.examples)
         self.num_pictures += report.num_pictures
+
+    def judge(self, counted: tuple[int, int], max_failure_fraction: float) -> None:
+        """Say whether too many failed of the images that the last run with any had."""
+        self.is_over_failure_limit = are_too_many(*counted, max_failure_fraction)
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
-        return {**vars(self), "failures": dict(sorted(self.failures.items()))}
+        return vars(self) | as_json(self.failures, self.examples)
 
     def told(self) -> str:
         """Return the end of the last line on the terminal."""
@@ -115,9 +118,12 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         identity = identify(job.model)
         summary.fingerprint = fingerprint(job, identity.fingerprint)
-        is_complete = _check_sink(job.sink.uri, summary.fingerprint, overwrite)
+        state = held(
+            job.sink.uri, "explain", summary.fingerprint, overwrite=overwrite, differs=_DIFFERS
+        )
         plan = _plan(job, listener)
-        if is_complete and (plan is None or plan.is_finished):
+        if state and state["is_complete"] and (plan is None or plan.is_finished):
+            summary.judge(state.get("counted") or (0, 0), job.run.max_failure_fraction)
             return summary
         workers = _choose_workers(job, resources, plan)
         with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
@@ -135,9 +141,9 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
             lease.check()
             summary.add(report)
         summary.seconds = time.perf_counter() - started
-        limit = job.run.max_failure_fraction * summary.num_images
-        summary.is_over_failure_limit = summary.num_failed > limit
-        _put_state(order, is_complete=True)
+        counted = summary.num_images, summary.num_failed
+        summary.judge(counted, job.run.max_failure_fraction)
+        _put_state(order, counted)
         _remove_leftovers(job.sink.uri)
     return summary
 
@@ -157,41 +163,6 @@ def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
         uris = [store.absolute(uri) for uri in job.source.uri]
         said["source"] = job.source.model_copy(update={"uri": uris})
     return job.model_copy(update=said)
-
-
-def _check_sink(sink_uri: str, identity: str, overwrite: bool) -> bool:
-    """Say whether the sink holds this explanation, done.
-
-    Raises:
-        SinkError: it holds something else, or cannot be used.
-    """
-    try:
-        refuse_others(sink_uri, "explain")
-        held = json.loads(store.read_bytes(store.join(sink_uri, STATE)))
-        found, is_complete = held["fingerprint"], bool(held["is_complete"])
-    except NotFoundError:
-        names = [name for name in store.list_names(sink_uri) if name.endswith(".parquet")]
-        if names:
-            raise SinkError(
-                f"sink {sink_uri} holds Parquet files such as {names[0]!r}; name an empty folder"
-            ) from None
-        return False
-    except AccessDeniedError as error:
-        raise SinkError(f"the sink cannot be used: {error}") from None
-    except (ValueError, LookupError, TypeError):
-        if overwrite:
-            return False
-        raise SinkError(
-            f"sink {sink_uri}: {STATE} is damaged; name another sink, or --overwrite"
-        ) from None
-    if overwrite:
-        return False
-    if found != identity:
-        raise SinkError(
-            f"sink {sink_uri} holds another explanation: the model or what is asked of it differs; "
-            "name another sink, or --overwrite"
-        )
-    return is_complete
 
 
 def _plan(job: ExplainJob, listener: Listener) -> Plan | None:
@@ -272,23 +243,27 @@ def _clear(order: ExplainOrder) -> None:
 def _commit(order: ExplainOrder, plan: Plan | None, saved: Path) -> None:
     """Write what the workers and the next run need."""
     store.put_bytes(order.uri(NETWORK), saved.read_bytes())
-    _put_state(order, is_complete=False)
+    _put_state(order, None)
     if plan is not None:
         plan.commit()
         for chunk_id in plan.stale:
             store.delete(order.uri(IMAGES, sink.part_name(chunk_id)))
 
 
-def _put_state(order: ExplainOrder, *, is_complete: bool) -> None:
+def _put_state(order: ExplainOrder, counted: tuple[int, int] | None) -> None:
+    """Say what is explained in the sink.
+
+    counted: images and failures of the run that came to its end; None: none has.
+    """
     said = {
         "schema_version": EXPLANATION_VERSION,
         "fingerprint": order.fingerprint,
-        "is_complete": is_complete,
+        "is_complete": counted is not None,
+        "counted": counted,
         "layers": order.facts.layers,
         "job": order.job.model_dump(mode="json"),
     }
-    data = json.dumps(said, indent=1, ensure_ascii=False).encode()
-    store.put_bytes(order.uri(STATE), data)
+    put_state(order.job.sink.uri, "explain", said)
 
 
 def _remove_leftovers(sink_uri: str) -> None:

@@ -148,7 +148,7 @@ def choose_shares(
     shares: list[Share] = []
     for start in range(0, len(places), _SHARE_IMAGES):
         some = groupby(places[start : start + _SHARE_IMAGES], key=lambda one: one[0])
-        parts = [_part_of(pieces[number], [place for _, place in own]) for number, own in some]
+        parts = [pieces[number].take(np.array([place for _, place in own])) for number, own in some]
         shares.append([(refs[piece.part_uri], piece) for piece in parts])
     return shares
 
@@ -177,14 +177,6 @@ def _smallest(piece: Piece, count: int, seed: int) -> list[tuple[bytes, str, int
             for i in np.flatnonzero(has_any).tolist()
         ),
     )
-
-
-def _part_of(piece: Piece, places: Sequence[int]) -> Piece:
-    """Return some images of a piece."""
-    some = piece._replace(part_row=piece.part_row[places])
-    if not piece.truth_uris:
-        return some
-    return some._replace(truth_file=piece.truth_file[places], truth_row=piece.truth_row[places])
 
 
 def judge(

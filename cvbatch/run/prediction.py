@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Protocol
 
 from cvbatch import __version__
 from cvbatch.config import SCHEMA_VERSION, JobConfig, fingerprint
-from cvbatch.data import schema, sink, store
+from cvbatch.data import runs, schema, sink, store
 from cvbatch.data.lease import Lease
 from cvbatch.data.owner import refuse_others
 from cvbatch.data.plan import Plan, make_plan
@@ -179,11 +178,12 @@ def predict(
     summary.seconds = time.perf_counter() - started
     summary.num_chunks_left = len(left) - summary.num_chunks
     if not left:
-        summary.before = _run_before(job.sink.uri)
+        worked = (run for run in runs.latest(job.sink.uri) if run.num_images)
+        summary.before = next(((run.num_images, run.num_failed) for run in worked), None)
     summary.judge(job.run.max_failure_fraction)
     sink.remove_leftovers(job.sink.uri)  # of runs and workers that were killed
     if has_work:
-        _write_summary(summary)
+        runs.keep(job.sink.uri, summary.as_json())
     return summary
 
 
@@ -312,22 +312,3 @@ def _with_failed(plan: Plan, left: list[ChunkRef], sink_uri: str) -> list[ChunkR
         }
     again |= {ref.chunk_id for ref in left}
     return [ref for ref in plan.chunks if ref.chunk_id in again]
-
-
-def _run_before(sink_uri: str) -> tuple[int, int] | None:
-    """Return how many images the last run with something to do had, and how many of them failed."""
-    folder = store.join(sink_uri, "_cvbatch", "runs")
-    for name in sorted(store.list_names(folder), reverse=True):
-        try:
-            said = json.loads(store.read_bytes(store.join(folder, name)))
-            if said["num_images"]:
-                return said["num_images"], said["num_failed"]
-        except (ValueError, LookupError, TypeError):
-            continue  # a damaged summary says nothing; the one before it may
-    return None
-
-
-def _write_summary(summary: Summary) -> None:
-    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ.json")
-    uri = store.join(summary.sink, "_cvbatch", "runs", name)
-    store.put_bytes(uri, json.dumps(summary.as_json(), indent=1).encode())

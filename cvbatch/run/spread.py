@@ -10,6 +10,7 @@ import multiprocessing
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -88,12 +89,12 @@ class Work:
         # Ctrl-C goes to all processes of a terminal: it is for this one to hear.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            answers = [pool.submit(_Here.answer, item) for item in items]
+            answers = deque(pool.submit(_Here.answer, item) for item in items)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
-            for answer in answers:
-                yield answer.result()
+            while answers:
+                yield answers.popleft().result()  # let go of, once it was given
         except BrokenProcessPool:
             raise CvbatchError("a worker died, most likely for want of memory") from None
         finally:

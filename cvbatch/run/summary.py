@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvbatch.data.plan import Plan
-from cvbatch.worker import EXAMPLES, PartReport
+from cvbatch.failures import Examples, are_too_many, as_json, merge
+from cvbatch.worker import PartReport
 
 SEEN_BEFORE_STOPPING = 200  # images of a run, before its failures may stop it
 
@@ -29,7 +30,7 @@ class Summary:
     num_images: int = 0
     num_failed: int = 0
     failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
-    examples: dict[str, list[list[str]]] = field(default_factory=dict)  # → [image_id, message]
+    examples: Examples = field(default_factory=dict)
     num_bytes: int = 0  # of the files written
     num_bytes_read: int = 0  # of encoded images
     stage_seconds: dict[str, float] = field(default_factory=dict)  # summed over the workers
@@ -49,8 +50,7 @@ class Summary:
         self.num_images += report.num_images
         self.num_failed += report.num_failed
         self.failures.update(report.failures)
-        for kind, examples in report.examples.items():  # the same ones, whichever comes first
-            self.examples[kind] = sorted(self.examples.get(kind, []) + examples)[:EXAMPLES]
+        merge(self.examples, report.examples)
         self.num_bytes += report.num_bytes
         self.num_bytes_read += report.num_bytes_read
         for stage, seconds in report.seconds.items():
@@ -65,8 +65,8 @@ class Summary:
         """Say whether too many failed: of this run's images, or where there were none to do, of the
         last run's. A job that is tried again until it ends with 0 would hide them otherwise.
         """
-        num_images, num_failed = self.before or (self.num_images, self.num_failed)
-        self.is_over_failure_limit = num_failed > max_failure_fraction * num_images
+        counted = self.before or (self.num_images, self.num_failed)
+        self.is_over_failure_limit = are_too_many(*counted, max_failure_fraction)
 
     @property
     def changes(self) -> str:
@@ -80,12 +80,7 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
-        examples = {
-            kind: [{"image_id": image_id, "message": message} for image_id, message in some]
-            for kind, some in sorted(self.examples.items())
-        }
-        failures = dict(sorted(self.failures.items()))
-        return {**vars(self), "failures": failures, "examples": examples}
+        return vars(self) | as_json(self.failures, self.examples)
 
 
 def _files(count: int) -> str:

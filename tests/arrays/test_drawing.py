@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 
@@ -89,3 +90,10 @@ def test_a_caption_is_written_below_its_own_tile_alone() -> None:
     assert rows.min() >= d.MARGIN + d.TILE_HW[0]
     assert columns.max() < d.MARGIN + d.TILE_HW[1] + d.MARGIN
     assert columns.max() > d.TILE_HW[1] * 3 // 4
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7)])
+def test_a_picture_comes_back_from_its_file(shape: tuple[int, ...]) -> None:
+    image = np.random.default_rng(4).integers(0, 256, shape, np.uint8)
+    how = cv2.IMREAD_COLOR_RGB if len(shape) == 3 else cv2.IMREAD_GRAYSCALE
+    assert np.array_equal(cv2.imdecode(np.frombuffer(d.to_png(image), np.uint8), how), image)

@@ -1,6 +1,5 @@
 """What a network holds is laid out as plain loops lay it out."""
 
-import cv2
 import numpy as np
 import pytest
 
@@ -91,9 +90,3 @@ def test_kernels_stand_filter_below_filter():
 def test_many_kernels_make_no_giant_picture():
     page = grids.kernel_grid(np.zeros((3, 3, 600, 700), np.float32))
     assert max(page.shape) <= 4096
-
-
-def test_a_picture_comes_back_from_its_file():
-    image = np.random.default_rng(4).integers(0, 256, (5, 7, 3), np.uint8)
-    read = cv2.imdecode(np.frombuffer(grids.to_png(image), np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert np.array_equal(read, image)

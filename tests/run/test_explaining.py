@@ -310,6 +310,11 @@ def test_numbers_that_are_not_finite_fail_their_image(tmp_path, archive):
     summary = run(job(archive, tmp_path / "sink", tmp_path / "nan.keras", activations={}))
     assert summary.failures["predict/not_finite"] == 7
     assert summary.is_over_failure_limit
+    again = run(job(archive, tmp_path / "sink", tmp_path / "nan.keras", activations={}))
+    assert (again.is_new, again.is_over_failure_limit) == (False, True)  # until it is mended
+    assert again.as_json()["examples"] == {}
+    shown = summary.as_json()["examples"]["predict/not_finite"][0]
+    assert set(shown) == {"image_id", "message"}
 
 
 @pytest.mark.ray
