@@ -1,1 +1,0 @@
-"""NumPy and OpenCV alone: pure functions from arrays to arrays, without state."""

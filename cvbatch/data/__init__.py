@@ -1,1 +1,0 @@
-"""Images in, rows out: stores, plans, sources, decoding, the schema, the sink."""

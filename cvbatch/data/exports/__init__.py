@@ -1,1 +1,0 @@
-"""A result out to other tools: COCO, Pascal VOC, YOLO, FiftyOne."""

@@ -1,1 +1,0 @@
-"""Ground truth in: class folders, Pascal VOC, COCO, trimaps, predictions → labelled Parquet."""

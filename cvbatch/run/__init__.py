@@ -1,1 +1,0 @@
-"""The rooms that know Ray: they wire plain callables into jobs."""
