@@ -13,7 +13,7 @@ setup: $(READY) browser ## Make .venv with the locked dependencies and cvbatch i
 browser: # for the tests of the page; without one they are skipped, and say so
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	  && { apt-get install -qq -y chromium || { apt-get update -qq && apt-get install -qq -y chromium; }; } \
-	  >/dev/null 2>&1; } || echo "no chromium here: tests/page/test_browser.py will be skipped"
+	  >/dev/null 2>&1; } || echo "no chromium here: tests/report/test_browser.py will be skipped"
 
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -29,16 +29,16 @@ test: setup ## Run every test
 	$(MAKE) --no-print-directory --jobs=3 --output-sync test-models test-jobs-a test-others test-jobs-l
 
 test-jobs-a:
-	$(BIN)/pytest --durations=12 tests/run/test_[a-k]*.py
+	$(BIN)/pytest --durations=12 tests/integration
 
 test-jobs-l:
-	$(BIN)/pytest --durations=12 tests/run/test_[l-s]*.py
+	$(BIN)/pytest --durations=12 tests/predict tests/distributed tests/evaluate tests/explain
 
 test-models:
-	$(BIN)/pytest --durations=12 tests/models tests/hostile tests/run/test_[t-z]*.py
+	$(BIN)/pytest --durations=12 tests/models tests/security tests/train
 
 test-others:
-	$(BIN)/pytest --durations=12 --ignore=tests/models --ignore=tests/hostile --ignore=tests/run
+	$(BIN)/pytest --durations=12 $(addprefix --ignore=tests/,integration predict distributed evaluate explain models security train)
 
 test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
 	$(BIN)/pytest -m "not ray and not keras and not soak"

@@ -32,7 +32,7 @@ TIMEOUT_S = 3600.0  # the blood cells must be learnt within it
 
 def command(words: Sequence[object]) -> dict[str, Any]:
     """Run `cvbatch` as a process of its own; return its summary."""
-    return run_module("cvbatch.cli", [*map(str, words), "--json"], TIMEOUT_S).told
+    return run_module("cvbatch", [*map(str, words), "--json"], TIMEOUT_S).told
 
 
 def learn(lesson: Lesson, labels: Path, folder: Path) -> dict[str, Any]:

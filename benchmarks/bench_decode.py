@@ -20,8 +20,8 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from cvbatch.data.decode import Limits, decode
-from cvbatch.types import Decoded, InputKey
+from cvbatch.core.types import Decoded, InputKey
+from cvbatch.images.decode import Limits, decode
 
 SIZE = 224
 KEY = InputKey(SIZE, SIZE, "stretch")

@@ -22,9 +22,9 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.data import units
-from cvbatch.data.listing import FILES, Listing
-from cvbatch.data.plan import make_plan
+from cvbatch.planning.plan import make_plan
+from cvbatch.sources import discovery
+from cvbatch.storage.listing import FILES, Listing
 
 LIMIT_S = 20.0
 LIMIT_MIB = 1024.0
@@ -54,7 +54,7 @@ def made_up_listing(num_names: int) -> Listing:
 def plan_once(num_names: int, sink: str, answers: Any) -> None:
     listings = [made_up_listing(num_names)]  # handed over, as the job's own listing is
     at_start = peak_mib()
-    with mock.patch.object(units, "list_files", lambda uri, on_progress: listings.pop()):
+    with mock.patch.object(discovery, "list_files", lambda uri, on_progress: listings.pop()):
         started = time.perf_counter()
         plan = make_plan(Source, sink, 512, 256 << 20)
         planned = time.perf_counter()

@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import cv2
 import numpy as np
 
-from cvbatch.arrays.boxes import iou, suppress
+from cvbatch.geometry.boxes import iou, suppress
 
 NUM_BOXES, NUM_CLASSES = 10_000, 20
 SCORE_THRESHOLD, IOU_THRESHOLD, MAX_DETECTIONS = 0.25, 0.6, 300

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.settings import CORES, job_of
 from benchmarks.stamps import Event, tell
-from cvbatch.cli import main as cvbatch_main
+from cvbatch.cli.main import main as cvbatch_main
 
 
 def part_events(sink: Path) -> list[Event]:

@@ -26,12 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from cvbatch.config import SCHEMA_VERSION
-from cvbatch.data import manifest, sink
-from cvbatch.data.labels.shards import ROW_GROUP_ROWS, label_metadata, label_schema
-from cvbatch.data.labels.truth import Truth
-from cvbatch.data.schema import COLUMN_TYPES
-from cvbatch.data.units import UNITS
+from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.importers.annotations import Truth
+from cvbatch.importers.shard_writer import ROW_GROUP_ROWS, label_metadata, label_schema
+from cvbatch.planning import manifest
+from cvbatch.results import writer as sink
+from cvbatch.results.schema import COLUMN_TYPES
+from cvbatch.sources.discovery import UNITS
 
 BOXES, CLASSES, SIDE = 20, 80, 640
 PART_IMAGES, SHARD_IMAGES = 512, 2048
@@ -175,7 +176,7 @@ def ours(folder: Path, workers: int, cores: set[int]) -> tuple[Seconds, dict[str
     }
     path = folder / f"job-{workers}.yaml"
     path.write_text(yaml.safe_dump(job))
-    command = ["-m", "cvbatch.cli", "evaluate", "--config", path, "--overwrite", "--json"]
+    command = ["-m", "cvbatch", "evaluate", "--config", path, "--overwrite", "--json"]
     seconds, said = timed(command, cores)
     figures = {one["metric"]: one["value"] for one in json.loads(said)["figures"]}
     return seconds, {name: figures[name] for name in FIGURES}

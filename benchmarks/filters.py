@@ -22,9 +22,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cvbatch.explain.features import Ascent, noise, patterns
-from cvbatch.explain.layers import choose, cut_off
-from cvbatch.models import zoo
+from cvbatch.explain.filters import Ascent, noise, patterns
+from cvbatch.explain.layer_selection import choose, cut_off
+from cvbatch.models import registry
 
 # network → a layer of 64 filters, image side: from shallow and wide to deep and narrow
 LAYERS = {
@@ -78,7 +78,7 @@ def together(model: keras.Model, path: str, side: int, batch: int) -> tuple[floa
 def measure(network: str, layer: str, side: int, rounds: int) -> dict[str, Any]:
     """Return seconds a filter of every way, and how many times ours is faster, medians."""
     keras.utils.set_random_seed(0)
-    model = zoo.build(network, image_size=(side, side))
+    model = registry.build(network, image_size=(side, side))
     (path,) = choose(model, [layer], (), "layer")
     cut = cut_off(model, [path])
     extractor = keras.Model(cut.inputs[0], cut.outputs[0])  # one tensor, and not a list of one

@@ -17,11 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.settings import CORES, SIDE, job_of
-from cvbatch.data import store
-from cvbatch.engines import ENGINES, Program
-from cvbatch.jobfile import parse_job
-from cvbatch.models import zoo
-from cvbatch.serving import ServingGraph
+from cvbatch.config.loader import parse_job
+from cvbatch.inference.engines import ENGINES, Program
+from cvbatch.inference.graph import ServingGraph
+from cvbatch.models import registry
+from cvbatch.storage import store
 
 BATCH = 32
 WORKS = {"forward": "classification, no heatmap", "heatmap": "classification"}
@@ -32,7 +32,7 @@ def compile_all(folder: Path) -> dict[tuple[str, str], Program]:
     programs = {}
     for name, work in WORKS.items():
         config = parse_job(job_of(folder, work, 0, 1, "unused")).models[0]
-        model = zoo.load_model(config.model, config.weights, local_file=store.fetch)
+        model = registry.load_model(config.model, config.weights, local_file=store.fetch)
         for engine_name, engine in ENGINES.items():
             payload, names = engine.compile(ServingGraph(model, config), BATCH, SIDE, SIDE)
             programs[engine_name, name] = engine.load(payload, names, CORES)

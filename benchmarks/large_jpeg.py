@@ -14,8 +14,8 @@ from pathlib import Path
 import cv2
 
 from benchmarks.settings import SIDE
-from cvbatch.data.decode import Limits, decode
-from cvbatch.types import Decoded, InputKey
+from cvbatch.core.types import Decoded, InputKey
+from cvbatch.images.decode import Limits, decode
 
 KEY = InputKey(SIDE, SIDE, "stretch")
 WAYS = {"reduced": Limits(reduced_jpeg=True), "full": Limits(reduced_jpeg=False)}

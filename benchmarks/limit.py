@@ -27,8 +27,8 @@ Rates = dict[str, float]
 
 def compile_programs(folder: Path, programs: Path, work: str) -> list[Path]:
     """Return the program files of a work, as the job would compile them; kept once made."""
-    from cvbatch.jobfile import parse_job
-    from cvbatch.programs import build, identify, requests_for
+    from cvbatch.config.loader import parse_job
+    from cvbatch.inference.programs import build, identify, requests_for
 
     job = parse_job(job_of(folder, work, 0, 1, "unused"))
     requests = requests_for(job, [identify(config) for config in job.models], "litert")
@@ -67,9 +67,9 @@ def _measure(
     import numpy as np
     import pyarrow.parquet as pq
 
-    from cvbatch.data.decode import Limits, decode
-    from cvbatch.programs import BuiltProgram
-    from cvbatch.types import Decoded
+    from cvbatch.core.types import Decoded
+    from cvbatch.images.decode import Limits, decode
+    from cvbatch.inference.programs import BuiltProgram
 
     cv2.setNumThreads(1)
     built = [BuiltProgram.from_bytes(file.read_bytes()) for file in files]

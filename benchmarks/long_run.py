@@ -84,7 +84,7 @@ def job_file(folder: Path, num_images: int) -> Path:
 
 
 def command(path: Path) -> list[str]:
-    return [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(path), "--json"]
+    return [sys.executable, "-m", "cvbatch", "predict", "--config", str(path), "--json"]
 
 
 def watch(path: Path, sink: Path, num_chunks: int) -> tuple[dict[str, list[Sample]], float]:

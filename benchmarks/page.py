@@ -20,11 +20,12 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measure import run_module
-from cvbatch.arrays.masks import areas, encode_png
-from cvbatch.data import manifest, schema, sink
-from cvbatch.data.units import UNITS
-from cvbatch.jobfile import parse_job
-from cvbatch.types import ModelSpec
+from cvbatch.config.loader import parse_job
+from cvbatch.core.types import ModelSpec
+from cvbatch.images.masks import areas, encode_png
+from cvbatch.planning import manifest
+from cvbatch.results import schema, writer
+from cvbatch.sources.discovery import UNITS
 
 PART_IMAGES, IMAGES, MADE_ROWS = 512, 64, 512
 HEIGHT, WIDTH, BOXES, TOP_K, GRID = 375, 500, 8, 5, 7
@@ -115,7 +116,7 @@ def write_result(folder: Path, num_rows: int) -> None:
         for name, values in (("image_id", ids[start:end]), ("uri", uris[start:end])):
             place = table.schema.get_field_index(name)
             table = table.set_column(place, kind.field(name), pa.array(values, pa.string()))
-        sink.write_part(str(out), chunk_id, [table], kind, metadata)
+        writer.write_part(str(out), chunk_id, [table], kind, metadata)
     (out / "_cvbatch" / "job.json").write_text('{"schema_version": 1, "fingerprint": "made"}')
 
 
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (said.folder / "result" / "_cvbatch" / "job.json").exists():
         write_result(said.folder, said.rows)
     arguments = ["report", str(said.folder / "result"), "--json"]
-    outcome = run_module("cvbatch.cli", arguments, 600)
+    outcome = run_module("cvbatch", arguments, 600)
     figures = {
         "rows": said.rows,
         "seconds": round(outcome.seconds, 1),

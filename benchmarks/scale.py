@@ -31,9 +31,10 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.bench_plan import BASE, made_up_listing, peak_mib
-from cvbatch.data import sink, units
-from cvbatch.data.listing import FILES, Listing, list_files
-from cvbatch.data.plan import make_plan
+from cvbatch.planning.plan import make_plan
+from cvbatch.results import writer
+from cvbatch.sources import discovery
+from cvbatch.storage.listing import FILES, Listing, list_files
 
 CHUNK_IMAGES = 512  # the default
 CHUNK_BYTES = 1 << 40  # no limit here: of small images 512 lie below the default
@@ -79,9 +80,9 @@ def plan_once(kind: str, num_images: int, folder: str, answers: Any) -> None:
     source = Source((BASE,), "images" if kind == "files" else "parquet")
     with ExitStack() as stack:
         stack.enter_context(
-            mock.patch.object(units, "list_files", lambda uri, on_progress: listings.pop())
+            mock.patch.object(discovery, "list_files", lambda uri, on_progress: listings.pop())
         )
-        stack.enter_context(mock.patch.object(units, "_row_groups", footer))
+        stack.enter_context(mock.patch.object(discovery, "_row_groups", footer))
         started = time.process_time()  # of all threads: whatever else this machine does
         plan = make_plan(source, folder, CHUNK_IMAGES, CHUNK_BYTES)
         planned = time.process_time()
@@ -94,7 +95,7 @@ def plan_once(kind: str, num_images: int, folder: str, answers: Any) -> None:
             "mib": peak_mib(),
             "num_chunks": len(plan.chunks),
             "num_left": num_left,
-            "names": [sink.part_name(ref.chunk_id) for ref in plan.left],
+            "names": [writer.part_name(ref.chunk_id) for ref in plan.left],
         }
     )
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cvbatch.arrays.average_precision import AveragePrecision, match
-from cvbatch.arrays.masks import decode_png
-from cvbatch.arrays.scores import Confusion
-from cvbatch.data.labelled import Wanted, find_labelled
-from cvbatch.types import VOID_CLASS
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.datasets.reader import Wanted, find_labelled
+from cvbatch.images.masks import decode_png
+from cvbatch.metrics.average_precision import AveragePrecision, match
+from cvbatch.metrics.classification import Confusion
 
 Row = dict[str, Any]
 Figures = dict[str, float | None]

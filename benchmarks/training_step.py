@@ -28,13 +28,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cvbatch.models import zoo
-from cvbatch.recipes import phases_of
-from cvbatch.replicas import Replicas
-from cvbatch.schedules import Optimization
-from cvbatch.supply import Batch, Feed
-from cvbatch.tasks.learning import LEARNERS
-from cvbatch.train import Event, Plan, Trainer
+from cvbatch.models import registry
+from cvbatch.train.batches import Batch, Feed
+from cvbatch.train.collectives import Replicas
+from cvbatch.train.learners.base import LEARNERS
+from cvbatch.train.optimizers import Optimization
+from cvbatch.train.phases import phases_of
+from cvbatch.train.trainer import Event, Plan, Trainer
 
 BATCH = 16  # images of a step, of all workers together
 STEPS = 8  # of an epoch: short ones, so that neighbours see the same machine
@@ -61,7 +61,7 @@ NETWORKS = {
 def build(network: Network) -> keras.Model:
     """Return the network with the weights that its seed gives."""
     keras.utils.set_random_seed(0)
-    return zoo.build(
+    return registry.build(
         network.name, network.num_classes, (network.side, network.side), network.options
     )
 

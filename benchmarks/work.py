@@ -126,12 +126,12 @@ def _write_models(photographs: list[np.ndarray], folder: Path) -> None:
     """
     import keras
 
-    from cvbatch.models import detectors, segmenters, zoo
+    from cvbatch.models import detectors, registry, segmenters
 
     keras.utils.set_random_seed(0)
     images = np.stack([_render(photographs, i, HEIGHT, WIDTH) for i in range(48)])
     built: dict[str, Callable[[], Any]] = {
-        "classifier": lambda: zoo.build("MobileNetV2", image_size=(SIDE, SIDE)),
+        "classifier": lambda: registry.build("MobileNetV2", image_size=(SIDE, SIDE)),
         "segmenter": lambda: segmenters.encoder_decoder(
             SEGMENTER_CLASSES, (SEGMENTER_SIDE, SEGMENTER_SIDE), SEGMENTER_WIDTH
         ),

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cvbatch.reading import Result
+    from cvbatch.results.result import Result
 
 __version__ = "0.1.0"
 
@@ -15,14 +15,14 @@ def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model
     """Return the network of a .keras file, cvbatch's own layers known, nothing else run.
 
     Keras is imported here, not with the package. Plain `keras.saving.load_model` does the same
-    once `cvbatch.models.zoo` was imported.
+    once `cvbatch.models.registry` was imported.
 
     Raises:
         ModelError: there is no such file, it is damaged, or it needs code that safe mode refuses.
     """
     from pathlib import Path
 
-    from cvbatch.models.zoo import load_file
+    from cvbatch.models.registry import load_file
 
     return load_file(str(path), Path(path))
 
@@ -35,6 +35,6 @@ def read(path: str | os.PathLike[str]) -> Result:
     Raises:
         SourceError: there is no result, or it cannot be read.
     """
-    from cvbatch.reading import Result
+    from cvbatch.results.result import Result
 
     return Result(str(path))

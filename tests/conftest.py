@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import networks
-from tests.s3_server import S3Server, serve_s3
+from tests.support import networks
+from tests.support.crashing_images import poisoned_env, write_stub
+from tests.support.local_cluster import LocalCluster, local_cluster
+from tests.support.s3_job import StoredJob
+from tests.support.s3_server import S3Server, serve_s3
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What runs in the background is born deaf to Ctrl-C, and so would be the jobs that tests start.
@@ -50,3 +53,27 @@ def ray_session() -> Iterator[None]:
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def stored(
+    s3_server: S3Server, keras_files: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StoredJob]:
+    """A job from S3 to S3 that ran once, undisturbed, into the sink `calm`: its programs are there.
+
+    Credentials came from the environment.
+    """
+    job = StoredJob(s3_server, keras_files, tmp_path_factory.mktemp("stored"))
+    ran = job.run(job.values("calm"), job.env(s3_server.endpoint), "--json")
+    assert ran.status == 0, ran.told
+    yield job
+    job.remove()
+
+
+@pytest.fixture(scope="session")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A cluster that jobs are submitted to, where images marked "wait" hold their workers up."""
+    env = poisoned_env(write_stub(tmp_path_factory.mktemp("poison") / "stub"))
+    extra = {name: env[name] for name in ("PYTHONPATH", "POISON")}
+    with local_cluster(extra, tmp_path_factory.mktemp("hidden")) as cluster:
+        yield cluster

@@ -9,20 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cvbatch import __version__, stopping
-from cvbatch.credentials import hidden
-from cvbatch.data.exports.options import EXPORT_MEANINGS, FLAGS, ExportOptions
-from cvbatch.data.labels.flags import FORMAT_MEANINGS, actions_in, flags_of
-from cvbatch.errors import ConfigError, CvbatchError
-from cvbatch.evalfile import load_evaluation
-from cvbatch.explainfile import load_explanation
-from cvbatch.jobfile import load_job, parse_options
-from cvbatch.logs import Ending, end_with, logging_as, new_run
-from cvbatch.trainfile import load_training
+from cvbatch import __version__
+from cvbatch.config.evaluate import load_evaluation
+from cvbatch.config.explain import load_explanation
+from cvbatch.config.loader import load_job, parse_options
+from cvbatch.config.train import load_training
+from cvbatch.core import signals
+from cvbatch.core.errors import ConfigError, CvbatchError
+from cvbatch.core.json_log import Ending, end_with, logging_as, new_run
+from cvbatch.core.redaction import hidden
+from cvbatch.exporters.options import EXPORT_MEANINGS, FLAGS, ExportOptions
+from cvbatch.importers.flags import FORMAT_MEANINGS, actions_in, flags_of
 
 if TYPE_CHECKING:
-    from cvbatch.catalog import Table
-    from cvbatch.run.summary import Summary
+    from cvbatch.cli.model_listing import Table
+    from cvbatch.predict.summary import Summary
 
 TOO_MANY_FAILED = 3
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0 done, 1 stopped midway, 2 refused, 3 failures."""
     arguments = _parser().parse_args(argv)
     arguments.run = new_run()
-    stopping.heed_signals()
+    signals.heed_signals()
     with logging_as(getattr(arguments, "log", "text"), arguments.run):
         try:
             command: Callable[[argparse.Namespace], Ending] = arguments.command
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return end_with(Ending(hidden(f"cvbatch: {error}{goes_on}"), error.exit_status))
         except (KeyboardInterrupt, SystemExit):  # Ray, while it starts, has handlers that exit
             goes_on = "cvbatch: stopped; run the same command again to go on"
-            stopping.leave(end_with(Ending(goes_on, 1)))
+            signals.leave(end_with(Ending(goes_on, 1)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,9 +176,9 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
 def _predict(arguments: argparse.Namespace) -> Ending:
     job = load_job(arguments.config, arguments.overrides)
     # Ray and pyarrow come only now: a fault in the job file is told in a moment.
-    from cvbatch.run.estimate import estimate
-    from cvbatch.run.prediction import predict
-    from cvbatch.run.progress import listening
+    from cvbatch.core.progress import listening
+    from cvbatch.predict.dry_run import estimate
+    from cvbatch.predict.job import predict
 
     with listening() as listener:
         if arguments.dry_run:
@@ -239,8 +240,8 @@ def _closing(summary: Summary) -> Ending:
 
 def _train(arguments: argparse.Namespace) -> Ending:
     job = load_training(arguments.config, arguments.overrides)
-    from cvbatch.run.progress import listening
-    from cvbatch.run.training import train
+    from cvbatch.core.progress import listening
+    from cvbatch.train.job import train
 
     with listening() as listener:
         summary = train(job, listener, overwrite=arguments.overwrite, resume=arguments.resume)
@@ -252,9 +253,9 @@ def _train(arguments: argparse.Namespace) -> Ending:
 
 def _evaluate(arguments: argparse.Namespace) -> Ending:
     job = load_evaluation(arguments.config, arguments.overrides)
-    from cvbatch.catalog import Table
-    from cvbatch.run.evaluation import evaluate
-    from cvbatch.run.progress import listening
+    from cvbatch.cli.model_listing import Table
+    from cvbatch.core.progress import listening
+    from cvbatch.evaluate.job import evaluate
 
     with listening() as listener:
         summary = evaluate(job, listener, overwrite=arguments.overwrite)
@@ -268,8 +269,8 @@ def _evaluate(arguments: argparse.Namespace) -> Ending:
 
 def _explain(arguments: argparse.Namespace) -> Ending:
     job = load_explanation(arguments.config, arguments.overrides)
-    from cvbatch.run.explaining import explain
-    from cvbatch.run.progress import listening
+    from cvbatch.core.progress import listening
+    from cvbatch.explain.job import explain
 
     with listening() as listener:
         summary = explain(job, listener, overwrite=arguments.overwrite)
@@ -285,7 +286,7 @@ def _explain(arguments: argparse.Namespace) -> Ending:
 
 
 def _report(arguments: argparse.Namespace) -> Ending:
-    from cvbatch.page.writing import write_report
+    from cvbatch.report.job import write_report
 
     done = write_report(arguments.source, arguments.out, arguments.evaluation, arguments.truth)
     if arguments.json:
@@ -296,8 +297,8 @@ def _report(arguments: argparse.Namespace) -> Ending:
 
 
 def _demo(arguments: argparse.Namespace) -> Ending:
-    from cvbatch.demo.run import run_demo
-    from cvbatch.run.progress import listening
+    from cvbatch.core.progress import listening
+    from cvbatch.demo.job import run_demo
 
     with listening() as listener:
         shown = run_demo(arguments.out, arguments.images, listener)
@@ -311,23 +312,25 @@ def _demo(arguments: argparse.Namespace) -> Ending:
 def _models(arguments: argparse.Namespace) -> Ending:
     if arguments.name is None:
         return _list_models(arguments)
-    from cvbatch import catalog
+    from cvbatch.cli import model_listing
 
     size = tuple(arguments.image_size) if arguments.image_size else None
     options = parse_options(arguments.build)
-    cost = catalog.describe_network(arguments.name, arguments.classes, size, options)
+    cost = model_listing.describe_network(arguments.name, arguments.classes, size, options)
     if arguments.json:
-        batch = {"batch": catalog.batch_bytes(cost, arguments.batch)} if arguments.batch else {}
+        batch = (
+            {"batch": model_listing.batch_bytes(cost, arguments.batch)} if arguments.batch else {}
+        )
         print(json.dumps({"name": arguments.name, **cost.as_json(), **batch}))
     else:
-        _show(catalog.layer_table(cost))
-        print(catalog.totals_text(cost, arguments.batch))
+        _show(model_listing.layer_table(cost))
+        print(model_listing.totals_text(cost, arguments.batch))
     return Ending(f"cvbatch: {arguments.name}, {len(cost.layers)} layers", 0)
 
 
 def _list_models(arguments: argparse.Namespace) -> Ending:
-    from cvbatch import catalog
-    from cvbatch.models.figures import read_figures
+    from cvbatch.cli import model_listing
+    from cvbatch.models.zoo_table import read_figures
 
     if arguments.image_size or arguments.classes or arguments.build or arguments.batch:
         raise ConfigError(
@@ -337,13 +340,13 @@ def _list_models(arguments: argparse.Namespace) -> Ending:
     if arguments.json:
         print(json.dumps([asdict(network) for network in networks]))
     else:
-        _show(catalog.zoo_table(networks))
+        _show(model_listing.zoo_table(networks))
     return Ending(f"cvbatch: {len(networks)} networks; cvbatch models NAME shows one", 0)
 
 
 def _import(arguments: argparse.Namespace) -> Ending:
-    from cvbatch.data.labels.importing import import_labels
-    from cvbatch.data.labels.options import options_of
+    from cvbatch.importers.job import import_labels
+    from cvbatch.importers.options import options_of
 
     said = vars(arguments)
     report = import_labels(
@@ -360,7 +363,7 @@ def _import(arguments: argparse.Namespace) -> Ending:
 
 def _export(arguments: argparse.Namespace) -> Ending:
     options = ExportOptions.of(vars(arguments))
-    from cvbatch.data.exports.exporting import export
+    from cvbatch.exporters.job import export
 
     report = export(
         arguments.format,
@@ -382,7 +385,3 @@ def _show(table: Table) -> None:
     from rich.console import Console
 
     Console().print(table.as_rich())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvbatch.errors import ModelError
-from cvbatch.models import figures
+from cvbatch.core.errors import ModelError
+from cvbatch.models import zoo_table as figures
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -73,29 +73,29 @@ def describe_network(
         ModelError: there is no such network or file, or it cannot have that size or number of
             classes.
     """
-    from cvbatch.run.cluster import silent_stderr
+    from cvbatch.distributed.session import silent_stderr
 
     is_fixed = num_classes is not None or bool(options)
     file = _fetch(name, is_fixed) if name.endswith(".keras") else None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with silent_stderr():  # TensorFlow tells the terminal of its start
-        from cvbatch.models import cost, zoo
+        from cvbatch.models import cost, registry
 
         if file is not None:
-            return cost.describe(zoo.load_file(name, file), image_size)
+            return cost.describe(registry.load_file(name, file), image_size)
         with cost.weightless():
-            model = zoo.build(name, num_classes, image_size, options)
+            model = registry.build(name, num_classes, image_size, options)
         return cost.describe(model)
 
 
 def _fetch(uri: str, is_fixed: bool) -> Path:
-    from cvbatch import modelfiles  # it loads pyarrow, which the list does without
+    from cvbatch.models import model_files  # it loads pyarrow, which the list does without
 
     if is_fixed:
         raise ModelError(
             f"--classes or --build for {uri}: a .keras file is built already; leave them out"
         )
-    return modelfiles.fetch(uri)
+    return model_files.fetch(uri)
 
 
 def layer_table(cost: Cost) -> Table:
@@ -121,7 +121,7 @@ def batch_bytes(cost: Cost, batch_size: int) -> dict[str, int]:
     In training the weights that are trained come with a gradient and the two numbers that Adam
     keeps for each.
     """
-    from cvbatch.run.memory import training_need
+    from cvbatch.distributed.memory import training_need
 
     training = training_need(
         cost.weight_bytes, cost.trainable_bytes, cost.training_bytes, _ADAM_SLOTS

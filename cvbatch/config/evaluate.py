@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from cvbatch.config import Auto, Fraction, Name, PatienceConfig, Section, SinkConfig, Uris
-from cvbatch.jobfile import load, parse
+from cvbatch.config.loader import load, parse
+from cvbatch.config.predict import Auto, Fraction, Name, PatienceConfig, Section, SinkConfig, Uris
 
 EVALUATION_VERSION = 1
 Join = Literal["image_id", "row", "name"]

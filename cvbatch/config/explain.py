@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from cvbatch.config import (
+from cvbatch.config.loader import load, parse
+from cvbatch.config.predict import (
     Auto,
     Fraction,
     ModelConfig,
@@ -20,8 +21,7 @@ from cvbatch.config import (
     SinkConfig,
     SourceConfig,
 )
-from cvbatch.errors import ConfigError
-from cvbatch.jobfile import load, parse
+from cvbatch.core.errors import ConfigError
 
 EXPLANATION_VERSION = 1
 OF_IMAGES = ("activations", "gradcam", "dream")  # the sections that need a source

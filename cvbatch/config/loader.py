@@ -11,10 +11,10 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cvbatch.config import TASK_COLUMNS, JobConfig, ModelConfig
-from cvbatch.credentials import has_credentials, hidden, is_secret_variable
-from cvbatch.errors import ConfigError
-from cvbatch.naming import nearest
+from cvbatch.config.predict import TASK_COLUMNS, JobConfig, ModelConfig
+from cvbatch.core.errors import ConfigError
+from cvbatch.core.redaction import has_credentials, hidden, is_secret_variable
+from cvbatch.core.suggestions import nearest
 
 MAX_FILE_BYTES = 1 << 20
 Job = TypeVar("Job", bound=BaseModel)

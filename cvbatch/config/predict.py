@@ -20,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from cvbatch.errors import ModelError
-from cvbatch.types import ResizeMode, Tiling
+from cvbatch.core.errors import ModelError
+from cvbatch.core.types import ResizeMode, Tiling
 
 SCHEMA_VERSION = 1
 BoxFormat = Literal[

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cvbatch.config import (
+from cvbatch.config.loader import load, parse
+from cvbatch.config.predict import (
     Auto,
     Fraction,
     Name,
@@ -22,8 +23,7 @@ from cvbatch.config import (
     Uris,
     check_pin,
 )
-from cvbatch.jobfile import load, parse
-from cvbatch.types import MAX_MASK_CLASSES, ResizeMode, Task
+from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode, Task
 
 TRAINING_VERSION = 1
 # What of the labelled data a task learns.

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
-from cvbatch.config import PatienceConfig
-from cvbatch.data.faults import be_patient, patience
-from cvbatch.errors import ModelError
+from cvbatch.config.predict import PatienceConfig
+from cvbatch.core.errors import ModelError
+from cvbatch.storage.retry import be_patient, patience
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@
         ├── SinkError            where results go: another job's, not writable
         └── ModelError           a model that is unknown, unreadable or does not fit its task
 
-A bad image is not here: it is data, a `cvbatch.types.Failure`.
+A bad image is not here: it is data, a `cvbatch.core.types.Failure`.
 """
 
 

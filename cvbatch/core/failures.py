@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from cvbatch.types import Failure
+from cvbatch.core.types import Failure
 
 EXAMPLES = 3  # of each kind of failure, in a report
 _EXAMPLE_CHARACTERS = 300  # of a message there

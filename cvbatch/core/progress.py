@@ -11,13 +11,14 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cvbatch.logs import JsonLog
-from cvbatch.run import prediction, training
-from cvbatch.run.summary import Summary
-from cvbatch.worker import PartReport
+from cvbatch.core.json_log import JsonLog
+from cvbatch.predict import job as predict_job
+from cvbatch.predict.steps import PartReport
+from cvbatch.predict.summary import Summary
+from cvbatch.train import job as train_job
 
 
-class Listener(prediction.Listener, training.Listener, Protocol):
+class Listener(predict_job.Listener, train_job.Listener, Protocol):
     """Who wants to hear of a job of any kind."""
 
 

@@ -108,7 +108,7 @@ class ImageBatch:
     """Consecutive images of a chunk; pixels hold only those that could be decoded.
 
     Under a key with tiling the tiles of one image follow those of the one before; how many there
-    are and where they lie, `cvbatch.arrays.tiles.place_all` says from the image's size.
+    are and where they lie, `cvbatch.geometry.tiling.place_all` says from the image's size.
     """
 
     chunk_id: str

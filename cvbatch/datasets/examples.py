@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.arrays.pixels import Placement, place
-from cvbatch.arrays.placing import boxes_to_input, mask_to_input
-from cvbatch.data import store
-from cvbatch.data.decode import Limits, decode
-from cvbatch.data.labelled import RowGroup, Split
-from cvbatch.errors import TrainingError
-from cvbatch.types import Example, Failure, InputKey
+from cvbatch.core.errors import TrainingError
+from cvbatch.core.types import Example, Failure, InputKey
+from cvbatch.datasets.reader import RowGroup, Split
+from cvbatch.geometry._placing import boxes_to_input, mask_to_input
+from cvbatch.geometry.resize import Placement, place
+from cvbatch.images.decode import Limits, decode
+from cvbatch.images.masks import decode_png
+from cvbatch.storage import store
 
 _POOL_BYTES = 256 << 20  # of encoded images among which one may change place
 

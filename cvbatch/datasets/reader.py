@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cvbatch.data import store
-from cvbatch.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.storage import store
 
 _THREADS = 16
 _SUMMARY = "_cvbatch/import.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from cvbatch.errors import ConfigError
+from cvbatch.core.errors import ConfigError
 
 Shares = tuple[float, float, float]  # train, validation, test
 DEFAULT_SHARES: Shares = (0.8, 0.1, 0.1)

@@ -1,1 +1,1 @@
-"""The demo: an archive drawn by the project, and three small networks that can read it."""
+"""`cvbatch demo`: a rendered archive and three small networks trained for it."""

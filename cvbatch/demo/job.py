@@ -9,15 +9,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from cvbatch.arrays.drawing import to_png
+from cvbatch.config.loader import load_job
+from cvbatch.core.errors import ConfigError
 from cvbatch.demo.render import render_archive
-from cvbatch.errors import ConfigError
-from cvbatch.jobfile import load_job
-from cvbatch.page.writing import write_report
-from cvbatch.reading import Result
-from cvbatch.run.prediction import Listener, predict
-from cvbatch.run.summary import Summary
-from cvbatch.sheet import picture_sheet
+from cvbatch.images.drawing import to_png
+from cvbatch.predict.job import Listener, predict
+from cvbatch.predict.summary import Summary
+from cvbatch.report.job import write_report
+from cvbatch.results.contact_sheet import picture_sheet
+from cvbatch.results.result import Result
 
 SEED = 20_260  # no scene of this archive was trained on
 NUM_PICTURED = 16

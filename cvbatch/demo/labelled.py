@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cvbatch.data.labels.examine import Row
-from cvbatch.data.labels.shards import ShardWriter
-from cvbatch.data.labels.truth import Truth
 from cvbatch.demo.render import Scene, encode_jpeg, load_backgrounds, render_scene, scene_seed
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
+from cvbatch.importers.annotations import Truth
+from cvbatch.importers.shard_writer import ShardWriter
+from cvbatch.importers.validation import Row
 
 _TRUTH = Truth(
     columns=("labels", "boxes", "mask"),

@@ -19,8 +19,8 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.arrays.masks import encode_png
 from cvbatch.demo.shapes import CLASSES, Shape, draw
+from cvbatch.images.masks import encode_png
 
 SIZES_HW = ((240, 320), (256, 256), (320, 240), (240, 360))
 MAIN_RATIO = 1.8

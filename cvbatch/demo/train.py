@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cvbatch.config.train import parse_training
+from cvbatch.core.progress import listening
 from cvbatch.demo.labelled import write_labelled
-from cvbatch.run.progress import listening
-from cvbatch.run.training import train
-from cvbatch.trainfile import parse_training
+from cvbatch.train.job import train
 
 # Split → (seed of its archive, scenes); archives of users have smaller seeds, so they share none.
 SPLITS = {"train": (1_000_000, 4000), "validation": (2_000_000, 200), "test": (3_000_000, 500)}

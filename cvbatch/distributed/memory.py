@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cvbatch.errors import ConfigError
-from cvbatch.programs import BuiltProgram
-from cvbatch.run import machine
-from cvbatch.run.cluster import Resources, Wiring, actors_on
+from cvbatch.core.errors import ConfigError
+from cvbatch.distributed import hardware
+from cvbatch.distributed.session import Resources, Wiring, actors_on
+from cvbatch.inference.programs import BuiltProgram
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def memory_of_each(said_bytes: int | None, wiring: Wiring, resources: Resources)
     if said_bytes is not None:
         return said_bytes
     if wiring.gpus_per_actor > 0:
-        whole = machine.gpu_memory_bytes()
+        whole = hardware.gpu_memory_bytes()
         return None if whole is None else int(whole * min(1.0, wiring.gpus_per_actor))
     shares = [
         node.memory_bytes // num_actors

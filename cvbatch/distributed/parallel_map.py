@@ -17,11 +17,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from cvbatch.apart import end_with_parent
-from cvbatch.config import PatienceConfig
-from cvbatch.data import store
-from cvbatch.errors import CvbatchError
-from cvbatch.run.cluster import joins_a_cluster
+from cvbatch.config.predict import PatienceConfig
+from cvbatch.core.child_process import end_with_parent
+from cvbatch.core.errors import CvbatchError
+from cvbatch.distributed.session import joins_a_cluster
+from cvbatch.storage import store
 
 Held = TypeVar("Held")
 Item = TypeVar("Item")

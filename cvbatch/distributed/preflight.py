@@ -21,9 +21,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cvbatch import __version__
-from cvbatch.config import PatienceConfig
-from cvbatch.data import store
-from cvbatch.errors import (
+from cvbatch.config.predict import PatienceConfig
+from cvbatch.core.errors import (
     AccessDeniedError,
     ConfigError,
     NotFoundError,
@@ -31,6 +30,7 @@ from cvbatch.errors import (
     SourceError,
     StoreError,
 )
+from cvbatch.storage import store
 
 _LIMIT_S = 60.0  # that nodes are waited for, when all else is ready
 _REMEDY = "give all nodes of the cluster the same image, or one environment by --runtime-env"
@@ -97,7 +97,7 @@ def _question(errand: Errand, names: list[str], node: str) -> Callable[[], Answe
                 said[name] = "none"
         try:
             import cvbatch
-            from cvbatch.run.preflight import run_errand
+            from cvbatch.distributed.preflight import run_errand
         except ImportError as error:
             return {"versions": said, "missing": str(error)}
         said["cvbatch"] = cvbatch.__version__

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cvbatch.config import JobConfig
-from cvbatch.errors import ConfigError, CvbatchError
-from cvbatch.run import machine
+from cvbatch.config.predict import JobConfig
+from cvbatch.core.errors import ConfigError, CvbatchError
+from cvbatch.distributed import hardware
 
 # A local Ray holds chunks in passing only; its default is 30 % of the machine's memory.
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
@@ -63,8 +63,8 @@ def _is_connected() -> bool:
 
 def local_resources() -> Resources:
     """Return what a local Ray would have, without starting it."""
-    cpus, gpus = float(machine.num_cpus()), float(machine.num_gpus())
-    return Resources(cpus, gpus, (Node(cpus, gpus, machine.memory_bytes()),))
+    cpus, gpus = float(hardware.num_cpus()), float(hardware.num_gpus())
+    return Resources(cpus, gpus, (Node(cpus, gpus, hardware.memory_bytes()),))
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _connect() -> None:
     }
     if not address:
         options |= {
-            "num_cpus": machine.num_cpus(),
+            "num_cpus": hardware.num_cpus(),
             "include_dashboard": False,
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
         }

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cvbatch.data.joining import Truth
-from cvbatch.data.results import Result
-from cvbatch.errors import ConfigError, SourceError
-from cvbatch.evalfile import EvaluationConfig
-from cvbatch.evaluate import TASKS, Order
-from cvbatch.naming import nearest, offer
+from cvbatch.config.evaluate import EvaluationConfig
+from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.core.suggestions import nearest, offer
+from cvbatch.evaluate.join import Truth
+from cvbatch.evaluate.scoring import TASKS, Order
+from cvbatch.results._results import Result
 
 _TOP_K = (1, 5)
 _PLACES = ("boxes", "mask")  # columns that say where a class is

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvbatch.arrays.boxes import iou
-from cvbatch.arrays.heatmaps import boxes_from_heatmap
-from cvbatch.arrays.laying import over_original, strongest_point
-from cvbatch.arrays.masks import decode_png
-from cvbatch.arrays.perturbing import (
+from cvbatch.config.predict import SourceConfig
+from cvbatch.core.errors import SourceError
+from cvbatch.core.types import ChunkRef, Decoded, Failure, InputKey
+from cvbatch.evaluate.join import Piece, read_piece
+from cvbatch.evaluate.perturbation import (
     blurred,
     drawing,
     exchanged,
@@ -26,17 +26,17 @@ from cvbatch.arrays.perturbing import (
     misplaced,
     pixel_order,
 )
-from cvbatch.arrays.pixels import Placement, place
-from cvbatch.arrays.tiles import place_all
-from cvbatch.config import SourceConfig
-from cvbatch.data.careful import CarefulDecoder
-from cvbatch.data.decode import Limits
-from cvbatch.data.joining import Piece, read_piece
-from cvbatch.data.parts import Parts
-from cvbatch.engines import Program
-from cvbatch.errors import SourceError
-from cvbatch.programs import BuiltProgram
-from cvbatch.types import ChunkRef, Decoded, Failure, InputKey
+from cvbatch.geometry.boxes import iou
+from cvbatch.geometry.resampling import over_original, strongest_point
+from cvbatch.geometry.resize import Placement, place
+from cvbatch.geometry.tiling import place_all
+from cvbatch.images.decode import Limits
+from cvbatch.images.heatmaps import boxes_from_heatmap
+from cvbatch.images.isolated_decode import CarefulDecoder
+from cvbatch.images.masks import decode_png
+from cvbatch.inference.engines import Program
+from cvbatch.inference.programs import BuiltProgram
+from cvbatch.results.parts import Parts
 
 CURVES = ("insertion", "deletion", "random_insertion", "random_deletion")
 MAX_TILE_BYTES = 64 << 20  # of one image; while it is judged twenty times that are held

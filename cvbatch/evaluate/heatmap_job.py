@@ -20,16 +20,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from cvbatch.config import TASK_COLUMNS, JobConfig, tiling_of
-from cvbatch.data import store
-from cvbatch.data.joining import Piece
-from cvbatch.data.parts import Parts
-from cvbatch.data.results import Result
-from cvbatch.errors import ModelError, SourceError
-from cvbatch.evalfile import EvaluationConfig, HeatmapsConfig
-from cvbatch.faithful import HeatmapOrder, Judgement, Share, judge_share
-from cvbatch.heatmapcard import all_of
-from cvbatch.programs import (
+from cvbatch.config.evaluate import EvaluationConfig, HeatmapsConfig
+from cvbatch.config.predict import TASK_COLUMNS, JobConfig, tiling_of
+from cvbatch.core.errors import ModelError, SourceError
+from cvbatch.core.types import InputKey
+from cvbatch.distributed.parallel_map import Listener, Work
+from cvbatch.distributed.session import silent_stderr
+from cvbatch.evaluate.heatmap_faithfulness import HeatmapOrder, Judgement, Share, judge_share
+from cvbatch.evaluate.heatmap_metrics import all_of
+from cvbatch.evaluate.join import Piece
+from cvbatch.inference.programs import (
     Building,
     BuildRequest,
     BuiltProgram,
@@ -37,10 +37,10 @@ from cvbatch.programs import (
     program_uri,
     requests_for,
 )
-from cvbatch.reading import read_job
-from cvbatch.run.cluster import silent_stderr
-from cvbatch.run.spread import Listener, Work
-from cvbatch.types import InputKey
+from cvbatch.results._results import Result
+from cvbatch.results.parts import Parts
+from cvbatch.results.result import read_job
+from cvbatch.storage import store
 
 _SHARE_IMAGES = 16  # judged by one call: a decoding process and a loaded program for each
 _THREADS = 16

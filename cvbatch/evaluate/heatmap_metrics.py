@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.arrays.mergeable import ratio
-from cvbatch.arrays.perturbing import area_under
-from cvbatch.arrays.tally import image_weights
-from cvbatch.evaluate import Order
-from cvbatch.faithful import CURVES, Judged, Judgement
-from cvbatch.scorecard import Figure, make_figure
+from cvbatch.evaluate.heatmap_faithfulness import CURVES, Judged, Judgement
+from cvbatch.evaluate.metrics_table import Figure, make_figure
+from cvbatch.evaluate.perturbation import area_under
+from cvbatch.evaluate.scoring import Order
+from cvbatch.metrics.base import ratio
+from cvbatch.metrics.counts import image_weights
 
 METRICS = ("insertion_auc", "deletion_auc", "pointing_game", "box_iou", "box_iou_50")
 _COLUMNS = [f"{who}{metric}" for metric in METRICS for who in ("", "random_")]

@@ -16,20 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch import heatmapcard, scorecard, scoreplots
-from cvbatch.classmap import make_order, never_predicted, places_of_classes
-from cvbatch.data import store
-from cvbatch.data.joining import Joined, Truth, find_truth, join, only_predicted
-from cvbatch.data.owner import held, put_state
-from cvbatch.data.results import Result, find_result
-from cvbatch.errors import ConfigError
-from cvbatch.evalfile import EVALUATION_VERSION, EvaluateJob, fingerprint
-from cvbatch.evaluate import TASKS, Order, Scored, merged, score_piece
-from cvbatch.faithful import Judgement, Share
-from cvbatch.programs import BuiltProgram
-from cvbatch.run.cluster import Resources, connected, joins_a_cluster, local_resources
-from cvbatch.run.faithfulness import Subject, choose_shares, find_subject, have_program, judge
-from cvbatch.run.spread import Listener, Work
+from cvbatch.config.evaluate import EVALUATION_VERSION, EvaluateJob, fingerprint
+from cvbatch.core.errors import ConfigError
+from cvbatch.distributed.parallel_map import Listener, Work
+from cvbatch.distributed.session import Resources, connected, joins_a_cluster, local_resources
+from cvbatch.evaluate import heatmap_metrics, metrics_table, plots
+from cvbatch.evaluate.class_map import make_order, never_predicted, places_of_classes
+from cvbatch.evaluate.heatmap_faithfulness import Judgement, Share
+from cvbatch.evaluate.heatmap_job import Subject, choose_shares, find_subject, have_program, judge
+from cvbatch.evaluate.join import Joined, Truth, find_truth, join, only_predicted
+from cvbatch.evaluate.scoring import TASKS, Order, Scored, merged, score_piece
+from cvbatch.inference.programs import BuiltProgram
+from cvbatch.results._results import Result, find_result
+from cvbatch.storage import store
+from cvbatch.storage.sink_state import held, put_state
 
 _DIFFERS = "evaluation: the predictions, the truth or the evaluation section differ"
 _SHOWN = 3  # ids named on the terminal
@@ -38,7 +38,7 @@ _REPLICATES = 10  # drawn by one task
 _PARTS_A_WORKER = 16
 _SHARES_A_WORKER = 2  # of images with heatmaps
 _BOXES = "heatmap_boxes.parquet"
-_PICTURES = ("precision_recall_", "confusion_", scoreplots.CURVES)
+_PICTURES = ("precision_recall_", "confusion_", plots.CURVES)
 _UNMATCHED = pa.schema([("image_id", pa.string()), ("side", pa.string()), ("reason", pa.string())])
 
 
@@ -109,8 +109,8 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
     heatmaps = _find_heatmaps(job, result, truth, joined)
     _warn(result, order, joined, listener)
     scored, replicates, judgement = _work(job, order, joined, heatmaps, listener)
-    figures = scorecard.figures_of(order, scored, replicates)
-    figures += heatmapcard.heatmap_figures(judgement.judged, order)
+    figures = metrics_table.figures_of(order, scored, replicates)
+    figures += heatmap_metrics.heatmap_figures(judgement.judged, order)
     summary = EvaluationSummary(
         sink,
         identity,
@@ -148,7 +148,7 @@ def _work(
     joined: Joined,
     heatmaps: _Heatmaps | None,
     listener: Listener,
-) -> tuple[Scored, scorecard.Replicates, Judgement]:
+) -> tuple[Scored, metrics_table.Replicates, Judgement]:
     """Return all scores, the replicates that are still to be formed, and what heatmaps came to."""
     pieces = joined.pieces if joined.kind else []
     with ExitStack() as stack:
@@ -159,12 +159,14 @@ def _work(
         if work.needs_ray or judging.needs_ray:
             stack.enter_context(connected())
         scored = merged(work.of(score_piece, order, pieces, "parts scored"))
-        replicates: scorecard.Replicates = {}
-        asked = scorecard.resampling_of(order, scored)
+        replicates: metrics_table.Replicates = {}
+        asked = metrics_table.resampling_of(order, scored)
         if asked is not None:
             numbers = range(1, order.num_replicates + 1)
             shares = [numbers[i : i + _REPLICATES] for i in range(0, len(numbers), _REPLICATES)]
-            for some in work.of(scorecard.resample, asked, shares, "shares of replicates drawn"):
+            for some in work.of(
+                metrics_table.resample, asked, shares, "shares of replicates drawn"
+            ):
                 replicates |= some
         if heatmaps is None:
             return scored, replicates, Judgement()
@@ -201,21 +203,21 @@ def _files(
     order: Order,
     scored: Scored,
     judgement: Judgement,
-    figures: Sequence[scorecard.Figure],
+    figures: Sequence[metrics_table.Figure],
     joined: Joined,
     about: dict[str, Any],
 ) -> Iterator[tuple[str, bytes | pa.Buffer]]:
     """Yield what an evaluation leaves, by name."""
-    yield "metrics.parquet", scorecard.to_parquet(figures)
+    yield "metrics.parquet", metrics_table.to_parquet(figures)
     yield "unmatched.parquet", _unmatched(joined, scored, judgement)
-    yield from scoreplots.pictures_of(order, scored).items()
+    yield from plots.pictures_of(order, scored).items()
     details = {}
     if judgement.judged:
-        yield _BOXES, heatmapcard.boxes_to_parquet(judgement.judged)
-        yield scoreplots.CURVES, scoreplots.curves_of(heatmapcard.mean_curves(judgement.judged))
-        details["heatmap"] = heatmapcard.heatmap_details(judgement)
+        yield _BOXES, heatmap_metrics.boxes_to_parquet(judgement.judged)
+        yield plots.CURVES, plots.curves_of(heatmap_metrics.mean_curves(judgement.judged))
+        details["heatmap"] = heatmap_metrics.heatmap_details(judgement)
     told = {key: about[key] for key in ("schema_version", "images", "joined_by", "evaluation")}
-    yield "metrics.json", scorecard.to_json(figures, told, order, scored, details)
+    yield "metrics.json", metrics_table.to_json(figures, told, order, scored, details)
 
 
 def _choose_workers(

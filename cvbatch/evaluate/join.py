@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cvbatch.config import SCHEMA_VERSION
-from cvbatch.data import store
-from cvbatch.data.labelled import files_of
-from cvbatch.data.results import Part
-from cvbatch.errors import ConfigError, SourceError
+from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.datasets.reader import files_of
+from cvbatch.results._results import Part
+from cvbatch.storage import store
 
 KINDS = ("image_id", "row", "name")
 _COLUMNS = ("labels", "boxes", "mask")

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.arrays.average_precision import AveragePrecision
-from cvbatch.arrays.mergeable import mean
-from cvbatch.arrays.scores import Calibration, Confusion, MultiLabelPrecision, TopK
-from cvbatch.arrays.tally import Tally, image_weights, interval
-from cvbatch.evaluate import TASKS, Order, Scored
+from cvbatch.evaluate.scoring import TASKS, Order, Scored
+from cvbatch.metrics.average_precision import AveragePrecision
+from cvbatch.metrics.base import mean
+from cvbatch.metrics.classification import Calibration, Confusion, MultiLabelPrecision, TopK
+from cvbatch.metrics.counts import Tally, image_weights, interval
 
 Kind = TypeVar("Kind")
 Replicates = dict[int, dict[str, np.ndarray]]  # number → metric → (C,)

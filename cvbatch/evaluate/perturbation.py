@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from cvbatch.arrays.laying import over_input
-from cvbatch.arrays.pixels import PADDING_GREY, Placement, divide
+from cvbatch.geometry.resampling import over_input
+from cvbatch.geometry.resize import PADDING_GREY, Placement, divide
 
 BLUR = 0.1  # standard deviation, of the input's shorter side
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from cvbatch.arrays.average_precision import RECALLS, AveragePrecision
-from cvbatch.arrays.drawing import TILE_HW, contact_sheet, to_png, write_text
-from cvbatch.arrays.mergeable import ratio
-from cvbatch.arrays.perturbing import area_under
-from cvbatch.arrays.scores import Confusion, MultiLabelPrecision
-from cvbatch.evaluate import TASKS, Order, Scored
+from cvbatch.evaluate.perturbation import area_under
+from cvbatch.evaluate.scoring import TASKS, Order, Scored
+from cvbatch.images.drawing import TILE_HW, contact_sheet, to_png, write_text
+from cvbatch.metrics.average_precision import RECALLS, AveragePrecision
+from cvbatch.metrics.base import ratio
+from cvbatch.metrics.classification import Confusion, MultiLabelPrecision
 
 MAX_CURVES = 24  # classes drawn, those with most objects
 CURVES = "insertion_deletion.png"

@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvbatch.arrays.average_precision import AveragePrecision
-from cvbatch.arrays.masks import decode_png
-from cvbatch.arrays.matching import AREA_RANGES, IOU_THRESHOLDS, TrueBoxes
-from cvbatch.arrays.mergeable import Score
-from cvbatch.arrays.scores import Calibration, Confusion, MultiLabelPrecision, TopK
-from cvbatch.arrays.tally import Tally, counted, image_weights
-from cvbatch.data.joining import Piece, read_piece
-from cvbatch.errors import SourceError
-from cvbatch.types import VOID_CLASS, Boxes
+from cvbatch.core.errors import SourceError
+from cvbatch.core.types import VOID_CLASS, Boxes
+from cvbatch.evaluate.join import Piece, read_piece
+from cvbatch.images.masks import decode_png
+from cvbatch.metrics.average_precision import AveragePrecision
+from cvbatch.metrics.base import Score
+from cvbatch.metrics.box_matching import AREA_RANGES, IOU_THRESHOLDS, TrueBoxes
+from cvbatch.metrics.classification import Calibration, Confusion, MultiLabelPrecision, TopK
+from cvbatch.metrics.counts import Tally, counted, image_weights
 
 TASKS = {"labels": "classification", "mask": "segmentation", "boxes": "detection"}
 MAX_CONFUSION_CLASSES = 1000  # beyond, the matrix is larger than all else

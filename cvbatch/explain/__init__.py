@@ -1,1 +1,1 @@
-"""What a network saw: Grad-CAM in the graph of the forward pass."""
+"""`cvbatch explain`: activations, filter patterns, DeepDream and Grad-CAM of one network."""

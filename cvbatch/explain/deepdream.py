@@ -13,11 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cvbatch.errors import ModelError
-from cvbatch.explain.features import WHITE, AsInput, unit, within_border
-from cvbatch.explain.layers import choose, cut_off
-from cvbatch.explainfile import DreamConfig
-from cvbatch.models.graphs import resized
+from cvbatch.config.explain import DreamConfig
+from cvbatch.core.errors import ModelError
+from cvbatch.explain.filters import WHITE, AsInput, unit, within_border
+from cvbatch.explain.layer_selection import choose, cut_off
+from cvbatch.models.graph_surgery import resized
 
 Size = tuple[int, int]  # height, width
 Climb = Callable[[tf.Tensor], tf.Tensor]

@@ -13,9 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cvbatch.errors import ModelError
-from cvbatch.explain.gradcam import leaf_steps, recorded_calls
-from cvbatch.explain.layers import KERNELS, cut_off, output_of
+from cvbatch.core.errors import ModelError
+from cvbatch.explain.layer_selection import KERNELS, cut_off, output_of
+from cvbatch.inference.gradcam import leaf_steps, recorded_calls
 
 BORDER_PX = 2  # of a layer's map: padding is felt there
 _NOISE = (0.4, 0.6)  # where pixels go from 0 to 1

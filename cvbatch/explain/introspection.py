@@ -12,20 +12,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cvbatch import build
-from cvbatch.arrays.boxes import iou, to_xyxy
-from cvbatch.arrays.grids import cropped
-from cvbatch.arrays.pixels import Placement, place, to_original
-from cvbatch.arrays.placing import boxes_to_input
-from cvbatch.errors import ModelError
-from cvbatch.explain import features, gradcam, layers, regions
-from cvbatch.explain.dream import Dreamer
+from cvbatch.config.explain import ExplainJob
+from cvbatch.core.errors import ModelError
+from cvbatch.core.suggestions import offer
+from cvbatch.core.types import Failure, ImageBatch, InputKey
+from cvbatch.explain import filters as features
+from cvbatch.explain import layer_selection
+from cvbatch.explain import region_scores as regions
+from cvbatch.explain.deepdream import Dreamer
+from cvbatch.explain.image_grids import cropped
 from cvbatch.explain.tables import Explanation, Located
-from cvbatch.explainer import Facts
-from cvbatch.explainfile import ExplainJob
-from cvbatch.naming import offer
-from cvbatch.programs import BuildRequest
-from cvbatch.serving import (
+from cvbatch.explain.work import Facts
+from cvbatch.geometry._placing import boxes_to_input
+from cvbatch.geometry.boxes import iou, to_xyxy
+from cvbatch.geometry.resize import Placement, place, to_original
+from cvbatch.inference import compile, gradcam
+from cvbatch.inference.graph import (
     before_activation,
     input_size,
     logits_and_probabilities,
@@ -35,8 +37,8 @@ from cvbatch.serving import (
     scores_output,
     single_box,
 )
-from cvbatch.tasks import outputs as task_outputs
-from cvbatch.types import Failure, ImageBatch, InputKey
+from cvbatch.inference.programs import BuildRequest
+from cvbatch.models import outputs as task_outputs
 
 Tensors = dict[str, tf.Tensor]
 Arrays = dict[str, np.ndarray]
@@ -56,8 +58,8 @@ def built(request: BuildRequest) -> keras.Model:
     Raises:
         ModelError: it cannot be had.
     """
-    keras.utils.set_random_seed(build.RANDOM_SEED)
-    return build.load(request)
+    keras.utils.set_random_seed(compile.RANDOM_SEED)
+    return compile.load(request)
 
 
 def facts_of(model: keras.Model, job: ExplainJob, request: BuildRequest) -> Facts:
@@ -67,29 +69,33 @@ def facts_of(model: keras.Model, job: ExplainJob, request: BuildRequest) -> Fact
         ModelError: a layer or class is not there, or the outputs do not fit the task.
     """
     size = input_size(model, job.model)
-    shapes = layers.map_shapes(model, size)
+    shapes = layer_selection.map_shapes(model, size)
     chosen: dict[str, list[str]] = {}
     if job.activations:
-        kinds = (*layers.CONVOLUTIONS, *layers.POOLINGS)
+        kinds = (*layer_selection.CONVOLUTIONS, *layer_selection.POOLINGS)
         said = job.activations.layers
-        chosen["activations"] = layers.choose(model, said, kinds, "activations.layers")
+        chosen["activations"] = layer_selection.choose(model, said, kinds, "activations.layers")
     if job.patterns and job.patterns.layers is None:
-        chosen["patterns"] = layers.last_of_each_size(model, shapes)
+        chosen["patterns"] = layer_selection.last_of_each_size(model, shapes)
     elif job.patterns:
-        chosen["patterns"] = layers.choose(model, job.patterns.layers, (), "patterns.layers")
+        chosen["patterns"] = layer_selection.choose(
+            model, job.patterns.layers, (), "patterns.layers"
+        )
     for what, paths in chosen.items():
-        layers.check_maps(model, paths, shapes, f"{what}.layers")
+        layer_selection.check_maps(model, paths, shapes, f"{what}.layers")
     if job.weights:
         said = job.weights.layers
-        chosen["weights"] = layers.choose(model, said, layers.KERNELS, "weights.layers")
+        chosen["weights"] = layer_selection.choose(
+            model, said, layer_selection.KERNELS, "weights.layers"
+        )
         for path in chosen["weights"]:
             features.kernels_of(model, path)
     classes: tuple[str, ...] = ()
     if job.gradcam:
-        classes = build.class_names(request, num_classes(model, job.model))
+        classes = compile.class_names(request, num_classes(model, job.model))
         _check_classes(job.gradcam.classes or (), classes)
         if job.gradcam.layer != "auto":
-            layers.choose(model, [job.gradcam.layer], (), "gradcam.layer")
+            layer_selection.choose(model, [job.gradcam.layer], (), "gradcam.layer")
     return Facts(
         classes,
         size,
@@ -286,7 +292,7 @@ class Network:
         with gradcam.recorded_calls(self._model) as calls:
             found = self._outputs(pixels)
         results = {
-            f"{_MAP}{path}": tf.cast(layers.output_of(calls, path), tf.float32)
+            f"{_MAP}{path}": tf.cast(layer_selection.output_of(calls, path), tf.float32)
             for path in self._facts.layers.get("activations", ())
         }
         return results | (self._heatmaps(found, calls, focus) if self._job.gradcam else {})

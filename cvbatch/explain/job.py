@@ -19,15 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from cvbatch import __version__
-from cvbatch.apart import Apart
-from cvbatch.config import SinkConfig
-from cvbatch.data import sink, store, temporary
-from cvbatch.data.lease import Lease
-from cvbatch.data.listing import list_files
-from cvbatch.data.owner import held, put_state
-from cvbatch.data.plan import Plan, make_plan
-from cvbatch.errors import ConfigError, NotFoundError
-from cvbatch.explainer import (
+from cvbatch.config.explain import EXPLANATION_VERSION, OF_THE_MODEL, ExplainJob, fingerprint
+from cvbatch.config.predict import SinkConfig
+from cvbatch.core.child_process import Apart
+from cvbatch.core.errors import ConfigError, NotFoundError
+from cvbatch.core.failures import Examples, are_too_many, as_json, merge
+from cvbatch.distributed.parallel_map import Work
+from cvbatch.distributed.session import (
+    Resources,
+    connected,
+    joins_a_cluster,
+    local_resources,
+    silent_stderr,
+)
+from cvbatch.explain.work import (
     IMAGES,
     NETWORK,
     ExplainOrder,
@@ -39,18 +44,14 @@ from cvbatch.explainer import (
     look_over,
     work,
 )
-from cvbatch.explainfile import EXPLANATION_VERSION, OF_THE_MODEL, ExplainJob, fingerprint
-from cvbatch.failures import Examples, are_too_many, as_json, merge
-from cvbatch.programs import BuildRequest, Identity, identify
-from cvbatch.run.cluster import (
-    Resources,
-    connected,
-    joins_a_cluster,
-    local_resources,
-    silent_stderr,
-)
-from cvbatch.run.prediction import Listener
-from cvbatch.run.spread import Work
+from cvbatch.inference.programs import BuildRequest, Identity, identify
+from cvbatch.planning.plan import Plan, make_plan
+from cvbatch.predict.job import Listener
+from cvbatch.results import writer
+from cvbatch.storage import atomic, store
+from cvbatch.storage.lease import Lease
+from cvbatch.storage.listing import list_files
+from cvbatch.storage.sink_state import held, put_state
 
 _DIFFERS = "explanation: the model or what is asked of it differs"
 _CHUNK_BYTES = 256 << 20
@@ -150,7 +151,7 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
 
 def _asked(job: ExplainJob, plan: Plan | None, listener: Listener) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
-    from cvbatch.run.preflight import nodes_asked
+    from cvbatch.distributed.preflight import nodes_asked
 
     source_uri = plan.read_chunk(plan.chunks[0]).items[0].uri if plan else None
     return nodes_asked(job.sink.uri, source_uri, job.run, listener.say)
@@ -247,7 +248,7 @@ def _commit(order: ExplainOrder, plan: Plan | None, saved: Path) -> None:
     if plan is not None:
         plan.commit()
         for chunk_id in plan.stale:
-            store.delete(order.uri(IMAGES, sink.part_name(chunk_id)))
+            store.delete(order.uri(IMAGES, writer.part_name(chunk_id)))
 
 
 def _put_state(order: ExplainOrder, counted: tuple[int, int] | None) -> None:
@@ -271,7 +272,7 @@ def _remove_leftovers(sink_uri: str) -> None:
     place = store.Place.of(sink_uri)
     if place.scheme == "file":
         for folder, _, _ in os.walk(place.path):
-            temporary.remove_leftovers(Path(folder), ".")
+            atomic.remove_leftovers(Path(folder), ".")
 
 
 def _pieces(order: ExplainOrder, plan: Plan | None, overwrite: bool) -> list[Piece]:

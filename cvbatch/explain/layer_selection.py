@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from cvbatch.errors import ModelError
-from cvbatch.explain.gradcam import Calls, leaf_steps, matches, recorded_calls
-from cvbatch.models.graphs import calls_of, flat
-from cvbatch.models.layers import PartialConv2D, TrainableSubsampling
-from cvbatch.naming import nearest
+from cvbatch.core.errors import ModelError
+from cvbatch.core.suggestions import nearest
+from cvbatch.inference.gradcam import Calls, leaf_steps, matches, recorded_calls
+from cvbatch.models.custom_layers import PartialConv2D, TrainableSubsampling
+from cvbatch.models.graph_surgery import calls_of, flat
 
 KERNELS = (
     keras.layers.Conv2D,

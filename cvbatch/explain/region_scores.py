@@ -9,9 +9,9 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from cvbatch.errors import ModelError
-from cvbatch.explain.gradcam import Calls, has_positions, is_passing, matches
-from cvbatch.explain.layers import CONVOLUTIONS
+from cvbatch.core.errors import ModelError
+from cvbatch.explain.layer_selection import CONVOLUTIONS
+from cvbatch.inference.gradcam import Calls, has_positions, is_passing, matches
 
 _READERS = (*CONVOLUTIONS, keras.layers.Dense)  # they make of a feature map something else
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.data import schema
-from cvbatch.data.exports.names import split_name
-from cvbatch.types import Failure, ImageBatch
+from cvbatch.core.types import Failure, ImageBatch
+from cvbatch.results import schema
+from cvbatch.results.safe_names import split_name
 
 _CHANNELS = pa.struct(
     [

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.arrays import grids
-from cvbatch.arrays.drawing import draw_boxes, to_png
-from cvbatch.arrays.heatmaps import overlay
-from cvbatch.data import sink, store
-from cvbatch.data.careful import CarefulDecoder
-from cvbatch.data.decode import Limits, decode_images
-from cvbatch.data.plan import read_chunk
-from cvbatch.data.sources import read_chunk_images
-from cvbatch.explain import tables
-from cvbatch.explainfile import OF_IMAGES, ExplainJob
-from cvbatch.failures import Examples, note
-from cvbatch.programs import BuildRequest
-from cvbatch.types import ChunkRef, EncodedImage, Failure, ImageBatch, InputKey
+from cvbatch.config.explain import OF_IMAGES, ExplainJob
+from cvbatch.core.failures import Examples, note
+from cvbatch.core.types import ChunkRef, EncodedImage, Failure, ImageBatch, InputKey
+from cvbatch.explain import image_grids, tables
+from cvbatch.images.decode import Limits, decode_images
+from cvbatch.images.drawing import draw_boxes, to_png
+from cvbatch.images.heatmaps import overlay
+from cvbatch.images.isolated_decode import CarefulDecoder
+from cvbatch.inference.programs import BuildRequest
+from cvbatch.planning.plan import read_chunk
+from cvbatch.results import writer
+from cvbatch.sources.readers import read_chunk_images
+from cvbatch.storage import store
 
 if TYPE_CHECKING:
-    from cvbatch.inside import Network
+    from cvbatch.explain.introspection import Network
 
 IMAGES = "images"  # the sink's folder of the images' rows
 PICTURES = "pictures"
@@ -101,7 +101,7 @@ def look_over(job: ExplainJob, request: BuildRequest, saved: Path) -> Facts:
         ModelError: the network cannot be had, or is not as the job needs it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from cvbatch.inside import Network, built, facts_of
+    from cvbatch.explain.introspection import Network, built, facts_of
 
     model = built(request)
     facts = facts_of(model, job, request)
@@ -118,13 +118,13 @@ def load(order: ExplainOrder) -> Network:
     key = (order.fingerprint, order.job.run.batch_size)
     if key not in _held:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from cvbatch.inside import Network, set_threads
-        from cvbatch.models import zoo
+        from cvbatch.explain.introspection import Network, set_threads
+        from cvbatch.models import registry
 
         set_threads(order.threads)
         uri = order.uri(NETWORK)
         _held.clear()
-        model = zoo.load_file(uri, store.fetch(uri))
+        model = registry.load_file(uri, store.fetch(uri))
         _held[key] = Network(model, order.job, order.facts)
     return _held[key]
 
@@ -141,13 +141,13 @@ def work(order: ExplainOrder, piece: Piece) -> PieceReport:
 def file_uri(order: ExplainOrder, piece: Piece) -> str:
     """Return the URI of the file that says that a piece is done."""
     if piece.ref is not None:
-        return order.uri(IMAGES, sink.part_name(piece.ref.chunk_id))
+        return order.uri(IMAGES, writer.part_name(piece.ref.chunk_id))
     return order.uri(piece.kind, f"{tables.layer_name(piece.layer)}.parquet")
 
 
 def _patterns(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
     found = network.patterns(piece.layer)
-    picture = _draw(order, grids.pattern_grid(found.pictures), piece)
+    picture = _draw(order, image_grids.pattern_grid(found.pictures), piece)
     rows = tables.filter_rows(piece.layer, found.pictures, picture, found.activation)
     _write(order, piece, rows)
     return PieceReport(num_pictures=1)
@@ -155,7 +155,7 @@ def _patterns(order: ExplainOrder, network: Network, piece: Piece) -> PieceRepor
 
 def _weights(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
     kernels = network.kernels(piece.layer)
-    picture = _draw(order, grids.kernel_grid(kernels), piece)
+    picture = _draw(order, image_grids.kernel_grid(kernels), piece)
     _write(order, piece, tables.filter_rows(piece.layer, np.moveaxis(kernels, -1, 0), picture))
     return PieceReport(num_pictures=1)
 
@@ -172,7 +172,7 @@ def _put(order: ExplainOrder, image: np.ndarray, *names: str) -> str:
 
 
 def _write(order: ExplainOrder, piece: Piece, rows: pa.Table) -> None:
-    data = sink.encode_part([rows], rows.schema, order.metadata)
+    data = writer.encode_part([rows], rows.schema, order.metadata)
     store.put_bytes(file_uri(order, piece), data)
 
 
@@ -193,9 +193,9 @@ def _images(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
         report.note(batch, failures)
         rows.append(tables.image_rows(batch, failures, explained, order.sections))
     chunk_id = piece.ref.chunk_id
-    metadata = sink.revised(order.metadata, order.revisions.get(chunk_id, 0))
+    metadata = writer.revised(order.metadata, order.revisions.get(chunk_id, 0))
     schema = tables.images_schema(order.sections)
-    sink.write_part(order.uri(IMAGES), chunk_id, rows, schema, metadata)
+    writer.write_part(order.uri(IMAGES), chunk_id, rows, schema, metadata)
     return report
 
 
@@ -228,7 +228,7 @@ def _leave(
             tables.Map(
                 layer,
                 values,
-                _put(order, grids.channel_grid(values), "activations", name,
+                _put(order, image_grids.channel_grid(values), "activations", name,
                      tables.layer_name(layer)),
             )
             for layer, values in found.activations.items()

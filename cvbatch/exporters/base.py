@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from cvbatch.data.exports.folder import Folder
-from cvbatch.data.exports.result import Seen
+from cvbatch.exporters.folder import Folder
+from cvbatch.exporters.rows import Seen
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.data.exports.documents import Items, plain, put_document
-from cvbatch.data.exports.folder import Folder
-from cvbatch.data.exports.format import SPLIT_NAMES, Format, Placed, Plan
-from cvbatch.data.exports.result import Seen
-from cvbatch.data.exports.runs import encode_runs, pack_runs
+from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
+from cvbatch.exporters.folder import Folder
+from cvbatch.exporters.json_stream import Items, plain, put_document
+from cvbatch.exporters.rows import Seen
+from cvbatch.images.rle import encode_runs, pack_runs
 
 
 class _Split:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.arrays.masks import encode_png
-from cvbatch.data.exports.documents import Items, plain, put_document
-from cvbatch.data.exports.format import Format, Placed, Plan
-from cvbatch.data.exports.result import Seen
+from cvbatch.exporters.base import Format, Placed, Plan
+from cvbatch.exporters.json_stream import Items, plain, put_document
+from cvbatch.exporters.rows import Seen
+from cvbatch.images.masks import encode_png
 
 _DOCUMENTS = {"boxes": "detections.json", "labels": "classifications.json"}
 

@@ -19,10 +19,10 @@ from typing import IO, Any
 
 import pyarrow.fs as pafs
 
-from cvbatch.config import SCHEMA_VERSION
-from cvbatch.data import store
-from cvbatch.data.temporary import remove_leftovers
-from cvbatch.errors import AccessDeniedError, NotFoundError, SinkError
+from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError
+from cvbatch.storage import store
+from cvbatch.storage.atomic import remove_leftovers
 
 MARK = "_cvbatch/export.json"
 _THREADS = 8

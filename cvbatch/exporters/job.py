@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cvbatch.data import store
-from cvbatch.data.exports.coco import Coco
-from cvbatch.data.exports.documents import Items, plain, put_document
-from cvbatch.data.exports.fiftyone import FiftyOne
-from cvbatch.data.exports.folder import Folder, begin
-from cvbatch.data.exports.format import SPLIT_NAMES, Format, Placed, Plan
-from cvbatch.data.exports.names import split_name, unique_stem
-from cvbatch.data.exports.options import ExportOptions
-from cvbatch.data.exports.result import Left, Result, Seen, Survey
-from cvbatch.data.exports.voc import Voc
-from cvbatch.data.exports.yolo import Yolo
-from cvbatch.data.formats import format_of
-from cvbatch.data.labels.pictures import Picture, read_picture
-from cvbatch.data.labels.splits import choose_split
-from cvbatch.errors import ConfigError
-from cvbatch.types import Failure
+from cvbatch.core.errors import ConfigError
+from cvbatch.core.types import Failure
+from cvbatch.datasets.splits import choose_split
+from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
+from cvbatch.exporters.coco import Coco
+from cvbatch.exporters.fiftyone import FiftyOne
+from cvbatch.exporters.folder import Folder, begin
+from cvbatch.exporters.json_stream import Items, plain, put_document
+from cvbatch.exporters.options import ExportOptions
+from cvbatch.exporters.rows import Left, Result, Seen, Survey
+from cvbatch.exporters.voc import Voc
+from cvbatch.exporters.yolo import Yolo
+from cvbatch.images.orientation import Picture, read_picture
+from cvbatch.images.signatures import format_of
+from cvbatch.results.safe_names import split_name, unique_stem
+from cvbatch.storage import store
 
 EXPORTS: dict[str, type[Format]] = {
     "coco": Coco,

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import IO, Any
 
-from cvbatch.data.exports.folder import Folder
-from cvbatch.data.faults import translate
+from cvbatch.exporters.folder import Folder
+from cvbatch.storage.retry import translate
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from cvbatch.data.labels.splits import Shares, parse_shares
-from cvbatch.errors import ConfigError
+from cvbatch.core.errors import ConfigError
+from cvbatch.datasets.splits import Shares, parse_shares
 
 EXPORT_MEANINGS = {
     "coco": "COCO: annotations/instances_*.json for boxes, stuff_*.json for masks, and results",

@@ -14,17 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.data import manifest, store
-from cvbatch.data.decode import Limits
-from cvbatch.data.exports.names import digest_of, key_of, repeated, split_name
-from cvbatch.data.parts import Parts, Said, describe, mask_of, read_rows
-from cvbatch.data.sources import read_chunk_images
-from cvbatch.errors import (
-    ConfigError,
-    CvbatchError,
-    SourceError,
-)
-from cvbatch.types import ChunkRef, EncodedImage, Failure
+from cvbatch.core.errors import ConfigError, CvbatchError, SourceError
+from cvbatch.core.types import ChunkRef, EncodedImage, Failure
+from cvbatch.images.decode import Limits
+from cvbatch.planning import manifest
+from cvbatch.results.parts import Parts, Said, describe, mask_of, read_rows
+from cvbatch.results.safe_names import digest_of, key_of, repeated, split_name
+from cvbatch.sources.readers import read_chunk_images
+from cvbatch.storage import store
 
 _ROWS_AT_ONCE = 64  # held with their masks
 _COMMON = ("image_id", "uri", "width", "height", "status", "error")

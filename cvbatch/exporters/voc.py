@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from cvbatch.data.exports.documents import Items, put_document
-from cvbatch.data.exports.format import SPLIT_NAMES, Format, Placed, Plan
-from cvbatch.data.exports.result import Seen
-from cvbatch.errors import ConfigError
+from cvbatch.core.errors import ConfigError
+from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
+from cvbatch.exporters.json_stream import Items, put_document
+from cvbatch.exporters.rows import Seen
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _THIN = "boxes of one pixel, which an import takes for clicks"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import yaml
 
-from cvbatch.data.exports.format import SPLIT_NAMES, Format, Placed, Plan
-from cvbatch.data.exports.result import Seen
+from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
+from cvbatch.exporters.rows import Seen
 
 _NO_AREA = "boxes without an area in their image, left out"
 

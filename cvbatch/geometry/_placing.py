@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cvbatch.arrays.pixels import Placement
-from cvbatch.types import VOID_CLASS
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.geometry.resize import Placement
 
 
 def boxes_to_input(
@@ -15,7 +15,7 @@ def boxes_to_input(
 ) -> np.ndarray:  # (M, 4) float32, pixels of the network's input
     """Return the boxes in pixels of the input, cut off where the image ends there.
 
-    The inverse of `cvbatch.arrays.pixels.to_original`. A box that a crop left out has no area.
+    The inverse of `cvbatch.geometry.resize.to_original`. A box that a crop left out has no area.
     """
     source, target = placement.source, placement.target
     scale = np.array([target.width / source.width, target.height / source.height] * 2)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cvbatch.arrays.pixels import Placement
+from cvbatch.geometry.resize import Placement
 
 MAX_SIDE = 1024  # of a map over an original: finer than any layer sees
 

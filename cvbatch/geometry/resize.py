@@ -2,7 +2,7 @@
 
 In each of the three modes one rectangle of the original, in whole pixels, fills one rectangle of
 the input, in whole pixels. Every mapping follows from those two. Of an image that is cut, each
-tile (`cvbatch.arrays.tiles`) lies in an input of its own.
+tile (`cvbatch.geometry.tiling`) lies in an input of its own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cvbatch.arrays.boxes import clip_boxes
-from cvbatch.types import VOID_CLASS, InputKey
+from cvbatch.core.types import VOID_CLASS, InputKey
+from cvbatch.geometry.boxes import clip_boxes
 
 JPEG_REDUCTIONS = (8, 4, 2, 1)
 PADDING_GREY = 114

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cvbatch.arrays.pixels import Placement, divide, place, window_size
-from cvbatch.types import InputKey
+from cvbatch.core.types import InputKey
+from cvbatch.geometry.resize import Placement, divide, place, window_size
 
 
 def place_all(height: int, width: int, key: InputKey) -> list[Placement]:

@@ -20,11 +20,11 @@ import numpy as np
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from cvbatch.arrays.pixels import jpeg_reduction, resize_image
-from cvbatch.arrays.tiles import count_tiles, place_all
-from cvbatch.data.formats import is_complete, png_has_all_rows
-from cvbatch.data.headers import PILLOW_ERRORS, Header, Limits, failure, read_header, refused
-from cvbatch.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey
+from cvbatch.core.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey
+from cvbatch.geometry.resize import jpeg_reduction, resize_image
+from cvbatch.geometry.tiling import count_tiles, place_all
+from cvbatch.images.headers import PILLOW_ERRORS, Header, Limits, failure, read_header, refused
+from cvbatch.images.signatures import is_complete, png_has_all_rows
 
 __all__ = [
     "PILLOW_ERRORS",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from cvbatch.arrays.pixels import Rectangle, place, resize_image
-from cvbatch.types import VOID_CLASS, InputKey
+from cvbatch.core.types import VOID_CLASS, InputKey
+from cvbatch.geometry.resize import Rectangle, place, resize_image
 
 TILE_HW = (240, 320)
 CAPTION_HEIGHT = 24

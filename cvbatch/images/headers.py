@@ -20,8 +20,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from cvbatch.data.formats import format_of, is_complete, num_scans, num_tags, webp_size
-from cvbatch.types import Failure
+from cvbatch.core.types import Failure
+from cvbatch.images.signatures import format_of, is_complete, num_scans, num_tags, webp_size
 
 _MAX_MESSAGE = 300
 _ORIENTATION_TAG = 274

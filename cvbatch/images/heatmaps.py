@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cvbatch.arrays.laying import MAX_SIDE, over_size
+from cvbatch.geometry.resampling import MAX_SIDE, over_size
 
 OPACITY = 0.4
 BOX_THRESHOLD = 0.15  # of a map's maximum: Grad-CAM, section 4.1

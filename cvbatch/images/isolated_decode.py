@@ -21,9 +21,9 @@ from typing import Any
 
 import cv2
 
-from cvbatch.data.decode import DecodeOne, Limits, decode
-from cvbatch.errors import CvbatchError
-from cvbatch.types import Decoded, Failure, InputKey
+from cvbatch.core.errors import CvbatchError
+from cvbatch.core.types import Decoded, Failure, InputKey
+from cvbatch.images.decode import DecodeOne, Limits, decode
 
 _START_LIMIT_S = 120.0  # of a child: on a machine that is not overrun it takes one second
 _TRIES = 2  # a child may have died of an image before this one, or of another process' hunger
@@ -116,7 +116,10 @@ class _Child:
 
     def __init__(self, memory_bytes: int) -> None:
         self._pipe, theirs = Pipe()
-        code = f"from cvbatch.data import careful; careful.serve({theirs.fileno()}, {memory_bytes})"
+        code = f"""
+from cvbatch.images import isolated_decode
+isolated_decode.serve({theirs.fileno()}, {memory_bytes})
+"""
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvbatch.data import store
-from cvbatch.data.decode import PILLOW_ERRORS, TURNS, Limits, read_header
-from cvbatch.data.labels.truth import Example, MaskFault
-from cvbatch.errors import AccessDeniedError, NotFoundError
-from cvbatch.types import VOID_CLASS, Failure
+from cvbatch.core.errors import AccessDeniedError, NotFoundError
+from cvbatch.core.types import VOID_CLASS, Failure
+from cvbatch.images.decode import PILLOW_ERRORS, TURNS, Limits, read_header
+from cvbatch.importers.annotations import Example, MaskFault
+from cvbatch.storage import store
 
 LIMITS = Limits()
 SIDEWAYS = (5, 6, 7, 8)

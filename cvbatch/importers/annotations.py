@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvbatch.data.labels.report import Report
-from cvbatch.types import Item
+from cvbatch.core.types import Item
+from cvbatch.importers.import_report import Report
 
 NO_BOXES = np.empty((0, 4), np.float64)
 UNKNOWN_CLASS = -1  # of a name that is not in --classes
@@ -51,7 +51,7 @@ class Batch:
 
     items: Sequence[Item]
     examples: Mapping[str, Example]  # by image_id; images that are not in it are passed over
-    format: str = "images"  # a key of cvbatch.data.sources.SOURCES
+    format: str = "images"  # a key of cvbatch.sources.readers.SOURCES
     image_column: str = "image"
 
 

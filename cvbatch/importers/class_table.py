@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvbatch.data.labels.truth import UNKNOWN_CLASS
+from cvbatch.importers.annotations import UNKNOWN_CLASS
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvbatch.data import store
-from cvbatch.data.labels.classes import ClassTable
-from cvbatch.data.labels.documents import numbers, objects, read_json, relative_name, text_of, whole
-from cvbatch.data.labels.files import scattered
-from cvbatch.data.labels.options import ImportOptions
-from cvbatch.data.labels.outlines import check_outline, region_of
-from cvbatch.data.labels.pictures import Size
-from cvbatch.data.labels.report import Report
-from cvbatch.data.labels.truth import UNKNOWN_CLASS, Batch, Example, MaskFault, Truth
-from cvbatch.data.listing import list_files
-from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SourceError
-from cvbatch.types import MAX_MASK_CLASSES, Item
+from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SourceError
+from cvbatch.core.types import MAX_MASK_CLASSES, Item
+from cvbatch.images.orientation import Size
+from cvbatch.importers.annotations import UNKNOWN_CLASS, Batch, Example, MaskFault, Truth
+from cvbatch.importers.class_table import ClassTable
+from cvbatch.importers.dataset_files import scattered
+from cvbatch.importers.import_report import Report
+from cvbatch.importers.options import ImportOptions
+from cvbatch.importers.parsing import numbers, objects, read_json, relative_name, text_of, whole
+from cvbatch.importers.polygons import check_outline, region_of
+from cvbatch.storage import store
+from cvbatch.storage.listing import list_files
 
 _NAME = re.compile(r"instances_((train|val|validation|test)[^/]*)\.json")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from cvbatch.data import store
-from cvbatch.data.labels.documents import read_lines
-from cvbatch.data.labels.report import Report
-from cvbatch.data.listing import list_files
-from cvbatch.data.units import SUFFIXES
-from cvbatch.errors import AccessDeniedError, NotFoundError, SourceError
-from cvbatch.types import Item
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.core.types import Item
+from cvbatch.importers.import_report import Report
+from cvbatch.importers.parsing import read_lines
+from cvbatch.sources.discovery import SUFFIXES
+from cvbatch.storage import store
+from cvbatch.storage.listing import list_files
 
 IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in SUFFIXES["images"])
 # Of an image that two lists name, the first split here is taken: a test must not be learned.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from cvbatch.data.labels.rules import FORMAT_MEANINGS, KINDS, RULES
+from cvbatch.importers.rules import FORMAT_MEANINGS, KINDS, RULES
 
 __all__ = ["FORMAT_MEANINGS", "Flag", "actions_in", "flags_of"]
 

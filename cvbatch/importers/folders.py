@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cvbatch.data.labels.classes import ClassTable
-from cvbatch.data.labels.files import File, is_image, item_of, list_tree, scattered
-from cvbatch.data.labels.options import ImportOptions
-from cvbatch.data.labels.report import Report
-from cvbatch.data.labels.truth import Batch, Example, Truth
-from cvbatch.errors import SourceError
+from cvbatch.core.errors import SourceError
+from cvbatch.importers.annotations import Batch, Example, Truth
+from cvbatch.importers.class_table import ClassTable
+from cvbatch.importers.dataset_files import File, is_image, item_of, list_tree, scattered
+from cvbatch.importers.import_report import Report
+from cvbatch.importers.options import ImportOptions
 
 _SPLIT_FOLDERS = {
     "train": "train",

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cvbatch.data.labels.rules import FLAG_OF, KINDS, actions_by_kind
-from cvbatch.errors import SourceError
+from cvbatch.core.errors import SourceError
+from cvbatch.importers.rules import FLAG_OF, KINDS, actions_by_kind
 
 NUM_EXAMPLES = 5
 _SHOWN_CLASSES = 20

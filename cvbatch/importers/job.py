@@ -11,20 +11,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cvbatch.config import SCHEMA_VERSION
-from cvbatch.data import store
-from cvbatch.data.labels.coco import read_coco
-from cvbatch.data.labels.examine import Row, examined
-from cvbatch.data.labels.folders import read_folders
-from cvbatch.data.labels.options import ImportOptions
-from cvbatch.data.labels.predictions import read_predictions
-from cvbatch.data.labels.report import Report
-from cvbatch.data.labels.shards import KIND, ShardWriter
-from cvbatch.data.labels.trimaps import read_trimaps
-from cvbatch.data.labels.truth import Truth
-from cvbatch.data.labels.voc import read_voc
-from cvbatch.data.owner import refuse_others
-from cvbatch.errors import AccessDeniedError, CvbatchError, NotFoundError, SinkError
+from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.core.errors import AccessDeniedError, CvbatchError, NotFoundError, SinkError
+from cvbatch.importers.annotations import Truth
+from cvbatch.importers.coco import read_coco
+from cvbatch.importers.folders import read_folders
+from cvbatch.importers.import_report import Report
+from cvbatch.importers.options import ImportOptions
+from cvbatch.importers.predictions import read_predictions
+from cvbatch.importers.shard_writer import KIND, ShardWriter
+from cvbatch.importers.trimaps import read_trimaps
+from cvbatch.importers.validation import Row, examined
+from cvbatch.importers.voc import read_voc
+from cvbatch.storage import store
+from cvbatch.storage.sink_state import refuse_others
 
 FORMATS: dict[str, Callable[[str, ImportOptions, Report], Truth]] = {
     "folders": read_folders,

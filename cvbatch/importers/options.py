@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cvbatch.data.labels.documents import read_names
-from cvbatch.data.labels.splits import Shares, parse_shares
-from cvbatch.errors import ConfigError
+from cvbatch.core.errors import ConfigError
+from cvbatch.datasets.splits import Shares, parse_shares
+from cvbatch.importers.parsing import read_names
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
-from cvbatch.data import store
-from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SourceError
+from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SourceError
+from cvbatch.storage import store
 
 MAX_XML_BYTES = 16 << 20  # of one image's annotation
 MAX_JSON_BYTES = 2 << 30

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.data.labels.documents import numbers, whole
-from cvbatch.data.labels.pictures import Size
-from cvbatch.errors import SourceError
+from cvbatch.core.errors import SourceError
+from cvbatch.images.orientation import Size
+from cvbatch.importers.parsing import numbers, whole
 
 _CELLS_AT_ONCE = 1 << 20  # rows × edges, or rows × columns, looked at in one step
 _FARTHEST_PX = 1e7  # of a corner, either way; beyond, slopes lose their meaning

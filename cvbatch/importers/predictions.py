@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.data import manifest
-from cvbatch.data.labels.options import ImportOptions
-from cvbatch.data.labels.pictures import Size
-from cvbatch.data.labels.report import Report
-from cvbatch.data.labels.truth import Batch, Example, MaskFault, Truth
-from cvbatch.data.parts import ANSWERS, Parts, describe, read_rows
-from cvbatch.errors import SourceError
+from cvbatch.core.errors import SourceError
+from cvbatch.images.masks import decode_png
+from cvbatch.images.orientation import Size
+from cvbatch.importers.annotations import Batch, Example, MaskFault, Truth
+from cvbatch.importers.import_report import Report
+from cvbatch.importers.options import ImportOptions
+from cvbatch.planning import manifest
+from cvbatch.results.parts import ANSWERS, Parts, describe, read_rows
 
 _ROWS_AT_ONCE = 1024
 _SIDES = ("x_min", "y_min", "x_max", "y_max")

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cvbatch import __version__
-from cvbatch.arrays.masks import encode_png
-from cvbatch.config import SCHEMA_VERSION
-from cvbatch.data import store
-from cvbatch.data.labels.examine import Row
-from cvbatch.data.labels.truth import Truth
-from cvbatch.data.schema import COLUMN_TYPES, IMAGE
-from cvbatch.types import VOID_CLASS
+from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.images.masks import encode_png
+from cvbatch.importers.annotations import Truth
+from cvbatch.importers.validation import Row
+from cvbatch.results.schema import COLUMN_TYPES, IMAGE
+from cvbatch.storage import store
 
 KIND = "labels"
 ROW_GROUP_ROWS = 64

@@ -6,7 +6,11 @@ There a trimap says 1 foreground, 2 background, 3 contour.
 
 from __future__ import annotations
 
-from cvbatch.data.labels.files import (
+from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.core.types import MAX_MASK_CLASSES
+from cvbatch.images.orientation import MaskFiles
+from cvbatch.importers.annotations import Batch, Example, Truth
+from cvbatch.importers.dataset_files import (
     images_by_stem,
     item_of,
     list_tree,
@@ -14,12 +18,8 @@ from cvbatch.data.labels.files import (
     scattered,
     stem_of,
 )
-from cvbatch.data.labels.options import ImportOptions
-from cvbatch.data.labels.pictures import MaskFiles
-from cvbatch.data.labels.report import Report
-from cvbatch.data.labels.truth import Batch, Example, Truth
-from cvbatch.errors import ConfigError, SourceError
-from cvbatch.types import MAX_MASK_CLASSES
+from cvbatch.importers.import_report import Report
+from cvbatch.importers.options import ImportOptions
 
 PET_CLASSES = ("foreground", "background", "contour")
 PET_VALUES = (1, 2, 3)

@@ -7,20 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvbatch.arrays.masks import areas
-from cvbatch.data.labels.options import ImportOptions
-from cvbatch.data.labels.pictures import (
-    LIMITS,
-    Frame,
-    Picture,
-    Size,
-    read_picture,
-)
-from cvbatch.data.labels.report import Report
-from cvbatch.data.labels.splits import DEFAULT_SHARES, choose_split
-from cvbatch.data.labels.truth import UNKNOWN_CLASS, Example, MaskFault, Truth
-from cvbatch.data.sources import read_chunk_images
-from cvbatch.types import MAX_MASK_CLASSES, Chunk, EncodedImage, Failure
+from cvbatch.core.types import MAX_MASK_CLASSES, Chunk, EncodedImage, Failure
+from cvbatch.datasets.splits import DEFAULT_SHARES, choose_split
+from cvbatch.images.masks import areas
+from cvbatch.images.orientation import LIMITS, Frame, Picture, Size, read_picture
+from cvbatch.importers.annotations import UNKNOWN_CLASS, Example, MaskFault, Truth
+from cvbatch.importers.import_report import Report
+from cvbatch.importers.options import ImportOptions
+from cvbatch.sources.readers import read_chunk_images
 
 _NO_SIDE = 0.01  # pixels
 

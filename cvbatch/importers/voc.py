@@ -16,9 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvbatch.data.labels.classes import ClassTable
-from cvbatch.data.labels.documents import number_in, read_xml, text_of
-from cvbatch.data.labels.files import (
+from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.core.types import MAX_MASK_CLASSES, Item
+from cvbatch.images.orientation import MaskFiles
+from cvbatch.importers.annotations import Batch, Example, Truth
+from cvbatch.importers.class_table import ClassTable
+from cvbatch.importers.dataset_files import (
     File,
     images_by_stem,
     item_of,
@@ -27,12 +30,9 @@ from cvbatch.data.labels.files import (
     scattered,
     stem_of,
 )
-from cvbatch.data.labels.options import ImportOptions
-from cvbatch.data.labels.pictures import MaskFiles
-from cvbatch.data.labels.report import Report
-from cvbatch.data.labels.truth import Batch, Example, Truth
-from cvbatch.errors import ConfigError, SourceError
-from cvbatch.types import MAX_MASK_CLASSES, Item
+from cvbatch.importers.import_report import Report
+from cvbatch.importers.options import ImportOptions
+from cvbatch.importers.parsing import number_in, read_xml, text_of
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -11,16 +11,16 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from cvbatch.config import ClassificationConfig, DetectionConfig, tiling_of
-from cvbatch.engines import ENGINES, UnsupportedGraphError
-from cvbatch.errors import ModelError
-from cvbatch.modelfiles import take
-from cvbatch.models import cost, zoo
+from cvbatch.config.predict import ClassificationConfig, DetectionConfig, tiling_of
+from cvbatch.core.errors import ModelError
+from cvbatch.core.types import ModelSpec
+from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
+from cvbatch.inference.graph import ServingGraph, input_size, num_classes
+from cvbatch.inference.programs import BuildRequest, BuiltProgram
+from cvbatch.models import cost, registry
 from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
-from cvbatch.models.onednn import spare
-from cvbatch.programs import BuildRequest, BuiltProgram
-from cvbatch.serving import ServingGraph, input_size, num_classes
-from cvbatch.types import ModelSpec
+from cvbatch.models.model_files import take
+from cvbatch.models.onednn_workaround import spare
 
 RANDOM_SEED = 0  # of `weights: random`: the same job is the same network
 
@@ -77,14 +77,14 @@ def load(request: BuildRequest) -> keras.Model:
     options = dict(config.build or {})
     if isinstance(config, ClassificationConfig) and config.multi_label:
         options = {"multi_label": True} | options
-    if not zoo.is_head_trained(config.model, config.weights, count):
+    if not registry.is_head_trained(config.model, config.weights, count):
         raise ModelError(
             f"weights: imagenet leave the head of {config.model!r} untrained for these classes, so "
             "its predictions would mean nothing; fine-tune it and name the .keras file, or say "
             "weights: random if that is meant"
         )
     with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
-        return zoo.load_model(
+        return registry.load_model(
             config.model,
             config.weights,
             # what is loaded is what was hashed, whoever writes to the file meanwhile

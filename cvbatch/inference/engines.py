@@ -69,7 +69,7 @@ def _compile_litert(
     import tensorflow as tf
     from tensorflow.lite.python.convert_phase import ConverterError
 
-    from cvbatch.explain.lite_gradients import OVERRIDES
+    from cvbatch.inference.litert_gradients import OVERRIDES
 
     function = _trace(graph, batch, height, width, OVERRIDES)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function])

@@ -18,8 +18,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cvbatch.errors import ModelError
-from cvbatch.naming import nearest
+from cvbatch.core.errors import ModelError
+from cvbatch.core.suggestions import nearest
 
 # These pass a feature map on without being one: `auto` looks behind them.
 _PASSING = (

@@ -1,8 +1,8 @@
 """What one model computes in the job, as a single graph: pixels in, the task's arrays out.
 
 Everything that can be in the graph is: preprocessing, activation, arg-max, Grad-CAM. The graph
-is a function of TensorFlow tensors; `cvbatch.engines` makes a program of it. Only the process
-that compiles imports this module.
+is a function of TensorFlow tensors; `cvbatch.inference.engines` makes a program of it. Only the
+process that compiles imports this module.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cvbatch.config import (
+from cvbatch.config.predict import (
     ClassificationConfig,
     DetectionConfig,
     LocalizationConfig,
     ModelConfig,
     SegmentationConfig,
 )
-from cvbatch.errors import ModelError
-from cvbatch.explain import gradcam
-from cvbatch.tasks import outputs as task_outputs
-from cvbatch.types import MAX_MASK_CLASSES
+from cvbatch.core.errors import ModelError
+from cvbatch.core.types import MAX_MASK_CLASSES
+from cvbatch.inference import gradcam
+from cvbatch.models import outputs as task_outputs
 
 Tensors = dict[str, tf.Tensor]
 _DETECTED = {"boxes", "scores"}

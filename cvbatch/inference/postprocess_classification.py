@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cvbatch.arrays.pixels import Placement, sample_grid
-from cvbatch.arrays.tiles import canvas_size
-from cvbatch.types import Heatmaps, Labels
+from cvbatch.core.types import Heatmaps, Labels
+from cvbatch.geometry.resize import Placement, sample_grid
+from cvbatch.geometry.tiling import canvas_size
 
 
 def merge_scores(

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cvbatch.arrays import boxes as box_arrays
-from cvbatch.arrays.pixels import Placement, to_original
-from cvbatch.types import Boxes, InputKey
+from cvbatch.core.types import Boxes, InputKey
+from cvbatch.geometry import boxes as box_arrays
+from cvbatch.geometry.resize import Placement, to_original
 
 
 def read_boxes(

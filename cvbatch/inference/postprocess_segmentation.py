@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from cvbatch.arrays.pixels import Placement, sample_grid
-from cvbatch.types import VOID_CLASS, Masks
+from cvbatch.core.types import VOID_CLASS, Masks
+from cvbatch.geometry.resize import Placement, sample_grid
 
 _BAND_BYTES = 16 << 20  # of sums that are held while a band of the mask is decided
 

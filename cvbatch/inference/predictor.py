@@ -10,15 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.arrays.boxes import Suppression
-from cvbatch.arrays.pixels import Placement, place
-from cvbatch.arrays.tiles import place_all
-from cvbatch.config import ModelConfig
-from cvbatch.engines import Program
-from cvbatch.tasks.classification import merge_heatmaps, merge_scores, read_heatmaps, read_labels
-from cvbatch.tasks.detection import merge_boxes, read_boxes, read_single_boxes
-from cvbatch.tasks.segmentation import merge_masks, read_masks
-from cvbatch.types import (
+from cvbatch.config.predict import ModelConfig
+from cvbatch.core.types import (
     Failure,
     ImageBatch,
     InputKey,
@@ -27,6 +20,18 @@ from cvbatch.types import (
     ModelSpec,
     Predictions,
 )
+from cvbatch.geometry.boxes import Suppression
+from cvbatch.geometry.resize import Placement, place
+from cvbatch.geometry.tiling import place_all
+from cvbatch.inference.engines import Program
+from cvbatch.inference.postprocess_classification import (
+    merge_heatmaps,
+    merge_scores,
+    read_heatmaps,
+    read_labels,
+)
+from cvbatch.inference.postprocess_detection import merge_boxes, read_boxes, read_single_boxes
+from cvbatch.inference.postprocess_segmentation import merge_masks, read_masks
 
 Outputs = dict[str, np.ndarray]
 

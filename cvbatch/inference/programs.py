@@ -16,14 +16,15 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from cvbatch import __version__, modelfiles
-from cvbatch.apart import Apart
-from cvbatch.config import NAMED_WEIGHTS, JobConfig, ModelConfig
-from cvbatch.data import store
-from cvbatch.engines import ENGINES, Program
-from cvbatch.errors import ModelError, StoreError
-from cvbatch.models.card import DEMO_FILES, read_card
-from cvbatch.types import ModelSpec
+from cvbatch import __version__
+from cvbatch.config.predict import NAMED_WEIGHTS, JobConfig, ModelConfig
+from cvbatch.core.child_process import Apart
+from cvbatch.core.errors import ModelError, StoreError
+from cvbatch.core.types import ModelSpec
+from cvbatch.inference.engines import ENGINES, Program
+from cvbatch.models import model_files
+from cvbatch.models.metadata import DEMO_FILES, read_card
+from cvbatch.storage import store
 
 MAX_CLASS_FILE_BYTES = 4 << 20
 _FILE_FORMAT = 2  # of program files; those of another are not looked for
@@ -133,13 +134,13 @@ def identify(config: ModelConfig) -> Identity:
     if config.weights == "demo":
         file = DEMO_FILES.get(config.model)
     else:
-        file = modelfiles.fetch(config.model) if config.model.endswith(".keras") else None
+        file = model_files.fetch(config.model) if config.model.endswith(".keras") else None
     is_named = config.weights is None or config.weights in NAMED_WEIGHTS
-    weights_file = None if is_named else modelfiles.fetch(str(config.weights))
+    weights_file = None if is_named else model_files.fetch(str(config.weights))
     held = file or weights_file
-    digest = modelfiles.sha256(held) if held else None
+    digest = model_files.sha256(held) if held else None
     if digest is not None:
-        modelfiles.check(str(config.model if file else config.weights), digest, config.sha256)
+        model_files.check(str(config.model if file else config.weights), digest, config.sha256)
     content = f"{digest}:{config.weights}" if file else f"{config.model}:{digest or config.weights}"
     return Identity(content, _classes(config, file), file, weights_file, digest)
 
@@ -171,7 +172,7 @@ def build(request: BuildRequest) -> BuiltProgram:
     Raises:
         ModelError: the model cannot be built, or does not fit its task.
     """
-    from cvbatch import build as building  # TensorFlow comes with it
+    from cvbatch.inference import compile as building  # TensorFlow comes with it
 
     return building.build(request)
 

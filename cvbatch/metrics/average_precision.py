@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from cvbatch.arrays.matching import (
+from cvbatch.core.types import Boxes
+from cvbatch.metrics.base import Score, mean, plain, require_class_ids, require_finite, summed
+from cvbatch.metrics.box_matching import (
     AREA_RANGES,
     IOU_THRESHOLDS,
     NUM_VERDICTS,
@@ -21,8 +23,6 @@ from cvbatch.arrays.matching import (
     TrueBoxes,
     judge,
 )
-from cvbatch.arrays.mergeable import Score, mean, plain, require_class_ids, require_finite, summed
-from cvbatch.types import Boxes
 
 RECALLS = np.linspace(0, 1, 101)
 MAX_DETECTIONS = 100  # of an image and class, in COCO's figures; VOC's has no limit

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvbatch.types import Boxes
+from cvbatch.core.types import Boxes
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # T
 AREA_RANGES = {  # A: pixels², both ends belong to the range
@@ -128,7 +128,7 @@ def _near(
     true_xyxy: np.ndarray,  # (P, 4)
     is_crowd: np.ndarray,  # (P,)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # each (Q,)
-    """Return those pairs that overlap by half or more; IoU as `cvbatch.arrays.boxes.iou` has it."""
+    """Return the pairs that overlap by half or more; IoU as in `cvbatch.geometry.boxes.iou`."""
     a, b = xyxy.astype(np.float64), true_xyxy.astype(np.float64)
     side = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0)
     shared = side[:, 0] * side[:, 1]

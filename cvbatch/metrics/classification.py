@@ -11,8 +11,8 @@ from typing import Self
 
 import numpy as np
 
-from cvbatch.arrays.boxes import iou
-from cvbatch.arrays.mergeable import (
+from cvbatch.geometry.boxes import iou
+from cvbatch.metrics.base import (
     Score,
     mean,
     plain,
@@ -293,7 +293,7 @@ class BoxIoU(Score):
         truth_xyxy: np.ndarray,  # (N, 4)
         said_xyxy: np.ndarray,  # (N, 4)
     ) -> Self:
-        """Return the score with these images in it; IoU is that of `cvbatch.arrays.boxes`.
+        """Return the score with these images in it; IoU is that of `cvbatch.geometry.boxes`.
 
         Raises:
             ValueError: a corner is not finite.

@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from cvbatch.arrays.mergeable import Score, ratio, summed
+from cvbatch.metrics.base import Score, ratio, summed
 
 # P(X ≤ k) of Poisson's law with mean 1; beyond 17 nothing is left of 53 bits.
 _CUMULATED = np.cumsum([exp(-1) / factorial(k) for k in range(18)])

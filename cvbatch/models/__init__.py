@@ -1,1 +1,1 @@
-"""Keras networks and their files: blocks, builders, the zoo, class cards."""
+"""Keras networks and model files."""

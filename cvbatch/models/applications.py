@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import keras
 from keras import layers, ops
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 from cvbatch.models.cost import weightless
 
 Preprocessing = Literal["tf", "torch", "caffe", "own"]

@@ -6,12 +6,12 @@ from typing import Any
 
 import keras
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
+from cvbatch.core.suggestions import offer
 from cvbatch.models.applications import APPLICATIONS, Weights, build_features
 from cvbatch.models.classifiers import CLASSIFIERS
-from cvbatch.models.convert import without_head
-from cvbatch.models.graphs import calls_of
-from cvbatch.naming import offer
+from cvbatch.models.fully_convolutional import without_head
+from cvbatch.models.graph_surgery import calls_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import layers
 
-from cvbatch.models.layers import Bilinear
+from cvbatch.models.custom_layers import Bilinear
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

@@ -9,8 +9,8 @@ import keras
 from keras import layers
 
 from cvbatch.models import blocks
+from cvbatch.models.custom_layers import LocalResponseNormalization
 from cvbatch.models.googlenet import googlenet, se_googlenet
-from cvbatch.models.layers import LocalResponseNormalization
 from cvbatch.models.lenet import lenet5, lenet5_original
 from cvbatch.models.resnets import resnet34, resnet152, se_resnet34
 

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from keras.src.backend.common import global_state
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 
 Shape = tuple[int | None, ...]
 FLOAT32_BYTES = 4

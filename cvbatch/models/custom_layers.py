@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

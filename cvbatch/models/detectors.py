@@ -12,13 +12,13 @@ from typing import Any
 import keras
 from keras import layers
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 from cvbatch.models import blocks
 from cvbatch.models.applications import Weights
 from cvbatch.models.backbones import build_backbone, total_stride
-from cvbatch.models.convert import to_fully_convolutional
-from cvbatch.models.decoding import BoxDecode, GridDecode, WindowDecode
-from cvbatch.models.graphs import calls_of
+from cvbatch.models.box_decoding import BoxDecode, GridDecode, WindowDecode
+from cvbatch.models.fully_convolutional import to_fully_convolutional
+from cvbatch.models.graph_surgery import calls_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 
@@ -42,7 +42,7 @@ def yolo(
     """Return a one-shot grid detector: per cell A × (4 coordinates + 1 objectness) + C scores.
 
     image_size: (height, width) in pixels, multiples of 16. anchors: (height, width) as parts of
-    the image's, as `cvbatch.arrays.anchors.fit_anchors` finds them. width: filters of the first
+    the image's, as `cvbatch.geometry.anchors.fit_anchors` finds them. width: filters of the first
     convolution. The training view answers (B, H / 16, W / 16, A·5 + C): `GridDecode` says what
     the numbers mean.
 

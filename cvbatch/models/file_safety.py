@@ -19,8 +19,8 @@ from typing import IO, Any
 
 import h5py
 
-from cvbatch.errors import ModelError
-from cvbatch.models.card import CARD_MEMBER
+from cvbatch.core.errors import ModelError
+from cvbatch.models.metadata import CARD_MEMBER
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras file
 _CONFIG_MEMBER = "config.json"

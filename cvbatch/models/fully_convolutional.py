@@ -8,8 +8,8 @@ from typing import Any, Literal
 import keras
 from keras import layers, ops
 
-from cvbatch.errors import ModelError
-from cvbatch.models.graphs import Call, Copies, calls_of, flat, only_input, remember
+from cvbatch.core.errors import ModelError
+from cvbatch.models.graph_surgery import Call, Copies, calls_of, flat, only_input, remember
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 Window = tuple[int, int]  # height and width, in positions of the head's feature map

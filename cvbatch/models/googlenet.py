@@ -8,7 +8,7 @@ import keras
 from keras import layers
 
 from cvbatch.models import blocks
-from cvbatch.models.layers import LocalResponseNormalization
+from cvbatch.models.custom_layers import LocalResponseNormalization
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

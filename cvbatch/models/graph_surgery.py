@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

@@ -6,7 +6,12 @@ import keras
 from keras import layers
 
 from cvbatch.models import blocks
-from cvbatch.models.layers import PartialConv2D, RadialBasis, TrainableSubsampling, scaled_tanh
+from cvbatch.models.custom_layers import (
+    PartialConv2D,
+    RadialBasis,
+    TrainableSubsampling,
+    scaled_tanh,
+)
 
 CODE_LENGTH = 84  # units of F6, numbers of a class's code
 # LeCun et al. 1998, table I: the maps of S2 that each map of C3 reads.

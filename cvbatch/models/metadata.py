@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 
 CARD_MEMBER = "cvbatch.json"
 MAX_CARD_BYTES = 4 * 2**20
@@ -105,5 +105,5 @@ def _unreadable(path: str | Path) -> ModelError:
 def _malformed(path: str | Path, fault: str) -> ModelError:
     return ModelError(
         f"{CARD_MEMBER} in {path} {fault}; write it again with "
-        "cvbatch.models.card.write_card(path, classes, task)"
+        "cvbatch.models.metadata.write_card(path, classes, task)"
     )

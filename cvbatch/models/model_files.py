@@ -6,8 +6,8 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from cvbatch.data import store
-from cvbatch.errors import ModelError, StoreError
+from cvbatch.core.errors import ModelError, StoreError
+from cvbatch.storage import store
 
 
 def fetch(uri: str) -> Path:

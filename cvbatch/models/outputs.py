@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 
 
 def by_name(outputs: Any) -> dict[str, Any]:

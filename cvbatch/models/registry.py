@@ -15,15 +15,15 @@ from typing import Any
 
 import keras
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
+from cvbatch.core.suggestions import nearest, offer
+from cvbatch.core.types import Task
 from cvbatch.models import classifiers, cost, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
-from cvbatch.models.card import DEMO_FILES
-from cvbatch.models.onednn import spare
-from cvbatch.models.vetting import vet
+from cvbatch.models.file_safety import vet
+from cvbatch.models.metadata import DEMO_FILES
+from cvbatch.models.onednn_workaround import spare
 from cvbatch.models.weights import ENDINGS, LOAD_ERRORS, first_line, load_weights
-from cvbatch.naming import nearest, offer
-from cvbatch.types import Task
 
 _FEW_WEIGHTS = 100_000  # that a file need not hold: states of random layers, say
 _DEMO_ANCHORS = ((0.19, 0.19), (0.22, 0.28), (0.28, 0.22), (0.36, 0.36), (0.5, 0.5))

@@ -16,8 +16,8 @@ from cvbatch.models.applications import (
     build_features,
 )
 from cvbatch.models.backbones import build_backbone, map_of_stride
-from cvbatch.models.convert import to_fully_convolutional, without_head
-from cvbatch.models.graphs import Copies, join, output_of
+from cvbatch.models.fully_convolutional import to_fully_convolutional, without_head
+from cvbatch.models.graph_surgery import Copies, join, output_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import h5py
 import keras
 
-from cvbatch.errors import ModelError
-from cvbatch.models.vetting import WEIGHTS_MEMBER, vet
+from cvbatch.core.errors import ModelError
+from cvbatch.models.file_safety import WEIGHTS_MEMBER, vet
 
 # What Keras and the libraries under it raise on a file that is damaged or of another network;
 # RuntimeError comes from h5py, deep in a damaged file.

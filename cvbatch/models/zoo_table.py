@@ -1,6 +1,6 @@
 """The zoo in figures, kept in a file so that `cvbatch models` lists it without loading Keras.
 
-`python -m cvbatch.models.figures` works them out again and writes the file and docs/models.md.
+`python -m cvbatch.models.zoo_table` works them out again and writes the file and docs/models.md.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cvbatch.errors import ModelError
-from cvbatch.types import Task
+from cvbatch.core.errors import ModelError
+from cvbatch.core.types import Task
 
 _FILE = Path(__file__).with_name("figures.json")
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
@@ -19,7 +19,7 @@ _OPENING = """# The networks that have a name
 
 Each at the size and number of classes it has where a job says nothing else; one class is a single
 sigmoid, which tells two apart. `cvbatch models NAME` shows one layer by layer, at any size.
-`python -m cvbatch.models.figures` writes this page.
+`python -m cvbatch.models.zoo_table` writes this page.
 
 """
 _TITLES = ("name", "task", "input", "classes", "parameters", "multiply-adds")
@@ -71,11 +71,11 @@ def compute_figures(names: Sequence[str] | None = None) -> Iterator[Figure]:
     Raises:
         ModelError: a layer of a network does not tell its multiply-adds.
     """
-    from cvbatch.models import cost, zoo
+    from cvbatch.models import cost, registry
 
-    for name in zoo.ZOO if names is None else names:
+    for name in registry.ZOO if names is None else names:
         with cost.weightless():
-            model = zoo.build(name)
+            model = registry.build(name)
         found = cost.describe(model)
         if found.is_at_least:
             silent = [row.path for row in found.layers if row.multiply_adds is None]
@@ -86,11 +86,11 @@ def compute_figures(names: Sequence[str] | None = None) -> Iterator[Figure]:
         _, height, width, channels = model.input_shape
         yield Figure(
             name=name,
-            task=zoo.ZOO[name].task,
+            task=registry.ZOO[name].task,
             height=height,
             width=width,
             channels=channels,
-            num_classes=zoo.ZOO[name].num_classes,
+            num_classes=registry.ZOO[name].num_classes,
             parameters=found.parameters,
             multiply_adds=found.multiply_adds,
         )

@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.data import store
-from cvbatch.data.units import UNITS
-from cvbatch.errors import CvbatchError, SinkError
-from cvbatch.types import Chunk, ChunkRef, Item
+from cvbatch.core.errors import CvbatchError, SinkError
+from cvbatch.core.types import Chunk, ChunkRef, Item
+from cvbatch.sources.discovery import UNITS
+from cvbatch.storage import store
 
 MANIFEST = pa.schema([("chunk_id", pa.string()), *UNITS])
 ROW_GROUP_ROWS = 65_536

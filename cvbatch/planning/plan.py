@@ -19,13 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvbatch.data import manifest, sink, store
-from cvbatch.data.changes import Changes, Revision, compare, num_files, revise
-from cvbatch.data.listing import Progress
-from cvbatch.data.manifest import Book, Generation, read_chunk
-from cvbatch.data.units import SourceFiles, expand, find_files
-from cvbatch.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
-from cvbatch.types import Chunk, ChunkRef
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
+from cvbatch.core.types import Chunk, ChunkRef
+from cvbatch.planning import manifest
+from cvbatch.planning.manifest import Book, Generation, read_chunk
+from cvbatch.planning.revisions import Changes, Revision, compare, num_files, revise
+from cvbatch.results import writer
+from cvbatch.sources.discovery import SourceFiles, expand, find_files
+from cvbatch.storage import store
+from cvbatch.storage.listing import Progress
 
 __all__ = ["Plan", "cut", "make_plan", "plan_files", "read_chunk"]
 
@@ -216,7 +218,7 @@ def _done(sink_uri: str, book: Book, written: frozenset[str]) -> frozenset[str]:
     asked = [name for name in done if book[name].revision]
 
     def held(name: str) -> int:
-        return sink.revision_of(store.join(sink_uri, sink.part_name(name)))
+        return writer.revision_of(store.join(sink_uri, writer.part_name(name)))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         revisions = dict(zip(asked, pool.map(held, asked), strict=True))

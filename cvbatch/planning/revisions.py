@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvbatch.data import manifest
-from cvbatch.data.manifest import Known
-from cvbatch.data.units import UNITS, SourceFiles, expand
-from cvbatch.types import ChunkRef
+from cvbatch.core.types import ChunkRef
+from cvbatch.planning import manifest
+from cvbatch.planning.manifest import Known
+from cvbatch.sources.discovery import UNITS, SourceFiles, expand
 
 _GONE = "gone"  # the version of a file that was not there: should it come back, it has changed
 

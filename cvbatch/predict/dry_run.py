@@ -9,24 +9,24 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from cvbatch.config import JobConfig
-from cvbatch.data import schema, sink
-from cvbatch.data.careful import CarefulDecoder
-from cvbatch.data.decode import Limits, decode_images
-from cvbatch.data.lease import holder_in
-from cvbatch.data.sources import read_chunk_images
-from cvbatch.predict import LoadedModel, Predictor
-from cvbatch.programs import Building, BuiltProgram, requests_for
-from cvbatch.run.cluster import (
+from cvbatch.config.predict import JobConfig
+from cvbatch.core.types import ChunkRef, EncodedImage
+from cvbatch.distributed.memory import actor_need, check_batch, memory_of_each
+from cvbatch.distributed.session import (
     choose_wiring,
     connected,
     joins_a_cluster,
     local_resources,
     silent_stderr,
 )
-from cvbatch.run.memory import actor_need, check_batch, memory_of_each
-from cvbatch.run.prediction import Listener, Preparation, prepare
-from cvbatch.types import ChunkRef, EncodedImage
+from cvbatch.images.decode import Limits, decode_images
+from cvbatch.images.isolated_decode import CarefulDecoder
+from cvbatch.inference.predictor import LoadedModel, Predictor
+from cvbatch.inference.programs import Building, BuiltProgram, requests_for
+from cvbatch.predict.job import Listener, Preparation, prepare
+from cvbatch.results import schema, writer
+from cvbatch.sources.readers import read_chunk_images
+from cvbatch.storage.lease import holder_in
 
 SAMPLE_IMAGES = 64
 
@@ -170,7 +170,7 @@ def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> 
         )
         said = [predictor(batch) for batch in batches]
     rows = [schema.to_rows(one, result_models, arrow_schema) for one in said]
-    size = sink.encode_part(rows, arrow_schema, b"{}").size
+    size = writer.encode_part(rows, arrow_schema, b"{}").size
     seconds = time.perf_counter() - started
     num_failed = sum(len(one.failures) for one in said)
     return _Sample(sum(map(len, said)), num_failed, num_bytes, seconds, size)

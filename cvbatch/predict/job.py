@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cvbatch import __version__
-from cvbatch.config import SCHEMA_VERSION, JobConfig, fingerprint
-from cvbatch.data import runs, schema, sink, store
-from cvbatch.data.lease import Lease
-from cvbatch.data.owner import refuse_others
-from cvbatch.data.plan import Plan, make_plan
-from cvbatch.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
-from cvbatch.logs import new_run
-from cvbatch.programs import (
+from cvbatch.config.predict import SCHEMA_VERSION, JobConfig, fingerprint
+from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
+from cvbatch.core.json_log import new_run
+from cvbatch.core.types import ChunkRef
+from cvbatch.distributed.memory import actor_need, check_batch, memory_of_each
+from cvbatch.distributed.session import (
+    Resources,
+    choose_wiring,
+    connected,
+    joins_a_cluster,
+    local_resources,
+)
+from cvbatch.inference.programs import (
     Building,
     BuildRequest,
     BuiltProgram,
@@ -31,17 +36,13 @@ from cvbatch.programs import (
     program_uri,
     requests_for,
 )
-from cvbatch.run.cluster import (
-    Resources,
-    choose_wiring,
-    connected,
-    joins_a_cluster,
-    local_resources,
-)
-from cvbatch.run.memory import actor_need, check_batch, memory_of_each
-from cvbatch.run.summary import Summary
-from cvbatch.types import ChunkRef
-from cvbatch.worker import PartReport, WorkOrder
+from cvbatch.planning.plan import Plan, make_plan
+from cvbatch.predict.steps import PartReport, WorkOrder
+from cvbatch.predict.summary import Summary
+from cvbatch.results import run_history, schema, writer
+from cvbatch.storage import store
+from cvbatch.storage.lease import Lease
+from cvbatch.storage.sink_state import refuse_others
 
 _THREADS = 16
 
@@ -144,8 +145,8 @@ def predict(
             requests = requests_for(job, ready.identities, ready.engine)
             building = _begin(job, requests)
             # The models are building; Ray, imported and started only now, keeps them company.
-            from cvbatch.run.meters import Meters
-            from cvbatch.run.stream import run_chunks, start_actors
+            from cvbatch.predict.ray_metrics import Meters
+            from cvbatch.predict.ray_pipeline import run_chunks, start_actors
 
             is_joined = joins_a_cluster()
             if not is_joined:
@@ -178,12 +179,12 @@ def predict(
     summary.seconds = time.perf_counter() - started
     summary.num_chunks_left = len(left) - summary.num_chunks
     if not left:
-        worked = (run for run in runs.latest(job.sink.uri) if run.num_images)
+        worked = (run for run in run_history.latest(job.sink.uri) if run.num_images)
         summary.before = next(((run.num_images, run.num_failed) for run in worked), None)
     summary.judge(job.run.max_failure_fraction)
-    sink.remove_leftovers(job.sink.uri)  # of runs and workers that were killed
+    writer.remove_leftovers(job.sink.uri)  # of runs and workers that were killed
     if has_work:
-        runs.keep(job.sink.uri, summary.as_json())
+        run_history.keep(job.sink.uri, summary.as_json())
     return summary
 
 
@@ -191,7 +192,7 @@ def _asked(
     job: JobConfig, plan: Plan, ref: ChunkRef, listener: Listener
 ) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
-    from cvbatch.run.preflight import nodes_asked
+    from cvbatch.distributed.preflight import nodes_asked
 
     source_uri = plan.read_chunk(ref).items[0].uri
     return nodes_asked(job.sink.uri, source_uri, job.run, listener.say)
@@ -256,7 +257,7 @@ def _commit_plan(plan: Plan, sink_uri: str) -> None:
     """Write what is planned, and remove the files of chunks that hold nothing any more."""
     plan.commit()
     for chunk_id in plan.stale:
-        store.delete(store.join(sink_uri, sink.part_name(chunk_id)))
+        store.delete(store.join(sink_uri, writer.part_name(chunk_id)))
 
 
 def _job_uri(sink_uri: str) -> str:
@@ -303,7 +304,7 @@ def _with_failed(plan: Plan, left: list[ChunkRef], sink_uri: str) -> list[ChunkR
     """Return the chunks left and those done that have failed rows, in the plan's order."""
 
     def has_failed(chunk_id: str) -> bool:
-        return sink.has_failed_rows(store.join(sink_uri, sink.part_name(chunk_id)))
+        return writer.has_failed_rows(store.join(sink_uri, writer.part_name(chunk_id)))
 
     done = sorted(plan.done)
     with ThreadPoolExecutor(_THREADS) as pool:

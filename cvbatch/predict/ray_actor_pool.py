@@ -3,7 +3,7 @@
 Ray's own pool and restarts would hide what died of which chunk, and wait for actors that do not
 come. Here an actor lives once. Its chunk goes back to the front of the queue, another actor is
 asked for, and while there is no room for it the others go on. A chunk that keeps taking its
-actors down is done carefully (`cvbatch.data.careful`), and at last stops the job.
+actors down is done carefully (`cvbatch.images.isolated_decode`), and at last stops the job.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cvbatch.data.plan import read_chunk
-from cvbatch.errors import CvbatchError
-from cvbatch.run.cluster import Wiring, actors_now
-from cvbatch.types import ChunkRef
-from cvbatch.worker import FusedWorker, PartReport, WorkOrder
+from cvbatch.core.errors import CvbatchError
+from cvbatch.core.types import ChunkRef
+from cvbatch.distributed.session import Wiring, actors_now
+from cvbatch.planning.plan import read_chunk
+from cvbatch.predict.steps import FusedWorker, PartReport, WorkOrder
 
 CAREFUL_AFTER = 2  # deaths of its workers: from then on a chunk is done carefully
 GIVEN_UP_AFTER = 4  # deaths: two of them of the careful way

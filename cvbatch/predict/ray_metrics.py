@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.util import metrics
 
-from cvbatch.worker import PartReport
+from cvbatch.predict.steps import PartReport
 
 
 @dataclass(frozen=True)

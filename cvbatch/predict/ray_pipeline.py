@@ -20,21 +20,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray
 
-from cvbatch import worker
-from cvbatch.effort import Effort
-from cvbatch.errors import CvbatchError
-from cvbatch.run.attempts import DECODE, MODELS, WRITE, start_attempts
-from cvbatch.run.cluster import Wiring
-from cvbatch.run.crew import CAREFUL_AFTER, GIVEN_UP_AFTER, Crew, given_up
-from cvbatch.run.meters import Meters
-from cvbatch.types import ChunkRef
-from cvbatch.wire import (
+from cvbatch.core.errors import CvbatchError
+from cvbatch.core.types import ChunkRef
+from cvbatch.distributed.session import Wiring
+from cvbatch.predict import steps
+from cvbatch.predict.ray_actor_pool import CAREFUL_AFTER, GIVEN_UP_AFTER, Crew, given_up
+from cvbatch.predict.ray_attempts import DECODE, MODELS, WRITE, start_attempts
+from cvbatch.predict.ray_metrics import Meters
+from cvbatch.predict.serialization import (
     image_batches_to_table,
     predictions_to_table,
     table_to_image_batches,
     table_to_predictions,
 )
-from cvbatch.worker import PartReport, WorkOrder
+from cvbatch.predict.stage_timer import Effort
+from cvbatch.predict.steps import PartReport, WorkOrder
 
 if TYPE_CHECKING:
     import ray.data
@@ -136,7 +136,7 @@ class _PredictActor:
         self._starts = ray.get(attempts.begin.remote(MODELS))
         self._is_refused = self._starts >= max_starts  # told when called: Ray garbles it here
         if not self._is_refused:
-            self._predictor = worker.load_predictor(order)
+            self._predictor = steps.load_predictor(order)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._is_refused:
@@ -163,7 +163,7 @@ def _decode(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
     is_careful = deaths >= CAREFUL_AFTER
     effort = Effort()
     batches = image_batches_to_table(
-        list(worker.read_and_decode(order, ref, effort, is_careful=is_careful))
+        list(steps.read_and_decode(order, ref, effort, is_careful=is_careful))
     )
     ray.get(attempts.end.remote(DECODE, ref.chunk_id))
     counts = pa.array([ref.num_images] * len(batches), pa.int64())
@@ -190,7 +190,7 @@ def _write(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
             f"writing the file of chunk {chunk_id} took its worker down {deaths} times; look at "
             "Ray's logs and for memory to spare, then run again"
         )
-    report = worker.write(order, chunk_id, predictions, Effort.of(table[_EFFORT].to_pylist()))
+    report = steps.write(order, chunk_id, predictions, Effort.of(table[_EFFORT].to_pylist()))
     ray.get(attempts.end.remote(WRITE, chunk_id))
     return _report_table([report])
 

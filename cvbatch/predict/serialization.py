@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.types import (
+from cvbatch.core.types import (
     Boxes,
     Failure,
     Heatmaps,

@@ -1,7 +1,7 @@
 """The three steps of a chunk as plain callables: read and decode, predict, write.
 
-Ray wires them one of two ways (`cvbatch.run.stream`); a test calls them as they are. All a step
-needs to know comes in one small `WorkOrder`, so a step that died starts again anywhere.
+Ray wires them one of two ways (`cvbatch.predict.ray_pipeline`); a test calls them as they are. All
+a step needs to know comes in one small `WorkOrder`, so a step that died starts again anywhere.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from cvbatch.config import JobConfig
-from cvbatch.data import schema, sink, store
-from cvbatch.data.careful import CarefulDecoder, on_a_timer
-from cvbatch.data.decode import Limits, decode_images
-from cvbatch.data.plan import read_chunk
-from cvbatch.data.sources import read_chunk_images
-from cvbatch.effort import Effort
-from cvbatch.failures import Examples, note
-from cvbatch.predict import LoadedModel, Predictor
-from cvbatch.programs import BuiltProgram
-from cvbatch.types import ChunkRef, EncodedImage, ImageBatch, ModelSpec, Predictions
+from cvbatch.config.predict import JobConfig
+from cvbatch.core.failures import Examples, note
+from cvbatch.core.types import ChunkRef, EncodedImage, ImageBatch, ModelSpec, Predictions
+from cvbatch.images.decode import Limits, decode_images
+from cvbatch.images.isolated_decode import CarefulDecoder, on_a_timer
+from cvbatch.inference.predictor import LoadedModel, Predictor
+from cvbatch.inference.programs import BuiltProgram
+from cvbatch.planning.plan import read_chunk
+from cvbatch.predict.stage_timer import Effort
+from cvbatch.results import schema, writer
+from cvbatch.sources.readers import read_chunk_images
+from cvbatch.storage import store
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ def write(
             num_images += len(said)
             note(counts, examples, said.image_id, said.failures)
             tables.append(schema.to_rows(said, models, arrow_schema))
-        metadata = sink.revised(order.metadata, order.revisions.get(chunk_id, 0))
-        num_bytes = sink.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
+        metadata = writer.revised(order.metadata, order.revisions.get(chunk_id, 0))
+        num_bytes = writer.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
     return PartReport(
         chunk_id,
         num_images,

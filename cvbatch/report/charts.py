@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from cvbatch.page.elements import count, el, shortened
+from cvbatch.report.html import count, el, shortened
 
 _WIDTH, _HEIGHT = 320, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 22

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.arrays.tally import Tally
-from cvbatch.classmap import make_order
-from cvbatch.data.joining import Piece, find_truth, join, read_piece
-from cvbatch.data.results import find_result
-from cvbatch.evalfile import EvaluationConfig
-from cvbatch.evaluate import Order, score_rows
-from cvbatch.types import VOID_CLASS
+from cvbatch.config.evaluate import EvaluationConfig
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.evaluate.class_map import make_order
+from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
+from cvbatch.evaluate.scoring import Order, score_rows
+from cvbatch.images.masks import decode_png
+from cvbatch.metrics.counts import Tally
+from cvbatch.results._results import find_result
 
 MOST_DIFFERENT = 16  # images kept
 MAX_PIECES = 48

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cvbatch.data import store
-from cvbatch.errors import NotFoundError, SourceError
-from cvbatch.evalfile import EVALUATION_VERSION
-from cvbatch.page import charts
-from cvbatch.page.elements import Cell, Section, count, el, name, paragraph, shortened, table, tiles
-from cvbatch.page.layers import Budget
+from cvbatch.config.evaluate import EVALUATION_VERSION
+from cvbatch.core.errors import NotFoundError, SourceError
+from cvbatch.report import charts
+from cvbatch.report.html import Cell, Section, count, el, name, paragraph, shortened, table, tiles
+from cvbatch.report.overlays import Budget
+from cvbatch.storage import store
 
 STATE = "_cvbatch/evaluation.json"
 MAX_CLASSES = 200

@@ -11,10 +11,11 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from cvbatch.arrays.drawing import PALETTE
-from cvbatch.page.cards import Card
-from cvbatch.page.elements import count, el, fold, name, paragraph, shortened
-from cvbatch.page.layers import (
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.images.drawing import PALETTE
+from cvbatch.report.disagreements import Against
+from cvbatch.report.html import count, el, fold, name, paragraph, shortened
+from cvbatch.report.overlays import (
     Budget,
     difference_layer,
     fitted_hw,
@@ -22,9 +23,8 @@ from cvbatch.page.layers import (
     mask_layer,
     photo,
 )
-from cvbatch.page.truths import Against
-from cvbatch.reading import Row
-from cvbatch.types import VOID_CLASS
+from cvbatch.report.samples import Card
+from cvbatch.results.result import Row
 
 MAX_BOXES = 50  # drawn in one image
 MAX_LABELS = 8  # named under one image

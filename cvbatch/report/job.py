@@ -13,19 +13,25 @@ from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from cvbatch import __version__
-from cvbatch.credentials import hidden
-from cvbatch.data import store
-from cvbatch.data.parts import describe
-from cvbatch.data.results import find_result
-from cvbatch.data.runs import latest
-from cvbatch.errors import AccessDeniedError, ConfigError, CvbatchError, NotFoundError, SourceError
-from cvbatch.page import evaluation, prediction, training
-from cvbatch.page.elements import Section, count, el, paragraph, shortened
-from cvbatch.page.layers import Budget
-from cvbatch.page.prediction import Prediction
-from cvbatch.page.survey import survey
-from cvbatch.page.truths import Comparison, compare
-from cvbatch.reading import Result
+from cvbatch.core.errors import (
+    AccessDeniedError,
+    ConfigError,
+    CvbatchError,
+    NotFoundError,
+    SourceError,
+)
+from cvbatch.core.redaction import hidden
+from cvbatch.report import evaluation_page, prediction_page, training_page
+from cvbatch.report.disagreements import Comparison, compare
+from cvbatch.report.html import Section, count, el, paragraph, shortened
+from cvbatch.report.overlays import Budget
+from cvbatch.report.prediction_page import Prediction
+from cvbatch.report.statistics import survey
+from cvbatch.results._results import find_result
+from cvbatch.results.parts import describe
+from cvbatch.results.result import Result
+from cvbatch.results.run_history import latest
+from cvbatch.storage import store
 
 PICTURE_BYTES = 12_000_000  # a third more as text; with all else a page stays below 25 MB
 _DEFAULT = "_cvbatch/report.html"
@@ -75,11 +81,11 @@ def write_report(
         )
     budget, notes, num_images = Budget(PICTURE_BYTES), list[str](), 0
     if kind == "training":
-        trained = training.find(uri)
-        made = training.sections(trained)
+        trained = training_page.find(uri)
+        made = training_page.sections(trained)
         title = f"A training of {count(len(trained.history), 'epoch')}"
     elif kind == "evaluation":
-        made, num_images = _of_evaluation(evaluation.find(uri), budget, notes)
+        made, num_images = _of_evaluation(evaluation_page.find(uri), budget, notes)
         title = "Predictions against the truth"
     else:
         found = _look(Result(uri))
@@ -95,8 +101,8 @@ def write_report(
 def _kind_of(uri: str) -> str:
     """Return what lies in a folder. Raises SourceError where it is nothing of cvbatch's."""
     marks = {
-        "evaluation": [evaluation.STATE],
-        "training": [training.STATE, "history.parquet"],
+        "evaluation": [evaluation_page.STATE],
+        "training": [training_page.STATE, "history.parquet"],
         "prediction": ["_cvbatch/job.json"],
     }
     try:
@@ -133,14 +139,14 @@ def _against(
         return None, []
     if evaluation_uri is None:
         return (_compare(found, truth, {}) if truth else None), []
-    scored = evaluation.find(evaluation_uri)
+    scored = evaluation_page.find(evaluation_uri)
     identity = scored.state.get("predictions", {}).get("identity")
     if identity != find_result(found.result.uri).identity:
         raise ConfigError(
             f"--evaluation {evaluation_uri} is about {scored.predictions} as it was then, not "
             f"about {found.result.uri} as it is; evaluate this result"
         )
-    sections = evaluation.sections(scored, budget)
+    sections = evaluation_page.sections(scored, budget)
     if truth:
         said = scored.state.get("evaluation", {})
         return _compare(found, truth, said), sections
@@ -159,7 +165,7 @@ def _compare(found: Prediction, truth: Sequence[str], said: dict[str, Any]) -> C
 
 
 def _compared(
-    found: Prediction, scored: evaluation.Evaluation, notes: list[str]
+    found: Prediction, scored: evaluation_page.Evaluation, notes: list[str]
 ) -> Comparison | None:
     """Return the images that differ from the truth of an evaluation, where it still is."""
     job = scored.state.get("job", {}).get("truth")
@@ -178,19 +184,23 @@ def _compared(
 
 
 def _of_evaluation(
-    scored: evaluation.Evaluation, budget: Budget, notes: list[str]
+    scored: evaluation_page.Evaluation, budget: Budget, notes: list[str]
 ) -> tuple[list[Section], int]:
     """Return the sections of an evaluation, with those of its prediction where that still is."""
-    scores = evaluation.sections(scored, budget)
+    scores = evaluation_page.sections(scored, budget)
     own = _present(
-        [prediction.job_file(scored.state.get("job"), "evaluation-job", "Evaluation's job file")]
+        [
+            prediction_page.job_file(
+                scored.state.get("job"), "evaluation-job", "Evaluation's job file"
+            )
+        ]
     )
     num_images = int(scored.metrics.get("images", {}).get("images", 0))
     try:
         found = _look(Result(scored.predictions))
     except CvbatchError as error:
         notes.append(f"The prediction cannot be shown: {error}")
-        extra = Section("prediction", "Prediction", prediction.notes(notes))
+        extra = Section("prediction", "Prediction", prediction_page.notes(notes))
         return [*scores, extra, *own], num_images
     compared = _compared(found, scored, notes)
     return [*_of_prediction(found, compared, scores, budget, notes), *own], num_images
@@ -203,18 +213,18 @@ def _of_prediction(
     budget: Budget,
     notes: list[str],
 ) -> list[Section]:
-    shown = prediction.pictures(found, compared, budget)
-    shown = shown._replace(body=[*prediction.notes(notes), *shown.body])
-    glance = prediction.counts(found)
+    shown = prediction_page.pictures(found, compared, budget)
+    shown = shown._replace(body=[*prediction_page.notes(notes), *shown.body])
+    glance = prediction_page.counts(found)
     first = [*scores[:1], glance] if scores else [glance]
     rest = [
         shown,
         *scores[1:],
-        prediction.failures(found),
-        prediction.classes(found),
-        prediction.speed(found),
-        prediction.networks(found),
-        prediction.job_file((found.result.job or {}).get("job")),
+        prediction_page.failures(found),
+        prediction_page.classes(found),
+        prediction_page.speed(found),
+        prediction_page.networks(found),
+        prediction_page.job_file((found.result.job or {}).get("job")),
     ]
     return [*first, *_present(rest)]
 
@@ -225,7 +235,7 @@ def _present(sections: Sequence[Section | None]) -> list[Section]:
 
 def compose(title: str, where: str, kind: str, sections: Sequence[Section]) -> bytes:
     """Return the page. It loads nothing: style and script are in it, named by their hash."""
-    files = resources.files("cvbatch.page")
+    files = resources.files("cvbatch.report")
     style, script = (files.joinpath(one).read_text("utf-8") for one in ("page.css", "page.js"))
     rules = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cvbatch.arrays.drawing import PALETTE
-from cvbatch.arrays.heatmaps import colour
-from cvbatch.types import VOID_CLASS
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.images.drawing import PALETTE
+from cvbatch.images.heatmaps import colour
 
 LONGER_SIDE = 560  # pixels of a picture in the page, at most
 _HEATMAP_SIDE = 200  # is smooth: the browser stretches it further

@@ -10,11 +10,11 @@ from xml.etree.ElementTree import Element
 
 import yaml
 
-from cvbatch.credentials import hidden
-from cvbatch.data.runs import Run
-from cvbatch.page import charts
-from cvbatch.page.cards import read_cards
-from cvbatch.page.elements import (
+from cvbatch.core.redaction import hidden
+from cvbatch.report import charts
+from cvbatch.report.disagreements import Comparison
+from cvbatch.report.gallery import gallery, tints_of
+from cvbatch.report.html import (
     Cell,
     Child,
     Section,
@@ -30,11 +30,11 @@ from cvbatch.page.elements import (
     table,
     tiles,
 )
-from cvbatch.page.gallery import gallery, tints_of
-from cvbatch.page.layers import Budget
-from cvbatch.page.survey import BINS, Pick, Survey
-from cvbatch.page.truths import Comparison
-from cvbatch.reading import Result
+from cvbatch.report.overlays import Budget
+from cvbatch.report.samples import read_cards
+from cvbatch.report.statistics import BINS, Pick, Survey
+from cvbatch.results.result import Result
+from cvbatch.results.run_history import Run
 
 MAX_CLASSES = 200  # rows of a table
 _SHOWN_OF_CLASSES = 48  # images that show the classes

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.credentials import hidden
-from cvbatch.data.decode import decode
-from cvbatch.data.parts import read_batches
-from cvbatch.errors import SourceError, StoreError
-from cvbatch.page.layers import fitted_hw
-from cvbatch.page.survey import Pick
-from cvbatch.page.truths import Against
-from cvbatch.reading import Result, Row
-from cvbatch.types import EncodedImage, Failure, InputKey
+from cvbatch.core.errors import SourceError, StoreError
+from cvbatch.core.redaction import hidden
+from cvbatch.core.types import EncodedImage, Failure, InputKey
+from cvbatch.images.decode import decode
+from cvbatch.report.disagreements import Against
+from cvbatch.report.overlays import fitted_hw
+from cvbatch.report.statistics import Pick
+from cvbatch.results.parts import read_batches
+from cvbatch.results.result import Result, Row
 
 _MAX_TAR_BYTES = 512 << 20  # read to its last image that is shown
 _ROWS_AT_ONCE = 64

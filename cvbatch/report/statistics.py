@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvbatch.data.parts import Parts, describe, read_batches, read_rows
-from cvbatch.errors import SourceError
-from cvbatch.types import ChunkRef
+from cvbatch.core.errors import SourceError
+from cvbatch.core.types import ChunkRef
+from cvbatch.results.parts import Parts, describe, read_batches, read_rows
 
 MAX_FILES = 2048
 MAX_ROWS = 1 << 20

@@ -10,13 +10,13 @@ from xml.etree.ElementTree import Element
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.credentials import hidden
-from cvbatch.data import store
-from cvbatch.errors import NotFoundError, SourceError
-from cvbatch.history import columns_of
-from cvbatch.page import charts
-from cvbatch.page.elements import Section, count, duration, el, listing, paragraph, table, tiles
-from cvbatch.page.evaluation import read_json
+from cvbatch.core.errors import NotFoundError, SourceError
+from cvbatch.core.redaction import hidden
+from cvbatch.report import charts
+from cvbatch.report.evaluation_page import read_json
+from cvbatch.report.html import Section, count, duration, el, listing, paragraph, table, tiles
+from cvbatch.storage import store
+from cvbatch.train.history import columns_of
 
 STATE = "_cvbatch/training.json"
 _NOT_DRAWN = ("epoch", "step", "phase", "seconds", "waited_seconds")

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.config import TASK_COLUMNS
-from cvbatch.data import sink, store
-from cvbatch.data.parts import ANSWERS, Parts, describe
-from cvbatch.errors import SourceError
+from cvbatch.config.predict import TASK_COLUMNS
+from cvbatch.core.errors import SourceError
+from cvbatch.results import writer
+from cvbatch.results.parts import ANSWERS, Parts, describe
+from cvbatch.storage import store
 
 _THREADS = 16
 
@@ -53,7 +54,7 @@ def find_result(uri: str) -> Result:
             f"predictions {uri}: there is no result of a prediction; name the sink of a `cvbatch "
             "predict`"
         )
-    names = [sink.part_name(ref.chunk_id) for ref in parts.done]
+    names = [writer.part_name(ref.chunk_id) for ref in parts.done]
     with ThreadPoolExecutor(_THREADS) as pool:
         read = list(pool.map(lambda ref: _read(parts.uri_of(ref)), parts.done))
     if not sum(len(part.image_id) for _, part in read):

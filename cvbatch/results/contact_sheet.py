@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cvbatch.arrays.drawing import contact_sheet
-from cvbatch.reading import Row
+from cvbatch.images.drawing import contact_sheet
+from cvbatch.results.result import Row
 
 _COLUMNS = 6
 

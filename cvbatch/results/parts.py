@@ -14,13 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.arrays.pixels import mask_to_original, place
-from cvbatch.config import SCHEMA_VERSION, TASK_COLUMNS
-from cvbatch.data import manifest, sink, store
-from cvbatch.data.sources import read_chunk_images
-from cvbatch.errors import AccessDeniedError, NotFoundError, SourceError
-from cvbatch.types import Chunk, ChunkRef, EncodedImage, InputKey, Item
+from cvbatch.config.predict import SCHEMA_VERSION, TASK_COLUMNS
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.core.types import Chunk, ChunkRef, EncodedImage, InputKey, Item
+from cvbatch.geometry.resize import mask_to_original, place
+from cvbatch.images.masks import decode_png
+from cvbatch.planning import manifest
+from cvbatch.results import writer
+from cvbatch.sources.readers import read_chunk_images
+from cvbatch.storage import store
 
 ANSWERS = ("labels", "boxes", "mask")  # columns with a class table
 _BUFFER_BYTES = 1 << 20  # of a column: a row group's masks are not held at once
@@ -77,16 +79,16 @@ class Parts:
         done: list[ChunkRef] = []
         missing: list[ChunkRef] = []
         for ref in known.chunks:
-            name, revision = sink.part_name(ref.chunk_id), revisions[ref.chunk_id]
+            name, revision = writer.part_name(ref.chunk_id), revisions[ref.chunk_id]
             is_done = name in sizes and (
-                not revision or sink.revision_of(store.join(uri, name)) == revision
+                not revision or writer.revision_of(store.join(uri, name)) == revision
             )
             (done if is_done else missing).append(ref)
         return cls(uri, tuple(done), tuple(missing), revisions, known.reading, sizes)
 
     def uri_of(self, ref: ChunkRef) -> str:
         """Return where a chunk's rows are."""
-        return store.join(self.uri, sink.part_name(ref.chunk_id))
+        return store.join(self.uri, writer.part_name(ref.chunk_id))
 
     def encoded(
         self, ref: ChunkRef, wanted: Collection[str], max_bytes: int

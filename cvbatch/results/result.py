@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from cvbatch.arrays.drawing import draw_boxes, paint_mask
-from cvbatch.arrays.heatmaps import overlay
-from cvbatch.arrays.laying import over_original
-from cvbatch.arrays.pixels import Placement, place
-from cvbatch.arrays.tiles import place_all
-from cvbatch.data import store
-from cvbatch.data.decode import Limits, decode
-from cvbatch.data.parts import Parts, describe, mask_of, read_rows
-from cvbatch.errors import AccessDeniedError, NotFoundError, SourceError
-from cvbatch.types import ChunkRef, Failure, InputKey, Tiling
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.core.types import ChunkRef, Failure, InputKey, Tiling
+from cvbatch.geometry.resampling import over_original
+from cvbatch.geometry.resize import Placement, place
+from cvbatch.geometry.tiling import place_all
+from cvbatch.images.decode import Limits, decode
+from cvbatch.images.drawing import draw_boxes, paint_mask
+from cvbatch.images.heatmaps import overlay
+from cvbatch.results.parts import Parts, describe, mask_of, read_rows
+from cvbatch.storage import store
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,7 +83,7 @@ class Row:
         """Return a heatmap over all of the image, 0 where the network did not look.
 
         It has the image's size, or its shape where a side is longer than
-        `cvbatch.arrays.laying.MAX_SIDE`. number: of the heatmap.
+        `cvbatch.geometry.resampling.MAX_SIDE`. number: of the heatmap.
         """
         values = np.nan_to_num((self.heatmaps or [])[number]["values"])
         models = self._result.metadata["models"]

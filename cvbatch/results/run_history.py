@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from cvbatch.data import store
+from cvbatch.storage import store
 
 _NAME = "%Y%m%dT%H%M%S.%fZ.json"  # names sort by the time they were made
 

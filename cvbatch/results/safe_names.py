@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from cvbatch.data.units import SUFFIXES
+from cvbatch.sources.discovery import SUFFIXES
 
 _IMAGE_SUFFIX = re.compile(rf"\.(?:{'|'.join(SUFFIXES['images'])})\Z", re.IGNORECASE)
 # a folder so called could be in the way of a file, or of what a tool makes of the path

@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.arrays import masks as mask_arrays
-from cvbatch.arrays.pixels import mask_to_original, place
-from cvbatch.arrays.tiles import count_tiles
-from cvbatch.config import SCHEMA_VERSION, TASK_COLUMNS, ModelConfig
-from cvbatch.types import (
+from cvbatch.config.predict import SCHEMA_VERSION, TASK_COLUMNS, ModelConfig
+from cvbatch.core.types import (
     Boxes,
     Failure,
     Heatmaps,
@@ -25,6 +22,9 @@ from cvbatch.types import (
     offsets_of,
     pictures_of,
 )
+from cvbatch.geometry.resize import mask_to_original, place
+from cvbatch.geometry.tiling import count_tiles
+from cvbatch.images import masks as mask_arrays
 
 _FAILURE = pa.struct([("stage", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 _LABEL = pa.struct([("class_id", pa.int32()), ("label", pa.string()), ("score", pa.float32())])

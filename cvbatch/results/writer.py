@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.data import store, temporary
+from cvbatch.storage import atomic, store
 
 ROW_GROUP_ROWS = 1024
 
@@ -97,6 +97,6 @@ def remove_leftovers(sink_uri: str) -> None:
     if place.scheme != "file":
         return
     folder = Path(place.path)
-    temporary.remove_leftovers(folder, ".part-")
+    atomic.remove_leftovers(folder, ".part-")
     for below, _, _ in os.walk(folder / "_cvbatch"):
-        temporary.remove_leftovers(Path(below), ".")
+        atomic.remove_leftovers(Path(below), ".")

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cvbatch.data import store
-from cvbatch.data.listing import FILES, Listing, Progress, list_files
-from cvbatch.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.storage import store
+from cvbatch.storage.listing import FILES, Listing, Progress, list_files
 
 UNITS = pa.schema(
     [

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cvbatch.data import store
-from cvbatch.data.tar import read_tar
-from cvbatch.data.units import is_struct_of_bytes
-from cvbatch.errors import AccessDeniedError, NotFoundError, StoreError
-from cvbatch.types import Chunk, EncodedImage, Failure, Item
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
+from cvbatch.core.types import Chunk, EncodedImage, Failure, Item
+from cvbatch.sources.discovery import is_struct_of_bytes
+from cvbatch.sources.tar import read_tar
+from cvbatch.storage import store
 
 _PARQUET_BUFFER_BYTES = 4 << 20
 _PARQUET_BATCH_ROWS = 16

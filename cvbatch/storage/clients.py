@@ -10,9 +10,9 @@ from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from cvbatch.credentials import has_user
-from cvbatch.data import faults
-from cvbatch.errors import ConfigError
+from cvbatch.core.errors import ConfigError
+from cvbatch.core.redaction import has_user
+from cvbatch.storage import retry
 
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TRIES = 3  # of one page or part, before the whole listing or file is tried again
@@ -70,7 +70,7 @@ class Place(NamedTuple):
     def client(self, tries: int) -> Any:
         """Return the pyarrow file system it lies in, which makes a request so many times."""
         if self.scheme == "s3":
-            timeout_s = faults.patience().request_timeout_s
+            timeout_s = retry.patience().request_timeout_s
             return _s3(self.path.split("/", 1)[0], _environment(), timeout_s, tries)
         return _gcs() if self.scheme == "gs" else _LOCAL
 
@@ -124,7 +124,7 @@ def s3_requests(timeout_s: float | None = None) -> Any:
     Raises:
         botocore.exceptions.BotoCoreError: no profile has the name in AWS_PROFILE.
     """
-    return _s3_requests(_environment(), timeout_s or faults.patience().request_timeout_s)
+    return _s3_requests(_environment(), timeout_s or retry.patience().request_timeout_s)
 
 
 @lru_cache(maxsize=4)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from cvbatch.data import store
-from cvbatch.data.faults import persist, translate
-from cvbatch.data.places import Place, s3_requests, told_by_boto
-from cvbatch.errors import NotFoundError
+from cvbatch.core.errors import NotFoundError
+from cvbatch.storage import store
+from cvbatch.storage.clients import Place, s3_requests, told_by_boto
+from cvbatch.storage.retry import persist, translate
 
 T = TypeVar("T")
 _LIMIT_S = 5.0  # of one request: who asks has little patience

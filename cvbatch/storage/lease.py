@@ -20,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from cvbatch.data import store
-from cvbatch.data.slot import Content, Slot, slot_of
-from cvbatch.errors import AccessDeniedError, CvbatchError, SinkError, StoreError
+from cvbatch.core.errors import AccessDeniedError, CvbatchError, SinkError, StoreError
+from cvbatch.storage import store
+from cvbatch.storage.conditional_write import Content, Slot, slot_of
 
 log = logging.getLogger(__name__)
 

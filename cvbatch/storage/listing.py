@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from cvbatch.data.faults import translate
-from cvbatch.data.places import REQUEST_TRIES, Place
-from cvbatch.data.store import attempt
-from cvbatch.errors import SourceError
+from cvbatch.core.errors import SourceError
+from cvbatch.storage.clients import REQUEST_TRIES, Place
+from cvbatch.storage.retry import translate
+from cvbatch.storage.store import attempt
 
 FILES = pa.schema([("uri", pa.large_string()), ("size", pa.int64()), ("version", pa.string())])
 _BATCH_FILES = 65_536

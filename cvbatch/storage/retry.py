@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from cvbatch.config import PatienceConfig
-from cvbatch.credentials import hidden
-from cvbatch.errors import AccessDeniedError, NotFoundError, StoreError
+from cvbatch.config.predict import PatienceConfig
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
+from cvbatch.core.redaction import hidden
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

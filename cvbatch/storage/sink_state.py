@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cvbatch.data import store
-from cvbatch.errors import AccessDeniedError, NotFoundError, SinkError
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError
+from cvbatch.storage import store
 
 # By what lies under `_cvbatch/`: the command that put it there.
 STATES = {

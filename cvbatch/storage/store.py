@@ -19,7 +19,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from cvbatch.data.faults import (
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
+from cvbatch.storage.atomic import replacing
+from cvbatch.storage.clients import REQUEST_TRIES, Place, s3_requests, told_by_boto
+from cvbatch.storage.retry import (
     STORE_FAULTS,
     CredentialsError,
     ShortReadError,
@@ -28,9 +31,6 @@ from cvbatch.data.faults import (
     persist,
     translate,
 )
-from cvbatch.data.places import REQUEST_TRIES, Place, s3_requests, told_by_boto
-from cvbatch.data.temporary import replacing
-from cvbatch.errors import AccessDeniedError, NotFoundError, StoreError
 
 __all__ = [
     "CredentialsError",

@@ -18,10 +18,10 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from cvbatch.arrays.boxes import clip_boxes
-from cvbatch.arrays.pixels import PADDING_GREY
-from cvbatch.errors import ConfigError
-from cvbatch.types import VOID_CLASS, Example
+from cvbatch.core.errors import ConfigError
+from cvbatch.core.types import VOID_CLASS, Example
+from cvbatch.geometry.boxes import clip_boxes
+from cvbatch.geometry.resize import PADDING_GREY
 
 Flip = Literal["none", "horizontal", "vertical", "both"]
 _TRIES = 8  # motions drawn for an image before it is left where it is

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvbatch.errors import TrainingError
+from cvbatch.core.errors import TrainingError
 
 
 class Batch(NamedTuple):

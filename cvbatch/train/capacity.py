@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cvbatch.errors import ConfigError
-from cvbatch.run.cluster import Resources, Wiring
-from cvbatch.run.memory import largest_batch, memory_of_each, training_need
-from cvbatch.taught import Ready
-from cvbatch.trainfile import TrainJob
+from cvbatch.config.train import TrainJob
+from cvbatch.core.errors import ConfigError
+from cvbatch.distributed.memory import largest_batch, memory_of_each, training_need
+from cvbatch.distributed.session import Resources, Wiring
+from cvbatch.train.network import Ready
 
 
 def choose_workers(job: TrainJob, resources: Resources, begun_with: int | None) -> Wiring:

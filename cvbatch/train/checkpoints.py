@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.errors import TrainingError
+from cvbatch.core.errors import TrainingError
 
 Variable = Any  # a keras.Variable; Keras carries no type information
 _FORMAT = 1

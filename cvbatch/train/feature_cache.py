@@ -15,10 +15,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cvbatch.errors import ModelError, TrainingError
-from cvbatch.models.graphs import calls_of, flat, only_input, remember
-from cvbatch.recipes import last_maps
-from cvbatch.supply import Batch
+from cvbatch.core.errors import ModelError, TrainingError
+from cvbatch.models.graph_surgery import calls_of, flat, only_input, remember
+from cvbatch.train.batches import Batch
+from cvbatch.train.phases import last_maps
 
 _PIXELS = "pixels"  # the file of what the head reads in place of pixels; targets go by number
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.arrays.drawing import TILE_HW, contact_sheet, to_png
+from cvbatch.images.drawing import TILE_HW, contact_sheet, to_png
 
 Row = dict[str, Any]
 

@@ -3,7 +3,7 @@
 Not Ray Data, which deals blocks to workers as they come free: which images a step sees, and so the
 weights, would then differ from run to run and with the number of workers, and a run that was
 stopped could not go on in the middle of an epoch. Here the order of an epoch is one for all
-workers (`cvbatch.data.examples.shuffled`). Of each stretch of it that makes one micro-batch for
+workers (`cvbatch.datasets.examples.shuffled`). Of each stretch of it that makes one micro-batch for
 every worker, each takes its own part, so that two workers with batches of 8 see in every step what
 one with 16 does. The price: every worker reads the encoded bytes of all images; each is decoded
 once.
@@ -20,13 +20,13 @@ from typing import NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-from cvbatch.data.decode import Limits
-from cvbatch.data.examples import LabelledRow, example_of, in_order, read_rows, shuffled
-from cvbatch.data.labelled import Split, Wanted
-from cvbatch.errors import TrainingError
-from cvbatch.supply import Batch
-from cvbatch.tasks.augmentation import Augmentation, resized_examples, size_of_step
-from cvbatch.types import Example, Failure, InputKey
+from cvbatch.core.errors import TrainingError
+from cvbatch.core.types import Example, Failure, InputKey
+from cvbatch.datasets.examples import LabelledRow, example_of, in_order, read_rows, shuffled
+from cvbatch.datasets.reader import Split, Wanted
+from cvbatch.images.decode import Limits
+from cvbatch.train.augmentation import Augmentation, resized_examples, size_of_step
+from cvbatch.train.batches import Batch
 
 T = TypeVar("T")
 Vary = Callable[[Example, int], Example]  # with the image's place in the order
@@ -163,7 +163,7 @@ class Scales(NamedTuple):
 
 
 class TrainingFeed:
-    """A worker's micro-batches of every epoch: a `cvbatch.supply.Feed`.
+    """A worker's micro-batches of every epoch: a `cvbatch.train.batches.Feed`.
 
     scales: the sizes that the examples are stretched to; None leaves them as they are.
     """

@@ -20,25 +20,16 @@ from typing import Any, Protocol
 
 import yaml
 
-from cvbatch import modelfiles, taught
-from cvbatch.config import SinkConfig
-from cvbatch.data import store
-from cvbatch.data.labelled import Labelled, Split, Wanted, box_shapes, find_labelled
-from cvbatch.data.owner import refuse_others
-from cvbatch.errors import (
-    AccessDeniedError,
-    NotFoundError,
-    SinkError,
-    SourceError,
-)
-from cvbatch.run.cluster import (
-    Wiring,
-    connected,
-    joins_a_cluster,
-    local_resources,
-)
-from cvbatch.run.fitting import check_count, check_memory, choose_workers
-from cvbatch.trainfile import LABEL_COLUMNS, TrainJob, fingerprint
+from cvbatch.config.predict import SinkConfig
+from cvbatch.config.train import LABEL_COLUMNS, TrainJob, fingerprint
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
+from cvbatch.datasets.reader import Labelled, Split, Wanted, box_shapes, find_labelled
+from cvbatch.distributed.session import Wiring, connected, joins_a_cluster, local_resources
+from cvbatch.models import model_files
+from cvbatch.storage import store
+from cvbatch.storage.sink_state import refuse_others
+from cvbatch.train import network
+from cvbatch.train.capacity import check_count, check_memory, choose_workers
 
 _STATE = "_cvbatch/training.json"
 _BEGUN = "_cvbatch/begun.keras"
@@ -93,14 +84,14 @@ class _State:
 
     fingerprint: str
     workers: int
-    ready: taught.Ready
+    ready: network.Ready
     done: dict[str, Any] | None = None  # the summary of the run that came to its end
 
     @classmethod
     def of(cls, said: dict[str, Any]) -> _State:
         ready = said.pop("ready")
         size = tuple(ready.pop("image_size"))
-        return cls(ready=taught.Ready(image_size=size, **ready), **said)
+        return cls(ready=network.Ready(image_size=size, **ready), **said)
 
 
 def train(
@@ -202,8 +193,8 @@ def _model_identity(job: TrainJob) -> str:
     digests = []
     for uri in named:
         if uri.endswith((".keras", ".h5")):
-            digest = modelfiles.sha256(modelfiles.fetch(uri))
-            modelfiles.check(uri, digest, job.model.sha256)
+            digest = model_files.sha256(model_files.fetch(uri))
+            model_files.check(uri, digest, job.model.sha256)
             digests.append(digest)
     return json.dumps(digests)
 
@@ -247,7 +238,7 @@ def _check_sink(sink: str, overwrite: bool) -> None:
 
 def _asked(job: TrainJob, data: Labelled, listener: Listener) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
-    from cvbatch.run.preflight import nodes_asked
+    from cvbatch.distributed.preflight import nodes_asked
 
     source_uri = data.splits["train"].groups[0].uri
     return nodes_asked(job.sink.uri, source_uri, job.run, listener.say)
@@ -258,12 +249,12 @@ def _begin(job: TrainJob, data: Labelled, identity: str, wiring: Wiring, begun: 
     anchors = None
     if job.model.fits_anchors:
         anchors = _anchors(data.splits["train"], job)
-    ready = taught.make_ready(job, data.classes, anchors, begun)
+    ready = network.make_ready(job, data.classes, anchors, begun)
     return _State(identity, wiring.num_actors, ready)
 
 
 def _anchors(split: Split, job: TrainJob) -> Sequence[Sequence[float]]:
-    from cvbatch.arrays.anchors import fit_anchors
+    from cvbatch.geometry.anchors import fit_anchors
 
     try:
         found = fit_anchors(box_shapes(split), job.model.anchors, job.training.seed)
@@ -310,7 +301,7 @@ def _teach(
     job: TrainJob, data: Labelled, state: _State, wiring: Wiring, listener: Listener
 ) -> dict[str, Any]:
     """Run the lessons on Ray, which is imported only now."""
-    from cvbatch.run.school import Lessons, teach
+    from cvbatch.train.ray_trainer import Lessons, teach
 
     images_per_step = state.workers * job.training.batch_size * job.training.accumulate
     gpus = wiring.gpus_per_actor

@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvbatch import modelfiles
-from cvbatch.apart import Apart
-from cvbatch.errors import ConfigError, ModelError
-from cvbatch.models.card import DEMO_FILES, read_card, write_card
-from cvbatch.trainfile import TrainingConfig, TrainJob
+from cvbatch.config.train import TrainingConfig, TrainJob
+from cvbatch.core.child_process import Apart
+from cvbatch.core.errors import ConfigError, ModelError
+from cvbatch.models import model_files
+from cvbatch.models.metadata import DEMO_FILES, read_card, write_card
 
 if TYPE_CHECKING:
     import keras
 
-    from cvbatch.recipes import Phase
-    from cvbatch.schedules import Optimization
-    from cvbatch.tasks.learning import Learner
+    from cvbatch.train.learners.base import Learner
+    from cvbatch.train.optimizers import Optimization
+    from cvbatch.train.phases import Phase
 
 _FLOAT_BYTES = 4
 _SLOTS = {"sgd": 1, "adam": 2, "adamw": 2, "rmsprop": 2}  # numbers of an optimizer for each weight
@@ -64,7 +64,7 @@ def _make_ready(
     import keras
 
     from cvbatch.models import cost
-    from cvbatch.recipes import freeze
+    from cvbatch.train.phases import freeze
 
     keras.utils.set_random_seed(job.training.seed)
     _check_card(job, classes)
@@ -103,7 +103,7 @@ def _network(job: TrainJob, num_classes: int, options: dict[str, Any]) -> keras.
     A file of a keras.applications network with ImageNet's classes serves any others: the head is
     then new, as it is with `weights: imagenet`.
     """
-    from cvbatch.models import zoo
+    from cvbatch.models import registry
     from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES
     from cvbatch.models.weights import ENDINGS
 
@@ -111,10 +111,10 @@ def _network(job: TrainJob, num_classes: int, options: dict[str, Any]) -> keras.
     is_own = said.model.endswith(".keras") or said.weights == "demo"
     with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
         load = partial(
-            zoo.load_model,
+            registry.load_model,
             said.model,
             said.weights,
-            local_file=lambda uri: modelfiles.take(uri, Path(folder), said.sha256),
+            local_file=lambda uri: model_files.take(uri, Path(folder), said.sha256),
             image_size=said.image_size,
             options=options,
         )
@@ -127,7 +127,7 @@ def _network(job: TrainJob, num_classes: int, options: dict[str, Any]) -> keras.
                 whole = load(num_classes=IMAGENET_CLASSES)
             except ModelError:
                 raise refusal from None
-    fresh = zoo.build(said.model, num_classes, said.image_size, options)
+    fresh = registry.build(said.model, num_classes, said.image_size, options)
     for mine, theirs in zip(fresh.weights, whole.weights, strict=True):
         if mine.shape == theirs.shape:  # all but the head
             mine.assign(theirs)
@@ -140,13 +140,13 @@ def _at_its_largest(job: TrainJob, model: keras.Model, trained: keras.Model) -> 
     Raises:
         RefusedError: it cannot have one of their sizes.
     """
-    from cvbatch.models import graphs
-    from cvbatch.tasks.box_learners import check_size
+    from cvbatch.models import graph_surgery
+    from cvbatch.train.learners.detection import check_size
 
     sizes = sorted(job.training.image_sizes or [], key=math.prod)
     for size in sizes:
         check_size(model, size)
-    resized = [graphs.resized(trained, size) for size in sizes]
+    resized = [graph_surgery.resized(trained, size) for size in sizes]
     return resized[-1] if resized else trained
 
 
@@ -155,7 +155,7 @@ def _check_card(job: TrainJob, classes: tuple[str, ...]) -> None:
     model = job.model.model
     file = DEMO_FILES.get(model) if job.model.weights == "demo" else None
     if model.endswith(".keras"):
-        file = modelfiles.fetch(model)
+        file = model_files.fetch(model)
     card = read_card(file) if file else None
     if card is not None and card.classes != classes:
         raise ModelError(
@@ -199,7 +199,7 @@ def learner_of(job: TrainJob, model: keras.Model, num_classes: int) -> Learner:
         ModelError: the model does not fit the task or the number of classes.
         ConfigError: the task has no such metric, or the weights of the classes are not one each.
     """
-    from cvbatch.tasks.learning import LEARNERS
+    from cvbatch.train.learners.base import LEARNERS
 
     options: dict[str, Any] = {}
     if job.model.task == "classification":
@@ -224,10 +224,10 @@ def load(file: Path, name: str, precision: str) -> keras.Model:
 
     name: what the user knows the file as.
     """
-    from cvbatch.build import with_precision
-    from cvbatch.models import zoo
+    from cvbatch.inference.compile import with_precision
+    from cvbatch.models import registry
 
-    model = zoo.load_file(name, file)
+    model = registry.load_file(name, file)
     return model if precision == "float32" else with_precision(model, precision)
 
 
@@ -236,9 +236,9 @@ def save(job: TrainJob, learned: keras.Model, classes: Sequence[str], begun: Pat
 
     begun: the file it began as.
     """
-    from cvbatch.models import zoo
+    from cvbatch.models import registry
 
-    model = zoo.load_file(job.model.model, begun)
+    model = registry.load_file(job.model.model, begun)
     model.set_weights(learned.get_weights())
     with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
         path = Path(folder) / "model.keras"
@@ -249,7 +249,7 @@ def save(job: TrainJob, learned: keras.Model, classes: Sequence[str], begun: Pat
 
 def phases(training: TrainingConfig) -> tuple[Phase, ...]:
     """Return the phases of a job's recipe."""
-    from cvbatch.recipes import phases_of
+    from cvbatch.train.phases import phases_of
 
     return phases_of(
         training.recipe,
@@ -263,7 +263,7 @@ def phases(training: TrainingConfig) -> tuple[Phase, ...]:
 
 def optimization(training: TrainingConfig) -> Optimization:
     """Return how a job's weights are moved."""
-    from cvbatch.schedules import Optimization
+    from cvbatch.train.optimizers import Optimization
 
     return Optimization(
         optimizer=training.optimizer,

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 from keras.optimizers import schedules
 
-from cvbatch.errors import ConfigError
+from cvbatch.core.errors import ConfigError
 
 Tensor = Any  # a scalar of Keras; Keras carries no type information
 ScheduleName = Literal["constant", "cosine", "step", "linear"]

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import keras
 
-from cvbatch.errors import ModelError
-from cvbatch.models.convert import without_head
-from cvbatch.models.graphs import Call, calls_of, flat, output_of
+from cvbatch.core.errors import ModelError
+from cvbatch.models.fully_convolutional import without_head
+from cvbatch.models.graph_surgery import Call, calls_of, flat, output_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 RecipeName = Literal["scratch", "features", "frozen", "finetune"]
@@ -51,9 +51,9 @@ def phases_of(
     """Return the phases of a recipe.
 
     scratch: all layers learn from the start, normalisation too. features: the head learns on the
-    base's outputs, which are computed once (`cvbatch.features`). frozen: the same, but the base
-    runs at every step, so that images may vary. finetune: the head for `head_epochs` with the
-    base frozen, then what `unfreeze` names, a `Phase.part`, for `epochs` at `base_rate`, by
+    base's outputs, which are computed once (`cvbatch.train.feature_cache`). frozen: the same, but
+    the base runs at every step, so that images may vary. finetune: the head for `head_epochs` with
+    the base frozen, then what `unfreeze` names, a `Phase.part`, for `epochs` at `base_rate`, by
     default a hundredth of `rate`; the base's normalisation stays frozen throughout.
     """
     if recipe == "scratch":

@@ -1,8 +1,8 @@
 """A training job on Ray Train: what every worker is told, and who hears of what it does.
 
-Ray's own Keras callback and datasets are not used: `cvbatch.run.feed` says why of the latter. A
-checkpoint that a worker reports lies under the sink when the report returns, and a run of the same
-name and place goes on from the last one, whoever was lost: a worker, or the driver.
+Ray's own Keras callback and datasets are not used: `cvbatch.train.input_pipeline` says why of the
+latter. A checkpoint that a worker reports lies under the sink when the report returns, and a run of
+the same name and place goes on from the last one, whoever was lost: a worker, or the driver.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 import ray
 import ray.train
 
-from cvbatch import history
-from cvbatch.data import store
-from cvbatch.data.labelled import Labelled, Wanted
-from cvbatch.errors import CvbatchError, TrainingError
-from cvbatch.run.cluster import silent_stderr
-from cvbatch.trainfile import TrainJob
+from cvbatch.config.train import TrainJob
+from cvbatch.core.errors import CvbatchError, TrainingError
+from cvbatch.datasets.reader import Labelled, Wanted
+from cvbatch.distributed.session import silent_stderr
+from cvbatch.storage import store
+from cvbatch.train import history
 
 _POLL_S = 0.5  # between two looks at what the workers have told
 Row = dict[str, Any]
@@ -142,7 +142,7 @@ def _trainer(lessons: Lessons, ledger: Any) -> Any:
 
 def _learn(config: dict[str, Any]) -> dict[str, Any] | None:
     """Run in every worker; tell the ledger what no second try would mend."""
-    from cvbatch.run.pupil import Pupil
+    from cvbatch.train.ray_worker import Pupil
 
     lessons, ledger = config["lessons"], config["ledger"]
     if ray.get(ledger.error.remote()) is not None:

@@ -16,21 +16,21 @@ import ray
 import ray.train
 import tensorflow as tf
 
-from cvbatch import history, taught
-from cvbatch.data import store
-from cvbatch.data.decode import Limits
-from cvbatch.data.faults import is_full, translate
-from cvbatch.features import split, spool
-from cvbatch.judging import Judging
-from cvbatch.replicas import Replicas
-from cvbatch.run.feed import Laying, Reader, Scales, Share, TrainingFeed, judged
-from cvbatch.supply import Batch
-from cvbatch.tasks.augmentation import Augmentation
-from cvbatch.train import Event, Plan, Trainer
-from cvbatch.types import InputKey
+from cvbatch.core.types import InputKey
+from cvbatch.images.decode import Limits
+from cvbatch.storage import store
+from cvbatch.storage.retry import is_full, translate
+from cvbatch.train import history, network
+from cvbatch.train.augmentation import Augmentation
+from cvbatch.train.batches import Batch
+from cvbatch.train.collectives import Replicas
+from cvbatch.train.feature_cache import split, spool
+from cvbatch.train.input_pipeline import Laying, Reader, Scales, Share, TrainingFeed, judged
+from cvbatch.train.trainer import Event, Plan, Trainer
+from cvbatch.train.validation import Judging
 
 if TYPE_CHECKING:
-    from cvbatch.run.school import Lessons
+    from cvbatch.train.ray_trainer import Lessons
 
 _TOLD_FAILURES = 5  # images that cannot be used, told with their reasons
 _EVENTS = "_cvbatch/tensorboard/events.out.tfevents.cvbatch"
@@ -54,8 +54,8 @@ class Pupil:
         store.be_patient(job.run)
         self._begun = store.fetch(lessons.begun_uri)
         with self._replicas.strategy.scope():
-            model = taught.load(self._begun, job.model.model, job.training.precision)
-            self._learner = taught.learner_of(job, model, len(lessons.data.classes))
+            model = network.load(self._begun, job.model.model, job.training.precision)
+            self._learner = network.learner_of(job, model, len(lessons.data.classes))
         self._share = Share(self._replicas.worker, lessons.num_workers, job.training.batch_size)
         self._laying = Laying(
             wanted=lessons.wanted,
@@ -81,10 +81,10 @@ class Pupil:
         """
         training = self._lessons.job.training
         plan = Plan(
-            phases=taught.phases(training),
+            phases=network.phases(training),
             steps_per_epoch=self._lessons.steps_per_epoch,
             batch_size=training.batch_size,
-            optimization=taught.optimization(training),
+            optimization=network.optimization(training),
             patience=training.patience,
             checkpoint_steps=training.checkpoint_steps,
             keep=1,  # here; those under the sink are Ray's to keep
@@ -115,7 +115,7 @@ class Pupil:
             self._put("metrics.json", json.dumps(metrics, indent=1).encode())
             job = self._lessons.job
             classes = self._lessons.data.classes
-            self._put("model.keras", taught.save(job, self._learner.model, classes, self._begun))
+            self._put("model.keras", network.save(job, self._learner.model, classes, self._begun))
         return said
 
     def _taught_on(self) -> dict[str, Any]:

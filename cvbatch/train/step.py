@@ -14,11 +14,11 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from cvbatch.errors import TrainingError
-from cvbatch.models import graphs
-from cvbatch.replicas import Replicas, summed
-from cvbatch.supply import Batch
-from cvbatch.tasks.learning import Learner
+from cvbatch.core.errors import TrainingError
+from cvbatch.models import graph_surgery
+from cvbatch.train.batches import Batch
+from cvbatch.train.collectives import Replicas, summed
+from cvbatch.train.learners.base import Learner
 
 Tensor = Any  # of Keras or of TensorFlow, or one for each replica
 Tree = Any  # tensors in dicts and lists
@@ -69,7 +69,7 @@ class Step:
                 f"network {network.name!r} has no weight that may be trained; unfreeze some layers"
             )
         self._scales_loss = any(
-            layer.compute_dtype == "float16" for layer in graphs.flat(network).layers
+            layer.compute_dtype == "float16" for layer in graph_surgery.flat(network).layers
         )
         with self.replicas.strategy.scope():
             optimizer.build(self._weights)
@@ -165,7 +165,7 @@ class Step:
     def _program(self, size: tuple[int, int]) -> Any:
         """Return the step over images of one height and width, to be compiled."""
         is_own = self._network.input_shape[1:3] in (size, (None, None))
-        network = self._network if is_own else graphs.resized(self._network, size)
+        network = self._network if is_own else graph_surgery.resized(self._network, size)
 
         def program(pixels: Tensor, targets: Tree, weights: Tensor) -> Tree:
             def gradients(*fed: Tree) -> Tree:

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from cvbatch.checkpoints import Checkpoints, Progress, restore
-from cvbatch.errors import TrainingError
-from cvbatch.history import Row
-from cvbatch.judging import Judging, Validation
-from cvbatch.recipes import Phase, freeze, moving_statistics
-from cvbatch.replicas import Replicas
-from cvbatch.schedules import Optimization, learning_rate, make_optimizer
-from cvbatch.step import Outcome, Step
-from cvbatch.supply import Batch, Feed, Supply
-from cvbatch.tasks.learning import Learner
+from cvbatch.core.errors import TrainingError
+from cvbatch.train.batches import Batch, Feed, Supply
+from cvbatch.train.checkpoints import Checkpoints, Progress, restore
+from cvbatch.train.collectives import Replicas
+from cvbatch.train.history import Row
+from cvbatch.train.learners.base import Learner
+from cvbatch.train.optimizers import Optimization, learning_rate, make_optimizer
+from cvbatch.train.phases import Phase, freeze, moving_statistics
+from cvbatch.train.step import Outcome, Step
+from cvbatch.train.validation import Judging, Validation
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Trainer:
     folder: of the checkpoints; only the first worker reads and writes there. A run that finds
     checkpoints in it goes on from the last. resume: another one to go on from. network and
     judged: what is trained and validated in place of the learner's own views, when batches hold
-    features: the heads of `cvbatch.features.split`. The learner's network is built in the scope
-    of the replicas' strategy.
+    features: the heads of `cvbatch.train.feature_cache.split`. The learner's network is built in
+    the scope of the replicas' strategy.
     """
 
     def __init__(

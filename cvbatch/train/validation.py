@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cvbatch.errors import TrainingError
-from cvbatch.replicas import Replicas
-from cvbatch.tasks.learning import Learner
-from cvbatch.types import Example
+from cvbatch.core.errors import TrainingError
+from cvbatch.core.types import Example
+from cvbatch.train.collectives import Replicas
+from cvbatch.train.learners.base import Learner
 
 # This worker's images, (B, H, W, C), or features of them, with their labels. Asked every epoch.
 Validation = Callable[[], Iterable[tuple[np.ndarray, Sequence[Example]]]]

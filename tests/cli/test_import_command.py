@@ -7,8 +7,8 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from tests import jobs
-from tests.labelled import coco, files, picture, put, voc, voc_xml
+from tests.support import jobs
+from tests.support.datasets import coco, files, picture, put, voc, voc_xml
 
 BOXES = {"a": [("cat", 1, 1, 5, 5), ("cat", 15, 2, 25, 6)], "b": [("dog", 2, 2, 9, 9)], "c": []}
 
@@ -116,7 +116,7 @@ def test_an_import_loads_neither_ray_nor_tensorflow(tmp_path):
     source = voc(tmp_path / "in", BOXES)
     words = ["import", "voc", str(source), str(tmp_path / "out")]
     code = (
-        f"import sys; from cvbatch.cli import main; status = main({words!r});"
+        f"import sys; from cvbatch.cli.main import main; status = main({words!r});"
         "print(sorted({'keras', 'tensorflow', 'ray'} & set(sys.modules)), status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests import jobs
+from tests.support import jobs
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 
@@ -160,7 +160,7 @@ def test_on_a_terminal_there_are_bars(finished):
     """A pseudo-terminal stands for stderr; what is shown there is overwritten, not appended."""
     path, _, _, _ = finished
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(path)]
+    command = [sys.executable, "-m", "cvbatch", "predict", "--config", str(path)]
     with subprocess.Popen(command, stderr=slave, env={**os.environ, "TERM": "xterm"}) as process:
         os.close(slave)
         shown = b""

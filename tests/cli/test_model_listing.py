@@ -8,23 +8,23 @@ import sys
 
 import pytest
 
-from cvbatch import catalog
-from cvbatch.errors import ModelError
-from cvbatch.models import figures
-from tests import jobs
+from cvbatch.cli import model_listing
+from cvbatch.core.errors import ModelError
+from cvbatch.models import zoo_table as figures
+from tests.support import jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def test_an_empty_table_is_its_titles():
-    assert catalog.zoo_table([]).as_text() == (
+    assert model_listing.zoo_table([]).as_text() == (
         "name  task  input  classes  parameters  multiply-adds"
     )
 
 
 def test_the_zoo_is_listed_in_aligned_columns_without_loading_keras():
     code = (
-        "import sys; from cvbatch.cli import main; status = main(['models']);"
+        "import sys; from cvbatch.cli.main import main; status = main(['models']);"
         "print(sorted({'keras', 'tensorflow', 'ray', 'pyarrow'} & set(sys.modules)), status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -45,7 +45,7 @@ def test_the_zoo_as_json_is_the_figures():
 
 def test_on_a_terminal_the_table_is_drawn():
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "cvbatch.cli", "models"]
+    command = [sys.executable, "-m", "cvbatch", "models"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(
         command, stdout=slave, stderr=subprocess.PIPE, env=environment
@@ -144,4 +144,4 @@ def test_a_file_is_shown_as_json(keras_files):
 )
 def test_a_network_that_cannot_be_is_refused(name, size, told):
     with pytest.raises(ModelError, match=told):
-        catalog.describe_network(name, None, size)
+        model_listing.describe_network(name, None, size)

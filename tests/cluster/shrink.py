@@ -29,15 +29,7 @@ from typing import Any
 
 import yaml
 
-from tests.cluster.manifests import (
-    FOLDERS,
-    SCHEMAS,
-    VM,
-    assemble,
-    documents,
-    key_of,
-    pod_templates,
-)
+from tests.cluster.manifests import FOLDERS, SCHEMAS, VM, assemble, documents, key_of, pod_templates
 
 KEPT = (
     "enum",

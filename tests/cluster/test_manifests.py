@@ -13,9 +13,9 @@ import yaml
 from ray.dashboard.modules.job.cli import job_cli_group as job_cli
 from ray.scripts import scripts
 
-from cvbatch import cli
-from cvbatch.jobfile import parse_job
-from cvbatch.trainfile import parse_training
+from cvbatch.cli import main
+from cvbatch.config.loader import parse_job
+from cvbatch.config.train import parse_training
 from tests.cluster.manifests import (
     FOLDERS,
     KUBERAY,
@@ -243,7 +243,7 @@ def test_commands_are_ones_that_cvbatch_and_ray_know():
     assert len(commands) == 4
     for program, *words in commands:
         assert program == "cvbatch"
-        assert cli._parser().parse_args(words).command
+        assert main._parser().parse_args(words).command
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

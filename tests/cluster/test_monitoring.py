@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ray.util import metrics
 
-from cvbatch.run.meters import METERS
+from cvbatch.predict.ray_metrics import METERS
 from tests.cluster.manifests import ROOT, assemble, pod_templates
 
 MONITORING = ROOT / "cluster/monitoring"

@@ -7,8 +7,13 @@ import json
 import pytest
 import yaml
 
-from cvbatch.errors import ConfigError
-from cvbatch.evalfile import EVALUATION_VERSION, fingerprint, load_evaluation, parse_evaluation
+from cvbatch.config.evaluate import (
+    EVALUATION_VERSION,
+    fingerprint,
+    load_evaluation,
+    parse_evaluation,
+)
+from cvbatch.core.errors import ConfigError
 
 PLAIN = {
     "predictions": {"uri": "result/"},

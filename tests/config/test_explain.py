@@ -5,8 +5,8 @@ import copy
 import pytest
 import yaml
 
-from cvbatch.errors import ConfigError
-from cvbatch.explainfile import fingerprint, load_explanation, parse_explanation
+from cvbatch.config.explain import fingerprint, load_explanation, parse_explanation
+from cvbatch.core.errors import ConfigError
 
 PLAIN = {
     "model": {"task": "classification", "model": "Xception", "weights": "random"},

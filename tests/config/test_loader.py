@@ -2,10 +2,10 @@
 
 import pytest
 
-from cvbatch.config import fingerprint, tiling_of
-from cvbatch.errors import ConfigError, ModelError
-from cvbatch.jobfile import load_job, parse_job
-from cvbatch.types import Tiling
+from cvbatch.config.loader import load_job, parse_job
+from cvbatch.config.predict import fingerprint, tiling_of
+from cvbatch.core.errors import ConfigError, ModelError
+from cvbatch.core.types import Tiling
 
 
 def raw(**changes):

@@ -5,8 +5,8 @@ import copy
 import pytest
 import yaml
 
-from cvbatch.errors import ConfigError
-from cvbatch.trainfile import fingerprint, load_training, parse_training
+from cvbatch.config.train import fingerprint, load_training, parse_training
+from cvbatch.core.errors import ConfigError
 
 PLAIN = {
     "source": {"uri": "labels/"},

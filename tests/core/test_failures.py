@@ -3,8 +3,8 @@
 import itertools
 from collections import Counter
 
-from cvbatch import failures as f
-from cvbatch.types import Failure
+from cvbatch.core import failures as f
+from cvbatch.core.types import Failure
 
 CUT, EMPTY = Failure("decode", "truncated", "cut " * 200), Failure("read", "missing", "gone")
 

@@ -11,9 +11,9 @@ from datetime import datetime
 
 import pytest
 
-from cvbatch.cli import main
-from cvbatch.logs import JsonLog, logging_as, new_run
-from tests import jobs
+from cvbatch.cli.main import main
+from cvbatch.core.json_log import JsonLog, logging_as, new_run
+from tests.support import jobs
 
 ALWAYS = {"time", "level", "event", "message", "run"}
 
@@ -93,7 +93,8 @@ def test_a_refusal_is_the_last_object(tmp_path, capsys):
 
 def test_a_crash_is_objects_too():
     code = (
-        "from cvbatch.logs import logging_as\nwith logging_as('json', 'r'):\n    raise KeyError(1)"
+        "from cvbatch.core.json_log import logging_as\n"
+        "with logging_as('json', 'r'):\n    raise KeyError(1)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -1,8 +1,8 @@
 import pytest
 
-from cvbatch.credentials import has_credentials, has_user, hidden, is_secret_variable
-from cvbatch.errors import ConfigError
-from cvbatch.jobfile import parse_job
+from cvbatch.config.loader import parse_job
+from cvbatch.core.errors import ConfigError
+from cvbatch.core.redaction import has_credentials, has_user, hidden, is_secret_variable
 
 MARK = "MARKEDsecretMARKEDsecret"
 

@@ -6,14 +6,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch.arrays.pixels import place, to_original
-from cvbatch.arrays.placing import boxes_to_input, mask_to_input
-from cvbatch.data.decode import Limits
-from cvbatch.data.examples import example_of, in_order, read_rows, shuffled
-from cvbatch.data.labelled import RowGroup, Split, Wanted, box_shapes, find_labelled
-from cvbatch.errors import SourceError, TrainingError
-from cvbatch.types import VOID_CLASS, Failure, InputKey
-from tests import labelled
+from cvbatch.core.errors import SourceError, TrainingError
+from cvbatch.core.types import VOID_CLASS, Failure, InputKey
+from cvbatch.datasets.examples import example_of, in_order, read_rows, shuffled
+from cvbatch.datasets.reader import RowGroup, Split, Wanted, box_shapes, find_labelled
+from cvbatch.geometry._placing import boxes_to_input, mask_to_input
+from cvbatch.geometry.resize import place, to_original
+from cvbatch.images.decode import Limits
+from tests.support import datasets
 
 LABELS, SINGLE, BOXES, MASKS = (
     Wanted("labels"), Wanted("labels", True), Wanted("boxes"), Wanted("mask"),
@@ -31,16 +31,16 @@ def voc(tmp_path_factory):
         "c": [("dog", 1, 1, 20, 12)],
         "d": [],
     }
-    labelled.imported("voc", labelled.voc(folder / "in", boxes, **SPLITS), folder / "out")
+    datasets.imported("voc", datasets.voc(folder / "in", boxes, **SPLITS), folder / "out")
     return str(folder / "out")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("folders")
-    files = {f"{'cat' if i % 2 else 'dog'}/{i}.png": labelled.picture(seed=i) for i in range(9)}
-    labelled.imported(
-        "folders", labelled.put(folder / "in", files), folder / "out", split=(1.0, 0.0, 0.0)
+    files = {f"{'cat' if i % 2 else 'dog'}/{i}.png": datasets.picture(seed=i) for i in range(9)}
+    datasets.imported(
+        "folders", datasets.put(folder / "in", files), folder / "out", split=(1.0, 0.0, 0.0)
     )
     return str(folder / "out")
 
@@ -99,8 +99,8 @@ def test_a_refusal_says_why(given, told, voc, folders, tmp_path):
     uris, wanted = given(voc, folders.replace("out", "other"), tmp_path)
     if "other" in uris[-1]:
         uris[-1] = str(tmp_path / "o")
-        files = {f"bird/{i}.png": labelled.picture(seed=i) for i in range(3)}
-        labelled.imported("folders", labelled.put(tmp_path / "in", files), tmp_path / "o")
+        files = {f"bird/{i}.png": datasets.picture(seed=i) for i in range(3)}
+        datasets.imported("folders", datasets.put(tmp_path / "in", files), tmp_path / "o")
     with pytest.raises(SourceError, match=told):
         find_labelled(uris, wanted)
 
@@ -208,11 +208,11 @@ def test_an_example_is_what_the_row_says(voc):
 
 
 def test_masks_are_found_without_being_read(tmp_path):
-    images = {f"images/{i}.png": labelled.picture(seed=i) for i in range(3)}
+    images = {f"images/{i}.png": datasets.picture(seed=i) for i in range(3)}
     mask = np.zeros((12, 20), np.uint8)
     mask[:, 10:] = 1
-    source = labelled.put(tmp_path, images | {"masks/0.png": labelled.label_png(mask)})
-    labelled.imported(
+    source = datasets.put(tmp_path, images | {"masks/0.png": datasets.label_png(mask)})
+    datasets.imported(
         "trimaps", source, tmp_path / "out", {"missing": "drop"},
         images=str(tmp_path / "images"), masks=str(tmp_path / "masks"),
         classes=("left", "right"), values=(0, 1), split=(1.0, 0.0, 0.0),
@@ -229,8 +229,8 @@ def test_a_broken_image_and_a_mask_of_another_size_are_failures(voc):
     (row,) = read_rows(train.groups[0], [0], "boxes")
     key = InputKey(8, 8, "stretch")
     assert example_of(row._replace(data=b"text"), key, Limits()).kind == "not_an_image"
-    for mask in (b"text", labelled.label_png(np.zeros((5, 5), np.uint8))):
+    for mask in (b"text", datasets.label_png(np.zeros((5, 5), np.uint8))):
         failure = example_of(row._replace(mask=mask), key, Limits())
         assert isinstance(failure, Failure) and failure.kind == "mask"
-    fine = row._replace(mask=labelled.label_png(np.full((12, 20), 2, np.uint8)))
+    fine = row._replace(mask=datasets.label_png(np.full((12, 20), 2, np.uint8)))
     assert (example_of(fine, key, Limits()).mask == 2).all()

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cvbatch.arrays.masks import decode_png
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
-from tests import jobs
-from tests.plain_scores import Found, average_precision, confusion, mean_iou
+from cvbatch.images.masks import decode_png
+from tests.support import jobs
+from tests.support.reference_metrics import Found, average_precision, confusion, mean_iou
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 NUM_SCENES = 240

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.data.labelled import Wanted, find_labelled
+from cvbatch.datasets.reader import Wanted, find_labelled
 from cvbatch.demo.labelled import write_labelled
 from cvbatch.demo.render import load_backgrounds, render_scene, scene_seed
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
+from cvbatch.images.masks import decode_png
 
 SPLITS = {"train": (5, 4), "test": (6, 2)}
 SIDES = ("x_min", "y_min", "x_max", "y_max")

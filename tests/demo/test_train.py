@@ -7,10 +7,10 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
+from cvbatch.config.train import parse_training
 from cvbatch.demo import train
 from cvbatch.demo.shapes import CLASSES
-from cvbatch.models.card import read_card
-from cvbatch.trainfile import parse_training
+from cvbatch.models.metadata import read_card
 
 
 @pytest.mark.parametrize("workers", [1, 2])

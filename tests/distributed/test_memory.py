@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvbatch.errors import ConfigError
-from cvbatch.jobfile import parse_job
-from cvbatch.programs import BuiltProgram
-from cvbatch.run import machine, memory
-from cvbatch.run.cluster import Node, Resources, Wiring
-from cvbatch.run.memory import Need, check_batch, largest_batch
-from cvbatch.types import ModelSpec
-from tests import jobs
+from cvbatch.config.loader import parse_job
+from cvbatch.core.errors import ConfigError
+from cvbatch.core.types import ModelSpec
+from cvbatch.distributed import hardware, memory
+from cvbatch.distributed.memory import Need, check_batch, largest_batch
+from cvbatch.distributed.session import Node, Resources, Wiring
+from cvbatch.inference.programs import BuiltProgram
+from tests.support import jobs
 
 GIB = 1 << 30
 SIZES = st.integers(0, 1 << 50)
@@ -110,7 +110,7 @@ def test_training_holds_gradients_and_the_optimizers_numbers():
     ],
 )
 def test_an_actor_has_its_share(nodes, num_actors, gpus, share, monkeypatch):
-    monkeypatch.setattr(machine, "gpu_memory_bytes", lambda: 16 * GIB)
+    monkeypatch.setattr(hardware, "gpu_memory_bytes", lambda: 16 * GIB)
     wiring = Wiring("fused", num_actors, 1.0, gpus)
     resources = Resources(8.0, 1.0, tuple(nodes))
     assert memory.memory_of_each(None, wiring, resources) == share
@@ -119,7 +119,7 @@ def test_an_actor_has_its_share(nodes, num_actors, gpus, share, monkeypatch):
 
 def test_a_gpu_that_nobody_tells_of_is_not_known(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert machine.gpu_memory_bytes() is None
+    assert hardware.gpu_memory_bytes() is None
     wiring = Wiring("streaming", 1, 1.0, 1.0)
     resources = Resources(8.0, 1.0, (Node(8.0, 1.0, GIB),))
     assert memory.memory_of_each(None, wiring, resources) is None
@@ -130,11 +130,11 @@ def test_nvidia_smi_is_read(monkeypatch, tmp_path):
     said.write_text("#!/bin/sh\necho 24564\necho 15360\n")
     said.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert machine.gpu_memory_bytes() == 15360 << 20
+    assert hardware.gpu_memory_bytes() == 15360 << 20
     said.write_text("#!/bin/sh\necho '[N/A]'\n")
-    assert machine.gpu_memory_bytes() is None
+    assert hardware.gpu_memory_bytes() is None
     said.write_text("#!/bin/sh\necho failed >&2; exit 9\n")
-    assert machine.gpu_memory_bytes() is None
+    assert hardware.gpu_memory_bytes() is None
 
 
 MEMINFO = "MemTotal:        8000 kB\nMemAvailable:    3000 kB\n"
@@ -181,13 +181,13 @@ def test_memory_is_what_is_free_and_what_the_container_may_have(files, known, tm
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert machine.memory_bytes(tmp_path) == known
+    assert hardware.memory_bytes(tmp_path) == known
 
 
 def test_this_machine_has_cores_and_memory():
-    assert machine.num_cpus() >= 1
-    assert machine.num_gpus() >= 0
-    assert machine.memory_bytes() > 1 << 20
+    assert hardware.num_cpus() >= 1
+    assert hardware.num_gpus() >= 0
+    assert hardware.memory_bytes() > 1 << 20
 
 
 # ---------------------------------------------------------------- what a program truly takes
@@ -197,7 +197,7 @@ MEASURE = """
 import sys
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from cvbatch.programs import BuiltProgram
+from cvbatch.inference.programs import BuiltProgram
 
 def peak():
     line, = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
@@ -214,7 +214,7 @@ print(peak() - before)
 @pytest.mark.keras
 def test_a_program_takes_no_less_than_is_said(tmp_path):
     """A process of its own runs it; what that grows by is the truth."""
-    from cvbatch import programs
+    from cvbatch.inference import programs
 
     raw = {"task": "segmentation", "model": "encoder_decoder", "weights": "random"}
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": [raw]})
@@ -239,8 +239,8 @@ def test_a_program_takes_no_less_than_is_said(tmp_path):
 def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
     keras_files, ray_session, tmp_path, monkeypatch
 ):
-    from cvbatch.run import prediction
-    from cvbatch.run.estimate import estimate
+    from cvbatch.predict import job as prediction
+    from cvbatch.predict.dry_run import estimate
 
     archive = jobs.write_files(tmp_path / "in", jobs.archive_files(6))
     values = jobs.job(archive, tmp_path / "sink", keras_files)

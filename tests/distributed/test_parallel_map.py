@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cvbatch.config import PatienceConfig
-from cvbatch.errors import CvbatchError, SourceError
-from cvbatch.run.spread import Work
-from tests.jobs import Ear
+from cvbatch.config.predict import PatienceConfig
+from cvbatch.core.errors import CvbatchError, SourceError
+from cvbatch.distributed.parallel_map import Work
+from tests.support.jobs import Ear
 
 DEADLINE_S = 30.0
 
@@ -43,7 +43,7 @@ def sleeper(folder, item):
 @pytest.fixture
 def alone(monkeypatch):
     """No cluster, though another test of this session may have started one."""
-    monkeypatch.setattr("cvbatch.run.spread.joins_a_cluster", lambda: False)
+    monkeypatch.setattr("cvbatch.distributed.parallel_map.joins_a_cluster", lambda: False)
 
 
 def spread(workers):
@@ -85,7 +85,7 @@ def test_a_worker_that_dies_is_told(alone):
 
 def test_workers_end_with_the_process_that_made_them(tmp_path):
     code = (
-        "from tests.run.test_spread import spread, sleeper\n"
+        "from tests.distributed.test_parallel_map import spread, sleeper\n"
         f"list(spread(2).of(sleeper, {str(tmp_path)!r}, range(4), 'sleepers'))\n"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])

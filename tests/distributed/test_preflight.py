@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from cvbatch.config import PatienceConfig
-from cvbatch.errors import ConfigError, SinkError
-from tests import jobs
-from tests.run.nodes import working_folder
-from tests.small_disk import needs_mounts
+from cvbatch.config.predict import PatienceConfig
+from cvbatch.core.errors import ConfigError, SinkError
+from tests.support import jobs
+from tests.support.local_cluster import working_folder
+from tests.support.small_disk import needs_mounts
 
 IMPATIENT = PatienceConfig(retry_budget_s=0)
 
@@ -22,7 +22,7 @@ def archive(tmp_path):
 
 @pytest.fixture
 def errand(archive, tmp_path):
-    from cvbatch.run.preflight import Errand
+    from cvbatch.distributed.preflight import Errand
 
     return Errand(str(tmp_path / "sink"), "token", str(archive / "a.jpg"), IMPATIENT)
 
@@ -32,16 +32,16 @@ class TestErrand:
     """What a node does, done here."""
 
     def test_all_in_order(self, errand):
-        from cvbatch.data import store
-        from cvbatch.run.preflight import run_errand
+        from cvbatch.distributed.preflight import run_errand
+        from cvbatch.storage import store
 
         store.put_bytes(errand.mark, b"token")
         assert run_errand(errand, "n1") == ("", "")
         assert store.read_bytes(errand.mark_of("n1")) == b"token"
 
     def test_another_sink_of_the_same_name(self, errand, tmp_path):
-        from cvbatch.data import store
-        from cvbatch.run.preflight import run_errand
+        from cvbatch.distributed.preflight import run_errand
+        from cvbatch.storage import store
 
         assert run_errand(errand, "n1") == (
             "sink",
@@ -53,7 +53,7 @@ class TestErrand:
         assert what == "sink" and "did not write" in how
 
     def test_a_source_that_is_not_there(self, errand, archive):
-        from cvbatch.run.preflight import run_errand
+        from cvbatch.distributed.preflight import run_errand
 
         (archive / "a.jpg").unlink()
         what, how = run_errand(errand, "n1")
@@ -62,7 +62,7 @@ class TestErrand:
     def test_a_store_that_refuses(self, errand, s3, monkeypatch):
         from dataclasses import replace
 
-        from cvbatch.run.preflight import run_errand
+        from cvbatch.distributed.preflight import run_errand
 
         (s3.bucket / "a.jpg").write_bytes(b"here")
         there = replace(errand, source_uri=f"{s3.bucket_uri}/a.jpg")
@@ -77,7 +77,7 @@ class TestErrand:
 @pytest.mark.ray
 class TestNodesAsked:
     def asked(self, sink, source, said=None):
-        from cvbatch.run.preflight import nodes_asked
+        from cvbatch.distributed.preflight import nodes_asked
 
         say = (said if said is not None else []).append
         return nodes_asked(str(sink), str(source), IMPATIENT, say)
@@ -109,7 +109,7 @@ class TestNodesAsked:
             pytest.fail("begun")
 
     def test_other_versions_are_named(self, ray_session, archive, tmp_path, monkeypatch):
-        from cvbatch.run import preflight
+        from cvbatch.distributed import preflight
 
         mine = preflight._versions()
         monkeypatch.setattr(preflight, "_versions", lambda: {**mine, "numpy": "0.1"})
@@ -133,7 +133,7 @@ class TestNodesAsked:
     def test_a_node_that_does_not_answer_is_passed_over(
         self, ray_session, archive, tmp_path, monkeypatch
     ):
-        from cvbatch.run import preflight
+        from cvbatch.distributed import preflight
 
         said = []
         monkeypatch.setattr(preflight, "_LIMIT_S", 0.0)

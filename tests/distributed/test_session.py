@@ -2,9 +2,9 @@
 
 import pytest
 
-from cvbatch.errors import ConfigError
-from cvbatch.jobfile import parse_job
-from cvbatch.run.cluster import Node, Resources, choose_wiring, connected
+from cvbatch.config.loader import parse_job
+from cvbatch.core.errors import ConfigError
+from cvbatch.distributed.session import Node, Resources, choose_wiring, connected
 
 
 def job(tiles=None, **run):

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cvbatch.config import JobConfig
-from cvbatch.evalfile import load_evaluation, parse_evaluation
-from cvbatch.explainfile import load_explanation, parse_explanation
-from cvbatch.jobfile import load_job, parse_job
-from cvbatch.trainfile import TrainJob, load_training, parse_training
-from tests import jobs
+from cvbatch.config.evaluate import load_evaluation, parse_evaluation
+from cvbatch.config.explain import load_explanation, parse_explanation
+from cvbatch.config.loader import load_job, parse_job
+from cvbatch.config.predict import JobConfig
+from cvbatch.config.train import TrainJob, load_training, parse_training
+from tests.support import jobs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LOADERS = {
     "predict": load_job,

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.data.schema import COLUMN_TYPES
-from tests import jobs
-from tests.labelled import picture
-from tests.predicted import SIZE, predicted, saw_all
+from cvbatch.images.masks import decode_png
+from cvbatch.results.schema import COLUMN_TYPES
+from tests.support import jobs
+from tests.support.datasets import picture
+from tests.support.results import SIZE, predicted, saw_all
 
-PAGE = (Path(__file__).parents[1] / "docs" / "tools.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "tools.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"## ([\w ]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE, re.DOTALL))
 TOOLS = {
     "Python": "cvbatch", "DuckDB": "duckdb", "Polars": "polars", "pandas": "pandas",

@@ -9,24 +9,29 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch import faithful
-from cvbatch.arrays.perturbing import blurred, drawing, misplaced
-from cvbatch.arrays.pixels import PADDING_GREY, place, resize_image
-from cvbatch.arrays.tally import INTERVAL, image_weights
-from cvbatch.arrays.tiles import place_all
-from cvbatch.config import SourceConfig
-from cvbatch.data.decode import Limits, decode
-from cvbatch.data.joining import find_truth, join, only_predicted
-from cvbatch.data.parts import Parts
-from cvbatch.data.results import find_result
-from cvbatch.evaluate import Order
-from cvbatch.faithful import CURVES, HeatmapOrder, Judged, judge_share
-from cvbatch.heatmapcard import all_of, boxes_to_parquet, heatmap_details, heatmap_figures
-from cvbatch.programs import BuiltProgram
-from cvbatch.types import InputKey, ModelSpec
-from tests.evaluations import write_truth
-from tests.jobs import write_parquet
-from tests.predicted import predicted
+from cvbatch.config.predict import SourceConfig
+from cvbatch.core.types import InputKey, ModelSpec
+from cvbatch.evaluate import heatmap_faithfulness
+from cvbatch.evaluate.heatmap_faithfulness import CURVES, HeatmapOrder, Judged, judge_share
+from cvbatch.evaluate.heatmap_metrics import (
+    all_of,
+    boxes_to_parquet,
+    heatmap_details,
+    heatmap_figures,
+)
+from cvbatch.evaluate.join import find_truth, join, only_predicted
+from cvbatch.evaluate.perturbation import blurred, drawing, misplaced
+from cvbatch.evaluate.scoring import Order
+from cvbatch.geometry.resize import PADDING_GREY, place, resize_image
+from cvbatch.geometry.tiling import place_all
+from cvbatch.images.decode import Limits, decode
+from cvbatch.inference.programs import BuiltProgram
+from cvbatch.metrics.counts import INTERVAL, image_weights
+from cvbatch.results._results import find_result
+from cvbatch.results.parts import Parts
+from tests.support.evaluations import write_truth
+from tests.support.jobs import write_parquet
+from tests.support.results import predicted
 
 CLASSES = ("grass", "poppy")
 SIZE = (32, 40)
@@ -265,7 +270,7 @@ def test_curves_of_an_image_that_was_cut_are_those_of_its_best_tile(tmp_path, mo
     (one,) = judge_share(order, Redness(), share_of(sink)).judged
     assert one.curves[0, -1] == one.curves[1, 0] == pytest.approx(score) and score > 0.9
     np.testing.assert_allclose(one.curves, textbook(image, values, "1/0.png", key), atol=1e-6)
-    monkeypatch.setattr(faithful, "MAX_TILE_BYTES", tiles.nbytes - 1)
+    monkeypatch.setattr(heatmap_faithfulness, "MAX_TILE_BYTES", tiles.nbytes - 1)
     found = judge_share(order, Redness(), share_of(sink))
     assert (found.judged, found.left_out["0.png"].kind) == ([], "too_large")
 

@@ -8,18 +8,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch.data.joining import only_predicted
-from cvbatch.data.results import find_result
-from cvbatch.errors import ConfigError, ModelError, SourceError
-from cvbatch.evalfile import parse_evaluation
-from cvbatch.jobfile import parse_job
-from cvbatch.run.evaluation import evaluate
-from cvbatch.run.faithfulness import choose_shares, find_subject, keys_of
-from cvbatch.run.prediction import predict
-from cvbatch.types import InputKey, Tiling
-from tests.evaluations import write_result, write_truth
-from tests.jobs import Ear, carry_programs, cvbatch, write_files, write_job
-from tests.networks import segmenter
+from cvbatch.config.evaluate import parse_evaluation
+from cvbatch.config.loader import parse_job
+from cvbatch.core.errors import ConfigError, ModelError, SourceError
+from cvbatch.core.types import InputKey, Tiling
+from cvbatch.evaluate.heatmap_job import choose_shares, find_subject, keys_of
+from cvbatch.evaluate.job import evaluate
+from cvbatch.evaluate.join import only_predicted
+from cvbatch.predict.job import predict
+from cvbatch.results._results import find_result
+from tests.support.evaluations import write_result, write_truth
+from tests.support.jobs import Ear, carry_programs, cvbatch, write_files, write_job
+from tests.support.networks import segmenter
 
 SIZE = (48, 48)
 CLASSES = ("leaf", "poppy")
@@ -177,7 +177,7 @@ def test_the_figures_depend_neither_on_chunks_nor_on_who_works(made, tmp_path, m
     assert "XNNPACK" not in told
     run(made, sinks[1], heatmaps={"sample": 34}, workers=2)
     with monkeypatch.context() as patch:  # as where no Ray runs
-        patch.setattr("cvbatch.run.spread.joins_a_cluster", lambda: False)
+        patch.setattr("cvbatch.distributed.parallel_map.joins_a_cluster", lambda: False)
         run(made, sinks[3], heatmaps={"sample": 34}, workers=2)
     shutil.copytree(made / "truth", tmp_path / "truth")
     run(tmp_path, sinks[2], result="finer", heatmaps={"sample": 34})

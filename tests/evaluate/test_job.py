@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch.errors import ConfigError, RefusedError, SinkError, SourceError
-from cvbatch.evalfile import parse_evaluation
-from cvbatch.run.evaluation import evaluate
-from cvbatch.types import VOID_CLASS, Boxes
-from tests.arrays.test_average_precision import COCO_FIGURES, TrueBoxes, pycoco
-from tests.evaluations import Heard, write_result, write_truth
-from tests.jobs import cvbatch, write_job
+from cvbatch.config.evaluate import parse_evaluation
+from cvbatch.core.errors import ConfigError, RefusedError, SinkError, SourceError
+from cvbatch.core.types import VOID_CLASS, Boxes
+from cvbatch.evaluate.job import evaluate
+from tests.metrics.test_average_precision import COCO_FIGURES, TrueBoxes, pycoco
+from tests.support.evaluations import Heard, write_result, write_truth
+from tests.support.jobs import cvbatch, write_job
 
 ANIMALS = {"labels": ("cat", "dog", "owl")}
 THINGS = {"boxes": ("cup", "hat")}

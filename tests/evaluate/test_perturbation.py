@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cvbatch.arrays.perturbing import (
+from cvbatch.core.types import InputKey, Tiling
+from cvbatch.evaluate.perturbation import (
     area_under,
     blurred,
     drawing,
@@ -12,9 +13,8 @@ from cvbatch.arrays.perturbing import (
     misplaced,
     pixel_order,
 )
-from cvbatch.arrays.pixels import PADDING_GREY, place
-from cvbatch.arrays.tiles import place_all
-from cvbatch.types import InputKey, Tiling
+from cvbatch.geometry.resize import PADDING_GREY, place
+from cvbatch.geometry.tiling import place_all
 
 CASES = {
     "stretch": (InputKey(12, 16, "stretch"), (30, 20)),

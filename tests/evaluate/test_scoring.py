@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from cvbatch.data.joining import find_truth, join, read_piece
-from cvbatch.data.results import find_result
-from cvbatch.errors import SourceError
-from cvbatch.evaluate import Order, merged, score_rows
-from cvbatch.scorecard import figures_of, resample, resampling_of, to_parquet
-from tests.evaluations import write_result, write_truth
-from tests.run.test_evaluation import all_tasks, random_masks
+from cvbatch.core.errors import SourceError
+from cvbatch.evaluate.join import find_truth, join, read_piece
+from cvbatch.evaluate.metrics_table import figures_of, resample, resampling_of, to_parquet
+from cvbatch.evaluate.scoring import Order, merged, score_rows
+from cvbatch.results._results import find_result
+from tests.evaluate.test_job import all_tasks, random_masks
+from tests.support.evaluations import write_result, write_truth
 
 COLUMNS = ("labels", "mask", "boxes")
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests import networks
+from tests.support import networks
 
 pytestmark = pytest.mark.keras
 SIZE = (32, 32)
@@ -15,8 +15,8 @@ def fed(pixels):
 
 
 def dreamer(model, **said):
-    from cvbatch.explain.dream import Dreamer
-    from cvbatch.explainfile import DreamConfig
+    from cvbatch.config.explain import DreamConfig
+    from cvbatch.explain.deepdream import Dreamer
 
     config = DreamConfig(**{"layers": {"last": 1.0}, "octaves": 1, "jitter": 0, "steps": 4} | said)
     return Dreamer(model, fed, SIZE, config)
@@ -107,7 +107,7 @@ def test_layers_of_a_model_inside_a_model_at_several_sizes():
 
 
 def test_octaves_end_at_the_image_itself():
-    from cvbatch.explain.dream import octave_sizes
+    from cvbatch.explain.deepdream import octave_sizes
 
     assert octave_sizes((100, 50), 1, 1.4) == [(100, 50)]
     assert octave_sizes((100, 50), 3, 2.0) == [(25, 12), (50, 25), (100, 50)]
@@ -122,7 +122,7 @@ def test_octaves_end_at_the_image_itself():
     ],
 )
 def test_what_cannot_dream_is_refused(said, message):
-    from cvbatch.errors import ModelError
+    from cvbatch.core.errors import ModelError
 
     model = networks.plain_classifier(size=SIZE)
     dense = next(x.name for x in model.layers if x.name.startswith("dense"))

@@ -10,15 +10,22 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch.arrays.grids import channel_grid, kernel_grid
-from cvbatch.arrays.heatmaps import overlay
-from cvbatch.data.decode import Limits, decode
-from cvbatch.errors import ConfigError, ModelError, RefusedError, SinkError, SourceError
-from cvbatch.explainfile import parse_explanation
-from cvbatch.run.explaining import explain
-from cvbatch.types import InputKey
-from tests import networks
-from tests.jobs import archive_files, cvbatch, encoded_image, write_files, write_job, write_tar
+from cvbatch.config.explain import parse_explanation
+from cvbatch.core.errors import ConfigError, ModelError, RefusedError, SinkError, SourceError
+from cvbatch.core.types import InputKey
+from cvbatch.explain.image_grids import channel_grid, kernel_grid
+from cvbatch.explain.job import explain
+from cvbatch.images.decode import Limits, decode
+from cvbatch.images.heatmaps import overlay
+from tests.support import networks
+from tests.support.jobs import (
+    archive_files,
+    cvbatch,
+    encoded_image,
+    write_files,
+    write_job,
+    write_tar,
+)
 
 pytestmark = pytest.mark.keras
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests import networks
+from tests.support import networks
 
 pytestmark = pytest.mark.keras
 SIZE = (32, 32)
@@ -19,7 +19,7 @@ def plain_loop(model, layer_output, number, steps, step, seed):
     import keras
     import tensorflow as tf
 
-    from cvbatch.explain.features import noise
+    from cvbatch.explain.filters import noise
 
     extractor = keras.Model(model.inputs, layer_output)
     image = tf.constant(noise(seed, number, model.input_shape[1:3])[None])
@@ -53,7 +53,7 @@ def smooth_network():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_a_layers_patterns_are_those_of_the_loop(batch_size):
-    from cvbatch.explain.features import Ascent, patterns
+    from cvbatch.explain.filters import Ascent, patterns
 
     model = smooth_network()
     found = patterns(model, fed, "last", 7, SIZE, Ascent(30, STEP, batch_size, 5))
@@ -67,7 +67,7 @@ def test_a_layers_patterns_are_those_of_the_loop(batch_size):
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(1, 30), (16, 8)])
 def test_relus_and_maxima_are_gone_through_as_the_loop_does(batch_size, steps):
-    from cvbatch.explain.features import Ascent, patterns
+    from cvbatch.explain.filters import Ascent, patterns
 
     model = networks.plain_classifier(size=SIZE)
     found = patterns(model, fed, "last", 3, SIZE, Ascent(steps, STEP, batch_size, 5))
@@ -78,7 +78,7 @@ def test_relus_and_maxima_are_gone_through_as_the_loop_does(batch_size, steps):
 
 
 def test_layers_of_a_model_inside_a_model():
-    from cvbatch.explain.features import Ascent, patterns
+    from cvbatch.explain.filters import Ascent, patterns
 
     model = networks.nested_classifier(size=SIZE)
     inner = model.get_layer("inner")
@@ -88,7 +88,7 @@ def test_layers_of_a_model_inside_a_model():
 
 
 def test_ascent_ascends():
-    from cvbatch.explain.features import Ascent, patterns
+    from cvbatch.explain.filters import Ascent, patterns
 
     model = networks.plain_classifier(size=SIZE)
     few = patterns(model, fed, "last", 8, SIZE, Ascent(1, 10.0, 8, 0)).activation
@@ -98,7 +98,7 @@ def test_ascent_ascends():
 
 
 def test_noise_is_a_filters_own_and_the_seeds():
-    from cvbatch.explain.features import noise
+    from cvbatch.explain.filters import noise
 
     first = noise(0, 1, (20, 20))
     assert np.array_equal(first, noise(0, 1, (20, 20)))
@@ -111,7 +111,7 @@ def test_noise_is_a_filters_own_and_the_seeds():
 def test_a_map_smaller_than_its_border_keeps_a_middle():
     import tensorflow as tf
 
-    from cvbatch.explain.features import within_border
+    from cvbatch.explain.filters import within_border
 
     for side, left in ((1, 1), (2, 2), (3, 1), (4, 2), (5, 1), (9, 5)):
         assert within_border(tf.zeros((1, side, 9, 2))).shape == (1, left, 5, 2)
@@ -136,7 +136,7 @@ def kernel_by_impulse(layer, channels, side=9):
 def test_weights_are_what_a_filter_does_to_a_channel(kind):
     import keras
 
-    from cvbatch.explain.features import kernels_of
+    from cvbatch.explain.filters import kernels_of
 
     options = {"depth_multiplier": 2} if kind != "Conv2D" else {}
     filters = [] if kind == "DepthwiseConv2D" else [5]
@@ -153,7 +153,7 @@ def test_weights_are_what_a_filter_does_to_a_channel(kind):
 def test_weights_of_a_transposed_convolution_have_inputs_before_filters():
     import keras
 
-    from cvbatch.explain.features import kernels_of
+    from cvbatch.explain.filters import kernels_of
 
     layer = keras.layers.Conv2DTranspose(5, 3, name="it")
     model = keras.Sequential([keras.Input((9, 9, 4)), layer])
@@ -161,8 +161,8 @@ def test_weights_of_a_transposed_convolution_have_inputs_before_filters():
 
 
 def test_a_pooling_has_no_weights():
-    from cvbatch.errors import ModelError
-    from cvbatch.explain.features import kernels_of
+    from cvbatch.core.errors import ModelError
+    from cvbatch.explain.filters import kernels_of
 
     with pytest.raises(ModelError, match=r"'max_pooling2d.*' is a MaxPooling2D, which has no kern"):
         model = networks.plain_classifier()
@@ -172,7 +172,7 @@ def test_a_pooling_has_no_weights():
 def test_a_network_that_is_no_graph_is_looked_into_all_the_same():
     import keras
 
-    from cvbatch.explain.features import Ascent, patterns
+    from cvbatch.explain.filters import Ascent, patterns
 
     graph = smooth_network()
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests import networks
+from tests.support import networks
 
 pytestmark = pytest.mark.keras
 
@@ -13,7 +13,7 @@ def textbook(model, features, image, score_of):
     import keras
     import tensorflow as tf
 
-    from cvbatch.arrays.heatmaps import grad_cam
+    from cvbatch.images.heatmaps import grad_cam
 
     both = keras.Model(model.inputs, [features, model.output])
     with tf.GradientTape() as tape:
@@ -25,10 +25,10 @@ def textbook(model, features, image, score_of):
 
 def located(model, images, task, sizes=None, **asked):
     """Return what the explanation's own way says, with one class table."""
-    from cvbatch.explainer import Facts
-    from cvbatch.explainfile import parse_explanation
-    from cvbatch.inside import Network
-    from cvbatch.types import ImageBatch, InputKey
+    from cvbatch.config.explain import parse_explanation
+    from cvbatch.core.types import ImageBatch, InputKey
+    from cvbatch.explain.introspection import Network
+    from cvbatch.explain.work import Facts
 
     classes = asked.pop("names")
     job = parse_explanation(
@@ -149,8 +149,8 @@ def test_a_detectors_box_that_is_given():
 def deep_map(make):
     import tensorflow as tf
 
-    from cvbatch.explain.gradcam import recorded_calls
-    from cvbatch.explain.regions import find_deep_map
+    from cvbatch.explain.region_scores import find_deep_map
+    from cvbatch.inference.gradcam import recorded_calls
 
     found = []
 

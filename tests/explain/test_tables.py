@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cvbatch.core.types import Failure, ImageBatch
 from cvbatch.explain import tables
-from cvbatch.types import Failure, ImageBatch
 
 FORMATS = ("images", "parquet", "webdataset")
 SIGNS = [*"ab.#/\\ ~-_é0\n", ".jpg", ".png", "..", "/", "-0123456789abcdef"]

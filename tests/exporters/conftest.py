@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests import jobs
-from tests.labelled import picture
-from tests.predicted import SIZE, predicted, saw
+from tests.support import jobs
+from tests.support.datasets import picture
+from tests.support.results import SIZE, predicted, saw
 
 
 @pytest.fixture

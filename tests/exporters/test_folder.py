@@ -14,23 +14,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cvbatch.config import SourceConfig
-from cvbatch.data import sink
-from cvbatch.data.exports.exporting import EXPORTS
-from cvbatch.data.exports.names import split_name, unique_stem
-from cvbatch.data.exports.options import ExportOptions
-from cvbatch.data.plan import make_plan
-from cvbatch.errors import ConfigError, CvbatchError, RefusedError, SinkError, SourceError
-from tests import jobs
-from tests.labelled import picture
-from tests.predicted import (
-    SIZE,
-    exported,
-    predicted,
-    row,
-    saw,
-    tree,
-)
+from cvbatch.config.predict import SourceConfig
+from cvbatch.core.errors import ConfigError, CvbatchError, RefusedError, SinkError, SourceError
+from cvbatch.exporters.job import EXPORTS
+from cvbatch.exporters.options import ExportOptions
+from cvbatch.planning.plan import make_plan
+from cvbatch.results import writer
+from cvbatch.results.safe_names import split_name, unique_stem
+from tests.support import jobs
+from tests.support.datasets import picture
+from tests.support.results import SIZE, exported, predicted, row, saw, tree
 
 
 @pytest.mark.parametrize("format_", EXPORTS)
@@ -73,7 +66,7 @@ def test_hostile_names_stay_inside_and_apart(tmp_path, result, seen, format_):
     kind = pa.schema([(field.name, field.type) for field in file.schema_arrow])
     chunk_id = part[0].stem.removeprefix("part-")
     metadata = file.metadata.metadata[b"cvbatch"]
-    sink.write_part(str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata)
+    writer.write_part(str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata)
     before = tree(tmp_path)
     report = exported(format_, result, tmp_path / "out" / "in", images="none")
     assert report["images"]["written"] == len(HOSTILE)
@@ -193,7 +186,7 @@ def damage(result):
     kind = pa.schema([(field.name, field.type) for field in file.schema_arrow])
     metadata = file.metadata.metadata[b"cvbatch"]
     chunk_id = path.stem.removeprefix("part-")
-    sink.write_part(str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata)
+    writer.write_part(str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata)
     return lambda: path.write_bytes(whole)
 
 
@@ -264,7 +257,7 @@ def rewritten(result, change):
     file = pq.ParquetFile(path)
     metadata = change(json.loads(file.metadata.metadata[b"cvbatch"]))
     table = file.read().replace_schema_metadata({})
-    encoded = sink.encode_part([table], table.schema, json.dumps(metadata).encode())
+    encoded = writer.encode_part([table], table.schema, json.dumps(metadata).encode())
     path.write_bytes(encoded)
 
 

@@ -13,23 +13,14 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
-from cvbatch.arrays.masks import decode_png, encode_png
-from cvbatch.data.exports.exporting import EXPORTS
-from cvbatch.data.exports.runs import encode_runs, pack_runs
-from cvbatch.data.labels.splits import choose_split
-from cvbatch.errors import ConfigError
-from tests import jobs
-from tests.labelled import boxes_of, imported, picture
-from tests.predicted import (
-    CLASSES,
-    SIZE,
-    boxes_at,
-    corners,
-    exported,
-    predicted,
-    saw,
-    tree,
-)
+from cvbatch.core.errors import ConfigError
+from cvbatch.datasets.splits import choose_split
+from cvbatch.exporters.job import EXPORTS
+from cvbatch.images.masks import decode_png, encode_png
+from cvbatch.images.rle import encode_runs, pack_runs
+from tests.support import jobs
+from tests.support.datasets import boxes_of, imported, picture
+from tests.support.results import CLASSES, SIZE, boxes_at, corners, exported, predicted, saw, tree
 
 SHARES = (0.5, 0.25, 0.25)
 SHORT = {"train": "train", "validation": "val", "test": "test"}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cvbatch.arrays.anchors import fit_anchors, mean_iou_of_anchors, shape_iou
-from cvbatch.arrays.boxes import iou
+from cvbatch.geometry.anchors import fit_anchors, mean_iou_of_anchors, shape_iou
+from cvbatch.geometry.boxes import iou
 
 
 def scattered(count, seed=0):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.arrays import boxes as b
+from cvbatch.geometry import boxes as b
 
 RULE = {"score_threshold": 0.25, "iou_threshold": 0.6, "max_detections": 300}
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.arrays import laying
-from cvbatch.arrays.laying import over_input, over_original, over_size, strongest_point
-from cvbatch.arrays.pixels import place
-from cvbatch.arrays.tiles import place_all
-from cvbatch.types import InputKey, Tiling
+from cvbatch.core.types import InputKey, Tiling
+from cvbatch.geometry import resampling
+from cvbatch.geometry.resampling import over_input, over_original, over_size, strongest_point
+from cvbatch.geometry.resize import place
+from cvbatch.geometry.tiling import place_all
 
 SIDES = st.integers(1, 9)
 MODES = ("stretch", "letterbox", "crop")
@@ -65,7 +65,7 @@ def test_over_an_original_each_pixel_has_the_value_where_it_lies(mode, size):
 
 
 def test_over_a_large_original_a_map_is_laid_at_a_size_that_is_bounded(monkeypatch):
-    monkeypatch.setattr(laying, "MAX_SIDE", 20)
+    monkeypatch.setattr(resampling, "MAX_SIDE", 20)
     values = random_map((5, 5))
     laid = over_original(values, place(60, 10, InputKey(16, 16, "stretch")))
     np.testing.assert_allclose(laid, over_size(values, 20, 10))

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cvbatch.arrays import pixels as p
-from cvbatch.types import VOID_CLASS, InputKey, ResizeMode
+from cvbatch.core.types import VOID_CLASS, InputKey, ResizeMode
+from cvbatch.geometry import resize as p
 
 SIDE = st.integers(1, 5000)
 MODES = ("stretch", "letterbox", "crop")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.arrays import pixels as p
-from cvbatch.arrays.tiles import canvas_size, count_tiles, place_all
-from cvbatch.types import VOID_CLASS, InputKey, Tiling
+from cvbatch.core.types import VOID_CLASS, InputKey, Tiling
+from cvbatch.geometry import resize as p
+from cvbatch.geometry.tiling import canvas_size, count_tiles, place_all
 
 SIDE = st.integers(1, 900)
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cvbatch.arrays.pixels import resize_image
-from cvbatch.arrays.tiles import count_tiles, place_all
-from cvbatch.data.decode import Limits, decode, decode_images
-from cvbatch.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey, Tiling
+from cvbatch.core.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey, Tiling
+from cvbatch.geometry.resize import resize_image
+from cvbatch.geometry.tiling import count_tiles, place_all
+from cvbatch.images.decode import Limits, decode, decode_images
 
 HEIGHT, WIDTH = 48, 64
 SAME_SIZE = InputKey(HEIGHT, WIDTH, "stretch")

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cvbatch.arrays import drawing as d
-from cvbatch.types import VOID_CLASS
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.images import drawing as d
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 NAMES = ("disc", "", "größe 日本語 😀", "half \udc80 a pair\n\t", "x" * 3000)

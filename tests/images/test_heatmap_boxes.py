@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.arrays import heatmaps
-from cvbatch.arrays.heatmaps import BOX_THRESHOLD, boxes_from_heatmap
-from cvbatch.arrays.laying import over_size
-from cvbatch.evalfile import HeatmapsConfig
+from cvbatch.config.evaluate import HeatmapsConfig
+from cvbatch.geometry.resampling import over_size
+from cvbatch.images import heatmaps
+from cvbatch.images.heatmaps import BOX_THRESHOLD, boxes_from_heatmap
 
 
 def flooded(values, threshold):

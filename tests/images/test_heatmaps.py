@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.arrays import heatmaps as h
+from cvbatch.images import heatmaps as h
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5)])

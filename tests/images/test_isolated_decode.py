@@ -10,13 +10,13 @@ import numpy as np
 import psutil
 import pytest
 
-from cvbatch.data import careful
-from cvbatch.data.careful import CarefulDecoder, decoding_bytes, on_a_timer
-from cvbatch.data.decode import Limits, decode
-from cvbatch.errors import CvbatchError
-from cvbatch.types import Failure, InputKey, Tiling
-from tests.jobs import encoded_image
-from tests.poison import KINDS, poisoned, poisoned_env, write_stub
+from cvbatch.core.errors import CvbatchError
+from cvbatch.core.types import Failure, InputKey, Tiling
+from cvbatch.images import isolated_decode
+from cvbatch.images.decode import Limits, decode
+from cvbatch.images.isolated_decode import CarefulDecoder, decoding_bytes, on_a_timer
+from tests.support.crashing_images import KINDS, poisoned, poisoned_env, write_stub
+from tests.support.jobs import encoded_image
 
 KEYS = [InputKey(20, 30, "letterbox"), InputKey(16, 16, "stretch", Tiling(16, 16, 4, 4))]
 SMALL = Limits(max_bytes=10**6, max_pixels=10**6, max_tile_bytes=10**6)
@@ -99,7 +99,7 @@ def test_no_child_outlives_its_block(stub):
 def test_a_child_that_hangs_ends_with_its_owner(stub, tmp_path):
     (tmp_path / "bad").write_bytes(poisoned(1, "hang"))
     code = f"""
-from cvbatch.data.careful import *
+from cvbatch.images.isolated_decode import *
 data = open({str(tmp_path / "bad")!r}, "rb").read()
 with CarefulDecoder(1e6) as decode_one:
     decode_one(data, [], Limits())
@@ -132,7 +132,7 @@ def test_on_a_timer_the_process_ends_and_not_a_moment_before(stub, tmp_path, kin
     (tmp_path / "image").write_bytes(data)
     code = f"""
 import time
-from cvbatch.data.careful import *
+from cvbatch.images.isolated_decode import *
 data = open({str(tmp_path / "image")!r}, "rb").read()
 on_a_timer(1.0)(data, [], Limits())
 time.sleep(1.5)  # longer than the timer, which no longer runs
@@ -170,4 +170,4 @@ def test_the_memory_of_an_image_follows_the_limits():
     assert decoding_bytes(KEYS, SMALL) > small
     huge = decoding_bytes(plain, Limits(max_pixels=10**12))
     assert huge == psutil.virtual_memory().total // 2
-    assert careful.decoding_bytes(plain, Limits()) <= huge
+    assert isolated_decode.decoding_bytes(plain, Limits()) <= huge

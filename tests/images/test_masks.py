@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from pycocotools import mask as coco
 
-from cvbatch.arrays import masks as m
-from cvbatch.types import VOID_CLASS
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.images import masks as m
 
 MASK = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=60))
 LABELS = arrays(

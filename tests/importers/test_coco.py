@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.errors import ConfigError, SourceError
-from tests.labelled import boxes_of, check_sums, coco, imported, kinds, picture, put
+from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.images.masks import decode_png
+from tests.support.datasets import boxes_of, check_sums, coco, imported, kinds, picture, put
 
 
 def folder(path, text, images=("a.png",), name="instances_train2017"):
@@ -204,9 +204,9 @@ def test_hostile_outlines_are_refused_in_a_sentence(tmp_path, outline):
 
 
 def test_json_too_large_is_refused_unread(tmp_path, monkeypatch):
-    from cvbatch.data.labels import documents
+    from cvbatch.importers import parsing
 
-    monkeypatch.setattr(documents, "MAX_JSON_BYTES", 10)
+    monkeypatch.setattr(parsing, "MAX_JSON_BYTES", 10)
     refused(tmp_path, coco([IMAGE]), "the limit is 10")
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cvbatch.data.labels.splits import choose_split, parse_shares
-from cvbatch.errors import ConfigError, SourceError
-from tests.labelled import check_sums, imported, kinds, picture, put
+from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.datasets.splits import choose_split, parse_shares
+from tests.support.datasets import check_sums, imported, kinds, picture, put
 
 
 def images(*names):

@@ -6,13 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch.data import schema, store
-from cvbatch.data.labels import importing
-from cvbatch.data.labels.report import NUM_EXAMPLES, Report
-from cvbatch.data.labels.rules import KINDS, RULES, actions_by_kind
-from cvbatch.errors import CvbatchError, SinkError, SourceError
-from tests.labelled import files, imported, picture, put, rows, voc
-from tests.s3_server import S3Server
+from cvbatch.core.errors import CvbatchError, SinkError, SourceError
+from cvbatch.importers import job
+from cvbatch.importers.import_report import NUM_EXAMPLES, Report
+from cvbatch.importers.rules import KINDS, RULES, actions_by_kind
+from cvbatch.results import schema
+from cvbatch.storage import store
+from tests.support.datasets import files, imported, picture, put, rows, voc
+from tests.support.s3_server import S3Server
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def test_an_import_twice_gives_the_same_files(source, tmp_path):
     for name in ("one", "two"):
         imported("voc", source, tmp_path / name, shard_images=3)
     assert files(tmp_path / "one") == files(tmp_path / "two")
-    summaries = [(tmp_path / name / importing.SUMMARY).read_bytes() for name in ("one", "two")]
+    summaries = [(tmp_path / name / job.SUMMARY).read_bytes() for name in ("one", "two")]
     assert summaries[0] == summaries[1]
     names = list(files(tmp_path / "one"))
     assert [name.rsplit("-", 1)[0] for name in names] == [
@@ -95,7 +96,7 @@ def test_a_sink_in_use_is_refused_until_overwritten(source, tmp_path):
     for overwrite in (False, True):
         with pytest.raises(SinkError, match="`cvbatch predict` has its result there"):
             imported("voc", source, result, overwrite=overwrite)
-    damaged = put(tmp_path / "damaged", {importing.SUMMARY: "["})
+    damaged = put(tmp_path / "damaged", {job.SUMMARY: "["})
     with pytest.raises(SinkError, match="is damaged"):
         imported("voc", source, damaged)
     imported("voc", source, damaged, overwrite=True)
@@ -127,7 +128,7 @@ def test_an_import_cut_short_begins_again_and_ends_the_same(source, tmp_path, mo
         imported("voc", source, tmp_path / "out", shard_images=2)
     monkeypatch.undo()
     assert 0 < len(files(tmp_path / "out")) < len(files(tmp_path / "whole"))
-    summary = tmp_path / "out" / importing.SUMMARY
+    summary = tmp_path / "out" / job.SUMMARY
     assert json.loads(summary.read_text())["is_complete"] is False
     imported("voc", source, tmp_path / "out", shard_images=2)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -141,13 +142,13 @@ def test_a_source_that_changes_underway_is_told(source, tmp_path):
 
     with pytest.raises(CvbatchError, match="changed while it was imported"):
         imported("voc", source, tmp_path / "out", say=say)
-    assert not json.loads((tmp_path / "out" / importing.SUMMARY).read_text())["is_complete"]
+    assert not json.loads((tmp_path / "out" / job.SUMMARY).read_text())["is_complete"]
 
 
 def test_large_images_fill_a_shard_sooner(source, tmp_path, monkeypatch):
-    from cvbatch.data.labels import shards
+    from cvbatch.importers import shard_writer
 
-    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", len(picture()))
+    monkeypatch.setattr(shard_writer, "MAX_SHARD_BYTES", len(picture()))
     imported("voc", source, tmp_path / "out")
     assert [len(pq.ParquetFile(p).read()) for p in (tmp_path / "out").glob("*.parquet")] == [1] * 7
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.data.labels.pictures import Frame, MaskFault, Picture, read_mask_file
-from tests.labelled import (
+from cvbatch.images.masks import decode_png
+from cvbatch.images.orientation import Frame, MaskFault, Picture, read_mask_file
+from tests.support.datasets import (
     boxes_of,
     check_sums,
     coco,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.data.labels.outlines import decode_runs, paint_polygon, region_of, unpack_runs
+from cvbatch.importers.polygons import decode_runs, paint_polygon, region_of, unpack_runs
 
 
 def is_inside(x, y, corners):
@@ -57,11 +57,11 @@ def test_polygons_are_the_centres_inside(corners):
 
 
 def test_many_rows_at_once_are_the_same_as_few(monkeypatch):
-    from cvbatch.data.labels import outlines
+    from cvbatch.importers import polygons
 
     corners = [(3, 1), (17, 8), (9, 19), (2, 11)]
     whole = painted(corners, 20, 20)
-    monkeypatch.setattr(outlines, "_CELLS_AT_ONCE", 1)
+    monkeypatch.setattr(polygons, "_CELLS_AT_ONCE", 1)
     np.testing.assert_array_equal(painted(corners, 20, 20), whole)
 
 

@@ -6,14 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.config import SourceConfig
-from cvbatch.data import schema, sink
-from cvbatch.data.plan import make_plan
-from cvbatch.data.sources import read_chunk_images
-from cvbatch.errors import SourceError
-from cvbatch.jobfile import parse_job
-from cvbatch.types import (
+from cvbatch.config.loader import parse_job
+from cvbatch.config.predict import SourceConfig
+from cvbatch.core.errors import SourceError
+from cvbatch.core.types import (
     Boxes,
     Failure,
     Labels,
@@ -22,8 +18,12 @@ from cvbatch.types import (
     ModelSpec,
     Predictions,
 )
-from tests import jobs
-from tests.labelled import boxes_of, check_sums, imported, kinds
+from cvbatch.images.masks import decode_png
+from cvbatch.planning.plan import make_plan
+from cvbatch.results import schema, writer
+from cvbatch.sources.readers import read_chunk_images
+from tests.support import jobs
+from tests.support.datasets import boxes_of, check_sums, imported, kinds
 
 CLASSES = ("background", "cat", "dog")
 TASKS = ("classification", "segmentation", "detection")
@@ -48,7 +48,7 @@ def result(source, out, tasks=TASKS, format_="images", **options):
         )
         table = schema.to_rows(said(images, tasks), models, schema.result_schema(models))
         metadata = schema.result_metadata(models, "abc", "1")
-        sink.write_part(str(out), ref.chunk_id, [table], schema.result_schema(models), metadata)
+        writer.write_part(str(out), ref.chunk_id, [table], schema.result_schema(models), metadata)
     return plan
 
 
@@ -165,7 +165,7 @@ def test_images_inside_containers_are_found_again(tmp_path, format_, write, name
 def test_chunks_not_done_are_told(tmp_path):
     plan = result(archive(tmp_path / "images"), tmp_path / "result")
     gone = plan.chunks[0]
-    (tmp_path / "result" / sink.part_name(gone.chunk_id)).unlink()
+    (tmp_path / "result" / writer.part_name(gone.chunk_id)).unlink()
     report, rows = imported("predictions", tmp_path / "result", tmp_path / "out")
     assert kinds(report)["annotation_missing"] == gone.num_images == 3
     assert len(rows) == 1

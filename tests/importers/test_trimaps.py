@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.errors import ConfigError, SourceError
-from tests.labelled import check_sums, imported, kinds, label_png, picture, put
+from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.images.masks import decode_png
+from tests.support.datasets import check_sums, imported, kinds, label_png, picture, put
 
 TRIMAP = np.random.default_rng(0).integers(1, 4, (12, 20), np.uint8)
 

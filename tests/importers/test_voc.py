@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.data.labels.voc import VOC_CLASSES
-from cvbatch.errors import ConfigError, SourceError
-from tests.labelled import (
+from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.images.masks import decode_png
+from cvbatch.importers.voc import VOC_CLASSES
+from tests.support.datasets import (
     boxes_of,
     check_sums,
     imported,
@@ -228,9 +228,9 @@ def test_hostile_xml_is_refused_in_a_sentence(tmp_path, xml, told):
 
 
 def test_xml_too_large_is_refused_unread(tmp_path, monkeypatch):
-    from cvbatch.data.labels import documents
+    from cvbatch.importers import parsing
 
-    monkeypatch.setattr(documents, "MAX_XML_BYTES", 10)
+    monkeypatch.setattr(parsing, "MAX_XML_BYTES", 10)
     with pytest.raises(SourceError, match="the limit is 10"):
         imported("voc", voc(tmp_path / "in", {"a": []}), tmp_path / "out")
 

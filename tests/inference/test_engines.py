@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from cvbatch.engines import ENGINES, UnsupportedGraphError
-from cvbatch.errors import ModelError
-from cvbatch.jobfile import parse_job
-from tests import networks
+from cvbatch.config.loader import parse_job
+from cvbatch.core.errors import ModelError
+from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
+from tests.support import networks
 
 pytestmark = pytest.mark.keras
 TOLERANCE = 1e-4
@@ -21,7 +21,7 @@ def config(task="classification", **fields):
 
 
 def run(engine, model, model_config, images):
-    from cvbatch.serving import ServingGraph
+    from cvbatch.inference.graph import ServingGraph
 
     graph = ServingGraph(model, model_config)
     payload, names = ENGINES[engine].compile(graph, len(images), *images.shape[1:3])
@@ -237,7 +237,7 @@ def test_litert_says_which_operation_it_lacks():
 
 
 def test_outputs_that_do_not_fit_are_told_with_shapes():
-    from cvbatch.serving import num_classes
+    from cvbatch.inference.graph import num_classes
 
     with pytest.raises(ModelError) as error:
         num_classes(networks.segmenter(), config("detection"))
@@ -248,14 +248,14 @@ def test_outputs_that_do_not_fit_are_told_with_shapes():
 
 
 def test_an_unknown_layer_is_refused_with_the_nearest():
-    from cvbatch.serving import ServingGraph
+    from cvbatch.inference.graph import ServingGraph
 
     with pytest.raises(ModelError, match="the nearest is 'inner/act'"):
         ServingGraph(networks.nested_classifier(), config(heatmap={"layer": "inner/akt"}))
 
 
 def test_mixed_precision_stays_close_to_float32():
-    from cvbatch.build import with_precision
+    from cvbatch.inference.compile import with_precision
 
     model, images = networks.nested_classifier(), networks.random_images(2, (32, 32))
     exact, _ = run("tensorflow", model, config(heatmap={}), images)
@@ -268,13 +268,13 @@ def test_mixed_precision_stays_close_to_float32():
 
 def test_running_a_litert_program_never_imports_tensorflow(tmp_path):
     images = networks.random_images(1, (32, 32))
-    from cvbatch.serving import ServingGraph
+    from cvbatch.inference.graph import ServingGraph
 
     graph = ServingGraph(networks.nested_classifier(), config())
     payload, names = ENGINES["litert"].compile(graph, *images.shape[:3])
     (tmp_path / "payload").write_bytes(payload)
     code = (
-        "import sys, pathlib, numpy as np; from cvbatch.engines import ENGINES;"
+        "import sys, pathlib, numpy as np; from cvbatch.inference.engines import ENGINES;"
         f"p = pathlib.Path({str(tmp_path / 'payload')!r}).read_bytes();"
         f"r = ENGINES['litert'].load(p, {names!r}, 1)(np.zeros((1, 32, 32, 3), np.uint8));"
         "print(r['scores'].shape, 'tensorflow' in sys.modules)"
@@ -285,13 +285,13 @@ def test_running_a_litert_program_never_imports_tensorflow(tmp_path):
 
 @pytest.mark.parametrize("name", ["demo_classifier", "demo_segmenter", "demo_detector"])
 def test_the_engines_agree_on_the_demo_networks(name):
-    from cvbatch.arrays.pixels import place, resize_image
+    from cvbatch.core.types import InputKey
     from cvbatch.demo.render import render_scene
-    from cvbatch.models import zoo
-    from cvbatch.types import InputKey
+    from cvbatch.geometry.resize import place, resize_image
+    from cvbatch.models import registry
 
-    task = zoo.find(name).task
-    model = zoo.load_model(name, "demo", local_file=None)
+    task = registry.find(name).task
+    model = registry.load_model(name, "demo", local_file=None)
     key = InputKey(*model.input_shape[1:3], "stretch")
     scenes = [render_scene(seed).image for seed in range(4)]
     images = np.stack([resize_image(i, place(*i.shape[:2], key)) for i in scenes])

@@ -6,9 +6,14 @@ from math import floor
 import numpy as np
 import pytest
 
-from cvbatch.arrays.tiles import canvas_size, place_all
-from cvbatch.tasks.classification import merge_heatmaps, merge_scores, read_heatmaps, read_labels
-from cvbatch.types import InputKey, Tiling, pictures_of
+from cvbatch.core.types import InputKey, Tiling, pictures_of
+from cvbatch.geometry.tiling import canvas_size, place_all
+from cvbatch.inference.postprocess_classification import (
+    merge_heatmaps,
+    merge_scores,
+    read_heatmaps,
+    read_labels,
+)
 
 
 def tiles_said(count, top_k=2, num_classes=5, grid=(4, 3), seed=0):

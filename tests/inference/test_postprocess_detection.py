@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cvbatch.arrays.boxes import Suppression, suppress_reference
-from cvbatch.arrays.tiles import place_all
-from cvbatch.tasks.detection import merge_boxes, read_boxes
-from cvbatch.types import InputKey, Tiling
+from cvbatch.core.types import InputKey, Tiling
+from cvbatch.geometry.boxes import Suppression, suppress_reference
+from cvbatch.geometry.tiling import place_all
+from cvbatch.inference.postprocess_detection import merge_boxes, read_boxes
 
 # A pixel of the input is two of the image, or 5/4 where the image is 20 pixels high: all exact.
 KEY = InputKey(16, 8, "stretch", Tiling(32, 16, 8, 4))

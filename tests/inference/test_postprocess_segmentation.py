@@ -6,10 +6,10 @@ from math import floor
 import numpy as np
 import pytest
 
-from cvbatch.arrays.tiles import place_all
-from cvbatch.tasks import segmentation
-from cvbatch.tasks.segmentation import merge_masks, read_masks
-from cvbatch.types import VOID_CLASS, InputKey, Tiling, pictures_of
+from cvbatch.core.types import VOID_CLASS, InputKey, Tiling, pictures_of
+from cvbatch.geometry.tiling import place_all
+from cvbatch.inference import postprocess_segmentation
+from cvbatch.inference.postprocess_segmentation import merge_masks, read_masks
 
 
 def at_centre(i, start, size, target_start, target_size, input_size, cells):
@@ -80,7 +80,7 @@ def test_masks_that_are_not_merged_stay_as_they_are():
     ],
 )
 def test_the_mask_is_the_whole_images_average(size, tiling, grid, resize, band_bytes, monkeypatch):
-    monkeypatch.setattr(segmentation, "_BAND_BYTES", band_bytes)
+    monkeypatch.setattr(postprocess_segmentation, "_BAND_BYTES", band_bytes)
     placements = place_all(*size, InputKey(8, 8, resize, tiling))
     tiles = probabilities(len(placements), *grid, 3)
     np.testing.assert_array_equal(merged(placements, tiles), average(placements, tiles))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cvbatch.arrays.pixels import place, to_original
-from cvbatch.jobfile import parse_job
-from cvbatch.predict import LoadedModel, Predictor
-from cvbatch.types import Failure, ImageBatch, InputKey, ModelSpec, pictures_of
+from cvbatch.config.loader import parse_job
+from cvbatch.core.types import Failure, ImageBatch, InputKey, ModelSpec, pictures_of
+from cvbatch.geometry.resize import place, to_original
+from cvbatch.inference.predictor import LoadedModel, Predictor
 
 KEY = InputKey(8, 8, "stretch")
 

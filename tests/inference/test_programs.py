@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cvbatch import modelfiles, programs
-from cvbatch.errors import ConfigError, ModelError
-from cvbatch.jobfile import parse_job
-from cvbatch.models.card import write_card
-from cvbatch.types import ModelSpec
+from cvbatch.config.loader import parse_job
+from cvbatch.core.errors import ConfigError, ModelError
+from cvbatch.core.types import ModelSpec
+from cvbatch.inference import programs
+from cvbatch.models import model_files
+from cvbatch.models.metadata import write_card
 
 CLASSES = ("a", "b", "c", "d", "e", "f", "g")
 
@@ -95,11 +96,11 @@ def test_what_is_loaded_is_what_was_hashed(tmp_path):
     before = programs.identify(config(path)).sha256
     copies = tmp_path / "copies"
     copies.mkdir()
-    taken = modelfiles.take(str(path), copies, before)
+    taken = model_files.take(str(path), copies, before)
     fake_file(path, b"another")
     assert hashlib.sha256(taken.read_bytes()).hexdigest() == before
     with pytest.raises(ModelError, match=f"not {before}: .*changed while the job began"):
-        modelfiles.take(str(path), copies, before)
+        model_files.take(str(path), copies, before)
 
 
 def test_class_names_come_from_the_job_a_file_or_the_card(tmp_path):
@@ -140,7 +141,7 @@ def test_the_key_changes_with_what_changes_the_program(tmp_path):
 @pytest.mark.keras
 class TestBuilding:
     def test_a_model_is_built_with_its_names_and_hash(self, keras_files):
-        from cvbatch.build import build, weights_sha256
+        from cvbatch.inference.compile import build, weights_sha256
 
         path = keras_files / "nested_classifier.keras"
         program = build(request(path, heatmap={}, classes=list(CLASSES)))
@@ -157,7 +158,7 @@ class TestBuilding:
         assert program.spec.weights_sha256 != weights_sha256(model)
 
     def test_a_file_that_was_changed_since_it_was_identified_is_not_built(self, tmp_path):
-        from cvbatch.build import build
+        from cvbatch.inference.compile import build
 
         asked = request(fake_file(tmp_path / "net.keras"))
         fake_file(tmp_path / "net.keras", b"another")
@@ -193,7 +194,7 @@ class TestBuilding:
         models = [{"task": "detection", "model": path, "keep_classes": ["zebra"]}]
         raw = {"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models}
         said = parse_job(raw).models[0]
-        from cvbatch.build import build
+        from cvbatch.inference.compile import build
 
         with pytest.raises(ModelError, match="zebra"):
             build(programs.BuildRequest(said, programs.identify(said), "litert", "float32", 2))
@@ -203,7 +204,7 @@ class TestBuilding:
         assert first.spec.weights_sha256 == again.spec.weights_sha256
 
     def test_imagenet_names_are_taken_from_keras_cache(self, tmp_path, monkeypatch):
-        from cvbatch.build import _imagenet_names
+        from cvbatch.inference.compile import _imagenet_names
 
         monkeypatch.setenv("KERAS_HOME", str(tmp_path))
         assert _imagenet_names(1000) is None
@@ -215,6 +216,6 @@ class TestBuilding:
 
 
 def build_one(path, **fields):
-    from cvbatch.build import build
+    from cvbatch.inference.compile import build
 
     return build(request(path, **fields))

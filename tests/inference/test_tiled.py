@@ -4,16 +4,16 @@ import cv2
 import numpy as np
 import pytest
 
-from cvbatch import programs
-from cvbatch.arrays.boxes import suppress_reference
-from cvbatch.arrays.masks import decode_png
-from cvbatch.arrays.pixels import mask_to_original, resize_image
-from cvbatch.arrays.tiles import count_tiles, place_all
-from cvbatch.data import schema
-from cvbatch.data.decode import Limits, decode_images
-from cvbatch.jobfile import parse_job
-from cvbatch.predict import LoadedModel, Predictor
-from cvbatch.types import EncodedImage, InputKey, ModelSpec, Tiling
+from cvbatch.config.loader import parse_job
+from cvbatch.core.types import EncodedImage, InputKey, ModelSpec, Tiling
+from cvbatch.geometry.boxes import suppress_reference
+from cvbatch.geometry.resize import mask_to_original, resize_image
+from cvbatch.geometry.tiling import count_tiles, place_all
+from cvbatch.images.decode import Limits, decode_images
+from cvbatch.images.masks import decode_png
+from cvbatch.inference import programs
+from cvbatch.inference.predictor import LoadedModel, Predictor
+from cvbatch.results import schema
 
 KERAS = [
     pytest.mark.keras,
@@ -269,8 +269,8 @@ class TestProbabilities:
         import keras
         from keras import layers
 
-        from cvbatch.engines import ENGINES
-        from cvbatch.serving import ServingGraph
+        from cvbatch.inference.engines import ENGINES
+        from cvbatch.inference.graph import ServingGraph
 
         keras.utils.set_random_seed(3)
         image = keras.Input((12, 16, 3))

@@ -9,14 +9,14 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch import cli
-from cvbatch.data import lease
-from cvbatch.errors import SinkError
-from cvbatch.jobfile import parse_job
-from cvbatch.run.estimate import estimate
-from cvbatch.run.prediction import predict
-from cvbatch.run.summary import Summary
-from tests import jobs
+from cvbatch.cli import main
+from cvbatch.config.loader import parse_job
+from cvbatch.core.errors import SinkError
+from cvbatch.predict.dry_run import estimate
+from cvbatch.predict.job import predict
+from cvbatch.predict.summary import Summary
+from cvbatch.storage import lease
+from tests.support import jobs
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 LITERT = ["run.engine=litert", "run.arrangement=fused", "run.gpus_per_actor=0"]
@@ -109,7 +109,7 @@ def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_st
     assert (summary.num_new, summary.num_changed, summary.num_removed) == (1, 1, 1)
     assert (summary.num_chunks, summary.num_images) == (2, len(in_first_chunk) + 1)
     assert any("1 files have changed and 1 are gone" in line for line in ear.lines)
-    told, status = cli._closing(summary)
+    told, status = main._closing(summary)
     assert status == 0
     assert "; 1 file had changed and were done again; 1 file gone from the source, their" in told
 
@@ -127,7 +127,7 @@ def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_st
 
     again = run(source, sink, keras_files)
     assert (again.num_chunks, again.num_changed, again.num_removed) == (0, 0, 1)
-    told, status = cli._closing(again)
+    told, status = main._closing(again)
     assert status == 0 and "nothing to do" in told
     assert told.endswith("; 1 file gone from the source, their rows stay")
 
@@ -238,8 +238,8 @@ def command(done, keras_files, ray_session, tmp_path):
 
 SLOW = """
 import time
-from cvbatch.data import lease
-from cvbatch.run.summary import Summary
+from cvbatch.storage import lease
+from cvbatch.predict.summary import Summary
 
 def add(summary, report, add=Summary.add):
     time.sleep(1)
@@ -250,7 +250,7 @@ lease.BEAT_S, Summary.add = 0.5, add
 NO_LEASE = """
 import os, time
 from pathlib import Path
-from cvbatch.data.lease import Lease
+from cvbatch.storage.lease import Lease
 
 def take(lease):  # both have planned all chunks before one of them begins
     here = Path(__file__).parent
@@ -274,7 +274,7 @@ def patched(folder, code):
 class Command:
     def __init__(self, path, sink, env):
         self.path, self.sink, self.env = path, sink, env
-        self.words = [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(path)]
+        self.words = [sys.executable, "-m", "cvbatch", "predict", "--config", str(path)]
 
     def start(self, **env):
         return subprocess.Popen(self.words, stderr=subprocess.PIPE, text=True, env=self.env | env)
@@ -359,7 +359,7 @@ def test_a_run_that_cannot_keep_its_failures_stops_early_and_goes_on(
     assert summary.num_images == summary.num_failed == 200  # 161 would be too many, but are too few
     assert (summary.num_planned, summary.num_chunks, summary.num_chunks_left) == (320, 5, 3)
     assert len(jobs.rows(sink)) == 200
-    told, status = cli._closing(summary)
+    told, status = main._closing(summary)
     assert status == 3
     for words in ("stopped early", "200 of 200", "all 320", "decode/not_an_image 200", "3 chunks"):
         assert words in told

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import jobs
-from tests.poison import poisoned, poisoned_env, write_stub
+from tests.support import jobs
+from tests.support.crashing_images import poisoned, poisoned_env, write_stub
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 
@@ -99,7 +99,7 @@ class Job:
         self._told = config.with_suffix(".log")
         with self._told.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(config)],
+                [sys.executable, "-m", "cvbatch", "predict", "--config", str(config)],
                 env={**env, "RAY_ADDRESS": cluster.address},
                 stdout=log,
                 stderr=log,

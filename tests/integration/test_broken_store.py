@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import jobs
-from tests.faulty_proxy import REFUSE, Chooser, Fault, Request, down, healthy, unwell
-from tests.run.stored import NUM_IMAGES, Ran, StoredJob, leaks, over_proxy
-from tests.small_disk import needs_mounts, on_small_disk
+from tests.support import jobs
+from tests.support.faulty_proxy import REFUSE, Chooser, Fault, Request, down, healthy, unwell
+from tests.support.s3_job import NUM_IMAGES, Ran, StoredJob, leaks, over_proxy
+from tests.support.small_disk import needs_mounts, on_small_disk
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 NUM_PARTS = 7

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from cvbatch.data import store
-from tests import jobs
-from tests.faulty_proxy import CUT_UPLOAD, Fault, Proxy, Request, proxied
-from tests.run.watched_job import WatchedJob
+from cvbatch.storage import store
+from tests.support import jobs
+from tests.support.faulty_proxy import CUT_UPLOAD, Fault, Proxy, Request, proxied
+from tests.support.watched_job import WatchedJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 

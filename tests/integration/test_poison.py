@@ -3,8 +3,8 @@
 import pyarrow.parquet as pq
 import pytest
 
-from tests import jobs
-from tests.poison import poisoned, poisoned_env, write_stub
+from tests.support import jobs
+from tests.support.crashing_images import poisoned, poisoned_env, write_stub
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 
@@ -89,7 +89,7 @@ def test_poison_fails_its_own_rows_and_changes_no_other(
     assert spared.items() <= jobs.parts(sink).items()
 
 
-@pytest.mark.soak  # what the driver does then, tests/run/test_crew.py shows
+@pytest.mark.soak  # what the driver does then, tests/predict/test_ray_actor_pool.py shows
 @pytest.mark.parametrize("wiring", ["fused", "streaming"])
 def test_what_the_models_die_of_stops_the_job_and_is_named(done, keras_files, tmp_path, wiring):
     """Care is for the decoder: other work cannot be taken from a worker image by image."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests import jobs
-from tests.faulty_proxy import down
-from tests.run.stored import NUM_IMAGES, TOKEN, StoredJob, leaks, over_proxy
-from tests.s3_server import KEY, SECRET
+from tests.support import jobs
+from tests.support.faulty_proxy import down
+from tests.support.s3_job import NUM_IMAGES, TOKEN, StoredJob, leaks, over_proxy
+from tests.support.s3_server import KEY, SECRET
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from tests import jobs
-from tests.run.watched_job import LOOK_S, WatchedJob, until
+from tests.support import jobs
+from tests.support.watched_job import LOOK_S, WatchedJob, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 
@@ -66,7 +66,7 @@ def stop(job, number, to_group):
 )
 def test_while_models_build(job_of, tmp_path, how):
     sink = tmp_path / "sink"
-    with WatchedJob(job_of(sink), WATCHED_SLOW_MODULE="cvbatch.build") as job:
+    with WatchedJob(job_of(sink), WATCHED_SLOW_MODULE="cvbatch.inference.compile") as job:
         job.until(job.begun, "a process that builds")
         stop(job, *how)
     assert not sink.exists()
@@ -90,7 +90,9 @@ def test_midway(job_of, done, tmp_path, how):
 
 
 def test_a_driver_killed_while_models_build_leaves_no_process(job_of, tmp_path):
-    with WatchedJob(job_of(tmp_path / "sink"), WATCHED_SLOW_MODULE="cvbatch.build") as job:
+    with WatchedJob(
+        job_of(tmp_path / "sink"), WATCHED_SLOW_MODULE="cvbatch.inference.compile"
+    ) as job:
         (builder,) = job.until(job.begun, "a process that builds")
         job.kill_driver()
         until(lambda: not is_in(job, builder.pid), "the end of the process that builds", LIMIT_S)

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from tests import jobs, labelled
-from tests.evaluations import write_result, write_truth
-from tests.poison import poisoned
-from tests.run.nodes import submission_id, until, working_folder
+from tests.support import datasets, jobs
+from tests.support.crashing_images import poisoned
+from tests.support.evaluations import write_result, write_truth
+from tests.support.local_cluster import submission_id, until, working_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 
@@ -126,7 +126,7 @@ def test_a_job_that_is_stopped_is_gone_on_with(
 
 def test_a_training_leaves_its_model(two_nodes, tmp_path):
     rng = np.random.default_rng(0)
-    source = labelled.put(
+    source = datasets.put(
         tmp_path / "in",
         {
             f"{name}/{i}.png": cv2.imencode(".png", rng.integers(0, 256, (20, 24, 3)))[1].tobytes()
@@ -134,7 +134,7 @@ def test_a_training_leaves_its_model(two_nodes, tmp_path):
             for i in range(8)
         },
     )
-    labelled.imported("folders", source, tmp_path / "data", split=(0.5, 0.25, 0.25))
+    datasets.imported("folders", source, tmp_path / "data", split=(0.5, 0.25, 0.25))
     values = {
         "source": {"uri": str(tmp_path / "data")},
         "sink": {"uri": str(tmp_path / "sink")},

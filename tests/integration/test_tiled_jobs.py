@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch.jobfile import parse_job
-from cvbatch.run.prediction import predict
-from tests import jobs
+from cvbatch.config.loader import parse_job
+from cvbatch.predict.job import predict
+from tests.support import jobs
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 FUSED = ["run.engine=litert", "run.arrangement=fused", "run.gpus_per_actor=0"]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cvbatch.arrays.average_precision import AveragePrecision, match
-from cvbatch.arrays.matching import TrueBoxes
-from cvbatch.types import Boxes
+from cvbatch.core.types import Boxes
+from cvbatch.metrics.average_precision import AveragePrecision, match
+from cvbatch.metrics.box_matching import TrueBoxes
 
 COCO_FIGURES = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),

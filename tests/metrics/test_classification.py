@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.arrays.average_precision import AveragePrecision
-from cvbatch.arrays.boxes import iou
-from cvbatch.arrays.matching import TrueBoxes
-from cvbatch.arrays.scores import (
+from cvbatch.core.types import VOID_CLASS, Boxes
+from cvbatch.geometry.boxes import iou
+from cvbatch.metrics.average_precision import AveragePrecision
+from cvbatch.metrics.box_matching import TrueBoxes
+from cvbatch.metrics.classification import (
     BoxIoU,
     Calibration,
     Confusion,
@@ -21,7 +22,6 @@ from cvbatch.arrays.scores import (
     TopK,
     rank_of_truth,
 )
-from cvbatch.types import VOID_CLASS, Boxes
 
 RNG = np.random.default_rng(0)
 NUM_IMAGES, NUM_CLASSES = 12, 4

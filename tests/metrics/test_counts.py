@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.arrays.average_precision import AveragePrecision
-from cvbatch.arrays.matching import TrueBoxes
-from cvbatch.arrays.scores import Confusion
-from cvbatch.arrays.tally import Tally, counted, image_weights, interval
-from cvbatch.types import Boxes
+from cvbatch.core.types import Boxes
+from cvbatch.metrics.average_precision import AveragePrecision
+from cvbatch.metrics.box_matching import TrueBoxes
+from cvbatch.metrics.classification import Confusion
+from cvbatch.metrics.counts import Tally, counted, image_weights, interval
 
 CLASSES, REPLICATES = 4, 6
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cvbatch.errors import ModelError
-from cvbatch.models import applications, zoo
+from cvbatch.core.errors import ModelError
+from cvbatch.models import applications, registry
 from cvbatch.models.cost import weightless
 
 pytestmark = [
@@ -52,12 +52,12 @@ def test_an_application_is_flat_and_takes_weights_of_the_plain_network(tmp_path)
     plain = keras.applications.MobileNet(
         weights=None, alpha=0.25, input_shape=(32, 32, 3), classes=2
     )
-    ours = zoo.build("MobileNet", 2, (32, 32))
+    ours = registry.build("MobileNet", 2, (32, 32))
     assert not any(isinstance(layer, keras.Model) for layer in ours.layers)
 
     whole = keras.applications.MobileNet(weights=None)
     whole.save_weights(tmp_path / "m.weights.h5")
-    loaded = zoo.load_model("MobileNet", str(tmp_path / "m.weights.h5"), local_file=Path)
+    loaded = registry.load_model("MobileNet", str(tmp_path / "m.weights.h5"), local_file=Path)
     x = pixels(loaded)
     wanted = whole(keras.applications.mobilenet.preprocess_input(x.copy()))
     np.testing.assert_allclose(loaded(x), wanted, rtol=1e-4, atol=1e-6)
@@ -166,4 +166,4 @@ def test_a_failed_download_names_the_file_and_where_to_put_it(monkeypatch, tmp_p
 
     monkeypatch.setattr(keras.applications, "MobileNet", refuse)
     with pytest.raises(ModelError, match=f"fetch mobilenet_weights.h5 .*{tmp_path}/models"):
-        zoo.load_model("MobileNet", "imagenet", local_file=Path)
+        registry.load_model("MobileNet", "imagenet", local_file=Path)

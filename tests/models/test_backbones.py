@@ -4,7 +4,7 @@ import keras
 import pytest
 from keras import layers
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 from cvbatch.models.applications import build_features
 from cvbatch.models.backbones import build_backbone, map_of_stride, total_stride
 from cvbatch.models.classifiers import CLASSIFIERS

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cvbatch.models import cost, googlenet, lenet, resnets
-from cvbatch.models.card import DEMO_FILES
 from cvbatch.models.classifiers import CLASSIFIERS, mini_xception
+from cvbatch.models.metadata import DEMO_FILES
 
 pytestmark = [
     pytest.mark.keras,

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 
 pytestmark = [
     pytest.mark.keras,
@@ -41,10 +41,10 @@ def describe(*layers, shape=(5, 6, 3), **options):
 
 
 def built(name, size):
-    from cvbatch.models import cost, zoo
+    from cvbatch.models import cost, registry
 
     with cost.weightless():
-        return zoo.build(name, image_size=size)
+        return registry.build(name, image_size=size)
 
 
 # ---------------------------------------------------------------- definitions
@@ -374,11 +374,11 @@ def test_what_is_no_graph_of_layers_is_refused():
 def test_a_network_without_weights_costs_the_same_and_takes_no_memory():
     import keras
 
-    from cvbatch.models import cost, zoo
+    from cvbatch.models import cost, registry
 
     without, plain = (
         cost.describe(model)
-        for model in (built("yolo", (32, 32)), zoo.build("yolo", image_size=(32, 32)))
+        for model in (built("yolo", (32, 32)), registry.build("yolo", image_size=(32, 32)))
     )
     paths = [row.path for row in plain.layers]  # Keras numbers the layers of a process on and on
     renamed = [replace(row, path=path) for row, path in zip(without.layers, paths, strict=True)]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cvbatch.errors import ModelError
-from cvbatch.models.layers import (
+from cvbatch.core.errors import ModelError
+from cvbatch.models.custom_layers import (
     Bilinear,
     LocalResponseNormalization,
     PartialConv2D,

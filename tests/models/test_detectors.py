@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from cvbatch.build import with_precision
-from cvbatch.engines import ENGINES
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
+from cvbatch.inference.compile import with_precision
+from cvbatch.inference.engines import ENGINES
 from cvbatch.models import detectors
-from cvbatch.models.decoding import BoxDecode, GridDecode, WindowDecode
-from cvbatch.models.graphs import resized
+from cvbatch.models.box_decoding import BoxDecode, GridDecode, WindowDecode
+from cvbatch.models.graph_surgery import resized
 
 pytestmark = [
     pytest.mark.keras,

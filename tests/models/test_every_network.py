@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cvbatch.arrays.heatmaps import grad_cam
-from cvbatch.config import (
+from cvbatch.config.predict import (
     ClassificationConfig,
     DetectionConfig,
     LocalizationConfig,
     SegmentationConfig,
 )
-from cvbatch.explain import gradcam
-from cvbatch.models import zoo
-from cvbatch.serving import ServingGraph, num_classes
+from cvbatch.images.heatmaps import grad_cam
+from cvbatch.inference import gradcam
+from cvbatch.inference.graph import ServingGraph, num_classes
+from cvbatch.models import registry
 
 pytestmark = [
     pytest.mark.keras,
@@ -62,9 +62,9 @@ def small_size(entry):
 
 
 def build_small(name):
-    entry = zoo.find(name)
+    entry = registry.find(name)
     keras.utils.set_random_seed(0)
-    model = zoo.build(name, NUM_CLASSES, small_size(entry), THINNER.get(name))
+    model = registry.build(name, NUM_CLASSES, small_size(entry), THINNER.get(name))
     calibrate(model, pictures(4, *model.input_shape[1:3]))
     return model
 
@@ -115,12 +115,12 @@ def _forgotten():
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.soak if n in LARGER else ()) for n in sorted(zoo.ZOO)],
+    [pytest.param(n, marks=pytest.mark.soak if n in LARGER else ()) for n in sorted(registry.ZOO)],
 )
 def test_a_network_saves_loads_predicts_and_explains_itself(name, tmp_path):
-    task, built = zoo.find(name).task, build_small(name)
+    task, built = registry.find(name).task, build_small(name)
     built.save(tmp_path / "net.keras")
-    loaded = zoo.load_file("net", tmp_path / "net.keras")
+    loaded = registry.load_file("net", tmp_path / "net.keras")
     (tmp_path / "net.keras").unlink()  # pytest keeps the folder, and these are gigabytes
     images = pictures(1, *loaded.input_shape[1:3])
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cvbatch.errors import ModelError
-from cvbatch.models.convert import to_fully_convolutional, without_head
-from cvbatch.models.graphs import calls_of, flat, join, output_of, resized
-from tests import networks
+from cvbatch.core.errors import ModelError
+from cvbatch.models.fully_convolutional import to_fully_convolutional, without_head
+from cvbatch.models.graph_surgery import calls_of, flat, join, output_of, resized
+from tests.support import networks
 
 pytestmark = [
     pytest.mark.keras,

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from cvbatch.errors import ModelError
-from cvbatch.models.card import CARD_MEMBER, MAX_CARD_BYTES, Card, read_card, write_card
+from cvbatch.core.errors import ModelError
+from cvbatch.models.metadata import CARD_MEMBER, MAX_CARD_BYTES, Card, read_card, write_card
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_what_is_no_keras_file_is_refused(tmp_path):
 
 
 def test_cards_are_read_without_tensorflow():
-    code = "import sys, cvbatch.models.card; print({'tensorflow', 'keras'} & set(sys.modules))"
+    code = "import sys, cvbatch.models.metadata; print({'tensorflow', 'keras'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"

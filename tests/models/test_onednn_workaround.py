@@ -9,16 +9,16 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from cvbatch.build import with_precision
-from cvbatch.models import zoo
-from cvbatch.models.onednn import spare
+from cvbatch.inference.compile import with_precision
+from cvbatch.models import registry
+from cvbatch.models.onednn_workaround import spare
 
 pytestmark = pytest.mark.keras
 # In a process of its own, since the fault kills it: gradients of the image and of the weights.
 GRADIENTS = """
 import numpy as np, tensorflow as tf
 from cvbatch.models import zoo
-from cvbatch.models.onednn import spare
+from cvbatch.models.onednn_workaround import spare
 network = zoo.build("residual_convnet", 3, (64, 64), {"width": 4})
 if not SPARED:
     for layer in network.layers:
@@ -78,9 +78,9 @@ def test_wide_ones_and_those_without_a_stride_are_left_alone():
 
 
 def test_built_loaded_and_cloned_networks_are_spared(tmp_path):
-    built = zoo.build("residual_convnet", 3, (16, 16), {"width": 4})
+    built = registry.build("residual_convnet", 3, (16, 16), {"width": 4})
     built.save(tmp_path / "net.keras")
-    loaded = zoo.load_file("net", tmp_path / "net.keras")
+    loaded = registry.load_file("net", tmp_path / "net.keras")
     for model in (built, loaded, with_precision(built, "mixed_bfloat16")):
         spared = [layer.name for layer in model.layers if "convolution_op" in vars(layer)]
         assert len(spared) == 2, model.name

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cvbatch.errors import ModelError
-from cvbatch.models import zoo
-from cvbatch.models.card import DEMO_FILES, read_card, write_card
+from cvbatch.core.errors import ModelError
+from cvbatch.models import registry
 from cvbatch.models.cost import weightless
+from cvbatch.models.metadata import DEMO_FILES, read_card, write_card
 
 pytestmark = [
     pytest.mark.keras,
@@ -30,7 +30,7 @@ def pixels(model):
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "net.keras"
-    model = zoo.build("encoder_decoder", 2, (16, 16))
+    model = registry.build("encoder_decoder", 2, (16, 16))
     model.save(path)
     return path, model
 
@@ -44,11 +44,11 @@ def saved(tmp_path):
     ],
 )
 def test_a_network_has_exactly_its_parameters(name, num_classes, parameters):
-    assert zoo.build(name, num_classes).count_params() == parameters
+    assert registry.build(name, num_classes).count_params() == parameters
 
 
 def test_a_segmenter_answers_for_every_pixel():
-    answer = np.asarray((model := zoo.build("encoder_decoder", 3, (16, 24)))(pixels(model)))
+    answer = np.asarray((model := registry.build("encoder_decoder", 3, (16, 24)))(pixels(model)))
 
     assert answer.shape == (1, 16, 24, 3)
     np.testing.assert_allclose(answer.sum(axis=-1), 1, rtol=1e-5)
@@ -62,7 +62,7 @@ def test_a_file_is_fetched_and_loaded_as_it_was_saved(saved):
         fetched.append(uri)
         return path
 
-    loaded = zoo.load_model("s3://bucket/net.keras", None, local_file=fetch)
+    loaded = registry.load_model("s3://bucket/net.keras", None, local_file=fetch)
 
     assert fetched == ["s3://bucket/net.keras"]
     np.testing.assert_array_equal(loaded(pixels(model)), model(pixels(model)))
@@ -70,7 +70,7 @@ def test_a_file_is_fetched_and_loaded_as_it_was_saved(saved):
 
 def test_a_detector_with_a_card_loads_in_a_fresh_process(tmp_path):
     path = tmp_path / "detector.keras"
-    zoo.build("demo_detector").save(path)
+    registry.build("demo_detector").save(path)
     write_card(path, ("a", "b", "c", "d", "e"), "detection")
     code = (
         "import sys, cvbatch\n"
@@ -100,7 +100,7 @@ OF_OUR_OWN = {
 
 def test_all_our_layers_load_in_a_fresh_process_that_imports_cvbatch_alone(tmp_path):
     for name, (size, options) in OF_OUR_OWN.items():
-        model = zoo.build(name, 3, size, options)
+        model = registry.build(name, 3, size, options)
         model.save(tmp_path / f"{name}.keras")
         answer = model(np.full((1, *model.input_shape[1:]), 100.0, np.float32))
         outputs = answer if isinstance(answer, dict) else {"output": answer}
@@ -125,9 +125,9 @@ def test_all_our_layers_load_in_a_fresh_process_that_imports_cvbatch_alone(tmp_p
 
 
 def test_random_weights_are_had_only_by_saying_so():
-    assert zoo.load_model("demo_detector", "random", local_file=Path).name == "yolo"
+    assert registry.load_model("demo_detector", "random", local_file=Path).name == "yolo"
     with pytest.raises(ModelError, match=r"given no weights.*random"):
-        zoo.load_model("demo_detector", None, local_file=Path)
+        registry.load_model("demo_detector", None, local_file=Path)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_random_weights_are_had_only_by_saying_so():
 )
 def test_what_cannot_be_is_refused_with_a_remedy(model, weights, message, tmp_path):
     with pytest.raises(ModelError, match=message) as error:
-        zoo.load_model(model, weights, local_file=lambda uri: tmp_path / uri)
+        registry.load_model(model, weights, local_file=lambda uri: tmp_path / uri)
     assert "\n" not in str(error.value)
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_is_refused_with_a_remedy(model, weights, message, tmp_pa
 )
 def test_sides_that_a_network_cannot_have_are_refused(name, size, message):
     with pytest.raises(ModelError, match=message):
-        zoo.build(name, 2, size)
+        registry.build(name, 2, size)
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ def test_sides_that_a_network_cannot_have_are_refused(name, size, message):
 )
 def test_options_a_network_does_not_have_are_refused(options, message):
     with pytest.raises(ModelError, match=message):
-        zoo.build("mini_xception", 2, (64, 64), options)
+        registry.build("mini_xception", 2, (64, 64), options)
 
 
 def test_an_option_reaches_the_networks_function():
-    narrow = zoo.build("encoder_decoder", 2, (16, 16), {"width": 2, "num_classes": 5})
+    narrow = registry.build("encoder_decoder", 2, (16, 16), {"width": 2, "num_classes": 5})
 
     assert narrow.output_shape == (None, 16, 16, 5)
     assert narrow.layers[2].filters == 2
@@ -185,7 +185,7 @@ def test_an_option_reaches_the_networks_function():
 
 def test_a_network_without_weights_has_shapes_alone():
     with weightless():
-        model = zoo.build("VGG16")
+        model = registry.build("VGG16")
 
     assert model.count_params() == 138_357_544
     assert model.output_shape == (None, 1000)
@@ -203,7 +203,7 @@ def test_a_network_without_weights_has_shapes_alone():
     ],
 )
 def test_a_head_of_other_classes_is_untrained(name, weights, num_classes, trained):
-    assert zoo.is_head_trained(name, weights, num_classes) is trained
+    assert registry.is_head_trained(name, weights, num_classes) is trained
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_damaged_file_is_refused(saved, damage, told):
             if damage == "odd config":
                 members.writestr("config.json", '{"class_name": "Nobody", "config": {}}')
     with pytest.raises(ModelError, match=told) as error:
-        zoo.load_model(str(path), None, local_file=Path)
+        registry.load_model(str(path), None, local_file=Path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 
@@ -238,14 +238,14 @@ def test_a_lambda_is_refused(tmp_path):
     keras.Model(inputs, layers.Lambda(lambda x: x * 2, output_shape=(2,))(inputs)).save(path)
 
     with pytest.raises(ModelError, match="holds a Lambda layer"):
-        zoo.load_model(str(path), None, local_file=Path)
+        registry.load_model(str(path), None, local_file=Path)
 
 
 def test_the_demos_networks_are_shipped_small_and_with_their_classes():
     for name, path in DEMO_FILES.items():
         card = read_card(path)
         assert card is not None
-        assert card.task == zoo.ZOO[name].task
-        assert len(card.classes) == zoo.ZOO[name].num_classes
-        assert not zoo.load_model(name, "demo", local_file=Path).compiled
+        assert card.task == registry.ZOO[name].task
+        assert len(card.classes) == registry.ZOO[name].num_classes
+        assert not registry.load_model(name, "demo", local_file=Path).compiled
     assert sum(path.stat().st_size for path in DEMO_FILES.values()) < 4_000_000

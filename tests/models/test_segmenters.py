@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from cvbatch.engines import ENGINES
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
+from cvbatch.inference.engines import ENGINES
 from cvbatch.models import segmenters
 
 pytestmark = [

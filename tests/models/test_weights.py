@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 from cvbatch.models.weights import load_weights
 
 pytestmark = [

@@ -17,12 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.data import manifest, plan, sink, store, units
-from cvbatch.data.listing import Listing
-from cvbatch.data.plan import Plan, cut, make_plan, read_chunk
-from cvbatch.errors import CvbatchError, SinkError, SourceError
-from cvbatch.types import Item
-from tests.s3_server import S3Server
+from cvbatch.core.errors import CvbatchError, SinkError, SourceError
+from cvbatch.core.types import Item
+from cvbatch.planning import manifest, plan
+from cvbatch.planning.plan import Plan, cut, make_plan, read_chunk
+from cvbatch.results import writer
+from cvbatch.sources import discovery
+from cvbatch.storage import store
+from cvbatch.storage.listing import Listing
+from tests.support.s3_server import S3Server
 
 NO_COLUMNS = pa.schema([("status", pa.string())])
 
@@ -60,12 +63,12 @@ class Archive:
 
     def finish(self, plan: Plan, how_many: int | None = None) -> None:
         for ref in plan.left[:how_many]:
-            rows = sink.encode_part(
-                [], NO_COLUMNS, sink.revised(b"{}", plan.revisions.get(ref.chunk_id, 0))
+            rows = writer.encode_part(
+                [], NO_COLUMNS, writer.revised(b"{}", plan.revisions.get(ref.chunk_id, 0))
             )
-            store.put_bytes(store.join(self.sink, sink.part_name(ref.chunk_id)), rows)
+            store.put_bytes(store.join(self.sink, writer.part_name(ref.chunk_id)), rows)
         for chunk_id in plan.stale:
-            store.delete(store.join(self.sink, sink.part_name(chunk_id)))
+            store.delete(store.join(self.sink, writer.part_name(chunk_id)))
 
 
 @pytest.fixture
@@ -159,7 +162,7 @@ def test_the_sink_is_not_read(archive: Archive) -> None:
 )
 def test_shared_folder(bases: list[str], shared: str) -> None:
     for some in (bases, bases[::-1]):
-        assert units.shared_folder(some) == shared
+        assert discovery.shared_folder(some) == shared
 
 
 def test_sources_with_equal_names_keep_their_folders(archive: Archive) -> None:
@@ -217,14 +220,14 @@ def test_the_listings_order_does_not_matter(
     plan.commit()
     uri, wanted = plan.chunks[0].manifest_uri, chunk_ids(plan)
     data = Path(uri).read_bytes()
-    list_files = units.list_files
+    list_files = discovery.list_files
 
     def shuffled(uri: str, on_progress: Callable[[int], None] | None) -> Listing:
         base, files = list_files(uri, on_progress)
         order = random.Random(5).sample(range(files.num_rows), files.num_rows)
         return Listing(base, files.take(order))
 
-    monkeypatch.setattr(units, "list_files", shuffled)
+    monkeypatch.setattr(discovery, "list_files", shuffled)
     Path(uri).unlink()
     again = archive.plan()
     again.commit()

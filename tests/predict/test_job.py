@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from cvbatch.errors import ConfigError, SinkError, SourceError
-from cvbatch.jobfile import parse_job
-from cvbatch.run.prediction import predict
-from tests import jobs
+from cvbatch.config.loader import parse_job
+from cvbatch.core.errors import ConfigError, SinkError, SourceError
+from cvbatch.predict.job import predict
+from tests.support import jobs
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 COUNT = 20
@@ -86,8 +86,8 @@ def test_a_broken_image_is_one_failed_row(done):
 def test_the_result_is_what_bare_keras_says(archive, done, keras_files):
     import keras
 
-    from cvbatch.data.decode import Limits, decode
-    from cvbatch.types import InputKey
+    from cvbatch.core.types import InputKey
+    from cvbatch.images.decode import Limits, decode
 
     model = keras.models.load_model(keras_files / "nested_classifier.keras")
     key = InputKey(32, 32, "stretch")

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from cvbatch.errors import CvbatchError, SinkError
-from cvbatch.run import crew
-from cvbatch.run.cluster import Wiring
-from cvbatch.types import Chunk, ChunkRef, Item
-from cvbatch.worker import PartReport
+from cvbatch.core.errors import CvbatchError, SinkError
+from cvbatch.core.types import Chunk, ChunkRef, Item
+from cvbatch.distributed.session import Wiring
+from cvbatch.predict import ray_actor_pool
+from cvbatch.predict.steps import PartReport
 
 pytestmark = pytest.mark.ray
 
@@ -52,11 +52,11 @@ class Worker:
 
 
 def run(monkeypatch, folder, names, num_actors=1, max_actors=1):
-    monkeypatch.setattr(crew, "FusedWorker", Worker)
-    monkeypatch.setattr(crew, "_LOOK_S", 0.1)
+    monkeypatch.setattr(ray_actor_pool, "FusedWorker", Worker)
+    monkeypatch.setattr(ray_actor_pool, "_LOOK_S", 0.1)
     refs = [ChunkRef(name, "", 0, 0, 1, 1, 1) for name in names]
     wiring = Wiring("fused", num_actors, 0.5, 0.0, max_actors)
-    return [report.chunk_id for report in crew.Crew(wiring).run(refs, folder)]
+    return [report.chunk_id for report in ray_actor_pool.Crew(wiring).run(refs, folder)]
 
 
 def ways(folder, name):
@@ -92,7 +92,7 @@ def test_a_chunk_is_done_again_and_in_the_end_with_care(monkeypatch, tmp_path, d
 
 def test_a_chunk_that_dies_of_care_stops_the_job_with_its_name(monkeypatch, tmp_path):
     items = (Item("/a/first.jpg", "first.jpg", 1), Item("/a/last.jpg", "last.jpg", 1))
-    monkeypatch.setattr(crew, "read_chunk", lambda ref: Chunk(ref.chunk_id, items))
+    monkeypatch.setattr(ray_actor_pool, "read_chunk", lambda ref: Chunk(ref.chunk_id, items))
     said = "chunk dies4 took its worker down 4 times.* 'first.jpg' to 'last.jpg'"
     with pytest.raises(CvbatchError, match=said):
         run(monkeypatch, tmp_path, ["before", "dies4", "after"])
@@ -114,11 +114,11 @@ def test_a_worker_that_raises_at_its_start_is_quoted(monkeypatch, tmp_path):
 
 
 def test_no_worker_at_all_stops_the_job_in_the_end(monkeypatch, tmp_path):
-    monkeypatch.setattr(crew, "_PATIENCE_S", 0.5)
-    monkeypatch.setattr(crew, "FusedWorker", Worker)
+    monkeypatch.setattr(ray_actor_pool, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(ray_actor_pool, "FusedWorker", Worker)
     refs = [ChunkRef("a", "", 0, 0, 1, 1, 1)]
-    lonely = crew.Crew(Wiring("fused", 1, 64.0, 0.0, 1))
-    monkeypatch.setattr(crew, "_LOOK_S", 0.1)
+    lonely = ray_actor_pool.Crew(Wiring("fused", 1, 64.0, 0.0, 1))
+    monkeypatch.setattr(ray_actor_pool, "_LOOK_S", 0.1)
     with pytest.raises(CvbatchError, match=r"no worker: each asks for 64 CPU and 0 GPU"):
         list(lonely.run(refs, tmp_path))
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cvbatch.effort import STAGES, Effort
-from tests import jobs
-from tests.poison import poisoned
-from tests.run.nodes import events_in, submission_id, until, working_folder
+from cvbatch.predict.stage_timer import STAGES, Effort
+from tests.support import jobs
+from tests.support.crashing_images import poisoned
+from tests.support.local_cluster import events_in, submission_id, until, working_folder
 
 NAMES = {
     "cvbatch_images": {"run", "status"},
@@ -33,7 +33,7 @@ def test_nothing_done_took_nothing():
 def test_each_second_is_counted_once_to_the_stage_that_took_it(monkeypatch):
     """Stages that ask one another: three things, for which each stage takes its own time."""
     now = [0.0]
-    monkeypatch.setattr("cvbatch.effort.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("cvbatch.predict.stage_timer.time.perf_counter", lambda: now[0])
 
     def taking(seconds, things):
         for thing in things:
@@ -123,6 +123,6 @@ def test_the_endpoint_tells_of_a_job_while_it_runs_and_when_it_has_ended(
 
 @pytest.mark.ray
 def test_the_names_are_those_that_dashboards_ask_for():
-    from cvbatch.run.meters import METERS
+    from cvbatch.predict.ray_metrics import METERS
 
     assert {name: {"run", meter.tag} - {""} for name, meter in METERS.items()} == NAMES

@@ -3,8 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from cvbatch import wire
-from cvbatch.types import (
+from cvbatch.core.types import (
     Boxes,
     Failure,
     Heatmaps,
@@ -16,6 +15,7 @@ from cvbatch.types import (
     Predictions,
     Tiling,
 )
+from cvbatch.predict import serialization
 
 
 def same(a, b):
@@ -79,21 +79,23 @@ def predictions():
 
 
 def test_nothing_is_nothing():
-    assert wire.table_to_image_batches(wire.image_batches_to_table([])) == []
-    assert wire.table_to_predictions(wire.predictions_to_table([])) == []
+    assert serialization.table_to_image_batches(serialization.image_batches_to_table([])) == []
+    assert serialization.table_to_predictions(serialization.predictions_to_table([])) == []
 
 
 def test_image_batches_come_back():
     batches = [image_batch(3), image_batch(0), image_batch(1)]
-    assert same(wire.table_to_image_batches(wire.image_batches_to_table(batches)), batches)
+    assert same(
+        serialization.table_to_image_batches(serialization.image_batches_to_table(batches)), batches
+    )
 
 
 def test_predictions_come_back_also_after_the_blocks_are_joined():
-    table = wire.predictions_to_table([predictions()])
+    table = serialization.predictions_to_table([predictions()])
     joined = pa.concat_tables([table, table])
-    assert same(wire.table_to_predictions(joined), [predictions()] * 2)
+    assert same(serialization.table_to_predictions(joined), [predictions()] * 2)
 
 
 def test_the_wire_has_plain_columns_only():
-    table = wire.image_batches_to_table([image_batch(2)])
+    table = serialization.image_batches_to_table([image_batch(2)])
     assert [str(field.type) for field in table.schema] == ["string", "large_binary"]

@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from cvbatch import history
-from cvbatch.evalfile import parse_evaluation
-from cvbatch.page.writing import write_report
-from cvbatch.run.evaluation import evaluate
-from tests import jobs
-from tests.evaluations import write_truth
-from tests.labelled import picture
-from tests.predicted import SIZE, predicted, saw_all
+from cvbatch.config.evaluate import parse_evaluation
+from cvbatch.evaluate.job import evaluate
+from cvbatch.report.job import write_report
+from cvbatch.train import history
+from tests.support import jobs
+from tests.support.datasets import picture
+from tests.support.evaluations import write_truth
+from tests.support.results import SIZE, predicted, saw_all
 
 SCRIPT = "<script>document.title='bitten'</script>"
 CLASSES = ("background", SCRIPT, 'dög "q" & <b>co</b>')
@@ -70,7 +70,7 @@ def truth(result):
 
 
 def decoded(row):
-    from cvbatch.arrays.masks import decode_png
+    from cvbatch.images.masks import decode_png
 
     return decode_png(row["mask"]["bytes"])
 

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 import cvbatch
-from cvbatch.arrays.drawing import PALETTE
-from cvbatch.data import sink, store
-from cvbatch.errors import ConfigError, SourceError
-from cvbatch.page import writing
-from cvbatch.page.gallery import tints_of
-from cvbatch.page.writing import write_report
-from tests import jobs
-from tests.evaluations import write_result, write_truth
-from tests.labelled import picture
-from tests.page.conftest import CLASSES, EXACT, HOSTILE, SCRIPT
-from tests.predicted import SIZE, predicted, saw_all
+from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.images.drawing import PALETTE
+from cvbatch.report import job as writing
+from cvbatch.report.gallery import tints_of
+from cvbatch.report.job import write_report
+from cvbatch.results import writer
+from cvbatch.storage import store
+from tests.report.conftest import CLASSES, EXACT, HOSTILE, SCRIPT
+from tests.support import jobs
+from tests.support.datasets import picture
+from tests.support.evaluations import write_result, write_truth
+from tests.support.results import SIZE, predicted, saw_all
 
 KINDS = ("prediction", "evaluation", "training")
 
@@ -262,7 +263,7 @@ def test_many_boxes_and_long_names_are_cut(tmp_path):
 
 
 def sink_mask():
-    from cvbatch.arrays.masks import encode_png
+    from cvbatch.images.masks import encode_png
 
     return encode_png(np.zeros(SIZE, np.uint8))
 
@@ -322,7 +323,7 @@ def of_another_version(folder):
     path = sorted(folder.glob("part-*.parquet"))[-1]
     table = jobs.pq.read_table(path)
     said = json.dumps({"schema_version": 9, "fingerprint": "abc", "models": []}).encode()
-    sink.write_part(str(folder), path.stem.removeprefix("part-"), [table], table.schema, said)
+    writer.write_part(str(folder), path.stem.removeprefix("part-"), [table], table.schema, said)
 
 
 def without_a_job(folder):

@@ -5,11 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cvbatch.data.parts import Parts
-from cvbatch.page import survey as surveys
-from cvbatch.page.survey import LOWEST, OF_CLASS, survey
-from tests import jobs
-from tests.evaluations import write_result
+from cvbatch.report import statistics as surveys
+from cvbatch.report.statistics import LOWEST, OF_CLASS, survey
+from cvbatch.results.parts import Parts
+from tests.support import jobs
+from tests.support.evaluations import write_result
 
 CLASSES = {"labels": ("a", "b", "c"), "boxes": ("a", "b", "c")}
 

@@ -10,15 +10,16 @@ import pytest
 from PIL import Image
 
 import cvbatch
-from cvbatch.arrays.masks import decode_png, encode_png
-from cvbatch.config import SourceConfig
-from cvbatch.data import schema, sink, store
-from cvbatch.data.parts import Parts
-from cvbatch.data.plan import make_plan
-from cvbatch.errors import SourceError
-from tests import jobs
-from tests.labelled import picture
-from tests.predicted import SIZE, predicted, saw, saw_all
+from cvbatch.config.predict import SourceConfig
+from cvbatch.core.errors import SourceError
+from cvbatch.images.masks import decode_png, encode_png
+from cvbatch.planning.plan import make_plan
+from cvbatch.results import schema, writer
+from cvbatch.results.parts import Parts
+from cvbatch.storage import store
+from tests.support import jobs
+from tests.support.datasets import picture
+from tests.support.results import SIZE, predicted, saw, saw_all
 
 HEATMAP = {"heatmap": {"layer": "auto"}}
 NAMES = [f"set/i {n:02d}.png" for n in range(9)]
@@ -180,7 +181,7 @@ def of_tar(folder, files):
     kind = schema.result_schema([])
     said = {"schema_version": 1, "fingerprint": "abc", "models": []}
     rows = [schema.pa.Table.from_pylist(table, kind)]
-    sink.write_part(str(folder / "of-tar"), ref.chunk_id, rows, kind, json.dumps(said).encode())
+    writer.write_part(str(folder / "of-tar"), ref.chunk_id, rows, kind, json.dumps(said).encode())
     return folder / "of-tar"
 
 
@@ -282,10 +283,10 @@ def test_another_version_and_another_job_are_refused(folder, tmp_path, change, t
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     last = Parts.find(str(copy)).done[-1]
-    path = copy / sink.part_name(last.chunk_id)
+    path = copy / writer.part_name(last.chunk_id)
     table = pq.read_table(path)
     said = {**json.loads(pq.read_metadata(path).metadata[b"cvbatch"]), **change}
-    sink.write_part(str(copy), last.chunk_id, [table], table.schema, json.dumps(said).encode())
+    writer.write_part(str(copy), last.chunk_id, [table], table.schema, json.dumps(said).encode())
     with pytest.raises(SourceError, match=told):
         list(cvbatch.read(copy))
 

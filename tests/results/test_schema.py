@@ -8,10 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cvbatch.arrays.masks import decode_png
-from cvbatch.data import schema, sink
-from cvbatch.jobfile import parse_job
-from cvbatch.types import (
+from cvbatch.config.loader import parse_job
+from cvbatch.core.types import (
     Boxes,
     Failure,
     Heatmaps,
@@ -21,6 +19,8 @@ from cvbatch.types import (
     ModelSpec,
     Predictions,
 )
+from cvbatch.images.masks import decode_png
+from cvbatch.results import schema, writer
 
 CLASSES = ("background", "cat", "dog")
 
@@ -150,7 +150,7 @@ def part(tables=None):
     arrow_schema = schema.result_schema(models)
     metadata = schema.result_metadata(models, "abc", "1.2.3")
     tables = [schema.to_rows(predictions(), models, arrow_schema)] if tables is None else tables
-    return sink.encode_part(tables, arrow_schema, metadata)
+    return writer.encode_part(tables, arrow_schema, metadata)
 
 
 def test_a_part_reads_back_and_says_what_made_it():
@@ -202,7 +202,7 @@ def test_other_readers_agree(tmp_path):
     duckdb, polars, pandas = (pytest.importorskip(n) for n in ("duckdb", "polars", "pandas"))
     folder = tmp_path / "result"
     (folder / "_cvbatch").mkdir(parents=True)
-    path = folder / sink.part_name("0011")
+    path = folder / writer.part_name("0011")
     path.write_bytes(part())
     (folder / "_cvbatch" / "job.json").write_text("{}")
     found = duckdb.sql(f"select image_id, status, len(boxes) from '{folder}/*.parquet'").fetchall()
@@ -220,6 +220,6 @@ def test_failed_rows_are_found_from_the_footer(tmp_path):
     arrow_schema = schema.result_schema(models)
     table = schema.to_rows(predictions(), models, arrow_schema)
     for name, tables, has_failed in (("a", [table], True), ("b", [table.slice(0, 1)], False)):
-        path = tmp_path / sink.part_name(name)
-        path.write_bytes(sink.encode_part(tables, arrow_schema, b"{}"))
-        assert sink.has_failed_rows(str(path)) is has_failed
+        path = tmp_path / writer.part_name(name)
+        path.write_bytes(writer.encode_part(tables, arrow_schema, b"{}"))
+        assert writer.has_failed_rows(str(path)) is has_failed

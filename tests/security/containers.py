@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.hostile.images import originals
-from tests.hostile.models import Touch
+from tests.security.images import originals
+from tests.security.models import Touch
 
 FLIPS = 150
 Packer = Callable[[bytes], bytes]

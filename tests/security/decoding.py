@@ -1,6 +1,6 @@
 """Decodes every hostile image in a process of its own, which says what became of them.
 
-    python -m tests.hostile.decoding [reverse]
+    python -m tests.security.decoding [reverse]
 
 On stdout: what `bounded.say_of_each` prints.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import sys
 
-from cvbatch.data.decode import Limits, decode
-from cvbatch.types import Failure, InputKey, Tiling
-from tests.hostile.bounded import say_of_each
-from tests.hostile.images import PIXEL_LIMIT, hostile_files
+from cvbatch.core.types import Failure, InputKey, Tiling
+from cvbatch.images.decode import Limits, decode
+from tests.security.bounded import say_of_each
+from tests.security.images import PIXEL_LIMIT, hostile_files
 
 FILE_LIMIT_S = 10.0
 ADDRESS_LIMIT = 3 << 29  # of the whole process

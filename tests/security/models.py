@@ -82,7 +82,7 @@ def bad_activations(canary: Path) -> dict[str, Any]:
             "registered_name": "cvbatch>popen",
         },
         "unknown of ours": {
-            "module": "cvbatch.models.layers", "class_name": "os", "config": {},
+            "module": "cvbatch.models.custom_layers", "class_name": "os", "config": {},
             "registered_name": "cvbatch>os",
         },
         "a list for a class": {"module": ["os"], "class_name": ["system"], "config": {}},

@@ -1,6 +1,6 @@
 """Reads every hostile container in a process of its own, which says what became of each.
 
-    python -m tests.hostile.reading FOLDER FORMAT
+    python -m tests.security.reading FOLDER FORMAT
 
 On stdout: what `bounded.say_of_each` prints; for each file its rows, or why it was refused before
 any of them was read.
@@ -12,11 +12,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from cvbatch.data.sources import read_chunk_images
-from cvbatch.data.units import expand, find_files
-from cvbatch.errors import CvbatchError, SourceError
-from cvbatch.types import Chunk, Item
-from tests.hostile.bounded import say_of_each
+from cvbatch.core.errors import CvbatchError, SourceError
+from cvbatch.core.types import Chunk, Item
+from cvbatch.sources.discovery import expand, find_files
+from cvbatch.sources.readers import read_chunk_images
+from tests.security.bounded import say_of_each
 
 FILE_LIMIT_S = 20.0
 ADDRESS_LIMIT = 4 << 30

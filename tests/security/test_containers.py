@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cvbatch.data import sources
-from cvbatch.data.tar import read_tar
-from tests.hostile import containers, reading
-from tests.hostile.bounded import hear
+from cvbatch.sources import readers
+from cvbatch.sources.tar import read_tar
+from tests.security import containers, reading
+from tests.security.bounded import hear
 
 MEMORY_LIMIT = 600 << 20  # a Parquet page is unpacked whole, the largest here has 60 MiB
 TAR_MEMORY_LIMIT = 200 << 20
@@ -112,7 +112,7 @@ def test_parquet_takes_no_memory_and_no_time(parquets: dict[str, Any]) -> None:
 
 def test_a_name_given_a_hundred_thousand_times_takes_no_time() -> None:
     names: dict[str, int] = {}
-    given = [sources._unique("a.jpg", names) for _ in range(100_000)]
+    given = [readers._unique("a.jpg", names) for _ in range(100_000)]
     assert len(set(given)) == 100_000
     assert given[:3] == ["a.jpg", "a.jpg~2", "a.jpg~3"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.hostile import decoding, images
-from tests.hostile.bounded import hear
+from tests.security import decoding, images
+from tests.security.bounded import hear
 
 KINDS = {"empty", "not_an_image", "unsupported", "too_large", "truncated", "corrupt"}
 # The pixels as a decoder and its array hold them, of 16 bits and four channels at the most, and

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from cvbatch.data.decode import Limits, decode
-from cvbatch.data.sources import read_chunk_images
-from cvbatch.data.units import find_files
-from cvbatch.errors import SourceError
-from cvbatch.jobfile import parse_job
-from cvbatch.types import Chunk, Failure, Item
-from tests import jobs
-from tests.hostile import containers, images
-from tests.s3_server import S3Server
+from cvbatch.config.loader import parse_job
+from cvbatch.core.errors import SourceError
+from cvbatch.core.types import Chunk, Failure, Item
+from cvbatch.images.decode import Limits, decode
+from cvbatch.sources.discovery import find_files
+from cvbatch.sources.readers import read_chunk_images
+from tests.security import containers, images
+from tests.support import jobs
+from tests.support.s3_server import S3Server
 
 ODD_NAMES = [
     "a b.png", "a#b.png", "a%20b.png", "a%b.png", "a+b.png", "a&b=c?.png", "a\nb.png", "a\tb.png",
@@ -52,8 +52,8 @@ def values(source: Path, sink: Path, format: str, models: Path) -> dict[str, Any
 @pytest.fixture(scope="module")
 def programs(keras_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like a sink with the compiled program of the jobs here."""
-    from cvbatch.build import build
-    from cvbatch.programs import identify, program_uri, requests_for
+    from cvbatch.inference.compile import build
+    from cvbatch.inference.programs import identify, program_uri, requests_for
 
     folder = tmp_path_factory.mktemp("compiled")
     job = parse_job(values(folder, folder, "images", keras_files))
@@ -144,7 +144,7 @@ class TestJobs:
 
 
 def rows_planned(path: Path) -> int:
-    from cvbatch.data.units import expand
+    from cvbatch.sources.discovery import expand
 
     found = find_files([str(path)], "parquet", "/nowhere")
     return sum(expand(found.files, "parquet", "image", 1_000)["num_rows"].to_pylist())

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from cvbatch.errors import ModelError
-from tests.hostile import models
+from cvbatch.core.errors import ModelError
+from tests.security import models
 
 pytestmark = [
     pytest.mark.keras,
@@ -44,8 +44,8 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(path: Path) -> None:
+    from cvbatch.models.registry import load_file
     from cvbatch.models.weights import load_weights
-    from cvbatch.models.zoo import load_file
 
     if path.name.endswith(".keras"):
         load_file("s3://b/net", path)
@@ -161,8 +161,8 @@ DAMAGING = """
 import faulthandler, sys
 import numpy as np
 from pathlib import Path
-from cvbatch.errors import ModelError
-from tests.hostile.test_models import ENDINGS, load
+from cvbatch.core.errors import ModelError
+from tests.security.test_models import ENDINGS, load
 faulthandler.enable()
 faulthandler.dump_traceback_later(100, exit=True)
 rng = np.random.default_rng(3)

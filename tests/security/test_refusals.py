@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import jobs
-from tests.hostile import models
+from tests.security import models
+from tests.support import jobs
 
 pytestmark = [pytest.mark.keras, pytest.mark.ray]
 

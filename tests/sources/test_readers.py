@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.data import faults, sources, store
-from cvbatch.data.sources import SOURCES, read_chunk_images
-from cvbatch.data.tar import read_tar
-from cvbatch.errors import StoreError
-from cvbatch.types import Chunk, EncodedImage, Item
-from tests.s3_server import S3Server
+from cvbatch.core.errors import StoreError
+from cvbatch.core.types import Chunk, EncodedImage, Item
+from cvbatch.sources import readers
+from cvbatch.sources.readers import SOURCES, read_chunk_images
+from cvbatch.sources.tar import read_tar
+from cvbatch.storage import retry, store
+from tests.support.s3_server import S3Server
 
 LIMIT = 100_000
 
@@ -73,7 +74,7 @@ def test_errors_of_the_store_become_the_right_failures(
     items = put_files(str(tmp_path), 3)
     answers: dict[str, StoreError] = {
         items[0].uri: store.ShortReadError("half"),
-        items[1].uri: faults.AccessDeniedError("no"),
+        items[1].uri: retry.AccessDeniedError("no"),
     }
 
     def answer(uri: str, max_bytes: int) -> bytes:
@@ -172,7 +173,7 @@ def test_a_row_group_is_read_once_by_one_worker(
     opened: list[str] = []
     open_input = store.open_input
     monkeypatch.setattr(store, "open_input", lambda uri: (opened.append(uri), open_input(uri))[1])
-    sources._spare.clear()
+    readers._spare.clear()
     read(slices(path, 2), "parquet")
     assert len(opened) == 3
 
@@ -183,18 +184,18 @@ def test_a_damaged_or_shortened_file_keeps_its_rows(tmp_path: Path) -> None:
     items = slices(path, 5)
     data = bytearray(path.read_bytes())
     assert kinds(read(items, "parquet")) == [None] * 40
-    sources._spare.clear()
+    readers._spare.clear()
     path.write_bytes(data[:10_000] + b"\0" * 100_000 + data[110_000:])
     damaged = read(items, "parquet")
     assert [i.image_id for i in damaged] == [f"a.parquet#{n}" for n in range(40)]
     pq.write_table(pa.table({"image": [b"x"] * 20}), path, row_group_size=15)
-    sources._spare.clear()
+    readers._spare.clear()
     shortened = kinds(read(items, "parquet"))
     assert shortened[:20] == [None] * 20
     assert len(shortened) == 40
     assert None not in shortened[20:]
     path.write_bytes(b"nothing of the kind")
-    sources._spare.clear()
+    readers._spare.clear()
     assert kinds(read(items, "parquet")) == ["corrupt"] * 40
     path.unlink()
     assert kinds(read(items, "parquet")) == ["missing"] * 40

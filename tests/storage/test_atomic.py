@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cvbatch.data.temporary import remove_leftovers, replacing
+from cvbatch.storage.atomic import remove_leftovers, replacing
 
 SPAWN = multiprocessing.get_context("spawn")
 

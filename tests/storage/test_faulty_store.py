@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from cvbatch.config import PatienceConfig
-from cvbatch.data import faults, store
-from cvbatch.data.listing import list_files
-from cvbatch.data.slot import slot_of
-from cvbatch.errors import ConfigError, NotFoundError, StoreError
-from tests.faulty_proxy import (
+from cvbatch.config.predict import PatienceConfig
+from cvbatch.core.errors import ConfigError, NotFoundError, StoreError
+from cvbatch.storage import retry, store
+from cvbatch.storage.conditional_write import slot_of
+from cvbatch.storage.listing import list_files
+from tests.support.faulty_proxy import (
     CUT,
     CUT_UPLOAD,
     HANG,
@@ -28,7 +28,7 @@ from tests.faulty_proxy import (
     proxied,
     unwell,
 )
-from tests.s3_server import S3Server
+from tests.support.s3_server import S3Server
 
 TIMEOUT_S = 1.0
 CURL_SLACK_S = 6.0  # libcurl averages over some seconds before it calls a transfer stalled
@@ -38,8 +38,8 @@ NUM_FILES = 16
 @pytest.fixture
 def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     limits = PatienceConfig(request_timeout_s=TIMEOUT_S, retry_budget_s=60)
-    monkeypatch.setattr(faults, "_patience", limits)
-    monkeypatch.setattr(faults, "FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr(retry, "_patience", limits)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.05)
     with proxied(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
         yield proxy
@@ -128,7 +128,7 @@ def test_a_store_that_stays_down_ends_the_request_within_its_budget(
     with pytest.raises(StoreError, match=r"did not answer.*check"):
         store.read_bytes("s3://bucket/down/x")
     tries = sum(it.method == "GET" for it in proxy.seen)
-    assert faults.LEAST_TRIES <= tries <= (faults.LEAST_TRIES if fault is HANG else 10)
+    assert retry.LEAST_TRIES <= tries <= (retry.LEAST_TRIES if fault is HANG else 10)
     assert time.monotonic() - begun < 1 + (tries if fault is HANG else 1) * (TIMEOUT_S + 1)
 
 
@@ -156,8 +156,8 @@ def test_a_put_that_was_cut_leaves_no_object_or_the_whole(
 def test_what_boto3_raises_gets_the_projects_names(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, action: Callable[[str], Any]
 ) -> None:
-    monkeypatch.setattr(faults, "_patience", PatienceConfig(request_timeout_s=1, retry_budget_s=0))
-    monkeypatch.setattr(faults, "pause", lambda wait: None)
+    monkeypatch.setattr(retry, "_patience", PatienceConfig(request_timeout_s=1, retry_budget_s=0))
+    monkeypatch.setattr(retry, "pause", lambda wait: None)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match=r"did not answer.*EndpointConnectionError"):
         action("s3://bucket/x")

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from cvbatch.config import PatienceConfig
-from cvbatch.data import faults, store
-from cvbatch.data.listing import list_files
-from cvbatch.errors import (
+from cvbatch.config.predict import PatienceConfig
+from cvbatch.core.errors import (
     AccessDeniedError,
     ConfigError,
     NotFoundError,
     SourceError,
     StoreError,
 )
-from tests.faulty_proxy import LIE, Chooser, Fault, Proxy, proxied
-from tests.s3_server import KEY, SECRET, S3Server
+from cvbatch.storage import retry, store
+from cvbatch.storage.listing import list_files
+from tests.support.faulty_proxy import LIE, Chooser, Fault, Proxy, proxied
+from tests.support.s3_server import KEY, SECRET, S3Server
 
 ODD_NAMES = ["plain.jpg", "a b.jpg", "h#sh.png", "p%20c.jpg", "é漢.png", "q?x.jpg", "st*r[1].jpg"]
 
@@ -32,8 +32,8 @@ ODD_NAMES = ["plain.jpg", "a b.jpg", "h#sh.png", "p%20c.jpg", "é漢.png", "q?x.
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits between tries, which then do not happen."""
     waits: list[float] = []
-    monkeypatch.setattr(faults, "pause", waits.append)
-    monkeypatch.setattr(faults, "_patience", PatienceConfig())
+    monkeypatch.setattr(retry, "pause", waits.append)
+    monkeypatch.setattr(retry, "_patience", PatienceConfig())
     return waits
 
 
@@ -227,7 +227,7 @@ def test_no_reader_sees_a_part_of_a_put(home: str) -> None:
 
 KILLED_WRITER = """
 import os, sys, threading
-from cvbatch.data import store
+from cvbatch.storage import store
 data = b"x" * 400_000_000
 writer = threading.Thread(target=store.put_bytes, args=(sys.argv[1], data))
 writer.start()
@@ -334,7 +334,7 @@ def test_a_put_whose_parts_fail_leaves_nothing(proxy: Proxy, pauses: list[float]
     with pytest.raises(StoreError):
         store.put_bytes("s3://bucket/parts/x.bin", b"x" * 25_000_000)
     assert not store.exists("s3://bucket/parts/x.bin")
-    assert len(pauses) == faults.LEAST_TRIES - 1
+    assert len(pauses) == retry.LEAST_TRIES - 1
 
 
 @pytest.mark.parametrize("access", [store.read_bytes, store.exists, store.delete])
@@ -349,7 +349,7 @@ def test_an_unreachable_store_is_given_up_when_the_budget_is_spent(
     with pytest.raises(StoreError, match=r"did not answer.*check") as error:
         access("s3://bucket/x.jpg")
     assert type(error.value).__mro__[1] is StoreError
-    assert 4 <= sum(pauses) <= 5 + faults.LONGEST_WAIT_S
+    assert 4 <= sum(pauses) <= 5 + retry.LONGEST_WAIT_S
 
 
 def lying(times: float) -> Chooser:
@@ -396,10 +396,10 @@ def test_short_reads_are_tried_again_then_told(
     ],
 )
 def test_complaints_get_the_projects_names(text: str, kind: type[StoreError]) -> None:
-    assert type(faults.translate(OSError(text), "gs://b/x")) is kind
+    assert type(retry.translate(OSError(text), "gs://b/x")) is kind
 
 
 def test_no_secret_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     for text in [f"odd: {SECRET}", f"curlCode: 7, {SECRET}"]:
-        assert SECRET not in str(faults.translate(OSError(text), "s3://b/x"))
+        assert SECRET not in str(retry.translate(OSError(text), "s3://b/x"))

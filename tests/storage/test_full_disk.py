@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.small_disk import needs_mounts, on_small_disk
+from tests.support.small_disk import needs_mounts, on_small_disk
 
 PUT = """
 import sys
-from cvbatch.data import store
-from cvbatch.errors import StoreError
+from cvbatch.storage import store
+from cvbatch.core.errors import StoreError
 try:
     store.put_bytes(sys.argv[1], bytes(int(sys.argv[2])))
     print("put")

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from cvbatch.data import lease, store
-from cvbatch.data.lease import NAME, Holder, Lease, holder_in
-from cvbatch.data.slot import slot_of
-from cvbatch.errors import CvbatchError, SinkError, StoreError
-from tests.s3_server import S3Server
+from cvbatch.core.errors import CvbatchError, SinkError, StoreError
+from cvbatch.storage import lease, store
+from cvbatch.storage.conditional_write import slot_of
+from cvbatch.storage.lease import NAME, Holder, Lease, holder_in
+from tests.support.s3_server import S3Server
 
 FAR = Holder("far.example", "another boot", 7, "1", "2026-01-01T00:00:00+00:00", "abc", 3)
 
@@ -319,7 +319,7 @@ def test_of_many_that_begin_at_once_one_is_left(sink: str, is_abandoned: bool) -
 
 TAKES = """
 import sys, time
-from cvbatch.data.lease import Lease
+from cvbatch.storage.lease import Lease
 lease = Lease(sys.argv[1], print)
 lease.take()
 print("held", flush=True)

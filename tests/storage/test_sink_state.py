@@ -2,8 +2,8 @@
 
 import pytest
 
-from cvbatch.data.owner import STATES, held, put_state, refuse_others
-from cvbatch.errors import SinkError
+from cvbatch.core.errors import SinkError
+from cvbatch.storage.sink_state import STATES, held, put_state, refuse_others
 
 
 def test_an_empty_or_absent_folder_is_anybodys(tmp_path):

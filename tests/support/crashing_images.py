@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.jobs import encoded_image
+from tests.support.jobs import encoded_image
 
 _MARK = b"\xffpoison:"  # behind the end of an image, where decoders do not look
 _STUB = """
@@ -68,14 +68,14 @@ def fatal(call):
 
 
 def patch(module):
-    if module.__name__ == "cvbatch.data.decode":
+    if module.__name__ == "cvbatch.images.decode":
         module.decode = poisoned(module.decode)
     else:
         module.Predictor.__call__ = fatal(module.Predictor.__call__)
 
 
 class Patching(importlib.abc.MetaPathFinder):
-    waiting = {{"cvbatch.data.decode", "cvbatch.predict"}}
+    waiting = {{"cvbatch.images.decode", "cvbatch.inference.predictor"}}
 
     def find_spec(self, name, path, target=None):
         if name not in self.waiting:

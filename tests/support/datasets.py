@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cvbatch.data.labels.importing import import_labels
-from cvbatch.data.labels.options import ImportOptions
-from cvbatch.data.labels.report import Report
+from cvbatch.importers.import_report import Report
+from cvbatch.importers.job import import_labels
+from cvbatch.importers.options import ImportOptions
 
 Box = tuple[str, float, float, float, float]  # class, and four numbers of the format
 

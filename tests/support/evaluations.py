@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.arrays.masks import encode_png
-from cvbatch.config import SCHEMA_VERSION
-from cvbatch.data import manifest, sink
-from cvbatch.data.labels.examine import Row
-from cvbatch.data.labels.shards import ShardWriter
-from cvbatch.data.labels.truth import Truth
-from cvbatch.data.schema import COLUMN_TYPES
-from cvbatch.data.units import UNITS
+from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.images.masks import encode_png
+from cvbatch.importers.annotations import Truth
+from cvbatch.importers.shard_writer import ShardWriter
+from cvbatch.importers.validation import Row
+from cvbatch.planning import manifest
+from cvbatch.results import writer as sink
+from cvbatch.results.schema import COLUMN_TYPES
+from cvbatch.sources.discovery import UNITS
 
 Box = tuple[float, float, float, float, int, float]  # xyxy, class, score (crowd: true in a truth)
 Answers = Mapping[str, Any]  # labels: [(class, score)], boxes: [Box], mask: (h, w); failed: True

@@ -116,7 +116,7 @@ def carry_programs(done: Path, sink: Path) -> Path:
 
 def cvbatch(*words: object, **options: object) -> tuple[int, str, str]:
     """Run the command as a process of its own; return its status, stdout and stderr."""
-    command = [sys.executable, "-m", "cvbatch.cli", *map(str, words)]
+    command = [sys.executable, "-m", "cvbatch", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     return done.returncode, done.stdout, done.stderr
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import psutil
 import yaml
 
-from tests.small_disk import can_mount
+from tests.support.small_disk import can_mount
 
 T = TypeVar("T")
 JOBS = Path(__file__).parents[2] / "jobs"

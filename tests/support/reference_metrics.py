@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvbatch.arrays.boxes import iou
+from cvbatch.geometry.boxes import iou
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.arrays.masks import decode_png, encode_png
-from cvbatch.config import SourceConfig
-from cvbatch.data import schema, sink
-from cvbatch.data.exports.exporting import export
-from cvbatch.data.exports.options import ExportOptions
-from cvbatch.data.plan import make_plan
-from cvbatch.jobfile import parse_job
-from cvbatch.types import ModelSpec
+from cvbatch.config.loader import parse_job
+from cvbatch.config.predict import SourceConfig
+from cvbatch.core.types import ModelSpec
+from cvbatch.exporters.job import export
+from cvbatch.exporters.options import ExportOptions
+from cvbatch.images.masks import decode_png, encode_png
+from cvbatch.planning.plan import make_plan
+from cvbatch.results import schema, writer
 
 CLASSES = ("background", "cat", "dög <b> & co")
 TASKS = ("classification", "segmentation", "detection")
@@ -88,7 +88,7 @@ def predicted(out, source, said, tasks=TASKS, classes=CLASSES, format_="images",
         ]
         rows = [row(image_id, item.uri, said.get(image_id, FAILED)) for image_id, item in ids]
         table = pa.Table.from_pylist(rows, kind)
-        sink.write_part(str(out), ref.chunk_id, [table], kind, metadata)
+        writer.write_part(str(out), ref.chunk_id, [table], kind, metadata)
     return out
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tests import jobs
-from tests.faulty_proxy import Chooser, Proxy, healthy, proxied
-from tests.s3_server import KEY, SECRET, S3Server
+from tests.support import jobs
+from tests.support.faulty_proxy import Chooser, Proxy, healthy, proxied
+from tests.support.s3_server import KEY, SECRET, S3Server
 
 NUM_IMAGES = 24
 TOKEN = "a-made-up-session-token-for-tests"

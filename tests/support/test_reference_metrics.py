@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from tests.plain_scores import Found, average_precision, confusion, mean_iou
+from tests.support.reference_metrics import Found, average_precision, confusion, mean_iou
 
 
 def found(rows: list[tuple[float, float, float, float, int, float]]) -> Found:

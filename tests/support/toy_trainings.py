@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from cvbatch.arrays.scores import Confusion
-from cvbatch.supply import Batch
-from cvbatch.types import Example
+from cvbatch.core.types import Example
+from cvbatch.metrics.classification import Confusion
+from cvbatch.train.batches import Batch
 
 SIDE, COLOURS = 8, 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cvbatch.types import Example
+from cvbatch.core.types import Example
 
 SIZE = (64, 96)
 # What boxes an image may have: name → (xyxy, class) of three classes. Cells are of 16 pixels.

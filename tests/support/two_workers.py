@@ -1,4 +1,4 @@
-"""One of two workers of a training: `python -m tests.two_workers FOLDER`, TF_CONFIG says which.
+"""One of two training workers: `python -m tests.support.two_workers FOLDER`; TF_CONFIG says which.
 
 Every case is a meeting of both; what each found is left in FOLDER/worker-N.npz. Without TF_CONFIG
 it is one worker of two devices.
@@ -15,13 +15,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cvbatch.errors import TrainingError
-from cvbatch.recipes import Phase, moving_statistics, phases_of
-from cvbatch.replicas import Replicas
-from cvbatch.schedules import Optimization
-from cvbatch.step import Step
-from cvbatch.train import Plan, Trainer
-from tests import lessons
+from cvbatch.core.errors import TrainingError
+from cvbatch.train.collectives import Replicas
+from cvbatch.train.optimizers import Optimization
+from cvbatch.train.phases import Phase, moving_statistics, phases_of
+from cvbatch.train.step import Step
+from cvbatch.train.trainer import Plan, Trainer
+from tests.support import toy_trainings
 
 STEPS, SIZE = 20, 8
 OPTIMIZERS = {
@@ -30,12 +30,12 @@ OPTIMIZERS = {
 }
 # name → network, optimizer, options of the step, micro-batches of a step on each worker
 CASES = {
-    "plain-sgd": (lambda: lessons.plain(regularizer="l2"), "sgd", {}, 1),
-    "plain-adam": (lessons.plain, "adam", {}, 1),
-    "frozen-sgd": (lambda: lessons.normalized(is_frozen=True), "sgd", {}, 1),
-    "frozen-adam": (lambda: lessons.normalized(is_frozen=True), "adam", {}, 1),
-    "clipped-sgd": (lessons.plain, "sgd", {"clip_norm": 0.05}, 1),
-    "accumulated-adam": (lambda: lessons.plain(regularizer="l2"), "adam", {}, 2),
+    "plain-sgd": (lambda: toy_trainings.plain(regularizer="l2"), "sgd", {}, 1),
+    "plain-adam": (toy_trainings.plain, "adam", {}, 1),
+    "frozen-sgd": (lambda: toy_trainings.normalized(is_frozen=True), "sgd", {}, 1),
+    "frozen-adam": (lambda: toy_trainings.normalized(is_frozen=True), "adam", {}, 1),
+    "clipped-sgd": (toy_trainings.plain, "sgd", {"clip_norm": 0.05}, 1),
+    "accumulated-adam": (lambda: toy_trainings.plain(regularizer="l2"), "adam", {}, 2),
 }
 RAGGED = (8, 3)  # real rows of each worker
 TRAINING = Plan(
@@ -50,7 +50,7 @@ TRAINING_IMAGES = 70  # of 5 × 2 × 8: the last step has 6 images, all on the f
 
 def rows_of_step(step, worker, workers, per_worker):
     """The slice of a step's images that a worker has."""
-    pixels, colour = lessons.images(per_worker * workers, seed=step)
+    pixels, colour = toy_trainings.images(per_worker * workers, seed=step)
     mine = slice(worker * per_worker, (worker + 1) * per_worker)
     return pixels[mine], colour[mine]
 
@@ -59,12 +59,14 @@ def take_steps(case, replicas, per_worker):
     build, optimizer, options, micro = CASES[case]
     with replicas.strategy.scope():
         model, moves = build(), OPTIMIZERS[optimizer]()
-    step = Step(lessons.ColourLearner(model), model, moves, replicas, **options)
+    step = Step(toy_trainings.ColourLearner(model), model, moves, replicas, **options)
     losses = []
     for number in range(STEPS):
         rows = rows_of_step(number, replicas.worker, replicas.num_workers, per_worker)
         parts = [np.split(values, micro) for values in rows]
-        losses.append(step([lessons.batch_of(*part) for part in zip(*parts, strict=True)]).loss)
+        losses.append(
+            step([toy_trainings.batch_of(*part) for part in zip(*parts, strict=True)]).loss
+        )
     return {**weights_of(case, model), f"{case}/loss": np.array(losses)}
 
 
@@ -74,19 +76,19 @@ def weights_of(case, model):
 
 def ragged(replicas):
     with replicas.strategy.scope():
-        model, moves = lessons.plain(), OPTIMIZERS["sgd"]()
-    step = Step(lessons.ColourLearner(model), model, moves, replicas)
+        model, moves = toy_trainings.plain(), OPTIMIZERS["sgd"]()
+    step = Step(toy_trainings.ColourLearner(model), model, moves, replicas)
     pixels, colour = rows_of_step(0, replicas.worker, 2, SIZE)
-    outcome = step([lessons.batch_of(pixels, colour, RAGGED[replicas.worker])])
+    outcome = step([toy_trainings.batch_of(pixels, colour, RAGGED[replicas.worker])])
     return {**weights_of("ragged", model), "ragged/images": np.array(outcome.num_images)}
 
 
 def statistics(replicas):
     """Batch normalisation that learns: each worker's statistics, then their mean."""
     with replicas.strategy.scope():
-        model, moves = lessons.normalized(), OPTIMIZERS["sgd"]()
-    step = Step(lessons.ColourLearner(model), model, moves, replicas)
-    step([lessons.batch_of(*rows_of_step(0, replicas.worker, 2, SIZE))])
+        model, moves = toy_trainings.normalized(), OPTIMIZERS["sgd"]()
+    step = Step(toy_trainings.ColourLearner(model), model, moves, replicas)
+    step([toy_trainings.batch_of(*rows_of_step(0, replicas.worker, 2, SIZE))])
     moving = moving_statistics(model)
     own = {f"statistics/own{i}": v.numpy() for i, v in enumerate(moving)}
     replicas.average(moving)
@@ -96,10 +98,10 @@ def statistics(replicas):
 def not_a_number(replicas):
     """One worker's loss is not a number; neither worker may move its weights."""
     with replicas.strategy.scope():
-        model, moves = lessons.plain(), OPTIMIZERS["adam"]()
+        model, moves = toy_trainings.plain(), OPTIMIZERS["adam"]()
     before = model.get_weights()
-    step = Step(lessons.ColourLearner(model), model, moves, replicas)
-    batch = lessons.batch_of(*rows_of_step(0, replicas.worker, 2, SIZE))
+    step = Step(toy_trainings.ColourLearner(model), model, moves, replicas)
+    batch = toy_trainings.batch_of(*rows_of_step(0, replicas.worker, 2, SIZE))
     if replicas.worker == 1:
         batch.targets["importance"][2] = np.nan
     said = ""
@@ -114,7 +116,7 @@ def not_a_number(replicas):
 def seeds(replicas):
     """Each worker drops its own units."""
     with replicas.strategy.scope():
-        model = lessons.normalized(dropout=0.5)
+        model = toy_trainings.normalized(dropout=0.5)
     states = [v for v in model.variables if all(v is not w for w in model.weights)]
     replicas.copy_chief(states)
     replicas.vary_seeds(states)
@@ -127,8 +129,8 @@ class StoppedError(Exception):
 
 def training(replicas, folder):
     """A run that is killed inside its second epoch and goes on with networks it never saw."""
-    made = lessons.images(TRAINING_IMAGES, seed=1)
-    pixels, colour = (values[replicas.worker :: 2] for values in lessons.images(31, seed=2))
+    made = toy_trainings.images(TRAINING_IMAGES, seed=1)
+    pixels, colour = (values[replicas.worker :: 2] for values in toy_trainings.images(31, seed=2))
 
     def listener(event):
         if event.row is None:
@@ -136,13 +138,13 @@ def training(replicas, folder):
 
     def trainer(seed, **options):
         with replicas.strategy.scope():
-            model = lessons.normalized(seed)
+            model = toy_trainings.normalized(seed)
         return Trainer(
-            lessons.ColourLearner(model),
+            toy_trainings.ColourLearner(model),
             TRAINING,
-            lessons.feed_of(*made, SIZE, replicas.worker, 2),
+            toy_trainings.feed_of(*made, SIZE, replicas.worker, 2),
             folder / f"checkpoints-{replicas.worker}",
-            validation=lambda: [(pixels, lessons.examples_of(pixels, colour))],
+            validation=lambda: [(pixels, toy_trainings.examples_of(pixels, colour))],
             replicas=replicas,
             **options,
         )
@@ -158,12 +160,12 @@ def training(replicas, folder):
 def normalizing(replicas, folder):
     """The moving statistics on each worker as each checkpoint is heard of."""
     with replicas.strategy.scope():
-        model = lessons.normalized()
+        model = toy_trainings.normalized()
     moving, heard = moving_statistics(model), []
     Trainer(
-        lessons.ColourLearner(model),
+        toy_trainings.ColourLearner(model),
         Plan(phases_of("scratch", 1, 0.01), 3, SIZE, checkpoint_steps=2),
-        lessons.feed_of(*lessons.images(48), SIZE, replicas.worker, 2),
+        toy_trainings.feed_of(*toy_trainings.images(48), SIZE, replicas.worker, 2),
         folder / f"normalizing-{replicas.worker}",
         replicas=replicas,
         listener=lambda event: heard.append([variable.numpy() for variable in moving]),

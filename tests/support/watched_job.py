@@ -49,7 +49,7 @@ class WatchedJob:
         self._told = tempfile.TemporaryFile("w+")  # noqa: SIM115
         name, mark = self._mark.decode().split("=")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cvbatch.cli", "predict", "--config", str(config)],
+            [sys.executable, "-m", "cvbatch", "predict", "--config", str(config)],
             stdout=subprocess.DEVNULL,
             stderr=self._told,
             start_new_session=True,

@@ -6,9 +6,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from cvbatch.arrays.pixels import PADDING_GREY
-from cvbatch.errors import ConfigError
-from cvbatch.tasks.augmentation import (
+from cvbatch.core.errors import ConfigError
+from cvbatch.core.types import VOID_CLASS, Example
+from cvbatch.geometry.resize import PADDING_GREY
+from cvbatch.train.augmentation import (
     Augmentation,
     motion,
     recoloured,
@@ -16,7 +17,6 @@ from cvbatch.tasks.augmentation import (
     size_of_step,
     warped,
 )
-from cvbatch.types import VOID_CLASS, Example
 
 ALL = Augmentation("both", 0.1, 0.2, 0.1, 0.2, 0.2, seed=5)
 MOVING = replace(ALL, brightness=0.0, contrast=0.0)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cvbatch.errors import TrainingError
-from cvbatch.supply import Batch, Supply, padded
+from cvbatch.core.errors import TrainingError
+from cvbatch.train.batches import Batch, Supply, padded
 
 
 def batch_of(values, num_real=None):

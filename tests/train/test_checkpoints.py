@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from cvbatch import checkpoints
-from cvbatch.checkpoints import Checkpoints, Progress, restore
-from cvbatch.errors import TrainingError
+from cvbatch.core.errors import TrainingError
+from cvbatch.train import checkpoints
+from cvbatch.train.checkpoints import Checkpoints, Progress, restore
 
 PLAN = {"steps": 4, "phases": [{"name": "all"}]}
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cvbatch.errors import ModelError, TrainingError
-from cvbatch.features import split, spool
+from cvbatch.core.errors import ModelError, TrainingError
 from cvbatch.models.detectors import localizer, training_view
-from cvbatch.recipes import Phase, freeze
-from cvbatch.schedules import Optimization
-from cvbatch.step import Step
-from cvbatch.train import Plan, Trainer
-from tests import lessons, networks
+from cvbatch.train.feature_cache import split, spool
+from cvbatch.train.optimizers import Optimization
+from cvbatch.train.phases import Phase, freeze
+from cvbatch.train.step import Step
+from cvbatch.train.trainer import Plan, Trainer
+from tests.support import networks, toy_trainings
 
 pytestmark = [
     pytest.mark.keras,
@@ -25,18 +25,18 @@ pytestmark = [
 def batches_of(pixels, colour, size):
     for start in range(0, len(colour), size):
         rows = slice(start, start + size)
-        yield lessons.batch_of(pixels[rows], colour[rows])
+        yield toy_trainings.batch_of(pixels[rows], colour[rows])
 
 
 def test_no_image_is_no_data_set(tmp_path):
     with pytest.raises(TrainingError, match="no image"):
-        spool(split(lessons.plain()).base, [], tmp_path)
+        spool(split(toy_trainings.plain()).base, [], tmp_path)
 
 
 @pytest.mark.parametrize(
     "build",
     [
-        lessons.normalized,
+        toy_trainings.normalized,
         networks.plain_classifier,
         networks.nested_classifier,
         lambda: training_view(localizer(2, (32, 32))),
@@ -66,9 +66,9 @@ def test_a_head_that_reads_more_than_one_map_is_refused():
 
 
 def test_a_spool_holds_every_image_once_in_any_order(tmp_path):
-    made = lessons.images(11)
-    base, _ = split(lessons.plain())
-    padding = lessons.batch_of(*lessons.images(4, seed=9), num_real=0)
+    made = toy_trainings.images(11)
+    base, _ = split(toy_trainings.plain())
+    padding = toy_trainings.batch_of(*toy_trainings.images(4, seed=9), num_real=0)
     spooled = spool(base, [*batches_of(*made, 4), padding], tmp_path / "features")
     expected = np.asarray(base(made[0].astype(np.float32)))
     in_order = list(spooled.in_order(5))
@@ -89,13 +89,13 @@ def test_a_spool_holds_every_image_once_in_any_order(tmp_path):
 
 
 def test_a_head_learns_on_features_what_it_learns_behind_its_base(tmp_path):
-    ours, theirs = lessons.normalized(), lessons.normalized()
-    made = lessons.images(32)
+    ours, theirs = toy_trainings.normalized(), toy_trainings.normalized()
+    made = toy_trainings.images(32)
     base, head = split(ours)
     freeze(theirs, Phase("head", "head", 1, 0.1))
     spooled = spool(base, batches_of(*made, 8), tmp_path)
     steps = [
-        Step(lessons.ColourLearner(model), network, keras.optimizers.Adam(0.01))
+        Step(toy_trainings.ColourLearner(model), network, keras.optimizers.Adam(0.01))
         for model, network in ((ours, head), (theirs, theirs))
     ]
     for features, batch in zip(spooled.in_order(8), batches_of(*made, 8), strict=True):
@@ -107,13 +107,13 @@ def test_a_head_learns_on_features_what_it_learns_behind_its_base(tmp_path):
 
 
 def test_a_whole_training_on_features(tmp_path):
-    model = lessons.normalized()
+    model = toy_trainings.normalized()
     base, head = split(model)
     before = base.get_weights()
-    spooled = spool(base, batches_of(*lessons.images(48), 16), tmp_path / "train")
-    made = lessons.images(24, seed=5)
+    spooled = spool(base, batches_of(*toy_trainings.images(48), 16), tmp_path / "train")
+    made = toy_trainings.images(24, seed=5)
     judged = spool(base, batches_of(*made, 16), tmp_path / "validation")
-    examples = lessons.examples_of(*made)
+    examples = toy_trainings.examples_of(*made)
 
     def validation():
         start = 0
@@ -122,7 +122,7 @@ def test_a_whole_training_on_features(tmp_path):
             start += batch.num_real
 
     rows = Trainer(
-        lessons.ColourLearner(model),
+        toy_trainings.ColourLearner(model),
         Plan((Phase("head", "head", 6, 0.05),), 3, 16, Optimization("adam")),
         lambda epoch, first: spooled.batches(16, 0, epoch, first),
         tmp_path / "checkpoints",
@@ -142,6 +142,6 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cvbatch.features._Writer.add", full)
+    monkeypatch.setattr("cvbatch.train.feature_cache._Writer.add", full)
     with pytest.raises(TrainingError, match=r"features cannot be written .*No space left"):
-        spool(split(lessons.plain()).base, batches_of(*lessons.images(4), 4), tmp_path)
+        spool(split(toy_trainings.plain()).base, batches_of(*toy_trainings.images(4), 4), tmp_path)

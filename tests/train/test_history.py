@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch import history
+from cvbatch.train import history
 
 
 def rows_of(count):

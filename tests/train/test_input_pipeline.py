@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from cvbatch.data.decode import Limits
-from cvbatch.data.examples import in_order
-from cvbatch.data.labelled import Labelled, Wanted, find_labelled
-from cvbatch.errors import TrainingError
-from cvbatch.run.feed import Laying, Reader, Scales, Share, TrainingFeed, ahead, judged
-from cvbatch.tasks.augmentation import Augmentation
-from cvbatch.types import InputKey
-from tests import labelled
+from cvbatch.core.errors import TrainingError
+from cvbatch.core.types import InputKey
+from cvbatch.datasets.examples import in_order
+from cvbatch.datasets.reader import Labelled, Wanted, find_labelled
+from cvbatch.images.decode import Limits
+from cvbatch.train.augmentation import Augmentation
+from cvbatch.train.input_pipeline import Laying, Reader, Scales, Share, TrainingFeed, ahead, judged
+from tests.support import datasets
 
 WANTED = Wanted("labels", True)
 LAYING = Laying(WANTED, InputKey(8, 8, "stretch"), Limits())
@@ -21,10 +21,10 @@ COUNT = 21
 def data(tmp_path_factory) -> Labelled:
     folder = tmp_path_factory.mktemp("labelled")
     files = {
-        f"{'cat' if i % 2 else 'dog'}/{i:02d}.png": labelled.picture(seed=i) for i in range(COUNT)
+        f"{'cat' if i % 2 else 'dog'}/{i:02d}.png": datasets.picture(seed=i) for i in range(COUNT)
     }
-    source = labelled.put(folder / "in", files)
-    labelled.imported("folders", source, folder / "out", split=(1.0, 0.0, 0.0), shard_images=5)
+    source = datasets.put(folder / "in", files)
+    datasets.imported("folders", source, folder / "out", split=(1.0, 0.0, 0.0), shard_images=5)
     return find_labelled([str(folder / "out")], WANTED)
 
 

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cvbatch.errors import ConfigError, RefusedError, SinkError, SourceError
-from cvbatch.run.training import train
-from cvbatch.trainfile import parse_training
-from tests import jobs, labelled
+from cvbatch.config.train import parse_training
+from cvbatch.core.errors import ConfigError, RefusedError, SinkError, SourceError
+from cvbatch.train.job import train
+from tests.support import datasets, jobs
 
 COLOURS = {"blue": (200, 60, 40), "green": (40, 200, 60), "red": (60, 40, 200)}  # BGR
 
@@ -37,8 +37,8 @@ def colours(tmp_path_factory) -> Path:
         for i in range(16):
             pixels = np.clip(rng.normal(colour, 25, (20, 24, 3)), 0, 255).astype(np.uint8)
             files[f"{name}/{i:02d}.png"] = cv2.imencode(".png", pixels)[1].tobytes()
-    source = labelled.put(folder / "in", files)
-    labelled.imported("folders", source, folder / "out", split=(0.6, 0.2, 0.2))
+    source = datasets.put(folder / "in", files)
+    datasets.imported("folders", source, folder / "out", split=(0.6, 0.2, 0.2))
     return folder / "out"
 
 
@@ -183,7 +183,7 @@ def test_a_driver_that_is_killed_goes_on_to_the_same_number_of_steps(colours, tm
     sink = tmp_path / "out"
     raw = job(colours, sink, run={"workers": 1}, training={"epochs": 20})
     path = jobs.write_job(tmp_path / "job.yaml", raw)
-    command = [sys.executable, "-m", "cvbatch.cli", "train", "--config", str(path)]
+    command = [sys.executable, "-m", "cvbatch", "train", "--config", str(path)]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     snapshot = sink / "_cvbatch/training/checkpoint_manager_snapshot.json"
     wait_for(lambda: snapshot.exists(), driver)
@@ -221,7 +221,7 @@ def descendants(pid):
 def test_a_worker_that_is_killed_is_replaced_and_no_step_is_lost(colours, tmp_path):
     sink = tmp_path / "out"
     path = jobs.write_job(tmp_path / "job.yaml", job(colours, sink, training={"epochs": 12}))
-    command = [sys.executable, "-m", "cvbatch.cli", "train", "--config", str(path), "--json"]
+    command = [sys.executable, "-m", "cvbatch", "train", "--config", str(path), "--json"]
     driver = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from cvbatch.errors import ConfigError
-from cvbatch.schedules import Optimization, WarmUp, learning_rate, make_optimizer
+from cvbatch.core.errors import ConfigError
+from cvbatch.train.optimizers import Optimization, WarmUp, learning_rate, make_optimizer
 
 pytestmark = [
     pytest.mark.keras,

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cvbatch.errors import ModelError
+from cvbatch.core.errors import ModelError
 from cvbatch.models import classifiers, detectors, segmenters
 from cvbatch.models.applications import build_application
-from cvbatch.models.graphs import flat
-from cvbatch.recipes import Phase, base_layers, freeze, last_maps, moving_statistics, phases_of
-from cvbatch.schedules import Optimization, make_optimizer
-from cvbatch.step import Step
-from tests import lessons, networks
+from cvbatch.models.graph_surgery import flat
+from cvbatch.train.optimizers import Optimization, make_optimizer
+from cvbatch.train.phases import Phase, base_layers, freeze, last_maps, moving_statistics, phases_of
+from cvbatch.train.step import Step
+from tests.support import networks, toy_trainings
 
 pytestmark = [
     pytest.mark.keras,
@@ -75,7 +75,7 @@ def test_a_network_without_weights_has_nothing_to_train():
 @pytest.mark.parametrize(
     ("build", "head"),
     [
-        (lambda: lessons.normalized(), ["scores"]),
+        (lambda: toy_trainings.normalized(), ["scores"]),
         (networks.plain_classifier, ["dense", "dense_1"]),
         (networks.nested_classifier, ["dense"]),
         (lambda: build_application("VGG16", 3, (32, 32)), ["fc1", "fc2", "predictions"]),
@@ -130,13 +130,13 @@ def test_auxiliary_heads_belong_to_the_head():
     ],
 )
 def test_a_part_learns_and_the_rest_stands_still_to_the_bit(part, freezes, expected):
-    model = lessons.normalized()
+    model = toy_trainings.normalized()
     assert set(learning(model, part, freezes)) == expected
     before = {layer.name: layer.get_weights() for layer in model.layers}
     optimizer = make_optimizer(Optimization("adamw", weight_decay=0.1), 0.01)
-    step = Step(lessons.ColourLearner(model), model, optimizer)
+    step = Step(toy_trainings.ColourLearner(model), model, optimizer)
     for seed in range(3):
-        step([lessons.batch_of(*lessons.images(8, seed))])
+        step([toy_trainings.batch_of(*toy_trainings.images(8, seed))])
 
     for layer in model.layers:
         for old, new in zip(before[layer.name], layer.get_weights(), strict=True):
@@ -144,7 +144,7 @@ def test_a_part_learns_and_the_rest_stands_still_to_the_bit(part, freezes, expec
 
 
 def test_a_later_phase_frees_what_an_earlier_one_froze():
-    model = lessons.normalized()
+    model = toy_trainings.normalized()
     learning(model, "head")
 
     assert set(learning(model, "all", freezes=False)) == {
@@ -195,7 +195,7 @@ def test_the_last_block_of_a_network_with_squeeze_and_excitation_is_its_last_sta
 )
 def test_a_part_that_is_no_layer_of_the_base_is_refused(part, message):
     with pytest.raises(ModelError, match=message):
-        freeze(lessons.normalized(), phase(part))
+        freeze(toy_trainings.normalized(), phase(part))
 
 
 def test_the_last_block_of_an_unknown_size_is_not_guessed():

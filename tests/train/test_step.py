@@ -6,12 +6,12 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from cvbatch import step as step_module
-from cvbatch.errors import TrainingError
-from cvbatch.replicas import Replicas
-from cvbatch.step import Step
-from cvbatch.supply import Batch
-from tests import lessons
+from cvbatch.core.errors import TrainingError
+from cvbatch.train import step as step_module
+from cvbatch.train.batches import Batch
+from cvbatch.train.collectives import Replicas
+from cvbatch.train.step import Step
+from tests.support import toy_trainings
 
 pytestmark = [
     pytest.mark.keras,
@@ -25,11 +25,11 @@ OPTIMIZERS = {
 
 
 def step_of(model, optimizer="sgd", **options):
-    return Step(lessons.ColourLearner(model), model, OPTIMIZERS[optimizer](), **options)
+    return Step(toy_trainings.ColourLearner(model), model, OPTIMIZERS[optimizer](), **options)
 
 
 def batch_of(count, seed=0):
-    return lessons.batch_of(*lessons.images(count, seed))
+    return toy_trainings.batch_of(*toy_trainings.images(count, seed))
 
 
 def cut(batch, parts):
@@ -40,7 +40,7 @@ def cut(batch, parts):
 
 def gradients_by_hand(model, batches):
     """The loss of all rows and its gradients: one tape for each share, summed in NumPy."""
-    learner = lessons.ColourLearner(model)
+    learner = toy_trainings.ColourLearner(model)
     rows = sum(len(batch.pixels) for batch in batches)
     loss, total = 0.0, None
     for batch in batches:
@@ -63,7 +63,7 @@ def same(ours, theirs, atol=1e-5):
 
 
 def test_a_step_without_images_moves_nothing():
-    model = lessons.plain()
+    model = toy_trainings.plain()
     before = model.get_weights()
     step = step_of(model, "adamw")
     outcome = step([batch_of(4)._replace(num_real=0)])
@@ -74,7 +74,7 @@ def test_a_step_without_images_moves_nothing():
 
 
 def test_one_image_is_a_step():
-    model = lessons.plain()
+    model = toy_trainings.plain()
     batch = batch_of(1)
     loss, slopes = gradients_by_hand(model, [batch])
     before = model.get_weights()
@@ -87,7 +87,9 @@ def test_one_image_is_a_step():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "build", [lessons.plain, lambda: lessons.normalized(is_frozen=True)], ids=["plain", "frozen"]
+    "build",
+    [toy_trainings.plain, lambda: toy_trainings.normalized(is_frozen=True)],
+    ids=["plain", "frozen"],
 )
 def test_twenty_steps_are_those_of_gradients_summed_by_hand(build, optimizer):
     ours, theirs = build(), build()
@@ -104,7 +106,7 @@ def test_twenty_steps_are_those_of_gradients_summed_by_hand(build, optimizer):
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_make_the_step_of_the_whole_batch(parts):
-    whole, split = lessons.plain(regularizer="l2"), lessons.plain(regularizer="l2")
+    whole, split = toy_trainings.plain(regularizer="l2"), toy_trainings.plain(regularizer="l2")
     first, second = step_of(whole, "adam"), step_of(split, "adam")
     for number in range(5):
         batch = batch_of(16, seed=number)
@@ -116,7 +118,7 @@ def test_micro_batches_make_the_step_of_the_whole_batch(parts):
 
 
 def test_the_loss_is_its_weighted_parts_and_the_regularisation_once():
-    model = lessons.plain(regularizer=keras.regularizers.L2(0.1))
+    model = toy_trainings.plain(regularizer=keras.regularizers.L2(0.1))
     penalty = 0.1 * float(np.sum(model.get_layer("first").kernel.numpy() ** 2))
     outcome = step_of(model)(cut(batch_of(8), 4))
     expected = 0.8 * outcome.parts["cross_entropy"] + 0.2 * outcome.parts["square"] + penalty
@@ -125,7 +127,7 @@ def test_the_loss_is_its_weighted_parts_and_the_regularisation_once():
 
 
 def test_padding_may_hold_any_image_and_label():
-    ours, theirs = lessons.plain(), lessons.plain()
+    ours, theirs = toy_trainings.plain(), toy_trainings.plain()
     batch = batch_of(8)
     odd = batch.targets["importance"].copy()
     odd[5:] = 1e6
@@ -143,7 +145,7 @@ def test_padding_may_hold_any_image_and_label():
 
 @pytest.mark.parametrize("clip_norm", [1e-3, 1e3])
 def test_all_gradients_are_clipped_together(clip_norm):
-    model = lessons.plain()
+    model = toy_trainings.plain()
     before = model.get_weights()
     batch = batch_of(16)
     _, slopes = gradients_by_hand(model, [batch])
@@ -156,7 +158,7 @@ def test_all_gradients_are_clipped_together(clip_norm):
 
 
 def test_a_loss_that_is_no_number_moves_nothing_and_says_which_part():
-    model = lessons.normalized(is_frozen=True)
+    model = toy_trainings.normalized(is_frozen=True)
     step = step_of(model, "adam")
     step([batch_of(8)])
     before = [v.numpy() for v in (*model.weights, *step.variables)]
@@ -170,12 +172,12 @@ def test_a_loss_that_is_no_number_moves_nothing_and_says_which_part():
 
 
 def test_gradients_that_are_no_numbers_stop_a_step_whose_loss_is_one():
-    class Steep(lessons.ColourLearner):
+    class Steep(toy_trainings.ColourLearner):
         def losses(self, outputs, targets):
             parts = super().losses(outputs, targets)
             return {**parts, "square": keras.ops.sqrt(parts["square"] * 0.0)}
 
-    model = lessons.plain()
+    model = toy_trainings.plain()
     before = model.get_weights()
     step = Step(Steep(model), model, OPTIMIZERS["sgd"]())
     with pytest.raises(TrainingError, match="norm of the gradients is nan"):
@@ -184,7 +186,7 @@ def test_gradients_that_are_no_numbers_stop_a_step_whose_loss_is_one():
 
 
 def test_a_network_without_weights_to_train_is_refused():
-    model = lessons.plain()
+    model = toy_trainings.plain()
     model.trainable = False
     with pytest.raises(TrainingError, match="unfreeze"):
         step_of(model)
@@ -211,7 +213,7 @@ def test_images_of_another_size_train_the_same_weights():
 
 
 def mixed(policy):
-    model = lessons.plain()
+    model = toy_trainings.plain()
 
     def converted(layer):
         return layer.__class__.from_config({**layer.get_config(), "dtype": policy})
@@ -224,7 +226,7 @@ def mixed(policy):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_learns_what_float32_does(policy):
     losses = {}
-    for name, model in (("float32", lessons.plain()), (policy, mixed(policy))):
+    for name, model in (("float32", toy_trainings.plain()), (policy, mixed(policy))):
         step = step_of(model, "adam")
         losses[name] = [step([batch_of(32, seed=i)]).loss for i in range(25)]
 
@@ -239,7 +241,7 @@ def test_float16_scales_its_loss_as_keras_does(monkeypatch):
     step = step_of(ours)
     wrapped = keras.optimizers.LossScaleOptimizer(OPTIMIZERS["sgd"](), dynamic_growth_steps=3)
     wrapped.build(theirs.trainable_variables)
-    learner = lessons.ColourLearner(theirs)
+    learner = toy_trainings.ColourLearner(theirs)
     skipped = 0
     for number in range(10):
         batch = batch_of(8, seed=number)
@@ -273,7 +275,7 @@ def test_float16_gradients_that_overflow_at_any_scale_stop():
 
 def test_one_worker_meets_nobody():
     replicas = Replicas()
-    model = lessons.normalized(dropout=0.5)
+    model = toy_trainings.normalized(dropout=0.5)
     before = [v.numpy() for v in model.variables]
     replicas.average(model.variables)
     replicas.copy_chief(model.variables)

@@ -7,23 +7,23 @@ import keras
 import numpy as np
 import pytest
 
-from cvbatch.errors import TrainingError
+from cvbatch.core.errors import TrainingError
+from cvbatch.core.types import Example
 from cvbatch.models import detectors, segmenters
-from cvbatch.recipes import Phase, phases_of
-from cvbatch.schedules import Optimization
-from cvbatch.supply import Batch
-from cvbatch.tasks.learning import LEARNERS
-from cvbatch.train import Plan, Trainer
-from cvbatch.types import Example
-from tests import lessons
+from cvbatch.train.batches import Batch
+from cvbatch.train.learners.base import LEARNERS
+from cvbatch.train.optimizers import Optimization
+from cvbatch.train.phases import Phase, phases_of
+from cvbatch.train.trainer import Plan, Trainer
+from tests.support import toy_trainings
 
 pytestmark = [
     pytest.mark.keras,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 SIZE = 8
-IMAGES = lessons.images(44, seed=1)  # the sixth micro-batch of an epoch has 4 images
-JUDGED = lessons.images(20, seed=2)
+IMAGES = toy_trainings.images(44, seed=1)  # the sixth micro-batch of an epoch has 4 images
+JUDGED = toy_trainings.images(20, seed=2)
 PLAN = Plan(
     (Phase("head", "head", 1, 0.02), Phase("all", "all", 2, 0.01, freezes_normalization=False)),
     steps_per_epoch=3,
@@ -40,14 +40,14 @@ class StoppedError(Exception):
 def validation():
     pixels, colour = JUDGED
     for rows in (slice(0, 16), slice(16, None)):
-        yield pixels[rows], lessons.examples_of(pixels[rows], colour[rows])
+        yield pixels[rows], toy_trainings.examples_of(pixels[rows], colour[rows])
 
 
 def trainer(folder, plan=PLAN, model=None, learner=None, **options):
-    model = model or lessons.normalized(dropout=0.3)
+    model = model or toy_trainings.normalized(dropout=0.3)
     options = {"validation": validation, **options}
-    learner = learner or lessons.ColourLearner(model)
-    feed = options.pop("feed", lessons.feed_of(*IMAGES, plan.batch_size))
+    learner = learner or toy_trainings.ColourLearner(model)
+    feed = options.pop("feed", toy_trainings.feed_of(*IMAGES, plan.batch_size))
     return Trainer(learner, plan, feed, folder, **options)
 
 
@@ -127,7 +127,7 @@ def test_stopped_anywhere_and_gone_on_it_ends_the_same(stop, whole, tmp_path):
     uninterrupted, rows, _ = whole
     with pytest.raises(StoppedError):
         trainer(tmp_path, listener=killer(stop)).run()
-    again = trainer(tmp_path, model=lessons.normalized(seed=99, dropout=0.3))
+    again = trainer(tmp_path, model=toy_trainings.normalized(seed=99, dropout=0.3))
     got = again.run()
 
     for one, other in zip(weights(uninterrupted), weights(again), strict=True):
@@ -162,7 +162,7 @@ def test_the_same_images_a_step_in_other_shares_are_the_same_plan(tmp_path):
 # ------------------------------------------------------------ when it ends
 
 
-class Scripted(lessons.ColourLearner):
+class Scripted(toy_trainings.ColourLearner):
     """Says of each epoch what a script says."""
 
     def __init__(self, model, values):
@@ -174,7 +174,7 @@ class Scripted(lessons.ColourLearner):
 
 
 def test_a_phase_ends_when_patience_does_and_the_next_begins_with_the_best(tmp_path):
-    model = lessons.plain()
+    model = toy_trainings.plain()
     plan = replace(
         PLAN,
         phases=(Phase("head", "head", 9, 0.02), Phase("all", "all", 9, 0.0)),
@@ -209,7 +209,7 @@ def test_without_validation_the_lowest_loss_is_the_best(tmp_path):
 
 
 def test_an_undefined_metric_is_surpassed_by_any(tmp_path):
-    model = lessons.plain()
+    model = toy_trainings.plain()
     run = trainer(tmp_path, model=model, learner=Scripted(model, [np.nan, 0.0, np.nan]))
     run.run()
 
@@ -221,7 +221,7 @@ def test_an_undefined_metric_is_surpassed_by_any(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["scratch", "frozen", "finetune"])
 def test_a_recipe_moves_what_it_says_and_nothing_else(recipe, tmp_path):
-    model = lessons.normalized()
+    model = toy_trainings.normalized()
     before = {layer.name: layer.get_weights() for layer in model.layers}
     phases = phases_of(recipe, 1, 0.05, head_epochs=1, base_rate=0.01, unfreeze="all")
     plan = replace(PLAN, phases=phases, checkpoint_steps=None)
@@ -257,7 +257,7 @@ def examples_with_boxes(count, side):
 @pytest.mark.parametrize(
     ("task", "build"),
     [
-        ("classification", lessons.plain),
+        ("classification", toy_trainings.plain),
         ("segmentation", lambda: segmenters.encoder_decoder(3, (16, 16), width=4)),
         ("localization", lambda: detectors.localizer(3, (32, 32))),
         ("detection", lambda: detectors.yolo(3, (32, 32), width=2)),
@@ -285,9 +285,9 @@ def test_every_task_is_taught(task, build, tmp_path):
 
 def test_scratch_learns_the_colours(tmp_path):
     plan = Plan(phases_of("scratch", 10, 0.01), 12, 16, Optimization("adam"))
-    made = lessons.images(192, seed=3)
-    feed = lessons.feed_of(*made, 16)
-    rows = trainer(tmp_path, plan, lessons.plain(), feed=feed).run()
+    made = toy_trainings.images(192, seed=3)
+    feed = toy_trainings.feed_of(*made, 16)
+    rows = trainer(tmp_path, plan, toy_trainings.plain(), feed=feed).run()
 
     assert max(row["accuracy"] for row in rows) > 0.9
 
@@ -296,7 +296,7 @@ def test_scratch_learns_the_colours(tmp_path):
 
 
 def test_a_loss_that_is_no_number_names_the_step_and_keeps_the_last_checkpoint(tmp_path):
-    good = lessons.feed_of(*IMAGES, SIZE)
+    good = toy_trainings.feed_of(*IMAGES, SIZE)
 
     def feed(epoch, first):
         for number, batch in enumerate(good(epoch, first), start=first):
@@ -329,7 +329,7 @@ def test_no_images_at_all_are_one_sentence(options, message, tmp_path):
 
 
 def test_a_metric_that_nobody_measures_is_named(tmp_path):
-    learner = lessons.ColourLearner(lessons.plain())
+    learner = toy_trainings.ColourLearner(toy_trainings.plain())
     learner.metric = "ap50"
     with pytest.raises(TrainingError, match=r"'ap50'.*they are accuracy, mean_iou"):
         trainer(tmp_path, learner=learner).run()

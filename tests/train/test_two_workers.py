@@ -23,7 +23,7 @@ CASES = (
 
 def start(folder, environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.two_workers", str(folder)],
+        [sys.executable, "-m", "tests.support.two_workers", str(folder)],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -89,8 +89,8 @@ def test_they_know_each_other(workers):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_make_the_weights_of_one(case, workers):
-    from cvbatch.replicas import Replicas
-    from tests import two_workers
+    from cvbatch.train.collectives import Replicas
+    from tests.support import two_workers
 
     (first, second), _ = workers
     alone = two_workers.take_steps(case, Replicas(), 2 * two_workers.SIZE)
@@ -105,8 +105,8 @@ def test_two_workers_make_the_weights_of_one(case, workers):
 
 @pytest.mark.parametrize("case", ["plain-sgd", "accumulated-adam"])
 def test_two_devices_make_the_weights_of_one(case, devices):
-    from cvbatch.replicas import Replicas
-    from tests import two_workers
+    from cvbatch.train.collectives import Replicas
+    from tests.support import two_workers
 
     alone = two_workers.take_steps(case, Replicas(), 2 * two_workers.SIZE)
 
@@ -115,16 +115,18 @@ def test_two_devices_make_the_weights_of_one(case, devices):
 
 
 def test_rows_that_are_padding_count_nowhere(workers):
-    from cvbatch.replicas import Replicas
-    from cvbatch.step import Step
-    from tests import lessons, two_workers
+    from cvbatch.train.collectives import Replicas
+    from cvbatch.train.step import Step
+    from tests.support import toy_trainings, two_workers
 
     (first, _), _ = workers
-    model = lessons.plain()
-    step = Step(lessons.ColourLearner(model), model, two_workers.OPTIMIZERS["sgd"](), Replicas())
+    model = toy_trainings.plain()
+    step = Step(
+        toy_trainings.ColourLearner(model), model, two_workers.OPTIMIZERS["sgd"](), Replicas()
+    )
     shares = [two_workers.rows_of_step(0, worker, 2, two_workers.SIZE) for worker in range(2)]
     batches = [
-        lessons.batch_of(pixels[:real], colour[:real])
+        toy_trainings.batch_of(pixels[:real], colour[:real])
         for (pixels, colour), real in zip(shares, two_workers.RAGGED, strict=True)
     ]
     pixels = np.concatenate([batch.pixels for batch in batches])
@@ -172,20 +174,20 @@ def test_every_worker_drops_its_own_units(workers, devices):
 
 
 def test_a_training_killed_and_resumed_on_two_workers_is_that_on_one(workers, tmp_path):
-    from cvbatch.train import Trainer
-    from tests import lessons, two_workers
+    from cvbatch.train.trainer import Trainer
+    from tests.support import toy_trainings, two_workers
 
     (first, second), folder = workers
-    model = lessons.normalized()
+    model = toy_trainings.normalized()
     plan = replace(two_workers.TRAINING, batch_size=2 * two_workers.SIZE)
-    made = lessons.images(two_workers.TRAINING_IMAGES, seed=1)
-    pixels, colour = lessons.images(31, seed=2)
+    made = toy_trainings.images(two_workers.TRAINING_IMAGES, seed=1)
+    pixels, colour = toy_trainings.images(31, seed=2)
     rows = Trainer(
-        lessons.ColourLearner(model),
+        toy_trainings.ColourLearner(model),
         plan,
-        lessons.feed_of(*made, plan.batch_size),
+        toy_trainings.feed_of(*made, plan.batch_size),
         tmp_path,
-        validation=lambda: [(pixels, lessons.examples_of(pixels, colour))],
+        validation=lambda: [(pixels, toy_trainings.examples_of(pixels, colour))],
     ).run()
 
     assert_same(weights_of(first, "training"), model.get_weights())

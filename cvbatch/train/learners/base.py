@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from cvbatch.tasks.box_learners import Localization, detection
-from cvbatch.tasks.label_learners import Classification, Segmentation
-from cvbatch.tasks.measures import Measures
-from cvbatch.tasks.targets import Targets
-from cvbatch.types import Example
+from cvbatch.core.types import Example
+from cvbatch.train.learners.classification import Classification, Segmentation
+from cvbatch.train.learners.detection import Localization, detection
+from cvbatch.train.learners.metrics import Measures
+from cvbatch.train.learners.targets import Targets
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 

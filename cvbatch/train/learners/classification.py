@@ -9,21 +9,21 @@ import cv2
 import keras
 import numpy as np
 
-from cvbatch.arrays.scores import Confusion, MultiLabelPrecision, TopK
-from cvbatch.errors import ConfigError, ModelError
+from cvbatch.core.errors import ConfigError, ModelError
+from cvbatch.core.types import VOID_CLASS, Example
+from cvbatch.metrics.classification import Confusion, MultiLabelPrecision, TopK
 from cvbatch.models.googlenet import AUXILIARY_LOSS_WEIGHT
-from cvbatch.models.graphs import flat
-from cvbatch.tasks.losses import (
+from cvbatch.models.graph_surgery import flat
+from cvbatch.models.outputs import by_name, pick
+from cvbatch.train.learners.logits import Logits, logits_of
+from cvbatch.train.learners.losses import (
     as_two_classes,
     class_cross_entropy,
     label_cross_entropy,
     pixel_cross_entropy,
 )
-from cvbatch.tasks.measures import Measures
-from cvbatch.tasks.outputs import by_name, pick
-from cvbatch.tasks.targets import Targets, many_labels, masks, single_labels
-from cvbatch.tasks.views import Logits, logits_of
-from cvbatch.types import VOID_CLASS, Example
+from cvbatch.train.learners.metrics import Measures
+from cvbatch.train.learners.targets import Targets, many_labels, masks, single_labels
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 _AUXILIARY = "auxiliary_"  # begins the names of heads that only help to train

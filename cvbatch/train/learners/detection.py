@@ -9,20 +9,20 @@ import keras
 import numpy as np
 from keras import layers
 
-from cvbatch.arrays.average_precision import AveragePrecision
-from cvbatch.arrays.boxes import Suppression, suppress
-from cvbatch.arrays.matching import TrueBoxes
-from cvbatch.arrays.scores import BoxIoU, TopK
-from cvbatch.errors import ConfigError, ModelError
-from cvbatch.models.decoding import BoxDecode, GridDecode, WindowDecode
+from cvbatch.core.errors import ConfigError, ModelError
+from cvbatch.core.types import Example
+from cvbatch.geometry.boxes import Suppression, suppress
+from cvbatch.inference.postprocess_detection import join_boxes
+from cvbatch.metrics.average_precision import AveragePrecision
+from cvbatch.metrics.box_matching import TrueBoxes
+from cvbatch.metrics.classification import BoxIoU, TopK
+from cvbatch.models.box_decoding import BoxDecode, GridDecode, WindowDecode
 from cvbatch.models.detectors import training_view
-from cvbatch.models.graphs import calls_of, flat
-from cvbatch.tasks.detection import join_boxes
-from cvbatch.tasks.losses import box_error, class_cross_entropy, grid_losses, window_losses
-from cvbatch.tasks.measures import Measures
-from cvbatch.tasks.targets import Targets, grid_targets, single_boxes, window_targets
-from cvbatch.tasks.views import call_of, logits_of
-from cvbatch.types import Example
+from cvbatch.models.graph_surgery import calls_of, flat
+from cvbatch.train.learners.logits import call_of, logits_of
+from cvbatch.train.learners.losses import box_error, class_cross_entropy, grid_losses, window_losses
+from cvbatch.train.learners.metrics import Measures
+from cvbatch.train.learners.targets import Targets, grid_targets, single_boxes, window_targets
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 _RAW = "raw"

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers, ops
 
-from cvbatch.errors import ModelError
-from cvbatch.models.graphs import calls_of
+from cvbatch.core.errors import ModelError
+from cvbatch.models.graph_surgery import calls_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 _ACTIVATIONS = ("softmax", "sigmoid")

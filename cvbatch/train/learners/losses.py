@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from cvbatch.types import VOID_CLASS
+from cvbatch.core.types import VOID_CLASS
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 

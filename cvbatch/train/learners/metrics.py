@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cvbatch.arrays.average_precision import AveragePrecision
-from cvbatch.arrays.mergeable import Score
-from cvbatch.arrays.scores import BoxIoU, Confusion, MultiLabelPrecision, TopK
+from cvbatch.metrics.average_precision import AveragePrecision
+from cvbatch.metrics.base import Score
+from cvbatch.metrics.classification import BoxIoU, Confusion, MultiLabelPrecision, TopK
 
 _KINDS: dict[str, type[Score]] = {
     "average_precision": AveragePrecision,

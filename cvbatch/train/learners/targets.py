@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from cvbatch.arrays.anchors import shape_iou
-from cvbatch.errors import SourceError
-from cvbatch.types import VOID_CLASS, Example
+from cvbatch.core.errors import SourceError
+from cvbatch.core.types import VOID_CLASS, Example
+from cvbatch.geometry.anchors import shape_iou
 
 Targets = dict[str, np.ndarray]
 NOT_ASKED = -1.0  # neither object nor none: whatever is said there costs nothing

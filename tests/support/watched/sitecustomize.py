@@ -64,7 +64,7 @@ def slow_fsync(descriptor, _fsync=os.fsync):
 
 
 if LOG:
-    sys.meta_path.insert(0, Watch("cvbatch.data.sources", watch_reading))
+    sys.meta_path.insert(0, Watch("cvbatch.sources.readers", watch_reading))
     os.fsync = slow_fsync
 if SLOW_MODULE:  # a model that takes its time to build
     sys.meta_path.insert(0, Watch(SLOW_MODULE, be_slow))

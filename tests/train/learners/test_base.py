@@ -9,19 +9,19 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from cvbatch.build import with_precision
-from cvbatch.errors import ConfigError, ModelError, SourceError
-from cvbatch.models import detectors, graphs
-from cvbatch.models.decoding import BoxDecode
+from cvbatch.core.errors import ConfigError, ModelError, SourceError
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.inference.compile import with_precision
+from cvbatch.models import detectors, graph_surgery
+from cvbatch.models.box_decoding import BoxDecode
 from cvbatch.models.googlenet import AUXILIARY_LOSS_WEIGHT, googlenet
 from cvbatch.models.lenet import lenet5_original
 from cvbatch.models.segmenters import encoder_decoder
-from cvbatch.tasks.augmentation import resized_examples
-from cvbatch.tasks.learning import LEARNERS, answers
-from cvbatch.tasks.measures import Measures
-from cvbatch.types import VOID_CLASS
-from tests import networks
-from tests.examples import SIZE, example
+from cvbatch.train.augmentation import resized_examples
+from cvbatch.train.learners.base import LEARNERS, answers
+from cvbatch.train.learners.metrics import Measures
+from tests.support import networks
+from tests.support.training_examples import SIZE, example
 
 pytestmark = [
     pytest.mark.keras,
@@ -276,7 +276,7 @@ def test_another_image_size_trains_the_same_weights(name):
     learner = learner_of(name)
     larger = (96, 144)
     given = resized_examples(of(learner), larger)
-    network = graphs.resized(learner.trained, larger)
+    network = graph_surgery.resized(learner.trained, larger)
     targets = learner.targets(given)
     outputs = network(stacked(given))
     assert float(total(learner, outputs, targets)) > 0

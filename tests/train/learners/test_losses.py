@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cvbatch.models.decoding import GridDecode
-from cvbatch.tasks import losses, targets
-from cvbatch.types import VOID_CLASS
-from tests.examples import BOXES, SIZE, example, random_boxes
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.models.box_decoding import GridDecode
+from cvbatch.train.learners import losses, targets
+from tests.support.training_examples import BOXES, SIZE, example, random_boxes
 
 pytestmark = [
     pytest.mark.keras,

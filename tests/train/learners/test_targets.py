@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from cvbatch.errors import SourceError
-from cvbatch.tasks import targets
-from cvbatch.types import VOID_CLASS
-from tests.examples import BOXES, SIZE, example, random_boxes
+from cvbatch.core.errors import SourceError
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.train.learners import targets
+from tests.support.training_examples import BOXES, SIZE, example, random_boxes
 
 ANCHORS = np.array([(0.25, 0.5), (0.5, 0.125), (0.1, 0.1)])
 STRIDE, GRID = 16, (4, 6)
@@ -160,7 +160,9 @@ def test_boxes_that_want_one_anchor_share_the_cell():
 
 
 def test_laying_out_targets_needs_no_tensorflow():
-    names = "cvbatch.tasks.targets, cvbatch.tasks.augmentation, cvbatch.tasks.measures"
+    names = (
+        "cvbatch.train.learners.targets, cvbatch.train.augmentation, cvbatch.train.learners.metrics"
+    )
     code = f"import sys, {names}; print(*({{'tensorflow', 'keras', 'ray'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
@@ -233,7 +235,7 @@ def test_of_two_objects_in_a_window_the_nearer_is_learnt():
 @pytest.mark.keras
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_grids_targets_decode_to_the_truth(name):
-    from cvbatch.models.decoding import GridDecode
+    from cvbatch.models.box_decoding import GridDecode
 
     boxes = with_area((BOXES | RANDOM)[name])
     found = of_grid(example((BOXES | RANDOM)[name]))
@@ -265,7 +267,7 @@ def test_a_grids_targets_decode_to_the_truth(name):
 @pytest.mark.keras
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_windows_targets_decode_to_the_truth(name):
-    from cvbatch.models.decoding import WindowDecode
+    from cvbatch.models.box_decoding import WindowDecode
 
     boxes = with_area((BOXES | RANDOM)[name])
     found = of_windows(example((BOXES | RANDOM)[name]))
@@ -289,7 +291,7 @@ def test_windows_targets_decode_to_the_truth(name):
 @pytest.mark.keras
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_localizers_targets_decode_to_the_truth(name):
-    from cvbatch.models.decoding import BoxDecode
+    from cvbatch.models.box_decoding import BoxDecode
 
     ((xyxy, class_id),) = BOXES[name]
     found = targets.single_boxes([example(BOXES[name])], SIZE, 3)

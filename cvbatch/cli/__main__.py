@@ -1,0 +1,8 @@
+"""`python -m cvbatch.cli`: the command line."""
+
+import sys
+
+from cvbatch.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

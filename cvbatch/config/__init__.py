@@ -1,0 +1,1 @@
+"""Job files: pydantic schemas and the loader."""

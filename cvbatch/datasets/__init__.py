@@ -1,0 +1,1 @@
+"""Labelled Parquet: schema, reading, training examples, splits."""

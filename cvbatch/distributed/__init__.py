@@ -1,0 +1,1 @@
+"""Ray and this machine, for any command: sessions, resources, preflight, parallel map."""

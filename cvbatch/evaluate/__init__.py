@@ -1,0 +1,1 @@
+"""`cvbatch evaluate`: predictions compared with labels."""

@@ -1,0 +1,1 @@
+"""`cvbatch export`: a result in the formats of other tools."""

@@ -1,0 +1,1 @@
+"""Coordinates: boxes, anchors, resize rules, tiles, resampling."""

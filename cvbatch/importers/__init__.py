@@ -1,0 +1,1 @@
+"""`cvbatch import`: labels of other tools to labelled Parquet."""

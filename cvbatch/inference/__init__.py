@@ -1,0 +1,1 @@
+"""Models compiled to programs, programs run on batches of images."""

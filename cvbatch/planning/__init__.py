@@ -1,0 +1,1 @@
+"""Chunks of a source: planned, pending and done."""

@@ -1,0 +1,1 @@
+"""`cvbatch predict`: models over an image archive."""

@@ -1,0 +1,1 @@
+"""`cvbatch report`: one HTML page over a result, an evaluation or a training."""

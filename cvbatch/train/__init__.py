@@ -1,0 +1,1 @@
+"""`cvbatch train`: fine-tuning on labelled Parquet."""

@@ -1,0 +1,1 @@
+"""What a task trains on: targets, losses and validation metrics."""
