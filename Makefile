@@ -46,10 +46,11 @@ test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
 test-soak: setup ## Run the tests that take minutes: jobs killed, stores broken, over and over
 	$(BIN)/pytest -m soak
 
-check: setup ## Lint, formatting, types
+check: setup ## Lint, formatting, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: setup ## Measure against the limit and against peers; print the table
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps daft==0.7.26

@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from cvbatch.config.predict import SCHEMA_VERSION
-from cvbatch.importers.annotations import Truth
-from cvbatch.importers.shard_writer import ROW_GROUP_ROWS, label_metadata, label_schema
+from cvbatch.datasets.schema import label_metadata, label_schema
+from cvbatch.importers.shard_writer import ROW_GROUP_ROWS
 from cvbatch.planning import manifest
 from cvbatch.results import writer as sink
 from cvbatch.results.schema import COLUMN_TYPES
-from cvbatch.sources.discovery import UNITS
+from cvbatch.sources.units import UNITS
 
 BOXES, CLASSES, SIDE = 20, 80, 640
 PART_IMAGES, SHARD_IMAGES = 512, 2048
@@ -127,9 +127,9 @@ def write_result(folder: Path, ids: list[str], boxes: pa.Array) -> None:
 
 
 def write_truth(folder: Path, ids: list[str], boxes: pa.Array) -> None:
-    about = Truth(("boxes", "box_is_crowd"), {"boxes": NAMES}, False, lambda report: iter(()))
-    schema = label_schema(about)
-    metadata = {"cvbatch": label_metadata(about, "made")}
+    columns = ("boxes", "box_is_crowd")
+    schema = label_schema(columns)
+    metadata = {"cvbatch": label_metadata(columns, {"boxes": NAMES}, False, "made")}
     folder.mkdir(parents=True)
     for start in range(0, len(ids), SHARD_IMAGES):
         own = ids[start : start + SHARD_IMAGES]

@@ -28,7 +28,8 @@ Rates = dict[str, float]
 def compile_programs(folder: Path, programs: Path, work: str) -> list[Path]:
     """Return the program files of a work, as the job would compile them; kept once made."""
     from cvbatch.config.loader import parse_job
-    from cvbatch.inference.programs import build, identify, requests_for
+    from cvbatch.inference.builder import build
+    from cvbatch.inference.programs import identify, requests_for
 
     job = parse_job(job_of(folder, work, 0, 1, "unused"))
     requests = requests_for(job, [identify(config) for config in job.models], "litert")

@@ -25,7 +25,7 @@ from cvbatch.core.types import ModelSpec
 from cvbatch.images.masks import areas, encode_png
 from cvbatch.planning import manifest
 from cvbatch.results import schema, writer
-from cvbatch.sources.discovery import UNITS
+from cvbatch.sources.units import UNITS
 
 PART_IMAGES, IMAGES, MADE_ROWS = 512, 64, 512
 HEIGHT, WIDTH, BOXES, TOP_K, GRID = 375, 500, 8, 5, 7

@@ -31,8 +31,8 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.bench_plan import BASE, made_up_listing, peak_mib
+from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
-from cvbatch.results import writer
 from cvbatch.sources import discovery
 from cvbatch.storage.listing import FILES, Listing, list_files
 
@@ -95,7 +95,7 @@ def plan_once(kind: str, num_images: int, folder: str, answers: Any) -> None:
             "mib": peak_mib(),
             "num_chunks": len(plan.chunks),
             "num_left": num_left,
-            "names": [writer.part_name(ref.chunk_id) for ref in plan.left],
+            "names": [part_files.part_name(ref.chunk_id) for ref in plan.left],
         }
     )
 

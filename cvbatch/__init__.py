@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from cvbatch.core.version import __version__
+
 if TYPE_CHECKING:
     from cvbatch.results.result import Result
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "load_model", "read"]
 
 
 def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cvbatch import __version__
 from cvbatch.config.evaluate import load_evaluation
 from cvbatch.config.explain import load_explanation
 from cvbatch.config.loader import load_job, parse_options
@@ -18,6 +17,7 @@ from cvbatch.core import signals
 from cvbatch.core.errors import ConfigError, CvbatchError
 from cvbatch.core.json_log import Ending, end_with, logging_as, new_run
 from cvbatch.core.redaction import hidden
+from cvbatch.core.version import __version__
 from cvbatch.exporters.options import EXPORT_MEANINGS, FLAGS, ExportOptions
 from cvbatch.importers.flags import FORMAT_MEANINGS, actions_in, flags_of
 

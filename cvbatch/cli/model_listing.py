@@ -73,7 +73,7 @@ def describe_network(
         ModelError: there is no such network or file, or it cannot have that size or number of
             classes.
     """
-    from cvbatch.distributed.session import silent_stderr
+    from cvbatch.core.child_process import silent_stderr
 
     is_fixed = num_classes is not None or bool(options)
     file = _fetch(name, is_fixed) if name.endswith(".keras") else None

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from cvbatch.config.base import Auto, Fraction, Name, RetryConfig, Section, SinkConfig, Uris
 from cvbatch.config.loader import load, parse
-from cvbatch.config.predict import Auto, Fraction, Name, PatienceConfig, Section, SinkConfig, Uris
 
 EVALUATION_VERSION = 1
 Join = Literal["image_id", "row", "name"]
@@ -65,7 +65,7 @@ class EvaluationConfig(Section):
         return None if value is None else sorted(set(value))
 
 
-class EvaluationRunConfig(PatienceConfig):
+class EvaluationRunConfig(RetryConfig):
     """Where the work is done; it changes no figure."""
 
     workers: Annotated[int | None, Field(ge=1), Auto] = None

@@ -10,17 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from cvbatch.config.base import Auto, Fraction, Name, RetryConfig, Section, SinkConfig
 from cvbatch.config.loader import load, parse
-from cvbatch.config.predict import (
-    Auto,
-    Fraction,
-    ModelConfig,
-    Name,
-    PatienceConfig,
-    Section,
-    SinkConfig,
-    SourceConfig,
-)
+from cvbatch.config.models import ModelConfig
+from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import ConfigError
 
 EXPLANATION_VERSION = 1
@@ -97,7 +90,7 @@ class GradcamConfig(Section):
         return value
 
 
-class ExplainRunConfig(PatienceConfig):
+class ExplainRunConfig(RetryConfig):
     """How the work is done; it changes no picture."""
 
     workers: Annotated[int | None, Field(ge=1), Auto] = None

@@ -11,7 +11,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cvbatch.config.predict import TASK_COLUMNS, JobConfig, ModelConfig
+from cvbatch.config.models import TASK_COLUMNS, ModelConfig
+from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.redaction import has_credentials, hidden, is_secret_variable
 from cvbatch.core.suggestions import nearest

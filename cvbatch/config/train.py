@@ -10,12 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cvbatch.config.loader import load, parse
-from cvbatch.config.predict import (
+from cvbatch.config.base import (
     Auto,
     Fraction,
     Name,
-    PatienceConfig,
+    RetryConfig,
     Section,
     Sha256,
     SinkConfig,
@@ -23,6 +22,7 @@ from cvbatch.config.predict import (
     Uris,
     check_pin,
 )
+from cvbatch.config.loader import load, parse
 from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode, Task
 
 TRAINING_VERSION = 1
@@ -161,7 +161,7 @@ class TrainingConfig(Section):
         return self
 
 
-class TrainingRunConfig(PatienceConfig):
+class TrainingRunConfig(RetryConfig):
     """Where the work is done; it changes no weight but by the batch of all workers together."""
 
     workers: Annotated[int | None, Field(ge=1), Auto] = None

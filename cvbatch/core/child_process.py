@@ -5,15 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
-from cvbatch.config.predict import PatienceConfig
 from cvbatch.core.errors import ModelError
-from cvbatch.storage.retry import be_patient, patience
 
 T = TypeVar("T")
 
@@ -24,14 +24,16 @@ class Apart(Generic[T]):
     The process does not outlive this one, however this one ends.
     """
 
-    def __init__(self, call: Callable[..., T], *arguments: Any) -> None:
+    def __init__(
+        self, call: Callable[..., T], *arguments: Any, initializer: Callable[[], None] | None = None
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         # Not a pipe: TensorFlow's C++ parts write to the descriptor, and much.
         self._log = tempfile.NamedTemporaryFile(prefix="cvbatch-apart-")  # noqa: SIM115
         self._answer, theirs = context.Pipe(duplex=False)
         process = context.Process(
             target=_answer,
-            args=(theirs, self._log.name, patience(), call, arguments),
+            args=(theirs, self._log.name, initializer, call, arguments),
             daemon=True,  # ended when this process ends in order
         )
         # Ctrl-C goes to all processes of a terminal: it is for this one to hear.
@@ -71,13 +73,15 @@ class Apart(Generic[T]):
 def _answer(
     pipe: Connection,
     log: str,
-    limits: PatienceConfig,
+    initializer: Callable[[], None] | None,
     call: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
     """Send what the call returns and None, or None and what it raises."""
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _prepare(log, limits)
+    _prepare(log)
+    if initializer is not None:
+        initializer()
     answer: tuple[Any, Exception | None]
     try:
         answer = call(*arguments), None
@@ -94,7 +98,7 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def _prepare(log: str, limits: PatienceConfig) -> None:
+def _prepare(log: str) -> None:
     """Keep TensorFlow's start-up chatter off the terminal, and the GPUs out of this process."""
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -103,4 +107,18 @@ def _prepare(log: str, limits: PatienceConfig) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    be_patient(limits)
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Keep what C++ code writes to the descriptor off the terminal; exceptions pass."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from cvbatch.core.types import Failure
+from cvbatch.core.types import Examples, Failure
 
 EXAMPLES = 3  # of each kind of failure, in a report
 _EXAMPLE_CHARACTERS = 300  # of a message there
-Examples = dict[str, list[list[str]]]  # "stage/kind" → a few [image_id, message]
 
 
 def note(

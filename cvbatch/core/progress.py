@@ -12,14 +12,34 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cvbatch.core.json_log import JsonLog
-from cvbatch.predict import job as predict_job
-from cvbatch.predict.steps import PartReport
-from cvbatch.predict.summary import Summary
-from cvbatch.train import job as train_job
+from cvbatch.core.types import PartReport
 
 
-class Listener(predict_job.Listener, train_job.Listener, Protocol):
-    """Who wants to hear of a job of any kind."""
+class Totals(Protocol):
+    """Sums over the chunks that a run has written so far."""
+
+    num_chunks: int
+    num_failed: int  # images
+    images_per_second: float
+
+
+class Listener(Protocol):
+    """Receives the progress of a job of any command."""
+
+    def say(self, line: str) -> None:
+        """Receive one line about the job."""
+
+    def listed(self, num_names: int) -> None:
+        """Receive the number of names found in the source so far."""
+
+    def begun(self, num_chunks: int, num_images: int) -> None:
+        """Receive the amount of work; `num_images` is 0 if only reading can tell it."""
+
+    def written(self, report: PartReport, totals: Totals) -> None:
+        """Receive the report of a chunk whose file is written, and the totals so far."""
+
+    def epoch(self, line: str, row: dict[str, Any]) -> None:
+        """Receive the metrics of an epoch, as a line of text and as values."""
 
 
 @contextmanager
@@ -60,10 +80,10 @@ class _Events:
         said = f"{num_chunks:,} chunks{_images(num_images)} to do"
         self._log.put("begun", said, chunks=num_chunks, images=num_images)
 
-    def written(self, report: PartReport, summary: Summary) -> None:
+    def written(self, report: PartReport, totals: Totals) -> None:
         self._log.put(
             "chunk",
-            _written(report, summary, self._num_chunks),
+            _written(report, totals, self._num_chunks),
             chunk=report.chunk_id,
             images=report.num_images,
             failed=report.num_failed,
@@ -71,9 +91,9 @@ class _Events:
             bytes=report.num_bytes,
             bytes_read=report.num_bytes_read,
             seconds=report.seconds,
-            chunks_done=summary.num_chunks,
-            chunks_left=self._num_chunks - summary.num_chunks,
-            images_per_second=summary.images_per_second,
+            chunks_done=totals.num_chunks,
+            chunks_left=self._num_chunks - totals.num_chunks,
+            images_per_second=totals.images_per_second,
         )
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
@@ -95,8 +115,8 @@ class _Lines:
         self._num_chunks = num_chunks
         self.say(f"{num_chunks:,} chunks{_images(num_images)} to do")
 
-    def written(self, report: PartReport, summary: Summary) -> None:
-        self.say(_written(report, summary, self._num_chunks))
+    def written(self, report: PartReport, totals: Totals) -> None:
+        self.say(_written(report, totals, self._num_chunks))
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
         self.say(line)
@@ -118,19 +138,19 @@ class _Bars:
             self._task, description="predicting", total=num_chunks, told=_images(num_images)
         )
 
-    def written(self, report: PartReport, summary: Summary) -> None:
-        told = f"{summary.images_per_second:.1f} images/s, {summary.num_failed:,} failed"
+    def written(self, report: PartReport, totals: Totals) -> None:
+        told = f"{totals.images_per_second:.1f} images/s, {totals.num_failed:,} failed"
         self._progress.update(self._task, advance=1, told=told)
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
         self.say(line)
 
 
-def _written(report: PartReport, summary: Summary, num_chunks: int) -> str:
+def _written(report: PartReport, totals: Totals, num_chunks: int) -> str:
     return (
-        f"chunk {summary.num_chunks}/{num_chunks} {report.chunk_id}: {report.num_images} images, "
+        f"chunk {totals.num_chunks}/{num_chunks} {report.chunk_id}: {report.num_images} images, "
         f"{report.num_failed} failed, {report.num_bytes:,} bytes, "
-        f"{summary.images_per_second:.1f} images/s"
+        f"{totals.images_per_second:.1f} images/s"
     )
 
 

@@ -6,16 +6,25 @@ of its batch, and rows of one image stand together, in the order of the images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 ResizeMode = Literal["stretch", "letterbox", "crop"]
 Task = Literal["classification", "segmentation", "detection", "localization"]
+Examples = dict[str, list[list[str]]]  # "stage/kind" → a few [image_id, message]
 MAX_MASK_CLASSES = 255
 VOID_CLASS = 255  # in a mask: the network saw nothing there (outside a centre crop)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long one request to a store may take, and how much time its retries may take."""
+
+    request_timeout_s: float = 60.0  # without a byte from the store
+    retry_budget_s: float = 60.0  # failed attempts and waits of one request, in all
 
 
 @dataclass(frozen=True)
@@ -253,3 +262,37 @@ def pictures_of(
     for h, w in zip(height.tolist(), width.tolist(), strict=True):
         yield values[start : start + h * w].reshape(h, w)
         start += h * w
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What became of one chunk."""
+
+    chunk_id: str
+    num_images: int
+    failures: dict[str, int]  # "stage/kind" → images
+    num_bytes: int  # of the file
+    examples: Examples
+    num_bytes_read: int = 0  # of encoded images
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+
+    @property
+    def num_failed(self) -> int:
+        """Return how many of the images have no predictions."""
+        return sum(self.failures.values())
+
+
+def join_boxes(
+    found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],  # K of (M, 4), (M,), (M,)
+    image_index: np.ndarray,  # (K,)
+) -> Boxes:
+    """Return the boxes, scores and class ids found in K images as one."""
+    counts = [len(score) for _, score, _ in found]
+    empty = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+    xyxy, score, class_id = (np.concatenate(part) for part in zip(empty, *found, strict=True))
+    return Boxes(
+        xyxy=xyxy.astype(np.float32),
+        score=score.astype(np.float32),
+        class_id=class_id.astype(np.int32),
+        image_index=np.repeat(image_index, counts),
+    )

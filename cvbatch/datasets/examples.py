@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import Example, Failure, InputKey
 from cvbatch.datasets.reader import RowGroup, Split
-from cvbatch.geometry._placing import boxes_to_input, mask_to_input
-from cvbatch.geometry.resize import Placement, place
+from cvbatch.geometry.resize import Placement, boxes_to_input, mask_to_input, place
 from cvbatch.images.decode import Limits, decode
 from cvbatch.images.masks import decode_png
 from cvbatch.storage import store

@@ -11,9 +11,10 @@ from typing import Any
 
 from cvbatch.config.loader import load_job
 from cvbatch.core.errors import ConfigError
+from cvbatch.core.progress import Listener
 from cvbatch.demo.render import render_archive
 from cvbatch.images.drawing import to_png
-from cvbatch.predict.job import Listener, predict
+from cvbatch.predict.job import predict
 from cvbatch.predict.summary import Summary
 from cvbatch.report.job import write_report
 from cvbatch.results.contact_sheet import picture_sheet

@@ -6,13 +6,10 @@ side by side. The interpreter, Ray and the images on their way come on top.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cvbatch.core.errors import ConfigError
 from cvbatch.distributed import hardware
-from cvbatch.distributed.session import Resources, Wiring, actors_on
-from cvbatch.inference.programs import BuiltProgram
+from cvbatch.distributed.resources import Resources, Wiring, actors_on
 
 
 @dataclass(frozen=True)
@@ -33,17 +30,6 @@ def largest_batch(memory_bytes: int, held_bytes: int, bytes_per_image: int) -> i
     held_bytes: what is there whatever the batch. bytes_per_image: at least 1.
     """
     return max(0, memory_bytes - held_bytes) // bytes_per_image
-
-
-def prediction_need(programs: Sequence[BuiltProgram]) -> Need:
-    """Return what an actor holds that has loaded all programs and runs one after the other.
-
-    LiteRT keeps the memory of a program's maps; TensorFlow gives it back before the next one.
-    """
-    kept = [one.bytes_per_image for one in programs if one.engine == "litert"]
-    passing = [one.bytes_per_image for one in programs if one.engine != "litert"]
-    held = sum(one.weight_bytes for one in programs)
-    return Need(held, sum(kept) + max(passing, default=0))
 
 
 def training_need(
@@ -75,36 +61,3 @@ def memory_of_each(said_bytes: int | None, wiring: Wiring, resources: Resources)
         if node.memory_bytes is not None and (num_actors := actors_on(node, wiring)) > 0
     ]
     return min(shares, default=None)
-
-
-def actor_need(programs: Sequence[BuiltProgram], wiring: Wiring) -> Need:
-    """Return what an actor holds in the memory that `memory_of_each` is about."""
-    if wiring.gpus_per_actor > 0:
-        programs = [one for one in programs if one.engine == "tensorflow"]
-    return prediction_need(programs)
-
-
-def check_batch(batch_size: int, need: Need, memory_bytes: int | None, num_actors: int) -> None:
-    """Refuse a batch that cannot fit.
-
-    memory_bytes: of each of the actors; None is not known, and nothing is refused.
-
-    Raises:
-        ConfigError: with the largest batch that would fit.
-    """
-    if memory_bytes is None or need.of(batch_size) <= memory_bytes:
-        return
-    has = "the actor has" if num_actors == 1 else f"each of {num_actors} actors has"
-    fewer = "" if num_actors == 1 else "fewer run.actors, "
-    fits = largest_batch(memory_bytes, need.held_bytes, max(1, need.bytes_per_image))
-    if not fits:
-        raise ConfigError(
-            f"run.batch_size {batch_size}: not even one image at a time fits: the models take at "
-            f"least {need.of(1):,} bytes and {has} {memory_bytes:,}; choose a smaller image_size, "
-            f"{fewer}a larger machine, or run the models as jobs of their own"
-        )
-    raise ConfigError(
-        f"run.batch_size {batch_size}: a batch takes at least {need.of(batch_size):,} bytes and "
-        f"{has} {memory_bytes:,}; the largest that would fit is {fits}: say run.batch_size: "
-        f"{fits}, or choose {fewer}a smaller image_size or a larger machine"
-    )

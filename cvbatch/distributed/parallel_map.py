@@ -15,11 +15,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from cvbatch.config.predict import PatienceConfig
 from cvbatch.core.child_process import end_with_parent
 from cvbatch.core.errors import CvbatchError
+from cvbatch.core.progress import Listener
+from cvbatch.core.types import RetryPolicy
 from cvbatch.distributed.session import joins_a_cluster
 from cvbatch.storage import store
 
@@ -30,19 +31,12 @@ _AHEAD = 2  # items a task has before it
 _TOLD_S = 5.0
 
 
-class Listener(Protocol):
-    """Who wants to hear how the calls go on."""
-
-    def say(self, line: str) -> None:
-        """Hear one line about them."""
-
-
 @dataclass(frozen=True)
 class Work:
     """Calls laid on some workers."""
 
     workers: int
-    patience: PatienceConfig
+    retry_policy: RetryPolicy
     listener: Listener
     gpus: float = 0.0  # of each call; only Ray can lay them out
 
@@ -84,7 +78,7 @@ class Work:
             self.workers,
             multiprocessing.get_context("spawn"),  # a fork would copy locks that threads hold
             _Here.begin,
-            (call, held, self.patience),
+            (call, held, self.retry_policy),
         )
         # Ctrl-C goes to all processes of a terminal: it is for this one to hear.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -113,7 +107,7 @@ class Work:
         try:
             while left or busy:
                 while left and len(busy) < self.workers * _AHEAD:
-                    busy.append(task.remote(call, self.patience, shared, left.pop()))
+                    busy.append(task.remote(call, self.retry_policy, shared, left.pop()))
                 ready, busy = ray.wait(busy)
                 yield from ray.get(ready)
         except RayTaskError as error:
@@ -130,9 +124,9 @@ class _Here:
     held: ClassVar[Any]
 
     @classmethod
-    def begin(cls, call: Callable[[Any, Any], Any], held: Any, patience: PatienceConfig) -> None:
+    def begin(cls, call: Callable[[Any, Any], Any], held: Any, policy: RetryPolicy) -> None:
         threading.Thread(target=end_with_parent, daemon=True).start()
-        store.be_patient(patience)
+        store.set_retry_policy(policy)
         cls.call, cls.held = staticmethod(call), held
 
     @classmethod
@@ -141,7 +135,7 @@ class _Here:
 
 
 def _there(
-    call: Callable[[Held, Item], Given], patience: PatienceConfig, held: Held, item: Item
+    call: Callable[[Held, Item], Given], policy: RetryPolicy, held: Held, item: Item
 ) -> Given:
-    store.be_patient(patience)
+    store.set_retry_policy(policy)
     return call(held, item)

@@ -20,8 +20,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cvbatch import __version__
-from cvbatch.config.predict import PatienceConfig
 from cvbatch.core.errors import (
     AccessDeniedError,
     ConfigError,
@@ -30,6 +28,8 @@ from cvbatch.core.errors import (
     SourceError,
     StoreError,
 )
+from cvbatch.core.types import RetryPolicy
+from cvbatch.core.version import __version__
 from cvbatch.storage import store
 
 _LIMIT_S = 60.0  # that nodes are waited for, when all else is ready
@@ -44,7 +44,7 @@ class Errand:
     sink_uri: str
     token: str  # that the driver has written into the sink
     source_uri: str | None  # a file that the driver has seen; None: there is no source
-    limits: PatienceConfig
+    limits: RetryPolicy
 
     @property
     def mark(self) -> str:
@@ -61,7 +61,7 @@ def run_errand(errand: Errand, node: str) -> tuple[str, str]:
 
     Called on the node.
     """
-    store.be_patient(errand.limits)
+    store.set_retry_policy(errand.limits)
     try:
         if errand.source_uri is not None and not store.exists(errand.source_uri):
             return "source", f"it does not find {errand.source_uri}, which this process sees"
@@ -109,7 +109,7 @@ def _question(errand: Errand, names: list[str], node: str) -> Callable[[], Answe
 
 @contextmanager
 def nodes_asked(
-    sink_uri: str, source_uri: str | None, limits: PatienceConfig, say: Callable[[str], None]
+    sink_uri: str, source_uri: str | None, limits: RetryPolicy, say: Callable[[str], None]
 ) -> Iterator[None]:
     """Ask every node that has work to give; at the end of the block hear what they say.
 

@@ -7,19 +7,18 @@ does without.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from cvbatch.config.predict import JobConfig
+from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import ConfigError, CvbatchError
 from cvbatch.distributed import hardware
+from cvbatch.distributed.resources import Node, Resources, Wiring
 
 # A local Ray holds chunks in passing only; its default is 30 % of the machine's memory.
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
@@ -27,29 +26,6 @@ _ANSWER_LIMIT_S = 10.0  # of a cluster's head
 _OTHER_TOKEN = "AuthenticationError"  # the cause, as text, why there is no connection
 _OTHER_VERSION = "Version mismatch"  # of a cluster that has another Ray or Python
 _LATE = "timed out during startup"  # what Ray says of a node that came up too slowly
-
-
-@dataclass(frozen=True)
-class Node:
-    """What one machine of a cluster can give."""
-
-    num_cpus: float
-    num_gpus: float
-    memory_bytes: int | None  # None: not known
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a Ray cluster can give a job."""
-
-    num_cpus: float
-    num_gpus: float
-    nodes: tuple[Node, ...] = ()  # those that are alive; none where only the sums are known
-
-    def room_for(self, cpus: float, gpus: float) -> int:
-        """Return how many actors that ask for `cpus` and `gpus` each the nodes have room for."""
-        whole = (Node(self.num_cpus, self.num_gpus, None),)
-        return sum(room_on(node, cpus, gpus) for node in self.nodes or whole)
 
 
 def joins_a_cluster() -> bool:
@@ -61,84 +37,12 @@ def _is_connected() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
-def local_resources() -> Resources:
-    """Return what a local Ray would have, without starting it."""
-    cpus, gpus = float(hardware.num_cpus()), float(hardware.num_gpus())
-    return Resources(cpus, gpus, (Node(cpus, gpus, hardware.memory_bytes()),))
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """How the work lies on the cluster."""
-
-    arrangement: str  # "fused" | "streaming"
-    num_actors: int
-    cpus_per_actor: float
-    gpus_per_actor: float
-    max_actors: int = 0  # that there may be if the cluster grows
-
-
-def choose_wiring(
-    job: JobConfig, source_format: str, resources: Resources, num_chunks: int
-) -> Wiring:
-    """Return the wiring for a job: streaming where there are GPUs, fused where not.
-
-    A tar is one chunk of unknown length, too long to hold decoded: its job is always fused. One
-    that cuts images is fused unless streaming is asked for: between tasks all tiles of a chunk
-    would lie in memory, and with many tiles to an image decoding does not hold a GPU up.
-
-    Raises:
-        ConfigError: the cluster lacks what the job asks for.
-    """
-    run = job.run
-    gpus = run.gpus_per_actor
-    if gpus is None:
-        gpus = 1.0 if resources.num_gpus >= 1 else resources.num_gpus
-    arrangement = run.arrangement
-    if arrangement == "auto":
-        is_held_whole = source_format != "webdataset" and not job.has_tiles
-        is_streaming = resources.num_gpus > 0 and is_held_whole
-        arrangement = "streaming" if is_streaming else "fused"
-    if arrangement == "streaming" and source_format == "webdataset":
-        raise ConfigError("run.arrangement: streaming cannot take tars; say fused or auto")
-    room = resources.room_for(run.cpus_per_actor, gpus)
-    if arrangement == "streaming":  # a CPU reads and writes
-        room = min(room, math.floor((resources.num_cpus - 1) / run.cpus_per_actor + 1e-9))
-    wanted = run.actors or room
-    if room < 1 or wanted > room:
-        raise ConfigError(
-            f"run.actors: {max(wanted, 1)} with {run.cpus_per_actor:g} CPU and {gpus:g} GPU each "
-            f"({arrangement}) do not fit a cluster of {resources.num_cpus:g} CPU and "
-            f"{resources.num_gpus:g} GPU; {max(room, 0)} would"
-            + ("" if room or not gpus else _without_gpus(resources))
-        )
-    most = max(1, min(run.actors or num_chunks, num_chunks))
-    return Wiring(arrangement, min(wanted, most), run.cpus_per_actor, gpus, max_actors=most)
-
-
-def _without_gpus(resources: Resources) -> str:
-    if not resources.num_gpus:
-        return ": start nodes with GPUs, or say run.gpus_per_actor: 0"
-    return ": each needs its CPUs and GPUs on one node"
-
-
 def actors_now(wiring: Wiring) -> int:
     """Return how many of the job's actors the connected cluster has room for as it is now."""
     import ray
 
     room = _found(ray).room_for(wiring.cpus_per_actor, wiring.gpus_per_actor)
     return min(room, wiring.max_actors)
-
-
-def actors_on(node: Node, wiring: Wiring) -> int:
-    """Return how many of a job's actors may come to lie on a node."""
-    return min(room_on(node, wiring.cpus_per_actor, wiring.gpus_per_actor), wiring.num_actors)
-
-
-def room_on(node: Node, cpus: float, gpus: float) -> int:
-    """Return how many actors that ask for `cpus` and `gpus` each a node has room for."""
-    room = math.floor(node.num_cpus / cpus + 1e-9)
-    return min(room, math.floor(node.num_gpus / gpus + 1e-9)) if gpus > 0 else room
 
 
 @contextmanager
@@ -240,18 +144,3 @@ def _no_cluster(address: str) -> ConfigError:
         f"RAY_ADDRESS={address}: no Ray cluster answers there; start it, or unset RAY_ADDRESS to "
         "run on this machine"
     )
-
-
-@contextmanager
-def silent_stderr() -> Iterator[None]:
-    """Keep what C++ code writes to the descriptor off the terminal; exceptions pass."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        os.close(nowhere)

@@ -21,25 +21,25 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from cvbatch.config.evaluate import EvaluationConfig, HeatmapsConfig
-from cvbatch.config.predict import TASK_COLUMNS, JobConfig, tiling_of
+from cvbatch.config.models import TASK_COLUMNS, tiling_of
+from cvbatch.config.predict import JobConfig
+from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import ModelError, SourceError
+from cvbatch.core.progress import Listener
 from cvbatch.core.types import InputKey
-from cvbatch.distributed.parallel_map import Listener, Work
-from cvbatch.distributed.session import silent_stderr
+from cvbatch.distributed.parallel_map import Work
 from cvbatch.evaluate.heatmap_faithfulness import HeatmapOrder, Judgement, Share, judge_share
 from cvbatch.evaluate.heatmap_metrics import all_of
 from cvbatch.evaluate.join import Piece
+from cvbatch.inference.builder import Building
 from cvbatch.inference.programs import (
-    Building,
     BuildRequest,
     BuiltProgram,
     identify,
     program_uri,
     requests_for,
 )
-from cvbatch.results._results import Result
-from cvbatch.results.parts import Parts
-from cvbatch.results.result import read_job
+from cvbatch.results.parts import Parts, Result, read_job
 from cvbatch.storage import store
 
 _SHARE_IMAGES = 16  # judged by one call: a decoding process and a loaded program for each

@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 
 from cvbatch.config.evaluate import EVALUATION_VERSION, EvaluateJob, fingerprint
 from cvbatch.core.errors import ConfigError
-from cvbatch.distributed.parallel_map import Listener, Work
-from cvbatch.distributed.session import Resources, connected, joins_a_cluster, local_resources
+from cvbatch.core.progress import Listener
+from cvbatch.distributed.parallel_map import Work
+from cvbatch.distributed.resources import Resources, local_resources
+from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.evaluate import heatmap_metrics, metrics_table, plots
 from cvbatch.evaluate.class_map import make_order, never_predicted, places_of_classes
 from cvbatch.evaluate.heatmap_faithfulness import Judgement, Share
@@ -27,7 +29,7 @@ from cvbatch.evaluate.heatmap_job import Subject, choose_shares, find_subject, h
 from cvbatch.evaluate.join import Joined, Truth, find_truth, join, only_predicted
 from cvbatch.evaluate.scoring import TASKS, Order, Scored, merged, score_piece
 from cvbatch.inference.programs import BuiltProgram
-from cvbatch.results._results import Result, find_result
+from cvbatch.results.parts import Result, find_result
 from cvbatch.storage import store
 from cvbatch.storage.sink_state import held, put_state
 
@@ -94,7 +96,7 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
         CvbatchError: stopped midway; the same call begins again.
     """
     started = time.perf_counter()
-    store.be_patient(job.run)
+    store.set_retry_policy(job.run.retry_policy)
     sink = store.absolute(job.sink.uri)
     result = find_result(store.absolute(job.predictions.uri))
     truth = find_truth(job.truth.uri, job.truth.splits) if job.truth else None
@@ -154,7 +156,7 @@ def _work(
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         workers = _choose_workers(job, resources, len(pieces), _PARTS_A_WORKER)
-        work = Work(workers, job.run, listener)
+        work = Work(workers, job.run.retry_policy, listener)
         judging = _judging(job, resources, heatmaps, listener)
         if work.needs_ray or judging.needs_ray:
             stack.enter_context(connected())
@@ -180,11 +182,11 @@ def _judging(
 ) -> Work:
     """Return who judges heatmaps: on a cluster's GPUs where the network runs in TensorFlow."""
     if heatmaps is None:
-        return Work(1, job.run, listener)
+        return Work(1, job.run.retry_policy, listener)
     workers = _choose_workers(job, resources, len(heatmaps.shares), _SHARES_A_WORKER)
     if heatmaps.program.engine != "tensorflow" or resources.num_gpus < 1:
-        return Work(workers, job.run, listener)
-    return Work(min(workers, int(resources.num_gpus)), job.run, listener, gpus=1.0)
+        return Work(workers, job.run.retry_policy, listener)
+    return Work(min(workers, int(resources.num_gpus)), job.run.retry_policy, listener, gpus=1.0)
 
 
 def _count_images(scored: Scored, joined: Joined, judgement: Judgement | None) -> dict[str, int]:

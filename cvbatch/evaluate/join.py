@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.datasets.reader import files_of
-from cvbatch.results._results import Part
+from cvbatch.results.parts import Part
 from cvbatch.storage import store
 
 KINDS = ("image_id", "row", "name")

@@ -21,11 +21,10 @@ from cvbatch.explain import layer_selection
 from cvbatch.explain import region_scores as regions
 from cvbatch.explain.deepdream import Dreamer
 from cvbatch.explain.image_grids import cropped
+from cvbatch.explain.spec import Facts
 from cvbatch.explain.tables import Explanation, Located
-from cvbatch.explain.work import Facts
-from cvbatch.geometry._placing import boxes_to_input
 from cvbatch.geometry.boxes import iou, to_xyxy
-from cvbatch.geometry.resize import Placement, place, to_original
+from cvbatch.geometry.resize import Placement, boxes_to_input, place, to_original
 from cvbatch.inference import compile, gradcam
 from cvbatch.inference.graph import (
     before_activation,

@@ -15,42 +15,30 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cvbatch import __version__
+from cvbatch.config.base import SinkConfig
 from cvbatch.config.explain import EXPLANATION_VERSION, OF_THE_MODEL, ExplainJob, fingerprint
-from cvbatch.config.predict import SinkConfig
-from cvbatch.core.child_process import Apart
+from cvbatch.core.child_process import Apart, silent_stderr
 from cvbatch.core.errors import ConfigError, NotFoundError
-from cvbatch.core.failures import Examples, are_too_many, as_json, merge
+from cvbatch.core.failures import are_too_many, as_json, merge
+from cvbatch.core.progress import Listener
+from cvbatch.core.types import Examples
+from cvbatch.core.version import __version__
 from cvbatch.distributed.parallel_map import Work
-from cvbatch.distributed.session import (
-    Resources,
-    connected,
-    joins_a_cluster,
-    local_resources,
-    silent_stderr,
-)
-from cvbatch.explain.work import (
-    IMAGES,
-    NETWORK,
-    ExplainOrder,
-    Facts,
-    Piece,
-    PieceReport,
-    file_uri,
-    load,
-    look_over,
-    work,
-)
+from cvbatch.distributed.resources import Resources, local_resources
+from cvbatch.distributed.session import connected, joins_a_cluster
+from cvbatch.explain.spec import IMAGES, NETWORK, ExplainOrder, Facts, Piece, PieceReport, file_uri
+from cvbatch.explain.work import load, look_over, work
 from cvbatch.inference.programs import BuildRequest, Identity, identify
+from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
-from cvbatch.predict.job import Listener
-from cvbatch.results import writer
 from cvbatch.storage import atomic, store
 from cvbatch.storage.lease import Lease
 from cvbatch.storage.listing import list_files
+from cvbatch.storage.retry import set_retry_policy
 from cvbatch.storage.sink_state import held, put_state
 
 _DIFFERS = "explanation: the model or what is asked of it differs"
@@ -110,7 +98,7 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
         CvbatchError: stopped midway; what is written stays, the same call goes on.
     """
     started = time.perf_counter()
-    store.be_patient(job.run)
+    store.set_retry_policy(job.run.retry_policy)
     job = _with_absolute_uris(job)
     summary = ExplainSummary(job.sink.uri, "")
     with ExitStack() as stack:
@@ -138,7 +126,9 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
             _commit(order, plan, saved)
         pieces = _pieces(order, plan, overwrite)
         listener.say(_announced(pieces))
-        for report in Work(workers, job.run, listener).of(_do, order, pieces, "pieces done"):
+        for report in Work(workers, job.run.retry_policy, listener).of(
+            _do, order, pieces, "pieces done"
+        ):
             lease.check()
             summary.add(report)
         summary.seconds = time.perf_counter() - started
@@ -154,7 +144,7 @@ def _asked(job: ExplainJob, plan: Plan | None, listener: Listener) -> AbstractCo
     from cvbatch.distributed.preflight import nodes_asked
 
     source_uri = plan.read_chunk(plan.chunks[0]).items[0].uri if plan else None
-    return nodes_asked(job.sink.uri, source_uri, job.run, listener.say)
+    return nodes_asked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
 
 
 def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
@@ -203,9 +193,9 @@ def _facts(job: ExplainJob, identity: Identity, saved: Path, *, is_alone: bool) 
     if is_alone:
         with silent_stderr():
             return look_over(job, request, saved)
-    return Apart(look_over, job, request, saved).result(
-        "looks the network over", "make room, or run the job on a larger machine"
-    )
+    return Apart(
+        look_over, job, request, saved, initializer=partial(set_retry_policy, job.run.retry_policy)
+    ).result("looks the network over", "make room, or run the job on a larger machine")
 
 
 def _order(
@@ -248,7 +238,7 @@ def _commit(order: ExplainOrder, plan: Plan | None, saved: Path) -> None:
     if plan is not None:
         plan.commit()
         for chunk_id in plan.stale:
-            store.delete(order.uri(IMAGES, writer.part_name(chunk_id)))
+            store.delete(order.uri(IMAGES, part_files.part_name(chunk_id)))
 
 
 def _put_state(order: ExplainOrder, counted: tuple[int, int] | None) -> None:

@@ -8,24 +8,32 @@ and is told all else in one small `ExplainOrder`.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.config.explain import OF_IMAGES, ExplainJob
-from cvbatch.core.failures import Examples, note
+from cvbatch.config.explain import ExplainJob
 from cvbatch.core.types import ChunkRef, EncodedImage, Failure, ImageBatch, InputKey
 from cvbatch.explain import image_grids, tables
+from cvbatch.explain.spec import (
+    IMAGES,
+    NETWORK,
+    PICTURES,
+    ExplainOrder,
+    Facts,
+    Piece,
+    PieceReport,
+    file_uri,
+)
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.drawing import draw_boxes, to_png
 from cvbatch.images.heatmaps import overlay
 from cvbatch.images.isolated_decode import CarefulDecoder
 from cvbatch.inference.programs import BuildRequest
+from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
 from cvbatch.results import writer
 from cvbatch.sources.readers import read_chunk_images
@@ -33,65 +41,6 @@ from cvbatch.storage import store
 
 if TYPE_CHECKING:
     from cvbatch.explain.introspection import Network
-
-IMAGES = "images"  # the sink's folder of the images' rows
-PICTURES = "pictures"
-NETWORK = "_cvbatch/network.keras"
-
-
-class Piece(NamedTuple):
-    """What is done as a whole: a layer's patterns or weights, or a chunk of images."""
-
-    kind: str  # "patterns" | "weights" | "images"
-    layer: str = ""
-    ref: ChunkRef | None = None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the job's words mean, once its network was looked at."""
-
-    classes: tuple[str, ...]  # empty where none are needed
-    image_size: tuple[int, int]
-    layers: dict[str, tuple[str, ...]]  # of activations, patterns and weights: paths
-    widths: dict[str, int]  # channels of the layers with patterns
-
-
-@dataclass(frozen=True)
-class ExplainOrder:
-    """What the workers must know; small, whatever the network weighs."""
-
-    job: ExplainJob
-    fingerprint: str
-    facts: Facts
-    metadata: bytes  # of every Parquet file
-    source_format: str = ""  # never "auto"; "" where there are no images
-    revisions: dict[str, int] = field(default_factory=dict)  # of chunks planned again
-    threads: int | None = None  # of a worker; None: as many as there are cores
-
-    @property
-    def sections(self) -> tuple[str, ...]:
-        """Return what is asked about images."""
-        return tuple(name for name in OF_IMAGES if getattr(self.job, name) is not None)
-
-    def uri(self, *parts: str) -> str:
-        """Return the URI of something in the sink."""
-        return store.join(self.job.sink.uri, *parts)
-
-
-@dataclass
-class PieceReport:
-    """What became of one piece."""
-
-    num_pictures: int = 0
-    num_images: int = 0
-    failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
-    examples: Examples = field(default_factory=dict)
-
-    def note(self, batch: ImageBatch, failures: dict[int, Failure]) -> None:
-        """Count a batch in."""
-        self.num_images += len(batch)
-        note(self.failures, self.examples, batch.image_id, failures)
 
 
 def look_over(job: ExplainJob, request: BuildRequest, saved: Path) -> Facts:
@@ -136,13 +85,6 @@ def work(order: ExplainOrder, piece: Piece) -> PieceReport:
         CvbatchError: the store does not answer.
     """
     return _WORKS[piece.kind](order, load(order), piece)
-
-
-def file_uri(order: ExplainOrder, piece: Piece) -> str:
-    """Return the URI of the file that says that a piece is done."""
-    if piece.ref is not None:
-        return order.uri(IMAGES, writer.part_name(piece.ref.chunk_id))
-    return order.uri(piece.kind, f"{tables.layer_name(piece.layer)}.parquet")
 
 
 def _patterns(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
@@ -193,7 +135,7 @@ def _images(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
         report.note(batch, failures)
         rows.append(tables.image_rows(batch, failures, explained, order.sections))
     chunk_id = piece.ref.chunk_id
-    metadata = writer.revised(order.metadata, order.revisions.get(chunk_id, 0))
+    metadata = part_files.revised(order.metadata, order.revisions.get(chunk_id, 0))
     schema = tables.images_schema(order.sections)
     writer.write_part(order.uri(IMAGES), chunk_id, rows, schema, metadata)
     return report

@@ -156,3 +156,10 @@ def _tag_table(data: bytes) -> tuple[int, int, int]:
     start = int.from_bytes(offset, order)
     count = int.from_bytes(data[start : start + count_bytes], order)
     return start + count_bytes, count, entry_bytes
+
+
+SUFFIXES = {
+    "images": ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"),
+    "parquet": ("parquet",),
+    "webdataset": ("tar", "tar.gz", "tgz"),
+}

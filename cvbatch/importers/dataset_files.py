@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.core.types import Item
+from cvbatch.images.signatures import SUFFIXES
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.parsing import read_lines
-from cvbatch.sources.discovery import SUFFIXES
 from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import AccessDeniedError, CvbatchError, NotFoundError, SinkError
+from cvbatch.datasets.schema import KIND
 from cvbatch.importers.annotations import Truth
 from cvbatch.importers.coco import read_coco
 from cvbatch.importers.folders import read_folders
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.predictions import read_predictions
-from cvbatch.importers.shard_writer import KIND, ShardWriter
+from cvbatch.importers.shard_writer import ShardWriter
 from cvbatch.importers.trimaps import read_trimaps
 from cvbatch.importers.validation import Row, examined
 from cvbatch.importers.voc import read_voc

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from typing import Any
 
@@ -11,53 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch import __version__
-from cvbatch.config.predict import SCHEMA_VERSION
-from cvbatch.core.types import VOID_CLASS
+from cvbatch.datasets.schema import label_metadata, label_schema
 from cvbatch.images.masks import encode_png
 from cvbatch.importers.annotations import Truth
 from cvbatch.importers.validation import Row
-from cvbatch.results.schema import COLUMN_TYPES, IMAGE
 from cvbatch.storage import store
 
-KIND = "labels"
 ROW_GROUP_ROWS = 64
 MAX_SHARD_BYTES = 64 << 20  # of images and masks; three shards grow at a time, one a split
-_COLUMNS: dict[str, pa.DataType] = {
-    "image_id": pa.string(),
-    "image": IMAGE,
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "split": pa.string(),
-    "labels": COLUMN_TYPES["labels"],
-    "boxes": COLUMN_TYPES["boxes"],
-    "box_is_crowd": pa.list_(pa.bool_()),
-    "mask": IMAGE,
-}
-_ALWAYS = ("image_id", "image", "width", "height", "split")
-
-
-def label_schema(truth: Truth) -> pa.Schema:
-    """Return the schema of labelled images: a column exists when the data set gives it."""
-    return pa.schema(
-        [(name, _COLUMNS[name]) for name in _COLUMNS if name in _ALWAYS or name in truth.columns]
-    )
-
-
-def label_metadata(truth: Truth, format_: str) -> bytes:
-    """Return the JSON under the file-level metadata key `cvbatch`."""
-    document = {
-        "kind": KIND,
-        "schema_version": SCHEMA_VERSION,
-        "cvbatch_version": __version__,
-        "format": format_,
-        "columns": [name for name in _COLUMNS if name in truth.columns],
-        "classes": {column: list(names) for column, names in truth.classes.items()},
-        "is_multi_label": truth.is_multi_label,
-        "box_format": "half-open xyxy, pixels of the upright image",
-        "mask_void": VOID_CLASS,
-    }
-    return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
 
 
 class ShardWriter:
@@ -66,9 +26,9 @@ class ShardWriter:
     def __init__(self, sink_uri: str, truth: Truth, format_: str, shard_images: int) -> None:
         self.files: dict[str, int] = {}  # name → bytes
         self._sink_uri = sink_uri
-        self._schema = label_schema(truth)
+        self._schema = label_schema(truth.columns)
         self._classes = truth.classes
-        self._metadata = label_metadata(truth, format_)
+        self._metadata = label_metadata(truth.columns, truth.classes, truth.is_multi_label, format_)
         self._shard_images = shard_images
         self._growing: dict[str, list[dict[str, Any]]] = {}
         self._sizes: Counter[str] = Counter()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.types import MAX_MASK_CLASSES
-from cvbatch.images.orientation import MaskFiles
 from cvbatch.importers.annotations import Batch, Example, Truth
 from cvbatch.importers.dataset_files import (
     images_by_stem,
@@ -19,6 +18,7 @@ from cvbatch.importers.dataset_files import (
     stem_of,
 )
 from cvbatch.importers.import_report import Report
+from cvbatch.importers.mask_files import MaskFiles
 from cvbatch.importers.options import ImportOptions
 
 PET_CLASSES = ("foreground", "background", "contour")

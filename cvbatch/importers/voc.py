@@ -18,7 +18,6 @@ import numpy as np
 
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.types import MAX_MASK_CLASSES, Item
-from cvbatch.images.orientation import MaskFiles
 from cvbatch.importers.annotations import Batch, Example, Truth
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import (
@@ -31,6 +30,7 @@ from cvbatch.importers.dataset_files import (
     stem_of,
 )
 from cvbatch.importers.import_report import Report
+from cvbatch.importers.mask_files import MaskFiles
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.parsing import number_in, read_xml, text_of
 

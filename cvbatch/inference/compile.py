@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from cvbatch.config.predict import ClassificationConfig, DetectionConfig, tiling_of
+from cvbatch.config.models import ClassificationConfig, DetectionConfig, tiling_of
 from cvbatch.core.errors import ModelError
 from cvbatch.core.types import ModelSpec
 from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
@@ -20,7 +20,7 @@ from cvbatch.inference.programs import BuildRequest, BuiltProgram
 from cvbatch.models import cost, registry
 from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
 from cvbatch.models.model_files import take
-from cvbatch.models.onednn_workaround import spare
+from cvbatch.models.precision import with_precision
 
 RANDOM_SEED = 0  # of `weights: random`: the same job is the same network
 
@@ -128,17 +128,6 @@ def _bytes_per_image(costs: cost.Cost | None, image_size: tuple[int, int], preci
     """
     maps = costs.working_bytes if costs else 0
     return 3 * math.prod(image_size) + (maps if precision == "float32" else maps // 2)
-
-
-def with_precision(model: keras.Model, policy: str) -> keras.Model:
-    """Return the model computing under a mixed-precision policy, its weights unchanged."""
-
-    def converted(layer: keras.Layer) -> keras.Layer:
-        return layer.__class__.from_config({**layer.get_config(), "dtype": policy})
-
-    clone = keras.models.clone_model(model, clone_function=converted, recursive=True)
-    clone.set_weights(model.get_weights())
-    return spare(clone)
 
 
 def weights_sha256(model: keras.Model) -> str:

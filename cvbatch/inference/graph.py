@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cvbatch.config.predict import (
+from cvbatch.config.models import (
     ClassificationConfig,
     DetectionConfig,
     LocalizationConfig,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cvbatch.core.types import Boxes, InputKey
+from cvbatch.core.types import Boxes, InputKey, join_boxes
 from cvbatch.geometry import boxes as box_arrays
 from cvbatch.geometry.resize import Placement, to_original
 
@@ -78,19 +78,3 @@ def read_single_boxes(
 
 def _of_classes(scores: np.ndarray, kept: Sequence[int] | None) -> np.ndarray:  # (N, C) → (N, K)
     return scores if kept is None else scores[:, list(kept)]
-
-
-def join_boxes(
-    found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],  # K of (M, 4), (M,), (M,)
-    image_index: np.ndarray,  # (K,)
-) -> Boxes:
-    """Return the boxes, scores and class ids found in K images as one."""
-    counts = [len(score) for _, score, _ in found]
-    empty = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
-    xyxy, score, class_id = (np.concatenate(part) for part in zip(empty, *found, strict=True))
-    return Boxes(
-        xyxy=xyxy.astype(np.float32),
-        score=score.astype(np.float32),
-        class_id=class_id.astype(np.int32),
-        image_index=np.repeat(image_index, counts),
-    )

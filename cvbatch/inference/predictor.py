@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.config.predict import ModelConfig
+from cvbatch.config.models import ModelConfig
 from cvbatch.core.types import (
     Failure,
     ImageBatch,

@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from cvbatch import __version__
-from cvbatch.config.predict import NAMED_WEIGHTS, JobConfig, ModelConfig
-from cvbatch.core.child_process import Apart
+from cvbatch.config.base import NAMED_WEIGHTS
+from cvbatch.config.models import ModelConfig
+from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ModelError, StoreError
 from cvbatch.core.types import ModelSpec
+from cvbatch.core.version import __version__
 from cvbatch.inference.engines import ENGINES, Program
 from cvbatch.models import model_files
 from cvbatch.models.metadata import DEMO_FILES, read_card
@@ -164,40 +165,6 @@ def _read_class_file(uri: str) -> tuple[str, ...]:
     if not names:
         raise ModelError(f"class file {uri} is empty; write one class name a line")
     return names
-
-
-def build(request: BuildRequest) -> BuiltProgram:
-    """Return the model compiled. Imports TensorFlow: `Building` calls it.
-
-    Raises:
-        ModelError: the model cannot be built, or does not fit its task.
-    """
-    from cvbatch.inference import compile as building  # TensorFlow comes with it
-
-    return building.build(request)
-
-
-class Building:
-    """The one process that builds and compiles all models of a job, at work."""
-
-    def __init__(self, requests: Sequence[BuildRequest]) -> None:
-        self._all = Apart(_build_all, list(requests))
-
-    def result(self) -> list[BuiltProgram]:
-        """Return the programs, when they are there.
-
-        Raises:
-            ModelError: a model cannot be built or does not fit its task, or the process died.
-        """
-        return self._all.result(
-            "compiles the models",
-            "make room, or run the job once on a larger machine: programs are kept under the "
-            "sink's _cvbatch/programs",
-        )
-
-
-def _build_all(requests: list[BuildRequest]) -> list[BuiltProgram]:
-    return [build(request) for request in requests]
 
 
 def requests_for(job: JobConfig, identities: Sequence[Identity], engine: str) -> list[BuildRequest]:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from cvbatch.core.errors import CvbatchError, SinkError
 from cvbatch.core.types import Chunk, ChunkRef, Item
-from cvbatch.sources.discovery import UNITS
+from cvbatch.sources.units import UNITS
 from cvbatch.storage import store
 
 MANIFEST = pa.schema([("chunk_id", pa.string()), *UNITS])

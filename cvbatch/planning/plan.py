@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
 from cvbatch.core.types import Chunk, ChunkRef
-from cvbatch.planning import manifest
+from cvbatch.planning import manifest, part_files
 from cvbatch.planning.manifest import Book, Generation, read_chunk
 from cvbatch.planning.revisions import Changes, Revision, compare, num_files, revise
-from cvbatch.results import writer
-from cvbatch.sources.discovery import SourceFiles, expand, find_files
+from cvbatch.sources.discovery import SourceFiles, find_files
+from cvbatch.sources.units import expand
 from cvbatch.storage import store
 from cvbatch.storage.listing import Progress
 
@@ -218,7 +218,7 @@ def _done(sink_uri: str, book: Book, written: frozenset[str]) -> frozenset[str]:
     asked = [name for name in done if book[name].revision]
 
     def held(name: str) -> int:
-        return writer.revision_of(store.join(sink_uri, writer.part_name(name)))
+        return part_files.revision_of(store.join(sink_uri, part_files.part_name(name)))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         revisions = dict(zip(asked, pool.map(held, asked), strict=True))

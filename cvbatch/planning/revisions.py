@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from cvbatch.core.types import ChunkRef
 from cvbatch.planning import manifest
 from cvbatch.planning.manifest import Known
-from cvbatch.sources.discovery import UNITS, SourceFiles, expand
+from cvbatch.sources.discovery import SourceFiles
+from cvbatch.sources.units import UNITS, expand
 
 _GONE = "gone"  # the version of a file that was not there: should it come back, it has changed
 

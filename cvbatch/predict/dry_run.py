@@ -10,20 +10,20 @@ from itertools import islice
 from typing import NamedTuple
 
 from cvbatch.config.predict import JobConfig
+from cvbatch.core.child_process import silent_stderr
+from cvbatch.core.progress import Listener
 from cvbatch.core.types import ChunkRef, EncodedImage
-from cvbatch.distributed.memory import actor_need, check_batch, memory_of_each
-from cvbatch.distributed.session import (
-    choose_wiring,
-    connected,
-    joins_a_cluster,
-    local_resources,
-    silent_stderr,
-)
+from cvbatch.distributed.memory import memory_of_each
+from cvbatch.distributed.resources import local_resources
+from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.isolated_decode import CarefulDecoder
+from cvbatch.inference.builder import Building
 from cvbatch.inference.predictor import LoadedModel, Predictor
-from cvbatch.inference.programs import Building, BuiltProgram, requests_for
-from cvbatch.predict.job import Listener, Preparation, prepare
+from cvbatch.inference.programs import BuiltProgram, requests_for
+from cvbatch.predict.allocation import choose_wiring
+from cvbatch.predict.job import Preparation, prepare
+from cvbatch.predict.memory_check import actor_need, check_batch
 from cvbatch.results import schema, writer
 from cvbatch.sources.readers import read_chunk_images
 from cvbatch.storage.lease import holder_in

@@ -12,23 +12,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
-from cvbatch import __version__
 from cvbatch.config.predict import SCHEMA_VERSION, JobConfig, fingerprint
 from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
 from cvbatch.core.json_log import new_run
+from cvbatch.core.progress import Listener
 from cvbatch.core.types import ChunkRef
-from cvbatch.distributed.memory import actor_need, check_batch, memory_of_each
-from cvbatch.distributed.session import (
-    Resources,
-    choose_wiring,
-    connected,
-    joins_a_cluster,
-    local_resources,
-)
+from cvbatch.core.version import __version__
+from cvbatch.distributed.memory import memory_of_each
+from cvbatch.distributed.resources import Resources, local_resources
+from cvbatch.distributed.session import connected, joins_a_cluster
+from cvbatch.inference.builder import Building
 from cvbatch.inference.programs import (
-    Building,
     BuildRequest,
     BuiltProgram,
     Identity,
@@ -36,8 +31,11 @@ from cvbatch.inference.programs import (
     program_uri,
     requests_for,
 )
+from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
-from cvbatch.predict.steps import PartReport, WorkOrder
+from cvbatch.predict.allocation import choose_wiring
+from cvbatch.predict.memory_check import actor_need, check_batch
+from cvbatch.predict.steps import WorkOrder
 from cvbatch.predict.summary import Summary
 from cvbatch.results import run_history, schema, writer
 from cvbatch.storage import store
@@ -45,22 +43,6 @@ from cvbatch.storage.lease import Lease
 from cvbatch.storage.sink_state import refuse_others
 
 _THREADS = 16
-
-
-class Listener(Protocol):
-    """Who wants to hear how a job goes on."""
-
-    def say(self, line: str) -> None:
-        """Hear one line about the job."""
-
-    def listed(self, num_names: int) -> None:
-        """Hear how many names the source has so far."""
-
-    def begun(self, num_chunks: int, num_images: int) -> None:
-        """Hear what is to be done; num_images is 0 where only reading tells."""
-
-    def written(self, report: PartReport, summary: Summary) -> None:
-        """Hear that a chunk's file is there, and what all files so far come to."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ def prepare(
     Raises:
         RefusedError: a model file, the source or the sink is not as the job needs it.
     """
-    store.be_patient(job.run)
+    store.set_retry_policy(job.run.retry_policy)
     identities = [identify(config) for config in job.models]
     engine = job.run.engine
     if engine == "auto":
@@ -126,7 +108,7 @@ def predict(
         CvbatchError: stopped midway; what is written stays, the same call goes on.
     """
     started = time.perf_counter()
-    store.be_patient(job.run)
+    store.set_retry_policy(job.run.retry_policy)
     with ExitStack() as stack:
         lease = stack.enter_context(Lease(job.sink.uri, listener.say))
         lease.wait_until_free()
@@ -182,7 +164,7 @@ def predict(
         worked = (run for run in run_history.latest(job.sink.uri) if run.num_images)
         summary.before = next(((run.num_images, run.num_failed) for run in worked), None)
     summary.judge(job.run.max_failure_fraction)
-    writer.remove_leftovers(job.sink.uri)  # of runs and workers that were killed
+    store.remove_leftovers(job.sink.uri)  # of runs and workers that were killed
     if has_work:
         run_history.keep(job.sink.uri, summary.as_json())
     return summary
@@ -195,7 +177,7 @@ def _asked(
     from cvbatch.distributed.preflight import nodes_asked
 
     source_uri = plan.read_chunk(ref).items[0].uri
-    return nodes_asked(job.sink.uri, source_uri, job.run, listener.say)
+    return nodes_asked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
 
 
 def _begin(job: JobConfig, requests: Sequence[BuildRequest]) -> Building | None:
@@ -257,7 +239,7 @@ def _commit_plan(plan: Plan, sink_uri: str) -> None:
     """Write what is planned, and remove the files of chunks that hold nothing any more."""
     plan.commit()
     for chunk_id in plan.stale:
-        store.delete(store.join(sink_uri, writer.part_name(chunk_id)))
+        store.delete(store.join(sink_uri, part_files.part_name(chunk_id)))
 
 
 def _job_uri(sink_uri: str) -> str:
@@ -304,7 +286,7 @@ def _with_failed(plan: Plan, left: list[ChunkRef], sink_uri: str) -> list[ChunkR
     """Return the chunks left and those done that have failed rows, in the plan's order."""
 
     def has_failed(chunk_id: str) -> bool:
-        return writer.has_failed_rows(store.join(sink_uri, writer.part_name(chunk_id)))
+        return writer.has_failed_rows(store.join(sink_uri, part_files.part_name(chunk_id)))
 
     done = sorted(plan.done)
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -23,10 +23,11 @@ from ray.exceptions import (
 )
 
 from cvbatch.core.errors import CvbatchError
-from cvbatch.core.types import ChunkRef
-from cvbatch.distributed.session import Wiring, actors_now
+from cvbatch.core.types import ChunkRef, PartReport
+from cvbatch.distributed.resources import Wiring
+from cvbatch.distributed.session import actors_now
 from cvbatch.planning.plan import read_chunk
-from cvbatch.predict.steps import FusedWorker, PartReport, WorkOrder
+from cvbatch.predict.steps import FusedWorker, WorkOrder
 
 CAREFUL_AFTER = 2  # deaths of its workers: from then on a chunk is done carefully
 GIVEN_UP_AFTER = 4  # deaths: two of them of the careful way

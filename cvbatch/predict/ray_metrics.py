@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.util import metrics
 
-from cvbatch.predict.steps import PartReport
+from cvbatch.core.types import PartReport
 
 
 @dataclass(frozen=True)

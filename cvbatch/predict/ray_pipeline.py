@@ -21,8 +21,8 @@ import pyarrow as pa
 import ray
 
 from cvbatch.core.errors import CvbatchError
-from cvbatch.core.types import ChunkRef
-from cvbatch.distributed.session import Wiring
+from cvbatch.core.types import ChunkRef, PartReport
+from cvbatch.distributed.resources import Wiring
 from cvbatch.predict import steps
 from cvbatch.predict.ray_actor_pool import CAREFUL_AFTER, GIVEN_UP_AFTER, Crew, given_up
 from cvbatch.predict.ray_attempts import DECODE, MODELS, WRITE, start_attempts
@@ -34,7 +34,7 @@ from cvbatch.predict.serialization import (
     table_to_predictions,
 )
 from cvbatch.predict.stage_timer import Effort
-from cvbatch.predict.steps import PartReport, WorkOrder
+from cvbatch.predict.steps import WorkOrder
 
 if TYPE_CHECKING:
     import ray.data

@@ -12,12 +12,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from cvbatch.config.predict import JobConfig
-from cvbatch.core.failures import Examples, note
-from cvbatch.core.types import ChunkRef, EncodedImage, ImageBatch, ModelSpec, Predictions
+from cvbatch.core.failures import note
+from cvbatch.core.types import (
+    ChunkRef,
+    EncodedImage,
+    Examples,
+    ImageBatch,
+    ModelSpec,
+    PartReport,
+    Predictions,
+)
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.isolated_decode import CarefulDecoder, on_a_timer
 from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.inference.programs import BuiltProgram
+from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
 from cvbatch.predict.stage_timer import Effort
 from cvbatch.results import schema, writer
@@ -44,24 +53,6 @@ class WorkOrder:
         return [schema.ResultModel(config, spec) for config, spec in pairs]
 
 
-@dataclass(frozen=True)
-class PartReport:
-    """What became of one chunk."""
-
-    chunk_id: str
-    num_images: int
-    failures: dict[str, int]  # "stage/kind" → images
-    num_bytes: int  # of the file
-    examples: Examples
-    num_bytes_read: int = 0  # of encoded images
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage
-
-    @property
-    def num_failed(self) -> int:
-        """Return how many of the images have no predictions."""
-        return sum(self.failures.values())
-
-
 def read_and_decode(
     order: WorkOrder, ref: ChunkRef, effort: Effort, *, is_careful: bool = False
 ) -> Iterator[ImageBatch]:
@@ -72,7 +63,7 @@ def read_and_decode(
     An image that crashes its decoder, or takes longer than `run.image_timeout_s`, ends this
     process; with `is_careful` another one, and fails alone.
     """
-    store.be_patient(order.job.run)
+    store.set_retry_policy(order.job.run.retry_policy)
     source = order.job.source
     images = read_chunk_images(
         read_chunk(ref), order.source_format, source.image_column, max_bytes=source.max_bytes
@@ -99,7 +90,7 @@ def _weighed(images: Iterable[EncodedImage], effort: Effort) -> Iterator[Encoded
 
 def load_predictor(order: WorkOrder, read: Callable[[str], bytes] = store.read_bytes) -> Predictor:
     """Return the job's models, loaded into this process."""
-    store.be_patient(order.job.run)
+    store.set_retry_policy(order.job.run.retry_policy)
     models = []
     for config, uri in zip(order.job.models, order.program_uris, strict=True):
         built = BuiltProgram.from_bytes(read(uri))
@@ -112,7 +103,7 @@ def write(
     order: WorkOrder, chunk_id: str, predictions: Iterable[Predictions], effort: Effort
 ) -> PartReport:
     """Write the chunk's rows as its file; return what it holds, and what it took until now."""
-    store.be_patient(order.job.run)
+    store.set_retry_policy(order.job.run.retry_policy)
     models = order.result_models
     arrow_schema = schema.result_schema(models)
     counts: Counter[str] = Counter()
@@ -123,7 +114,7 @@ def write(
             num_images += len(said)
             note(counts, examples, said.image_id, said.failures)
             tables.append(schema.to_rows(said, models, arrow_schema))
-        metadata = writer.revised(order.metadata, order.revisions.get(chunk_id, 0))
+        metadata = part_files.revised(order.metadata, order.revisions.get(chunk_id, 0))
         num_bytes = writer.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
     return PartReport(
         chunk_id,

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from cvbatch.core.failures import Examples, are_too_many, as_json, merge
+from cvbatch.core.failures import are_too_many, as_json, merge
+from cvbatch.core.types import Examples, PartReport
 from cvbatch.planning.plan import Plan
-from cvbatch.predict.steps import PartReport
 
 SEEN_BEFORE_STOPPING = 200  # images of a run, before its failures may stop it
 

@@ -15,7 +15,7 @@ from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
 from cvbatch.evaluate.scoring import Order, score_rows
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.counts import Tally
-from cvbatch.results._results import find_result
+from cvbatch.results.parts import find_result
 
 MOST_DIFFERENT = 16  # images kept
 MAX_PIECES = 48

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
-from cvbatch import __version__
 from cvbatch.core.errors import (
     AccessDeniedError,
     ConfigError,
@@ -21,14 +20,14 @@ from cvbatch.core.errors import (
     SourceError,
 )
 from cvbatch.core.redaction import hidden
+from cvbatch.core.version import __version__
 from cvbatch.report import evaluation_page, prediction_page, training_page
 from cvbatch.report.disagreements import Comparison, compare
 from cvbatch.report.html import Section, count, el, paragraph, shortened
 from cvbatch.report.overlays import Budget
 from cvbatch.report.prediction_page import Prediction
 from cvbatch.report.statistics import survey
-from cvbatch.results._results import find_result
-from cvbatch.results.parts import describe
+from cvbatch.results.parts import describe, find_result
 from cvbatch.results.result import Result
 from cvbatch.results.run_history import latest
 from cvbatch.storage import store

@@ -5,24 +5,36 @@ A chunk that was planned again since its file was written counts as missing: its
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.config.predict import SCHEMA_VERSION, TASK_COLUMNS
+from cvbatch.config.models import TASK_COLUMNS
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
-from cvbatch.core.types import Chunk, ChunkRef, EncodedImage, InputKey, Item
-from cvbatch.geometry.resize import mask_to_original, place
+from cvbatch.core.types import ChunkRef, InputKey
+from cvbatch.geometry.resize import place
+from cvbatch.images.decode import Limits
+from cvbatch.planning import part_files
+from cvbatch.storage import store
+
+if TYPE_CHECKING:
+    pass
+from collections.abc import Collection
+from dataclasses import replace
+
+from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.core.types import Chunk, EncodedImage, Item
+from cvbatch.geometry.resize import mask_to_original
 from cvbatch.images.masks import decode_png
 from cvbatch.planning import manifest
-from cvbatch.results import writer
 from cvbatch.sources.readers import read_chunk_images
-from cvbatch.storage import store
 
 ANSWERS = ("labels", "boxes", "mask")  # columns with a class table
 _BUFFER_BYTES = 1 << 20  # of a column: a row group's masks are not held at once
@@ -79,16 +91,16 @@ class Parts:
         done: list[ChunkRef] = []
         missing: list[ChunkRef] = []
         for ref in known.chunks:
-            name, revision = writer.part_name(ref.chunk_id), revisions[ref.chunk_id]
+            name, revision = part_files.part_name(ref.chunk_id), revisions[ref.chunk_id]
             is_done = name in sizes and (
-                not revision or writer.revision_of(store.join(uri, name)) == revision
+                not revision or part_files.revision_of(store.join(uri, name)) == revision
             )
             (done if is_done else missing).append(ref)
         return cls(uri, tuple(done), tuple(missing), revisions, known.reading, sizes)
 
     def uri_of(self, ref: ChunkRef) -> str:
         """Return where a chunk's rows are."""
-        return store.join(self.uri, writer.part_name(ref.chunk_id))
+        return store.join(self.uri, part_files.part_name(ref.chunk_id))
 
     def encoded(
         self, ref: ChunkRef, wanted: Collection[str], max_bytes: int
@@ -197,3 +209,107 @@ def mask_of(row: dict[str, Any], models: Sequence[dict[str, Any]]) -> np.ndarray
     height, width = model["input_size"]
     key = InputKey(height, width, model["resize"])
     return mask_to_original(mask, place(row["height"], row["width"], key))
+
+
+def read_job(uri: str) -> dict[str, Any] | None:
+    """Return what `_cvbatch/job.json` of a sink says; None where there is none.
+
+    Raises:
+        SourceError: it cannot be read, or is damaged.
+    """
+    try:
+        held = json.loads(store.read_bytes(store.join(uri, "_cvbatch/job.json")))
+    except NotFoundError:
+        return None
+    except AccessDeniedError as error:
+        raise SourceError(f"the source cannot be read: {error}") from None
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise SourceError(f"{uri}: _cvbatch/job.json is damaged; run the job again")
+    return held
+
+
+def limits_of(held: dict[str, Any] | None) -> Limits:
+    """Return within which limits a job read its images, as its job.json says."""
+    source = ((held or {}).get("job") or {}).get("source") or {}
+    known = {key: source[key] for key in ("max_bytes", "max_pixels") if key in source}
+    return Limits(**known)
+
+
+_THREADS = 16
+
+
+class Part(NamedTuple):
+    """A chunk's file, and the images in it."""
+
+    uri: str
+    image_id: pa.Array  # large_string, in the file's order
+
+
+@dataclass(frozen=True)
+class Result:
+    """A prediction's result, as far as it is known without reading an answer."""
+
+    uri: str
+    parts: tuple[Part, ...]
+    classes: dict[str, tuple[str, ...]]  # of the columns labels, boxes and mask
+    models: dict[str, dict[str, Any]]  # what the files say of the model that filled the column
+    num_chunks_left: int  # that are planned and not done
+    identity: str  # SHA-256 of the job's fingerprint and the files' names and sizes
+
+
+def find_result(uri: str) -> Result:
+    """Return what a sink of `cvbatch predict` holds; of its rows only the image ids are read.
+
+    Raises:
+        SourceError: there is none, it is empty, or it was written by another schema or by two jobs.
+    """
+    try:
+        parts = Parts.find(uri)
+    except SourceError as error:
+        raise SourceError(f"predictions {uri}: {error}") from None
+    if not store.exists(store.join(uri, "_cvbatch/job.json")):
+        raise SourceError(
+            f"predictions {uri}: there is no result of a prediction; name the sink of a `cvbatch "
+            "predict`"
+        )
+    names = [part_files.part_name(ref.chunk_id) for ref in parts.done]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = list(pool.map(lambda ref: _read(parts.uri_of(ref)), parts.done))
+    if not sum(len(part.image_id) for _, part in read):
+        raise SourceError(f"predictions {uri}: the result holds no row; run its prediction first")
+    said, _ = read[0]
+    for name, (other, _) in zip(names, read, strict=True):
+        if other["fingerprint"] != said["fingerprint"]:
+            raise SourceError(f"predictions {uri}: {name} is of another job than {names[0]}")
+    models = {
+        column: model
+        for model in said["models"]
+        for column in TASK_COLUMNS[model["task"]]
+        if column in ANSWERS
+    }
+    files = [[name, parts.sizes[name]] for name in names]
+    identity = hashlib.sha256(json.dumps([said["fingerprint"], files]).encode()).hexdigest()
+    return Result(
+        uri,
+        tuple(part for _, part in read),
+        {column: tuple(model["classes"]) for column, model in models.items()},
+        models,
+        len(parts.missing),
+        identity,
+    )
+
+
+def _read(uri: str) -> tuple[dict[str, Any], Part]:
+    """Return what a part says of itself, and its image ids."""
+    said = describe(uri).document
+    try:
+        with store.open_input(uri) as source:
+            table = pq.ParquetFile(source).read(["image_id"])
+            ids = table["image_id"].cast(pa.large_string())
+    except (pa.ArrowException, OSError, LookupError) as error:
+        raise SourceError(
+            f"{uri} is no part of a prediction's result ({str(error)[:200]}); predict again"
+        ) from None
+    return said, Part(uri, ids.combine_chunks())

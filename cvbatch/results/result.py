@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.core.errors import SourceError
 from cvbatch.core.types import ChunkRef, Failure, InputKey, Tiling
 from cvbatch.geometry.resampling import over_original
 from cvbatch.geometry.resize import Placement, place
 from cvbatch.geometry.tiling import place_all
-from cvbatch.images.decode import Limits, decode
+from cvbatch.images.decode import decode
 from cvbatch.images.drawing import draw_boxes, paint_mask
 from cvbatch.images.heatmaps import overlay
-from cvbatch.results.parts import Parts, describe, mask_of, read_rows
+from cvbatch.results.parts import Parts, describe, limits_of, mask_of, read_job, read_rows
 from cvbatch.storage import store
 
 if TYPE_CHECKING:
@@ -267,29 +266,3 @@ def _placement(model: dict[str, Any], height: int, width: int) -> Placement:
         if len(place_all(height, width, cut)) > 1:
             key = key._replace(resize="stretch")  # the map of an image that was cut covers it all
     return place(height, width, key)
-
-
-def read_job(uri: str) -> dict[str, Any] | None:
-    """Return what `_cvbatch/job.json` of a sink says; None where there is none.
-
-    Raises:
-        SourceError: it cannot be read, or is damaged.
-    """
-    try:
-        held = json.loads(store.read_bytes(store.join(uri, "_cvbatch/job.json")))
-    except NotFoundError:
-        return None
-    except AccessDeniedError as error:
-        raise SourceError(f"the source cannot be read: {error}") from None
-    except ValueError:
-        held = None
-    if not isinstance(held, dict):
-        raise SourceError(f"{uri}: _cvbatch/job.json is damaged; run the job again")
-    return held
-
-
-def limits_of(held: dict[str, Any] | None) -> Limits:
-    """Return within which limits a job read its images, as its job.json says."""
-    source = ((held or {}).get("job") or {}).get("source") or {}
-    known = {key: source[key] for key in ("max_bytes", "max_pixels") if key in source}
-    return Limits(**known)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from cvbatch.sources.discovery import SUFFIXES
+from cvbatch.images.signatures import SUFFIXES
 
 _IMAGE_SUFFIX = re.compile(rf"\.(?:{'|'.join(SUFFIXES['images'])})\Z", re.IGNORECASE)
 # a folder so called could be in the way of a file, or of what a tool makes of the path

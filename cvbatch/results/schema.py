@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.config.predict import SCHEMA_VERSION, TASK_COLUMNS, ModelConfig
+from cvbatch.config.models import TASK_COLUMNS, ModelConfig
+from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.types import (
     Boxes,
     Failure,

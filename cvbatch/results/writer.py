@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.storage import atomic, store
+from cvbatch.planning.part_files import part_name
+from cvbatch.storage import store
 
 ROW_GROUP_ROWS = 1024
-
-
-def part_name(chunk_id: str) -> str:
-    """Return the name of the file that holds a chunk's rows."""
-    return f"part-{chunk_id}.parquet"
 
 
 def write_part(
@@ -52,24 +45,6 @@ def encode_part(tables: Iterable[pa.Table], schema: pa.Schema, metadata: bytes) 
     return buffer.getvalue()
 
 
-def revised(metadata: bytes, revision: int) -> bytes:
-    """Return the metadata of a part whose chunk was planned again; the 0th says nothing of it."""
-    if not revision:
-        return metadata
-    document = {**json.loads(metadata), "revision": revision}
-    return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
-
-
-def revision_of(uri: str) -> int:
-    """Return which revision of its chunk a part holds, -1 where it is not readable as a part."""
-    with store.open_input(uri) as file:
-        try:
-            metadata = pq.ParquetFile(file).metadata.metadata or {}
-            return int(json.loads(metadata[b"cvbatch"]).get("revision", 0))
-        except (pa.ArrowException, OSError, LookupError, ValueError):
-            return -1
-
-
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
     """Return the leaf columns whose few values repeat: statuses, names of classes."""
     columns = ["status", "error.stage", "error.kind"]
@@ -89,14 +64,3 @@ def has_failed_rows(uri: str) -> bool:
     column = footer.schema.names.index("status")
     groups = [footer.row_group(i).column(column).statistics for i in range(footer.num_row_groups)]
     return any(statistics.min == "failed" for statistics in groups)
-
-
-def remove_leftovers(sink_uri: str) -> None:
-    """Remove the temporary files that killed writers left in a local sink; a store has none."""
-    place = store.Place.of(sink_uri)
-    if place.scheme != "file":
-        return
-    folder = Path(place.path)
-    atomic.remove_leftovers(folder, ".part-")
-    for below, _, _ in os.walk(folder / "_cvbatch"):
-        atomic.remove_leftovers(Path(below), ".")

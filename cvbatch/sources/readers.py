@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
 from cvbatch.core.types import Chunk, EncodedImage, Failure, Item
-from cvbatch.sources.discovery import is_struct_of_bytes
 from cvbatch.sources.tar import read_tar
+from cvbatch.sources.units import is_struct_of_bytes
 from cvbatch.storage import store
 
 _PARQUET_BUFFER_BYTES = 4 << 20

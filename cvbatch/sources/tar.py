@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from cvbatch.core.types import Failure
-from cvbatch.sources.discovery import SUFFIXES
+from cvbatch.images.signatures import SUFFIXES
 
 _MAX_HEADER_BYTES = 1 << 17  # of a long name or an extended header
 _MAX_GLOBAL_HEADERS = 100  # values that hold for all members, which are kept to the end

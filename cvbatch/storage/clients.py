@@ -70,7 +70,7 @@ class Place(NamedTuple):
     def client(self, tries: int) -> Any:
         """Return the pyarrow file system it lies in, which makes a request so many times."""
         if self.scheme == "s3":
-            timeout_s = retry.patience().request_timeout_s
+            timeout_s = retry.retry_policy().request_timeout_s
             return _s3(self.path.split("/", 1)[0], _environment(), timeout_s, tries)
         return _gcs() if self.scheme == "gs" else _LOCAL
 
@@ -124,7 +124,7 @@ def s3_requests(timeout_s: float | None = None) -> Any:
     Raises:
         botocore.exceptions.BotoCoreError: no profile has the name in AWS_PROFILE.
     """
-    return _s3_requests(_environment(), timeout_s or retry.patience().request_timeout_s)
+    return _s3_requests(_environment(), timeout_s or retry.retry_policy().request_timeout_s)
 
 
 @lru_cache(maxsize=4)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from cvbatch.core.errors import NotFoundError
 from cvbatch.storage import store
 from cvbatch.storage.clients import Place, s3_requests, told_by_boto
-from cvbatch.storage.retry import persist, translate
+from cvbatch.storage.retry import retry, translate
 
 T = TypeVar("T")
 _LIMIT_S = 5.0  # of one request: who asks has little patience
@@ -145,7 +145,7 @@ class _ObjectSlot:
             except BotoCoreError as error:  # its words hold the URL
                 raise OSError(told_by_boto(error)) from None
 
-        return persist(asked, self._uri)
+        return retry(asked, self._uri)
 
     def remove(self) -> None:
         store.delete(self._uri)

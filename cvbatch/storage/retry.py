@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from cvbatch.config.predict import PatienceConfig
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
 from cvbatch.core.redaction import hidden
+from cvbatch.core.types import RetryPolicy
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -28,18 +28,18 @@ pause: Callable[[float], None] = time.sleep  # tests put a list's append here
 STORE_FAULTS = (OSError, pa.ArrowException, UnicodeError)
 
 
-_patience = PatienceConfig()
+_policy = RetryPolicy()
 
 
-def patience() -> PatienceConfig:
-    """Return how long this process waits for its stores."""
-    return _patience
+def retry_policy() -> RetryPolicy:
+    """Return the retry policy of this process."""
+    return _policy
 
 
-def be_patient(limits: PatienceConfig) -> None:
-    """Let this process wait so long for its stores from now on."""
-    global _patience
-    _patience = limits
+def set_retry_policy(policy: RetryPolicy) -> None:
+    """Let all requests of this process follow `policy` from now on."""
+    global _policy
+    _policy = policy
 
 
 class CredentialsError(AccessDeniedError):
@@ -150,7 +150,7 @@ _COMPLAINTS: tuple[tuple[str, type[StoreError], str], ...] = (
 )
 
 
-def persist(action: Callable[[], T], uri: str) -> T:
+def retry(action: Callable[[], T], uri: str) -> T:
     """Return what `action` returns, trying again while the store is busy or unreachable.
 
     Waits grow from 0.5 s to 16 s, each shortened by up to a half at random. They end when waits and
@@ -168,7 +168,7 @@ def persist(action: Callable[[], T], uri: str) -> T:
             fault = error
         lost_s += time.monotonic() - begun
         is_transient = isinstance(fault, (_BusyError, ShortReadError))
-        if not is_transient or (tries >= LEAST_TRIES and lost_s >= patience().retry_budget_s):
+        if not is_transient or (tries >= LEAST_TRIES and lost_s >= retry_policy().retry_budget_s):
             raise fault from None  # the original may quote the request, credentials in it
         wait = longest * random.uniform(0.5, 1.0)
         log.warning("trying again in %.1f s: %s", wait, fault)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
+from cvbatch.storage import atomic
 from cvbatch.storage.atomic import replacing
 from cvbatch.storage.clients import REQUEST_TRIES, Place, s3_requests, told_by_boto
 from cvbatch.storage.retry import (
@@ -27,8 +28,8 @@ from cvbatch.storage.retry import (
     CredentialsError,
     ShortReadError,
     TooLargeError,
-    be_patient,
-    persist,
+    retry,
+    set_retry_policy,
     translate,
 )
 
@@ -40,7 +41,6 @@ __all__ = [
     "absolute",
     "ask_s3",
     "attempt",
-    "be_patient",
     "delete",
     "exists",
     "fetch",
@@ -50,6 +50,7 @@ __all__ = [
     "open_stream",
     "put_bytes",
     "read_bytes",
+    "set_retry_policy",
 ]
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ def attempt(place: Place, action: Callable[[Any], T], tries: int = 1) -> T:
     in vain.
     """
     try:
-        return persist(lambda: action(place.client(tries)), place.uri)
+        return retry(lambda: action(place.client(tries)), place.uri)
     except AccessDeniedError as error:
         raise _reason(place, error) from None
 
@@ -282,7 +283,7 @@ def ask_s3(uri: str, action: Callable[[Any], T]) -> T:
         except (BotoCoreError, ClientError) as error:
             raise OSError(told_by_boto(error)) from None
 
-    return persist(asked, uri)
+    return retry(asked, uri)
 
 
 def delete(uri: str) -> None:
@@ -340,3 +341,14 @@ def _cache_folder() -> Path:
     if folder.stat().st_uid != os.getuid():
         raise StoreError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
     return folder
+
+
+def remove_leftovers(sink_uri: str) -> None:
+    """Remove the temporary files that killed writers left in a local sink; a store has none."""
+    place = Place.of(sink_uri)
+    if place.scheme != "file":
+        return
+    folder = Path(place.path)
+    atomic.remove_leftovers(folder, ".part-")
+    for below, _, _ in os.walk(folder / "_cvbatch"):
+        atomic.remove_leftovers(Path(below), ".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError
 from cvbatch.distributed.memory import largest_batch, memory_of_each, training_need
-from cvbatch.distributed.session import Resources, Wiring
+from cvbatch.distributed.resources import Resources, Wiring
 from cvbatch.train.network import Ready
 
 

@@ -16,15 +16,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
-from cvbatch.config.predict import SinkConfig
+from cvbatch.config.base import SinkConfig
 from cvbatch.config.train import LABEL_COLUMNS, TrainJob, fingerprint
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
+from cvbatch.core.progress import Listener
 from cvbatch.datasets.reader import Labelled, Split, Wanted, box_shapes, find_labelled
-from cvbatch.distributed.session import Wiring, connected, joins_a_cluster, local_resources
+from cvbatch.distributed.resources import Wiring, local_resources
+from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.models import model_files
 from cvbatch.storage import store
 from cvbatch.storage.sink_state import refuse_others
@@ -34,16 +36,6 @@ from cvbatch.train.capacity import check_count, check_memory, choose_workers
 _STATE = "_cvbatch/training.json"
 _BEGUN = "_cvbatch/begun.keras"
 _RUN = "_cvbatch/training"  # Ray Train's own: its checkpoints
-
-
-class Listener(Protocol):
-    """Who wants to hear how a training goes on."""
-
-    def say(self, line: str) -> None:
-        """Hear one line about the job."""
-
-    def epoch(self, line: str, row: dict[str, Any]) -> None:
-        """Hear of an epoch, in a line and in numbers."""
 
 
 @dataclass
@@ -106,7 +98,7 @@ def train(
         CvbatchError: stopped midway; the last checkpoint stays, the same call goes on.
     """
     started = time.perf_counter()
-    store.be_patient(job.run)
+    store.set_retry_policy(job.run.retry_policy)
     sink = store.absolute(job.sink.uri)
     source = job.source.model_copy(update={"uri": [store.absolute(uri) for uri in job.source.uri]})
     job = job.model_copy(update={"sink": SinkConfig(uri=sink), "source": source})
@@ -241,7 +233,7 @@ def _asked(job: TrainJob, data: Labelled, listener: Listener) -> AbstractContext
     from cvbatch.distributed.preflight import nodes_asked
 
     source_uri = data.splits["train"].groups[0].uri
-    return nodes_asked(job.sink.uri, source_uri, job.run, listener.say)
+    return nodes_asked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
 
 
 def _begin(job: TrainJob, data: Labelled, identity: str, wiring: Wiring, begun: Path) -> _State:
@@ -301,7 +293,8 @@ def _teach(
     job: TrainJob, data: Labelled, state: _State, wiring: Wiring, listener: Listener
 ) -> dict[str, Any]:
     """Run the lessons on Ray, which is imported only now."""
-    from cvbatch.train.ray_trainer import Lessons, teach
+    from cvbatch.train.ray_trainer import teach
+    from cvbatch.train.worker_spec import Lessons
 
     images_per_step = state.workers * job.training.batch_size * job.training.accumulate
     gpus = wiring.gpus_per_actor

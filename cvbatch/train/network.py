@@ -15,6 +15,7 @@ from cvbatch.core.child_process import Apart
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.models import model_files
 from cvbatch.models.metadata import DEMO_FILES, read_card, write_card
+from cvbatch.storage.retry import set_retry_policy
 
 if TYPE_CHECKING:
     import keras
@@ -51,7 +52,14 @@ def make_ready(
         RefusedError: the network cannot be had, or does not fit the task, its classes, its recipe
             or its metric.
     """
-    building = Apart(_make_ready, job, tuple(classes), anchors, file)
+    building = Apart(
+        _make_ready,
+        job,
+        tuple(classes),
+        anchors,
+        file,
+        initializer=partial(set_retry_policy, job.run.retry_policy),
+    )
     return building.result(f"builds model {job.model.model!r}", "choose a smaller one or make room")
 
 
@@ -224,8 +232,8 @@ def load(file: Path, name: str, precision: str) -> keras.Model:
 
     name: what the user knows the file as.
     """
-    from cvbatch.inference.compile import with_precision
     from cvbatch.models import registry
+    from cvbatch.models.precision import with_precision
 
     model = registry.load_file(name, file)
     return model if precision == "float32" else with_precision(model, precision)

@@ -11,38 +11,20 @@ import logging
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 
-from cvbatch.config.train import TrainJob
+from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import CvbatchError, TrainingError
-from cvbatch.datasets.reader import Labelled, Wanted
-from cvbatch.distributed.session import silent_stderr
 from cvbatch.storage import store
 from cvbatch.train import history
+from cvbatch.train.worker_spec import Lessons
 
 _POLL_S = 0.5  # between two looks at what the workers have told
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """All that a worker must know."""
-
-    job: TrainJob
-    data: Labelled
-    wanted: Wanted
-    image_size: tuple[int, int]
-    channels: int
-    metric: str
-    num_workers: int
-    steps_per_epoch: int
-    begun_uri: str  # the .keras file that the network begins as
-    sink_uri: str
 
 
 class _Ledger:

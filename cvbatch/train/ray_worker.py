@@ -30,7 +30,7 @@ from cvbatch.train.trainer import Event, Plan, Trainer
 from cvbatch.train.validation import Judging
 
 if TYPE_CHECKING:
-    from cvbatch.train.ray_trainer import Lessons
+    from cvbatch.train.worker_spec import Lessons
 
 _TOLD_FAILURES = 5  # images that cannot be used, told with their reasons
 _EVENTS = "_cvbatch/tensorboard/events.out.tfevents.cvbatch"
@@ -51,7 +51,7 @@ class Pupil:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         self._replicas = Replicas(strategy)
         keras.utils.set_random_seed(job.training.seed)
-        store.be_patient(job.run)
+        store.set_retry_policy(job.run.retry_policy)
         self._begun = store.fetch(lessons.begun_uri)
         with self._replicas.strategy.scope():
             model = network.load(self._begun, job.model.model, job.training.precision)

@@ -3,7 +3,8 @@
 import pytest
 
 from cvbatch.config.loader import load_job, parse_job
-from cvbatch.config.predict import fingerprint, tiling_of
+from cvbatch.config.models import tiling_of
+from cvbatch.config.predict import fingerprint
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.core.types import Tiling
 

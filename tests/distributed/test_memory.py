@@ -12,9 +12,12 @@ from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.types import ModelSpec
 from cvbatch.distributed import hardware, memory
-from cvbatch.distributed.memory import Need, check_batch, largest_batch
-from cvbatch.distributed.session import Node, Resources, Wiring
+from cvbatch.distributed.memory import Need, largest_batch
+from cvbatch.distributed.resources import Node, Resources, Wiring
+from cvbatch.inference import builder
 from cvbatch.inference.programs import BuiltProgram
+from cvbatch.predict import memory_check
+from cvbatch.predict.memory_check import check_batch
 from tests.support import jobs
 
 GIB = 1 << 30
@@ -73,17 +76,17 @@ def program(engine, weights, per_image):
 
 
 def test_litert_keeps_its_maps_and_tensorflow_gives_them_back():
-    assert memory.prediction_need([]) == Need(0, 0)
+    assert memory_check.prediction_need([]) == Need(0, 0)
     lite, flow = program("litert", 10, 3), program("tensorflow", 20, 5)
-    assert memory.prediction_need([lite, lite]) == Need(20, 6)
-    assert memory.prediction_need([flow, flow]) == Need(40, 5)
-    assert memory.prediction_need([flow, lite, lite]) == Need(40, 11)
+    assert memory_check.prediction_need([lite, lite]) == Need(20, 6)
+    assert memory_check.prediction_need([flow, flow]) == Need(40, 5)
+    assert memory_check.prediction_need([flow, lite, lite]) == Need(40, 11)
 
 
 def test_on_a_gpu_only_what_runs_there_counts():
     both = [program("litert", 10, 3), program("tensorflow", 20, 5)]
-    assert memory.actor_need(both, Wiring("streaming", 1, 1.0, 0.5)) == Need(20, 5)
-    assert memory.actor_need(both, Wiring("fused", 1, 1.0, 0.0)) == Need(30, 8)
+    assert memory_check.actor_need(both, Wiring("streaming", 1, 1.0, 0.5)) == Need(20, 5)
+    assert memory_check.actor_need(both, Wiring("fused", 1, 1.0, 0.0)) == Need(30, 8)
 
 
 def test_training_holds_gradients_and_the_optimizers_numbers():
@@ -220,13 +223,13 @@ def test_a_program_takes_no_less_than_is_said(tmp_path):
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": [raw]})
     said = programs.identify(job.models[0])
     request = programs.BuildRequest(job.models[0], said, "litert", "float32", 8)
-    built = programs.build(request)
+    built = builder.build(request)
     path = tmp_path / "program.zip"
     path.write_bytes(built.to_bytes())
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True
     )
-    need = memory.prediction_need([built])
+    need = memory_check.prediction_need([built])
     assert built.bytes_per_image > 200 * 200 * (3 + 4 * 3)
     assert need.of(8) <= int(done.stdout) < 2 * need.of(8)
 
@@ -266,7 +269,7 @@ def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
     assert not (tmp_path / "sink").exists()
     assert prediction.predict(job(named, short), jobs.Ear()).num_images == 8
     (kept,) = (tmp_path / "sink" / "_cvbatch" / "programs").iterdir()
-    needed_by_3 = memory.prediction_need([BuiltProgram.from_bytes(kept.read_bytes())]).of(3)
+    needed_by_3 = memory_check.prediction_need([BuiltProgram.from_bytes(kept.read_bytes())]).of(3)
 
     # A later run, whose programs are kept, is held to its memory as well.
     monkeypatch.setattr(prediction, "Building", None)

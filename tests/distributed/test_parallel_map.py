@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cvbatch.config.predict import PatienceConfig
 from cvbatch.core.errors import CvbatchError, SourceError
+from cvbatch.core.types import RetryPolicy
 from cvbatch.distributed.parallel_map import Work
 from tests.support.jobs import Ear
 
@@ -47,7 +47,7 @@ def alone(monkeypatch):
 
 
 def spread(workers):
-    return Work(workers, PatienceConfig(), Ear())
+    return Work(workers, RetryPolicy(), Ear())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

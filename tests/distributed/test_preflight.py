@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from cvbatch.config.predict import PatienceConfig
 from cvbatch.core.errors import ConfigError, SinkError
+from cvbatch.core.types import RetryPolicy
 from tests.support import jobs
 from tests.support.local_cluster import working_folder
 from tests.support.small_disk import needs_mounts
 
-IMPATIENT = PatienceConfig(retry_budget_s=0)
+IMPATIENT = RetryPolicy(retry_budget_s=0)
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError
-from cvbatch.distributed.session import Node, Resources, choose_wiring, connected
+from cvbatch.distributed.resources import Node, Resources
+from cvbatch.distributed.session import connected
+from cvbatch.predict.allocation import choose_wiring
 
 
 def job(tiles=None, **run):

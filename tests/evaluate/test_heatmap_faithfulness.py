@@ -27,8 +27,7 @@ from cvbatch.geometry.tiling import place_all
 from cvbatch.images.decode import Limits, decode
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.metrics.counts import INTERVAL, image_weights
-from cvbatch.results._results import find_result
-from cvbatch.results.parts import Parts
+from cvbatch.results.parts import Parts, find_result
 from tests.support.evaluations import write_truth
 from tests.support.jobs import write_parquet
 from tests.support.results import predicted

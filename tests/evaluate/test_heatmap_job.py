@@ -16,7 +16,7 @@ from cvbatch.evaluate.heatmap_job import choose_shares, find_subject, keys_of
 from cvbatch.evaluate.job import evaluate
 from cvbatch.evaluate.join import only_predicted
 from cvbatch.predict.job import predict
-from cvbatch.results._results import find_result
+from cvbatch.results.parts import find_result
 from tests.support.evaluations import write_result, write_truth
 from tests.support.jobs import Ear, carry_programs, cvbatch, write_files, write_job
 from tests.support.networks import segmenter

@@ -10,7 +10,7 @@ from cvbatch.core.errors import SourceError
 from cvbatch.evaluate.join import find_truth, join, read_piece
 from cvbatch.evaluate.metrics_table import figures_of, resample, resampling_of, to_parquet
 from cvbatch.evaluate.scoring import Order, merged, score_rows
-from cvbatch.results._results import find_result
+from cvbatch.results.parts import find_result
 from tests.evaluate.test_job import all_tasks, random_masks
 from tests.support.evaluations import write_result, write_truth
 

@@ -28,7 +28,7 @@ def located(model, images, task, sizes=None, **asked):
     from cvbatch.config.explain import parse_explanation
     from cvbatch.core.types import ImageBatch, InputKey
     from cvbatch.explain.introspection import Network
-    from cvbatch.explain.work import Facts
+    from cvbatch.explain.spec import Facts
 
     classes = asked.pop("names")
     job = parse_explanation(

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from cvbatch.images.masks import decode_png
-from cvbatch.images.orientation import Frame, MaskFault, Picture, read_mask_file
+from cvbatch.images.orientation import Frame, Picture
+from cvbatch.importers.annotations import MaskFault
+from cvbatch.importers.mask_files import read_mask_file
 from tests.support.datasets import (
     boxes_of,
     check_sums,

@@ -19,6 +19,7 @@ from cvbatch.core.types import (
     Predictions,
 )
 from cvbatch.images.masks import decode_png
+from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
 from cvbatch.results import schema, writer
 from cvbatch.sources.readers import read_chunk_images
@@ -165,7 +166,7 @@ def test_images_inside_containers_are_found_again(tmp_path, format_, write, name
 def test_chunks_not_done_are_told(tmp_path):
     plan = result(archive(tmp_path / "images"), tmp_path / "result")
     gone = plan.chunks[0]
-    (tmp_path / "result" / writer.part_name(gone.chunk_id)).unlink()
+    (tmp_path / "result" / part_files.part_name(gone.chunk_id)).unlink()
     report, rows = imported("predictions", tmp_path / "result", tmp_path / "out")
     assert kinds(report)["annotation_missing"] == gone.num_images == 3
     assert len(rows) == 1

@@ -255,7 +255,7 @@ def test_an_unknown_layer_is_refused_with_the_nearest():
 
 
 def test_mixed_precision_stays_close_to_float32():
-    from cvbatch.inference.compile import with_precision
+    from cvbatch.models.precision import with_precision
 
     model, images = networks.nested_classifier(), networks.random_images(2, (32, 32))
     exact, _ = run("tensorflow", model, config(heatmap={}), images)

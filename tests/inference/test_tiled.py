@@ -11,7 +11,7 @@ from cvbatch.geometry.resize import mask_to_original, resize_image
 from cvbatch.geometry.tiling import count_tiles, place_all
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.masks import decode_png
-from cvbatch.inference import programs
+from cvbatch.inference import builder, programs
 from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.results import schema
 
@@ -63,7 +63,7 @@ def loaded(configs, batch_size=4):
         request = programs.BuildRequest(
             config, programs.identify(config), "litert", "float32", batch_size
         )
-        built = programs.build(request)
+        built = builder.build(request)
         models.append(LoadedModel(config, built.spec, built.load(1), batch_size))
     return models
 

@@ -8,11 +8,11 @@ import pytest
 from keras import layers, ops
 
 from cvbatch.core.errors import ModelError
-from cvbatch.inference.compile import with_precision
 from cvbatch.inference.engines import ENGINES
 from cvbatch.models import detectors
 from cvbatch.models.box_decoding import BoxDecode, GridDecode, WindowDecode
 from cvbatch.models.graph_surgery import resized
+from cvbatch.models.precision import with_precision
 
 pytestmark = [
     pytest.mark.keras,

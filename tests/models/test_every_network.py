@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cvbatch.config.predict import (
+from cvbatch.config.models import (
     ClassificationConfig,
     DetectionConfig,
     LocalizationConfig,

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from cvbatch.inference.compile import with_precision
 from cvbatch.models import registry
 from cvbatch.models.onednn_workaround import spare
+from cvbatch.models.precision import with_precision
 
 pytestmark = pytest.mark.keras
 # In a process of its own, since the fault kills it: gradients of the image and of the weights.

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from cvbatch.core.errors import CvbatchError, SinkError, SourceError
 from cvbatch.core.types import Item
-from cvbatch.planning import manifest, plan
+from cvbatch.planning import manifest, part_files, plan
 from cvbatch.planning.plan import Plan, cut, make_plan, read_chunk
 from cvbatch.results import writer
 from cvbatch.sources import discovery
@@ -64,11 +64,11 @@ class Archive:
     def finish(self, plan: Plan, how_many: int | None = None) -> None:
         for ref in plan.left[:how_many]:
             rows = writer.encode_part(
-                [], NO_COLUMNS, writer.revised(b"{}", plan.revisions.get(ref.chunk_id, 0))
+                [], NO_COLUMNS, part_files.revised(b"{}", plan.revisions.get(ref.chunk_id, 0))
             )
-            store.put_bytes(store.join(self.sink, writer.part_name(ref.chunk_id)), rows)
+            store.put_bytes(store.join(self.sink, part_files.part_name(ref.chunk_id)), rows)
         for chunk_id in plan.stale:
-            store.delete(store.join(self.sink, writer.part_name(chunk_id)))
+            store.delete(store.join(self.sink, part_files.part_name(chunk_id)))
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import time
 import pytest
 
 from cvbatch.core.errors import CvbatchError, SinkError
-from cvbatch.core.types import Chunk, ChunkRef, Item
-from cvbatch.distributed.session import Wiring
+from cvbatch.core.types import Chunk, ChunkRef, Item, PartReport
+from cvbatch.distributed.resources import Wiring
 from cvbatch.predict import ray_actor_pool
-from cvbatch.predict.steps import PartReport
 
 pytestmark = pytest.mark.ray
 

@@ -13,6 +13,7 @@ import cvbatch
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import SourceError
 from cvbatch.images.masks import decode_png, encode_png
+from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
 from cvbatch.results import schema, writer
 from cvbatch.results.parts import Parts
@@ -283,7 +284,7 @@ def test_another_version_and_another_job_are_refused(folder, tmp_path, change, t
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     last = Parts.find(str(copy)).done[-1]
-    path = copy / writer.part_name(last.chunk_id)
+    path = copy / part_files.part_name(last.chunk_id)
     table = pq.read_table(path)
     said = {**json.loads(pq.read_metadata(path).metadata[b"cvbatch"]), **change}
     writer.write_part(str(copy), last.chunk_id, [table], table.schema, json.dumps(said).encode())

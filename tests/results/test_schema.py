@@ -20,6 +20,7 @@ from cvbatch.core.types import (
     Predictions,
 )
 from cvbatch.images.masks import decode_png
+from cvbatch.planning import part_files
 from cvbatch.results import schema, writer
 
 CLASSES = ("background", "cat", "dog")
@@ -202,7 +203,7 @@ def test_other_readers_agree(tmp_path):
     duckdb, polars, pandas = (pytest.importorskip(n) for n in ("duckdb", "polars", "pandas"))
     folder = tmp_path / "result"
     (folder / "_cvbatch").mkdir(parents=True)
-    path = folder / writer.part_name("0011")
+    path = folder / part_files.part_name("0011")
     path.write_bytes(part())
     (folder / "_cvbatch" / "job.json").write_text("{}")
     found = duckdb.sql(f"select image_id, status, len(boxes) from '{folder}/*.parquet'").fetchall()
@@ -220,6 +221,6 @@ def test_failed_rows_are_found_from_the_footer(tmp_path):
     arrow_schema = schema.result_schema(models)
     table = schema.to_rows(predictions(), models, arrow_schema)
     for name, tables, has_failed in (("a", [table], True), ("b", [table.slice(0, 1)], False)):
-        path = tmp_path / writer.part_name(name)
+        path = tmp_path / part_files.part_name(name)
         path.write_bytes(writer.encode_part(tables, arrow_schema, b"{}"))
         assert writer.has_failed_rows(str(path)) is has_failed

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from cvbatch.core.errors import CvbatchError, SourceError
 from cvbatch.core.types import Chunk, Item
-from cvbatch.sources.discovery import expand, find_files
+from cvbatch.sources.discovery import find_files
 from cvbatch.sources.readers import read_chunk_images
+from cvbatch.sources.units import expand
 from tests.security.bounded import say_of_each
 
 FILE_LIMIT_S = 20.0

@@ -144,7 +144,7 @@ class TestJobs:
 
 
 def rows_planned(path: Path) -> int:
-    from cvbatch.sources.discovery import expand
+    from cvbatch.sources.units import expand
 
     found = find_files([str(path)], "parquet", "/nowhere")
     return sum(expand(found.files, "parquet", "image", 1_000)["num_rows"].to_pylist())

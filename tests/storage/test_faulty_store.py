@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cvbatch.config.predict import PatienceConfig
 from cvbatch.core.errors import ConfigError, NotFoundError, StoreError
+from cvbatch.core.types import RetryPolicy
 from cvbatch.storage import retry, store
 from cvbatch.storage.conditional_write import slot_of
 from cvbatch.storage.listing import list_files
@@ -37,8 +37,8 @@ NUM_FILES = 16
 
 @pytest.fixture
 def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    limits = PatienceConfig(request_timeout_s=TIMEOUT_S, retry_budget_s=60)
-    monkeypatch.setattr(retry, "_patience", limits)
+    limits = RetryPolicy(request_timeout_s=TIMEOUT_S, retry_budget_s=60)
+    monkeypatch.setattr(retry, "_policy", limits)
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.05)
     with proxied(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
@@ -121,7 +121,7 @@ def test_a_store_that_stays_down_ends_the_request_within_its_budget(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     store.put_bytes("s3://bucket/down/x", b"abcdef")
-    store.be_patient(PatienceConfig(request_timeout_s=1, retry_budget_s=1))
+    store.set_retry_policy(RetryPolicy(request_timeout_s=1, retry_budget_s=1))
     proxy.choose = lambda it: fault if it.method == "GET" else None
     proxy.seen.clear()
     begun = time.monotonic()
@@ -140,7 +140,7 @@ def test_a_put_that_was_cut_leaves_no_object_or_the_whole(
 ) -> None:
     name, data = f"cut-{size}-{share}", os.urandom(size)
     uri, held = f"s3://bucket/{name}/x", s3.bucket / name / "x"
-    store.be_patient(PatienceConfig(request_timeout_s=1, retry_budget_s=0))
+    store.set_retry_policy(RetryPolicy(request_timeout_s=1, retry_budget_s=0))
     proxy.choose = lambda it: CUT_UPLOAD._replace(share=share) if it.method == "PUT" else None
     with pytest.raises(StoreError):
         store.put_bytes(uri, data)
@@ -156,7 +156,7 @@ def test_a_put_that_was_cut_leaves_no_object_or_the_whole(
 def test_what_boto3_raises_gets_the_projects_names(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, action: Callable[[str], Any]
 ) -> None:
-    monkeypatch.setattr(retry, "_patience", PatienceConfig(request_timeout_s=1, retry_budget_s=0))
+    monkeypatch.setattr(retry, "_policy", RetryPolicy(request_timeout_s=1, retry_budget_s=0))
     monkeypatch.setattr(retry, "pause", lambda wait: None)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match=r"did not answer.*EndpointConnectionError"):

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from cvbatch.config.predict import PatienceConfig
 from cvbatch.core.errors import (
     AccessDeniedError,
     ConfigError,
@@ -20,6 +19,7 @@ from cvbatch.core.errors import (
     SourceError,
     StoreError,
 )
+from cvbatch.core.types import RetryPolicy
 from cvbatch.storage import retry, store
 from cvbatch.storage.listing import list_files
 from tests.support.faulty_proxy import LIE, Chooser, Fault, Proxy, proxied
@@ -33,7 +33,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits between tries, which then do not happen."""
     waits: list[float] = []
     monkeypatch.setattr(retry, "pause", waits.append)
-    monkeypatch.setattr(retry, "_patience", PatienceConfig())
+    monkeypatch.setattr(retry, "_policy", RetryPolicy())
     return waits
 
 
@@ -328,7 +328,7 @@ def test_an_expired_token_is_not_the_files_fault(proxy: Proxy, pauses: list[floa
 
 
 def test_a_put_whose_parts_fail_leaves_nothing(proxy: Proxy, pauses: list[float]) -> None:
-    store.be_patient(PatienceConfig(retry_budget_s=0))
+    store.set_retry_policy(RetryPolicy(retry_budget_s=0))
     fault = Fault("answer", 500, "InternalError")
     proxy.choose = lambda it: fault if "partNumber=2" in it.path else None
     with pytest.raises(StoreError):
@@ -344,7 +344,7 @@ def test_an_unreachable_store_is_given_up_when_the_budget_is_spent(
     pauses: list[float],
     access: Callable[[str], Any],
 ) -> None:
-    store.be_patient(PatienceConfig(retry_budget_s=5))
+    store.set_retry_policy(RetryPolicy(retry_budget_s=5))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match=r"did not answer.*check") as error:
         access("s3://bucket/x.jpg")
@@ -373,7 +373,7 @@ def test_short_reads_are_tried_again_then_told(
     assert store.read_bytes(uri) == data
     assert len(pauses) >= 2
     proxy.choose = lying(math.inf)
-    store.be_patient(PatienceConfig(retry_budget_s=0))
+    store.set_retry_policy(RetryPolicy(retry_budget_s=0))
     with pytest.raises(store.ShortReadError, match=f"fewer than the {len(data)} bytes"):
         store.read_bytes(uri)
     with (

@@ -19,7 +19,7 @@ from cvbatch.importers.validation import Row
 from cvbatch.planning import manifest
 from cvbatch.results import writer as sink
 from cvbatch.results.schema import COLUMN_TYPES
-from cvbatch.sources.discovery import UNITS
+from cvbatch.sources.units import UNITS
 
 Box = tuple[float, float, float, float, int, float]  # xyxy, class, score (crowd: true in a truth)
 Answers = Mapping[str, Any]  # labels: [(class, score)], boxes: [Box], mask: (h, w); failed: True

@@ -10,9 +10,8 @@ import numpy as np
 from keras import layers
 
 from cvbatch.core.errors import ConfigError, ModelError
-from cvbatch.core.types import Example
+from cvbatch.core.types import Example, join_boxes
 from cvbatch.geometry.boxes import Suppression, suppress
-from cvbatch.inference.postprocess_detection import join_boxes
 from cvbatch.metrics.average_precision import AveragePrecision
 from cvbatch.metrics.box_matching import TrueBoxes
 from cvbatch.metrics.classification import BoxIoU, TopK

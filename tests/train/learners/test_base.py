@@ -11,11 +11,11 @@ from keras import layers, ops
 
 from cvbatch.core.errors import ConfigError, ModelError, SourceError
 from cvbatch.core.types import VOID_CLASS
-from cvbatch.inference.compile import with_precision
 from cvbatch.models import detectors, graph_surgery
 from cvbatch.models.box_decoding import BoxDecode
 from cvbatch.models.googlenet import AUXILIARY_LOSS_WEIGHT, googlenet
 from cvbatch.models.lenet import lenet5_original
+from cvbatch.models.precision import with_precision
 from cvbatch.models.segmenters import encoder_decoder
 from cvbatch.train.augmentation import resized_examples
 from cvbatch.train.learners.base import LEARNERS, answers

@@ -1,0 +1,66 @@
+"""The Parquet schema of labelled shards and its metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+
+import pyarrow as pa
+
+from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.core.version import __version__
+from cvbatch.results.schema import COLUMN_TYPES, IMAGE
+
+KIND = "labels"
+_COLUMNS: dict[str, pa.DataType] = {
+    "image_id": pa.string(),
+    "image": IMAGE,
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "split": pa.string(),
+    "labels": COLUMN_TYPES["labels"],
+    "boxes": COLUMN_TYPES["boxes"],
+    "box_is_crowd": pa.list_(pa.bool_()),
+    "mask": IMAGE,
+}
+_ALWAYS = ("image_id", "image", "width", "height", "split")
+
+
+def label_schema(columns: Collection[str]) -> pa.Schema:
+    """Return the Parquet schema of labelled images.
+
+    Args:
+        columns: names of the label columns that the dataset has; the others are left out.
+    """
+    return pa.schema(
+        [(name, _COLUMNS[name]) for name in _COLUMNS if name in _ALWAYS or name in columns]
+    )
+
+
+def label_metadata(
+    columns: Collection[str],
+    classes: Mapping[str, Sequence[str]],
+    is_multi_label: bool,
+    format_: str,
+) -> bytes:
+    """Return the JSON under the file-level metadata key `cvbatch`.
+
+    Args:
+        columns: names of the label columns that the dataset has.
+        classes: class names of each label column, by class id.
+        is_multi_label: an image may have several labels.
+        format_: the dataset's format, as in `cvbatch import FORMAT`.
+    """
+    document = {
+        "kind": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "cvbatch_version": __version__,
+        "format": format_,
+        "columns": [name for name in _COLUMNS if name in columns],
+        "classes": {column: list(names) for column, names in classes.items()},
+        "is_multi_label": is_multi_label,
+        "box_format": "half-open xyxy, pixels of the upright image",
+        "mask_void": VOID_CLASS,
+    }
+    return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()

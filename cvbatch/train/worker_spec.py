@@ -1,0 +1,24 @@
+"""What a training worker is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cvbatch.config.train import TrainJob
+from cvbatch.datasets.reader import Labelled, Wanted
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """All that a worker must know."""
+
+    job: TrainJob
+    data: Labelled
+    wanted: Wanted
+    image_size: tuple[int, int]
+    channels: int
+    metric: str
+    num_workers: int
+    steps_per_epoch: int
+    begun_uri: str  # the .keras file that the network begins as
+    sink_uri: str
