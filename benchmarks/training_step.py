@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from cvbatch.models import registry
-from cvbatch.train.batches import Batch, Feed
+from cvbatch.train.batches import Batch, BatchSource
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.learners.base import LEARNERS
 from cvbatch.train.optimizers import Optimization
@@ -77,7 +77,7 @@ def material(network: Network) -> tuple[np.ndarray, str, np.ndarray]:
     return pixels, "mask", rng.integers(0, network.num_classes, shape, np.uint8)
 
 
-def feed_of(network: Network, worker: int, workers: int) -> Feed:
+def feed_of(network: Network, worker: int, workers: int) -> BatchSource:
     """Return a worker's part of every step, in a new order each epoch."""
     pixels, name, truth = material(network)
     size = BATCH // workers

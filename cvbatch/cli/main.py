@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0 done, 1 stopped midway, 2 refused, 3 failures."""
     arguments = _parser().parse_args(argv)
     arguments.run = new_run()
-    signals.heed_signals()
+    signals.install_signal_handlers()
     with logging_as(getattr(arguments, "log", "text"), arguments.run):
         try:
             command: Callable[[argparse.Namespace], Ending] = arguments.command

@@ -93,7 +93,7 @@ class EvaluateJob(Section):
         return value
 
 
-# As `load_job` and `parse_job` of cvbatch.jobfile, which say what is refused.
+# As `load_job` and `parse_job` of cvbatch.config.loader, which say what is refused.
 load_evaluation = partial(load, EvaluateJob)
 parse_evaluation = partial(parse, EvaluateJob)
 

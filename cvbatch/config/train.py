@@ -61,7 +61,7 @@ class LabelledConfig(Section):
     max_pixels: int = Field(100_000_000, ge=1)
 
 
-class TaughtModelConfig(Section):
+class TrainModelConfig(Section):
     """The network that learns, and what."""
 
     task: Task
@@ -75,7 +75,7 @@ class TaughtModelConfig(Section):
     anchors: Annotated[int, Field(ge=0, le=20)] = 5  # fitted to the boxes; 0: those of the network
 
     @model_validator(mode="after")
-    def _weights_said(self) -> TaughtModelConfig:
+    def _weights_said(self) -> TrainModelConfig:
         is_file = self.model.endswith(".keras")
         if self.weights is None and not is_file:
             raise ValueError(
@@ -176,7 +176,7 @@ class TrainJob(Section):
 
     source: LabelledConfig
     sink: SinkConfig
-    model: TaughtModelConfig
+    model: TrainModelConfig
     training: TrainingConfig = TrainingConfig()
     run: TrainingRunConfig = TrainingRunConfig()
 
@@ -190,7 +190,7 @@ class TrainJob(Section):
         return self
 
 
-# As `load_job` and `parse_job` of cvbatch.jobfile, which say what is refused.
+# As `load_job` and `parse_job` of cvbatch.config.loader, which say what is refused.
 load_training = partial(load, TrainJob)
 parse_training = partial(parse, TrainJob)
 

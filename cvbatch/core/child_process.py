@@ -18,7 +18,7 @@ from cvbatch.core.errors import ModelError
 T = TypeVar("T")
 
 
-class Apart(Generic[T]):
+class ChildProcess(Generic[T]):
     """A call that is under way in another process, without GPUs and without a terminal.
 
     The process does not outlive this one, however this one ends.

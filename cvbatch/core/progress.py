@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cvbatch.core.json_log import JsonLog
-from cvbatch.core.types import PartReport
+from cvbatch.core.types import ChunkReport
 
 
 class Totals(Protocol):
@@ -35,7 +35,7 @@ class Listener(Protocol):
     def begun(self, num_chunks: int, num_images: int) -> None:
         """Receive the amount of work; `num_images` is 0 if only reading can tell it."""
 
-    def written(self, report: PartReport, totals: Totals) -> None:
+    def written(self, report: ChunkReport, totals: Totals) -> None:
         """Receive the report of a chunk whose file is written, and the totals so far."""
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ class _Events:
         said = f"{num_chunks:,} chunks{_images(num_images)} to do"
         self._log.put("begun", said, chunks=num_chunks, images=num_images)
 
-    def written(self, report: PartReport, totals: Totals) -> None:
+    def written(self, report: ChunkReport, totals: Totals) -> None:
         self._log.put(
             "chunk",
             _written(report, totals, self._num_chunks),
@@ -115,7 +115,7 @@ class _Lines:
         self._num_chunks = num_chunks
         self.say(f"{num_chunks:,} chunks{_images(num_images)} to do")
 
-    def written(self, report: PartReport, totals: Totals) -> None:
+    def written(self, report: ChunkReport, totals: Totals) -> None:
         self.say(_written(report, totals, self._num_chunks))
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class _Bars:
             self._task, description="predicting", total=num_chunks, told=_images(num_images)
         )
 
-    def written(self, report: PartReport, totals: Totals) -> None:
+    def written(self, report: ChunkReport, totals: Totals) -> None:
         told = f"{totals.images_per_second:.1f} images/s, {totals.num_failed:,} failed"
         self._progress.update(self._task, advance=1, told=told)
 
@@ -146,7 +146,7 @@ class _Bars:
         self.say(line)
 
 
-def _written(report: PartReport, totals: Totals, num_chunks: int) -> str:
+def _written(report: ChunkReport, totals: Totals, num_chunks: int) -> str:
     return (
         f"chunk {totals.num_chunks}/{num_chunks} {report.chunk_id}: {report.num_images} images, "
         f"{report.num_failed} failed, {report.num_bytes:,} bytes, "

@@ -20,7 +20,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
-def heed_signals() -> None:
+def install_signal_handlers() -> None:
     """Have SIGTERM and Ctrl-C raise KeyboardInterrupt, once."""
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as Ctrl-C is for a job in the background

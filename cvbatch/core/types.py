@@ -117,7 +117,7 @@ class ImageBatch:
     """Consecutive images of a chunk; pixels hold only those that could be decoded.
 
     Under a key with tiling the tiles of one image follow those of the one before; how many there
-    are and where they lie, `cvbatch.geometry.tiling.place_all` says from the image's size.
+    are and where they lie, `cvbatch.geometry.tiling.tile_placements` says from the image's size.
     """
 
     chunk_id: str
@@ -235,7 +235,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingExample:
     """A labelled image laid into a network's input: what training sees of it."""
 
     pixels: np.ndarray  # (H, W, 3) uint8; (H, W, 1) for a network that takes grey
@@ -265,7 +265,7 @@ def pictures_of(
 
 
 @dataclass(frozen=True)
-class PartReport:
+class ChunkReport:
     """What became of one chunk."""
 
     chunk_id: str

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cvbatch.core.errors import TrainingError
-from cvbatch.core.types import Example, Failure, InputKey
+from cvbatch.core.types import Failure, InputKey, TrainingExample
 from cvbatch.datasets.reader import RowGroup, Split
-from cvbatch.geometry.resize import Placement, boxes_to_input, mask_to_input, place
+from cvbatch.geometry.resize import Placement, boxes_to_input, make_placement, mask_to_input
 from cvbatch.images.decode import Limits, decode
 from cvbatch.images.masks import decode_png
 from cvbatch.storage import store
@@ -63,7 +63,7 @@ def _row(values: dict[str, Any], column: str) -> LabelledRow:
     return LabelledRow(values["image_id"], data, labels, boxes, mask)
 
 
-def example_of(row: LabelledRow, key: InputKey, limits: Limits) -> Example | Failure:
+def example_of(row: LabelledRow, key: InputKey, limits: Limits) -> TrainingExample | Failure:
     """Return a row laid into a network's input, or why that cannot be done.
 
     Boxes that a crop leaves nothing of are dropped; what the image does not fill of the input is
@@ -72,7 +72,7 @@ def example_of(row: LabelledRow, key: InputKey, limits: Limits) -> Example | Fai
     decoded = decode(row.data, [key], limits)
     if isinstance(decoded, Failure):
         return decoded
-    placement = place(decoded.height, decoded.width, key)
+    placement = make_placement(decoded.height, decoded.width, key)
     mask = None
     if row.mask is not None:
         laid = _laid_mask(row.mask, placement)
@@ -83,7 +83,7 @@ def example_of(row: LabelledRow, key: InputKey, limits: Limits) -> Example | Fai
     xyxy = boxes_to_input(corners, placement)
     is_left = (xyxy[:, 2] > xyxy[:, 0]) & (xyxy[:, 3] > xyxy[:, 1])
     box_class = np.array([box[4] for box in row.boxes], np.int32)
-    return Example(
+    return TrainingExample(
         pixels=decoded.pixels[key],
         class_ids=np.array(row.labels, np.int32),
         boxes_xyxy=xyxy[is_left],

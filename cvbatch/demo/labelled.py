@@ -9,11 +9,11 @@ import numpy as np
 
 from cvbatch.demo.render import Scene, encode_jpeg, load_backgrounds, render_scene, scene_seed
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
-from cvbatch.importers.annotations import Truth
+from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.shard_writer import ShardWriter
 from cvbatch.importers.validation import Row
 
-_TRUTH = Truth(
+_TRUTH = AnnotatedDataset(
     columns=("labels", "boxes", "mask"),
     classes={"labels": CLASSES, "boxes": CLASSES, "mask": MASK_CLASSES},
     is_multi_label=False,

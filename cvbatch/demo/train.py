@@ -63,7 +63,7 @@ RECIPES = {
 }
 
 
-def teach(
+def train_model(
     name: str, scenes: Path, sink: Path, training: Mapping[str, Any]
 ) -> dict[str, float | None]:
     """Train one of the demo's networks into `sink`; return its figures on the test scenes.
@@ -93,7 +93,7 @@ def main() -> None:
     training = {"seed": options.seed} | ({"epochs": options.epochs} if options.epochs else {})
     for name in [options.only] if options.only else RECIPES:
         sink = options.out / "trainings" / name
-        figures = teach(name, scenes, sink, training)
+        figures = train_model(name, scenes, sink, training)
         file = options.out / f"{name}.keras"
         shutil.copyfile(sink / "model.keras", file)
         recipe = RECIPES[name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cvbatch.distributed import hardware
-from cvbatch.distributed.resources import Resources, Wiring, actors_on
+from cvbatch.distributed.resources import Allocation, Resources, actors_on
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def training_need(
     return Need(weight_bytes + trainable_bytes * (1 + optimizer_slots), training_bytes)
 
 
-def memory_of_each(said_bytes: int | None, wiring: Wiring, resources: Resources) -> int | None:
+def memory_of_each(said_bytes: int | None, wiring: Allocation, resources: Resources) -> int | None:
     """Return the bytes an actor has for its models, or a worker for training; None: nobody tells.
 
     As the job says; else its share of the GPU it runs on, or of the node with the least for

@@ -108,7 +108,7 @@ def _question(errand: Errand, names: list[str], node: str) -> Callable[[], Answe
 
 
 @contextmanager
-def nodes_asked(
+def nodes_checked(
     sink_uri: str, source_uri: str | None, limits: RetryPolicy, say: Callable[[str], None]
 ) -> Iterator[None]:
     """Ask every node that has work to give; at the end of the block hear what they say.
@@ -209,7 +209,7 @@ def _judge(errand: Errand, node: str, said: Answer, expected: dict[str, str]) ->
 
 def _missing_folders(uri: str) -> list[Path]:
     """Return the local folders above a URI that are not there, the innermost first."""
-    place = store.Place.of(uri)
+    place = store.Location.of(uri)
     parents = Path(place.path).parents if place.scheme == "file" else ()
     return [folder for folder in parents if not folder.exists()]
 

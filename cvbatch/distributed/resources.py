@@ -28,7 +28,7 @@ class Resources:
     def room_for(self, cpus: float, gpus: float) -> int:
         """Return how many actors that ask for `cpus` and `gpus` each the nodes have room for."""
         whole = (Node(self.num_cpus, self.num_gpus, None),)
-        return sum(room_on(node, cpus, gpus) for node in self.nodes or whole)
+        return sum(actors_that_fit(node, cpus, gpus) for node in self.nodes or whole)
 
 
 def local_resources() -> Resources:
@@ -38,7 +38,7 @@ def local_resources() -> Resources:
 
 
 @dataclass(frozen=True)
-class Wiring:
+class Allocation:
     """How the work lies on the cluster."""
 
     arrangement: str  # "fused" | "streaming"
@@ -48,12 +48,14 @@ class Wiring:
     max_actors: int = 0  # that there may be if the cluster grows
 
 
-def actors_on(node: Node, wiring: Wiring) -> int:
+def actors_on(node: Node, wiring: Allocation) -> int:
     """Return how many of a job's actors may come to lie on a node."""
-    return min(room_on(node, wiring.cpus_per_actor, wiring.gpus_per_actor), wiring.num_actors)
+    return min(
+        actors_that_fit(node, wiring.cpus_per_actor, wiring.gpus_per_actor), wiring.num_actors
+    )
 
 
-def room_on(node: Node, cpus: float, gpus: float) -> int:
+def actors_that_fit(node: Node, cpus: float, gpus: float) -> int:
     """Return how many actors that ask for `cpus` and `gpus` each a node has room for."""
     room = math.floor(node.num_cpus / cpus + 1e-9)
     return min(room, math.floor(node.num_gpus / gpus + 1e-9)) if gpus > 0 else room

@@ -18,7 +18,7 @@ from typing import Any
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import ConfigError, CvbatchError
 from cvbatch.distributed import hardware
-from cvbatch.distributed.resources import Node, Resources, Wiring
+from cvbatch.distributed.resources import Allocation, Node, Resources
 
 # A local Ray holds chunks in passing only; its default is 30 % of the machine's memory.
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
@@ -37,7 +37,7 @@ def _is_connected() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
-def actors_now(wiring: Wiring) -> int:
+def actors_now(wiring: Allocation) -> int:
     """Return how many of the job's actors the connected cluster has room for as it is now."""
     import ray
 

@@ -9,7 +9,7 @@ import numpy as np
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.suggestions import nearest, offer
-from cvbatch.evaluate.join import Truth
+from cvbatch.evaluate.join import GroundTruth
 from cvbatch.evaluate.scoring import TASKS, Order
 from cvbatch.results.parts import Result
 
@@ -18,7 +18,7 @@ _PLACES = ("boxes", "mask")  # columns that say where a class is
 _MOST = 5  # classes named in a refusal
 
 
-def make_order(said: EvaluationConfig, result: Result, truth: Truth | None) -> Order:
+def make_order(said: EvaluationConfig, result: Result, truth: GroundTruth | None) -> Order:
     """Return what is scored: every task that both sides have.
 
     Where heatmaps are asked for there may be none.
@@ -100,7 +100,7 @@ def never_predicted(order: Order) -> dict[str, list[str]]:
 
 
 def places_of_classes(
-    said: EvaluationConfig, result: Result, truth: Truth | None
+    said: EvaluationConfig, result: Result, truth: GroundTruth | None
 ) -> dict[str, np.ndarray]:  # column → (P,) int64
     """Return for boxes and masks of the truth which of their classes each heatmap's class is.
 

@@ -28,11 +28,11 @@ from cvbatch.evaluate.perturbation import (
 )
 from cvbatch.geometry.boxes import iou
 from cvbatch.geometry.resampling import over_original, strongest_point
-from cvbatch.geometry.resize import Placement, place
-from cvbatch.geometry.tiling import place_all
+from cvbatch.geometry.resize import Placement, make_placement
+from cvbatch.geometry.tiling import tile_placements
 from cvbatch.images.decode import Limits
 from cvbatch.images.heatmaps import boxes_from_heatmap
-from cvbatch.images.isolated_decode import CarefulDecoder
+from cvbatch.images.isolated_decode import IsolatedDecoder
 from cvbatch.images.masks import decode_png
 from cvbatch.inference.engines import Program
 from cvbatch.inference.programs import BuiltProgram
@@ -106,7 +106,7 @@ def judge_share(order: HeatmapOrder, program: Program, share: Share) -> Judgemen
     found = Judgement()
     source = order.source
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg, MAX_TILE_BYTES)
-    with CarefulDecoder(order.timeout_s) as decode_one:
+    with IsolatedDecoder(order.timeout_s) as decode_one:
         for ref, piece in share:
             said, truth = read_piece(piece, _ROW, list(order.class_of))
             truths = truth.to_pylist() if truth.num_columns else [{}] * said.num_rows
@@ -141,7 +141,7 @@ def _judge(
         return Failure("read", "changed", was)
     key = order.program.spec.input_key
     pixels = decoded.pixels[key]
-    placements = place_all(height, width, key)
+    placements = tile_placements(height, width, key)
     tiles = pixels if key.tiling is not None else pixels[None]
     maps = [_values(one) for one in row["heatmaps"]]
     drawn = [drawing(order.seed, f"{one['class_id']}/{row['image_id']}") for one in row["heatmaps"]]
@@ -159,7 +159,7 @@ def _judge(
             return Failure("read", "changed", told)
     seen = placements[0]
     if len(placements) > 1:  # its maps are over the whole original
-        seen = place(height, width, key._replace(resize="stretch", tiling=None))
+        seen = make_placement(height, width, key._replace(resize="stretch", tiling=None))
     curves = _curves(scores, len(orders), order.steps).reshape(len(pairs), 4, order.steps + 1, -1)
     return [_judge_map(order, row, m, pair, seen, truth, curves[m]) for m, pair in enumerate(pairs)]
 

@@ -31,7 +31,7 @@ from cvbatch.distributed.parallel_map import Work
 from cvbatch.evaluate.heatmap_faithfulness import HeatmapOrder, Judgement, Share, judge_share
 from cvbatch.evaluate.heatmap_metrics import all_of
 from cvbatch.evaluate.join import Piece
-from cvbatch.inference.builder import Building
+from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
     BuildRequest,
     BuiltProgram,
@@ -115,7 +115,7 @@ def have_program(subject: Subject) -> BuiltProgram:
     if store.exists(uri):
         program = BuiltProgram.from_bytes(store.read_bytes(uri))
     else:
-        (program,) = Building([subject.request]).result()
+        (program,) = ProgramBuilder([subject.request]).result()
     if program.spec.weights_sha256 != subject.weights_sha256:
         raise ModelError(
             f"model {subject.request.config.model!r} is not the one that made the result "

@@ -26,7 +26,7 @@ from cvbatch.evaluate import heatmap_metrics, metrics_table, plots
 from cvbatch.evaluate.class_map import make_order, never_predicted, places_of_classes
 from cvbatch.evaluate.heatmap_faithfulness import Judgement, Share
 from cvbatch.evaluate.heatmap_job import Subject, choose_shares, find_subject, have_program, judge
-from cvbatch.evaluate.join import Joined, Truth, find_truth, join, only_predicted
+from cvbatch.evaluate.join import GroundTruth, Joined, find_truth, join, only_predicted
 from cvbatch.evaluate.scoring import TASKS, Order, Scored, merged, score_piece
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.results.parts import Result, find_result
@@ -132,7 +132,7 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
 
 
 def _find_heatmaps(
-    job: EvaluateJob, result: Result, truth: Truth | None, joined: Joined
+    job: EvaluateJob, result: Result, truth: GroundTruth | None, joined: Joined
 ) -> _Heatmaps | None:
     """Return the heatmaps that are asked for; None: none are."""
     said = job.evaluation
@@ -265,7 +265,7 @@ def _named(names: Sequence[str], count: int) -> str:
 
 
 def _about(
-    job: EvaluateJob, result: Result, truth: Truth | None, summary: EvaluationSummary
+    job: EvaluateJob, result: Result, truth: GroundTruth | None, summary: EvaluationSummary
 ) -> dict[str, Any]:
     return {
         "schema_version": EVALUATION_VERSION,

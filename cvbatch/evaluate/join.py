@@ -31,7 +31,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """Labelled images, as far as they are known without reading a label."""
 
     uris: tuple[str, ...]  # of the files
@@ -78,7 +78,7 @@ class Joined(NamedTuple):
         return sum(len(piece.part_row) for piece in self.pieces)
 
 
-def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> Truth:
+def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth:
     """Return which images labelled Parquet holds; no image and no label is read.
 
     Raises:
@@ -109,7 +109,7 @@ def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> Truth:
     if splits:
         is_wanted = pc.is_in(split["split"], pa.array(splits)).to_numpy()
     identity = [[uri.rpartition("/")[2], size] for uri, size in named]
-    return Truth(
+    return GroundTruth(
         uris=tuple(uri for uri, _ in named),
         classes={name: tuple(names) for name, names in said["classes"].items()},
         is_multi_label=bool(said["is_multi_label"]),
@@ -146,7 +146,7 @@ def _read(uri: str) -> tuple[dict[str, Any], pa.Table]:
     return about, table.set_column(0, "image_id", ids)
 
 
-def join(parts: Sequence[Part], truth: Truth, kind: str | None) -> Joined:
+def join(parts: Sequence[Part], truth: GroundTruth, kind: str | None) -> Joined:
     """Return which predicted image has which truth.
 
     kind: one of KINDS. None: image_id or row, whichever finds common images.
@@ -196,7 +196,7 @@ def only_predicted(parts: Sequence[Part]) -> Joined:
 
 def _pieces(
     parts: Sequence[Part],
-    truth: Truth,
+    truth: GroundTruth,
     found: np.ndarray,  # (P,)
     is_scored: np.ndarray,  # (P,)
 ) -> list[Piece]:
@@ -213,7 +213,7 @@ def _pieces(
     return pieces
 
 
-def _common_kind(ids: pa.Array, truth: Truth) -> str:
+def _common_kind(ids: pa.Array, truth: GroundTruth) -> str:
     """Return the kind of key that finds common images."""
     shared = [
         kind
@@ -230,7 +230,7 @@ def _common_kind(ids: pa.Array, truth: Truth) -> str:
     return shared[0]
 
 
-def _nothing_common(ids: pa.Array, truth: Truth, kind: str) -> SourceError:
+def _nothing_common(ids: pa.Array, truth: GroundTruth, kind: str) -> SourceError:
     by_name = pc.is_in(_keys(ids, "name"), value_set=_truth_keys(truth, "name"))
     remedy = "evaluate against the labels of the images that were predicted"
     if kind != "name" and pc.any(by_name).as_py():
@@ -246,7 +246,7 @@ def _keys(ids: pa.Array, kind: str) -> pa.Array:
     return ids if kind == "image_id" else pc.replace_substring_regex(ids, r"^.*/", "")
 
 
-def _truth_keys(truth: Truth, kind: str) -> pa.Array:
+def _truth_keys(truth: GroundTruth, kind: str) -> pa.Array:
     if kind != "row":
         return _keys(truth.image_id, kind)
     names = pa.array([uri.rpartition("/")[2] for uri in truth.uris], pa.large_string())

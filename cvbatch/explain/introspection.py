@@ -21,10 +21,10 @@ from cvbatch.explain import layer_selection
 from cvbatch.explain import region_scores as regions
 from cvbatch.explain.deepdream import Dreamer
 from cvbatch.explain.image_grids import cropped
-from cvbatch.explain.spec import Facts
+from cvbatch.explain.spec import NetworkFacts
 from cvbatch.explain.tables import Explanation, Located
 from cvbatch.geometry.boxes import iou, to_xyxy
-from cvbatch.geometry.resize import Placement, boxes_to_input, place, to_original
+from cvbatch.geometry.resize import Placement, boxes_to_input, make_placement, to_original
 from cvbatch.inference import compile, gradcam
 from cvbatch.inference.graph import (
     before_activation,
@@ -61,7 +61,7 @@ def built(request: BuildRequest) -> keras.Model:
     return compile.load(request)
 
 
-def facts_of(model: keras.Model, job: ExplainJob, request: BuildRequest) -> Facts:
+def facts_of(model: keras.Model, job: ExplainJob, request: BuildRequest) -> NetworkFacts:
     """Return what the job's words mean for this network.
 
     Raises:
@@ -95,7 +95,7 @@ def facts_of(model: keras.Model, job: ExplainJob, request: BuildRequest) -> Fact
         _check_classes(job.gradcam.classes or (), classes)
         if job.gradcam.layer != "auto":
             layer_selection.choose(model, [job.gradcam.layer], (), "gradcam.layer")
-    return Facts(
+    return NetworkFacts(
         classes,
         size,
         {what: tuple(paths) for what, paths in chosen.items()},
@@ -115,7 +115,7 @@ def _check_classes(said: Sequence[str], classes: Sequence[str]) -> None:
 class Network:
     """The job's network with all that is asked of it, traced when it is first needed."""
 
-    def __init__(self, model: keras.Model, job: ExplainJob, facts: Facts) -> None:
+    def __init__(self, model: keras.Model, job: ExplainJob, facts: NetworkFacts) -> None:
         self._model, self._job, self._facts = model, job, facts
         self._key = InputKey(*facts.image_size, job.model.resize)
         self._is_looking = job.activations is not None or job.gradcam is not None
@@ -172,7 +172,8 @@ class Network:
         if not len(pixels):
             return []
         placements = [
-            place(int(batch.height[i]), int(batch.width[i]), self._key) for i in batch.decoded
+            make_placement(int(batch.height[i]), int(batch.width[i]), self._key)
+            for i in batch.decoded
         ]
         found = self._run(pixels, placements)
         return [

@@ -21,7 +21,7 @@ from typing import Any
 
 from cvbatch.config.base import SinkConfig
 from cvbatch.config.explain import EXPLANATION_VERSION, OF_THE_MODEL, ExplainJob, fingerprint
-from cvbatch.core.child_process import Apart, silent_stderr
+from cvbatch.core.child_process import ChildProcess, silent_stderr
 from cvbatch.core.errors import ConfigError, NotFoundError
 from cvbatch.core.failures import are_too_many, as_json, merge
 from cvbatch.core.progress import Listener
@@ -30,8 +30,16 @@ from cvbatch.core.version import __version__
 from cvbatch.distributed.parallel_map import Work
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
-from cvbatch.explain.spec import IMAGES, NETWORK, ExplainOrder, Facts, Piece, PieceReport, file_uri
-from cvbatch.explain.work import load, look_over, work
+from cvbatch.explain.spec import (
+    IMAGES,
+    NETWORK,
+    ExplainSpec,
+    NetworkFacts,
+    Piece,
+    PieceReport,
+    file_uri,
+)
+from cvbatch.explain.work import inspect_network, load, work
 from cvbatch.inference.programs import BuildRequest, Identity, identify
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
@@ -141,10 +149,10 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
 
 def _asked(job: ExplainJob, plan: Plan | None, listener: Listener) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
-    from cvbatch.distributed.preflight import nodes_asked
+    from cvbatch.distributed.preflight import nodes_checked
 
     source_uri = plan.read_chunk(plan.chunks[0]).items[0].uri if plan else None
-    return nodes_asked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
+    return nodes_checked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
 
 
 def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
@@ -187,20 +195,24 @@ def _is_alone(workers: int) -> bool:
     return workers == 1 and not joins_a_cluster()
 
 
-def _facts(job: ExplainJob, identity: Identity, saved: Path, *, is_alone: bool) -> Facts:
+def _facts(job: ExplainJob, identity: Identity, saved: Path, *, is_alone: bool) -> NetworkFacts:
     """Return what the job means for its network, and save that for the workers."""
     request = BuildRequest(job.model, identity, "tensorflow", "float32", job.run.batch_size)
     if is_alone:
         with silent_stderr():
-            return look_over(job, request, saved)
-    return Apart(
-        look_over, job, request, saved, initializer=partial(set_retry_policy, job.run.retry_policy)
+            return inspect_network(job, request, saved)
+    return ChildProcess(
+        inspect_network,
+        job,
+        request,
+        saved,
+        initializer=partial(set_retry_policy, job.run.retry_policy),
     ).result("looks the network over", "make room, or run the job on a larger machine")
 
 
 def _order(
-    job: ExplainJob, identity: str, facts: Facts, plan: Plan | None, workers: int
-) -> ExplainOrder:
+    job: ExplainJob, identity: str, facts: NetworkFacts, plan: Plan | None, workers: int
+) -> ExplainSpec:
     metadata = {
         "schema_version": EXPLANATION_VERSION,
         "cvbatch_version": __version__,
@@ -209,7 +221,7 @@ def _order(
         "classes": list(facts.classes),
         "input_size": list(facts.image_size),
     }
-    return ExplainOrder(
+    return ExplainSpec(
         job,
         identity,
         facts,
@@ -220,7 +232,7 @@ def _order(
     )
 
 
-def _clear(order: ExplainOrder) -> None:
+def _clear(order: ExplainSpec) -> None:
     """Remove what an explanation that is overwritten left: this one may have other names."""
     for folder in (IMAGES, *OF_THE_MODEL, "pictures"):
         try:
@@ -231,7 +243,7 @@ def _clear(order: ExplainOrder) -> None:
             store.delete(uri)
 
 
-def _commit(order: ExplainOrder, plan: Plan | None, saved: Path) -> None:
+def _commit(order: ExplainSpec, plan: Plan | None, saved: Path) -> None:
     """Write what the workers and the next run need."""
     store.put_bytes(order.uri(NETWORK), saved.read_bytes())
     _put_state(order, None)
@@ -241,7 +253,7 @@ def _commit(order: ExplainOrder, plan: Plan | None, saved: Path) -> None:
             store.delete(order.uri(IMAGES, part_files.part_name(chunk_id)))
 
 
-def _put_state(order: ExplainOrder, counted: tuple[int, int] | None) -> None:
+def _put_state(order: ExplainSpec, counted: tuple[int, int] | None) -> None:
     """Say what is explained in the sink.
 
     counted: images and failures of the run that came to its end; None: none has.
@@ -259,13 +271,13 @@ def _put_state(order: ExplainOrder, counted: tuple[int, int] | None) -> None:
 
 def _remove_leftovers(sink_uri: str) -> None:
     """Remove the temporary files that killed writers left in a local sink; a store has none."""
-    place = store.Place.of(sink_uri)
+    place = store.Location.of(sink_uri)
     if place.scheme == "file":
         for folder, _, _ in os.walk(place.path):
             atomic.remove_leftovers(Path(folder), ".")
 
 
-def _pieces(order: ExplainOrder, plan: Plan | None, overwrite: bool) -> list[Piece]:
+def _pieces(order: ExplainSpec, plan: Plan | None, overwrite: bool) -> list[Piece]:
     """Return what is left to do."""
     left = []
     for kind in OF_THE_MODEL:
@@ -289,7 +301,7 @@ def _announced(pieces: Sequence[Piece]) -> str:
     return f"{' and '.join(told) or 'nothing'} to do"
 
 
-def _do(order: ExplainOrder, piece: Piece) -> PieceReport:
+def _do(order: ExplainSpec, piece: Piece) -> PieceReport:
     with silent_stderr():  # TensorFlow, while it loads, writes much to the descriptor
         load(order)
     return work(order, piece)

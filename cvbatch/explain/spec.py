@@ -30,7 +30,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Facts:
+class NetworkFacts:
     """What the job's words mean, once its network was looked at."""
 
     classes: tuple[str, ...]  # empty where none are needed
@@ -40,12 +40,12 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class ExplainOrder:
+class ExplainSpec:
     """What the workers must know; small, whatever the network weighs."""
 
     job: ExplainJob
     fingerprint: str
-    facts: Facts
+    facts: NetworkFacts
     metadata: bytes  # of every Parquet file
     source_format: str = ""  # never "auto"; "" where there are no images
     revisions: dict[str, int] = field(default_factory=dict)  # of chunks planned again
@@ -76,7 +76,7 @@ class PieceReport:
         note(self.failures, self.examples, batch.image_id, failures)
 
 
-def file_uri(order: ExplainOrder, piece: Piece) -> str:
+def file_uri(order: ExplainSpec, piece: Piece) -> str:
     """Return the URI of the file that says that a piece is done."""
     if piece.ref is not None:
         return order.uri(IMAGES, part_files.part_name(piece.ref.chunk_id))

@@ -22,8 +22,8 @@ from cvbatch.explain.spec import (
     IMAGES,
     NETWORK,
     PICTURES,
-    ExplainOrder,
-    Facts,
+    ExplainSpec,
+    NetworkFacts,
     Piece,
     PieceReport,
     file_uri,
@@ -31,7 +31,7 @@ from cvbatch.explain.spec import (
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.drawing import draw_boxes, to_png
 from cvbatch.images.heatmaps import overlay
-from cvbatch.images.isolated_decode import CarefulDecoder
+from cvbatch.images.isolated_decode import IsolatedDecoder
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from cvbatch.explain.introspection import Network
 
 
-def look_over(job: ExplainJob, request: BuildRequest, saved: Path) -> Facts:
+def inspect_network(job: ExplainJob, request: BuildRequest, saved: Path) -> NetworkFacts:
     """Return what the job comes to with its network, which is saved as a file for the workers.
 
     Raises:
@@ -62,7 +62,7 @@ def look_over(job: ExplainJob, request: BuildRequest, saved: Path) -> Facts:
 _held: dict[tuple[str, int], Network] = {}  # of the order that this process works on
 
 
-def load(order: ExplainOrder) -> Network:
+def load(order: ExplainSpec) -> Network:
     """Return the order's network; loaded once in a process."""
     key = (order.fingerprint, order.job.run.batch_size)
     if key not in _held:
@@ -78,7 +78,7 @@ def load(order: ExplainOrder) -> Network:
     return _held[key]
 
 
-def work(order: ExplainOrder, piece: Piece) -> PieceReport:
+def work(order: ExplainSpec, piece: Piece) -> PieceReport:
     """Do a piece, and leave its file in the sink.
 
     Raises:
@@ -87,7 +87,7 @@ def work(order: ExplainOrder, piece: Piece) -> PieceReport:
     return _WORKS[piece.kind](order, load(order), piece)
 
 
-def _patterns(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
+def _patterns(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
     found = network.patterns(piece.layer)
     picture = _draw(order, image_grids.pattern_grid(found.pictures), piece)
     rows = tables.filter_rows(piece.layer, found.pictures, picture, found.activation)
@@ -95,30 +95,30 @@ def _patterns(order: ExplainOrder, network: Network, piece: Piece) -> PieceRepor
     return PieceReport(num_pictures=1)
 
 
-def _weights(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
+def _weights(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
     kernels = network.kernels(piece.layer)
     picture = _draw(order, image_grids.kernel_grid(kernels), piece)
     _write(order, piece, tables.filter_rows(piece.layer, np.moveaxis(kernels, -1, 0), picture))
     return PieceReport(num_pictures=1)
 
 
-def _draw(order: ExplainOrder, image: np.ndarray, piece: Piece) -> str:
+def _draw(order: ExplainSpec, image: np.ndarray, piece: Piece) -> str:
     return _put(order, image, piece.kind, tables.layer_name(piece.layer))
 
 
-def _put(order: ExplainOrder, image: np.ndarray, *names: str) -> str:
+def _put(order: ExplainSpec, image: np.ndarray, *names: str) -> str:
     """Write a picture; return its name in the sink."""
     name = "/".join([PICTURES, *names]) + ".png"
     store.put_bytes(order.uri(name), to_png(image))
     return name
 
 
-def _write(order: ExplainOrder, piece: Piece, rows: pa.Table) -> None:
+def _write(order: ExplainSpec, piece: Piece, rows: pa.Table) -> None:
     data = writer.encode_part([rows], rows.schema, order.metadata)
     store.put_bytes(file_uri(order, piece), data)
 
 
-def _images(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
+def _images(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
     if piece.ref is None:
         raise RuntimeError("a piece of images without its chunk")
     report = PieceReport()
@@ -141,7 +141,7 @@ def _images(order: ExplainOrder, network: Network, piece: Piece) -> PieceReport:
     return report
 
 
-def _batches(order: ExplainOrder, ref: ChunkRef) -> Iterator[ImageBatch]:
+def _batches(order: ExplainSpec, ref: ChunkRef) -> Iterator[ImageBatch]:
     """Yield the chunk's images decoded, in a process of its own: no image takes the worker down."""
     job = order.job
     if job.source is None:
@@ -154,14 +154,14 @@ def _batches(order: ExplainOrder, ref: ChunkRef) -> Iterator[ImageBatch]:
     )
     limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
     key = InputKey(*order.facts.image_size, job.model.resize)
-    with CarefulDecoder(job.run.image_timeout_s) as decode_one:
+    with IsolatedDecoder(job.run.image_timeout_s) as decode_one:
         yield from decode_images(
             images, [key], limits, ref.chunk_id, job.run.batch_size, decode_one
         )
 
 
 def _leave(
-    order: ExplainOrder, name: str, found: tables.Explanation, report: PieceReport
+    order: ExplainSpec, name: str, found: tables.Explanation, report: PieceReport
 ) -> tables.Explained:
     """Write the pictures of one image; return what its row says."""
     activations = gradcam = dream = None
@@ -195,7 +195,7 @@ def _leave(
     return tables.Explained(activations, gradcam, dream)
 
 
-_WORKS: dict[str, Callable[[ExplainOrder, Network, Piece], PieceReport]] = {
+_WORKS: dict[str, Callable[[ExplainSpec, Network, Piece], PieceReport]] = {
     "patterns": _patterns,
     "weights": _weights,
     "images": _images,

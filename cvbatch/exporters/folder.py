@@ -55,7 +55,7 @@ class Folder:
     @property
     def is_local(self) -> bool:
         """Return whether it lies on this machine."""
-        return store.Place.of(self.uri).scheme == "file"
+        return store.Location.of(self.uri).scheme == "file"
 
     def scratch(self) -> IO[bytes]:
         """Return a temporary file on this machine that is gone with the context."""
@@ -81,7 +81,7 @@ class Folder:
 
     def put_long(self, name: str, file: IO[bytes]) -> None:
         """Write what a temporary file on this machine holds, a piece held at a time."""
-        path = PurePosixPath(store.Place.of(store.join(self.uri, name)).path)
+        path = PurePosixPath(store.Location.of(store.join(self.uri, name)).path)
         written = path.with_name(f".{path.name}-.tmp") if self.is_local else path
 
         def put(files: Any) -> None:
@@ -93,7 +93,7 @@ class Folder:
 
         if self.is_local:
             Path(path.parent).mkdir(parents=True, exist_ok=True)
-        store.attempt(store.Place.of(self.uri), put)
+        store.attempt(store.Location.of(self.uri), put)
 
     def mark(self, said: dict[str, Any]) -> None:
         """Say how far the export is."""
@@ -136,7 +136,7 @@ def begin(uri: str, source: str, format_: str, tops: Iterable[str], *, overwrite
 
 def _names(uri: str) -> list[str]:
     """Return the names of the files and folders in a folder; [] where there is none."""
-    place = store.Place.of(uri)
+    place = store.Location.of(uri)
     selector = pafs.FileSelector(place.path, allow_not_found=True)
     infos = store.attempt(place, lambda files: files.get_file_info(selector))
     return [info.base_name for info in infos]
@@ -157,7 +157,7 @@ def _mark_of(uri: str) -> dict[str, Any] | None:
 
 def _clear(uri: str) -> None:
     """Remove a file or a folder with all in it; links go, what they lead to stays."""
-    place = store.Place.of(uri)
+    place = store.Location.of(uri)
     if place.scheme != "file":
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(store.delete, _objects(place)))
@@ -169,7 +169,7 @@ def _clear(uri: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _objects(place: store.Place) -> list[str]:
+def _objects(place: store.Location) -> list[str]:
     """Return the URIs of what a store has under a name: the object, or all below the folder."""
     selector = pafs.FileSelector(place.path, allow_not_found=True, recursive=True)
 

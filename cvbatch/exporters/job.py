@@ -95,7 +95,7 @@ def export(format_: str, source: str, sink: str, options: ExportOptions, say: Sa
     result = Result.open(source)
     classes = _classes_kept(kind, format_, result)
     has_links = options.images == "link"
-    if has_links and store.Place.of(sink).scheme != "file":
+    if has_links and store.Location.of(sink).scheme != "file":
         raise ConfigError(f"--images link: {sink} is not on this machine; say --images copy")
     survey = result.survey(is_flat=kind.IS_FLAT, has_links=has_links)
     with begin(sink, result.uri, format_, kind.TOPS, overwrite=options.overwrite) as folder:
@@ -210,6 +210,6 @@ class _Run:
 
 def _found(image: Seen) -> Seen | Left:
     """Return an image whose file is there to be linked to."""
-    if Path(store.Place.of(image.uri).path).is_file():
+    if Path(store.Location.of(image.uri).path).is_file():
         return image
     return Left(image.image_id, image.uri, Failure("read", "missing", "there is no such file"))

@@ -18,7 +18,7 @@ from cvbatch.core.errors import ConfigError, CvbatchError, SourceError
 from cvbatch.core.types import ChunkRef, EncodedImage, Failure
 from cvbatch.images.decode import Limits
 from cvbatch.planning import manifest
-from cvbatch.results.parts import Parts, Said, describe, mask_of, read_rows
+from cvbatch.results.parts import PartFooter, Parts, describe, mask_of, read_rows
 from cvbatch.results.safe_names import digest_of, key_of, repeated, split_name
 from cvbatch.sources.readers import read_chunk_images
 from cvbatch.storage import store
@@ -66,7 +66,7 @@ class Result:
     """A prediction's sink: which chunks are there, and what they say of their job."""
 
     parts: Parts
-    said: Said  # by the first file
+    said: PartFooter  # by the first file
     classes: dict[str, tuple[str, ...]]  # of each column there is
     is_multi_label: bool
 
@@ -123,7 +123,7 @@ class Result:
             names = []
             for row in read_rows(uri, ("image_id", "uri"), 1 << 16):
                 names.append(row["image_id"])
-                if has_links and (self.is_inside or store.Place.of(row["uri"]).scheme != "file"):
+                if has_links and (self.is_inside or store.Location.of(row["uri"]).scheme != "file"):
                     raise ConfigError(
                         f"--images link: {row['image_id']!r} is no file on this machine; say "
                         "--images copy or none"

@@ -46,7 +46,7 @@ class Placement:
     target: Rectangle
 
 
-def place(height: int, width: int, key: InputKey) -> Placement:
+def make_placement(height: int, width: int, key: InputKey) -> Placement:
     """Return how an original of `height` × `width` is laid, uncut, into the input `key`.
 
     stretch: all of it fills the input, whatever its shape. letterbox: all of it, its shape kept,
@@ -84,7 +84,7 @@ def required_size(height: int, width: int, key: InputKey) -> tuple[int, int]:
     An original decoded at a reduced size loses nothing the network would get as long as neither
     side is shorter than this. All tiles have one scale.
     """
-    placement = place(*window_size(height, width, key), key)
+    placement = make_placement(*window_size(height, width, key), key)
     source, target = placement.source, placement.target
     return (
         -(-height * target.height // source.height),

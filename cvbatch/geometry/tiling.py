@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cvbatch.core.types import InputKey
-from cvbatch.geometry.resize import Placement, divide, place, window_size
+from cvbatch.geometry.resize import Placement, divide, make_placement, window_size
 
 
-def place_all(height: int, width: int, key: InputKey) -> list[Placement]:
+def tile_placements(height: int, width: int, key: InputKey) -> list[Placement]:
     """Return how each tile of an original lies in its input; uncut, the one is that of `place`.
 
     An original is cut where the key has a tiling and either side is longer than a tile's. Windows
@@ -19,9 +19,9 @@ def place_all(height: int, width: int, key: InputKey) -> list[Placement]:
     """
     rows, columns = _tile_grid(height, width, key)
     if rows * columns == 1:
-        return [place(height, width, key)]
+        return [make_placement(height, width, key)]
     window = window_size(height, width, key)
-    inner = place(*window, key)
+    inner = make_placement(*window, key)
     tops, lefts = _starts(height, window[0], rows), _starts(width, window[1], columns)
     if rows <= columns:
         corners = [(top, left) for left in lefts for top in tops]

@@ -22,7 +22,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from cvbatch.core.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey
 from cvbatch.geometry.resize import jpeg_reduction, resize_image
-from cvbatch.geometry.tiling import count_tiles, place_all
+from cvbatch.geometry.tiling import count_tiles, tile_placements
 from cvbatch.images.headers import PILLOW_ERRORS, Header, Limits, failure, read_header, refused
 from cvbatch.images.signatures import is_complete, png_has_all_rows
 
@@ -89,7 +89,7 @@ def _laid_out(
     width: int,
     key: InputKey,
 ) -> np.ndarray:  # (H, W, 3) uint8, or (T, H, W, 3) under a key with tiling
-    placements = place_all(height, width, key)
+    placements = tile_placements(height, width, key)
     if key.tiling is None:
         return resize_image(pixels, placements[0])
     tiles = np.empty((len(placements), key.height, key.width, 3), np.uint8)

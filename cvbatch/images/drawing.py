@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from cvbatch.core.types import VOID_CLASS, InputKey
-from cvbatch.geometry.resize import Rectangle, place, resize_image
+from cvbatch.geometry.resize import Rectangle, make_placement, resize_image
 
 TILE_HW = (240, 320)
 CAPTION_HEIGHT = 24
@@ -116,9 +116,9 @@ def write_text(
 def _fitted(tile: np.ndarray) -> tuple[np.ndarray, Rectangle]:
     """Return the picture at its size in a tile, and where in the tile it lies."""
     height, width = tile.shape[:2]
-    fitted = place(height, width, InputKey(*TILE_HW, "letterbox")).target
+    fitted = make_placement(height, width, InputKey(*TILE_HW, "letterbox")).target
     stretch = InputKey(fitted.height, fitted.width, "stretch")
-    return resize_image(tile, place(height, width, stretch)), fitted
+    return resize_image(tile, make_placement(height, width, stretch)), fitted
 
 
 def _draw_label(

@@ -65,7 +65,7 @@ def decoding_bytes(keys: Sequence[InputKey], limits: Limits) -> int:
     return min(wanted, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
 
 
-class CarefulDecoder:
+class IsolatedDecoder:
     """`decode` in a child process that may die, and is then replaced.
 
     Pixels and failures are those of `decode`. Further kinds: crashed (the child died of the image,
@@ -77,7 +77,7 @@ class CarefulDecoder:
         self._timeout_s = timeout_s
         self._child: _Child | None = None
 
-    def __enter__(self) -> CarefulDecoder:
+    def __enter__(self) -> IsolatedDecoder:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,7 +19,7 @@ OWN_SPLITS = ("train", "validation", "test", "trainval")
 
 
 @dataclass(slots=True)
-class Example:
+class Annotation:
     """What a data set says of one image."""
 
     image_id: str
@@ -42,7 +42,7 @@ class MaskFault(NamedTuple):
 
 # (example, size of the frame its annotation refers to) → its mask: (h, w) uint8 in the same frame,
 # or turned as the image is stored or upright; None where it has none.
-MaskReader = Callable[[Example, tuple[int, int]], "np.ndarray | MaskFault | None"]
+MaskReader = Callable[[Annotation, tuple[int, int]], "np.ndarray | MaskFault | None"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Batch:
     """Images that are read together, and what is said of them."""
 
     items: Sequence[Item]
-    examples: Mapping[str, Example]  # by image_id; images that are not in it are passed over
+    examples: Mapping[str, Annotation]  # by image_id; images that are not in it are passed over
     format: str = "images"  # a key of cvbatch.sources.readers.SOURCES
     image_column: str = "image"
 
 
 @dataclass(frozen=True)
-class Truth:
+class AnnotatedDataset:
     """What a data set says of all its images.
 
     `batches` may be called again and then gives the same; what is found and odd only on the way

@@ -18,7 +18,13 @@ import numpy as np
 from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SourceError
 from cvbatch.core.types import MAX_MASK_CLASSES, Item
 from cvbatch.images.orientation import Size
-from cvbatch.importers.annotations import UNKNOWN_CLASS, Batch, Example, MaskFault, Truth
+from cvbatch.importers.annotations import (
+    UNKNOWN_CLASS,
+    AnnotatedDataset,
+    Annotation,
+    Batch,
+    MaskFault,
+)
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import scattered
 from cvbatch.importers.import_report import Report
@@ -58,7 +64,7 @@ class _Image:
     objects: list[_Object] = field(default_factory=list)
 
 
-def read_coco(source: str, options: ImportOptions, report: Report) -> Truth:
+def read_coco(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
     """Return what `instances_*.json` say: a file with --images, or the data set's folder.
 
     Raises:
@@ -82,7 +88,7 @@ def read_coco(source: str, options: ImportOptions, report: Report) -> Truth:
     classes = {"labels": table.names, "boxes": table.names}
     columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
     if not options.has_masks:
-        return Truth(columns, classes, True, lambda _: iter([batch]))
+        return AnnotatedDataset(columns, classes, True, lambda _: iter([batch]))
     classes["mask"] = ("background", *table.names)
     if len(classes["mask"]) > MAX_MASK_CLASSES:
         raise ConfigError(
@@ -90,7 +96,9 @@ def read_coco(source: str, options: ImportOptions, report: Report) -> Truth:
             f"{MAX_MASK_CLASSES}; leave out --masks, or say fewer --classes and --unknown drop"
         )
     painter = _Painter(images, class_of)
-    return Truth((*columns, "mask"), classes, True, lambda _: iter([batch]), painter.read)
+    return AnnotatedDataset(
+        (*columns, "mask"), classes, True, lambda _: iter([batch]), painter.read
+    )
 
 
 def _documents(source: str, options: ImportOptions) -> list[_Document]:
@@ -229,9 +237,9 @@ def _is_true(value: object, where: str) -> bool:
     return value if isinstance(value, bool) else whole(value, where) != 0
 
 
-def _example(image: _Image, class_of: Mapping[int, int], split: str | None) -> Example:
+def _example(image: _Image, class_of: Mapping[int, int], split: str | None) -> Annotation:
     found = image.objects
-    return Example(
+    return Annotation(
         image_id=image.image_id,
         split=split,
         boxes=np.array([one.box for one in found], np.float64).reshape(-1, 4),
@@ -249,7 +257,7 @@ class _Painter:
     images: Mapping[str, _Image]
     class_of: Mapping[int, int]
 
-    def read(self, example: Example, frame_hw: Size) -> np.ndarray | MaskFault:
+    def read(self, example: Annotation, frame_hw: Size) -> np.ndarray | MaskFault:
         """Return the mask as class ids, (h, w) uint8; see `MaskReader`."""
         mask = np.zeros(frame_hw, np.uint8)
         rank = np.full(frame_hw, np.iinfo(np.int64).max)  # of what lies on top: area, then class

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cvbatch.core.errors import SourceError
-from cvbatch.importers.annotations import Batch, Example, Truth
+from cvbatch.importers.annotations import AnnotatedDataset, Annotation, Batch
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import File, is_image, item_of, list_tree, scattered
 from cvbatch.importers.import_report import Report
@@ -20,7 +20,7 @@ _SPLIT_FOLDERS = {
 }
 
 
-def read_folders(source: str, options: ImportOptions, report: Report) -> Truth:
+def read_folders(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
     """Return what `SRC/class/...` or `SRC/train/class/...` says of its images.
 
     Folders below a class's are part of it. Where all top folders are named like splits and hold
@@ -45,14 +45,14 @@ def read_folders(source: str, options: ImportOptions, report: Report) -> Truth:
     examples = {}
     for name, (folder, file) in classified.items():
         own = _SPLIT_FOLDERS[name.split("/", 1)[0].lower()] if has_splits else None
-        examples[file.image_id] = Example(
+        examples[file.image_id] = Annotation(
             image_id=file.image_id,
             split=None if options.split else own,
             labels=[(int(table.ids([folder])[0]), 1.0)],
         )
     items = scattered(item_of(file) for _, file in classified.values())
     batch = Batch(items, examples)
-    return Truth(("labels",), {"labels": table.names}, False, lambda _: iter([batch]))
+    return AnnotatedDataset(("labels",), {"labels": table.names}, False, lambda _: iter([batch]))
 
 
 def _has_splits(names: dict[str, File], source: str) -> bool:

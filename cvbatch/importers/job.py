@@ -14,7 +14,7 @@ from typing import Any
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import AccessDeniedError, CvbatchError, NotFoundError, SinkError
 from cvbatch.datasets.schema import KIND
-from cvbatch.importers.annotations import Truth
+from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.coco import read_coco
 from cvbatch.importers.folders import read_folders
 from cvbatch.importers.import_report import Report
@@ -27,7 +27,7 @@ from cvbatch.importers.voc import read_voc
 from cvbatch.storage import store
 from cvbatch.storage.sink_state import refuse_others
 
-FORMATS: dict[str, Callable[[str, ImportOptions, Report], Truth]] = {
+FORMATS: dict[str, Callable[[str, ImportOptions, Report], AnnotatedDataset]] = {
     "folders": read_folders,
     "voc": read_voc,
     "coco": read_coco,
@@ -80,7 +80,9 @@ def import_labels(
     return report
 
 
-def said_of(format_: str, truth: Truth, report: Report, files: Mapping[str, int]) -> dict[str, Any]:
+def said_of(
+    format_: str, truth: AnnotatedDataset, report: Report, files: Mapping[str, int]
+) -> dict[str, Any]:
     """Return the summary of an import as JSON-ready values; the same source gives the same."""
     return {
         "format": format_,
@@ -90,7 +92,7 @@ def said_of(format_: str, truth: Truth, report: Report, files: Mapping[str, int]
     }
 
 
-def _no_counts(truth: Truth) -> dict[str, Counter[str]]:
+def _no_counts(truth: AnnotatedDataset) -> dict[str, Counter[str]]:
     return {
         column: Counter(dict.fromkeys(truth.classes[column], 0))
         for column in truth.columns

@@ -12,7 +12,7 @@ from cvbatch.core.errors import AccessDeniedError, NotFoundError
 from cvbatch.core.types import VOID_CLASS, Failure
 from cvbatch.images.decode import PILLOW_ERRORS, read_header
 from cvbatch.images.orientation import LIMITS, Size
-from cvbatch.importers.annotations import Example, MaskFault
+from cvbatch.importers.annotations import Annotation, MaskFault
 from cvbatch.storage import store
 
 _GREY_STEPS = {2: 85, 4: 17}  # by bits of a grey PNG: Pillow spreads its values over 0..255
@@ -28,7 +28,7 @@ class MaskFiles:
 
     values: Sequence[int]
 
-    def read(self, example: Example, frame_hw: Size) -> np.ndarray | MaskFault | None:
+    def read(self, example: Annotation, frame_hw: Size) -> np.ndarray | MaskFault | None:
         """Return the mask as class ids, (h, w) uint8; see `MaskReader`."""
         if not example.mask_at:
             return None

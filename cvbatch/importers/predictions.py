@@ -14,7 +14,7 @@ import numpy as np
 from cvbatch.core.errors import SourceError
 from cvbatch.images.masks import decode_png
 from cvbatch.images.orientation import Size
-from cvbatch.importers.annotations import Batch, Example, MaskFault, Truth
+from cvbatch.importers.annotations import AnnotatedDataset, Annotation, Batch, MaskFault
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.options import ImportOptions
 from cvbatch.planning import manifest
@@ -65,7 +65,7 @@ class _Result:
                 column = reading.get("image_column", "image")
                 yield Batch(items, examples, reading["format"], column)
 
-    def read_mask(self, example: Example, frame_hw: Size) -> np.ndarray | MaskFault | None:
+    def read_mask(self, example: Annotation, frame_hw: Size) -> np.ndarray | MaskFault | None:
         """Return the mask as class ids, (h, w) uint8; see `MaskReader`."""
         if self._masks_of != example.mask_at:  # the images of a part come one after the other
             rows = read_rows(example.mask_at, ("image_id", "mask"), _ROWS_AT_ONCE)
@@ -84,7 +84,7 @@ class _Result:
             return MaskFault("mask_size", told)
         return mask
 
-    def _examples(self, part_uri: str, report: Report) -> dict[str, Example]:
+    def _examples(self, part_uri: str, report: Report) -> dict[str, Annotation]:
         document = describe(part_uri).document
         if document["fingerprint"] != self.said.document["fingerprint"]:
             raise SourceError(f"{part_uri} is of another job than the rest of {self.uri}")
@@ -113,10 +113,10 @@ class _Result:
 
     def _example(
         self, row: dict[str, Any], labels: list[tuple[int, float]], part_uri: str
-    ) -> Example:
+    ) -> Annotation:
         boxes = [box for box in row.get("boxes") or [] if box["score"] >= self.min_score]
         corners = [[box[side] for side in _SIDES] for box in boxes]
-        return Example(
+        return Annotation(
             image_id=row["image_id"],
             boxes=np.array(corners, np.float64).reshape(-1, 4),
             class_id=np.array([box["class_id"] for box in boxes], np.int32),
@@ -128,7 +128,7 @@ class _Result:
         )
 
 
-def read_predictions(source: str, options: ImportOptions, report: Report) -> Truth:
+def read_predictions(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
     """Return what a prediction's sink says, labels and boxes of `min_score` or more.
 
     Raises:
@@ -136,7 +136,7 @@ def read_predictions(source: str, options: ImportOptions, report: Report) -> Tru
     """
     result = _Result(source, options.min_score)
     columns = tuple(name for name in ANSWERS if name in result.classes)
-    return Truth(
+    return AnnotatedDataset(
         columns=columns,
         classes=result.classes,
         is_multi_label=not result.is_single_label,

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from cvbatch.datasets.schema import label_metadata, label_schema
 from cvbatch.images.masks import encode_png
-from cvbatch.importers.annotations import Truth
+from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.validation import Row
 from cvbatch.storage import store
 
@@ -23,7 +23,9 @@ MAX_SHARD_BYTES = 64 << 20  # of images and masks; three shards grow at a time, 
 class ShardWriter:
     """Puts rows into the sink, a file for every `shard_images` of a split; holds no more."""
 
-    def __init__(self, sink_uri: str, truth: Truth, format_: str, shard_images: int) -> None:
+    def __init__(
+        self, sink_uri: str, truth: AnnotatedDataset, format_: str, shard_images: int
+    ) -> None:
         self.files: dict[str, int] = {}  # name → bytes
         self._sink_uri = sink_uri
         self._schema = label_schema(truth.columns)

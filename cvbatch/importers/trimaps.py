@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.types import MAX_MASK_CLASSES
-from cvbatch.importers.annotations import Batch, Example, Truth
+from cvbatch.importers.annotations import AnnotatedDataset, Annotation, Batch
 from cvbatch.importers.dataset_files import (
     images_by_stem,
     item_of,
@@ -25,7 +25,7 @@ PET_CLASSES = ("foreground", "background", "contour")
 PET_VALUES = (1, 2, 3)
 
 
-def read_trimaps(source: str, options: ImportOptions, report: Report) -> Truth:
+def read_trimaps(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
     """Return what `SRC/images` and `SRC/annotations/trimaps` say, or the folders of the flags.
 
     Raises:
@@ -60,12 +60,14 @@ def read_trimaps(source: str, options: ImportOptions, report: Report) -> Truth:
         else:
             item = item_of(images[stem])
             items.append(item)
-            examples[item.image_id] = Example(
+            examples[item.image_id] = Annotation(
                 image_id=item.image_id, split=lists.get(stem), mask_at=masks[stem].uri
             )
     batch = Batch(scattered(items), examples)
     reader = MaskFiles(values)
-    return Truth(("mask",), {"mask": classes}, False, lambda _: iter([batch]), reader.read)
+    return AnnotatedDataset(
+        ("mask",), {"mask": classes}, False, lambda _: iter([batch]), reader.read
+    )
 
 
 def _is_png(name: str) -> bool:

@@ -11,7 +11,7 @@ from cvbatch.core.types import MAX_MASK_CLASSES, Chunk, EncodedImage, Failure
 from cvbatch.datasets.splits import DEFAULT_SHARES, choose_split
 from cvbatch.images.masks import areas
 from cvbatch.images.orientation import LIMITS, Frame, Picture, Size, read_picture
-from cvbatch.importers.annotations import UNKNOWN_CLASS, Example, MaskFault, Truth
+from cvbatch.importers.annotations import UNKNOWN_CLASS, AnnotatedDataset, Annotation, MaskFault
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.options import ImportOptions
 from cvbatch.sources.readers import read_chunk_images
@@ -43,7 +43,7 @@ class Row:
         return {"labels": labels, "boxes": self.class_id.tolist(), "mask": in_mask}
 
 
-def examined(truth: Truth, options: ImportOptions, report: Report) -> Iterator[Row]:
+def examined(truth: AnnotatedDataset, options: ImportOptions, report: Report) -> Iterator[Row]:
     """Yield the rows of a data set, counting in the report what is found, left out and mended.
 
     Raises:
@@ -79,11 +79,11 @@ def examined(truth: Truth, options: ImportOptions, report: Report) -> Iterator[R
 class _Examination:
     """The rules of one import, and where their findings are counted."""
 
-    truth: Truth
+    truth: AnnotatedDataset
     options: ImportOptions
     report: Report
 
-    def row(self, image: EncodedImage, example: Example) -> Row | None:
+    def row(self, image: EncodedImage, example: Annotation) -> Row | None:
         """Return the row of one image, or None where it is dropped; the report says why."""
         if image.failure is not None:
             kind = "image_missing" if image.failure.kind == "missing" else "image_unreadable"
@@ -107,7 +107,7 @@ class _Examination:
             return None
         return self._labelled(image, example, frame, mask)
 
-    def _refers_to_upright(self, picture: Picture, example: Example) -> bool:
+    def _refers_to_upright(self, picture: Picture, example: Annotation) -> bool:
         """Say whether labels refer to the upright image rather than to the pixels as stored.
 
         Where nobody said, the size in the annotation tells, if it is the one and not the other.
@@ -119,7 +119,7 @@ class _Examination:
             return self.options.orientation == "upright"
         return example.declared_hw == picture.upright_hw != picture.stored_hw
 
-    def _mask(self, example: Example, frame: Frame) -> np.ndarray | MaskFault | None:
+    def _mask(self, example: Annotation, frame: Frame) -> np.ndarray | MaskFault | None:
         """Return the mask upright, (H, W) uint8; None where the image has none."""
         if self.truth.read_mask is None:
             return None
@@ -134,7 +134,7 @@ class _Examination:
     def _labelled(
         self,
         image: EncodedImage,
-        example: Example,
+        example: Annotation,
         frame: Frame,
         mask: np.ndarray | None,  # (H, W) uint8
     ) -> Row:

@@ -18,7 +18,7 @@ import numpy as np
 
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.types import MAX_MASK_CLASSES, Item
-from cvbatch.importers.annotations import Batch, Example, Truth
+from cvbatch.importers.annotations import AnnotatedDataset, Annotation, Batch
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import (
     File,
@@ -54,7 +54,7 @@ class _Annotation(NamedTuple):
     declared_hw: tuple[int, int] | None
 
 
-def read_voc(source: str, options: ImportOptions, report: Report) -> Truth:
+def read_voc(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
     """Return what a folder with `Annotations` and `JPEGImages` says.
 
     Raises:
@@ -90,16 +90,16 @@ def read_voc(source: str, options: ImportOptions, report: Report) -> Truth:
     classes = {"labels": table.names, "boxes": table.names}
     columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
     if not mask_of:
-        return Truth(columns, classes, True, lambda _: iter([batch]))
+        return AnnotatedDataset(columns, classes, True, lambda _: iter([batch]))
     classes["mask"] = _mask_classes(table.names, options)
     reader = MaskFiles(tuple(range(len(classes["mask"]))))
-    return Truth((*columns, "mask"), classes, True, lambda _: iter([batch]), reader.read)
+    return AnnotatedDataset((*columns, "mask"), classes, True, lambda _: iter([batch]), reader.read)
 
 
 def _example(
     item: Item, said: _Annotation, table: ClassTable, split: str | None, mask_uri: str | None
-) -> Example:
-    return Example(
+) -> Annotation:
+    return Annotation(
         image_id=item.image_id,
         split=split,
         boxes=said.boxes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from cvbatch.core.child_process import Apart
+from cvbatch.core.child_process import ChildProcess
 from cvbatch.inference.programs import BuildRequest, BuiltProgram
 from cvbatch.storage.retry import retry_policy, set_retry_policy
 
@@ -21,11 +21,11 @@ def build(request: BuildRequest) -> BuiltProgram:
     return building.build(request)
 
 
-class Building:
+class ProgramBuilder:
     """The one process that builds and compiles all models of a job, at work."""
 
     def __init__(self, requests: Sequence[BuildRequest]) -> None:
-        self._all = Apart(
+        self._all = ChildProcess(
             _build_all, list(requests), initializer=partial(set_retry_policy, retry_policy())
         )
 

@@ -19,7 +19,7 @@ from cvbatch.inference.graph import ServingGraph, input_size, num_classes
 from cvbatch.inference.programs import BuildRequest, BuiltProgram
 from cvbatch.models import cost, registry
 from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
-from cvbatch.models.model_files import take
+from cvbatch.models.model_files import download
 from cvbatch.models.precision import with_precision
 
 RANDOM_SEED = 0  # of `weights: random`: the same job is the same network
@@ -88,7 +88,7 @@ def load(request: BuildRequest) -> keras.Model:
             config.model,
             config.weights,
             # what is loaded is what was hashed, whoever writes to the file meanwhile
-            local_file=lambda uri: take(uri, Path(folder), request.identity.sha256),
+            local_file=lambda uri: download(uri, Path(folder), request.identity.sha256),
             num_classes=count,
             image_size=config.image_size,
             options=options,

@@ -31,7 +31,7 @@ def read_masks(
 def merge_masks(
     tiles: Iterable[np.ndarray],  # T of (H, W, C) float32 probabilities, at any scale
     position: int,  # of the image in its batch
-    placements: Sequence[Placement],  # T ≥ 2, of `place_all`
+    placements: Sequence[Placement],  # T ≥ 2, of `tile_placements`
 ) -> Masks:
     """Return the mask of an image that was cut, at the size of the original.
 

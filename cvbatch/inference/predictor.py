@@ -21,8 +21,8 @@ from cvbatch.core.types import (
     Predictions,
 )
 from cvbatch.geometry.boxes import Suppression
-from cvbatch.geometry.resize import Placement, place
-from cvbatch.geometry.tiling import place_all
+from cvbatch.geometry.resize import Placement, make_placement
+from cvbatch.geometry.tiling import tile_placements
 from cvbatch.inference.engines import Program
 from cvbatch.inference.postprocess_classification import (
     merge_heatmaps,
@@ -122,7 +122,7 @@ def _see_tiles(model: LoadedModel, batch: ImageBatch) -> _Seen:
     said: list[ModelPredictions | None] = []  # None: not finite
     for i in batch.decoded:
         size = int(batch.height[i]), int(batch.width[i])
-        placements = place_all(*size, key)
+        placements = tile_placements(*size, key)
         of_image = islice(tiles, len(placements))
         try:
             if len(placements) == 1:
@@ -232,7 +232,9 @@ def _read(
     if not len(image_index):
         return ModelPredictions()
     key = model.spec.input_key
-    placements = [place(int(batch.height[i]), int(batch.width[i]), key) for i in image_index]
+    placements = [
+        make_placement(int(batch.height[i]), int(batch.width[i]), key) for i in image_index
+    ]
     where = _Where(image_index, placements, key)
     return _READERS[model.config.task](model, results, where)
 

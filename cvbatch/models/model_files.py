@@ -22,7 +22,7 @@ def fetch(uri: str) -> Path:
         raise ModelError(f"model file {uri} cannot be read: {error}") from None
 
 
-def take(uri: str, folder: Path, expected: str | None) -> Path:
+def download(uri: str, folder: Path, expected: str | None) -> Path:
     """Return a copy of a model file in a folder of this process alone, which nobody changes.
 
     expected: the SHA-256 that the copy must have, in hex; None: any.

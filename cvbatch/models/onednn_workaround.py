@@ -16,14 +16,14 @@ from keras import layers, ops
 _CHANNELS = 16  # in a block of oneDNN's; layers with as many are computed rightly
 
 
-def spare(model: keras.Model) -> keras.Model:
+def avoid_onednn_bug(model: keras.Model) -> keras.Model:
     """Return the model, its narrow strided 1×1 convolutions computed the other way.
 
     In place, and nothing that is saved changes: a model that is loaded or cloned needs it again.
     """
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            spare(layer)
+            avoid_onednn_bug(layer)
         elif _is_at_fault(layer):
             layer.convolution_op = _strided_first(layer)
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from cvbatch.models.onednn_workaround import spare
+from cvbatch.models.onednn_workaround import avoid_onednn_bug
 
 
 def with_precision(model: keras.Model, policy: str) -> keras.Model:
@@ -15,4 +15,4 @@ def with_precision(model: keras.Model, policy: str) -> keras.Model:
 
     clone = keras.models.clone_model(model, clone_function=converted, recursive=True)
     clone.set_weights(model.get_weights())
-    return spare(clone)
+    return avoid_onednn_bug(clone)

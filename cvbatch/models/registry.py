@@ -22,7 +22,7 @@ from cvbatch.models import classifiers, cost, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
 from cvbatch.models.file_safety import vet
 from cvbatch.models.metadata import DEMO_FILES
-from cvbatch.models.onednn_workaround import spare
+from cvbatch.models.onednn_workaround import avoid_onednn_bug
 from cvbatch.models.weights import ENDINGS, LOAD_ERRORS, first_line, load_weights
 
 _FEW_WEIGHTS = 100_000  # that a file need not hold: states of random layers, say
@@ -121,7 +121,7 @@ def build(
     count = said.pop("num_classes", None) or num_classes or entry.num_classes
     _check_options(name, entry, said)
     try:
-        return spare(entry.build(count, size, **said))
+        return avoid_onednn_bug(entry.build(count, size, **said))
     except (ValueError, TypeError) as error:
         told = f"{count} classes, image size {size[0]}×{size[1]} and options {said}"
         raise ModelError(f"{name} cannot be built with {told}: {first_line(error)}") from error
@@ -244,7 +244,7 @@ def load_file(model: str, path: Path) -> keras.Model:
         loaded: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except LOAD_ERRORS as error:
         raise ModelError(_refusal(model, path, error)) from error
-    return spare(loaded)
+    return avoid_onednn_bug(loaded)
 
 
 def _check_claim(model: str, path: Path, held_bytes: int) -> None:

@@ -6,12 +6,12 @@ import math
 
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
-from cvbatch.distributed.resources import Resources, Wiring
+from cvbatch.distributed.resources import Allocation, Resources
 
 
-def choose_wiring(
+def choose_allocation(
     job: JobConfig, source_format: str, resources: Resources, num_chunks: int
-) -> Wiring:
+) -> Allocation:
     """Return the wiring for a job: streaming where there are GPUs, fused where not.
 
     A tar is one chunk of unknown length, too long to hold decoded: its job is always fused. One
@@ -44,7 +44,7 @@ def choose_wiring(
             + ("" if room or not gpus else _without_gpus(resources))
         )
     most = max(1, min(run.actors or num_chunks, num_chunks))
-    return Wiring(arrangement, min(wanted, most), run.cpus_per_actor, gpus, max_actors=most)
+    return Allocation(arrangement, min(wanted, most), run.cpus_per_actor, gpus, max_actors=most)
 
 
 def _without_gpus(resources: Resources) -> str:

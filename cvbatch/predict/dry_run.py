@@ -17,11 +17,11 @@ from cvbatch.distributed.memory import memory_of_each
 from cvbatch.distributed.resources import local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.images.decode import Limits, decode_images
-from cvbatch.images.isolated_decode import CarefulDecoder
-from cvbatch.inference.builder import Building
+from cvbatch.images.isolated_decode import IsolatedDecoder
+from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.inference.programs import BuiltProgram, requests_for
-from cvbatch.predict.allocation import choose_wiring
+from cvbatch.predict.allocation import choose_allocation
 from cvbatch.predict.job import Preparation, prepare
 from cvbatch.predict.memory_check import actor_need, check_batch
 from cvbatch.results import schema, writer
@@ -94,9 +94,9 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         listener.say(f"the sink is held by {holder}: while it lives, this job would be refused")
     plan = ready.plan
     left = list(plan.chunks if overwrite else plan.left)
-    wiring = choose_wiring(job, plan.format, resources, max(1, len(left)))
+    wiring = choose_allocation(job, plan.format, resources, max(1, len(left)))
     requests = requests_for(job, ready.identities, ready.engine)
-    programs = Building(requests).result() if left else []
+    programs = ProgramBuilder(requests).result() if left else []
     need = actor_need(programs, wiring)
     memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
     check_batch(job.run.batch_size, need, memory, wiring.num_actors)
@@ -162,7 +162,7 @@ def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> 
             yield image
 
     # With care, as nobody knows these images yet: they must not end the command.
-    with CarefulDecoder(job.run.image_timeout_s) as decode_one:
+    with IsolatedDecoder(job.run.image_timeout_s) as decode_one:
         decode_one(b"", keys, limits)  # starts its process, which is not the sample's time
         started = time.perf_counter()
         batches = decode_images(

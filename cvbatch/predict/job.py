@@ -22,7 +22,7 @@ from cvbatch.core.version import __version__
 from cvbatch.distributed.memory import memory_of_each
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
-from cvbatch.inference.builder import Building
+from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
     BuildRequest,
     BuiltProgram,
@@ -33,9 +33,9 @@ from cvbatch.inference.programs import (
 )
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
-from cvbatch.predict.allocation import choose_wiring
+from cvbatch.predict.allocation import choose_allocation
 from cvbatch.predict.memory_check import actor_need, check_batch
-from cvbatch.predict.steps import WorkOrder
+from cvbatch.predict.steps import PredictSpec
 from cvbatch.predict.summary import Summary
 from cvbatch.results import run_history, schema, writer
 from cvbatch.storage import store
@@ -122,12 +122,12 @@ def predict(
         summary.num_planned = sum(ref.num_images for ref in left)
         has_work = bool(left) or not ready.plan.is_finished
         if left:
-            wiring = choose_wiring(job, ready.plan.format, resources, len(left))
+            wiring = choose_allocation(job, ready.plan.format, resources, len(left))
             memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
             requests = requests_for(job, ready.identities, ready.engine)
             building = _begin(job, requests)
             # The models are building; Ray, imported and started only now, keeps them company.
-            from cvbatch.predict.ray_metrics import Meters
+            from cvbatch.predict.ray_metrics import RunMetrics
             from cvbatch.predict.ray_pipeline import run_chunks, start_actors
 
             is_joined = joins_a_cluster()
@@ -146,7 +146,7 @@ def predict(
             order = _commit(ready, requests, built)
             listener.begun(len(left), summary.num_planned)
             begun = time.perf_counter()
-            meters = Meters(summary.run, len(left))
+            meters = RunMetrics(summary.run, len(left))
             with closing(run_chunks(order, left, wiring, actors, meters)) as reports:
                 for report in reports:
                     lease.check()
@@ -166,7 +166,7 @@ def predict(
     summary.judge(job.run.max_failure_fraction)
     store.remove_leftovers(job.sink.uri)  # of runs and workers that were killed
     if has_work:
-        run_history.keep(job.sink.uri, summary.as_json())
+        run_history.write_run(job.sink.uri, summary.as_json())
     return summary
 
 
@@ -174,22 +174,22 @@ def _asked(
     job: JobConfig, plan: Plan, ref: ChunkRef, listener: Listener
 ) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
-    from cvbatch.distributed.preflight import nodes_asked
+    from cvbatch.distributed.preflight import nodes_checked
 
     source_uri = plan.read_chunk(ref).items[0].uri
-    return nodes_asked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
+    return nodes_checked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
 
 
-def _begin(job: JobConfig, requests: Sequence[BuildRequest]) -> Building | None:
+def _begin(job: JobConfig, requests: Sequence[BuildRequest]) -> ProgramBuilder | None:
     """Start to build what an earlier run has not left under the sink."""
     kept = [store.exists(program_uri(job.sink.uri, request)) for request in requests]
-    return None if all(kept) else Building(requests)
+    return None if all(kept) else ProgramBuilder(requests)
 
 
 def _finish(
     job: JobConfig,
     requests: Sequence[BuildRequest],
-    building: Building | None,
+    building: ProgramBuilder | None,
 ) -> list[BuiltProgram]:
     if building is None:
         uris = [program_uri(job.sink.uri, request) for request in requests]
@@ -201,7 +201,7 @@ def _commit(
     ready: Preparation,
     requests: Sequence[BuildRequest],
     built: Sequence[BuiltProgram],
-) -> WorkOrder:
+) -> PredictSpec:
     """Write what the workers and the next run need; return the workers' order."""
     job = ready.job
     uris = [program_uri(job.sink.uri, request) for request in requests]
@@ -224,7 +224,7 @@ def _commit(
     models = [
         schema.ResultModel(config, spec) for config, spec in zip(job.models, specs, strict=True)
     ]
-    return WorkOrder(
+    return PredictSpec(
         job=job,
         source_format=ready.plan.format,
         specs=specs,

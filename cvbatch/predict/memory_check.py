@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cvbatch.core.errors import ConfigError
 from cvbatch.distributed.memory import Need, largest_batch
-from cvbatch.distributed.resources import Wiring
+from cvbatch.distributed.resources import Allocation
 from cvbatch.inference.programs import BuiltProgram
 
 
@@ -21,7 +21,7 @@ def prediction_need(programs: Sequence[BuiltProgram]) -> Need:
     return Need(held, sum(kept) + max(passing, default=0))
 
 
-def actor_need(programs: Sequence[BuiltProgram], wiring: Wiring) -> Need:
+def actor_need(programs: Sequence[BuiltProgram], wiring: Allocation) -> Need:
     """Return what an actor holds in the memory that `memory_of_each` is about."""
     if wiring.gpus_per_actor > 0:
         programs = [one for one in programs if one.engine == "tensorflow"]

@@ -23,11 +23,11 @@ from ray.exceptions import (
 )
 
 from cvbatch.core.errors import CvbatchError
-from cvbatch.core.types import ChunkRef, PartReport
-from cvbatch.distributed.resources import Wiring
+from cvbatch.core.types import ChunkRef, ChunkReport
+from cvbatch.distributed.resources import Allocation
 from cvbatch.distributed.session import actors_now
 from cvbatch.planning.plan import read_chunk
-from cvbatch.predict.steps import FusedWorker, WorkOrder
+from cvbatch.predict.steps import FusedWorker, PredictSpec
 
 CAREFUL_AFTER = 2  # deaths of its workers: from then on a chunk is done carefully
 GIVEN_UP_AFTER = 4  # deaths: two of them of the careful way
@@ -53,13 +53,13 @@ class _Call(NamedTuple):
     ref: ChunkRef | None
 
 
-class Crew:
+class ActorPool:
     """The actors of one job, and who does what.
 
     Made, it asks for its first actors: they start while the models still build.
     """
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, wiring: Allocation) -> None:
         self._wiring = wiring
         self._class = ray.remote(FusedWorker).options(
             num_cpus=wiring.cpus_per_actor,
@@ -77,7 +77,9 @@ class Crew:
         self._last_cause = ""
         self._last_life = self._last_look = time.monotonic()
 
-    def run(self, refs: Sequence[ChunkRef], order: WorkOrder) -> Generator[PartReport, None, None]:
+    def run(
+        self, refs: Sequence[ChunkRef], order: PredictSpec
+    ) -> Generator[ChunkReport, None, None]:
         """Do the chunks; yield each one's report as its file is written. The actors end with it.
 
         Raises:
@@ -137,11 +139,11 @@ class Crew:
             is_careful = self._deaths[ref.chunk_id] >= CAREFUL_AFTER
             self._calls[actor.work.remote(ref, is_careful=is_careful)] = _Call(actor, ref)
 
-    def _hear(self, answer: Any) -> PartReport | None:
+    def _hear(self, answer: Any) -> ChunkReport | None:
         """Return the report that an actor gives; None if it came up, or died."""
         call = self._calls.pop(answer)
         try:
-            report: PartReport | None = ray.get(answer)
+            report: ChunkReport | None = ray.get(answer)
         except _DEATHS as error:
             ray.kill(call.actor)  # one that is only out of reach must not go on beside its heir
             self._bury(call.ref, _cause(error))

@@ -11,11 +11,11 @@ from typing import Any
 
 from ray.util import metrics
 
-from cvbatch.core.types import PartReport
+from cvbatch.core.types import ChunkReport
 
 
 @dataclass(frozen=True)
-class Meter:
+class MetricSpec:
     """One metric; Ray puts `ray_` before its name, and `_total` after a counter's."""
 
     kind: type[metrics.Counter] | type[metrics.Gauge]
@@ -24,21 +24,27 @@ class Meter:
 
 
 METERS = {
-    "cvbatch_images": Meter(metrics.Counter, "Rows written, by status: ok or failed.", "status"),
-    "cvbatch_failures": Meter(metrics.Counter, "Failed rows, by stage/kind of failure.", "kind"),
-    "cvbatch_bytes": Meter(metrics.Counter, "Encoded images read, files written.", "direction"),
-    "cvbatch_stage_seconds": Meter(
+    "cvbatch_images": MetricSpec(
+        metrics.Counter, "Rows written, by status: ok or failed.", "status"
+    ),
+    "cvbatch_failures": MetricSpec(
+        metrics.Counter, "Failed rows, by stage/kind of failure.", "kind"
+    ),
+    "cvbatch_bytes": MetricSpec(
+        metrics.Counter, "Encoded images read, files written.", "direction"
+    ),
+    "cvbatch_stage_seconds": MetricSpec(
         metrics.Counter, "Seconds that chunks took, summed over workers, by stage.", "stage"
     ),
-    "cvbatch_chunks": Meter(metrics.Counter, "Chunks written."),
-    "cvbatch_chunks_left": Meter(metrics.Gauge, "Chunks that are not written yet."),
-    "cvbatch_queue_depth": Meter(
+    "cvbatch_chunks": MetricSpec(metrics.Counter, "Chunks written."),
+    "cvbatch_chunks_left": MetricSpec(metrics.Gauge, "Chunks that are not written yet."),
+    "cvbatch_queue_depth": MetricSpec(
         metrics.Gauge, "Chunks in a stage or waiting for it, when one was last written.", "stage"
     ),
 }
 
 
-class Meters:
+class RunMetrics:
     """The metrics of one run. Ray must be connected."""
 
     def __init__(self, run: str, num_chunks: int) -> None:
@@ -52,7 +58,7 @@ class Meters:
         self._num_left = num_chunks
         self._set("cvbatch_chunks_left", num_chunks)
 
-    def written(self, report: PartReport) -> None:
+    def written(self, report: ChunkReport) -> None:
         """Count a chunk in whose file is there."""
         self._num_left -= 1
         self._set("cvbatch_chunks_left", self._num_left)

@@ -21,36 +21,40 @@ import pyarrow as pa
 import ray
 
 from cvbatch.core.errors import CvbatchError
-from cvbatch.core.types import ChunkRef, PartReport
-from cvbatch.distributed.resources import Wiring
+from cvbatch.core.types import ChunkRef, ChunkReport
+from cvbatch.distributed.resources import Allocation
 from cvbatch.predict import steps
-from cvbatch.predict.ray_actor_pool import CAREFUL_AFTER, GIVEN_UP_AFTER, Crew, given_up
+from cvbatch.predict.ray_actor_pool import CAREFUL_AFTER, GIVEN_UP_AFTER, ActorPool, given_up
 from cvbatch.predict.ray_attempts import DECODE, MODELS, WRITE, start_attempts
-from cvbatch.predict.ray_metrics import Meters
+from cvbatch.predict.ray_metrics import RunMetrics
 from cvbatch.predict.serialization import (
     image_batches_to_table,
     predictions_to_table,
     table_to_image_batches,
     table_to_predictions,
 )
-from cvbatch.predict.stage_timer import Effort
-from cvbatch.predict.steps import WorkOrder
+from cvbatch.predict.stage_timer import StageTimer
+from cvbatch.predict.steps import PredictSpec
 
 if TYPE_CHECKING:
     import ray.data
 
 
-def start_actors(wiring: Wiring) -> Crew | None:
+def start_actors(wiring: Allocation) -> ActorPool | None:
     """Start the fused wiring's actors, empty: they come up while the models still build.
 
     Ray Data starts those of the streaming wiring itself.
     """
-    return Crew(wiring) if wiring.arrangement == "fused" else None
+    return ActorPool(wiring) if wiring.arrangement == "fused" else None
 
 
 def run_chunks(
-    order: WorkOrder, refs: Sequence[ChunkRef], wiring: Wiring, crew: Crew | None, meters: Meters
-) -> Generator[PartReport, None, None]:
+    order: PredictSpec,
+    refs: Sequence[ChunkRef],
+    wiring: Allocation,
+    crew: ActorPool | None,
+    meters: RunMetrics,
+) -> Generator[ChunkReport, None, None]:
     """Do the chunks on the connected cluster; yield each one's report as its file is written.
 
     crew: from `start_actors`. meters: hear of chunks that are written, and of those under way.
@@ -73,8 +77,8 @@ def run_chunks(
 
 
 def _streaming(
-    refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring, meters: Meters
-) -> Generator[PartReport, None, None]:
+    refs: Sequence[ChunkRef], order: PredictSpec, wiring: Allocation, meters: RunMetrics
+) -> Generator[ChunkReport, None, None]:
     """Let Ray Data stream the chunks through decoding, models and writing."""
     attempts = start_attempts()  # lives as long as this generator holds it
     tables = _dataset(refs, order, wiring, attempts).iter_batches(
@@ -85,11 +89,11 @@ def _streaming(
             meters.waiting(stage, num_chunks)
         for row in table.to_pylist():
             maps = {name: dict(row[name]) for name in ("failures", "examples", "seconds")}
-            yield PartReport(**{**row, **maps})
+            yield ChunkReport(**{**row, **maps})
 
 
 def _dataset(
-    refs: Sequence[ChunkRef], order: WorkOrder, wiring: Wiring, attempts: Any
+    refs: Sequence[ChunkRef], order: PredictSpec, wiring: Allocation, attempts: Any
 ) -> ray.data.Dataset:
     import ray.data  # takes seconds, and only this wiring needs it
 
@@ -130,7 +134,7 @@ _EFFORT = "effort"  # of each row, as JSON
 
 
 class _PredictActor:
-    def __init__(self, order: WorkOrder, attempts: Any, max_starts: int) -> None:
+    def __init__(self, order: PredictSpec, attempts: Any, max_starts: int) -> None:
         self._attempts = attempts
         self._has_worked = False
         self._starts = ray.get(attempts.begin.remote(MODELS))
@@ -144,7 +148,7 @@ class _PredictActor:
                 f"the models took their workers down {self._starts} times in a row: look whether "
                 "they fit the memory of a worker and at Ray's logs, then run again"
             )
-        effort = Effort.of(table[_EFFORT].to_pylist())
+        effort = StageTimer.of(table[_EFFORT].to_pylist())
         batches = table_to_image_batches(table)
         said = predictions_to_table(list(effort.along("predict", map(self._predictor, batches))))
         if not self._has_worked:
@@ -153,7 +157,7 @@ class _PredictActor:
         return _with_effort(said.append_column(_COUNT, table[_COUNT]), effort)
 
 
-def _decode(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
+def _decode(table: pa.Table, order: PredictSpec, attempts: Any) -> pa.Table:
     (ref,) = _refs(table)
     deaths = ray.get(attempts.begin.remote(DECODE, ref.chunk_id))
     if deaths:  # in the actor, where Ray has put decoding there: the models were not to blame
@@ -161,7 +165,7 @@ def _decode(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
     if deaths >= GIVEN_UP_AFTER:
         raise given_up(ref, "its decoding was begun as often and never ended")
     is_careful = deaths >= CAREFUL_AFTER
-    effort = Effort()
+    effort = StageTimer()
     batches = image_batches_to_table(
         list(steps.read_and_decode(order, ref, effort, is_careful=is_careful))
     )
@@ -170,13 +174,13 @@ def _decode(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
     return _with_effort(batches.append_column(_COUNT, counts), effort)
 
 
-def _with_effort(table: pa.Table, effort: Effort) -> pa.Table:
+def _with_effort(table: pa.Table, effort: StageTimer) -> pa.Table:
     """Return the table with what all of it took in the first row, and nothing in the others."""
-    said = [effort.as_json(), *[Effort().as_json()] * (len(table) - 1)][: len(table)]
+    said = [effort.as_json(), *[StageTimer().as_json()] * (len(table) - 1)][: len(table)]
     return table.append_column(_EFFORT, pa.array(said, pa.string()))
 
 
-def _write(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
+def _write(table: pa.Table, order: PredictSpec, attempts: Any) -> pa.Table:
     (num_images,) = set(table[_COUNT].to_pylist())
     predictions = table_to_predictions(table)
     (chunk_id,) = {said.chunk_id for said in predictions}
@@ -190,7 +194,7 @@ def _write(table: pa.Table, order: WorkOrder, attempts: Any) -> pa.Table:
             f"writing the file of chunk {chunk_id} took its worker down {deaths} times; look at "
             "Ray's logs and for memory to spare, then run again"
         )
-    report = steps.write(order, chunk_id, predictions, Effort.of(table[_EFFORT].to_pylist()))
+    report = steps.write(order, chunk_id, predictions, StageTimer.of(table[_EFFORT].to_pylist()))
     ray.get(attempts.end.remote(WRITE, chunk_id))
     return _report_table([report])
 
@@ -212,7 +216,7 @@ _REPORT = pa.schema(
 )
 
 
-def _report_table(reports: Sequence[PartReport]) -> pa.Table:
+def _report_table(reports: Sequence[ChunkReport]) -> pa.Table:
     rows: list[dict[str, Any]] = [
         {
             **asdict(report),

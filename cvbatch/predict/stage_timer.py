@@ -12,7 +12,7 @@ T = TypeVar("T")
 STAGES = ("read", "decode", "predict", "write")
 
 
-class Effort:
+class StageTimer:
     """A clock that runs for one stage at a time, so that no second counts twice.
 
     Stages ask one another for their next thing: whoever is asked has the clock until it answers.
@@ -25,7 +25,7 @@ class Effort:
         self._stage, self._since = "", 0.0
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Effort:
+    def of(cls, texts: Iterable[str]) -> StageTimer:
         """Return the sum of efforts that were written as JSON."""
         whole = cls()
         for said in map(json.loads, texts):

@@ -1,7 +1,7 @@
 """The three steps of a chunk as plain callables: read and decode, predict, write.
 
 Ray wires them one of two ways (`cvbatch.predict.ray_pipeline`); a test calls them as they are. All
-a step needs to know comes in one small `WorkOrder`, so a step that died starts again anywhere.
+a step needs to know comes in one small `PredictSpec`, so a step that died starts again anywhere.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from cvbatch.config.predict import JobConfig
 from cvbatch.core.failures import note
 from cvbatch.core.types import (
     ChunkRef,
+    ChunkReport,
     EncodedImage,
     Examples,
     ImageBatch,
     ModelSpec,
-    PartReport,
     Predictions,
 )
 from cvbatch.images.decode import Limits, decode_images
-from cvbatch.images.isolated_decode import CarefulDecoder, on_a_timer
+from cvbatch.images.isolated_decode import IsolatedDecoder, on_a_timer
 from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
-from cvbatch.predict.stage_timer import Effort
+from cvbatch.predict.stage_timer import StageTimer
 from cvbatch.results import schema, writer
 from cvbatch.sources.readers import read_chunk_images
 from cvbatch.storage import store
 
 
 @dataclass(frozen=True)
-class WorkOrder:
+class PredictSpec:
     """What the workers of a job must know; small, whatever the models weigh."""
 
     job: JobConfig
@@ -54,7 +54,7 @@ class WorkOrder:
 
 
 def read_and_decode(
-    order: WorkOrder, ref: ChunkRef, effort: Effort, *, is_careful: bool = False
+    order: PredictSpec, ref: ChunkRef, effort: StageTimer, *, is_careful: bool = False
 ) -> Iterator[ImageBatch]:
     """Yield the chunk's images, decoded and resized for every model, in the manifest's order.
 
@@ -73,7 +73,7 @@ def read_and_decode(
     timeout_s = order.job.run.image_timeout_s
     with ExitStack() as stack:
         decode_one = (
-            stack.enter_context(CarefulDecoder(timeout_s)) if is_careful else on_a_timer(timeout_s)
+            stack.enter_context(IsolatedDecoder(timeout_s)) if is_careful else on_a_timer(timeout_s)
         )
         read = _weighed(effort.along("read", images), effort)
         batches = decode_images(
@@ -82,13 +82,15 @@ def read_and_decode(
         yield from effort.along("decode", batches)
 
 
-def _weighed(images: Iterable[EncodedImage], effort: Effort) -> Iterator[EncodedImage]:
+def _weighed(images: Iterable[EncodedImage], effort: StageTimer) -> Iterator[EncodedImage]:
     for image in images:
         effort.num_bytes_read += len(image.data)
         yield image
 
 
-def load_predictor(order: WorkOrder, read: Callable[[str], bytes] = store.read_bytes) -> Predictor:
+def load_predictor(
+    order: PredictSpec, read: Callable[[str], bytes] = store.read_bytes
+) -> Predictor:
     """Return the job's models, loaded into this process."""
     store.set_retry_policy(order.job.run.retry_policy)
     models = []
@@ -100,8 +102,8 @@ def load_predictor(order: WorkOrder, read: Callable[[str], bytes] = store.read_b
 
 
 def write(
-    order: WorkOrder, chunk_id: str, predictions: Iterable[Predictions], effort: Effort
-) -> PartReport:
+    order: PredictSpec, chunk_id: str, predictions: Iterable[Predictions], effort: StageTimer
+) -> ChunkReport:
     """Write the chunk's rows as its file; return what it holds, and what it took until now."""
     store.set_retry_policy(order.job.run.retry_policy)
     models = order.result_models
@@ -116,7 +118,7 @@ def write(
             tables.append(schema.to_rows(said, models, arrow_schema))
         metadata = part_files.revised(order.metadata, order.revisions.get(chunk_id, 0))
         num_bytes = writer.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
-    return PartReport(
+    return ChunkReport(
         chunk_id,
         num_images,
         dict(counts),
@@ -134,18 +136,18 @@ class FusedWorker:
     """
 
     def __init__(self) -> None:
-        self._order: WorkOrder | None = None
+        self._order: PredictSpec | None = None
         self._predictor: Predictor | None = None
 
-    def load(self, order: WorkOrder) -> None:
+    def load(self, order: PredictSpec) -> None:
         """Take the order and load its models."""
         self._order, self._predictor = order, load_predictor(order)
 
-    def work(self, ref: ChunkRef, *, is_careful: bool) -> PartReport:
+    def work(self, ref: ChunkRef, *, is_careful: bool) -> ChunkReport:
         """Return the report of a chunk, its file written. The order must have been told."""
         if self._order is None or self._predictor is None:
             raise RuntimeError("FusedWorker.work before FusedWorker.load")
-        effort = Effort()
+        effort = StageTimer()
         batches = read_and_decode(self._order, ref, effort, is_careful=is_careful)
         predictions = effort.along("predict", map(self._predictor, batches))
         return write(self._order, ref.chunk_id, predictions, effort)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvbatch.core.failures import are_too_many, as_json, merge
-from cvbatch.core.types import Examples, PartReport
+from cvbatch.core.types import ChunkReport, Examples
 from cvbatch.planning.plan import Plan
 
 SEEN_BEFORE_STOPPING = 200  # images of a run, before its failures may stop it
@@ -44,7 +44,7 @@ class Summary:
         """Return the summary of a run that has done nothing yet."""
         return cls(sink, fingerprint, run, plan.num_new, plan.num_changed, plan.num_removed)
 
-    def add(self, report: PartReport) -> None:
+    def add(self, report: ChunkReport) -> None:
         """Count a chunk in."""
         self.num_chunks += 1
         self.num_images += report.num_images

@@ -70,7 +70,7 @@ def write_report(
     """
     uri = store.absolute(uri)
     target = store.join(uri, _DEFAULT) if out is None else store.absolute(out)
-    if store.Place.of(target).scheme == "file" and Path(target).is_dir():
+    if store.Location.of(target).scheme == "file" and Path(target).is_dir():
         raise ConfigError(f"--out {out} is a folder; name a file in it, such as report.html")
     kind = _kind_of(uri)
     if kind != "prediction" and (evaluation_uri or truth):

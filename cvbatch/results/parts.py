@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from cvbatch.config.models import TASK_COLUMNS
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.core.types import ChunkRef, InputKey
-from cvbatch.geometry.resize import place
+from cvbatch.geometry.resize import make_placement
 from cvbatch.images.decode import Limits
 from cvbatch.planning import part_files
 from cvbatch.storage import store
@@ -40,7 +40,7 @@ ANSWERS = ("labels", "boxes", "mask")  # columns with a class table
 _BUFFER_BYTES = 1 << 20  # of a column: a row group's masks are not held at once
 
 
-class Said(NamedTuple):
+class PartFooter(NamedTuple):
     """What a part's footer says."""
 
     document: dict[str, Any]  # under the metadata key `cvbatch`
@@ -139,7 +139,7 @@ def _rows_of(item: Item, wanted: Collection[str]) -> Iterator[Item]:
             )
 
 
-def describe(uri: str) -> Said:
+def describe(uri: str) -> PartFooter:
     """Return what a part says of itself, from its footer.
 
     Raises:
@@ -149,7 +149,7 @@ def describe(uri: str) -> Said:
         with store.open_input(uri) as file:
             footer = pq.ParquetFile(file)
             document = json.loads(footer.metadata.metadata[b"cvbatch"])
-            said = Said(document, tuple(footer.schema_arrow.names), footer.metadata.num_rows)
+            said = PartFooter(document, tuple(footer.schema_arrow.names), footer.metadata.num_rows)
         version = document["schema_version"]
         if not document["fingerprint"] or not isinstance(document["models"], list):
             raise ValueError("its metadata is not whole")
@@ -208,7 +208,7 @@ def mask_of(row: dict[str, Any], models: Sequence[dict[str, Any]]) -> np.ndarray
         return mask
     height, width = model["input_size"]
     key = InputKey(height, width, model["resize"])
-    return mask_to_original(mask, place(row["height"], row["width"], key))
+    return mask_to_original(mask, make_placement(row["height"], row["width"], key))
 
 
 def read_job(uri: str) -> dict[str, Any] | None:

@@ -14,8 +14,8 @@ import pyarrow.dataset as ds
 from cvbatch.core.errors import SourceError
 from cvbatch.core.types import ChunkRef, Failure, InputKey, Tiling
 from cvbatch.geometry.resampling import over_original
-from cvbatch.geometry.resize import Placement, place
-from cvbatch.geometry.tiling import place_all
+from cvbatch.geometry.resize import Placement, make_placement
+from cvbatch.geometry.tiling import tile_placements
 from cvbatch.images.decode import decode
 from cvbatch.images.drawing import draw_boxes, paint_mask
 from cvbatch.images.heatmaps import overlay
@@ -224,8 +224,8 @@ class Result:
 
     def dataset(self) -> ds.Dataset:
         """Return the files as a pyarrow dataset, for filters and projections without a copy."""
-        place = store.Place.of(self.uri)
-        paths = [store.Place.of(self.parts.uri_of(ref)).path for ref in self.parts.done]
+        place = store.Location.of(self.uri)
+        paths = [store.Location.of(self.parts.uri_of(ref)).path for ref in self.parts.done]
         if not paths:
             return ds.dataset(pa.table({}))
         try:
@@ -263,6 +263,6 @@ def _placement(model: dict[str, Any], height: int, width: int) -> Placement:
     if tiles is not None:
         tile_height, tile_width = tiles.get("size") or model["input_size"]
         cut = key._replace(tiling=Tiling(tile_height, tile_width, 0, 0))
-        if len(place_all(height, width, cut)) > 1:
+        if len(tile_placements(height, width, cut)) > 1:
             key = key._replace(resize="stretch")  # the map of an image that was cut covers it all
-    return place(height, width, key)
+    return make_placement(height, width, key)

@@ -23,7 +23,7 @@ class Run(NamedTuple):
     images_per_second: float
 
 
-def keep(sink_uri: str, summary: Mapping[str, Any]) -> None:
+def write_run(sink_uri: str, summary: Mapping[str, Any]) -> None:
     """Write what the run that ends now did."""
     uri = store.join(_folder(sink_uri), datetime.now(UTC).strftime(_NAME))
     store.put_bytes(uri, json.dumps(summary, indent=1).encode())

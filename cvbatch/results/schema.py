@@ -23,7 +23,7 @@ from cvbatch.core.types import (
     offsets_of,
     pictures_of,
 )
-from cvbatch.geometry.resize import mask_to_original, place
+from cvbatch.geometry.resize import make_placement, mask_to_original
 from cvbatch.geometry.tiling import count_tiles
 from cvbatch.images import masks as mask_arrays
 
@@ -249,7 +249,7 @@ def _mask_columns(
         placed = mask
         size = int(predictions.height[i]), int(predictions.width[i])
         if is_original and count_tiles(*size, key) == 1:  # those of several are merged there
-            placed = mask_to_original(mask, place(*size, key))
+            placed = mask_to_original(mask, make_placement(*size, key))
         png[i] = mask_arrays.encode_png(placed)
         class_id, area = mask_arrays.areas(placed, len(model.spec.classes))
         class_ids.append(class_id)

@@ -30,14 +30,14 @@ _AWS_VARIABLES = (
 _Environment = tuple[str | None, ...]  # the values of _AWS_VARIABLES
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a URI points: a file system, and a path in it."""
 
     scheme: str  # "file" | "s3" | "gs"
     path: str
 
     @classmethod
-    def of(cls, uri: str) -> Place:
+    def of(cls, uri: str) -> Location:
         """Return the place of a URI. Raises ConfigError for one that cannot be a place."""
         scheme, mark, rest = uri.partition("://")
         if not mark or "/" in scheme:
@@ -115,10 +115,10 @@ def _gcs() -> Any:
     return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=15))
 
 
-def s3_requests(timeout_s: float | None = None) -> Any:
+def s3_client(timeout_s: float | None = None) -> Any:
     """Return boto3's client, for what pyarrow lacks: a removal of one key, conditional puts.
 
-    It makes a request once: `store.ask_s3` makes it again. timeout_s: without a byte; None: the
+    It makes a request once: `store.call_s3` makes it again. timeout_s: without a byte; None: the
     job's.
 
     Raises:
@@ -146,7 +146,7 @@ def _s3_requests(environment: _Environment, timeout_s: float) -> Any:
     )
 
 
-def told_by_boto(error: Exception) -> str:
+def describe_boto_error(error: Exception) -> str:
     """Return the name and the status of what boto3 raised, as pyarrow's complaints have them."""
     from botocore.exceptions import (
         ClientError,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from cvbatch.core.errors import NotFoundError
 from cvbatch.storage import store
-from cvbatch.storage.clients import Place, s3_requests, told_by_boto
+from cvbatch.storage.clients import Location, describe_boto_error, s3_client
 from cvbatch.storage.retry import retry, translate
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class Content(NamedTuple):
     tag: str  # the store's own word for this content
 
 
-class Slot(Protocol):
+class ConditionalFile(Protocol):
     """One file that is read and replaced."""
 
     def read(self) -> Content | None:
@@ -42,9 +42,9 @@ class Slot(Protocol):
         """Remove the file."""
 
 
-def slot_of(uri: str) -> Slot | None:
+def conditional_file(uri: str) -> ConditionalFile | None:
     """Return the slot at a URI; None where the store has no way to write on a condition."""
-    place = Place.of(uri)
+    place = Location.of(uri)
     if place.scheme == "gs":
         return None  # pyarrow's client cannot
     return _LocalSlot(place.uri) if place.scheme == "file" else _ObjectSlot(place)
@@ -87,14 +87,14 @@ class _LocalSlot:
 class _ObjectSlot:
     """An S3 object, by boto3: pyarrow cannot put on a condition."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Location) -> None:
         self._uri = place.uri
         bucket, key = place.path.split("/", 1)
         self._name = {"Bucket": bucket, "Key": key}
 
     @property
     def _client(self) -> Any:
-        return s3_requests(_LIMIT_S)
+        return s3_client(_LIMIT_S)
 
     def read(self) -> Content | None:
         def get() -> Content:
@@ -143,7 +143,7 @@ class _ObjectSlot:
                     raise OSError(told) from None
                 raise _RefusedError(status, told) from None
             except BotoCoreError as error:  # its words hold the URL
-                raise OSError(told_by_boto(error)) from None
+                raise OSError(describe_boto_error(error)) from None
 
         return retry(asked, self._uri)
 

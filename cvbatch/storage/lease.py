@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from cvbatch.core.errors import AccessDeniedError, CvbatchError, SinkError, StoreError
 from cvbatch.storage import store
-from cvbatch.storage.conditional_write import Content, Slot, slot_of
+from cvbatch.storage.conditional_write import ConditionalFile, Content, conditional_file
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,8 @@ def holder_in(sink_uri: str) -> Holder | None:
     return None if holder is None or holder.is_dead_here else holder
 
 
-def _slot(sink_uri: str) -> Slot | None:
-    return slot_of(store.join(store.absolute(sink_uri), NAME))
+def _slot(sink_uri: str) -> ConditionalFile | None:
+    return conditional_file(store.join(store.absolute(sink_uri), NAME))
 
 
 class Lease:
@@ -140,7 +140,7 @@ class Lease:
             self._give_back(self._mine)  # a store that failed is not asked again
 
     @cached_property
-    def _slot(self) -> Slot | None:
+    def _slot(self) -> ConditionalFile | None:
         return _slot(self._sink_uri)
 
     def wait_until_free(self) -> Content | None:

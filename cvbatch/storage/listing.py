@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from cvbatch.core.errors import SourceError
-from cvbatch.storage.clients import REQUEST_TRIES, Place
+from cvbatch.storage.clients import REQUEST_TRIES, Location
 from cvbatch.storage.retry import translate
 from cvbatch.storage.store import attempt
 
@@ -47,7 +47,7 @@ def list_files(uri: str, on_progress: Progress | None = None) -> Listing:
 
     Raises NotFoundError or AccessDeniedError, SourceError for a name that is not Unicode.
     """
-    place = Place.of(uri)
+    place = Location.of(uri)
     info = attempt(place, lambda files: files.get_file_info(place.path))
     counter = _Counter(on_progress)
     if info.type == pafs.FileType.File:
@@ -58,13 +58,13 @@ def list_files(uri: str, on_progress: Progress | None = None) -> Listing:
     folder, pattern = _split_pattern(uri)
     if pattern is None:
         return _list_folder(place, counter)  # an object store says so only now that it is missing
-    listing = _list_folder(Place.of(folder), counter)
+    listing = _list_folder(Location.of(folder), counter)
     names = pc.utf8_slice_codeunits(listing.files["uri"], len(listing.base))
     wanted = pc.match_substring_regex(names, _pattern_regex(pattern))
     return Listing(listing.base, listing.files.filter(wanted))
 
 
-def _list_folder(place: Place, counter: _Counter) -> Listing:
+def _list_folder(place: Location, counter: _Counter) -> Listing:
     base = place.uri.rstrip("/") + "/"
     walk = _walk_local(place) if place.scheme == "file" else _walk_remote(place)
     batches = []
@@ -117,7 +117,7 @@ def _version(info: Any) -> str:
     return str(info.mtime_ns or 0)
 
 
-def _walk_local(place: Place) -> Iterator[pa.RecordBatch]:
+def _walk_local(place: Location) -> Iterator[pa.RecordBatch]:
     """Yield what lies below a folder; links are followed, except into a folder on the way down."""
     rows: list[Row] = []
     try:
@@ -150,7 +150,7 @@ def _scan(top: str) -> Iterator[Row]:
                     yield entry.path, 0, "0"
 
 
-def _walk_remote(place: Place) -> Iterator[pa.RecordBatch]:
+def _walk_remote(place: Location) -> Iterator[pa.RecordBatch]:
     """Yield what lies below a prefix, listed by many threads at once."""
     folders = [place]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -158,7 +158,7 @@ def _walk_remote(place: Place) -> Iterator[pa.RecordBatch]:
             level = list(pool.map(lambda folder: _select(folder, recursive=False), folders))
             below = [i for infos in level for i in infos if i.type == pafs.FileType.Directory]
             folders = [
-                Place(place.scheme, info.path)
+                Location(place.scheme, info.path)
                 for info in below
                 if not info.base_name.startswith((".", "_"))
             ]
@@ -170,7 +170,7 @@ def _walk_remote(place: Place) -> Iterator[pa.RecordBatch]:
             yield from _batches(place.scheme, infos)
 
 
-def _select(folder: Place, *, recursive: bool) -> list[Any]:
+def _select(folder: Location, *, recursive: bool) -> list[Any]:
     def listed(files: Any) -> list[Any]:
         return list(files.get_file_info(pafs.FileSelector(folder.path, recursive=recursive)))
 

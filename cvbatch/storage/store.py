@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
 from cvbatch.storage import atomic
 from cvbatch.storage.atomic import replacing
-from cvbatch.storage.clients import REQUEST_TRIES, Place, s3_requests, told_by_boto
+from cvbatch.storage.clients import REQUEST_TRIES, Location, describe_boto_error, s3_client
 from cvbatch.storage.retry import (
     STORE_FAULTS,
     CredentialsError,
@@ -35,12 +35,12 @@ from cvbatch.storage.retry import (
 
 __all__ = [
     "CredentialsError",
-    "Place",
+    "Location",
     "ShortReadError",
     "TooLargeError",
     "absolute",
-    "ask_s3",
     "attempt",
+    "call_s3",
     "delete",
     "exists",
     "fetch",
@@ -60,7 +60,7 @@ _PART_BYTES = 10_000_000  # more than that goes up in parts
 _MARKS = (0xA5, 0x5A)  # no byte is both
 
 
-def attempt(place: Place, action: Callable[[Any], T], tries: int = 1) -> T:
+def attempt(place: Location, action: Callable[[Any], T], tries: int = 1) -> T:
     """Return `action(file system)`, tried again while the store is busy.
 
     tries: of a single request inside the action; more than one where it makes many.
@@ -74,7 +74,7 @@ def attempt(place: Place, action: Callable[[Any], T], tries: int = 1) -> T:
         raise _reason(place, error) from None
 
 
-def _reason(place: Place, refusal: AccessDeniedError) -> StoreError:
+def _reason(place: Location, refusal: AccessDeniedError) -> StoreError:
     """Return why access was refused: the answer to HEAD has no words, the one to a listing has."""
     if place.scheme != "s3" or isinstance(refusal, CredentialsError):
         return refusal
@@ -88,7 +88,7 @@ def _reason(place: Place, refusal: AccessDeniedError) -> StoreError:
 
 def absolute(uri: str) -> str:
     """Return the one spelling of a URI, the same in whatever folder a process works."""
-    return Place.of(uri).uri
+    return Location.of(uri).uri
 
 
 def join(uri: str, *parts: str) -> str:
@@ -98,7 +98,7 @@ def join(uri: str, *parts: str) -> str:
 
 def exists(uri: str) -> bool:
     """Return whether a file (not a folder) has that name."""
-    place = Place.of(uri)
+    place = Location.of(uri)
     info = attempt(place, lambda files: files.get_file_info(place.path))
     return bool(info.type == pafs.FileType.File)
 
@@ -108,7 +108,7 @@ def list_names(uri: str) -> dict[str, int]:
 
     Raises NotFoundError where there is no such bucket.
     """
-    place = Place.of(uri)
+    place = Location.of(uri)
 
     def listed(files: Any) -> list[Any]:
         try:
@@ -126,7 +126,7 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
     Raises NotFoundError, AccessDeniedError, TooLargeError (before reading, above `max_bytes`),
     ShortReadError, or StoreError when the store does not answer.
     """
-    place = Place.of(uri)
+    place = Location.of(uri)
 
     def read(files: Any) -> bytes:
         with _open(files, place) as file:
@@ -140,18 +140,18 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
 
 def open_input(uri: str) -> io.RawIOBase:
     """Return a file to read from anywhere in it; each read is tried again as `read_bytes` is."""
-    return _Input(Place.of(uri))
+    return _Input(Location.of(uri))
 
 
 def open_stream(uri: str) -> io.BufferedReader:
     """Return a file to read from front to back, a few MiB held at a time."""
-    return io.BufferedReader(_Input(Place.of(uri)), STREAM_BYTES)
+    return io.BufferedReader(_Input(Location.of(uri)), STREAM_BYTES)
 
 
 class _Input(io.RawIOBase):
     """A file in any store whose reads survive the store's bad moments."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Location) -> None:
         self._place = place
         self._file = attempt(place, lambda files: _open(files, place))
         self._size: int = self._file.size()
@@ -220,7 +220,7 @@ def _exactly(file: Any, position: int, wanted: int, uri: str) -> bytes:
     )
 
 
-def _open(files: Any, place: Place) -> Any:
+def _open(files: Any, place: Location) -> Any:
     local = Path(place.path)
     if place.scheme == "file" and local.exists() and not local.is_file():
         raise NotFoundError(f"{place.uri} is not a file")  # a pipe would block for ever
@@ -233,7 +233,7 @@ def put_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     Locally by a temporary file (`.name-*.tmp`) and a rename; in an object store by one upload,
     which counts when it is complete. A local folder that is missing is made.
     """
-    place = Place.of(uri)
+    place = Location.of(uri)
 
     def put(files: Any) -> None:
         if place.scheme == "file":
@@ -267,7 +267,7 @@ def _umask() -> int:
     return mask
 
 
-def ask_s3(uri: str, action: Callable[[Any], T]) -> T:
+def call_s3(uri: str, action: Callable[[Any], T]) -> T:
     """Return `action(boto3 client)` about a URI in S3, tried again while the store is busy.
 
     What the action itself expects of a refusal it catches (`botocore.exceptions.ClientError`).
@@ -279,9 +279,9 @@ def ask_s3(uri: str, action: Callable[[Any], T]) -> T:
 
     def asked() -> T:
         try:
-            return action(s3_requests())
+            return action(s3_client())
         except (BotoCoreError, ClientError) as error:
-            raise OSError(told_by_boto(error)) from None
+            raise OSError(describe_boto_error(error)) from None
 
     return retry(asked, uri)
 
@@ -292,10 +292,10 @@ def delete(uri: str) -> None:
     Raises:
         StoreError: the store does not let us, or does not answer.
     """
-    place = Place.of(uri)
+    place = Location.of(uri)
     if place.scheme == "s3":  # pyarrow would leave an object for the folder in its place
         bucket, key = place.path.split("/", 1)
-        ask_s3(place.uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
+        call_s3(place.uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
         return
     with suppress(NotFoundError):
         attempt(place, lambda files: files.delete_file(place.path))
@@ -306,7 +306,7 @@ def fetch(uri: str) -> Path:
 
     The copy's name holds size and modification time, so a file that changed is fetched again.
     """
-    place = Place.of(uri)
+    place = Location.of(uri)
     if place.scheme == "file":
         if not Path(place.path).is_file():
             raise NotFoundError(f"{uri} does not exist as a file; check the name")
@@ -345,7 +345,7 @@ def _cache_folder() -> Path:
 
 def remove_leftovers(sink_uri: str) -> None:
     """Remove the temporary files that killed writers left in a local sink; a store has none."""
-    place = Place.of(sink_uri)
+    place = Location.of(sink_uri)
     if place.scheme != "file":
         return
     folder = Path(place.path)

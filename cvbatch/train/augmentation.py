@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from cvbatch.core.errors import ConfigError
-from cvbatch.core.types import VOID_CLASS, Example
+from cvbatch.core.types import VOID_CLASS, TrainingExample
 from cvbatch.geometry.boxes import clip_boxes
 from cvbatch.geometry.resize import PADDING_GREY
 
@@ -58,7 +58,9 @@ class Augmentation:
                     f"augmentation: {name} {getattr(self, name)} must be from 0 to {most}"
                 )
 
-    def apply(self, examples: Sequence[Example], step: int, first_row: int = 0) -> list[Example]:
+    def apply(
+        self, examples: Sequence[TrainingExample], step: int, first_row: int = 0
+    ) -> list[TrainingExample]:
         """Return the examples varied: the same for the same seed, step and row.
 
         first_row: the first example's place in the whole batch, where this is one worker's part.
@@ -70,7 +72,7 @@ class Augmentation:
             for row, example in enumerate(examples)
         ]
 
-    def _varied(self, example: Example, rng: np.random.Generator) -> Example:
+    def _varied(self, example: TrainingExample, rng: np.random.Generator) -> TrainingExample:
         brightness, contrast = rng.uniform(-1, 1, 2) * (self.brightness, self.contrast)
         example = replace(example, pixels=recoloured(example.pixels, brightness, 1 + contrast))
         if self.flip == "none" and not (self.rotation or self.zoom or self.translation):
@@ -122,10 +124,10 @@ def motion(
 
 
 def warped(
-    example: Example,
+    example: TrainingExample,
     motion: np.ndarray,  # (2, 3), of `motion`
     min_visible: float = 0.25,
-) -> Example:
+) -> TrainingExample:
     """Return the example moved: pixels interpolated linearly, the mask by its nearest pixel.
 
     What comes into view is grey, and `VOID_CLASS` in the mask. A box becomes the hull of the
@@ -189,7 +191,9 @@ def size_of_step(
     return sizes[int(np.random.default_rng((seed, step // every)).integers(len(sizes)))]
 
 
-def resized_examples(examples: Sequence[Example], image_size: tuple[int, int]) -> list[Example]:
+def resized_examples(
+    examples: Sequence[TrainingExample], image_size: tuple[int, int]
+) -> list[TrainingExample]:
     """Return the examples stretched to (height, width), boxes and masks with them.
 
     Sides that shrink are averaged over area, sides that grow interpolated linearly; the mask
@@ -198,7 +202,7 @@ def resized_examples(examples: Sequence[Example], image_size: tuple[int, int]) -
     return [_stretched(example, image_size) for example in examples]
 
 
-def _stretched(example: Example, image_size: tuple[int, int]) -> Example:
+def _stretched(example: TrainingExample, image_size: tuple[int, int]) -> TrainingExample:
     height, width = example.pixels.shape[:2]
     if (height, width) == image_size:
         return example

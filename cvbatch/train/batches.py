@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
 # (epoch, first) → this worker's micro-batches of the epoch, both counted from 0, without the first
 # ones: the same for the same numbers, so that a run that was resumed sees what it would have seen.
-Feed = Callable[[int, int], Iterator[Batch]]
+BatchSource = Callable[[int, int], Iterator[Batch]]
 
 
 def padded(batch: Batch, size: int) -> Batch:
@@ -50,7 +50,7 @@ class Supply:
     size: rows of a micro-batch. worker: the number of this one, for messages.
     """
 
-    def __init__(self, feed: Feed, size: int, worker: int = 0) -> None:
+    def __init__(self, feed: BatchSource, size: int, worker: int = 0) -> None:
         self._feed, self._size, self._worker = feed, size, worker
         self._batches: Iterator[Batch] = iter(())
         self._padding: Batch | None = None

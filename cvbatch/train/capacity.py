@@ -5,11 +5,11 @@ from __future__ import annotations
 from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError
 from cvbatch.distributed.memory import largest_batch, memory_of_each, training_need
-from cvbatch.distributed.resources import Resources, Wiring
+from cvbatch.distributed.resources import Allocation, Resources
 from cvbatch.train.network import Ready
 
 
-def choose_workers(job: TrainJob, resources: Resources, begun_with: int | None) -> Wiring:
+def choose_workers(job: TrainJob, resources: Resources, begun_with: int | None) -> Allocation:
     """Return how many workers there are, with what.
 
     begun_with: the number of a run that goes on, which keeps it; None for a new one.
@@ -34,7 +34,7 @@ def choose_workers(job: TrainJob, resources: Resources, begun_with: int | None) 
             f"do not fit a cluster of {resources.num_cpus:g} CPU and {resources.num_gpus:g} GPU; "
             f"{max(room, 0)} would"
         )
-    return Wiring("training", wanted, run.cpus_per_worker, gpus)
+    return Allocation("training", wanted, run.cpus_per_worker, gpus)
 
 
 def check_count(count: int, job: TrainJob, num_workers: int) -> None:
@@ -52,7 +52,7 @@ def check_count(count: int, job: TrainJob, num_workers: int) -> None:
         )
 
 
-def check_memory(job: TrainJob, ready: Ready, wiring: Wiring, resources: Resources) -> None:
+def check_memory(job: TrainJob, ready: Ready, wiring: Allocation, resources: Resources) -> None:
     """Refuse a batch that cannot fit a worker's memory.
 
     Raises:

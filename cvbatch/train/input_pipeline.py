@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from cvbatch.core.errors import TrainingError
-from cvbatch.core.types import Example, Failure, InputKey
+from cvbatch.core.types import Failure, InputKey, TrainingExample
 from cvbatch.datasets.examples import LabelledRow, example_of, in_order, read_rows, shuffled
 from cvbatch.datasets.reader import Split, Wanted
 from cvbatch.images.decode import Limits
@@ -29,7 +29,7 @@ from cvbatch.train.augmentation import Augmentation, resized_examples, size_of_s
 from cvbatch.train.batches import Batch
 
 T = TypeVar("T")
-Vary = Callable[[Example, int], Example]  # with the image's place in the order
+Vary = Callable[[TrainingExample, int], TrainingExample]  # with the image's place in the order
 _AHEAD = 2  # batches that are ready before they are asked for
 _READING = 8  # row groups that are asked of the store at once
 
@@ -66,7 +66,7 @@ class Reader:
 
     def batches(
         self, order: Iterable[np.ndarray], first: int, augmentation: Vary | None
-    ) -> Iterator[list[Example]]:
+    ) -> Iterator[list[TrainingExample]]:
         """Yield this worker's micro-batches of an order from the number `first` on.
 
         Images that cannot be used are left out, so that a batch may have fewer, or none. A
@@ -121,8 +121,8 @@ class Reader:
         pool: ThreadPoolExecutor,
         rows: Sequence[tuple[int, LabelledRow]],
         augmentation: Vary | None,
-    ) -> list[Example]:
-        def laid(placed: tuple[int, LabelledRow]) -> Example | Failure:
+    ) -> list[TrainingExample]:
+        def laid(placed: tuple[int, LabelledRow]) -> TrainingExample | Failure:
             place, row = placed
             example = self._laid(row)
             if isinstance(example, Failure):
@@ -138,7 +138,7 @@ class Reader:
                 examples.append(result)
         return examples
 
-    def _laid(self, row: LabelledRow) -> Example | Failure:
+    def _laid(self, row: LabelledRow) -> TrainingExample | Failure:
         wanted = self._laying.wanted
         example = example_of(row, self._laying.key, self._laying.limits)
         if isinstance(example, Failure):
@@ -162,8 +162,8 @@ class Scales(NamedTuple):
         return size_of_step(self.sizes, step, seed=self.seed)
 
 
-class TrainingFeed:
-    """A worker's micro-batches of every epoch: a `cvbatch.train.batches.Feed`.
+class TrainingBatches:
+    """A worker's micro-batches of every epoch: a `cvbatch.train.batches.BatchSource`.
 
     scales: the sizes that the examples are stretched to; None leaves them as they are.
     """
@@ -171,7 +171,7 @@ class TrainingFeed:
     def __init__(
         self,
         reader: Reader,
-        targets: Callable[[Sequence[Example]], dict[str, np.ndarray]],
+        targets: Callable[[Sequence[TrainingExample]], dict[str, np.ndarray]],
         augmentation: Augmentation | None,
         seed: int,
         pool_images: int,
@@ -179,7 +179,9 @@ class TrainingFeed:
     ) -> None:
         self._reader, self._targets, self._augmentation = reader, targets, augmentation
         self._seed, self._pool_images, self._scales = seed, pool_images, scales
-        self._spare: Example | None = None  # stands in where all images of a batch are broken
+        self._spare: TrainingExample | None = (
+            None  # stands in where all images of a batch are broken
+        )
 
     def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
         """Yield this worker's micro-batches of an epoch from the number `first` on."""
@@ -189,13 +191,15 @@ class TrainingFeed:
         if augmentation is None:
             return ahead(self._made(self._reader.batches(order, first, None), epoch, first))
 
-        def varied(example: Example, place: int) -> Example:
+        def varied(example: TrainingExample, place: int) -> TrainingExample:
             # The place in the epoch's order, not in the worker's: the split changes no image.
             return augmentation.apply([example], epoch, place)[0]
 
         return ahead(self._made(self._reader.batches(order, first, varied), epoch, first))
 
-    def _made(self, batches: Iterable[list[Example]], epoch: int, first: int) -> Iterator[Batch]:
+    def _made(
+        self, batches: Iterable[list[TrainingExample]], epoch: int, first: int
+    ) -> Iterator[Batch]:
         number = first
         for examples in batches:
             if examples:
@@ -212,7 +216,7 @@ class TrainingFeed:
             for rest in range(number, self._scales.steps_per_epoch * self._scales.accumulate):
                 yield self._batch([], epoch, rest)
 
-    def _batch(self, examples: list[Example], epoch: int, number: int) -> Batch:
+    def _batch(self, examples: list[TrainingExample], epoch: int, number: int) -> Batch:
         """Return the examples as a batch; the spare one as padding where there are none."""
         shown = examples or [self._spare_example()]
         if self._scales is not None:
@@ -220,7 +224,7 @@ class TrainingFeed:
         pixels = np.stack([example.pixels for example in shown])
         return Batch(pixels, self._targets(shown), len(examples))
 
-    def _spare_example(self) -> Example:
+    def _spare_example(self) -> TrainingExample:
         """Return an image of this worker's; it has one, or `_made` would have raised."""
         if self._spare is None:  # resumed behind its last image
             order = shuffled(self._reader.split, self._seed, 0, self._pool_images)
@@ -228,7 +232,7 @@ class TrainingFeed:
         return self._spare
 
 
-def judged(reader: Reader) -> Iterator[tuple[np.ndarray, Sequence[Example]]]:
+def judged(reader: Reader) -> Iterator[tuple[np.ndarray, Sequence[TrainingExample]]]:
     """Yield this worker's share of a split in its order: pixels (B, H, W, C) and examples."""
     for examples in ahead(reader.batches(in_order(reader.split), 0, None)):
         if examples:
@@ -248,7 +252,7 @@ def ahead(values: Iterator[T]) -> Iterator[T]:
         pool.shutdown(cancel_futures=True)
 
 
-def _grey(example: Example) -> Example:
+def _grey(example: TrainingExample) -> TrainingExample:
     """Return the example in grey, by the luma weights of ITU-R BT.601 as the job takes them."""
     return replace(example, pixels=cv2.cvtColor(example.pixels, cv2.COLOR_RGB2GRAY)[..., None])
 

@@ -25,7 +25,7 @@ from cvbatch.config.train import LABEL_COLUMNS, TrainJob, fingerprint
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
 from cvbatch.core.progress import Listener
 from cvbatch.datasets.reader import Labelled, Split, Wanted, box_shapes, find_labelled
-from cvbatch.distributed.resources import Wiring, local_resources
+from cvbatch.distributed.resources import Allocation, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.models import model_files
 from cvbatch.storage import store
@@ -230,13 +230,13 @@ def _check_sink(sink: str, overwrite: bool) -> None:
 
 def _asked(job: TrainJob, data: Labelled, listener: Listener) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
-    from cvbatch.distributed.preflight import nodes_asked
+    from cvbatch.distributed.preflight import nodes_checked
 
     source_uri = data.splits["train"].groups[0].uri
-    return nodes_asked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
+    return nodes_checked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
 
 
-def _begin(job: TrainJob, data: Labelled, identity: str, wiring: Wiring, begun: Path) -> _State:
+def _begin(job: TrainJob, data: Labelled, identity: str, wiring: Allocation, begun: Path) -> _State:
     """Build the network into a local file; return what will be said of the training."""
     anchors = None
     if job.model.fits_anchors:
@@ -278,7 +278,7 @@ def _commit(job: TrainJob, state: _State, begun: Path, overwrite: bool) -> None:
 
 
 def _delete_folder(uri: str) -> None:
-    place = store.Place.of(uri)
+    place = store.Location.of(uri)
     try:
         store.attempt(place, lambda files: files.delete_dir(place.path))
     except NotFoundError:
@@ -290,16 +290,16 @@ def _put_state(sink: str, state: _State) -> None:
 
 
 def _teach(
-    job: TrainJob, data: Labelled, state: _State, wiring: Wiring, listener: Listener
+    job: TrainJob, data: Labelled, state: _State, wiring: Allocation, listener: Listener
 ) -> dict[str, Any]:
     """Run the lessons on Ray, which is imported only now."""
-    from cvbatch.train.ray_trainer import teach
-    from cvbatch.train.worker_spec import Lessons
+    from cvbatch.train.ray_trainer import run_training
+    from cvbatch.train.worker_spec import WorkerSpec
 
     images_per_step = state.workers * job.training.batch_size * job.training.accumulate
     gpus = wiring.gpus_per_actor
     run = job.run.model_copy(update={"workers": state.workers, "gpus_per_worker": gpus})
-    lessons = Lessons(
+    lessons = WorkerSpec(
         job=job.model_copy(update={"run": run}),
         data=data,
         wanted=wanted_of(job),
@@ -311,4 +311,4 @@ def _teach(
         begun_uri=store.join(job.sink.uri, _BEGUN),
         sink_uri=job.sink.uri,
     )
-    return teach(lessons, listener.epoch)
+    return run_training(lessons, listener.epoch)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvbatch.config.train import TrainingConfig, TrainJob
-from cvbatch.core.child_process import Apart
+from cvbatch.core.child_process import ChildProcess
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.models import model_files
 from cvbatch.models.metadata import DEMO_FILES, read_card, write_card
@@ -52,7 +52,7 @@ def make_ready(
         RefusedError: the network cannot be had, or does not fit the task, its classes, its recipe
             or its metric.
     """
-    building = Apart(
+    building = ChildProcess(
         _make_ready,
         job,
         tuple(classes),
@@ -122,7 +122,7 @@ def _network(job: TrainJob, num_classes: int, options: dict[str, Any]) -> keras.
             registry.load_model,
             said.model,
             said.weights,
-            local_file=lambda uri: model_files.take(uri, Path(folder), said.sha256),
+            local_file=lambda uri: model_files.download(uri, Path(folder), said.sha256),
             image_size=said.image_size,
             options=options,
         )

@@ -21,7 +21,7 @@ from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import CvbatchError, TrainingError
 from cvbatch.storage import store
 from cvbatch.train import history
-from cvbatch.train.worker_spec import Lessons
+from cvbatch.train.worker_spec import WorkerSpec
 
 _POLL_S = 0.5  # between two looks at what the workers have told
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ class _Ledger:
         return self._rows
 
 
-def teach(lessons: Lessons, hear: Callable[[str, Row], None]) -> dict[str, Any]:
+def run_training(lessons: WorkerSpec, hear: Callable[[str, Row], None]) -> dict[str, Any]:
     """Return what the first worker says of the run when all epochs are done.
 
     hear: is told of each epoch, in a line and in numbers.
@@ -89,7 +89,7 @@ def _tell(rows: list[Row], told: int, hear: Callable[[str, Row], None]) -> int:
     return told
 
 
-def _lost(lessons: Lessons, error: Exception | None) -> str:
+def _lost(lessons: WorkerSpec, error: Exception | None) -> str:
     lines = str(error or "").strip().splitlines()
     last = f" ({lines[-1].strip()[:300]})" if lines else ""
     return (
@@ -98,13 +98,13 @@ def _lost(lessons: Lessons, error: Exception | None) -> str:
     )
 
 
-def _trainer(lessons: Lessons, ledger: Any) -> Any:
+def _trainer(lessons: WorkerSpec, ledger: Any) -> Any:
     with silent_stderr():  # TensorFlow comes with it, and says so
         from ray.train.tensorflow import TensorflowTrainer
     run = lessons.job.run
     gpus = run.gpus_per_worker or 0
     resources = {"CPU": run.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    place = store.Place.of(store.join(lessons.sink_uri, "_cvbatch"))
+    place = store.Location.of(store.join(lessons.sink_uri, "_cvbatch"))
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     return TensorflowTrainer(
         _learn,
@@ -124,14 +124,14 @@ def _trainer(lessons: Lessons, ledger: Any) -> Any:
 
 def _learn(config: dict[str, Any]) -> dict[str, Any] | None:
     """Run in every worker; tell the ledger what no second try would mend."""
-    from cvbatch.train.ray_worker import Pupil
+    from cvbatch.train.ray_worker import TrainingWorker
 
     lessons, ledger = config["lessons"], config["ledger"]
     if ray.get(ledger.error.remote()) is not None:
         return None
     try:
         with tempfile.TemporaryDirectory(prefix="cvbatch-training-") as folder:
-            return Pupil(lessons, ledger, Path(folder)).learn()
+            return TrainingWorker(lessons, ledger, Path(folder)).learn()
     except CvbatchError as error:
         ray.get(ledger.fail.remote(error))
         raise

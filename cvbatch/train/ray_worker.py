@@ -25,22 +25,22 @@ from cvbatch.train.augmentation import Augmentation
 from cvbatch.train.batches import Batch
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.feature_cache import split, spool
-from cvbatch.train.input_pipeline import Laying, Reader, Scales, Share, TrainingFeed, judged
+from cvbatch.train.input_pipeline import Laying, Reader, Scales, Share, TrainingBatches, judged
 from cvbatch.train.trainer import Event, Plan, Trainer
-from cvbatch.train.validation import Judging
+from cvbatch.train.validation import Validator
 
 if TYPE_CHECKING:
-    from cvbatch.train.worker_spec import Lessons
+    from cvbatch.train.worker_spec import WorkerSpec
 
 _TOLD_FAILURES = 5  # images that cannot be used, told with their reasons
 _EVENTS = "_cvbatch/tensorboard/events.out.tfevents.cvbatch"
 Row = dict[str, Any]
 
 
-class Pupil:
+class TrainingWorker:
     """One worker, from the network's file to what it leaves in the sink."""
 
-    def __init__(self, lessons: Lessons, ledger: Any, folder: Path) -> None:
+    def __init__(self, lessons: WorkerSpec, ledger: Any, folder: Path) -> None:
         self._lessons, self._ledger, self._folder = lessons, ledger, folder
         self._trainer: Trainer
         job = lessons.job
@@ -127,7 +127,7 @@ class Pupil:
             used = augment if training.augments else None
             targets = self._learner.targets
             seed, pool = training.seed, training.shuffle_images
-            return {"feed": TrainingFeed(reader, targets, used, seed, pool, self._scales())}
+            return {"feed": TrainingBatches(reader, targets, used, seed, pool, self._scales())}
         parts = split(self._learner.trained)
         batches = (
             Batch(pixels, self._learner.targets(examples), len(examples))
@@ -183,7 +183,9 @@ class Pupil:
         return found
 
     def _judge(self, reader: Reader) -> dict[str, float]:
-        return Judging(self._learner, self._learner.model, lambda: judged(reader), self._replicas)()
+        return Validator(
+            self._learner, self._learner.model, lambda: judged(reader), self._replicas
+        )()
 
     def _failures(self) -> dict[str, Any]:
         """Return how many images of all workers cannot be used, and why some of them."""

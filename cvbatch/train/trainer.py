@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from cvbatch.core.errors import TrainingError
-from cvbatch.train.batches import Batch, Feed, Supply
+from cvbatch.train.batches import Batch, BatchSource, Supply
 from cvbatch.train.checkpoints import Checkpoints, Progress, restore
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.history import Row
@@ -24,7 +24,7 @@ from cvbatch.train.learners.base import Learner
 from cvbatch.train.optimizers import Optimization, learning_rate, make_optimizer
 from cvbatch.train.phases import Phase, freeze, moving_statistics
 from cvbatch.train.step import Outcome, Step
-from cvbatch.train.validation import Judging, Validation
+from cvbatch.train.validation import Validation, Validator
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Trainer:
         self,
         learner: Learner,
         plan: Plan,
-        feed: Feed,
+        feed: BatchSource,
         folder: Path,
         *,
         validation: Validation | None = None,
@@ -89,9 +89,9 @@ class Trainer:
         self._replicas = replicas or Replicas()
         self._network = network or learner.trained
         self._supply = Supply(feed, plan.batch_size, self._replicas.worker)
-        self._judging: Judging | None = None
+        self._judging: Validator | None = None
         if validation is not None:
-            self._judging = Judging(learner, judged or learner.model, validation, self._replicas)
+            self._judging = Validator(learner, judged or learner.model, validation, self._replicas)
         described = plan.as_json(self._replicas.num_workers)
         self._checkpoints = Checkpoints(folder, plan.keep, described)
         self._resume = resume

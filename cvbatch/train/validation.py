@@ -10,15 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from cvbatch.core.errors import TrainingError
-from cvbatch.core.types import Example
+from cvbatch.core.types import TrainingExample
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.learners.base import Learner
 
 # This worker's images, (B, H, W, C), or features of them, with their labels. Asked every epoch.
-Validation = Callable[[], Iterable[tuple[np.ndarray, Sequence[Example]]]]
+Validation = Callable[[], Iterable[tuple[np.ndarray, Sequence[TrainingExample]]]]
 
 
-class Judging:
+class Validator:
     """Measures a network on validation images, again and again while its weights move.
 
     network: the learner's own, or the head of it where validation gives features.

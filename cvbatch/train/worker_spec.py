@@ -9,7 +9,7 @@ from cvbatch.datasets.reader import Labelled, Wanted
 
 
 @dataclass(frozen=True)
-class Lessons:
+class WorkerSpec:
     """All that a worker must know."""
 
     job: TrainJob

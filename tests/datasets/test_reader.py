@@ -10,7 +10,7 @@ from cvbatch.core.errors import SourceError, TrainingError
 from cvbatch.core.types import VOID_CLASS, Failure, InputKey
 from cvbatch.datasets.examples import example_of, in_order, read_rows, shuffled
 from cvbatch.datasets.reader import RowGroup, Split, Wanted, box_shapes, find_labelled
-from cvbatch.geometry.resize import boxes_to_input, mask_to_input, place, to_original
+from cvbatch.geometry.resize import boxes_to_input, make_placement, mask_to_input, to_original
 from cvbatch.images.decode import Limits
 from tests.support import datasets
 
@@ -161,7 +161,7 @@ def test_shapes_are_parts_of_the_image(voc):
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop"])
 def test_boxes_find_back(resize):
-    placement = place(30, 70, InputKey(24, 32, resize))
+    placement = make_placement(30, 70, InputKey(24, 32, resize))
     boxes = np.array([[30, 5, 40, 25], [0, 0, 70, 30]], np.float32)
     laid = boxes_to_input(boxes, placement)
     np.testing.assert_allclose(to_original(laid[:1], placement), boxes[:1], atol=1e-4)
@@ -176,7 +176,7 @@ def test_a_mask_is_laid_as_its_image(resize):
     mask = np.zeros((30, 70), np.uint8)
     mask[:, 30:] = 3
     mask[18:, :] = 7
-    placement = place(30, 70, InputKey(24, 32, resize))
+    placement = make_placement(30, 70, InputKey(24, 32, resize))
     laid = mask_to_input(mask, placement)
     assert laid.shape == (24, 32)
     source, target = placement.source, placement.target

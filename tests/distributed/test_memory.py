@@ -13,7 +13,7 @@ from cvbatch.core.errors import ConfigError
 from cvbatch.core.types import ModelSpec
 from cvbatch.distributed import hardware, memory
 from cvbatch.distributed.memory import Need, largest_batch
-from cvbatch.distributed.resources import Node, Resources, Wiring
+from cvbatch.distributed.resources import Allocation, Node, Resources
 from cvbatch.inference import builder
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.predict import memory_check
@@ -85,8 +85,8 @@ def test_litert_keeps_its_maps_and_tensorflow_gives_them_back():
 
 def test_on_a_gpu_only_what_runs_there_counts():
     both = [program("litert", 10, 3), program("tensorflow", 20, 5)]
-    assert memory_check.actor_need(both, Wiring("streaming", 1, 1.0, 0.5)) == Need(20, 5)
-    assert memory_check.actor_need(both, Wiring("fused", 1, 1.0, 0.0)) == Need(30, 8)
+    assert memory_check.actor_need(both, Allocation("streaming", 1, 1.0, 0.5)) == Need(20, 5)
+    assert memory_check.actor_need(both, Allocation("fused", 1, 1.0, 0.0)) == Need(30, 8)
 
 
 def test_training_holds_gradients_and_the_optimizers_numbers():
@@ -114,7 +114,7 @@ def test_training_holds_gradients_and_the_optimizers_numbers():
 )
 def test_an_actor_has_its_share(nodes, num_actors, gpus, share, monkeypatch):
     monkeypatch.setattr(hardware, "gpu_memory_bytes", lambda: 16 * GIB)
-    wiring = Wiring("fused", num_actors, 1.0, gpus)
+    wiring = Allocation("fused", num_actors, 1.0, gpus)
     resources = Resources(8.0, 1.0, tuple(nodes))
     assert memory.memory_of_each(None, wiring, resources) == share
     assert memory.memory_of_each(77, wiring, resources) == 77
@@ -123,7 +123,7 @@ def test_an_actor_has_its_share(nodes, num_actors, gpus, share, monkeypatch):
 def test_a_gpu_that_nobody_tells_of_is_not_known(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert hardware.gpu_memory_bytes() is None
-    wiring = Wiring("streaming", 1, 1.0, 1.0)
+    wiring = Allocation("streaming", 1, 1.0, 1.0)
     resources = Resources(8.0, 1.0, (Node(8.0, 1.0, GIB),))
     assert memory.memory_of_each(None, wiring, resources) is None
 

@@ -77,10 +77,10 @@ class TestErrand:
 @pytest.mark.ray
 class TestNodesAsked:
     def asked(self, sink, source, said=None):
-        from cvbatch.distributed.preflight import nodes_asked
+        from cvbatch.distributed.preflight import nodes_checked
 
         say = (said if said is not None else []).append
-        return nodes_asked(str(sink), str(source), IMPATIENT, say)
+        return nodes_checked(str(sink), str(source), IMPATIENT, say)
 
     def test_nothing_stays_of_it(self, ray_session, archive, tmp_path):
         said = []

@@ -6,7 +6,7 @@ from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError
 from cvbatch.distributed.resources import Node, Resources
 from cvbatch.distributed.session import connected
-from cvbatch.predict.allocation import choose_wiring
+from cvbatch.predict.allocation import choose_allocation
 
 
 def job(tiles=None, **run):
@@ -30,7 +30,7 @@ def job(tiles=None, **run):
     ],
 )
 def test_the_arrangement(said, source_format, num_gpus, arrangement):
-    wiring = choose_wiring(job(**said), source_format, Resources(4, num_gpus), 10)
+    wiring = choose_allocation(job(**said), source_format, Resources(4, num_gpus), 10)
 
     assert wiring.arrangement == arrangement
     assert wiring.gpus_per_actor == min(num_gpus, 1)
@@ -49,7 +49,7 @@ def test_the_arrangement(said, source_format, num_gpus, arrangement):
     ],
 )
 def test_the_number_of_actors(said, resources, num_chunks, num_actors):
-    assert choose_wiring(job(**said), "images", resources, num_chunks).num_actors == num_actors
+    assert choose_allocation(job(**said), "images", resources, num_chunks).num_actors == num_actors
 
 
 @pytest.mark.parametrize(
@@ -63,27 +63,28 @@ def test_the_number_of_actors(said, resources, num_chunks, num_actors):
 )
 def test_the_actors_of_a_cluster_that_grows(said, num_chunks, max_actors):
     assert (
-        choose_wiring(job(**said), "images", Resources(4, 0), num_chunks).max_actors == max_actors
+        choose_allocation(job(**said), "images", Resources(4, 0), num_chunks).max_actors
+        == max_actors
     )
 
 
 def test_what_the_cluster_lacks_is_refused_with_what_would_do():
     with pytest.raises(ConfigError, match=r"run.actors: 9 .* 4 CPU and 0 GPU; 4 would"):
-        choose_wiring(job(actors=9), "images", Resources(4, 0), 10)
+        choose_allocation(job(actors=9), "images", Resources(4, 0), 10)
     with pytest.raises(ConfigError, match=r"1 GPU each .* 0 would"):
-        choose_wiring(job(gpus_per_actor=1), "images", Resources(4, 0), 10)
+        choose_allocation(job(gpus_per_actor=1), "images", Resources(4, 0), 10)
     with pytest.raises(ConfigError, match="streaming cannot take tars"):
-        choose_wiring(job(arrangement="streaming"), "webdataset", Resources(4, 0), 10)
+        choose_allocation(job(arrangement="streaming"), "webdataset", Resources(4, 0), 10)
 
 
 def test_actors_are_counted_by_node():
     apart = Resources(5, 2, (Node(4, 0, None), Node(1, 2, None)))
-    assert choose_wiring(job(), "images", apart, 10).num_actors == 1  # the other GPU has no CPU
-    assert choose_wiring(job(cpus_per_actor=0.5), "images", apart, 10).num_actors == 2
+    assert choose_allocation(job(), "images", apart, 10).num_actors == 1  # the other GPU has no CPU
+    assert choose_allocation(job(cpus_per_actor=0.5), "images", apart, 10).num_actors == 2
     with pytest.raises(ConfigError, match=r"2 CPU and 1 GPU each .* 0 would: each needs its CPUs"):
-        choose_wiring(job(cpus_per_actor=2), "images", apart, 10)
+        choose_allocation(job(cpus_per_actor=2), "images", apart, 10)
     with pytest.raises(ConfigError, match="0 would: start nodes with GPUs, or say"):
-        choose_wiring(job(gpus_per_actor=1), "images", Resources(4, 0, (Node(4, 0, None),)), 10)
+        choose_allocation(job(gpus_per_actor=1), "images", Resources(4, 0, (Node(4, 0, None),)), 10)
 
 
 def test_a_cluster_with_another_ray_is_refused_in_a_sentence(monkeypatch):

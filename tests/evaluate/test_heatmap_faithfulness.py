@@ -22,8 +22,8 @@ from cvbatch.evaluate.heatmap_metrics import (
 from cvbatch.evaluate.join import find_truth, join, only_predicted
 from cvbatch.evaluate.perturbation import blurred, drawing, misplaced
 from cvbatch.evaluate.scoring import Order
-from cvbatch.geometry.resize import PADDING_GREY, place, resize_image
-from cvbatch.geometry.tiling import place_all
+from cvbatch.geometry.resize import PADDING_GREY, make_placement, resize_image
+from cvbatch.geometry.tiling import tile_placements
 from cvbatch.images.decode import Limits, decode
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.metrics.counts import INTERVAL, image_weights
@@ -87,7 +87,7 @@ def made(folder, count=6, resize="stretch", maps=None, size=SIZE):
     for i in range(count):
         image, cells, _ = scene(i, size)
         cv2.imwrite(str(source / f"{i}.png"), image[..., ::-1])
-        fed = resize_image(image, place(*size, key))
+        fed = resize_image(image, make_placement(*size, key))
         scores = Redness(1)(fed[None])["scores"][0]
         own = {1: cells} if maps is None else maps(cells)
         said[f"{i}.png"] = {
@@ -137,7 +137,7 @@ def judged(sink, truth=None, columns=(), batch_size=4, **said):
 def textbook(image, values, name, key, steps=8):
     """Return the four curves, one image and one step at a time, every pixel on its own."""
     size = image.shape[:2]
-    placements = place_all(*size, key)
+    placements = tile_placements(*size, key)
     fed = np.stack([resize_image(image, one) for one in placements])
 
     def laid(own):
@@ -261,7 +261,7 @@ def test_curves_of_an_image_that_was_cut_are_those_of_its_best_tile(tmp_path, mo
     order = order_of(sink, **tiling)
     key = order.program.spec.input_key
     image, _, _ = scene(0, size)
-    tiles = np.stack([resize_image(image, one) for one in place_all(*size, key)])
+    tiles = np.stack([resize_image(image, one) for one in tile_placements(*size, key)])
     score = float(Redness(3)(tiles)["scores"][:, 1].max())
     shutil.rmtree(sink)
     rows = {"0.png": {"size": size, "labels": [], "heatmaps": [heatmap(values, 1, score)]}}

@@ -13,8 +13,8 @@ from cvbatch.evaluate.perturbation import (
     misplaced,
     pixel_order,
 )
-from cvbatch.geometry.resize import PADDING_GREY, place
-from cvbatch.geometry.tiling import place_all
+from cvbatch.geometry.resize import PADDING_GREY, make_placement
+from cvbatch.geometry.tiling import tile_placements
 
 CASES = {
     "stretch": (InputKey(12, 16, "stretch"), (30, 20)),
@@ -27,7 +27,7 @@ CASES = {
 def laid(case):
     """Return placements, pixels, and which of them are of the image."""
     key, size = CASES[case]
-    placements = place_all(*size, key)
+    placements = tile_placements(*size, key)
     pixels = np.full((len(placements), 12, 16, 3), PADDING_GREY, np.uint8)
     is_image = np.zeros(pixels.shape[:3], bool)
     rng = np.random.default_rng(2)
@@ -74,7 +74,7 @@ def test_the_order_has_each_pixel_of_the_image_once_strongest_first(case):
 
 
 def test_pixels_of_equal_strength_come_in_patches_of_chance():
-    placement = place(48, 48, InputKey(48, 48, "stretch"))
+    placement = make_placement(48, 48, InputKey(48, 48, "stretch"))
     orders = [pixel_order(np.zeros((4, 4)), [placement], drawing(0, f"{i}")) for i in range(400)]
     first = np.array([order[0] for order in orders])
     cells = first // 48 // 12 * 4 + first % 48 // 12

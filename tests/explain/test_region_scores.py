@@ -28,7 +28,7 @@ def located(model, images, task, sizes=None, **asked):
     from cvbatch.config.explain import parse_explanation
     from cvbatch.core.types import ImageBatch, InputKey
     from cvbatch.explain.introspection import Network
-    from cvbatch.explain.spec import Facts
+    from cvbatch.explain.spec import NetworkFacts
 
     classes = asked.pop("names")
     job = parse_explanation(
@@ -47,7 +47,7 @@ def located(model, images, task, sizes=None, **asked):
         "c", [str(i) for i in range(count)], [""] * count, np.full(count, width, np.int32),
         np.full(count, height, np.int32), {}, {InputKey(*size, "stretch"): images},
     )  # fmt: skip
-    network = Network(model, job, Facts(classes, size, {}, {}))
+    network = Network(model, job, NetworkFacts(classes, size, {}, {}))
     network.check()
     return [found.gradcam for found in network.explain(batch)]
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from cvbatch.core.types import InputKey, Tiling
 from cvbatch.geometry import resampling
 from cvbatch.geometry.resampling import over_input, over_original, over_size, strongest_point
-from cvbatch.geometry.resize import place
-from cvbatch.geometry.tiling import place_all
+from cvbatch.geometry.resize import make_placement
+from cvbatch.geometry.tiling import tile_placements
 
 SIDES = st.integers(1, 9)
 MODES = ("stretch", "letterbox", "crop")
@@ -48,7 +48,7 @@ def test_a_map_at_its_own_size_stays_as_it_is():
 @pytest.mark.parametrize("size", [(20, 20), (13, 40), (40, 13), (1, 30)])
 def test_over_an_original_each_pixel_has_the_value_where_it_lies(mode, size):
     values = random_map((4, 6))
-    placement = place(*size, InputKey(16, 24, mode))
+    placement = make_placement(*size, InputKey(16, 24, mode))
     laid = over_original(values, placement)
     source, target = placement.source, placement.target
     assert laid.shape == size
@@ -67,21 +67,21 @@ def test_over_an_original_each_pixel_has_the_value_where_it_lies(mode, size):
 def test_over_a_large_original_a_map_is_laid_at_a_size_that_is_bounded(monkeypatch):
     monkeypatch.setattr(resampling, "MAX_SIDE", 20)
     values = random_map((5, 5))
-    laid = over_original(values, place(60, 10, InputKey(16, 16, "stretch")))
+    laid = over_original(values, make_placement(60, 10, InputKey(16, 16, "stretch")))
     np.testing.assert_allclose(laid, over_size(values, 20, 10))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_over_an_input_the_map_covers_it_whatever_lies_there(mode):
     values = random_map((3, 4))
-    laid = over_input(values, [place(30, 11, InputKey(12, 8, mode))])
+    laid = over_input(values, [make_placement(30, 11, InputKey(12, 8, mode))])
     np.testing.assert_allclose(laid, over_size(values, 12, 8)[None])
 
 
 def test_each_tile_has_its_part_of_the_map_over_the_original():
     values = random_map((6, 7))
     key = InputKey(16, 12, "stretch", Tiling(16, 12, 4, 3))
-    placements = place_all(37, 41, key)
+    placements = tile_placements(37, 41, key)
     assert len(placements) > 4
     whole = over_size(values, 37, 41)
     for tile, placement in zip(over_input(values, placements), placements, strict=True):
@@ -98,7 +98,7 @@ def test_each_tile_has_its_part_of_the_map_over_the_original():
 )
 def test_the_strongest_point_is_that_of_a_search(grid, size, mode, seed):
     values = np.random.default_rng(seed).integers(0, 4, grid) / 4  # ties, and zeros
-    placement = place(*size, InputKey(24, 30, mode))
+    placement = make_placement(*size, InputKey(24, 30, mode))
     source, target = placement.source, placement.target
     best, expected = 0.0, None
     for row in range(grid[0]):

@@ -36,7 +36,7 @@ def gradient(height: int, width: int) -> np.ndarray:  # (h, w, 3) uint8
 def test_a_placement_stays_inside_and_keeps_the_shape(
     height: int, width: int, key: InputKey
 ) -> None:
-    placement = p.place(height, width, key)
+    placement = p.make_placement(height, width, key)
     for (top, left, h, w), (outer_h, outer_w) in (
         (placement.source, (height, width)),
         (placement.target, (key.height, key.width)),
@@ -64,7 +64,7 @@ def test_a_placement_stays_inside_and_keeps_the_shape(
 @settings(max_examples=200, deadline=None)
 @given(SIDE, SIDE, KEY, st.integers(0, 2**32 - 1))
 def test_boxes_come_back(height: int, width: int, key: InputKey, seed: int) -> None:
-    placement = p.place(height, width, key)
+    placement = p.make_placement(height, width, key)
     corners = np.random.default_rng(seed).random((20, 2, 2)) * (width, height)
     boxes = np.sort(corners, axis=1).reshape(-1, 4)
     there = to_input(boxes, placement)
@@ -78,14 +78,14 @@ def test_boxes_come_back(height: int, width: int, key: InputKey, seed: int) -> N
 
 
 def test_no_boxes_come_back_as_none() -> None:
-    placement = p.place(7, 9, InputKey(5, 5, "letterbox"))
+    placement = p.make_placement(7, 9, InputKey(5, 5, "letterbox"))
     assert p.to_original(np.zeros((0, 4), np.float32), placement).shape == (0, 4)
 
 
 @settings(max_examples=100, deadline=None)
 @given(SIDE, SIDE, KEY)
 def test_corners_meet_corners(height: int, width: int, key: InputKey) -> None:
-    placement = p.place(height, width, key)
+    placement = p.make_placement(height, width, key)
     top, left, h, w = placement.target
     corners = np.array([[left, top, left + w, top + h]], np.float32)
     top, left, h, w = placement.source
@@ -99,7 +99,7 @@ def test_corners_meet_corners(height: int, width: int, key: InputKey) -> None:
 
 @pytest.mark.parametrize("resize", MODES)
 def test_equal_sizes_change_nothing(resize: ResizeMode) -> None:
-    placement = p.place(33, 57, InputKey(33, 57, resize))
+    placement = p.make_placement(33, 57, InputKey(33, 57, resize))
     image = np.random.default_rng(0).integers(0, 256, (33, 57, 3), dtype=np.uint8)
     boxes = np.array([[1.25, 2.5, 40.75, 30]], np.float32)
     np.testing.assert_array_equal(p.resize_image(image, placement), image)
@@ -110,7 +110,7 @@ def test_equal_sizes_change_nothing(resize: ResizeMode) -> None:
 @pytest.mark.parametrize("resize", MODES)
 @pytest.mark.parametrize("size", [(1, 1), (1, 40000), (40000, 1), (3, 2), (2, 4000)])
 def test_odd_shapes_fill_the_input(size: tuple[int, int], resize: ResizeMode) -> None:
-    placement = p.place(*size, InputKey(24, 36, resize))
+    placement = p.make_placement(*size, InputKey(24, 36, resize))
     image = p.resize_image(np.full((*size, 3), 200, np.uint8), placement)
     assert (image.shape, image.dtype) == ((24, 36, 3), np.uint8)
     is_padding = np.ones((24, 36), bool)
@@ -127,7 +127,7 @@ def test_pixels_lie_where_the_placement_says(
     height: int, width: int, resize: ResizeMode, is_reduced: bool
 ) -> None:
     key = InputKey(32, 48, resize)
-    placement = p.place(height, width, key)
+    placement = p.make_placement(height, width, key)
     factor = p.jpeg_reduction(height, width, [key]) if is_reduced else 1
     reduced_wh = -(-width // factor), -(-height // factor)
     reduced = cv2.resize(gradient(height, width), reduced_wh, interpolation=cv2.INTER_AREA)
@@ -176,7 +176,7 @@ def test_a_stretched_mask_is_pillows_nearest(
     height: int, width: int, mask_height: int, mask_width: int, seed: int
 ) -> None:
     mask = np.random.default_rng(seed).integers(0, 256, (mask_height, mask_width), dtype=np.uint8)
-    placement = p.place(height, width, InputKey(mask_height, mask_width, "stretch"))
+    placement = p.make_placement(height, width, InputKey(mask_height, mask_width, "stretch"))
     got = p.mask_to_original(mask, placement)
     want = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     # A centre exactly between two pixels Pillow gives to either, as its rounding falls.
@@ -192,7 +192,7 @@ def test_a_mask_pixel_is_the_class_at_its_centre(
 ) -> None:
     shape = -(-key.height // stride), -(-key.width // stride)
     mask = np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
-    placement = p.place(height, width, key)
+    placement = p.make_placement(height, width, key)
     got = p.mask_to_original(mask, placement)
     top, left, h, w = placement.source
     is_seen = np.zeros((height, width), bool)

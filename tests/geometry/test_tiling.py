@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cvbatch.core.types import VOID_CLASS, InputKey, Tiling
 from cvbatch.geometry import resize as p
-from cvbatch.geometry.tiling import canvas_size, count_tiles, place_all
+from cvbatch.geometry.tiling import canvas_size, count_tiles, tile_placements
 
 SIDE = st.integers(1, 900)
 
@@ -41,7 +41,11 @@ def starts_of(placements: list[p.Placement]) -> tuple[list[int], list[int]]:
 def test_an_image_that_fits_one_tile_is_not_cut(size, resize) -> None:  # type: ignore[no-untyped-def]
     plain = InputKey(20, 24, resize)
     key = plain._replace(tiling=Tiling(40, 40, 10, 10))
-    assert place_all(*size, key) == place_all(*size, plain) == [p.place(*size, plain)]
+    assert (
+        tile_placements(*size, key)
+        == tile_placements(*size, plain)
+        == [p.make_placement(*size, plain)]
+    )
     assert count_tiles(*size, key) == count_tiles(*size, plain) == 1
     assert p.required_size(*size, key) == p.required_size(*size, plain)
 
@@ -55,7 +59,7 @@ def test_windows_reach_every_border_and_overlap_as_asked(
     assert tiling is not None
     if count_tiles(height, width, key) > 2000:
         return
-    placements = place_all(height, width, key)
+    placements = tile_placements(height, width, key)
     assert len(placements) == count_tiles(height, width, key)
     assert len({one.source for one in placements}) == len(placements)
     for starts, length, tile, overlap, size in zip(
@@ -82,7 +86,7 @@ def test_every_pixel_lies_in_a_tile(height: int, width: int, key: InputKey) -> N
     if count_tiles(height, width, key) > 200:
         return
     is_seen = np.zeros((height, width), bool)
-    for placement in place_all(height, width, key):
+    for placement in tile_placements(height, width, key):
         mask = p.mask_to_original(np.zeros((key.height, key.width), np.uint8), placement)
         top, left, h, w = placement.source
         assert (mask[top : top + h, left : left + w] == 0).all()
@@ -94,7 +98,7 @@ def test_every_pixel_lies_in_a_tile(height: int, width: int, key: InputKey) -> N
 @pytest.mark.parametrize("size", [(30, 200), (200, 30), (200, 199), (10, 200), (200, 10)])
 def test_tiles_come_in_the_shorter_lines(size: tuple[int, int]) -> None:
     key = InputKey(20, 20, "stretch", Tiling(20, 20, 5, 5))
-    placements = place_all(*size, key)
+    placements = tile_placements(*size, key)
     tops, lefts = starts_of(placements)
     corners = [(one.source.top, one.source.left) for one in placements]
     by_row = [(top, left) for top in tops for left in lefts]
@@ -105,7 +109,7 @@ def test_tiles_come_in_the_shorter_lines(size: tuple[int, int]) -> None:
 def test_a_tile_shows_its_part_of_the_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     key = InputKey(20, 30, "stretch", Tiling(20, 30, 5, 6))
-    for placement in place_all(50, 70, key):
+    for placement in tile_placements(50, 70, key):
         top, left, height, width = placement.source
         seen = p.resize_image(image, placement)
         np.testing.assert_array_equal(seen, image[top : top + height, left : left + width])
@@ -113,7 +117,7 @@ def test_a_tile_shows_its_part_of_the_image() -> None:
 
 def test_a_box_in_a_tile_finds_back() -> None:
     key = InputKey(10, 10, "letterbox", Tiling(40, 20, 8, 4))
-    placement = place_all(100, 100, key)[-1]
+    placement = tile_placements(100, 100, key)[-1]
     assert placement.source == (60, 80, 40, 20)
     assert placement.target == (0, 2, 10, 5)
     boxes = np.array([[2, 0, 7, 10], [3, 1, 4, 2], [0, 0, 10, 10]], np.float32)
@@ -139,7 +143,7 @@ def test_a_canvas_has_cells_of_the_grids_size_and_every_one_is_covered(
 ) -> None:
     if count_tiles(height, width, key) > 200:
         return
-    placements = place_all(height, width, key)
+    placements = tile_placements(height, width, key)
     canvas = canvas_size(placements[0], (rows, columns))
     source, target = placements[0].source, placements[0].target
     cell = (

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from cvbatch.core.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey, Tiling
 from cvbatch.geometry.resize import resize_image
-from cvbatch.geometry.tiling import count_tiles, place_all
+from cvbatch.geometry.tiling import count_tiles, tile_placements
 from cvbatch.images.decode import Limits, decode, decode_images
 
 HEIGHT, WIDTH = 48, 64
@@ -598,7 +598,7 @@ def test_tiles_are_those_of_the_whole_image(size: tuple[int, int]) -> None:
     whole = TILED._replace(tiling=None)
     decoded = decode(encode(image, "PNG"), [TILED, whole], Limits())
     assert isinstance(decoded, Decoded)
-    expected = [resize_image(np.asarray(image), one) for one in place_all(*size, TILED)]
+    expected = [resize_image(np.asarray(image), one) for one in tile_placements(*size, TILED)]
     np.testing.assert_array_equal(decoded.pixels[TILED], expected)
     if len(expected) == 1:
         np.testing.assert_array_equal(decoded.pixels[TILED][0], decoded.pixels[whole])

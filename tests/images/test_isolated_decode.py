@@ -14,7 +14,7 @@ from cvbatch.core.errors import CvbatchError
 from cvbatch.core.types import Failure, InputKey, Tiling
 from cvbatch.images import isolated_decode
 from cvbatch.images.decode import Limits, decode
-from cvbatch.images.isolated_decode import CarefulDecoder, decoding_bytes, on_a_timer
+from cvbatch.images.isolated_decode import IsolatedDecoder, decoding_bytes, on_a_timer
 from tests.support.crashing_images import KINDS, poisoned, poisoned_env, write_stub
 from tests.support.jobs import encoded_image
 
@@ -42,13 +42,13 @@ def assert_same(result, expected):
 
 def test_nothing_in_no_child():
     before = psutil.Process().children()
-    with CarefulDecoder(LIMIT_S):
+    with IsolatedDecoder(LIMIT_S):
         assert psutil.Process().children() == before
 
 
 def test_the_same_pixels_and_the_same_failures_as_without_care():
     large = cv2.imencode(".png", np.zeros((1001, 1000, 3), np.uint8))[1].tobytes()
-    with CarefulDecoder(LIMIT_S) as decode_one:
+    with IsolatedDecoder(LIMIT_S) as decode_one:
         for data in (b"", b"no image", large, encoded_image(1)[:-30]):
             assert decode_one(data, KEYS, SMALL) == decode(data, KEYS, SMALL)
         for index in range(6):
@@ -66,14 +66,14 @@ def test_the_same_pixels_and_the_same_failures_as_without_care():
 )
 def test_poison_fails_alone(stub, kind, timeout_s, expected):
     good, bad = encoded_image(1), poisoned(2, kind)
-    with CarefulDecoder(timeout_s) as decode_one:
+    with IsolatedDecoder(timeout_s) as decode_one:
         failure = decode_one(bad, KEYS, SMALL)
         assert isinstance(failure, Failure)
         assert (failure.stage, f"{failure.kind}: {failure.message}") == ("decode", expected)
-    with CarefulDecoder(LIMIT_S) as decode_one:
+    with IsolatedDecoder(LIMIT_S) as decode_one:
         assert_same(decode_one(good, KEYS, SMALL), decode(good, KEYS, SMALL))
     if kind != "hang":  # again in one block: the child is replaced
-        with CarefulDecoder(LIMIT_S) as decode_one:
+        with IsolatedDecoder(LIMIT_S) as decode_one:
             for _ in range(2):
                 assert decode_one(bad, KEYS, SMALL) == failure
                 assert_same(decode_one(good, KEYS, SMALL), decode(good, KEYS, SMALL))
@@ -81,7 +81,7 @@ def test_poison_fails_alone(stub, kind, timeout_s, expected):
 
 def test_an_image_is_blamed_only_for_what_it_does_twice(stub):
     data = poisoned(1, "once")
-    with CarefulDecoder(LIMIT_S) as decode_one:
+    with IsolatedDecoder(LIMIT_S) as decode_one:
         assert_same(decode_one(data, KEYS, SMALL), decode(data, KEYS, SMALL))
     assert (stub / "lost").exists()
 
@@ -89,7 +89,7 @@ def test_an_image_is_blamed_only_for_what_it_does_twice(stub):
 def test_no_child_outlives_its_block(stub):
     mine = psutil.Process()
     before = set(mine.children())
-    with CarefulDecoder(1.0) as decode_one:
+    with IsolatedDecoder(1.0) as decode_one:
         decode_one(poisoned(1, "hang"), KEYS, SMALL)
         decode_one(encoded_image(1), KEYS, SMALL)
         assert len(set(mine.children()) - before) == 1
@@ -120,7 +120,7 @@ def test_a_child_that_cannot_start_stops_the_job(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("import os; os._exit(7)")
     monkeypatch.syspath_prepend(str(tmp_path))
     with (
-        CarefulDecoder(LIMIT_S) as decode_one,
+        IsolatedDecoder(LIMIT_S) as decode_one,
         pytest.raises(CvbatchError, match="did not come up: it ended with status 7"),
     ):
         decode_one(encoded_image(1), KEYS, SMALL)

@@ -287,14 +287,14 @@ def test_running_a_litert_program_never_imports_tensorflow(tmp_path):
 def test_the_engines_agree_on_the_demo_networks(name):
     from cvbatch.core.types import InputKey
     from cvbatch.demo.render import render_scene
-    from cvbatch.geometry.resize import place, resize_image
+    from cvbatch.geometry.resize import make_placement, resize_image
     from cvbatch.models import registry
 
     task = registry.find(name).task
     model = registry.load_model(name, "demo", local_file=None)
     key = InputKey(*model.input_shape[1:3], "stretch")
     scenes = [render_scene(seed).image for seed in range(4)]
-    images = np.stack([resize_image(i, place(*i.shape[:2], key)) for i in scenes])
+    images = np.stack([resize_image(i, make_placement(*i.shape[:2], key)) for i in scenes])
     said = config(task, **({"heatmap": {}} if task == "classification" else {}))
     litert, _ = run("litert", model, said, images)
     tensorflow, _ = run("tensorflow", model, said, images)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cvbatch.core.types import InputKey, Tiling, pictures_of
-from cvbatch.geometry.tiling import canvas_size, place_all
+from cvbatch.geometry.tiling import canvas_size, tile_placements
 from cvbatch.inference.postprocess_classification import (
     merge_heatmaps,
     merge_scores,
@@ -78,7 +78,7 @@ def test_a_class_has_its_largest_score():
     ],
 )
 def test_a_heatmap_is_the_largest_of_the_tiles(size, tiling, top_k, resize):
-    placements = place_all(*size, InputKey(16, 12, resize, tiling))
+    placements = tile_placements(*size, InputKey(16, 12, resize, tiling))
     said = tiles_said(len(placements), top_k)
     maps = merge_heatmaps(*said, placements, 3)
     best = said[2].max(axis=0)
@@ -107,6 +107,6 @@ def test_some_tile_has_a_heatmap_of_each_of_the_images_best(seed):
 
 
 def test_no_evidence_is_a_heatmap_of_zeros():
-    placements = place_all(16, 30, InputKey(8, 8, "stretch", Tiling(16, 16, 4, 4)))
+    placements = tile_placements(16, 30, InputKey(8, 8, "stretch", Tiling(16, 16, 4, 4)))
     values, classes, scores = tiles_said(len(placements))
     assert (merge_heatmaps(values * 0, classes, scores, placements, 0).values == 0).all()

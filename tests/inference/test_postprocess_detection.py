@@ -5,7 +5,7 @@ import pytest
 
 from cvbatch.core.types import InputKey, Tiling
 from cvbatch.geometry.boxes import Suppression, suppress_reference
-from cvbatch.geometry.tiling import place_all
+from cvbatch.geometry.tiling import tile_placements
 from cvbatch.inference.postprocess_detection import merge_boxes, read_boxes
 
 # A pixel of the input is two of the image, or 5/4 where the image is 20 pixels high: all exact.
@@ -50,7 +50,7 @@ def hand_mapped(boxes, placements, height, width):
 )
 @pytest.mark.parametrize("size", [(33, 16), (50, 40), (20, 70)])
 def test_merged_boxes_are_the_references(size, changes):
-    placements = place_all(*size, KEY)
+    placements = tile_placements(*size, KEY)
     boxes, scores = candidates(len(placements))
     rule = RULE._replace(**changes)
     found = merge_boxes(zip(boxes, scores, strict=True), 4, placements, KEY, "xyxy", rule)
@@ -65,7 +65,7 @@ def test_merged_boxes_are_the_references(size, changes):
 
 
 def test_no_boxes_are_none():
-    placements = place_all(50, 40, KEY)
+    placements = tile_placements(50, 40, KEY)
     boxes, scores = candidates(len(placements))
     found = merge_boxes(zip(boxes, scores * 0, strict=True), 0, placements, KEY, "xyxy", RULE)
     assert (found.xyxy.shape, found.score.shape, found.class_id.shape) == ((0, 4), (0,), (0,))
@@ -75,7 +75,7 @@ def test_no_boxes_are_none():
 
 def test_an_object_seen_by_two_tiles_is_one():
     key = InputKey(10, 10, "stretch", Tiling(10, 10, 5, 5))
-    placements = place_all(10, 15, key)
+    placements = tile_placements(10, 15, key)
     assert [one.source.left for one in placements] == [0, 5]
     boxes = np.array([[[6, 2, 9, 8]], [[1, 2, 4, 8]]], np.float32)  # the same place, twice
     scores = np.array([[[0.6]], [[0.9]]], np.float32)
@@ -86,7 +86,7 @@ def test_an_object_seen_by_two_tiles_is_one():
 
 def test_one_tile_merged_is_the_plain_reading_where_nothing_is_clipped():
     key = KEY._replace(tiling=None)
-    placements = place_all(32, 16, key)
+    placements = tile_placements(32, 16, key)
     boxes, scores = candidates(1)
     boxes = boxes.clip(0, [8, 16, 8, 16])
     plain = read_boxes(boxes, scores, np.array([0]), placements, key, "xyxy", RULE)

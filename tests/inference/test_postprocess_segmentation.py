@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cvbatch.core.types import VOID_CLASS, InputKey, Tiling, pictures_of
-from cvbatch.geometry.tiling import place_all
+from cvbatch.geometry.tiling import tile_placements
 from cvbatch.inference import postprocess_segmentation
 from cvbatch.inference.postprocess_segmentation import merge_masks, read_masks
 
@@ -81,13 +81,13 @@ def test_masks_that_are_not_merged_stay_as_they_are():
 )
 def test_the_mask_is_the_whole_images_average(size, tiling, grid, resize, band_bytes, monkeypatch):
     monkeypatch.setattr(postprocess_segmentation, "_BAND_BYTES", band_bytes)
-    placements = place_all(*size, InputKey(8, 8, resize, tiling))
+    placements = tile_placements(*size, InputKey(8, 8, resize, tiling))
     tiles = probabilities(len(placements), *grid, 3)
     np.testing.assert_array_equal(merged(placements, tiles), average(placements, tiles))
 
 
 def test_of_equal_averages_the_lower_class_is_taken():
-    placements = place_all(8, 20, InputKey(8, 8, "stretch", Tiling(8, 8, 2, 2)))
+    placements = tile_placements(8, 20, InputKey(8, 8, "stretch", Tiling(8, 8, 2, 2)))
     tiles = np.full((len(placements), 8, 8, 4), 0.25, np.float32)
     assert (merged(placements, tiles) == 0).all()
 
@@ -95,7 +95,7 @@ def test_of_equal_averages_the_lower_class_is_taken():
 def test_only_what_is_undecided_is_held():
     """A long image is merged with the memory of a few tiles, whatever its length."""
     key = InputKey(4, 4, "stretch", Tiling(4, 4, 1, 1))
-    placements = place_all(4, 3 * 500 + 1, key)
+    placements = tile_placements(4, 3 * 500 + 1, key)
     assert len(placements) == 500
     alive = []
 

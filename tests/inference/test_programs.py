@@ -96,11 +96,11 @@ def test_what_is_loaded_is_what_was_hashed(tmp_path):
     before = programs.identify(config(path)).sha256
     copies = tmp_path / "copies"
     copies.mkdir()
-    taken = model_files.take(str(path), copies, before)
+    taken = model_files.download(str(path), copies, before)
     fake_file(path, b"another")
     assert hashlib.sha256(taken.read_bytes()).hexdigest() == before
     with pytest.raises(ModelError, match=f"not {before}: .*changed while the job began"):
-        model_files.take(str(path), copies, before)
+        model_files.download(str(path), copies, before)
 
 
 def test_class_names_come_from_the_job_a_file_or_the_card(tmp_path):

@@ -8,7 +8,7 @@ from cvbatch.config.loader import parse_job
 from cvbatch.core.types import EncodedImage, InputKey, ModelSpec, Tiling
 from cvbatch.geometry.boxes import suppress_reference
 from cvbatch.geometry.resize import mask_to_original, resize_image
-from cvbatch.geometry.tiling import count_tiles, place_all
+from cvbatch.geometry.tiling import count_tiles, tile_placements
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.masks import decode_png
 from cvbatch.inference import builder, programs
@@ -116,7 +116,7 @@ class TestThreeTasks:
         bare = [keras.models.load_model(keras_files / f"{name}.keras") for name in names]
         for image, row in zip(images, rows(cut, images), strict=True):
             pixels = cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR_RGB)
-            placed = [place_all(*pixels.shape[:2], model.spec.input_key) for model in cut]
+            placed = [tile_placements(*pixels.shape[:2], model.spec.input_key) for model in cut]
             assert all(len(one) > 1 for one in placed)
             tiles = [
                 np.stack([resize_image(pixels, p) for p in one]).astype("float32") for one in placed

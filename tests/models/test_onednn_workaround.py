@@ -10,16 +10,16 @@ import tensorflow as tf
 from keras import layers
 
 from cvbatch.models import registry
-from cvbatch.models.onednn_workaround import spare
+from cvbatch.models.onednn_workaround import avoid_onednn_bug
 from cvbatch.models.precision import with_precision
 
 pytestmark = pytest.mark.keras
 # In a process of its own, since the fault kills it: gradients of the image and of the weights.
 GRADIENTS = """
 import numpy as np, tensorflow as tf
-from cvbatch.models import zoo
-from cvbatch.models.onednn_workaround import spare
-network = zoo.build("residual_convnet", 3, (64, 64), {"width": 4})
+from cvbatch.models import registry
+from cvbatch.models.onednn_workaround import avoid_onednn_bug
+network = registry.build("residual_convnet", 3, (64, 64), {"width": 4})
 if not SPARED:
     for layer in network.layers:
         vars(layer).pop("convolution_op", None)
@@ -42,7 +42,7 @@ def convolution(channels, size, stride):
 def test_a_network_without_layers_is_itself():
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, inputs)
-    assert spare(model) is model
+    assert avoid_onednn_bug(model) is model
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
@@ -52,12 +52,12 @@ def test_what_it_computes_is_the_convolution(channels, size, stride):
     model = convolution(channels, size, stride)
     images = np.random.default_rng(0).normal(size=(2, *size, channels)).astype(np.float32)
     plain = model(images).numpy()
-    assert "convolution_op" in vars(spare(model).layers[1])
+    assert "convolution_op" in vars(avoid_onednn_bug(model).layers[1])
     np.testing.assert_allclose(model(images), plain, atol=1e-5)
 
 
 def test_its_gradient_is_the_textbooks():
-    model = spare(convolution(4, (6, 5), 2))
+    model = avoid_onednn_bug(convolution(4, (6, 5), 2))
     kernel = model.layers[1].kernel
     images = tf.constant(np.random.default_rng(0).normal(size=(2, 6, 5, 4)), tf.float32)
     with tf.GradientTape() as tape:
@@ -74,7 +74,7 @@ def test_its_gradient_is_the_textbooks():
 
 def test_wide_ones_and_those_without_a_stride_are_left_alone():
     for model in (convolution(16, (8, 8), 2), convolution(3, (8, 8), 1)):
-        assert "convolution_op" not in vars(spare(model).layers[1])
+        assert "convolution_op" not in vars(avoid_onednn_bug(model).layers[1])
 
 
 def test_built_loaded_and_cloned_networks_are_spared(tmp_path):

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from cvbatch.core.errors import CvbatchError, SinkError
-from cvbatch.core.types import Chunk, ChunkRef, Item, PartReport
-from cvbatch.distributed.resources import Wiring
+from cvbatch.core.types import Chunk, ChunkRef, ChunkReport, Item
+from cvbatch.distributed.resources import Allocation
 from cvbatch.predict import ray_actor_pool
 
 pytestmark = pytest.mark.ray
@@ -47,15 +47,15 @@ class Worker:
                 time.sleep(0.01)
         if said.startswith("dies") and deaths <= int(said[-1]):
             os._exit(1)
-        return PartReport(said, 1, {}, 0, {})
+        return ChunkReport(said, 1, {}, 0, {})
 
 
 def run(monkeypatch, folder, names, num_actors=1, max_actors=1):
     monkeypatch.setattr(ray_actor_pool, "FusedWorker", Worker)
     monkeypatch.setattr(ray_actor_pool, "_LOOK_S", 0.1)
     refs = [ChunkRef(name, "", 0, 0, 1, 1, 1) for name in names]
-    wiring = Wiring("fused", num_actors, 0.5, 0.0, max_actors)
-    return [report.chunk_id for report in ray_actor_pool.Crew(wiring).run(refs, folder)]
+    wiring = Allocation("fused", num_actors, 0.5, 0.0, max_actors)
+    return [report.chunk_id for report in ray_actor_pool.ActorPool(wiring).run(refs, folder)]
 
 
 def ways(folder, name):
@@ -116,7 +116,7 @@ def test_no_worker_at_all_stops_the_job_in_the_end(monkeypatch, tmp_path):
     monkeypatch.setattr(ray_actor_pool, "_PATIENCE_S", 0.5)
     monkeypatch.setattr(ray_actor_pool, "FusedWorker", Worker)
     refs = [ChunkRef("a", "", 0, 0, 1, 1, 1)]
-    lonely = ray_actor_pool.Crew(Wiring("fused", 1, 64.0, 0.0, 1))
+    lonely = ray_actor_pool.ActorPool(Allocation("fused", 1, 64.0, 0.0, 1))
     monkeypatch.setattr(ray_actor_pool, "_LOOK_S", 0.1)
     with pytest.raises(CvbatchError, match=r"no worker: each asks for 64 CPU and 0 GPU"):
         list(lonely.run(refs, tmp_path))

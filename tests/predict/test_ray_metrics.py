@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cvbatch.predict.stage_timer import STAGES, Effort
+from cvbatch.predict.stage_timer import STAGES, StageTimer
 from tests.support import jobs
 from tests.support.crashing_images import poisoned
 from tests.support.local_cluster import events_in, submission_id, until, working_folder
@@ -26,8 +26,8 @@ NAMES = {
 
 
 def test_nothing_done_took_nothing():
-    assert Effort().seconds == dict.fromkeys(STAGES, 0.0)
-    assert Effort.of([]).as_json() == Effort().as_json()
+    assert StageTimer().seconds == dict.fromkeys(STAGES, 0.0)
+    assert StageTimer.of([]).as_json() == StageTimer().as_json()
 
 
 def test_each_second_is_counted_once_to_the_stage_that_took_it(monkeypatch):
@@ -40,7 +40,7 @@ def test_each_second_is_counted_once_to_the_stage_that_took_it(monkeypatch):
             now[0] += seconds
             yield thing
 
-    effort = Effort()
+    effort = StageTimer()
     read = effort.along("read", taking(1, "abc"))
     decoded = effort.along("decode", taking(10, read))
     now[0] += 10_000  # between the stages: nobody's
@@ -48,7 +48,7 @@ def test_each_second_is_counted_once_to_the_stage_that_took_it(monkeypatch):
         assert list(taking(1000, effort.along("predict", taking(100, decoded)))) == list("abc")
     now[0] += 10_000
     assert effort.seconds == {"read": 3, "decode": 30, "predict": 300, "write": 3000}
-    twice = Effort.of([effort.as_json(), effort.as_json()])
+    twice = StageTimer.of([effort.as_json(), effort.as_json()])
     assert twice.seconds == {stage: 2 * s for stage, s in effort.seconds.items()}
 
 

@@ -17,7 +17,7 @@ def test_a_sink_without_runs_tells_of_none(tmp_path):
 def test_the_last_run_comes_first(tmp_path):
     began = datetime.now(UTC)
     for number in range(3):
-        run_history.keep(str(tmp_path), {**DID, "num_images": number, "more": "of it"})
+        run_history.write_run(str(tmp_path), {**DID, "num_images": number, "more": "of it"})
     found = list(run_history.latest(str(tmp_path)))
     assert [run.num_images for run in found] == [2, 1, 0]
     assert began <= found[-1].ended <= found[0].ended <= datetime.now(UTC)
@@ -35,6 +35,6 @@ def test_the_last_run_comes_first(tmp_path):
     ],
 )
 def test_what_is_no_summary_hides_no_other(tmp_path, name, text):
-    run_history.keep(str(tmp_path), DID)
+    run_history.write_run(str(tmp_path), DID)
     (tmp_path / "_cvbatch" / "runs" / name).write_text(text)
     assert [run.num_failed for run in run_history.latest(str(tmp_path))] == [2]

@@ -51,7 +51,7 @@ def say_of_each(
 def hear(module: str, *words: str) -> dict[str, Any]:
     """Return what such a process said; it has to end well."""
     done = subprocess.run(
-        [sys.executable, "-m", f"tests.hostile.{module}", *words],
+        [sys.executable, "-m", f"tests.security.{module}", *words],
         capture_output=True,
         text=True,
         check=False,

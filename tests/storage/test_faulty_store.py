@@ -14,7 +14,7 @@ import pytest
 from cvbatch.core.errors import ConfigError, NotFoundError, StoreError
 from cvbatch.core.types import RetryPolicy
 from cvbatch.storage import retry, store
-from cvbatch.storage.conditional_write import slot_of
+from cvbatch.storage.conditional_write import conditional_file
 from cvbatch.storage.listing import list_files
 from tests.support.faulty_proxy import (
     CUT,
@@ -152,7 +152,7 @@ def test_a_put_that_was_cut_leaves_no_object_or_the_whole(
     assert held.read_bytes() == data
 
 
-@pytest.mark.parametrize("action", [store.delete, lambda uri: slot_of(uri).read()])
+@pytest.mark.parametrize("action", [store.delete, lambda uri: conditional_file(uri).read()])
 def test_what_boto3_raises_gets_the_projects_names(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, action: Callable[[str], Any]
 ) -> None:

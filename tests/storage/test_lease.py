@@ -21,7 +21,7 @@ import pytest
 
 from cvbatch.core.errors import CvbatchError, SinkError, StoreError
 from cvbatch.storage import lease, store
-from cvbatch.storage.conditional_write import slot_of
+from cvbatch.storage.conditional_write import conditional_file
 from cvbatch.storage.lease import NAME, Holder, Lease, holder_in
 from tests.support.s3_server import S3Server
 
@@ -166,7 +166,7 @@ def is_lost(held: Lease) -> bool:
 
 @pytest.mark.parametrize("sink", KINDS, indirect=True)
 def test_a_slot_is_written_over_what_was_seen_alone(sink: str, request) -> None:
-    slot = slot_of(store.join(sink, NAME))
+    slot = conditional_file(store.join(sink, NAME))
     assert slot is not None
     assert slot.read() is None
     assert slot.put(b"one", None)

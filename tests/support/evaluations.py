@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.images.masks import encode_png
-from cvbatch.importers.annotations import Truth
+from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.shard_writer import ShardWriter
 from cvbatch.importers.validation import Row
 from cvbatch.planning import manifest
@@ -114,7 +114,7 @@ def write_truth(
 ) -> Path:
     """Write labelled Parquet; a row may say its split."""
     columns = [*classes, *(["box_is_crowd"] if "boxes" in classes else [])]
-    about = Truth(
+    about = AnnotatedDataset(
         tuple(columns),
         {column: tuple(names) for column, names in classes.items()},
         multi_label,

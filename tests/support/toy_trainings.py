@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from cvbatch.core.types import Example
+from cvbatch.core.types import TrainingExample
 from cvbatch.metrics.classification import Confusion
 from cvbatch.train.batches import Batch
 
@@ -58,7 +58,10 @@ def batch_of(pixels, colour, num_real=None):
 
 def examples_of(pixels, colour):
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
-    return [Example(p, np.array([c], np.int32), *none) for p, c in zip(pixels, colour, strict=True)]
+    return [
+        TrainingExample(p, np.array([c], np.int32), *none)
+        for p, c in zip(pixels, colour, strict=True)
+    ]
 
 
 def feed_of(pixels, colour, size, worker=0, workers=1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cvbatch.core.types import Example
+from cvbatch.core.types import TrainingExample
 
 SIZE = (64, 96)
 # What boxes an image may have: name → (xyxy, class) of three classes. Cells are of 16 pixels.
@@ -33,7 +33,7 @@ BOXES = {
 def example(boxes=(), size=SIZE, labels=(), mask=None, image_id="", seed=0):
     """Return an example with boxes as of `BOXES` and noise for pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    return Example(
+    return TrainingExample(
         pixels,
         np.array(labels, np.int32),
         np.array([xyxy for xyxy, _ in boxes], np.float32).reshape(-1, 4),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cvbatch.core.errors import ConfigError
-from cvbatch.core.types import VOID_CLASS, Example
+from cvbatch.core.types import VOID_CLASS, TrainingExample
 from cvbatch.geometry.resize import PADDING_GREY
 from cvbatch.train.augmentation import (
     Augmentation,
@@ -30,7 +30,7 @@ def scene(height=64, width=112, boxes=((60, 20, 92, 44),), channels=3):
     for k, (left, top, right, bottom) in enumerate(boxes):
         pixels[top:bottom, left:right] = 255, 120 * k, 0
         mask[top:bottom, left:right] = k + 1
-    return Example(
+    return TrainingExample(
         pixels[..., :channels],
         np.array([3], np.int32),
         np.array(boxes, np.float32).reshape(-1, 4),
@@ -229,7 +229,7 @@ def test_colours_vary_within_their_ranges(name):
     """80 and 120: brightness moves both by up to 25, contrast spreads them to 20 to 60 apart."""
     pixels = np.full((2, 2, 3), 80, np.uint8)
     pixels[0] = 120
-    given = [Example(pixels, np.zeros(0, np.int32), *NO_BOXES)] * 300
+    given = [TrainingExample(pixels, np.zeros(0, np.int32), *NO_BOXES)] * 300
     amount = {"brightness": 0.098, "contrast": 0.5}[name]
     found = np.stack([one.pixels for one in Augmentation(**{name: amount}).apply(given, 0)])
     dark, light = found[:, 1, 0, 0].astype(int), found[:, 0, 0, 0].astype(int)
@@ -308,7 +308,7 @@ def test_a_setting_means_what_keras_layer_means_by_it(name):
     if ours is None:
         found = recoloured(smooth, 0.1 if name == "brightness" else 0.0, 1.0)
     else:
-        given = Example(smooth, np.zeros(0, np.int32), *NO_BOXES)
+        given = TrainingExample(smooth, np.zeros(0, np.int32), *NO_BOXES)
         found = warped(given, motion(64, 112, **ours)).pixels
     difference = np.abs(found.astype(float) - keras_says)
     assert np.median(difference) <= 1

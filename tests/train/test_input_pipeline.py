@@ -9,7 +9,15 @@ from cvbatch.datasets.examples import in_order
 from cvbatch.datasets.reader import Labelled, Wanted, find_labelled
 from cvbatch.images.decode import Limits
 from cvbatch.train.augmentation import Augmentation
-from cvbatch.train.input_pipeline import Laying, Reader, Scales, Share, TrainingFeed, ahead, judged
+from cvbatch.train.input_pipeline import (
+    Laying,
+    Reader,
+    Scales,
+    Share,
+    TrainingBatches,
+    ahead,
+    judged,
+)
 from tests.support import datasets
 
 WANTED = Wanted("labels", True)
@@ -34,7 +42,7 @@ def feed(data, worker, workers, batch, augmentation=None, laying=LAYING, pool=10
     def targets(examples):
         return {"label": np.array([example.class_ids[0] for example in examples])}
 
-    return TrainingFeed(reader, targets, augmentation, seed=4, pool_images=pool)
+    return TrainingBatches(reader, targets, augmentation, seed=4, pool_images=pool)
 
 
 def steps(feeds, epoch=0, first=0):
@@ -98,7 +106,7 @@ SIZES = ((8, 8), (16, 8), (24, 24))
 def scaled_feed(data, worker, workers, batch, **of_step):
     reader = Reader(data.splits["train"], LAYING, Share(worker, workers, batch))
     scales = Scales(SIZES, seed=2, **of_step)
-    return TrainingFeed(reader, lambda examples: {}, None, 4, 10, scales)
+    return TrainingBatches(reader, lambda examples: {}, None, 4, 10, scales)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cvbatch.core.errors import TrainingError
-from cvbatch.core.types import Example
+from cvbatch.core.types import TrainingExample
 from cvbatch.models import detectors, segmenters
 from cvbatch.train.batches import Batch
 from cvbatch.train.learners.base import LEARNERS
@@ -250,7 +250,7 @@ def examples_with_boxes(count, side):
         pixels[rows, columns], mask[rows, columns] = 220, 1
         box = np.array([[left, top, left + side // 2, top + side // 2]], np.float32)
         one = np.array([1], np.int32)
-        made.append(Example(pixels, one, box, one, mask, str(number)))
+        made.append(TrainingExample(pixels, one, box, one, mask, str(number)))
     return made
 
 

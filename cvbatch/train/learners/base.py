@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from cvbatch.core.types import Example
+from cvbatch.core.types import TrainingExample
 from cvbatch.train.learners.classification import Classification, Segmentation
 from cvbatch.train.learners.detection import Localization, detection
 from cvbatch.train.learners.metrics import Measures
@@ -33,13 +33,13 @@ class Learner(Protocol):
     loss_weights: dict[str, float]
     metric: str  # of `summarize`, by which the best checkpoint is chosen: larger is better
 
-    def targets(self, examples: Sequence[Example]) -> Targets:
+    def targets(self, examples: Sequence[TrainingExample]) -> Targets:
         """Return what `trained` should answer: arrays of fixed shape, (B, ...)."""
 
     def losses(self, outputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the parts of the loss, each (B,) float32, an image's its own alone."""
 
-    def measure(self, outputs: Any, examples: Sequence[Example]) -> Measures:
+    def measure(self, outputs: Any, examples: Sequence[TrainingExample]) -> Measures:
         """Return the scores of what `model` answered, its outputs as NumPy arrays."""
 
     def nothing(self) -> Measures:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from cvbatch.core.errors import ConfigError, ModelError
-from cvbatch.core.types import VOID_CLASS, Example
+from cvbatch.core.types import VOID_CLASS, TrainingExample
 from cvbatch.metrics.classification import Confusion, MultiLabelPrecision, TopK
 from cvbatch.models.googlenet import AUXILIARY_LOSS_WEIGHT
 from cvbatch.models.graph_surgery import flat
@@ -73,7 +73,7 @@ class Classification:
         }
         self.metric = "mean_average_precision" if multi_label else "accuracy"
 
-    def targets(self, examples: Sequence[Example]) -> Targets:
+    def targets(self, examples: Sequence[TrainingExample]) -> Targets:
         """Return {"labels": (B,) int32}, or with multi_label (B, C) of 0 and 1."""
         of = many_labels if self.multi_label else single_labels
         return {"labels": of(examples, self.num_classes)}
@@ -99,7 +99,7 @@ class Classification:
             return Measures.of(top)
         return Measures.of(top, Confusion.empty(self.num_classes))
 
-    def measure(self, outputs: Any, examples: Sequence[Example]) -> Measures:
+    def measure(self, outputs: Any, examples: Sequence[TrainingExample]) -> Measures:
         """Return the scores of class scores (B, units)."""
         scores = by_name(outputs)[self._output].astype(np.float32)
         if self.multi_label:
@@ -171,7 +171,7 @@ class Segmentation:
         self.loss_weights = {_SCORES: 1.0}
         self.metric = "mean_iou"
 
-    def targets(self, examples: Sequence[Example]) -> Targets:
+    def targets(self, examples: Sequence[TrainingExample]) -> Targets:
         """Return {"mask": (B, h, w) uint8} at the size of the answer."""
         own, answered = self._sizes
         sizes = examples[0].pixels.shape[:2] if examples else own
@@ -190,7 +190,7 @@ class Segmentation:
         """Return the scores of no image."""
         return Measures.of(Confusion.empty(self.num_classes, VOID_CLASS))
 
-    def measure(self, outputs: Any, examples: Sequence[Example]) -> Measures:
+    def measure(self, outputs: Any, examples: Sequence[TrainingExample]) -> Measures:
         """Return the scores of maps (B, h, w, units)."""
         maps = by_name(outputs)[self._output].astype(np.float32)
         confusion = Confusion.empty(self.num_classes, VOID_CLASS)

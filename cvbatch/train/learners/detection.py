@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 
 from cvbatch.core.errors import ConfigError, ModelError
-from cvbatch.core.types import Example, join_boxes
+from cvbatch.core.types import TrainingExample, join_boxes
 from cvbatch.geometry.boxes import Suppression, suppress
 from cvbatch.metrics.average_precision import AveragePrecision
 from cvbatch.metrics.box_matching import TrueBoxes
@@ -58,7 +58,7 @@ class Localization:
         self.trained = keras.Model(view.input, heads | {"box": view.output["box"]}, name=model.name)
         self.loss_weights = {"classes": class_weight, "box": box_weight}
 
-    def targets(self, examples: Sequence[Example]) -> Targets:
+    def targets(self, examples: Sequence[TrainingExample]) -> Targets:
         """Return {"class_id": (B,), "box": (B, 4)}.
 
         Raises:
@@ -79,7 +79,9 @@ class Localization:
         """Return the scores of no image."""
         return Measures.of(BoxIoU.empty(), TopK.empty((1,)))
 
-    def measure(self, outputs: Mapping[str, np.ndarray], examples: Sequence[Example]) -> Measures:
+    def measure(
+        self, outputs: Mapping[str, np.ndarray], examples: Sequence[TrainingExample]
+    ) -> Measures:
         """Return the scores of boxes (B, 1, 4) and class scores (B, 1, C)."""
         wanted = single_boxes(examples, _size(examples, self.model), self.num_classes)
         truth = np.array([example.boxes_xyxy[0] for example in examples]).reshape(-1, 4)
@@ -109,7 +111,9 @@ class _Detection:
         """Return the scores of no image."""
         return Measures.of(AveragePrecision.empty(self.num_classes))
 
-    def measure(self, outputs: Mapping[str, np.ndarray], examples: Sequence[Example]) -> Measures:
+    def measure(
+        self, outputs: Mapping[str, np.ndarray], examples: Sequence[TrainingExample]
+    ) -> Measures:
         """Return the scores of boxes (B, N, 4) and class scores (B, N, C).
 
         Raises:
@@ -176,7 +180,7 @@ class WindowDetection(_Detection):
             "box": box_weight,
         }
 
-    def targets(self, examples: Sequence[Example]) -> Targets:
+    def targets(self, examples: Sequence[TrainingExample]) -> Targets:
         """Return {"objectness", "class_id": (B, gh, gw), "box": (B, gh, gw, 4)}."""
         window, stride = self._decode.window, self._decode.stride
         height, width = (
@@ -230,7 +234,7 @@ class GridDetection(_Detection):
             "classes": class_weight,
         }
 
-    def targets(self, examples: Sequence[Example]) -> Targets:
+    def targets(self, examples: Sequence[TrainingExample]) -> Targets:
         """Return {"numbers": (B, gh, gw, A, 5), "classes": (B, gh, gw, C), "boxes": (B, M, 4)}."""
         stride = self._decode.stride
         height, width = (side // stride for side in _size(examples, self.model))
@@ -305,7 +309,7 @@ def _check_classes(model: keras.Model, num_classes: int) -> None:
         )
 
 
-def _size(examples: Sequence[Example], model: keras.Model) -> tuple[int, int]:
+def _size(examples: Sequence[TrainingExample], model: keras.Model) -> tuple[int, int]:
     """Return (height, width) of the examples; of the model where there are none."""
     height, width = examples[0].pixels.shape[:2] if examples else model.input_shape[1:3]
     return int(height), int(width)

@@ -12,14 +12,16 @@ import cv2
 import numpy as np
 
 from cvbatch.core.errors import SourceError
-from cvbatch.core.types import VOID_CLASS, Example
+from cvbatch.core.types import VOID_CLASS, TrainingExample
 from cvbatch.geometry.anchors import shape_iou
 
 Targets = dict[str, np.ndarray]
 NOT_ASKED = -1.0  # neither object nor none: whatever is said there costs nothing
 
 
-def single_labels(examples: Sequence[Example], num_classes: int) -> np.ndarray:  # (B,) int32
+def single_labels(
+    examples: Sequence[TrainingExample], num_classes: int
+) -> np.ndarray:  # (B,) int32
     """Return the one label of each image.
 
     Raises:
@@ -35,7 +37,9 @@ def single_labels(examples: Sequence[Example], num_classes: int) -> np.ndarray: 
     return np.array([example.class_ids[0] for example in examples], np.int32)
 
 
-def many_labels(examples: Sequence[Example], num_classes: int) -> np.ndarray:  # (B, C) float32
+def many_labels(
+    examples: Sequence[TrainingExample], num_classes: int
+) -> np.ndarray:  # (B, C) float32
     """Return 1 for each class that an image has, 0 for the others; an image may have none.
 
     Raises:
@@ -49,7 +53,7 @@ def many_labels(examples: Sequence[Example], num_classes: int) -> np.ndarray:  #
 
 
 def masks(
-    examples: Sequence[Example],
+    examples: Sequence[TrainingExample],
     image_hw: tuple[int, int],  # of the network's answer
     num_classes: int,
     ignored: int | None = None,
@@ -83,7 +87,7 @@ def counted_mask(mask: np.ndarray, ignored: int | None) -> np.ndarray:  # (H, W)
 
 
 def single_boxes(
-    examples: Sequence[Example], image_hw: tuple[int, int], num_classes: int
+    examples: Sequence[TrainingExample], image_hw: tuple[int, int], num_classes: int
 ) -> Targets:
     """Return what a localizer should answer: "class_id" (B,) int32, "box" (B, 4) float32.
 
@@ -108,7 +112,7 @@ def single_boxes(
 
 
 def window_targets(
-    examples: Sequence[Example],
+    examples: Sequence[TrainingExample],
     grid_hw: tuple[int, int],
     window: tuple[int, int],
     stride: int,
@@ -151,7 +155,7 @@ def window_targets(
 
 
 def grid_targets(
-    examples: Sequence[Example],
+    examples: Sequence[TrainingExample],
     grid_hw: tuple[int, int],
     stride: int,
     anchors: np.ndarray,  # (A, 2) height, width as parts of the image's
@@ -202,7 +206,7 @@ def grid_targets(
 
 
 def _objects(
-    example: Example, num_classes: int, row: int
+    example: TrainingExample, num_classes: int, row: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (M, 2) y, x; (M, 2) h, w; (M,)
     """Return the centres, sides and classes of the boxes that have an area."""
     _check_classes(example.box_class, num_classes, example, row)
@@ -225,7 +229,9 @@ def _next_to(place: np.ndarray, grid_hw: tuple[int, int]) -> tuple[np.ndarray, .
     return np.ix_(*axes)
 
 
-def _check_classes(class_id: np.ndarray, num_classes: int, example: Example, row: int) -> None:
+def _check_classes(
+    class_id: np.ndarray, num_classes: int, example: TrainingExample, row: int
+) -> None:
     if class_id.size and (class_id.min() < 0 or class_id.max() >= num_classes):
         wrong = class_id.max() if class_id.max() >= num_classes else class_id.min()
         raise SourceError(
@@ -234,5 +240,5 @@ def _check_classes(class_id: np.ndarray, num_classes: int, example: Example, row
         )
 
 
-def _name(example: Example, row: int) -> str:
+def _name(example: TrainingExample, row: int) -> str:
     return f"image {example.image_id!r}" if example.image_id else f"image {row} of the batch"
