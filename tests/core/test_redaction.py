@@ -114,3 +114,52 @@ def test_a_job_file_with_credentials_is_refused_and_they_are_not_repeated(
 def test_other_variables_are_welcome(monkeypatch):
     monkeypatch.setenv("BUCKET", "s3://archive/2026")
     assert parse_job(job(source={"uri": "${BUCKET}/x"})).source.uri == ["s3://archive/2026/x"]
+
+
+SECRETS = ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"]
+SECRETS += ["AWS_CONTAINER_AUTHORIZATION_TOKEN", "RAY_AUTH_TOKEN"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_the_value_of_each_secret_variable_is_hidden(monkeypatch, name):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert hidden(MARK) == MARK
+    monkeypatch.setenv(name, MARK)
+    assert has_credentials(f"a {MARK} b")
+    assert hidden(f"a {MARK} b") == "a *** b"
+
+
+@pytest.mark.parametrize(("length", "is_hidden"), [(9, False), (10, True)])
+def test_a_value_of_ten_characters_is_a_secret_a_shorter_one_a_word(monkeypatch, length, is_hidden):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * length)
+    assert has_credentials("x" * length) == is_hidden
+
+
+@pytest.mark.parametrize("word", ["SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE"])
+@pytest.mark.parametrize("form", ["{}", "MY_{}", "{}_OF_MINE", "a_{}_b"])
+def test_a_name_with_the_word_of_a_secret_holds_one(word, form):
+    assert is_secret_variable(form.format(word))
+    assert is_secret_variable(form.format(word.lower()))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_secret"),
+    [
+        ("CREDENTIAL", True),
+        ("DB_CREDENTIALS", True),
+        ("VAULT_SECRETS", True),
+        ("AWS_ACCESS_KEY_ID", True),
+        ("OPENAI_API_KEY", True),
+        ("TLS_PRIVATE_KEY", True),
+        ("AZURE_STORAGE_ACCOUNT_KEY", True),
+        ("AZURE_STORAGE_KEY", True),
+        ("PRIMARY_KEY", False),
+        ("API_KEYBOARD", False),
+        ("TOKENS_PER_S", False),
+        ("AWS_REGION", False),
+        ("HOME", False),
+        ("", False),
+    ],
+)
+def test_what_counts_as_a_secret_variable(name, is_secret):
+    assert is_secret_variable(name) == is_secret

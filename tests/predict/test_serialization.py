@@ -40,7 +40,7 @@ def image_batch(num_decoded):
         image_id=[f"é{i}\udcff" if i else "a" for i in range(count)],
         uri=[f"/u{i}" for i in range(count)],
         width=np.arange(count, dtype=np.int32),
-        height=np.arange(count, dtype=np.int32),
+        height=np.arange(count, dtype=np.int32) + 10,
         failures={0: Failure("decode", "truncated", "a message")},
         pixels={
             InputKey(3, 5, "stretch"): rng.integers(0, 255, (num_decoded, 3, 5, 3), np.uint8),
@@ -94,6 +94,16 @@ def test_predictions_come_back_also_after_the_blocks_are_joined():
     table = serialization.predictions_to_table([predictions()])
     joined = pa.concat_tables([table, table])
     assert same(serialization.table_to_predictions(joined), [predictions()] * 2)
+
+
+def test_widths_and_heights_keep_their_names():
+    (read,) = serialization.table_to_predictions(
+        serialization.predictions_to_table([predictions()])
+    )
+    assert read.width.tolist() == [0, 4, 5] and read.height.tolist() == [0, 6, 7]
+    (heatmaps, masks) = read.models[0].heatmaps, read.models[1].masks
+    assert heatmaps.height.tolist() == masks.height.tolist() == [2, 1, 3]
+    assert heatmaps.width.tolist() == masks.width.tolist() == [4, 1, 2]
 
 
 def test_the_wire_has_plain_columns_only():

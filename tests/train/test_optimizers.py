@@ -85,3 +85,53 @@ def test_an_optimizer_has_its_rate_and_leaves_clipping_to_the_step(name):
 def test_an_unknown_name_is_told_with_those_there_are(how, message):
     with pytest.raises(ConfigError, match=message):
         make_optimizer(how, learning_rate(how, PEAK, STEPS))
+
+
+RATE, MOMENTUM, DECAY = 0.1, 0.7, 0.3
+RHO, BETA_1, BETA_2, EPSILON = 0.9, 0.9, 0.999, 1e-7  # Keras' defaults
+
+
+def sgd(w, gradients):
+    velocity = 0.0
+    for g in gradients:
+        w = w - RATE * DECAY * w
+        velocity = MOMENTUM * velocity - RATE * g
+        w = w + velocity
+    return w
+
+
+def rmsprop(w, gradients):
+    mean_square = momentum = 0.0
+    for g in gradients:
+        mean_square = RHO * mean_square + (1 - RHO) * g * g
+        momentum = MOMENTUM * momentum + RATE * g / math.sqrt(mean_square + EPSILON)
+        w = w - momentum
+    return w
+
+
+def adam(w, gradients, decay=0.0):
+    m = v = 0.0
+    for t, g in enumerate(gradients, 1):
+        w = w - RATE * decay * w
+        m, v = BETA_1 * m + (1 - BETA_1) * g, BETA_2 * v + (1 - BETA_2) * g * g
+        rate = RATE * math.sqrt(1 - BETA_2**t) / (1 - BETA_1**t)
+        w = w - rate * m / (math.sqrt(v) + EPSILON)
+    return w
+
+
+def adamw(w, gradients):
+    return adam(w, gradients, DECAY)
+
+
+@pytest.mark.parametrize("formula_of", [sgd, rmsprop, adam, adamw])
+def test_an_optimizer_follows_its_formula_with_all_its_parameters(formula_of):
+    how = Optimization(optimizer=formula_of.__name__, momentum=MOMENTUM, weight_decay=DECAY)
+    optimizer = make_optimizer(how, RATE)
+    start, gradients = [2.0, -1.0], [[1.0, -3.0], [0.5, 2.0], [-2.0, 0.25]]
+    weights = keras.Variable(np.array(start, np.float32))
+    for gradient in gradients:
+        optimizer.apply([np.array(gradient, np.float32)], [weights])
+    expected = [
+        formula_of(w, own) for w, own in zip(start, zip(*gradients, strict=True), strict=True)
+    ]
+    np.testing.assert_allclose(np.asarray(weights.value), expected, rtol=1e-5)
