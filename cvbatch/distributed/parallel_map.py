@@ -1,7 +1,7 @@
-"""Calls that know nothing of each other: done here, by processes of this machine, or by Ray.
+"""Parallel map over independent items: in this process, in child processes, or on Ray.
 
-A Ray of one machine takes longer to start than many a table of scores takes to form, so only a
-cluster that is joined is asked for tasks, or one with GPUs to share out.
+Starting a local Ray takes longer than many of these calls, so Ray is used only if the process has
+joined a cluster, or if the calls need GPUs.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from functools import cached_property, partial
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
 
 from cvbatch.core.child_process import end_with_parent
 from cvbatch.core.errors import CvbatchError
@@ -24,118 +23,216 @@ from cvbatch.core.types import RetryPolicy
 from cvbatch.distributed.session import joins_a_cluster
 from cvbatch.storage import store
 
-Held = TypeVar("Held")
+Shared = TypeVar("Shared")
 Item = TypeVar("Item")
-Given = TypeVar("Given")
-_AHEAD = 2  # items a task has before it
-_TOLD_S = 5.0
+Result = TypeVar("Result")
+_REPORT_INTERVAL_S = 5.0
+_MAX_RESTARTS = 3  # of one worker on Ray, and of one item
+
+
+def stateless(
+    call: Callable[[Shared, Item], Result],
+) -> Callable[[Shared], Callable[[Item], Result]]:
+    """Return the `begin` of `ParallelMap.run` for a call that keeps nothing between items."""
+    return partial(partial, call)
+
+
+class _Worker(Generic[Shared, Item, Result]):
+    """Calls the function for one item after the other; what it has loaded stays loaded."""
+
+    def __init__(
+        self,
+        begin: Callable[[Shared], Callable[[Item], Result]],
+        shared: Shared,
+        policy: RetryPolicy,
+    ) -> None:
+        self.begin, self.shared, self.policy = begin, shared, policy
+
+    @cached_property
+    def _call(self) -> Callable[[Item], Result]:
+        store.set_retry_policy(self.policy)
+        return self.begin(self.shared)
+
+    def is_ready(self) -> bool:
+        """Return True: the process runs."""
+        return True
+
+    def call(self, item: Item) -> Result:
+        """Return the result of one item."""
+        return self._call(item)
 
 
 @dataclass(frozen=True)
-class Work:
-    """Calls laid on some workers."""
+class ParallelMap:
+    """Workers for independent calls.
+
+    Args:
+        workers: how many; 1 outside a cluster is this process.
+        retry_policy: of the workers' requests to a store.
+        listener: receives a line every few seconds.
+        gpus: of each worker; only Ray can assign them.
+    """
 
     workers: int
     retry_policy: RetryPolicy
     listener: Listener
-    gpus: float = 0.0  # of each call; only Ray can lay them out
+    gpus: float = 0.0
 
     @property
     def needs_ray(self) -> bool:
-        """Say whether Ray has to be there before the calls are made."""
+        """Say whether Ray must be connected before `run`."""
         return joins_a_cluster() or self.gpus > 0
 
-    def of(
-        self, call: Callable[[Held, Item], Given], held: Held, items: Sequence[Item], what: str
-    ) -> Iterator[Given]:
-        """Yield `call(held, item)` of every item, in any order; `held` is sent once.
+    def run(
+        self,
+        begin: Callable[[Shared], Callable[[Item], Result]],
+        shared: Shared,
+        items: Sequence[Item],
+        what: str,
+    ) -> Iterator[Result]:
+        """Yield the result of every item, in any order.
 
-        what: many calls come to, for who listens.
+        Args:
+            begin: called once by each worker with `shared`; returns the function of one item. It
+                and `shared` must be picklable.
+            shared: what all items need; sent once to each worker.
+            items: what is mapped.
+            what: the items' name in progress lines, in the plural.
 
         Raises:
-            CvbatchError: what a call raised; or a worker was lost.
+            CvbatchError: what a call raised, or a worker died.
         """
-        told = time.monotonic()
-        for number, answer in enumerate(self._answers(call, held, items), 1):
-            yield answer
-            if time.monotonic() - told > _TOLD_S:
-                told = time.monotonic()
+        last = time.monotonic()
+        worker = _Worker(begin, shared, self.retry_policy)
+        for number, result in enumerate(self._results(worker, items), 1):
+            yield result
+            if time.monotonic() - last > _REPORT_INTERVAL_S:
+                last = time.monotonic()
                 self.listener.say(f"{number:,} of {len(items):,} {what}")
 
-    def _answers(
-        self, call: Callable[[Held, Item], Given], held: Held, items: Sequence[Item]
-    ) -> Iterator[Given]:
+    def _results(
+        self, worker: _Worker[Shared, Item, Result], items: Sequence[Item]
+    ) -> Iterator[Result]:
         if self.needs_ray:
-            return self._on_ray(call, held, items)
+            return self._on_ray(worker, items)
         if self.workers > 1:
-            return self._in_processes(call, held, items)
-        return (call(held, item) for item in items)
+            return self._in_processes(worker, items)
+        return map(worker.call, items)
 
     def _in_processes(
-        self, call: Callable[[Held, Item], Given], held: Held, items: Sequence[Item]
-    ) -> Generator[Given, None, None]:
-        pool = ProcessPoolExecutor(
-            self.workers,
-            multiprocessing.get_context("spawn"),  # a fork would copy locks that threads hold
-            _Here.begin,
-            (call, held, self.retry_policy),
-        )
-        # Ctrl-C goes to all processes of a terminal: it is for this one to hear.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self, worker: _Worker[Shared, Item, Result], items: Sequence[Item]
+    ) -> Generator[Result, None, None]:
+        pending = list(reversed(items))
+        processes = [_Process(worker) for _ in range(min(self.workers, len(items)))]
+        by_pipe = {process.pipe: process for process in processes}
         try:
-            answers = deque(pool.submit(_Here.answer, item) for item in items)
+            for process in processes:
+                process.send(pending.pop())
+            while by_pipe:
+                for pipe in wait(list(by_pipe)):
+                    process = by_pipe[pipe]  # type: ignore[index]  # these are connections
+                    yield process.receive()
+                    if pending:
+                        process.send(pending.pop())
+                    else:
+                        del by_pipe[process.pipe]
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        try:
-            while answers:
-                yield answers.popleft().result()  # let go of, once it was given
-        except BrokenProcessPool:
-            raise CvbatchError("a worker died, most likely for want of memory") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+            for process in processes:
+                process.end()
 
     def _on_ray(
-        self, call: Callable[[Held, Item], Given], held: Held, items: Sequence[Item]
-    ) -> Generator[Given, None, None]:
+        self, worker: _Worker[Shared, Item, Result], items: Sequence[Item]
+    ) -> Generator[Result, None, None]:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        task = ray.remote(_there).options(num_cpus=1, num_gpus=self.gpus, max_retries=3)
-        shared = ray.put(held)
-        left = list(reversed(items))
-        busy: list[Any] = []
+        pending = list(reversed(items))
+        make = ray.remote(_Worker).options(
+            num_cpus=1,
+            num_gpus=self.gpus,
+            max_restarts=_MAX_RESTARTS,
+            max_task_retries=_MAX_RESTARTS,
+        )
+        arguments = worker.begin, ray.put(worker.shared), worker.policy
+        actors = [make.remote(*arguments) for _ in range(min(self.workers, len(items)))]
+        # An actor gets items once it runs: a full cluster may never start all of them.
+        starting = {actor.is_ready.remote(): actor for actor in actors}
+        busy: dict[Any, Any] = {}
         try:
-            while left or busy:
-                while left and len(busy) < self.workers * _AHEAD:
-                    busy.append(task.remote(call, self.retry_policy, shared, left.pop()))
-                ready, busy = ray.wait(busy)
-                yield from ray.get(ready)
+            while pending or busy:
+                (ref,), _ = ray.wait([*busy, *starting])
+                if ref in starting:
+                    ray.get(ref)
+                    actor = starting.pop(ref)
+                else:
+                    actor = busy.pop(ref)
+                    yield ray.get(ref)
+                if pending:
+                    busy[actor.call.remote(pending.pop())] = actor
         except RayTaskError as error:
             raise error.cause from None
         except RayError as error:
-            told = str(error)[:200]
-            raise CvbatchError(f"a worker was lost again and again ({told})") from None
+            raise CvbatchError(f"a worker was lost repeatedly ({str(error)[:200]})") from None
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
 
-class _Here:
-    """What a process of this machine was made for."""
+class _Process(Generic[Shared, Item, Result]):
+    """A child process with a worker in it."""
 
-    call: ClassVar[Callable[[Any, Any], Any]]
-    held: ClassVar[Any]
+    def __init__(self, worker: _Worker[Shared, Item, Result]) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(worker, theirs), daemon=True)
+        # Ctrl-C reaches all processes of a terminal; only this one handles it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()  # so that the end of the process is the end of the pipe
 
-    @classmethod
-    def begin(cls, call: Callable[[Any, Any], Any], held: Any, policy: RetryPolicy) -> None:
-        threading.Thread(target=end_with_parent, daemon=True).start()
-        store.set_retry_policy(policy)
-        cls.call, cls.held = staticmethod(call), held
+    def send(self, item: Item) -> None:
+        """Let the worker work on an item."""
+        try:
+            self.pipe.send(item)
+        except OSError:
+            raise self._death() from None
 
-    @classmethod
-    def answer(cls, item: Any) -> Any:
-        return cls.call(cls.held, item)
+    def receive(self) -> Result:
+        """Return the result of the item sent before; raise what its call raised."""
+        try:
+            result, error = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._death() from None
+        if error is not None:
+            raise error
+        value: Result = result
+        return value
+
+    @staticmethod
+    def _death() -> CvbatchError:
+        return CvbatchError("a worker died, most likely because memory ran out")
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self.pipe.close()
+        self._process.terminate()
+        self._process.join()
 
 
-def _there(
-    call: Callable[[Held, Item], Given], policy: RetryPolicy, held: Held, item: Item
-) -> Given:
-    store.set_retry_policy(policy)
-    return call(held, item)
+def _serve(worker: _Worker[Any, Any, Any], pipe: Connection) -> None:
+    """Call the function for each item received, until the other side closes the pipe."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    outcome: tuple[Any, Exception | None]
+    while True:
+        try:
+            item = pipe.recv()
+        except EOFError:
+            return
+        try:
+            outcome = worker.call(item), None
+        except Exception as error:  # noqa: BLE001 - raised again by the parent
+            outcome = None, error
+        pipe.send(outcome)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import ModelError, SourceError
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import InputKey
-from cvbatch.distributed.parallel_map import Work
+from cvbatch.distributed.parallel_map import ParallelMap
 from cvbatch.evaluate.heatmap_faithfulness import HeatmapOrder, Judgement, Share, judge_share
 from cvbatch.evaluate.heatmap_metrics import all_of
 from cvbatch.evaluate.join import Piece
@@ -185,7 +186,7 @@ def judge(
     shares: Sequence[Share],
     class_of: dict[str, np.ndarray],
     said: EvaluationConfig,
-    work: Work,
+    work: ParallelMap,
 ) -> Judgement:
     """Return what the heatmaps of the sampled images come to.
 
@@ -206,7 +207,7 @@ def judge(
         said.seed,
     )
     what = f"shares of {_SHARE_IMAGES} images with heatmaps judged"
-    found = all_of(list(work.of(judge_there, order, shares, what)))
+    found = all_of(list(work.run(judge_there, order, shares, what)))
     if not found.judged:
         name, why = next(iter(found.left_out.items()))
         raise SourceError(
@@ -218,11 +219,11 @@ def judge(
     return found
 
 
-def judge_there(order: HeatmapOrder, share: Share) -> Judgement:
-    """Return what a share comes to; the program is loaded here, wherever this runs."""
-    with silent_stderr():  # LiteRT tells the terminal of its delegate
+def judge_there(order: HeatmapOrder) -> Callable[[Share], Judgement]:
+    """Return the evaluation of one share, with the program loaded into this process."""
+    with silent_stderr():  # LiteRT writes about its delegate to the terminal
         program = order.program.load(1)
-    return judge_share(order, program, share)
+    return partial(judge_share, order, program)
 
 
 def _tell(found: Judgement, listener: Listener) -> None:

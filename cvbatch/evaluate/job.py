@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from cvbatch.config.evaluate import EVALUATION_VERSION, EvaluateJob, fingerprint
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.progress import Listener
-from cvbatch.distributed.parallel_map import Work
+from cvbatch.distributed.parallel_map import ParallelMap, stateless
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.evaluate import heatmap_metrics, metrics_table, plots
@@ -156,18 +156,18 @@ def _work(
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         workers = _choose_workers(job, resources, len(pieces), _PARTS_A_WORKER)
-        work = Work(workers, job.run.retry_policy, listener)
+        work = ParallelMap(workers, job.run.retry_policy, listener)
         judging = _judging(job, resources, heatmaps, listener)
         if work.needs_ray or judging.needs_ray:
             stack.enter_context(connected())
-        scored = merged(work.of(score_piece, order, pieces, "parts scored"))
+        scored = merged(work.run(stateless(score_piece), order, pieces, "parts scored"))
         replicates: metrics_table.Replicates = {}
         asked = metrics_table.resampling_of(order, scored)
         if asked is not None:
             numbers = range(1, order.num_replicates + 1)
             shares = [numbers[i : i + _REPLICATES] for i in range(0, len(numbers), _REPLICATES)]
-            for some in work.of(
-                metrics_table.resample, asked, shares, "shares of replicates drawn"
+            for some in work.run(
+                stateless(metrics_table.resample), asked, shares, "shares of replicates drawn"
             ):
                 replicates |= some
         if heatmaps is None:
@@ -179,14 +179,16 @@ def _work(
 
 def _judging(
     job: EvaluateJob, resources: Resources, heatmaps: _Heatmaps | None, listener: Listener
-) -> Work:
+) -> ParallelMap:
     """Return who judges heatmaps: on a cluster's GPUs where the network runs in TensorFlow."""
     if heatmaps is None:
-        return Work(1, job.run.retry_policy, listener)
+        return ParallelMap(1, job.run.retry_policy, listener)
     workers = _choose_workers(job, resources, len(heatmaps.shares), _SHARES_A_WORKER)
     if heatmaps.program.engine != "tensorflow" or resources.num_gpus < 1:
-        return Work(workers, job.run.retry_policy, listener)
-    return Work(min(workers, int(resources.num_gpus)), job.run.retry_policy, listener, gpus=1.0)
+        return ParallelMap(workers, job.run.retry_policy, listener)
+    return ParallelMap(
+        min(workers, int(resources.num_gpus)), job.run.retry_policy, listener, gpus=1.0
+    )
 
 
 def _count_images(scored: Scored, joined: Joined, judgement: Judgement | None) -> dict[str, int]:

@@ -27,7 +27,7 @@ from cvbatch.core.failures import are_too_many, as_json, merge
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import Examples
 from cvbatch.core.version import __version__
-from cvbatch.distributed.parallel_map import Work
+from cvbatch.distributed.parallel_map import ParallelMap
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.explain.spec import (
@@ -39,7 +39,7 @@ from cvbatch.explain.spec import (
     PieceReport,
     file_uri,
 )
-from cvbatch.explain.work import inspect_network, load, work
+from cvbatch.explain.work import inspect_network, work_on
 from cvbatch.inference.programs import BuildRequest, Identity, identify
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
@@ -134,8 +134,8 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
             _commit(order, plan, saved)
         pieces = _pieces(order, plan, overwrite)
         listener.say(_announced(pieces))
-        for report in Work(workers, job.run.retry_policy, listener).of(
-            _do, order, pieces, "pieces done"
+        for report in ParallelMap(workers, job.run.retry_policy, listener).run(
+            work_on, order, pieces, "pieces done"
         ):
             lease.check()
             summary.add(report)
@@ -299,9 +299,3 @@ def _announced(pieces: Sequence[Piece]) -> str:
     if counts[IMAGES]:
         told.append(f"{counts[IMAGES]:,} chunks" + (f" of {images:,} images" if images else ""))
     return f"{' and '.join(told) or 'nothing'} to do"
-
-
-def _do(order: ExplainSpec, piece: Piece) -> PieceReport:
-    with silent_stderr():  # TensorFlow, while it loads, writes much to the descriptor
-        load(order)
-    return work(order, piece)

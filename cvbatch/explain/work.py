@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from cvbatch.config.explain import ExplainJob
+from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.types import ChunkRef, EncodedImage, Failure, ImageBatch, InputKey
 from cvbatch.explain import image_grids, tables
 from cvbatch.explain.spec import (
@@ -59,32 +60,31 @@ def inspect_network(job: ExplainJob, request: BuildRequest, saved: Path) -> Netw
     return facts
 
 
-_held: dict[tuple[str, int], Network] = {}  # of the order that this process works on
+def work_on(order: ExplainSpec) -> Callable[[Piece], PieceReport]:
+    """Return the function that does one piece and leaves its file in the sink.
 
-
-def load(order: ExplainSpec) -> Network:
-    """Return the order's network; loaded once in a process."""
-    key = (order.fingerprint, order.job.run.batch_size)
-    if key not in _held:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from cvbatch.explain.introspection import Network, set_threads
-        from cvbatch.models import registry
-
-        set_threads(order.threads)
-        uri = order.uri(NETWORK)
-        _held.clear()
-        model = registry.load_file(uri, store.fetch(uri))
-        _held[key] = Network(model, order.job, order.facts)
-    return _held[key]
-
-
-def work(order: ExplainSpec, piece: Piece) -> PieceReport:
-    """Do a piece, and leave its file in the sink.
+    The network is loaded into this process once.
 
     Raises:
         CvbatchError: the store does not answer.
     """
-    return _WORKS[piece.kind](order, load(order), piece)
+    with silent_stderr():  # TensorFlow writes much to the descriptor while it loads
+        network = _load(order)
+
+    def work(piece: Piece) -> PieceReport:
+        return _WORKS[piece.kind](order, network, piece)
+
+    return work
+
+
+def _load(order: ExplainSpec) -> Network:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from cvbatch.explain.introspection import Network, set_threads
+    from cvbatch.models import registry
+
+    set_threads(order.threads)
+    uri = order.uri(NETWORK)
+    return Network(registry.load_file(uri, store.fetch(uri)), order.job, order.facts)
 
 
 def _patterns(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
