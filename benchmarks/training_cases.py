@@ -40,9 +40,7 @@ class DataSets:
 
     cells: Path | None  # BCCD: Annotations, ImageSets, JPEGImages
     membranes: Path | None  # image/*.png and label/*.png
-    mobilenet: (
-        Path | None
-    )  # weights of MobileNet 0.25 with ImageNet's head; None: Keras downloads them
+    mobilenet: Path | None  # MobileNet 0.25 weights with ImageNet's head; None: download by Keras
 
 
 def import_cells(data_sets: DataSets, folder: Path, command: Command) -> None:
