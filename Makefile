@@ -5,15 +5,15 @@ READY := .venv/.ready
 
 .PHONY: help setup browser demo test test-jobs-a test-jobs-l test-models test-others test-fast test-soak check bench bench-training bench-long bench-page bench-scale
 
-help: ## Say what can be made
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 ~/' | column -t -s '~'
 
-setup: $(READY) browser ## Make .venv with the locked dependencies and cvbatch itself
+setup: $(READY) browser ## Create .venv with the locked dependencies and cvbatch
 
-browser: # for the tests of the page; without one they are skipped, and say so
+browser: # for the tests of the HTML report; without it they are skipped, with a message
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	  && { apt-get install -qq -y chromium || { apt-get update -qq && apt-get install -qq -y chromium; }; } \
-	  >/dev/null 2>&1; } || echo "no chromium here: tests/report/test_browser.py will be skipped"
+	  >/dev/null 2>&1; } || echo "chromium is not installed: tests/report/test_browser.py will be skipped"
 
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,10 +21,10 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
 
-demo: $(READY) ## Run the main job on a small rendered archive; say where the result is
+demo: $(READY) ## Run the prediction job on a small rendered archive; print the path of the result
 	$(BIN)/cvbatch demo --out demo-out
 
-# Three at a time on two cores: whole jobs wait for processes to start more than they compute.
+# Three in parallel on two cores: whole jobs wait for process starts longer than they compute.
 test: setup ## Run every test
 	$(MAKE) --no-print-directory --jobs=3 --output-sync test-models test-jobs-a test-others test-jobs-l
 
@@ -43,27 +43,27 @@ test-others:
 test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
 	$(BIN)/pytest -m "not ray and not keras and not soak"
 
-test-soak: setup ## Run the tests that take minutes: jobs killed, stores broken, over and over
+test-soak: setup ## Run the tests that take minutes: repeated kills and storage failures
 	$(BIN)/pytest -m soak
 
-check: setup ## Lint, formatting, types, import layers
+check: setup ## Check lint, formatting, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## Measure against the limit and against peers; print the table
+bench: setup ## Compare prediction with the limit and with peers; print the table
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps daft==0.7.26
 	$(BIN)/python -m benchmarks.run --json benchmarks/results/predict.json
 
-bench-training: setup ## Measure the step of training against keras.fit; print the table
+bench-training: setup ## Compare the training step with keras.fit; print the table
 	$(BIN)/python -m benchmarks.training --json benchmarks/results/training.json
 
-bench-long: setup ## Run 100,000 images; show that memory, handles and threads stay flat
+bench-long: setup ## Run 100,000 images; check that memory, handles and threads do not grow
 	$(BIN)/python -m benchmarks.long_run --json benchmarks/results/long_run.json
 
-bench-scale: setup ## Plan ever larger archives; show what grows, and foretell 10⁹ images
+bench-scale: setup ## Plan archives of increasing size; extrapolate to 10⁹ images
 	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
 
-bench-page: setup ## Write a page over 1,000,000 rows; print seconds, memory, size
+bench-page: setup ## Write the HTML report of 1,000,000 rows; print seconds, memory, size
 	$(BIN)/python -m benchmarks.page --folder /tmp/cvbatch-page --json benchmarks/results/page.json

@@ -1,1 +1,1 @@
-"""The same work done by cvbatch, by its peers and by bare programs, measured side by side."""
+"""Benchmarks: cvbatch, its peers and the compiled programs alone on the same workload."""

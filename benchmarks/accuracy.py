@@ -1,9 +1,9 @@
-"""Runs whole trainings through the command and holds what they reach to the bars.
+"""Benchmark: test metrics of whole trainings through the command, compared with targets.
 
 Run: python -m benchmarks.accuracy [--cells DIR] [--membranes DIR] [--mobilenet FILE]
                                    [--json FILE] [--folder DIR] [--only PART ...]
-Each: `cvbatch import`, `cvbatch train`, `cvbatch predict` on the images of the test split with the
-model that training left, and the figures of the rows. What has no data is left out.
+For each: `cvbatch import`, `cvbatch train`, `cvbatch predict` on the images of the test split with
+the trained model, and the metrics of the rows. Trainings without data are skipped.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ import yaml
 
 from benchmarks import scored
 from benchmarks.bars import Bar, bar_table
-from benchmarks.lessons import IMPORTS, Lesson, Material, lessons
 from benchmarks.measure import run_module
 from benchmarks.run import machine
+from benchmarks.training_cases import IMPORTS, DataSets, TrainingCase, training_cases
 
 PACKAGES = ("ray", "tensorflow", "keras", "numpy", "pyarrow", "opencv-python-headless")
-TIMEOUT_S = 3600.0  # the blood cells must be learnt within it
+TIMEOUT_S = 3600.0  # of one command; the training on blood cells must end within it
 
 
 def command(words: Sequence[object]) -> dict[str, Any]:
-    """Run `cvbatch` as a process of its own; return its summary."""
-    return run_module("cvbatch", [*map(str, words), "--json"], TIMEOUT_S).told
+    """Run `cvbatch` as a separate process; return its summary."""
+    return run_module("cvbatch", [*map(str, words), "--json"], TIMEOUT_S).summary
 
 
-def learn(lesson: Lesson, labels: Path, folder: Path) -> dict[str, Any]:
-    """Train, predict the test images, score; return all that is to be known of it.
+def run_case(case: TrainingCase, labels: Path, folder: Path) -> dict[str, Any]:
+    """Train, predict the test images, evaluate; return metrics, times and options.
 
-    What is done already is not done again.
+    Finished steps are not repeated.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    source = {"uri": str(labels), **lesson.job.get("source", {})}
-    job = {**lesson.job, "source": source, "sink": {"uri": str(folder / "trained")}}
+    source = {"uri": str(labels), **case.job.get("source", {})}
+    job = {**case.job, "source": source, "sink": {"uri": str(folder / "trained")}}
     summary = command(["train", "--config", written(job, folder / "train.yaml")])
     result = folder / "predicted"
-    model: dict[str, Any] = {"task": lesson.task, "model": str(folder / "trained" / "model.keras")}
-    if lesson.task == "detection":
+    model: dict[str, Any] = {"task": case.task, "model": str(folder / "trained" / "model.keras")}
+    if case.task == "detection":
         model |= {"score_threshold": 0.01, "max_detections": 100}
     predict = {
         "source": {"uri": str(labels / "part-test-*.parquet"), "format": "parquet"},
@@ -57,9 +57,9 @@ def learn(lesson: Lesson, labels: Path, folder: Path) -> dict[str, Any]:
     command(["predict", "--config", written(predict, folder / "predict.yaml")])
     history = json.loads((folder / "trained" / "history.json").read_text())
     return {
-        "title": lesson.title,
-        "metric": lesson.metric,
-        "figures": scored.score(lesson.task, result, labels),
+        "title": case.title,
+        "metric": case.metric,
+        "figures": scored.score(case.task, result, labels),
         "figures_of_training": summary["metrics"],
         "seconds": round(summary["seconds"], 1),
         "workers": summary["workers"],
@@ -67,33 +67,33 @@ def learn(lesson: Lesson, labels: Path, folder: Path) -> dict[str, Any]:
         "epochs": summary["epochs"],
         "best_epoch": summary["best_epoch"],
         "waited": share_waited(history),
-        "model": {**lesson.job["model"], "model": Path(lesson.job["model"]["model"]).name},
-        "training": lesson.job["training"],
+        "model": {**case.job["model"], "model": Path(case.job["model"]["model"]).name},
+        "training": case.job["training"],
     }
 
 
 def written(job: dict[str, Any], path: Path) -> Path:
-    """Write a job file; return where."""
+    """Write a job file; return its path."""
     path.write_text(yaml.safe_dump(job, sort_keys=False))
     return path
 
 
 def share_waited(rows: Sequence[dict[str, Any]]) -> float:
-    """Return the part of the steps' time in which they waited for images, the first epoch's not."""
+    """Return the fraction of the steps' time spent waiting for images, without the first epoch."""
     later = rows[1:] or rows
     return float(sum(r["waited_seconds"] for r in later) / sum(r["seconds"] for r in later))
 
 
-def bar_of(lesson: Lesson, outcome: dict[str, Any]) -> Bar:
-    """Return what was demanded of a lesson and what it reached."""
+def bar_of(case: TrainingCase, outcome: dict[str, Any]) -> Bar:
+    """Return the target of a case with the measured metric."""
     figures = outcome["figures"]
-    least = figures[lesson.least] if isinstance(lesson.least, str) else lesson.least
-    return Bar(f"{lesson.title}, {lesson.metric}", figures[lesson.metric], least, True, "")
+    minimum = figures[case.minimum] if isinstance(case.minimum, str) else case.minimum
+    return Bar(f"{case.title}, {case.metric}", figures[case.metric], minimum, True, "")
 
 
 def table(outcomes: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the lessons' figures as lines."""
-    lines = [f"{'':32}{'train/test':>12}{'epochs':>8}{'min':>6}{'waited':>8}  figures"]
+    """Return the metrics of the cases as lines."""
+    lines = [f"{'':32}{'train/test':>12}{'epochs':>8}{'min':>6}{'waited':>8}  metrics"]
     for one in outcomes.values():
         images = f"{one['images']['train']}/{one['images']['test']}"
         figures = ", ".join(f"{name} {value:.3f}" for name, value in one["figures"].items())
@@ -107,41 +107,45 @@ def table(outcomes: dict[str, dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cells", type=Path, help="BCCD: Annotations, ImageSets, JPEGImages")
-    parser.add_argument("--membranes", type=Path, help="a folder with image/ and label/")
+    parser.add_argument("--membranes", type=Path, help="folder with image/ and label/")
     parser.add_argument(
-        "--mobilenet", type=Path, help="MobileNet 0.25 with ImageNet's head; default: Keras' own"
+        "--mobilenet",
+        type=Path,
+        help="MobileNet 0.25 with ImageNet's head; default: downloaded by Keras",
     )
-    parser.add_argument("--json", type=Path, help="keep the figures here, beside earlier ones")
+    parser.add_argument(
+        "--json", type=Path, help="write the metrics to this file, next to earlier ones"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/accuracy"))
-    parser.add_argument("--only", nargs="+", metavar="PART", help="some parts alone")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="run only these parts")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
-    material = Material(arguments.cells, arguments.membranes, arguments.mobilenet)
+    data_sets = DataSets(arguments.cells, arguments.membranes, arguments.mobilenet)
     outcomes: dict[str, dict[str, Any]] = {}
     if arguments.json and arguments.json.exists():
         outcomes = json.loads(arguments.json.read_text())["lessons"]
     bars = []
-    for name, lesson in lessons(material, folder / "labels").items():
+    for name, case in training_cases(data_sets, folder / "labels").items():
         if arguments.only is None or name in arguments.only:
-            print(f"{time.strftime('%H:%M:%S')} {lesson.title}", file=sys.stderr, flush=True)
-            labels = folder / "labels" / lesson.labels
-            is_there = labels.with_suffix(".done")
-            if not is_there.exists():
+            print(f"{time.strftime('%H:%M:%S')} {case.title}", file=sys.stderr, flush=True)
+            labels = folder / "labels" / case.labels
+            done_mark = labels.with_suffix(".done")
+            if not done_mark.exists():
                 shutil.rmtree(labels, ignore_errors=True)
-                IMPORTS[lesson.labels](material, labels.parent, command)
-                is_there.touch()
+                IMPORTS[case.labels](data_sets, labels.parent, command)
+                done_mark.touch()
             when = datetime.now(UTC).isoformat(timespec="seconds")
-            outcome = learn(lesson, labels, folder / name)
+            outcome = run_case(case, labels, folder / name)
             outcomes[name] = {"machine": {"when": when, **machine(PACKAGES)}, **outcome}
             if arguments.json:
                 keep(arguments.json, outcomes)
         if name in outcomes:
-            bars.append(bar_of(lesson, outcomes[name]))
+            bars.append(bar_of(case, outcomes[name]))
     print("\n".join(["", *table(outcomes), "", *bar_table(bars)]))
 
 
 def keep(file: Path, outcomes: dict[str, dict[str, Any]]) -> None:
-    """Write the figures of all lessons so far."""
+    """Write the metrics of all cases so far."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"lessons": outcomes}, indent=1) + "\n")
 

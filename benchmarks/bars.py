@@ -1,4 +1,4 @@
-"""The bars the prediction job is held to, and how each figure is formed from the runs."""
+"""Performance targets of the prediction job, and the measured values from the runs."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ Runs = Mapping[str, Sequence[Run]]  # job → its runs, in the order of the roun
 
 @dataclass(frozen=True)
 class Bar:
-    """One demand and what was measured; `figure` is None where a run it needs is missing."""
+    """A target with the measured value; `figure` is None if a run it needs is missing."""
 
     name: str
     figure: float | None
     limit: float
-    is_least: bool  # the limit is the least allowed; otherwise the most
+    is_least: bool  # the limit is a minimum; otherwise a maximum
     unit: str = "×"
 
     @property
     def verdict(self) -> str:
-        """Return pass, miss, or that nothing was measured."""
+        """Return "pass", "miss" or "not measured"."""
         if self.figure is None:
             return "not measured"
         is_met = self.figure >= self.limit if self.is_least else self.figure <= self.limit
         return "pass" if is_met else "miss"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the bar as JSON-ready values."""
+        """Return the target as JSON-ready values."""
         return {**asdict(self), "verdict": self.verdict}
 
 
 def paired(runs: Runs, ours: str, peer: str, key: str) -> float | None:
-    """Return the median over rounds of our figure over the peer's of the same round."""
+    """Return the median over rounds of the ratio of our value to the peer's in the same round."""
     theirs = {run["round"]: run[key] for run in runs.get(peer, ())}
     ratios = [
         run[key] / theirs[run["round"]] for run in runs.get(ours, ()) if run["round"] in theirs
@@ -44,13 +44,13 @@ def paired(runs: Runs, ours: str, peer: str, key: str) -> float | None:
 
 
 def median(runs: Runs, job: str, key: str) -> float | None:
-    """Return the median of a figure over a job's runs."""
+    """Return the median of a value over the runs of a job."""
     values = [run[key] for run in runs.get(job, ()) if key in run]
     return statistics.median(values) if values else None
 
 
 def all_bars(runs: Runs) -> list[Bar]:
-    """Return every bar."""
+    """Return every target with its measured value."""
     ours, three = "cvbatch, classification", "cvbatch, three tasks"
     textbook = median(runs, "Grad-CAM, textbook loop", "steady")
     gradcam = next(iter(runs.get("Grad-CAM, in the graph", ())), None)
@@ -94,7 +94,7 @@ _COLUMNS = (
 
 
 def rate_table(runs: Runs) -> list[str]:
-    """Return the jobs' medians as lines; of what is no job from start to end only the rate."""
+    """Return the jobs' medians as lines; only the rate for measurements that are no whole job."""
     lines = [f"{'median of the rounds':44}" + "".join(f"{name:>17}" for name, _, _ in _COLUMNS)]
     for job in runs:
         if median(runs, job, "steady") is None:
@@ -106,8 +106,8 @@ def rate_table(runs: Runs) -> list[str]:
 
 
 def bar_table(bars: Sequence[Bar]) -> list[str]:
-    """Return the bars as lines."""
-    lines = [f"{'bar':44}{'measured':>17}{'limit':>17}  verdict"]
+    """Return the targets as lines."""
+    lines = [f"{'target':44}{'measured':>17}{'limit':>17}  result"]
     for bar in bars:
         figure = "-" if bar.figure is None else f"{bar.figure:.2f}{bar.unit}"
         limit = f"{'≥' if bar.is_least else '≤'} {bar.limit:g}{bar.unit}"

@@ -1,7 +1,7 @@
-"""Decoding alone, images a second on one core: cvbatch, OpenCV, Pillow, and Pillow's draft mode.
+"""Benchmark of decoding, images per second on one core: cvbatch, OpenCV, Pillow, Pillow draft mode.
 
 Run: python benchmarks/bench_decode.py [--rounds N] [--json FILE]
-All turn the same JPEG bytes into a 224 × 224 RGB array; they take turns, medians are compared.
+All convert the same JPEG bytes to a 224 × 224 RGB array, in alternation; medians are compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WORK = {"640 x 480": (480, 640, 60), "12 megapixels": (3000, 4000, 3)}  # height
 
 
 def photograph(height: int, width: int) -> bytes:
-    """Return a JPEG of large shapes, fine texture and noise, about as heavy as a photograph."""
+    """Return a JPEG of large shapes, fine texture and noise, about the size of a photograph."""
     rng = np.random.default_rng(0)
     image = np.zeros((height, width, 3), np.float32)
     for cells, strength in ((8, 90), (40, 30), (200, 12)):
@@ -44,7 +44,7 @@ def photograph(height: int, width: int) -> bytes:
 def cvbatch_decode(data: bytes, limits: Limits = Limits()) -> np.ndarray:  # noqa: B008 - frozen
     decoded = decode(data, [KEY], limits)
     if not isinstance(decoded, Decoded):
-        raise SystemExit(f"the benchmark's own image was refused: {decoded}")
+        raise SystemExit(f"the benchmark's own image was rejected: {decoded}")
     return decoded.pixels[KEY]
 
 
@@ -55,7 +55,7 @@ def cvbatch_full(data: bytes) -> np.ndarray:
 def opencv_full(data: bytes) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise SystemExit("OpenCV refused the benchmark's own image")
+        raise SystemExit("OpenCV rejected the benchmark's own image")
     return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
@@ -89,7 +89,7 @@ def images_per_s(run: Callable[[bytes], np.ndarray], data: bytes, repeats: int) 
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """Return {work: {peer: images a second}}."""
+    """Return {work: {peer: images per second}}."""
     result = {}
     for work, (height, width, repeats) in WORK.items():
         data = photograph(height, width)
@@ -104,11 +104,11 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, help="write the rates to this file")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     figures = measure(arguments.rounds)
-    print(f"{'JPEG to 224 x 224, one core':30}{'images/s':>10}{'cvbatch is x times as fast':>30}")
+    print(f"{'JPEG to 224 x 224, one core':30}{'images/s':>10}{'speed of cvbatch / peer':>30}")
     for work, rates in figures.items():
         for peer, rate in rates.items():
             print(f"{work + ', ' + peer:30}{rate:10.1f}{rates['cvbatch'] / rate:30.2f}")

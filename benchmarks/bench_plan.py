@@ -1,9 +1,9 @@
-"""Plan 1,000,000 listed names, write the manifest, and plan again: seconds and memory.
+"""Benchmark of planning 1,000,000 files: seconds and memory of the first and a second plan.
 
     python benchmarks/bench_plan.py [--names 1000000] [--json FILE]
 
-The listing's table is made up here; all that follows it is the job's own code. Each planning runs
-in a process of its own, so that its peak memory is its own. Exit status 1 above a limit.
+The listing is synthetic; all other code is that of the job. Each plan runs in a separate process,
+so that peak memory is measured separately. Exit status 1 above a limit.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Source:
     image_column = "image"
 
 
-def made_up_listing(num_names: int) -> Listing:
-    """Return names as a camera archive has them, shuffled."""
+def synthetic_listing(num_names: int) -> Listing:
+    """Return names as in a camera archive, shuffled."""
     rng = np.random.default_rng(0)
     order = rng.permutation(num_names)
     folders = [f"{BASE}camera-{i:03d}/2026-{i % 12 + 1:02d}/" for i in range(500)]
@@ -52,7 +52,7 @@ def made_up_listing(num_names: int) -> Listing:
 
 
 def plan_once(num_names: int, sink: str, answers: Any) -> None:
-    listings = [made_up_listing(num_names)]  # handed over, as the job's own listing is
+    listings = [synthetic_listing(num_names)]  # popped, so that the plan owns it as in the job
     at_start = peak_mib()
     with mock.patch.object(discovery, "list_files", lambda uri, on_progress: listings.pop()):
         started = time.perf_counter()
@@ -94,7 +94,7 @@ def main() -> int:
     for name, run in runs.items():
         print(
             f"{name:>6}: plan {run['plan_s']:.1f} s, commit {run['commit_s']:.1f} s, peak "
-            f"{run['peak_mib']:.0f} MiB (listing alone {run['listing_mib']:.0f}), "
+            f"{run['peak_mib']:.0f} MiB (listing alone {run['listing_mib']:.0f} MiB), "
             f"{run['num_chunks']:,} chunks, {run['num_new']:,} new"
         )
     print(f"manifest {manifest_mib:.1f} MiB")

@@ -1,9 +1,9 @@
-"""Suppression alone, ms an image on one core: cvbatch, a NumPy loop, OpenCV, TensorFlow.
+"""Benchmark of non-maximum suppression, ms per image on one core: cvbatch and three peers.
 
 Run: python benchmarks/bench_suppression.py [--rounds N] [--json FILE]
 10,000 boxes × 20 classes, score threshold 0.25, IoU threshold 0.6, at most 300 detections, per
-class. All get the same arrays and take turns; medians are compared. Peers must find what cvbatch
-finds: the share of detections they have in common stands beside the time.
+class. Peers: a NumPy loop, OpenCV, TensorFlow. All get the same arrays, in alternation; medians are
+compared. The table also has the fraction of detections that a peer has in common with cvbatch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def works() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     scores = rng.random((NUM_BOXES, NUM_CLASSES), np.float32)
     near = random_boxes(rng, 12)[rng.integers(0, 12, NUM_BOXES)]
     near = (near + rng.normal(0, 3, near.shape)).astype(np.float32)
-    trained = scores**60  # most near 0, as a trained network has them
+    trained = scores**60  # most near 0, as for a trained network
     return {
         "uniform": (boxes, scores),
         "clustered": (near, scores),
@@ -67,8 +67,8 @@ def cvbatch_suppress(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
 
 
 def numpy_loop(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what stands: class by class, the best against all that are left."""
-    rows, standing_scores = [], []
+    """Return the kept boxes: per class, the best one suppresses the others."""
+    rows, kept_scores = [], []
     for of_class in scores.T:
         left = np.flatnonzero(of_class >= SCORE_THRESHOLD)
         left = left[np.argsort(-of_class[left])]
@@ -77,15 +77,15 @@ def numpy_loop(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nd
                 break
             best, left = left[0], left[1:]
             rows.append(best)
-            standing_scores.append(of_class[best])
+            kept_scores.append(of_class[best])
             left = left[iou(boxes[[best]], boxes[left])[0] <= IOU_THRESHOLD]
-    standing = np.array(standing_scores, np.float32)
-    order = np.argsort(-standing, kind="stable")[:MAX_DETECTIONS]
-    return boxes[np.array(rows, np.int64)[order]], standing[order]
+    kept = np.array(kept_scores, np.float32)
+    order = np.argsort(-kept, kind="stable")[:MAX_DETECTIONS]
+    return boxes[np.array(rows, np.int64)[order]], kept[order]
 
 
 def opencv(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what stands of the best `OPENCV_TOP_K`: of all, OpenCV needs a minute."""
+    """Return the kept boxes of the best `OPENCV_TOP_K`: for all boxes OpenCV needs a minute."""
     row, class_id = np.nonzero(scores >= SCORE_THRESHOLD)
     above = scores[row, class_id]
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -103,7 +103,7 @@ def opencv(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def tensorflow() -> Suppress | None:
-    """Return TensorFlow's suppression, compiled, on one thread, or None without TensorFlow."""
+    """Return TensorFlow's compiled suppression on one thread; None without TensorFlow."""
     try:
         import tensorflow as tf
     except ImportError:
@@ -140,7 +140,7 @@ def measure(peers: dict[str, Suppress], rounds: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for case, (boxes, scores) in works().items():
         taken: dict[str, list[float]] = {name: [] for name in peers}
-        answers = {name: found(call(boxes, scores)) for name, call in peers.items()}
+        detections_of = {name: found(call(boxes, scores)) for name, call in peers.items()}
         for _ in range(rounds):
             for name, call in peers.items():
                 start = time.perf_counter()
@@ -149,15 +149,17 @@ def measure(peers: dict[str, Suppress], rounds: int) -> list[dict[str, object]]:
         ours = statistics.median(taken["cvbatch"])
         for name in peers:
             seconds = statistics.median(taken[name])
-            union = answers[name] | answers["cvbatch"]
-            common = len(answers[name] & answers["cvbatch"]) / len(union) if union else 1.0
+            union = detections_of[name] | detections_of["cvbatch"]
+            common = (
+                len(detections_of[name] & detections_of["cvbatch"]) / len(union) if union else 1.0
+            )
             rows.append(
                 {
                     "case": case,
                     "peer": name,
                     "ms": round(seconds * 1e3, 3),
                     "ratio": round(seconds / ours, 2),
-                    "detections": len(answers[name]),
+                    "detections": len(detections_of[name]),
                     "in_common": round(common, 4),
                 }
             )
@@ -167,7 +169,7 @@ def measure(peers: dict[str, Suppress], rounds: int) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="keep the figures in this file")
+    parser.add_argument("--json", type=Path, help="write the times to this file")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     peers: dict[str, Suppress] = {
@@ -179,7 +181,7 @@ def main() -> None:
     if combined is not None:
         peers["TensorFlow, combined NMS"] = combined
     rows = measure(peers, arguments.rounds)
-    print(f"{'case':26}{'peer':26}{'ms':>9}{'ratio':>8}{'found':>7}{'common':>8}")
+    print(f"{'case':26}{'peer':26}{'ms':>9}{'ratio':>8}{'boxes':>7}{'common':>8}")
     for row in rows:
         print(
             f"{row['case']:26}{row['peer']:26}{row['ms']:9.2f}{row['ratio']:8.2f}"

@@ -1,4 +1,4 @@
-"""cvbatch's own command on one work, as a user runs it.
+"""Benchmark job: cvbatch's own command on one workload.
 
 Run: python -m benchmarks.cvbatch_job --folder DIR --out DIR --work NAME --images N --chunk N
 """
@@ -10,17 +10,17 @@ import json
 from pathlib import Path
 
 from benchmarks.settings import CORES, job_of
-from benchmarks.stamps import Event, tell
+from benchmarks.stamps import Event, print_summary
 from cvbatch.cli.main import main as cvbatch_main
 
 
 def part_events(sink: Path) -> list[Event]:
-    """Return when each part file was there and what it holds.
+    """Return the time of each part file and its number of rows.
 
-    A file does not say whose it is: the first ones, as many as there are actors, are taken for
-    the actors' firsts.
+    A file does not record its actor. The first files, one per actor, count as the actors' first
+    units.
     """
-    import pyarrow.parquet as pq  # only now: the command imports what it needs itself
+    import pyarrow.parquet as pq  # after the command, whose own imports are measured
 
     parts = [
         (path.stat().st_mtime_ns / 1e9, pq.read_metadata(path).num_rows)
@@ -46,7 +46,7 @@ def main() -> None:
     if status:
         raise SystemExit(status)
     events = part_events(sink)
-    tell(events, sum(rows for _, rows, _ in events))
+    print_summary(events, sum(rows for _, rows, _ in events))
 
 
 if __name__ == "__main__":

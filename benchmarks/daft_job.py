@@ -1,10 +1,10 @@
-"""The classification in Daft: its own reader, decoder and writer, the model in a batched class UDF.
+"""Benchmark job: classification with Daft's reader, decoder and writer, and a batched class UDF.
 
 Run: python -m benchmarks.daft_job --folder DIR --out DIR --images N [--plain]
-What came out fastest is used: the model frozen to constants, one process with a TensorFlow thread
-per core, rows cut into batches before they are decoded. (Told to run two instances of the class,
-processes or not, Daft 0.7 gave all batches to one of them.) Forward pass only, no heatmap.
---plain leaves the model a `tf.function`, as a class UDF is usually written.
+It uses the fastest variant: the model frozen to constants, one process with a TensorFlow thread per
+core, rows split into batches before decoding. (With two instances of the class, as processes or
+not, Daft 0.7 sent all batches to one of them.) Forward pass only, no heatmap. --plain keeps the
+model as a `tf.function`, as a class UDF is usually written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import daft
 from daft import DataType, Series, col
 
 from benchmarks.settings import CORES, PEER_BATCH, SIDE, TOP_K, model_file, shards_folder
-from benchmarks.stamps import Stamps, read_events, tell
+from benchmarks.stamps import Stamps, print_summary, read_events
 
 LABELS = DataType.struct(
     {"class_id": DataType.list(DataType.int32()), "score": DataType.list(DataType.float32())}
@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, required=True)
-    parser.add_argument("--plain", action="store_true", help="a tf.function, not frozen")
+    parser.add_argument(
+        "--plain", action="store_true", help="use a tf.function, not a frozen graph"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     daft.set_runner_native()
@@ -64,14 +66,14 @@ def main() -> None:
     source = str(shards_folder(arguments.folder, arguments.images) / "*.parquet")
     encoded = col("image").get("bytes")
     image = encoded.decode_image(mode="RGB").resize(SIDE, SIDE)
-    # Row groups of 100 would otherwise be cut to 32, 32, 32 and 4.
+    # Row groups of 100 would otherwise be split into 32, 32, 32 and 4.
     frame = daft.read_parquet(source).into_batches(PEER_BATCH)
     frame = frame.select(
         col("image").get("path").alias("path"), classifier.classify(image).alias("labels")
     )
     frame.write_parquet(str(arguments.out / "result"))
     events = read_events(arguments.out)
-    tell(events, sum(count for _, count, _ in events))
+    print_summary(events, sum(count for _, count, _ in events))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Evaluation of detections against faster-coco-eval: the same boxes, each from its own files.
+"""Benchmark of detection metrics against faster-coco-eval: the same boxes, each from its own files.
 
 Run: python -m benchmarks.evaluation --folder DIR [--images N] [--rounds N] [--json FILE]
 
-Wants a machine that does nothing else, faster-coco-eval (`pip install faster-coco-eval`), and more
-than 14 GB of memory for it at 100,000 images. Every run is a process of its own, from its start to
-its figures: cvbatch reads the result's and the truth's Parquet, the peer reads COCO's JSON. One
-core is one core: both are pinned to it. The figures of both must agree.
+Needs an otherwise idle machine, faster-coco-eval (`pip install faster-coco-eval`), and more than 14
+GB of memory for it at 100,000 images. Every run is a separate process, measured from its start to
+its metrics: cvbatch reads Parquet of predictions and ground truth, the peer reads COCO's JSON. Both
+are pinned to one core. The metrics of both must agree.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ BOXES, CLASSES, SIDE = 20, 80, 640
 PART_IMAGES, SHARD_IMAGES = 512, 2048
 NAMES = tuple(f"class {k}" for k in range(CLASSES))
 FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-AT_MOST = 2.0  # times the peer's seconds, on one core
+AT_MOST = 2.0  # maximum ratio to the peer's seconds, on one core
 
 
 class Seconds(NamedTuple):
-    """What a process took; on a machine that others use too only the second means something."""
+    """Time of a process; on a busy machine only CPU seconds are meaningful."""
 
     wall: float
-    cpu: float  # without processes that Ray started
+    cpu: float  # without processes started by Ray
 
 
 def boxes_of(num_images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return true xyxy and classes, said xyxy, classes and scores, `BOXES` an image."""
+    """Return true xyxy and classes, predicted xyxy, classes and scores, `BOXES` per image."""
     rng = np.random.default_rng(0)
     count = num_images * BOXES
     corner = rng.random((count, 2)) * (SIDE - 160)
     true = np.concatenate([corner, corner + 8 + rng.random((count, 2)) * 150], 1)
-    said = true + rng.normal(0, 6, true.shape)
-    said[:, 2:] = np.maximum(said[:, 2:], said[:, :2] + 1)
+    predicted = true + rng.normal(0, 6, true.shape)
+    predicted[:, 2:] = np.maximum(predicted[:, 2:], predicted[:, :2] + 1)
     classes = rng.integers(0, CLASSES, count).astype(np.int32)
     guesses = np.where(rng.random(count) < 0.8, classes, rng.integers(0, CLASSES, count))
     score = rng.random(count).astype(np.float32)
-    return true.astype(np.float32), classes, said.astype(np.float32), guesses, score
+    return true.astype(np.float32), classes, predicted.astype(np.float32), guesses, score
 
 
 def box_column(xyxy: np.ndarray, class_id: np.ndarray, score: np.ndarray) -> pa.Array:
-    """Return a list column with `BOXES` boxes a row."""
+    """Return a list column with `BOXES` boxes per row."""
     kind = COLUMN_TYPES["boxes"].value_type
     columns = [*xyxy.T, class_id.astype(np.int32)]
     labels = pa.array(NAMES).take(pa.array(class_id))
@@ -73,10 +73,10 @@ def box_column(xyxy: np.ndarray, class_id: np.ndarray, score: np.ndarray) -> pa.
 
 
 def write_both(folder: Path, num_images: int) -> None:
-    """Write the result, the truth, and COCO's files."""
-    true, classes, said, guesses, score = boxes_of(num_images)
+    """Write predictions and ground truth as Parquet and as COCO JSON."""
+    true, classes, predicted, guesses, score = boxes_of(num_images)
     ids = [f"{i:07d}.jpg" for i in range(num_images)]
-    write_result(folder / "predicted", ids, box_column(said, guesses, score))
+    write_result(folder / "predicted", ids, box_column(predicted, guesses, score))
     write_truth(folder / "truth", ids, box_column(true, classes, np.ones_like(score)))
     image = np.repeat(np.arange(num_images), BOXES)
     rows = zip(image.tolist(), classes.tolist(), xywh(true), strict=True)
@@ -89,10 +89,10 @@ def write_both(folder: Path, num_images: int) -> None:
             for n, (i, k, b) in enumerate(rows)
         ],
     }  # fmt: skip
-    rows = zip(image.tolist(), guesses.tolist(), xywh(said), score.tolist(), strict=True)
-    answers = [{"image_id": i, "category_id": k, "bbox": b, "score": s} for i, k, b, s in rows]
+    rows = zip(image.tolist(), guesses.tolist(), xywh(predicted), score.tolist(), strict=True)
+    detections = [{"image_id": i, "category_id": k, "bbox": b, "score": s} for i, k, b, s in rows]
     (folder / "truth.json").write_text(json.dumps(truth))
-    (folder / "answers.json").write_text(json.dumps(answers))
+    (folder / "answers.json").write_text(json.dumps(detections))
 
 
 def xywh(xyxy: np.ndarray) -> list[list[float]]:
@@ -114,7 +114,7 @@ def write_result(folder: Path, ids: list[str], boxes: pa.Array) -> None:
     manifest.write(generation, manifest.generation_uri(str(folder), 0, chunk_ids))
     (folder / "_cvbatch/job.json").write_text("{}")
     model = {"name": "made", "task": "detection", "classes": NAMES, "options": {}}
-    said = {"schema_version": SCHEMA_VERSION, "fingerprint": "made", "models": [model]}
+    document = {"schema_version": SCHEMA_VERSION, "fingerprint": "made", "models": [model]}
     fields = [("image_id", pa.string()), ("status", pa.string()), ("boxes", COLUMN_TYPES["boxes"])]
     schema = pa.schema(
         [*fields, ("error", pa.struct([("stage", pa.string()), ("kind", pa.string())]))]
@@ -123,7 +123,7 @@ def write_result(folder: Path, ids: list[str], boxes: pa.Array) -> None:
         count = int(end - start)
         columns = [ids[start:end], ["ok"] * count, boxes.slice(start, count), [None] * count]
         table = pa.table(columns, schema=schema)
-        sink.write_part(str(folder), chunk_id, [table], schema, json.dumps(said).encode())
+        sink.write_part(str(folder), chunk_id, [table], schema, json.dumps(document).encode())
 
 
 def write_truth(folder: Path, ids: list[str], boxes: pa.Array) -> None:
@@ -150,15 +150,15 @@ def write_truth(folder: Path, ids: list[str], boxes: pa.Array) -> None:
 
 
 def peer(folder: Path) -> None:
-    """Evaluate by faster-coco-eval; print the figures as JSON."""
+    """Evaluate with faster-coco-eval; print the metrics as JSON."""
     import contextlib
 
     from faster_coco_eval import COCO, COCOeval_faster
 
     with contextlib.redirect_stdout(sys.stderr):
         truth = COCO(str(folder / "truth.json"))
-        answers = truth.loadRes(str(folder / "answers.json"))
-        evaluation = COCOeval_faster(truth, answers, "bbox")
+        detections = truth.loadRes(str(folder / "answers.json"))
+        evaluation = COCOeval_faster(truth, detections, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -166,7 +166,7 @@ def peer(folder: Path) -> None:
 
 
 def ours(folder: Path, workers: int, cores: set[int]) -> tuple[Seconds, dict[str, float]]:
-    """Return the seconds of the command, and its figures."""
+    """Return the time of the command, and its metrics."""
     job = {
         "predictions": {"uri": str(folder / "predicted")},
         "truth": {"uri": str(folder / "truth")},
@@ -177,13 +177,13 @@ def ours(folder: Path, workers: int, cores: set[int]) -> tuple[Seconds, dict[str
     path = folder / f"job-{workers}.yaml"
     path.write_text(yaml.safe_dump(job))
     command = ["-m", "cvbatch", "evaluate", "--config", path, "--overwrite", "--json"]
-    seconds, said = timed(command, cores)
-    figures = {one["metric"]: one["value"] for one in json.loads(said)["figures"]}
+    seconds, stdout = timed(command, cores)
+    figures = {one["metric"]: one["value"] for one in json.loads(stdout)["figures"]}
     return seconds, {name: figures[name] for name in FIGURES}
 
 
 def timed(words: list[object], cores: set[int]) -> tuple[Seconds, str]:
-    """Return the seconds of a Python process on some cores, and what it printed."""
+    """Return the time of a Python process pinned to cores, and its standard output."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, *map(str, words)],
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--peer", action="store_true", help="be the peer's process")
+    parser.add_argument("--peer", action="store_true", help="run the peer (internal)")
     arguments = parser.parse_args()
     if arguments.peer:
         peer(arguments.folder)
@@ -215,10 +215,10 @@ def main() -> None:
     again = ["-m", "benchmarks.evaluation", "--peer", "--folder", folder]
     rounds = []
     for _ in range(arguments.rounds):
-        theirs, said = timed(again, one)
+        theirs, stdout = timed(again, one)
         ours_one, figures = ours(folder, 1, one)
         ours_two, same = ours(folder, 2, two)
-        expected = json.loads(said)
+        expected = json.loads(stdout)
         differs = max(abs(figures[name] - expected[name]) for name in FIGURES)
         rounds.append(
             {

@@ -1,11 +1,11 @@
-"""What filter patterns cost: a layer's 64 filters a batch at a time against one after another.
+"""Benchmark of filter patterns: 64 filters of a layer in batches, and one after another.
 
 Run: python -m benchmarks.filters [--json FILE]
-Two loops go one by one. The textbook's has its step in a `tf.function` that is given the filter's
-number, and so traces the network again for every filter; the other traces it once and is the best
-that can be had of a loop. Both cut the network off at the layer, as users do. Of the loops a few
-filters are timed, since each takes as long; they take turns with ours in one process. Afterwards
-ours is timed at other batches.
+Two loops process one filter after another. The textbook loop passes the filter's number to a
+`tf.function`, which is traced again for every filter; the other loop is traced once, the fastest
+form of a loop. Both end the network at the layer, as users do. Only a few filters of the loops are
+timed, because each takes the same time, in alternation with ours in one process. Then ours is timed
+with other batch sizes.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ LAYERS = {
     "demo_classifier": ("separable_conv2d_5", 96),
     "VGG16": ("block1_conv2", 128),
 }
-BATCH = 16  # of the job file's default
+BATCH = 16  # the default of the job file
 OTHER_BATCHES = (4, 8, 32, 64)
 FILTERS, STEPS, STEP = 64, 30, 10.0
-ALONE = 4  # filters of a loop that are timed in a round
+ALONE = 4  # filters of a loop that are timed per round
 
 Step = Callable[[tf.Tensor, Any], tf.Tensor]
 
 
 def plain_step(extractor: keras.Model) -> Callable[[tf.Tensor, Any], tf.Tensor]:
-    """Return the textbook's step of gradient ascent for one image and one filter."""
+    """Return the textbook step of gradient ascent for one image and one filter."""
 
     def step(image: tf.Tensor, number: Any) -> tf.Tensor:
         with tf.GradientTape() as tape:
@@ -55,7 +55,7 @@ def plain_step(extractor: keras.Model) -> Callable[[tf.Tensor, Any], tf.Tensor]:
 
 
 def one_by_one(step: Step, side: int, numbers: list[Any]) -> tuple[float, np.ndarray]:
-    """Return seconds a filter, and the pictures (N, H, W, 3)."""
+    """Return seconds per filter, and the pictures (N, H, W, 3)."""
     begun = time.perf_counter()
     pictures = []
     for filter_id, number in enumerate(numbers):
@@ -67,7 +67,7 @@ def one_by_one(step: Step, side: int, numbers: list[Any]) -> tuple[float, np.nda
 
 
 def together(model: keras.Model, path: str, side: int, batch: int) -> tuple[float, np.ndarray]:
-    """Return seconds a filter with tracing in, and the pictures of all filters."""
+    """Return seconds per filter including tracing, and the pictures of all filters."""
     begun = time.perf_counter()
     found = patterns(
         model, lambda pixels: pixels, path, FILTERS, (side, side), Ascent(STEPS, STEP, batch, 0)
@@ -76,18 +76,18 @@ def together(model: keras.Model, path: str, side: int, batch: int) -> tuple[floa
 
 
 def measure(network: str, layer: str, side: int, rounds: int) -> dict[str, Any]:
-    """Return seconds a filter of every way, and how many times ours is faster, medians."""
+    """Return seconds per filter of every variant, and the speed-up of ours, as medians."""
     keras.utils.set_random_seed(0)
     model = registry.build(network, image_size=(side, side))
     (path,) = choose(model, [layer], (), "layer")
     cut = cut_off(model, [path])
-    extractor = keras.Model(cut.inputs[0], cut.outputs[0])  # one tensor, and not a list of one
+    extractor = keras.Model(cut.inputs[0], cut.outputs[0])  # one tensor, not a list of one
     once = tf.function(plain_step(extractor))
     once(tf.constant(noise(0, 0, (side, side))[None]), tf.constant(0))
     numbers = [tf.constant(number) for number in range(ALONE)]
     seconds: dict[str, list[float]] = {"textbook": [], "traced once": [], "together": []}
     for _ in range(rounds):
-        again = tf.function(plain_step(extractor))  # as the textbook's when it is first called
+        again = tf.function(plain_step(extractor))  # not traced yet, as in the textbook
         seconds["textbook"].append(one_by_one(again, side, list(range(ALONE)))[0])
         took, alone = one_by_one(once, side, numbers)
         seconds["traced once"].append(took)
@@ -108,7 +108,7 @@ def measure(network: str, layer: str, side: int, rounds: int) -> dict[str, Any]:
 
 
 def _ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
-    """Return how many times the one is faster, formed within rounds: both saw one machine."""
+    """Return the median speed-up, computed within rounds that had the same machine state."""
     pairs = zip(seconds[slow], seconds[fast], strict=True)
     return round(statistics.median(a / b for a, b in pairs), 2)
 

@@ -1,4 +1,4 @@
-"""A Keras model as one frozen TensorFlow function: the best a peer's author can do."""
+"""A Keras model as a frozen TensorFlow function, the fastest form available to the peers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ def load_frozen(
 ) -> Callable[[np.ndarray], np.ndarray]:  # (n, H, W, 3) uint8 → (n, C) float32
     """Return the model's function for any number of images.
 
-    is_frozen: its weights folded in as constants; otherwise a plain `tf.function` of the model.
+    Args:
+        model_path: Path of the .keras file.
+        threads: Number of TensorFlow threads.
+        is_frozen: Fold the weights into constants; otherwise return a plain `tf.function`.
     """
     import keras
     import tensorflow as tf

@@ -1,7 +1,7 @@
-"""What a heatmap costs: the classifier's forward pass with and without Grad-CAM in the graph.
+"""Benchmark of Grad-CAM: the classifier's forward pass with and without it in the graph.
 
 Run: python -m benchmarks.gradcam_bench --folder DIR [--rounds N]
-Batch 32, pixels in memory, both engines with a thread per core; the four programs take turns.
+Batch 32, pixels in memory, both engines with one thread per core; the four programs alternate.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def compile_all(folder: Path) -> dict[tuple[str, str], Program]:
 
 
 def measure(programs: dict[tuple[str, str], Program], rounds: int) -> dict[str, Any]:
-    """Return ms an image of every program and what the heatmap adds, medians over rounds.
+    """Return ms per image of every program and the relative cost of the heatmap, as medians.
 
-    The part added is formed within each round, where both saw the same machine.
+    The relative cost is computed within each round, in which both had the same machine state.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8)
     ms: dict[tuple[str, str], list[float]] = {key: [] for key in programs}
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
-    # Said before the first operation: compiling runs some, and the engine's loader comes after.
+    # Set before the first operation: compiling runs some, and the engine's loader runs later.
     tf.config.threading.set_intra_op_parallelism_threads(CORES)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     print(json.dumps(measure(compile_all(arguments.folder), arguments.rounds)))

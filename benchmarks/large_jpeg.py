@@ -1,4 +1,4 @@
-"""JPEGs of 12 megapixels down to 224 × 224, one core: decoded at a reduced size and in full.
+"""Benchmark of 12-megapixel JPEGs to 224 × 224 on one core: reduced and full decode.
 
 Run: python -m benchmarks.large_jpeg --folder DIR [--rounds N]
 """
@@ -34,7 +34,7 @@ def main() -> None:
             begun = time.perf_counter()
             for data in images:
                 if not isinstance(decode(data, [KEY], limits), Decoded):
-                    raise SystemExit("the benchmark's own image was refused")
+                    raise SystemExit("the benchmark's own image was rejected")
             seconds[way].append((time.perf_counter() - begun) / len(images))
     ratio = statistics.median(
         full / reduced for full, reduced in zip(seconds["full"], seconds["reduced"], strict=True)

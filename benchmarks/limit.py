@@ -1,9 +1,9 @@
-"""What the machine can do at most: compiled programs alone, the decoder alone, both in turn.
+"""Upper limit of this machine: compiled programs alone, the decoder alone, both in sequence.
 
 Run: python -m benchmarks.limit --folder DIR --programs DIR --work NAME --images N --seconds S
-Two processes of one thread, each on a core of its own, as cvbatch's actors are. With `a` images/s
-through the programs (uint8 arrays in memory already) and `b` through decoder and resize, the limit
-is 1 / (1/a + 1/b): nothing read, read out, encoded or written.
+Two processes with one thread each, each on its own core, as cvbatch's actors. With `a` images/s
+through the programs (from uint8 arrays in memory) and `b` through decoder and resize, the limit is
+1 / (1/a + 1/b): without reading, post-processing, encoding or writing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Rates = dict[str, float]
 
 
 def compile_programs(folder: Path, programs: Path, work: str) -> list[Path]:
-    """Return the program files of a work, as the job would compile them; kept once made."""
+    """Return the program files of a workload, compiled as by the job; existing files are reused."""
     from cvbatch.config.loader import parse_job
     from cvbatch.inference.builder import build
     from cvbatch.inference.programs import identify, requests_for
@@ -36,7 +36,7 @@ def compile_programs(folder: Path, programs: Path, work: str) -> list[Path]:
     files = [programs / f"{request.key}.zip" for request in requests]
     if not all(file.is_file() for file in files):
         programs.mkdir(parents=True, exist_ok=True)
-        # TensorFlow compiles in a process of its own, gone before anything is measured.
+        # TensorFlow compiles in a separate process that ends before anything is measured.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             compiled = list(pool.map(build, requests))
         for file, built in zip(files, compiled, strict=True):
@@ -47,7 +47,7 @@ def compile_programs(folder: Path, programs: Path, work: str) -> list[Path]:
 
 
 def _rate(step: Callable[[], int], seconds: float) -> float:
-    """Return images a second of a step that says how many it did."""
+    """Return images per second of a step that returns its number of images."""
     step()
     done, begun = 0, time.perf_counter()
     while (passed := time.perf_counter() - begun) < seconds:
@@ -103,7 +103,7 @@ def _measure(
 
 
 def measure(files: list[Path], images: list[str], seconds: float) -> Rates:
-    """Return images/s of both cores together, by part, and the limit."""
+    """Return images/s of both cores together, per part, and the limit."""
     context = multiprocessing.get_context("spawn")
     barrier, out = context.Barrier(CORES), context.Queue()
     cores = sorted(os.sched_getaffinity(0))[:CORES]

@@ -1,13 +1,13 @@
-"""Run 100,000 tiny images through a small network; show that nothing grows, and run it again.
+"""Benchmark of a long run: memory, file handles and threads over 100,000 tiny images.
 
     python -m benchmarks.long_run [--images 100000] [--json FILE]
 
 While the job runs, the memory, open file handles and threads of its driver and of each worker are
-noted; the first tenth of the chunks is held against the last. Memory is told twice: all that is
-resident, and of that the process's own (anonymous), without mapped files. Shares of mapped files
-(PSS) would change with what else runs on the machine. Then every shard is overwritten
-with zeros, its size and time kept, and the same command given again: it must find nothing to do,
-and a single image read would be a failed row. Exit status 1 above a limit.
+sampled; the last tenth of the chunks is compared with the first. Memory is reported twice: resident
+memory, and its anonymous part without mapped files. Proportional shares of mapped files (PSS) would
+depend on other processes of the machine. Then every shard is overwritten with zeros, with the same
+size and time, and the same command runs again: it must find nothing to do, and a single image that
+is read would be a failed row. Exit status 1 above a limit.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ SHARD_ROWS, GROUP_ROWS = 5000, 500
 CHUNK_IMAGES = 256
 PERIOD_S = 1.0
 WORKER = "ray::FusedWorker"
-ELASTIC_THREADS = "event_engine"  # of gRPC, inside Ray: two more or less when the machine is busy
+ELASTIC_THREADS = "event_engine"  # of gRPC in Ray: their number changes by two on a busy machine
 
 
 class Sample(NamedTuple):
-    """What a process held at a moment."""
+    """Resources of a process at one time."""
 
     share_done: float  # of the chunks
     resident_mib: float
@@ -88,23 +88,23 @@ def command(path: Path) -> list[str]:
 
 
 def watch(path: Path, sink: Path, num_chunks: int) -> tuple[dict[str, list[Sample]], float]:
-    """Run the job; return what each process held, name → samples, and the seconds it took."""
-    seen: dict[str, list[Sample]] = defaultdict(list)
+    """Run the job; return the samples of each process by name, and the seconds of the job."""
+    samples_of: dict[str, list[Sample]] = defaultdict(list)
     begun = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as told:
-        process = subprocess.Popen(command(path), stdout=subprocess.DEVNULL, stderr=told)
+    with tempfile.TemporaryFile("w+") as stderr:
+        process = subprocess.Popen(command(path), stdout=subprocess.DEVNULL, stderr=stderr)
         while process.poll() is None:
             done = sum(1 for _ in sink.glob("part-*.parquet")) if sink.exists() else 0
             if done:
                 for name, member in _members(process.pid):
                     sample = _sample(member, done / num_chunks)
                     if sample:
-                        seen[name].append(sample)
+                        samples_of[name].append(sample)
             time.sleep(PERIOD_S)
         if process.returncode:
-            told.seek(0)
-            raise SystemExit(told.read()[-2000:])
-    return seen, time.perf_counter() - begun
+            stderr.seek(0)
+            raise SystemExit(stderr.read()[-2000:])
+    return samples_of, time.perf_counter() - begun
 
 
 def _members(pid: int) -> Iterator[tuple[str, psutil.Process]]:
@@ -114,7 +114,7 @@ def _members(pid: int) -> Iterator[tuple[str, psutil.Process]]:
         try:
             if WORKER in " ".join(one.cmdline()):
                 yield f"worker {one.pid}", one
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the process has just ended
             continue
 
 
@@ -123,7 +123,7 @@ def _sample(process: psutil.Process, share_done: float) -> Sample | None:
         facts = _status(process.pid)
         resident, own = (facts[name] / 1024 for name in ("VmRSS", "RssAnon"))
         return Sample(share_done, resident, own, process.num_fds(), _num_threads(process.pid))
-    except (psutil.Error, OSError, KeyError):  # it has just ended
+    except (psutil.Error, OSError, KeyError):  # the process has just ended
         return None
 
 
@@ -133,14 +133,14 @@ def _num_threads(pid: int) -> int:
 
 
 def _status(pid: int) -> dict[str, int]:
-    """Return the numbers the kernel tells of a process; memory is in KiB."""
+    """Return the numbers in /proc/PID/status; memory is in KiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    said = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
-    return {name: int(words[0]) for name, words in said.items() if words and words[0].isdecimal()}
+    fields = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+    return {name: int(words[0]) for name, words in fields.items() if words and words[0].isdecimal()}
 
 
 def compare(name: str, samples: list[Sample]) -> list[dict[str, Any]]:
-    """Return a row for each quantity: the medians of the first and the last tenth."""
+    """Return one row per quantity: the medians of the first and the last tenth."""
     first = [one for one in samples if one.share_done <= 0.1]
     last = [one for one in samples if 0.9 < one.share_done < 1]
     rows = []
@@ -156,7 +156,7 @@ def compare(name: str, samples: list[Sample]) -> list[dict[str, Any]]:
 
 
 def blank(paths: list[Path]) -> None:
-    """Overwrite files with zeros; size and time stay."""
+    """Overwrite files with zeros, with the same size and time."""
     for path in paths:
         facts = path.stat()
         path.write_bytes(b"\0" * facts.st_size)
@@ -167,21 +167,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--keep", action="store_true", help="every sample into the JSON file too")
+    parser.add_argument(
+        "--keep", action="store_true", help="write every sample to the JSON file too"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = write_shards(folder / "in", arguments.images)
         path = job_file(folder, arguments.images)
-        # Chunks do not cross a bound set by bytes or by row groups: count them, do not guess.
+        # Limits by bytes and row groups also end chunks, so their number comes from a dry run.
         planned = subprocess.run([*command(path), "--dry-run"], capture_output=True, check=True)
         num_chunks = json.loads(planned.stdout)["num_chunks"]
-        seen, seconds = watch(path, folder / "out", num_chunks)
+        samples_of, seconds = watch(path, folder / "out", num_chunks)
         blank(paths)
         begun = time.perf_counter()
         again = subprocess.run(command(path), capture_output=True, text=True, check=False)
         again_s = time.perf_counter() - begun
-    rows = [row for name, samples in sorted(seen.items()) for row in compare(name, samples)]
+    rows = [row for name, samples in sorted(samples_of.items()) for row in compare(name, samples)]
     for row in rows:
         print(
             f"{row['process']:14} {row['quantity']:12} {row['first_tenth']:8} "
@@ -189,14 +191,14 @@ def main() -> int:
         )
     is_idle = again.returncode == 0 and "nothing to do" in again.stderr
     print(f"{arguments.images:,} images, {num_chunks} chunks in {seconds:.0f} s")
-    print(f"again: {again_s:.1f} s, {again.stderr.strip().splitlines()[-1]}")
+    print(f"second run: {again_s:.1f} s, {again.stderr.strip().splitlines()[-1]}")
     if arguments.json:
         result: dict[str, Any] = {
             "images": arguments.images, "chunks": num_chunks, "seconds": round(seconds, 1),
             "again_seconds": round(again_s, 1), "rows": rows,
         }  # fmt: skip
         if arguments.keep:
-            result["samples"] = dict(seen)
+            result["samples"] = dict(samples_of)
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     is_flat = all(row["ratio"] <= 1 + GROWTH_LIMIT for row in rows)
     return 0 if is_flat and is_idle and again_s < AGAIN_LIMIT_S else 1

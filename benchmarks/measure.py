@@ -1,4 +1,4 @@
-"""Runs one job as a process of its own: its seconds, all its processes' memory, its last line."""
+"""Run one job as a separate process; measure its time and the memory of all its processes."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from typing import Any
 import psutil
 
 PERIOD_S = 0.2
-SHARE = 0.04  # of one core, at most, goes into looking at memory
+SHARE = 0.04  # maximum fraction of one core spent on measuring memory
 TAIL = 3000
 
 
 class JobFailedError(Exception):
-    """A measured process ended badly or had to be ended."""
+    """A measured process failed or exceeded its time limit."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of a job came to."""
+    """Result of one run of a job."""
 
-    seconds: float  # of the whole process, start-up in
-    peak_mib: float  # of it and all processes it started, together (PSS: shared pages once)
-    told: dict[str, Any]  # its last line
+    seconds: float  # of the whole process, including start-up
+    peak_mib: float  # PSS of the process and all its descendants (a shared page counts once)
+    summary: dict[str, Any]  # the last line of standard output, JSON
 
 
 class _Family:
-    """A process and all that descend from it, also those whose parents have ended."""
+    """A process and all its descendants, also those whose parents have ended."""
 
     def __init__(self, root: int) -> None:
         self._known = {root: psutil.Process(root)}
 
     def alive(self) -> list[psutil.Process]:
-        """Return the members that run now; new ones are found through their parents."""
+        """Return the running members; new ones are found through their parents."""
         parents = {p.pid: p for p in psutil.process_iter(["ppid"])}
         is_growing = True
         while is_growing:
@@ -55,11 +55,11 @@ class _Family:
         return list(self._known.values())
 
     def pss_bytes(self) -> int:
-        """Return the memory of all members, pages that several share counted once."""
+        """Return the memory of all members; a shared page counts once."""
         return sum(_pss_bytes(process.pid) for process in self.alive())
 
     def end(self) -> None:
-        """End what is left of the family, each member by its own number."""
+        """Kill the remaining members, each by its process id."""
         for process in self.alive():
             try:
                 process.kill()
@@ -71,7 +71,7 @@ class _Family:
 def _pss_bytes(pid: int) -> int:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has just ended
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # the process has just ended
         return 0
     for line in text.splitlines():
         if line.startswith("Pss:"):
@@ -80,10 +80,10 @@ def _pss_bytes(pid: int) -> int:
 
 
 def run_module(module: str, arguments: Sequence[str], timeout_s: float) -> Outcome:
-    """Run `python -m module`; return what it came to.
+    """Run `python -m module`; return its result.
 
     Raises:
-        JobFailedError: it failed or took too long; with the end of what it said.
+        JobFailedError: It failed or took too long; the message has the end of its output.
     """
     command = [sys.executable, "-m", module, *arguments]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(Path.cwd()), **os.environ}
@@ -100,15 +100,15 @@ def run_module(module: str, arguments: Sequence[str], timeout_s: float) -> Outco
             family.end()
         out.seek(0)
         err.seek(0)
-        said = out.read()
+        output = out.read()
         if process.returncode != 0:
             what = "took too long" if process.returncode is None else "failed"
-            raise JobFailedError(f"{' '.join(command)} {what}:\n{(said + err.read())[-TAIL:]}")
-    return Outcome(seconds, peak / 2**20, json.loads(said.strip().splitlines()[-1]))
+            raise JobFailedError(f"{' '.join(command)} {what}:\n{(output + err.read())[-TAIL:]}")
+    return Outcome(seconds, peak / 2**20, json.loads(output.strip().splitlines()[-1]))
 
 
 def _watch(process: subprocess.Popen[bytes], family: _Family, deadline: float) -> int:
-    """Return the most bytes seen until the process ended or the deadline passed."""
+    """Return the peak of the sampled bytes until the process ended or the deadline passed."""
     peak = 0
     while process.poll() is None and time.perf_counter() < deadline:
         looked = time.process_time()

@@ -1,10 +1,9 @@
-"""The classification as Ray Data documents batch inference: read, map decode, map_batches, write.
+"""Benchmark job: classification with Ray Data's documented recipe: read, map, map_batches, write.
 
 Run: python -m benchmarks.ray_recipe_job --folder DIR --out DIR --images N
-A class that holds the Keras model, in a pool of two actors; the batch goes through `model(batch)`
-as in Ray's own example. Half a CPU is booked for each actor: with a whole one for both, two
-cores would have none left for reading, and the job would wait for ever. Forward pass only, no
-heatmap.
+A class with the Keras model runs in a pool of two actors and calls `model(batch)`, as in Ray's own
+example. Each actor reserves half a CPU: with one CPU each, no core would be left for reading, and
+the job would never end. Forward pass only, no heatmap.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import ray
 import ray.data
 
 from benchmarks.settings import CORES, PEER_BATCH, SIDE, TOP_K, model_file, shards_folder
-from benchmarks.stamps import Stamps, read_events, tell
+from benchmarks.stamps import Stamps, print_summary, read_events
 
 
 def decode(row: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def main() -> None:
     )
     ray.shutdown()
     events = read_events(arguments.out)
-    tell(events, sum(count for _, count, _ in events))
+    print_summary(events, sum(count for _, count, _ in events))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Runs the whole prediction benchmark unattended and holds it to the bars.
+"""Run the whole prediction benchmark and compare it with the targets.
 
 Run: python -m benchmarks.run [--json FILE] [--folder DIR] [--repeats N] [--only PART] [--quick]
-In every round each job runs once, one after the other, each as a process of its own; ratios are
-formed within a round and their median counts. On a machine with more cores two are used.
+In every round each job runs once, one after the other, each as a separate process; ratios are
+computed within a round and the median is reported. On a machine with more cores two are used.
 """
 
 from __future__ import annotations
@@ -33,23 +33,22 @@ PACKAGES = (
 )  # fmt: skip
 TIMEOUT_S = 600.0
 NOTES = (
-    "Daft runs the model frozen to constants, plain Daft as a tf.function, as is usually written;",
-    "Daft, tf.data and Ray Data's recipe classify without a heatmap (the forward pass is their "
-    "recipe);",
-    "cvbatch's classification computes and writes the heatmap too, unless its line says otherwise.",
+    "Daft runs the model frozen to constants, plain Daft as a tf.function, as usually written;",
+    "Daft, tf.data and Ray Data's recipe run the forward pass only, without a heatmap;",
+    "cvbatch's classification also computes and writes the heatmap, except in 'no heatmap'.",
 )
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything."""
+    """Numbers of images, chunks and rounds."""
 
     images: int = 1000
     chunk: int = 100
     three_images: int = 400  # of the three tasks
     three_chunk: int = 50
     many: int = 10_000
-    taken: int = 20  # by the textbook loop
+    taken: int = 20  # images of the textbook loop
     limit_s: float = 5.0
     gradcam_rounds: int = 40
     large_rounds: int = 7
@@ -62,7 +61,7 @@ QUICK = Scale(
 
 
 class Bench:
-    """The runs so far, and how a further one is added."""
+    """The runs so far; adds further runs."""
 
     def __init__(self, folder: Path, scale: Scale, repeats: int) -> None:
         self.scale = scale
@@ -72,44 +71,44 @@ class Bench:
         self._folder = folder
         self._scratch = folder / f"run-{os.getpid()}"
 
-    def make_material(self) -> None:
-        """Make what is read, where it is not there yet."""
+    def make_inputs(self) -> None:
+        """Create missing shards and networks."""
         scale = self.scale
         sizes = [str(n) for n in (scale.images, scale.three_images, scale.many)]
-        _say("material")
+        _log("creating inputs")
         arguments = ["--folder", str(self._folder), "--images", *sizes]
         run_module("benchmarks.work", arguments, TIMEOUT_S)
 
     def add(
         self, job: str, module: str, arguments: Sequence[object], round_: int, has_out: bool = True
     ) -> None:
-        """Run a job once and keep its figures; a failure is told and the benchmark goes on."""
+        """Run a job once and store its values; after a failure the benchmark continues."""
         out = self._scratch / "out"
         shutil.rmtree(out, ignore_errors=True)
-        said = ["--folder", str(self._folder), *map(str, arguments)]
+        command = ["--folder", str(self._folder), *map(str, arguments)]
         if has_out:
-            said += ["--out", str(out)]
+            command += ["--out", str(out)]
         try:
-            outcome = run_module(f"benchmarks.{module}", said, TIMEOUT_S)
+            outcome = run_module(f"benchmarks.{module}", command, TIMEOUT_S)
         except JobFailedError as error:
             self.failed.append(f"{job}, round {round_}")
-            _say(f"{job} FAILED\n{error}")
+            _log(f"{job} FAILED\n{error}")
             return
         run = {
             "round": round_, "seconds": outcome.seconds, "peak_mib": outcome.peak_mib,
-            **outcome.told,
+            **outcome.summary,
         }  # fmt: skip
         self.runs.setdefault(job, []).append(run)
         steady = f", {run['steady']:.1f} images/s steady" if "steady" in run else ""
-        _say(f"{job}: {run['seconds']:.1f} s, {run['peak_mib']:.0f} MiB{steady}")
+        _log(f"{job}: {run['seconds']:.1f} s, {run['peak_mib']:.0f} MiB{steady}")
 
     def ours(self, work: str, images: int, chunk: int, round_: int, job: str = "") -> None:
-        """Run cvbatch on a work."""
+        """Run cvbatch on a workload."""
         arguments = ("--work", work, "--images", images, "--chunk", chunk)
         self.add(job or f"cvbatch, {work}", "cvbatch_job", arguments, round_)
 
     def limit(self, work: str, images: int, round_: int) -> None:
-        """Measure the limit of a work; its programs are compiled in the first round only."""
+        """Measure the limit of a workload; its programs are compiled in the first round only."""
         programs = self._scratch / "programs"
         arguments = (
             "--programs", programs, "--work", work, "--images", images,
@@ -118,19 +117,19 @@ class Bench:
         self.add(f"limit, {work}", "limit", arguments, round_, has_out=False)
 
     def clear(self) -> None:
-        """Remove what the runs wrote."""
+        """Remove the output of the runs."""
         shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 def throughput(bench: Bench) -> None:
-    """Both works, all peers, in rounds."""
+    """Measure both workloads and all peers, in rounds."""
     scale = bench.scale
     for i in range(bench.repeats):
-        _say(f"round {i + 1} of {bench.repeats}")
+        _log(f"round {i + 1} of {bench.repeats}")
         bench.limit("classification", scale.images, i)
         bench.ours("classification", scale.images, scale.chunk, i)
         bench.add("Daft", "daft_job", ("--images", scale.images), i)
@@ -143,7 +142,7 @@ def throughput(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """Ten times the images, with all else as it was."""
+    """Measure peak memory with ten times the images."""
     scale = bench.scale
     ours = "cvbatch, classification"
     if ours not in bench.runs:
@@ -152,7 +151,7 @@ def memory(bench: Bench) -> None:
 
 
 def gradcam(bench: Bench) -> None:
-    """The price of a heatmap."""
+    """Measure the cost of a heatmap."""
     rounds = ("--rounds", bench.scale.gradcam_rounds)
     bench.add("Grad-CAM, in the graph", "gradcam_bench", rounds, 0, has_out=False)
     arguments = ("--images", bench.scale.images, "--take", bench.scale.taken, "--heatmaps-only")
@@ -160,13 +159,13 @@ def gradcam(bench: Bench) -> None:
 
 
 def textbook(bench: Bench) -> None:
-    """The three tasks, one image at a time."""
+    """Measure the textbook loop: three tasks, one image at a time."""
     arguments = ("--images", bench.scale.three_images, "--take", bench.scale.taken)
     bench.add("textbook loop, three tasks", "textbook_loop", arguments, 0)
 
 
 def large_jpeg(bench: Bench) -> None:
-    """Twelve megapixels."""
+    """Measure reduced and full decode of 12-megapixel JPEGs."""
     rounds = ("--rounds", bench.scale.large_rounds)
     bench.add("large JPEG", "large_jpeg", rounds, 0, has_out=False)
 
@@ -181,7 +180,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 
 def machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """Return what the figures were measured on."""
+    """Return processor, memory, load and versions of this machine."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -200,11 +199,18 @@ def machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write every run's figures to this file")
-    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="for the material")
+    parser.add_argument("--json", type=Path, help="write the values of every run to this file")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("build/bench"),
+        help="for shards and networks; default: %(default)s",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="rounds, default: %(default)s")
-    parser.add_argument("--only", choices=PARTS, help="one part alone")
-    parser.add_argument("--quick", action="store_true", help="see that all of it runs, no more")
+    parser.add_argument("--only", choices=PARTS, help="run one part")
+    parser.add_argument(
+        "--quick", action="store_true", help="run everything on a few images, as a check"
+    )
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     facts = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **machine()}
@@ -212,7 +218,7 @@ def main() -> None:
     scale, repeats = (QUICK, 1) if arguments.quick else (Scale(), arguments.repeats)
     bench = Bench(arguments.folder.resolve(), scale, repeats)
     try:
-        bench.make_material()
+        bench.make_inputs()
         for part in [arguments.only] if arguments.only else PARTS:
             PARTS[part](bench)
     finally:
@@ -233,7 +239,7 @@ def main() -> None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     if bench.failed:
-        raise SystemExit(f"did not run: {'; '.join(bench.failed)}")
+        raise SystemExit(f"failed: {'; '.join(bench.failed)}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Plan ever larger archives; say what grows with the images, how, and what 10⁹ of them would take.
+"""Benchmark of planning: how time and memory grow with the images, extrapolated to 10⁹ images.
 
     python -m benchmarks.scale [--json FILE] [--quick]
 
-Two archives of the same images: a file each, or 10,000 to a Parquet shard. What a store would list
-and what the shards' footers would say is made up; all that follows is the job's own planning, into
-a sink on this machine: a first plan, its manifest written, and the plan of a later run that finds
-every part file there. Each planning runs in a process of its own, so that its peak memory is its
-own; its seconds are the processor's. From the two largest sizes the cost of one more image follows,
-and with it the figures of larger archives. What the store itself takes, to list and to give
-footers, depends on the store: it follows from how many requests that is and REQUEST_S, which is an
-assumption.
+Two archives of the same images: one file per image, or 10,000 images per Parquet shard. Listings
+and footers are synthetic; all other code is the job's own planning, into a local sink: a first
+plan, the write of its manifest, and the plan of a later run that finds every part file. Each plan
+runs in a separate process, so that peak memory is measured separately; seconds are CPU seconds. The
+cost of one more image is the slope between the two largest sizes; larger archives are extrapolated
+with it. The time of the store for listing and footers is the number of requests, divided by
+THREADS, times REQUEST_S, which is an assumption.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.bench_plan import BASE, made_up_listing, peak_mib
+from benchmarks.bench_plan import BASE, peak_mib, synthetic_listing
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
-from cvbatch.sources import discovery
+from cvbatch.sources import discovery, units
 from cvbatch.storage.listing import FILES, Listing, list_files
 
 CHUNK_IMAGES = 512  # the default
-CHUNK_BYTES = 1 << 40  # no limit here: of small images 512 lie below the default
+CHUNK_BYTES = 1 << 40  # no limit here: 512 small images are below the default
 SHARD_IMAGES, GROUP_IMAGES = 10_000, 1_000
 IMAGE_BYTES = 150_000
 SIZES = {
@@ -46,11 +45,11 @@ SIZES = {
 }
 ASKED = (100_000_000, 1_000_000_000)
 GROWING = ("plan_s", "commit_s", "again_s", "plan_mib", "again_mib", "manifest_mib", "num_chunks")
-REQUEST_S, THREADS = 0.1, 16  # see above; the job's own
-LIST_NAMES = 1000  # an answer has, by S3's protocol
-TOLD = 0.05  # seconds or MiB: less is noise
-FOOTER_REQUESTS = 2  # a shard's size, and its end
-FOLDER_FILES = 20_000  # really listed, to see what reading names costs this machine
+REQUEST_S, THREADS = 0.1, 16  # an assumption, see above; threads of the job
+LIST_NAMES = 1000  # names per response, by S3's protocol
+SMALLEST = 0.05  # seconds or MiB: less is noise
+FOOTER_REQUESTS = 2  # the size of a shard, and its end
+FOLDER_FILES = 20_000  # listed from disk, to measure the cost of reading names
 
 
 class Source(NamedTuple):
@@ -60,9 +59,9 @@ class Source(NamedTuple):
 
 
 def listing(kind: str, num_images: int) -> Listing:
-    """Return what a store would say that it holds."""
+    """Return the listing of a synthetic archive."""
     if kind == "files":
-        return made_up_listing(num_images)
+        return synthetic_listing(num_images)
     number = np.arange(num_images // SHARD_IMAGES)
     uris = [f"{BASE}2026/shard-{i:07d}-of-{len(number):07d}.parquet" for i in number.tolist()]
     sizes = np.full(len(number), SHARD_IMAGES * IMAGE_BYTES)
@@ -71,19 +70,19 @@ def listing(kind: str, num_images: int) -> Listing:
 
 
 def footer(uri: str, image_column: str) -> list[tuple[int, int]]:
-    """Return (rows, bytes) of each row group of a shard, as reading its footer would."""
+    """Return (rows, bytes) of each row group of a shard, as its footer would."""
     return [(GROUP_IMAGES, GROUP_IMAGES * IMAGE_BYTES)] * (SHARD_IMAGES // GROUP_IMAGES)
 
 
 def plan_once(kind: str, num_images: int, folder: str, answers: Any) -> None:
-    listings = [listing(kind, num_images)]  # handed over, as the job's own listing is
+    listings = [listing(kind, num_images)]  # popped, so that the plan owns it as in the job
     source = Source((BASE,), "images" if kind == "files" else "parquet")
     with ExitStack() as stack:
         stack.enter_context(
             mock.patch.object(discovery, "list_files", lambda uri, on_progress: listings.pop())
         )
-        stack.enter_context(mock.patch.object(discovery, "_row_groups", footer))
-        started = time.process_time()  # of all threads: whatever else this machine does
+        stack.enter_context(mock.patch.object(units, "_row_groups", footer))
+        started = time.process_time()  # CPU time of all threads, independent of other processes
         plan = make_plan(source, folder, CHUNK_IMAGES, CHUNK_BYTES)
         planned = time.process_time()
         num_left = len(plan.left)
@@ -105,13 +104,13 @@ def in_its_own_process(kind: str, num_images: int, folder: str) -> dict[str, Any
     answers = context.Queue()
     process = context.Process(target=plan_once, args=(kind, num_images, folder, answers))
     process.start()
-    said: dict[str, Any] = answers.get(timeout=600)
+    values: dict[str, Any] = answers.get(timeout=600)
     process.join()
-    return said
+    return values
 
 
 def measure(kind: str, num_images: int) -> dict[str, float]:
-    """Return what planning an archive takes, the first time and when all of it is done."""
+    """Return the cost of the first plan of an archive, and of a plan with all chunks done."""
     with tempfile.TemporaryDirectory() as folder:
         first = in_its_own_process(kind, num_images, folder)
         manifest = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
@@ -119,7 +118,7 @@ def measure(kind: str, num_images: int) -> dict[str, float]:
             (Path(folder) / name).touch()
         again = in_its_own_process(kind, num_images, folder)
     if again["num_left"]:
-        raise RuntimeError(f"{kind}: {again['num_left']} chunks were planned otherwise")
+        raise RuntimeError(f"{kind}: {again['num_left']} chunks were planned differently")
     return {
         "num_images": num_images,
         "plan_s": first["plan_s"],
@@ -139,21 +138,23 @@ def slope(runs: Sequence[dict[str, float]], name: str) -> float:
 
 
 def power(runs: Sequence[dict[str, float]], name: str) -> float | None:
-    """Return the power of the number of images that a cost grows with; None where it is too small.
+    """Return the exponent with which a cost grows with the images; None if it is too small.
 
-    Between the two largest runs. What does not depend on the images (the process itself) is taken
-    to be the smallest run's, less its images' share.
+    It is computed from the two largest runs. The fixed cost (the process itself) is that of the
+    smallest run minus the part of its images.
     """
     least, before, last = runs[0], runs[-2], runs[-1]
-    if before[name] < TOLD:
+    if before[name] < SMALLEST:
         return None
     fixed = max(0.0, least[name] - slope(runs, name) * least["num_images"])
-    times = (last[name] - fixed) / max(before[name] - fixed, TOLD)
+    if last[name] <= fixed:  # noise in small runs
+        return None
+    times = (last[name] - fixed) / max(before[name] - fixed, SMALLEST)
     return math.log(times) / math.log(last["num_images"] / before["num_images"])
 
 
-def foretold(runs: Sequence[dict[str, float]], num_images: int) -> dict[str, float]:
-    """Return the figures of an archive of `num_images`, along the line through the last two."""
+def extrapolated(runs: Sequence[dict[str, float]], num_images: int) -> dict[str, float]:
+    """Return the values of an archive of `num_images`, on the line through the last two runs."""
     last = runs[-1]
     more = num_images - last["num_images"]
     figures = {name: last[name] + slope(runs, name) * more for name in GROWING}
@@ -161,12 +162,12 @@ def foretold(runs: Sequence[dict[str, float]], num_images: int) -> dict[str, flo
 
 
 def further(runs: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """Return the figures of the archives asked for that are too large to be measured."""
-    return [foretold(runs, number) for number in ASKED if number > runs[-1]["num_images"]]
+    """Return the values of the requested archives that are too large to measure."""
+    return [extrapolated(runs, number) for number in ASKED if number > runs[-1]["num_images"]]
 
 
 def store_s(kind: str, num_images: float) -> float:
-    """Return what a store takes to list an archive and give its footers, if it answers so soon."""
+    """Return the seconds of a store to list an archive and return its footers."""
     num_names = num_images if kind == "files" else num_images / SHARD_IMAGES
     num_requests = math.ceil(num_names / LIST_NAMES)
     if kind == "shards":
@@ -175,7 +176,7 @@ def store_s(kind: str, num_images: float) -> float:
 
 
 def names_a_second() -> float:
-    """Return how many names this machine lists from a folder of its own."""
+    """Return how many names per second this machine lists from a local folder."""
     with tempfile.TemporaryDirectory() as folder:
         for i in range(FOLDER_FILES):
             (Path(folder) / f"IMG_{i:09d}.jpg").touch()
@@ -186,7 +187,7 @@ def names_a_second() -> float:
 
 
 def show(kind: str, runs: Sequence[dict[str, float]]) -> None:
-    print(f"\n{kind}, measured (then: along the line through the last two)")
+    print(f"\n{kind}: measured, then extrapolated from the last two")
     head = ["images", "store s", "plan s", "write s", "again s", "GiB", "again GiB", "manifest GiB"]
     print("".join(f"{text:>15}" for text in [*head, "chunks"]))
     for run in [*runs, *further(runs)]:
@@ -199,22 +200,22 @@ def show(kind: str, runs: Sequence[dict[str, float]]) -> None:
         ]
         print("".join(f"{text:>15}" for text in row))
     powers = {name: power(runs, name) for name in GROWING}
-    told = ", ".join(f"{name} {by:.2f}" for name, by in powers.items() if by is not None)
-    print(f"grows with the images to the power of: {told}")
+    exponents = ", ".join(f"{name} {by:.2f}" for name, by in powers.items() if by is not None)
+    print(f"exponent of the growth with the images: {exponents}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the images")
+    parser.add_argument("--quick", action="store_true", help="use a hundredth of the images")
     arguments = parser.parse_args()
     scale = 100 if arguments.quick else 1
-    said: dict[str, Any] = {"names_a_second": names_a_second(), "archives": {}}
-    print(f"{said['names_a_second']:,.0f} names a second from a folder of this machine")
+    result: dict[str, Any] = {"names_a_second": names_a_second(), "archives": {}}
+    print(f"{result['names_a_second']:,.0f} names per second listed from a local folder")
     for kind, sizes in SIZES.items():
-        runs = [measure(kind, max(size // scale, SHARD_IMAGES)) for size in sizes]
+        runs = [measure(kind, size // scale) for size in sizes]
         show(kind, runs)
-        said["archives"][kind] = {
+        result["archives"][kind] = {
             "measured": runs,
             "power": {name: power(runs, name) for name in GROWING},
             "foretold": [
@@ -222,7 +223,7 @@ def main() -> int:
             ],
         }
     if arguments.json:
-        arguments.json.write_text(json.dumps(said, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

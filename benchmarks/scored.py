@@ -1,4 +1,4 @@
-"""What the prediction job says of labelled images is held against their labels here."""
+"""Metrics of a prediction on labelled images, compared with their labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIDES = ("x_min", "y_min", "x_max", "y_max")
 
 
 def rows_with_truth(result: Path, labels: Path) -> Iterator[tuple[Row, Row]]:
-    """Yield every row of a result with the labelled row whose image it is about."""
+    """Yield every row of a result with the labelled row of the same image."""
     truth = {
         (path.name, number): row
         for path in labels.glob("part-*.parquet")
@@ -34,7 +34,7 @@ def rows_with_truth(result: Path, labels: Path) -> Iterator[tuple[Row, Row]]:
 
 
 def classification(result: Path, labels: Path, classes: tuple[str, ...]) -> Figures:
-    """Return the accuracy, that of always saying the commonest class, and recall by class."""
+    """Return accuracy, the accuracy of the most frequent class alone, and recall per class."""
     confusion = Confusion.empty(len(classes))
     for row, truth in rows_with_truth(result, labels):
         pair = (truth["labels"][0]["class_id"], row["labels"][0]["class_id"])
@@ -48,26 +48,26 @@ def classification(result: Path, labels: Path, classes: tuple[str, ...]) -> Figu
 
 
 def segmentation(result: Path, labels: Path, classes: tuple[str, ...]) -> Figures:
-    """Return the mean IoU at the images' own size, and of the commonest class everywhere."""
-    said, trivial = (Confusion.empty(len(classes), VOID_CLASS) for _ in range(2))
+    """Return mean IoU at the size of the images, and that of the most frequent class alone."""
+    predicted, trivial = (Confusion.empty(len(classes), VOID_CLASS) for _ in range(2))
     pairs = [
         (decode_png(truth["mask"]["bytes"]), decode_png(row["mask"]["bytes"]))
         for row, truth in rows_with_truth(result, labels)
     ]
     commonest = np.bincount(np.concatenate([truth.ravel() for truth, _ in pairs])).argmax()
     for truth, mask in pairs:
-        said = said.add(truth, mask)
+        predicted = predicted.add(truth, mask)
         trivial = trivial.add(truth, np.full_like(truth, commonest))
     return {
-        "mean_iou": said.mean_iou,
+        "mean_iou": predicted.mean_iou,
         "trivial_mean_iou": trivial.mean_iou,
-        "pixel_accuracy": said.accuracy,
+        "pixel_accuracy": predicted.accuracy,
         "trivial_pixel_accuracy": trivial.accuracy,
     }
 
 
 def detection(result: Path, labels: Path, classes: tuple[str, ...]) -> Figures:
-    """Return AP50 by class and its mean; crowds and difficult objects are left out of account."""
+    """Return AP50 per class and its mean; crowds and difficult objects are ignored."""
     parts = [
         match(
             row["image_id"],
@@ -109,6 +109,6 @@ _COLUMNS = {"classification": "labels", "segmentation": "mask", "detection": "bo
 
 
 def score(task: str, result: Path, labels: Path) -> Figures:
-    """Return the figures of a prediction's result on labelled images, by the labels' classes."""
+    """Return the metrics of a result on labelled images, for the classes of the labels."""
     classes = find_labelled([str(labels)], Wanted(_COLUMNS[task])).classes
     return SCORES[task](result, labels, classes)

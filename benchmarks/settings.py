@@ -1,6 +1,6 @@
-"""What the peers share: sizes, where the material lies, and each work as a cvbatch job.
+"""Shared settings of all peers: sizes, paths, and each workload as a cvbatch job.
 
-Only the standard library is imported: every measured process starts with this.
+It imports only the standard library, because every measured process imports it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-CORES = 2  # everything is given as many, on a larger machine too
-BATCH = 25  # of cvbatch and of the limit: row groups of 100 are then full batches
+CORES = 2  # used by every job, also on a larger machine
+BATCH = 25  # of cvbatch and of the limit, so that row groups of 100 are full batches
 PEER_BATCH = 32
 SIDE = 224  # of the classifier's input
 TOP_K = 5
@@ -38,7 +38,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def models_of(folder: Path, work: str) -> list[dict[str, Any]]:
-    """Return the `models` section of cvbatch's job file for a work."""
+    """Return the `models` section of cvbatch's job file for a workload."""
     classifier: dict[str, Any] = {
         "task": "classification",
         "model": str(model_file(folder, "classifier")),
@@ -64,7 +64,7 @@ def models_of(folder: Path, work: str) -> list[dict[str, Any]]:
 def job_of(
     folder: Path, work: str, num_images: int, chunk_images: int, sink: str
 ) -> dict[str, Any]:
-    """Return cvbatch's job file for a work."""
+    """Return cvbatch's job file for a workload."""
     return {
         "source": {"uri": str(shards_folder(folder, num_images)), "format": "parquet"},
         "sink": {"uri": sink},

@@ -1,4 +1,4 @@
-"""When each batch was finished and by whom: every peer says it in the same few lines."""
+"""Timestamps of finished batches per worker, and the steady rate computed from them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-Event = tuple[float, int, int]  # when (Unix time, s), images finished then, by which worker
+Event = tuple[float, int, int]  # Unix time (s), images finished at that time, worker
 
 
 class Stamps:
-    """Notes finished images in a file of this process; plain enough for any framework's worker."""
+    """Records finished images in a file of this process; works in a worker of any framework."""
 
     def __init__(self, folder: str) -> None:
         self._path = Path(folder) / f"stamps-{os.getpid()}.txt"
@@ -23,7 +23,7 @@ class Stamps:
 
 
 def read_events(folder: Path) -> list[Event]:
-    """Return what all workers noted under a folder."""
+    """Return the events that all workers recorded in a folder."""
     events = []
     for worker, path in enumerate(sorted(folder.glob("stamps-*.txt"))):
         for line in path.read_text().splitlines():
@@ -33,17 +33,17 @@ def read_events(folder: Path) -> list[Event]:
 
 
 def steady_rate(events: list[Event]) -> float:
-    """Return images a second from the moment every worker has finished its first piece."""
+    """Return images per second from the time at which every worker has finished its first unit."""
     first: dict[int, float] = {}
     for when, _, worker in sorted(events):
         first.setdefault(worker, when)
     begun, ended = max(first.values()), max(when for when, _, _ in events)
     done = sum(num_images for when, num_images, _ in events if when > begun)
     if ended <= begun:
-        raise SystemExit("too few pieces for a steady rate: take more images or smaller pieces")
+        raise SystemExit("too few units for a steady rate: use more images or smaller units")
     return done / (ended - begun)
 
 
-def tell(events: list[Event], num_images: int, **more: Any) -> None:
-    """Print what a job did as the last line of its standard output."""
+def print_summary(events: list[Event], num_images: int, **more: Any) -> None:
+    """Print the number of images and the steady rate as JSON, the last line of standard output."""
     print(json.dumps({"images": num_images, "steady": steady_rate(events), **more}), flush=True)

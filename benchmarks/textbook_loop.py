@@ -1,10 +1,10 @@
-"""The three tasks as textbooks do them: one image at a time, Grad-CAM with a tape, boxes by class.
+"""Benchmark job: the textbook loop: one image at a time, Grad-CAM with a tape, NMS per class.
 
 Run: python -m benchmarks.textbook_loop --folder DIR --out DIR --images N --take K
     [--heatmaps-only]
-With --heatmaps-only of labels and heatmap alone, from pixels in memory: what Grad-CAM is compared
-with, called as it is printed in textbooks (the function builds its two models every time), and
-with the two models built once for all.
+With --heatmaps-only it computes labels and heatmap only, from pixels in memory, for the comparison
+with Grad-CAM: as printed in textbooks (the function builds its two models in every call), and with
+the two models built once.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from benchmarks.settings import (
     model_file,
     shards,
 )
-from benchmarks.stamps import Stamps, read_events, tell
+from benchmarks.stamps import Stamps, print_summary, read_events
 from cvbatch.models import detectors  # noqa: F401  # registers the detector's own layer
 
 FEATURES = "out_relu"  # MobileNetV2's last feature map
 
 
 def two_models(model: Any) -> tuple[Any, Any]:
-    """Return the classifier in two: up to the feature map, and from there on."""
+    """Return the classifier split in two: up to the feature map, and the rest."""
     last = model.get_layer(FEATURES)
     features = keras.Model(model.inputs, last.output)
     inputs = x = keras.Input(last.output.shape[1:])
@@ -55,7 +55,7 @@ def grad_cam(
     pixels: np.ndarray,  # (1, H, W, 3) float32
     parts: tuple[Any, Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # (1, C), (h, w)
-    """Return the scores and the best class's heatmap; the two models are built where not given."""
+    """Return the scores and the heatmap of the best class; builds the two models if not given."""
     scores = model.predict(pixels, verbose=0)
     features_model, head = parts or two_models(model)
     with tf.GradientTape() as tape:
@@ -71,13 +71,13 @@ def grad_cam(
     return scores, heatmap / max(heatmap.max(), 1e-12)
 
 
-def _fed(image: Image.Image, model: Any) -> np.ndarray:  # (1, H, W, 3) float32
+def _as_input(image: Image.Image, model: Any) -> np.ndarray:  # (1, H, W, 3) float32
     height, width = model.input_shape[1:3]
     return np.asarray(image.resize((width, height)), np.float32)[None]
 
 
 def _mask(image: Image.Image, segmenter: Any) -> dict[str, Any]:
-    maps = segmenter.predict(_fed(image, segmenter), verbose=0)[0]
+    maps = segmenter.predict(_as_input(image, segmenter), verbose=0)[0]
     mask = Image.fromarray(maps.argmax(axis=-1).astype(np.uint8))
     full = mask.resize(image.size, Image.Resampling.NEAREST)
     file = BytesIO()
@@ -90,7 +90,7 @@ def _mask(image: Image.Image, segmenter: Any) -> dict[str, Any]:
 
 
 def _boxes(image: Image.Image, detector: Any, threshold: float) -> list[dict[str, float]]:
-    pixels = _fed(image, detector)
+    pixels = _as_input(image, detector)
     found = detector.predict(pixels, verbose=0)
     boxes, scores = found["boxes"][0], found["scores"][0]
     scale = np.array([image.width / pixels.shape[2], image.height / pixels.shape[1]] * 2)
@@ -111,7 +111,7 @@ def _boxes(image: Image.Image, detector: Any, threshold: float) -> list[dict[str
 
 
 def three_tasks(folder: Path, out: Path, num_images: int, take: int) -> None:
-    """Do the work image by image; tell the rate without the first one, which builds graphs."""
+    """Process images one by one; print the rate without the first, which builds graphs."""
     load = keras.saving.load_model
     classifier = load(model_file(folder, "classifier"), compile=False)
     segmenter = load(model_file(folder, "segmenter"), compile=False)
@@ -121,7 +121,7 @@ def three_tasks(folder: Path, out: Path, num_images: int, take: int) -> None:
     stamps, rows = Stamps(str(out)), []
     for row in table["image"].slice(0, take).to_pylist():
         image = Image.open(BytesIO(row["bytes"])).convert("RGB")
-        scores, heatmap = grad_cam(classifier, _fed(image, classifier))
+        scores, heatmap = grad_cam(classifier, _as_input(image, classifier))
         class_id, score = best_classes(scores, TOP_K)
         rows.append(
             {
@@ -135,11 +135,11 @@ def three_tasks(folder: Path, out: Path, num_images: int, take: int) -> None:
         )
         stamps.add(1)
     pq.write_table(pa.Table.from_pylist(rows), out / "result.parquet")
-    tell(read_events(out), len(rows))
+    print_summary(read_events(out), len(rows))
 
 
 def heatmaps_only(folder: Path, num_images: int) -> None:
-    """Tell images a second, labels and heatmap, from pixels in memory; medians of two ways."""
+    """Print images per second for labels and heatmap from pixels in memory, for both variants."""
     model = keras.saving.load_model(model_file(folder, "classifier"), compile=False)
     pixels = np.random.default_rng(0).uniform(0, 255, (1, SIDE, SIDE, 3)).astype(np.float32)
     kept = two_models(model)
@@ -158,8 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--images", type=int, required=True, help="which set")
-    parser.add_argument("--take", type=int, required=True, help="how many of it")
+    parser.add_argument("--images", type=int, required=True, help="number of images of the set")
+    parser.add_argument("--take", type=int, required=True, help="number of images to process")
     parser.add_argument("--heatmaps-only", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The classification with `tf.data` and `model.predict`: decoding, batching and prefetch overlap.
+"""Benchmark job: classification with `tf.data` and `model.predict`; decoding and prefetch overlap.
 
 Run: python -m benchmarks.tfdata_job --folder DIR --out DIR --images N
 Forward pass only, no heatmap.
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from benchmarks.frozen import best_classes
 from benchmarks.settings import PEER_BATCH, SIDE, TOP_K, model_file, shards
-from benchmarks.stamps import Stamps, read_events, tell
+from benchmarks.stamps import Stamps, print_summary, read_events
 
 
 class _Stamping(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
@@ -68,7 +68,7 @@ def main() -> None:
     class_id, score = best_classes(scores, TOP_K)
     result = {"path": _paths(files), "class_id": class_id.tolist(), "score": score.tolist()}
     pq.write_table(pa.table(result), arguments.out / "result.parquet")
-    tell(read_events(arguments.out), len(scores))
+    print_summary(read_events(arguments.out), len(scores))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Measures training: images/s of the step against `keras.fit`, and how long steps wait for images.
+"""Benchmark of training: images/s of the step against `keras.fit`, and time waiting for images.
 
 Run: python -m benchmarks.training [--json FILE] [--rounds N] [--epochs N] [--folder DIR]
                                    [--only step|waiting]
-Wants a machine that does nothing else, and about a quarter of an hour. In a round every case of the
-step runs once; ratios are formed between neighbouring epochs of one process, or within a round, and
-their median counts. Then whole jobs run once, and their history says how long steps waited.
+Needs an otherwise idle machine and about 15 minutes. In a round every case of the step runs once;
+ratios are computed between neighbouring epochs of one process, or within a round, and the median is
+reported. Then whole jobs run once, and their history records how long steps waited.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from cvbatch.demo.labelled import write_labelled
 from cvbatch.demo.train import RECIPES, SPLITS
 
 NETWORKS = ("classifier", "segmenter")  # of `training_step.NETWORKS`
-WAITING = ("detector", "segmenter")  # of the demonstration: much to decode, much to compute
-SCENES, EPOCHS = 1000, 4  # of the jobs that are watched for waiting
+WAITING = ("detector", "segmenter")  # of the demo: expensive to decode, expensive to compute
+SCENES, EPOCHS = 1000, 4  # of the jobs whose waiting time is measured
 TIMEOUT_S = 900.0
 
 
 def measure_steps(runs: dict[str, list[Run]], round_: int, epochs: int) -> None:
-    """Measure one worker beside `keras.fit`, then two workers."""
+    """Measure one worker and `keras.fit` in alternation, then two workers."""
     for network in NETWORKS:
         for workers in (1, 2):
             arguments = ["--network", network, "--workers", str(workers), "--epochs", str(epochs)]
-            told = run_module("benchmarks.training_step", arguments, TIMEOUT_S).told
-            rates = {f"{network}, {workers} worker{'s' * (workers - 1)}": told["ours"]}
-            if "fit" in told:
-                rates[f"{network}, keras.fit"] = told["fit"]
+            values = run_module("benchmarks.training_step", arguments, TIMEOUT_S).summary
+            rates = {f"{network}, {workers} worker{'s' * (workers - 1)}": values["ours"]}
+            if "fit" in values:
+                rates[f"{network}, keras.fit"] = values["fit"]
             for job, all_rates in rates.items():
                 run = {"round": round_, "steady": statistics.median(all_rates), "epochs": all_rates}
-                if "ratio" in told and "worker" in job:
-                    run["ratio"] = told["ratio"]
+                if "ratio" in values and "worker" in job:
+                    run["ratio"] = values["ratio"]
                 runs.setdefault(job, []).append(run)
-                _say(f"{job}: {run['steady']:.1f} images/s")
+                _log(f"{job}: {run['steady']:.1f} images/s")
 
 
 def measure_waiting(runs: dict[str, list[Run]], folder: Path) -> None:
-    """Run whole training jobs and note which part of the steps' time went into waiting."""
+    """Run whole training jobs and record the fraction of the steps' time spent waiting."""
     scenes = folder / "scenes"
     if not scenes.exists():
         write_labelled(scenes, {**SPLITS, "train": (SPLITS["train"][0], SCENES)})
@@ -65,11 +65,11 @@ def measure_waiting(runs: dict[str, list[Run]], folder: Path) -> None:
             share = share_waited(json.loads((sink / "history.json").read_text()))
             key = f"demo_{name}, {workers} worker{'s' * (workers - 1)}"
             runs.setdefault(key, []).append({"round": 0, "waited": share})
-            _say(f"{key}: waited {share:.1%}")
+            _log(f"{key}: waited {share:.1%}")
 
 
 def all_bars(runs: Runs) -> list[Bar]:
-    """Return what is demanded, and two workers' rates beside it, of which nothing is."""
+    """Return the targets, and the rates of two workers, which have no target."""
     bars = []
     for network in NETWORKS:
         ratio = median(runs, f"{network}, 1 worker", "ratio")
@@ -94,16 +94,18 @@ def rate_table(runs: Runs) -> list[str]:
     return lines
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write every run's figures to this file")
+    parser.add_argument("--json", type=Path, help="write the values of every run to this file")
     parser.add_argument("--folder", type=Path, default=Path("build/training"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=9, help="of a run of the step")
+    parser.add_argument(
+        "--epochs", type=int, default=9, help="epochs per run of the step; default: %(default)s"
+    )
     parser.add_argument("--only", choices=("step", "waiting"))
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
@@ -118,10 +120,10 @@ def main() -> None:
     bars = all_bars(runs)
     print("\n".join(["", *rate_table(runs), "", *bar_table(bars)]))
     if arguments.json:
-        told: dict[str, Any] = {"machine": facts, "rounds": arguments.rounds, "runs": runs}
-        told["bars"] = [bar.as_json() for bar in bars]
+        document: dict[str, Any] = {"machine": facts, "rounds": arguments.rounds, "runs": runs}
+        document["bars"] = [bar.as_json() for bar in bars]
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

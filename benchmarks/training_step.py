@@ -1,8 +1,8 @@
-"""What a step of training costs: cvbatch's Trainer against bare `keras.fit`, data in memory.
+"""Benchmark of the training step: cvbatch's Trainer against plain `keras.fit`, data in memory.
 
 Run: python -m benchmarks.training_step --network NAME --workers 1|2 [--epochs N] [--threads N]
-One worker has `--threads` threads and `keras.fit` the same ones: their epochs take turns in one
-process. Two workers have a thread each, on a core each, and half of the batch each.
+One worker has `--threads` threads, as has `keras.fit`: their epochs alternate in one process. Two
+workers have one thread, one core and half of the batch each.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from cvbatch.train.optimizers import Optimization
 from cvbatch.train.phases import phases_of
 from cvbatch.train.trainer import Event, Plan, Trainer
 
-BATCH = 16  # images of a step, of all workers together
-STEPS = 8  # of an epoch: short ones, so that neighbours see the same machine
+BATCH = 16  # images per step, over all workers
+STEPS = 8  # per epoch: short epochs, so that neighbours have the same machine state
 RATE = 1e-3
 
 
 @dataclass(frozen=True)
 class Network:
-    """What is trained."""
+    """A network to train."""
 
     task: str
     name: str
@@ -59,14 +59,14 @@ NETWORKS = {
 
 
 def build(network: Network) -> keras.Model:
-    """Return the network with the weights that its seed gives."""
+    """Return the network with weights from a fixed seed."""
     keras.utils.set_random_seed(0)
     return registry.build(
         network.name, network.num_classes, (network.side, network.side), network.options
     )
 
 
-def material(network: Network) -> tuple[np.ndarray, str, np.ndarray]:
+def training_data(network: Network) -> tuple[np.ndarray, str, np.ndarray]:
     """Return pixels (N, side, side, 3) uint8, and the name and values of the targets."""
     rng = np.random.default_rng(0)
     count = BATCH * STEPS
@@ -77,26 +77,30 @@ def material(network: Network) -> tuple[np.ndarray, str, np.ndarray]:
     return pixels, "mask", rng.integers(0, network.num_classes, shape, np.uint8)
 
 
-def feed_of(network: Network, worker: int, workers: int) -> BatchSource:
-    """Return a worker's part of every step, in a new order each epoch."""
-    pixels, name, truth = material(network)
+def batch_source(network: Network, worker: int, workers: int) -> BatchSource:
+    """Return a worker's share of every step, in a new order each epoch."""
+    pixels, name, truth = training_data(network)
     size = BATCH // workers
 
-    def feed(epoch: int, first: int) -> Iterator[Batch]:
+    def batches(epoch: int, first: int) -> Iterator[Batch]:
         order = np.random.default_rng(epoch).permutation(len(pixels))
         for start in range(first * BATCH, len(order), BATCH):
             rows = order[start + worker * size : start + (worker + 1) * size]
             yield Batch(pixels[rows], {name: truth[rows]}, size)
 
-    return feed
+    return batches
 
 
 def trained_rates(
     network: Network, epochs: int, replicas: Replicas, between: Callable[[], None]
 ) -> list[float]:
-    """Return images/s of all workers in each of the Trainer's epochs but the first.
+    """Return images/s of all workers in each epoch of the Trainer except the first.
 
-    between: called after every epoch.
+    Args:
+        network: The network to train.
+        epochs: Number of epochs.
+        replicas: Strategy and number of workers.
+        between: Called after every epoch.
     """
     with replicas.strategy.scope():
         model = build(network)
@@ -111,14 +115,16 @@ def trained_rates(
         between()
 
     with tempfile.TemporaryDirectory(prefix="cvbatch-bench-") as folder:
-        feed = feed_of(network, replicas.worker, workers)
-        trainer = Trainer(learner, plan, feed, Path(folder), replicas=replicas, listener=listener)
+        batches = batch_source(network, replicas.worker, workers)
+        trainer = Trainer(
+            learner, plan, batches, Path(folder), replicas=replicas, listener=listener
+        )
         rows = trainer.run()
     return [BATCH * STEPS / row["seconds"] for row in rows[1:]]
 
 
 class Fit:
-    """`keras.fit` with the same network, batch, optimizer and data, an epoch at a time."""
+    """`keras.fit` with the same network, batch, optimizer and data, one epoch per call."""
 
     def __init__(self, network: Network) -> None:
         self.rates: list[float] = []
@@ -128,10 +134,10 @@ class Fit:
             "sparse_categorical_crossentropy",
             jit_compile=False,  # on a CPU, XLA makes it many times slower
         )
-        self._pixels, _, self._truth = material(network)
+        self._pixels, _, self._truth = training_data(network)
 
     def epoch(self) -> None:
-        """Go through the data once and note images/s, between the epoch's own ends."""
+        """Train one epoch and record images/s between its begin and end callbacks."""
         times: list[float] = []
         tick = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs: times.append(time.perf_counter()),
@@ -154,7 +160,7 @@ def alone(network: Network, epochs: int, threads: int) -> dict[str, Any]:
 
 
 def together(network_name: str, epochs: int) -> dict[str, Any]:
-    """Return the rates of two workers, this process being the first."""
+    """Start two worker processes; return the rates of the first."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
         for one in sockets:
@@ -165,19 +171,19 @@ def together(network_name: str, epochs: int) -> dict[str, Any]:
     workers = []
     for number in range(2):
         task = {"type": "worker", "index": number}
-        said = json.dumps({"cluster": {"worker": hosts}, "task": task})
-        environment = {**os.environ, "TF_CONFIG": said}
+        config = json.dumps({"cluster": {"worker": hosts}, "task": task})
+        environment = {**os.environ, "TF_CONFIG": config}
         workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE))
     try:
-        told = [worker.communicate()[0] for worker in workers]
+        outputs = [worker.communicate()[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
-    return {"ours": json.loads(told[0].splitlines()[-1])["ours"]}
+    return {"ours": json.loads(outputs[0].splitlines()[-1])["ours"]}
 
 
 def one_of_two(network: Network, epochs: int) -> dict[str, Any]:
-    """Return the rates as one of two workers; TF_CONFIG says which."""
+    """Return the rates of this process as one of two workers, set by TF_CONFIG."""
     number = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[number % len(cores)]})
@@ -191,16 +197,18 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, required=True)
     parser.add_argument("--workers", type=int, choices=(1, 2), default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=9, help="the first is not counted")
+    parser.add_argument(
+        "--epochs", type=int, default=9, help="the first is not counted; default: %(default)s"
+    )
     arguments = parser.parse_args()
     network = NETWORKS[arguments.network]
     if arguments.workers == 1:
-        told = alone(network, arguments.epochs, arguments.threads)
+        rates = alone(network, arguments.epochs, arguments.threads)
     elif "TF_CONFIG" in os.environ:
-        told = one_of_two(network, arguments.epochs)
+        rates = one_of_two(network, arguments.epochs)
     else:
-        told = together(arguments.network, arguments.epochs)
-    print(json.dumps(told))
+        rates = together(arguments.network, arguments.epochs)
+    print(json.dumps(rates))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Makes what every peer of the prediction benchmark reads: photographs in Parquet, three networks.
+"""Create the inputs of the prediction benchmark: photographs in Parquet, and three networks.
 
 Run: python -m benchmarks.work --folder DIR --images N [N ...]
-It is made once and kept; the photographs are warped crops of scikit-image's own, with noise.
+Existing inputs are reused. The photographs are warped crops of scikit-image's samples, with noise.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from benchmarks.settings import (
 )
 
 SHARD_ROWS, GROUP_ROWS = 500, 100
-DISTINCT = 1000  # later images are these again, with another comment in the file
+DISTINCT = 1000  # later images repeat these, with another comment in the file
 LARGE_COUNT = 4
 DETECTOR_SIDE, DETECTOR_WIDTH, DETECTOR_CLASSES = 224, 16, 5
 SEGMENTER_SIDE, SEGMENTER_WIDTH, SEGMENTER_CLASSES = 200, 32, 3
-CANDIDATES = 0.95  # quantile of the detector's scores that its threshold stands at
-LOGIT_DEVIATION = 3.0  # of a class over the photographs
+CANDIDATES = 0.95  # quantile of the detector's scores that is its threshold
+LOGIT_DEVIATION = 3.0  # standard deviation of a class over the photographs
 SCHEMA = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
 
 
@@ -48,7 +48,7 @@ def _photographs() -> list[np.ndarray]:  # each (h, w, 3) uint8 RGB
 def _render(
     photographs: list[np.ndarray], index: int, height: int, width: int
 ) -> np.ndarray:  # (height, width, 3) uint8 RGB
-    """Return a turned, scaled, mirrored, tinted part of one photograph, with a camera's noise."""
+    """Return a rotated, scaled, mirrored, tinted part of one photograph, with camera noise."""
     rng = np.random.default_rng(index)
     photograph = photographs[index % len(photographs)]
     h, w = photograph.shape[:2]
@@ -75,7 +75,7 @@ def _jpeg(image: np.ndarray) -> bytes:  # (h, w, 3) uint8 RGB →
 
 
 def _commented(jpeg: bytes, comment: str) -> bytes:
-    """Return the JPEG with a comment segment behind its first marker: the same picture."""
+    """Return the JPEG with a comment segment after its first marker: the same image."""
     text = comment.encode()
     return jpeg[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + jpeg[2:]
 
@@ -119,10 +119,10 @@ def _write_large(photographs: list[np.ndarray], folder: Path) -> None:
 
 
 def _write_models(photographs: list[np.ndarray], folder: Path) -> None:
-    """Save the three networks. Their weights are random, their normalisation is not.
+    """Save the three networks, with random weights and calibrated normalisation.
 
-    Random layers under fresh batch normalisation give features of 1e-11: the statistics are set
-    to those of the photographs, as training would have left them.
+    Random layers with initial batch normalisation give features of 1e-11, so the statistics are
+    set to those of the photographs, as after training.
     """
     import keras
 
@@ -158,7 +158,7 @@ def _write_models(photographs: list[np.ndarray], folder: Path) -> None:
 
 
 def _calibrate(model: Any, pixels: np.ndarray) -> None:  # (B, H, W, 3) float32, 0..255
-    """Set every batch normalisation's statistics to those of one batch."""
+    """Set the statistics of every batch normalisation to those of one batch."""
     import keras
 
     layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
@@ -182,7 +182,7 @@ def _spread(model: Any, pixels: np.ndarray) -> None:  # (B, H, W, 3) float32, 0.
 
 
 def make(folder: Path, sizes: list[int]) -> None:
-    """Make what is not there yet."""
+    """Create missing inputs."""
     photographs = _photographs()
     missing = [n for n in sizes if not shards_folder(folder, n).is_dir()]
     if missing:

@@ -15,11 +15,11 @@ from cvbatch.core.types import Task
 
 _FILE = Path(__file__).with_name("figures.json")
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
-_OPENING = """# The networks that have a name
+_OPENING = """# Named networks
 
-Each at the size and number of classes it has where a job says nothing else; one class is a single
-sigmoid, which tells two apart. `cvbatch models NAME` shows one layer by layer, at any size.
-`python -m cvbatch.models.zoo_table` writes this page.
+All networks of the zoo with their default input size and number of classes; one class means a
+single sigmoid unit, which separates two classes. `cvbatch models NAME` shows one layer by layer, at
+any size. `python -m cvbatch.models.zoo_table` writes this page.
 
 """
 _TITLES = ("name", "task", "input", "classes", "parameters", "multiply-adds")

@@ -1,5 +1,6 @@
 "use strict";
-// Switches, sliders and the large view. Without it the page shows all but masks and heatmaps.
+// Layer switches, score slider and enlarged view. Without this script the page shows everything except
+// masks and heatmaps.
 
 const main = document.getElementById("main");
 const cards = document.getElementById("cards");
@@ -9,7 +10,7 @@ const strength = document.getElementById("strength");
 const group = document.getElementById("group");
 const ofClass = document.getElementById("class");
 const viewer = document.getElementById("viewer");
-let place = 0; // of the card that is seen large, among those shown
+let place = 0; // index of the enlarged card among the visible ones
 
 function showLayers() {
   for (const box of document.querySelectorAll("[data-layer]")) {

@@ -1,4 +1,4 @@
-"""The trainings of the accuracy benchmark: how each data set is imported, and its job file."""
+"""Trainings of the accuracy benchmark: the import of each data set, and its job file."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from PIL import Image
 from cvbatch.demo import train as demo
 from cvbatch.demo.labelled import write_labelled
 
-TEST_SLICES = 6  # the last of the stack of membranes: their neighbours are in one place only
-Command = Callable[[Sequence[object]], object]  # runs `cvbatch` with these words
+TEST_SLICES = 6  # the last of the membrane stack, so that only one has a neighbour in training
+Command = Callable[[Sequence[object]], object]  # runs `cvbatch` with these arguments
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One network learning one data set."""
+class TrainingCase:
+    """Training of one network on one data set."""
 
     title: str
     metric: str  # of `scored.SCORES`
-    least: float | str  # it must reach this, or exceed another of the figures
-    labels: str  # folder of the labelled data, below the benchmark's own
+    minimum: float | str  # target of the metric, or the name of a metric that it must exceed
+    labels: str  # folder of the labelled data, below that of the benchmark
     job: dict[str, Any]  # sections model, training and run
 
     @property
     def task(self) -> str:
-        """Return what is learnt."""
+        """Return the task of the network."""
         return str(self.job["model"]["task"])
 
 
 @dataclass(frozen=True)
-class Material:
-    """Where the data sets are; None: not there, so what needs it is left out."""
+class DataSets:
+    """Locations of the data sets; None: not available, and trainings that need it are skipped."""
 
     cells: Path | None  # BCCD: Annotations, ImageSets, JPEGImages
     membranes: Path | None  # image/*.png and label/*.png
-    mobilenet: Path | None  # weights of MobileNet 0.25 with ImageNet's head; None: Keras' download
+    mobilenet: Path | None  # MobileNet 0.25 weights with ImageNet's head; None: download by Keras
 
 
-def import_cells(material: Material, folder: Path, command: Command) -> None:
-    """Import the photographs of blood cells with their boxes, in their own splits."""
-    command(["import", "voc", material.cells, folder / "cells"])
+def import_cells(data_sets: DataSets, folder: Path, command: Command) -> None:
+    """Import the photographs of blood cells with their boxes and their own splits."""
+    command(["import", "voc", data_sets.cells, folder / "cells"])
 
 
-def import_crops(material: Material, folder: Path, command: Command) -> None:
-    """Cut every cell out by its box and import the cuttings by class; splits stay."""
+def import_crops(data_sets: DataSets, folder: Path, command: Command) -> None:
+    """Crop every cell by its box and import the crops by class, with the same splits."""
     if not (folder / "cells" / "_cvbatch").exists():
-        import_cells(material, folder, command)
+        import_cells(data_sets, folder, command)
     for path in sorted((folder / "cells").glob("part-*.parquet")):
         for row in pq.read_table(path).to_pylist():
             image = Image.open(io.BytesIO(row["image"]["bytes"]))
@@ -64,11 +64,11 @@ def import_crops(material: Material, folder: Path, command: Command) -> None:
     command(["import", "folders", folder / "cut", folder / "crops"])
 
 
-def import_membranes(material: Material, folder: Path, command: Command) -> None:
-    """Import the stack of slices with its masks; the last six are to test."""
-    if material.membranes is None:
+def import_membranes(data_sets: DataSets, folder: Path, command: Command) -> None:
+    """Import the stack of slices with its masks; the last six are the test split."""
+    if data_sets.membranes is None:
         return
-    stems = sorted((path.stem for path in (material.membranes / "image").glob("*.png")), key=int)
+    stems = sorted((path.stem for path in (data_sets.membranes / "image").glob("*.png")), key=int)
     lists = folder / "membrane-lists" / "annotations"
     lists.mkdir(parents=True, exist_ok=True)
     (lists / "train.txt").write_text("\n".join(stems[:-TEST_SLICES]) + "\n")
@@ -76,18 +76,18 @@ def import_membranes(material: Material, folder: Path, command: Command) -> None
     command(
         [
             "import", "trimaps", lists.parent, folder / "membranes",
-            "--images", material.membranes / "image", "--masks", material.membranes / "label",
+            "--images", data_sets.membranes / "image", "--masks", data_sets.membranes / "label",
             "--classes", "membrane,cell", "--values", "0,255",
         ]
     )  # fmt: skip
 
 
-def import_shapes(material: Material, folder: Path, command: Command) -> None:
-    """Render the demonstration's scenes."""
+def import_shapes(data_sets: DataSets, folder: Path, command: Command) -> None:
+    """Render the scenes of the demo."""
     write_labelled(folder / "shapes", demo.SPLITS)
 
 
-IMPORTS: dict[str, Callable[[Material, Path, Command], None]] = {
+IMPORTS: dict[str, Callable[[DataSets, Path, Command], None]] = {
     "cells": import_cells,
     "crops": import_crops,
     "membranes": import_membranes,
@@ -95,25 +95,27 @@ IMPORTS: dict[str, Callable[[Material, Path, Command], None]] = {
 }
 
 
-def lessons(material: Material, folder: Path) -> dict[str, Lesson]:
-    """Return the lessons whose data are there, by the name of their part.
+def training_cases(data_sets: DataSets, folder: Path) -> dict[str, TrainingCase]:
+    """Return the trainings whose data are available, by part.
 
-    folder: of the labelled data.
+    Args:
+        data_sets: Locations of the data sets.
+        folder: Folder of the labelled data.
     """
     found = {}
-    if material.cells is not None:
-        found["cells"] = Lesson("blood cells, yolo", "ap50", 0.60, "cells", _CELLS)
-        weights = str(material.mobilenet or "imagenet")
+    if data_sets.cells is not None:
+        found["cells"] = TrainingCase("blood cells, yolo", "ap50", 0.60, "cells", _CELLS)
+        weights = str(data_sets.mobilenet or "imagenet")
         crops = {**_CROPS, "model": {**_MOBILENET, "weights": weights}}
-        found["crops"] = Lesson("cells cut out, MobileNet", "accuracy", 0.95, "crops", crops)
-    if material.membranes is not None:
-        found["membranes"] = Lesson(
+        found["crops"] = TrainingCase("cropped cells, MobileNet", "accuracy", 0.95, "crops", crops)
+    if data_sets.membranes is not None:
+        found["membranes"] = TrainingCase(
             "membranes, encoder_decoder", "mean_iou", "trivial_mean_iou", "membranes", _MEMBRANES
         )
     for name, recipe in demo.RECIPES.items():
         title = f"shapes, demo_{name}, 2 workers"
         metric, job = recipe.metric, recipe.job(f"demo_{name}", workers=2)
-        found[name] = Lesson(title, metric, recipe.bar, "shapes", job)
+        found[name] = TrainingCase(title, metric, recipe.bar, "shapes", job)
     return found
 
 
