@@ -1,4 +1,4 @@
-"""Where a result and the truth differ most: some images of both sides compared one by one."""
+"""Find the images whose predictions differ most from their labels, one by one in a sample."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
 from cvbatch.evaluate.scoring import Order, score_rows
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.counts import Tally
-from cvbatch.results.parts import find_result
+from cvbatch.report.statistics import Pick
+from cvbatch.results.parts import box_corners
+from cvbatch.results.result import Result
 
 MOST_DIFFERENT = 16  # images kept
 MAX_PIECES = 48
 _ROWS_OF_PIECE = 24
-_SIDES = ("x_min", "y_min", "x_max", "y_max")
 _TALLIES = {"labels": "labels_tally", "boxes": "boxes_tally", "mask": "mask_tally"}
 
 
@@ -48,25 +49,31 @@ class Comparison:
 
     num_images: int  # on both sides
     num_compared: int
-    found: list[tuple[str, int, Against]]  # URI of the part, row in it
+    differing: dict[Pick, Against]
 
 
 def compare(
-    predictions: str, truth_uris: Sequence[str], splits: Sequence[str] | None, said: dict[str, Any]
+    result: Result,
+    truth_uris: Sequence[str],
+    splits: Sequence[str] | None,
+    evaluation: dict[str, Any],
 ) -> Comparison:
     """Return some images that are on both sides, compared; of a large result a sample.
 
-    said: an evaluation section; its thresholds, class map and way to join hold here too.
+    Args:
+        result: the predictions.
+        truth_uris: labelled Parquet.
+        splits: of the labels; None: all.
+        evaluation: an evaluation section, whose thresholds, class map and join are used.
 
     Raises:
-        SourceError: a side cannot be read, or nothing is common.
+        SourceError: a side cannot be read, or no image is on both sides.
         ConfigError: the class tables differ.
     """
-    config = EvaluationConfig(**{**said, "bootstrap": 0})
-    result = find_result(predictions)
+    config = EvaluationConfig(**{**evaluation, "bootstrap": 0})
     truth = find_truth(truth_uris, splits)
     order = make_order(config, result, truth)
-    joined = join(result.parts, truth, config.join)
+    joined = join(result, truth, config.join)
     pieces = [_sample(piece) for piece in _spread(joined.pieces)]
     ranked: list[tuple[float, int, int]] = []
     for number, piece in enumerate(pieces):
@@ -77,12 +84,13 @@ def compare(
             if one
         ]
     ranked.sort()
-    found = []
+    differing = {}
     for agreement, number, i in ranked[:MOST_DIFFERENT]:
         if agreement < 1:
             piece = pieces[number]
-            found.append((piece.part_uri, int(piece.part_row[i]), _against(order, piece, i)))
-    return Comparison(joined.num_images, sum(len(one.part_row) for one in pieces), found)
+            pick = Pick(piece.ref, int(piece.part_row[i]))
+            differing[pick] = _against(order, piece, i)
+    return Comparison(joined.num_images, sum(len(one.part_row) for one in pieces), differing)
 
 
 def _spread(pieces: list[Piece]) -> list[Piece]:
@@ -127,12 +135,11 @@ def _against(order: Order, piece: Piece, index: int) -> Against:
     said, truth = read_piece(one, ["image_id", "status", *columns], [*columns, *extra, "image"])
     row, answer = truth.to_pylist()[0], said.to_pylist()[0]
     boxes = row.get("boxes") or []
-    corners = [[box[side] for side in _SIDES] for box in boxes]
     mask, answered = _masks(order, row, answer)
     return Against(
         agreement=_agreement(order, said, truth, piece.part_uri),
         labels=tuple(order.classes["labels"][one["class_id"]] for one in row.get("labels") or []),
-        xyxy=np.array(corners, np.float32).reshape(-1, 4),
+        xyxy=box_corners(boxes).astype(np.float32),
         names=tuple(order.classes["boxes"][box["class_id"]] for box in boxes),
         mask=mask,
         answered=answered,

@@ -98,12 +98,12 @@ def archive(folder, count=4):
 
 def test_no_result_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(SourceError, match="no prediction's result"):
+    with pytest.raises(SourceError, match="holds no result of a prediction"):
         imported("predictions", tmp_path / "in", tmp_path / "out")
     result(archive(tmp_path / "images"), tmp_path / "result")
     for path in (tmp_path / "result").glob("*.parquet"):
         path.unlink()
-    with pytest.raises(SourceError, match="no prediction's result"):
+    with pytest.raises(SourceError, match="no chunk of the prediction is done"):
         imported("predictions", tmp_path / "result", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -196,5 +196,5 @@ def test_masks_of_the_networks_size_are_told_and_a_part_of_another_job_refused(t
         imported("predictions", tmp_path / "result", tmp_path / "x", {"declared-size": "refuse"})
     part = next((tmp_path / "result").glob("*.parquet"))
     part.write_bytes(b"PAR1")
-    with pytest.raises(SourceError, match="is no part of a prediction's result"):
+    with pytest.raises(SourceError, match="is not a part of a prediction's result"):
         imported("predictions", tmp_path / "result", tmp_path / "y")
