@@ -64,8 +64,8 @@ class Result:
         known, sizes, job = self._opened()
         if known.reading is None and job is None:
             raise SourceError(
-                f"{self.uri} holds no result of a prediction: it has no _cvbatch/manifest; name the "
-                "sink of a `cvbatch predict`"
+                f"{self.uri} holds no result of a prediction: it has no _cvbatch/manifest; name "
+                "the sink of a `cvbatch predict`"
             )
         self.reading = known.reading or {}
         self.job = job or {}

@@ -194,8 +194,9 @@ def damage(result):
 def test_half_an_export_is_not_taken_for_one_and_begins_again(tmp_path, result, format_):
     exported(format_, result, tmp_path / "whole", images="none")
     mend = damage(result)
-    with pytest.raises(CvbatchError, match=r"the mask of 'last\.png'"):
+    with pytest.raises(CvbatchError, match=r"the mask of 'last\.png'") as stopped:
         exported(format_, result, tmp_path / "out", images="none")
+    assert stopped.value.exit_status == 1  # files of the export are there
     mark = json.loads((tmp_path / "out" / "_cvbatch" / "export.json").read_text())
     assert mark["is_complete"] is False
     documents = {"detections.json", "annotations/instances_train.json", "ImageSets/Main/train.txt"}

@@ -1,6 +1,8 @@
 """What one model said is another's truth: certain labels, boxes and masks, wherever images lay."""
 
+import io
 import re
+import tarfile
 
 import cv2
 import numpy as np
@@ -161,6 +163,20 @@ def test_images_inside_containers_are_found_again(tmp_path, format_, write, name
     assert [rows[one]["image"]["bytes"] for one in names] == list(files.values())
     assert (decode_png(rows[names[4]]["mask"]["bytes"]) == 1).all()
     check_sums(report)
+
+
+def test_masks_are_those_of_their_images_in_any_order(tmp_path):
+    files = {f"i{i:03d}.png": jobs.encoded_image(3 * i) for i in range(5)}
+    tar = jobs.write_tar(tmp_path / "images" / "a.tar", files)
+    result(tmp_path / "images", tmp_path / "result", format_="webdataset")
+    _, before = imported("predictions", tmp_path / "result", tmp_path / "before")
+    with tarfile.open(tar, "w") as turned:  # since the prediction
+        for name, data in reversed(files.items()):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            turned.addfile(member, io.BytesIO(data))
+    _, after = imported("predictions", tmp_path / "result", tmp_path / "after")
+    assert len(before) == 5 and before == after
 
 
 def test_chunks_not_done_are_told(tmp_path):

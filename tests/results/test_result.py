@@ -15,7 +15,7 @@ from cvbatch.core.errors import SourceError
 from cvbatch.images.masks import decode_png, encode_png
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
-from cvbatch.results import schema, writer
+from cvbatch.results import writer
 from cvbatch.results.result import Result
 from cvbatch.storage import store
 from tests.support import jobs
@@ -164,26 +164,15 @@ def test_images_are_read_from_files_parquet_and_tars(folder, files, tmp_path):
     inside = predicted(tmp_path / "of-parquet", tmp_path / "p", said, format_="parquet")
     found = [np.asarray(row.image()) for row in cvbatch.read(inside)]
     assert all(np.array_equal(a, pixels(b)) for a, b in zip(found, stored, strict=True))
-    tars = of_tar(tmp_path, files)
-    found = [np.asarray(row.image()) for row in cvbatch.read(tars)]
+    found = [np.asarray(row.image()) for row in cvbatch.read(of_tar(tmp_path, files))]
     assert all(np.array_equal(a, pixels(b)) for a, b in zip(found, stored, strict=True))
 
 
 def of_tar(folder, files):
-    """Write a result over a tar, whose images are known by reading it alone."""
+    """Write a result over a tar."""
     jobs.write_tar(folder / "tars" / "all.tar", files)
-    source = SourceConfig(uri=str(folder / "tars"), format="webdataset")
-    plan = make_plan(source, str(folder / "of-tar"), 4, 1 << 30)
-    plan.commit()
-    (ref,) = plan.chunks
-    uri = str(folder / "tars" / "all.tar")
-    size = {"width": SIZE[1], "height": SIZE[0], "status": "ok"}
-    table = [{"image_id": f"all.tar#{name}", "uri": uri, **size} for name in files]
-    kind = schema.result_schema([])
-    said = {"schema_version": 1, "fingerprint": "abc", "models": []}
-    rows = [schema.pa.Table.from_pylist(table, kind)]
-    writer.write_part(str(folder / "of-tar"), ref.chunk_id, rows, kind, json.dumps(said).encode())
-    return folder / "of-tar"
+    said = {f"all.tar#{name}": saw(n) for n, name in enumerate(files)}
+    return predicted(folder / "of-tar", folder / "tars", said, format_="webdataset")
 
 
 def test_of_a_container_only_what_is_wanted_is_read(tmp_path, files):
