@@ -11,10 +11,9 @@ import json
 from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.core.types import ChunkRef, EncodedImage
@@ -24,6 +23,9 @@ from cvbatch.results import parts
 from cvbatch.results.parts import BATCH_ROWS, Footer
 from cvbatch.results.row import Row
 from cvbatch.storage import store
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 __all__ = ["Result", "Row"]
 
@@ -209,6 +211,8 @@ class Result:
         Raises:
             SourceError: a part is damaged.
         """
+        import pyarrow.dataset as ds  # most readers do not need it, and it takes a second
+
         paths = [store.Location.of(self.uri_of(ref)).path for ref in self.done]
         if not paths:
             return ds.dataset(pa.table({}))

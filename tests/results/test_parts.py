@@ -26,7 +26,7 @@ def path(tmp_path_factory):
 @settings(max_examples=60, deadline=None)
 def test_rows_by_number_are_those_of_a_whole_read(path, rows, batch):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "BATCH_ROWS", batch)
+        patch.setattr(parts, "_TAKEN_ROWS", batch)
         table = take_rows(path, np.array(rows, np.int64), None)
         leaves = take_rows(path, np.array(rows, np.int64), ["boxes.list.element.class_id", "none"])
     assert table.to_pylist() == [ROWS[i] for i in rows]
