@@ -11,7 +11,7 @@ from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.suggestions import nearest, offer
 from cvbatch.evaluate.join import GroundTruth
 from cvbatch.evaluate.scoring import TASKS, Order
-from cvbatch.results.parts import Result
+from cvbatch.results.result import Result
 
 _TOP_K = (1, 5)
 _PLACES = ("boxes", "mask")  # columns that say where a class is

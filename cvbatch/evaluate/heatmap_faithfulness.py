@@ -7,7 +7,7 @@ random. Where there is a truth, the map's maximum and a box round it are held ag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import SourceError
-from cvbatch.core.types import ChunkRef, Decoded, Failure, InputKey
+from cvbatch.core.types import Decoded, Failure, InputKey
 from cvbatch.evaluate.join import Piece, read_piece
 from cvbatch.evaluate.perturbation import (
     blurred,
@@ -36,13 +36,12 @@ from cvbatch.images.isolated_decode import IsolatedDecoder
 from cvbatch.images.masks import decode_png
 from cvbatch.inference.engines import Program
 from cvbatch.inference.programs import BuiltProgram
-from cvbatch.results.parts import Parts
+from cvbatch.results.parts import MISSING, box_corners, read_images
 
 CURVES = ("insertion", "deletion", "random_insertion", "random_deletion")
 MAX_TILE_BYTES = 64 << 20  # of one image; while it is judged twenty times that are held
-Share = Sequence[tuple[ChunkRef, Piece]]
+Share = Sequence[Piece]
 _ROW = ("image_id", "width", "height", "heatmaps")
-_SIDES = ("x_min", "y_min", "x_max", "y_max")
 _SAME_SCORE = 0.002  # within which machines may differ
 
 
@@ -50,7 +49,7 @@ _SAME_SCORE = 0.002  # within which machines may differ
 class HeatmapOrder:
     """What is asked of heatmaps, and the network that they are of."""
 
-    parts: Parts
+    reading: Mapping[str, str]  # how the source of the result is read
     program: BuiltProgram
     keys: tuple[InputKey, ...]  # of all models of the job: large JPEGs are read to suit them all
     source: SourceConfig
@@ -107,14 +106,13 @@ def judge_share(order: HeatmapOrder, program: Program, share: Share) -> Judgemen
     source = order.source
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg, MAX_TILE_BYTES)
     with IsolatedDecoder(order.timeout_s) as decode_one:
-        for ref, piece in share:
+        for piece in share:
             said, truth = read_piece(piece, _ROW, list(order.class_of))
             truths = truth.to_pylist() if truth.num_columns else [{}] * said.num_rows
             rows = {row["image_id"]: row for row in said.to_pylist()}
             known = dict(zip(rows, truths, strict=True))
-            gone = Failure("read", "missing", "the source no longer holds it where it was")
-            found.left_out |= dict.fromkeys(rows, gone)
-            for image in order.parts.encoded(ref, list(rows), limits.max_bytes):
+            found.left_out |= dict.fromkeys(rows, MISSING)
+            for image in read_images(piece.ref, order.reading, limits.max_bytes, rows):
                 row = rows[image.image_id]
                 decoded = image.failure or decode_one(image.data, order.keys, limits)
                 judged = _judge(order, program, row, known[image.image_id], decoded)
@@ -265,8 +263,7 @@ def _truth_of(
         if true_class < 0 or found is None:
             continue
         if column == "boxes":
-            corners = [[box[s] for s in _SIDES] for box in found if box["class_id"] == true_class]
-            boxes = np.array(corners, np.float64).reshape(-1, 4)
+            boxes = box_corners([box for box in found if box["class_id"] == true_class])
         elif found["bytes"] is not None:
             is_there = _mask(found["bytes"]) == true_class
             mask = is_there if is_there.any() and is_there.shape == size else None

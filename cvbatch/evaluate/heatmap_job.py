@@ -1,7 +1,7 @@
-"""The heatmaps of a result are judged: refuse, sample, have the network asked where there is room.
+"""Evaluate the heatmaps of a result: check, sample, and run their network again.
 
-Nothing is written here. The network is the program that the prediction left under its sink, or is
-built again as the prediction's own job says.
+Nothing is written here. The network is the program that the prediction stored under its sink, or is
+built again from the prediction's job.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ import hashlib
 import heapq
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from cvbatch.config.evaluate import EvaluationConfig, HeatmapsConfig
@@ -40,18 +37,20 @@ from cvbatch.inference.programs import (
     program_uri,
     requests_for,
 )
-from cvbatch.results.parts import Parts, Result, read_job
+from cvbatch.results.parts import take_rows
+from cvbatch.results.result import Result
 from cvbatch.storage import store
 
 _SHARE_IMAGES = 16  # judged by one call: a decoding process and a loaded program for each
 _THREADS = 16
 _SHOWN = 3
+_CLASS_OF_HEATMAP = "heatmaps.list.element.class_id"
 
 
 class Subject(NamedTuple):
-    """A result with heatmaps, and what is needed to have their network again."""
+    """A result with heatmaps, and what is needed to run their network again."""
 
-    parts: Parts
+    result: Result
     job: JobConfig
     request: BuildRequest
     weights_sha256: str  # that the network had
@@ -59,7 +58,7 @@ class Subject(NamedTuple):
 
 
 def find_subject(result: Result) -> Subject:
-    """Return what is known of the network that a result's heatmaps are of.
+    """Return the job and the network of a result's heatmaps.
 
     Raises:
         SourceError: there are no heatmaps, or nothing says which job made them.
@@ -71,14 +70,13 @@ def find_subject(result: Result) -> Subject:
             f"predictions {result.uri}: the result has no heatmaps; predict with heatmap: {{layer: "
             "auto}, or leave out evaluation.heatmaps"
         )
-    held = read_job(result.uri) or {}
-    if "job" not in held:
+    if "job" not in result.job:
         raise SourceError(
-            f"predictions {result.uri}: its _cvbatch/job.json does not say which job made it, as "
-            "earlier versions left it; predict again, into an empty folder"
+            f"predictions {result.uri}: its _cvbatch/job.json does not say which job made it, "
+            "because an earlier version wrote it; predict again, into an empty folder"
         )
     try:
-        job = JobConfig.model_validate(held["job"])
+        job = JobConfig.model_validate(result.job["job"])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -88,9 +86,9 @@ def find_subject(result: Result) -> Subject:
         ) from None
     config = next(one for one in job.models if getattr(one, "heatmap", None) is not None)
     alone = job.model_copy(update={"models": [config]})
-    (request,) = requests_for(alone, [identify(config)], held["engine"])
+    (request,) = requests_for(alone, [identify(config)], result.job["engine"])
     keys = keys_of(job, result.models)
-    return Subject(Parts.find(result.uri), job, request, about["weights_sha256"], keys)
+    return Subject(result, job, request, about["weights_sha256"], keys)
 
 
 def keys_of(job: JobConfig, models: dict[str, dict[str, Any]]) -> tuple[InputKey, ...]:
@@ -112,7 +110,7 @@ def have_program(subject: Subject) -> BuiltProgram:
     Raises:
         ModelError: it cannot be built, or is not the one that the result is of.
     """
-    uri = program_uri(subject.parts.uri, subject.request)
+    uri = program_uri(subject.result.uri, subject.request)
     if store.exists(uri):
         program = BuiltProgram.from_bytes(store.read_bytes(uri))
     else:
@@ -120,7 +118,7 @@ def have_program(subject: Subject) -> BuiltProgram:
     if program.spec.weights_sha256 != subject.weights_sha256:
         raise ModelError(
             f"model {subject.request.config.model!r} is not the one that made the result "
-            f"{subject.parts.uri}: its weights differ; put that file back, or predict again"
+            f"{subject.result.uri}: its weights differ; put that file back, or predict again"
         )
     return program
 
@@ -141,32 +139,22 @@ def choose_shares(
         chosen = heapq.nsmallest(said.sample, keyed)
     if not chosen:
         raise SourceError(
-            f"predictions {subject.parts.uri}: no image that is compared has a heatmap; look at "
+            f"predictions {subject.result.uri}: no image that is compared has a heatmap; look at "
             "the rows with status = 'failed'"
         )
-    refs = {subject.parts.uri_of(ref): ref for ref in subject.parts.done}
     places = sorted((number, place) for _, _, place, number in chosen)
     shares: list[Share] = []
     for start in range(0, len(places), _SHARE_IMAGES):
         some = groupby(places[start : start + _SHARE_IMAGES], key=lambda one: one[0])
-        parts = [pieces[number].take(np.array([place for _, place in own])) for number, own in some]
-        shares.append([(refs[piece.part_uri], piece) for piece in parts])
+        shares.append(
+            [pieces[number].take(np.array([place for _, place in own])) for number, own in some]
+        )
     return shares
 
 
 def _smallest(piece: Piece, count: int, seed: int) -> list[tuple[bytes, str, int]]:
     """Return of the images with heatmaps those whose hashes are smallest: hash, id, place."""
-    try:
-        with store.open_input(piece.part_uri) as source:
-            file = pq.ParquetFile(source)
-            columns = [file.schema.column(i).path for i in range(len(file.schema))]
-            own = [one for one in columns if one.startswith("heatmaps.") and "class_id" in one]
-            rows = file.read(["image_id", "status", *own]).take(pa.array(piece.part_row))
-    except (pa.ArrowException, OSError, LookupError) as error:
-        raise SourceError(
-            f"{piece.part_uri} cannot be read any more ({str(error)[:200]}); put the files there "
-            "as they were"
-        ) from None
+    rows = take_rows(piece.part_uri, piece.part_row, ["image_id", "status", _CLASS_OF_HEATMAP])
     num_maps = pc.fill_null(pc.list_value_length(rows["heatmaps"]), 0)
     has_any = pc.and_(pc.equal(rows["status"], "ok"), pc.greater(num_maps, 0)).to_numpy()
     names = rows["image_id"].to_pylist()
@@ -195,8 +183,7 @@ def judge(
     """
     asked = said.heatmaps or HeatmapsConfig()
     order = HeatmapOrder(
-        # of a million chunks only how they are read goes to the workers
-        replace(subject.parts, done=(), missing=(), revisions={}, sizes={}),
+        subject.result.reading,
         program,
         subject.keys,
         subject.job.source,

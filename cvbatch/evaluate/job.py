@@ -29,7 +29,7 @@ from cvbatch.evaluate.heatmap_job import Subject, choose_shares, find_subject, h
 from cvbatch.evaluate.join import GroundTruth, Joined, find_truth, join, only_predicted
 from cvbatch.evaluate.scoring import TASKS, Order, Scored, merged, score_piece
 from cvbatch.inference.programs import BuiltProgram
-from cvbatch.results.parts import Result, find_result
+from cvbatch.results.result import Result
 from cvbatch.storage import store
 from cvbatch.storage.sink_state import held, put_state
 
@@ -98,16 +98,14 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
     started = time.perf_counter()
     store.set_retry_policy(job.run.retry_policy)
     sink = store.absolute(job.sink.uri)
-    result = find_result(store.absolute(job.predictions.uri))
+    result = Result(job.predictions.uri, needs_rows=True)
     truth = find_truth(job.truth.uri, job.truth.splits) if job.truth else None
     order = make_order(job.evaluation, result, truth)
     identity = fingerprint(job, [result.identity, truth.identity if truth else ""])
     done = held(sink, "evaluation", identity, overwrite=overwrite, differs=_DIFFERS)
     if done and done.get("summary"):
         return EvaluationSummary(**{**done["summary"], "is_new": False})
-    joined = (
-        join(result.parts, truth, job.evaluation.join) if truth else only_predicted(result.parts)
-    )
+    joined = join(result, truth, job.evaluation.join) if truth else only_predicted(result)
     heatmaps = _find_heatmaps(job, result, truth, joined)
     _warn(result, order, joined, listener)
     scored, replicates, judgement = _work(job, order, joined, heatmaps, listener)

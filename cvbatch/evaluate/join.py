@@ -1,7 +1,7 @@
-"""Predicted and labelled images are brought together by their ids; of the rows no answer is read.
+"""Join predicted and labelled images by their ids, without reading predictions or labels.
 
-Three things may tell which truth belongs to a predicted image: its `image_id`; its row, where the
-labelled Parquet itself was predicted and the image's id is `<file>#<row>`; or its file's name.
+The key is one of three: the `image_id`; the row, where the labelled Parquet itself was predicted
+and the image's id is `<file>#<row>`; or the file's name.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import pyarrow.parquet as pq
 
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.core.types import ChunkRef
 from cvbatch.datasets.reader import files_of
-from cvbatch.results.parts import Part
+from cvbatch.results.parts import CLASS_COLUMNS, take_rows
+from cvbatch.results.result import Result
 from cvbatch.storage import store
 
 KINDS = ("image_id", "row", "name")
-_COLUMNS = ("labels", "boxes", "mask")
 _THREADS = 16
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Labelled images, as far as they are known without reading a label."""
+    """Ids, splits and classes of labelled images."""
 
     uris: tuple[str, ...]  # of the files
     classes: dict[str, tuple[str, ...]]  # of the columns labels, boxes and mask
@@ -40,13 +41,14 @@ class GroundTruth:
     image_id: pa.Array  # N, large_string
     file: np.ndarray  # (N,) int32 into uris
     row: np.ndarray  # (N,) int64 in the file
-    is_wanted: np.ndarray  # (N,) bool: of a split that is asked for
+    is_wanted: np.ndarray  # (N,) bool: of a split that is evaluated
     identity: str  # SHA-256 of the files' names and sizes
 
 
 class Piece(NamedTuple):
-    """Images of one part with the places of their truths."""
+    """Images of one part of a result, with the places of their labels."""
 
+    ref: ChunkRef
     part_uri: str
     part_row: np.ndarray  # (n,) int64
     truth_uris: tuple[str, ...]
@@ -64,13 +66,13 @@ class Piece(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """Which images are on both sides, and which on one."""
+    """The images that are both predicted and labelled, and those that are only one of it."""
 
     kind: str  # one of KINDS; "" where there is no truth
     pieces: list[Piece]
     no_truth: pa.Array  # ids of predicted images
     no_prediction: pa.Array  # ids of labelled images
-    num_other_splits: int  # predicted images whose truth is of a split that is not asked for
+    num_other_splits: int  # predicted images whose labels are of a split that is not evaluated
 
     @property
     def num_images(self) -> int:
@@ -79,12 +81,17 @@ class Joined(NamedTuple):
 
 
 def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth:
-    """Return which images labelled Parquet holds; no image and no label is read.
+    """Return the images of labelled Parquet; no image and no label is read.
+
+    Args:
+        uris: files or folders.
+        splits: that are evaluated; None: all.
 
     Raises:
-        SourceError: nothing is found, the files differ in their classes, or a split is not there.
+        SourceError: there is no such file, the files differ in their classes, or no image is of a
+            split.
     """
-    named = [found for uri in uris for found in files_of(store.absolute(uri))]
+    named = [file for uri in uris for file in files_of(store.absolute(uri))]
     if not named:
         raise SourceError(
             f"truth {', '.join(uris)} holds no labelled Parquet; import the data with cvbatch "
@@ -92,9 +99,9 @@ def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth
         )
     with ThreadPoolExecutor(_THREADS) as pool:
         read = list(pool.map(lambda one: _read(one[0]), named))
-    said = read[0][0]
+    about = read[0][0]
     for (uri, _), (other, _) in zip(named, read, strict=True):
-        if other != said:
+        if other != about:
             raise SourceError(
                 f"truth: {uri} and {named[0][0]} differ in their columns or classes; import both "
                 "with the same --classes, or evaluate them one by one"
@@ -103,16 +110,16 @@ def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth
     split = pa.concat_tables([table for _, table in read])
     missing = sorted(set(splits or ()) - set(pc.unique(split["split"]).to_pylist()))
     if missing:
-        there = ", ".join(map(repr, pc.unique(split["split"]).to_pylist())) or "none"
-        raise SourceError(f"truth.splits: no image is of split {missing[0]!r}; there are {there}")
+        known = ", ".join(map(repr, pc.unique(split["split"]).to_pylist())) or "none"
+        raise SourceError(f"truth.splits: no image is of split {missing[0]!r}; there are {known}")
     is_wanted = np.ones(split.num_rows, bool)
     if splits:
         is_wanted = pc.is_in(split["split"], pa.array(splits)).to_numpy()
     identity = [[uri.rpartition("/")[2], size] for uri, size in named]
     return GroundTruth(
         uris=tuple(uri for uri, _ in named),
-        classes={name: tuple(names) for name, names in said["classes"].items()},
-        is_multi_label=bool(said["is_multi_label"]),
+        classes={name: tuple(names) for name, names in about["classes"].items()},
+        is_multi_label=bool(about["is_multi_label"]),
         image_id=split["image_id"].combine_chunks(),
         file=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
         row=np.concatenate([np.arange(count, dtype=np.int64) for count in counts]),
@@ -122,94 +129,107 @@ def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth
 
 
 def _read(uri: str) -> tuple[dict[str, Any], pa.Table]:
-    """Return what a file says of its labels, and the ids and splits of its images."""
+    """Return a file's class tables, and the ids and splits of its images."""
     try:
         with store.open_input(uri) as source:
             file = pq.ParquetFile(source)
-            said = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
-            if not isinstance(said, dict) or said.get("kind") != "labels":
+            metadata = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
+            if not isinstance(metadata, dict) or metadata.get("kind") != "labels":
                 raise SourceError(f"{uri} is not labelled data; import it with cvbatch import")
-            if said["schema_version"] != SCHEMA_VERSION:
+            if metadata["schema_version"] != SCHEMA_VERSION:
                 raise SourceError(
-                    f"{uri} has schema version {said['schema_version']}, and this cvbatch reads "
-                    f"{SCHEMA_VERSION}; import the data again"
+                    f"{uri} has schema version {metadata['schema_version']}, and this cvbatch "
+                    f"reads {SCHEMA_VERSION}; import the data again"
                 )
-            names = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            classes = {name: said["classes"][name] for name in names if said["classes"].get(name)}
+            names = [name for name in CLASS_COLUMNS if name in file.schema_arrow.names]
+            classes = {
+                name: metadata["classes"][name] for name in names if metadata["classes"].get(name)
+            }
             table = file.read(["image_id", "split"])
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         raise SourceError(
             f"{uri} cannot be read as labelled Parquet ({str(error)[:200]}); import the data again"
         ) from None
     ids = table["image_id"].cast(pa.large_string())
-    about = {"classes": classes, "is_multi_label": said["is_multi_label"]}
+    about = {"classes": classes, "is_multi_label": metadata["is_multi_label"]}
     return about, table.set_column(0, "image_id", ids)
 
 
-def join(parts: Sequence[Part], truth: GroundTruth, kind: str | None) -> Joined:
-    """Return which predicted image has which truth.
+def join(result: Result, truth: GroundTruth, kind: str | None) -> Joined:
+    """Return which predicted image has which labels.
 
-    kind: one of KINDS. None: image_id or row, whichever finds common images.
+    Args:
+        result: the predictions; of their rows only the image ids are read.
+        truth: the labels.
+        kind: one of KINDS; None: image_id or row, the one by which images are common.
 
     Raises:
-        SourceError: no image is on both sides, or two of one side are told apart by nothing.
-        ConfigError: both kinds find some.
+        SourceError: no image is on both sides, two of one side have the same key, or the result
+            is damaged.
+        ConfigError: images are common by both kinds.
     """
-    ids = pa.chunked_array([part.image_id for part in parts], pa.large_string()).combine_chunks()
+    ids_of_parts = result.image_ids()
+    ids = pa.chunked_array(ids_of_parts, pa.large_string()).combine_chunks()
     kind = kind or _common_kind(ids, truth)
-    theirs, ours = _truth_keys(truth, kind), _keys(ids, kind)
-    for keys, side in ((theirs, "truth"), (ours, "predictions")):
-        if pc.count_distinct(keys).as_py() < len(keys):
-            twice = pc.value_counts(keys).sort(order="descending", by="counts")[0]["values"]
+    true_keys, keys = _truth_keys(truth, kind), _keys(ids, kind)
+    for side, own in (("truth", true_keys), ("predictions", keys)):
+        if pc.count_distinct(own).as_py() < len(own):
+            twice = pc.value_counts(own).sort(order="descending", by="counts")[0]["values"]
             raise SourceError(
                 f"{side}: {twice} names more than one image; join by another of {', '.join(KINDS)} "
                 "(evaluation.join), or evaluate fewer folders at once"
             )
-    found = pc.fill_null(pc.index_in(ours, value_set=theirs), -1).to_numpy().astype(np.int64)
-    has_truth = found >= 0
+    places = pc.fill_null(pc.index_in(keys, value_set=true_keys), -1).to_numpy().astype(np.int64)
+    has_truth = places >= 0
     if not has_truth.any():
         raise _nothing_common(ids, truth, kind)
-    is_scored = has_truth & truth.is_wanted[found]
+    is_scored = has_truth & truth.is_wanted[places]
     if not is_scored.any():
         raise SourceError(
             "truth.splits: every image that is on both sides is of another split; name the one "
             "that was predicted"
         )
-    is_hit = np.zeros(len(truth.row), bool)
-    is_hit[found[has_truth]] = True
+    is_predicted = np.zeros(len(truth.row), bool)
+    is_predicted[places[has_truth]] = True
     return Joined(
         kind,
-        _pieces(parts, truth, found, is_scored),
+        _pieces(result, ids_of_parts, truth, np.where(is_scored, places, -1)),
         ids.filter(pa.array(~has_truth)),
-        truth.image_id.filter(pa.array(truth.is_wanted & ~is_hit)),
+        truth.image_id.filter(pa.array(truth.is_wanted & ~is_predicted)),
         int((has_truth & ~is_scored).sum()),
     )
 
 
-def only_predicted(parts: Sequence[Part]) -> Joined:
-    """Return all predicted images, where there is no truth to be joined with."""
+def only_predicted(result: Result) -> Joined:
+    """Return all predicted images, where there are no labels.
+
+    Raises:
+        SourceError: the result is damaged.
+    """
     none = np.zeros(0, np.int64)
-    pieces = [Piece(part.uri, np.arange(len(part.image_id)), (), none, none) for part in parts]
-    nothing = pa.array([], pa.large_string())
-    return Joined("", pieces, nothing, nothing, 0)
+    pieces = [
+        Piece(ref, result.uri_of(ref), np.arange(len(ids)), (), none, none)
+        for ref, ids in zip(result.done, result.image_ids(), strict=True)
+    ]
+    no_ids = pa.array([], pa.large_string())
+    return Joined("", pieces, no_ids, no_ids, 0)
 
 
 def _pieces(
-    parts: Sequence[Part],
+    result: Result,
+    ids_of_parts: Sequence[pa.Array],
     truth: GroundTruth,
-    found: np.ndarray,  # (P,)
-    is_scored: np.ndarray,  # (P,)
+    places: np.ndarray,  # (P,) of each predicted image in the truth; -1: not scored
 ) -> list[Piece]:
     pieces, start = [], 0
-    for part in parts:
-        own = slice(start, start + len(part.image_id))
-        start = own.stop
-        rows = np.flatnonzero(is_scored[own])
+    for ref, ids in zip(result.done, ids_of_parts, strict=True):
+        own = places[start : start + len(ids)]
+        start += len(ids)
+        rows = np.flatnonzero(own >= 0)
         if len(rows):
-            places = found[own][rows]
-            files, file = np.unique(truth.file[places], return_inverse=True)
+            files, file = np.unique(truth.file[own[rows]], return_inverse=True)
             uris = tuple(truth.uris[i] for i in files)
-            pieces.append(Piece(part.uri, rows, uris, file, truth.row[places]))
+            pieces.append(Piece(ref, result.uri_of(ref), rows, uris, file, truth.row[own[rows]]))
     return pieces
 
 
@@ -257,44 +277,22 @@ def _truth_keys(truth: GroundTruth, kind: str) -> pa.Array:
 
 
 def read_piece(
-    piece: Piece, answers: Sequence[str], labels: Sequence[str]
+    piece: Piece, columns: Sequence[str], truth_columns: Sequence[str]
 ) -> tuple[pa.Table, pa.Table]:
-    """Return columns of the predicted rows of a piece, and of their truths, in the same order.
+    """Return columns of the predicted rows of a piece, and of their labels, in the same order.
 
-    Where there is no truth, the second has no columns.
+    Where there are no labels, the second table has no columns.
 
     Raises:
         SourceError: a file is not what it was when the job began.
     """
-    try:
-        with store.open_input(piece.part_uri) as source:
-            said = pq.ParquetFile(source).read(list(answers)).take(pa.array(piece.part_row))
-        if not piece.truth_uris:
-            return said, said.select([])
-        parts, places = [], []
-        for number, uri in enumerate(piece.truth_uris):
-            place = np.flatnonzero(piece.truth_file == number)
-            parts.append(_rows_of(uri, piece.truth_row[place], labels))
-            places.append(place)
-        order = np.argsort(np.concatenate(places))
-        return said, pa.concat_tables(parts).take(pa.array(order))
-    except (pa.ArrowException, OSError, LookupError) as error:
-        raise SourceError(
-            f"{piece.part_uri} or its truth cannot be read any more ({str(error)[:200]}); put the "
-            "files there as they were"
-        ) from None
-
-
-def _rows_of(uri: str, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:  # (n,) → n rows
-    """Return some rows of a file; only the row groups they are in are read."""
-    with store.open_input(uri) as source:
-        file = pq.ParquetFile(source)
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        ends = np.cumsum(sizes)
-        group = np.searchsorted(ends, rows, "right")
-        used, of_used = np.unique(group, return_inverse=True)
-        names = [name for name in columns if name in file.schema_arrow.names]
-        table = file.read_row_groups(used.tolist(), names)
-        begins = np.concatenate([[0], np.cumsum(np.array(sizes)[used])])[:-1]
-        place = rows - (ends - sizes)[group] + begins[of_used]
-        return table.take(pa.array(place))
+    predicted = take_rows(piece.part_uri, piece.part_row, columns)
+    if not piece.truth_uris:
+        return predicted, predicted.select([])
+    tables, places = [], []
+    for number, uri in enumerate(piece.truth_uris):
+        place = np.flatnonzero(piece.truth_file == number)
+        tables.append(take_rows(uri, piece.truth_row[place], truth_columns))
+        places.append(place)
+    order = np.argsort(np.concatenate(places))
+    return predicted, pa.concat_tables(tables).take(pa.array(order))

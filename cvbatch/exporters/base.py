@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from cvbatch.exporters.folder import Folder
-from cvbatch.exporters.rows import Seen
+from cvbatch.results.row import Row
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 
@@ -58,7 +58,7 @@ class Format(ABC):
         """Return where an image's file goes."""
 
     @abstractmethod
-    def add(self, seen: Seen, placed: Placed) -> None:
+    def add(self, row: Row, placed: Placed) -> None:
         """Take an image: write its own files, and note it for the documents."""
 
     @abstractmethod

@@ -16,8 +16,8 @@ import numpy as np
 from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
 from cvbatch.exporters.folder import Folder
 from cvbatch.exporters.json_stream import Items, plain, put_document
-from cvbatch.exporters.rows import Seen
 from cvbatch.images.rle import encode_runs, pack_runs
+from cvbatch.results.row import Row
 
 
 class _Split:
@@ -47,18 +47,18 @@ class Coco(Format):
         """Return where an image's file goes."""
         return f"images/{placed.split}/{placed.name}"
 
-    def add(self, seen: Seen, placed: Placed) -> None:
+    def add(self, row: Row, placed: Placed) -> None:
         """Take an image."""
         split = self._splits[placed.split]
         self._num_images += 1
         key = self._num_images
-        image = {"id": key, "file_name": placed.name, "width": seen.width, "height": seen.height}
-        split.images.add(plain({**image, "uri": seen.uri}))
-        for result in _boxes(seen, key):
+        size = {"width": row.width, "height": row.height}
+        split.images.add(plain({"id": key, "file_name": placed.name, **size, "uri": row.uri}))
+        for result in _boxes(row, key):
             split.results.add(plain(result))
             self._annotate(split, "boxes", {**result, "segmentation": []})
-        if seen.mask is not None:
-            for region in _regions(seen.mask, self._background):
+        if row.mask is not None:
+            for region in _regions(row.mask, self._background):
                 self._annotate(split, "mask", {"image_id": key, **region})
 
     def _annotate(self, split: _Split, column: str, said: dict[str, Any]) -> None:
@@ -105,12 +105,12 @@ def _is_background(name: str) -> bool:
     return name.strip().lower() == "background"
 
 
-def _boxes(seen: Seen, key: int) -> Iterator[dict[str, Any]]:
-    for (left, top, right, bottom), class_id, score in zip(
-        seen.xyxy.tolist(), seen.class_id.tolist(), seen.score.tolist(), strict=True
-    ):
-        box = [left, top, right - left, bottom - top]
-        yield {"image_id": key, "category_id": class_id + 1, "bbox": box, "score": score}
+def _boxes(row: Row, key: int) -> Iterator[dict[str, Any]]:
+    for box in row.boxes or ():
+        left, top = box["x_min"], box["y_min"]
+        bbox = [left, top, box["x_max"] - left, box["y_max"] - top]
+        category_id = box["class_id"] + 1
+        yield {"image_id": key, "category_id": category_id, "bbox": bbox, "score": box["score"]}
 
 
 def _regions(

@@ -14,8 +14,9 @@ import numpy as np
 
 from cvbatch.exporters.base import Format, Placed, Plan
 from cvbatch.exporters.json_stream import Items, plain, put_document
-from cvbatch.exporters.rows import Seen
 from cvbatch.images.masks import encode_png
+from cvbatch.results.parts import box_corners
+from cvbatch.results.row import Row
 
 _DOCUMENTS = {"boxes": "detections.json", "labels": "classifications.json"}
 
@@ -37,33 +38,34 @@ class FiftyOne(Format):
         """Return where an image's file goes."""
         return f"data/{placed.name}"
 
-    def add(self, seen: Seen, placed: Placed) -> None:
+    def add(self, row: Row, placed: Placed) -> None:
         """Take an image."""
         said = {"boxes": self._detections, "labels": self._labels}
         for column, items in self._items.items():
-            items.add(f"{plain(placed.stem)}: {plain(said[column](seen))}")
-        if seen.mask is not None:
-            self.plan.folder.put(f"masks/{placed.stem}.png", encode_png(seen.mask))
+            items.add(f"{plain(placed.stem)}: {plain(said[column](row))}")
+        if row.mask is not None:
+            self.plan.folder.put(f"masks/{placed.stem}.png", encode_png(row.mask))
         if not self.plan.has_images and not self.plan.is_inside:
             # FiftyOne takes the suffix off, and must not find another one
             name = f"{placed.stem}{placed.suffix or '.bin'}"
-            self._places.add(f"{plain(name)}: {plain(seen.uri)}")
+            self._places.add(f"{plain(name)}: {plain(row.uri)}")
 
-    def _detections(self, seen: Seen) -> list[dict[str, Any]]:
-        size = np.array([seen.width, seen.height])
-        boxes = np.concatenate([seen.xyxy[:, :2], seen.xyxy[:, 2:] - seen.xyxy[:, :2]], axis=1)
+    def _detections(self, row: Row) -> list[dict[str, Any]]:
+        size, xyxy = np.array(row.size_hw[::-1]), box_corners(row.boxes)
+        boxes = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
         parts = boxes / np.concatenate([size, size])
         names = self.plan.classes["boxes"]
         return [
-            {"label": names[class_id], "bounding_box": box, "confidence": score}
-            for class_id, box, score in zip(
-                seen.class_id.tolist(), parts.tolist(), seen.score.tolist(), strict=True
-            )
+            {"label": names[box["class_id"]], "bounding_box": sides, "confidence": box["score"]}
+            for box, sides in zip(row.boxes or (), parts.tolist(), strict=True)
         ]
 
-    def _labels(self, seen: Seen) -> Any:
+    def _labels(self, row: Row) -> Any:
         names = self.plan.classes["labels"]
-        said = [{"label": names[class_id], "confidence": score} for class_id, score in seen.labels]
+        said = [
+            {"label": names[one["class_id"]], "confidence": one["score"]}
+            for one in row.labels or ()
+        ]
         if self.plan.is_multi_label:
             return said
         return said[0] if said else None

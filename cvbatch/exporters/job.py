@@ -6,13 +6,11 @@ What the other tool reads first is written last, and the mark that says it is wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from cvbatch.core.errors import ConfigError
-from cvbatch.core.types import Failure
+from cvbatch.core.errors import ConfigError, CvbatchError, SourceError
 from cvbatch.datasets.splits import choose_split
 from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
 from cvbatch.exporters.coco import Coco
@@ -20,11 +18,17 @@ from cvbatch.exporters.fiftyone import FiftyOne
 from cvbatch.exporters.folder import Folder, begin
 from cvbatch.exporters.json_stream import Items, plain, put_document
 from cvbatch.exporters.options import ExportOptions
-from cvbatch.exporters.rows import Left, Result, Seen, Survey
+from cvbatch.exporters.rows import (
+    ImageRow,
+    is_in_containers,
+    name_collisions,
+    read_with_images,
+)
 from cvbatch.exporters.voc import Voc
 from cvbatch.exporters.yolo import Yolo
 from cvbatch.images.orientation import Picture, read_picture
 from cvbatch.images.signatures import format_of
+from cvbatch.results.result import Result
 from cvbatch.results.safe_names import split_name, unique_stem
 from cvbatch.storage import store
 
@@ -36,7 +40,7 @@ EXPORTS: dict[str, type[Format]] = {
 }
 IMAGES = "_cvbatch/images.jsonl"  # image_id → its name in the export
 FAILED = "_cvbatch/failed.jsonl"
-_TOLD_IMAGES = 2000
+_REPORTED_IMAGES = 2000
 _TURNED = "images with an EXIF orientation; boxes and masks are of the upright image"
 
 Say = Callable[[str], None]
@@ -92,20 +96,26 @@ def export(format_: str, source: str, sink: str, options: ExportOptions, say: Sa
     """
     sink = store.absolute(sink)
     kind = EXPORTS[format_]
-    result = Result.open(source)
+    result = Result(source, needs_rows=True)
     classes = _classes_kept(kind, format_, result)
     has_links = options.images == "link"
     if has_links and store.Location.of(sink).scheme != "file":
         raise ConfigError(f"--images link: {sink} is not on this machine; say --images copy")
-    survey = result.survey(is_flat=kind.IS_FLAT, has_links=has_links)
+    collisions = name_collisions(result, is_flat=kind.IS_FLAT, has_links=has_links)
+    is_inside = is_in_containers(result)
     with begin(sink, result.uri, format_, kind.TOPS, overwrite=options.overwrite) as folder:
         has_images = options.images != "none"
-        plan = Plan(folder, classes, has_images, result.is_inside, result.is_multi_label)
-        run = _Run(kind(plan), folder, options, survey, ExportReport(format_))
-        for image in _told(result, tuple(classes), options, say):
-            run.take(image, is_inside=result.is_inside)
+        plan = Plan(folder, classes, has_images, is_inside, result.is_multi_label)
+        run = _Run(kind(plan), folder, options, collisions, ExportReport(format_))
+        try:
+            for number, image in enumerate(read_with_images(result, tuple(classes), options), 1):
+                run.take(image, is_inside=is_inside)
+                if number % _REPORTED_IMAGES == 0:
+                    say(f"exported {number:,} images")
+        except SourceError as error:  # too late to refuse: files of the export are there
+            raise CvbatchError(f"{result.uri}: {error}") from None
         report = run.finish()
-        report.num_missing = sum(max(1, ref.num_images) for ref in result.parts.missing)
+        report.num_missing = sum(max(1, ref.num_images) for ref in result.missing)
         tops = sorted(kind.TOPS)
         folder.mark({"is_complete": True, **report.as_json(), "source": result.uri, "tops": tops})
     return report
@@ -129,18 +139,6 @@ def _classes_kept(kind: type[Format], format_: str, result: Result) -> dict[str,
     return kept
 
 
-def _told(
-    result: Result, columns: tuple[str, ...], options: ExportOptions, say: Say
-) -> Iterator[Seen | Left]:
-    """Yield the images; say now and then how far it is."""
-    has_data = options.images == "copy"
-    images = result.images(columns, options.min_score, with_data=has_data)
-    for num_images, image in enumerate(images, start=1):
-        yield image
-        if num_images % _TOLD_IMAGES == 0:
-            say(f"exported {num_images:,} images")
-
-
 class _Run:
     """Takes the images of one export."""
 
@@ -149,47 +147,45 @@ class _Run:
         format_: Format,
         folder: Folder,
         options: ExportOptions,
-        survey: Survey,
+        collisions: frozenset[int],
         report: ExportReport,
     ) -> None:
         self._format = format_
         self._folder = folder
         self._options = options
-        self._survey = survey
+        self._collisions = collisions
         self._report = report
         self._names, self._failed = Items(folder, "\n"), Items(folder, "\n")
         self._num_turned = 0
 
-    def take(self, image: Seen | Left, *, is_inside: bool) -> None:
-        """Write an image's files, or note why there are none."""
-        if isinstance(image, Seen) and self._options.images == "link":
-            image = _found(image)
-        if isinstance(image, Left):
-            failure = image.failure
+    def take(self, image: ImageRow, *, is_inside: bool) -> None:
+        """Write an image's files, or record why there are none."""
+        row, data, failure = image
+        if failure is not None:
             self._report.failures[f"{failure.stage}, {failure.kind}"] += 1
-            said = {"image_id": image.image_id, "uri": image.uri, "stage": failure.stage}
-            self._failed.add(plain({**said, "kind": failure.kind, "message": failure.message}))
+            named = {"image_id": row.image_id, "uri": row.uri, "stage": failure.stage}
+            self._failed.add(plain({**named, "kind": failure.kind, "message": failure.message}))
             return
-        placed = self._place(image, is_inside)
-        if image.data is not None:
-            self._note_turned(image.data)
-            self._folder.put(self._format.image_file(placed), image.data)
+        placed = self._place(row.image_id, data, is_inside)
+        if data is not None:
+            self._note_turned(data)
+            self._folder.put(self._format.image_file(placed), data)
         elif self._options.images == "link":
-            self._folder.link(self._format.image_file(placed), image.uri)
-        self._format.add(image, placed)
-        said = {"image_id": image.image_id, "name": placed.name, "split": placed.split}
-        self._names.add(plain(said))
+            self._folder.link(self._format.image_file(placed), row.uri)
+        self._format.add(row, placed)
+        named = {"image_id": row.image_id, "name": placed.name, "split": placed.split}
+        self._names.add(plain(named))
         self._report.num_images += 1
-        self._report.num_objects += len(image.xyxy)
+        self._report.num_objects += len(row.boxes or ())
         self._report.splits[placed.split] += 1
 
-    def _place(self, image: Seen, is_inside: bool) -> Placed:
-        stem, suffix = split_name(image.image_id, is_inside=is_inside, is_flat=self._format.IS_FLAT)
-        if not suffix and image.data is not None:
-            suffix = f".{(format_of(image.data) or 'bin').lower()}"
-        stem = unique_stem(stem, image.image_id, self._survey.taken_twice)
+    def _place(self, image_id: str, data: bytes | None, is_inside: bool) -> Placed:
+        stem, suffix = split_name(image_id, is_inside=is_inside, is_flat=self._format.IS_FLAT)
+        if not suffix and data is not None:
+            suffix = f".{(format_of(data) or 'bin').lower()}"
+        stem = unique_stem(stem, image_id, self._collisions)
         shares = self._options.split or (1.0, 0.0, 0.0)
-        split = choose_split(image.image_id, None, shares, self._options.seed)
+        split = choose_split(image_id, None, shares, self._options.seed)
         return Placed(stem, suffix, SPLIT_NAMES[split])
 
     def _note_turned(self, data: bytes) -> None:
@@ -206,10 +202,3 @@ class _Run:
         odd = {_TURNED: self._num_turned} if self._num_turned else {}
         self._report.odd = {**odd, **self._format.odd}
         return self._report
-
-
-def _found(image: Seen) -> Seen | Left:
-    """Return an image whose file is there to be linked to."""
-    if Path(store.Location.of(image.uri).path).is_file():
-        return image
-    return Left(image.image_id, image.uri, Failure("read", "missing", "there is no such file"))

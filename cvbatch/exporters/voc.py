@@ -18,7 +18,8 @@ from PIL import Image
 from cvbatch.core.errors import ConfigError
 from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
 from cvbatch.exporters.json_stream import Items, put_document
-from cvbatch.exporters.rows import Seen
+from cvbatch.results.parts import box_corners
+from cvbatch.results.row import Row
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _THIN = "boxes of one pixel, which an import takes for clicks"
@@ -72,27 +73,27 @@ class Voc(Format):
         """Return where an image's file goes."""
         return f"JPEGImages/{placed.name}"
 
-    def add(self, seen: Seen, placed: Placed) -> None:
+    def add(self, row: Row, placed: Placed) -> None:
         """Take an image."""
         folder = self.plan.folder
-        folder.put(f"Annotations/{placed.stem}.xml", self._annotation(seen, placed))
+        folder.put(f"Annotations/{placed.stem}.xml", self._annotation(row, placed))
         self._lists["Main", placed.split].add(f"{placed.stem}\n")
-        if seen.mask is not None:
-            folder.put(f"SegmentationClass/{placed.stem}.png", self._picture(seen.mask))
+        if row.mask is not None:
+            folder.put(f"SegmentationClass/{placed.stem}.png", self._picture(row.mask))
             self._lists["Segmentation", placed.split].add(f"{placed.stem}\n")
 
-    def _annotation(self, seen: Seen, placed: Placed) -> bytes:
+    def _annotation(self, row: Row, placed: Placed) -> bytes:
         root = ET.Element("annotation")
         _say(root, folder="JPEGImages", filename=placed.name)
         _say(ET.SubElement(root, "source"), database="cvbatch")
-        _say(ET.SubElement(root, "size"), width=seen.width, height=seen.height, depth=3)
-        _say(root, segmented=int(seen.mask is not None))
-        corners = _corners(seen)
+        _say(ET.SubElement(root, "size"), width=row.width, height=row.height, depth=3)
+        _say(root, segmented=int(row.mask is not None))
+        corners = _corners(row)
         if num_thin := int((corners[:, :2] == corners[:, 2:]).any(axis=1).sum()):
             self.odd[_THIN] += num_thin
-        for corner, class_id in zip(corners.tolist(), seen.class_id.tolist(), strict=True):
+        for corner, box in zip(corners.tolist(), row.boxes or (), strict=True):
             item = ET.SubElement(root, "object")
-            _say(item, name=self.plan.classes["boxes"][class_id], pose="Unspecified")
+            _say(item, name=self.plan.classes["boxes"][box["class_id"]], pose="Unspecified")
             _say(item, truncated=0, difficult=0)
             _say(ET.SubElement(item, "bndbox"), **dict(zip(_CORNERS, corner, strict=True)))
         ET.indent(root)
@@ -121,11 +122,13 @@ def _say(element: ET.Element, **said: object) -> None:
         ET.SubElement(element, name).text = str(value)
 
 
-def _corners(seen: Seen) -> np.ndarray:  # (M, 4) int64, from 1, the last pixel in the box
+def _corners(
+    row: Row,
+) -> np.ndarray:  # (M, 4) int64, from 1, the last pixel in the box
     """Return the nearest whole pixels, within the image, one at least."""
-    size = np.array([seen.width, seen.height])
-    first = np.clip(np.floor(seen.xyxy[:, :2] + 0.5) + 1, 1, size)
-    last = np.clip(np.floor(seen.xyxy[:, 2:] + 0.5), first, size)
+    size, xyxy = np.array(row.size_hw[::-1]), box_corners(row.boxes)
+    first = np.clip(np.floor(xyxy[:, :2] + 0.5) + 1, 1, size)
+    last = np.clip(np.floor(xyxy[:, 2:] + 0.5), first, size)
     return np.concatenate([first, last], axis=1).astype(np.int64)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 
 from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
-from cvbatch.exporters.rows import Seen
+from cvbatch.results.parts import box_corners
+from cvbatch.results.row import Row
 
 _NO_AREA = "boxes without an area in their image, left out"
 
@@ -31,18 +32,19 @@ class Yolo(Format):
         """Return where an image's file goes."""
         return f"images/{placed.split}/{placed.name}"
 
-    def add(self, seen: Seen, placed: Placed) -> None:
+    def add(self, row: Row, placed: Placed) -> None:
         """Take an image; one without a box has an empty file."""
         self._num_images[placed.split] += 1
-        size = np.array([seen.width, seen.height])
-        first, last = (np.clip(seen.xyxy[:, i : i + 2], 0, size) for i in (0, 2))
+        size, xyxy = np.array(row.size_hw[::-1]), box_corners(row.boxes)
+        first, last = (np.clip(xyxy[:, i : i + 2], 0, size) for i in (0, 2))
         is_there = (last > first).all(axis=1)
         if not is_there.all():
             self.odd[_NO_AREA] += int((~is_there).sum())
-        parts = np.concatenate([(first + last) / 2 / size, (last - first) / size], axis=1)[is_there]
+        parts = np.concatenate([(first + last) / 2 / size, (last - first) / size], axis=1)
         lines = [
-            f"{class_id} " + " ".join(f"{part:.9g}" for part in row) + "\n"
-            for class_id, row in zip(seen.class_id[is_there].tolist(), parts.tolist(), strict=True)
+            f"{box['class_id']} " + " ".join(f"{part:.9g}" for part in sides) + "\n"
+            for box, sides, has_area in zip(row.boxes or (), parts.tolist(), is_there, strict=True)
+            if has_area
         ]
         name = f"labels/{placed.split}/{placed.stem}.txt"
         self.plan.folder.put(name, "".join(lines).encode())

@@ -1,146 +1,125 @@
-"""A prediction's result as labels: what one model said with some certainty teaches another.
+"""Use a prediction's result as labels (pseudo-labels), from a minimum score on.
 
-The images are read as the prediction read them, chunk by chunk, so a result over Parquet or tars
-serves as one over files does. Scores stay what the model gave.
+The images are read as the prediction read them, chunk by chunk, so a result over Parquet files or
+tars works like one over image files. Scores are stored as predicted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from cvbatch.core.errors import SourceError
-from cvbatch.images.masks import decode_png
+from cvbatch.core.types import ChunkRef
 from cvbatch.images.orientation import Size
 from cvbatch.importers.annotations import AnnotatedDataset, Annotation, Batch, MaskFault
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.options import ImportOptions
 from cvbatch.planning import manifest
-from cvbatch.results.parts import ANSWERS, Parts, describe, read_rows
+from cvbatch.results.parts import CLASS_COLUMNS, box_corners
+from cvbatch.results.result import Result, Row
 
-_ROWS_AT_ONCE = 1024
-_SIDES = ("x_min", "y_min", "x_max", "y_max")
+_BATCH_ROWS = 1024  # without masks
 
 
-class _Result:
-    """A prediction's sink, and what its files say of themselves."""
+class _PseudoLabels:
+    """The predictions of a result as annotations, and their masks."""
 
     def __init__(self, uri: str, min_score: float) -> None:
-        self.uri = uri
-        self.min_score = min_score
-        self._masks_of = ""  # the part whose masks are held
-        self._masks: dict[str, bytes | None] = {}
-        self.parts = Parts.find(uri)
-        if not self.parts.done:
-            raise SourceError(
-                f"{uri} is no prediction's result: it has no _cvbatch/manifest with part files; "
-                "name the sink of a finished `cvbatch predict`"
-            )
-        self.said = describe(self.parts.uri_of(self.parts.done[0]))
-        self.classes = self.said.classes
+        self.result = Result(uri, needs_rows=True)
+        self.classes = self.result.classes
+        self._min_score = min_score
+        self._chunk = self.result.done[0]  # that is read
+        self._masks: Iterator[Row] = iter(())  # its rows after the last mask
         if not self.classes:
-            raise SourceError(f"{uri} holds neither labels, boxes nor masks")
-        self.has_labels_alone = set(self.classes) == {"labels"}
-        self.is_single_label = any(
-            model["task"] == "localization"
-            or (model["task"] == "classification" and not model["options"].get("multi_label"))
-            for model in self.said.document["models"]
-        )
+            raise SourceError(f"{uri} has none of the columns {', '.join(CLASS_COLUMNS)}")
+        self.is_single_label = "labels" in self.classes and not self.result.is_multi_label
+        self.needs_label = self.is_single_label and set(self.classes) == {"labels"}
 
     def batches(self, report: Report) -> Iterator[Batch]:
-        """Yield the images of every chunk that can be used, with their labels."""
-        for ref in self.parts.missing:
-            num_images = max(1, ref.num_images)  # of a tar nobody knows
+        """Yield the usable images of every chunk with their labels."""
+        for ref in self.result.missing:
+            num_images = max(1, ref.num_images)  # a tar is counted only when it is read
             report.num_found += num_images
             report.note("annotation_missing", f"chunk {ref.chunk_id}", num_images)
-        reading = self.parts.reading or {}
-        for ref in self.parts.done:
-            examples = self._examples(self.parts.uri_of(ref), report)
+        reading = self.result.reading
+        for ref in self.result.done:
+            examples = self._examples(ref, report)
             items = manifest.read_chunk(ref).items
             if reading["format"] == "images":
                 items = tuple(item for item in items if item.image_id in examples)
             if examples:
+                self._chunk, self._masks = ref, iter(())
                 column = reading.get("image_column", "image")
                 yield Batch(items, examples, reading["format"], column)
 
     def read_mask(self, example: Annotation, frame_hw: Size) -> np.ndarray | MaskFault | None:
-        """Return the mask as class ids, (h, w) uint8; see `MaskReader`."""
-        if self._masks_of != example.mask_at:  # the images of a part come one after the other
-            rows = read_rows(example.mask_at, ("image_id", "mask"), _ROWS_AT_ONCE)
-            self._masks = {row["image_id"]: (row["mask"] or {}).get("bytes") for row in rows}
-            self._masks_of = example.mask_at
-        data = self._masks.get(example.image_id)
-        if data is None:
-            return None
+        """Return the mask of an image of the last batch, (h, w) uint8; see `MaskReader`."""
+        row = self._mask_row(example.image_id)
         try:
-            mask = decode_png(data)
-        except ValueError as error:
-            return MaskFault("mask_unreadable", f"{example.image_id}: {error}")
-        if mask.shape != frame_hw:
-            height, width = mask.shape
-            told = f"{example.image_id}: {width} x {height}; predict with mask_size: original"
-            return MaskFault("mask_size", told)
+            mask = None if row is None else row.stored_mask
+        except SourceError as error:
+            return MaskFault("mask_unreadable", str(error))
+        if mask is not None and mask.shape != frame_hw:
+            size = f"{mask.shape[1]} x {mask.shape[0]}"
+            message = f"{example.image_id}: {size}; predict with mask_size: original"
+            return MaskFault("mask_size", message)
         return mask
 
-    def _examples(self, part_uri: str, report: Report) -> dict[str, Annotation]:
-        document = describe(part_uri).document
-        if document["fingerprint"] != self.said.document["fingerprint"]:
-            raise SourceError(f"{part_uri} is of another job than the rest of {self.uri}")
-        wanted = [name for name in ("labels", "boxes") if name in self.classes]
-        columns = ("image_id", "uri", "status", "width", "height", *wanted)
+    def _mask_row(self, image_id: str) -> Row | None:
+        """Return the row of an image; few are in memory if images are in the rows' order."""
+        for _ in range(2):  # from the last mask on, then from the first row
+            for row in self._masks:
+                if row.image_id == image_id:
+                    return row
+            self._masks = self.result.rows(self._chunk, ("mask",))
+        return None
+
+    def _examples(self, ref: ChunkRef, report: Report) -> dict[str, Annotation]:
+        columns = [name for name in ("labels", "boxes") if name in self.classes]
+        mask_at = self.result.uri_of(ref) if "mask" in self.classes else ""
         examples = {}
-        for row in read_rows(part_uri, columns, _ROWS_AT_ONCE):
+        for row in self.result.rows(ref, columns, _BATCH_ROWS):
             report.num_found += 1
-            if row["status"] != "ok":
-                report.note("failed", f"{row['uri']} ({row['image_id']})")
-                continue
-            labels = self._labels(row)
-            if self.has_labels_alone and self.is_single_label and not labels:
-                report.note("below_score", f"{row['uri']} ({row['image_id']})")
-                continue
-            examples[row["image_id"]] = self._example(row, labels, part_uri)
+            confident = row.with_min_score(self._min_score)
+            if row.error is not None:
+                report.note("failed", f"{row.uri} ({row.image_id})")
+            elif self.needs_label and not confident.labels:
+                report.note("below_score", f"{row.uri} ({row.image_id})")
+            else:
+                examples[row.image_id] = self._annotation(confident, mask_at)
         return examples
 
-    def _labels(self, row: dict[str, Any]) -> list[tuple[int, float]]:
-        """Return the labels that are certain enough, of classes that exclude each other one."""
-        said = row.get("labels") or []
-        certain = [
-            (one["class_id"], one["score"]) for one in said if one["score"] >= self.min_score
-        ]
-        return certain[:1] if self.is_single_label else certain
-
-    def _example(
-        self, row: dict[str, Any], labels: list[tuple[int, float]], part_uri: str
-    ) -> Annotation:
-        boxes = [box for box in row.get("boxes") or [] if box["score"] >= self.min_score]
-        corners = [[box[side] for side in _SIDES] for box in boxes]
+    def _annotation(self, row: Row, mask_at: str) -> Annotation:
+        boxes = row.boxes or []
+        labels = [(one["class_id"], one["score"]) for one in row.labels or ()]
         return Annotation(
-            image_id=row["image_id"],
-            boxes=np.array(corners, np.float64).reshape(-1, 4),
+            image_id=row.image_id,
+            boxes=box_corners(boxes),
             class_id=np.array([box["class_id"] for box in boxes], np.int32),
             score=np.array([box["score"] for box in boxes], np.float32),
             is_crowd=np.zeros(len(boxes), bool),
-            labels=labels,
-            declared_hw=(row["height"], row["width"]),
-            mask_at=part_uri if "mask" in self.classes else "",
+            labels=labels[:1] if self.is_single_label else labels,
+            declared_hw=row.size_hw,
+            mask_at=mask_at,
         )
 
 
 def read_predictions(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
-    """Return what a prediction's sink says, labels and boxes of `min_score` or more.
+    """Return the predictions of a result as labels, those of `min_score` or more.
 
     Raises:
-        SourceError: it is none, or its files are not of one job.
+        SourceError: there is no result, it has no labels, boxes or masks, or its parts are not of
+            one job.
     """
-    result = _Result(source, options.min_score)
-    columns = tuple(name for name in ANSWERS if name in result.classes)
+    labels = _PseudoLabels(source, options.min_score)
+    columns = tuple(name for name in CLASS_COLUMNS if name in labels.classes)
     return AnnotatedDataset(
         columns=columns,
-        classes=result.classes,
-        is_multi_label=not result.is_single_label,
-        batches=result.batches,
-        read_mask=result.read_mask if "mask" in columns else None,
+        classes=labels.classes,
+        is_multi_label=not labels.is_single_label,
+        batches=labels.batches,
+        read_mask=labels.read_mask if "mask" in columns else None,
         is_upright=True,
     )

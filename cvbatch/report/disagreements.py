@@ -1,4 +1,4 @@
-"""Where a result and the truth differ most: some images of both sides compared one by one."""
+"""Find the images whose predictions differ most from their labels, one by one in a sample."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.types import VOID_CLASS
@@ -15,58 +16,65 @@ from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
 from cvbatch.evaluate.scoring import Order, score_rows
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.counts import Tally
-from cvbatch.results.parts import find_result
+from cvbatch.report.statistics import Pick
+from cvbatch.results.parts import box_corners
+from cvbatch.results.result import Result
 
 MOST_DIFFERENT = 16  # images kept
 MAX_PIECES = 48
 _ROWS_OF_PIECE = 24
-_SIDES = ("x_min", "y_min", "x_max", "y_max")
 _TALLIES = {"labels": "labels_tally", "boxes": "boxes_tally", "mask": "mask_tally"}
 
 
 @dataclass(frozen=True)
 class Against:
-    """What the truth says of an image, and how far the models agree."""
+    """The labels of an image, and how far the predictions agree with them."""
 
     agreement: dict[str, float]  # column → F1 of its labels, boxes or pixels, 0..1
     labels: tuple[str, ...]
     xyxy: np.ndarray  # (M, 4) float32 pixels of the image
     names: tuple[str, ...]  # M, of the boxes
-    mask: np.ndarray | None  # (h, w) uint8, in the truth's classes; VOID_CLASS: not counted
-    answered: np.ndarray | None  # (h, w) uint8, the model's in the truth's classes
-    data: bytes | None  # the image as the truth holds it
+    mask: np.ndarray | None  # (h, w) uint8 true classes; VOID_CLASS: not counted
+    answered: np.ndarray | None  # (h, w) uint8 true classes of the predicted mask
+    data: bytes | None  # the encoded image that is stored with the labels
 
     @property
     def disagreement(self) -> float:
-        """Return 0 where all is as the truth says, 1 where nothing is."""
+        """Return 1 minus the mean agreement: 0 where all predictions are right, 1 where none is."""
         return 1 - float(np.mean(list(self.agreement.values()))) if self.agreement else 0.0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Images on both sides, those first that differ most."""
+    """The images that differ most from their labels, those that differ most first."""
 
     num_images: int  # on both sides
     num_compared: int
-    found: list[tuple[str, int, Against]]  # URI of the part, row in it
+    differing: dict[Pick, Against]
 
 
 def compare(
-    predictions: str, truth_uris: Sequence[str], splits: Sequence[str] | None, said: dict[str, Any]
+    result: Result,
+    truth_uris: Sequence[str],
+    splits: Sequence[str] | None,
+    evaluation: dict[str, Any],
 ) -> Comparison:
     """Return some images that are on both sides, compared; of a large result a sample.
 
-    said: an evaluation section; its thresholds, class map and way to join hold here too.
+    Args:
+        result: the predictions.
+        truth_uris: labelled Parquet.
+        splits: of the labels; None: all.
+        evaluation: an evaluation section, whose thresholds, class map and join are used.
 
     Raises:
-        SourceError: a side cannot be read, or nothing is common.
+        SourceError: a side cannot be read, or no image is on both sides.
         ConfigError: the class tables differ.
     """
-    config = EvaluationConfig(**{**said, "bootstrap": 0})
-    result = find_result(predictions)
+    config = EvaluationConfig(**{**evaluation, "bootstrap": 0})
     truth = find_truth(truth_uris, splits)
     order = make_order(config, result, truth)
-    joined = join(result.parts, truth, config.join)
+    joined = join(result, truth, config.join)
     pieces = [_sample(piece) for piece in _spread(joined.pieces)]
     ranked: list[tuple[float, int, int]] = []
     for number, piece in enumerate(pieces):
@@ -77,12 +85,13 @@ def compare(
             if one
         ]
     ranked.sort()
-    found = []
+    differing = {}
     for agreement, number, i in ranked[:MOST_DIFFERENT]:
         if agreement < 1:
             piece = pieces[number]
-            found.append((piece.part_uri, int(piece.part_row[i]), _against(order, piece, i)))
-    return Comparison(joined.num_images, sum(len(one.part_row) for one in pieces), found)
+            pick = Pick(piece.ref, int(piece.part_row[i]))
+            differing[pick] = _against(order, piece, i)
+    return Comparison(joined.num_images, sum(len(one.part_row) for one in pieces), differing)
 
 
 def _spread(pieces: list[Piece]) -> list[Piece]:
@@ -96,17 +105,24 @@ def _sample(piece: Piece) -> Piece:
 
 
 def _agreements(order: Order, piece: Piece) -> list[dict[str, float]]:
-    """Return for each image of a piece what F1 its labels, its boxes and its pixels come to."""
+    """Return the F1 of labels, boxes and pixels of each image of a piece."""
+    predicted, truth = _read(order, piece)
+    return [_agreement(order, predicted.slice(i, 1), truth.slice(i, 1), piece.part_uri)
+            for i in range(predicted.num_rows)]  # fmt: skip
+
+
+def _read(order: Order, piece: Piece, *extra: str) -> tuple[pa.Table, pa.Table]:
+    """Return the compared columns of predictions and labels; of labels `extra` columns too."""
     columns = list(order.classes)
-    extra = ["box_is_crowd"] if "boxes" in columns else []
-    said, truth = read_piece(piece, ["image_id", "status", *columns], [*columns, *extra])
-    return [_agreement(order, said.slice(i, 1), truth.slice(i, 1), piece.part_uri)
-            for i in range(said.num_rows)]  # fmt: skip
+    crowd = ["box_is_crowd"] if "boxes" in columns else []
+    return read_piece(piece, ["image_id", "status", *columns], [*columns, *crowd, *extra])
 
 
-def _agreement(order: Order, said: Any, truth: Any, name: str) -> dict[str, float]:
-    scored = score_rows(order, said.combine_chunks(), truth.combine_chunks(), name)
-    found = {}
+def _agreement(
+    order: Order, predicted: pa.Table, truth: pa.Table, name: str
+) -> dict[str, float]:  # one row each
+    scored = score_rows(order, predicted.combine_chunks(), truth.combine_chunks(), name)
+    agreement = {}
     for column, tally_name in _TALLIES.items():
         tally = scored.scores.get(tally_name)
         if not isinstance(tally, Tally):
@@ -115,24 +131,20 @@ def _agreement(order: Order, said: Any, truth: Any, name: str) -> dict[str, floa
             int(part[0].sum()) for part in (tally.hits, tally.support, tally.answered)
         )
         if support + answered:
-            found[column] = 2 * hits / (support + answered)
-    return found
+            agreement[column] = 2 * hits / (support + answered)
+    return agreement
 
 
 def _against(order: Order, piece: Piece, index: int) -> Against:
-    """Return all that the truth says of one image."""
-    one = piece.take(np.array([index]))
-    columns = list(order.classes)
-    extra = ["box_is_crowd"] if "boxes" in columns else []
-    said, truth = read_piece(one, ["image_id", "status", *columns], [*columns, *extra, "image"])
-    row, answer = truth.to_pylist()[0], said.to_pylist()[0]
+    """Return the labels of one image, compared."""
+    predicted, truth = _read(order, piece.take(np.array([index])), "image")
+    row, answer = truth.to_pylist()[0], predicted.to_pylist()[0]
     boxes = row.get("boxes") or []
-    corners = [[box[side] for side in _SIDES] for box in boxes]
     mask, answered = _masks(order, row, answer)
     return Against(
-        agreement=_agreement(order, said, truth, piece.part_uri),
+        agreement=_agreement(order, predicted, truth, piece.part_uri),
         labels=tuple(order.classes["labels"][one["class_id"]] for one in row.get("labels") or []),
-        xyxy=np.array(corners, np.float32).reshape(-1, 4),
+        xyxy=box_corners(boxes).astype(np.float32),
         names=tuple(order.classes["boxes"][box["class_id"]] for box in boxes),
         mask=mask,
         answered=answered,
@@ -143,16 +155,16 @@ def _against(order: Order, piece: Piece, index: int) -> Against:
 def _masks(
     order: Order, row: dict[str, Any], answer: dict[str, Any]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:  # (h, w) uint8 each
-    true, said = ((one.get("mask") or {}).get("bytes") for one in (row, answer))
+    true, predicted = ((one.get("mask") or {}).get("bytes") for one in (row, answer))
     if true is None:
         return None, None
     mask = decode_png(true)
     if order.ignored is not None:
         mask = np.where(mask == order.ignored, np.uint8(VOID_CLASS), mask)
-    if said is None:
+    if predicted is None:
         return mask, None
     table = np.full(256, VOID_CLASS, np.uint8)
     class_of = order.class_of["mask"]
     table[: len(class_of)] = np.where(class_of < 0, VOID_CLASS, class_of)
-    answered = table[decode_png(said)]
+    answered = table[decode_png(predicted)]
     return mask, answered if answered.shape == mask.shape else None

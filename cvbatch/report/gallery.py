@@ -24,7 +24,7 @@ from cvbatch.report.overlays import (
     photo,
 )
 from cvbatch.report.samples import Card
-from cvbatch.results.result import Row
+from cvbatch.results.row import Row
 
 MAX_BOXES = 50  # drawn in one image
 MAX_LABELS = 8  # named under one image

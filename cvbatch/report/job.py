@@ -26,8 +26,7 @@ from cvbatch.report.disagreements import Comparison, compare
 from cvbatch.report.html import Section, count, el, paragraph, shortened
 from cvbatch.report.overlays import Budget
 from cvbatch.report.prediction_page import Prediction
-from cvbatch.report.statistics import survey
-from cvbatch.results.parts import describe, find_result
+from cvbatch.report.statistics import collect_statistics
 from cvbatch.results.result import Result
 from cvbatch.results.run_history import latest
 from cvbatch.storage import store
@@ -87,7 +86,7 @@ def write_report(
         made, num_images = _of_evaluation(evaluation_page.find(uri), budget, notes)
         title = "Predictions against the truth"
     else:
-        found = _look(Result(uri))
+        found = _prediction(uri)
         compared, scores = _against(found, evaluation_uri, truth, budget, notes)
         made = _of_prediction(found, compared, scores, budget, notes)
         num_images, num_models = found.num_images, len(found.result.metadata.get("models", []))
@@ -117,12 +116,10 @@ def _kind_of(uri: str) -> str:
     )
 
 
-def _look(result: Result) -> Prediction:
-    seen = survey(result.parts)
-    first = result.parts.done[:1]
-    classes = describe(result.parts.uri_of(first[0])).classes if first else {}
+def _prediction(uri: str) -> Prediction:
+    result = Result(uri)
     runs = tuple(islice(latest(result.uri), _MAX_RUNS))
-    return Prediction(result, seen, classes, runs)
+    return Prediction(result, collect_statistics(result), runs)
 
 
 def _against(
@@ -133,14 +130,14 @@ def _against(
     notes: list[str],
 ) -> tuple[Comparison | None, list[Section]]:
     """Return the images that differ from what was asked for as the truth, and the figures."""
-    if (truth or evaluation_uri) and not found.survey.num_rows:
+    if (truth or evaluation_uri) and not found.statistics.num_rows:
         notes.append("The result holds no row yet: there is nothing to hold against the truth.")
         return None, []
     if evaluation_uri is None:
         return (_compare(found, truth, {}) if truth else None), []
     scored = evaluation_page.find(evaluation_uri)
     identity = scored.state.get("predictions", {}).get("identity")
-    if identity != find_result(found.result.uri).identity:
+    if identity != found.result.identity:
         raise ConfigError(
             f"--evaluation {evaluation_uri} is about {scored.predictions} as it was then, not "
             f"about {found.result.uri} as it is; evaluate this result"
@@ -155,7 +152,7 @@ def _against(
 def _compare(found: Prediction, truth: Sequence[str], said: dict[str, Any]) -> Comparison:
     """Return the images that differ from the truth that was asked for."""
     try:
-        return compare(found.result.uri, truth, None, said)
+        return compare(found.result, truth, None, said)
     except ConfigError as error:
         raise ConfigError(
             f"--truth: {error}; a job file of cvbatch evaluate can say it: then name its sink with "
@@ -172,7 +169,7 @@ def _compared(
         return None
     try:
         return compare(
-            found.result.uri,
+            found.result,
             job["uri"],
             job.get("splits"),
             scored.state.get("evaluation", {}),
@@ -196,7 +193,7 @@ def _of_evaluation(
     )
     num_images = int(scored.metrics.get("images", {}).get("images", 0))
     try:
-        found = _look(Result(scored.predictions))
+        found = _prediction(scored.predictions)
     except CvbatchError as error:
         notes.append(f"The prediction cannot be shown: {error}")
         extra = Section("prediction", "Prediction", prediction_page.notes(notes))
@@ -223,7 +220,7 @@ def _of_prediction(
         prediction_page.classes(found),
         prediction_page.speed(found),
         prediction_page.networks(found),
-        prediction_page.job_file((found.result.job or {}).get("job")),
+        prediction_page.job_file(found.result.job.get("job")),
     ]
     return [*first, *_present(rest)]
 

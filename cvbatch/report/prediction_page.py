@@ -1,9 +1,8 @@
-"""The parts of a page that are about a prediction: counts, failures, pictures, speed, networks."""
+"""Sections about a prediction: counts, failures, gallery, throughput, networks, job file."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -32,7 +31,7 @@ from cvbatch.report.html import (
 )
 from cvbatch.report.overlays import Budget
 from cvbatch.report.samples import read_cards
-from cvbatch.report.statistics import BINS, Pick, Survey
+from cvbatch.report.statistics import BINS, Pick, Statistics
 from cvbatch.results.result import Result
 from cvbatch.results.run_history import Run
 
@@ -50,80 +49,85 @@ _GROUPS = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """A result, as far as a page looks into it."""
+    """A result and what a page shows of it."""
 
     result: Result
-    survey: Survey
-    classes: dict[str, tuple[str, ...]]  # of labels, boxes and mask
+    statistics: Statistics
     runs: tuple[Run, ...]  # the last ones, the last first
 
     @property
     def num_images(self) -> int:
-        """Return how many images are done, those that failed too; of tars those looked at."""
-        planned = sum(ref.num_images for ref in self.result.parts.done)
-        return self.survey.num_rows if self.survey.has_all else max(planned, self.survey.num_rows)
+        """Return how many images are done, failed ones too; of tars those of the sample."""
+        planned = sum(ref.num_images for ref in self.result.done)
+        num_rows = self.statistics.num_rows
+        return num_rows if self.statistics.is_complete else max(planned, num_rows)
 
 
-def counts(found: Prediction) -> Section:
-    """Return the figures at a glance, and where what is counted was counted."""
-    parts, seen = found.result.parts, found.survey
-    kept = sum(parts.sizes.get(parts.uri_of(ref).rpartition("/")[2], 0) for ref in parts.done)
-    left = len(parts.missing)
+def counts(prediction: Prediction) -> Section:
+    """Return the main figures, and how many rows they were counted in."""
+    result, stats = prediction.result, prediction.statistics
+    num_missing = len(result.missing)
     figures = [
-        ("Images", count(found.num_images), ""),
-        ("Failed", count(seen.num_failed), share(seen.num_failed, seen.num_rows)),
-        ("Files", count(len(parts.done)), f"{size(kept)}" + (f", {left:,} to do" if left else "")),
+        ("Images", count(prediction.num_images), ""),
+        ("Failed", count(stats.num_failed), share(stats.num_failed, stats.num_rows)),
+        (
+            "Files",
+            count(len(result.done)),
+            size(sum(result.sizes.values())) + (f", {num_missing:,} to do" if num_missing else ""),
+        ),
     ]
-    boxes = sum(seen.found.get("boxes", {}).values())
-    if "boxes" in found.classes:
-        ok = max(seen.num_rows - seen.num_failed, 1)
+    if "boxes" in result.classes:
+        boxes = stats.num_elements["boxes"].total()
+        ok = max(stats.num_rows - stats.num_failed, 1)
         figures.append(("Boxes", count(boxes), f"{boxes / ok:.3g} an image"))
-    if found.runs and found.runs[0].images_per_second:
-        speed = f"{found.runs[0].images_per_second:,.4g}"
+    if prediction.runs and prediction.runs[0].images_per_second:
+        speed = f"{prediction.runs[0].images_per_second:,.4g}"
         figures.append(("Speed", speed, "images/s, last run"))
     body = [tiles(figures)]
-    if left:
+    if num_missing:
         body.append(
             paragraph(
-                f"{count(left, 'chunk')} of the job {'is' if left == 1 else 'are'} not done: run "
-                "the same command again to go on.", kind="note"
+                f"{count(num_missing, 'chunk')} of the job {'is' if num_missing == 1 else 'are'} "
+                "not done: run the same command again to go on.", kind="note"
             )
         )  # fmt: skip
-    if not seen.has_all:
+    if not stats.is_complete:
         body.append(
             paragraph(
-                f"Counted in {count(seen.num_rows, 'row')} of {count(len(seen.files), 'file')}, "
-                f"spread evenly over all {count(seen.num_files)}.", kind="note"
+                f"Counted in {count(stats.num_rows, 'row')} of "
+                f"{count(len(stats.sampled), 'file')}, spread evenly over all "
+                f"{count(stats.num_chunks)}.", kind="note"
             )
         )  # fmt: skip
     return Section("counts", "At a glance", body)
 
 
-def failures(found: Prediction) -> Section:
-    """Return what failed, by kind, with some images of each."""
-    seen = found.survey
-    if not seen.num_failed:
+def failures(prediction: Prediction) -> Section:
+    """Return the failed images by kind, with some examples of each."""
+    stats = prediction.statistics
+    if not stats.num_failed:
         return Section("failures", "Failures", [paragraph("No image failed.")])
     rows = []
-    for kind, number in seen.failures.most_common():
+    for kind, number in stats.failures.most_common():
         examples = el("ul", {"class": "plain"})
-        for image_id, message in seen.examples.get(kind, []):
-            said = el("span", {"class": "quiet"}, f": {shortened(hidden(message), 300)}")
-            examples.append(el("li", {}, name(image_id), said))
-        rows.append((kind, Cell(count(number), number / seen.num_failed), examples))
-    title = f"{count(seen.num_failed, 'image')} failed, by stage and kind"
+        for image_id, message in stats.examples.get(kind, []):
+            reason = el("span", {"class": "quiet"}, f": {shortened(hidden(message), 300)}")
+            examples.append(el("li", {}, name(image_id), reason))
+        rows.append((kind, Cell(count(number), number / stats.num_failed), examples))
+    title = f"{count(stats.num_failed, 'image')} failed, by stage and kind"
     return Section(
         "failures", "Failures", [table(title, ("kind", "images", "such as"), rows, "tn")]
     )
 
 
-def classes(found: Prediction) -> Section | None:
-    """Return how often each class was found, and how sure the models were."""
-    seen, body, tables = found.survey, list[Element](), list[Element]()
+def classes(prediction: Prediction) -> Section | None:
+    """Return how often each class was predicted, and the distribution of scores."""
+    stats, body, tables = prediction.statistics, list[Element](), list[Element]()
+    class_tables = prediction.result.classes
     drawn = [
-        charts.histogram(title, seen.scores[column], BINS)
+        charts.histogram(title, stats.score_bins[column], BINS)
         for column, title in (("labels", "Score of the best label"), ("boxes", "Scores of boxes"))
-        if column in seen.scores and seen.score_range[0] >= 0 and seen.score_range[1] <= 1
+        if stats.score_bins[column] and stats.score_range[0] >= 0 and stats.score_range[1] <= 1
     ]
     if drawn:
         body.append(el("div", {"class": "charts"}, *drawn))
@@ -132,19 +136,19 @@ def classes(found: Prediction) -> Section | None:
         "boxes": ("Boxes", ("class", "images with it", "boxes")),
         "mask_areas": ("Masks", ("class", "images with it")),
     }
-    for column, of in _COLUMNS.items():
-        if of not in found.classes:
+    for column, table_column in _COLUMNS.items():
+        if table_column not in class_tables:
             continue
-        names = found.classes[of]
-        with_it = seen.images_with.get(column, Counter[int]())
-        order = sorted(range(len(names)), key=lambda k: (-with_it[k], k))[:MAX_CLASSES]
-        most = max(with_it.values(), default=1)
+        names, num_images = class_tables[table_column], stats.num_images[column]
+        order = sorted(range(len(names)), key=lambda k: (-num_images[k], k))[:MAX_CLASSES]
+        most = max(num_images.values(), default=1)
         title, head = titles[column]
         rows = []
         for k in order:
-            cells: list[Child | Cell] = [name(names[k]), Cell(count(with_it[k]), with_it[k] / most)]
+            share_of_most = num_images[k] / most
+            cells: list[Child | Cell] = [name(names[k]), Cell(count(num_images[k]), share_of_most)]
             if column == "boxes":
-                cells.append(count(seen.found.get(column, Counter[int]())[k]))
+                cells.append(count(stats.num_elements[column][k]))
             rows.append(cells)
         more = "" if len(names) <= MAX_CLASSES else f" ({MAX_CLASSES} of {len(names):,} classes)"
         tables.append(table(f"{title}{more}", head, rows, "tnn"))
@@ -153,67 +157,60 @@ def classes(found: Prediction) -> Section | None:
     return Section("classes", "Classes", body) if body else None
 
 
-def pictures(found: Prediction, compared: Comparison | None, budget: Budget) -> Section:
+def pictures(prediction: Prediction, compared: Comparison | None, budget: Budget) -> Section:
     """Return the gallery."""
-    picks = _picks(found, compared)
-    against = {}
-    if compared is not None:
-        refs = {found.result.parts.uri_of(ref): ref for ref in found.result.parts.done}
-        against = {Pick(refs[uri], row): one for uri, row, one in compared.found if uri in refs}
-    cards = read_cards(found.result, picks, against)
+    differing = compared.differing if compared else {}
+    cards = read_cards(prediction.result, _picks(prediction, differing), differing)
     body = []
     if compared is not None:
         body.append(
             paragraph(
                 f"{count(compared.num_compared)} of {count(compared.num_images, 'image')} that "
-                f"are on both sides were compared, image by image; the {len(compared.found)} that "
+                f"are on both sides were compared, image by image; the {len(differing)} that "
                 "differ most are here."
             )
         )
     return Section(
-        "gallery", "Gallery", [*body, *gallery(cards, _GROUPS, tints_of(found.classes), budget)]
+        "gallery",
+        "Gallery",
+        [*body, *gallery(cards, _GROUPS, tints_of(prediction.result.classes), budget)],
     )
 
 
-def _picks(found: Prediction, compared: Comparison | None) -> dict[Pick, set[str]]:
-    """Return the rows to show, each with the samples it belongs to."""
+def _picks(prediction: Prediction, differing: Collection[Pick]) -> dict[Pick, set[str]]:
+    """Return the rows to show, each with the groups of the gallery that it is in."""
+    stats = prediction.statistics
+    groups = {
+        "truth": differing,
+        "class": _of_classes(prediction),
+        "low": stats.picks_least_confident(),
+    }
+    if not any(groups.values()):
+        groups = {"any": stats.first_rows[:_SHOWN_OF_CLASSES]}
     picks: dict[Pick, set[str]] = {}
-    parts = found.result.parts
-    if compared is not None:
-        refs = {parts.uri_of(ref): ref for ref in parts.done}
-        for uri, row, _ in compared.found:
-            if uri in refs:
-                picks.setdefault(Pick(refs[uri], row), set()).add("truth")
-    for pick in _of_classes(found):
-        picks.setdefault(pick, set()).add("class")
-    for pick in found.survey.picks_lowest():
-        picks.setdefault(pick, set()).add("low")
-    if not picks:
-        for ref in found.survey.files[:_SHOWN_OF_CLASSES]:
-            picks.setdefault(Pick(ref, 0), set()).add("any")
+    for group, rows in groups.items():
+        for pick in rows:
+            picks.setdefault(pick, set()).add(group)
     return picks
 
 
-def _of_classes(found: Prediction) -> list[Pick]:
-    """Return rows that show the classes, those of the first column that names any."""
-    chosen: list[Pick] = []
-    for column, of in _COLUMNS.items():
-        by_class = found.survey.picks_of_class(column)
-        if of not in found.classes or not by_class:
-            continue
-        with_it = found.survey.images_with[column]
-        order = sorted(by_class, key=lambda k: (-with_it[k], k))[:_SHOWN_OF_CLASSES]
-        each = max(1, _SHOWN_OF_CLASSES // len(order))
-        chosen += [pick for k in order for pick in by_class[k][:each]]
-        break
-    return list(dict.fromkeys(chosen))
+def _of_classes(prediction: Prediction) -> list[Pick]:
+    """Return rows that show the classes of the first column that has any."""
+    for column, table_column in _COLUMNS.items():
+        by_class = prediction.statistics.picks_of_class(column)
+        if table_column in prediction.result.classes and by_class:
+            num_images = prediction.statistics.num_images[column]
+            order = sorted(by_class, key=lambda k: (-num_images[k], k))[:_SHOWN_OF_CLASSES]
+            per_class = max(1, _SHOWN_OF_CLASSES // len(order))
+            return list(dict.fromkeys(pick for k in order for pick in by_class[k][:per_class]))
+    return []
 
 
-def speed(found: Prediction) -> Section | None:
-    """Return what every run of the job did, and how fast."""
-    if not found.runs:
+def speed(prediction: Prediction) -> Section | None:
+    """Return the images, failures and throughput of every run of the job."""
+    if not prediction.runs:
         return None
-    fastest = max(run.images_per_second for run in found.runs) or 1
+    fastest = max(run.images_per_second for run in prediction.runs) or 1
     rows = [
         (
             f"{run.ended:%Y-%m-%d %H:%M:%S}",
@@ -223,19 +220,19 @@ def speed(found: Prediction) -> Section | None:
             duration(run.seconds),
             Cell(f"{run.images_per_second:,.4g}", run.images_per_second / fastest),
         )
-        for run in found.runs
+        for run in prediction.runs
     ]
     head = ("ended (UTC)", "images", "failed", "chunks", "time", "images/s")
     title = f"Runs of the job, the last one first ({len(rows)})"
     return Section("runs", "Throughput", [table(title, head, rows, "tnnnnn")])
 
 
-def networks(found: Prediction) -> Section | None:
-    """Return the networks of the job with what they cost, as far as it was counted."""
-    models = found.result.metadata.get("models", [])
+def networks(prediction: Prediction) -> Section | None:
+    """Return the networks of the job with their parameters and multiply-adds, where known."""
+    models = prediction.result.metadata.get("models", [])
     if not models:
         return None
-    costs = (found.result.job or {}).get("networks")
+    costs = prediction.result.job.get("networks")
     if not isinstance(costs, list) or [type(one) for one in costs] != [dict] * len(models):
         costs = [{}] * len(models)
     rows = []
@@ -264,22 +261,22 @@ def _whole(number: Any) -> str:
 def job_file(
     job: Mapping[str, Any] | None, key: str = "job", title: str = "Job file"
 ) -> Section | None:
-    """Return a resolved job as YAML, without anything secret."""
+    """Return a resolved job as YAML, with secrets hidden."""
     if not job:
         return None
-    text = hidden(yaml.safe_dump(_said(job), sort_keys=False, allow_unicode=True))
+    text = hidden(yaml.safe_dump(_without_nulls(job), sort_keys=False, allow_unicode=True))
     if len(text) > _MAX_TEXT:
         text = f"{text[:_MAX_TEXT]}\n# {len(text) - _MAX_TEXT:,} characters more\n"
     return Section(key, title, [listing(text, f"{title}, resolved")])
 
 
-def _said(value: Any) -> Any:
-    """Return a job without the keys that are null: those that were not said."""
+def _without_nulls(value: Any) -> Any:
+    """Return a job without the keys that are null: those that were not given."""
     if isinstance(value, Mapping):
-        return {key: _said(one) for key, one in value.items() if one is not None}
-    return [_said(one) for one in value] if isinstance(value, list) else value
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
-def notes(said: Sequence[str]) -> list[Element]:
-    """Return what the page lacks, and why."""
-    return [paragraph(hidden(shortened(one, 600)), kind="note") for one in said]
+def notes(messages: Sequence[str]) -> list[Element]:
+    """Return what is missing on the page, and why, as paragraphs."""
+    return [paragraph(hidden(shortened(one, 600)), kind="note") for one in messages]

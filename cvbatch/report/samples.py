@@ -1,25 +1,22 @@
-"""The rows that a gallery shows, with their images: picked by place, read once, made small."""
+"""Read the rows that the gallery shows, with their images decoded at thumbnail size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from cvbatch.core.errors import SourceError, StoreError
+from cvbatch.core.errors import StoreError
 from cvbatch.core.redaction import hidden
-from cvbatch.core.types import EncodedImage, Failure, InputKey
-from cvbatch.images.decode import decode
+from cvbatch.core.types import ChunkRef, EncodedImage, Failure
 from cvbatch.report.disagreements import Against
 from cvbatch.report.overlays import fitted_hw
 from cvbatch.report.statistics import Pick
-from cvbatch.results.parts import read_batches
+from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result, Row
 
-_MAX_TAR_BYTES = 512 << 20  # read to its last image that is shown
-_ROWS_AT_ONCE = 64
+_MAX_TAR_BYTES = 512 << 20  # read up to the last image that is shown
 
 
 @dataclass
@@ -29,87 +26,70 @@ class Card:
     row: Row
     groups: set[str] = field(default_factory=set)
     against: Against | None = None
-    pixels: np.ndarray | None = None  # (h, w, 3) uint8 RGB, as large as it is shown
+    pixels: np.ndarray | None = None  # (h, w, 3) uint8 RGB, at the size it is shown
     lacks: str = ""  # why there are no pixels
 
 
 def read_cards(
     result: Result, picks: Mapping[Pick, set[str]], against: Mapping[Pick, Against]
 ) -> list[Card]:
-    """Return the picked rows with their images, in the order of the picks.
+    """Return the picked rows with their images.
+
+    Args:
+        result: of the picks.
+        picks: the rows, each with the groups of the gallery that it is in.
+        against: the labels of some of them.
+
+    Returns:
+        A card for each pick, in their order. A card says why its image cannot be read, if so.
 
     Raises:
-        SourceError: a part is damaged. An image that cannot be had is a word on its card.
+        SourceError: a part is damaged.
     """
-    by_chunk: dict[str, list[Pick]] = {}
+    by_chunk: dict[ChunkRef, list[int]] = {}
     for pick in picks:
-        by_chunk.setdefault(pick.ref.chunk_id, []).append(pick)
+        by_chunk.setdefault(pick.ref, []).append(pick.row)
     cards: dict[Pick, Card] = {}
-    away = ""  # why the store of the images is not asked again
-    for chosen in by_chunk.values():
-        ref = chosen[0].ref
-        rows = _rows(result, chosen)
-        some = {
-            pick: Card(result.row(rows[pick.row], ref), set(picks[pick]), against.get(pick))
-            for pick in chosen
-            if pick.row in rows
-        }
-        wanted = {card.row.image_id for card in some.values() if card.row.error is None}
+    store_error = ""  # after one, the store is not asked for other images
+    for ref, rows in by_chunk.items():
+        table = take_rows(result.uri_of(ref), np.array(rows), None)
+        for number, values in zip(rows, table.to_pylist(), strict=True):
+            pick = Pick(ref, number)
+            row = Row.of(values, result, ref)
+            cards[pick] = Card(row, set(picks[pick]), against.get(pick))
+        chosen = [cards[Pick(ref, number)] for number in rows]
         encoded: dict[str, EncodedImage] = {}
-        if not away:
-            encoded, away = _encoded(result, chosen[0], wanted)
-        for card in some.values():
-            _lay(card, encoded.get(card.row.image_id), away, result)
-        cards |= some
-    return [cards[pick] for pick in picks if pick in cards]
+        if not store_error:
+            wanted = {card.row.image_id for card in chosen if card.row.error is None}
+            encoded, store_error = _encoded(result, ref, wanted)
+        for card in chosen:
+            _decode(card, encoded.get(card.row.image_id), store_error)
+    return [cards[pick] for pick in picks]
 
 
-def _rows(result: Result, picks: Sequence[Pick]) -> dict[int, dict[str, Any]]:
-    """Return the picked rows of one part as plain values."""
-    wanted, last = {pick.row for pick in picks}, max(pick.row for pick in picks)
-    found: dict[int, dict[str, Any]] = {}
-    first = 0
-    for batch in read_batches(result.parts.uri_of(picks[0].ref), None, _ROWS_AT_ONCE):
-        for row in sorted(wanted & set(range(first, first + batch.num_rows))):
-            found[row] = batch.slice(row - first, 1).to_pylist()[0]
-        first += batch.num_rows
-        if first > last:
-            break
-    return found
-
-
-def _encoded(result: Result, pick: Pick, wanted: set[str]) -> tuple[dict[str, EncodedImage], str]:
-    """Return the images of one chunk that can be had, and why the store gives none, if so."""
-    is_tar = (result.parts.reading or {}).get("format") == "webdataset"
-    if is_tar and pick.ref.size_bytes > _MAX_TAR_BYTES:
+def _encoded(
+    result: Result, ref: ChunkRef, wanted: Collection[str]
+) -> tuple[dict[str, EncodedImage], str]:
+    """Return the images of a chunk that can be read, and the error of their store."""
+    if result.reading["format"] == "webdataset" and ref.size_bytes > _MAX_TAR_BYTES:
         return {}, ""
     try:
-        found = result.parts.encoded(pick.ref, wanted, result.limits.max_bytes)
-        return {image.image_id: image for image in found}, ""
+        return {image.image_id: image for image in result.images(ref, wanted)}, ""
     except StoreError as error:
-        return {}, f"the images' store gives none: {error}"
+        return {}, f"the store of the images cannot be read: {error}"
 
 
-def _lay(card: Card, image: EncodedImage | None, away: str, result: Result) -> None:
-    """Decode a card's image as large as it is shown, or note why there is none."""
+def _decode(card: Card, image: EncodedImage | None, store_error: str) -> None:
+    """Decode a card's image as large as it is shown, or record why that is not possible."""
     row = card.row
     if row.error is not None:
         card.lacks = f"failed: {row.error.kind}"
         return
-    if row.height is None or row.width is None:
-        raise SourceError(f"{result.uri}: {row.image_id!r} is ok and has no size; predict again")
-    key = InputKey(*fitted_hw(row.height, row.width), "stretch")
-    data = image.data if image and not image.failure else None
-    why = image.failure if image else Failure("read", "missing", away or "it is not there")
-    if data is None and card.against is not None:
-        data = card.against.data  # the truth holds the image too
-    if data is not None:
-        decoded = decode(data, [key], result.limits)
-        if isinstance(decoded, Failure):
-            why = decoded
-        elif (decoded.height, decoded.width) == (row.height, row.width):
-            card.pixels = decoded.pixels[key]
-            return
-        else:
-            why = Failure("read", "changed", f"it is {decoded.width} × {decoded.height} now")
-    card.lacks = hidden(f"no picture: {why.message if why else 'it is not there'}")
+    if (image is None or image.failure) and card.against and card.against.data is not None:
+        image = EncodedImage(row.image_id, row.uri, card.against.data)  # stored with the labels
+    pixels = row.decoded(image, fitted_hw(*row.size_hw))
+    if isinstance(pixels, Failure):
+        why = store_error if image is None and store_error else pixels.message
+        card.lacks = hidden(f"no picture: {why}")
+    else:
+        card.pixels = pixels

@@ -1,12 +1,13 @@
-"""What a result comes to, from its columns of classes and scores: no mask, no heatmap, no image.
+"""Class and score statistics of a result, and the rows that its gallery shows.
 
-A large result is looked at in part: files spread evenly over it, whole, up to a number of rows.
-What is picked for the gallery follows from the rows' places alone, so a page comes out the same.
+Only columns of classes and scores are read: no mask, no heatmap, no image. Of a large result a
+sample is read: whole part files, spread evenly over it, up to a number of rows. Which rows are
+picked follows from their places alone, so the same result gives the same page.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,16 +19,16 @@ import pyarrow.compute as pc
 
 from cvbatch.core.errors import SourceError
 from cvbatch.core.types import ChunkRef
-from cvbatch.results.parts import Parts, describe, read_batches, read_rows
+from cvbatch.results.result import Result
 
 MAX_FILES = 2048
 MAX_ROWS = 1 << 20
-LOWEST = 16  # images kept for the least certain answers
-OF_CLASS = 6  # images kept for each class
-EXAMPLES = 4  # of a kind of failure
+LEAST_CONFIDENT = 16  # rows picked
+OF_CLASS = 6  # rows picked for each class
+EXAMPLES = 4  # images named for each kind of failure
 BINS = 20
-_THREADS = 16  # of a store most of the time is waiting
-_ROWS_AT_ONCE = 8192
+_THREADS = 16  # that wait for a store
+_BATCH_ROWS = 8192
 _LEAVES = {
     "labels": ("class_id", "score"),
     "boxes": ("class_id", "score"),
@@ -36,96 +37,122 @@ _LEAVES = {
 
 
 class Pick(NamedTuple):
-    """A row by its place."""
+    """A row of a result by its place."""
 
     ref: ChunkRef
     row: int
 
 
-class _Best(NamedTuple):
-    """Rows with a number each, of which the lowest are kept, some for each group."""
+class _RankedRows(NamedTuple):
+    """Rows with a rank each; those of the lowest ranks are kept, some for each group."""
 
     group: np.ndarray  # (n,) int64
-    rank: np.ndarray  # (n,) float64 or uint64
-    file: np.ndarray  # (n,) int64 into the files that were looked at
-    row: np.ndarray  # (n,) int64
+    rank: np.ndarray  # (n,) float64
+    file: np.ndarray  # (n,) int64 index of a sampled chunk
+    row: np.ndarray  # (n,) int64 number in its part file
 
     @classmethod
-    def none(cls) -> _Best:
-        return cls(*(np.zeros(0, kind) for kind in (np.int64, np.float64, np.int64, np.int64)))
+    def of(cls, group: Any, rank: np.ndarray, file: int, row: np.ndarray) -> _RankedRows:
+        """Return rows of one file; group: of each, or of all."""
+        return cls(np.broadcast_to(group, row.shape), rank, np.full(row.shape, file), row)
 
-    def kept(self, most: int) -> _Best:
-        """Return the `most` lowest of each group."""
-        order = np.lexsort((self.row, self.file, self.rank, self.group))
-        group = self.group[order]
-        _, start, size = np.unique(group, return_index=True, return_counts=True)
-        place = np.arange(len(group)) - np.repeat(start, size)
-        chosen = order[place < most]
-        return _Best(*(column[chosen] for column in self))
+    def lowest(self, other: _RankedRows, count: int) -> _RankedRows:
+        """Return the `count` rows of the lowest ranks of each group, of both."""
+        rows = _RankedRows(*map(np.concatenate, zip(self, other, strict=True)))
+        order = np.lexsort((rows.row, rows.file, rows.rank, rows.group))
+        _, start, size = np.unique(rows.group[order], return_index=True, return_counts=True)
+        place = np.arange(len(order)) - np.repeat(start, size)
+        chosen = order[place < count]
+        return _RankedRows(*(column[chosen] for column in rows))
 
-    def joined(self, other: _Best) -> _Best:
-        return _Best(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
+
+_NO_ROWS = _RankedRows.of(0, np.zeros(0), 0, np.zeros(0, np.int64))
+
+
+def _counters() -> dict[str, Counter[int]]:
+    return defaultdict(Counter)
 
 
 @dataclass
-class Survey:
-    """What was counted, and which rows are worth a look."""
+class Statistics:
+    """Counts over a result, and picked rows."""
 
-    files: list[ChunkRef]  # that were looked at
+    sampled: list[ChunkRef]  # the chunks whose rows are counted
+    num_chunks: int = 0  # of the whole result
     num_rows: int = 0
     num_failed: int = 0
     failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → rows
-    examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # → id, message
-    images_with: dict[str, Counter[int]] = field(default_factory=dict)  # column → class → rows
-    found: dict[str, Counter[int]] = field(default_factory=dict)  # column → class → elements
-    num_empty: Counter[str] = field(default_factory=Counter)  # column → ok rows without an element
-    scores: dict[str, Counter[int]] = field(
-        default_factory=dict
-    )  # column → bin of score → how many
+    examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # → image_id, message
+    num_images: dict[str, Counter[int]] = field(default_factory=_counters)  # column → class → rows
+    num_elements: dict[str, Counter[int]] = field(default_factory=_counters)
+    score_bins: dict[str, Counter[int]] = field(default_factory=_counters)  # column → bin → scores
     score_range: tuple[float, float] = (0.0, 1.0)
-    of_class: dict[str, _Best] = field(default_factory=dict)
-    lowest: _Best = field(default_factory=_Best.none)
-    num_files: int = 0  # of the whole result
+    of_class: dict[str, _RankedRows] = field(default_factory=lambda: defaultdict(lambda: _NO_ROWS))
+    least_confident: _RankedRows = _NO_ROWS
+    first_rows: list[Pick] = field(default_factory=list)  # of the sampled chunks that have rows
 
     @property
-    def has_all(self) -> bool:
+    def is_complete(self) -> bool:
         """Say whether every row was counted."""
-        return self.num_files == len(self.files)
+        return self.num_chunks == len(self.sampled)
 
     def picks_of_class(self, column: str) -> dict[int, list[Pick]]:
-        """Return rows in which a class was found, spread over the result, by class."""
-        found: dict[int, list[Pick]] = {}
-        best = self.of_class.get(column, _Best.none())
-        for group, _, file, row in zip(*(part.tolist() for part in best), strict=True):
-            found.setdefault(group, []).append(Pick(self.files[file], row))
-        return found
+        """Return rows in which a class occurs, spread over the result, by class."""
+        picks: dict[int, list[Pick]] = defaultdict(list)
+        rows = self.of_class[column]
+        for class_id, pick in zip(rows.group.tolist(), self._picks(rows), strict=True):
+            picks[class_id].append(pick)
+        return picks
 
-    def picks_lowest(self) -> list[Pick]:
-        """Return the rows whose surest answer is least sure, that first."""
-        files, rows = self.lowest.file.tolist(), self.lowest.row.tolist()
-        return [Pick(self.files[file], row) for file, row in zip(files, rows, strict=True)]
+    def picks_least_confident(self) -> list[Pick]:
+        """Return the rows whose best score is lowest, that of the lowest first."""
+        return self._picks(self.least_confident)
+
+    def _picks(self, rows: _RankedRows) -> list[Pick]:
+        places = zip(rows.file.tolist(), rows.row.tolist(), strict=True)
+        return [Pick(self.sampled[file], row) for file, row in places]
+
+    def add(self, other: Statistics) -> None:
+        """Count the rows of another file in."""
+        self.num_rows += other.num_rows
+        self.num_failed += other.num_failed
+        self.failures.update(other.failures)
+        for kind, examples in other.examples.items():
+            self.examples[kind] = (self.examples.get(kind, []) + examples)[:EXAMPLES]
+        for name in ("num_images", "num_elements", "score_bins"):
+            for column, counts in getattr(other, name).items():
+                getattr(self, name)[column].update(counts)
+        low, high = other.score_range
+        self.score_range = min(low, self.score_range[0]), max(high, self.score_range[1])
+        for column, rows in other.of_class.items():
+            self.of_class[column] = self.of_class[column].lowest(rows, OF_CLASS)
+        rows = other.least_confident
+        self.least_confident = self.least_confident.lowest(rows, LEAST_CONFIDENT)
 
 
-def survey(parts: Parts) -> Survey:
-    """Return what the files of a result hold.
+def collect_statistics(result: Result) -> Statistics:
+    """Return the statistics of a result; of a large one, those of a sample of its parts.
 
     Raises:
-        SourceError: a file is damaged, of another schema version, or of another job than the rest.
+        SourceError: a part is damaged, of another schema version, or of another job than the rest.
     """
-    total = Survey(_spread(parts.done))
-    total.num_files = len(parts.done)
-    if not total.files:
-        return total
-    job = describe(parts.uri_of(total.files[0])).document["fingerprint"]
+    total = Statistics(_sample(result.done), len(result.done))
+    leaves = [
+        f"{column}.list.element.{leaf}"
+        for column, names in _LEAVES.items()
+        if column in result.footer.columns
+        for leaf in names
+    ]
     with ThreadPoolExecutor(_THREADS) as pool:
-        uris = [parts.uri_of(ref) for ref in total.files]
-        for one in pool.map(lambda item: _count(item[1], item[0], job), enumerate(uris)):
-            _add(total, one)
+        counted = pool.map(lambda item: _count(result, leaves, *item), enumerate(total.sampled))
+        for ref, one in zip(total.sampled, counted, strict=True):
+            total.add(one)
+            total.first_rows += [Pick(ref, 0)] if one.num_rows else []
     return total
 
 
-def _spread(done: Sequence[ChunkRef]) -> list[ChunkRef]:
-    """Return the files to look at: all, or some at equal distances."""
+def _sample(done: Sequence[ChunkRef]) -> list[ChunkRef]:
+    """Return the chunks to count: all, or some at equal distances."""
     count = min(len(done), MAX_FILES)
     rows = sum(max(ref.num_images, 1) for ref in done)
     if rows > MAX_ROWS:
@@ -134,151 +161,99 @@ def _spread(done: Sequence[ChunkRef]) -> list[ChunkRef]:
     return [done[i] for i in places]
 
 
-def _count(uri: str, file: int, job: str) -> Survey:
-    """Return what one file holds; the places of its rows say `file`."""
-    said = describe(uri)
-    if said.document["fingerprint"] != job:
-        raise SourceError(
-            f"{uri} is of another job than the rest; take out what was put there by hand, or "
-            "predict again into an empty folder"
-        )
-    one = Survey([])
-    leaves = [
-        f"{column}.list.element.{leaf}"
-        for column, names in _LEAVES.items()
-        if column in said.columns
-        for leaf in names
-    ]
+def _count(result: Result, leaves: Sequence[str], file: int, ref: ChunkRef) -> Statistics:
+    """Return the statistics of one chunk, the one of index `file`."""
+    one = Statistics([])
     columns = ["status", "error.stage", "error.kind", *leaves]
-    first = 0
     try:
-        for batch in read_batches(uri, columns, _ROWS_AT_ONCE):
-            _count_batch(one, batch, file, first)
-            first += batch.num_rows
+        for batch in result.batches(ref, columns, _BATCH_ROWS):
+            _count_batch(one, batch, file)
+            one.num_rows += batch.num_rows
         if one.num_failed:
-            _find_examples(one, uri)
+            _find_examples(one, result, ref)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
-            f"{uri} holds what no cvbatch writes ({error!r:.200}); predict again"
+            f"{result.uri_of(ref)} has rows that cvbatch never writes ({error!r:.200}); predict "
+            "again"
         ) from None
-    one.num_rows = first
     return one
 
 
-def _find_examples(one: Survey, uri: str) -> None:
-    """Name some images of every kind of failure in a file."""
-    wanted = sum(min(count, EXAMPLES) for count in one.failures.values())
-    for row in read_rows(uri, ("image_id", "status", "error"), _ROWS_AT_ONCE):
-        if row["status"] != "ok":
-            error = row["error"]
-            named = one.examples.setdefault(f"{error['stage']}/{error['kind']}", [])
+def _find_examples(one: Statistics, result: Result, ref: ChunkRef) -> None:
+    """Name some images of every kind of failure in a chunk."""
+    num_wanted = sum(min(count, EXAMPLES) for count in one.failures.values())
+    for row in result.rows(ref, (), _BATCH_ROWS):
+        if row.error is not None:
+            named = one.examples.setdefault(f"{row.error.stage}/{row.error.kind}", [])
             if len(named) < EXAMPLES:
-                named.append((row["image_id"], error["message"]))
-                wanted -= 1
-        if not wanted:
+                named.append((row.image_id, row.error.message))
+                num_wanted -= 1
+        if not num_wanted:
             return
 
 
-def _count_batch(one: Survey, batch: Any, file: int, first: int) -> None:
+def _count_batch(one: Statistics, batch: pa.RecordBatch, file: int) -> None:
     is_failed = pc.not_equal(batch["status"], "ok").to_numpy(zero_copy_only=False)
     one.num_failed += int(is_failed.sum())
     if is_failed.any():
         errors = batch["error"].filter(pa.array(is_failed))
-        kinds = pc.binary_join_element_wise(
-            pc.struct_field(errors, "stage"), pc.struct_field(errors, "kind"), "/"
-        )
-        one.failures.update(kinds.to_pylist())
-    best = np.full(batch.num_rows, np.inf)
+        stage, kind = (pc.struct_field(errors, name) for name in ("stage", "kind"))
+        one.failures.update(pc.binary_join_element_wise(stage, kind, "/").to_pylist())
+    best = np.full(batch.num_rows, np.inf)  # of the first column with scores
     for column in _LEAVES:
         if column not in batch.schema.names:
             continue
-        lists = batch[column]
-        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+        lengths = pc.fill_null(pc.list_value_length(batch[column]), 0).to_numpy()
         image = np.repeat(np.arange(batch.num_rows), lengths)
-        structs = lists.flatten()
+        structs = batch[column].flatten()
         class_id = pc.struct_field(structs, "class_id").to_numpy(zero_copy_only=False)
-        one.num_empty[column] += int(((lengths == 0) & ~is_failed).sum())
-        _note_classes(one, column, class_id, image, file, first)
+        _count_classes(one, column, class_id, image, file)
         if "score" in _LEAVES[column]:
             score = pc.struct_field(structs, "score").to_numpy(zero_copy_only=False)
-            surest = np.full(batch.num_rows, -np.inf)
-            np.maximum.at(surest, image, score)
-            _note_scores(one, column, surest[lengths > 0] if column == "labels" else score)
-            best = np.where((lengths > 0) & ~np.isfinite(best), surest, best)
+            highest = np.full(batch.num_rows, -np.inf)
+            np.maximum.at(highest, image, score)
+            _count_scores(one, column, highest[lengths > 0] if column == "labels" else score)
+            best = np.where((lengths > 0) & ~np.isfinite(best), highest, best)
     rows = np.flatnonzero(np.isfinite(best))
-    lowest = _Best(
-        np.zeros(len(rows), np.int64), best[rows], np.full(len(rows), file), first + rows
-    )
-    one.lowest = one.lowest.joined(lowest).kept(LOWEST)
+    ranked = _RankedRows.of(0, best[rows], file, one.num_rows + rows)
+    one.least_confident = one.least_confident.lowest(ranked, LEAST_CONFIDENT)
 
 
-def _note_classes(
-    one: Survey,
+def _count_classes(
+    one: Statistics,
     column: str,
     class_id: np.ndarray,  # (m,) int32
     image: np.ndarray,  # (m,) int64 row in the batch, ascending
     file: int,
-    first: int,
 ) -> None:
-    if not len(class_id):
-        return
-    found = one.found.setdefault(column, Counter())
-    names, counts = np.unique(class_id, return_counts=True)
-    found.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
-    if column == "labels":  # the best one says what the image was taken for
-        _, at = np.unique(image, return_index=True)
-        image, class_id = image[at], class_id[at]
-    pairs = np.unique(class_id.astype(np.int64) << 32 | image)  # of a class the rows ascend
-    classes, rows = pairs >> 32, first + (pairs & 0xFFFFFFFF)
-    names, counts = np.unique(classes, return_counts=True)
-    with_it = one.images_with.setdefault(column, Counter())
-    with_it.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
-    rank = _shuffled(file, rows).astype(np.float64)
-    more = _Best(classes, rank, np.full(len(rows), file), rows)
-    one.of_class[column] = one.of_class.get(column, _Best.none()).joined(more).kept(OF_CLASS)
+    one.num_elements[column].update(_counts(class_id))
+    if column == "labels":  # only the best label counts as the image's class
+        _, first = np.unique(image, return_index=True)
+        image, class_id = image[first], class_id[first]
+    pairs = np.unique(class_id.astype(np.int64) << 32 | image)  # the rows of a class ascend
+    classes, rows = pairs >> 32, one.num_rows + (pairs & 0xFFFFFFFF)
+    one.num_images[column].update(_counts(classes))
+    ranked = _RankedRows.of(classes, _shuffled(file, rows).astype(np.float64), file, rows)
+    one.of_class[column] = one.of_class[column].lowest(ranked, OF_CLASS)
 
 
-def _note_scores(one: Survey, column: str, score: np.ndarray) -> None:  # (m,) float32
-    score = score[np.isfinite(score)]
-    if not len(score):
-        return
-    bins = np.clip(np.floor(score.astype(np.float64) * BINS), 0, BINS - 1).astype(int)
-    places, counts = np.unique(bins, return_counts=True)
-    one.scores.setdefault(column, Counter()).update(
-        dict(zip(places.tolist(), counts.tolist(), strict=True))
-    )
+def _counts(values: np.ndarray) -> dict[int, int]:
+    unique, counts = np.unique(values, return_counts=True)
+    return dict(zip(unique.tolist(), counts.tolist(), strict=True))
+
+
+def _count_scores(one: Statistics, column: str, score: np.ndarray) -> None:  # (m,) float32
+    score = score[np.isfinite(score)].astype(np.float64)
+    one.score_bins[column].update(_counts(np.clip(np.floor(score * BINS), 0, BINS - 1).astype(int)))
     low, high = one.score_range
-    one.score_range = min(low, float(score.min())), max(high, float(score.max()))
+    one.score_range = float(score.min(initial=low)), float(score.max(initial=high))
 
 
 def _shuffled(file: int, rows: np.ndarray) -> np.ndarray:  # (n,) → (n,) uint64
-    """Return a number for each row that looks drawn, and is always the same (splitmix64)."""
+    """Return a pseudo-random number for each row, always the same one (splitmix64)."""
     with np.errstate(over="ignore"):
         z = (np.uint64(file) << np.uint64(32)) + rows.astype(np.uint64)
         z = (z + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
-
-
-def _add(total: Survey, one: Survey) -> None:
-    """Count a file in."""
-    total.num_rows += one.num_rows
-    total.num_failed += one.num_failed
-    total.failures.update(one.failures)
-    total.num_empty.update(one.num_empty)
-    for theirs, ours in (
-        (one.images_with, total.images_with),
-        (one.found, total.found),
-        (one.scores, total.scores),
-    ):
-        for column, counts in theirs.items():
-            ours.setdefault(column, Counter()).update(counts)
-    low, high = one.score_range
-    total.score_range = min(low, total.score_range[0]), max(high, total.score_range[1])
-    for column, best in one.of_class.items():
-        joined = total.of_class.get(column, _Best.none()).joined(best)
-        total.of_class[column] = joined.kept(OF_CLASS)
-    total.lowest = total.lowest.joined(one.lowest).kept(LOWEST)
-    for kind, examples in one.examples.items():
-        total.examples[kind] = (total.examples.get(kind, []) + examples)[:EXAMPLES]

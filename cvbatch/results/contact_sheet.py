@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cvbatch.images.drawing import contact_sheet
-from cvbatch.results.result import Row
+from cvbatch.results.row import Row
 
 _COLUMNS = 6
 

@@ -1,315 +1,206 @@
-"""A prediction's sink is opened here, for all who read it: which chunks are done, what they say.
+"""Read one chunk of a result: footer and rows of its part file, and its images.
 
-A chunk that was planned again since its file was written counts as missing: its rows are stale.
+`cvbatch.results.result.Result` decides which parts belong to a result.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cvbatch.config.models import TASK_COLUMNS
-from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
-from cvbatch.core.types import ChunkRef, InputKey
-from cvbatch.geometry.resize import make_placement
-from cvbatch.images.decode import Limits
-from cvbatch.planning import part_files
+from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.core.errors import SourceError
+from cvbatch.core.types import Chunk, ChunkRef, EncodedImage, Failure, Item
+from cvbatch.planning.manifest import read_chunk
+from cvbatch.sources.readers import read_chunk_images
 from cvbatch.storage import store
 
-if TYPE_CHECKING:
-    pass
-from collections.abc import Collection
-from dataclasses import replace
-
-from cvbatch.config.predict import SCHEMA_VERSION
-from cvbatch.core.types import Chunk, EncodedImage, Item
-from cvbatch.geometry.resize import mask_to_original
-from cvbatch.images.masks import decode_png
-from cvbatch.planning import manifest
-from cvbatch.sources.readers import read_chunk_images
-
-ANSWERS = ("labels", "boxes", "mask")  # columns with a class table
-_BUFFER_BYTES = 1 << 20  # of a column: a row group's masks are not held at once
-
-
-class PartFooter(NamedTuple):
-    """What a part's footer says."""
-
-    document: dict[str, Any]  # under the metadata key `cvbatch`
-    columns: tuple[str, ...]
-    num_rows: int
-
-    @property
-    def classes(self) -> dict[str, tuple[str, ...]]:
-        """Return the class table of each column that a model of the job filled."""
-        return {
-            column: tuple(model["classes"])
-            for model in self.document["models"]
-            for column in TASK_COLUMNS[model["task"]]
-            if column in ANSWERS and column in self.columns
-        }
+BATCH_ROWS = 64  # in memory together, with masks and heatmaps
+CLASS_COLUMNS = ("labels", "boxes", "mask")  # columns with a class table
+MISSING = Failure("read", "missing", "the source no longer has it")
+_TAKEN_ROWS = 256  # read together; with 64, taking most rows of a part lasts a quarter longer
+_BUFFER_BYTES = 1 << 20  # of one column: a row group's masks are never in memory together
+_SIDES = ("x_min", "y_min", "x_max", "y_max")
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The files of a prediction's sink, as its manifest and its listing tell them."""
+class Footer:
+    """What the footer of a part file says of its job."""
 
-    uri: str
-    done: tuple[ChunkRef, ...]
-    missing: tuple[ChunkRef, ...]  # planned, and not done as they were planned last
-    revisions: dict[str, int]  # chunk id → how often it was planned again
-    reading: dict[str, str] | None  # how the source was read; None: nothing was planned
-    sizes: dict[str, int]  # bytes of every file in the folder
+    document: dict[str, Any]  # JSON of the metadata key `cvbatch`; {} without a part
+    columns: tuple[str, ...]
 
-    @classmethod
-    def find(cls, uri: str) -> Parts:
-        """Return what lies in a folder; no row is read, a footer only of what was planned again.
+    @property
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the job."""
+        return str(self.document.get("fingerprint", ""))
 
-        Raises:
-            SourceError: the folder cannot be read, or its manifest is damaged.
-        """
-        uri = store.absolute(uri)
-        try:
-            known = manifest.read(manifest.generations(uri))
-            sizes = store.list_names(uri)
-        except (NotFoundError, AccessDeniedError) as error:
-            raise SourceError(f"the source cannot be read: {error}") from None
-        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
-            raise SourceError(
-                f"{uri}: its _cvbatch/manifest is damaged ({str(error)[:200]}); predict again into "
-                "an empty folder"
-            ) from None
-        revisions = {key: entry.revision for key, entry in known.book.items()}
-        done: list[ChunkRef] = []
-        missing: list[ChunkRef] = []
-        for ref in known.chunks:
-            name, revision = part_files.part_name(ref.chunk_id), revisions[ref.chunk_id]
-            is_done = name in sizes and (
-                not revision or part_files.revision_of(store.join(uri, name)) == revision
-            )
-            (done if is_done else missing).append(ref)
-        return cls(uri, tuple(done), tuple(missing), revisions, known.reading, sizes)
-
-    def uri_of(self, ref: ChunkRef) -> str:
-        """Return where a chunk's rows are."""
-        return store.join(self.uri, part_files.part_name(ref.chunk_id))
-
-    def encoded(
-        self, ref: ChunkRef, wanted: Collection[str], max_bytes: int
-    ) -> Iterator[EncodedImage]:
-        """Yield some images of a chunk, in its order; of the others as little as can be is read.
-
-        A tar is read from its beginning up to the last that is wanted.
-        """
-        reading = self.reading or {}
-        chunk = manifest.read_chunk(ref)
-        if reading["format"] == "parquet":
-            items = tuple(one for item in chunk.items for one in _rows_of(item, wanted))
-        elif reading["format"] == "webdataset":
-            items = chunk.items
-        else:
-            items = tuple(item for item in chunk.items if item.image_id in wanted)
-        column = reading.get("image_column", "image")
-        few = Chunk(chunk.chunk_id, items)
-        left = set(wanted)
-        images = read_chunk_images(few, reading["format"], column, max_bytes=max_bytes)
-        while left and (image := next(images, None)) is not None:
-            if image.image_id in left:
-                left.remove(image.image_id)
-                yield image
+    @cached_property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Return the model of each column with a class table: labels, boxes, mask."""
+        return {
+            column: model
+            for model in self.document.get("models", [])
+            for column in TASK_COLUMNS[model["task"]]
+            if column in CLASS_COLUMNS and column in self.columns
+        }
 
 
-def _rows_of(item: Item, wanted: Collection[str]) -> Iterator[Item]:
-    """Yield the rows of a slice that are wanted, each as a slice of its own."""
-    for index in range(item.num_rows):
-        if f"{item.image_id}#{item.first_row + index}" in wanted:
-            yield replace(
-                item,
-                row_start=item.row_start + index,
-                first_row=item.first_row + index,
-                num_rows=1,
-            )
-
-
-def describe(uri: str) -> PartFooter:
-    """Return what a part says of itself, from its footer.
+def read_footer(uri: str) -> Footer:
+    """Return the footer of a part file.
 
     Raises:
-        SourceError: it is no part of a result, or of another schema version.
+        SourceError: the file is not a part of a result, or has another schema version.
     """
+    with store.open_input(uri) as source:
+        return _open(source, uri)[1]
+
+
+def _open(source: Any, uri: str) -> tuple[pq.ParquetFile, Footer]:
     try:
-        with store.open_input(uri) as file:
-            footer = pq.ParquetFile(file)
-            document = json.loads(footer.metadata.metadata[b"cvbatch"])
-            said = PartFooter(document, tuple(footer.schema_arrow.names), footer.metadata.num_rows)
+        file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        document = json.loads(file.metadata.metadata[b"cvbatch"])
         version = document["schema_version"]
         if not document["fingerprint"] or not isinstance(document["models"], list):
-            raise ValueError("its metadata is not whole")
+            raise ValueError("its metadata is incomplete")
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         raise SourceError(
-            f"{uri} is no part of a prediction's result ({str(error)[:200]}); predict again"
+            f"{uri} is not a part of a prediction's result ({str(error)[:200]}); predict again"
         ) from None
     if version != SCHEMA_VERSION:
         raise SourceError(
             f"{uri} has schema version {version!r}, and this cvbatch reads {SCHEMA_VERSION}; use "
             "the cvbatch that wrote it, or predict again"
         )
-    return said
-
-
-def read_rows(uri: str, columns: Sequence[str] | None, count: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a part as plain values, `count` held at a time; None: all columns."""
-    for batch in read_batches(uri, columns, count):
-        yield from batch.to_pylist()
+    return file, Footer(document, tuple(file.schema_arrow.names))
 
 
 def read_batches(
-    uri: str, columns: Sequence[str] | None, count: int
-) -> Iterator[Any]:  # RecordBatches
-    """Yield the rows of a part, `count` at a time.
+    uri: str, columns: Sequence[str] | None, num_rows: int, fingerprint: str
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a part file, in order.
+
+    Args:
+        uri: part file.
+        columns: names of columns or Parquet leaves; None: all columns.
+        num_rows: rows of one batch, at most.
+        fingerprint: job that the part must be of.
 
     Raises:
-        SourceError: the file cannot be read.
+        SourceError: the file is damaged, or is a part of another job or schema version.
     """
-    try:
-        with store.open_input(uri) as file:
-            reader = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-            wanted = None if columns is None else list(columns)
-            yield from reader.iter_batches(count, columns=wanted)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{uri} cannot be read as Parquet ({str(error)[:200]})") from None
+    with store.open_input(uri) as source:
+        file, footer = _open(source, uri)
+        if footer.fingerprint != fingerprint:
+            raise SourceError(
+                f"{uri} is of another job than the rest of the result; remove files that were "
+                "copied there, or predict again into an empty folder"
+            )
+        with read_errors(uri):
+            yield from file.iter_batches(num_rows, columns=columns and list(columns))
 
 
-def mask_of(row: dict[str, Any], models: Sequence[dict[str, Any]]) -> np.ndarray | None:  # (h, w)
-    """Return a row's mask as class ids, uint8, at the size of its image; None where there is none.
+def take_rows(uri: str, rows: np.ndarray, columns: Sequence[str] | None) -> pa.Table:
+    """Return some rows of a Parquet file, of a result or of labelled images.
 
-    models: of the parts' metadata.
+    Row groups without one of the rows, and what follows the last of them, are not read.
+
+    Args:
+        uri: Parquet file.
+        rows: (n,) int64 numbers of rows, in any order.
+        columns: names of columns or Parquet leaves, those that the file has; None: all columns.
+
+    Returns:
+        n rows, in the order of `rows`.
 
     Raises:
-        SourceError: the PNG is broken.
+        SourceError: the file is damaged.
     """
-    data = (row.get("mask") or {}).get("bytes")
-    if data is None:
-        return None
+    with read_errors(uri), store.open_input(uri) as source:
+        file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        if columns is not None:
+            columns = [one for one in columns if one.split(".")[0] in file.schema_arrow.names]
+        sizes = np.array([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+        ends = np.cumsum(sizes)
+        groups, index = np.unique(np.searchsorted(ends, rows, "right"), return_inverse=True)
+        skipped = (ends - sizes)[groups] - np.cumsum([0, *sizes[groups]])[:-1]  # rows before each
+        places = rows - skipped[index]
+        chosen, order = np.unique(places, return_inverse=True)
+        tables, start = [file.read_row_groups([], columns)], 0
+        for batch in file.iter_batches(_TAKEN_ROWS, groups.tolist(), columns):
+            if start > chosen[-1]:
+                break
+            own = chosen[(start <= chosen) & (chosen < start + len(batch))] - start
+            tables.append(pa.Table.from_batches([batch.take(pa.array(own))]))
+            start += len(batch)
+        return pa.concat_tables(tables).take(pa.array(order))
+
+
+@contextmanager
+def read_errors(uri: str) -> Iterator[None]:
+    """Turn errors of reading Parquet into SourceError, which names the file or folder."""
     try:
-        mask = decode_png(data)
-    except ValueError as error:
-        raise SourceError(f"the mask of {row['image_id']!r}: {error}") from None
-    model = next(one for one in models if "mask" in TASK_COLUMNS[one["task"]])
-    if model["options"].get("mask_size") != "model":
-        return mask
-    height, width = model["input_size"]
-    key = InputKey(height, width, model["resize"])
-    return mask_to_original(mask, make_placement(row["height"], row["width"], key))
-
-
-def read_job(uri: str) -> dict[str, Any] | None:
-    """Return what `_cvbatch/job.json` of a sink says; None where there is none.
-
-    Raises:
-        SourceError: it cannot be read, or is damaged.
-    """
-    try:
-        held = json.loads(store.read_bytes(store.join(uri, "_cvbatch/job.json")))
-    except NotFoundError:
-        return None
-    except AccessDeniedError as error:
-        raise SourceError(f"the source cannot be read: {error}") from None
-    except ValueError:
-        held = None
-    if not isinstance(held, dict):
-        raise SourceError(f"{uri}: _cvbatch/job.json is damaged; run the job again")
-    return held
-
-
-def limits_of(held: dict[str, Any] | None) -> Limits:
-    """Return within which limits a job read its images, as its job.json says."""
-    source = ((held or {}).get("job") or {}).get("source") or {}
-    known = {key: source[key] for key in ("max_bytes", "max_pixels") if key in source}
-    return Limits(**known)
-
-
-_THREADS = 16
-
-
-class Part(NamedTuple):
-    """A chunk's file, and the images in it."""
-
-    uri: str
-    image_id: pa.Array  # large_string, in the file's order
-
-
-@dataclass(frozen=True)
-class Result:
-    """A prediction's result, as far as it is known without reading an answer."""
-
-    uri: str
-    parts: tuple[Part, ...]
-    classes: dict[str, tuple[str, ...]]  # of the columns labels, boxes and mask
-    models: dict[str, dict[str, Any]]  # what the files say of the model that filled the column
-    num_chunks_left: int  # that are planned and not done
-    identity: str  # SHA-256 of the job's fingerprint and the files' names and sizes
-
-
-def find_result(uri: str) -> Result:
-    """Return what a sink of `cvbatch predict` holds; of its rows only the image ids are read.
-
-    Raises:
-        SourceError: there is none, it is empty, or it was written by another schema or by two jobs.
-    """
-    try:
-        parts = Parts.find(uri)
-    except SourceError as error:
-        raise SourceError(f"predictions {uri}: {error}") from None
-    if not store.exists(store.join(uri, "_cvbatch/job.json")):
+        yield
+    except (pa.ArrowException, OSError, LookupError, UnicodeDecodeError) as error:
         raise SourceError(
-            f"predictions {uri}: there is no result of a prediction; name the sink of a `cvbatch "
-            "predict`"
-        )
-    names = [part_files.part_name(ref.chunk_id) for ref in parts.done]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        read = list(pool.map(lambda ref: _read(parts.uri_of(ref)), parts.done))
-    if not sum(len(part.image_id) for _, part in read):
-        raise SourceError(f"predictions {uri}: the result holds no row; run its prediction first")
-    said, _ = read[0]
-    for name, (other, _) in zip(names, read, strict=True):
-        if other["fingerprint"] != said["fingerprint"]:
-            raise SourceError(f"predictions {uri}: {name} is of another job than {names[0]}")
-    models = {
-        column: model
-        for model in said["models"]
-        for column in TASK_COLUMNS[model["task"]]
-        if column in ANSWERS
-    }
-    files = [[name, parts.sizes[name]] for name in names]
-    identity = hashlib.sha256(json.dumps([said["fingerprint"], files]).encode()).hexdigest()
-    return Result(
-        uri,
-        tuple(part for _, part in read),
-        {column: tuple(model["classes"]) for column, model in models.items()},
-        models,
-        len(parts.missing),
-        identity,
-    )
-
-
-def _read(uri: str) -> tuple[dict[str, Any], Part]:
-    """Return what a part says of itself, and its image ids."""
-    said = describe(uri).document
-    try:
-        with store.open_input(uri) as source:
-            table = pq.ParquetFile(source).read(["image_id"])
-            ids = table["image_id"].cast(pa.large_string())
-    except (pa.ArrowException, OSError, LookupError) as error:
-        raise SourceError(
-            f"{uri} is no part of a prediction's result ({str(error)[:200]}); predict again"
+            f"{uri} cannot be read as Parquet ({str(error)[:200]}); restore the file, or write it "
+            "again"
         ) from None
-    return said, Part(uri, ids.combine_chunks())
+
+
+def box_corners(boxes: Sequence[Mapping[str, Any]] | None) -> np.ndarray:  # (M, 4) float64
+    """Return boxes as half-open xyxy, in their order; None: no box."""
+    return np.array([[box[side] for side in _SIDES] for box in boxes or ()]).reshape(-1, 4)
+
+
+def read_images(
+    ref: ChunkRef, reading: Mapping[str, str], max_bytes: int, wanted: Collection[str] | None = None
+) -> Generator[EncodedImage, None, None]:
+    """Yield the encoded images of a chunk in the order of its rows, as the prediction read them.
+
+    Args:
+        ref: chunk.
+        reading: how its source is read: `format`, `image_column`.
+        max_bytes: of one encoded image; a larger one fails as too_large.
+        wanted: ids of images; None: all. As little as possible is read of the others: a tar is
+            read from its beginning up to the last image that is wanted.
+
+    Raises:
+        StoreError: the store does not answer, or the manifest is gone.
+    """
+    chunk = read_chunk(ref)
+    if wanted is not None and reading["format"] != "webdataset":
+        choose = _chosen_rows if reading["format"] == "parquet" else _chosen_file
+        items = (one for item in chunk.items for one in choose(item, wanted))
+        chunk = Chunk(chunk.chunk_id, tuple(items))
+    column = reading.get("image_column", "image")
+    images = read_chunk_images(chunk, reading["format"], column, max_bytes=max_bytes)
+    if wanted is None:
+        yield from images
+        return
+    pending = set(wanted)
+    while pending and (image := next(images, None)) is not None:
+        if image.image_id in pending:
+            pending.remove(image.image_id)
+            yield image
+
+
+def _chosen_file(item: Item, wanted: Collection[str]) -> Iterator[Item]:
+    if item.image_id in wanted:
+        yield item
+
+
+def _chosen_rows(item: Item, wanted: Collection[str]) -> Iterator[Item]:
+    for i in range(item.num_rows):
+        first_row = item.first_row + i
+        if f"{item.image_id}#{first_row}" in wanted:
+            yield replace(item, row_start=item.row_start + i, first_row=first_row, num_rows=1)

@@ -27,7 +27,7 @@ from cvbatch.geometry.tiling import tile_placements
 from cvbatch.images.decode import Limits, decode
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.metrics.counts import INTERVAL, image_weights
-from cvbatch.results.parts import Parts, find_result
+from cvbatch.results.result import Result
 from tests.support.evaluations import write_truth
 from tests.support.jobs import write_parquet
 from tests.support.results import predicted
@@ -113,20 +113,16 @@ def order_of(sink, resize="stretch", truth=None, batch_size=4, steps=8, others=(
     class_of = {} if truth is None else {name: np.arange(2) for name in truth}
     limits = SourceConfig(uri=[str(sink.parent / "in")])
     keys = (spec.input_key, *others)
-    parts = Parts.find(str(sink))
-    return HeatmapOrder(parts, built, keys, limits, 60.0, class_of, steps, 0.15, SEED)
+    reading = Result(str(sink)).reading
+    return HeatmapOrder(reading, built, keys, limits, 60.0, class_of, steps, 0.15, SEED)
 
 
 def share_of(sink, truth=None):
     """Return all images of a result as one share."""
-    parts, result = Parts.find(str(sink)), find_result(str(sink))
-    refs = {parts.uri_of(ref): ref for ref in parts.done}
-    joined = (
-        only_predicted(result.parts)
-        if truth is None
-        else join(result.parts, find_truth([str(truth)], None), None)
-    )
-    return [(refs[piece.part_uri], piece) for piece in joined.pieces]
+    result = Result(str(sink))
+    if truth is None:
+        return only_predicted(result).pieces
+    return join(result, find_truth([str(truth)], None), None).pieces
 
 
 def judged(sink, truth=None, columns=(), batch_size=4, **said):
@@ -241,8 +237,8 @@ def test_neither_batches_nor_company_nor_order_change_a_curve(tmp_path):
     order = order_of(sink)
     whole = all_of([judge_share(order, Redness(), share)])
     alone = [
-        (ref, piece._replace(part_row=piece.part_row[i : i + 1]))
-        for ref, piece in share
+        piece._replace(part_row=piece.part_row[i : i + 1])
+        for piece in share
         for i in range(len(piece.part_row))
     ]
     parts = all_of([judge_share(order, Redness(), [one]) for one in alone[::-1]])

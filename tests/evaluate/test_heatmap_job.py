@@ -16,7 +16,7 @@ from cvbatch.evaluate.heatmap_job import choose_shares, find_subject, keys_of
 from cvbatch.evaluate.job import evaluate
 from cvbatch.evaluate.join import only_predicted
 from cvbatch.predict.job import predict
-from cvbatch.results.parts import find_result
+from cvbatch.results.result import Result
 from tests.support.evaluations import write_result, write_truth
 from tests.support.jobs import Ear, carry_programs, cvbatch, write_files, write_job
 from tests.support.networks import segmenter
@@ -208,8 +208,8 @@ def test_without_truth_and_without_programs_it_is_built_again(made, tmp_path):
 @pytest.mark.keras
 @pytest.mark.ray
 def test_a_sample_is_a_part_of_a_larger_one_and_follows_the_seed(made):
-    result = find_result(str(made / "out"))
-    subject, pieces = find_subject(result), only_predicted(result.parts).pieces
+    result = Result(str(made / "out"))
+    subject, pieces = find_subject(result), only_predicted(result).pieces
 
     def sample(count, seed):
         said = parse_evaluation(
@@ -217,11 +217,11 @@ def test_a_sample_is_a_part_of_a_larger_one_and_follows_the_seed(made):
              "evaluation": {"heatmaps": {"sample": count}}}
         ).evaluation.heatmaps  # fmt: skip
         shares = choose_shares(subject, pieces, said, seed)
-        assert all(sum(len(p.part_row) for _, p in share) <= 16 for share in shares)
+        assert all(sum(len(piece.part_row) for piece in share) <= 16 for share in shares)
         return {
             (piece.part_uri, row)
             for share in shares
-            for _, piece in share
+            for piece in share
             for row in piece.part_row.tolist()
         }
 

@@ -81,7 +81,7 @@ def one_of(count=2):
 
 def test_an_empty_result_is_refused(tmp_path):
     _, truth = one_of()
-    with pytest.raises(SourceError, match="holds no row"):
+    with pytest.raises(SourceError, match="no chunk of the prediction is done"):
         run(tmp_path, {}, truth)
     assert not (tmp_path / "out").exists()
 

@@ -10,7 +10,7 @@ from cvbatch.core.errors import SourceError
 from cvbatch.evaluate.join import find_truth, join, read_piece
 from cvbatch.evaluate.metrics_table import figures_of, resample, resampling_of, to_parquet
 from cvbatch.evaluate.scoring import Order, merged, score_rows
-from cvbatch.results.parts import find_result
+from cvbatch.results.result import Result
 from tests.evaluate.test_job import all_tasks, random_masks
 from tests.support.evaluations import write_result, write_truth
 
@@ -33,8 +33,8 @@ def tables(folder, rows, truth, classes):
     """Return both sides of all images as tables in the same order."""
     write_result(folder / "said", rows, classes, part_images=100)
     write_truth(folder / "truth", truth, classes)
-    result = find_result(str(folder / "said"))
-    (piece,) = join(result.parts, find_truth([str(folder / "truth")], None), None).pieces
+    result = Result(str(folder / "said"))
+    (piece,) = join(result, find_truth([str(folder / "truth")], None), None).pieces
     columns = [column for column in COLUMNS if column in classes]
     extra = ["box_is_crowd"] if "boxes" in classes else []
     return read_piece(piece, ["image_id", "status", *columns], [*columns, *extra])

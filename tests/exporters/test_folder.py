@@ -154,7 +154,7 @@ def test_images_in_containers_are_taken_out_of_them(tmp_path):
     assert {n: path.read_bytes() for n, path in found.items() if path.exists()} == {
         n: files[f"{n}.jpg"] for n in (0, 1, 3, 4)
     }
-    with pytest.raises(ConfigError, match="is no file on this machine"):
+    with pytest.raises(ConfigError, match="is not a file on this machine"):
         exported("coco", tmp_path / "result", tmp_path / "x", images="link")
     assert not (tmp_path / "x").exists()
 
@@ -194,8 +194,9 @@ def damage(result):
 def test_half_an_export_is_not_taken_for_one_and_begins_again(tmp_path, result, format_):
     exported(format_, result, tmp_path / "whole", images="none")
     mend = damage(result)
-    with pytest.raises(CvbatchError, match=r"the mask of 'last\.png'"):
+    with pytest.raises(CvbatchError, match=r"the mask of 'last\.png'") as stopped:
         exported(format_, result, tmp_path / "out", images="none")
+    assert stopped.value.exit_status == 1  # files of the export are there
     mark = json.loads((tmp_path / "out" / "_cvbatch" / "export.json").read_text())
     assert mark["is_complete"] is False
     documents = {"detections.json", "annotations/instances_train.json", "ImageSets/Main/train.txt"}
@@ -263,7 +264,7 @@ def rewritten(result, change):
 
 def test_what_is_no_result_is_refused_in_a_sentence(tmp_path, result):
     for place in (tmp_path / "nothing", tmp_path / "images"):
-        with pytest.raises(SourceError, match="is no prediction's result"):
+        with pytest.raises(SourceError, match="holds no result of a prediction"):
             exported("coco", place, tmp_path / "out")
     rewritten(result, lambda said: {**said, "fingerprint": "other"})
     with pytest.raises(SourceError, match="is of another job than the rest"):
@@ -272,7 +273,7 @@ def test_what_is_no_result_is_refused_in_a_sentence(tmp_path, result):
     with pytest.raises(SourceError, match="has schema version 9, and this cvbatch reads 1"):
         exported("coco", result, tmp_path / "out")
     min(result.glob("*.parquet")).write_bytes(b"PAR1")
-    with pytest.raises(RefusedError, match="is no part of a prediction's result"):
+    with pytest.raises(RefusedError, match="is not a part of a prediction's result"):
         exported("coco", result, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -309,7 +310,7 @@ def test_the_command_tells_what_it_did(tmp_path, result):
     [
         (["cvat", "result", "x"], "invalid choice: 'cvat'"),
         (["fiftyone", "result", "x", "--split", "1,0,0"], "unrecognized arguments"),
-        (["coco", "images", "x"], "is no prediction's result"),
+        (["coco", "images", "x"], "holds no result of a prediction"),
     ],
 )
 def test_wrong_words_are_status_2_in_a_sentence(tmp_path, words, fault):

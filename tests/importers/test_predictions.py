@@ -1,6 +1,8 @@
 """What one model said is another's truth: certain labels, boxes and masks, wherever images lay."""
 
+import io
 import re
+import tarfile
 
 import cv2
 import numpy as np
@@ -98,12 +100,12 @@ def archive(folder, count=4):
 
 def test_no_result_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(SourceError, match="no prediction's result"):
+    with pytest.raises(SourceError, match="holds no result of a prediction"):
         imported("predictions", tmp_path / "in", tmp_path / "out")
     result(archive(tmp_path / "images"), tmp_path / "result")
     for path in (tmp_path / "result").glob("*.parquet"):
         path.unlink()
-    with pytest.raises(SourceError, match="no prediction's result"):
+    with pytest.raises(SourceError, match="no chunk of the prediction is done"):
         imported("predictions", tmp_path / "result", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -163,6 +165,20 @@ def test_images_inside_containers_are_found_again(tmp_path, format_, write, name
     check_sums(report)
 
 
+def test_masks_are_those_of_their_images_in_any_order(tmp_path):
+    files = {f"i{i:03d}.png": jobs.encoded_image(3 * i) for i in range(5)}
+    tar = jobs.write_tar(tmp_path / "images" / "a.tar", files)
+    result(tmp_path / "images", tmp_path / "result", format_="webdataset")
+    _, before = imported("predictions", tmp_path / "result", tmp_path / "before")
+    with tarfile.open(tar, "w") as turned:  # since the prediction
+        for name, data in reversed(files.items()):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            turned.addfile(member, io.BytesIO(data))
+    _, after = imported("predictions", tmp_path / "result", tmp_path / "after")
+    assert len(before) == 5 and before == after
+
+
 def test_chunks_not_done_are_told(tmp_path):
     plan = result(archive(tmp_path / "images"), tmp_path / "result")
     gone = plan.chunks[0]
@@ -196,5 +212,5 @@ def test_masks_of_the_networks_size_are_told_and_a_part_of_another_job_refused(t
         imported("predictions", tmp_path / "result", tmp_path / "x", {"declared-size": "refuse"})
     part = next((tmp_path / "result").glob("*.parquet"))
     part.write_bytes(b"PAR1")
-    with pytest.raises(SourceError, match="is no part of a prediction's result"):
+    with pytest.raises(SourceError, match="is not a part of a prediction's result"):
         imported("predictions", tmp_path / "result", tmp_path / "y")

@@ -333,7 +333,7 @@ def without_a_job(folder):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (damaged, "is no part of a prediction's result"),
+        (damaged, "is not a part of a prediction's result"),
         (of_another_version, "schema version 9, and this cvbatch reads 1"),
         (without_a_job, "holds no result"),
         (shutil.rmtree, "holds no result"),

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cvbatch.report import statistics as surveys
-from cvbatch.report.statistics import LOWEST, OF_CLASS, survey
-from cvbatch.results.parts import Parts
+from cvbatch.report import statistics
+from cvbatch.report.statistics import LEAST_CONFIDENT, OF_CLASS, collect_statistics
+from cvbatch.results.result import Result
 from tests.support import jobs
 from tests.support.evaluations import write_result
 
@@ -26,10 +26,10 @@ def answers(count, seed=3):
 
 
 def test_of_nothing_nothing_is_counted(tmp_path):
-    found = survey(Parts.find(str(write_result(tmp_path, {}, CLASSES))))
-    assert (found.num_rows, found.num_failed, found.files) == (0, 0, [])
-    assert found.picks_lowest() == [] and found.picks_of_class("labels") == {}
-    assert found.has_all
+    found = collect_statistics(Result(str(write_result(tmp_path, {}, CLASSES))))
+    assert (found.num_rows, found.num_failed, found.sampled) == (0, 0, [])
+    assert found.picks_least_confident() == [] and found.picks_of_class("labels") == {}
+    assert found.is_complete
 
 
 @pytest.fixture(scope="module")
@@ -45,34 +45,33 @@ def named(folder, picks):
 
 
 def test_counts_are_those_of_the_rows(seen):
-    found, rows = survey(Parts.find(str(seen))), jobs.rows(seen)
+    found, rows = collect_statistics(Result(str(seen))), jobs.rows(seen)
     ok = [row for row in rows if row["status"] == "ok"]
     assert (found.num_rows, found.num_failed) == (50, 50 - len(ok))
-    assert found.images_with["labels"] == Counter(row["labels"][0]["class_id"] for row in ok)
-    assert found.found["boxes"] == Counter(b["class_id"] for row in ok for b in row["boxes"])
-    assert found.images_with["boxes"] == Counter(
+    assert found.num_images["labels"] == Counter(row["labels"][0]["class_id"] for row in ok)
+    assert found.num_elements["boxes"] == Counter(b["class_id"] for row in ok for b in row["boxes"])
+    assert found.num_images["boxes"] == Counter(
         k for row in ok for k in {b["class_id"] for b in row["boxes"]}
     )
-    assert found.num_empty["boxes"] == sum(not row["boxes"] for row in ok)
     of_boxes = Counter(min(int(b["score"] * 20), 19) for row in ok for b in row["boxes"])
-    assert found.scores["boxes"] == of_boxes
+    assert found.score_bins["boxes"] == of_boxes
     best = Counter(min(int(row["labels"][0]["score"] * 20), 19) for row in ok)
-    assert found.scores["labels"] == best
+    assert found.score_bins["labels"] == best
 
 
 def test_the_least_certain_are_those_with_the_lowest_best_score(seen):
-    found = named(seen, survey(Parts.find(str(seen))).picks_lowest())
+    found = named(seen, collect_statistics(Result(str(seen))).picks_least_confident())
     ok = [row for row in jobs.rows(seen) if row["status"] == "ok"]
-    lowest = sorted(ok, key=lambda row: row["labels"][0]["score"])[:LOWEST]
+    lowest = sorted(ok, key=lambda row: row["labels"][0]["score"])[:LEAST_CONFIDENT]
     assert [row["image_id"] for row in found] == [row["image_id"] for row in lowest]
 
 
 def test_rows_of_a_class_have_it_and_are_not_all_from_one_end(seen):
-    found = survey(Parts.find(str(seen)))
+    found = collect_statistics(Result(str(seen)))
     for column in ("labels", "boxes"):
         for class_id, picks in found.picks_of_class(column).items():
             rows = named(seen, picks)
-            assert len(rows) == min(OF_CLASS, found.images_with[column][class_id])
+            assert len(rows) == min(OF_CLASS, found.num_images[column][class_id])
             for row in rows:
                 some = row[column][:1] if column == "labels" else row[column]
                 assert class_id in {one["class_id"] for one in some}
@@ -80,20 +79,20 @@ def test_rows_of_a_class_have_it_and_are_not_all_from_one_end(seen):
 
 
 def test_the_same_is_found_however_many_rows_are_held(seen, monkeypatch):
-    whole = survey(Parts.find(str(seen)))
-    monkeypatch.setattr(surveys, "_ROWS_AT_ONCE", 2)
-    piece = survey(Parts.find(str(seen)))
-    for key in ("num_rows", "failures", "examples", "images_with", "found", "scores", "num_empty"):
+    whole = collect_statistics(Result(str(seen)))
+    monkeypatch.setattr(statistics, "_BATCH_ROWS", 2)
+    piece = collect_statistics(Result(str(seen)))
+    for key in ("num_rows", "failures", "examples", "num_images", "num_elements", "score_bins"):
         assert getattr(piece, key) == getattr(whole, key), key
-    assert piece.picks_lowest() == whole.picks_lowest()
+    assert piece.picks_least_confident() == whole.picks_least_confident()
     assert piece.picks_of_class("boxes") == whole.picks_of_class("boxes")
 
 
 def test_of_many_files_some_at_equal_distances_are_looked_at(seen, monkeypatch):
-    monkeypatch.setattr(surveys, "MAX_FILES", 3)
-    parts = Parts.find(str(seen))
-    found = survey(parts)
-    assert [parts.done.index(ref) for ref in found.files] == [0, 4, 7]  # 3.5 rounds to even
-    assert not found.has_all and found.num_rows == 7 + 7 + 1
-    monkeypatch.setattr(surveys, "MAX_ROWS", 14)
-    assert len(survey(parts).files) == 2
+    monkeypatch.setattr(statistics, "MAX_FILES", 3)
+    result = Result(str(seen))
+    found = collect_statistics(result)
+    assert [result.done.index(ref) for ref in found.sampled] == [0, 4, 7]  # 3.5 rounds to even
+    assert not found.is_complete and found.num_rows == 7 + 7 + 1
+    monkeypatch.setattr(statistics, "MAX_ROWS", 14)
+    assert len(collect_statistics(result).sampled) == 2

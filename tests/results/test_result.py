@@ -15,8 +15,8 @@ from cvbatch.core.errors import SourceError
 from cvbatch.images.masks import decode_png, encode_png
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
-from cvbatch.results import schema, writer
-from cvbatch.results.parts import Parts
+from cvbatch.results import writer
+from cvbatch.results.result import Result
 from cvbatch.storage import store
 from tests.support import jobs
 from tests.support.datasets import picture
@@ -68,7 +68,7 @@ def test_of_nothing_done_there_is_no_row(tmp_path, files):
 
 def test_a_folder_without_a_result_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(SourceError, match=r"holds no result of `cvbatch predict`"):
+        with pytest.raises(SourceError, match=r"holds no result of a prediction"):
             cvbatch.read(folder)
 
 
@@ -164,35 +164,24 @@ def test_images_are_read_from_files_parquet_and_tars(folder, files, tmp_path):
     inside = predicted(tmp_path / "of-parquet", tmp_path / "p", said, format_="parquet")
     found = [np.asarray(row.image()) for row in cvbatch.read(inside)]
     assert all(np.array_equal(a, pixels(b)) for a, b in zip(found, stored, strict=True))
-    tars = of_tar(tmp_path, files)
-    found = [np.asarray(row.image()) for row in cvbatch.read(tars)]
+    found = [np.asarray(row.image()) for row in cvbatch.read(of_tar(tmp_path, files))]
     assert all(np.array_equal(a, pixels(b)) for a, b in zip(found, stored, strict=True))
 
 
 def of_tar(folder, files):
-    """Write a result over a tar, whose images are known by reading it alone."""
+    """Write a result over a tar."""
     jobs.write_tar(folder / "tars" / "all.tar", files)
-    source = SourceConfig(uri=str(folder / "tars"), format="webdataset")
-    plan = make_plan(source, str(folder / "of-tar"), 4, 1 << 30)
-    plan.commit()
-    (ref,) = plan.chunks
-    uri = str(folder / "tars" / "all.tar")
-    size = {"width": SIZE[1], "height": SIZE[0], "status": "ok"}
-    table = [{"image_id": f"all.tar#{name}", "uri": uri, **size} for name in files]
-    kind = schema.result_schema([])
-    said = {"schema_version": 1, "fingerprint": "abc", "models": []}
-    rows = [schema.pa.Table.from_pylist(table, kind)]
-    writer.write_part(str(folder / "of-tar"), ref.chunk_id, rows, kind, json.dumps(said).encode())
-    return folder / "of-tar"
+    said = {f"all.tar#{name}": saw(n) for n, name in enumerate(files)}
+    return predicted(folder / "of-tar", folder / "tars", said, format_="webdataset")
 
 
 def test_of_a_container_only_what_is_wanted_is_read(tmp_path, files):
-    parts = Parts.find(str(of_tar(tmp_path, files)))
+    result = Result(str(of_tar(tmp_path, files)))
     wanted = [f"all.tar#{NAMES[0]}"]
-    assert [one.image_id for one in parts.encoded(parts.done[0], wanted, 1 << 20)] == wanted
+    assert [one.image_id for one in result.images(result.done[0], wanted)] == wanted
     with (tmp_path / "tars" / "all.tar").open("r+b") as tar:
         tar.truncate(len(files[NAMES[0]]) + 1024)  # nothing behind the first image is looked at
-    assert [one.failure for one in parts.encoded(parts.done[0], wanted, 1 << 20)] == [None]
+    assert [one.failure for one in result.images(result.done[0], wanted)] == [None]
 
 
 def test_an_overlay_shows_what_was_found(folder):
@@ -263,13 +252,13 @@ def test_a_damaged_file_is_told_when_it_is_reached(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     result = cvbatch.read(copy)
-    last = result.parts.uri_of(result.parts.done[-1])
+    last = result.uri_of(result.done[-1])
     before = len(pq.read_table(folder)) - pq.read_metadata(last).num_rows
     with open(last, "wb") as file:  # noqa: PTH123
         file.write(b"PAR1 no more")
     seen = iter(result)
     assert len([next(seen) for _ in range(before)]) == before
-    with pytest.raises(SourceError, match=r"is no part of a prediction's result"):
+    with pytest.raises(SourceError, match=r"is not a part of a prediction's result"):
         next(seen)
 
 
@@ -283,7 +272,7 @@ def test_a_damaged_file_is_told_when_it_is_reached(folder, tmp_path):
 def test_another_version_and_another_job_are_refused(folder, tmp_path, change, told):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    last = Parts.find(str(copy)).done[-1]
+    last = Result(str(copy)).done[-1]
     path = copy / part_files.part_name(last.chunk_id)
     table = pq.read_table(path)
     said = {**json.loads(pq.read_metadata(path).metadata[b"cvbatch"]), **change}

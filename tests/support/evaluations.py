@@ -71,7 +71,8 @@ def write_result(
     ]
     said = {"schema_version": version, "fingerprint": "f" * 64, "models": models}
     schema = pa.schema(
-        [("image_id", pa.string()), ("status", pa.string()), ("error", FAILURE)]
+        [("image_id", pa.string()), ("uri", pa.string()), ("width", pa.int32())]
+        + [("height", pa.int32()), ("status", pa.string()), ("error", FAILURE)]
         + [(column, COLUMN_TYPES[column]) for column in classes]
     )
     done = list(zip(chunk_ids, pairwise(offsets.tolist()), strict=True))
@@ -85,7 +86,8 @@ def write_result(
 def _answer(
     image_id: str, said: Answers, classes: Mapping[str, Sequence[str]]
 ) -> dict[str, object]:
-    row: dict[str, object] = {"image_id": image_id, "status": "ok", "error": None}
+    row: dict[str, object] = {"image_id": image_id, "uri": f"/there/{image_id}"}
+    row |= {"width": 200, "height": 200, "status": "ok", "error": None}
     if said.get("failed"):
         error = {"stage": "decode", "kind": "truncated", "message": "cut"}
         return {**row, "status": "failed", "error": error} | dict.fromkeys(classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -78,18 +79,24 @@ def predicted(out, source, said, tasks=TASKS, classes=CLASSES, format_="images",
     plan.commit()
     metadata = schema.result_metadata(models, "abc", "1")
     for ref in plan.chunks:
-        ids = [
-            (
-                item.image_id if format_ == "images" else f"{item.image_id}#{item.first_row + i}",
-                item,
-            )
+        rows = [
+            row(image_id, item.uri, said.get(image_id, FAILED))
             for item in plan.read_chunk(ref).items
-            for i in range(item.num_rows)
+            for image_id in ids_of(item, format_)
         ]
-        rows = [row(image_id, item.uri, said.get(image_id, FAILED)) for image_id, item in ids]
         table = pa.Table.from_pylist(rows, kind)
         writer.write_part(str(out), ref.chunk_id, [table], kind, metadata)
     return out
+
+
+def ids_of(item, format_):
+    """Return the ids of an item's images, in order."""
+    if format_ == "images":
+        return [item.image_id]
+    if format_ == "parquet":
+        return [f"{item.image_id}#{item.first_row + i}" for i in range(item.num_rows)]
+    with tarfile.open(item.uri) as tar:
+        return [f"{item.image_id}#{name}" for name in tar.getnames()]
 
 
 def row(image_id, uri, said):

@@ -1,0 +1,225 @@
+"""All readers of a result see the same rows, masks and images, and refuse the same damage."""
+
+import io
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import cvbatch
+from cvbatch.config.predict import SourceConfig
+from cvbatch.core.errors import SourceError
+from cvbatch.evaluate.join import find_truth, join, only_predicted, read_piece
+from cvbatch.images.masks import decode_png
+from cvbatch.planning.plan import make_plan
+from cvbatch.report.statistics import collect_statistics
+from cvbatch.results import writer
+from cvbatch.results.result import Result
+from tests.support import jobs
+from tests.support.datasets import boxes_of, imported, picture
+from tests.support.evaluations import write_truth
+from tests.support.results import CLASSES, SIZE, corners, exported, predicted, saw
+
+FILES = {f"{name}{n}.png": picture(*SIZE, seed=n) for n, name in enumerate("aaaabbbbcc")}
+BROKEN = ("a2.png", "b5.png")  # their predictions failed
+
+
+def over_images(folder):
+    jobs.write_files(folder, FILES)
+    return list(FILES), lambda: jobs.write_files(folder, {"c8.png": FILES["c8.png"] + b"more"})
+
+
+def over_parquet(folder):
+    ids = []
+    for name in "abc":
+        own = {key: data for key, data in FILES.items() if key.startswith(name)}
+        path = jobs.write_parquet(folder / f"{name}.parquet", own)
+        ids += [f"{path.name}#{row}" for row in range(len(own))]
+    return ids, lambda: jobs.write_parquet(folder / "c.parquet", {"c8.png": FILES["c8.png"]})
+
+
+def over_tars(folder):
+    ids = []
+    for name in "abc":
+        own = {key: data for key, data in FILES.items() if key.startswith(name)}
+        path = jobs.write_tar(folder / f"{name}.tar", own)
+        ids += [f"{path.name}#{key}" for key in own]
+    return ids, lambda: jobs.write_tar(folder / "c.tar", {"c8.png": FILES["c8.png"]})
+
+
+SOURCES = {"images": over_images, "parquet": over_parquet, "webdataset": over_tars}
+
+
+@pytest.fixture(params=SOURCES)
+def case(request, tmp_path):
+    """A result of 8 of 10 images, and what was seen in each: image id → as of `saw`, or None."""
+    ids, change_last_chunk = SOURCES[request.param](tmp_path / "source")
+    seen = {
+        image_id: None if name in BROKEN else saw(n)
+        for n, (image_id, name) in enumerate(zip(ids, FILES, strict=True))
+    }
+    said = {image_id: one for image_id, one in seen.items() if one}
+    out = predicted(tmp_path / "out", tmp_path / "source", said, format_=request.param)
+    change_last_chunk()
+    source = SourceConfig(uri=str(tmp_path / "source"), format=request.param)
+    make_plan(source, str(out), 4, 1 << 30).commit()
+    return out, dict(list(seen.items())[:8])
+
+
+def test_of_no_row_all_see_nothing(tmp_path):
+    jobs.write_files(tmp_path / "source", FILES)
+    out = tmp_path / "out"
+    make_plan(SourceConfig(uri=str(tmp_path / "source")), str(out), 4, 1 << 30).commit()
+    result = Result(str(out))
+    assert (list(result), result.done, result.image_ids(), result.classes) == ([], [], [], {})
+    assert len(result.missing) == 3
+    assert collect_statistics(result).num_rows == 0
+    assert only_predicted(result).pieces == []
+    for read in (lambda: imported("predictions", out, tmp_path / "x"),
+                 lambda: exported("coco", out, tmp_path / "x")):  # fmt: skip
+        with pytest.raises(SourceError, match="no chunk of the prediction is done"):
+            read()
+
+
+def test_rows_are_read_with_masks_boxes_and_images(case):
+    out, seen = case
+    result = cvbatch.read(out)
+    rows = list(result)
+    assert [row.image_id for row in rows] == list(seen)
+    assert [row.image_id for row in rows if row.error] == [key for key in seen if not seen[key]]
+    for row, data in zip(rows, FILES.values(), strict=False):
+        if row.error is None:
+            said = seen[row.image_id]
+            assert np.array_equal(row.xyxy, corners(said))
+            assert np.array_equal(row.mask, decode_png(said["mask"]["bytes"]))
+            assert np.array_equal(row.image(), Image.open(io.BytesIO(data)).convert("RGB"))
+    assert [one for ids in result.image_ids() for one in ids.to_pylist()] == list(seen)
+    assert result.num_chunks_left == 1
+
+
+def test_columns_are_chosen_and_low_scores_left_out(case):
+    out, seen = case
+    result = Result(str(out))
+    rows = [row for ref in result.done for row in result.rows(ref, ["boxes"], num_rows=3)]
+    assert [row.image_id for row in rows] == list(seen)
+    for row in rows:
+        assert row.labels is None and row.mask is None
+        boxes = (seen[row.image_id] or {"boxes": []})["boxes"]
+        scores = [np.float32(box["score"]) for box in boxes]
+        kept = row.with_min_score(0.5).boxes or []
+        assert [box["score"] for box in kept] == [one for one in scores if one >= 0.5]
+
+
+def test_an_export_has_the_same_rows(case, tmp_path):
+    out, seen = case
+    exported("fiftyone", out, tmp_path / "export")
+    lines = {
+        name: [json.loads(one) for one in (tmp_path / "export" / "_cvbatch" / f"{name}.jsonl")
+               .read_text().splitlines()]
+        for name in ("images", "failed")
+    }  # fmt: skip
+    assert [one["image_id"] for one in lines["images"]] == [key for key in seen if seen[key]]
+    assert [one["image_id"] for one in lines["failed"]] == [key for key in seen if not seen[key]]
+    originals = dict(zip(seen, FILES.values(), strict=False))
+    detections = json.loads((tmp_path / "export" / "detections.json").read_text())["labels"]
+    for line in lines["images"]:
+        said, name = seen[line["image_id"]], line["name"]
+        assert (tmp_path / "export" / "data" / name).read_bytes() == originals[line["image_id"]]
+        stem = name.rpartition(".")[0]
+        mask = (tmp_path / "export" / "masks" / f"{stem}.png").read_bytes()
+        assert np.array_equal(decode_png(mask), decode_png(said["mask"]["bytes"]))
+        assert len(detections[stem]) == len(said["boxes"])
+
+
+def test_an_import_has_the_same_rows(case, tmp_path):
+    out, seen = case
+    report, rows = imported("predictions", out, tmp_path / "labels", min_score=0.0)
+    assert set(rows) == {key for key in seen if seen[key]}
+    assert report.oddities["failed"].count == 2
+    assert report.oddities["annotation_missing"].count >= 1
+    originals = dict(zip(seen, FILES.values(), strict=False))
+    for image_id, row in rows.items():
+        said = seen[image_id]
+        assert row["image"]["bytes"] == originals[image_id]
+        assert np.array_equal(decode_png(row["mask"]["bytes"]), decode_png(said["mask"]["bytes"]))
+        found = np.array([box[1:] for box in boxes_of(row)], np.float32).reshape(-1, 4)
+        assert np.array_equal(found, corners(said))
+
+
+def test_a_report_counts_the_same_rows(case):
+    out, seen = case
+    found = collect_statistics(Result(str(out)))
+    ok = [one for one in seen.values() if one]
+    assert (found.num_rows, found.num_failed) == (len(seen), len(seen) - len(ok))
+    boxes = Counter(box["class_id"] for one in ok for box in one["boxes"])
+    assert found.num_elements["boxes"] == boxes
+
+
+def test_an_evaluation_joins_the_same_rows(case, tmp_path):
+    out, seen = case
+    result = Result(str(out))
+    mask = np.zeros(SIZE, np.uint8)
+    truth = {image_id: {"mask": mask} for image_id in reversed(seen)}
+    write_truth(tmp_path / "truth", truth, {"mask": CLASSES})
+    joined = join(result, find_truth([str(tmp_path / "truth")], None), None)
+    assert (joined.num_images, len(joined.no_truth), len(joined.no_prediction)) == (8, 0, 0)
+    for piece in joined.pieces:
+        said, truth = read_piece(piece, ["image_id", "mask"], ["image_id"])
+        assert said["image_id"].to_pylist() == truth["image_id"].to_pylist()
+        for row in said.to_pylist():
+            own = seen[row["image_id"]]
+            assert (row["mask"] or {}).get("bytes") == (own and own["mask"]["bytes"])
+
+
+def other_metadata(path, **change):
+    file = pq.ParquetFile(path)
+    metadata = {**json.loads(file.metadata.metadata[b"cvbatch"]), **change}
+    table = file.read()
+    path.write_bytes(
+        writer.encode_part([table], table.schema, json.dumps(metadata).encode()).to_pybytes()
+    )
+
+
+DAMAGES = {
+    "is of another job than the rest": lambda path: other_metadata(path, fingerprint="other"),
+    "has schema version 9": lambda path: other_metadata(path, schema_version=9),
+    "metadata is incomplete": lambda path: other_metadata(path, models=None),
+    "is not a part of a prediction's result": lambda path: path.write_bytes(b"PAR1"),
+}
+READERS = {
+    "read": lambda out, to: list(cvbatch.read(out)),
+    "export": lambda out, to: exported("coco", out, to),
+    "import": lambda out, to: imported("predictions", out, to),
+    "report": lambda out, to: collect_statistics(Result(str(out))),
+    "evaluate": lambda out, to: only_predicted(Result(str(out))),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("message", DAMAGES)
+def test_a_damaged_part_is_refused_by_every_reader(tmp_path, message, reader):
+    jobs.write_files(tmp_path / "source", FILES)
+    out = predicted(tmp_path / "out", tmp_path / "source", {"a0.png": saw(0)})
+    READERS[reader](out, tmp_path / "whole")
+    last = out / f"part-{Result(str(out)).done[-1].chunk_id}.parquet"
+    DAMAGES[message](last)
+    with pytest.raises(SourceError, match=message) as refused:
+        READERS[reader](out, tmp_path / "damaged")
+    assert last.name in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_result_of_which_a_chunk_has_no_image_is_read_by_all(tmp_path):
+    jobs.write_tar(tmp_path / "source" / "a.tar", {})
+    jobs.write_tar(tmp_path / "source" / "b.tar", {"0.png": b"broken"})
+    out = predicted(tmp_path / "out", tmp_path / "source", {}, format_="webdataset")
+    result = Result(str(out))
+    assert [len(ids) for ids in result.image_ids()] == [0, 1]
+    assert [len(piece.part_row) for piece in only_predicted(result).pieces] == [0, 1]
+    (pick,) = collect_statistics(result).first_rows
+    assert pick == (result.done[1], 0)
+    shutil.copytree(out, tmp_path / "copy")
+    assert exported("coco", tmp_path / "copy", tmp_path / "x")["images"]["failed"] == 1
