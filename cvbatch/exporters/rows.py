@@ -20,7 +20,6 @@ from cvbatch.images.decode import Limits
 from cvbatch.planning import manifest
 from cvbatch.results.parts import PartFooter, Parts, describe, mask_of, read_rows
 from cvbatch.results.safe_names import digest_of, key_of, repeated, split_name
-from cvbatch.sources.readers import read_chunk_images
 from cvbatch.storage import store
 
 _ROWS_AT_ONCE = 64  # held with their masks
@@ -103,7 +102,7 @@ class Result:
     @property
     def is_inside(self) -> bool:
         """Return whether the images lie in containers: Parquet files or tars."""
-        return self.reading["format"] != "images"
+        return self.parts.reader.format.key != ""
 
     def survey(self, *, is_flat: bool, has_links: bool) -> Survey:
         """Return what all files hold; see `names` for `is_flat`.
@@ -155,10 +154,7 @@ class Result:
                     yield self._seen(row, min_score, data)
 
     def _encoded(self, ref: ChunkRef) -> Any:
-        column = self.reading.get("image_column", "image")
-        chunk = manifest.read_chunk(ref)
-        limit = Limits().max_bytes
-        return read_chunk_images(chunk, self.reading["format"], column, max_bytes=limit)
+        return self.parts.reader.read(manifest.read_chunk(ref), Limits().max_bytes)
 
     def _seen(
         self, row: dict[str, Any], min_score: float, encoded: EncodedImage | Failure | None

@@ -55,15 +55,12 @@ class _Result:
             num_images = max(1, ref.num_images)  # of a tar nobody knows
             report.num_found += num_images
             report.note("annotation_missing", f"chunk {ref.chunk_id}", num_images)
-        reading = self.parts.reading or {}
         for ref in self.parts.done:
             examples = self._examples(self.parts.uri_of(ref), report)
-            items = manifest.read_chunk(ref).items
-            if reading["format"] == "images":
-                items = tuple(item for item in items if item.image_id in examples)
             if examples:
-                column = reading.get("image_column", "image")
-                yield Batch(items, examples, reading["format"], column)
+                reader = self.parts.reader
+                items = reader.format.select(manifest.read_chunk(ref).items, examples)
+                yield Batch(items, examples, reader)
 
     def read_mask(self, example: Annotation, frame_hw: Size) -> np.ndarray | MaskFault | None:
         """Return the mask as class ids, (h, w) uint8; see `MaskReader`."""

@@ -18,7 +18,7 @@ from cvbatch.report.statistics import Pick
 from cvbatch.results.parts import read_batches
 from cvbatch.results.result import Result, Row
 
-_MAX_TAR_BYTES = 512 << 20  # read to its last image that is shown
+_MAX_SEQUENTIAL_BYTES = 512 << 20  # of a file that is read up to its last image that is shown
 _ROWS_AT_ONCE = 64
 
 
@@ -80,8 +80,8 @@ def _rows(result: Result, picks: Sequence[Pick]) -> dict[int, dict[str, Any]]:
 
 def _encoded(result: Result, pick: Pick, wanted: set[str]) -> tuple[dict[str, EncodedImage], str]:
     """Return the images of one chunk that can be had, and why the store gives none, if so."""
-    is_tar = (result.parts.reading or {}).get("format") == "webdataset"
-    if is_tar and pick.ref.size_bytes > _MAX_TAR_BYTES:
+    is_sequential = result.parts.reader.format.is_sequential
+    if is_sequential and pick.ref.size_bytes > _MAX_SEQUENTIAL_BYTES:
         return {}, ""
     try:
         found = result.parts.encoded(pick.ref, wanted, result.limits.max_bytes)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,14 +28,13 @@ from cvbatch.storage import store
 if TYPE_CHECKING:
     pass
 from collections.abc import Collection
-from dataclasses import replace
 
 from cvbatch.config.predict import SCHEMA_VERSION
-from cvbatch.core.types import Chunk, EncodedImage, Item
+from cvbatch.core.types import EncodedImage
 from cvbatch.geometry.resize import mask_to_original
 from cvbatch.images.masks import decode_png
 from cvbatch.planning import manifest
-from cvbatch.sources.readers import read_chunk_images
+from cvbatch.sources.readers import ChunkReader
 
 ANSWERS = ("labels", "boxes", "mask")  # columns with a class table
 _BUFFER_BYTES = 1 << 20  # of a column: a row group's masks are not held at once
@@ -102,41 +102,17 @@ class Parts:
         """Return where a chunk's rows are."""
         return store.join(self.uri, part_files.part_name(ref.chunk_id))
 
+    @cached_property
+    def reader(self) -> ChunkReader:
+        """Return what reads the images of the chunks; it goes on where the last chunk ended."""
+        reading = self.reading or {}
+        return ChunkReader(reading["format"], reading.get("image_column", "image"))
+
     def encoded(
         self, ref: ChunkRef, wanted: Collection[str], max_bytes: int
     ) -> Iterator[EncodedImage]:
-        """Yield some images of a chunk, in its order; of the others as little as can be is read.
-
-        A tar is read from its beginning up to the last that is wanted.
-        """
-        reading = self.reading or {}
-        chunk = manifest.read_chunk(ref)
-        if reading["format"] == "parquet":
-            items = tuple(one for item in chunk.items for one in _rows_of(item, wanted))
-        elif reading["format"] == "webdataset":
-            items = chunk.items
-        else:
-            items = tuple(item for item in chunk.items if item.image_id in wanted)
-        column = reading.get("image_column", "image")
-        few = Chunk(chunk.chunk_id, items)
-        left = set(wanted)
-        images = read_chunk_images(few, reading["format"], column, max_bytes=max_bytes)
-        while left and (image := next(images, None)) is not None:
-            if image.image_id in left:
-                left.remove(image.image_id)
-                yield image
-
-
-def _rows_of(item: Item, wanted: Collection[str]) -> Iterator[Item]:
-    """Yield the rows of a slice that are wanted, each as a slice of its own."""
-    for index in range(item.num_rows):
-        if f"{item.image_id}#{item.first_row + index}" in wanted:
-            yield replace(
-                item,
-                row_start=item.row_start + index,
-                first_row=item.first_row + index,
-                num_rows=1,
-            )
+        """Yield some images of a chunk, in its order; of the others as little as can be is read."""
+        return self.reader.read_some(manifest.read_chunk(ref), wanted, max_bytes)
 
 
 def describe(uri: str) -> PartFooter:

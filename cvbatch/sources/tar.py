@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from cvbatch.core.types import Failure
-from cvbatch.images.signatures import SUFFIXES
+from cvbatch.images.signatures import IMAGE_SUFFIXES
 
 _MAX_HEADER_BYTES = 1 << 17  # of a long name or an extended header
 _MAX_GLOBAL_HEADERS = 100  # values that hold for all members, which are kept to the end
@@ -40,7 +40,7 @@ _TAR_FAULTS = (
     OverflowError,
     RecursionError,
 )
-_IMAGE_ENDS = tuple(f".{suffix}" for suffix in SUFFIXES["images"])
+_IMAGE_ENDS = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 # Not tarfile's own: it unpacks a quarter of a megabyte at once, whatever that comes to.
 _UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
