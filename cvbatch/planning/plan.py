@@ -59,7 +59,7 @@ class Plan:
     done: frozenset[str]  # ids of chunks whose file lies in the sink, as they were planned last
     stale: tuple[str, ...]  # ids of chunks that hold nothing any more, but have a file in the sink
     revisions: dict[str, int]  # of the chunks that were planned again: how often
-    num_images: int  # of all chunks; those in tars are not counted
+    num_images: int  # of all chunks, where they are known before reading
     num_bytes: int
     num_new: int  # files that no earlier planning knew
     num_changed: int  # files that changed since they were planned; their chunks are done again
@@ -103,7 +103,8 @@ def make_plan(
     """Return the plan of a job; nothing is written.
 
     A chunk holds at most `chunk_images` images and `chunk_bytes` bytes, or one unit: an image
-    file, a slice of a row group, or a tar (a tar is always a chunk of its own). on_progress is
+    file, a slice of a row group, or a tar. A file whose images only reading can count (a tar) is
+    always a chunk of its own. on_progress is
     called with the number of files found so far.
 
     Raises SourceError, SinkError (another format's manifest, not accessible), or StoreError.

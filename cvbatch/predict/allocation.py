@@ -15,7 +15,8 @@ def choose_allocation(
 ) -> Allocation:
     """Return the wiring for a job: streaming where there are GPUs, fused where not.
 
-    A tar is one chunk of unknown length, too long to hold decoded: its job is always fused. One
+    A file that is read sequentially (a tar) is one chunk of unknown length, which may not fit the
+    memory decoded: a job over such files is always fused. One
     that cuts images is fused unless streaming is asked for: between tasks all tiles of a chunk
     would lie in memory, and with many tiles to an image decoding does not hold a GPU up.
 
