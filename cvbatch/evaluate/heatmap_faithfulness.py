@@ -7,7 +7,7 @@ random. Where there is a truth, the map's maximum and a box round it are held ag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ from cvbatch.images.masks import decode_png
 from cvbatch.inference.engines import Program
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.results.parts import MISSING, box_corners, read_images
+from cvbatch.sources.readers import ChunkReader
 
 CURVES = ("insertion", "deletion", "random_insertion", "random_deletion")
 MAX_TILE_BYTES = 64 << 20  # of one image; while it is judged twenty times that are held
@@ -49,7 +50,7 @@ _SAME_SCORE = 0.002  # within which machines may differ
 class HeatmapOrder:
     """What is asked of heatmaps, and the network that they are of."""
 
-    reading: Mapping[str, str]  # how the source of the result is read
+    reader: ChunkReader  # of the images of the result
     program: BuiltProgram
     keys: tuple[InputKey, ...]  # of all models of the job: large JPEGs are read to suit them all
     source: SourceConfig
@@ -112,7 +113,7 @@ def judge_share(order: HeatmapOrder, program: Program, share: Share) -> Judgemen
             rows = {row["image_id"]: row for row in said.to_pylist()}
             known = dict(zip(rows, truths, strict=True))
             found.left_out |= dict.fromkeys(rows, MISSING)
-            for image in read_images(piece.ref, order.reading, limits.max_bytes, rows):
+            for image in read_images(piece.ref, order.reader, limits.max_bytes, rows):
                 row = rows[image.image_id]
                 decoded = image.failure or decode_one(image.data, order.keys, limits)
                 judged = _judge(order, program, row, known[image.image_id], decoded)

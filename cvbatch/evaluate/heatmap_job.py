@@ -183,7 +183,7 @@ def judge(
     """
     asked = said.heatmaps or HeatmapsConfig()
     order = HeatmapOrder(
-        subject.result.reading,
+        subject.result.reader,
         program,
         subject.keys,
         subject.job.source,

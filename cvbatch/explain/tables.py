@@ -13,6 +13,7 @@ import pyarrow as pa
 from cvbatch.core.types import Failure, ImageBatch
 from cvbatch.results import schema
 from cvbatch.results.safe_names import split_name
+from cvbatch.sources.formats import INPUT_FORMATS
 
 _CHANNELS = pa.struct(
     [
@@ -52,14 +53,15 @@ _MAX_LAYER_NAME = 150
 def image_name(image_id: str, source_format: str) -> str:
     """Return the name of an image's pictures: its id, or a safe one with a hash of the id.
 
-    source_format: "images" | "parquet" | "webdataset"; in a container "#" stands before the key.
+    source_format: a key of INPUT_FORMATS; in a container "#" stands before the key.
     No name leads out of the folder it is put into, and no two images of a source have the same.
     """
-    is_inside = source_format != "images"
+    key = INPUT_FORMATS[source_format].key
+    is_inside = key != ""
     stem, suffix = split_name(image_id, is_inside=is_inside, is_flat=False)
     plain = image_id.replace("#", "/", 1) if is_inside else image_id
     # without a suffix a name could be a folder of others', except that of a row, a number
-    is_leaf = suffix != "" or source_format == "parquet"
+    is_leaf = suffix != "" or key == "row"
     if is_leaf and stem + suffix == plain and not _HASHED.search(stem):
         return plain
     return f"{stem}-{_digest(image_id)}{suffix}"

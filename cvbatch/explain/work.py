@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cvbatch.config.explain import ExplainJob
 from cvbatch.core.child_process import silent_stderr
-from cvbatch.core.types import ChunkRef, EncodedImage, Failure, ImageBatch, InputKey
+from cvbatch.core.types import ChunkRef, Failure, ImageBatch, InputKey
 from cvbatch.explain import image_grids, tables
 from cvbatch.explain.spec import (
     IMAGES,
@@ -37,7 +37,7 @@ from cvbatch.inference.programs import BuildRequest
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
 from cvbatch.results import writer
-from cvbatch.sources.readers import read_chunk_images
+from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import store
 
 if TYPE_CHECKING:
@@ -70,9 +70,13 @@ def work_on(order: ExplainSpec) -> Callable[[Piece], PieceReport]:
     """
     with silent_stderr():  # TensorFlow writes much to the descriptor while it loads
         network = _load(order)
+    source, source_format = order.job.source, order.source_format
+    reader = ChunkReader(source_format, source.image_column) if source and source_format else None
 
     def work(piece: Piece) -> PieceReport:
-        return _WORKS[piece.kind](order, network, piece)
+        if piece.ref is not None and reader is not None:
+            return _images(order, network, reader, piece.ref)
+        return _OF_A_LAYER[piece.kind](order, network, piece)
 
     return work
 
@@ -118,12 +122,12 @@ def _write(order: ExplainSpec, piece: Piece, rows: pa.Table) -> None:
     store.put_bytes(file_uri(order, piece), data)
 
 
-def _images(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
-    if piece.ref is None:
-        raise RuntimeError("a piece of images without its chunk")
+def _images(
+    order: ExplainSpec, network: Network, reader: ChunkReader, ref: ChunkRef
+) -> PieceReport:
     report = PieceReport()
     rows = []
-    for batch in _batches(order, piece.ref):
+    for batch in _batches(order, reader, ref):
         explained: dict[int, tables.Explained] = {}
         failures = dict(batch.failures)
         for position, found in zip(batch.decoded.tolist(), network.explain(batch), strict=True):
@@ -134,24 +138,18 @@ def _images(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
             explained[position] = _leave(order, name, found, report)
         report.note(batch, failures)
         rows.append(tables.image_rows(batch, failures, explained, order.sections))
-    chunk_id = piece.ref.chunk_id
-    metadata = part_files.revised(order.metadata, order.revisions.get(chunk_id, 0))
+    metadata = part_files.revised(order.metadata, order.revisions.get(ref.chunk_id, 0))
     schema = tables.images_schema(order.sections)
-    writer.write_part(order.uri(IMAGES), chunk_id, rows, schema, metadata)
+    writer.write_part(order.uri(IMAGES), ref.chunk_id, rows, schema, metadata)
     return report
 
 
-def _batches(order: ExplainSpec, ref: ChunkRef) -> Iterator[ImageBatch]:
+def _batches(order: ExplainSpec, reader: ChunkReader, ref: ChunkRef) -> Iterator[ImageBatch]:
     """Yield the chunk's images decoded, in a process of its own: no image takes the worker down."""
     job = order.job
     if job.source is None:
         raise RuntimeError("a chunk of images without a source")
-    images: Iterator[EncodedImage] = read_chunk_images(
-        read_chunk(ref),
-        order.source_format,
-        job.source.image_column,
-        max_bytes=job.source.max_bytes,
-    )
+    images = reader.read(read_chunk(ref), job.source.max_bytes)
     limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
     key = InputKey(*order.facts.image_size, job.model.resize)
     with IsolatedDecoder(job.run.image_timeout_s) as decode_one:
@@ -195,8 +193,7 @@ def _leave(
     return tables.Explained(activations, gradcam, dream)
 
 
-_WORKS: dict[str, Callable[[ExplainSpec, Network, Piece], PieceReport]] = {
+_OF_A_LAYER: dict[str, Callable[[ExplainSpec, Network, Piece], PieceReport]] = {
     "patterns": _patterns,
     "weights": _weights,
-    "images": _images,
 }

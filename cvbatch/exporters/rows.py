@@ -33,7 +33,7 @@ class ImageRow(NamedTuple):
 
 def is_in_containers(result: Result) -> bool:
     """Say whether the images are in containers: Parquet files or tars."""
-    return result.reading["format"] != "images"
+    return result.reader.format.key != ""
 
 
 def name_collisions(result: Result, *, is_flat: bool, has_links: bool) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """Decodes images that may crash, hang or swallow the process that decodes them.
 
 Two ways. `on_a_timer` decodes in this process, and an image that takes too long ends it: the kernel
-does so, whatever the decoder holds. `CarefulDecoder` decodes in a child process, and of an image
+does so, whatever the decoder holds. `IsolatedDecoder` decodes in a child process, and of an image
 that ends the child a `Failure` is left: slower, and nothing but the image is lost.
 """
 

@@ -9,6 +9,18 @@ import re
 import zlib
 from typing import Literal
 
+IMAGE_SUFFIXES: tuple[str, ...] = (
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "png",
+    "webp",
+    "bmp",
+    "tif",
+    "tiff",
+    "gif",
+)
 _SIGNATURES = tuple(
     (re.compile(pattern, re.DOTALL), name)
     for pattern, name in (
@@ -156,10 +168,3 @@ def _tag_table(data: bytes) -> tuple[int, int, int]:
     start = int.from_bytes(offset, order)
     count = int.from_bytes(data[start : start + count_bytes], order)
     return start + count_bytes, count, entry_bytes
-
-
-SUFFIXES = {
-    "images": ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"),
-    "parquet": ("parquet",),
-    "webdataset": ("tar", "tar.gz", "tgz"),
-}

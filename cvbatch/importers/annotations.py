@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from cvbatch.core.types import Item
 from cvbatch.importers.import_report import Report
+from cvbatch.sources.readers import ChunkReader
 
 NO_BOXES = np.empty((0, 4), np.float64)
 UNKNOWN_CLASS = -1  # of a name that is not in --classes
@@ -51,8 +53,7 @@ class Batch:
 
     items: Sequence[Item]
     examples: Mapping[str, Annotation]  # by image_id; images that are not in it are passed over
-    format: str = "images"  # a key of cvbatch.sources.readers.SOURCES
-    image_column: str = "image"
+    reader: ChunkReader = field(default_factory=partial(ChunkReader, "images", "image"))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.core.types import Item
-from cvbatch.images.signatures import SUFFIXES
+from cvbatch.images.signatures import IMAGE_SUFFIXES
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.parsing import read_lines
 from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
 
-IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in SUFFIXES["images"])
+_IMAGE_ENDS = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 # Of an image that two lists name, the first split here is taken: a test must not be learned.
 _PRECEDENCE = ("test", "validation", "train", "trainval")
 _LIST_NAMES = {
@@ -71,7 +71,7 @@ def list_tree(uri: str, root: str | None = None) -> Tree:
 
 def is_image(name: str) -> bool:
     """Return whether a name ends like an image's."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
+    return name.lower().endswith(_IMAGE_ENDS)
 
 
 def stem_of(name: str) -> str:

@@ -43,16 +43,13 @@ class _PseudoLabels:
             num_images = max(1, ref.num_images)  # a tar is counted only when it is read
             report.num_found += num_images
             report.note("annotation_missing", f"chunk {ref.chunk_id}", num_images)
-        reading = self.result.reading
+        reader = self.result.reader
         for ref in self.result.done:
             examples = self._examples(ref, report)
             items = manifest.read_chunk(ref).items
-            if reading["format"] == "images":
-                items = tuple(item for item in items if item.image_id in examples)
             if examples:
                 self._chunk, self._masks = ref, iter(())
-                column = reading.get("image_column", "image")
-                yield Batch(items, examples, reading["format"], column)
+                yield Batch(reader.format.select(items, examples), examples, reader)
 
     def read_mask(self, example: Annotation, frame_hw: Size) -> np.ndarray | MaskFault | None:
         """Return the mask of an image of the last batch, (h, w) uint8; see `MaskReader`."""

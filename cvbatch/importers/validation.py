@@ -14,7 +14,6 @@ from cvbatch.images.orientation import LIMITS, Frame, Picture, Size, read_pictur
 from cvbatch.importers.annotations import UNKNOWN_CLASS, AnnotatedDataset, Annotation, MaskFault
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.options import ImportOptions
-from cvbatch.sources.readers import read_chunk_images
 
 _NO_SIDE = 0.01  # pixels
 
@@ -51,13 +50,7 @@ def examined(truth: AnnotatedDataset, options: ImportOptions, report: Report) ->
     """
     examination = _Examination(truth, options, report)
     for batch in truth.batches(report):
-        images = read_chunk_images(
-            Chunk("", tuple(batch.items)),
-            batch.format,
-            batch.image_column,
-            max_bytes=LIMITS.max_bytes,
-        )
-        for image in images:
+        for image in batch.reader.read(Chunk("", tuple(batch.items)), LIMITS.max_bytes):
             example = batch.examples.get(image.image_id)
             if example is None:
                 continue

@@ -25,7 +25,6 @@ from cvbatch.planning import manifest, part_files
 from cvbatch.planning.manifest import Book, Generation, read_chunk
 from cvbatch.planning.revisions import Changes, Revision, compare, num_files, revise
 from cvbatch.sources.discovery import SourceFiles, find_files
-from cvbatch.sources.units import expand
 from cvbatch.storage import store
 from cvbatch.storage.listing import Progress
 
@@ -44,7 +43,7 @@ class Source(Protocol):
 
     @property
     def format(self) -> str:
-        """One of auto, images, parquet, webdataset, manifest."""
+        """ "auto", or a key of `cvbatch.sources.formats.INPUT_FORMATS`."""
 
     @property
     def image_column(self) -> str:
@@ -55,12 +54,12 @@ class Source(Protocol):
 class Plan:
     """All chunks of a job, in order, and which of them are done."""
 
-    format: str  # "images" | "parquet" | "webdataset": how `left` is to be read
+    format: str  # a key of INPUT_FORMATS: how `left` is to be read
     chunks: tuple[ChunkRef, ...]
     done: frozenset[str]  # ids of chunks whose file lies in the sink, as they were planned last
     stale: tuple[str, ...]  # ids of chunks that hold nothing any more, but have a file in the sink
     revisions: dict[str, int]  # of the chunks that were planned again: how often
-    num_images: int  # of all chunks; those in tars are not counted
+    num_images: int  # of all chunks, where they are known before reading
     num_bytes: int
     num_new: int  # files that no earlier planning knew
     num_changed: int  # files that changed since they were planned; their chunks are done again
@@ -104,7 +103,8 @@ def make_plan(
     """Return the plan of a job; nothing is written.
 
     A chunk holds at most `chunk_images` images and `chunk_bytes` bytes, or one unit: an image
-    file, a slice of a row group, or a tar (a tar is always a chunk of its own). on_progress is
+    file, a slice of a row group, or a tar. A file whose images only reading can count (a tar) is
+    always a chunk of its own. on_progress is
     called with the number of files found so far.
 
     Raises SourceError, SinkError (another format's manifest, not accessible), or StoreError.
@@ -122,9 +122,7 @@ def plan_files(
         known = manifest.read(uris)
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
-    reading = {"format": found.format}
-    if found.format == "parquet":
-        reading["image_column"] = image_column
+    reading = found.format.reading(image_column)
     if known.reading not in (None, reading):
         raise SinkError(
             f"the sink {sink_uri} was planned with {known.reading}, this job reads {reading}; use "
@@ -137,7 +135,7 @@ def plan_files(
         ids = manifest.units_of(holders, ["image_id"])["image_id"].combine_chunks()
         _refuse_clash(changes.new, ids, sink_uri)
     revision = revise(changes, found, image_column, chunk_images)
-    fresh = expand(changes.new, found.format, image_column, chunk_images)
+    fresh = found.format.expand(changes.new, image_column, chunk_images)
     units = pa.concat_tables([revision.further, fresh])
     new = None
     if units.num_rows or changes.changed.num_rows:
@@ -188,7 +186,7 @@ def _plan(
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
     return Plan(
-        format=found.format,
+        format=found.format.name,
         chunks=chunks,
         done=done,
         stale=tuple(name for name, entry in book.items() if not entry.ref and name in written),

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from cvbatch.core.types import ChunkRef
 from cvbatch.planning import manifest
 from cvbatch.planning.manifest import Known
+from cvbatch.sources.base import InputFormat
 from cvbatch.sources.discovery import SourceFiles
-from cvbatch.sources.units import UNITS, expand
+from cvbatch.sources.units import UNITS
 
 _GONE = "gone"  # the version of a file that was not there: should it come back, it has changed
 
@@ -38,7 +39,7 @@ def compare(found: SourceFiles, known: Known) -> Changes:
     now = files.select(["version", "size_bytes"]).filter(is_known)
     was = known.units.select(["version", "size_bytes"]).take(at.drop_null())
     differs = pc.not_equal(was["version"], now["version"])
-    if found.format != "parquet":  # there the size is a slice's, not the file's
+    if not found.format.is_split:  # else the size is the unit's, not the file's
         differs = pc.or_(differs, pc.not_equal(was["size_bytes"], now["size_bytes"]))
     for versions in (was["version"], now["version"]):
         differs = pc.and_(differs, pc.not_equal(versions, ""))
@@ -52,9 +53,9 @@ def compare(found: SourceFiles, known: Known) -> Changes:
     )
 
 
-def num_files(units: pa.Table, format_: str) -> int:
-    """Return of how many files units are: each is one, but for Parquet."""
-    return len(units["uri"].unique()) if format_ == "parquet" else int(units.num_rows)
+def num_files(units: pa.Table, input_format: InputFormat) -> int:
+    """Return the number of files that units are of."""
+    return len(units["uri"].unique()) if input_format.is_split else int(units.num_rows)
 
 
 def _touched(changed: pa.Table, known: Known) -> list[ChunkRef]:
@@ -77,12 +78,12 @@ class Revision(NamedTuple):
 def revise(changes: Changes, found: SourceFiles, image_column: str, chunk_images: int) -> Revision:
     """Return the chunks that hold changed files, planned again.
 
-    A unit is the same where its file, row group and first row are. Raises as `expand`.
+    A unit is the same where its file, row group and first row are. Raises as `InputFormat.expand`.
     """
     if not changes.touched:
         nothing = UNITS.empty_table()
         return Revision(nothing, np.zeros(1, np.int64), [], (), nothing)
-    now = expand(changes.changed, found.format, image_column, chunk_images)
+    now = found.format.expand(changes.changed, image_column, chunk_images)
     was = manifest.units_of(changes.touched)
     keys = _keys(was)
     at = pc.index_in(keys, _keys(now))  # null: the file did not change, or the unit is gone

@@ -7,6 +7,7 @@ import math
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
 from cvbatch.distributed.resources import Allocation, Resources
+from cvbatch.sources.formats import INPUT_FORMATS
 
 
 def choose_allocation(
@@ -14,7 +15,8 @@ def choose_allocation(
 ) -> Allocation:
     """Return the wiring for a job: streaming where there are GPUs, fused where not.
 
-    A tar is one chunk of unknown length, too long to hold decoded: its job is always fused. One
+    A file that is read sequentially (a tar) is one chunk of unknown length, which may not fit the
+    memory decoded: a job over such files is always fused. One
     that cuts images is fused unless streaming is asked for: between tasks all tiles of a chunk
     would lie in memory, and with many tiles to an image decoding does not hold a GPU up.
 
@@ -22,16 +24,19 @@ def choose_allocation(
         ConfigError: the cluster lacks what the job asks for.
     """
     run = job.run
+    input_format = INPUT_FORMATS[source_format]
     gpus = run.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if resources.num_gpus >= 1 else resources.num_gpus
     arrangement = run.arrangement
     if arrangement == "auto":
-        is_held_whole = source_format != "webdataset" and not job.has_tiles
-        is_streaming = resources.num_gpus > 0 and is_held_whole
+        is_bounded = not input_format.is_sequential and not job.has_tiles
+        is_streaming = resources.num_gpus > 0 and is_bounded
         arrangement = "streaming" if is_streaming else "fused"
-    if arrangement == "streaming" and source_format == "webdataset":
-        raise ConfigError("run.arrangement: streaming cannot take tars; say fused or auto")
+    if arrangement == "streaming" and input_format.is_sequential:
+        raise ConfigError(
+            f"run.arrangement: streaming cannot take {input_format.noun}s; say fused or auto"
+        )
     room = resources.room_for(run.cpus_per_actor, gpus)
     if arrangement == "streaming":  # a CPU reads and writes
         room = min(room, math.floor((resources.num_cpus - 1) / run.cpus_per_actor + 1e-9))

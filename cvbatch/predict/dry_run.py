@@ -25,7 +25,7 @@ from cvbatch.predict.allocation import choose_allocation
 from cvbatch.predict.job import Preparation, prepare
 from cvbatch.predict.memory_check import actor_need, check_batch
 from cvbatch.results import schema, writer
-from cvbatch.sources.readers import read_chunk_images
+from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.lease import holder_in
 
 SAMPLE_IMAGES = 64
@@ -37,7 +37,7 @@ class Estimate:
 
     num_chunks: int
     num_chunks_done: int
-    num_images: int  # of all chunks; 0 where only reading tells (tar)
+    num_images: int  # of all chunks; 0 where only reading can count them
     num_images_left: int
     num_new: int  # files that no earlier run knew
     num_changed: int  # files that changed since: their chunks are done again
@@ -105,7 +105,7 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     images_left = sum(ref.num_images for ref in left)
     if images_left:
         share = images_left / max(1, sample.num_images)
-    else:  # tars tell their images only when read: their bytes stand for them
+    else:  # only reading can count them: their bytes stand for them
         share = sum(ref.size_bytes for ref in left) / max(1, sample.num_bytes)
     return Estimate(
         num_chunks=len(plan.chunks),
@@ -148,9 +148,8 @@ def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> 
     result_models = [schema.ResultModel(model.config, model.spec) for model in models]
     arrow_schema = schema.result_schema(result_models)
     chunk = ready.plan.read_chunk(ref)
-    images = read_chunk_images(
-        chunk, ready.plan.format, job.source.image_column, max_bytes=job.source.max_bytes
-    )
+    reader = ChunkReader(ready.plan.format, job.source.image_column)
+    images = reader.read(chunk, job.source.max_bytes)
     keys = list(dict.fromkeys(model.spec.input_key for model in models))
     limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
     num_bytes = 0

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -35,6 +36,7 @@ from cvbatch.predict.serialization import (
 )
 from cvbatch.predict.stage_timer import StageTimer
 from cvbatch.predict.steps import PredictSpec
+from cvbatch.sources.readers import ChunkReader
 
 if TYPE_CHECKING:
     import ray.data
@@ -166,12 +168,18 @@ def _decode(table: pa.Table, order: PredictSpec, attempts: Any) -> pa.Table:
         raise given_up(ref, "its decoding was begun as often and never ended")
     is_careful = deaths >= CAREFUL_AFTER
     effort = StageTimer()
+    reader = _reader(order.source_format, order.job.source.image_column)
     batches = image_batches_to_table(
-        list(steps.read_and_decode(order, ref, effort, is_careful=is_careful))
+        list(steps.read_and_decode(order, reader, ref, effort, is_careful=is_careful))
     )
     ray.get(attempts.end.remote(DECODE, ref.chunk_id))
     counts = pa.array([ref.num_images] * len(batches), pa.int64())
     return _with_effort(batches.append_column(_COUNT, counts), effort)
+
+
+@lru_cache(maxsize=1)  # tasks are plain calls: only their process lasts from chunk to chunk
+def _reader(source_format: str, image_column: str) -> ChunkReader:
+    return ChunkReader(source_format, image_column)
 
 
 def _with_effort(table: pa.Table, effort: StageTimer) -> pa.Table:

@@ -30,7 +30,7 @@ from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
 from cvbatch.predict.stage_timer import StageTimer
 from cvbatch.results import schema, writer
-from cvbatch.sources.readers import read_chunk_images
+from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import store
 
 
@@ -54,20 +54,23 @@ class PredictSpec:
 
 
 def read_and_decode(
-    order: PredictSpec, ref: ChunkRef, effort: StageTimer, *, is_careful: bool = False
+    order: PredictSpec,
+    reader: ChunkReader,
+    ref: ChunkRef,
+    effort: StageTimer,
+    *,
+    is_careful: bool = False,
 ) -> Iterator[ImageBatch]:
     """Yield the chunk's images, decoded and resized for every model, in the manifest's order.
 
-    effort: what it takes is added there.
+    reader: of the order's source. effort: what it takes is added there.
 
     An image that crashes its decoder, or takes longer than `run.image_timeout_s`, ends this
     process; with `is_careful` another one, and fails alone.
     """
     store.set_retry_policy(order.job.run.retry_policy)
     source = order.job.source
-    images = read_chunk_images(
-        read_chunk(ref), order.source_format, source.image_column, max_bytes=source.max_bytes
-    )
+    images = reader.read(read_chunk(ref), source.max_bytes)
     keys = list(dict.fromkeys(spec.input_key for spec in order.specs))
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg)
     timeout_s = order.job.run.image_timeout_s
@@ -138,16 +141,18 @@ class FusedWorker:
     def __init__(self) -> None:
         self._order: PredictSpec | None = None
         self._predictor: Predictor | None = None
+        self._reader: ChunkReader | None = None
 
     def load(self, order: PredictSpec) -> None:
         """Take the order and load its models."""
         self._order, self._predictor = order, load_predictor(order)
+        self._reader = ChunkReader(order.source_format, order.job.source.image_column)
 
     def work(self, ref: ChunkRef, *, is_careful: bool) -> ChunkReport:
         """Return the report of a chunk, its file written. The order must have been told."""
-        if self._order is None or self._predictor is None:
+        if self._order is None or self._predictor is None or self._reader is None:
             raise RuntimeError("FusedWorker.work before FusedWorker.load")
         effort = StageTimer()
-        batches = read_and_decode(self._order, ref, effort, is_careful=is_careful)
+        batches = read_and_decode(self._order, self._reader, ref, effort, is_careful=is_careful)
         predictions = effort.along("predict", map(self._predictor, batches))
         return write(self._order, ref.chunk_id, predictions, effort)

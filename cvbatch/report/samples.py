@@ -16,7 +16,7 @@ from cvbatch.report.statistics import Pick
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result, Row
 
-_MAX_TAR_BYTES = 512 << 20  # read up to the last image that is shown
+_MAX_SEQUENTIAL_BYTES = 512 << 20  # of a file that is read up to its last image that is shown
 
 
 @dataclass
@@ -71,7 +71,7 @@ def _encoded(
     result: Result, ref: ChunkRef, wanted: Collection[str]
 ) -> tuple[dict[str, EncodedImage], str]:
     """Return the images of a chunk that can be read, and the error of their store."""
-    if result.reading["format"] == "webdataset" and ref.size_bytes > _MAX_TAR_BYTES:
+    if result.reader.format.is_sequential and ref.size_bytes > _MAX_SEQUENTIAL_BYTES:
         return {}, ""
     try:
         return {image.image_id: image for image in result.images(ref, wanted)}, ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from cvbatch.config.models import TASK_COLUMNS
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import SourceError
-from cvbatch.core.types import Chunk, ChunkRef, EncodedImage, Failure, Item
+from cvbatch.core.types import ChunkRef, EncodedImage, Failure
 from cvbatch.planning.manifest import read_chunk
-from cvbatch.sources.readers import read_chunk_images
+from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import store
 
 BATCH_ROWS = 64  # in memory together, with masks and heatmaps
@@ -163,13 +163,13 @@ def box_corners(boxes: Sequence[Mapping[str, Any]] | None) -> np.ndarray:  # (M,
 
 
 def read_images(
-    ref: ChunkRef, reading: Mapping[str, str], max_bytes: int, wanted: Collection[str] | None = None
+    ref: ChunkRef, reader: ChunkReader, max_bytes: int, wanted: Collection[str] | None = None
 ) -> Generator[EncodedImage, None, None]:
     """Yield the encoded images of a chunk in the order of its rows, as the prediction read them.
 
     Args:
         ref: chunk.
-        reading: how its source is read: `format`, `image_column`.
+        reader: of the result's source.
         max_bytes: of one encoded image; a larger one fails as too_large.
         wanted: ids of images; None: all. As little as possible is read of the others: a tar is
             read from its beginning up to the last image that is wanted.
@@ -178,29 +178,7 @@ def read_images(
         StoreError: the store does not answer, or the manifest is gone.
     """
     chunk = read_chunk(ref)
-    if wanted is not None and reading["format"] != "webdataset":
-        choose = _chosen_rows if reading["format"] == "parquet" else _chosen_file
-        items = (one for item in chunk.items for one in choose(item, wanted))
-        chunk = Chunk(chunk.chunk_id, tuple(items))
-    column = reading.get("image_column", "image")
-    images = read_chunk_images(chunk, reading["format"], column, max_bytes=max_bytes)
     if wanted is None:
-        yield from images
-        return
-    pending = set(wanted)
-    while pending and (image := next(images, None)) is not None:
-        if image.image_id in pending:
-            pending.remove(image.image_id)
-            yield image
-
-
-def _chosen_file(item: Item, wanted: Collection[str]) -> Iterator[Item]:
-    if item.image_id in wanted:
-        yield item
-
-
-def _chosen_rows(item: Item, wanted: Collection[str]) -> Iterator[Item]:
-    for i in range(item.num_rows):
-        first_row = item.first_row + i
-        if f"{item.image_id}#{first_row}" in wanted:
-            yield replace(item, row_start=item.row_start + i, first_row=first_row, num_rows=1)
+        yield from reader.read(chunk, max_bytes)
+    else:
+        yield from reader.read_some(chunk, wanted, max_bytes)

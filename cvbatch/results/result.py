@@ -22,6 +22,7 @@ from cvbatch.planning import manifest, part_files
 from cvbatch.results import parts
 from cvbatch.results.parts import BATCH_ROWS, Footer
 from cvbatch.results.row import Row
+from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import store
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ class Result:
         done: the chunks whose rows are there, as they were planned last, in the manifest's order.
         missing: the other chunks of the manifest.
         sizes: bytes of the part of each chunk that is done.
-        reading: how the source is read, `format` and `image_column`; {} before the first planning.
         job: what `_cvbatch/job.json` holds; {} where there is none.
         limits: of the images, as the job had them.
     """
@@ -69,7 +69,7 @@ class Result:
                 f"{self.uri} holds no result of a prediction: it has no _cvbatch/manifest; name "
                 "the sink of a `cvbatch predict`"
             )
-        self.reading = known.reading or {}
+        self._reading = known.reading or {}
         self.job = job or {}
         source = (self.job.get("job") or {}).get("source") or {}
         self.limits = Limits(**{key: source[key] for key in _LIMITS if key in source})
@@ -149,6 +149,11 @@ class Result:
         files = [[part_files.part_name(chunk_id), size] for chunk_id, size in self.sizes.items()]
         return hashlib.sha256(json.dumps([self.footer.fingerprint, files]).encode()).hexdigest()
 
+    @cached_property
+    def reader(self) -> ChunkReader:
+        """Return the reader of the images, which continues where the last chunk ended."""
+        return ChunkReader(self._reading["format"], self._reading.get("image_column", "image"))
+
     def uri_of(self, ref: ChunkRef) -> str:
         """Return the URI of a chunk's part file."""
         return store.join(self.uri, part_files.part_name(ref.chunk_id))
@@ -180,7 +185,7 @@ class Result:
         self, ref: ChunkRef, wanted: Collection[str] | None = None
     ) -> Generator[EncodedImage, None, None]:
         """Yield the encoded images of a chunk, as `cvbatch.results.parts.read_images`."""
-        return parts.read_images(ref, self.reading, self.limits.max_bytes, wanted)
+        return parts.read_images(ref, self.reader, self.limits.max_bytes, wanted)
 
     def image_ids(self) -> list[pa.Array]:
         """Return the image ids of every chunk that is done, (n,) large_string each.

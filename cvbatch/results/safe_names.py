@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from cvbatch.images.signatures import SUFFIXES
+from cvbatch.images.signatures import IMAGE_SUFFIXES
 
-_IMAGE_SUFFIX = re.compile(rf"\.(?:{'|'.join(SUFFIXES['images'])})\Z", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(rf"\.(?:{'|'.join(IMAGE_SUFFIXES)})\Z", re.IGNORECASE)
 # a folder so called could be in the way of a file, or of what a tool makes of the path
 _ODD_FOLDER = re.compile(
-    rf"\.({'|'.join((*SUFFIXES['images'], 'txt', 'xml', 'json'))})\Z", re.IGNORECASE
+    rf"\.({'|'.join((*IMAGE_SUFFIXES, 'txt', 'xml', 'json'))})\Z", re.IGNORECASE
 )
 _HASHED = re.compile(r"-[0-9a-f]{16}\Z", re.IGNORECASE)
 _MAX_BYTES = 180  # of one name: file systems take 255, and a suffix and a hash are to come

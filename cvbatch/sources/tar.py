@@ -1,4 +1,4 @@
-"""The images of a tar read from front to back, without trust: nothing is extracted or lost."""
+"""Read the images of an untrusted tar from front to back; nothing is extracted to a disk."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from cvbatch.core.types import Failure
-from cvbatch.images.signatures import SUFFIXES
+from cvbatch.images.signatures import IMAGE_SUFFIXES
 
 _MAX_HEADER_BYTES = 1 << 17  # of a long name or an extended header
-_MAX_GLOBAL_HEADERS = 100  # values that hold for all members, which are kept to the end
-_MAX_NAME = 4096  # letters of a member's name that are kept
-_MAX_EXPANSION = 200  # of a compressed tar
-_SPARE_BYTES = 1 << 30  # that may expand more
+_MAX_GLOBAL_HEADERS = 100  # values that apply to all members; tarfile stores them all
+_MAX_NAME = 4096  # characters of a member's name; longer ones lose their start
+_MAX_EXPANSION = 200  # bytes that one byte of a compressed tar may expand to
+_ALWAYS_ALLOWED_BYTES = 1 << 30  # whatever the size of the tar
 _READ_BYTES = 1 << 18
 _HEADER_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
@@ -27,8 +27,8 @@ _HEADER_TYPES = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-_SPARSE_HERE = b"?"  # a type of no meaning: such a member's bytes are passed over
-_TAR_FAULTS = (
+_NO_TYPE = b"?"  # tarfile skips the bytes of a member of an unknown type
+_TAR_ERRORS = (
     tarfile.TarError,
     OSError,
     EOFError,
@@ -40,8 +40,8 @@ _TAR_FAULTS = (
     OverflowError,
     RecursionError,
 )
-_IMAGE_ENDS = tuple(f".{suffix}" for suffix in SUFFIXES["images"])
-# Not tarfile's own: it unpacks a quarter of a megabyte at once, whatever that comes to.
+_DOTTED_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+# tarfile itself would decompress 256 KiB of input at once, whatever size that expands to.
 _UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
     (b"BZh", bz2.BZ2File),
@@ -50,7 +50,7 @@ _UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
 
 
 class Member(NamedTuple):
-    """One image of a tar; the name is "" for what is said of the tar's unreadable rest."""
+    """One image of a tar; the name is "" for the failure of the tar's unreadable rest."""
 
     name: str
     data: bytes
@@ -58,12 +58,13 @@ class Member(NamedTuple):
 
 
 def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
-    """Yield the members with an image's suffix, in order; then a Failure if the tar breaks off.
+    """Yield the members with an image's suffix, in order, then a Failure if the tar is truncated.
 
-    stream: a tar, plain or compressed, read forwards once. A member larger than `max_bytes` is
-    passed over unread.
+    Args:
+        stream: A tar, plain or compressed, read forwards once.
+        max_bytes: Of one member; a larger one is skipped unread and yielded as a Failure.
     """
-    end = stream.seek(0, io.SEEK_END) * _MAX_EXPANSION + _SPARE_BYTES
+    end = stream.seek(0, io.SEEK_END) * _MAX_EXPANSION + _ALWAYS_ALLOWED_BYTES
     stream.seek(0)
     try:
         with tarfile.open(
@@ -77,15 +78,15 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
                     )
                 if len(tar.pax_headers) > _MAX_GLOBAL_HEADERS:
                     raise tarfile.ReadError("it has too many global headers")
-                if header.name.lower().endswith(_IMAGE_ENDS) and not header.isdir():
+                if header.name.lower().endswith(_DOTTED_SUFFIXES) and not header.isdir():
                     yield _member(tar, header, max_bytes)
-    except _TAR_FAULTS as error:
+    except _TAR_ERRORS as error:
         why = f"the tar cannot be read to its end: {str(error)[:200] or type(error).__name__}"
         yield Member("", b"", Failure("read", "truncated", why))
 
 
 def _unpacked(stream: BinaryIO) -> IO[bytes]:
-    """Return a tar's bytes, whether it is compressed or not; a little in memory at a time."""
+    """Return a tar's stream decompressed, which holds little in memory at a time."""
     start = stream.read(8)
     stream.seek(0)
     for mark, unpacker in _UNPACKERS:
@@ -107,13 +108,14 @@ def _member(tar: tarfile.TarFile, header: tarfile.TarInfo, max_bytes: int) -> Me
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """A header that does not pass for the end of the tar when it is missing or broken."""
+    """A header that raises an error where tarfile takes a damaged one for the end of the tar."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictHeader:
-        """Return the next member's header. Raises tarfile.ReadError where it is broken.
+        """Return the next member's header.
 
-        What tarfile raises itself would make it stop as if it had come to the end.
+        Raises:
+            tarfile.ReadError: It is damaged. tarfile's own error would end the tar silently.
         """
         try:
             return super().fromtarfile(tar)
@@ -122,11 +124,15 @@ class _StrictHeader(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictHeader:
-        """Return the header of one block. Raises tarfile.ReadError where it is not one."""
+        """Return the header of one block.
+
+        Raises:
+            tarfile.ReadError: The block is not a header, or one that is not supported.
+        """
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise  # two blocks of zeros: the proper end
+            raise  # two blocks of zeros: the end of the tar
         except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
             raise tarfile.ReadError("it ends without the mark of its end") from None
         except tarfile.HeaderError as error:
@@ -134,9 +140,9 @@ class _StrictHeader(tarfile.TarInfo):
         if header.type in _HEADER_TYPES and header.size > _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header claims {header.size} bytes")
         if header.type == tarfile.GNUTYPE_SPARSE:
-            header.type = _SPARSE_HERE
+            header.type = _NO_TYPE
         return header
 
     def _proc_gnusparse_10(self, *_: Any) -> None:
-        """Refuse the map of a sparse member that stands before its bytes, of any length."""
+        """Refuse the map of a sparse member, which is stored before its bytes, of any length."""
         raise tarfile.ReadError("a member is sparse (GNU 1.0), which is not read")

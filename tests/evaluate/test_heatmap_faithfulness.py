@@ -113,8 +113,8 @@ def order_of(sink, resize="stretch", truth=None, batch_size=4, steps=8, others=(
     class_of = {} if truth is None else {name: np.arange(2) for name in truth}
     limits = SourceConfig(uri=[str(sink.parent / "in")])
     keys = (spec.input_key, *others)
-    reading = Result(str(sink)).reading
-    return HeatmapOrder(reading, built, keys, limits, 60.0, class_of, steps, 0.15, SEED)
+    reader = Result(str(sink)).reader
+    return HeatmapOrder(reader, built, keys, limits, 60.0, class_of, steps, 0.15, SEED)
 
 
 def share_of(sink, truth=None):

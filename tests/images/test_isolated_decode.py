@@ -101,7 +101,7 @@ def test_a_child_that_hangs_ends_with_its_owner(stub, tmp_path):
     code = f"""
 from cvbatch.images.isolated_decode import *
 data = open({str(tmp_path / "bad")!r}, "rb").read()
-with CarefulDecoder(1e6) as decode_one:
+with IsolatedDecoder(1e6) as decode_one:
     decode_one(data, [], Limits())
 """
     command = [sys.executable, "-c", code]

@@ -24,7 +24,7 @@ from cvbatch.images.masks import decode_png
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
 from cvbatch.results import schema, writer
-from cvbatch.sources.readers import read_chunk_images
+from cvbatch.sources.readers import ChunkReader
 from tests.support import jobs
 from tests.support.datasets import boxes_of, check_sums, imported, kinds
 
@@ -46,9 +46,7 @@ def result(source, out, tasks=TASKS, format_="images", **options):
     plan = make_plan(SourceConfig(uri=str(source), format=format_), str(out), 3, 1 << 30)
     plan.commit()
     for ref in plan.chunks:
-        images = list(
-            read_chunk_images(plan.read_chunk(ref), plan.format, "image", max_bytes=1 << 20)
-        )
+        images = list(ChunkReader(plan.format, "image").read(plan.read_chunk(ref), 1 << 20))
         table = schema.to_rows(said(images, tasks), models, schema.result_schema(models))
         metadata = schema.result_metadata(models, "abc", "1")
         writer.write_part(str(out), ref.chunk_id, [table], schema.result_schema(models), metadata)

@@ -15,8 +15,7 @@ from pathlib import Path
 from cvbatch.core.errors import CvbatchError, SourceError
 from cvbatch.core.types import Chunk, Item
 from cvbatch.sources.discovery import find_files
-from cvbatch.sources.readers import read_chunk_images
-from cvbatch.sources.units import expand
+from cvbatch.sources.readers import ChunkReader
 from tests.security.bounded import say_of_each
 
 FILE_LIMIT_S = 20.0
@@ -29,7 +28,7 @@ def rows_of(path: Path, format: str) -> dict[str, object]:
     """Return what a file comes to, alone: `refused`, or how many rows of which kind."""
     try:
         found = find_files([str(path)], format, "/nowhere")
-        units = expand(found.files, found.format, "image", CHUNK_IMAGES)
+        units = found.format.expand(found.files, "image", CHUNK_IMAGES)
     except SourceError as error:
         return {"refused": str(error)}
     kinds: Counter[str] = Counter()
@@ -42,7 +41,7 @@ def rows_of(path: Path, format: str) -> dict[str, object]:
         )
         chunk = Chunk("0" * 16, (item,))
         try:
-            for image in read_chunk_images(chunk, format, "image", max_bytes=MAX_BYTES):
+            for image in ChunkReader(format, "image").read(chunk, MAX_BYTES):
                 said = image.failure
                 kinds[f"{said.stage}/{said.kind}" if said else "read"] += 1
                 assert said is None or 0 < len(said.message) < 1000

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cvbatch.sources import readers
+from cvbatch.sources import webdataset
 from cvbatch.sources.tar import read_tar
 from tests.security import containers, reading
 from tests.security.bounded import hear
@@ -112,7 +112,7 @@ def test_parquet_takes_no_memory_and_no_time(parquets: dict[str, Any]) -> None:
 
 def test_a_name_given_a_hundred_thousand_times_takes_no_time() -> None:
     names: dict[str, int] = {}
-    given = [readers._unique("a.jpg", names) for _ in range(100_000)]
+    given = [webdataset._unique("a.jpg", names) for _ in range(100_000)]
     assert len(set(given)) == 100_000
     assert given[:3] == ["a.jpg", "a.jpg~2", "a.jpg~3"]
 

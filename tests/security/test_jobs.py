@@ -14,7 +14,7 @@ from cvbatch.core.errors import SourceError
 from cvbatch.core.types import Chunk, Failure, Item
 from cvbatch.images.decode import Limits, decode
 from cvbatch.sources.discovery import find_files
-from cvbatch.sources.readers import read_chunk_images
+from cvbatch.sources.readers import ChunkReader
 from tests.security import containers, images
 from tests.support import jobs
 from tests.support.s3_server import S3Server
@@ -115,9 +115,8 @@ class TestJobs:
         for name in held:
             path = source / name
             item = Item(str(path), name, path.stat().st_size, num_rows=0)
-            alone = read_chunk_images(
-                Chunk("0" * 16, (item,)), "webdataset", "image", max_bytes=256 << 20
-            )
+            chunk = Chunk("0" * 16, (item,))
+            alone = ChunkReader("webdataset", "image").read(chunk, 256 << 20)
             assert found[name] == sum(1 for _ in alone), name
 
     def test_parquet(self, tmp_path: Path, keras_files: Path, programs: Path) -> None:
@@ -144,10 +143,8 @@ class TestJobs:
 
 
 def rows_planned(path: Path) -> int:
-    from cvbatch.sources.units import expand
-
     found = find_files([str(path)], "parquet", "/nowhere")
-    return sum(expand(found.files, "parquet", "image", 1_000)["num_rows"].to_pylist())
+    return sum(found.format.expand(found.files, "image", 1_000)["num_rows"].to_pylist())
 
 
 def test_a_name_that_is_no_text_is_refused_by_name_with_the_remedy(tmp_path: Path) -> None:
@@ -170,5 +167,5 @@ def test_odd_names_in_a_bucket_are_kept_apart(s3: S3Server, tmp_path: Path) -> N
     items = [
         Item(one["uri"], one["image_id"], one["size_bytes"]) for one in found.files.to_pylist()
     ]
-    for image in read_chunk_images(Chunk("0" * 16, tuple(items)), "images", "", max_bytes=10_000):
+    for image in ChunkReader("images", "").read(Chunk("0" * 16, tuple(items)), 10_000):
         assert (image.failure, image.data.decode()) == (None, image.image_id)

@@ -42,15 +42,15 @@ def note(what):
     os.close(log)
 
 
-def watch_reading(sources):
-    read = sources.read_chunk_images
+def watch_reading(readers):
+    read = readers.ChunkReader.read
 
-    def watched(chunk, *arguments, **options):
+    def watched(reader, chunk, *arguments):
         note(chunk.chunk_id)
         time.sleep(PACE_S)
-        return read(chunk, *arguments, **options)
+        return read(reader, chunk, *arguments)
 
-    sources.read_chunk_images = watched
+    readers.ChunkReader.read = watched
 
 
 def be_slow(module):

@@ -1,0 +1,136 @@
+"""Input format: how files of one kind become units of work, and units become encoded images.
+
+A new input format is one module with a subclass of `InputFormat` and one row of
+`cvbatch.sources.formats.INPUT_FORMATS`. A test names the one other place that has to know its key:
+the type of `source.format` in the job file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import pyarrow as pa
+
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
+from cvbatch.core.types import EncodedImage, Failure, Item
+from cvbatch.storage import listing, store
+from cvbatch.storage.listing import Listing, Progress
+
+_FAILURE_KINDS: tuple[tuple[type[StoreError], str], ...] = (
+    (store.TooLargeError, "too_large"),
+    (store.ShortReadError, "short_read"),
+    (NotFoundError, "missing"),
+    (AccessDeniedError, "denied"),
+)
+
+
+class ReadOptions(NamedTuple):
+    """Options of reading items."""
+
+    image_column: str  # of Parquet files
+    max_bytes: int  # of one encoded image; a larger one is a Failure
+    threads: int  # image files that are fetched at once
+
+
+ReadItems = Callable[[Sequence[Item], ReadOptions], Iterator[EncodedImage]]
+
+
+class InputFormat(ABC):
+    """One input format, without state: what has to be remembered is in a reader.
+
+    Attributes:
+        name: Format as a sink's manifest stores it; a key of `INPUT_FORMATS` with which the sink's
+            images are read again.
+        noun: One file of the format, in messages; its plural ends in "s".
+        suffixes: Suffixes of its files, lower case, without the leading dot, the most common one
+            first. `source.format: auto` recognises files by them; empty: it never does.
+        key: What follows "#" in an image's id: the number of its row, or the name of a member of
+            the file. "" where every file is one image, whose id is the file's.
+        is_split: Whether a file may be several units, each with a part of the file's bytes.
+        is_sequential: Whether a file can only be read from front to back. The number of its images
+            is then known after reading only (`num_rows` of its unit is 0), so the file is a chunk
+            of its own, and a job over it is never streamed.
+    """
+
+    name: ClassVar[str]
+    noun: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+    key: ClassVar[Literal["", "row", "member"]] = ""
+    is_split: ClassVar[bool] = False
+    is_sequential: ClassVar[bool] = False
+
+    def list_files(self, uri: str, on_progress: Progress | None) -> Listing:
+        """Return the files of one entry of `source.uri`.
+
+        Args:
+            uri: File, folder or pattern.
+            on_progress: Called with the number of files listed so far.
+
+        Raises:
+            NotFoundError: There is no such file or folder.
+            AccessDeniedError: It may not be read.
+            SourceError: It cannot be a source of this format.
+        """
+        return listing.list_files(uri, on_progress)
+
+    @abstractmethod
+    def expand(self, files: pa.Table, image_column: str, chunk_images: int) -> pa.Table:
+        """Return the units of files, in the order of the files.
+
+        Args:
+            files: The first columns of `UNITS`, F rows: image_id, uri, size_bytes, version.
+            image_column: `source.image_column`.
+            chunk_images: Most images of one unit, unless only reading can count them.
+
+        Returns:
+            Columns of `UNITS`, N rows. `image_id` is the file's. `num_rows` is the number of
+            images of the unit, 0 where only reading can count them. `row_group` and `row_start`
+            tell apart the units of one file.
+
+        Raises:
+            SourceError: A file is damaged, or is not of this format.
+        """
+
+    @abstractmethod
+    def new_reader(self) -> ReadItems:
+        """Return a function that yields every image of the items, in order.
+
+        The function may remember where the last item ended. What is wrong with one file is the
+        Failure (stage "read") of its images; a store that does not answer raises StoreError, one
+        that refuses the keys CredentialsError.
+        """
+
+    def select(self, items: Sequence[Item], wanted: Collection[str]) -> tuple[Item, ...]:
+        """Return the items to read for some images, in order, and nothing else where possible.
+
+        Args:
+            items: Items of a chunk.
+            wanted: Image ids; those of other chunks do not matter.
+        """
+        if self.key:
+            return tuple(items)
+        return tuple(item for item in items if item.image_id in wanted)
+
+    def reading(self, image_column: str) -> dict[str, str]:
+        """Return what a sink's manifest stores of how its source is read."""
+        return {"format": self.name}
+
+
+def image_id_in(item: Item, key: int | str) -> str:
+    """Return the id of an image in a file of many: key is a row number or a member's name."""
+    return f"{item.image_id}#{key}"
+
+
+def read_failure(error: StoreError) -> Failure:
+    """Return the Failure of an image that could not be read.
+
+    Raises:
+        StoreError: The error itself, where it is not about one file.
+    """
+    if not isinstance(error, store.CredentialsError):
+        for error_type, kind in _FAILURE_KINDS:
+            if isinstance(error, error_type):
+                return Failure("read", kind, str(error))
+    raise error

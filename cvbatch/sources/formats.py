@@ -1,0 +1,17 @@
+"""Table of input formats."""
+
+from __future__ import annotations
+
+from cvbatch.sources.base import InputFormat
+from cvbatch.sources.image_files import ImageFiles
+from cvbatch.sources.manifest_list import ManifestList
+from cvbatch.sources.parquet import Parquet
+from cvbatch.sources.webdataset import WebDataset
+
+# By `source.format` of the job file. Planning, reading, allocation, reports and exports ask it.
+INPUT_FORMATS: dict[str, InputFormat] = {
+    "images": ImageFiles(),
+    "parquet": Parquet(),
+    "webdataset": WebDataset(),
+    "manifest": ManifestList(),
+}

@@ -1,0 +1,60 @@
+"""Input format: WebDataset, tars of image files, plain or compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+import pyarrow as pa
+
+from cvbatch.core.errors import StoreError
+from cvbatch.core.types import EncodedImage, Item
+from cvbatch.sources.base import InputFormat, ReadItems, ReadOptions, image_id_in, read_failure
+from cvbatch.sources.tar import read_tar
+from cvbatch.sources.units import units_of_files
+from cvbatch.storage import store
+
+
+class WebDataset(InputFormat):
+    """Tars; an image's key is the name of its member."""
+
+    name = "webdataset"
+    noun = "tar"
+    suffixes = ("tar", "tar.gz", "tgz")
+    key = "member"
+    is_sequential = True
+
+    def expand(self, files: pa.Table, image_column: str, chunk_images: int) -> pa.Table:
+        """Return one unit for every tar; see `InputFormat.expand`."""
+        return units_of_files(files, num_rows=0)
+
+    def new_reader(self) -> ReadItems:
+        """Return a function that reads tars from front to back, one member in memory at a time."""
+        return _read_tars
+
+
+def _read_tars(items: Sequence[Item], options: ReadOptions) -> Iterator[EncodedImage]:
+    for item in items:
+        numbers: dict[str, int] = {}
+        try:
+            with closing(store.open_stream(item.uri)) as stream:
+                for member in read_tar(stream, options.max_bytes):
+                    image_id = image_id_in(item, _unique(member.name, numbers))
+                    yield EncodedImage(image_id, item.uri, member.data, member.failure)
+        except StoreError as error:
+            yield EncodedImage(image_id_in(item, ""), item.uri, b"", read_failure(error))
+
+
+def _unique(name: str, numbers: dict[str, int]) -> str:
+    """Return the name, with ~2, ~3, ... added where the tar has it again.
+
+    numbers: the last number that was added to each name so far; the new name is added.
+    """
+    unique, number = name, numbers.get(name, 1)
+    while unique in numbers:
+        number += 1
+        unique = f"{name}~{number}"
+    if unique != name:
+        numbers[name] = number
+    numbers[unique] = 1
+    return unique

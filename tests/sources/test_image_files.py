@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cvbatch.core.errors import StoreError
+from cvbatch.core.types import Chunk, Item
+from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage import retry, store
+from tests.support.reading import LIMIT, kinds, read
+from tests.support.s3_server import S3Server
+
+
+def put_files(home: str, count: int) -> list[Item]:
+    for i in range(count):
+        store.put_bytes(f"{home}/{i} #é.jpg", b"%d" % i * i)
+    return [Item(f"{home}/{i} #é.jpg", f"{i} #é.jpg", i) for i in range(count)]
+
+
+def test_files_come_in_order(tmp_path: Path) -> None:
+    items = put_files(str(tmp_path), 40)
+    images = read(items, "images")
+    assert [(i.image_id, i.uri) for i in images] == [(i.image_id, i.uri) for i in items]
+    assert [i.data for i in images] == [b"%d" % i * i for i in range(40)]
+    assert read(items[::-1], "images") == images[::-1]
+
+
+def test_a_bad_file_fails_one_row(tmp_path: Path) -> None:
+    items = put_files(str(tmp_path), 6)
+    (tmp_path / "1 #é.jpg").unlink()
+    (tmp_path / "3 #é.jpg").write_bytes(b"x" * (LIMIT + 1))
+    (tmp_path / "4 #é.jpg").unlink()
+    (tmp_path / "4 #é.jpg").mkdir()
+    images = read(items, "images")
+    assert kinds(images) == [None, "missing", None, "too_large", "missing", None]
+    assert [i.image_id for i in images] == [i.image_id for i in items]
+
+
+def test_errors_of_the_store_become_the_right_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = put_files(str(tmp_path), 3)
+    answers: dict[str, StoreError] = {
+        items[0].uri: store.ShortReadError("half"),
+        items[1].uri: retry.AccessDeniedError("no"),
+    }
+
+    def answer(uri: str, max_bytes: int) -> bytes:
+        if uri in answers:
+            raise answers[uri]
+        return b"x"
+
+    monkeypatch.setattr(store, "read_bytes", answer)
+    assert kinds(read(items, "images")) == ["short_read", "denied", None]
+    for fatal in (StoreError("gone"), store.CredentialsError("expired")):
+        answers[items[2].uri] = fatal
+        with pytest.raises(type(fatal), match=str(fatal)):
+            read(items, "images")
+
+
+def test_few_files_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = put_files(str(tmp_path), 50)
+    fetched: list[str] = []
+    lock = threading.Lock()
+    read_bytes = store.read_bytes
+
+    def counted(uri: str, max_bytes: int) -> bytes:
+        with lock:
+            fetched.append(uri)
+        return read_bytes(uri, max_bytes)
+
+    monkeypatch.setattr(store, "read_bytes", counted)
+    images = ChunkReader("images", "image", threads=3).read(Chunk("0" * 16, tuple(items)), LIMIT)
+    for taken, _ in enumerate(images, 1):
+        assert len(fetched) <= taken + 2 * 3
+        if taken == 10:
+            break
+    assert isinstance(images, Iterator)
+    images.close()  # type: ignore[attr-defined]
+    assert len(fetched) <= 10 + 2 * 3
+
+
+def test_files_from_s3(s3: S3Server, tmp_path: Path) -> None:
+    items = put_files(f"s3://bucket/{tmp_path.name}", 12)
+    items.insert(5, Item(f"s3://bucket/{tmp_path.name}/gone.jpg", "gone.jpg", 1))
+    images = read(items, "images")
+    assert kinds(images) == [None] * 5 + ["missing"] + [None] * 7
+    assert images[12].data == b"11" * 11
