@@ -26,6 +26,8 @@ from cvbatch.config.loader import load, parse
 from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode, Task
 
 TRAINING_VERSION = 1
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+ScheduleName = Literal["constant", "cosine", "step", "linear"]
 # What of the labelled data a task learns.
 LABEL_COLUMNS: dict[Task, str] = {
     "classification": "labels",
@@ -126,10 +128,10 @@ class TrainingConfig(Section):
     accumulate: int = Field(1, ge=1, le=1024)  # batches of a worker that make one step
     learning_rate: float = Field(1e-3, gt=0)
     base_learning_rate: float | None = Field(None, gt=0)  # of finetune, once the base learns
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
-    schedule: Literal["constant", "cosine", "step", "linear"] = "cosine"
+    schedule: ScheduleName = "cosine"
     warmup: Fraction = 0.05  # part of a phase's steps
     clip_norm: float | None = Field(None, gt=0)
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
