@@ -23,22 +23,14 @@ from cvbatch.config.base import (
     check_pin,
 )
 from cvbatch.config.loader import load, parse
-from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode, Task
+from cvbatch.core.tasks import Task
+from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode
 
 TRAINING_VERSION = 1
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
 ScheduleName = Literal["constant", "cosine", "step", "linear"]
-# What of the labelled data a task learns.
-LABEL_COLUMNS: dict[Task, str] = {
-    "classification": "labels",
-    "segmentation": "mask",
-    "localization": "boxes",
-    "detection": "boxes",
-}
-
-
 # Keys of the training section that only one task knows.
-_KEYS_OF_ONE_TASK = {
+_KEYS_OF_ONE_TASK: dict[str, Task] = {
     "class_weights": "segmentation",
     "ignored_class": "segmentation",
     "image_sizes": "detection",

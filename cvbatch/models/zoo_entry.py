@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
-from cvbatch.core.types import Task
+from cvbatch.core.tasks import Task
 
 
 @dataclass(frozen=True)

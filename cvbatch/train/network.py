@@ -209,13 +209,8 @@ def learner_of(job: TrainJob, model: keras.Model, num_classes: int) -> Learner:
     """
     from cvbatch.train.learners.base import LEARNERS
 
-    options: dict[str, Any] = {}
-    if job.model.task == "classification":
-        options["multi_label"] = job.model.multi_label
-    if job.model.task == "segmentation":
-        options["class_weights"] = job.training.class_weights
-        options["ignored"] = job.training.ignored_class
-    learner = LEARNERS[job.model.task](model, num_classes, **options)
+    entry = LEARNERS[job.model.task]
+    learner = entry.build(model, num_classes, **entry.options(job))
     if job.training.metric is not None:
         known = list(learner.summarize(learner.nothing()))
         if job.training.metric not in known:
