@@ -26,13 +26,11 @@ from cvbatch.explain.tables import Explanation, Located
 from cvbatch.geometry.boxes import iou, to_xyxy
 from cvbatch.geometry.resize import Placement, boxes_to_input, make_placement, to_original
 from cvbatch.inference import compile, gradcam
-from cvbatch.inference.graph import (
+from cvbatch.inference.graph import input_size, num_classes, preprocess
+from cvbatch.inference.graph_outputs import (
     before_activation,
-    input_size,
     logits_and_probabilities,
     maps_output,
-    num_classes,
-    preprocess,
     scores_output,
     single_box,
 )
