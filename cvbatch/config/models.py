@@ -19,7 +19,7 @@ from cvbatch.config.base import (
     check_pin,
 )
 from cvbatch.core.errors import ModelError
-from cvbatch.core.tasks import TASKS, Task
+from cvbatch.core.tasks import Task
 from cvbatch.core.types import ResizeMode, Tiling
 
 BoxFormat = Literal[
@@ -200,6 +200,3 @@ def tiling_of(config: ModelConfig, height: int, width: int) -> Tiling | None:
     else:
         raise ModelError(f"model {config.model!r}: {_too_much_overlap(overlap, size)}")
     return Tiling(*size, *overlaps)
-
-
-TASK_COLUMNS = {task: info.columns for task, info in TASKS.items()}

@@ -48,11 +48,11 @@ class ClassColumn(NamedTuple):
     extras: tuple[str, ...] = ()
 
 
-# Columns with a class table, of results and of labelled data, in the order of an evaluation.
+# Columns with a class table, of results and of labelled data.
 CLASS_COLUMNS: dict[str, ClassColumn] = {
     "labels": ClassColumn("classification"),
-    "mask": ClassColumn("segmentation"),
     "boxes": ClassColumn("detection", extras=("box_is_crowd",)),
+    "mask": ClassColumn("segmentation"),
 }
 
 
