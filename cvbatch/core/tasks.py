@@ -6,7 +6,6 @@ tests/test_task_tables.py lists the tables: a new task or column is one row in e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 Task = Literal["classification", "segmentation", "detection", "localization"]
@@ -36,31 +35,10 @@ TASKS: dict[Task, TaskInfo] = {
 }
 
 
-class ClassColumn(NamedTuple):
-    """What all layers know of a column with a class table.
-
-    Args:
-        task: whose metrics evaluate the column, whichever task filled it.
-        extras: columns of labelled data that are read with it, where they exist.
-    """
-
-    task: Task
-    extras: tuple[str, ...] = ()
-
-
-# Columns with a class table, of results and of labelled data.
-CLASS_COLUMNS: dict[str, ClassColumn] = {
-    "labels": ClassColumn("classification"),
-    "boxes": ClassColumn("detection", extras=("box_is_crowd",)),
-    "mask": ClassColumn("segmentation"),
+# Columns with a class table, of results and of labelled data → the task by whose metrics they are
+# evaluated, whichever task filled them.
+CLASS_COLUMNS: dict[str, Task] = {
+    "labels": "classification",
+    "boxes": "detection",
+    "mask": "segmentation",
 }
-
-
-def with_extras(columns: Iterable[str]) -> list[str]:
-    """Return columns of labelled data, followed by the columns that are read with them.
-
-    Args:
-        columns: names, keys of `CLASS_COLUMNS`.
-    """
-    names = list(columns)
-    return names + [extra for name in names for extra in CLASS_COLUMNS[name].extras]

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvbatch.core.errors import SourceError
-from cvbatch.core.tasks import CLASS_COLUMNS, with_extras
+from cvbatch.core.tasks import CLASS_COLUMNS
+from cvbatch.datasets.schema import with_extras
 from cvbatch.evaluate import boxes, labels, masks
 from cvbatch.evaluate.join import Piece, read_piece
 from cvbatch.evaluate.metrics_table import Figure, Replicates
@@ -122,7 +123,7 @@ def figures_of(order: Order, scored: Scored, replicates: Replicates) -> list[Fig
 def details_of(order: Order, scored: Scored) -> dict[str, dict[str, Any]]:
     """Return what metrics.json has beside the figures, by task."""
     return {
-        CLASS_COLUMNS[column].task: COLUMN_EVALUATIONS[column].details(order, scored)
+        CLASS_COLUMNS[column]: COLUMN_EVALUATIONS[column].details(order, scored)
         for column in order.classes
     }
 
@@ -130,7 +131,7 @@ def details_of(order: Order, scored: Scored) -> dict[str, dict[str, Any]]:
 def pictures_of(order: Order, scored: Scored) -> dict[str, bytes]:
     """Return the pictures by file name, as PNG."""
     return {
-        f"{kind}_{CLASS_COLUMNS[column].task}.png": to_png(picture)
+        f"{kind}_{CLASS_COLUMNS[column]}.png": to_png(picture)
         for column in order.classes
         for kind, picture in COLUMN_EVALUATIONS[column].pictures(order, scored).items()
     }

@@ -246,7 +246,7 @@ def _warn(result: Result, order: Order, joined: Joined, listener: Listener) -> N
     for column, names in never_predicted(order).items():
         if names:
             listener.say(
-                f"{CLASS_COLUMNS[column].task}: no predicted class stands for "
+                f"{CLASS_COLUMNS[column]}: no predicted class stands for "
                 f"{_named(names, len(names))}; all of it counts as missed"
             )
     for ids, lacks in ((joined.no_truth, "no truth"), (joined.no_prediction, "no prediction")):

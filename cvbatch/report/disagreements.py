@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from cvbatch.config.evaluate import EvaluationConfig
-from cvbatch.core.tasks import with_extras
 from cvbatch.core.types import VOID_CLASS
+from cvbatch.datasets.schema import with_extras
 from cvbatch.evaluate.class_map import make_order
 from cvbatch.evaluate.columns import score_rows
 from cvbatch.evaluate.join import Piece, find_truth, join, read_piece

@@ -24,8 +24,7 @@ _MAX_PICTURES = 12
 _WIDE = 900  # pixels of a picture that has a row for itself
 # Task → the metrics that are shown first, those of them that there are.
 _LEADING = {
-    CLASS_COLUMNS[column].task: evaluation.leading
-    for column, evaluation in COLUMN_EVALUATIONS.items()
+    CLASS_COLUMNS[column]: evaluation.leading for column, evaluation in COLUMN_EVALUATIONS.items()
 } | {"heatmap": ("insertion_auc", "deletion_auc", "pointing_game")}
 
 
