@@ -136,8 +136,10 @@ def resampling_of(order: Order, scored: Scored) -> Resampling | None:
     return Resampling(score, scored.score("boxes_tally", Tally).support, order.seed)
 
 
-def resample(asked: Resampling, numbers: range) -> Replicates:
+def resample(resampling: Resampling, numbers: range) -> Replicates:
     """Return the average precisions of each class in some replicates, numbered from 1."""
-    names = asked.score.image_key.tolist()
-    weights = image_weights(names, len(asked.num_objects) - 1, asked.seed)
-    return {r: asked.score.resampled(weights[:, r], asked.num_objects[r]) for r in numbers}
+    names = resampling.score.image_key.tolist()
+    weights = image_weights(names, len(resampling.num_objects) - 1, resampling.seed)
+    return {
+        r: resampling.score.resampled(weights[:, r], resampling.num_objects[r]) for r in numbers
+    }
