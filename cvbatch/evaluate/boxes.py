@@ -9,17 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cvbatch.core.types import Boxes
-from cvbatch.evaluate.metrics_table import (
-    AVERAGES,
-    MICRO,
-    RATIOS,
-    Figure,
-    Replicates,
-    averages,
-    of_class,
-    plain_figure,
-    with_interval,
-)
+from cvbatch.evaluate import metrics_table
+from cvbatch.evaluate.metrics_table import Figure, Replicates
 from cvbatch.evaluate.plots import ClassCaptions, draw_precision_recall
 from cvbatch.evaluate.scoring import Order, Scored, ScoredRows, flatten, values_of
 from cvbatch.metrics.average_precision import RECALLS, AveragePrecision
@@ -87,26 +78,25 @@ def box_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterato
     drawn = [replicates[r] for r in sorted(replicates)]
     num_objects = int(tally.support[0].sum())
     for metric, value in score.as_dict().items():
-        figure = plain_figure(_TASK, None, metric, value, num_objects)
+        figure = metrics_table.plain_figure(_TASK, None, metric, value, num_objects)
         values = [mean(one[metric]) for one in drawn] if metric in _AP else []
         yield _with_interval(figure, values)
-    yield from averages(_TASK, tally, (*MICRO, *AVERAGES), num_objects)
+    yield from metrics_table.averages(
+        _TASK, tally, (*metrics_table.MICRO, *metrics_table.AVERAGES), num_objects
+    )
     per_class = score.per_class()
     for k, name in enumerate(order.classes["boxes"]):
         support = int(tally.support[0, k])
         for metric in _AP:
-            figure = plain_figure(_TASK, name, metric, float(per_class[metric][k]), support)
+            figure = metrics_table.plain_figure(
+                _TASK, name, metric, float(per_class[metric][k]), support
+            )
             yield _with_interval(figure, [float(one[metric][k]) for one in drawn])
-        yield from of_class(_TASK, tally, name, k, RATIOS)
+        yield from metrics_table.of_class(_TASK, tally, name, k, metrics_table.RATIOS)
 
 
 def _with_interval(figure: Figure, drawn: Sequence[float | None]) -> Figure:
-    return with_interval(figure, np.array([math.nan, *drawn])) if drawn else figure
-
-
-def box_details(order: Order, scored: Scored) -> dict[str, Any]:
-    """Return {}: all is in the figures."""
-    return {}
+    return metrics_table.with_interval(figure, np.array([math.nan, *drawn])) if drawn else figure
 
 
 def box_pictures(order: Order, scored: Scored) -> dict[str, np.ndarray]:

@@ -58,7 +58,7 @@ COLUMN_EVALUATIONS: dict[str, ColumnEvaluation] = {
     "boxes": ColumnEvaluation(
         boxes.score_boxes,
         boxes.box_figures,
-        boxes.box_details,
+        lambda order, scored: {},
         boxes.box_pictures,
         ("ap",),
     ),

@@ -9,18 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.evaluate.metrics_table import (
-    AVERAGES,
-    MICRO,
-    RATIOS,
-    Figure,
-    Replicates,
-    averages,
-    confusion_counts,
-    make_figure,
-    of_class,
-    plain_figure,
-)
+from cvbatch.evaluate import metrics_table
+from cvbatch.evaluate.metrics_table import Figure, Replicates
 from cvbatch.evaluate.plots import ClassCaptions, draw_confusion, draw_precision_recall
 from cvbatch.evaluate.scoring import Order, Scored, ScoredRows, flatten, values_of
 from cvbatch.metrics.base import mean
@@ -127,34 +117,40 @@ def _multi_label(order: Order, scored: Scored) -> Iterator[Figure]:
     tally = scored.score("labels_tally", Tally)
     count = scored.counts["classification_images"]
     values = scored.score("precision", MultiLabelPrecision).average_precision
-    yield plain_figure(_TASK, None, "mean_average_precision", mean(values), count)
-    yield from averages(_TASK, tally, (*MICRO, *AVERAGES), count)
+    yield metrics_table.plain_figure(_TASK, None, "mean_average_precision", mean(values), count)
+    yield from metrics_table.averages(
+        _TASK, tally, (*metrics_table.MICRO, *metrics_table.AVERAGES), count
+    )
     for k, name in enumerate(order.classes["labels"]):
         support = int(tally.support[0, k])
-        yield plain_figure(_TASK, name, "average_precision", float(values[k]), support)
-        yield from of_class(_TASK, tally, name, k, RATIOS)
+        yield metrics_table.plain_figure(
+            _TASK, name, "average_precision", float(values[k]), support
+        )
+        yield from metrics_table.of_class(_TASK, tally, name, k, metrics_table.RATIOS)
 
 
 def _single_label(order: Order, scored: Scored) -> Iterator[Figure]:
     tally = scored.score("labels_tally", Tally)
     top_k = scored.score("top_k", TopK)
-    yield from averages(_TASK, tally, ("accuracy",), top_k.num_images)
+    yield from metrics_table.averages(_TASK, tally, ("accuracy",), top_k.num_images)
     hits = scored.score("top_k_tally", Tally).figures()["recall"]
     for place, k in enumerate(top_k.ks):
-        yield make_figure(_TASK, None, f"top_{k}", hits[:, place], top_k.num_images)
-    yield from averages(_TASK, tally, AVERAGES, top_k.num_images)
+        yield metrics_table.make_figure(_TASK, None, f"top_{k}", hits[:, place], top_k.num_images)
+    yield from metrics_table.averages(_TASK, tally, metrics_table.AVERAGES, top_k.num_images)
     calibration = scored.score("calibration", Calibration)
     if not scored.counts["scores_outside_0_1"]:  # scores that are logits have no calibration
         for metric, error in calibration.as_dict().items():
             count = int(calibration.counts.sum())
-            yield plain_figure(_TASK, None, metric, error, count)
+            yield metrics_table.plain_figure(_TASK, None, metric, error, count)
     for k, name in enumerate(order.classes["labels"]):
-        yield from of_class(_TASK, tally, name, k, RATIOS)
+        yield from metrics_table.of_class(_TASK, tally, name, k, metrics_table.RATIOS)
 
 
 def label_details(order: Order, scored: Scored) -> dict[str, Any]:
     """Return the confusion counts and the bins of the calibration, those that were scored."""
-    details = confusion_counts(scored.scores.get("confusion"), order.classes["labels"])
+    details = metrics_table.confusion_counts(
+        scored.scores.get("confusion"), order.classes["labels"]
+    )
     calibration = scored.scores.get("calibration")
     if isinstance(calibration, Calibration):
         bins = calibration.per_bin().items()

@@ -8,16 +8,8 @@ from typing import Any
 import numpy as np
 
 from cvbatch.core.types import VOID_CLASS
-from cvbatch.evaluate.metrics_table import (
-    AVERAGES,
-    RATIOS,
-    Figure,
-    Replicates,
-    averages,
-    confusion_counts,
-    make_figure,
-    of_class,
-)
+from cvbatch.evaluate import metrics_table
+from cvbatch.evaluate.metrics_table import Figure, Replicates
 from cvbatch.evaluate.plots import draw_confusion
 from cvbatch.evaluate.scoring import Order, Scored, ScoredRows
 from cvbatch.images.masks import decode_png
@@ -84,15 +76,17 @@ def mask_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterat
     tally = scored.score("mask_tally", Tally)
     num_pixels = int(tally.support[0].sum())
     overall = tally.overall()
-    yield make_figure(_TASK, None, "pixel_accuracy", overall["accuracy"], num_pixels)
-    yield from averages(_TASK, tally, ("mean_iou", *AVERAGES), num_pixels)
+    yield metrics_table.make_figure(_TASK, None, "pixel_accuracy", overall["accuracy"], num_pixels)
+    yield from metrics_table.averages(
+        _TASK, tally, ("mean_iou", *metrics_table.AVERAGES), num_pixels
+    )
     for k, name in enumerate(order.classes["mask"]):
-        yield from of_class(_TASK, tally, name, k, ("iou", *RATIOS))
+        yield from metrics_table.of_class(_TASK, tally, name, k, ("iou", *metrics_table.RATIOS))
 
 
 def mask_details(order: Order, scored: Scored) -> dict[str, Any]:
     """Return the confusion counts, in pixels."""
-    return confusion_counts(scored.scores["pixels"], order.classes["mask"])
+    return metrics_table.confusion_counts(scored.scores["pixels"], order.classes["mask"])
 
 
 def mask_pictures(order: Order, scored: Scored) -> dict[str, np.ndarray]:

@@ -33,33 +33,22 @@ Focus = tuple[np.ndarray | None, np.ndarray | None]  # input of the graph; (B, C
 Candidates = Callable[[], Tensors]  # runs the network: its outputs for the batch
 
 
-def no_focus_spec(job: ExplainJob, facts: NetworkFacts) -> tf.TensorSpec | None:
-    """Return None: the whole image is explained."""
-    return None
-
-
-def no_focus(
-    job: ExplainJob, facts: NetworkFacts, placements: Sequence[Placement], run: Candidates
-) -> Focus:
-    """Return None twice: the whole image is explained."""
-    return None, None
-
-
 class ClassScores(NamedTuple):
     """How the scores of a task are explained.
 
     Args:
         scores: function of (job, outputs by name, focus), inside the graph.
         find_map: function of (calls, scores, layer) that returns which feature map is explained.
-        focus_spec: function of (job, facts) that returns shape and type of one image's focus.
+        focus_spec: function of (job, facts) that returns shape and type of one image's focus; None
+            where the whole image is explained.
         focus: function of (job, facts, placements, candidates) that returns the focus of a batch
             and, if it is boxes, these in pixels of the input.
     """
 
     scores: Callable[[ExplainJob, Tensors, tf.Tensor | None], Scores]
     find_map: Callable[[Calls, tf.Tensor, str], int]
-    focus_spec: Callable[[ExplainJob, NetworkFacts], tf.TensorSpec | None] = no_focus_spec
-    focus: Callable[..., Focus] = no_focus
+    focus_spec: Callable[[ExplainJob, NetworkFacts], tf.TensorSpec | None] = lambda *_: None
+    focus: Callable[..., Focus] = lambda *_: (None, None)
 
 
 # ---------------------------------------------------------------- classification, localization

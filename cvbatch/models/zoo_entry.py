@@ -12,23 +12,14 @@ from cvbatch.core.tasks import Task
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A network that a job file can name.
+    """A network that a job file can name."""
 
-    Args:
-        build: function of (num_classes, image_size, options by name) that returns the network.
-        task: what its outputs are for.
-        num_classes: default number of outputs; 1 is one sigmoid unit, for two classes.
-        image_size: default height and width in pixels.
-        multiple_of: number of pixels that divides both sides.
-        minimum: smallest height and width in pixels.
-    """
-
-    build: Callable[..., keras.Model]
+    build: Callable[..., keras.Model]  # (num_classes, image_size, options by name)
     task: Task
-    num_classes: int
-    image_size: tuple[int, int]
-    multiple_of: int = 1
-    minimum: tuple[int, int] = (1, 1)
+    num_classes: int  # default; 1 is one sigmoid unit, for two classes
+    image_size: tuple[int, int]  # default height, width in pixels
+    multiple_of: int = 1  # what both sides must be
+    minimum: tuple[int, int] = (1, 1)  # height, width
 
     @classmethod
     def classifier(

@@ -46,7 +46,8 @@ def gallery(
     ]
 
 
-def _controls(cards: Sequence[Card], groups: Mapping[str, str]) -> Element:
+def _layers(cards: Sequence[Card]) -> dict[str, str]:
+    """Return the titles of the layers that some card has."""
     layers = {
         column: page.layer
         for column, page in COLUMN_PAGES.items()
@@ -56,6 +57,11 @@ def _controls(cards: Sequence[Card], groups: Mapping[str, str]) -> Element:
         layers["heatmap"] = "Heatmap"
     if any(card.against for card in cards):
         layers["truth"] = "Truth"
+    return layers
+
+
+def _controls(cards: Sequence[Card], groups: Mapping[str, str]) -> Element:
+    layers = _layers(cards)
     switches = [
         el(
             "label", {"class": "switch"},
