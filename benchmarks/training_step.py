@@ -104,7 +104,7 @@ def trained_rates(
     """
     with replicas.strategy.scope():
         model = build(network)
-        learner = LEARNERS[network.task](model, network.num_classes)
+        learner = LEARNERS[network.task].build(model, network.num_classes)
     optimization = Optimization(schedule="constant", warmup=0.0)
     workers = replicas.num_workers
     plan = Plan(

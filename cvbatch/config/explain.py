@@ -15,6 +15,7 @@ from cvbatch.config.loader import load, parse
 from cvbatch.config.models import ModelConfig
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import ConfigError
+from cvbatch.core.tasks import TASKS
 
 EXPLANATION_VERSION = 1
 OF_IMAGES = ("activations", "gradcam", "dream")  # the sections that need a source
@@ -150,7 +151,7 @@ def _checked(job: ExplainJob, name: str) -> ExplainJob:
     if job.wants_images and job.source is None:
         asked = next(section for section in OF_IMAGES if getattr(job, section) is not None)
         faults.append(f"source: missing; {asked} is about images, say which")
-    if job.gradcam and job.gradcam.box and job.model.task in ("classification", "localization"):
+    if job.gradcam and job.gradcam.box and TASKS[job.model.task].is_whole_image:
         faults.append(f"gradcam.box: a {job.model.task} model scores the whole image; leave it out")
     if faults:
         raise ConfigError(f"{name}: " + "\n  ".join(faults))

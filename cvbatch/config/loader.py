@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cvbatch.config.models import TASK_COLUMNS, ModelConfig
+from cvbatch.config.models import MODEL_SECTIONS
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.redaction import has_credentials, hidden, is_secret_variable
@@ -196,11 +196,11 @@ def _fault(error: Any, kind: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{where}: missing"
     if error["type"] == "union_tag_not_found":
-        return f"{where}.task: missing; one of {', '.join(TASK_COLUMNS)}"
+        return f"{where}.task: missing; one of {', '.join(MODEL_SECTIONS)}"
     if error["type"] == "union_tag_invalid":
         found = error["ctx"]["tag"]
-        near = nearest(found, TASK_COLUMNS)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(TASK_COLUMNS)}"
+        near = nearest(found, MODEL_SECTIONS)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(MODEL_SECTIONS)}"
         return f"{where}.task: {found!r} is not a task; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
@@ -223,7 +223,7 @@ def _is_tag(location: Sequence[str | int], i: int) -> bool:
     """Say whether pydantic put this part in for a union's branch; the user never wrote it."""
     part = str(location[i])
     is_task = (i == 2 and location[0] == "models") or (
-        i == 1 and location[0] == "model" and part in TASK_COLUMNS
+        i == 1 and location[0] == "model" and part in MODEL_SECTIONS
     )
     return is_task or part in {"list[str]", "constrained-str"}
 
@@ -233,12 +233,8 @@ def _known_keys(location: Sequence[str | int], kind: type[BaseModel]) -> list[st
     for part in location:
         if isinstance(part, int):
             continue
-        if part in TASK_COLUMNS:
-            section = next(
-                branch
-                for branch in get_args(get_args(ModelConfig)[0])
-                if get_args(branch.model_fields["task"].annotation) == (part,)
-            )
+        if part in MODEL_SECTIONS:
+            section = MODEL_SECTIONS[part]
         elif part != "models":
             section = _section_of(section.model_fields[part].annotation)
     return list(section.model_fields)

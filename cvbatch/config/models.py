@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     Field,
@@ -19,6 +19,7 @@ from cvbatch.config.base import (
     check_pin,
 )
 from cvbatch.core.errors import ModelError
+from cvbatch.core.tasks import Task
 from cvbatch.core.types import ResizeMode, Tiling
 
 BoxFormat = Literal[
@@ -171,10 +172,15 @@ class LocalizationConfig(_ModelConfig):
     box_format: BoxFormat = "xyxy"
 
 
+# The table of sections by task: pydantic chooses the class by its literal `task`.
 ModelConfig = Annotated[
     ClassificationConfig | SegmentationConfig | DetectionConfig | LocalizationConfig,
     Field(discriminator="task"),
 ]
+MODEL_SECTIONS: dict[Task, type[Section]] = {
+    get_args(section.model_fields["task"].annotation)[0]: section
+    for section in get_args(get_args(ModelConfig)[0])
+}
 
 
 def tiling_of(config: ModelConfig, height: int, width: int) -> Tiling | None:
@@ -183,9 +189,10 @@ def tiling_of(config: ModelConfig, height: int, width: int) -> Tiling | None:
     Raises:
         ModelError: the tiles have the input's size, and the overlap is too much for it.
     """
-    if isinstance(config, LocalizationConfig) or config.tiles is None:
+    tiles: TilesConfig | None = getattr(config, "tiles", None)
+    if tiles is None:
         return None
-    overlap, size = config.tiles.overlap, config.tiles.size or (height, width)
+    overlap, size = tiles.overlap, tiles.size or (height, width)
     if overlap < 1:  # a side of one pixel or two has no room for the fraction, rounded
         overlaps = [min(round(overlap * side), side - 1) for side in size]
     elif overlap <= MAX_OVERLAP * min(size):
@@ -193,12 +200,3 @@ def tiling_of(config: ModelConfig, height: int, width: int) -> Tiling | None:
     else:
         raise ModelError(f"model {config.model!r}: {_too_much_overlap(overlap, size)}")
     return Tiling(*size, *overlaps)
-
-
-# The result's columns a task fills: two models of one job may not fill the same one.
-TASK_COLUMNS: dict[str, tuple[str, ...]] = {
-    "classification": ("labels",),
-    "segmentation": ("mask", "mask_areas"),
-    "detection": ("boxes",),
-    "localization": ("labels", "boxes"),
-}

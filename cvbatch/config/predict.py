@@ -24,7 +24,8 @@ from cvbatch.config.base import (
     SinkConfig,
     Uris,
 )
-from cvbatch.config.models import TASK_COLUMNS, ModelConfig
+from cvbatch.config.models import ModelConfig
+from cvbatch.core.tasks import TASKS
 
 SCHEMA_VERSION = 1
 
@@ -82,7 +83,7 @@ class JobConfig(Section):
     def _columns_differ(self) -> JobConfig:
         filled: dict[str, str] = {}
         for config in self.models:
-            for column in TASK_COLUMNS[config.task]:
+            for column in TASKS[config.task].columns:
                 if column in filled:
                     raise ValueError(
                         f"the {config.task} model {config.model!r} and the {filled[column]} would "

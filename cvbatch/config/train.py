@@ -23,20 +23,14 @@ from cvbatch.config.base import (
     check_pin,
 )
 from cvbatch.config.loader import load, parse
-from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode, Task
+from cvbatch.core.tasks import Task
+from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode
 
 TRAINING_VERSION = 1
-# What of the labelled data a task learns.
-LABEL_COLUMNS: dict[Task, str] = {
-    "classification": "labels",
-    "segmentation": "mask",
-    "localization": "boxes",
-    "detection": "boxes",
-}
-
-
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+ScheduleName = Literal["constant", "cosine", "step", "linear"]
 # Keys of the training section that only one task knows.
-_KEYS_OF_ONE_TASK = {
+_KEYS_OF_ONE_TASK: dict[str, Task] = {
     "class_weights": "segmentation",
     "ignored_class": "segmentation",
     "image_sizes": "detection",
@@ -126,10 +120,10 @@ class TrainingConfig(Section):
     accumulate: int = Field(1, ge=1, le=1024)  # batches of a worker that make one step
     learning_rate: float = Field(1e-3, gt=0)
     base_learning_rate: float | None = Field(None, gt=0)  # of finetune, once the base learns
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
-    schedule: Literal["constant", "cosine", "step", "linear"] = "cosine"
+    schedule: ScheduleName = "cosine"
     warmup: Fraction = 0.05  # part of a phase's steps
     clip_norm: float | None = Field(None, gt=0)
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"

@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from cvbatch.core.tasks import Task
+
 ResizeMode = Literal["stretch", "letterbox", "crop"]
-Task = Literal["classification", "segmentation", "detection", "localization"]
 Examples = dict[str, list[list[str]]]  # "stage/kind" → a few [image_id, message]
 MAX_MASK_CLASSES = 255
 VOID_CLASS = 255  # in a mask: the network saw nothing there (outside a centre crop)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import Failure, InputKey, TrainingExample
 from cvbatch.datasets.reader import RowGroup, Split
+from cvbatch.datasets.schema import with_extras
 from cvbatch.geometry.resize import Placement, boxes_to_input, make_placement, mask_to_input
 from cvbatch.images.decode import Limits, decode
 from cvbatch.images.masks import decode_png
@@ -36,12 +37,11 @@ def read_rows(group: RowGroup, rows: Sequence[int], column: str) -> list[Labelle
     Raises:
         TrainingError: the file is not what it was when the job began.
     """
-    extra = ["box_is_crowd"] if column == "boxes" else []
     try:
         with store.open_input(group.uri) as source:
             file = pq.ParquetFile(source, pre_buffer=False)
-            extra = [name for name in extra if name in file.schema_arrow.names]
-            table = file.read_row_group(group.number, ["image_id", "image", column, *extra])
+            names = [name for name in with_extras([column]) if name in file.schema_arrow.names]
+            table = file.read_row_group(group.number, ["image_id", "image", *names])
         found = table.take(pa.array(rows, pa.int64())).to_pylist()
     except (pa.ArrowException, OSError, LookupError) as error:
         raise TrainingError(

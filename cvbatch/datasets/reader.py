@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
+from cvbatch.datasets.schema import LABEL_COLUMNS
 from cvbatch.storage import store
 
 _THREADS = 16
@@ -56,7 +57,7 @@ class Labelled:
 class Wanted(NamedTuple):
     """What of labelled data is learnt: a column, and how many of its labels an image has."""
 
-    column: str  # "labels" | "boxes" | "mask"
+    column: str  # a key of LABEL_COLUMNS
     is_single: bool = False  # exactly one label, or box, an image
 
 
@@ -159,9 +160,7 @@ def _split_group(
     uri: str, file: pq.ParquetFile, number: int, wanted: Wanted
 ) -> Iterator[tuple[str, RowGroup, int]]:
     """Yield a row group's part in each split, with the number of its rows that lack the label."""
-    leaf = {"labels": "labels.list.element.class_id", "boxes": "boxes.list.element.class_id"}
-    # Of a mask only whether it is there: its `path` is always null and takes no reading.
-    table = file.read_row_group(number, ["split", leaf.get(wanted.column, "mask.path")])
+    table = file.read_row_group(number, ["split", LABEL_COLUMNS[wanted.column].presence])
     column = table[wanted.column].combine_chunks()
     if wanted.is_single:
         lengths = pc.fill_null(pc.list_value_length(column), 0)

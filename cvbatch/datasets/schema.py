@@ -1,9 +1,10 @@
-"""The Parquet schema of labelled shards and its metadata."""
+"""Parquet schema of labelled images, and its metadata."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -13,18 +14,47 @@ from cvbatch.core.version import __version__
 from cvbatch.results.schema import COLUMN_TYPES, IMAGE
 
 KIND = "labels"
-_COLUMNS: dict[str, pa.DataType] = {
+
+
+class LabelColumn(NamedTuple):
+    """A column of labels and the columns that belong to it.
+
+    Args:
+        types: name → Parquet type, that of the column itself first.
+        presence: the Parquet leaf that is read to find which rows have the label.
+    """
+
+    types: dict[str, pa.DataType]
+    presence: str
+
+
+LABEL_COLUMNS: dict[str, LabelColumn] = {
+    "labels": LabelColumn({"labels": COLUMN_TYPES["labels"]}, "labels.list.element.class_id"),
+    "boxes": LabelColumn(
+        {"boxes": COLUMN_TYPES["boxes"], "box_is_crowd": pa.list_(pa.bool_())},
+        "boxes.list.element.class_id",
+    ),
+    "mask": LabelColumn({"mask": IMAGE}, "mask.path"),  # always null, so it takes no reading
+}
+_ALWAYS = {
     "image_id": pa.string(),
     "image": IMAGE,
     "width": pa.int32(),
     "height": pa.int32(),
     "split": pa.string(),
-    "labels": COLUMN_TYPES["labels"],
-    "boxes": COLUMN_TYPES["boxes"],
-    "box_is_crowd": pa.list_(pa.bool_()),
-    "mask": IMAGE,
 }
-_ALWAYS = ("image_id", "image", "width", "height", "split")
+_COLUMNS = _ALWAYS | {
+    name: kind for one in LABEL_COLUMNS.values() for name, kind in one.types.items()
+}
+
+
+def with_extras(columns: Iterable[str]) -> list[str]:
+    """Return the names of label columns and of the columns that belong to them.
+
+    Args:
+        columns: keys of LABEL_COLUMNS.
+    """
+    return [name for column in columns for name in LABEL_COLUMNS[column].types]
 
 
 def label_schema(columns: Collection[str]) -> pa.Schema:

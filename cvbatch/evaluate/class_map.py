@@ -9,8 +9,9 @@ import numpy as np
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.suggestions import nearest, offer
+from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.evaluate.join import GroundTruth
-from cvbatch.evaluate.scoring import TASKS, Order
+from cvbatch.evaluate.scoring import Order
 from cvbatch.results.result import Result
 
 _TOP_K = (1, 5)
@@ -29,7 +30,7 @@ def make_order(said: EvaluationConfig, result: Result, truth: GroundTruth | None
             the evaluation section does not fit them.
     """
     there = truth.classes if truth else {}
-    columns = [name for name in TASKS if name in result.classes and name in there]
+    columns = [name for name in CLASS_COLUMNS if name in result.classes and name in there]
     if not columns and not (said.heatmaps and (truth is None or there.keys() & _PLACES)):
         raise SourceError(
             f"predictions have {_listed(result.classes)}, the truth has {_listed(there)}: "

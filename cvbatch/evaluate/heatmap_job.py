@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from cvbatch.config.evaluate import EvaluationConfig, HeatmapsConfig
-from cvbatch.config.models import TASK_COLUMNS, tiling_of
+from cvbatch.config.models import tiling_of
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import ModelError, SourceError
 from cvbatch.core.progress import Listener
+from cvbatch.core.tasks import TASKS
 from cvbatch.core.types import InputKey
 from cvbatch.distributed.parallel_map import ParallelMap
 from cvbatch.evaluate.heatmap_faithfulness import HeatmapOrder, Judgement, Share, judge_share
@@ -98,7 +99,7 @@ def keys_of(job: JobConfig, models: dict[str, dict[str, Any]]) -> tuple[InputKey
     """
     keys = []
     for config in job.models:
-        height, width = models[TASK_COLUMNS[config.task][0]]["input_size"]
+        height, width = models[TASKS[config.task].columns[0]]["input_size"]
         tiling = tiling_of(config, height, width)
         keys.append(InputKey(height, width, config.resize, tiling))
     return tuple(dict.fromkeys(keys))

@@ -19,15 +19,16 @@ import pyarrow.parquet as pq
 from cvbatch.config.evaluate import EVALUATION_VERSION, EvaluateJob, fingerprint
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.progress import Listener
+from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.distributed.parallel_map import ParallelMap, stateless
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
-from cvbatch.evaluate import heatmap_metrics, metrics_table, plots
+from cvbatch.evaluate import boxes, columns, heatmap_metrics, metrics_table, plots
 from cvbatch.evaluate.class_map import make_order, never_predicted, places_of_classes
 from cvbatch.evaluate.heatmap_faithfulness import Judgement, Share
 from cvbatch.evaluate.heatmap_job import Subject, choose_shares, find_subject, have_program, judge
 from cvbatch.evaluate.join import GroundTruth, Joined, find_truth, join, only_predicted
-from cvbatch.evaluate.scoring import TASKS, Order, Scored, merged, score_piece
+from cvbatch.evaluate.scoring import Order, Scored, merged
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.results.result import Result
 from cvbatch.storage import store
@@ -109,7 +110,7 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
     heatmaps = _find_heatmaps(job, result, truth, joined)
     _warn(result, order, joined, listener)
     scored, replicates, judgement = _work(job, order, joined, heatmaps, listener)
-    figures = metrics_table.figures_of(order, scored, replicates)
+    figures = columns.figures_of(order, scored, replicates)
     figures += heatmap_metrics.heatmap_figures(judgement.judged, order)
     summary = EvaluationSummary(
         sink,
@@ -158,15 +159,14 @@ def _work(
         judging = _judging(job, resources, heatmaps, listener)
         if work.needs_ray or judging.needs_ray:
             stack.enter_context(connected())
-        scored = merged(work.run(stateless(score_piece), order, pieces, "parts scored"))
+        scored = merged(work.run(stateless(columns.score_piece), order, pieces, "parts scored"))
         replicates: metrics_table.Replicates = {}
-        asked = metrics_table.resampling_of(order, scored)
+        asked = boxes.resampling_of(order, scored)
         if asked is not None:
             numbers = range(1, order.num_replicates + 1)
             shares = [numbers[i : i + _REPLICATES] for i in range(0, len(numbers), _REPLICATES)]
-            for some in work.run(
-                stateless(metrics_table.resample), asked, shares, "shares of replicates drawn"
-            ):
+            drawn = "shares of replicates drawn"
+            for some in work.run(stateless(boxes.resample), asked, shares, drawn):
                 replicates |= some
         if heatmaps is None:
             return scored, replicates, Judgement()
@@ -212,14 +212,14 @@ def _files(
     """Yield what an evaluation leaves, by name."""
     yield "metrics.parquet", metrics_table.to_parquet(figures)
     yield "unmatched.parquet", _unmatched(joined, scored, judgement)
-    yield from plots.pictures_of(order, scored).items()
-    details = {}
+    yield from columns.pictures_of(order, scored).items()
+    details = columns.details_of(order, scored)
     if judgement.judged:
         yield _BOXES, heatmap_metrics.boxes_to_parquet(judgement.judged)
         yield plots.CURVES, plots.curves_of(heatmap_metrics.mean_curves(judgement.judged))
         details["heatmap"] = heatmap_metrics.heatmap_details(judgement)
     told = {key: about[key] for key in ("schema_version", "images", "joined_by", "evaluation")}
-    yield "metrics.json", metrics_table.to_json(figures, told, order, scored, details)
+    yield "metrics.json", metrics_table.to_json(figures, told, details)
 
 
 def _choose_workers(
@@ -246,8 +246,8 @@ def _warn(result: Result, order: Order, joined: Joined, listener: Listener) -> N
     for column, names in never_predicted(order).items():
         if names:
             listener.say(
-                f"{TASKS[column]}: no predicted class stands for {_named(names, len(names))}; all "
-                "of it counts as missed"
+                f"{CLASS_COLUMNS[column]}: no predicted class stands for "
+                f"{_named(names, len(names))}; all of it counts as missed"
             )
     for ids, lacks in ((joined.no_truth, "no truth"), (joined.no_prediction, "no prediction")):
         if len(ids):

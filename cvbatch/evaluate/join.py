@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import ConfigError, SourceError
+from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.core.types import ChunkRef
 from cvbatch.datasets.reader import files_of
-from cvbatch.results.parts import CLASS_COLUMNS, take_rows
+from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
 from cvbatch.storage import store
 

@@ -1,18 +1,17 @@
-"""The pictures of an evaluation: precision over recall, classes taken for others, heatmaps."""
+"""Pictures of an evaluation: precision-recall curves, confusion matrices, insertion curves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from cvbatch.evaluate.perturbation import area_under
-from cvbatch.evaluate.scoring import TASKS, Order, Scored
 from cvbatch.images.drawing import TILE_HW, contact_sheet, to_png, write_text
-from cvbatch.metrics.average_precision import RECALLS, AveragePrecision
 from cvbatch.metrics.base import ratio
-from cvbatch.metrics.classification import Confusion, MultiLabelPrecision
+from cvbatch.metrics.classification import Confusion
 
 MAX_CURVES = 24  # classes drawn, those with most objects
 CURVES = "insertion_deletion.png"
@@ -26,43 +25,27 @@ _MARGIN = 150  # for the names
 _TEXT, _GAP = 13, 4
 
 
-def pictures_of(order: Order, scored: Scored) -> dict[str, bytes]:
-    """Return the pictures by file name, as PNG."""
-    found = {}
-    for name in ("average_precision", "precision"):
-        score = scored.scores.get(name)
-        if isinstance(score, AveragePrecision | MultiLabelPrecision):
-            column = "boxes" if isinstance(score, AveragePrecision) else "labels"
-            picture = _precision_recall(score, order.classes[column])
-            found[f"precision_recall_{TASKS[column]}.png"] = to_png(picture)
-    for name, column in (("confusion", "labels"), ("pixels", "mask")):
-        score = scored.scores.get(name)
-        if isinstance(score, Confusion):
-            picture = _confusion(score, order.classes[column])
-            found[f"confusion_{TASKS[column]}.png"] = to_png(picture)
-    return found
+class ClassCaptions(NamedTuple):
+    """What stands under the curve of each of C classes."""
+
+    metric: str
+    values: np.ndarray  # (C,) float64 of the metric
+    support: np.ndarray  # (C,) int64 objects or images of the class
+    names: Sequence[str]  # C
 
 
-def _precision_recall(
-    score: AveragePrecision | MultiLabelPrecision, names: tuple[str, ...]
+def draw_precision_recall(
+    curve: Callable[[int], tuple[np.ndarray, np.ndarray]],  # class → recall (P,), precision (P,)
+    captions: ClassCaptions,
 ) -> np.ndarray:  # (h, w, 3) uint8 RGB
     """Return a sheet with a curve for each class, those with most objects first."""
-    figure = "AP"
-    if isinstance(score, AveragePrecision):
-        figure, support, values = "AP50", score.num_objects[:, 0], score.per_class()["ap50"]
-    else:
-        support = np.bincount(score.class_id, score.num_positive, score.num_classes).astype(int)
-        values = score.average_precision
-    tiles, captions = [], []
+    metric, values, support, names = captions
+    tiles, texts = [], []
     for k in np.argsort(-support, kind="stable")[:MAX_CURVES].tolist():
-        if isinstance(score, AveragePrecision):
-            recall, precision = RECALLS, score.curve(k)
-        else:
-            recall, precision = score.curve(k)
-        tiles.append(_plot([(recall, precision, _INK)]))
+        tiles.append(_plot([(*curve(k), _INK)]))
         value = "none" if np.isnan(values[k]) else f"{values[k]:.3f}"
-        captions.append(f"{names[k]}: {figure} {value}, {support[k]:,}")
-    return contact_sheet(tiles, captions, _COLUMNS)
+        texts.append(f"{names[k]}: {metric} {value}, {support[k]:,}")
+    return contact_sheet(tiles, texts, _COLUMNS)
 
 
 def curves_of(
@@ -99,10 +82,10 @@ def _plot(
     return tile
 
 
-def _confusion(score: Confusion, names: tuple[str, ...]) -> np.ndarray:  # (h, w, 3) uint8 RGB
-    """Return a matrix, a row for each true class, darker where more of it was so answered.
+def draw_confusion(score: Confusion, names: Sequence[str]) -> np.ndarray:  # (h, w, 3) uint8 RGB
+    """Return a matrix, a row for each true class, darker where more of it was so predicted.
 
-    The last column is "none": no class was answered.
+    The last column is "none": no class was predicted.
     """
     share = np.nan_to_num(ratio(score.counts, score.support[:, None] + np.zeros_like(score.counts)))
     shade = 255 - np.outer(share.reshape(-1), 255 - np.array(_INK))

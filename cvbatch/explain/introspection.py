@@ -1,4 +1,4 @@
-"""A network opened: what its layers make of images, why it says what it says, what filters want.
+"""Introspection of one network: activations, Grad-CAM, filter patterns.
 
 Only processes that have TensorFlow import this module.
 """
@@ -6,6 +6,7 @@ Only processes that have TensorFlow import this module.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -18,28 +19,18 @@ from cvbatch.core.suggestions import offer
 from cvbatch.core.types import Failure, ImageBatch, InputKey
 from cvbatch.explain import filters as features
 from cvbatch.explain import layer_selection
-from cvbatch.explain import region_scores as regions
+from cvbatch.explain.class_scores import CLASS_SCORES
 from cvbatch.explain.deepdream import Dreamer
 from cvbatch.explain.image_grids import cropped
 from cvbatch.explain.spec import NetworkFacts
 from cvbatch.explain.tables import Explanation, Located
-from cvbatch.geometry.boxes import iou, to_xyxy
-from cvbatch.geometry.resize import Placement, boxes_to_input, make_placement, to_original
+from cvbatch.geometry.resize import Placement, make_placement, to_original
 from cvbatch.inference import compile, gradcam
-from cvbatch.inference.graph import (
-    before_activation,
-    input_size,
-    logits_and_probabilities,
-    maps_output,
-    num_classes,
-    preprocess,
-    scores_output,
-    single_box,
-)
+from cvbatch.inference.graph import input_size, num_classes, preprocess
+from cvbatch.inference.graph_outputs import Tensors
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
 
-Tensors = dict[str, tf.Tensor]
 Arrays = dict[str, np.ndarray]
 _MAP = "map of "  # before a layer's path: a layer may be called "scores"
 
@@ -118,6 +109,7 @@ class Network:
     def __init__(self, model: keras.Model, job: ExplainJob, facts: NetworkFacts) -> None:
         self._model, self._job, self._facts = model, job, facts
         self._key = InputKey(*facts.image_size, job.model.resize)
+        self._explained = CLASS_SCORES[job.model.task]
         self._is_looking = job.activations is not None or job.gradcam is not None
         self._heatmap_layer = ""  # found while tracing
         self._look: Callable[..., Tensors] | None = None
@@ -130,9 +122,10 @@ class Network:
         if self._look is not None:
             height, width = self._facts.image_size
             batch = self._job.run.batch_size
-            focus = [tf.TensorSpec(shape, kind) for shape, kind in self._focus_specs(batch)]
-            pixels = tf.TensorSpec((batch, height, width, 3), tf.uint8)
-            self._look.get_concrete_function(pixels, *focus)  # type: ignore[attr-defined]
+            inputs = [tf.TensorSpec((batch, height, width, 3), tf.uint8)]
+            if self._job.gradcam and (focus := self._explained.focus_spec(self._job, self._facts)):
+                inputs.append(tf.TensorSpec((batch, *focus.shape), focus.dtype))
+            self._look.get_concrete_function(*inputs)  # type: ignore[attr-defined]
 
     def _trace(self) -> None:
         if self._is_looking and self._look is None:
@@ -229,60 +222,24 @@ class Network:
         count, size = len(pixels), self._job.run.batch_size
         whole = np.zeros((size, *pixels.shape[1:]), np.uint8)
         whole[:count] = pixels
-        laid = [*placements, *[placements[-1]] * (size - count)]
-        boxes: np.ndarray | None = None
-        focus: list[np.ndarray] = []
-        if self._job.gradcam and self._job.model.task == "segmentation" and self._job.gradcam.box:
-            focus = [np.stack([_region(self._in_input(one), self._facts.image_size)
-                               for one in laid])]  # fmt: skip
-        elif self._job.gradcam and self._job.model.task == "detection":
-            chosen, boxes = self._choose(whole, laid)
-            focus = [chosen]
-        found = self._look(tf.constant(whole), *map(tf.constant, focus))
+        focus, boxes = self._focus(whole, [*placements, *[placements[-1]] * (size - count)])
+        inputs = [whole] if focus is None else [whole, focus]
+        found = self._look(*map(tf.constant, inputs))
         arrays = {name: tensor.numpy()[:count] for name, tensor in found.items()}
         return arrays if boxes is None else arrays | {"boxes": boxes[:count]}
 
-    def _in_input(self, placement: Placement) -> np.ndarray:  # (4,) pixels of the input
-        """Return the job's box, which is given in fractions of the original."""
-        gradcam_asked: Any = self._job.gradcam
-        sides = np.array([placement.width, placement.height] * 2, np.float64)
-        box: np.ndarray = boxes_to_input(np.array([gradcam_asked.box]) * sides, placement)[0]
-        return box
-
-    def _choose(
+    def _focus(
         self,
         pixels: np.ndarray,  # (B, H, W, 3)
-        placements: Sequence[Placement],
-    ) -> tuple[np.ndarray, np.ndarray]:  # (B, C) int32, (B, C, 4) pixels of the input
-        """Return for every class the candidate whose score is explained, and its box.
-
-        That is the best of the class; where the job gives a box, the candidate most like it.
-        """
-        config: Any = self._job.model
-        asked: Any = self._job.gradcam
-        if self._candidates is None:
-            raise RuntimeError("candidates of a network that was not traced")
-        found = self._candidates(tf.constant(pixels))
-        xyxy = to_xyxy(found["boxes"].numpy(), config.box_format, *self._facts.image_size)
-        scores = found["scores"].numpy()
-        chosen = scores.argmax(axis=1)
-        if asked.box:
-            for row, placement in enumerate(placements):
-                likeness = iou(xyxy[row], self._in_input(placement)[None])[:, 0]
-                chosen[row] = likeness.argmax()
-        rows = np.arange(len(chosen))[:, None]
-        return chosen.astype(np.int32), xyxy[rows, chosen]
+        placements: Sequence[Placement],  # B
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return what of each image is explained, and of detectors the box of every class."""
+        if self._job.gradcam is None or self._candidates is None:
+            return None, None
+        candidates = partial(self._candidates, tf.constant(pixels))
+        return self._explained.focus(self._job, self._facts, placements, candidates)
 
     # ---------------------------------------------------------------- the graph
-
-    def _focus_specs(self, batch: int) -> list[tuple[tuple[int, ...], tf.DType]]:
-        """Return shape and type of what `_looked` is told beside the pixels."""
-        if self._job.gradcam is None:
-            return []
-        if self._job.model.task == "detection":
-            return [((batch, len(self._facts.classes)), tf.int32)]
-        has_box = self._job.model.task == "segmentation" and self._job.gradcam.box is not None
-        return [((batch, *self._facts.image_size), tf.float32)] if has_box else []
 
     def _outputs(self, pixels: tf.Tensor) -> Tensors:
         return task_outputs.by_name(self._model(self._fed(pixels), training=False))
@@ -299,10 +256,8 @@ class Network:
 
     def _heatmaps(self, found: Tensors, calls: gradcam.Calls, focus: tf.Tensor | None) -> Tensors:
         asked: Any = self._job.gradcam
-        scores, ranking = self._scores(found, focus)
-        is_whole = self._job.model.task in ("classification", "localization")
-        find = gradcam.find_feature_map if is_whole else regions.find_deep_map
-        at = find(calls, scores, asked.layer)
+        scores, ranking = self._explained.scores(self._job, found, focus)
+        at = self._explained.find_map(calls, scores, asked.layer)
         self._heatmap_layer = calls.path[at]
         if asked.classes is None:
             count = min(asked.top_k, scores.shape[1])
@@ -315,36 +270,3 @@ class Network:
             "scores": tf.cast(tf.gather(scores, classes, axis=1, batch_dims=1), tf.float32),
             "heatmaps": gradcam.heatmaps(calls, scores, classes, at),
         }
-
-    def _scores(
-        self, found: Tensors, focus: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor]:  # (B, C), (B, C)
-        """Return what is explained of every class, and what they are ranked by."""
-        config: Any = self._job.model
-        asked: Any = self._job.gradcam
-        if config.task == "segmentation":
-            return regions.region_scores(_map_logits(maps_output(config, found)), focus)
-        if config.task == "detection":
-            scores = regions.box_scores(found["scores"], focus)
-            return scores, scores
-        is_classifier = config.task == "classification"
-        raw = scores_output(config, found) if is_classifier else single_box(found)["scores"]
-        logits, probabilities = logits_and_probabilities(raw, is_classifier and config.multi_label)
-        return logits if asked.score == "logit" else probabilities, probabilities
-
-
-def _map_logits(maps: tf.Tensor) -> tf.Tensor:  # (B, h, w, units) → (B, h, w, C)
-    """Return the logits of every pixel; one unit stands for two classes."""
-    logits, _ = before_activation(maps)
-    return tf.concat([-logits, logits], axis=3) if maps.shape[3] == 1 else logits
-
-
-def _region(
-    box: np.ndarray,  # (4,) pixels of the input
-    image_size: tuple[int, int],
-) -> np.ndarray:  # (H, W) float32
-    """Return 1 for the pixels whose centre lies in a box, 0 for the others."""
-    rows, columns = (np.arange(side) + 0.5 for side in image_size)
-    inside = (rows >= box[1]) & (rows < box[3])
-    across = (columns >= box[0]) & (columns < box[2])
-    return np.outer(inside, across).astype(np.float32)

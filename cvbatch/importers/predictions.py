@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from cvbatch.core.errors import SourceError
+from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.core.types import ChunkRef
 from cvbatch.images.orientation import Size
 from cvbatch.importers.annotations import AnnotatedDataset, Annotation, Batch, MaskFault
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.options import ImportOptions
 from cvbatch.planning import manifest
-from cvbatch.results.parts import CLASS_COLUMNS, box_corners
+from cvbatch.results.parts import box_corners
 from cvbatch.results.result import Result, Row
 
 _BATCH_ROWS = 1024  # without masks

@@ -14,6 +14,7 @@ from cvbatch.datasets.schema import label_metadata, label_schema
 from cvbatch.images.masks import encode_png
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.validation import Row
+from cvbatch.results.writer import repeating_leaves
 from cvbatch.storage import store
 
 ROW_GROUP_ROWS = 64
@@ -75,7 +76,7 @@ class ShardWriter:
             self._schema,
             compression="zstd",
             compression_level=1,
-            use_dictionary=_dictionary_columns(self._schema),
+            use_dictionary=["split", *repeating_leaves(self._schema)],
             store_schema=False,
             write_page_index=False,
         ) as writer:
@@ -123,10 +124,3 @@ class ShardWriter:
                 row.boxes.tolist(), row.class_id.tolist(), row.score.tolist(), strict=True
             )
         ]
-
-
-def _dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Return the leaf columns whose few values repeat: splits, names of classes."""
-    lists = [name for name in ("labels", "boxes") if name in schema.names]
-    leaves = [f"{name}.list.element.{leaf}" for name in lists for leaf in ("label", "class_id")]
-    return ["split", *leaves]

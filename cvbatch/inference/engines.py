@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
+Outputs = dict[str, np.ndarray]  # of a program, by name; the first axis is the image
+
+
 class UnsupportedGraphError(Exception):
     """The engine has no operation for something in the graph; another engine must run it."""
 
@@ -25,7 +28,7 @@ class UnsupportedGraphError(Exception):
 class Program(Protocol):
     """A compiled graph, loaded."""
 
-    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:  # (B, H, W, 3) uint8 →
+    def __call__(self, pixels: np.ndarray) -> Outputs:  # (B, H, W, 3) uint8 →
         """Return the graph's results for exactly the batch size it was compiled for."""
 
 

@@ -1,14 +1,63 @@
-"""Class scores read as labels, and their heatmaps."""
+"""Post-processing of classification: class scores to labels, and heatmaps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cvbatch.core.types import Heatmaps, Labels
+from cvbatch.config.models import ClassificationConfig, LocalizationConfig
+from cvbatch.core.types import Heatmaps, Labels, ModelPredictions, ModelSpec
 from cvbatch.geometry.resize import Placement, sample_grid
 from cvbatch.geometry.tiling import canvas_size
+from cvbatch.inference.engines import Outputs
+
+
+def read_outputs(
+    config: ClassificationConfig | LocalizationConfig,
+    spec: ModelSpec,
+    outputs: Outputs,  # scores (K, C); heatmaps (K, T, h, w) and heatmap_classes (K, T)
+    image_index: np.ndarray,  # (K,) positions in the batch
+    placements: Sequence[Placement],  # K
+) -> ModelPredictions:
+    """Return the labels, and the heatmaps if there are any, of K images."""
+    labels = _labels(config, outputs["scores"], image_index)
+    if config.heatmap is None:
+        return ModelPredictions(labels=labels)
+    heatmaps = read_heatmaps(
+        outputs["heatmaps"], outputs["heatmap_classes"], outputs["scores"], image_index
+    )
+    return ModelPredictions(labels=labels, heatmaps=heatmaps)
+
+
+def merge_tiles(
+    config: ClassificationConfig,
+    spec: ModelSpec,
+    tiles: Iterator[Outputs],  # T, each a batch of one
+    placements: Sequence[Placement],  # T
+    position: int,  # of the image in its batch
+) -> ModelPredictions:
+    """Return the labels, and the heatmaps if there are any, of one image that was cut."""
+    rows = list(tiles)
+    outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    labels = _labels(config, merge_scores(outputs["scores"]), np.array([position], np.int64))
+    if config.heatmap is None:
+        return ModelPredictions(labels=labels)
+    heatmaps = merge_heatmaps(
+        outputs["heatmaps"], outputs["heatmap_classes"], outputs["scores"], placements, position
+    )
+    return ModelPredictions(labels=labels, heatmaps=heatmaps)
+
+
+def _labels(
+    config: ClassificationConfig | LocalizationConfig,
+    scores: np.ndarray,  # (K, C)
+    image_index: np.ndarray,  # (K,)
+) -> Labels:
+    threshold = None
+    if isinstance(config, ClassificationConfig) and config.multi_label:
+        threshold = config.score_threshold
+    return read_labels(scores, image_index, top_k=config.top_k, score_threshold=threshold)
 
 
 def merge_scores(

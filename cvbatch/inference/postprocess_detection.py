@@ -1,14 +1,66 @@
-"""Candidate boxes read as detections: thresholds, suppression, original pixels."""
+"""Post-processing of detection: candidate boxes to boxes, by thresholds and suppression."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from cvbatch.core.types import Boxes, InputKey, join_boxes
+from cvbatch.config.models import DetectionConfig
+from cvbatch.core.types import Boxes, InputKey, ModelPredictions, ModelSpec, join_boxes
 from cvbatch.geometry import boxes as box_arrays
 from cvbatch.geometry.resize import Placement, to_original
+from cvbatch.inference.engines import Outputs
+
+
+def read_outputs(
+    config: DetectionConfig,
+    spec: ModelSpec,
+    outputs: Outputs,  # boxes (K, N, 4) and scores (K, N, C)
+    image_index: np.ndarray,  # (K,) positions in the batch
+    placements: Sequence[Placement],  # K
+) -> ModelPredictions:
+    """Return the boxes of K images."""
+    boxes = read_boxes(
+        outputs["boxes"],
+        outputs["scores"],
+        image_index,
+        placements,
+        spec.input_key,
+        config.box_format,
+        _suppression(config, spec),
+    )
+    return ModelPredictions(boxes=boxes)
+
+
+def merge_tiles(
+    config: DetectionConfig,
+    spec: ModelSpec,
+    tiles: Iterator[Outputs],  # T, each a batch of one
+    placements: Sequence[Placement],  # T
+    position: int,  # of the image in its batch
+) -> ModelPredictions:
+    """Return the boxes of one image that was cut."""
+    boxes = merge_boxes(
+        ((row["boxes"][0], row["scores"][0]) for row in tiles),
+        position,
+        placements,
+        spec.input_key,
+        config.box_format,
+        _suppression(config, spec),
+    )
+    return ModelPredictions(boxes=boxes)
+
+
+def _suppression(config: DetectionConfig, spec: ModelSpec) -> box_arrays.Suppression:
+    names = config.keep_classes
+    return box_arrays.Suppression(
+        config.score_threshold,
+        config.iou_threshold,
+        config.max_detections,
+        config.class_agnostic,
+        None if names is None else [spec.classes.index(name) for name in names],
+    )
 
 
 def read_boxes(
@@ -55,25 +107,6 @@ def merge_boxes(
     kept, class_id = box_arrays.suppress(xyxy, all_scores, **rule._asdict())
     found = (xyxy[kept], all_scores[kept, class_id], class_id)
     return join_boxes([found], np.array([position], np.int64))
-
-
-def read_single_boxes(
-    boxes: np.ndarray,  # (K, 4) float32 in box_format
-    scores: np.ndarray,  # (K, C) float32
-    image_index: np.ndarray,  # (K,)
-    placements: Sequence[Placement],  # K
-    key: InputKey,
-    *,
-    box_format: str,
-) -> Boxes:
-    """Return a localizer's one box of each image, with the image's best class."""
-    xyxy = box_arrays.to_xyxy(boxes, box_format, key.height, key.width)
-    best = scores.argmax(axis=1)
-    found = [
-        (to_original(xyxy[row : row + 1], placement), scores[row, best[row : row + 1]], best[[row]])
-        for row, placement in enumerate(placements)
-    ]
-    return join_boxes(found, image_index)
 
 
 def _of_classes(scores: np.ndarray, kept: Sequence[int] | None) -> np.ndarray:  # (N, C) → (N, K)

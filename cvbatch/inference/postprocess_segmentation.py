@@ -1,17 +1,42 @@
-"""Masks as they leave the graph, and one mask merged from the probabilities of many tiles."""
+"""Post-processing of segmentation: masks of images, and one mask merged from many tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from cvbatch.core.types import VOID_CLASS, Masks
+from cvbatch.config.models import SegmentationConfig
+from cvbatch.core.types import VOID_CLASS, Masks, ModelPredictions, ModelSpec
 from cvbatch.geometry.resize import Placement, sample_grid
+from cvbatch.inference.engines import Outputs
 
 _BAND_BYTES = 16 << 20  # of sums that are held while a band of the mask is decided
+
+
+def read_outputs(
+    config: SegmentationConfig,
+    spec: ModelSpec,
+    outputs: Outputs,  # mask (K, H, W) uint8
+    image_index: np.ndarray,  # (K,) positions in the batch
+    placements: Sequence[Placement],  # K
+) -> ModelPredictions:
+    """Return the masks of K images."""
+    return ModelPredictions(masks=read_masks(outputs["mask"], image_index))
+
+
+def merge_tiles(
+    config: SegmentationConfig,
+    spec: ModelSpec,
+    tiles: Iterator[Outputs],  # T, each a batch of one: probabilities (1, H, W, C)
+    placements: Sequence[Placement],  # T
+    position: int,  # of the image in its batch
+) -> ModelPredictions:
+    """Return the mask of one image that was cut."""
+    probabilities = (row["probabilities"][0] for row in tiles)
+    return ModelPredictions(masks=merge_masks(probabilities, position, placements))
 
 
 def read_masks(

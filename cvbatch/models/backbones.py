@@ -38,7 +38,7 @@ def build_backbone(
             "such as MobileNetV2; name one of those, or leave the backbone's weights out"
         )
     try:
-        features = without_head(CLASSIFIERS[name](2, image_size))
+        features = without_head(CLASSIFIERS[name].build(2, image_size))
     except ValueError as error:
         raise ModelError(
             f"backbone {name!r} cannot be built at {image_size[0]}×{image_size[1]} "

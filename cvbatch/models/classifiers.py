@@ -1,8 +1,7 @@
-"""Networks that give a whole image its classes; every one takes 0..255 and rescales itself."""
+"""Image classifiers; each takes pixels 0..255 and rescales them itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,6 +12,7 @@ from cvbatch.models.custom_layers import LocalResponseNormalization
 from cvbatch.models.googlenet import googlenet, se_googlenet
 from cvbatch.models.lenet import lenet5, lenet5_original
 from cvbatch.models.resnets import resnet34, resnet152, se_resnet34
+from cvbatch.models.zoo_entry import ZooEntry
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 
@@ -203,19 +203,23 @@ def _convolve_and_pool(x: Tensor, table: Any, width: int) -> Tensor:
     return x
 
 
-CLASSIFIERS: dict[str, Callable[..., keras.Model]] = {  # all but those of keras.applications
-    "small_convnet": small_convnet,
-    "small_convnet_150": small_convnet_150,
-    "mnist_convnet": mnist_convnet,
-    "fashion_convnet": fashion_convnet,
-    "residual_convnet": residual_convnet,
-    "mini_xception": mini_xception,
-    "lenet5": lenet5,
-    "lenet5_original": lenet5_original,
-    "alexnet": alexnet,
-    "googlenet": googlenet,
-    "se_googlenet": se_googlenet,
-    "resnet34": resnet34,
-    "resnet152": resnet152,
-    "se_resnet34": se_resnet34,
+# All classifiers but those of keras.applications; a backbone is one of them by its name.
+CLASSIFIERS: dict[str, ZooEntry] = {
+    build.__name__: ZooEntry.classifier(build, num_classes, side, minimum)
+    for build, num_classes, side, minimum in (
+        (small_convnet, 1, 180, 78),
+        (small_convnet_150, 1, 150, 46),
+        (mnist_convnet, 10, 28, 18),
+        (fashion_convnet, 10, 28, 8),
+        (residual_convnet, 1, 32, 1),
+        (mini_xception, 1, 180, 5),
+        (lenet5, 10, 32, 32),
+        (lenet5_original, 10, 32, 32),
+        (alexnet, 1000, 227, 35),
+        (googlenet, 1000, 224, 1),
+        (se_googlenet, 1000, 224, 1),
+        (resnet34, 1000, 224, 1),
+        (resnet152, 1000, 224, 1),
+        (se_resnet34, 1000, 224, 1),
+    )
 }

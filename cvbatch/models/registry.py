@@ -1,4 +1,4 @@
-"""One table says which networks there are, so that a job file can name them."""
+"""The table of named networks (`ZOO`), and loading of networks and .keras files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +16,22 @@ import keras
 
 from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import nearest, offer
-from cvbatch.core.types import Task
-from cvbatch.models import classifiers, cost, detectors, segmenters
+from cvbatch.models import cost, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
+from cvbatch.models.classifiers import CLASSIFIERS, mini_xception
 from cvbatch.models.file_safety import vet
 from cvbatch.models.metadata import DEMO_FILES
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
 from cvbatch.models.weights import ENDINGS, LOAD_ERRORS, first_line, load_weights
+from cvbatch.models.zoo_entry import ZooEntry
 
 _FEW_WEIGHTS = 100_000  # that a file need not hold: states of random layers, say
 _DEMO_ANCHORS = ((0.19, 0.19), (0.22, 0.28), (0.28, 0.22), (0.36, 0.36), (0.5, 0.5))
 
 
-@dataclass(frozen=True)
-class ZooEntry:
-    """A network that can be named."""
-
-    build: Callable[..., keras.Model]  # (num_classes, image_size, options by name)
-    task: Task
-    num_classes: int  # where nothing else is said; 1 is one sigmoid, which tells two apart
-    image_size: tuple[int, int]  # height, width in pixels, where nothing else is said
-    multiple_of: int = 1  # what both sides must be
-    minimum: tuple[int, int] = (1, 1)  # height, width
-
-
-# Of the classifiers in `CLASSIFIERS`: classes, side of the square, its minimum.
-_CLASSIFIERS = {
-    "small_convnet": (1, 180, 78),
-    "small_convnet_150": (1, 150, 46),
-    "mnist_convnet": (10, 28, 18),
-    "fashion_convnet": (10, 28, 8),
-    "residual_convnet": (1, 32, 1),
-    "mini_xception": (1, 180, 5),
-    "lenet5": (10, 32, 32),
-    "lenet5_original": (10, 32, 32),
-    "alexnet": (1000, 227, 35),
-    "googlenet": (1000, 224, 1),
-    "se_googlenet": (1000, 224, 1),
-    "resnet34": (1000, 224, 1),
-    "resnet152": (1000, 224, 1),
-    "se_resnet34": (1000, 224, 1),
-}
+# Name → builder and defaults of every network that a job file can name.
 ZOO: dict[str, ZooEntry] = {
-    **{
-        name: ZooEntry(
-            classifiers.CLASSIFIERS[name], "classification", count, (side, side),
-            minimum=(minimum, minimum),
-        )
-        for name, (count, side, minimum) in _CLASSIFIERS.items()
-    },
+    **CLASSIFIERS,
     "encoder_decoder": ZooEntry(segmenters.encoder_decoder, "segmentation", 3, (200, 200), 8),
     **{
         build.__name__: ZooEntry(build, "segmentation", 21, (224, 224), minimum=(32, 32))
@@ -77,7 +43,7 @@ ZOO: dict[str, ZooEntry] = {
     ),
     "yolo": ZooEntry(detectors.yolo, "detection", 20, (416, 416), detectors.STRIDE),
     "demo_classifier": ZooEntry(
-        functools.partial(classifiers.mini_xception, width=16, num_blocks=4),
+        functools.partial(mini_xception, width=16, num_blocks=4),
         "classification", 5, (96, 96),
     ),
     "demo_segmenter": ZooEntry(
@@ -89,10 +55,9 @@ ZOO: dict[str, ZooEntry] = {
         "detection", 5, (160, 160), detectors.STRIDE,
     ),
     **{
-        name: ZooEntry(
+        name: ZooEntry.classifier(
             functools.partial(build_application, name),
-            "classification", IMAGENET_CLASSES, (application.side, application.side),
-            minimum=(application.minimum, application.minimum),
+            IMAGENET_CLASSES, application.side, application.minimum,
         )
         for name, application in APPLICATIONS.items()
     },

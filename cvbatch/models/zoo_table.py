@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cvbatch.core.errors import ModelError
-from cvbatch.core.types import Task
+from cvbatch.core.tasks import Task
 
 _FILE = Path(__file__).with_name("figures.json")
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"

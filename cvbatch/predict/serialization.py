@@ -9,19 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 
 from cvbatch.core.types import (
-    Boxes,
     Failure,
-    Heatmaps,
     ImageBatch,
     InputKey,
-    Labels,
-    Masks,
     ModelPredictions,
     Predictions,
     ResizeMode,
@@ -31,11 +27,9 @@ from cvbatch.core.types import (
 # large_binary: the pixels of a chunk may pass the 2 GiB that 32-bit offsets reach.
 SCHEMA = pa.schema([("head", pa.string()), ("body", pa.large_binary())])
 _ALIGNMENT = 64
+# Fields of ModelPredictions → the data type of each, which is None where the model lacks it.
 _KINDS: dict[str, type[Any]] = {
-    "labels": Labels,
-    "boxes": Boxes,
-    "masks": Masks,
-    "heatmaps": Heatmaps,
+    name: get_args(optional)[0] for name, optional in get_type_hints(ModelPredictions).items()
 }
 _Arrays = list[np.ndarray]
 

@@ -11,9 +11,11 @@ import pyarrow as pa
 
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.types import VOID_CLASS
+from cvbatch.datasets.schema import with_extras
 from cvbatch.evaluate.class_map import make_order
+from cvbatch.evaluate.columns import score_rows
 from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
-from cvbatch.evaluate.scoring import Order, score_rows
+from cvbatch.evaluate.scoring import Order
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.counts import Tally
 from cvbatch.report.statistics import Pick
@@ -23,7 +25,6 @@ from cvbatch.results.result import Result
 MOST_DIFFERENT = 16  # images kept
 MAX_PIECES = 48
 _ROWS_OF_PIECE = 24
-_TALLIES = {"labels": "labels_tally", "boxes": "boxes_tally", "mask": "mask_tally"}
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,7 @@ def _agreements(order: Order, piece: Piece) -> list[dict[str, float]]:
 def _read(order: Order, piece: Piece, *extra: str) -> tuple[pa.Table, pa.Table]:
     """Return the compared columns of predictions and labels; of labels `extra` columns too."""
     columns = list(order.classes)
-    crowd = ["box_is_crowd"] if "boxes" in columns else []
-    return read_piece(piece, ["image_id", "status", *columns], [*columns, *crowd, *extra])
+    return read_piece(piece, ["image_id", "status", *columns], [*with_extras(columns), *extra])
 
 
 def _agreement(
@@ -123,10 +123,8 @@ def _agreement(
 ) -> dict[str, float]:  # one row each
     scored = score_rows(order, predicted.combine_chunks(), truth.combine_chunks(), name)
     agreement = {}
-    for column, tally_name in _TALLIES.items():
-        tally = scored.scores.get(tally_name)
-        if not isinstance(tally, Tally):
-            continue
+    for column in order.classes:
+        tally = scored.score(f"{column}_tally", Tally)
         hits, support, answered = (
             int(part[0].sum()) for part in (tally.hits, tally.support, tally.answered)
         )

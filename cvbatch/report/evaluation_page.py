@@ -10,6 +10,8 @@ from xml.etree.ElementTree import Element
 
 from cvbatch.config.evaluate import EVALUATION_VERSION
 from cvbatch.core.errors import NotFoundError, SourceError
+from cvbatch.core.tasks import CLASS_COLUMNS
+from cvbatch.evaluate.columns import COLUMN_EVALUATIONS
 from cvbatch.report import charts
 from cvbatch.report.html import Cell, Section, count, el, name, paragraph, shortened, table, tiles
 from cvbatch.report.overlays import Budget
@@ -20,12 +22,10 @@ MAX_CLASSES = 200
 _MAX_CONFUSED = 24  # classes of a matrix that is a table
 _MAX_PICTURES = 12
 _WIDE = 900  # pixels of a picture that has a row for itself
-_LEADING = {  # of each task the figure that stands in front
-    "classification": ("accuracy", "mean_average_precision"),
-    "segmentation": ("mean_iou",),
-    "detection": ("ap",),
-    "heatmap": ("insertion_auc", "deletion_auc", "pointing_game"),
-}
+# Task → the metrics that are shown first, those of them that there are.
+_LEADING = {
+    CLASS_COLUMNS[column]: evaluation.leading for column, evaluation in COLUMN_EVALUATIONS.items()
+} | {"heatmap": ("insertion_auc", "deletion_auc", "pointing_game")}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import yaml
 
 from cvbatch.core.redaction import hidden
 from cvbatch.report import charts
+from cvbatch.report.columns import COLUMN_PAGES, tints_of
 from cvbatch.report.disagreements import Comparison
-from cvbatch.report.gallery import gallery, tints_of
+from cvbatch.report.gallery import gallery
 from cvbatch.report.html import (
     Cell,
     Child,
@@ -38,7 +39,6 @@ from cvbatch.results.run_history import Run
 MAX_CLASSES = 200  # rows of a table
 _SHOWN_OF_CLASSES = 48  # images that show the classes
 _MAX_TEXT = 100_000  # characters of a job file
-_COLUMNS = {"labels": "labels", "boxes": "boxes", "mask_areas": "mask"}  # → that has its classes
 _GROUPS = {
     "truth": "Differs most from the truth",
     "class": "Some of each class",
@@ -76,10 +76,11 @@ def counts(prediction: Prediction) -> Section:
             size(sum(result.sizes.values())) + (f", {num_missing:,} to do" if num_missing else ""),
         ),
     ]
-    if "boxes" in result.classes:
-        boxes = stats.num_elements["boxes"].total()
-        ok = max(stats.num_rows - stats.num_failed, 1)
-        figures.append(("Boxes", count(boxes), f"{boxes / ok:.3g} an image"))
+    for column, page in COLUMN_PAGES.items():
+        if page.unit and column in result.classes:
+            elements = stats.num_elements[page.counted].total()
+            ok = max(stats.num_rows - stats.num_failed, 1)
+            figures.append((page.title, count(elements), f"{elements / ok:.3g} an image"))
     if prediction.runs and prediction.runs[0].images_per_second:
         speed = f"{prediction.runs[0].images_per_second:,.4g}"
         figures.append(("Speed", speed, "images/s, last run"))
@@ -125,33 +126,31 @@ def classes(prediction: Prediction) -> Section | None:
     stats, body, tables = prediction.statistics, list[Element](), list[Element]()
     class_tables = prediction.result.classes
     drawn = [
-        charts.histogram(title, stats.score_bins[column], BINS)
-        for column, title in (("labels", "Score of the best label"), ("boxes", "Scores of boxes"))
-        if stats.score_bins[column] and stats.score_range[0] >= 0 and stats.score_range[1] <= 1
+        charts.histogram(page.score_title, stats.score_bins[page.counted], BINS)
+        for page in COLUMN_PAGES.values()
+        if stats.score_bins[page.counted]
+        and stats.score_range[0] >= 0
+        and stats.score_range[1] <= 1
     ]
     if drawn:
         body.append(el("div", {"class": "charts"}, *drawn))
-    titles = {
-        "labels": ("Best labels", ("class", "images")),
-        "boxes": ("Boxes", ("class", "images with it", "boxes")),
-        "mask_areas": ("Masks", ("class", "images with it")),
-    }
-    for column, table_column in _COLUMNS.items():
-        if table_column not in class_tables:
+    for column, page in COLUMN_PAGES.items():
+        if column not in class_tables:
             continue
-        names, num_images = class_tables[table_column], stats.num_images[column]
+        names, num_images = class_tables[column], stats.num_images[page.counted]
         order = sorted(range(len(names)), key=lambda k: (-num_images[k], k))[:MAX_CLASSES]
         most = max(num_images.values(), default=1)
-        title, head = titles[column]
+        head = ["class", "images" if page.has_one_class else "images with it"]
+        head += [page.unit] if page.unit else []
         rows = []
         for k in order:
             share_of_most = num_images[k] / most
             cells: list[Child | Cell] = [name(names[k]), Cell(count(num_images[k]), share_of_most)]
-            if column == "boxes":
-                cells.append(count(stats.num_elements[column][k]))
+            if page.unit:
+                cells.append(count(stats.num_elements[page.counted][k]))
             rows.append(cells)
         more = "" if len(names) <= MAX_CLASSES else f" ({MAX_CLASSES} of {len(names):,} classes)"
-        tables.append(table(f"{title}{more}", head, rows, "tnn"))
+        tables.append(table(f"{page.title}{more}", head, rows, "tnn"))
     if tables:
         body.append(el("div", {"class": "side-by-side"}, *tables))
     return Section("classes", "Classes", body) if body else None
@@ -196,10 +195,10 @@ def _picks(prediction: Prediction, differing: Collection[Pick]) -> dict[Pick, se
 
 def _of_classes(prediction: Prediction) -> list[Pick]:
     """Return rows that show the classes of the first column that has any."""
-    for column, table_column in _COLUMNS.items():
-        by_class = prediction.statistics.picks_of_class(column)
-        if table_column in prediction.result.classes and by_class:
-            num_images = prediction.statistics.num_images[column]
+    for column, page in COLUMN_PAGES.items():
+        by_class = prediction.statistics.picks_of_class(page.counted)
+        if column in prediction.result.classes and by_class:
+            num_images = prediction.statistics.num_images[page.counted]
             order = sorted(by_class, key=lambda k: (-num_images[k], k))[:_SHOWN_OF_CLASSES]
             per_class = max(1, _SHOWN_OF_CLASSES // len(order))
             return list(dict.fromkeys(pick for k in order for pick in by_class[k][:per_class]))

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from cvbatch.core.errors import SourceError
 from cvbatch.core.types import ChunkRef
+from cvbatch.report.columns import COLUMN_PAGES, ColumnPage
 from cvbatch.results.result import Result
 
 MAX_FILES = 2048
@@ -29,11 +30,6 @@ EXAMPLES = 4  # images named for each kind of failure
 BINS = 20
 _THREADS = 16  # that wait for a store
 _BATCH_ROWS = 8192
-_LEAVES = {
-    "labels": ("class_id", "score"),
-    "boxes": ("class_id", "score"),
-    "mask_areas": ("class_id",),
-}
 
 
 class Pick(NamedTuple):
@@ -138,10 +134,10 @@ def collect_statistics(result: Result) -> Statistics:
     """
     total = Statistics(_sample(result.done), len(result.done))
     leaves = [
-        f"{column}.list.element.{leaf}"
-        for column, names in _LEAVES.items()
-        if column in result.footer.columns
-        for leaf in names
+        f"{page.counted}.list.element.{leaf}"
+        for page in COLUMN_PAGES.values()
+        if page.counted in result.footer.columns
+        for leaf in (("class_id", "score") if page.score_title else ("class_id",))
     ]
     with ThreadPoolExecutor(_THREADS) as pool:
         counted = pool.map(lambda item: _count(result, leaves, *item), enumerate(total.sampled))
@@ -200,19 +196,20 @@ def _count_batch(one: Statistics, batch: pa.RecordBatch, file: int) -> None:
         stage, kind = (pc.struct_field(errors, name) for name in ("stage", "kind"))
         one.failures.update(pc.binary_join_element_wise(stage, kind, "/").to_pylist())
     best = np.full(batch.num_rows, np.inf)  # of the first column with scores
-    for column in _LEAVES:
+    for page in COLUMN_PAGES.values():
+        column = page.counted
         if column not in batch.schema.names:
             continue
         lengths = pc.fill_null(pc.list_value_length(batch[column]), 0).to_numpy()
         image = np.repeat(np.arange(batch.num_rows), lengths)
         structs = batch[column].flatten()
         class_id = pc.struct_field(structs, "class_id").to_numpy(zero_copy_only=False)
-        _count_classes(one, column, class_id, image, file)
-        if "score" in _LEAVES[column]:
+        _count_classes(one, page, class_id, image, file)
+        if page.score_title:
             score = pc.struct_field(structs, "score").to_numpy(zero_copy_only=False)
             highest = np.full(batch.num_rows, -np.inf)
             np.maximum.at(highest, image, score)
-            _count_scores(one, column, highest[lengths > 0] if column == "labels" else score)
+            _count_scores(one, column, highest[lengths > 0] if page.has_one_class else score)
             best = np.where((lengths > 0) & ~np.isfinite(best), highest, best)
     rows = np.flatnonzero(np.isfinite(best))
     ranked = _RankedRows.of(0, best[rows], file, one.num_rows + rows)
@@ -221,13 +218,14 @@ def _count_batch(one: Statistics, batch: pa.RecordBatch, file: int) -> None:
 
 def _count_classes(
     one: Statistics,
-    column: str,
+    page: ColumnPage,
     class_id: np.ndarray,  # (m,) int32
     image: np.ndarray,  # (m,) int64 row in the batch, ascending
     file: int,
 ) -> None:
+    column = page.counted
     one.num_elements[column].update(_counts(class_id))
-    if column == "labels":  # only the best label counts as the image's class
+    if page.has_one_class:
         _, first = np.unique(image, return_index=True)
         image, class_id = image[first], class_id[first]
     pairs = np.unique(class_id.astype(np.int64) << 32 | image)  # the rows of a class ascend

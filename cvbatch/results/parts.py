@@ -16,16 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.config.models import TASK_COLUMNS
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import SourceError
+from cvbatch.core.tasks import CLASS_COLUMNS, TASKS
 from cvbatch.core.types import ChunkRef, EncodedImage, Failure
 from cvbatch.planning.manifest import read_chunk
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import store
 
 BATCH_ROWS = 64  # in memory together, with masks and heatmaps
-CLASS_COLUMNS = ("labels", "boxes", "mask")  # columns with a class table
 MISSING = Failure("read", "missing", "the source no longer has it")
 _TAKEN_ROWS = 256  # read together; with 64, taking most rows of a part lasts a quarter longer
 _BUFFER_BYTES = 1 << 20  # of one column: a row group's masks are never in memory together
@@ -50,7 +49,7 @@ class Footer:
         return {
             column: model
             for model in self.document.get("models", [])
-            for column in TASK_COLUMNS[model["task"]]
+            for column in TASKS[model["task"]].columns
             if column in CLASS_COLUMNS and column in self.columns
         }
 

@@ -1,22 +1,21 @@
-"""The result's Parquet schema, and predictions as its rows."""
+"""Parquet schema of results, and rows of predictions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.config.models import TASK_COLUMNS, ModelConfig
+from cvbatch.config.models import ModelConfig
 from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.core.tasks import TASKS
 from cvbatch.core.types import (
-    Boxes,
     Failure,
     Heatmaps,
-    Labels,
     ModelPredictions,
     ModelSpec,
     Predictions,
@@ -62,18 +61,11 @@ _COMMON = [
     ("status", pa.string()),
     ("error", _FAILURE),
 ]
-COLUMN_TYPES: dict[str, pa.DataType] = {
-    "labels": pa.list_(_LABEL),
-    "boxes": pa.list_(_BOX),
-    "mask": IMAGE,
-    "mask_areas": pa.list_(_AREA),
-    "heatmaps": pa.list_(_HEATMAP),
-}
 
 
 @dataclass(frozen=True)
 class ResultModel:
-    """A model of the job as the result knows it."""
+    """What the result stores of a model of the job."""
 
     config: ModelConfig
     spec: ModelSpec
@@ -82,14 +74,7 @@ class ResultModel:
     def columns(self) -> tuple[str, ...]:
         """Return the columns this model fills."""
         has_heatmaps = getattr(self.config, "heatmap", None) is not None
-        return TASK_COLUMNS[self.config.task] + (("heatmaps",) if has_heatmaps else ())
-
-
-def result_schema(models: Sequence[ResultModel]) -> pa.Schema:
-    """Return the schema of a job's result: a column exists when a model of the job fills it."""
-    filled = {column for model in models for column in model.columns}
-    tasks = [(name, kind) for name, kind in COLUMN_TYPES.items() if name in filled]
-    return pa.schema([*_COMMON, *tasks])
+        return TASKS[self.config.task].columns + (("heatmaps",) if has_heatmaps else ())
 
 
 def result_metadata(models: Sequence[ResultModel], job_fingerprint: str, version: str) -> bytes:
@@ -118,32 +103,6 @@ def result_metadata(models: Sequence[ResultModel], job_fingerprint: str, version
         "models": described,
     }
     return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
-
-
-def to_rows(
-    predictions: Predictions, models: Sequence[ResultModel], schema: pa.Schema
-) -> pa.Table:  # N rows
-    """Return one row for every image of the batch, in its order.
-
-    In a failed row all but `image_id`, `uri`, `status`, `error` and a known size is null.
-    """
-    is_failed = np.zeros(len(predictions), bool)
-    is_failed[list(predictions.failures)] = True
-    columns: dict[str, pa.Array] = _common_columns(predictions, is_failed)
-    heatmaps = []
-    for model, said in zip(models, predictions.models, strict=True):
-        names = pa.array(model.spec.classes, pa.string())
-        if "labels" in model.columns:
-            columns["labels"] = _labels_column(said.labels, names, is_failed)
-        if "boxes" in model.columns:
-            columns["boxes"] = _boxes_column(said.boxes, names, is_failed)
-        if "mask" in model.columns:
-            columns |= _mask_columns(said, model, predictions, is_failed)
-        if "heatmaps" in model.columns:
-            heatmaps.append((model, said.heatmaps))
-    if heatmaps:
-        columns["heatmaps"] = _heatmaps_column(heatmaps, is_failed)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _common_columns(predictions: Predictions, is_failed: np.ndarray) -> dict[str, pa.Array]:
@@ -178,40 +137,55 @@ def _struct(kind: pa.StructType, fields: Mapping[str, Any]) -> pa.StructArray:
     return pa.StructArray.from_arrays(arrays, fields=list(kind))
 
 
-def _labels_column(labels: Labels | None, names: pa.Array, is_failed: np.ndarray) -> pa.Array:
+def _named(names: Sequence[str], class_id: np.ndarray) -> pa.Array:  # (M,) → M strings
+    return pa.array(names, pa.string()).take(pa.array(class_id))
+
+
+# Models of a job that predict the same kind, each with its predictions for a batch.
+_Filled = Sequence[tuple[ResultModel, ModelPredictions]]
+
+
+def _labels_columns(
+    filled: _Filled, batch: Predictions, is_failed: np.ndarray
+) -> dict[str, pa.Array]:
+    ((model, predictions),) = filled
+    labels = predictions.labels
     if labels is None:  # no image of the batch could be decoded
-        return pa.nulls(len(is_failed), COLUMN_TYPES["labels"])
-    label = names.take(pa.array(labels.class_id))
-    fields = {"class_id": labels.class_id, "label": label, "score": labels.score}
-    return _lists(_struct(_LABEL, fields), labels.image_index, is_failed)
+        return {}
+    fields = {
+        "class_id": labels.class_id,
+        "label": _named(model.spec.classes, labels.class_id),
+        "score": labels.score,
+    }
+    return {"labels": _lists(_struct(_LABEL, fields), labels.image_index, is_failed)}
 
 
-def _boxes_column(boxes: Boxes | None, names: pa.Array, is_failed: np.ndarray) -> pa.Array:
+def _boxes_columns(
+    filled: _Filled, batch: Predictions, is_failed: np.ndarray
+) -> dict[str, pa.Array]:
+    ((model, predictions),) = filled
+    boxes = predictions.boxes
     if boxes is None:
-        return pa.nulls(len(is_failed), COLUMN_TYPES["boxes"])
+        return {}
     sides = ("x_min", "y_min", "x_max", "y_max")
     fields: dict[str, Any] = {side: boxes.xyxy[:, i] for i, side in enumerate(sides)}
     fields["class_id"] = boxes.class_id
-    fields["label"] = names.take(pa.array(boxes.class_id))
+    fields["label"] = _named(model.spec.classes, boxes.class_id)
     fields["score"] = boxes.score
-    return _lists(_struct(_BOX, fields), boxes.image_index, is_failed)
+    return {"boxes": _lists(_struct(_BOX, fields), boxes.image_index, is_failed)}
 
 
-def _heatmaps_column(
-    heatmaps: list[tuple[ResultModel, Heatmaps | None]], is_failed: np.ndarray
-) -> pa.Array:
+def _heatmaps_columns(
+    filled: _Filled, batch: Predictions, is_failed: np.ndarray
+) -> dict[str, pa.Array]:
     """Return the heatmaps of all models: of each image first those of the job's first model."""
-    parts, indices = [], []
-    for model, maps in heatmaps:
-        if maps is not None:
-            parts.append(_heatmap_structs(model, maps))
-            indices.append(maps.image_index)
-    if not parts:
-        return pa.nulls(len(is_failed), COLUMN_TYPES["heatmaps"])
-    image_index = np.concatenate(indices)
+    maps = [(model, one.heatmaps) for model, one in filled if one.heatmaps is not None]
+    if not maps:
+        return {}
+    image_index = np.concatenate([one.image_index for _, one in maps])
     order = np.argsort(image_index, kind="stable")
-    structs = pa.concat_arrays(parts).take(pa.array(order))
-    return _lists(structs, image_index[order], is_failed)
+    structs = pa.concat_arrays([_heatmap_structs(model, one) for model, one in maps])
+    return {"heatmaps": _lists(structs.take(pa.array(order)), image_index[order], is_failed)}
 
 
 def _heatmap_structs(model: ResultModel, maps: Heatmaps) -> pa.StructArray:
@@ -223,7 +197,7 @@ def _heatmap_structs(model: ResultModel, maps: Heatmaps) -> pa.StructArray:
         "model": [model.spec.name] * count,
         "layer": [model.spec.heatmap_layer] * count,
         "class_id": maps.class_id,
-        "label": pa.array(model.spec.classes, pa.string()).take(pa.array(maps.class_id)),
+        "label": _named(model.spec.classes, maps.class_id),
         "score": maps.score,
         "height": maps.height,
         "width": maps.width,
@@ -233,22 +207,22 @@ def _heatmap_structs(model: ResultModel, maps: Heatmaps) -> pa.StructArray:
 
 
 def _mask_columns(
-    said: ModelPredictions, model: ResultModel, predictions: Predictions, is_failed: np.ndarray
+    filled: _Filled, batch: Predictions, is_failed: np.ndarray
 ) -> dict[str, pa.Array]:
     """Return the masks as PNG and the area of every class that occurs."""
-    if said.masks is None:
-        return {
-            name: pa.nulls(len(is_failed), COLUMN_TYPES[name]) for name in ("mask", "mask_areas")
-        }
+    ((model, predictions),) = filled
+    masks = predictions.masks
+    if masks is None:
+        return {}
     png: list[bytes | None] = [None] * len(is_failed)
     class_ids, areas, counts = [], [], []
     is_original = getattr(model.config, "mask_size", "original") == "original"
-    key, masks = model.spec.input_key, said.masks
+    key = model.spec.input_key
     pictures = pictures_of(masks.class_id, masks.height, masks.width)
     for mask, i in zip(pictures, masks.image_index, strict=True):
         placed = mask
-        size = int(predictions.height[i]), int(predictions.width[i])
-        if is_original and count_tiles(*size, key) == 1:  # those of several are merged there
+        size = int(batch.height[i]), int(batch.width[i])
+        if is_original and count_tiles(*size, key) == 1:  # masks of several tiles have that size
             placed = mask_to_original(mask, make_placement(*size, key))
         png[i] = mask_arrays.encode_png(placed)
         class_id, area = mask_arrays.areas(placed, len(model.spec.classes))
@@ -258,10 +232,10 @@ def _mask_columns(
     class_id = np.concatenate([np.zeros(0, np.int32), *class_ids]).astype(np.int32)
     fields = {
         "class_id": class_id,
-        "label": pa.array(model.spec.classes, pa.string()).take(pa.array(class_id)),
+        "label": _named(model.spec.classes, class_id),
         "area": np.concatenate([np.zeros(0, np.int64), *areas]).astype(np.int64),
     }
-    image_index = np.repeat(said.masks.image_index, counts)
+    image_index = np.repeat(masks.image_index, counts)
     stored = pa.array(png, pa.binary())
     paths = pa.nulls(len(is_failed), pa.string())
     return {
@@ -270,3 +244,54 @@ def _mask_columns(
         ),
         "mask_areas": _lists(_struct(_AREA, fields), image_index, is_failed),
     }
+
+
+class PredictionKind(NamedTuple):
+    """How predictions of one kind are stored.
+
+    Args:
+        types: column → Parquet type of the columns that the kind has.
+        write: function of (models with their predictions, batch, is_failed (N,)) that returns the
+            columns for N images, or none of them where the models have no predictions.
+    """
+
+    types: dict[str, pa.DataType]
+    write: Callable[[_Filled, Predictions, np.ndarray], dict[str, pa.Array]]
+
+
+# Field of ModelPredictions → its columns, in the order of the Parquet schema.
+PREDICTION_KINDS: dict[str, PredictionKind] = {
+    "labels": PredictionKind({"labels": pa.list_(_LABEL)}, _labels_columns),
+    "boxes": PredictionKind({"boxes": pa.list_(_BOX)}, _boxes_columns),
+    "masks": PredictionKind({"mask": IMAGE, "mask_areas": pa.list_(_AREA)}, _mask_columns),
+    "heatmaps": PredictionKind({"heatmaps": pa.list_(_HEATMAP)}, _heatmaps_columns),
+}
+COLUMN_TYPES: dict[str, pa.DataType] = {
+    column: kind for stored in PREDICTION_KINDS.values() for column, kind in stored.types.items()
+}
+
+
+def result_schema(models: Sequence[ResultModel]) -> pa.Schema:
+    """Return the schema of a job's result: a column exists when a model of the job fills it."""
+    filled = {column for model in models for column in model.columns}
+    tasks = [(name, kind) for name, kind in COLUMN_TYPES.items() if name in filled]
+    return pa.schema([*_COMMON, *tasks])
+
+
+def to_rows(
+    predictions: Predictions, models: Sequence[ResultModel], schema: pa.Schema
+) -> pa.Table:  # N rows
+    """Return one row for every image of the batch, in its order.
+
+    In a failed row all but `image_id`, `uri`, `status`, `error` and a known size is null.
+    """
+    is_failed = np.zeros(len(predictions), bool)
+    is_failed[list(predictions.failures)] = True
+    columns: dict[str, pa.Array] = _common_columns(predictions, is_failed)
+    by_model = list(zip(models, predictions.models, strict=True))
+    for kind in PREDICTION_KINDS.values():
+        filled = [one for one in by_model if not kind.types.keys().isdisjoint(one[0].columns)]
+        if filled:
+            columns |= {name: pa.nulls(len(is_failed), type_) for name, type_ in kind.types.items()}
+            columns |= kind.write(filled, predictions, is_failed)
+    return pa.table([columns[name] for name in schema.names], schema=schema)

@@ -1,4 +1,4 @@
-"""Writes a chunk's rows as one Parquet file: the same rows are the same bytes, all or nothing."""
+"""Write a chunk's rows as one Parquet file, atomically; the same rows give the same bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cvbatch.planning.part_files import part_name
+from cvbatch.results.schema import COLUMN_TYPES
 from cvbatch.storage import store
 
 ROW_GROUP_ROWS = 1024
@@ -47,14 +48,18 @@ def encode_part(tables: Iterable[pa.Table], schema: pa.Schema, metadata: bytes) 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
     """Return the leaf columns whose few values repeat: statuses, names of classes."""
-    columns = ["status", "error.stage", "error.kind"]
-    for name in ("labels", "boxes", "mask_areas"):
-        if name in schema.names:
-            columns += [f"{name}.list.element.label", f"{name}.list.element.class_id"]
-    if "heatmaps" in schema.names:
-        leaves = ("model", "layer", "label", "class_id", "height", "width")
-        columns += [f"heatmaps.list.element.{leaf}" for leaf in leaves]
-    return columns
+    return ["status", "error.stage", "error.kind", *repeating_leaves(schema)]
+
+
+def repeating_leaves(schema: pa.Schema) -> list[str]:
+    """Return the leaves of predictions that are strings or int32: names, class ids, sizes."""
+    return [
+        f"{column}.list.element.{leaf.name}"
+        for column, kind in COLUMN_TYPES.items()
+        if column in schema.names and pa.types.is_list(kind)
+        for leaf in kind.value_type
+        if pa.types.is_string(leaf.type) or pa.types.is_int32(leaf.type)
+    ]
 
 
 def has_failed_rows(uri: str) -> bool:

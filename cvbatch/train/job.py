@@ -21,9 +21,10 @@ from typing import Any
 import yaml
 
 from cvbatch.config.base import SinkConfig
-from cvbatch.config.train import LABEL_COLUMNS, TrainJob, fingerprint
+from cvbatch.config.train import TrainJob, fingerprint
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
 from cvbatch.core.progress import Listener
+from cvbatch.core.tasks import TASKS
 from cvbatch.datasets.reader import Labelled, Split, Wanted, box_shapes, find_labelled
 from cvbatch.distributed.resources import Allocation, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
@@ -145,8 +146,8 @@ def train(
 
 def wanted_of(job: TrainJob) -> Wanted:
     """Return what of the labelled data the job learns."""
-    single = job.model.task == "classification" and not job.model.multi_label
-    return Wanted(LABEL_COLUMNS[job.model.task], single or job.model.task == "localization")
+    task = TASKS[job.model.task]
+    return Wanted(task.label_column, task.is_whole_image and not job.model.multi_label)
 
 
 def _chosen(found: Labelled, job: TrainJob) -> Labelled:
@@ -164,7 +165,7 @@ def _chosen(found: Labelled, job: TrainJob) -> Labelled:
             one = "exactly one label" if wanted_of(job).is_single else "a label"
             raise SourceError(
                 f"{split.num_unlabelled:,} images of split {name!r} do not have {one} in column "
-                f"{LABEL_COLUMNS[job.model.task]!r}, which {job.model.task} learns; say "
+                f"{wanted_of(job).column!r}, which {job.model.task} learns; say "
                 "source.unlabelled: skip to leave them out"
             )
         if len(split):

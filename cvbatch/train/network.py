@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from cvbatch.train.phases import Phase
 
 _FLOAT_BYTES = 4
-_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2, "rmsprop": 2}  # numbers of an optimizer for each weight
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ def _make_ready(
     import keras
 
     from cvbatch.models import cost
+    from cvbatch.train.optimizers import OPTIMIZERS
     from cvbatch.train.phases import freeze
 
     keras.utils.set_random_seed(job.training.seed)
@@ -101,7 +101,7 @@ def _make_ready(
         weight_bytes=needed.weight_bytes,
         trainable_bytes=max(trainable) * _FLOAT_BYTES,
         map_bytes=needed.training_bytes if is_whole else needed.inference_bytes,
-        optimizer_slots=_SLOTS[job.training.optimizer],
+        optimizer_slots=OPTIMIZERS[job.training.optimizer].num_slots,
     )
 
 
@@ -209,13 +209,8 @@ def learner_of(job: TrainJob, model: keras.Model, num_classes: int) -> Learner:
     """
     from cvbatch.train.learners.base import LEARNERS
 
-    options: dict[str, Any] = {}
-    if job.model.task == "classification":
-        options["multi_label"] = job.model.multi_label
-    if job.model.task == "segmentation":
-        options["class_weights"] = job.training.class_weights
-        options["ignored"] = job.training.ignored_class
-    learner = LEARNERS[job.model.task](model, num_classes, **options)
+    entry = LEARNERS[job.model.task]
+    learner = entry.build(model, num_classes, **entry.options(job))
     if job.training.metric is not None:
         known = list(learner.summarize(learner.nothing()))
         if job.training.metric not in known:

@@ -1,20 +1,20 @@
-"""How far each step of a phase goes: optimizers and learning rates are made by name here."""
+"""Optimizers and learning-rate schedules by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 from keras.optimizers import schedules
 
+from cvbatch.config.train import OptimizerName, ScheduleName
 from cvbatch.core.errors import ConfigError
 
 Tensor = Any  # a scalar of Keras; Keras carries no type information
-ScheduleName = Literal["constant", "cosine", "step", "linear"]
-OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+Rate = Any  # a number, or a schedule of Keras over steps
 
 
 @dataclass(frozen=True)
@@ -93,26 +93,45 @@ def learning_rate(how: Optimization, peak: float, steps: int) -> WarmUp:
     return WarmUp(peak, rising, _known(after, how.schedule, "learning-rate schedule")())
 
 
-def make_optimizer(
-    how: Optimization, rate: float | schedules.LearningRateSchedule
-) -> keras.optimizers.Optimizer:
-    """Return a new optimizer of Keras. Steps clip and accumulate themselves: it does not.
+class OptimizerEntry(NamedTuple):
+    """How to build an optimizer of Keras, and the memory of its state."""
+
+    build: Callable[[Optimization, Rate], keras.optimizers.Optimizer]
+    num_slots: int  # numbers of its state for each trained weight, at most
+
+
+def _sgd(how: Optimization, rate: Rate) -> keras.optimizers.Optimizer:
+    decay = how.weight_decay or None
+    return keras.optimizers.SGD(rate, momentum=how.momentum, weight_decay=decay)
+
+
+OPTIMIZERS: dict[OptimizerName, OptimizerEntry] = {
+    "sgd": OptimizerEntry(_sgd, 1),
+    "adam": OptimizerEntry(lambda how, rate: keras.optimizers.Adam(rate), 2),
+    "adamw": OptimizerEntry(
+        lambda how, rate: keras.optimizers.AdamW(rate, weight_decay=how.weight_decay), 2
+    ),
+    "rmsprop": OptimizerEntry(
+        lambda how, rate: keras.optimizers.RMSprop(rate, momentum=how.momentum), 2
+    ),
+}
+
+
+def make_optimizer(how: Optimization, rate: Rate) -> keras.optimizers.Optimizer:
+    """Return a new optimizer of Keras. It neither clips nor accumulates gradients: steps do.
+
+    Args:
+        how: the optimizer's name and settings.
+        rate: learning rate, a number or a schedule over steps.
 
     Raises:
         ConfigError: the optimizer is unknown.
     """
-    optimizers: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
-        "sgd": lambda: keras.optimizers.SGD(
-            rate, momentum=how.momentum, weight_decay=how.weight_decay or None
-        ),
-        "adam": lambda: keras.optimizers.Adam(rate),
-        "adamw": lambda: keras.optimizers.AdamW(rate, weight_decay=how.weight_decay),
-        "rmsprop": lambda: keras.optimizers.RMSprop(rate, momentum=how.momentum),
-    }
-    return _known(optimizers, how.optimizer, "optimizer")()
+    entry: OptimizerEntry = _known(OPTIMIZERS, how.optimizer, "optimizer")
+    return entry.build(how, rate)
 
 
-def _known(table: dict[str, Any], name: str, what: str) -> Any:
+def _known(table: Mapping[Any, Any], name: str, what: str) -> Any:
     if name not in table:
         raise ConfigError(f"no {what} is called {name!r}; there are {', '.join(sorted(table))}")
     return table[name]

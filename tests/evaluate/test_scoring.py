@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from cvbatch.core.errors import SourceError
+from cvbatch.evaluate.boxes import resample, resampling_of
+from cvbatch.evaluate.columns import figures_of, score_rows
 from cvbatch.evaluate.join import find_truth, join, read_piece
-from cvbatch.evaluate.metrics_table import figures_of, resample, resampling_of, to_parquet
-from cvbatch.evaluate.scoring import Order, merged, score_rows
+from cvbatch.evaluate.metrics_table import to_parquet
+from cvbatch.evaluate.scoring import Order, merged
 from cvbatch.results.result import Result
 from tests.evaluate.test_job import all_tasks, random_masks
 from tests.support.evaluations import write_result, write_truth

@@ -39,7 +39,7 @@ def test_an_application_is_had_without_its_top():
 
 @pytest.mark.parametrize("name", ["mini_xception", "residual_convnet", "googlenet", "se_resnet34"])
 def test_a_classifier_of_the_zoo_is_cut_before_its_head(name):
-    backbone, whole = build_backbone(name, (64, 96)), CLASSIFIERS[name](2, (64, 96))
+    backbone, whole = build_backbone(name, (64, 96)), CLASSIFIERS[name].build(2, (64, 96))
     head = whole.get_layer("scores").count_params()
 
     assert len(backbone.output_shape) == 4

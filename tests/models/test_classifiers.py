@@ -41,12 +41,12 @@ MINIMUM = {  # pixels a side, from the last map backwards: a valid 3×3 adds 2, 
 def unallocated(name, *args, **options):
     """Return the network without memory for its weights: enough to count and measure it."""
     with cost.weightless():
-        return CLASSIFIERS[name](*args, **options)
+        return CLASSIFIERS[name].build(*args, **options)
 
 
 def narrow(name, num_classes=3, size=None, **options):
     size = size or (max(MINIMUM[name], 32), max(MINIMUM[name], 32))
-    return CLASSIFIERS[name](num_classes, size, **NARROW.get(name, {}), **options)
+    return CLASSIFIERS[name].build(num_classes, size, **NARROW.get(name, {}), **options)
 
 
 def pixels(model, count=2):
@@ -63,8 +63,8 @@ def maps_of(model, *names):
 
 def test_every_classifier_is_called_alike():
     assert set(MINIMUM) == set(CLASSIFIERS)
-    for name, build in CLASSIFIERS.items():
-        parameters = inspect.signature(build).parameters
+    for name, entry in CLASSIFIERS.items():
+        parameters = inspect.signature(entry.build).parameters
         assert list(parameters)[:2] == ["num_classes", "image_size"], name
         assert parameters["multi_label"].default is False
 

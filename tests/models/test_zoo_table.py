@@ -49,14 +49,13 @@ def test_a_layer_that_does_not_tell_its_multiply_adds_is_named(monkeypatch):
 
     from cvbatch.core.errors import ModelError
     from cvbatch.models import registry
+    from cvbatch.models.zoo_entry import ZooEntry
 
     def silent(num_classes, image_size):
         image = keras.Input((*image_size, 3))
         x = keras.layers.Reshape((-1, 3))(image)
         return keras.Model(image, keras.layers.LSTM(num_classes, name="memory")(x))
 
-    monkeypatch.setitem(
-        registry.ZOO, "silent", registry.ZooEntry(silent, "classification", 2, (8, 8))
-    )
+    monkeypatch.setitem(registry.ZOO, "silent", ZooEntry(silent, "classification", 2, (8, 8)))
     with pytest.raises(ModelError, match="multiply-adds of memory"):
         list(zoo_table.compute_figures(["silent"]))

@@ -12,7 +12,7 @@ import cvbatch
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.images.drawing import PALETTE
 from cvbatch.report import job as writing
-from cvbatch.report.gallery import tints_of
+from cvbatch.report.columns import tints_of
 from cvbatch.report.job import write_report
 from cvbatch.results import writer
 from cvbatch.storage import store

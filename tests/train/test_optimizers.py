@@ -1,13 +1,21 @@
 """Rates are held to their formulas in plain Python, over every step of a phase."""
 
 import math
+from typing import get_args
 
 import keras
 import numpy as np
 import pytest
 
+from cvbatch.config.train import OptimizerName
 from cvbatch.core.errors import ConfigError
-from cvbatch.train.optimizers import Optimization, WarmUp, learning_rate, make_optimizer
+from cvbatch.train.optimizers import (
+    OPTIMIZERS,
+    Optimization,
+    WarmUp,
+    learning_rate,
+    make_optimizer,
+)
 
 pytestmark = [
     pytest.mark.keras,
@@ -64,7 +72,21 @@ def test_a_schedule_is_made_again_from_its_configuration(name):
     assert [float(again(s)) for s in range(STEPS)] == [float(schedule(s)) for s in range(STEPS)]
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_every_optimizer_of_a_job_file_is_in_the_table():
+    assert list(OPTIMIZERS) == list(get_args(OptimizerName))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_slots_of_an_optimizer_are_what_keras_allocates(name):
+    weight = keras.Variable(np.zeros(5, np.float32))
+    optimizer = make_optimizer(Optimization(optimizer=name), 0.1)
+    own = len(optimizer.variables)  # its counter of steps and its rate
+    optimizer.build([weight])
+
+    assert len(optimizer.variables) - own == OPTIMIZERS[name].num_slots
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_has_its_rate_and_leaves_clipping_to_the_step(name):
     how = Optimization(optimizer=name, clip_norm=1.0, accumulate=4)
     optimizer = make_optimizer(how, learning_rate(how, PEAK, STEPS))

@@ -98,7 +98,7 @@ def test_the_head_is_what_the_last_feature_map_is_not_made_of(build, head):
 
 
 def test_squeeze_and_excitation_belongs_to_the_base():
-    model = classifiers.CLASSIFIERS["se_resnet34"](2, (32, 32))
+    model = classifiers.CLASSIFIERS["se_resnet34"].build(2, (32, 32))
 
     assert head_of(model) == ["scores"]
     assert len(last_maps(flat(model))) == 1
@@ -180,7 +180,7 @@ def test_the_last_block_is_the_one_of_the_textbook(name, first, last_of_the_froz
 
 
 def test_the_last_block_of_a_network_with_squeeze_and_excitation_is_its_last_stage():
-    model = classifiers.CLASSIFIERS["se_resnet34"](2, (64, 64))
+    model = classifiers.CLASSIFIERS["se_resnet34"].build(2, (64, 64))
     names = learning(model, "last_block")
     learning(model, "all", freezes=False)
     weights = [layer for layer in model.layers if layer.name in names]

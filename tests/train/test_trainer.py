@@ -265,7 +265,7 @@ def examples_with_boxes(count, side):
 )
 def test_every_task_is_taught(task, build, tmp_path):
     model = build()
-    learner = LEARNERS[task](model, 3)
+    learner = LEARNERS[task].build(model, 3)
     examples = examples_with_boxes(8, model.input_shape[1])
     pixels = np.stack([example.pixels for example in examples])
     batch = Batch(pixels, learner.targets(examples), len(examples))

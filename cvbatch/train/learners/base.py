@@ -1,17 +1,18 @@
-"""What a training loop must know of a task, and a learner for each.
+"""Learner protocol, and the table of learners by task.
 
-A learner says what a network should answer, what an error costs, and how good the answers are;
-the loop says when. It knows a learner by this protocol alone.
+A learner has targets, losses and metrics of one task. The training loop uses this protocol alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
 
+from cvbatch.config.train import TrainJob
+from cvbatch.core.tasks import Task
 from cvbatch.core.types import TrainingExample
 from cvbatch.train.learners.classification import Classification, Segmentation
 from cvbatch.train.learners.detection import Localization, detection
@@ -49,12 +50,31 @@ class Learner(Protocol):
         """Return the figures of merged scores; NaN where there is nothing to form one of."""
 
 
-# Task → (model, num_classes, **options) → learner. Options with their defaults are the classes'.
-LEARNERS: dict[str, Callable[..., Learner]] = {
-    "classification": Classification,
-    "segmentation": Segmentation,
-    "localization": Localization,
-    "detection": detection,
+class LearnerEntry(NamedTuple):
+    """How to build the learner of a task.
+
+    Args:
+        build: function of (model, num_classes, options by name).
+        options: the options that a training job sets; the others have the defaults of `build`.
+    """
+
+    build: Callable[..., Learner]
+    options: Callable[[TrainJob], dict[str, Any]] = lambda job: {}
+
+
+LEARNERS: dict[Task, LearnerEntry] = {
+    "classification": LearnerEntry(
+        Classification, lambda job: {"multi_label": job.model.multi_label}
+    ),
+    "segmentation": LearnerEntry(
+        Segmentation,
+        lambda job: {
+            "class_weights": job.training.class_weights,
+            "ignored": job.training.ignored_class,
+        },
+    ),
+    "detection": LearnerEntry(detection),
+    "localization": LearnerEntry(Localization),
 }
 
 

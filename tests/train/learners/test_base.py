@@ -109,7 +109,7 @@ def seeded():
 def learner_of(name):
     task, build, options = CASES[name]
     num_classes = NUM_CLASSES.get(name, 3)
-    return LEARNERS[task](build(num_classes), num_classes, **options)
+    return LEARNERS[task].build(build(num_classes), num_classes, **options)
 
 
 def scenes(count=4, size=SIZE, seed=0, num_classes=3):
@@ -236,7 +236,7 @@ def test_scores_of_parts_merge_to_those_of_the_whole(name):
 
 def test_measures_of_different_settings_do_not_merge():
     one, other = (
-        LEARNERS["segmentation"](segmenter(n), n).nothing() for n in (2, 3)
+        LEARNERS["segmentation"].build(segmenter(n), n).nothing() for n in (2, 3)
     )  # fmt: skip
     with pytest.raises(ValueError, match="num_classes"):
         one.merge(other)
@@ -294,7 +294,7 @@ def test_another_image_size_trains_the_same_weights(name):
 def test_half_precision_is_trained_through(name):
     task, build, options = CASES[name]
     half = with_precision(build(3), "mixed_float16")
-    learner = LEARNERS[task](half, 3, **options)
+    learner = LEARNERS[task].build(half, 3, **options)
     given = of(learner)
     weights = learner.trained.trainable_variables
     with tf.GradientTape() as tape:
@@ -324,7 +324,7 @@ def test_a_penalty_on_the_last_weights_is_still_there():
     image, x = features()
     x = layers.GlobalAveragePooling2D()(x)
     dense = layers.Dense(3, activation="softmax", kernel_regularizer="l2")
-    learner = LEARNERS["classification"](keras.Model(image, dense(x)), 3)
+    learner = LEARNERS["classification"].build(keras.Model(image, dense(x)), 3)
     (penalty,) = learner.trained.losses
     assert float(penalty) == pytest.approx(0.01 * float(np.square(dense.kernel).sum()), rel=1e-5)
 
@@ -368,7 +368,7 @@ def test_the_localizers_loss_is_8_parts_class_2_parts_box():
 
 
 def test_ignored_and_void_pixels_are_not_learnt_or_measured():
-    learner = LEARNERS["segmentation"](segmenter(), 3, ignored=2, class_weights=[1, 3, 1])
+    learner = LEARNERS["segmentation"].build(segmenter(), 3, ignored=2, class_weights=[1, 3, 1])
     mask = np.zeros(SIZE, np.uint8)
     mask[:10], mask[10:20], mask[20:30] = 2, VOID_CLASS, 1
     given = [replace(scenes(1)[0], mask=mask)]
@@ -401,13 +401,13 @@ def test_accuracy_is_that_of_the_best_class():
     figures = learner.summarize(learner.measure(said, scenes()))  # classes 0, 1, 2, 0
     assert figures["accuracy"] == 0.25
     assert figures.keys() == {"accuracy", "macro_f1"}
-    many = LEARNERS["classification"](classifier(300), 300)
+    many = LEARNERS["classification"].build(classifier(300), 300)
     assert many.summarize(many.nothing()).keys() == {"accuracy", "top_5"}
 
 
 @pytest.mark.parametrize(("name", "middle"), [("sigmoid", 0.5), (None, 0.0)])
 def test_one_unit_says_the_second_class_above_its_middle(name, middle):
-    learner = LEARNERS["classification"](classifier(1, name), 2)
+    learner = LEARNERS["classification"].build(classifier(1, name), 2)
     given = scenes(num_classes=2)  # classes 0, 1, 0, 1
     said = np.array([[middle - 0.1], [middle + 0.1], [middle + 0.1], [middle + 0.2]], "f")
     assert learner.summarize(learner.measure(said, given))["accuracy"] == 0.75
@@ -465,20 +465,20 @@ REFUSED = {
 def test_models_that_do_not_fit_are_refused(name):
     task, build, num_classes, options, words = REFUSED[name]
     with pytest.raises(ModelError, match=words):
-        LEARNERS[task](build(), num_classes, **options)
+        LEARNERS[task].build(build(), num_classes, **options)
 
 
 def test_an_activation_in_an_odd_layer_is_refused_with_a_remedy():
     image, x = features()
     x = layers.Conv2DTranspose(3, 8, 8, padding="same", activation="softmax", name="odd")(x)
     with pytest.raises(ModelError, match=r"'odd' .*put that in a layer behind it"):
-        LEARNERS["segmentation"](keras.Model(image, x), 3)
+        LEARNERS["segmentation"].build(keras.Model(image, x), 3)
 
 
 @pytest.mark.parametrize("weights", [[1, 2], [1, 1, -1]])
 def test_class_weights_are_one_for_each_class(weights):
     with pytest.raises(ConfigError, match="one for each of 3 classes"):
-        LEARNERS["segmentation"](segmenter(), 3, class_weights=weights)
+        LEARNERS["segmentation"].build(segmenter(), 3, class_weights=weights)
 
 
 def test_a_localizer_says_which_image_has_no_box():

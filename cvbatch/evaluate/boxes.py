@@ -1,0 +1,135 @@
+"""Evaluation of boxes: average precision of COCO and Pascal VOC; precision, recall and F1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cvbatch.core.types import Boxes
+from cvbatch.evaluate import metrics_table
+from cvbatch.evaluate.metrics_table import Figure, Replicates
+from cvbatch.evaluate.plots import ClassCaptions, draw_precision_recall
+from cvbatch.evaluate.scoring import Order, Scored, ScoredRows, flatten, values_of
+from cvbatch.metrics.average_precision import RECALLS, AveragePrecision
+from cvbatch.metrics.base import mean
+from cvbatch.metrics.box_matching import AREA_RANGES, IOU_THRESHOLDS, TrueBoxes
+from cvbatch.metrics.counts import Tally, counted, image_weights
+
+_TASK = "detection"
+_SIDES = ("x_min", "y_min", "x_max", "y_max")
+_AP = ("ap", "ap50", "ap75", "voc_ap")
+
+
+def score_boxes(rows: ScoredRows) -> None:
+    """Add the scores of the boxes of some images."""
+    order, scored = rows.order, rows.scored
+    is_labelled = rows.truth["boxes"].is_valid()
+    scored.counts["detection_unlabelled"] += rows.truth["boxes"].null_count
+    predicted, truth = rows.predicted.filter(is_labelled), rows.truth.filter(is_labelled)
+    names = predicted["image_id"].to_pylist()
+    structs, image = flatten(predicted["boxes"])
+    class_id = order.class_of["boxes"][values_of(structs, "class_id")]
+    kept = class_id >= 0
+    boxes = Boxes(
+        _corners(structs)[kept], values_of(structs, "score")[kept], class_id[kept], image[kept]
+    )
+    structs, image = flatten(truth["boxes"])
+    is_crowd = np.zeros(len(image), bool)
+    if "box_is_crowd" in truth.column_names:
+        flags, of_image = flatten(truth["box_is_crowd"])
+        if np.array_equal(of_image, image):
+            is_crowd = flags.to_numpy(zero_copy_only=False).astype(bool)
+    true = TrueBoxes(_corners(structs), values_of(structs, "class_id"), image, is_crowd)
+    part = AveragePrecision.empty(len(order.classes["boxes"])).add(names, boxes, true)
+    scored.scores["average_precision"] = part
+    scored.scores["boxes_tally"] = _tally(order, part, true, names)
+    scored.counts["detection_images"] += len(names)
+
+
+def _corners(structs: Any) -> np.ndarray:  # M structs → (M, 4) float32
+    return np.stack([values_of(structs, side) for side in _SIDES], axis=1).astype(np.float32)
+
+
+def _tally(order: Order, part: AveragePrecision, truth: TrueBoxes, names: Sequence[str]) -> Tally:
+    """Return the counts at the thresholds of score and IoU; crowds are neither right nor wrong."""
+    num_classes = part.num_classes
+    weights = image_weights(part.image_key.tolist(), order.num_replicates, order.seed)
+    bit = int(np.argmin(np.abs(IOU_THRESHOLDS - order.iou_threshold))) * len(AREA_RANGES)
+    is_answer = (part.score >= order.score_threshold) & (part.is_ignored >> bit & 1 == 0)
+    is_hit = is_answer & (part.is_true >> bit & 1 == 1)
+    counts = ~np.asarray(truth.is_crowd, bool)
+    place = np.searchsorted(part.image_key, np.array(names, np.str_))[truth.image_index]
+    return Tally.empty(num_classes, order.num_replicates).add(
+        hits=counted(weights, part.image_index[is_hit], part.class_id[is_hit], num_classes),
+        support=counted(weights, place[counts], truth.class_id[counts], num_classes),
+        answered=counted(
+            weights, part.image_index[is_answer], part.class_id[is_answer], num_classes
+        ),
+    )
+
+
+def box_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterator[Figure]:
+    """Yield the figures of boxes, those over all classes first."""
+    score = scored.score("average_precision", AveragePrecision)
+    tally = scored.score("boxes_tally", Tally)
+    drawn = [replicates[r] for r in sorted(replicates)]
+    num_objects = int(tally.support[0].sum())
+    for metric, value in score.as_dict().items():
+        figure = metrics_table.plain_figure(_TASK, None, metric, value, num_objects)
+        values = [mean(one[metric]) for one in drawn] if metric in _AP else []
+        yield _with_interval(figure, values)
+    yield from metrics_table.averages(
+        _TASK, tally, (*metrics_table.MICRO, *metrics_table.AVERAGES), num_objects
+    )
+    per_class = score.per_class()
+    for k, name in enumerate(order.classes["boxes"]):
+        support = int(tally.support[0, k])
+        for metric in _AP:
+            figure = metrics_table.plain_figure(
+                _TASK, name, metric, float(per_class[metric][k]), support
+            )
+            yield _with_interval(figure, [float(one[metric][k]) for one in drawn])
+        yield from metrics_table.of_class(_TASK, tally, name, k, metrics_table.RATIOS)
+
+
+def _with_interval(figure: Figure, drawn: Sequence[float | None]) -> Figure:
+    return metrics_table.with_interval(figure, np.array([math.nan, *drawn])) if drawn else figure
+
+
+def box_pictures(order: Order, scored: Scored) -> dict[str, np.ndarray]:
+    """Return the curves of precision over recall at IoU 0.5, by kind of picture."""
+    score = scored.score("average_precision", AveragePrecision)
+    captions = ClassCaptions(
+        "AP50", score.per_class()["ap50"], score.num_objects[:, 0], order.classes["boxes"]
+    )
+    return {
+        "precision_recall": draw_precision_recall(lambda k: (RECALLS, score.curve(k)), captions)
+    }
+
+
+class Resampling(NamedTuple):
+    """Average precisions that are still to be computed for each replicate of the images."""
+
+    score: AveragePrecision
+    num_objects: np.ndarray  # (1 + R, C) in the images and in each replicate
+    seed: int
+
+
+def resampling_of(order: Order, scored: Scored) -> Resampling | None:
+    """Return the input of `resample`; None where there are no boxes or no replicates."""
+    score = scored.scores.get("average_precision")
+    if not isinstance(score, AveragePrecision) or not order.num_replicates:
+        return None
+    return Resampling(score, scored.score("boxes_tally", Tally).support, order.seed)
+
+
+def resample(resampling: Resampling, numbers: range) -> Replicates:
+    """Return the average precisions of each class in some replicates, numbered from 1."""
+    names = resampling.score.image_key.tolist()
+    weights = image_weights(names, len(resampling.num_objects) - 1, resampling.seed)
+    return {
+        r: resampling.score.resampled(weights[:, r], resampling.num_objects[r]) for r in numbers
+    }

@@ -1,0 +1,236 @@
+"""Outputs of the serving graph by task: number of classes, and the tensors of the task.
+
+Only processes with TensorFlow import this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from cvbatch.config.models import (
+    ClassificationConfig,
+    DetectionConfig,
+    LocalizationConfig,
+    SegmentationConfig,
+)
+from cvbatch.core.errors import ModelError
+from cvbatch.core.tasks import Task
+from cvbatch.core.types import MAX_MASK_CLASSES
+from cvbatch.inference import gradcam
+from cvbatch.models.outputs import pick, wanted
+
+Tensors = dict[str, tf.Tensor]
+
+
+@dataclass
+class ForwardPass:
+    """One model traced on a batch of B images.
+
+    Args:
+        config: the model's section of the job file.
+        input_hw: height and width of the network's input, pixels.
+        outputs: of the network, by name.
+        calls: of its layers.
+        heatmap_layer: path of the layer that heatmaps are of; set while they are computed.
+    """
+
+    config: Any
+    input_hw: tuple[int, int]
+    outputs: Tensors
+    calls: gradcam.Calls
+    heatmap_layer: str = ""
+
+
+# ---------------------------------------------------------------- classification
+
+
+def scores_output(config: ClassificationConfig, outputs: Mapping[str, Any]) -> Any:
+    """Return the output of class scores. Raises ModelError where there is none, or several."""
+    wants = "one output of class scores (B, classes)"
+    return pick("classification", wants, outputs, config.output, 2)
+
+
+def _count_labels(config: ClassificationConfig, outputs: Mapping[str, Any]) -> int:
+    units = int(scores_output(config, outputs).shape[-1])
+    return 2 if units == 1 and not config.multi_label else units
+
+
+def _classify(forward: ForwardPass) -> Tensors:
+    """Return scores (B, C); for heatmaps also heatmaps (B, K, h, w), heatmap_classes (B, K)."""
+    config = forward.config
+    return _scores(forward, scores_output(config, forward.outputs), config.multi_label)
+
+
+def _scores(
+    forward: ForwardPass,
+    raw: tf.Tensor,  # (B, units)
+    is_multi_label: bool,
+) -> Tensors:
+    """Return the probability of every class and, if the job asks, heatmaps of the best ones."""
+    heatmap = forward.config.heatmap
+    logits, probabilities = logits_and_probabilities(raw, is_multi_label)
+    if heatmap is None:
+        return {"scores": probabilities}
+    top_k = min(heatmap.top_k, probabilities.shape[1])
+    classes = tf.math.top_k(probabilities, top_k).indices
+    explained = logits if heatmap.score == "logit" else probabilities
+    at = gradcam.find_feature_map(forward.calls, explained, heatmap.layer)
+    forward.heatmap_layer = forward.calls.path[at]
+    return {
+        "scores": probabilities,
+        "heatmap_classes": classes,
+        "heatmaps": gradcam.heatmaps(forward.calls, explained, classes, at),
+    }
+
+
+def logits_and_probabilities(
+    raw: tf.Tensor,  # (B, units)
+    is_multi_label: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:  # (B, C), (B, C)
+    """Return logits and probabilities; a network that ends in logits gets its activation here."""
+    logits, activation = before_activation(raw)
+    if raw.shape[1] == 1 and not is_multi_label:  # one sigmoid unit is two classes
+        positive = tf.sigmoid(logits)
+        return tf.concat([-logits, logits], axis=1), tf.concat([1 - positive, positive], axis=1)
+    if activation:
+        return logits, raw
+    return logits, tf.sigmoid(logits) if is_multi_label else tf.nn.softmax(logits)
+
+
+def before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
+    """Return the logits behind a final softmax or sigmoid and its name; "" where there is none."""
+    tensor = scores
+    while tensor.op.type in {"Identity", "Cast", "ExpandDims", "Squeeze"}:
+        tensor = tensor.op.inputs[0]
+    if tensor.op.type in {"Softmax", "Sigmoid"}:
+        return tf.reshape(tensor.op.inputs[0], scores.shape), str(tensor.op.type)
+    return scores, ""
+
+
+# ---------------------------------------------------------------- segmentation
+
+
+def maps_output(config: SegmentationConfig, outputs: Mapping[str, Any]) -> Any:
+    """Return the output of class maps. Raises ModelError where there is none, or several."""
+    wants = "one output of class scores per pixel (B, height, width, classes)"
+    return pick("segmentation", wants, outputs, config.output, 4)
+
+
+def _count_mask_classes(config: SegmentationConfig, outputs: Mapping[str, Any]) -> int:
+    units = int(maps_output(config, outputs).shape[-1])
+    if units > MAX_MASK_CLASSES:
+        raise ModelError(
+            f"model {config.model!r} has {units} classes; a mask of 8 bits holds {MAX_MASK_CLASSES}"
+        )
+    return 2 if units == 1 else units
+
+
+def _segment(forward: ForwardPass) -> Tensors:
+    """Return mask (B, H, W) uint8; for tiles also probabilities (B, H, W, C)."""
+    maps = maps_output(forward.config, forward.outputs)
+    has_activation = before_activation(maps)[1] != ""
+    if tuple(maps.shape[1:3]) != forward.input_hw:  # the network's maps are on a coarser grid
+        maps = tf.image.resize(maps, forward.input_hw)
+    results = {"mask": _mask(maps, has_activation)}
+    if forward.config.tiles is not None:
+        results["probabilities"] = _map_probabilities(maps, has_activation)
+    return results
+
+
+def _mask(
+    maps: tf.Tensor,  # (B, H, W, units)
+    has_activation: bool,
+) -> tf.Tensor:  # (B, H, W) uint8
+    if maps.shape[3] > 1:
+        return tf.cast(tf.argmax(maps, axis=-1, output_type=tf.int32), tf.uint8)
+    return tf.cast(maps[..., 0] > (0.5 if has_activation else 0), tf.uint8)
+
+
+def _map_probabilities(
+    maps: tf.Tensor,  # (B, H, W, units)
+    has_activation: bool,
+) -> tf.Tensor:  # (B, H, W, C)
+    """Return for each pixel the probability of every class: what tiles can be averaged by."""
+    if maps.shape[3] > 1:
+        return maps if has_activation else tf.nn.softmax(maps)
+    positive = maps if has_activation else tf.sigmoid(maps)
+    return tf.concat([1 - positive, positive], axis=3)
+
+
+# ---------------------------------------------------------------- detection, localization
+
+
+def _count_box_classes(config: DetectionConfig, outputs: Mapping[str, Any]) -> int:
+    return _checked_classes(
+        config, outputs, {"boxes": 3, "scores": 3}, "boxes (B, N, 4) and scores (B, N, classes)"
+    )
+
+
+def _detect(forward: ForwardPass) -> Tensors:
+    """Return boxes (B, N, 4) and scores (B, N, C)."""
+    return {name: forward.outputs[name] for name in ("boxes", "scores")}
+
+
+def single_box(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a detector's outputs of one box an image, {"boxes", "scores"}, as a localizer's."""
+    if not all(
+        name in outputs and len(outputs[name].shape) == 3 and outputs[name].shape[1] == 1
+        for name in ("boxes", "scores")
+    ):
+        return outputs
+    return {
+        "box": keras.ops.squeeze(outputs["boxes"], 1),
+        "scores": keras.ops.squeeze(outputs["scores"], 1),
+    }
+
+
+def _count_localized_classes(config: LocalizationConfig, outputs: Mapping[str, Any]) -> int:
+    wants = "box (B, 4) and scores (B, classes), or boxes (B, 1, 4) and scores (B, 1, classes)"
+    return _checked_classes(config, single_box(outputs), {"box": 2, "scores": 2}, wants)
+
+
+def _localize(forward: ForwardPass) -> Tensors:
+    """Return box (B, 4), and the outputs of a classification."""
+    outputs = single_box(forward.outputs)
+    return {"box": outputs["box"], **_scores(forward, outputs["scores"], False)}
+
+
+def _checked_classes(
+    config: DetectionConfig | LocalizationConfig,
+    outputs: Mapping[str, Any],
+    ranks: Mapping[str, int],  # of the boxes and of their scores
+    wants: str,
+) -> int:
+    """Return the number of classes. Raises ModelError where boxes or scores have other shapes."""
+    if all(name in outputs and len(outputs[name].shape) == n for name, n in ranks.items()):
+        boxes, scores = (outputs[name].shape for name in ranks)
+        if boxes[-1] == 4 and boxes[:-1] == scores[:-1]:
+            return int(scores[-1])
+    raise wanted(config.task, f"the outputs {wants}", outputs)
+
+
+class GraphOutputs(NamedTuple):
+    """How the outputs of a network become those of a task.
+
+    Args:
+        num_classes: function of (config, outputs by name); raises ModelError where the outputs do
+            not fit the task.
+        compute: function of a ForwardPass that returns tensors by name, as
+            `cvbatch.inference.postprocess` reads them.
+    """
+
+    num_classes: Callable[[Any, Mapping[str, Any]], int]
+    compute: Callable[[ForwardPass], Tensors]
+
+
+GRAPH_OUTPUTS: dict[Task, GraphOutputs] = {
+    "classification": GraphOutputs(_count_labels, _classify),
+    "segmentation": GraphOutputs(_count_mask_classes, _segment),
+    "detection": GraphOutputs(_count_box_classes, _detect),
+    "localization": GraphOutputs(_count_localized_classes, _localize),
+}

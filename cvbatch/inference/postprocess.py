@@ -1,0 +1,48 @@
+"""Table of post-processing by task: outputs of a program to predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cvbatch.core.tasks import Task
+from cvbatch.core.types import ModelPredictions
+from cvbatch.inference import (
+    postprocess_classification,
+    postprocess_detection,
+    postprocess_localization,
+    postprocess_segmentation,
+)
+
+
+def no_tiles(*_: object) -> ModelPredictions:
+    """Stand for the merge of a task whose section of a job file has no `tiles`."""
+    raise NotImplementedError("images of this task are not cut into tiles")
+
+
+class Postprocessor(NamedTuple):
+    """How outputs of a task become predictions.
+
+    Args:
+        read: function of (config, spec, outputs, image_index, placements), for K images that were
+            not cut.
+        merge: function of (config, spec, tiles, placements, position), for one image that was cut
+            into tiles.
+    """
+
+    read: Callable[..., ModelPredictions]
+    merge: Callable[..., ModelPredictions] = no_tiles
+
+
+POSTPROCESSORS: dict[Task, Postprocessor] = {
+    "classification": Postprocessor(
+        postprocess_classification.read_outputs, postprocess_classification.merge_tiles
+    ),
+    "segmentation": Postprocessor(
+        postprocess_segmentation.read_outputs, postprocess_segmentation.merge_tiles
+    ),
+    "detection": Postprocessor(
+        postprocess_detection.read_outputs, postprocess_detection.merge_tiles
+    ),
+    "localization": Postprocessor(postprocess_localization.read_outputs),
+}
