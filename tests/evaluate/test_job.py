@@ -121,7 +121,7 @@ def test_a_sink_of_something_else_is_refused(tmp_path):
     rows, truth = one_of()
     run(tmp_path, rows, truth)
     for sink in ("said", "truth"):
-        with pytest.raises(SinkError, match="name"):
+        with pytest.raises(SinkError, match="use an"):
             run(tmp_path, sink=sink)
 
 

@@ -219,7 +219,7 @@ def test_new_images_are_added(archive, keras_files, tmp_path):
 def test_another_job_is_refused_unless_it_may_overwrite(copied, archive, keras_files):
     other = job(archive, copied, keras_files / "nested_classifier.keras", weights={})
     before = files(copied)
-    with pytest.raises(SinkError, match="holds another explanation"):
+    with pytest.raises(SinkError, match="contains another explanation"):
         run(other)
     assert files(copied) == before
     summary = run(other, overwrite=True)
@@ -241,7 +241,7 @@ def test_a_sink_in_a_store(s3, archive, keras_files, tmp_path):
     assert (status, "nothing to do" in told) == (0, True), told
     other = write_job(tmp_path / "other.yaml", job(archive, sink, model, weights={}))
     status, _, told = cvbatch("explain", "--config", other)
-    assert (status, "holds another explanation" in told) == (2, True), told
+    assert (status, "contains another explanation" in told) == (2, True), told
     status, _, told = cvbatch("explain", "--config", other, "--overwrite")
     assert (status, "2 pictures" in told) == (0, True), told
     left = {name.split("/")[0] for name in files(s3.bucket / tmp_path.name)}
@@ -251,7 +251,7 @@ def test_a_sink_in_a_store(s3, archive, keras_files, tmp_path):
 @pytest.mark.parametrize("name", ["_cvbatch/job.json", "_cvbatch/training.json", "a.parquet"])
 def test_the_sink_of_something_else_is_refused(tmp_path, archive, keras_files, name):
     write_files(tmp_path / "sink", {name: b"{}"})
-    with pytest.raises(SinkError, match="name an"):
+    with pytest.raises(SinkError, match="use an"):
         run(job(archive, tmp_path / "sink", keras_files / "nested_classifier.keras"))
 
 

@@ -7,13 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cvbatch.core.errors import CvbatchError, SinkError, SourceError
-from cvbatch.importers import job
 from cvbatch.importers.import_report import NUM_EXAMPLES, Report
 from cvbatch.importers.rules import KINDS, RULES, actions_by_kind
 from cvbatch.results import schema
 from cvbatch.storage import store
 from tests.support.datasets import files, imported, picture, put, rows, voc
 from tests.support.s3_server import S3Server
+
+STATE = "_cvbatch/import.json"
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_an_import_twice_gives_the_same_files(source, tmp_path):
     for name in ("one", "two"):
         imported("voc", source, tmp_path / name, shard_images=3)
     assert files(tmp_path / "one") == files(tmp_path / "two")
-    summaries = [(tmp_path / name / job.SUMMARY).read_bytes() for name in ("one", "two")]
+    summaries = [(tmp_path / name / STATE).read_bytes() for name in ("one", "two")]
     assert summaries[0] == summaries[1]
     names = list(files(tmp_path / "one"))
     assert [name.rsplit("-", 1)[0] for name in names] == [
@@ -94,9 +95,9 @@ def test_a_sink_in_use_is_refused_until_overwritten(source, tmp_path):
         imported("voc", source, source)
     result = put(tmp_path / "result", {"_cvbatch/job.json": "{}"})
     for overwrite in (False, True):
-        with pytest.raises(SinkError, match="`cvbatch predict` has its result there"):
+        with pytest.raises(SinkError, match="it belongs to `cvbatch predict`"):
             imported("voc", source, result, overwrite=overwrite)
-    damaged = put(tmp_path / "damaged", {job.SUMMARY: "["})
+    damaged = put(tmp_path / "damaged", {STATE: "["})
     with pytest.raises(SinkError, match="is damaged"):
         imported("voc", source, damaged)
     imported("voc", source, damaged, overwrite=True)
@@ -128,7 +129,7 @@ def test_an_import_cut_short_begins_again_and_ends_the_same(source, tmp_path, mo
         imported("voc", source, tmp_path / "out", shard_images=2)
     monkeypatch.undo()
     assert 0 < len(files(tmp_path / "out")) < len(files(tmp_path / "whole"))
-    summary = tmp_path / "out" / job.SUMMARY
+    summary = tmp_path / "out" / STATE
     assert json.loads(summary.read_text())["is_complete"] is False
     imported("voc", source, tmp_path / "out", shard_images=2)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -142,7 +143,7 @@ def test_a_source_that_changes_underway_is_told(source, tmp_path):
 
     with pytest.raises(CvbatchError, match="changed while it was imported"):
         imported("voc", source, tmp_path / "out", say=say)
-    assert not json.loads((tmp_path / "out" / job.SUMMARY).read_text())["is_complete"]
+    assert not json.loads((tmp_path / "out" / STATE).read_text())["is_complete"]
 
 
 def test_large_images_fill_a_shard_sooner(source, tmp_path, monkeypatch):
@@ -161,7 +162,7 @@ def test_from_one_bucket_into_another_folder(source, tmp_path, s3: S3Server):
     report, _ = imported("voc", f"{s3.bucket_uri}/set", f"{s3.bucket_uri}/labels")
     assert report.num_written == 7
     assert files(s3.bucket / "labels") == files(tmp_path / "out")
-    with pytest.raises(SinkError, match="holds labelled data"):
+    with pytest.raises(SinkError, match="contains labelled data"):
         imported("voc", f"{s3.bucket_uri}/set", f"{s3.bucket_uri}/labels")
     with pytest.raises(SourceError, match="cannot be read"):
         imported("voc", "s3://no-such-bucket/set", tmp_path / "x")

@@ -88,7 +88,7 @@ REFUSALS = {
     "the labels' own folder": (
         {"sink": {"uri": "SOURCE"}},
         SinkError,
-        "holds _cvbatch/import.json",
+        "contains _cvbatch/import.json",
     ),
     "no data": ({"source": {"uri": "/nowhere/at/all"}}, SourceError, "no labelled Parquet"),
 }
@@ -105,7 +105,7 @@ def test_a_refusal_writes_nothing(said, kind, told, colours, tmp_path):
 
 
 def test_resume_does_not_begin(colours, tmp_path):
-    with pytest.raises(SinkError, match="holds no training that was begun; leave --resume out"):
+    with pytest.raises(SinkError, match="contains no training; omit --resume"):
         train(parse_training(job(colours, tmp_path / "out")), Silence(), resume=True)
 
 
@@ -154,7 +154,7 @@ def test_two_workers_leave_a_model_that_predicts(colours, tmp_path):
     assert status == 0 and "nothing to do, 8 epochs into" in told
     assert (sink / "model.keras").read_bytes() == before
     status, _, told = jobs.cvbatch("train", "--config", path, "--set", "training.epochs=9")
-    assert status == 2 and "holds another training" in told
+    assert status == 2 and "contains another training" in told
 
     predicted = {
         "source": {"uri": str(colours), "format": "parquet"},
