@@ -1,18 +1,24 @@
 """The shards of an import: the same source gives the same files, and a refusal leaves none."""
 
 import json
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cvbatch.core.errors import CvbatchError, SinkError, SourceError
+from cvbatch.importers import job
 from cvbatch.importers.import_report import NUM_EXAMPLES, Report
 from cvbatch.importers.rules import KINDS, RULES, actions_by_kind
 from cvbatch.results import schema
 from cvbatch.storage import store
+from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH
+from cvbatch.storage.sink import Sink
 from tests.support.datasets import files, imported, picture, put, rows, voc
+from tests.support.lease_holder import FAR, lease_holder, tree
 from tests.support.s3_server import S3Server
+from tests.support.simulated_clock import SimulatedClock
 
 STATE = "_cvbatch/import.json"
 
@@ -134,6 +140,53 @@ def test_an_import_cut_short_begins_again_and_ends_the_same(source, tmp_path, mo
     imported("voc", source, tmp_path / "out", shard_images=2)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert json.loads(summary.read_text())["is_complete"] is True
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_sink_in_use_is_refused_until_its_run_is_killed(source, tmp_path, overwrite):
+    out = tmp_path / "out"
+    if overwrite:
+        imported("voc", source, out)
+    with lease_holder(out) as process:
+        before = tree(out)
+        with pytest.raises(SinkError, match=rf"in use by .*process {process.pid}\)"):
+            imported("voc", source, out, overwrite=overwrite)
+        assert tree(out) == before
+        process.kill()
+        process.wait()
+        report, _ = imported("voc", source, out, overwrite=overwrite)
+    assert report.num_written == 7
+    assert not (out / LEASE_PATH).exists()
+
+
+def test_of_two_imports_that_check_at_the_same_time_one_writes(source, tmp_path):
+    """The second one has passed its checks before the first one takes the lease."""
+    out = tmp_path / "out"
+
+    def say(line):
+        if line == "checked 7 images":
+            imported("voc", source, out, shard_images=2)
+
+    with pytest.raises(SinkError, match="another run wrote into the sink"):
+        imported("voc", source, out, say=say, shard_images=3)
+    assert len(files(out)) == 4  # 4, 2 and 1 images, at most 2 a file
+    assert not (out / LEASE_PATH).exists()
+
+
+def test_an_import_that_loses_its_lease_stops(source, tmp_path, monkeypatch):
+    clock = SimulatedClock()
+    monkeypatch.setattr(job, "Sink", partial(Sink, clock=clock))
+    out = tmp_path / "out"
+
+    def say(line):
+        if line == "read 7 images":
+            (out / LEASE_PATH).write_bytes(FAR.to_json())
+            clock.sleep(HEARTBEAT_S)
+
+    with pytest.raises(CvbatchError, match="taken over by a run on far"):
+        imported("voc", source, out, say=say)
+    assert json.loads((out / STATE).read_text())["is_complete"] is False
+    assert (out / LEASE_PATH).read_bytes() == FAR.to_json()
 
 
 def test_a_source_that_changes_underway_is_told(source, tmp_path):

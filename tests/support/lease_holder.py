@@ -24,6 +24,12 @@ class FastClock(Clock):
         return super().repeat(action, HEARTBEAT_S)
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return the files below a sink, name → bytes, without the lease and its temporary files."""
+    paths = [path for path in folder.rglob("*") if "lease.json" not in path.name]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
+
+
 @contextmanager
 def lease_holder(sink: Path | str) -> Iterator[subprocess.Popen[str]]:
     """Yield a process that has the lease of a sink until it is killed."""
