@@ -14,7 +14,7 @@ from cvbatch.core.errors import ConfigError, CvbatchError, RefusedError, SinkErr
 from cvbatch.core.types import VOID_CLASS, Boxes
 from cvbatch.evaluate import job as job_module
 from cvbatch.evaluate.job import evaluate
-from cvbatch.evaluate.scoring import score_piece
+from cvbatch.evaluate.scoring import merged
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH, current_holder
 from cvbatch.storage.sink import Sink
 from tests.metrics.test_average_precision import COCO_FIGURES, TrueBoxes, pycoco
@@ -498,22 +498,19 @@ def test_the_lease_is_held_while_parts_are_scored_and_its_loss_ends_the_evaluati
 ):
     clock = SimulatedClock()
     monkeypatch.setattr(job_module, "Sink", partial(Sink, clock=clock))
-    num_scored = 0
 
-    def losing(*arguments):
-        nonlocal num_scored
-        num_scored += 1
+    def merge(scored):
         assert current_holder(str(out)).pid == os.getpid()
+        next(scored)
         (out / LEASE_PATH).write_bytes(FAR.to_json())
         clock.sleep(HEARTBEAT_S)
-        return score_piece(*arguments)
+        return merged(scored)
 
     out = tmp_path / "out"
-    monkeypatch.setattr(job_module, "score_piece", losing)
+    monkeypatch.setattr(job_module, "merged", merge)
     rows, truth = random_animals(0)
     with pytest.raises(CvbatchError, match="taken over by a run on far"):
         run(tmp_path, rows, truth, part_images=3)
-    assert num_scored == 1
     assert tree(out) == {}
     assert (out / LEASE_PATH).read_bytes() == FAR.to_json()
 

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -104,15 +104,20 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def conditional_s3(server: S3Server, *, knows: bool) -> Iterator[str]:
-    with Conditional(server.endpoint, knows=knows) as proxy:
-        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
-        yield proxy.endpoint
-        proxy.shutdown()
-
-
 KINDS = ["local", "s3 that ignores conditions", "s3 that knows them", "s3 that refuses them"]
+
+
+@pytest.fixture(scope="module")
+def endpoints(s3_server: S3Server) -> Iterator[dict[str, str]]:
+    """An S3 server of every kind; a client of each is made once, which takes a while."""
+    with ExitStack() as stack:
+        urls = {KINDS[1]: s3_server.endpoint}
+        for kind in KINDS[2:]:
+            proxy = stack.enter_context(Conditional(s3_server.endpoint, knows="knows" in kind))
+            threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+            stack.callback(proxy.shutdown)
+            urls[kind] = proxy.endpoint
+        yield urls
 
 
 @pytest.fixture(params=KINDS[:3])
@@ -120,19 +125,16 @@ def sink(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     s3_server: S3Server,
+    endpoints: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[str]:
+) -> str:
     """A sink of every kind that there is."""
     if request.param == "local":
-        yield str(tmp_path / "out")
-        return
-    with ExitStack() as stack:
-        for name, value in s3_server.env.items():
-            monkeypatch.setenv(name, value)
-        if "ignores" not in request.param:
-            proxy = conditional_s3(s3_server, knows="knows" in request.param)
-            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", stack.enter_context(proxy))
-        yield f"s3://bucket/{tmp_path.name}"
+        return str(tmp_path / "out")
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoints[request.param])
+    return f"s3://bucket/{tmp_path.name}"
 
 
 @pytest.fixture
@@ -208,6 +210,20 @@ def test_it_names_the_run_counts_heartbeats_and_is_released(
     assert store.list_names(store.join(sink, "_cvbatch")) == {}
     clock.sleep(3 * HEARTBEAT_S)
     assert store.list_names(store.join(sink, "_cvbatch")) == {}  # heartbeats have ended
+
+
+def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    for name, is_left in {"new": False, "deep/new": False, "mine": True, "used": True}.items():
+        sink = tmp_path / name
+        if name == "mine":
+            sink.mkdir()
+        with Lease(str(sink), silent, SimulatedClock()) as lease:
+            lease.acquire()
+            if name == "used":
+                (sink / "x").touch()
+        assert sink.exists() == is_left
+        assert not (sink / "_cvbatch").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "used"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, CvbatchError, SystemExit])
