@@ -6,7 +6,8 @@ of its batch, and rows of one image stand together, in the order of the images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -22,10 +23,14 @@ VOID_CLASS = 255  # in a mask: the network saw nothing there (outside a centre c
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long one request to a store may take, and how much time its retries may take."""
+    """How long one request to a store may take, and how much time its retries may take.
+
+    A test passes another `sleep`, so that the waits between retries take no time.
+    """
 
     request_timeout_s: float = 60.0  # without a byte from the store
     retry_budget_s: float = 60.0  # failed attempts and waits of one request, in all
+    sleep: Callable[[float], None] = time.sleep  # seconds
 
 
 @dataclass(frozen=True)

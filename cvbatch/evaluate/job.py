@@ -1,7 +1,7 @@
-"""An evaluation from its file to its summary: refuse, join, score where the rows are, sum up.
+"""Run an evaluation job: check it, join predictions and truth, score the parts, write metrics.
 
-Until both sides were found to be in order nothing is written. The sink's
-`_cvbatch/evaluation.json` says what was compared and whether it is done.
+Nothing is written before both sides are checked. The sink's `_cvbatch/evaluation.json` says what
+is compared and whether that is complete.
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ from cvbatch.evaluate.scoring import Order, Scored, merged
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.results.result import Result
 from cvbatch.storage import store
-from cvbatch.storage.sink_state import held, put_state
+from cvbatch.storage.sink import Sink
 
-_DIFFERS = "evaluation: the predictions, the truth or the evaluation section differ"
 _SHOWN = 3  # ids named on the terminal
 _REPLICATES = 10  # drawn by one task
 # Items that are worth a worker: with fewer for each, starting Ray takes longer than the work.
 _PARTS_A_WORKER = 16
 _SHARES_A_WORKER = 2  # of images with heatmaps
 _BOXES = "heatmap_boxes.parquet"
-_PICTURES = ("precision_recall_", "confusion_", plots.CURVES)
+_CLEARED = (_BOXES, "precision_recall_*.png", "confusion_*.png", plots.CURVES)
 _UNMATCHED = pa.schema([("image_id", pa.string()), ("side", pa.string()), ("reason", pa.string())])
 
 
@@ -96,24 +95,30 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
         RefusedError: nothing was written.
         CvbatchError: stopped midway; the same call begins again.
     """
-    started = time.perf_counter()
     store.set_retry_policy(job.run.retry_policy)
-    sink = store.absolute(job.sink.uri)
+    with Sink(store.absolute(job.sink.uri), "evaluate", listener.say) as sink:
+        return _evaluate(job, sink, listener, overwrite=overwrite)
+
+
+def _evaluate(
+    job: EvaluateJob, sink: Sink, listener: Listener, *, overwrite: bool
+) -> EvaluationSummary:
+    started = time.perf_counter()
     result = Result(job.predictions.uri, needs_rows=True)
     truth = find_truth(job.truth.uri, job.truth.splits) if job.truth else None
     order = make_order(job.evaluation, result, truth)
     identity = fingerprint(job, [result.identity, truth.identity if truth else ""])
-    done = held(sink, "evaluation", identity, overwrite=overwrite, differs=_DIFFERS)
+    done = sink.open(identity, overwrite=overwrite)
     if done and done.get("summary"):
         return EvaluationSummary(**{**done["summary"], "is_new": False})
     joined = join(result, truth, job.evaluation.join) if truth else only_predicted(result)
     heatmaps = _find_heatmaps(job, result, truth, joined)
     _warn(result, order, joined, listener)
-    scored, replicates, judgement = _work(job, order, joined, heatmaps, listener)
+    scored, replicates, judgement = _work(job, sink, order, joined, heatmaps, listener)
     figures = columns.figures_of(order, scored, replicates)
     figures += heatmap_metrics.heatmap_figures(judgement.judged, order)
     summary = EvaluationSummary(
-        sink,
+        sink.uri,
         identity,
         joined.kind,
         _count_images(scored, joined, judgement if heatmaps else None),
@@ -121,12 +126,13 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
         [asdict(figure) for figure in figures if figure.class_name is None],
     )
     about = _about(job, result, truth, summary)
-    put_state(sink, "evaluation", {**about, "is_complete": False})
-    _clear(sink)
+    sink.clear(*_CLEARED)
+    sink.write_state({**about, "is_complete": False})
     for name, data in _files(order, scored, judgement, figures, joined, about):
-        store.put_bytes(store.join(sink, name), data)
+        sink.put(name, data)
     summary.seconds = time.perf_counter() - started
-    put_state(sink, "evaluation", {**about, "is_complete": True, "summary": summary.as_json()})
+    sink.write_state({**about, "is_complete": True, "summary": summary.as_json()})
+    sink.remove_leftovers()
     return summary
 
 
@@ -145,6 +151,7 @@ def _find_heatmaps(
 
 def _work(
     job: EvaluateJob,
+    sink: Sink,
     order: Order,
     joined: Joined,
     heatmaps: _Heatmaps | None,
@@ -159,14 +166,17 @@ def _work(
         judging = _judging(job, resources, heatmaps, listener)
         if work.needs_ray or judging.needs_ray:
             stack.enter_context(connected())
-        scored = merged(work.run(stateless(columns.score_piece), order, pieces, "parts scored"))
+        sink.acquire()
+        parts_scored = work.run(stateless(columns.score_piece), order, pieces, "parts scored")
+        scored = merged(sink.guarded(parts_scored))
         replicates: metrics_table.Replicates = {}
         asked = boxes.resampling_of(order, scored)
         if asked is not None:
             numbers = range(1, order.num_replicates + 1)
             shares = [numbers[i : i + _REPLICATES] for i in range(0, len(numbers), _REPLICATES)]
-            drawn = "shares of replicates drawn"
-            for some in work.run(stateless(boxes.resample), asked, shares, drawn):
+            what = "shares of replicates drawn"
+            draws = work.run(stateless(boxes.resample), asked, shares, what)
+            for some in sink.guarded(draws):
                 replicates |= some
         if heatmaps is None:
             return scored, replicates, Judgement()
@@ -277,13 +287,6 @@ def _about(
         "evaluation": job.evaluation.model_dump(mode="json"),
         "job": job.model_dump(mode="json"),
     }
-
-
-def _clear(sink: str) -> None:
-    """Remove what an evaluation that is overwritten left and this one may not have."""
-    for name in store.list_names(sink):
-        if name == _BOXES or (name.startswith(_PICTURES) and name.endswith(".png")):
-            store.delete(store.join(sink, name))
 
 
 def _unmatched(joined: Joined, scored: Scored, judgement: Judgement) -> pa.Buffer:

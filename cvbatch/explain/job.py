@@ -1,14 +1,13 @@
-"""An explanation from its file to its summary: refuse, look the network over, do what is left.
+"""Run an explanation job: check it, inspect the network, do the pieces that are missing.
 
-Until network, source and sink were found to be in order nothing is written. The sink's
-`_cvbatch/explain.json` says what is explained there; each piece of the work leaves a file, so a run
-that was stopped goes on, and a finished one finds nothing to do.
+Nothing is written before network, source and sink are checked. The sink's `_cvbatch/explain.json`
+says what is explained there. Each piece of the work leaves a file, so that the same command resumes
+an interrupted run, and does nothing after its end.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from typing import Any
 from cvbatch.config.base import SinkConfig
 from cvbatch.config.explain import EXPLANATION_VERSION, OF_THE_MODEL, ExplainJob, fingerprint
 from cvbatch.core.child_process import ChildProcess, silent_stderr
-from cvbatch.core.errors import ConfigError, NotFoundError
+from cvbatch.core.errors import ConfigError
 from cvbatch.core.failures import are_too_many, as_json, merge
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import Examples
@@ -33,6 +32,7 @@ from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.explain.spec import (
     IMAGES,
     NETWORK,
+    PICTURES,
     ExplainSpec,
     NetworkFacts,
     Piece,
@@ -43,13 +43,12 @@ from cvbatch.explain.work import inspect_network, work_on
 from cvbatch.inference.programs import BuildRequest, Identity, identify
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
-from cvbatch.storage import atomic, store
-from cvbatch.storage.lease import Lease
-from cvbatch.storage.listing import list_files
+from cvbatch.storage import store
 from cvbatch.storage.retry import set_retry_policy
-from cvbatch.storage.sink_state import held, put_state
+from cvbatch.storage.sink import Sink
 
-_DIFFERS = "explanation: the model or what is asked of it differs"
+_FOLDERS = (*OF_THE_MODEL, PICTURES)
+_CLEARED = (f"{IMAGES}/part-*.parquet", *_FOLDERS)  # the plan of the images stays
 _CHUNK_BYTES = 256 << 20
 _WORTH_A_WORKER = 4  # chunks: with fewer for each, loading TensorFlow takes longer than the work
 
@@ -110,16 +109,13 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
     job = _with_absolute_uris(job)
     summary = ExplainSummary(job.sink.uri, "")
     with ExitStack() as stack:
-        lease = stack.enter_context(Lease(job.sink.uri, listener.say))
-        lease.wait_until_free()
+        sink = stack.enter_context(Sink(job.sink.uri, "explain", listener.say))
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         identity = identify(job.model)
         summary.fingerprint = fingerprint(job, identity.fingerprint)
-        state = held(
-            job.sink.uri, "explain", summary.fingerprint, overwrite=overwrite, differs=_DIFFERS
-        )
+        state = sink.open(summary.fingerprint, overwrite=overwrite)
         plan = _plan(job, listener)
-        if state and state["is_complete"] and (plan is None or plan.is_finished):
+        if state and state.get("is_complete") and (plan is None or plan.is_finished):
             summary.judge(state.get("counted") or (0, 0), job.run.max_failure_fraction)
             return summary
         workers = _choose_workers(job, resources, plan)
@@ -128,22 +124,20 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
             with _asked(job, plan, listener) if joins_a_cluster() else nullcontext():
                 facts = _facts(job, identity, saved, is_alone=_is_alone(workers))
             order = _order(job, summary.fingerprint, facts, plan, workers)
-            lease.take()
+            sink.acquire()
             if overwrite:
-                _clear(order)
-            _commit(order, plan, saved)
+                sink.clear(*_CLEARED)
+            _commit(order, sink, plan, saved)
         pieces = _pieces(order, plan, overwrite)
         listener.say(_announced(pieces))
-        for report in ParallelMap(workers, job.run.retry_policy, listener).run(
-            work_on, order, pieces, "pieces done"
-        ):
-            lease.check()
+        parallel_map = ParallelMap(workers, job.run.retry_policy, listener)
+        for report in sink.guarded(parallel_map.run(work_on, order, pieces, "pieces done")):
             summary.add(report)
         summary.seconds = time.perf_counter() - started
         counted = summary.num_images, summary.num_failed
         summary.judge(counted, job.run.max_failure_fraction)
-        _put_state(order, counted)
-        _remove_leftovers(job.sink.uri)
+        sink.write_state(_state(order, counted))
+        sink.remove_leftovers(IMAGES, *_FOLDERS)
     return summary
 
 
@@ -232,33 +226,22 @@ def _order(
     )
 
 
-def _clear(order: ExplainSpec) -> None:
-    """Remove what an explanation that is overwritten left: this one may have other names."""
-    for folder in (IMAGES, *OF_THE_MODEL, "pictures"):
-        try:
-            uris = list_files(order.uri(folder)).files["uri"].to_pylist()
-        except NotFoundError:
-            continue
-        for uri in uris:
-            store.delete(uri)
-
-
-def _commit(order: ExplainSpec, plan: Plan | None, saved: Path) -> None:
+def _commit(order: ExplainSpec, sink: Sink, plan: Plan | None, saved: Path) -> None:
     """Write what the workers and the next run need."""
-    store.put_bytes(order.uri(NETWORK), saved.read_bytes())
-    _put_state(order, None)
+    sink.put(NETWORK, saved.read_bytes())
+    sink.write_state(_state(order, None))
     if plan is not None:
         plan.commit()
         for chunk_id in plan.stale:
             store.delete(order.uri(IMAGES, part_files.part_name(chunk_id)))
 
 
-def _put_state(order: ExplainSpec, counted: tuple[int, int] | None) -> None:
-    """Say what is explained in the sink.
+def _state(order: ExplainSpec, counted: tuple[int, int] | None) -> dict[str, Any]:
+    """Return the state that is stored in the sink.
 
-    counted: images and failures of the run that came to its end; None: none has.
+    counted: images and failures of the complete run; None before.
     """
-    said = {
+    return {
         "schema_version": EXPLANATION_VERSION,
         "fingerprint": order.fingerprint,
         "is_complete": counted is not None,
@@ -266,15 +249,6 @@ def _put_state(order: ExplainSpec, counted: tuple[int, int] | None) -> None:
         "layers": order.facts.layers,
         "job": order.job.model_dump(mode="json"),
     }
-    put_state(order.job.sink.uri, "explain", said)
-
-
-def _remove_leftovers(sink_uri: str) -> None:
-    """Remove the temporary files that killed writers left in a local sink; a store has none."""
-    place = store.Location.of(sink_uri)
-    if place.scheme == "file":
-        for folder, _, _ in os.walk(place.path):
-            atomic.remove_leftovers(Path(folder), ".")
 
 
 def _pieces(order: ExplainSpec, plan: Plan | None, overwrite: bool) -> list[Piece]:

@@ -6,7 +6,7 @@ is never taken for the whole, and the same command clears it away and begins aga
 
 from __future__ import annotations
 
-import json
+import glob
 import shutil
 import tempfile
 from collections import deque
@@ -17,14 +17,11 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any
 
-import pyarrow.fs as pafs
-
 from cvbatch.config.predict import SCHEMA_VERSION
-from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError
+from cvbatch.core.errors import SinkError
 from cvbatch.storage import store
-from cvbatch.storage.atomic import remove_leftovers
+from cvbatch.storage.sink import Sink
 
-MARK = "_cvbatch/export.json"
 _THREADS = 8
 _PIECE_BYTES = 4 << 20
 _SPOOLED_BYTES = 1 << 20  # of a temporary file that stays in memory
@@ -34,8 +31,9 @@ _WAITING = 32  # files held in memory until they are written
 class Folder:
     """The folder of one export. As a context it waits for its files, and lets go of its threads."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, sink: Sink) -> None:
+        self.uri = sink.uri
+        self._sink = sink
         self._pool = ThreadPoolExecutor(_THREADS)
         self._waiting: deque[Future[None]] = deque()
         self._scratch = ExitStack()
@@ -97,9 +95,7 @@ class Folder:
 
     def mark(self, said: dict[str, Any]) -> None:
         """Say how far the export is."""
-        document = {"kind": "export", "schema_version": SCHEMA_VERSION, **said}
-        data = json.dumps(document, indent=1, ensure_ascii=False).encode()
-        store.put_bytes(store.join(self.uri, MARK), data)
+        self._sink.write_state({"kind": "export", "schema_version": SCHEMA_VERSION, **said})
 
 
 def begin(uri: str, source: str, format_: str, tops: Iterable[str], *, overwrite: bool) -> Folder:
@@ -111,74 +107,30 @@ def begin(uri: str, source: str, format_: str, tops: Iterable[str], *, overwrite
         SinkError: it holds something, or lies in the result.
     """
     if f"{uri}/".startswith(f"{source}/"):
-        raise SinkError(f"the export would lie in the result {source}; name a folder of its own")
-    try:
-        found = set(_names(uri))
-        earlier = _mark_of(uri)
-    except (NotFoundError, AccessDeniedError) as error:
-        raise SinkError(f"the sink cannot be used: {error}") from None
+        raise SinkError(f"the export would be inside the result {source}; use another folder")
+    sink = Sink(uri, "export")
+    found = set(sink.names())
+    earlier = sink.read_state(_parse_mark)
     if found and earlier is None:
-        raise SinkError(f"{uri} holds {min(found)!r}, which no export wrote; name an empty folder")
+        raise SinkError(
+            f"{uri} contains {min(found)!r}, which no export wrote; use an empty folder"
+        )
     if earlier is not None and earlier.get("is_complete") and not overwrite:
-        raise SinkError(f"{uri} holds an export; name another folder, or --overwrite")
-    folder = Folder(uri)
+        raise SinkError(f"{uri} contains an export; use another folder or --overwrite")
+    folder = Folder(sink)
     said = {"is_complete": False, "format": format_}
     if earlier is not None:
-        if folder.is_local:
-            remove_leftovers(Path(uri), ".")
+        sink.remove_leftovers()
         folder.mark({**said, "tops": sorted({*tops, *earlier["tops"]})})
-        for name in earlier["tops"]:
-            if name in found and "/" not in name:
-                _clear(store.join(uri, name))
+        sink.remove(*map(glob.escape, found.intersection(earlier["tops"])))
     folder.mark({**said, "tops": sorted(tops)})
     return folder
 
 
-def _names(uri: str) -> list[str]:
-    """Return the names of the files and folders in a folder; [] where there is none."""
-    place = store.Location.of(uri)
-    selector = pafs.FileSelector(place.path, allow_not_found=True)
-    infos = store.attempt(place, lambda files: files.get_file_info(selector))
-    return [info.base_name for info in infos]
-
-
-def _mark_of(uri: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(store.read_bytes(store.join(uri, MARK)))
-    except NotFoundError:
-        return None
-    except ValueError:
-        found = None
-    is_one = isinstance(found, dict) and isinstance(found.get("tops"), list)
-    if not is_one or not all(isinstance(name, str) for name in found["tops"]):
-        raise SinkError(f"{uri}: {MARK} is damaged; name another folder")
-    return dict(found)
-
-
-def _clear(uri: str) -> None:
-    """Remove a file or a folder with all in it; links go, what they lead to stays."""
-    place = store.Location.of(uri)
-    if place.scheme != "file":
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(store.delete, _objects(place)))
-        return
-    path = Path(place.path)
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _objects(place: store.Location) -> list[str]:
-    """Return the URIs of what a store has under a name: the object, or all below the folder."""
-    selector = pafs.FileSelector(place.path, allow_not_found=True, recursive=True)
-
-    def found(files: Any) -> list[Any]:
-        itself = files.get_file_info(place.path)
-        return [itself] if itself.type == pafs.FileType.File else files.get_file_info(selector)
-
-    infos = store.attempt(place, found)
-    return [f"{place.scheme}://{one.path}" for one in infos if one.type == pafs.FileType.File]
+def _parse_mark(mark: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(mark["tops"], list) or not all(isinstance(top, str) for top in mark["tops"]):
+        raise TypeError
+    return mark
 
 
 def _link(path: Path, target: str) -> None:

@@ -26,7 +26,8 @@ from cvbatch.predict.job import Preparation, prepare
 from cvbatch.predict.memory_check import actor_need, check_batch
 from cvbatch.results import schema, writer
 from cvbatch.sources.readers import ChunkReader
-from cvbatch.storage.lease import holder_in
+from cvbatch.storage.lease import current_holder
+from cvbatch.storage.sink import Sink
 
 SAMPLE_IMAGES = 64
 
@@ -88,10 +89,10 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     """
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        ready = prepare(job, listener, resources, overwrite=overwrite)
-    holder = holder_in(job.sink.uri)
-    if holder:
-        listener.say(f"the sink is held by {holder}: while it lives, this job would be refused")
+        sink = Sink(job.sink.uri, "predict", listener.say)
+        ready = prepare(job, sink, listener, resources, overwrite=overwrite)
+    if holder := current_holder(sink.uri):
+        listener.say(f"the sink is in use by {holder}: until that run ends, this job is refused")
     plan = ready.plan
     left = list(plan.chunks if overwrite else plan.left)
     wiring = choose_allocation(job, plan.format, resources, max(1, len(left)))

@@ -6,7 +6,6 @@ the sink as it was.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 
 from cvbatch.config.predict import SCHEMA_VERSION, JobConfig, fingerprint
-from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SinkError
+from cvbatch.core.errors import ConfigError
 from cvbatch.core.json_log import new_run
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import ChunkRef
@@ -24,7 +23,6 @@ from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
-    BuildRequest,
     BuiltProgram,
     Identity,
     identify,
@@ -39,8 +37,7 @@ from cvbatch.predict.steps import PredictSpec
 from cvbatch.predict.summary import Summary
 from cvbatch.results import run_history, schema, writer
 from cvbatch.storage import store
-from cvbatch.storage.lease import Lease
-from cvbatch.storage.sink_state import refuse_others
+from cvbatch.storage.sink import Sink
 
 _THREADS = 16
 
@@ -50,6 +47,7 @@ class Preparation:
     """A job that was found to be in order, and what it comes to."""
 
     job: JobConfig
+    sink: Sink
     identities: list[Identity]
     engine: str
     fingerprint: str
@@ -57,7 +55,7 @@ class Preparation:
 
 
 def prepare(
-    job: JobConfig, listener: Listener, resources: Resources, *, overwrite: bool = False
+    job: JobConfig, sink: Sink, listener: Listener, resources: Resources, *, overwrite: bool = False
 ) -> Preparation:
     """Return the job planned. Writes nothing.
 
@@ -75,10 +73,10 @@ def prepare(
             "litert, which computes in float32; say engine: tensorflow, or precision: float32"
         )
     job_fingerprint = fingerprint(job, [one.fingerprint for one in identities], engine)
-    _check_sink(job, job_fingerprint, overwrite)
+    sink.open(job_fingerprint, overwrite=overwrite)
     plan = make_plan(
         job.source,
-        job.sink.uri,
+        sink.uri,
         job.run.chunk_images,
         job.run.chunk_bytes,
         on_progress=listener.listed,
@@ -88,7 +86,7 @@ def prepare(
             f"since they were planned {plan.num_changed:,} files have changed and "
             f"{plan.num_removed:,} are gone; {plan.num_new:,} are new"
         )
-    return Preparation(job, identities, engine, job_fingerprint, plan)
+    return Preparation(job, sink, identities, engine, job_fingerprint, plan)
 
 
 def predict(
@@ -110,64 +108,78 @@ def predict(
     started = time.perf_counter()
     store.set_retry_policy(job.run.retry_policy)
     with ExitStack() as stack:
-        lease = stack.enter_context(Lease(job.sink.uri, listener.say))
-        lease.wait_until_free()
+        sink = stack.enter_context(Sink(job.sink.uri, "predict", listener.say))
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        ready = prepare(job, listener, resources, overwrite=overwrite)
-        summary = Summary.of(ready.plan, job.sink.uri, ready.fingerprint, run or new_run())
+        ready = prepare(job, sink, listener, resources, overwrite=overwrite)
+        summary = Summary.of(ready.plan, sink.uri, ready.fingerprint, run or new_run())
         left = list(ready.plan.chunks if overwrite else ready.plan.left)
         if retry_failed and not overwrite:
-            left = _with_failed(ready.plan, left, job.sink.uri)
+            left = _with_failed(ready, left)
         summary.num_chunks_before = len(ready.plan.chunks) - len(left)
         summary.num_planned = sum(ref.num_images for ref in left)
         has_work = bool(left) or not ready.plan.is_finished
         if left:
-            wiring = choose_allocation(job, ready.plan.format, resources, len(left))
-            memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
-            requests = requests_for(job, ready.identities, ready.engine)
-            building = _begin(job, requests)
-            # The models are building; Ray, imported and started only now, keeps them company.
-            from cvbatch.predict.ray_metrics import RunMetrics
-            from cvbatch.predict.ray_pipeline import run_chunks, start_actors
-
-            is_joined = joins_a_cluster()
-            if not is_joined:
-                stack.enter_context(connected())
-            with _asked(job, ready.plan, left[0], listener) if is_joined else nullcontext():
-                actors = start_actors(wiring)
-                built = _finish(job, requests, building)
-            check_batch(job.run.batch_size, actor_need(built, wiring), memory, wiring.num_actors)
-            for program in built:
-                if program.note:
-                    listener.say(program.note)
-            lease.take()
-            if overwrite:
-                _clear(job.sink.uri)
-            order = _commit(ready, requests, built)
-            listener.begun(len(left), summary.num_planned)
-            begun = time.perf_counter()
-            meters = RunMetrics(summary.run, len(left))
-            with closing(run_chunks(order, left, wiring, actors, meters)) as reports:
-                for report in reports:
-                    lease.check()
-                    summary.add(report)
-                    summary.images_per_second = summary.num_images / (time.perf_counter() - begun)
-                    listener.written(report, summary)
-                    if summary.is_beyond_hope(job.run.max_failure_fraction):
-                        break
+            _run(ready, left, summary, resources, listener, stack, overwrite=overwrite)
         elif has_work:  # of what changed nothing is left
-            lease.take()
-            _commit_plan(ready.plan, job.sink.uri)
+            sink.acquire()
+            _commit_plan(ready)
     summary.seconds = time.perf_counter() - started
     summary.num_chunks_left = len(left) - summary.num_chunks
     if not left:
-        worked = (run for run in run_history.latest(job.sink.uri) if run.num_images)
+        worked = (run for run in run_history.latest(sink.uri) if run.num_images)
         summary.before = next(((run.num_images, run.num_failed) for run in worked), None)
     summary.judge(job.run.max_failure_fraction)
-    store.remove_leftovers(job.sink.uri)  # of runs and workers that were killed
+    sink.remove_leftovers()
     if has_work:
-        run_history.write_run(job.sink.uri, summary.as_json())
+        run_history.write_run(sink.uri, summary.as_json())
     return summary
+
+
+def _run(
+    ready: Preparation,
+    left: list[ChunkRef],
+    summary: Summary,
+    resources: Resources,
+    listener: Listener,
+    stack: ExitStack,
+    *,
+    overwrite: bool,
+) -> None:
+    """Build the models, start the actors, write the chunks that are left."""
+    job, sink = ready.job, ready.sink
+    wiring = choose_allocation(job, ready.plan.format, resources, len(left))
+    memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
+    requests = requests_for(job, ready.identities, ready.engine)
+    uris = [program_uri(sink.uri, request) for request in requests]
+    building = None if all(map(store.exists, uris)) else ProgramBuilder(requests)
+    # The models are building; Ray, imported and started only now, keeps them company.
+    from cvbatch.predict.ray_metrics import RunMetrics
+    from cvbatch.predict.ray_pipeline import run_chunks, start_actors
+
+    is_joined = joins_a_cluster()
+    if not is_joined:
+        stack.enter_context(connected())
+    with _asked(job, ready.plan, left[0], listener) if is_joined else nullcontext():
+        actors = start_actors(wiring)
+        built = building.result() if building else _read_programs(uris)
+    check_batch(job.run.batch_size, actor_need(built, wiring), memory, wiring.num_actors)
+    for program in built:
+        if program.note:
+            listener.say(program.note)
+    sink.acquire()
+    if overwrite:
+        sink.clear("part-*.parquet")
+    order = _commit(ready, uris, built)
+    listener.begun(len(left), summary.num_planned)
+    begun = time.perf_counter()
+    meters = RunMetrics(summary.run, len(left))
+    with closing(run_chunks(order, left, wiring, actors, meters)) as reports:
+        for report in sink.guarded(reports):
+            summary.add(report)
+            summary.images_per_second = summary.num_images / (time.perf_counter() - begun)
+            listener.written(report, summary)
+            if summary.is_beyond_hope(job.run.max_failure_fraction):
+                break
 
 
 def _asked(
@@ -180,46 +192,33 @@ def _asked(
     return nodes_checked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
 
 
-def _begin(job: JobConfig, requests: Sequence[BuildRequest]) -> ProgramBuilder | None:
-    """Start to build what an earlier run has not left under the sink."""
-    kept = [store.exists(program_uri(job.sink.uri, request)) for request in requests]
-    return None if all(kept) else ProgramBuilder(requests)
+def _read_programs(uris: Sequence[str]) -> list[BuiltProgram]:
+    """Return the programs that an earlier run left in the sink."""
+    return [BuiltProgram.from_bytes(store.read_bytes(uri)) for uri in uris]
 
 
-def _finish(
-    job: JobConfig,
-    requests: Sequence[BuildRequest],
-    building: ProgramBuilder | None,
-) -> list[BuiltProgram]:
-    if building is None:
-        uris = [program_uri(job.sink.uri, request) for request in requests]
-        return [BuiltProgram.from_bytes(store.read_bytes(uri)) for uri in uris]
-    return building.result()
+def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgram]) -> PredictSpec:
+    """Write what the workers and the next run need; return the workers' order.
 
-
-def _commit(
-    ready: Preparation,
-    requests: Sequence[BuildRequest],
-    built: Sequence[BuiltProgram],
-) -> PredictSpec:
-    """Write what the workers and the next run need; return the workers' order."""
+    uris: where the programs belong.
+    """
     job = ready.job
-    uris = [program_uri(job.sink.uri, request) for request in requests]
     for uri, program in zip(uris, built, strict=True):
         if not store.exists(uri):
             store.put_bytes(uri, program.to_bytes())
-    held = {
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": ready.fingerprint,
-        "engine": ready.engine,
-        "job": job.model_dump(mode="json"),  # resolved; a job with credentials in it was refused
-        "networks": [
-            {"parameters": program.parameters, "multiply_adds": program.multiply_adds}
-            for program in built
-        ],
-    }
-    store.put_bytes(_job_uri(job.sink.uri), json.dumps(held, indent=1).encode())
-    _commit_plan(ready.plan, job.sink.uri)
+    ready.sink.write_state(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": ready.fingerprint,
+            "engine": ready.engine,
+            "job": job.model_dump(mode="json"),  # resolved; one with credentials was refused
+            "networks": [
+                {"parameters": program.parameters, "multiply_adds": program.multiply_adds}
+                for program in built
+            ],
+        }
+    )
+    _commit_plan(ready)
     specs = tuple(program.spec for program in built)
     models = [
         schema.ResultModel(config, spec) for config, spec in zip(job.models, specs, strict=True)
@@ -235,63 +234,23 @@ def _commit(
     )
 
 
-def _commit_plan(plan: Plan, sink_uri: str) -> None:
+def _commit_plan(ready: Preparation) -> None:
     """Write what is planned, and remove the files of chunks that hold nothing any more."""
-    plan.commit()
-    for chunk_id in plan.stale:
-        store.delete(store.join(sink_uri, part_files.part_name(chunk_id)))
+    ready.plan.commit()
+    for chunk_id in ready.plan.stale:
+        store.delete(ready.sink.join(part_files.part_name(chunk_id)))
 
 
-def _job_uri(sink_uri: str) -> str:
-    return store.join(sink_uri, "_cvbatch", "job.json")
-
-
-def _check_sink(job: JobConfig, job_fingerprint: str, overwrite: bool) -> None:
-    """Refuse a sink that holds something else than this job's result."""
-    try:
-        refuse_others(job.sink.uri, "job")
-        held = json.loads(store.read_bytes(_job_uri(job.sink.uri)))
-    except NotFoundError:
-        held = None
-    except AccessDeniedError as error:
-        raise SinkError(f"the sink cannot be used: {error}") from None
-    except ValueError:
-        raise SinkError(
-            f"sink {job.sink.uri}: _cvbatch/job.json is damaged; name another sink, or --overwrite"
-        ) from None
-    if overwrite or (held and held.get("fingerprint") == job_fingerprint):
-        return
-    if held:
-        raise SinkError(
-            f"sink {job.sink.uri} holds the result of another job (fingerprint "
-            f"{str(held.get('fingerprint'))[:12]}, this job's is {job_fingerprint[:12]}): models, "
-            "weights, thresholds, sizes or engine differ; name another sink, or --overwrite"
-        )
-    names = [name for name in store.list_names(job.sink.uri) if name.endswith(".parquet")]
-    if names:
-        raise SinkError(
-            f"sink {job.sink.uri} holds Parquet files that no cvbatch job wrote, such as "
-            f"{names[0]!r}; name an empty folder"
-        )
-
-
-def _clear(sink_uri: str) -> None:
-    """Remove the parts of the job that is overwritten: a resume must not take them for its own."""
-    for name in store.list_names(sink_uri):
-        if name.startswith("part-") and name.endswith(".parquet"):
-            store.delete(store.join(sink_uri, name))
-
-
-def _with_failed(plan: Plan, left: list[ChunkRef], sink_uri: str) -> list[ChunkRef]:
+def _with_failed(ready: Preparation, left: list[ChunkRef]) -> list[ChunkRef]:
     """Return the chunks left and those done that have failed rows, in the plan's order."""
 
     def has_failed(chunk_id: str) -> bool:
-        return writer.has_failed_rows(store.join(sink_uri, part_files.part_name(chunk_id)))
+        return writer.has_failed_rows(ready.sink.join(part_files.part_name(chunk_id)))
 
-    done = sorted(plan.done)
+    done = sorted(ready.plan.done)
     with ThreadPoolExecutor(_THREADS) as pool:
         again = {
             name for name, failed in zip(done, pool.map(has_failed, done), strict=True) if failed
         }
     again |= {ref.chunk_id for ref in left}
-    return [ref for ref in plan.chunks if ref.chunk_id in again]
+    return [ref for ref in ready.plan.chunks if ref.chunk_id in again]

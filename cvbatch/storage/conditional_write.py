@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -39,7 +40,7 @@ class ConditionalFile(Protocol):
         """
 
     def remove(self) -> None:
-        """Remove the file."""
+        """Remove the file, and the folders that were made for it if they are empty."""
 
 
 def conditional_file(uri: str) -> ConditionalFile | None:
@@ -53,6 +54,7 @@ def conditional_file(uri: str) -> ConditionalFile | None:
 class _LocalSlot:
     def __init__(self, uri: str) -> None:
         self._uri = uri
+        self._folders: list[Path] = []  # made for the file; the deepest one first
 
     def read(self) -> Content | None:
         try:
@@ -70,7 +72,9 @@ class _LocalSlot:
 
     def _create(self, data: bytes) -> bool:
         try:
+            folders = [one for one in Path(self._uri).parents if not one.exists()]
             Path(self._uri).parent.mkdir(parents=True, exist_ok=True)
+            self._folders += folders
             handle = os.open(self._uri, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             with open(handle, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
                 file.write(data)
@@ -82,6 +86,9 @@ class _LocalSlot:
 
     def remove(self) -> None:
         store.delete(self._uri)
+        with suppress(OSError):  # something else is in it by now
+            for folder in self._folders:
+                folder.rmdir()
 
 
 class _ObjectSlot:

@@ -1,7 +1,8 @@
-"""One run at a time in a sink: a file says who runs there, and its beat that they are alive.
+"""Lease on a sink: one writer at a time, renewed by heartbeats.
 
-No clocks are compared: who finds the file watches whether its beat goes on. Without this nothing
-would be corrupted, as two runs write the same bytes; they would do the work twice.
+The lease file names the run that writes into the sink and counts its heartbeats. A second run
+watches whether the count grows, so that no clocks of two machines are compared. Without the lease
+two predictions would compute the same bytes twice, and two trainings would mix their checkpoints.
 """
 
 from __future__ import annotations
@@ -26,60 +27,92 @@ from cvbatch.storage.conditional_write import ConditionalFile, Content, conditio
 
 log = logging.getLogger(__name__)
 
-NAME = "_cvbatch/lease.json"
-BEAT_S = 5.0
-PATIENCE_S = 20.0  # without a beat, then the holder counts as dead
-_LOOK_S = 0.5
-_TRIES = 5
-_LAST_BEAT_S = 2.0  # that a run which ends waits for a beat under way
+LEASE_PATH = "_cvbatch/lease.json"
+HEARTBEAT_S = 5.0
+LEASE_TIMEOUT_S = 20.0  # without a heartbeat; then the run counts as dead
+_POLL_S = 0.5
+_MAX_ATTEMPTS = 5
+_JOIN_TIMEOUT_S = 2.0  # for a heartbeat in progress when the run ends
 
 Say = Callable[[str], None]
 
 
+class Clock:
+    """Time and waiting. Tests pass a simulated clock."""
+
+    def now(self) -> float:
+        """Return the seconds of a monotonic clock."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Block for a number of seconds."""
+        time.sleep(seconds)
+
+    def repeat(self, action: Callable[[], None], interval_s: float) -> Callable[[], None]:
+        """Call `action` every `interval_s` seconds in a thread; return a function that ends it."""
+        is_ended = threading.Event()
+
+        def run() -> None:
+            while not is_ended.wait(interval_s):
+                action()
+
+        thread = threading.Thread(target=run, name="heartbeat", daemon=True)
+        thread.start()
+
+        def end() -> None:
+            is_ended.set()
+            thread.join(_JOIN_TIMEOUT_S)
+
+        return end
+
+
+CLOCK = Clock()
+
+
 class Holder(NamedTuple):
-    """Which run a lease belongs to."""
+    """The run that has a lease. The field names are the keys of the lease file."""
 
     host: str
-    machine: str  # tells one boot of one machine from all others; "" where that is not known
+    machine: str  # one boot of one machine and one PID namespace; "" if unknown
     pid: int
-    pid_started: str
+    pid_started: str  # tells the process from a later one with the same id
     started: str  # UTC
     token: str
-    beat: int = 0
+    beat: int = 0  # heartbeats so far
 
     @classmethod
-    def here(cls) -> Holder:
+    def this_process(cls) -> Holder:
         """Return this process as the holder of a new lease."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         pid = os.getpid()
-        born = _birth_of(pid) or ""
-        return cls(socket.gethostname(), _machine(), pid, born, now, secrets.token_hex(8))
+        pid_started = _process_start_time(pid) or ""
+        token = secrets.token_hex(8)
+        return cls(socket.gethostname(), _machine_id(), pid, pid_started, now, token)
 
     @classmethod
-    def of(cls, content: Content) -> Holder:
-        """Return the holder that a lease names; an unknown one where it is damaged."""
+    def parse(cls, content: Content) -> Holder:
+        """Return the holder that a lease file names; an unknown one if the file is damaged."""
         try:
             return cls(**json.loads(content.data))
         except (ValueError, TypeError):
             return cls("an unknown host", "", 0, "", "an unknown time", "")
 
-    @property
-    def content(self) -> bytes:
-        """Return the lease's file."""
+    def to_json(self) -> bytes:
+        """Return the content of the lease file."""
         return json.dumps(self._asdict()).encode()
 
     @property
-    def is_dead_here(self) -> bool:
-        """Say whether it was a process of this machine that is no more."""
-        is_here = self.machine != "" and self.machine == _machine()
-        return is_here and _birth_of(self.pid) != self.pid_started
+    def is_known_dead(self) -> bool:
+        """Whether this was a process of this machine that has ended."""
+        is_local = self.machine != "" and self.machine == _machine_id()
+        return is_local and _process_start_time(self.pid) != self.pid_started
 
     def __str__(self) -> str:
-        return f"a run on {self.host} (process {self.pid}), begun {self.started}"
+        return f"a run on {self.host} (process {self.pid}), started {self.started}"
 
 
-def _machine() -> str:
-    """Return the boot and the space of process ids this process lives in."""
+def _machine_id() -> str:
+    """Return an id of this boot of this machine and of the PID namespace of this process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -87,10 +120,10 @@ def _machine() -> str:
         return ""
 
 
-def _birth_of(pid: int) -> str | None:
-    """Return when a process of this machine began, in ticks since boot; None where it is gone."""
+def _process_start_time(pid: int) -> str | None:
+    """Return when a process of this machine started, in ticks since boot; None if it has ended."""
     try:
-        state, *facts = (
+        state, *fields = (
             Path(f"/proc/{pid}/stat")
             .read_text(encoding="utf-8", errors="replace")
             .rpartition(")")[2]
@@ -98,31 +131,62 @@ def _birth_of(pid: int) -> str | None:
         )
     except OSError:
         return None
-    return None if state in "ZX" else facts[18]
+    return None if state in "ZX" else fields[18]
 
 
-def holder_in(sink_uri: str) -> Holder | None:
-    """Return the run that holds a sink, as far as can be said at once."""
-    slot = _slot(sink_uri)
-    content = slot.read() if slot else None
-    holder = Holder.of(content) if content else None
-    return None if holder is None or holder.is_dead_here else holder
+def current_holder(sink_uri: str) -> Holder | None:
+    """Return the run that has the lease of a sink, None if there is none or it is known dead."""
+    file = _lease_file(sink_uri)
+    content = file.read() if file else None
+    holder = Holder.parse(content) if content else None
+    return None if holder is None or holder.is_known_dead else holder
 
 
-def _slot(sink_uri: str) -> ConditionalFile | None:
-    return conditional_file(store.join(store.absolute(sink_uri), NAME))
+def check_token(sink_uri: str, token: str) -> None:
+    """Check, in another process than the one that has the lease, that its run still has it.
+
+    Args:
+        sink_uri: The sink.
+        token: `Lease.token` of the run; "" if the store has no leases.
+
+    Raises:
+        CvbatchError: Another run has taken over the sink.
+    """
+    file = _lease_file(sink_uri) if token else None
+    if file is None:
+        return
+    content = file.read()
+    if content is None or Holder.parse(content).token != token:
+        raise _lost(sink_uri, content)
+
+
+def _lease_file(sink_uri: str) -> ConditionalFile | None:
+    return conditional_file(store.join(store.absolute(sink_uri), LEASE_PATH))
+
+
+def _lost(sink_uri: str, content: Content | None) -> CvbatchError:
+    holder = Holder.parse(content) if content else "another run, which has ended since"
+    return CvbatchError(
+        f"the sink {sink_uri} was taken over by {holder}, because this run sent no heartbeat for "
+        f"{LEASE_TIMEOUT_S:g} s; wait until that run ends"
+    )
 
 
 class Lease:
-    """The right to write into a sink; given back at the end of the block it is entered for."""
+    """The right to write into a sink, from `acquire` to the end of the `with` block.
 
-    def __init__(self, sink_uri: str, say: Say) -> None:
-        self._sink_uri, self._say = sink_uri, say
-        self._abandoned: Content | None = None  # a lease that was seen to be nobody's any more
-        self._mine: Holder | None = None
-        self._is_ending = threading.Event()
-        self._lost_to = ""
-        self._beating: threading.Thread | None = None
+    Args:
+        sink_uri: The sink.
+        say: Receives a line if the run has to wait, or if the store has no leases.
+        clock: The clock.
+    """
+
+    def __init__(self, sink_uri: str, say: Say, clock: Clock = CLOCK) -> None:
+        self._sink_uri, self._say, self._clock = sink_uri, say, clock
+        self._abandoned: Content | None = None  # a lease file whose run counts as dead
+        self._holder: Holder | None = None  # this run, once it has the lease
+        self._error: CvbatchError | None = None  # set when the lease is lost
+        self._end_heartbeats: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Lease:
         return self
@@ -133,103 +197,105 @@ class Lease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._is_ending.set()
-        if self._beating:
-            self._beating.join(_LAST_BEAT_S)
-        if self._mine and not self._lost_to and not isinstance(error, StoreError):
-            self._give_back(self._mine)  # a store that failed is not asked again
+        self._end_heartbeats()
+        if self._holder and not self._error and not isinstance(error, StoreError):
+            self._release(self._holder)  # a store that failed gets no further request
+
+    @property
+    def token(self) -> str:
+        """Identifies this run in the lease file; "" before `acquire` or if there are no leases."""
+        return self._holder.token if self._holder else ""
 
     @cached_property
-    def _slot(self) -> ConditionalFile | None:
-        return _slot(self._sink_uri)
+    def _file(self) -> ConditionalFile | None:
+        return _lease_file(self._sink_uri)
 
     def wait_until_free(self) -> Content | None:
-        """Return what a dead run left, None where nothing is there. Writes nothing.
+        """Return the lease file of a dead run, None if there is none. Nothing is written.
 
         Raises:
-            SinkError: another run holds the sink, and lives, or the sink cannot be read.
+            SinkError: A living run has the lease, or the sink cannot be read.
         """
         try:
-            seen = self._slot.read() if self._slot else None
+            content = self._file.read() if self._file else None
         except AccessDeniedError as error:
             raise SinkError(f"the sink cannot be used: {error}") from None
-        if seen is None or seen == self._abandoned:
-            return seen
-        holder = Holder.of(seen)
-        if not holder.is_dead_here:
-            self._say(f"the sink is held by {holder}: looking for {PATIENCE_S:g} s if it lives")
-            seen = self._watch(seen)
-        self._abandoned = seen
-        return seen
+        if content is None or content == self._abandoned:
+            return content
+        holder = Holder.parse(content)
+        if not holder.is_known_dead:
+            self._say(
+                f"the sink is in use by {holder}: waiting up to {LEASE_TIMEOUT_S:g} s for its "
+                "heartbeat"
+            )
+            content = self._watch(content)
+        self._abandoned = content
+        return content
 
-    def _watch(self, seen: Content) -> Content | None:
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            time.sleep(_LOOK_S)
-            now = self._slot.read() if self._slot else None
+    def _watch(self, content: Content) -> Content | None:
+        """Return the lease file if it does not change, None if it is removed."""
+        deadline = self._clock.now() + LEASE_TIMEOUT_S
+        while self._clock.now() < deadline:
+            self._clock.sleep(_POLL_S)
+            now = self._file.read() if self._file else None
             if now is None:
-                return None  # it ended
-            if now.data != seen.data:
+                return None
+            if now.data != content.data:
                 raise SinkError(
-                    f"the sink {self._sink_uri} is in use by {Holder.of(now)}; wait until it "
-                    "ends, or name another sink"
+                    f"the sink {self._sink_uri} is in use by {Holder.parse(now)}; wait until that "
+                    "run ends, or use another sink"
                 )
-        return seen
+        return content
 
-    def take(self) -> None:
-        """Hold the sink from now on.
+    def acquire(self) -> None:
+        """Take the lease and start the heartbeats.
 
         Raises:
-            SinkError: another run holds the sink, and lives, or the sink cannot be written.
+            SinkError: A living run has the lease, or the sink cannot be written.
         """
-        if self._slot is None:
-            self._say("this store cannot tell of other runs: let no second one write to the sink")
+        if self._file is None:
+            self._say("this store has no leases: do not let a second run write into the sink")
             return
-        mine = Holder.here()
+        holder = Holder.this_process()
         try:
-            for _ in range(_TRIES):  # where another was quicker, its beat will be seen
-                if self._slot.put(mine.content, self.wait_until_free()) and self._is(mine):
+            for _ in range(_MAX_ATTEMPTS):  # if another run was faster, its heartbeat is seen
+                if self._file.put(holder.to_json(), self.wait_until_free()) and self._has(holder):
                     break
             else:
-                raise SinkError(f"several runs begin in {self._sink_uri} at once; start one again")
+                raise SinkError(
+                    f"several runs start in {self._sink_uri} at the same time; start one of them "
+                    "again"
+                )
         except AccessDeniedError as error:
             raise SinkError(f"the sink cannot be used: {error}") from None
-        self._mine = mine
-        self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
-        self._beating.start()
+        self._holder = holder
+        self._end_heartbeats = self._clock.repeat(self._heartbeat, HEARTBEAT_S)
 
-    def _is(self, mine: Holder) -> bool:
-        now = self._slot.read() if self._slot else None
-        return now is not None and Holder.of(now).token == mine.token
+    def _has(self, holder: Holder) -> bool:
+        content = self._file.read() if self._file else None
+        return content is not None and Holder.parse(content).token == holder.token
 
     def check(self) -> None:
-        """Raise CvbatchError where another run has taken the sink over."""
-        if self._lost_to:
-            raise CvbatchError(
-                f"the sink {self._sink_uri} was taken over by {self._lost_to}, while this run gave "
-                "no sign of life; let it end"
-            )
+        """Raise CvbatchError if another run has taken over the sink."""
+        if self._error:
+            raise self._error
 
-    def _beat(self) -> None:
-        while not self._lost_to and not self._is_ending.wait(BEAT_S):
-            try:
-                self._renew()
-            except StoreError as error:  # the job itself stops where the store stays away
-                log.warning("the lease could not be renewed: %s", error)
-
-    def _renew(self) -> None:
-        if self._slot is None or self._mine is None:
+    def _heartbeat(self) -> None:
+        if self._file is None or self._holder is None or self._error:
             return
-        now = self._slot.read()
-        holder = Holder.of(now) if now else None
-        if holder is None or holder.token != self._mine.token:
-            self._lost_to = str(holder or "another run, which has ended since")
-            return
-        self._slot.put(self._mine._replace(beat=holder.beat + 1).content, now)
-
-    def _give_back(self, mine: Holder) -> None:
         try:
-            if self._slot and self._is(mine):
-                self._slot.remove()
-        except StoreError as error:  # the run has ended as it has; its lease runs out by itself
-            log.warning("the lease could not be given back: %s", error)
+            content = self._file.read()
+            holder = Holder.parse(content) if content else None
+            if holder is None or holder.token != self._holder.token:
+                self._error = _lost(self._sink_uri, content)
+                return
+            self._file.put(self._holder._replace(beat=holder.beat + 1).to_json(), content)
+        except StoreError as error:  # the job itself stops if the store stays unreachable
+            log.warning("the lease could not be renewed: %s", error)
+
+    def _release(self, holder: Holder) -> None:
+        try:
+            if self._file and self._has(holder):
+                self._file.remove()
+        except StoreError as error:  # the lease times out without this
+            log.warning("the lease could not be released: %s", error)

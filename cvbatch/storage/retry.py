@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 16.0
 LEAST_TRIES = 3  # of a request, however long each takes
-pause: Callable[[float], None] = time.sleep  # tests put a list's append here
 
 # What pyarrow and the AWS SDK raise; a wrong path is ArrowInvalid, which is a ValueError.
 STORE_FAULTS = (OSError, pa.ArrowException, UnicodeError)
@@ -172,7 +171,7 @@ def retry(action: Callable[[], T], uri: str) -> T:
             raise fault from None  # the original may quote the request, credentials in it
         wait = longest * random.uniform(0.5, 1.0)
         log.warning("trying again in %.1f s: %s", wait, fault)
-        pause(wait)
+        retry_policy().sleep(wait)
         lost_s += wait
         longest = min(2 * longest, LONGEST_WAIT_S)
 

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
-from cvbatch.storage import atomic
 from cvbatch.storage.atomic import replacing
 from cvbatch.storage.clients import REQUEST_TRIES, Location, describe_boto_error, s3_client
 from cvbatch.storage.retry import (
@@ -341,14 +340,3 @@ def _cache_folder() -> Path:
     if folder.stat().st_uid != os.getuid():
         raise StoreError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
     return folder
-
-
-def remove_leftovers(sink_uri: str) -> None:
-    """Remove the temporary files that killed writers left in a local sink; a store has none."""
-    place = Location.of(sink_uri)
-    if place.scheme != "file":
-        return
-    folder = Path(place.path)
-    atomic.remove_leftovers(folder, ".part-")
-    for below, _, _ in os.walk(folder / "_cvbatch"):
-        atomic.remove_leftovers(Path(below), ".")

@@ -1,9 +1,8 @@
-"""A training job from its file to its summary: refuse, make ready, teach, leave a model.
+"""Run a training job: check it, build the network, train on Ray, write the model.
 
-Until data, network and memory were found to be in order nothing is written, so that every refusal
-leaves the sink as it was. The sink's `_cvbatch/training.json` says what is learnt there and
-whether it is done: the same command goes on where a run was stopped, and does nothing after its
-end.
+Nothing is written before data, network and memory are checked, so that a refusal leaves the sink
+unchanged. The sink's `_cvbatch/training.json` says what is trained there and whether it is done:
+the same command resumes an interrupted run, and does nothing after its end.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import yaml
 
 from cvbatch.config.base import SinkConfig
 from cvbatch.config.train import TrainJob, fingerprint
-from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
+from cvbatch.core.errors import SinkError, SourceError
 from cvbatch.core.progress import Listener
 from cvbatch.core.tasks import TASKS
 from cvbatch.datasets.reader import Labelled, Split, Wanted, box_shapes, find_labelled
@@ -30,11 +29,10 @@ from cvbatch.distributed.resources import Allocation, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.models import model_files
 from cvbatch.storage import store
-from cvbatch.storage.sink_state import refuse_others
+from cvbatch.storage.sink import Sink
 from cvbatch.train import network
 from cvbatch.train.capacity import check_count, check_memory, choose_workers
 
-_STATE = "_cvbatch/training.json"
 _BEGUN = "_cvbatch/begun.keras"
 _RUN = "_cvbatch/training"  # Ray Train's own: its checkpoints
 
@@ -73,18 +71,17 @@ class TrainSummary:
 
 @dataclass(frozen=True)
 class _State:
-    """What the sink says of the training in it."""
+    """What the sink stores about the training in it."""
 
     fingerprint: str
     workers: int
     ready: network.Ready
-    done: dict[str, Any] | None = None  # the summary of the run that came to its end
+    done: dict[str, Any] | None = None  # the summary of the complete run
 
     @classmethod
-    def of(cls, said: dict[str, Any]) -> _State:
-        ready = said.pop("ready")
-        size = tuple(ready.pop("image_size"))
-        return cls(ready=network.Ready(image_size=size, **ready), **said)
+    def parse(cls, raw: dict[str, Any]) -> _State:
+        ready = network.Ready(**raw["ready"] | {"image_size": tuple(raw["ready"]["image_size"])})
+        return cls(**raw | {"ready": ready})
 
 
 def train(
@@ -100,48 +97,57 @@ def train(
     """
     started = time.perf_counter()
     store.set_retry_policy(job.run.retry_policy)
-    sink = store.absolute(job.sink.uri)
-    source = job.source.model_copy(update={"uri": [store.absolute(uri) for uri in job.source.uri]})
-    job = job.model_copy(update={"sink": SinkConfig(uri=sink), "source": source})
+    job = _with_absolute_uris(job)
     with ExitStack() as stack:
+        sink = stack.enter_context(Sink(job.sink.uri, "train", listener.say))
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         data = _chosen(find_labelled(job.source.uri, wanted_of(job)), job)
         identity = fingerprint(job, [data.identity, _model_identity(job)])
-        _check_sink(sink, overwrite)
-        held = None if overwrite else _held(sink, identity)
-        if resume and held is None:
-            raise SinkError(
-                f"--resume: sink {sink} holds no training that was begun; leave --resume out"
-            )
-        if held is not None and held.done is not None:
-            return TrainSummary(**{**held.done, "is_new": False})
-        wiring = choose_workers(job, resources, held.workers if held else None)
+        state: _State | None = sink.open(identity, overwrite=overwrite, parse=_State.parse)
+        if resume and state is None:
+            raise SinkError(f"--resume: sink {sink.uri} contains no training; omit --resume")
+        if state is not None and state.done is not None:
+            return TrainSummary(**{**state.done, "is_new": False})
+        wiring = choose_workers(job, resources, state.workers if state else None)
         check_count(len(data.splits["train"]), job, wiring.num_actors)
         with tempfile.TemporaryDirectory(prefix="cvbatch-begun-") as folder:
-            state, begun = held, None
+            begun = None
             with _asked(job, data, listener) if joins_a_cluster() else nullcontext():
                 if state is None:
                     begun = Path(folder) / "begun.keras"
                     state = _begin(job, data, identity, wiring, begun)
                 check_memory(job, state.ready, wiring, resources)
+            sink.acquire()
             if begun is not None:
-                _commit(job, state, begun, overwrite)
+                _commit(job, sink, state, begun)
         images = {name: len(split) for name, split in data.splits.items()}
-        listener.say(
-            f"{', '.join(f'{n:,} {name}' for name, n in images.items())} images, "
-            f"{len(data.classes)} classes, {wiring.num_actors} workers with batches of "
-            f"{job.training.batch_size}" + ("" if begun is not None else "; going on")
-        )
+        listener.say(_announcement(job, data, wiring) + ("" if begun is not None else "; going on"))
         if not joins_a_cluster():
             stack.enter_context(connected())
         # Ray prints of a worker that died on stdout, which is for results.
         with redirect_stdout(sys.stderr):
-            said = _teach(job, data, state, wiring, listener)
-    summary = TrainSummary(
-        sink, identity, state.workers, images, seconds=time.perf_counter() - started, **said
-    )
-    _put_state(sink, _State(**{**vars(state), "done": summary.as_json()}))
+            said = _teach(job, sink, data, state, wiring, listener)
+        summary = TrainSummary(
+            sink.uri, identity, state.workers, images, seconds=time.perf_counter() - started, **said
+        )
+        sink.write_state(asdict(replace(state, done=summary.as_json())))
+        sink.remove_leftovers()
     return summary
+
+
+def _announcement(job: TrainJob, data: Labelled, wiring: Allocation) -> str:
+    images = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    return (
+        f"{images} images, {len(data.classes)} classes, {wiring.num_actors} workers with batches "
+        f"of {job.training.batch_size}"
+    )
+
+
+def _with_absolute_uris(job: TrainJob) -> TrainJob:
+    """Return the job with URIs that mean the same in the working directory of every worker."""
+    source = job.source.model_copy(update={"uri": [store.absolute(uri) for uri in job.source.uri]})
+    sink = SinkConfig(uri=store.absolute(job.sink.uri))
+    return job.model_copy(update={"sink": sink, "source": source})
 
 
 def wanted_of(job: TrainJob) -> Wanted:
@@ -192,43 +198,6 @@ def _model_identity(job: TrainJob) -> str:
     return json.dumps(digests)
 
 
-def _held(sink: str, identity: str) -> _State | None:
-    """Return what the sink says of this training; None where nothing was begun.
-
-    Raises:
-        SinkError: it holds something else.
-    """
-    try:
-        said = json.loads(store.read_bytes(store.join(sink, _STATE)))
-        state = _State.of(said)
-    except NotFoundError:
-        return None
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise SinkError(
-            f"sink {sink}: {_STATE} is damaged; name another sink, or --overwrite"
-        ) from None
-    if state.fingerprint != identity:
-        raise SinkError(
-            f"sink {sink} holds another training (fingerprint {state.fingerprint[:12]}, this job's "
-            f"is {identity[:12]}): data, model or training section differ; name another sink, or "
-            "--overwrite"
-        )
-    return state
-
-
-def _check_sink(sink: str, overwrite: bool) -> None:
-    """Refuse a sink that holds what no training has put there."""
-    try:
-        refuse_others(sink, "training")
-        is_begun = overwrite or store.exists(store.join(sink, _STATE))
-        if not is_begun and store.exists(store.join(sink, "model.keras")):
-            raise SinkError(
-                f"sink {sink} holds a model.keras, which is not this job's; name another"
-            )
-    except (NotFoundError, AccessDeniedError) as error:
-        raise SinkError(f"the sink cannot be used: {error}") from None
-
-
 def _asked(job: TrainJob, data: Labelled, listener: Listener) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
     from cvbatch.distributed.preflight import nodes_checked
@@ -259,14 +228,10 @@ def _anchors(split: Split, job: TrainJob) -> Sequence[Sequence[float]]:
     return [[float(side) for side in shape] for shape in found]
 
 
-def _commit(job: TrainJob, state: _State, begun: Path, overwrite: bool) -> None:
-    """Write what the workers and the next run need; of what is overwritten nothing stays."""
-    sink = job.sink.uri
-    if overwrite:
-        for name in (_STATE, "model.keras"):
-            store.delete(store.join(sink, name))
-        _delete_folder(store.join(sink, _RUN))
-    store.put_bytes(store.join(sink, _BEGUN), begun.read_bytes())
+def _commit(job: TrainJob, sink: Sink, state: _State, begun: Path) -> None:
+    """Write what the workers and the next run need; nothing of an overwritten run remains."""
+    sink.clear("model.keras", _RUN)
+    sink.put(_BEGUN, begun.read_bytes())
     run = job.run.model_copy(update={"workers": state.workers})
     training = job.training.model_copy(update={"metric": state.ready.metric})
     model = job.model.model_copy(update={"image_size": state.ready.image_size})
@@ -274,24 +239,17 @@ def _commit(job: TrainJob, state: _State, begun: Path, overwrite: bool) -> None:
         model = job.model
     resolved = job.model_copy(update={"run": run, "training": training, "model": model})
     text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    store.put_bytes(store.join(sink, "config.yaml"), text.encode())
-    _put_state(sink, state)
-
-
-def _delete_folder(uri: str) -> None:
-    place = store.Location.of(uri)
-    try:
-        store.attempt(place, lambda files: files.delete_dir(place.path))
-    except NotFoundError:
-        return
-
-
-def _put_state(sink: str, state: _State) -> None:
-    store.put_bytes(store.join(sink, _STATE), json.dumps(asdict(state), indent=1).encode())
+    sink.put("config.yaml", text.encode())
+    sink.write_state(asdict(state))
 
 
 def _teach(
-    job: TrainJob, data: Labelled, state: _State, wiring: Allocation, listener: Listener
+    job: TrainJob,
+    sink: Sink,
+    data: Labelled,
+    state: _State,
+    wiring: Allocation,
+    listener: Listener,
 ) -> dict[str, Any]:
     """Run the lessons on Ray, which is imported only now."""
     from cvbatch.train.ray_trainer import run_training
@@ -309,7 +267,8 @@ def _teach(
         metric=state.ready.metric,
         num_workers=state.workers,
         steps_per_epoch=-(-len(data.splits["train"]) // images_per_step),
-        begun_uri=store.join(job.sink.uri, _BEGUN),
-        sink_uri=job.sink.uri,
+        begun_uri=sink.join(_BEGUN),
+        sink_uri=sink.uri,
+        lease_token=sink.lease_token,
     )
-    return run_training(lessons, listener.epoch)
+    return run_training(lessons, listener.epoch, sink.check)

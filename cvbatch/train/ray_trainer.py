@@ -48,10 +48,13 @@ class _Ledger:
         return self._rows
 
 
-def run_training(lessons: WorkerSpec, hear: Callable[[str, Row], None]) -> dict[str, Any]:
+def run_training(
+    lessons: WorkerSpec, hear: Callable[[str, Row], None], check: Callable[[], None]
+) -> dict[str, Any]:
     """Return what the first worker says of the run when all epochs are done.
 
-    hear: is told of each epoch, in a line and in numbers.
+    hear: is told of each epoch, in a line and in numbers. check: is called every half second, and
+    stops the training by what it raises.
 
     Raises:
         CvbatchError: the training cannot go on; what the last checkpoint holds is good.
@@ -72,6 +75,7 @@ def run_training(lessons: WorkerSpec, hear: Callable[[str, Row], None]) -> dict[
     told = 0
     while thread.is_alive():
         thread.join(_POLL_S)
+        check()
         told = _tell(ray.get(ledger.rows.remote()), told, hear)
     error = ray.get(ledger.error.remote())
     if error is not None:

@@ -19,6 +19,7 @@ import tensorflow as tf
 from cvbatch.core.types import InputKey
 from cvbatch.images.decode import Limits
 from cvbatch.storage import store
+from cvbatch.storage.lease import check_token
 from cvbatch.storage.retry import is_full, translate
 from cvbatch.train import history, network
 from cvbatch.train.augmentation import Augmentation
@@ -111,6 +112,7 @@ class TrainingWorker:
             "num_unusable": self._failures(),
         }
         if self._replicas.is_chief:
+            self._check_lease()
             self._leave()
             self._put("metrics.json", json.dumps(metrics, indent=1).encode())
             job = self._lessons.job
@@ -159,6 +161,7 @@ class TrainingWorker:
 
     def _hear(self, event: Event) -> None:
         """Report a checkpoint, with all workers; as the first, tell of the epoch."""
+        self._check_lease()
         checkpoint = None
         if event.checkpoint is not None:
             checkpoint = ray.train.Checkpoint.from_directory(event.checkpoint)
@@ -198,6 +201,11 @@ class TrainingWorker:
         for said in self._replicas.gather(json.dumps(own).encode()):
             told |= json.loads(said)
         return {"count": len(told), "such_as": dict(sorted(told.items())[:_TOLD_FAILURES])}
+
+    def _check_lease(self) -> None:
+        """Stop if another run has the sink, also while the driver, which has the lease, hangs."""
+        if self._replicas.is_chief:
+            check_token(self._lessons.sink_uri, self._lessons.lease_token)
 
     def _leave(self) -> None:
         """Put what the epochs came to so far into the sink."""

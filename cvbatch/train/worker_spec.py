@@ -22,3 +22,4 @@ class WorkerSpec:
     steps_per_epoch: int
     begun_uri: str  # the .keras file that the network begins as
     sink_uri: str
+    lease_token: str = ""  # of the driver's lease, which is checked before each checkpoint

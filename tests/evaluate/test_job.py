@@ -3,18 +3,25 @@
 import json
 import os
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from cvbatch.config.evaluate import parse_evaluation
-from cvbatch.core.errors import ConfigError, RefusedError, SinkError, SourceError
+from cvbatch.core.errors import ConfigError, CvbatchError, RefusedError, SinkError, SourceError
 from cvbatch.core.types import VOID_CLASS, Boxes
+from cvbatch.evaluate import job as job_module
 from cvbatch.evaluate.job import evaluate
+from cvbatch.evaluate.scoring import merged
+from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH, current_holder
+from cvbatch.storage.sink import Sink
 from tests.metrics.test_average_precision import COCO_FIGURES, TrueBoxes, pycoco
 from tests.support.evaluations import Heard, write_result, write_truth
 from tests.support.jobs import cvbatch, write_job
+from tests.support.lease_holder import FAR, lease_holder, tree
+from tests.support.simulated_clock import SimulatedClock
 
 ANIMALS = {"labels": ("cat", "dog", "owl")}
 THINGS = {"boxes": ("cup", "hat")}
@@ -121,7 +128,7 @@ def test_a_sink_of_something_else_is_refused(tmp_path):
     rows, truth = one_of()
     run(tmp_path, rows, truth)
     for sink in ("said", "truth"):
-        with pytest.raises(SinkError, match="name"):
+        with pytest.raises(SinkError, match="use an"):
             run(tmp_path, sink=sink)
 
 
@@ -467,6 +474,45 @@ def test_a_finished_evaluation_is_not_done_again_and_another_is_refused(tmp_path
     with pytest.raises(SinkError, match="another evaluation"):
         run(tmp_path, seed=3)
     assert run(tmp_path, seed=3, overwrite=True).is_new
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_sink_in_use_is_refused_until_its_run_is_killed(tmp_path, overwrite):
+    rows, truth = random_animals(0)
+    out = tmp_path / "out"
+    if overwrite:
+        run(tmp_path, rows, truth)
+    with lease_holder(out) as process:
+        before = tree(out)
+        with pytest.raises(SinkError, match=rf"in use by .*process {process.pid}\)"):
+            run(tmp_path, rows, truth, seed=3, overwrite=overwrite)
+        assert tree(out) == before
+        process.kill()
+        process.wait()
+        assert run(tmp_path, seed=3, overwrite=overwrite).is_new
+    assert not (out / LEASE_PATH).exists()
+
+
+def test_the_lease_is_held_while_parts_are_scored_and_its_loss_ends_the_evaluation(
+    tmp_path, monkeypatch
+):
+    clock = SimulatedClock()
+    monkeypatch.setattr(job_module, "Sink", partial(Sink, clock=clock))
+
+    def merge(scored):
+        assert current_holder(str(out)).pid == os.getpid()
+        next(scored)
+        (out / LEASE_PATH).write_bytes(FAR.to_json())
+        clock.sleep(HEARTBEAT_S)
+        return merged(scored)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(job_module, "merged", merge)
+    rows, truth = random_animals(0)
+    with pytest.raises(CvbatchError, match="taken over by a run on far"):
+        run(tmp_path, rows, truth, part_images=3)
+    assert tree(out) == {}
+    assert (out / LEASE_PATH).read_bytes() == FAR.to_json()
 
 
 def test_the_command_from_a_store_into_it(tmp_path, s3_server):

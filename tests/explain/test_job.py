@@ -26,6 +26,7 @@ from tests.support.jobs import (
     write_job,
     write_tar,
 )
+from tests.support.lease_holder import lease_holder, tree
 
 pytestmark = pytest.mark.keras
 ROOT = Path(__file__).parents[2]
@@ -219,7 +220,7 @@ def test_new_images_are_added(archive, keras_files, tmp_path):
 def test_another_job_is_refused_unless_it_may_overwrite(copied, archive, keras_files):
     other = job(archive, copied, keras_files / "nested_classifier.keras", weights={})
     before = files(copied)
-    with pytest.raises(SinkError, match="holds another explanation"):
+    with pytest.raises(SinkError, match="contains another explanation"):
         run(other)
     assert files(copied) == before
     summary = run(other, overwrite=True)
@@ -241,17 +242,47 @@ def test_a_sink_in_a_store(s3, archive, keras_files, tmp_path):
     assert (status, "nothing to do" in told) == (0, True), told
     other = write_job(tmp_path / "other.yaml", job(archive, sink, model, weights={}))
     status, _, told = cvbatch("explain", "--config", other)
-    assert (status, "holds another explanation" in told) == (2, True), told
+    assert (status, "contains another explanation" in told) == (2, True), told
     status, _, told = cvbatch("explain", "--config", other, "--overwrite")
     assert (status, "2 pictures" in told) == (0, True), told
     left = {name.split("/")[0] for name in files(s3.bucket / tmp_path.name)}
     assert left == {"pictures", "weights"}
 
 
+def test_a_sink_in_use_is_refused_and_not_cleared(copied, archive, keras_files):
+    other = job(archive, copied, keras_files / "nested_classifier.keras", weights={})
+    with lease_holder(copied) as process:
+        before = tree(copied)
+        with pytest.raises(SinkError, match=rf"in use by .*process {process.pid}\)"):
+            run(other, overwrite=True)
+        assert tree(copied) == before
+        process.kill()
+        process.wait()
+        assert run(other, overwrite=True).num_pictures == 2
+
+
+def test_the_plan_of_the_images_survives_when_they_are_overwritten(copied, archive, keras_files):
+    values = job(archive, copied, keras_files / "nested_classifier.keras", gradcam={})
+    before = sorted((copied / "images").rglob("*/manifest/*"))
+    assert before
+    run(values, overwrite=True)
+    assert sorted((copied / "images").rglob("*/manifest/*")) == before
+    assert not run(values).is_new
+
+
+def test_a_state_of_version_0_1_0_that_counts_no_failures_is_complete(copied, archive, keras_files):
+    path = copied / "_cvbatch" / "explain.json"
+    state = json.loads(path.read_text())
+    del state["counted"]
+    path.write_text(json.dumps(state))
+    summary = run(job(archive, copied, keras_files / "nested_classifier.keras"))
+    assert (summary.is_new, summary.is_over_failure_limit) == (False, False)
+
+
 @pytest.mark.parametrize("name", ["_cvbatch/job.json", "_cvbatch/training.json", "a.parquet"])
 def test_the_sink_of_something_else_is_refused(tmp_path, archive, keras_files, name):
     write_files(tmp_path / "sink", {name: b"{}"})
-    with pytest.raises(SinkError, match="name an"):
+    with pytest.raises(SinkError, match="use an"):
         run(job(archive, tmp_path / "sink", keras_files / "nested_classifier.keras"))
 
 

@@ -209,15 +209,15 @@ def test_half_an_export_is_not_taken_for_one_and_begins_again(tmp_path, result, 
 def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path, result):
     jobs.write_files(tmp_path / "full", {"mine.txt": b"mine"})
     for overwrite in (False, True):
-        with pytest.raises(SinkError, match=r"holds 'mine\.txt', which no export wrote"):
+        with pytest.raises(SinkError, match=r"contains 'mine\.txt', which no export wrote"):
             exported("coco", result, tmp_path / "full", overwrite=overwrite)
     assert tree(tmp_path / "full") == {"mine.txt": b"mine"}
     for place in (result, result / "below"):
-        with pytest.raises(SinkError, match="would lie in the result"):
+        with pytest.raises(SinkError, match="would be inside the result"):
             exported("coco", result, place)
     exported("coco", result, tmp_path / "out")
     first = tree(tmp_path / "out")
-    with pytest.raises(SinkError, match="holds an export; name another folder, or --overwrite"):
+    with pytest.raises(SinkError, match="contains an export; use another folder or --overwrite"):
         exported("voc", result, tmp_path / "out")
     assert tree(tmp_path / "out") == first
     jobs.write_files(tmp_path / "out", {"mine.txt": b"mine"})
@@ -285,7 +285,7 @@ def test_from_a_store_into_a_store_is_the_same(tmp_path, result, s3):
         for sink_uri in (tmp_path / format_, f"{uri}/{format_}"):
             exported(format_, f"{uri}/result", sink_uri)
         assert tree(s3.bucket / "exports" / format_) == tree(tmp_path / format_)
-    with pytest.raises(SinkError, match="holds an export"):
+    with pytest.raises(SinkError, match="contains an export"):
         exported("voc", f"{uri}/result", f"{uri}/coco")
     exported("voc", f"{uri}/result", f"{uri}/coco", overwrite=True)
     assert tree(s3.bucket / "exports" / "coco") == tree(tmp_path / "voc")

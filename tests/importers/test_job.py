@@ -1,6 +1,7 @@
 """The shards of an import: the same source gives the same files, and a refusal leaves none."""
 
 import json
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,8 +13,14 @@ from cvbatch.importers.import_report import NUM_EXAMPLES, Report
 from cvbatch.importers.rules import KINDS, RULES, actions_by_kind
 from cvbatch.results import schema
 from cvbatch.storage import store
+from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH
+from cvbatch.storage.sink import Sink
 from tests.support.datasets import files, imported, picture, put, rows, voc
+from tests.support.lease_holder import FAR, lease_holder, tree
 from tests.support.s3_server import S3Server
+from tests.support.simulated_clock import SimulatedClock
+
+STATE = "_cvbatch/import.json"
 
 
 @pytest.fixture
@@ -27,7 +34,7 @@ def test_an_import_twice_gives_the_same_files(source, tmp_path):
     for name in ("one", "two"):
         imported("voc", source, tmp_path / name, shard_images=3)
     assert files(tmp_path / "one") == files(tmp_path / "two")
-    summaries = [(tmp_path / name / job.SUMMARY).read_bytes() for name in ("one", "two")]
+    summaries = [(tmp_path / name / STATE).read_bytes() for name in ("one", "two")]
     assert summaries[0] == summaries[1]
     names = list(files(tmp_path / "one"))
     assert [name.rsplit("-", 1)[0] for name in names] == [
@@ -94,9 +101,9 @@ def test_a_sink_in_use_is_refused_until_overwritten(source, tmp_path):
         imported("voc", source, source)
     result = put(tmp_path / "result", {"_cvbatch/job.json": "{}"})
     for overwrite in (False, True):
-        with pytest.raises(SinkError, match="`cvbatch predict` has its result there"):
+        with pytest.raises(SinkError, match="it belongs to `cvbatch predict`"):
             imported("voc", source, result, overwrite=overwrite)
-    damaged = put(tmp_path / "damaged", {job.SUMMARY: "["})
+    damaged = put(tmp_path / "damaged", {STATE: "["})
     with pytest.raises(SinkError, match="is damaged"):
         imported("voc", source, damaged)
     imported("voc", source, damaged, overwrite=True)
@@ -128,11 +135,58 @@ def test_an_import_cut_short_begins_again_and_ends_the_same(source, tmp_path, mo
         imported("voc", source, tmp_path / "out", shard_images=2)
     monkeypatch.undo()
     assert 0 < len(files(tmp_path / "out")) < len(files(tmp_path / "whole"))
-    summary = tmp_path / "out" / job.SUMMARY
+    summary = tmp_path / "out" / STATE
     assert json.loads(summary.read_text())["is_complete"] is False
     imported("voc", source, tmp_path / "out", shard_images=2)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert json.loads(summary.read_text())["is_complete"] is True
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_sink_in_use_is_refused_until_its_run_is_killed(source, tmp_path, overwrite):
+    out = tmp_path / "out"
+    if overwrite:
+        imported("voc", source, out)
+    with lease_holder(out) as process:
+        before = tree(out)
+        with pytest.raises(SinkError, match=rf"in use by .*process {process.pid}\)"):
+            imported("voc", source, out, overwrite=overwrite)
+        assert tree(out) == before
+        process.kill()
+        process.wait()
+        report, _ = imported("voc", source, out, overwrite=overwrite)
+    assert report.num_written == 7
+    assert not (out / LEASE_PATH).exists()
+
+
+def test_of_two_imports_that_check_at_the_same_time_one_writes(source, tmp_path):
+    """The second one has passed its checks before the first one takes the lease."""
+    out = tmp_path / "out"
+
+    def say(line):
+        if line == "checked 7 images":
+            imported("voc", source, out, shard_images=2)
+
+    with pytest.raises(SinkError, match="another run wrote into the sink"):
+        imported("voc", source, out, say=say, shard_images=3)
+    assert len(files(out)) == 4  # 4, 2 and 1 images, at most 2 a file
+    assert not (out / LEASE_PATH).exists()
+
+
+def test_an_import_that_loses_its_lease_stops(source, tmp_path, monkeypatch):
+    clock = SimulatedClock()
+    monkeypatch.setattr(job, "Sink", partial(Sink, clock=clock))
+    out = tmp_path / "out"
+
+    def say(line):
+        if line == "read 7 images":
+            (out / LEASE_PATH).write_bytes(FAR.to_json())
+            clock.sleep(HEARTBEAT_S)
+
+    with pytest.raises(CvbatchError, match="taken over by a run on far"):
+        imported("voc", source, out, say=say)
+    assert json.loads((out / STATE).read_text())["is_complete"] is False
+    assert (out / LEASE_PATH).read_bytes() == FAR.to_json()
 
 
 def test_a_source_that_changes_underway_is_told(source, tmp_path):
@@ -142,7 +196,7 @@ def test_a_source_that_changes_underway_is_told(source, tmp_path):
 
     with pytest.raises(CvbatchError, match="changed while it was imported"):
         imported("voc", source, tmp_path / "out", say=say)
-    assert not json.loads((tmp_path / "out" / job.SUMMARY).read_text())["is_complete"]
+    assert not json.loads((tmp_path / "out" / STATE).read_text())["is_complete"]
 
 
 def test_large_images_fill_a_shard_sooner(source, tmp_path, monkeypatch):
@@ -161,7 +215,7 @@ def test_from_one_bucket_into_another_folder(source, tmp_path, s3: S3Server):
     report, _ = imported("voc", f"{s3.bucket_uri}/set", f"{s3.bucket_uri}/labels")
     assert report.num_written == 7
     assert files(s3.bucket / "labels") == files(tmp_path / "out")
-    with pytest.raises(SinkError, match="holds labelled data"):
+    with pytest.raises(SinkError, match="contains labelled data"):
         imported("voc", f"{s3.bucket_uri}/set", f"{s3.bucket_uri}/labels")
     with pytest.raises(SourceError, match="cannot be read"):
         imported("voc", "s3://no-such-bucket/set", tmp_path / "x")

@@ -17,10 +17,10 @@ from cvbatch.predict.job import predict
 from cvbatch.predict.summary import Summary
 from cvbatch.storage import lease
 from tests.support import jobs
+from tests.support.lease_holder import FAR
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 LITERT = ["run.engine=litert", "run.arrangement=fused", "run.gpus_per_actor=0"]
-FAR = lease.Holder("far.example", "", 7, "", "2026-01-01T00:00:00+00:00", "abc")
 COUNT = 10  # images, and two broken files: two chunks
 
 
@@ -132,10 +132,10 @@ def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_st
     assert told.endswith("; 1 file gone from the source, their rows stay")
 
     ear, bytes_after = jobs.Ear(), jobs.parts(sink)
-    (sink / lease.NAME).write_bytes(FAR.content)
+    (sink / lease.LEASE_PATH).write_bytes(FAR.to_json())
     dry = estimate(parse_job(values(source, sink, keras_files), LITERT), ear)
     assert (dry.num_new, dry.num_changed, dry.num_removed) == (0, 0, 1)
-    assert any("held by a run on far.example (process 7)" in line for line in ear.lines)
+    assert any("in use by a run on far.example (process 7)" in line for line in ear.lines)
     assert jobs.parts(sink) == bytes_after
 
 
@@ -158,7 +158,7 @@ def test_stopped_between_the_manifest_and_the_files_and_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         run(source, sink, keras_files, Interrupted())
     assert jobs.parts(sink) == before  # every row is there, once
-    assert not (sink / lease.NAME).exists()
+    assert not (sink / lease.LEASE_PATH).exists()
     assert run(source, sink, keras_files).num_chunks == 1
     assert jobs.parts(sink) == jobs.parts(undisturbed) != before
 
@@ -186,7 +186,7 @@ def test_a_retry_and_an_overwriting_do_revised_chunks_as_they_are_now(source, si
     assert retried.num_chunks == 1  # the one with the two broken files
     assert jobs.parts(sink) == revised
     other = ["source.max_pixels=1000000"]
-    with pytest.raises(SinkError, match="another job"):
+    with pytest.raises(SinkError, match="another prediction"):
         run(source, sink, keras_files, overrides=other)
     assert run(source, sink, keras_files, overrides=other, overwrite=True).num_chunks == 2
     assert sorted(revisions(sink)) == [0, 1]
@@ -245,14 +245,14 @@ def add(summary, report, add=Summary.add):
     time.sleep(1)
     add(summary, report)
 
-lease.BEAT_S, Summary.add = 0.5, add
+lease.HEARTBEAT_S, Summary.add = 0.5, add
 """
 NO_LEASE = """
 import os, time
 from pathlib import Path
-from cvbatch.storage.lease import Lease
+from cvbatch.storage.sink import Sink
 
-def take(lease):  # both have planned all chunks before one of them begins
+def acquire(sink):  # both have planned all chunks before one of them begins
     here = Path(__file__).parent
     (here / f"{os.getpid()}.ready").touch()
     deadline = time.monotonic() + 120
@@ -260,7 +260,7 @@ def take(lease):  # both have planned all chunks before one of them begins
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
-Lease.wait_until_free, Lease.take = (lambda lease: None), take
+Sink.__enter__, Sink.acquire = (lambda sink: sink), acquire
 """
 
 
@@ -300,12 +300,12 @@ def test_a_second_run_is_refused_and_one_after_a_kill_goes_on_at_once(command, t
         assert f"(process {first.pid})" in told[-1]
         assert first.poll() is None
         first.kill()
-    assert json.loads((command.sink / lease.NAME).read_text())["pid"] == first.pid
+    assert json.loads((command.sink / lease.LEASE_PATH).read_text())["pid"] == first.pid
     written = jobs.parts(command.sink)
     status, told = command.end()
     assert status == 0, told
-    assert not any("looking for" in line for line in told)
-    assert not (command.sink / lease.NAME).exists()
+    assert not any("waiting up to" in line for line in told)
+    assert not (command.sink / lease.LEASE_PATH).exists()
     after = jobs.parts(command.sink)
     assert len(after) == COUNT + 2
     assert {name: after[name] for name in written} == written
@@ -314,12 +314,12 @@ def test_a_second_run_is_refused_and_one_after_a_kill_goes_on_at_once(command, t
 def test_a_run_that_was_taken_over_stops_and_says_so(command, tmp_path):
     with command.start(**patched(tmp_path / "slow", SLOW)) as process:
         await_chunk(process)
-        (tmp_path / "far").write_bytes(FAR.content)
-        (tmp_path / "far").replace(command.sink / lease.NAME)  # never seen half written
+        (tmp_path / "far").write_bytes(FAR.to_json())
+        (tmp_path / "far").replace(command.sink / lease.LEASE_PATH)  # never seen half written
         told = process.stderr.read().strip().splitlines()
     assert process.returncode == 1
     assert "taken over by a run on far.example" in told[-1]
-    assert json.loads((command.sink / lease.NAME).read_text())["token"] == FAR.token
+    assert json.loads((command.sink / lease.LEASE_PATH).read_text())["token"] == FAR.token
 
 
 def test_without_any_lease_two_runs_at_once_leave_what_one_leaves(command, tmp_path):

@@ -189,7 +189,7 @@ def test_another_job_is_refused_and_overwrites_only_when_told(archive, done, ker
     sink = tmp_path / "sink"
     shutil.copytree(done, sink)
     other = [*LITERT, "models.2.iou_threshold=0.1"]
-    with pytest.raises(SinkError, match="holds the result of another job"):
+    with pytest.raises(SinkError, match="contains another prediction"):
         run(archive, sink, keras_files, overrides=other)
     assert jobs.parts(sink) == jobs.parts(done)
     summary = run(archive, sink, keras_files, overrides=other, overwrite=True)

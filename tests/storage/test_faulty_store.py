@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from cvbatch.core.errors import ConfigError, NotFoundError, StoreError
-from cvbatch.core.types import RetryPolicy
 from cvbatch.storage import retry, store
 from cvbatch.storage.conditional_write import conditional_file
 from cvbatch.storage.listing import list_files
@@ -28,6 +27,7 @@ from tests.support.faulty_proxy import (
     proxied,
     unwell,
 )
+from tests.support.retries import change_retry_policy, retry_policy
 from tests.support.s3_server import S3Server
 
 TIMEOUT_S = 1.0
@@ -37,10 +37,8 @@ NUM_FILES = 16
 
 @pytest.fixture
 def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    limits = RetryPolicy(request_timeout_s=TIMEOUT_S, retry_budget_s=60)
-    monkeypatch.setattr(retry, "_policy", limits)
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.05)
-    with proxied(s3.endpoint) as proxy:
+    limits = {"request_timeout_s": TIMEOUT_S, "retry_budget_s": 60, "sleep": lambda seconds: None}
+    with retry_policy(**limits), proxied(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
         yield proxy
 
@@ -121,7 +119,7 @@ def test_a_store_that_stays_down_ends_the_request_within_its_budget(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     store.put_bytes("s3://bucket/down/x", b"abcdef")
-    store.set_retry_policy(RetryPolicy(request_timeout_s=1, retry_budget_s=1))
+    change_retry_policy(request_timeout_s=1, retry_budget_s=1)
     proxy.choose = lambda it: fault if it.method == "GET" else None
     proxy.seen.clear()
     begun = time.monotonic()
@@ -140,7 +138,7 @@ def test_a_put_that_was_cut_leaves_no_object_or_the_whole(
 ) -> None:
     name, data = f"cut-{size}-{share}", os.urandom(size)
     uri, held = f"s3://bucket/{name}/x", s3.bucket / name / "x"
-    store.set_retry_policy(RetryPolicy(request_timeout_s=1, retry_budget_s=0))
+    change_retry_policy(request_timeout_s=1, retry_budget_s=0)
     proxy.choose = lambda it: CUT_UPLOAD._replace(share=share) if it.method == "PUT" else None
     with pytest.raises(StoreError):
         store.put_bytes(uri, data)
@@ -156,10 +154,12 @@ def test_a_put_that_was_cut_leaves_no_object_or_the_whole(
 def test_what_boto3_raises_gets_the_projects_names(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, action: Callable[[str], Any]
 ) -> None:
-    monkeypatch.setattr(retry, "_policy", RetryPolicy(request_timeout_s=1, retry_budget_s=0))
-    monkeypatch.setattr(retry, "pause", lambda wait: None)
+    limits = {"request_timeout_s": 1, "retry_budget_s": 0, "sleep": lambda seconds: None}
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    with pytest.raises(StoreError, match=r"did not answer.*EndpointConnectionError"):
+    with (
+        retry_policy(**limits),
+        pytest.raises(StoreError, match=r"did not answer.*EndpointConnectionError"),
+    ):
         action("s3://bucket/x")
     monkeypatch.setenv("AWS_PROFILE", "nosuch")
     with pytest.raises(store.CredentialsError, match="ProfileNotFound"):

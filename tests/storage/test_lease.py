@@ -1,4 +1,7 @@
-"""One run at a time in a sink: in every kind of store, alive, dead, killed, or all at once."""
+"""One writer at a time in a sink: in every kind of store, with runs that live, hang or are killed.
+
+Time is simulated: no test waits for a heartbeat or a timeout.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,31 @@ import http.client
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from cvbatch.core.errors import CvbatchError, SinkError, StoreError
-from cvbatch.storage import lease, store
-from cvbatch.storage.conditional_write import conditional_file
-from cvbatch.storage.lease import NAME, Holder, Lease, holder_in
+from cvbatch.storage import store
+from cvbatch.storage.conditional_write import Content, conditional_file
+from cvbatch.storage.lease import (
+    HEARTBEAT_S,
+    LEASE_PATH,
+    LEASE_TIMEOUT_S,
+    Holder,
+    Lease,
+    check_token,
+    current_holder,
+)
+from tests.support.lease_holder import FAR, FastClock, lease_holder
 from tests.support.s3_server import S3Server
-
-FAR = Holder("far.example", "another boot", 7, "1", "2026-01-01T00:00:00+00:00", "abc", 3)
+from tests.support.simulated_clock import SimulatedClock
+from tests.support.waiting import wait_for
 
 
 class Conditional(ThreadingHTTPServer):
@@ -49,10 +57,14 @@ class Conditional(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or the body of an answer waits 40 ms for an ACK
     server: Conditional
 
     def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed
+            return None
         server = self.server
         with server.lock:
             tag = server.tags.get(self.path)
@@ -92,15 +104,20 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def conditional_s3(server: S3Server, *, knows: bool) -> Iterator[str]:
-    with Conditional(server.endpoint, knows=knows) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        yield proxy.endpoint
-        proxy.shutdown()
-
-
 KINDS = ["local", "s3 that ignores conditions", "s3 that knows them", "s3 that refuses them"]
+
+
+@pytest.fixture(scope="module")
+def endpoints(s3_server: S3Server) -> Iterator[dict[str, str]]:
+    """An S3 server of every kind; a client of each is made once, which takes a while."""
+    with ExitStack() as stack:
+        urls = {KINDS[1]: s3_server.endpoint}
+        for kind in KINDS[2:]:
+            proxy = stack.enter_context(Conditional(s3_server.endpoint, knows="knows" in kind))
+            threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+            stack.callback(proxy.shutdown)
+            urls[kind] = proxy.endpoint
+        yield urls
 
 
 @pytest.fixture(params=KINDS[:3])
@@ -108,286 +125,310 @@ def sink(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     s3_server: S3Server,
+    endpoints: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[str]:
+) -> str:
     """A sink of every kind that there is."""
     if request.param == "local":
-        yield str(tmp_path / "out")
-        return
-    with ExitStack() as stack:
-        for name, value in s3_server.env.items():
-            monkeypatch.setenv(name, value)
-        if "ignores" not in request.param:
-            proxy = conditional_s3(s3_server, knows="knows" in request.param)
-            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", stack.enter_context(proxy))
-        yield f"s3://bucket/{tmp_path.name}"
+        return str(tmp_path / "out")
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoints[request.param])
+    return f"s3://bucket/{tmp_path.name}"
 
 
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_S", 0.1)
-    monkeypatch.setattr(lease, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(lease, "_LOOK_S", 0.02)
-
-
-@dataclass
-class Said:
-    lines: list[str]
-
-    def __call__(self, line: str) -> None:
-        self.lines.append(line)
+@pytest.fixture
+def clock() -> SimulatedClock:
+    return SimulatedClock()
 
 
 def silent(line: str) -> None:
     pass
 
 
-def await_true(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def write_lease(sink: str, data: bytes) -> None:
+    store.put_bytes(store.join(sink, LEASE_PATH), data)
 
 
-def leave(sink: str, data: bytes) -> None:
-    store.put_bytes(store.join(sink, NAME), data)
-
-
-def is_lost(held: Lease) -> bool:
+def is_lost(lease: Lease) -> bool:
     try:
-        held.check()
+        lease.check()
     except CvbatchError:
         return True
     return False
 
 
-# --- the slot ------------------------------------------------------------------------------------
+# --- conditional writes ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sink", KINDS, indirect=True)
-def test_a_slot_is_written_over_what_was_seen_alone(sink: str, request) -> None:
-    slot = conditional_file(store.join(sink, NAME))
-    assert slot is not None
-    assert slot.read() is None
-    assert slot.put(b"one", None)
-    one = slot.read()
+def test_a_file_is_replaced_only_if_it_has_not_changed(sink: str, request) -> None:
+    file = conditional_file(store.join(sink, LEASE_PATH))
+    assert file is not None
+    assert file.read() is None
+    assert file.put(b"one", None)
+    one = file.read()
     assert one is not None
     assert one.data == b"one"
-    assert slot.put(b"two", one)
+    assert file.put(b"two", one)
     knows = "ignores" not in request.node.name and "refuses" not in request.node.name
-    assert slot.put(b"three", None) is not knows
-    assert slot.put(b"four", one) is not knows
-    assert slot.read().data == (b"two" if knows else b"four")  # type: ignore[union-attr]
-    slot.remove()
-    assert slot.read() is None
+    assert file.put(b"three", None) is not knows
+    assert file.put(b"four", one) is not knows
+    assert file.read().data == (b"two" if knows else b"four")  # type: ignore[union-attr]
+    file.remove()
+    assert file.read() is None
 
 
 # --- the lease -----------------------------------------------------------------------------------
 
 
-def test_nobody_is_there_and_nothing_is_written_until_it_is_taken(sink: str) -> None:
-    said = Said([])
-    with Lease(sink, said) as held:
-        assert held.wait_until_free() is None
-        assert holder_in(sink) is None
+def test_a_new_sink_is_free_and_nothing_is_written_before_the_lease_is_acquired(
+    sink: str, clock: SimulatedClock
+) -> None:
+    lines: list[str] = []
+    with Lease(sink, lines.append, clock) as lease:
+        assert lease.wait_until_free() is None
+        assert current_holder(sink) is None
+        assert lease.token == ""
     assert store.list_names(store.join(sink, "_cvbatch")) == {}
-    assert said.lines == []
+    assert (lines, clock.now()) == ([], 0.0)
 
 
-def test_it_says_who_runs_beats_and_is_given_back(sink: str) -> None:
-    with Lease(sink, silent) as held:
-        held.take()
-        holder = holder_in(sink)
+def test_it_names_the_run_counts_heartbeats_and_is_released(
+    sink: str, clock: SimulatedClock
+) -> None:
+    with Lease(sink, silent, clock) as lease:
+        lease.acquire()
+        holder = current_holder(sink)
         assert holder is not None
-        assert (holder.pid, holder.is_dead_here) == (os.getpid(), False)
-        await_true(lambda: (holder_in(sink) or holder).beat >= 2)
-        held.check()
+        assert (holder.pid, holder.is_known_dead, holder.beat) == (os.getpid(), False, 0)
+        assert holder.token == lease.token
+        clock.sleep(3 * HEARTBEAT_S)
+        assert current_holder(sink) == holder._replace(beat=3)
+        lease.check()
+        check_token(sink, lease.token)
     assert store.list_names(store.join(sink, "_cvbatch")) == {}
+    clock.sleep(3 * HEARTBEAT_S)
+    assert store.list_names(store.join(sink, "_cvbatch")) == {}  # heartbeats have ended
+
+
+def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    for name, is_left in {"new": False, "deep/new": False, "mine": True, "used": True}.items():
+        sink = tmp_path / name
+        if name == "mine":
+            sink.mkdir()
+        with Lease(str(sink), silent, SimulatedClock()) as lease:
+            lease.acquire()
+            if name == "used":
+                (sink / "x").touch()
+        assert sink.exists() == is_left
+        assert not (sink / "_cvbatch").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "used"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, CvbatchError, SystemExit])
-def test_it_is_given_back_however_the_run_ends(tmp_path: Path, error) -> None:
-    with pytest.raises(error), Lease(str(tmp_path), silent) as held:
-        held.take()
+def test_it_is_released_however_the_run_ends(tmp_path: Path, error) -> None:
+    with pytest.raises(error), Lease(str(tmp_path), silent, SimulatedClock()) as lease:
+        lease.acquire()
         raise error
-    assert not (tmp_path / NAME).exists()
+    assert not (tmp_path / LEASE_PATH).exists()
 
 
-def test_a_store_that_failed_is_not_asked_again(tmp_path: Path) -> None:
-    with pytest.raises(StoreError), Lease(str(tmp_path), silent) as held:
-        held.take()
+def test_a_store_that_failed_gets_no_further_request(tmp_path: Path) -> None:
+    with pytest.raises(StoreError), Lease(str(tmp_path), silent, SimulatedClock()) as lease:
+        lease.acquire()
         raise StoreError("down")
-    assert (tmp_path / NAME).exists()
+    assert (tmp_path / LEASE_PATH).exists()
+
+
+def test_a_heartbeat_that_fails_does_not_end_the_run(
+    tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(uri: str, data: bytes) -> None:
+        raise StoreError("down")
+
+    with Lease(str(tmp_path), silent, clock) as lease:
+        lease.acquire()
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "put_bytes", failing)
+            clock.sleep(2 * HEARTBEAT_S)
+        lease.check()
+        clock.sleep(HEARTBEAT_S)
+        assert current_holder(str(tmp_path)).beat == 1  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("sink", KINDS, indirect=True)
-def test_a_second_run_is_refused_with_who_holds_it_and_leaves_it_alone(
-    sink: str, monkeypatch: pytest.MonkeyPatch
+def test_a_second_run_is_refused_at_the_first_heartbeat_and_told_who_runs(
+    sink: str, clock: SimulatedClock
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE_S", 60.0)
-    with Lease(sink, silent) as first:
-        first.take()
-        said = Said([])
-        started = time.monotonic()
-        for begin in (Lease.wait_until_free, Lease.take):
-            with pytest.raises(SinkError) as refusal, Lease(sink, said) as second:
+    with Lease(sink, silent, clock) as first:
+        first.acquire()
+        lines: list[str] = []
+        for begin in (Lease.wait_until_free, Lease.acquire):
+            started_s = clock.now()
+            with pytest.raises(SinkError) as refusal, Lease(sink, lines.append, clock) as second:
                 begin(second)
             assert f"(process {os.getpid()})" in str(refusal.value)
             assert "\n" not in str(refusal.value)
-        assert time.monotonic() - started < 30  # at the first beat
-        assert "looking for" in said.lines[0]
+            assert clock.now() - started_s <= HEARTBEAT_S + 1
+        assert "waiting up to 20 s for its heartbeat" in lines[0]
         first.check()
-        assert holder_in(sink) is not None
+        assert current_holder(sink).token == first.token  # type: ignore[union-attr]
 
 
-def test_a_holder_elsewhere_without_a_beat_is_waited_for_and_succeeded(
-    sink: str, monkeypatch: pytest.MonkeyPatch
+def test_a_run_elsewhere_without_a_heartbeat_is_replaced_after_the_timeout(
+    sink: str, clock: SimulatedClock
 ) -> None:
-    leave(sink, FAR.content)
-    with Lease(sink, silent) as held:
-        started = time.monotonic()
-        held.wait_until_free()
-        assert time.monotonic() - started >= lease.PATIENCE_S
-        monkeypatch.setattr(lease, "PATIENCE_S", 600.0)
-        held.take()  # it was watched already
-        assert holder_in(sink) != FAR
-    assert holder_in(sink) is None
+    write_lease(sink, FAR.to_json())
+    with Lease(sink, silent, clock) as lease:
+        lease.wait_until_free()
+        assert clock.now() == pytest.approx(LEASE_TIMEOUT_S)
+        lease.acquire()
+        assert clock.now() == pytest.approx(LEASE_TIMEOUT_S)  # it is not watched a second time
+        assert current_holder(sink).token == lease.token  # type: ignore[union-attr]
+    assert current_holder(sink) is None
 
 
-def test_a_holder_that_ends_while_it_is_watched_is_succeeded_at_once(
-    sink: str, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_ends_while_it_is_watched_is_replaced_at_once(
+    sink: str, clock: SimulatedClock
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE_S", 600.0)
-    with ExitStack() as first:
-        first.enter_context(Lease(sink, silent)).take()
-        leave(sink, FAR.content)  # as a second run sees it, between two beats
-        removal = threading.Timer(0.3, store.delete, [store.join(sink, NAME)])
-        removal.start()
-        with Lease(sink, silent) as second:
-            assert second.wait_until_free() is None
-        removal.join()
+    write_lease(sink, FAR.to_json())
+    clock.repeat(lambda: store.delete(store.join(sink, LEASE_PATH)), 3.0)
+    with Lease(sink, silent, clock) as lease:
+        assert lease.wait_until_free() is None
+        assert clock.now() < 4.0
 
 
-def test_who_was_taken_over_is_told_so_and_leaves_the_lease_alone(sink: str) -> None:
-    with Lease(sink, silent) as held:
-        held.take()
-        leave(sink, FAR.content)
-        await_true(lambda: is_lost(held))
-        with pytest.raises(CvbatchError, match=r"taken over by a run on far\.example") as told:
-            held.check()
-        assert told.value.exit_status == 1
-    assert holder_in(sink) == FAR
+def test_a_run_that_lost_the_lease_stops_and_does_not_remove_it(
+    sink: str, clock: SimulatedClock
+) -> None:
+    with Lease(sink, silent, clock) as lease:
+        lease.acquire()
+        write_lease(sink, FAR.to_json())
+        clock.sleep(HEARTBEAT_S)
+        for check in (lease.check, lambda: check_token(sink, lease.token)):
+            with pytest.raises(CvbatchError, match=r"taken over by a run on far\.example") as error:
+                check()
+            assert error.value.exit_status == 1
+        clock.sleep(HEARTBEAT_S)
+    assert current_holder(sink) == FAR
+
+
+def test_a_lease_that_another_run_took_and_released_is_lost(
+    sink: str, clock: SimulatedClock
+) -> None:
+    with Lease(sink, silent, clock) as lease:
+        lease.acquire()
+        store.delete(store.join(sink, LEASE_PATH))
+        clock.sleep(HEARTBEAT_S)
+        for check in (lease.check, lambda: check_token(sink, lease.token)):
+            with pytest.raises(CvbatchError, match="another run, which has ended since"):
+                check()
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"host": "x"}', b"\xff\xfe"])
-def test_a_damaged_lease_is_watched_like_any_other(tmp_path: Path, data: bytes) -> None:
-    leave(str(tmp_path), data)
-    with Lease(str(tmp_path), silent) as held:
-        held.take()
-        held.check()
-        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+def test_a_damaged_lease_is_watched_like_any_other(
+    tmp_path: Path, clock: SimulatedClock, data: bytes
+) -> None:
+    write_lease(str(tmp_path), data)
+    with Lease(str(tmp_path), silent, clock) as lease:
+        lease.acquire()
+        assert clock.now() == pytest.approx(LEASE_TIMEOUT_S)
+        assert json.loads((tmp_path / LEASE_PATH).read_text())["token"] == lease.token
 
 
 @pytest.mark.parametrize("is_abandoned", [False, True])
-def test_of_many_that_begin_at_once_one_is_left(sink: str, is_abandoned: bool) -> None:
+def test_of_many_runs_that_start_at_once_one_remains(
+    sink: str, clock: SimulatedClock, is_abandoned: bool
+) -> None:
     if is_abandoned:
-        leave(sink, FAR.content)
+        write_lease(sink, FAR.to_json())
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
-        runs = [stack.enter_context(Lease(sink, silent)) for _ in range(4)]
+        runs = [stack.enter_context(Lease(sink, silent, clock)) for _ in range(4)]
         ready = threading.Barrier(4)
 
-        def take(run: Lease) -> bool:
+        def acquire(run: Lease) -> bool:
             run.wait_until_free()
             ready.wait()
             try:
-                run.take()
+                run.acquire()
             except SinkError:
                 return False
             return True
 
-        holders = [run for run, has in zip(runs, pool.map(take, runs), strict=True) if has]
-        # where the store knows no conditions several may begin; the next beats leave one
-        await_true(lambda: sum(not is_lost(run) for run in holders) == 1)
+        holders = [run for run, has in zip(runs, pool.map(acquire, runs), strict=True) if has]
+        # In a store without conditional writes several may start; the next heartbeats leave one.
+        clock.sleep(2 * HEARTBEAT_S)
         (last,) = [run for run in holders if not is_lost(run)]
-        before = holder_in(sink)
-        await_true(lambda: (holder_in(sink) or before) != before)
-        assert not is_lost(last)
-    assert holder_in(sink) is None
+        assert current_holder(sink).token == last.token  # type: ignore[union-attr]
+    assert current_holder(sink) is None
 
 
 # --- processes -----------------------------------------------------------------------------------
 
-TAKES = """
-import sys, time
-from cvbatch.storage.lease import Lease
-lease = Lease(sys.argv[1], print)
-lease.take()
-print("held", flush=True)
-time.sleep(600)
-"""
+
+def test_the_real_clock_sends_heartbeats_until_the_end(tmp_path: Path) -> None:
+    with Lease(str(tmp_path), silent, FastClock()) as lease:
+        lease.acquire()
+        wait_for(lambda: (current_holder(str(tmp_path)) or FAR).beat >= 1)
+    assert [thread for thread in threading.enumerate() if thread.name == "heartbeat"] == []
 
 
-@contextmanager
-def holding(sink: str) -> Iterator[subprocess.Popen[str]]:
-    """Yield a process that holds a sink, beating as a run does."""
-    command = [sys.executable, "-c", TAKES, sink]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
-
-
-def test_a_killed_process_of_this_machine_is_succeeded_at_once(
-    sink: str, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_process_of_this_machine_is_replaced_at_once(
+    tmp_path: Path, clock: SimulatedClock
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE_S", 60.0)
-    with holding(sink) as process:
-        assert holder_in(sink).pid == process.pid  # type: ignore[union-attr]
+    sink = str(tmp_path)
+    with lease_holder(sink) as process:
+        assert current_holder(sink).pid == process.pid  # type: ignore[union-attr]
         process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet buried
-        assert holder_in(sink) is None
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie
+        assert current_holder(sink) is None
         process.wait()
-        started = time.monotonic()
-        with Lease(sink, silent) as held:
-            held.take()
-            assert time.monotonic() - started < 30
-            held.check()
+        with Lease(sink, silent, clock) as lease:
+            lease.acquire()
+            assert clock.now() == 0.0
 
 
-def test_a_stopped_process_is_taken_over_and_ends_when_it_wakes(tmp_path: Path) -> None:
-    """As a machine that sleeps: it lives, but nobody can know."""
-    with holding(str(tmp_path)) as process:
+def test_a_stopped_process_is_replaced_and_loses_the_lease_when_it_goes_on(
+    tmp_path: Path, clock: SimulatedClock
+) -> None:
+    """Like a machine that sleeps: it is not dead, but nobody can know."""
+    with lease_holder(tmp_path) as process:
         process.send_signal(signal.SIGSTOP)
-        await_true(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T")
-        with Lease(str(tmp_path), silent) as held:
-            held.take()
-            token = json.loads((tmp_path / NAME).read_text())["token"]
+        wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T")
+        with Lease(str(tmp_path), silent, clock) as lease:
+            lease.acquire()
             process.send_signal(signal.SIGCONT)
-            before = holder_in(str(tmp_path))
-            await_true(lambda: (holder_in(str(tmp_path)) or before) != before)
-            assert json.loads((tmp_path / NAME).read_text())["token"] == token
-            held.check()
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write("wait until the lease is lost\n")
+            process.stdin.close()
+            assert "taken over by a run on" in process.stdout.read()
+            assert json.loads((tmp_path / LEASE_PATH).read_text())["token"] == lease.token
 
 
 def test_a_process_id_that_another_process_has_now_is_not_the_holder() -> None:
-    here = Holder.here()
-    assert not here.is_dead_here
-    assert here._replace(pid_started="0").is_dead_here
-    assert not here._replace(pid_started="0", machine="another boot").is_dead_here
-    assert not here._replace(pid_started="0", machine="").is_dead_here
+    this = Holder.this_process()
+    assert not this.is_known_dead
+    assert this._replace(pid_started="0").is_known_dead
+    assert not this._replace(pid_started="0", machine="another boot").is_known_dead
+    assert not this._replace(pid_started="0", machine="").is_known_dead
 
 
-def test_a_store_without_conditions_for_pyarrow_says_so_once() -> None:
-    said = Said([])
-    with Lease("gs://bucket/out", said) as held:
-        assert held.wait_until_free() is None
-        held.take()
-        held.check()
-    assert len(said.lines) == 1
-    assert "no second one" in said.lines[0]
+def test_the_lease_file_has_the_keys_of_earlier_versions() -> None:
+    keys = ["host", "machine", "pid", "pid_started", "started", "token", "beat"]
+    assert list(json.loads(FAR.to_json())) == keys
+    assert Holder.parse(Content(FAR.to_json(), "")) == FAR
+
+
+def test_a_store_without_conditional_writes_says_so_once(clock: SimulatedClock) -> None:
+    lines: list[str] = []
+    with Lease("gs://bucket/out", lines.append, clock) as lease:
+        assert lease.wait_until_free() is None
+        lease.acquire()
+        lease.check()
+        check_token("gs://bucket/out", lease.token)
+    assert len(lines) == 1
+    assert "do not let a second run" in lines[0]
 
 
 def test_a_sink_that_may_not_be_written_is_refused(
@@ -395,6 +436,6 @@ def test_a_sink_that_may_not_be_written_is_refused(
 ) -> None:
     sink = "s3://bucket/denied"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    for begin in (Lease.wait_until_free, Lease.take):
-        with pytest.raises(SinkError, match="the sink cannot be used"), Lease(sink, silent) as held:
-            begin(held)
+    for begin in (Lease.wait_until_free, Lease.acquire):
+        with pytest.raises(SinkError, match="the sink cannot be used"):
+            begin(Lease(sink, silent, SimulatedClock()))

@@ -1,5 +1,6 @@
 """A training job on Ray: what it leaves, what it refuses, and what it survives."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,8 +17,10 @@ import yaml
 
 from cvbatch.config.train import parse_training
 from cvbatch.core.errors import ConfigError, RefusedError, SinkError, SourceError
+from cvbatch.storage.lease import LEASE_PATH
 from cvbatch.train.job import train
-from tests.support import datasets, jobs
+from tests.support import datasets, jobs, waiting
+from tests.support.lease_holder import FAR, lease_holder, tree
 
 COLOURS = {"blue": (200, 60, 40), "green": (40, 200, 60), "red": (60, 40, 200)}  # BGR
 
@@ -88,7 +91,7 @@ REFUSALS = {
     "the labels' own folder": (
         {"sink": {"uri": "SOURCE"}},
         SinkError,
-        "holds _cvbatch/import.json",
+        "contains _cvbatch/import.json",
     ),
     "no data": ({"source": {"uri": "/nowhere/at/all"}}, SourceError, "no labelled Parquet"),
 }
@@ -105,8 +108,20 @@ def test_a_refusal_writes_nothing(said, kind, told, colours, tmp_path):
 
 
 def test_resume_does_not_begin(colours, tmp_path):
-    with pytest.raises(SinkError, match="holds no training that was begun; leave --resume out"):
+    with pytest.raises(SinkError, match="contains no training; omit --resume"):
         train(parse_training(job(colours, tmp_path / "out")), Silence(), resume=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_sink_in_use_is_refused(colours, tmp_path, overwrite):
+    sink = tmp_path / "out"
+    for name in ("model.keras", "_cvbatch/training/checkpoint", "_cvbatch/training.json"):
+        datasets.put(sink, {name: "of the other run"})
+    with lease_holder(sink) as process:
+        before = tree(sink)
+        with pytest.raises(SinkError, match=rf"in use by .*process {process.pid}\)"):
+            train(parse_training(job(colours, sink)), Silence(), overwrite=overwrite)
+        assert tree(sink) == before
 
 
 @pytest.mark.keras
@@ -154,7 +169,7 @@ def test_two_workers_leave_a_model_that_predicts(colours, tmp_path):
     assert status == 0 and "nothing to do, 8 epochs into" in told
     assert (sink / "model.keras").read_bytes() == before
     status, _, told = jobs.cvbatch("train", "--config", path, "--set", "training.epochs=9")
-    assert status == 2 and "holds another training" in told
+    assert status == 2 and "contains another training" in told
 
     predicted = {
         "source": {"uri": str(colours), "format": "parquet"},
@@ -168,12 +183,14 @@ def test_two_workers_leave_a_model_that_predicts(colours, tmp_path):
     assert len(found) == 48 and set(found) == set(COLOURS)
 
 
-def wait_for(condition, process, limit_s=120.0):
+def wait_for(condition, process, limit_s=300.0):
     """Return once the condition holds, while the process lives."""
     end = time.monotonic() + limit_s
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
-            raise AssertionError(f"status {process.poll()}: {process.stderr.read()}")
+            status = process.poll()
+            process.kill()
+            raise AssertionError(f"status {status}: {process.stderr.read()}")
         time.sleep(0.2)
 
 
@@ -189,6 +206,7 @@ def test_a_driver_that_is_killed_goes_on_to_the_same_number_of_steps(colours, tm
     wait_for(lambda: snapshot.exists(), driver)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()
+    assert json.loads((sink / LEASE_PATH).read_bytes())["pid"] == driver.pid
     assert not (sink / "model.keras").exists()
     status, out, told = jobs.cvbatch("train", "--config", path, "--json", "--resume")
     assert status == 0, told
@@ -197,6 +215,39 @@ def test_a_driver_that_is_killed_goes_on_to_the_same_number_of_steps(colours, tm
     assert (said["epochs"], said["steps"]) == (20, 20 * -(-said["images"]["train"] // 4))
     epochs = [row["epoch"] for row in json.loads((sink / "history.json").read_bytes())]
     assert epochs == list(range(1, 21))
+
+
+@pytest.mark.ray
+@pytest.mark.keras
+def test_a_training_is_safe_from_a_second_one_and_stops_when_its_lease_is_taken(colours, tmp_path):
+    sink = tmp_path / "out"
+    raw = job(colours, sink, run={"workers": 1}, training={"epochs": 100_000})
+    path = jobs.write_job(tmp_path / "job.yaml", raw)
+    command = [sys.executable, "-m", "cvbatch", "train", "--config", str(path)]
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        wait_for((sink / "history.json").exists, driver)
+        with pytest.raises(SinkError, match=rf"in use by .*process {driver.pid}\)"):
+            train(parse_training(raw), Silence(), overwrite=True)
+        assert list((sink / "_cvbatch/training").glob("checkpoint_*"))
+        num_epochs = len(json.loads((sink / "history.json").read_bytes()))
+        wait_for(lambda: len(json.loads((sink / "history.json").read_bytes())) > num_epochs, driver)
+
+        workers = [pid for pid, line in descendants(driver.pid).items() if "RayTrainWorker" in line]
+        assert workers
+        driver.send_signal(signal.SIGSTOP)  # it hangs, and its workers continue
+        (tmp_path / "far").write_bytes(FAR.to_json())
+        (tmp_path / "far").replace(sink / LEASE_PATH)  # no reader sees a part of it
+        waiting.wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 300)
+        driver.send_signal(signal.SIGCONT)
+        told = driver.communicate(timeout=300)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+    assert driver.returncode == 1, told
+    assert "taken over by a run on far.example" in told.splitlines()[-1]
+    assert (sink / LEASE_PATH).read_bytes() == FAR.to_json()
+    assert not (sink / "model.keras").exists()
 
 
 def descendants(pid):

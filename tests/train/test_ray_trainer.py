@@ -1,0 +1,33 @@
+"""The driver of a training on Ray."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from cvbatch.core.errors import CvbatchError
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_lost_lease_ends_a_training_in_the_middle_of_an_epoch(ray_session, monkeypatch):
+    from cvbatch.train import ray_trainer
+
+    num_checks = 0
+
+    def check():
+        nonlocal num_checks
+        num_checks += 1
+        if num_checks == 2:
+            raise CvbatchError("taken over")
+
+    endless = threading.Event()
+    trainer = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=endless.wait()))
+    monkeypatch.setattr(ray_trainer, "_trainer", lambda lessons, ledger: trainer)
+    try:
+        with pytest.raises(CvbatchError, match="taken over"):
+            ray_trainer.run_training(None, None, check)
+    finally:
+        endless.set()
