@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import shutil
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,11 @@ from cvbatch.config.loader import load_job
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.progress import Listener
 from cvbatch.demo.render import render_archive
-from cvbatch.images.drawing import to_png
 from cvbatch.predict.job import predict
 from cvbatch.predict.summary import Summary
 from cvbatch.report.job import write_report
-from cvbatch.results.contact_sheet import picture_sheet
-from cvbatch.results.result import Result
 
 SEED = 20_260  # no scene of this archive was trained on
-NUM_PICTURED = 16
 _JOB = """\
 # cvbatch predict --config {folder}/job.yaml
 # The demonstration's job: three small networks over a rendered archive.
@@ -55,7 +49,6 @@ class Demonstration:
 
     summary: Summary
     result: Path
-    sheet: Path
     page: Path
     job_file: Path
 
@@ -63,7 +56,6 @@ class Demonstration:
         """Return it as JSON-ready values."""
         places = {
             "result": self.result,
-            "sheet": self.sheet,
             "page": self.page,
             "job_file": self.job_file,
         }
@@ -77,7 +69,6 @@ class Demonstration:
             f" ({failed})\n"
             f"rows       {self.result}/part-*.parquet\n"
             f"page       {self.page}\n"
-            f"pictures   {self.sheet}\n"
             f"job file   {self.job_file}"
         )
 
@@ -96,13 +87,9 @@ def run_demo(folder: str, num_images: int, listener: Listener) -> Demonstration:
     job_file.write_text(_JOB.format(folder=root), encoding="utf-8")
     render_archive(root, num_images, SEED)
     summary = predict(load_job(job_file), listener)
-    sheet = root / "pictures.png"
-    by_name = attrgetter("image_id")  # broken, photographs, scenes
-    rows = heapq.nsmallest(NUM_PICTURED, Result(str(root / "result")), key=by_name)
-    sheet.write_bytes(to_png(picture_sheet(rows)))
     page = root / "report.html"
     write_report(str(root / "result"), str(page))
-    return Demonstration(summary, root / "result", sheet, page, job_file)
+    return Demonstration(summary, root / "result", page, job_file)
 
 
 def _clear(root: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
 from cvbatch.images.masks import decode_png
@@ -70,10 +69,8 @@ def test_boxes_are_right(demo):
     assert average_precision(wanted, said, len(CLASSES)) >= 0.85
 
 
-def test_the_sheet_is_a_picture_the_page_a_page_and_the_job_file_runs_again(demo):
+def test_the_report_is_written_and_the_job_file_runs_again(demo):
     folder, said, _, _ = demo
-    with Image.open(said["sheet"]) as sheet:
-        assert min(sheet.size) > 500
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert said["page"] == str(folder / "report.html")
     assert f"{said['num_images']:,} images through 3 networks" in page
