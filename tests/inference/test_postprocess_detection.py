@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cvbatch.core.types import InputKey, Tiling
-from cvbatch.geometry.boxes import Suppression, suppress_reference
+from cvbatch.geometry.boxes import Suppression
+from tests.support.reference_arrays import suppress_reference
 from cvbatch.geometry.tiling import tile_placements
 from cvbatch.inference.postprocess_detection import merge_boxes, read_boxes
 

@@ -6,7 +6,7 @@ import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.types import EncodedImage, InputKey, ModelSpec, Tiling
-from cvbatch.geometry.boxes import suppress_reference
+from tests.support.reference_arrays import suppress_reference
 from cvbatch.geometry.resize import mask_to_original, resize_image
 from cvbatch.geometry.tiling import count_tiles, tile_placements
 from cvbatch.images.decode import Limits, decode_images
