@@ -109,7 +109,7 @@ def _area(corners: list[np.ndarray]) -> np.ndarray:
     return area
 
 
-class Suppression(NamedTuple):
+class NmsSettings(NamedTuple):
     """What `suppress` lets stand."""
 
     score_threshold: float
@@ -119,7 +119,7 @@ class Suppression(NamedTuple):
     classes_kept: Sequence[int] | None = None
 
 
-def suppress(
+def non_max_suppression(
     boxes: np.ndarray,  # (N, 4) float32 xyxy
     scores: np.ndarray,  # (N, C) float32
     *,

@@ -15,7 +15,7 @@ from cvbatch.geometry.resize import Placement
 MAX_SIDE = 1024  # of a map over an original: finer than any layer sees
 
 
-def stretch(
+def sample_bilinear(
     values: np.ndarray,  # (h, w)
     rows: np.ndarray,  # (R,) positions in cells: the first cell's centre is at 0.5
     columns: np.ndarray,  # (C,)
@@ -29,22 +29,22 @@ def stretch(
 def _hats(positions: np.ndarray, count: int) -> np.ndarray:  # (R,) → (R, count)
     """Return how much of each cell is at each position: rows sum to 1."""
     inside = np.clip(positions, 0.5, count - 0.5)[:, None]
-    hats: np.ndarray = np.maximum(0, 1 - np.abs(inside - centres(count)))
+    hats: np.ndarray = np.maximum(0, 1 - np.abs(inside - cell_centres(count)))
     return hats
 
 
-def over_size(
+def resize_bilinear(
     values: np.ndarray,  # (h, w)
     height: int,
     width: int,
 ) -> np.ndarray:  # (height, width) float64
     """Return the map stretched to a size, cells to rectangles."""
-    return stretch(
-        values, centres(height) * values.shape[0] / height, centres(width) * values.shape[1] / width
+    return sample_bilinear(
+        values, cell_centres(height) * values.shape[0] / height, cell_centres(width) * values.shape[1] / width
     )
 
 
-def over_original(
+def heatmap_to_original(
     values: np.ndarray,  # (h, w) over the network's input
     placement: Placement,
 ) -> np.ndarray:  # (R, C) float64, over all of the original
@@ -54,15 +54,15 @@ def over_original(
     """
     axes, covered = [], []
     for original, source, target, side, cells in _axes(placement, values.shape):
-        position = centres(min(original, MAX_SIDE)) * original / min(original, MAX_SIDE)
+        position = cell_centres(min(original, MAX_SIDE)) * original / min(original, MAX_SIDE)
         is_seen = (position >= source[0]) & (position < source[0] + source[1])
         in_input = (position - source[0]) * target[1] / source[1] + target[0]
         axes.append(in_input * cells / side)
         covered.append(is_seen)
-    return stretch(values, *axes) * np.outer(*covered)
+    return sample_bilinear(values, *axes) * np.outer(*covered)
 
 
-def over_input(
+def heatmap_to_input(
     values: np.ndarray,  # (h, w)
     placements: Sequence[Placement],  # T
 ) -> np.ndarray:  # (T, H, W) float64
@@ -75,17 +75,17 @@ def over_input(
     for placement in placements:
         positions = []
         for original, source, target, side, cells in _axes(placement, values.shape):
-            position = centres(side)
+            position = cell_centres(side)
             if len(placements) == 1:
                 positions.append(position * cells / side)
                 continue
             in_original = (position - target[0]) * source[1] / target[1] + source[0]
             positions.append(in_original * cells / original)
-        laid.append(stretch(values, *positions))
+        laid.append(sample_bilinear(values, *positions))
     return np.stack(laid)
 
 
-def strongest_point(
+def peak_in_original(
     values: np.ndarray,  # (h, w) over the network's input
     placement: Placement,
 ) -> tuple[float, float] | None:
@@ -96,7 +96,7 @@ def strongest_point(
     """
     positions, is_beside = [], np.zeros(values.shape, bool)
     for axis, (_, source, target, side, cells) in enumerate(_axes(placement, values.shape)):
-        centre = centres(cells) * side / cells - target[0]
+        centre = cell_centres(cells) * side / cells - target[0]
         outside = (centre < 0) | (centre >= target[1])
         is_beside |= outside[:, None] if axis == 0 else outside
         positions.append(centre * source[1] / target[1] + source[0])
@@ -107,7 +107,7 @@ def strongest_point(
     return float(positions[1][column]), float(positions[0][row])
 
 
-def centres(count: int) -> np.ndarray:  # (count,) float64
+def cell_centres(count: int) -> np.ndarray:  # (count,) float64
     """Return the centres of cells of side 1."""
     return np.arange(count) + 0.5
 

@@ -58,8 +58,8 @@ def make_placement(height: int, width: int, key: InputKey) -> Placement:
     target = Rectangle(0, 0, key.height, key.width)
     if key.resize == "letterbox":
         target = _centred(
-            max(1, min(key.height, divide(height * key.width, width))),
-            max(1, min(key.width, divide(width * key.height, height))),
+            max(1, min(key.height, divide_rounded(height * key.width, width))),
+            max(1, min(key.width, divide_rounded(width * key.height, height))),
             within=target,
         )
     elif key.resize == "crop":
@@ -139,7 +139,7 @@ def resize_image(
     )
 
 
-def to_original(
+def boxes_to_original(
     xyxy: np.ndarray,  # (M, 4) float32, pixels of the network's input
     placement: Placement,
     clip: bool = True,
@@ -232,7 +232,7 @@ def sample_grid(
     return top, rows, left, columns
 
 
-def divide(numerator: int, denominator: int) -> int:
+def divide_rounded(numerator: int, denominator: int) -> int:
     """Return the quotient rounded to the nearest whole number, halves up."""
     return (2 * numerator + denominator) // (2 * denominator)
 
@@ -244,8 +244,8 @@ def _centred(height: int, width: int, within: Rectangle) -> Rectangle:
 
 def _scaled(start: int, length: int, size: int, original_size: int) -> tuple[int, int]:
     """Return [start, start + length) of an original in pixels of a reduced one, never empty."""
-    first = min(divide(start * size, original_size), size - 1)
-    return first, max(first + 1, divide((start + length) * size, original_size))
+    first = min(divide_rounded(start * size, original_size), size - 1)
+    return first, max(first + 1, divide_rounded((start + length) * size, original_size))
 
 
 def _sample_axis(

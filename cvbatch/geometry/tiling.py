@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cvbatch.core.types import InputKey
-from cvbatch.geometry.resize import Placement, divide, make_placement, window_size
+from cvbatch.geometry.resize import Placement, divide_rounded, make_placement, window_size
 
 
 def tile_placements(height: int, width: int, key: InputKey) -> list[Placement]:
@@ -48,10 +48,10 @@ def count_tiles(height: int, width: int, key: InputKey) -> int:
 def canvas_size(placement: Placement, grid_hw: tuple[int, int]) -> tuple[int, int]:
     """Return how many rows and columns of the grid's cells, as seen there, the original has."""
     source, target = placement.source, placement.target
-    rows = divide(
+    rows = divide_rounded(
         placement.height * target.height * grid_hw[0], source.height * placement.input_height
     )
-    columns = divide(
+    columns = divide_rounded(
         placement.width * target.width * grid_hw[1], source.width * placement.input_width
     )
     return max(1, rows), max(1, columns)
@@ -70,4 +70,4 @@ def _count_windows(length: int, size: int, overlap: int) -> int:
 
 def _starts(length: int, size: int, count: int) -> list[int]:
     """Return where windows begin: the first at 0, the last so that it ends with the original."""
-    return [divide(i * (length - size), max(1, count - 1)) for i in range(count)]
+    return [divide_rounded(i * (length - size), max(1, count - 1)) for i in range(count)]

@@ -23,12 +23,12 @@ from PIL.TiffImagePlugin import TiffImageFile
 from cvbatch.core.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey
 from cvbatch.geometry.resize import jpeg_reduction, resize_image
 from cvbatch.geometry.tiling import count_tiles, tile_placements
-from cvbatch.images.headers import PILLOW_ERRORS, Header, Limits, failure, read_header, refused
+from cvbatch.images.headers import PILLOW_ERRORS, Header, Limits, decode_failure, read_header, failure_from_error
 from cvbatch.images.signatures import is_complete, png_has_all_rows
 
 __all__ = [
     "PILLOW_ERRORS",
-    "TURNS",
+    "UPRIGHT_TRANSFORMS",
     "DecodeOne",
     "Limits",
     "decode",
@@ -42,7 +42,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _OPENCV_FORMATS = ("JPEG", "PNG", "WebP")
 
 # EXIF orientation → the turn that makes the stored array upright.
-TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+UPRIGHT_TRANSFORMS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda image: cv2.flip(image, 1),
     3: lambda image: cv2.rotate(image, cv2.ROTATE_180),
     4: lambda image: cv2.flip(image, 0),
@@ -75,8 +75,8 @@ def decode(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | F
         pixels = _read_pixels(header, reduction)
     if isinstance(pixels, Failure):
         return pixels
-    if header.orientation in TURNS:
-        pixels = TURNS[header.orientation](pixels)
+    if header.orientation in UPRIGHT_TRANSFORMS:
+        pixels = UPRIGHT_TRANSFORMS[header.orientation](pixels)
     return Decoded(width, height, {key: _laid_out(pixels, height, width, key) for key in keys})
 
 
@@ -105,7 +105,7 @@ def _refused_tiles(
         count = count_tiles(height, width, key)
         size = count * key.height * key.width * 3
         if key.tiling is not None and size > limits.max_tile_bytes:
-            return failure(
+            return decode_failure(
                 "too_large",
                 f"{count} tiles of {key.height} x {key.width} come to {size} bytes, over the limit "
                 f"of {limits.max_tile_bytes}; raise tiles.size or lower tiles.overlap",
@@ -241,9 +241,9 @@ def _read_pixels(
     try:
         read = _read_with_pillow(image)
     except PILLOW_ERRORS as error:
-        return refused(error, header.format, header.data)
+        return failure_from_error(error, header.format, header.data)
     if not isinstance(read, Failure) and _has_holes(header):
-        return failure("truncated", f"the {header.format} ends early: it lacks rows of pixels")
+        return decode_failure("truncated", f"the {header.format} ends early: it lacks rows of pixels")
     return read
 
 
@@ -277,7 +277,7 @@ def _read_with_pillow(image: ImageFile) -> np.ndarray | Failure:  # (h, w, 3) ui
         high = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(high[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        return failure(
+        return decode_failure(
             "unsupported",
             f"32-bit pixels (mode {image.mode}) have no known range; convert them to 8 or 16 bits",
         )

@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from cvbatch.core.types import Failure
-from cvbatch.images.signatures import format_of, is_complete, num_scans, num_tags, webp_size
+from cvbatch.images.signatures import detect_format, is_complete, count_jpeg_scans, count_tiff_tags, webp_size
 
 _MAX_MESSAGE = 300
 _ORIENTATION_TAG = 274
@@ -104,15 +104,15 @@ class Header:
 def read_header(data: bytes, limits: Limits) -> Header | Failure:
     """Return what an image's header says, the limits held against it; or why there is none."""
     if not data:
-        return failure("empty", "the file has no bytes")
+        return decode_failure("empty", "the file has no bytes")
     if len(data) > limits.max_bytes:
         return _too_large(f"{len(data)} bytes", limits.max_bytes, "source.max_bytes")
-    name = format_of(data)
+    name = detect_format(data)
     if name is None:
-        return failure("not_an_image", "the bytes do not begin like any known image format")
+        return decode_failure("not_an_image", "the bytes do not begin like any known image format")
     if name not in _READERS:
         known = ", ".join(_READERS)
-        return failure("unsupported", f"{name} is not read; convert the image to one of {known}")
+        return decode_failure("unsupported", f"{name} is not read; convert the image to one of {known}")
     if name == "JPEG":
         # a file cut short and filled up with zeros would pass: they decode to grey
         data = data.rstrip(b"\0")
@@ -121,7 +121,7 @@ def read_header(data: bytes, limits: Limits) -> Header | Failure:
     try:
         image = _READERS[name](BytesIO(data))
     except PILLOW_ERRORS as error:
-        return refused(error, name, data)
+        return failure_from_error(error, name, data)
     width, height = image.size
     if width * height > limits.max_pixels:
         return _too_many_pixels(width, height, limits)
@@ -136,11 +136,11 @@ def read_header(data: bytes, limits: Limits) -> Header | Failure:
 def _claims_too_much(name: str, data: bytes, limits: Limits) -> Failure | None:
     """Return why a file may not even be opened, None if it may."""
     if name == "JPEG" and data.count(b"\xff\xda") > _MAX_SCANS:
-        count = num_scans(data)
+        count = count_jpeg_scans(data)
         if count > _MAX_SCANS:
-            return failure("too_large", f"{count} scans; more than {_MAX_SCANS} are not read")
-    if name == "TIFF" and (count := num_tags(data)) > _MAX_TAGS:
-        return failure("corrupt", f"the TIFF has {count} tags; more than {_MAX_TAGS} are not read")
+            return decode_failure("too_large", f"{count} scans; more than {_MAX_SCANS} are not read")
+    if name == "TIFF" and (count := count_tiff_tags(data)) > _MAX_TAGS:
+        return decode_failure("corrupt", f"the TIFF has {count} tags; more than {_MAX_TAGS} are not read")
     if name == "WebP" and (size := webp_size(data)) and size[0] * size[1] > limits.max_pixels:
         return _too_many_pixels(*size, limits)  # to open it makes room for them
     return None
@@ -162,19 +162,19 @@ def _read_orientation(name: str, image: ImageFile, data: bytes) -> int:
     return orientation if isinstance(orientation, int) and orientation in _ORIENTATIONS else 1
 
 
-def refused(error: BaseException, name: str, data: bytes) -> Failure:
+def failure_from_error(error: BaseException, name: str, data: bytes) -> Failure:
     """Return the failure that a reader's exception over a file of a format means."""
     message = _one_line(error)
     if isinstance(error, Image.DecompressionBombError | MemoryError):
-        return failure("too_large", f"the {name} is larger than Pillow can read: {message}")
+        return decode_failure("too_large", f"the {name} is larger than Pillow can read: {message}")
     if name == "TIFF" and message.isdigit():  # all that Pillow says of what it looked up in vain
         is_tag = int(message) in TiffTags.TAGS_V2
         message = f"tag {message} is missing" if is_tag else f"Unsupported compression {message}"
     if _UNSUPPORTED_WORDS.search(message):
-        return failure("unsupported", f"this kind of {name} is not read: {message}")
+        return decode_failure("unsupported", f"this kind of {name} is not read: {message}")
     if "truncated" in message or not is_complete(name, data):
-        return failure("truncated", f"the {name} ends early: {message}")
-    return failure("corrupt", f"the {name} is damaged: {message}")
+        return decode_failure("truncated", f"the {name} ends early: {message}")
+    return decode_failure("corrupt", f"the {name} is damaged: {message}")
 
 
 def _too_many_pixels(width: int, height: int, limits: Limits) -> Failure:
@@ -183,10 +183,10 @@ def _too_many_pixels(width: int, height: int, limits: Limits) -> Failure:
 
 
 def _too_large(size: str, limit: int, key: str) -> Failure:
-    return failure("too_large", f"{size}, over the limit of {limit}; raise {key} to read it")
+    return decode_failure("too_large", f"{size}, over the limit of {limit}; raise {key} to read it")
 
 
-def failure(kind: str, message: str) -> Failure:
+def decode_failure(kind: str, message: str) -> Failure:
     """Return a failure to decode, its message cut short where it is long."""
     return Failure("decode", kind, message[:_MAX_MESSAGE])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cvbatch.geometry.resampling import MAX_SIDE, over_size
+from cvbatch.geometry.resampling import MAX_SIDE, resize_bilinear
 
 OPACITY = 0.4
 BOX_THRESHOLD = 0.15  # of a map's maximum: Grad-CAM, section 4.1
@@ -29,7 +29,7 @@ def grad_cam(
     return values.astype(np.float32)
 
 
-def colour(
+def apply_colormap(
     heatmap: np.ndarray,  # (h, w) in 0..1
 ) -> np.ndarray:  # (h, w, 3) uint8 RGB
     """Return the heatmap in the colours "jet": blue for 0, through green, red for 1."""
@@ -48,7 +48,7 @@ def overlay(
     stretched = cv2.resize(
         heatmap.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR
     )
-    return cv2.addWeighted(image, 1 - opacity, colour(stretched), opacity, 0)
+    return cv2.addWeighted(image, 1 - opacity, apply_colormap(stretched), opacity, 0)
 
 
 def boxes_from_heatmap(
@@ -68,7 +68,7 @@ def boxes_from_heatmap(
     Selvaraju et al., "Grad-CAM", section 4.1.
     """
     rows, columns = min(height, MAX_SIDE), min(width, MAX_SIDE)
-    values = over_size(heatmap, rows, columns)
+    values = resize_bilinear(heatmap, rows, columns)
     peak = values.max(initial=0)
     if not peak > 0:
         return np.zeros((0, 4), np.float32)

@@ -36,7 +36,7 @@ _COPIES_OF_TILES = 3  # themselves, and twice on their way through the pipe
 _SPARE_BYTES = 256 << 20
 
 
-def on_a_timer(timeout_s: float) -> DecodeOne:
+def decode_with_alarm(timeout_s: float) -> DecodeOne:
     """Return `decode` as a call that kills this process if it takes longer than `timeout_s`.
 
     By SIGALRM, left at its default action: no thread is needed and none can be kept from it. A
@@ -53,7 +53,7 @@ def on_a_timer(timeout_s: float) -> DecodeOne:
     return timed
 
 
-def decoding_bytes(keys: Sequence[InputKey], limits: Limits) -> int:
+def decode_memory_bytes(keys: Sequence[InputKey], limits: Limits) -> int:
     """Return the memory that decoding an image within the limits may take, beside the code.
 
     Never more than half of the machine's: an image that wants more than there is must fail alone.
@@ -91,7 +91,7 @@ class IsolatedDecoder:
         """
         status = 0
         for _ in range(_TRIES):
-            child = self._child = self._child or _Child(decoding_bytes(keys, limits))
+            child = self._child = self._child or _Child(decode_memory_bytes(keys, limits))
             try:
                 return child.ask(data, keys, limits, self._timeout_s)
             except TimeoutError:

@@ -39,7 +39,7 @@ def decode_png(
     return mask
 
 
-def areas(
+def class_areas(
     mask: np.ndarray,  # (h, w) uint8
     num_classes: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # (K,) int32, (K,) int64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def encode_runs(
+def encode_rle(
     region: np.ndarray,  # (h, w) bool
 ) -> np.ndarray:  # (R,) int64
     """Return the run lengths of a region: out, in, out, ..., down the columns."""
@@ -15,7 +15,7 @@ def encode_runs(
     return np.concatenate([[0], runs]) if flat[0] else runs
 
 
-def pack_runs(
+def compress_rle(
     counts: np.ndarray,  # (R,) int64
 ) -> str:
     """Return COCO's compressed string of run lengths; see `labels.outlines.unpack_runs`.

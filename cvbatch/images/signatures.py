@@ -58,7 +58,7 @@ _PIECE_BYTES = 1 << 20
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd8\x01]", re.DOTALL)
 
 
-def format_of(data: bytes) -> str | None:
+def detect_format(data: bytes) -> str | None:
     """Return the name of the format that the bytes begin like, or None."""
     return next((name for pattern, name in _SIGNATURES if pattern.match(data)), None)
 
@@ -84,7 +84,7 @@ def is_complete(name: str, data: bytes) -> bool:
             return _tags_are_inside(data)
 
 
-def num_scans(data: bytes) -> int:
+def count_jpeg_scans(data: bytes) -> int:
     """Return how many scans a JPEG has before its end: each goes over the whole picture."""
     count, start = 0, 2
     while (marker := _JPEG_MARKER.search(data, start)) and marker[0] != b"\xff\xd9":
@@ -155,7 +155,7 @@ def _tags_are_inside(data: bytes) -> bool:
     return start + count * entry_bytes <= len(data)
 
 
-def num_tags(data: bytes) -> int:
+def count_tiff_tags(data: bytes) -> int:
     """Return how many tags a TIFF's first table claims to have."""
     return _tag_table(data)[1]
 

@@ -14,21 +14,21 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from cvbatch.core.types import Boxes
-from cvbatch.metrics.base import Score, mean, plain, require_class_ids, require_finite, summed
+from cvbatch.metrics.base import Metric, nan_mean, nan_to_none, require_class_ids, require_finite, summed
 from cvbatch.metrics.box_matching import (
     AREA_RANGES,
     IOU_THRESHOLDS,
-    NUM_VERDICTS,
-    VOC,
-    TrueBoxes,
-    judge,
+    NUM_CRITERIA,
+    VOC_CRITERION,
+    GroundTruthBoxes,
+    match_boxes,
 )
 
 RECALLS = np.linspace(0, 1, 101)
 MAX_DETECTIONS = 100  # of an image and class, in COCO's figures; VOC's has no limit
 RECALL_LIMITS = (1, 10, MAX_DETECTIONS)  # best detections of an image and class that recall sees
 _RECORDS = ("class_id", "score", "rank", "is_true", "is_ignored")
-_BITS = np.int64(1) << np.arange(NUM_VERDICTS)
+_BITS = np.int64(1) << np.arange(NUM_CRITERIA)
 
 
 class Curves(NamedTuple):
@@ -40,7 +40,7 @@ class Curves(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AveragePrecision(Score):
+class AveragePrecision(Metric):
     """Detections with the verdicts on them, and how many objects there were.
 
     Rows are ordered by class, score (highest first), image key and rank, whatever way the images
@@ -55,7 +55,7 @@ class AveragePrecision(Score):
     class_id: np.ndarray = field(metadata=summed(np.int32))  # (M,)
     score: np.ndarray = field(metadata=summed(np.float64))  # (M,)
     rank: np.ndarray = field(metadata=summed(np.int32))  # (M,) from 0, in the image and class
-    is_true: np.ndarray = field(metadata=summed(np.int64))  # (M,) bits
+    is_true_positive: np.ndarray = field(metadata=summed(np.int64))  # (M,) bits
     is_ignored: np.ndarray = field(metadata=summed(np.int64))  # (M,) bits
 
     @classmethod
@@ -70,11 +70,11 @@ class AveragePrecision(Score):
             class_id=none.astype(np.int32),
             score=none.astype(np.float64),
             rank=none.astype(np.int32),
-            is_true=none,
+            is_true_positive=none,
             is_ignored=none,
         )
 
-    def add(self, image_key: Sequence[str], found: Boxes, truth: TrueBoxes) -> Self:
+    def add(self, image_key: Sequence[str], found: Boxes, truth: GroundTruthBoxes) -> Self:
         """Return the score with these images in it.
 
         image_key: names each image that both `image_index` count, also one without boxes, and
@@ -89,7 +89,7 @@ class AveragePrecision(Score):
         require_finite(truth.xyxy, "corner of a true box")
         require_class_ids(found.class_id, self.num_classes)
         require_class_ids(truth.class_id, self.num_classes)
-        verdicts = judge(found, truth)
+        verdicts = match_boxes(found, truth)
         num_objects = np.zeros_like(self.num_objects)
         np.add.at(num_objects, truth.class_id, verdicts.counts_as_object)
         part = replace(
@@ -100,7 +100,7 @@ class AveragePrecision(Score):
             class_id=found.class_id[verdicts.row],
             score=found.score[verdicts.row].astype(np.float64) + 0.0,  # −0 becomes 0
             rank=verdicts.rank,
-            is_true=verdicts.is_true @ _BITS,
+            is_true_positive=verdicts.is_true_positive @ _BITS,
             is_ignored=verdicts.is_ignored @ _BITS,
         )
         return self.merge(part)
@@ -165,7 +165,7 @@ class AveragePrecision(Score):
         return _best_from(hits)[places], np.array(reached) / num_objects
 
     def _voc_curve(self, k: int) -> np.ndarray:  # (11,)
-        is_true, is_ignored, _ = self._verdicts(k, VOC)
+        is_true, is_ignored, _ = self._verdicts(k, VOC_CRITERION)
         hits = np.cumsum(is_true[~is_ignored])
         # In whole numbers: as floats, 3 / 10 is not 3 × 0.1.
         places = np.searchsorted(hits * 10, np.arange(11) * self.num_objects[k, -1])
@@ -176,7 +176,7 @@ class AveragePrecision(Score):
         """Return, of the class's detections, is_true, is_ignored and rank, each (m,)."""
         rows = self._rows_of(k)
         mask = _BITS[bit]
-        is_true, is_ignored = self.is_true[rows] & mask, self.is_ignored[rows] & mask
+        is_true, is_ignored = self.is_true_positive[rows] & mask, self.is_ignored[rows] & mask
         return is_true != 0, is_ignored != 0, self.rank[rows]
 
     def _rows_of(self, k: int) -> slice:
@@ -210,7 +210,7 @@ class AveragePrecision(Score):
                 best, hits = self._weighted(rows, bit, ranked)
                 places = np.searchsorted(hits / num_objects[k], RECALLS)
                 precision[t, :, k] = best[places]
-            best, hits = self._weighted(rows, VOC, of_row[rows])
+            best, hits = self._weighted(rows, VOC_CRITERION, of_row[rows])
             voc_precision[:, k] = best[np.searchsorted(hits * 10, np.arange(11) * num_objects[k])]
         return _means(precision, voc_precision)
 
@@ -223,7 +223,7 @@ class AveragePrecision(Score):
         """Return what `_best_from` says of detections that count so often."""
         is_said = (weight > 0) & (self.is_ignored[rows] & _BITS[bit] == 0)
         said = weight[is_said]
-        hits = np.cumsum(said * (self.is_true[rows][is_said] & _BITS[bit] != 0))
+        hits = np.cumsum(said * (self.is_true_positive[rows][is_said] & _BITS[bit] != 0))
         precision = np.append(hits / np.cumsum(said), 0.0)
         return np.maximum.accumulate(precision[::-1])[::-1], hits
 
@@ -242,16 +242,16 @@ class AveragePrecision(Score):
         """
         curves = self.curves()
         areas = list(AREA_RANGES)
-        result = {name: mean(values) for name, values in _per_class(curves).items()}
+        result = {name: nan_mean(values) for name, values in _per_class(curves).items()}
         for name in areas[1:]:
-            result[f"ap_{name}"] = mean(curves.precision[..., areas.index(name)])
-            result[f"ar_{name}"] = mean(curves.recall[:, :, areas.index(name), -1])
+            result[f"ap_{name}"] = nan_mean(curves.precision[..., areas.index(name)])
+            result[f"ar_{name}"] = nan_mean(curves.recall[:, :, areas.index(name), -1])
         for place, limit in enumerate(RECALL_LIMITS):
-            result[f"ar_{limit}"] = mean(curves.recall[:, :, areas.index("all"), place])
-        return plain(result)
+            result[f"ar_{limit}"] = nan_mean(curves.recall[:, :, areas.index("all"), place])
+        return nan_to_none(result)
 
 
-def match(
+def average_precision_of_image(
     image_key: str,
     xyxy: np.ndarray,  # (M, 4)
     score: np.ndarray,  # (M,)
@@ -266,7 +266,7 @@ def match(
     """Return the score of one image; the arrays are those of `Boxes` and `TrueBoxes`."""
     found = Boxes(xyxy, score, class_id, np.zeros(len(xyxy), np.int64))
     none = np.zeros(len(truth_xyxy), np.int64)
-    truth = TrueBoxes(truth_xyxy, truth_class_id, none, is_crowd, area)
+    truth = GroundTruthBoxes(truth_xyxy, truth_class_id, none, is_crowd, area)
     return AveragePrecision.empty(num_classes).add([image_key], found, truth)
 
 

@@ -19,7 +19,7 @@ def summed(dtype: type[np.generic] | None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Score:
+class Metric:
     """A score: fields with the metadata of `summed` are summed, all others are its settings.
 
     `merge` is associative and commutative, and an empty score of the same settings changes
@@ -75,13 +75,13 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:  # (...), (...) â
     return result
 
 
-def mean(values: np.ndarray) -> float:  # (...)
+def nan_mean(values: np.ndarray) -> float:  # (...)
     """Return the mean of the values that are not NaN; NaN if none is."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")
 
 
-def plain(values: dict[str, Any]) -> dict[str, float | None]:
+def nan_to_none(values: dict[str, Any]) -> dict[str, float | None]:
     """Return the values as floats fit for JSON: None in place of NaN."""
     return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
 

@@ -19,15 +19,15 @@ AREA_RANGES = {  # A: pixels², both ends belong to the range
     "medium": (32.0**2, 96.0**2),
     "large": (96.0**2, 1e10),
 }
-NUM_COCO = len(IOU_THRESHOLDS) * len(AREA_RANGES)  # verdict t · A + a
-VOC = NUM_COCO  # the last verdict
-NUM_VERDICTS = NUM_COCO + 1
+NUM_COCO_CRITERIA = len(IOU_THRESHOLDS) * len(AREA_RANGES)  # verdict t · A + a
+VOC_CRITERION = NUM_COCO_CRITERIA  # the last verdict
+NUM_CRITERIA = NUM_COCO_CRITERIA + 1
 _MIN_IOU = 0.5  # of both rules
 _PAIRS = 1 << 20  # whose overlaps are computed at once
 
 
 @dataclass(frozen=True)
-class TrueBoxes:
+class GroundTruthBoxes:
     """The objects that are in images, half-open boxes."""
 
     xyxy: np.ndarray  # (N, 4) pixels
@@ -37,12 +37,12 @@ class TrueBoxes:
     area: np.ndarray | None = None  # (N,) pixels², of the outline. None: of the box
 
 
-class Verdicts(NamedTuple):
+class Matches(NamedTuple):
     """What was decided; rows by image, then class, best first."""
 
     row: np.ndarray  # (M,) int64 of the detections as they were given
     rank: np.ndarray  # (M,) int64, 0 for the best of its image and class
-    is_true: np.ndarray  # (M, 41) bool: found an object that counts
+    is_true_positive: np.ndarray  # (M, 41) bool: found an object that counts
     is_ignored: np.ndarray  # (M, 41) bool: neither right nor wrong
     counts_as_object: np.ndarray  # (N, 5) bool: of the truths as given, per area range and for VOC
 
@@ -56,7 +56,7 @@ class _Pairs(NamedTuple):
     coco_overlap: np.ndarray  # (P,) float64: with a crowd, the share of the detection inside it
 
 
-def judge(found: Boxes, truth: TrueBoxes) -> Verdicts:
+def match_boxes(found: Boxes, truth: GroundTruthBoxes) -> Matches:
     """Return the verdict on every detection; both index the same images, in any order.
 
     COCO: best first, a detection takes the free truth it overlaps most, of equals the last; one
@@ -86,19 +86,19 @@ def judge(found: Boxes, truth: TrueBoxes) -> Verdicts:
     pairs = _overlapping(xyxy, class_id, image, truth, is_crowd)
     has_match, is_on_void = _coco(pairs, group, is_crowd, is_void)
     is_outside = _is_outside(_areas(xyxy))[:, None, :]
-    is_true = np.zeros((len(row), NUM_VERDICTS), bool)
-    is_ignored = np.zeros((len(row), NUM_VERDICTS), bool)
-    is_true[:, :VOC] = (has_match & ~is_on_void).reshape(-1, NUM_COCO)
-    is_ignored[:, :VOC] = (is_on_void | (~has_match & is_outside)).reshape(-1, NUM_COCO)
-    is_true[:, VOC], is_ignored[:, VOC] = _voc(pairs, is_crowd, len(row))
-    return Verdicts(row, rank, is_true, is_ignored, np.column_stack([~is_void, ~is_crowd]))
+    is_true = np.zeros((len(row), NUM_CRITERIA), bool)
+    is_ignored = np.zeros((len(row), NUM_CRITERIA), bool)
+    is_true[:, :VOC_CRITERION] = (has_match & ~is_on_void).reshape(-1, NUM_COCO_CRITERIA)
+    is_ignored[:, :VOC_CRITERION] = (is_on_void | (~has_match & is_outside)).reshape(-1, NUM_COCO_CRITERIA)
+    is_true[:, VOC_CRITERION], is_ignored[:, VOC_CRITERION] = _voc(pairs, is_crowd, len(row))
+    return Matches(row, rank, is_true, is_ignored, np.column_stack([~is_void, ~is_crowd]))
 
 
 def _overlapping(
     xyxy: np.ndarray,  # (M, 4)
     class_id: np.ndarray,  # (M,)
     image: np.ndarray,  # (M,) ascending
-    truth: TrueBoxes,
+    truth: GroundTruthBoxes,
     is_crowd: np.ndarray,  # (N,)
 ) -> _Pairs:
     num_classes = max(class_id.max(initial=0), truth.class_id.max(initial=0)) + 1

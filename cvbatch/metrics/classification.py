@@ -13,9 +13,9 @@ import numpy as np
 
 from cvbatch.geometry.boxes import iou
 from cvbatch.metrics.base import (
-    Score,
-    mean,
-    plain,
+    Metric,
+    nan_mean,
+    nan_to_none,
     ratio,
     require_class_ids,
     require_finite,
@@ -28,7 +28,7 @@ _ROWS = 64  # pairs of boxes whose IoUs are computed at once
 
 
 @dataclass(frozen=True)
-class TopK(Score):
+class TopK(Metric):
     """How often the true class is among the k best."""
 
     ks: tuple[int, ...]
@@ -46,7 +46,7 @@ class TopK(Score):
         scores: np.ndarray,  # (N, C)
     ) -> Self:
         """Return the score with these images in it; what is a hit, `rank_of_truth` says."""
-        return self.add_ranks(rank_of_truth(class_id, scores))
+        return self.add_ranks(rank_of_true_class(class_id, scores))
 
     def add_ranks(self, rank: np.ndarray) -> Self:  # (N,)
         """Return the score with images in it whose truth so many classes beat.
@@ -64,10 +64,10 @@ class TopK(Score):
 
     def as_dict(self) -> dict[str, float | None]:
         """Return `top_<k>` for every k; None where there is no image."""
-        return plain({f"top_{k}": a for k, a in zip(self.ks, self.accuracy, strict=True)})
+        return nan_to_none({f"top_{k}": a for k, a in zip(self.ks, self.accuracy, strict=True)})
 
 
-def rank_of_truth(
+def rank_of_true_class(
     class_id: np.ndarray,  # (N,) the truth
     scores: np.ndarray,  # (N, C)
 ) -> np.ndarray:  # (N,) int64
@@ -83,7 +83,7 @@ def rank_of_truth(
 
 
 @dataclass(frozen=True)
-class Confusion(Score):
+class Confusion(Metric):
     """How often each class was taken for which, over images or over pixels.
 
     A class *occurs* if it is in the truth or in an answer. Means are over the classes that
@@ -144,14 +144,14 @@ class Confusion(Score):
         return support
 
     @property
-    def answered(self) -> np.ndarray:  # (C,) int64
+    def predicted(self) -> np.ndarray:  # (C,) int64
         """Return how often each class is the answer."""
         answered: np.ndarray = self.counts[:, :-1].sum(axis=0)
         return answered
 
     def per_class(self) -> dict[str, np.ndarray]:  # each (C,)
         """Return precision, recall, f1 and iou, NaN where undefined, and the support."""
-        hits, support, answered = self.hits, self.support, self.answered
+        hits, support, answered = self.hits, self.support, self.predicted
         return {
             "precision": ratio(hits, answered),
             "recall": ratio(hits, support),
@@ -168,7 +168,7 @@ class Confusion(Score):
     @property
     def mean_iou(self) -> float:
         """Return the mean IoU of the classes that occur; NaN if none does."""
-        return mean(self.per_class()["iou"])
+        return nan_mean(self.per_class()["iou"])
 
     def as_dict(self) -> dict[str, float | None]:
         """Return accuracy, mean_iou, and macro and weighted precision, recall and f1.
@@ -176,17 +176,17 @@ class Confusion(Score):
         Macro: the mean over the classes that occur; weighted: by support. None of nothing.
         """
         result = {"accuracy": self.accuracy, "mean_iou": self.mean_iou}
-        values, occurs = self.per_class(), self.support + self.answered > 0
+        values, occurs = self.per_class(), self.support + self.predicted > 0
         share = ratio(self.support, np.full(self.num_classes, self.support.sum()))
         for name in ("precision", "recall", "f1"):
             defined = np.nan_to_num(values[name])
-            result[f"macro_{name}"] = mean(defined[occurs])
+            result[f"macro_{name}"] = nan_mean(defined[occurs])
             result[f"weighted_{name}"] = float((share * defined).sum())
-        return plain(result)
+        return nan_to_none(result)
 
 
 @dataclass(frozen=True)
-class MultiLabelPrecision(Score):
+class MultiLabelPrecision(Metric):
     """Average precision of every class where an image may have several, exact.
 
     The state is how often each score was given to each class, ordered by class and score: equal
@@ -272,11 +272,11 @@ class MultiLabelPrecision(Score):
 
     def as_dict(self) -> dict[str, float | None]:
         """Return mean_average_precision, over the classes with positives; None if none has."""
-        return plain({"mean_average_precision": mean(self.average_precision)})
+        return nan_to_none({"mean_average_precision": nan_mean(self.average_precision)})
 
 
 @dataclass(frozen=True)
-class BoxIoU(Score):
+class BoxIoU(Metric):
     """How well one box an image, a localizer's, lies on the true one."""
 
     iou_sum: int = field(metadata=summed(None))  # in units of 2⁻³²
@@ -311,11 +311,11 @@ class BoxIoU(Score):
         """Return mean_iou and hits_50, the fraction with an IoU of ½ or more; None of nothing."""
         sums = np.array([self.iou_sum / _FIXED_POINT, self.num_hits])
         mean_iou, hits = ratio(sums, np.full(2, self.num_images))
-        return plain({"mean_iou": mean_iou, "hits_50": hits})
+        return nan_to_none({"mean_iou": mean_iou, "hits_50": hits})
 
 
 @dataclass(frozen=True)
-class Calibration(Score):
+class Calibration(Metric):
     """Whether an answer given with a score of 0.8 is right four times in five.
 
     Bin b has the images whose best score is above b / B and at most (b + 1) / B.
@@ -342,9 +342,9 @@ class Calibration(Score):
         Raises:
             ValueError: a best score is not in 0..1.
         """
-        return self.add_answers(scores.argmax(axis=1) == class_id, scores.max(axis=1))
+        return self.add_predictions(scores.argmax(axis=1) == class_id, scores.max(axis=1))
 
-    def add_answers(
+    def add_predictions(
         self,
         is_hit: np.ndarray,  # (N,) bool
         score: np.ndarray,  # (N,) of the answer, in 0..1
@@ -384,4 +384,4 @@ class Calibration(Score):
         Calibration of Modern Neural Networks, 2017, equation 3).
         """
         gap = np.abs(self.hits - self.score_sum / _FIXED_POINT).sum()
-        return plain({"expected_calibration_error": float(ratio(gap, self.counts.sum()))})
+        return nan_to_none({"expected_calibration_error": float(ratio(gap, self.counts.sum()))})

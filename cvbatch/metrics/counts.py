@@ -16,17 +16,17 @@ from typing import Self
 
 import numpy as np
 
-from cvbatch.metrics.base import Score, ratio, summed
+from cvbatch.metrics.base import Metric, ratio, summed
 
 # P(X ≤ k) of Poisson's law with mean 1; beyond 17 nothing is left of 53 bits.
 _CUMULATED = np.cumsum([exp(-1) / factorial(k) for k in range(18)])
 _STEP, _FIRST, _SECOND = (
     np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
-INTERVAL = (2.5, 97.5)  # percentiles
+INTERVAL_PERCENTILES = (2.5, 97.5)  # percentiles
 
 
-def image_weights(
+def bootstrap_weights(
     names: Sequence[str],  # N
     num_replicates: int,
     seed: int,
@@ -54,14 +54,14 @@ def image_weights(
 
 
 @dataclass(frozen=True)
-class Tally(Score):
+class ClassCounts(Metric):
     """Counts of each class: row 0 over the images, every other row over one replicate of them."""
 
     num_classes: int
     num_replicates: int
     hits: np.ndarray = field(metadata=summed(np.int64))  # (1 + R, C) answered rightly
     support: np.ndarray = field(metadata=summed(np.int64))  # (1 + R, C) there
-    answered: np.ndarray = field(metadata=summed(np.int64))  # (1 + R, C) answered
+    predicted: np.ndarray = field(metadata=summed(np.int64))  # (1 + R, C) answered
 
     @classmethod
     def empty(cls, num_classes: int, num_replicates: int = 0) -> Self:
@@ -81,12 +81,12 @@ class Tally(Score):
             self,
             hits=self.hits + (none if hits is None else hits),
             support=self.support + (none if support is None else support),
-            answered=self.answered + (none if answered is None else answered),
+            predicted=self.predicted + (none if answered is None else answered),
         )
 
-    def figures(self) -> dict[str, np.ndarray]:  # each (1 + R, C) float64
+    def per_class(self) -> dict[str, np.ndarray]:  # each (1 + R, C) float64
         """Return precision, recall, f1 and iou of each class, NaN where undefined."""
-        hits, support, answered = self.hits, self.support, self.answered
+        hits, support, answered = self.hits, self.support, self.predicted
         return {
             "precision": ratio(hits, answered),
             "recall": ratio(hits, support),
@@ -101,16 +101,16 @@ class Tally(Score):
         support; micro: of the summed counts. As in `scores.Confusion`, a class whose ratio has
         nothing below the line counts 0.
         """
-        occurs = self.support + self.answered > 0
+        occurs = self.support + self.predicted > 0
         share = ratio(self.support, np.broadcast_to(_total(self.support), self.support.shape))
-        counts = (_total(part) for part in (self.hits, self.support, self.answered))
-        total = Tally(1, self.num_replicates, *counts)
+        counts = (_total(part) for part in (self.hits, self.support, self.predicted))
+        total = ClassCounts(1, self.num_replicates, *counts)
         result = {}
-        for name, values in self.figures().items():
+        for name, values in self.per_class().items():
             defined = np.nan_to_num(values)
             result[f"macro_{name}"] = ratio((defined * occurs).sum(axis=1), occurs.sum(axis=1))
             result[f"weighted_{name}"] = (share * defined).sum(axis=1)
-            result[f"micro_{name}"] = total.figures()[name][:, 0]
+            result[f"micro_{name}"] = total.per_class()[name][:, 0]
         result["accuracy"] = result["micro_recall"]
         result["mean_iou"] = result["macro_iou"]
         return result
@@ -121,7 +121,7 @@ def _total(counts: np.ndarray) -> np.ndarray:  # (1 + R, C) → (1 + R, 1)
     return total
 
 
-def counted(
+def count_by_class(
     weights: np.ndarray,  # (N, 1 + R)
     image_index: np.ndarray,  # (M,)
     class_id: np.ndarray,  # (M,)
@@ -141,10 +141,10 @@ def counted(
     return counts
 
 
-def interval(values: np.ndarray) -> tuple[float, float] | None:  # (1 + R, ...) of one figure
+def percentile_interval(values: np.ndarray) -> tuple[float, float] | None:  # (1 + R, ...) of one figure
     """Return the 95 % percentile interval of a figure over its replicates; None without any."""
     replicates = values[1:][~np.isnan(values[1:])]
     if not replicates.size:
         return None
-    low, high = np.percentile(replicates, INTERVAL)
+    low, high = np.percentile(replicates, INTERVAL_PERCENTILES)
     return float(low), float(high)

@@ -27,7 +27,7 @@ def clustered_boxes(rng: np.random.Generator, num: int) -> np.ndarray:  # (N, 4)
 
 
 def assert_equals_reference(boxes: np.ndarray, scores: np.ndarray, **rule: object) -> int:
-    got = b.suppress(boxes, scores, **{**RULE, **rule})
+    got = b.non_max_suppression(boxes, scores, **{**RULE, **rule})
     want = reference_arrays.suppress_reference(boxes, scores, **{**RULE, **rule})
     np.testing.assert_array_equal(got[0], want[0])
     np.testing.assert_array_equal(got[1], want[1])
@@ -102,9 +102,9 @@ def test_equals_brute_force_where_one_band_and_one_chunk_are_too_few(
 def test_all_equal_boxes_leave_one_of_each_class() -> None:
     boxes = np.tile(np.array([[1, 2, 30, 40]], np.float32), (50, 1))
     scores = np.full((50, 3), 0.5, np.float32)
-    row, class_id = b.suppress(boxes, scores, **RULE)
+    row, class_id = b.non_max_suppression(boxes, scores, **RULE)
     assert (row.tolist(), class_id.tolist()) == ([0, 0, 0], [0, 1, 2])
-    row, class_id = b.suppress(boxes, scores, class_agnostic=True, **RULE)
+    row, class_id = b.non_max_suppression(boxes, scores, class_agnostic=True, **RULE)
     assert (row.tolist(), class_id.tolist()) == ([0], [0])
 
 
@@ -119,16 +119,16 @@ def test_a_score_equal_to_the_threshold_and_an_iou_equal_to_it_stand() -> None:
     boxes = np.array([[0, 0, 4, 2], [0, 0, 2, 2]], np.float32)  # IoU ½
     scores = np.array([[0.3], [0.9]], np.float32)
     rule = {"score_threshold": 0.3, "max_detections": 9}
-    assert b.suppress(boxes, scores, iou_threshold=0.5, **rule)[0].tolist() == [1, 0]
-    assert b.suppress(boxes, scores, iou_threshold=0.49, **rule)[0].tolist() == [1]
+    assert b.non_max_suppression(boxes, scores, iou_threshold=0.5, **rule)[0].tolist() == [1, 0]
+    assert b.non_max_suppression(boxes, scores, iou_threshold=0.49, **rule)[0].tolist() == [1]
 
 
 def test_the_order_of_the_boxes_does_not_matter() -> None:
     rng = np.random.default_rng(5)
     boxes, scores = clustered_boxes(rng, 500), rng.random((500, 3), np.float32)
     order = rng.permutation(500)
-    row, class_id = b.suppress(boxes, scores, **RULE)
-    row_too, class_id_too = b.suppress(boxes[order], scores[order], **RULE)
+    row, class_id = b.non_max_suppression(boxes, scores, **RULE)
+    row_too, class_id_too = b.non_max_suppression(boxes[order], scores[order], **RULE)
     np.testing.assert_array_equal(order[row_too], row)
     np.testing.assert_array_equal(class_id_too, class_id)
 
@@ -140,7 +140,7 @@ def test_equals_opencv_where_nothing_is_tied(is_agnostic: bool) -> None:
     boxes[:, 2:] += boxes[:, :2] + 20
     scores = (rng.permutation(600 * 3).reshape(600, 3) / 1800).astype(np.float32)
     as_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
-    row, class_id = b.suppress(
+    row, class_id = b.non_max_suppression(
         boxes, scores, class_agnostic=is_agnostic, **{**RULE, "max_detections": 1800}
     )
     if is_agnostic:
@@ -157,10 +157,10 @@ def test_what_is_not_finite_is_refused_by_place_and_value(value: float) -> None:
     boxes, scores = np.zeros((3, 4), np.float32), np.zeros((3, 2), np.float32)
     scores[2, 1] = value
     with pytest.raises(ValueError, match=f"box 2, class 1, is {value}.*must be finite"):
-        b.suppress(boxes, scores, **RULE)
+        b.non_max_suppression(boxes, scores, **RULE)
     scores[2, 1], boxes[1, 3] = 0, value
     with pytest.raises(ValueError, match=f"corner 3 of box 1 is {value}.*must be finite"):
-        b.suppress(boxes, scores, **RULE)
+        b.non_max_suppression(boxes, scores, **RULE)
 
 
 BOX = st.tuples(*[st.integers(-9, 9)] * 4)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cvbatch.core.types import InputKey, Tiling
 from cvbatch.geometry import resampling
-from cvbatch.geometry.resampling import over_input, over_original, over_size, strongest_point
+from cvbatch.geometry.resampling import heatmap_to_input, heatmap_to_original, resize_bilinear, peak_in_original
 from cvbatch.geometry.resize import make_placement
 from cvbatch.geometry.tiling import tile_placements
 
@@ -36,12 +36,12 @@ def at(values, y, x):
 def test_stretching_is_what_opencv_does(grid, size):
     values = random_map(grid).astype(np.float64)
     expected = cv2.resize(values, size[::-1], interpolation=cv2.INTER_LINEAR)
-    np.testing.assert_allclose(over_size(values, *size), expected, atol=1e-6)
+    np.testing.assert_allclose(resize_bilinear(values, *size), expected, atol=1e-6)
 
 
 def test_a_map_at_its_own_size_stays_as_it_is():
     values = random_map((7, 5))
-    np.testing.assert_array_equal(over_size(values, 7, 5), values)
+    np.testing.assert_array_equal(resize_bilinear(values, 7, 5), values)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -49,7 +49,7 @@ def test_a_map_at_its_own_size_stays_as_it_is():
 def test_over_an_original_each_pixel_has_the_value_where_it_lies(mode, size):
     values = random_map((4, 6))
     placement = make_placement(*size, InputKey(16, 24, mode))
-    laid = over_original(values, placement)
+    laid = heatmap_to_original(values, placement)
     source, target = placement.source, placement.target
     assert laid.shape == size
     for y in range(size[0]):
@@ -67,15 +67,15 @@ def test_over_an_original_each_pixel_has_the_value_where_it_lies(mode, size):
 def test_over_a_large_original_a_map_is_laid_at_a_size_that_is_bounded(monkeypatch):
     monkeypatch.setattr(resampling, "MAX_SIDE", 20)
     values = random_map((5, 5))
-    laid = over_original(values, make_placement(60, 10, InputKey(16, 16, "stretch")))
-    np.testing.assert_allclose(laid, over_size(values, 20, 10))
+    laid = heatmap_to_original(values, make_placement(60, 10, InputKey(16, 16, "stretch")))
+    np.testing.assert_allclose(laid, resize_bilinear(values, 20, 10))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_over_an_input_the_map_covers_it_whatever_lies_there(mode):
     values = random_map((3, 4))
-    laid = over_input(values, [make_placement(30, 11, InputKey(12, 8, mode))])
-    np.testing.assert_allclose(laid, over_size(values, 12, 8)[None])
+    laid = heatmap_to_input(values, [make_placement(30, 11, InputKey(12, 8, mode))])
+    np.testing.assert_allclose(laid, resize_bilinear(values, 12, 8)[None])
 
 
 def test_each_tile_has_its_part_of_the_map_over_the_original():
@@ -83,8 +83,8 @@ def test_each_tile_has_its_part_of_the_map_over_the_original():
     key = InputKey(16, 12, "stretch", Tiling(16, 12, 4, 3))
     placements = tile_placements(37, 41, key)
     assert len(placements) > 4
-    whole = over_size(values, 37, 41)
-    for tile, placement in zip(over_input(values, placements), placements, strict=True):
+    whole = resize_bilinear(values, 37, 41)
+    for tile, placement in zip(heatmap_to_input(values, placements), placements, strict=True):
         top, left, height, width = placement.source
         np.testing.assert_allclose(tile, whole[top : top + height, left : left + width])
 
@@ -112,7 +112,7 @@ def test_the_strongest_point_is_that_of_a_search(grid, size, mode, seed):
                     x * source.width / target.width + source.left,
                     y * source.height / target.height + source.top,
                 )
-    found = strongest_point(values, placement)
+    found = peak_in_original(values, placement)
     assert found == (None if expected is None else pytest.approx(expected))
     if found is not None:
         assert 0 <= found[0] < size[1] and 0 <= found[1] < size[0]

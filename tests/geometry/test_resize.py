@@ -68,18 +68,18 @@ def test_boxes_come_back(height: int, width: int, key: InputKey, seed: int) -> N
     corners = np.random.default_rng(seed).random((20, 2, 2)) * (width, height)
     boxes = np.sort(corners, axis=1).reshape(-1, 4)
     there = to_input(boxes, placement)
-    back = p.to_original(there, placement)
+    back = p.boxes_to_original(there, placement)
     assert back.dtype == np.float32
     np.testing.assert_allclose(back, boxes, atol=1e-3)
     # The same from a network's float32, whose own rounding is scaled up on the way.
     ratio = max(placement.source.height, placement.source.width)
-    error = np.abs(p.to_original(there.astype(np.float32), placement) - boxes).max()
+    error = np.abs(p.boxes_to_original(there.astype(np.float32), placement) - boxes).max()
     assert error <= 1e-3 + 2**-23 * ratio * max(1.0, np.abs(there).max())
 
 
 def test_no_boxes_come_back_as_none() -> None:
     placement = p.make_placement(7, 9, InputKey(5, 5, "letterbox"))
-    assert p.to_original(np.zeros((0, 4), np.float32), placement).shape == (0, 4)
+    assert p.boxes_to_original(np.zeros((0, 4), np.float32), placement).shape == (0, 4)
 
 
 @settings(max_examples=100, deadline=None)
@@ -90,11 +90,11 @@ def test_corners_meet_corners(height: int, width: int, key: InputKey) -> None:
     corners = np.array([[left, top, left + w, top + h]], np.float32)
     top, left, h, w = placement.source
     np.testing.assert_array_equal(
-        p.to_original(corners, placement), [[left, top, left + w, top + h]]
+        p.boxes_to_original(corners, placement), [[left, top, left + w, top + h]]
     )
     beyond = np.array([[-1e6, -1e6, 1e6, 1e6]], np.float32)
-    np.testing.assert_array_equal(p.to_original(beyond, placement), [[0, 0, width, height]])
-    assert (p.to_original(beyond, placement, clip=False)[0] * (-1, -1, 1, 1) > width).any()
+    np.testing.assert_array_equal(p.boxes_to_original(beyond, placement), [[0, 0, width, height]])
+    assert (p.boxes_to_original(beyond, placement, clip=False)[0] * (-1, -1, 1, 1) > width).any()
 
 
 @pytest.mark.parametrize("resize", MODES)
@@ -103,7 +103,7 @@ def test_equal_sizes_change_nothing(resize: ResizeMode) -> None:
     image = np.random.default_rng(0).integers(0, 256, (33, 57, 3), dtype=np.uint8)
     boxes = np.array([[1.25, 2.5, 40.75, 30]], np.float32)
     np.testing.assert_array_equal(p.resize_image(image, placement), image)
-    np.testing.assert_array_equal(p.to_original(boxes, placement), boxes)
+    np.testing.assert_array_equal(p.boxes_to_original(boxes, placement), boxes)
     np.testing.assert_array_equal(p.mask_to_original(image[..., 0], placement), image[..., 0])
 
 
@@ -134,7 +134,7 @@ def test_pixels_lie_where_the_placement_says(
     top, left, h, w = placement.target
     inner = p.resize_image(reduced, placement)[top : top + h, left : left + w, :2]
     center = np.array([[left + w / 2, top + h / 2] * 2])
-    x, y = p.to_original(center, placement)[0, :2]
+    x, y = p.boxes_to_original(center, placement)[0, :2]
     got = inner.mean(axis=(0, 1)) / 255 * (height, width)
     grey_level = np.array([height, width]) / 255
     input_pixel = np.array([placement.source.height / h, placement.source.width / w])

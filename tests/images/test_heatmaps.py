@@ -52,9 +52,9 @@ def test_the_order_of_the_channels_does_not_matter() -> None:
 
 
 def test_colours_run_from_blue_over_green_to_red() -> None:
-    cold, middle, hot = h.colour(np.array([[0, 0.5, 1]], np.float32))[0].astype(int)
+    cold, middle, hot = h.apply_colormap(np.array([[0, 0.5, 1]], np.float32))[0].astype(int)
     assert cold.argmax() == 2 and middle.argmax() == 1 and hot.argmax() == 0
-    np.testing.assert_array_equal(h.colour(np.array([[-3, 7]])), h.colour(np.array([[0, 1]])))
+    np.testing.assert_array_equal(h.apply_colormap(np.array([[-3, 7]])), h.apply_colormap(np.array([[0, 1]])))
 
 
 def test_an_overlay_blends_the_stretched_colours_at_forty_percent() -> None:
@@ -63,7 +63,7 @@ def test_an_overlay_blends_the_stretched_colours_at_forty_percent() -> None:
     before = image.copy()
     got = h.overlay(image, heatmap)
     stretched = cv2.resize(heatmap, (60, 40), interpolation=cv2.INTER_LINEAR)
-    want = 0.6 * image + 0.4 * h.colour(stretched).astype(np.float64)
+    want = 0.6 * image + 0.4 * h.apply_colormap(stretched).astype(np.float64)
     assert np.abs(got - want).max() <= 0.5 + 1e-6
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(h.overlay(image, heatmap, opacity=0), image)
