@@ -16,7 +16,7 @@ from cvbatch.evaluate.scoring import Order, Scored, ScoredRows, flatten, values_
 from cvbatch.metrics.average_precision import RECALLS, AveragePrecision
 from cvbatch.metrics.base import nan_mean
 from cvbatch.metrics.box_matching import AREA_RANGES, IOU_THRESHOLDS, GroundTruthBoxes
-from cvbatch.metrics.counts import ClassCounts, count_by_class, bootstrap_weights
+from cvbatch.metrics.counts import ClassCounts, bootstrap_weights, count_by_class
 
 _TASK = "detection"
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
@@ -53,7 +53,9 @@ def _corners(structs: Any) -> np.ndarray:  # M structs → (M, 4) float32
     return np.stack([values_of(structs, side) for side in _SIDES], axis=1).astype(np.float32)
 
 
-def _tally(order: Order, part: AveragePrecision, truth: GroundTruthBoxes, names: Sequence[str]) -> ClassCounts:
+def _tally(
+    order: Order, part: AveragePrecision, truth: GroundTruthBoxes, names: Sequence[str]
+) -> ClassCounts:
     """Return the counts at the thresholds of score and IoU; crowds are neither right nor wrong."""
     num_classes = part.num_classes
     weights = bootstrap_weights(part.image_key.tolist(), order.num_replicates, order.seed)

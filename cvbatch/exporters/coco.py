@@ -16,7 +16,7 @@ import numpy as np
 from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
 from cvbatch.exporters.folder import Folder
 from cvbatch.exporters.json_stream import Items, plain, put_document
-from cvbatch.images.rle import encode_rle, compress_rle
+from cvbatch.images.rle import compress_rle, encode_rle
 from cvbatch.results.row import Row
 
 

@@ -10,7 +10,13 @@ import numpy as np
 from cvbatch.core.types import MAX_MASK_CLASSES, Chunk, EncodedImage, Failure
 from cvbatch.datasets.splits import DEFAULT_SHARES, choose_split
 from cvbatch.images.masks import class_areas
-from cvbatch.images.orientation import DEFAULT_LIMITS, LabelCoordinates, ImageInfo, Size, read_image_info
+from cvbatch.images.orientation import (
+    DEFAULT_LIMITS,
+    ImageInfo,
+    LabelCoordinates,
+    Size,
+    read_image_info,
+)
 from cvbatch.importers.annotations import UNKNOWN_CLASS, AnnotatedDataset, Annotation, MaskFault
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.options import ImportOptions
@@ -121,7 +127,9 @@ class _Examination:
             return found
         upright = frame.mask_to_upright(found)
         if upright is None and self.options.orientation == "auto":  # its shape tells better
-            upright = LabelCoordinates(frame.image_info, not frame.is_upright).mask_to_upright(found)
+            upright = LabelCoordinates(frame.image_info, not frame.is_upright).mask_to_upright(
+                found
+            )
         return MaskFault("mask_size", example.mask_at) if upright is None else upright
 
     def _labelled(

@@ -50,7 +50,11 @@ def read_single_boxes(
     xyxy = to_xyxy(boxes, box_format, key.height, key.width)
     best = scores.argmax(axis=1)
     found = [
-        (boxes_to_original(xyxy[row : row + 1], placement), scores[row, best[row : row + 1]], best[[row]])
+        (
+            boxes_to_original(xyxy[row : row + 1], placement),
+            scores[row, best[row : row + 1]],
+            best[[row]],
+        )
         for row, placement in enumerate(placements)
     ]
     return join_boxes(found, image_index)

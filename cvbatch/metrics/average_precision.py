@@ -14,7 +14,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from cvbatch.core.types import Boxes
-from cvbatch.metrics.base import Metric, nan_mean, nan_to_none, require_class_ids, require_finite, summed
+from cvbatch.metrics.base import (
+    Metric,
+    nan_mean,
+    nan_to_none,
+    require_class_ids,
+    require_finite,
+    summed,
+)
 from cvbatch.metrics.box_matching import (
     AREA_RANGES,
     IOU_THRESHOLDS,

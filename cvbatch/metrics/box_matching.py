@@ -89,7 +89,9 @@ def match_boxes(found: Boxes, truth: GroundTruthBoxes) -> Matches:
     is_true = np.zeros((len(row), NUM_CRITERIA), bool)
     is_ignored = np.zeros((len(row), NUM_CRITERIA), bool)
     is_true[:, :VOC_CRITERION] = (has_match & ~is_on_void).reshape(-1, NUM_COCO_CRITERIA)
-    is_ignored[:, :VOC_CRITERION] = (is_on_void | (~has_match & is_outside)).reshape(-1, NUM_COCO_CRITERIA)
+    is_ignored[:, :VOC_CRITERION] = (is_on_void | (~has_match & is_outside)).reshape(
+        -1, NUM_COCO_CRITERIA
+    )
     is_true[:, VOC_CRITERION], is_ignored[:, VOC_CRITERION] = _voc(pairs, is_crowd, len(row))
     return Matches(row, rank, is_true, is_ignored, np.column_stack([~is_void, ~is_crowd]))
 

@@ -141,7 +141,9 @@ def count_by_class(
     return counts
 
 
-def percentile_interval(values: np.ndarray) -> tuple[float, float] | None:  # (1 + R, ...) of one figure
+def percentile_interval(
+    values: np.ndarray,
+) -> tuple[float, float] | None:  # (1 + R, ...) of one figure
     """Return the 95 % percentile interval of a figure over its replicates; None without any."""
     replicates = values[1:][~np.isnan(values[1:])]
     if not replicates.size:

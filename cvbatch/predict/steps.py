@@ -76,7 +76,9 @@ def read_and_decode(
     timeout_s = order.job.run.image_timeout_s
     with ExitStack() as stack:
         decode_one = (
-            stack.enter_context(IsolatedDecoder(timeout_s)) if is_careful else decode_with_alarm(timeout_s)
+            stack.enter_context(IsolatedDecoder(timeout_s))
+            if is_careful
+            else decode_with_alarm(timeout_s)
         )
         read = _weighed(effort.along("read", images), effort)
         batches = decode_images(

@@ -10,7 +10,7 @@ from cvbatch.core.errors import SourceError, TrainingError
 from cvbatch.core.types import VOID_CLASS, Failure, InputKey
 from cvbatch.datasets.examples import example_of, in_order, read_rows, shuffled
 from cvbatch.datasets.reader import RowGroup, Split, Wanted, box_shapes, find_labelled
-from cvbatch.geometry.resize import boxes_to_input, make_placement, mask_to_input, boxes_to_original
+from cvbatch.geometry.resize import boxes_to_input, boxes_to_original, make_placement, mask_to_input
 from cvbatch.images.decode import Limits
 from tests.support import datasets
 

@@ -390,7 +390,9 @@ def test_intervals_are_those_of_the_images_drawn_again():
             drawn.append(sum(weights[i, r] * some[i].is_hit[0] for i in rows) / total)
         found = figures[name, "pointing_game"]
         assert found.value == pytest.approx(drawn[0])
-        assert (found.low, found.high) == pytest.approx(tuple(np.percentile(drawn[1:], INTERVAL_PERCENTILES)))
+        assert (found.low, found.high) == pytest.approx(
+            tuple(np.percentile(drawn[1:], INTERVAL_PERCENTILES))
+        )
     assert not [one for one in figures if one[1] in ("random_pointing_game", "random_box_iou")]
 
 

@@ -17,7 +17,7 @@ from cvbatch.core.errors import ConfigError
 from cvbatch.datasets.splits import choose_split
 from cvbatch.exporters.job import EXPORTS
 from cvbatch.images.masks import decode_png, encode_png
-from cvbatch.images.rle import encode_rle, compress_rle
+from cvbatch.images.rle import compress_rle, encode_rle
 from tests.support import jobs
 from tests.support.datasets import boxes_of, imported, picture
 from tests.support.results import CLASSES, SIZE, boxes_at, corners, exported, predicted, saw, tree

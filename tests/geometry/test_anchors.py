@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cvbatch.geometry.anchors import fit_anchors, shape_iou
-from tests.support.reference_arrays import mean_iou_of_anchors
 from cvbatch.geometry.boxes import iou
+from tests.support.reference_arrays import mean_iou_of_anchors
 
 
 def scattered(count, seed=0):

@@ -1,5 +1,4 @@
 from __future__ import annotations
-from tests.support import reference_arrays
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvbatch.geometry import boxes as b
+from tests.support import reference_arrays
 
 RULE = {"score_threshold": 0.25, "iou_threshold": 0.6, "max_detections": 300}
 

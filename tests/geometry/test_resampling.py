@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from cvbatch.core.types import InputKey, Tiling
 from cvbatch.geometry import resampling
-from cvbatch.geometry.resampling import heatmap_to_input, heatmap_to_original, resize_bilinear, peak_in_original
+from cvbatch.geometry.resampling import (
+    heatmap_to_input,
+    heatmap_to_original,
+    peak_in_original,
+    resize_bilinear,
+)
 from cvbatch.geometry.resize import make_placement
 from cvbatch.geometry.tiling import tile_placements
 

@@ -122,7 +122,8 @@ def test_a_box_in_a_tile_finds_back() -> None:
     assert placement.target == (0, 2, 10, 5)
     boxes = np.array([[2, 0, 7, 10], [3, 1, 4, 2], [0, 0, 10, 10]], np.float32)
     np.testing.assert_array_equal(
-        p.boxes_to_original(boxes, placement), [[80, 60, 100, 100], [84, 64, 88, 68], [72, 60, 100, 100]]
+        p.boxes_to_original(boxes, placement),
+        [[80, 60, 100, 100], [84, 64, 88, 68], [72, 60, 100, 100]],
     )
 
 

@@ -1,5 +1,4 @@
 from __future__ import annotations
-from tests.support import reference_arrays
 
 import cv2
 import numpy as np
@@ -8,13 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvbatch.images import heatmaps as h
+from tests.support import reference_arrays
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5)])
 def test_nothing_active_is_zero(shape: tuple[int, int, int]) -> None:
     zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)
     for features, gradients in ((zeros, ones), (ones, zeros), (ones, -ones)):
-        np.testing.assert_array_equal(reference_arrays.grad_cam(features, gradients), np.zeros(shape[:2]))
+        np.testing.assert_array_equal(
+            reference_arrays.grad_cam(features, gradients), np.zeros(shape[:2])
+        )
 
 
 @settings(max_examples=100, deadline=None)
@@ -54,7 +56,9 @@ def test_the_order_of_the_channels_does_not_matter() -> None:
 def test_colours_run_from_blue_over_green_to_red() -> None:
     cold, middle, hot = h.apply_colormap(np.array([[0, 0.5, 1]], np.float32))[0].astype(int)
     assert cold.argmax() == 2 and middle.argmax() == 1 and hot.argmax() == 0
-    np.testing.assert_array_equal(h.apply_colormap(np.array([[-3, 7]])), h.apply_colormap(np.array([[0, 1]])))
+    np.testing.assert_array_equal(
+        h.apply_colormap(np.array([[-3, 7]])), h.apply_colormap(np.array([[0, 1]]))
+    )
 
 
 def test_an_overlay_blends_the_stretched_colours_at_forty_percent() -> None:

@@ -5,9 +5,9 @@ import pytest
 
 from cvbatch.core.types import InputKey, Tiling
 from cvbatch.geometry.boxes import NmsSettings
-from tests.support.reference_arrays import suppress_reference
 from cvbatch.geometry.tiling import tile_placements
 from cvbatch.inference.postprocess_detection import merge_boxes, read_boxes
+from tests.support.reference_arrays import suppress_reference
 
 # A pixel of the input is two of the image, or 5/4 where the image is 20 pixels high: all exact.
 KEY = InputKey(16, 8, "stretch", Tiling(32, 16, 8, 4))

@@ -5,7 +5,7 @@ import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.types import Failure, ImageBatch, InputKey, ModelSpec, pictures_of
-from cvbatch.geometry.resize import make_placement, boxes_to_original
+from cvbatch.geometry.resize import boxes_to_original, make_placement
 from cvbatch.inference.predictor import LoadedModel, Predictor
 
 KEY = InputKey(8, 8, "stretch")

@@ -34,7 +34,9 @@ def found_rows(rows: list[Row]) -> Boxes:  # image, class, score, x, y, right, b
     return Boxes(table[:, 3:], table[:, 2], table[:, 1].astype(int), table[:, 0].astype(int))
 
 
-def true_rows(rows: list[Row]) -> GroundTruthBoxes:  # image, class, is_crowd, area, x, y, right, bottom
+def true_rows(
+    rows: list[Row],
+) -> GroundTruthBoxes:  # image, class, is_crowd, area, x, y, right, bottom
     table = np.array(rows, np.float64).reshape(-1, 8)
     image_index, class_id = table[:, :2].astype(int).T
     return GroundTruthBoxes(table[:, 4:], class_id, image_index, table[:, 2] > 0, table[:, 3])
@@ -293,7 +295,9 @@ def test_many_boxes_score_between_nothing_and_all() -> None:
 
 def test_an_area_not_given_is_the_boxs_and_no_crowd_given_is_none() -> None:
     box = np.array([[0, 0, 40, 40]], np.float32)
-    told = average_precision_of_image("a", box, np.ones(1), np.zeros(1, int), box, np.zeros(1, int), num_classes=1)
+    told = average_precision_of_image(
+        "a", box, np.ones(1), np.zeros(1, int), box, np.zeros(1, int), num_classes=1
+    )
     assert told.num_objects.tolist() == [[1, 0, 1, 0, 1]]
     assert told.as_dict()["ap_medium"] == told.as_dict()["voc_ap"] == 1
     assert told.as_dict()["ap_small"] is None
@@ -330,7 +334,9 @@ def test_swapped_corners_are_a_wrong_box_of_no_area() -> None:
     box = np.array([[0, 0, 40, 40]])
     swapped = np.array([[30, 0, 10, 40], [30, 30, 10, 10], [0, 0, 40, 40]])
     score, class_id = np.array([0.9, 0.8, 0.7]), np.zeros(3, int)
-    told = average_precision_of_image("a", swapped, score, class_id, box, class_id[:1], num_classes=1)
+    told = average_precision_of_image(
+        "a", swapped, score, class_id, box, class_id[:1], num_classes=1
+    )
     assert told.as_dict()["ap"] == pytest.approx(1 / 3)
 
 

@@ -46,7 +46,9 @@ def add_boxes(score, rows):
         index,
     )
     crowd = IS_CROWD[rows].reshape(-1)
-    truth = GroundTruthBoxes(THERE[rows].reshape(-1, 4), BOX_CLASS[1, rows].reshape(-1), index, crowd)
+    truth = GroundTruthBoxes(
+        THERE[rows].reshape(-1, 4), BOX_CLASS[1, rows].reshape(-1), index, crowd
+    )
     return score.add([f"image {row:02}" for row in rows], found, truth)
 
 

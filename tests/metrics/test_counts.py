@@ -12,7 +12,12 @@ from cvbatch.core.types import Boxes
 from cvbatch.metrics.average_precision import AveragePrecision
 from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.metrics.classification import Confusion
-from cvbatch.metrics.counts import ClassCounts, count_by_class, bootstrap_weights, percentile_interval
+from cvbatch.metrics.counts import (
+    ClassCounts,
+    bootstrap_weights,
+    count_by_class,
+    percentile_interval,
+)
 
 CLASSES, REPLICATES = 4, 6
 
@@ -99,7 +104,9 @@ def test_events_of_an_image_count_with_their_amount():
 
 
 def test_an_interval_holds_the_middle_ninety_five_of_a_hundred():
-    assert percentile_interval(np.array([9.0, *np.linspace(0, 1, 1001)])) == pytest.approx((0.025, 0.975))
+    assert percentile_interval(np.array([9.0, *np.linspace(0, 1, 1001)])) == pytest.approx(
+        (0.025, 0.975)
+    )
 
 
 def boxes(rng, count):
