@@ -80,6 +80,26 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:  # (...
     return result
 
 
+def class_ratios(
+    hits: np.ndarray,  # (..., C)
+    support: np.ndarray,  # (..., C)
+    predicted: np.ndarray,  # (..., C)
+) -> dict[str, np.ndarray]:  # each (..., C) float64
+    """Return precision, recall, f1 and iou of each class, NaN where undefined.
+
+    Args:
+        hits: true positives.
+        support: how often each class is the true class.
+        predicted: how often each class is predicted.
+    """
+    return {
+        "precision": ratio(hits, predicted),
+        "recall": ratio(hits, support),
+        "f1": ratio(2 * hits, support + predicted),
+        "iou": ratio(hits, support + predicted - hits),
+    }
+
+
 def nan_mean(values: np.ndarray) -> float:  # (...)
     """Return the mean of the values that are not NaN; NaN if there are none."""
     defined = values[~np.isnan(values)]

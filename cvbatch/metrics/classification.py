@@ -14,6 +14,7 @@ import numpy as np
 from cvbatch.geometry.boxes import iou
 from cvbatch.metrics.base import (
     Metric,
+    class_ratios,
     nan_mean,
     nan_to_none,
     ratio,
@@ -94,9 +95,7 @@ class Confusion(Metric):
 
     num_classes: int
     ignored: int | None
-    counts: np.ndarray = field(
-        metadata=summed(np.int64)
-    )  # (C, C + 1) true, predicted or none
+    counts: np.ndarray = field(metadata=summed(np.int64))  # (C, C + 1) true, predicted or none
 
     @classmethod
     def empty(cls, num_classes: int, ignored: int | None = None) -> Self:
@@ -157,14 +156,8 @@ class Confusion(Metric):
 
     def per_class(self) -> dict[str, np.ndarray]:  # each (C,)
         """Return precision, recall, f1 and iou, NaN where undefined, and the support."""
-        hits, support, predicted = self.hits, self.support, self.predicted
-        return {
-            "precision": ratio(hits, predicted),
-            "recall": ratio(hits, support),
-            "f1": ratio(2 * hits, support + predicted),
-            "iou": ratio(hits, support + predicted - hits),
-            "support": support,
-        }
+        ratios = class_ratios(self.hits, self.support, self.predicted)
+        return {**ratios, "support": self.support}
 
     @property
     def accuracy(self) -> float:

@@ -18,7 +18,7 @@ from typing import Self
 
 import numpy as np
 
-from cvbatch.metrics.base import Metric, ratio, summed
+from cvbatch.metrics.base import Metric, class_ratios, ratio, summed
 
 # P(X ≤ k) of the Poisson distribution with mean 1; above 17 it is 1 in 53 bits.
 _POISSON_CDF = np.cumsum([exp(-1) / factorial(k) for k in range(18)])
@@ -94,13 +94,7 @@ class ClassCounts(Metric):
 
     def per_class(self) -> dict[str, np.ndarray]:  # each (1 + R, C) float64
         """Return precision, recall, f1 and iou of each class, NaN where undefined."""
-        hits, support, predicted = self.hits, self.support, self.predicted
-        return {
-            "precision": ratio(hits, predicted),
-            "recall": ratio(hits, support),
-            "f1": ratio(2 * hits, support + predicted),
-            "iou": ratio(hits, support + predicted - hits),
-        }
+        return class_ratios(self.hits, self.support, self.predicted)
 
     def overall(self) -> dict[str, np.ndarray]:  # each (1 + R,) float64
         """Return accuracy, mean_iou, and micro, macro and weighted averages of `per_class`.
