@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import cv2
 import numpy as np
 
-from cvbatch.geometry.boxes import iou, suppress
+from cvbatch.geometry.boxes import iou, non_max_suppression
 
 NUM_BOXES, NUM_CLASSES = 10_000, 20
 SCORE_THRESHOLD, IOU_THRESHOLD, MAX_DETECTIONS = 0.25, 0.6, 300
@@ -56,7 +56,7 @@ def works() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def cvbatch_suppress(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    row, class_id = suppress(
+    row, class_id = non_max_suppression(
         boxes,
         scores,
         score_threshold=SCORE_THRESHOLD,

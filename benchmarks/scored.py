@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.datasets.reader import Wanted, find_labelled
 from cvbatch.images.masks import decode_png
-from cvbatch.metrics.average_precision import AveragePrecision, match
+from cvbatch.metrics.average_precision import AveragePrecision, average_precision_of_image
 from cvbatch.metrics.classification import Confusion
 
 Row = dict[str, Any]
@@ -69,7 +69,7 @@ def segmentation(result: Path, labels: Path, classes: tuple[str, ...]) -> Figure
 def detection(result: Path, labels: Path, classes: tuple[str, ...]) -> Figures:
     """Return AP50 per class and its mean; crowds and difficult objects are ignored."""
     parts = [
-        match(
+        average_precision_of_image(
             row["image_id"],
             _corners(row["boxes"]),
             np.array([box["score"] for box in row["boxes"]]),

@@ -23,7 +23,7 @@ from cvbatch.exporters.job import EXPORTS
 from cvbatch.importers.validation import Row as ImportedRow
 from cvbatch.inference.postprocess import POSTPROCESSORS, Postprocessor, no_tiles
 from cvbatch.inference.predictor import LoadedModel, Predictor
-from cvbatch.metrics.counts import Tally, counted
+from cvbatch.metrics.counts import ClassCounts, count_by_class
 from cvbatch.predict.serialization import predictions_to_table, table_to_predictions
 from cvbatch.results import schema, writer
 from cvbatch.results.parts import read_footer
@@ -146,15 +146,15 @@ def score_counts(rows):
     every, hit = np.arange(len(truth)), np.array(predicted) == np.array(truth)
     true, answer = np.array(truth), np.array(predicted)
     rows.scored.scores["counts_tally"] = rows.tally(num_classes).add(
-        counted(rows.weights, every[hit], true[hit], num_classes),
-        counted(rows.weights, every, true, num_classes),
-        counted(rows.weights, every, answer, num_classes),
+        count_by_class(rows.weights, every[hit], true[hit], num_classes),
+        count_by_class(rows.weights, every, true, num_classes),
+        count_by_class(rows.weights, every, answer, num_classes),
     )
 
 
 def test_a_new_column_is_evaluated_through_its_rows(monkeypatch):
     def figures(order, scored, replicates):
-        return averages("counting", scored.score("counts_tally", Tally), ("accuracy",), 4)
+        return averages("counting", scored.score("counts_tally", ClassCounts), ("accuracy",), 4)
 
     row = evaluation.ColumnEvaluation(
         score_counts, figures, lambda *_: {"more": 1}, lambda *_: {}, ("accuracy",)

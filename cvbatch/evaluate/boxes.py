@@ -14,9 +14,9 @@ from cvbatch.evaluate.metrics_table import Figure, Replicates
 from cvbatch.evaluate.plots import ClassCaptions, draw_precision_recall
 from cvbatch.evaluate.scoring import Order, Scored, ScoredRows, flatten, values_of
 from cvbatch.metrics.average_precision import RECALLS, AveragePrecision
-from cvbatch.metrics.base import mean
-from cvbatch.metrics.box_matching import AREA_RANGES, IOU_THRESHOLDS, TrueBoxes
-from cvbatch.metrics.counts import Tally, counted, image_weights
+from cvbatch.metrics.base import nan_mean
+from cvbatch.metrics.box_matching import AREA_RANGES, IOU_THRESHOLDS, GroundTruthBoxes
+from cvbatch.metrics.counts import ClassCounts, bootstrap_weights, count_by_class
 
 _TASK = "detection"
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
@@ -42,7 +42,7 @@ def score_boxes(rows: ScoredRows) -> None:
         flags, of_image = flatten(truth["box_is_crowd"])
         if np.array_equal(of_image, image):
             is_crowd = flags.to_numpy(zero_copy_only=False).astype(bool)
-    true = TrueBoxes(_corners(structs), values_of(structs, "class_id"), image, is_crowd)
+    true = GroundTruthBoxes(_corners(structs), values_of(structs, "class_id"), image, is_crowd)
     part = AveragePrecision.empty(len(order.classes["boxes"])).add(names, boxes, true)
     scored.scores["average_precision"] = part
     scored.scores["boxes_tally"] = _tally(order, part, true, names)
@@ -53,19 +53,21 @@ def _corners(structs: Any) -> np.ndarray:  # M structs → (M, 4) float32
     return np.stack([values_of(structs, side) for side in _SIDES], axis=1).astype(np.float32)
 
 
-def _tally(order: Order, part: AveragePrecision, truth: TrueBoxes, names: Sequence[str]) -> Tally:
+def _tally(
+    order: Order, part: AveragePrecision, truth: GroundTruthBoxes, names: Sequence[str]
+) -> ClassCounts:
     """Return the counts at the thresholds of score and IoU; crowds are neither right nor wrong."""
     num_classes = part.num_classes
-    weights = image_weights(part.image_key.tolist(), order.num_replicates, order.seed)
+    weights = bootstrap_weights(part.image_key.tolist(), order.num_replicates, order.seed)
     bit = int(np.argmin(np.abs(IOU_THRESHOLDS - order.iou_threshold))) * len(AREA_RANGES)
     is_answer = (part.score >= order.score_threshold) & (part.is_ignored >> bit & 1 == 0)
-    is_hit = is_answer & (part.is_true >> bit & 1 == 1)
+    is_hit = is_answer & (part.is_true_positive >> bit & 1 == 1)
     counts = ~np.asarray(truth.is_crowd, bool)
     place = np.searchsorted(part.image_key, np.array(names, np.str_))[truth.image_index]
-    return Tally.empty(num_classes, order.num_replicates).add(
-        hits=counted(weights, part.image_index[is_hit], part.class_id[is_hit], num_classes),
-        support=counted(weights, place[counts], truth.class_id[counts], num_classes),
-        answered=counted(
+    return ClassCounts.empty(num_classes, order.num_replicates).add(
+        hits=count_by_class(weights, part.image_index[is_hit], part.class_id[is_hit], num_classes),
+        support=count_by_class(weights, place[counts], truth.class_id[counts], num_classes),
+        predicted=count_by_class(
             weights, part.image_index[is_answer], part.class_id[is_answer], num_classes
         ),
     )
@@ -74,12 +76,12 @@ def _tally(order: Order, part: AveragePrecision, truth: TrueBoxes, names: Sequen
 def box_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterator[Figure]:
     """Yield the figures of boxes, those over all classes first."""
     score = scored.score("average_precision", AveragePrecision)
-    tally = scored.score("boxes_tally", Tally)
+    tally = scored.score("boxes_tally", ClassCounts)
     drawn = [replicates[r] for r in sorted(replicates)]
     num_objects = int(tally.support[0].sum())
     for metric, value in score.as_dict().items():
         figure = metrics_table.plain_figure(_TASK, None, metric, value, num_objects)
-        values = [mean(one[metric]) for one in drawn] if metric in _AP else []
+        values = [nan_mean(one[metric]) for one in drawn] if metric in _AP else []
         yield _with_interval(figure, values)
     yield from metrics_table.averages(
         _TASK, tally, (*metrics_table.MICRO, *metrics_table.AVERAGES), num_objects
@@ -123,13 +125,13 @@ def resampling_of(order: Order, scored: Scored) -> Resampling | None:
     score = scored.scores.get("average_precision")
     if not isinstance(score, AveragePrecision) or not order.num_replicates:
         return None
-    return Resampling(score, scored.score("boxes_tally", Tally).support, order.seed)
+    return Resampling(score, scored.score("boxes_tally", ClassCounts).support, order.seed)
 
 
 def resample(resampling: Resampling, numbers: range) -> Replicates:
     """Return the average precisions of each class in some replicates, numbered from 1."""
     names = resampling.score.image_key.tolist()
-    weights = image_weights(names, len(resampling.num_objects) - 1, resampling.seed)
+    weights = bootstrap_weights(names, len(resampling.num_objects) - 1, resampling.seed)
     return {
         r: resampling.score.resampled(weights[:, r], resampling.num_objects[r]) for r in numbers
     }

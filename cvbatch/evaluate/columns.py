@@ -17,7 +17,7 @@ from cvbatch.evaluate.join import Piece, read_piece
 from cvbatch.evaluate.metrics_table import Figure, Replicates
 from cvbatch.evaluate.scoring import Order, Scored, ScoredRows
 from cvbatch.images.drawing import to_png
-from cvbatch.metrics.counts import image_weights
+from cvbatch.metrics.counts import bootstrap_weights
 
 
 class ColumnEvaluation(NamedTuple):
@@ -89,7 +89,7 @@ def score_rows(order: Order, predicted: pa.Table, truth: pa.Table, name: str) ->
         SourceError: they have values that cvbatch never writes.
     """
     names = predicted["image_id"].to_pylist()
-    weights = image_weights(names, order.num_replicates, order.seed)
+    weights = bootstrap_weights(names, order.num_replicates, order.seed)
     is_failed = pc.not_equal(predicted["status"], "ok").to_numpy()
     scored = Scored(failed=[names[i] for i in np.flatnonzero(is_failed)])
     scored.counts.update(images=len(names), failed=int(is_failed.sum()))

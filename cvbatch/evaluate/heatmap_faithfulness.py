@@ -27,7 +27,7 @@ from cvbatch.evaluate.perturbation import (
     pixel_order,
 )
 from cvbatch.geometry.boxes import iou
-from cvbatch.geometry.resampling import over_original, strongest_point
+from cvbatch.geometry.resampling import heatmap_to_original, peak_in_original
 from cvbatch.geometry.resize import Placement, make_placement
 from cvbatch.geometry.tiling import tile_placements
 from cvbatch.images.decode import Limits
@@ -175,7 +175,7 @@ def _judge_map(
     said, size = row["heatmaps"][m], (row["height"], row["width"])
     there = _truth_of(order, truth, said["class_id"], size)
     own, other = (
-        boxes_from_heatmap(over_original(values, seen), *size, order.box_threshold)
+        boxes_from_heatmap(heatmap_to_original(values, seen), *size, order.box_threshold)
         for values in pair
     )
     return Judged(
@@ -185,8 +185,8 @@ def _judge_map(
         score=said["score"],
         curves=curves[..., said["class_id"]].astype(np.float64),
         is_hit=(
-            _hit(strongest_point(pair[0], seen), there),
-            _hit(strongest_point(pair[1], seen), there),
+            _hit(peak_in_original(pair[0], seen), there),
+            _hit(peak_in_original(pair[1], seen), there),
         ),
         box_iou=(_best_iou(own, there), _best_iou(other, there)),
         box_xyxy=own,

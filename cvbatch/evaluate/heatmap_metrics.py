@@ -15,7 +15,7 @@ from cvbatch.evaluate.metrics_table import Figure, make_figure
 from cvbatch.evaluate.perturbation import area_under
 from cvbatch.evaluate.scoring import Order
 from cvbatch.metrics.base import ratio
-from cvbatch.metrics.counts import image_weights
+from cvbatch.metrics.counts import bootstrap_weights
 
 METRICS = ("insertion_auc", "deletion_auc", "pointing_game", "box_iou", "box_iou_50")
 _COLUMNS = [f"{who}{metric}" for metric in METRICS for who in ("", "random_")]
@@ -50,7 +50,7 @@ def heatmap_figures(judged: Sequence[Judged], order: Order) -> Iterator[Figure]:
     if not judged:
         return
     values = np.array([_measured(one) for one in judged])  # (M, metrics)
-    weights = image_weights([one.image_id for one in judged], order.num_replicates, order.seed)
+    weights = bootstrap_weights([one.image_id for one in judged], order.num_replicates, order.seed)
     labels = np.array([one.label for one in judged])
     is_given = ~np.isnan(values).all(axis=0)
     for label in (None, *np.unique(labels).tolist()):

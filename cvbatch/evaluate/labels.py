@@ -13,9 +13,9 @@ from cvbatch.evaluate import metrics_table
 from cvbatch.evaluate.metrics_table import Figure, Replicates
 from cvbatch.evaluate.plots import ClassCaptions, draw_confusion, draw_precision_recall
 from cvbatch.evaluate.scoring import Order, Scored, ScoredRows, flatten, values_of
-from cvbatch.metrics.base import mean
+from cvbatch.metrics.base import nan_mean
 from cvbatch.metrics.classification import Calibration, Confusion, MultiLabelPrecision, TopK
-from cvbatch.metrics.counts import Tally, counted
+from cvbatch.metrics.counts import ClassCounts, count_by_class
 
 MAX_CONFUSION_CLASSES = 1000  # beyond, the matrix is larger than all else
 _TASK = "classification"
@@ -66,18 +66,18 @@ def _score_single_label(rows: ScoredRows) -> None:
     is_hit, has_answer = answer == true, answer < num_classes
     every = np.arange(len(used))
     scores["labels_tally"] = rows.tally(num_classes).add(
-        hits=counted(own, every[is_hit], true[is_hit], num_classes),
-        support=counted(own, every, true, num_classes),
-        answered=counted(own, every[has_answer], answer[has_answer], num_classes),
+        hits=count_by_class(own, every[is_hit], true[is_hit], num_classes),
+        support=count_by_class(own, every, true, num_classes),
+        predicted=count_by_class(own, every[has_answer], answer[has_answer], num_classes),
     )
     at, place = np.nonzero(ranks[:, None] < np.array(ks))
     whole = np.repeat(own.sum(axis=0)[:, None], len(ks), axis=1)
     scores["top_k_tally"] = rows.tally(len(ks)).add(
-        hits=counted(own, at, place, len(ks)), support=whole
+        hits=count_by_class(own, at, place, len(ks)), support=whole
     )
     is_probability = has_answer & (best_score[used] >= 0) & (best_score[used] <= 1)
     rows.scored.counts["scores_outside_0_1"] += int((has_answer & ~is_probability).sum())
-    scores["calibration"] = Calibration.empty().add_answers(
+    scores["calibration"] = Calibration.empty().add_predictions(
         is_hit[is_probability], best_score[used][is_probability]
     )
 
@@ -100,7 +100,7 @@ def _score_multi_label(rows: ScoredRows) -> None:
 
     def events(where: np.ndarray) -> np.ndarray:  # (n, C) bool → (1 + R, C)
         image_index, classes = np.nonzero(where)
-        return counted(own, image_index, classes, num_classes)
+        return count_by_class(own, image_index, classes, num_classes)
 
     rows.scored.scores["labels_tally"] = rows.tally(num_classes).add(
         events(is_positive & is_predicted), events(is_positive), events(is_predicted)
@@ -114,10 +114,10 @@ def label_figures(order: Order, scored: Scored, replicates: Replicates) -> Itera
 
 
 def _multi_label(order: Order, scored: Scored) -> Iterator[Figure]:
-    tally = scored.score("labels_tally", Tally)
+    tally = scored.score("labels_tally", ClassCounts)
     count = scored.counts["classification_images"]
     values = scored.score("precision", MultiLabelPrecision).average_precision
-    yield metrics_table.plain_figure(_TASK, None, "mean_average_precision", mean(values), count)
+    yield metrics_table.plain_figure(_TASK, None, "mean_average_precision", nan_mean(values), count)
     yield from metrics_table.averages(
         _TASK, tally, (*metrics_table.MICRO, *metrics_table.AVERAGES), count
     )
@@ -130,10 +130,10 @@ def _multi_label(order: Order, scored: Scored) -> Iterator[Figure]:
 
 
 def _single_label(order: Order, scored: Scored) -> Iterator[Figure]:
-    tally = scored.score("labels_tally", Tally)
+    tally = scored.score("labels_tally", ClassCounts)
     top_k = scored.score("top_k", TopK)
     yield from metrics_table.averages(_TASK, tally, ("accuracy",), top_k.num_images)
-    hits = scored.score("top_k_tally", Tally).figures()["recall"]
+    hits = scored.score("top_k_tally", ClassCounts).per_class()["recall"]
     for place, k in enumerate(top_k.ks):
         yield metrics_table.make_figure(_TASK, None, f"top_{k}", hits[:, place], top_k.num_images)
     yield from metrics_table.averages(_TASK, tally, metrics_table.AVERAGES, top_k.num_images)

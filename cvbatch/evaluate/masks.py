@@ -14,7 +14,7 @@ from cvbatch.evaluate.plots import draw_confusion
 from cvbatch.evaluate.scoring import Order, Scored, ScoredRows
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.classification import Confusion
-from cvbatch.metrics.counts import Tally, counted
+from cvbatch.metrics.counts import ClassCounts, count_by_class
 
 _TASK = "segmentation"
 
@@ -47,7 +47,7 @@ def score_masks(rows: ScoredRows) -> None:
         own = rows.weights[i : i + 1]
         amounts = (np.diagonal(pixels), pixels.sum(axis=1), pixels[:, :-1].sum(axis=0))
         tally = tally.add(
-            *(counted(own, image, classes, num_classes, amount) for amount in amounts)
+            *(count_by_class(own, image, classes, num_classes, amount) for amount in amounts)
         )
         counts["segmentation_images"] += 1
     rows.scored.scores["pixels"] = total
@@ -73,7 +73,7 @@ def _pixel_counts(
 
 def mask_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterator[Figure]:
     """Yield the figures of masks, those over all classes first."""
-    tally = scored.score("mask_tally", Tally)
+    tally = scored.score("mask_tally", ClassCounts)
     num_pixels = int(tally.support[0].sum())
     overall = tally.overall()
     yield metrics_table.make_figure(_TASK, None, "pixel_accuracy", overall["accuracy"], num_pixels)

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.metrics.base import Score
+from cvbatch.metrics.base import Metric
 from cvbatch.metrics.classification import Confusion
-from cvbatch.metrics.counts import Tally, interval
+from cvbatch.metrics.counts import ClassCounts, percentile_interval
 
 Replicates = dict[int, dict[str, np.ndarray]]  # number → metric → (C,)
 _SCHEMA = pa.schema(
@@ -56,7 +56,7 @@ def plain_figure(
 
 def with_interval(figure: Figure, values: np.ndarray) -> Figure:  # (1 + R,)
     """Return a figure with its interval; values: of the images, then of each replicate."""
-    ends = None if figure.value is None else interval(values)
+    ends = None if figure.value is None else percentile_interval(values)
     return figure if ends is None else replace(figure, low=ends[0], high=ends[1])
 
 
@@ -79,7 +79,7 @@ def make_figure(
     return with_interval(plain_figure(task, class_name, metric, float(values[0]), count), values)
 
 
-def averages(task: str, tally: Tally, metrics: Sequence[str], count: int) -> Iterator[Figure]:
+def averages(task: str, tally: ClassCounts, metrics: Sequence[str], count: int) -> Iterator[Figure]:
     """Yield metrics of a tally over all classes, with their intervals."""
     overall = tally.overall()
     for metric in metrics:
@@ -87,15 +87,15 @@ def averages(task: str, tally: Tally, metrics: Sequence[str], count: int) -> Ite
 
 
 def of_class(
-    task: str, tally: Tally, name: str, k: int, metrics: Sequence[str]
+    task: str, tally: ClassCounts, name: str, k: int, metrics: Sequence[str]
 ) -> Iterator[Figure]:
     """Yield metrics of class `k` of a tally, with their intervals."""
-    figures = tally.figures()
+    figures = tally.per_class()
     for metric in metrics:
         yield make_figure(task, name, metric, figures[metric][:, k], int(tally.support[0, k]))
 
 
-def confusion_counts(score: Score | None, names: Sequence[str]) -> dict[str, Any]:
+def confusion_counts(score: Metric | None, names: Sequence[str]) -> dict[str, Any]:
     """Return the counts of a confusion as details of metrics.json; {} where it was not scored."""
     if not isinstance(score, Confusion):
         return {}

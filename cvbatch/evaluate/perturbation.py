@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from cvbatch.geometry.resampling import over_input
-from cvbatch.geometry.resize import PADDING_GREY, Placement, divide
+from cvbatch.geometry.resampling import heatmap_to_input
+from cvbatch.geometry.resize import PADDING_GREY, Placement, divide_rounded
 
 BLUR = 0.1  # standard deviation, of the input's shorter side
 
@@ -49,8 +49,8 @@ def pixel_order(
     of noise, as coarse as the map's own.
     """
     inside = np.flatnonzero(_is_image(placements))
-    strength = over_input(values, placements).reshape(-1)[inside]
-    noise = over_input(rng.random(values.shape), placements).reshape(-1)[inside]
+    strength = heatmap_to_input(values, placements).reshape(-1)[inside]
+    noise = heatmap_to_input(rng.random(values.shape), placements).reshape(-1)[inside]
     return inside[np.lexsort((-noise, -strength))]
 
 
@@ -81,7 +81,7 @@ def exchanged(
     changing, source = pixels.reshape(-1, 3).copy(), others.reshape(-1, 3)
     done = 0
     for step in range(1, steps):
-        end = divide(step * len(order), steps)
+        end = divide_rounded(step * len(order), steps)
         changing[order[done:end]] = source[order[done:end]]
         done = end
         yield changing.reshape(pixels.shape).copy()

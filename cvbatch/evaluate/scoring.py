@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvbatch.metrics.average_precision import AveragePrecision
-from cvbatch.metrics.base import Score
+from cvbatch.metrics.base import Metric
 from cvbatch.metrics.classification import MultiLabelPrecision
-from cvbatch.metrics.counts import Tally
+from cvbatch.metrics.counts import ClassCounts
 
 ScoreType = TypeVar("ScoreType")
 _RECORDS = (AveragePrecision, MultiLabelPrecision)  # grow with the images; merged once
@@ -42,7 +42,7 @@ class Order:
 class Scored:
     """The scores of some images by name, and counts of images by what is odd with them."""
 
-    scores: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, Metric] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)  # ids of images without predictions
 
@@ -68,14 +68,14 @@ class ScoredRows:
         """Return predictions and labels of a column, and its number of true classes."""
         return self.predicted[column], self.truth[column], len(self.order.classes[column])
 
-    def tally(self, num_classes: int) -> Tally:
+    def tally(self, num_classes: int) -> ClassCounts:
         """Return empty counts for all replicates."""
-        return Tally.empty(num_classes, self.order.num_replicates)
+        return ClassCounts.empty(num_classes, self.order.num_replicates)
 
 
 def merged(parts: Iterable[Scored]) -> Scored:
     """Return the scores of all the images; parts in any order give the same."""
-    total, records = Scored(), dict[str, list[Score]]()
+    total, records = Scored(), dict[str, list[Metric]]()
     for part in parts:
         total.counts.update(part.counts)
         total.failed += part.failed

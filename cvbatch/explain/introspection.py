@@ -24,7 +24,7 @@ from cvbatch.explain.deepdream import Dreamer
 from cvbatch.explain.image_grids import cropped
 from cvbatch.explain.spec import NetworkFacts
 from cvbatch.explain.tables import Explanation, Located
-from cvbatch.geometry.resize import Placement, make_placement, to_original
+from cvbatch.geometry.resize import Placement, boxes_to_original, make_placement
 from cvbatch.inference import compile, gradcam
 from cvbatch.inference.graph import input_size, num_classes, preprocess
 from cvbatch.inference.graph_outputs import Tensors
@@ -201,7 +201,7 @@ class Network:
             inside = original = None
             if "boxes" in found:
                 inside = found["boxes"][class_id]
-                original = to_original(inside[None], placement)[0]
+                original = boxes_to_original(inside[None], placement)[0]
             located.append(
                 Located(
                     self._heatmap_layer,

@@ -16,7 +16,7 @@ import numpy as np
 from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
 from cvbatch.exporters.folder import Folder
 from cvbatch.exporters.json_stream import Items, plain, put_document
-from cvbatch.images.rle import encode_runs, pack_runs
+from cvbatch.images.rle import compress_rle, encode_rle
 from cvbatch.results.row import Row
 
 
@@ -127,6 +127,6 @@ def _regions(
         yield {
             "category_id": class_id + 1,
             "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
-            "segmentation": {"size": list(mask.shape), "counts": pack_runs(encode_runs(region))},
+            "segmentation": {"size": list(mask.shape), "counts": compress_rle(encode_rle(region))},
             "area": int(region.sum()),
         }

@@ -26,8 +26,8 @@ from cvbatch.exporters.rows import (
 )
 from cvbatch.exporters.voc import Voc
 from cvbatch.exporters.yolo import Yolo
-from cvbatch.images.orientation import Picture, read_picture
-from cvbatch.images.signatures import format_of
+from cvbatch.images.orientation import ImageInfo, read_image_info
+from cvbatch.images.signatures import detect_format
 from cvbatch.results.result import Result
 from cvbatch.results.safe_names import split_name, unique_stem
 from cvbatch.storage import store
@@ -182,15 +182,15 @@ class _Run:
     def _place(self, image_id: str, data: bytes | None, is_inside: bool) -> Placed:
         stem, suffix = split_name(image_id, is_inside=is_inside, is_flat=self._format.IS_FLAT)
         if not suffix and data is not None:
-            suffix = f".{(format_of(data) or 'bin').lower()}"
+            suffix = f".{(detect_format(data) or 'bin').lower()}"
         stem = unique_stem(stem, image_id, self._collisions)
         shares = self._options.split or (1.0, 0.0, 0.0)
         split = choose_split(image_id, None, shares, self._options.seed)
         return Placed(stem, suffix, SPLIT_NAMES[split])
 
     def _note_turned(self, data: bytes) -> None:
-        picture = read_picture(data)
-        self._num_turned += isinstance(picture, Picture) and picture.orientation != 1
+        picture = read_image_info(data)
+        self._num_turned += isinstance(picture, ImageInfo) and picture.orientation != 1
 
     def finish(self) -> ExportReport:
         """Write the documents once all files are there; return the report."""

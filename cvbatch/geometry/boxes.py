@@ -1,7 +1,6 @@
-"""Boxes are compared, converted and thinned out here, once, for every model and every score.
+"""Box formats, IoU, clipping and non-maximum suppression.
 
-Boxes are half-open `xyxy` in pixels. Suppression has a definition, `suppress_reference`, and a
-fast equal of it, `suppress`.
+Boxes are half-open `xyxy` in pixels, unless a box format is named.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import numpy as np
 
 
 class BoxFormat(NamedTuple):
-    """How the four numbers of a box are to be read."""
+    """Meaning of the four numbers of a box, read as two pairs."""
 
-    first: Literal["corner", "center"]  # what the first pair is
-    second: Literal["corner", "size"]  # what the second pair is
+    first: Literal["corner", "center"]  # meaning of the first pair
+    second: Literal["corner", "size"]  # meaning of the second pair
     is_y_first: bool  # pairs are (y, x) and (height, width)
     is_relative: bool  # fractions of the image's height and width
 
@@ -34,7 +33,7 @@ BOX_FORMATS: dict[str, BoxFormat] = {
 }
 
 _CHUNK = 256  # candidates that are compared with each other at once
-_KEPT_SLICE = 32  # kept boxes that candidates are compared with at once
+_KEPT_CHUNK = 32  # kept boxes that candidates are compared with at once
 _BAND_GROWTH = 4
 
 
@@ -44,27 +43,30 @@ def to_xyxy(
     height: int,
     width: int,
 ) -> np.ndarray:  # (..., 4) float32
-    """Return boxes as `xyxy` pixels of an image of `height` × `width`.
+    """Convert boxes to `xyxy` in pixels.
 
-    box_format: a key of `BOX_FORMATS`, named as Keras names them; height and width matter to
-    the relative ones alone.
+    Args:
+        boxes: boxes in `box_format`.
+        box_format: a key of `BOX_FORMATS`; the names are those of Keras.
+        height: of the image in pixels; only relative formats use it.
+        width: likewise.
 
     Raises:
-        ValueError: the format is not in the table.
+        ValueError: the format is not in `BOX_FORMATS`.
     """
     if box_format not in BOX_FORMATS:
         known = ", ".join(BOX_FORMATS)
         raise ValueError(f"box format {box_format!r} is not known: use one of {known}")
-    reading = BOX_FORMATS[box_format]
+    fields = BOX_FORMATS[box_format]
     pairs: np.ndarray = np.asarray(boxes, np.float32).reshape(*np.shape(boxes)[:-1], 2, 2)
-    if reading.is_y_first:
+    if fields.is_y_first:
         pairs = pairs[..., ::-1]
-    if reading.is_relative:
+    if fields.is_relative:
         pairs = pairs * np.array([width, height], np.float32)
     first, second = pairs[..., 0, :], pairs[..., 1, :]
-    if reading.first == "center":
+    if fields.first == "center":
         first = first - second / 2
-    if reading.second == "size":
+    if fields.second == "size":
         second = first + second
     return np.concatenate([first, second], axis=-1)
 
@@ -74,7 +76,7 @@ def clip_boxes(
     height: int,
     width: int,
 ) -> np.ndarray:  # (..., 4)
-    """Return the boxes cut off at the image's border; one wholly outside becomes empty."""
+    """Clip boxes to the image; a box outside the image becomes empty."""
     clipped: np.ndarray = np.clip(xyxy, 0, np.array([width, height] * 2, xyxy.dtype))
     return clipped
 
@@ -83,10 +85,10 @@ def iou(
     a_xyxy: np.ndarray,  # (M, 4)
     b_xyxy: np.ndarray,  # (N, 4)
 ) -> np.ndarray:  # (M, N) float64
-    """Return the intersection over union of every a with every b, in 0..1.
+    """Return the intersection over union, in 0..1, of every box of `a` with every box of `b`.
 
-    A box without an area (empty, or its corners swapped) has area 0, and IoU 0 with anything,
-    itself included.
+    An empty box, or a box with swapped corners, has area 0, and IoU 0 with every box, itself
+    included.
     """
     a = [column[:, None] for column in a_xyxy.astype(np.float64).T]
     b = [column[None, :] for column in b_xyxy.astype(np.float64).T]
@@ -97,7 +99,7 @@ def iou(
     intersection: np.ndarray = np.maximum(width, 0, out=width)
     intersection *= np.maximum(height, 0, out=height)
     union = np.subtract(_area(a) + _area(b), intersection, out=height)
-    union[union == 0] = 1  # both are empty: 0 / 1
+    union[union == 0] = 1  # both boxes are empty: the IoU is 0 / 1
     intersection /= union
     return intersection
 
@@ -109,8 +111,8 @@ def _area(corners: list[np.ndarray]) -> np.ndarray:
     return area
 
 
-class Suppression(NamedTuple):
-    """What `suppress` lets stand."""
+class NmsSettings(NamedTuple):
+    """Settings of `non_max_suppression`."""
 
     score_threshold: float
     iou_threshold: float
@@ -119,7 +121,7 @@ class Suppression(NamedTuple):
     classes_kept: Sequence[int] | None = None
 
 
-def suppress(
+def non_max_suppression(
     boxes: np.ndarray,  # (N, 4) float32 xyxy
     scores: np.ndarray,  # (N, C) float32
     *,
@@ -129,22 +131,30 @@ def suppress(
     class_agnostic: bool = False,
     classes_kept: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # (K,) int64, (K,) int32
-    """Return the row and the class of the boxes that stand, best first.
+    """Keep the most confident boxes, by greedy non-maximum suppression.
 
-    Greedy non-maximum suppression. A candidate is a box with one of its classes, its score at
-    least `score_threshold`. The best candidate stands; those of the same class that overlap it by
-    an IoU above `iou_threshold` fall; and so on, until `max_detections` stand. Of equal scores the
-    lower box row, then the lower class id, is the better one.
+    A candidate is a box with one of its classes. The best candidate is kept, and all candidates of
+    the same class that overlap it are removed; this repeats with the remaining candidates. Of equal
+    scores the lower row, then the lower class id, is the better one.
 
-    With `class_agnostic` a box is a candidate once, with the best of its classes, and falls
-    whatever the class of the box it overlaps. `classes_kept` leaves out all other classes
-    before anything else. Equal to `suppress_reference`, always.
+    Args:
+        boxes: candidate boxes, finite.
+        scores: scores of the boxes for C classes, finite.
+        score_threshold: minimum score of a candidate.
+        iou_threshold: a candidate with an IoU above it is removed.
+        max_detections: maximum number of kept candidates, over all classes.
+        class_agnostic: a box is a candidate once, with its best class, and boxes of different
+            classes suppress each other.
+        classes_kept: class ids; all other classes are ignored. None: all classes.
+
+    Returns:
+        Rows and class ids of the kept candidates, best first.
 
     Raises:
         ValueError: a score or a box is not finite.
     """
     _require_finite(boxes, scores)
-    class_of_column = _columns(scores, classes_kept)
+    class_of_column = _class_of_column(scores, classes_kept)
     scores = scores if classes_kept is None else scores[:, class_of_column]
     if class_agnostic and scores.size:
         best = scores.argmax(axis=1)
@@ -155,56 +165,25 @@ def suppress(
     return row, class_of_column[column]
 
 
-def suppress_reference(
-    boxes: np.ndarray,  # (N, 4) float32 xyxy
-    scores: np.ndarray,  # (N, C) float32
-    *,
-    score_threshold: float,
-    iou_threshold: float,
-    max_detections: int,
-    class_agnostic: bool = False,
-    classes_kept: Sequence[int] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:  # (K,) int64, (K,) int32
-    """Return what `suppress` must return: its definition, in plain loops, slow.
-
-    Raises:
-        ValueError: a score or a box is not finite.
-    """
-    _require_finite(boxes, scores)
-    classes = _columns(scores, classes_kept).tolist()
-    candidates = []  # (−score, row, class): ascending is best first
-    for row in range(len(scores)):
-        of_row = [(-scores[row, c], row, c) for c in classes]
-        candidates += sorted(of_row)[:1] if class_agnostic else of_row
-    overlap = iou(boxes, boxes)
-    standing: list[tuple[int, int]] = []
-    for negative_score, row, class_id in sorted(candidates):
-        if len(standing) == max_detections or -negative_score < score_threshold:
-            break
-        rivals = [r for r, c in standing if class_agnostic or c == class_id]
-        if all(overlap[row, r] <= iou_threshold for r in rivals):
-            standing.append((row, class_id))
-    result = np.array(standing, np.int64).reshape(-1, 2)
-    return result[:, 0], result[:, 1].astype(np.int32)
-
-
 def _require_finite(boxes: np.ndarray, scores: np.ndarray) -> None:
     if not np.isfinite(scores).all():
         row, class_id = np.argwhere(~np.isfinite(scores))[0]
-        at, value = f"score of box {row}, class {class_id},", scores[row, class_id]
+        name, value = f"score of box {row}, class {class_id},", scores[row, class_id]
     elif not np.isfinite(boxes).all():
         row, column = np.argwhere(~np.isfinite(boxes))[0]
-        at, value = f"corner {column} of box {row}", boxes[row, column]
+        name, value = f"corner {column} of box {row}", boxes[row, column]
     else:
         return
     raise ValueError(
-        f"the {at} is {value}: boxes and scores must be finite; "
-        "look for an overflow in the network or its precision"
+        f"the {name} is {value}: boxes and scores must be finite; "
+        "check the network and its precision for an overflow"
     )
 
 
-def _columns(scores: np.ndarray, classes_kept: Sequence[int] | None) -> np.ndarray:  # → (C',) int32
-    """Return the classes that may be found, ascending."""
+def _class_of_column(
+    scores: np.ndarray,  # (N, C)
+    classes_kept: Sequence[int] | None,
+) -> np.ndarray:  # (C',) int32, ascending
     if classes_kept is None:
         return np.arange(scores.shape[1], dtype=np.int32)
     return np.unique(np.array(classes_kept, np.int32))
@@ -217,28 +196,28 @@ def _greedy(
     iou_threshold: float,
     max_detections: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # (K,) int64, (K,) int64
-    """Return row and column of what stands, best first.
+    """Return row and column of the kept candidates, best first.
 
-    Greedy goes best first, so the best are looked at first and the others only while too few
-    stand: in bands of falling score, each thinned by what stands already, then sorted, then
-    resolved in chunks.
+    Candidates are processed in bands of falling score, until enough are kept, so that most scores
+    are never sorted. Candidates of a band that kept boxes suppress are removed; the others are
+    sorted and compared with each other in chunks.
     """
     num_classes = scores.shape[1]
     flat = np.ascontiguousarray(scores).reshape(-1)
-    standing = np.zeros((0, 2), np.int64)  # row, column
+    kept = np.zeros((0, 2), np.int64)  # row, column
     for band in _bands(flat, np.float32(score_threshold), 2 * max_detections):
         candidates = np.stack(np.divmod(band, num_classes), axis=1)
-        alive = _not_fallen(candidates, standing, boxes, iou_threshold)
-        alive = alive[np.argsort(-flat[band[alive]], kind="stable")]
-        for start in range(0, len(alive), _CHUNK):
-            chunk = candidates[alive[start : start + _CHUNK]]
+        remaining = _unsuppressed(candidates, kept, boxes, iou_threshold)
+        remaining = remaining[np.argsort(-flat[band[remaining]], kind="stable")]
+        for start in range(0, len(remaining), _CHUNK):
+            chunk = candidates[remaining[start : start + _CHUNK]]
             if start > 0:
-                chunk = chunk[_not_fallen(chunk, standing, boxes, iou_threshold)]
-            chunk = chunk[_resolve(chunk, boxes, iou_threshold)]
-            standing = np.concatenate([standing, chunk])
-            if len(standing) >= max_detections:
-                return standing[:max_detections, 0], standing[:max_detections, 1]
-    return standing[:, 0], standing[:, 1]
+                chunk = chunk[_unsuppressed(chunk, kept, boxes, iou_threshold)]
+            chunk = chunk[_keep_best(chunk, boxes, iou_threshold)]
+            kept = np.concatenate([kept, chunk])
+            if len(kept) >= max_detections:
+                return kept[:max_detections, 0], kept[:max_detections, 1]
+    return kept[:, 0], kept[:, 1]
 
 
 def _bands(
@@ -246,10 +225,10 @@ def _bands(
     threshold: np.float32,
     size: int,
 ) -> Iterator[np.ndarray]:  # of (B,) int64
-    """Yield the positions of all scores ≥ threshold in bands, the first of about `size`.
+    """Yield the positions of all scores ≥ threshold in bands of falling score.
 
-    Every score in a band is below every score of the band before, so equal scores are never
-    parted; positions ascend within a band.
+    The first band has about `size` positions. Every score of a band is below every score of the
+    band before, so equal scores are in one band; positions ascend within a band.
     """
     upper = np.float32(np.inf)
     while flat.size and size:
@@ -263,36 +242,36 @@ def _bands(
         size *= _BAND_GROWTH
 
 
-def _not_fallen(
+def _unsuppressed(
     candidates: np.ndarray,  # (M, 2) row, column
-    standing: np.ndarray,  # (K, 2) row, column
+    kept: np.ndarray,  # (K, 2) row, column
     boxes: np.ndarray,  # (N, 4)
     iou_threshold: float,
 ) -> np.ndarray:  # (≤M,) int64
-    """Return, ascending, the candidates that no standing box of their column overlaps."""
-    is_alive = np.ones(len(candidates), bool)
-    for column in np.unique(standing[:, 1]):
+    """Return, ascending, the candidates that no kept box of their column suppresses."""
+    is_kept = np.ones(len(candidates), bool)
+    for column in np.unique(kept[:, 1]):
         members = np.flatnonzero(candidates[:, 1] == column)
-        rivals = boxes[standing[standing[:, 1] == column, 0]]
-        for start in range(0, len(rivals), _KEPT_SLICE):
-            overlap = iou(boxes[candidates[members, 0]], rivals[start : start + _KEPT_SLICE])
-            has_fallen = (overlap > iou_threshold).any(axis=1)
-            is_alive[members[has_fallen]] = False
-            members = members[~has_fallen]
-    return np.flatnonzero(is_alive)
+        rivals = boxes[kept[kept[:, 1] == column, 0]]
+        for start in range(0, len(rivals), _KEPT_CHUNK):
+            overlap = iou(boxes[candidates[members, 0]], rivals[start : start + _KEPT_CHUNK])
+            is_suppressed = (overlap > iou_threshold).any(axis=1)
+            is_kept[members[is_suppressed]] = False
+            members = members[~is_suppressed]
+    return np.flatnonzero(is_kept)
 
 
-def _resolve(
+def _keep_best(
     candidates: np.ndarray,  # (M, 2) row, column, best first
     boxes: np.ndarray,  # (N, 4)
     iou_threshold: float,
 ) -> np.ndarray:  # (≤M,) int64
-    """Return, ascending, the candidates that stand among themselves."""
-    own = boxes[candidates[:, 0]]
+    """Return, ascending, the candidates that no better one among them suppresses."""
+    xyxy = boxes[candidates[:, 0]]
     column = candidates[:, 1]
-    beats = np.triu((iou(own, own) > iou_threshold) & (column[:, None] == column), k=1)
-    has_fallen = np.zeros(len(candidates), bool)
-    for better in np.flatnonzero(beats.any(axis=1)):
-        if not has_fallen[better]:
-            has_fallen |= beats[better]
-    return np.flatnonzero(~has_fallen)
+    suppresses = np.triu((iou(xyxy, xyxy) > iou_threshold) & (column[:, None] == column), k=1)
+    is_suppressed = np.zeros(len(candidates), bool)
+    for better in np.flatnonzero(suppresses.any(axis=1)):
+        if not is_suppressed[better]:
+            is_suppressed |= suppresses[better]
+    return np.flatnonzero(~is_suppressed)

@@ -1,136 +1,149 @@
-"""A layer's map is laid where it belongs: over the original, or over what its network was fed.
+"""Resample a heatmap from the network's grid to the input, its tiles or the original.
 
-Between the centres of its cells a map is interpolated linearly, beyond the outermost it is flat:
-what `cv2.resize` does, at any positions and without rounding them.
+Between the centres of its cells a heatmap is interpolated linearly; outside the outermost centres
+it is constant. `cv2.resize` does the same; this module also samples at irregular positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from cvbatch.geometry.resize import Placement
 
-MAX_SIDE = 1024  # of a map over an original: finer than any layer sees
+MAX_SIDE = 1024  # of a heatmap over an original: finer than the grid of any layer
 
 
-def stretch(
+class _Axis(NamedTuple):
+    """The height or the width of a placement, with the cells of a grid over the input."""
+
+    original: int  # pixels
+    source: int  # first pixel of the source rectangle in the original
+    source_size: int
+    target: int  # first pixel of the target rectangle in the input
+    target_size: int
+    input: int  # pixels
+    cells: int
+
+
+def sample_bilinear(
     values: np.ndarray,  # (h, w)
-    rows: np.ndarray,  # (R,) positions in cells: the first cell's centre is at 0.5
+    rows: np.ndarray,  # (R,)
     columns: np.ndarray,  # (C,)
 ) -> np.ndarray:  # (R, C) float64
-    """Return the map's values at the crossings of rows and columns."""
+    """Sample a heatmap at every pair of a row and a column.
+
+    Args:
+        values: the heatmap.
+        rows: positions in cells; the centre of the first cell is at 0.5.
+        columns: likewise.
+    """
     height, width = values.shape
-    spread: np.ndarray = _hats(rows, height) @ values.astype(np.float64) @ _hats(columns, width).T
-    return spread
+    row_weights, column_weights = _cell_weights(rows, height), _cell_weights(columns, width)
+    sampled: np.ndarray = row_weights @ values.astype(np.float64) @ column_weights.T
+    return sampled
 
 
-def _hats(positions: np.ndarray, count: int) -> np.ndarray:  # (R,) → (R, count)
-    """Return how much of each cell is at each position: rows sum to 1."""
+def _cell_weights(positions: np.ndarray, count: int) -> np.ndarray:  # (R,) → (R, count)
+    """Return the weight of each cell at each position; rows sum to 1."""
     inside = np.clip(positions, 0.5, count - 0.5)[:, None]
-    hats: np.ndarray = np.maximum(0, 1 - np.abs(inside - centres(count)))
-    return hats
+    weights: np.ndarray = np.maximum(0, 1 - np.abs(inside - cell_centres(count)))
+    return weights
 
 
-def over_size(
+def resize_bilinear(
     values: np.ndarray,  # (h, w)
     height: int,
     width: int,
 ) -> np.ndarray:  # (height, width) float64
-    """Return the map stretched to a size, cells to rectangles."""
-    return stretch(
-        values, centres(height) * values.shape[0] / height, centres(width) * values.shape[1] / width
+    """Stretch a heatmap to a size."""
+    return sample_bilinear(
+        values,
+        cell_centres(height) * values.shape[0] / height,
+        cell_centres(width) * values.shape[1] / width,
     )
 
 
-def over_original(
-    values: np.ndarray,  # (h, w) over the network's input
+def heatmap_to_original(
+    values: np.ndarray,  # (h, w)
     placement: Placement,
-) -> np.ndarray:  # (R, C) float64, over all of the original
-    """Return the map over the original, 0 where a crop left it out.
+) -> np.ndarray:  # (R, C) float64
+    """Resample a heatmap over the network's input to the original.
 
-    It has the original's size, or the same shape with sides of at most `MAX_SIDE`.
+    Returns:
+        The heatmap over the whole original, 0 where a crop removed pixels. It has the size of the
+        original, with each side limited to `MAX_SIDE`.
     """
-    axes, covered = [], []
-    for original, source, target, side, cells in _axes(placement, values.shape):
-        position = centres(min(original, MAX_SIDE)) * original / min(original, MAX_SIDE)
-        is_seen = (position >= source[0]) & (position < source[0] + source[1])
-        in_input = (position - source[0]) * target[1] / source[1] + target[0]
-        axes.append(in_input * cells / side)
-        covered.append(is_seen)
-    return stretch(values, *axes) * np.outer(*covered)
+    positions, is_covered = [], []
+    for axis in _axes(placement, values.shape):
+        size = min(axis.original, MAX_SIDE)
+        position = cell_centres(size) * axis.original / size
+        is_covered.append((position >= axis.source) & (position < axis.source + axis.source_size))
+        in_input = (position - axis.source) * axis.target_size / axis.source_size + axis.target
+        positions.append(in_input * axis.cells / axis.input)
+    return sample_bilinear(values, *positions) * np.outer(*is_covered)
 
 
-def over_input(
+def heatmap_to_input(
     values: np.ndarray,  # (h, w)
     placements: Sequence[Placement],  # T
 ) -> np.ndarray:  # (T, H, W) float64
-    """Return the map over each pixel that the network is fed.
+    """Resample a heatmap to the pixels of the network's input.
 
-    Of an image that was not cut, T is 1 and the map covers the input; of one that was, it covers
-    the original, and each tile has its part of it.
+    Args:
+        values: the heatmap, over the input if T is 1, otherwise over the original.
+        placements: of the image, or of each of its tiles.
+
+    Returns:
+        The heatmap over the input, or the part of each tile.
     """
-    laid = []
+    resampled = []
     for placement in placements:
         positions = []
-        for original, source, target, side, cells in _axes(placement, values.shape):
-            position = centres(side)
+        for axis in _axes(placement, values.shape):
+            position = cell_centres(axis.input)
             if len(placements) == 1:
-                positions.append(position * cells / side)
+                positions.append(position * axis.cells / axis.input)
                 continue
-            in_original = (position - target[0]) * source[1] / target[1] + source[0]
-            positions.append(in_original * cells / original)
-        laid.append(stretch(values, *positions))
-    return np.stack(laid)
+            scaled = (position - axis.target) * axis.source_size / axis.target_size
+            positions.append((scaled + axis.source) * axis.cells / axis.original)
+        resampled.append(sample_bilinear(values, *positions))
+    return np.stack(resampled)
 
 
-def strongest_point(
-    values: np.ndarray,  # (h, w) over the network's input
+def peak_in_original(
+    values: np.ndarray,  # (h, w)
     placement: Placement,
 ) -> tuple[float, float] | None:
-    """Return x and y, in pixels of the original, of the centre of the map's strongest cell.
+    """Return the centre of the cell with the maximum of a heatmap over the network's input.
 
-    Of equal ones the first, row by row; cells whose centre is beside the image do not count.
-    None where no cell is above 0.
+    Cells with their centre in the padding are ignored. Of equal cells the first counts, row by row.
+
+    Returns:
+        x and y in pixels of the original; None where no cell is above 0.
     """
-    positions, is_beside = [], np.zeros(values.shape, bool)
-    for axis, (_, source, target, side, cells) in enumerate(_axes(placement, values.shape)):
-        centre = centres(cells) * side / cells - target[0]
-        outside = (centre < 0) | (centre >= target[1])
-        is_beside |= outside[:, None] if axis == 0 else outside
-        positions.append(centre * source[1] / target[1] + source[0])
-    inside = np.where(is_beside, 0, values)
+    positions, is_padding = [], np.zeros(values.shape, bool)
+    for dimension, axis in enumerate(_axes(placement, values.shape)):
+        centre = cell_centres(axis.cells) * axis.input / axis.cells - axis.target
+        is_outside = (centre < 0) | (centre >= axis.target_size)
+        is_padding |= is_outside[:, None] if dimension == 0 else is_outside
+        positions.append(centre * axis.source_size / axis.target_size + axis.source)
+    inside = np.where(is_padding, 0, values)
     row, column = np.unravel_index(int(inside.argmax()), values.shape)
     if not inside[row, column] > 0:
         return None
     return float(positions[1][column]), float(positions[0][row])
 
 
-def centres(count: int) -> np.ndarray:  # (count,) float64
-    """Return the centres of cells of side 1."""
+def cell_centres(count: int) -> np.ndarray:  # (count,) float64
+    """Return the centres of `count` cells of side 1."""
     return np.arange(count) + 0.5
 
 
-_Axis = tuple[int, tuple[int, int], tuple[int, int], int, int]
-
-
-def _axes(placement: Placement, shape: tuple[int, ...]) -> tuple[_Axis, _Axis]:
-    """Return for each axis: the original's side, source, target, the input's side, the cells."""
-    source, target = placement.source, placement.target
-    return (
-        (
-            placement.height,
-            (source.top, source.height),
-            (target.top, target.height),
-            placement.input_height,
-            shape[0],
-        ),
-        (
-            placement.width,
-            (source.left, source.width),
-            (target.left, target.width),
-            placement.input_width,
-            shape[1],
-        ),
-    )
+def _axes(placement: Placement, grid_hw: tuple[int, ...]) -> tuple[_Axis, _Axis]:
+    p, source, target = placement, placement.source, placement.target
+    rows = (p.height, source.top, source.height, target.top, target.height, p.input_height)
+    columns = (p.width, source.left, source.width, target.left, target.width, p.input_width)
+    return _Axis(*rows, grid_hw[0]), _Axis(*columns, grid_hw[1])

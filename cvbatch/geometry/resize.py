@@ -1,8 +1,8 @@
-"""How an image lies in a network's input is decided here once, so that boxes and masks find back.
+"""Resize rules (stretch, letterbox, crop) and their inverse for boxes and masks.
 
-In each of the three modes one rectangle of the original, in whole pixels, fills one rectangle of
-the input, in whole pixels. Every mapping follows from those two. Of an image that is cut, each
-tile (`cvbatch.geometry.tiling`) lies in an input of its own.
+In each of the three modes one rectangle of the original, in whole pixels, is resized to one
+rectangle of the input, in whole pixels. Every mapping follows from these two rectangles. Each tile
+of a tiled image (`cvbatch.geometry.tiling`) has a placement.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PADDING_GREY = 114
 
 
 class Rectangle(NamedTuple):
-    """Whole pixels of an image: `top:top + height, left:left + width`."""
+    """The pixels `top:top + height, left:left + width` of an image."""
 
     top: int
     left: int
@@ -33,9 +33,9 @@ class Rectangle(NamedTuple):
 
 @dataclass(frozen=True)
 class Placement:
-    """How an original of `height` × `width` lies in a network's input.
+    """Position of an original, or of a tile of it, in a network's input; sizes in pixels.
 
-    The rectangle `source` of the original fills the rectangle `target` of the input.
+    The rectangle `source` of the original is resized to the rectangle `target` of the input.
     """
 
     height: int
@@ -47,19 +47,24 @@ class Placement:
 
 
 def make_placement(height: int, width: int, key: InputKey) -> Placement:
-    """Return how an original of `height` × `width` is laid, uncut, into the input `key`.
+    """Return the placement of an untiled original in a network's input.
 
-    stretch: all of it fills the input, whatever its shape. letterbox: all of it, its shape kept,
-    in the middle; sides are rounded to whole pixels, at least one. crop: the largest middle part
-    with the input's shape fills the input: the rectangle that Keras takes in
+    stretch: the original fills the input; its aspect ratio changes. letterbox: the original is
+    centred and its aspect ratio is preserved; sides are rounded to whole pixels, at least one.
+    crop: the largest centred rectangle with the aspect ratio of the input fills the input, as in
     `keras.layers.Resizing(crop_to_aspect_ratio=True)`.
+
+    Args:
+        height: of the original in pixels.
+        width: likewise.
+        key: size of the input and resize mode.
     """
     source = Rectangle(0, 0, height, width)
     target = Rectangle(0, 0, key.height, key.width)
     if key.resize == "letterbox":
         target = _centred(
-            max(1, min(key.height, divide(height * key.width, width))),
-            max(1, min(key.width, divide(width * key.height, height))),
+            max(1, min(key.height, divide_rounded(height * key.width, width))),
+            max(1, min(key.width, divide_rounded(width * key.height, height))),
             within=target,
         )
     elif key.resize == "crop":
@@ -72,17 +77,17 @@ def make_placement(height: int, width: int, key: InputKey) -> Placement:
 
 
 def window_size(height: int, width: int, key: InputKey) -> tuple[int, int]:
-    """Return the (height, width) of what fills one input: the original, or one of its tiles."""
+    """Return the (height, width) of one tile, or of the original where it is not tiled."""
     if key.tiling is None:
         return height, width
     return min(height, key.tiling.tile_height), min(width, key.tiling.tile_width)
 
 
 def required_size(height: int, width: int, key: InputKey) -> tuple[int, int]:
-    """Return the (height, width) that all of the original has at the input's scale.
+    """Return the (height, width) of the original at the scale of the network's input.
 
-    An original decoded at a reduced size loses nothing the network would get as long as neither
-    side is shorter than this. All tiles have one scale.
+    An original that is decoded at a reduced size loses no detail for the network if both sides have
+    at least this size. All tiles have the same scale.
     """
     placement = make_placement(*window_size(height, width, key), key)
     source, target = placement.source, placement.target
@@ -93,14 +98,20 @@ def required_size(height: int, width: int, key: InputKey) -> tuple[int, int]:
 
 
 def jpeg_reduction(height: int, width: int, keys: Iterable[InputKey]) -> int:
-    """Return the largest of 1, 2, 4, 8 by which a JPEG may be reduced for all networks `keys`.
+    """Return the largest factor (1, 2, 4 or 8) by which decoding may reduce a JPEG.
 
-    A JPEG reduced by f has sides ⌈height / f⌉ and ⌈width / f⌉.
+    A JPEG reduced by f has the sides ⌈height / f⌉ and ⌈width / f⌉, which must be at least those of
+    `required_size`.
+
+    Args:
+        height: of the original in pixels.
+        width: likewise.
+        keys: inputs of all networks that use the image.
     """
     required = [required_size(height, width, key) for key in keys]
     for factor in JPEG_REDUCTIONS:
         reduced = -(-height // factor), -(-width // factor)
-        if all(reduced[0] >= needed[0] and reduced[1] >= needed[1] for needed in required):
+        if all(reduced[0] >= size[0] and reduced[1] >= size[1] for size in required):
             return factor
     return 1
 
@@ -109,11 +120,14 @@ def resize_image(
     image: np.ndarray,  # (h, w, 3) uint8
     placement: Placement,
 ) -> np.ndarray:  # (H, W, 3) uint8
-    """Return the network's input: `image` laid out by `placement`, the rest grey.
+    """Resize an image to a network's input; the padding is grey.
 
-    The image is the placement's original, or the same decoded at a reduced size; the source
-    rectangle is then rounded to pixels of the reduced image. Sides that shrink are averaged over
-    area, sides that grow are interpolated linearly.
+    Sides that shrink are averaged over area, sides that grow are interpolated linearly.
+
+    Args:
+        image: the original of the placement, or the same decoded at a reduced size; the source
+            rectangle is then rounded to pixels of the reduced image.
+        placement: position of the original in the input.
     """
     source, target = placement.source, placement.target
     top, bottom = _scaled(source.top, source.height, len(image), placement.height)
@@ -139,12 +153,18 @@ def resize_image(
     )
 
 
-def to_original(
+def boxes_to_original(
     xyxy: np.ndarray,  # (M, 4) float32, pixels of the network's input
     placement: Placement,
     clip: bool = True,
 ) -> np.ndarray:  # (M, 4) float32, pixels of the original
-    """Return the boxes in pixels of the original; with `clip`, cut off at its border."""
+    """Map boxes from the network's input to the original.
+
+    Args:
+        xyxy: boxes in the input.
+        placement: position of the original in the input.
+        clip: clip the boxes to the original.
+    """
     source, target = placement.source, placement.target
     scale = np.array([source.width / target.width, source.height / target.height] * 2)
     from_target = xyxy - np.array([target.left, target.top] * 2, np.float64)
@@ -158,15 +178,15 @@ def boxes_to_input(
     xyxy: np.ndarray,  # (M, 4) pixels of the original
     placement: Placement,
 ) -> np.ndarray:  # (M, 4) float32, pixels of the network's input
-    """Return the boxes in pixels of the input, cut off where the image ends there.
+    """Map boxes from the original to the network's input, clipped to the target rectangle.
 
-    The inverse of `to_original`. A box that a crop left out has no area.
+    The inverse of `boxes_to_original`. A box outside a crop becomes empty.
     """
     source, target = placement.source, placement.target
     scale = np.array([target.width / source.width, target.height / source.height] * 2)
-    laid = (xyxy - np.array([source.left, source.top] * 2)) * scale
-    laid = np.clip(laid, 0, np.array([target.width, target.height] * 2))
-    shifted: np.ndarray = laid + np.array([target.left, target.top] * 2)
+    in_target = (xyxy - np.array([source.left, source.top] * 2)) * scale
+    in_target = np.clip(in_target, 0, np.array([target.width, target.height] * 2))
+    shifted: np.ndarray = in_target + np.array([target.left, target.top] * 2)
     return shifted.astype(np.float32)
 
 
@@ -174,47 +194,60 @@ def mask_to_input(
     mask: np.ndarray,  # (h, w) uint8, the size of the original
     placement: Placement,
 ) -> np.ndarray:  # (H, W) uint8
-    """Return the class at the centre of each pixel of the input; `VOID_CLASS` beside the image."""
+    """Resize a mask to the network's input: nearest neighbour, `VOID_CLASS` in the padding."""
     source, target = placement.source, placement.target
-    seen = mask[source.top : source.top + source.height, source.left : source.left + source.width]
-    size = target.width, target.height
-    seen = cv2.resize(np.ascontiguousarray(seen), size, interpolation=cv2.INTER_NEAREST_EXACT)
-    if seen.shape == (placement.input_height, placement.input_width):
-        return seen
-    laid = np.full((placement.input_height, placement.input_width), VOID_CLASS, np.uint8)
-    laid[target.top : target.top + target.height, target.left : target.left + target.width] = seen
-    return laid
+    bottom, right = source.top + source.height, source.left + source.width
+    resized = cv2.resize(
+        np.ascontiguousarray(mask[source.top : bottom, source.left : right]),
+        (target.width, target.height),
+        interpolation=cv2.INTER_NEAREST_EXACT,
+    )
+    size = placement.input_height, placement.input_width
+    if resized.shape == size:
+        return resized
+    padded = np.full(size, VOID_CLASS, np.uint8)
+    bottom, right = target.top + target.height, target.left + target.width
+    padded[target.top : bottom, target.left : right] = resized
+    return padded
 
 
 def mask_to_original(
-    mask: np.ndarray,  # (H', W') uint8, the network's output: its input at any scale
+    mask: np.ndarray,  # (H', W') uint8
     placement: Placement,
 ) -> np.ndarray:  # (h, w) uint8
-    """Return the mask at the size of the original: to each pixel the class at its centre.
+    """Resize a mask to the original: each pixel gets the class at its centre.
 
-    What a centre crop left out is `VOID_CLASS`.
+    Pixels outside a centre crop are `VOID_CLASS`.
+
+    Args:
+        mask: class ids of the network's input, at any scale.
+        placement: position of the original in the input.
     """
     source = placement.source
     size = placement.height, placement.width
     _, rows, _, columns = sample_grid(placement, size, (mask.shape[0], mask.shape[1]))
-    seen = mask.take(columns, axis=1).take(rows, axis=0)
-    if seen.shape == size:
-        return seen
+    resampled = mask.take(columns, axis=1).take(rows, axis=0)
+    if resampled.shape == size:
+        return resampled
     original = np.full(size, VOID_CLASS, np.uint8)
     bottom, right = source.top + source.height, source.left + source.width
-    original[source.top : bottom, source.left : right] = seen
+    original[source.top : bottom, source.left : right] = resampled
     return original
 
 
 def sample_grid(
     placement: Placement, canvas_hw: tuple[int, int], grid_hw: tuple[int, int]
-) -> tuple[int, np.ndarray, int, np.ndarray]:  # (R,) int64, (C,) int64
-    """Return what of a canvas a placement covers, and which cell of its grid lies where.
+) -> tuple[int, np.ndarray, int, np.ndarray]:  # first row, (R,) int64, first column, (C,) int64
+    """Map cells of a canvas over the original to cells of a grid over the network's input.
 
-    The canvas is the original divided into `canvas_hw` cells, the grid the network's input divided
-    into `grid_hw`: a mask, or a layer's map. The cells of the canvas with their centre in the
-    source rectangle are R rows from the first number on and C columns from the second; to each row
-    and each column belongs the one of the grid that holds its centre.
+    Args:
+        placement: position of the original in the input.
+        canvas_hw: numbers of rows and columns that the original is divided into.
+        grid_hw: likewise of the input: the size of a mask or of a heatmap.
+
+    Returns:
+        The first of R rows and the first of C columns of the canvas whose centres are in the source
+        rectangle, each followed by the rows or columns of the grid that contain these centres.
     """
     source, target = placement.source, placement.target
     top, rows = _sample_axis(
@@ -232,7 +265,7 @@ def sample_grid(
     return top, rows, left, columns
 
 
-def divide(numerator: int, denominator: int) -> int:
+def divide_rounded(numerator: int, denominator: int) -> int:
     """Return the quotient rounded to the nearest whole number, halves up."""
     return (2 * numerator + denominator) // (2 * denominator)
 
@@ -243,9 +276,9 @@ def _centred(height: int, width: int, within: Rectangle) -> Rectangle:
 
 
 def _scaled(start: int, length: int, size: int, original_size: int) -> tuple[int, int]:
-    """Return [start, start + length) of an original in pixels of a reduced one, never empty."""
-    first = min(divide(start * size, original_size), size - 1)
-    return first, max(first + 1, divide((start + length) * size, original_size))
+    """Return [start, start + length) of an original in pixels of a reduced image, never empty."""
+    first = min(divide_rounded(start * size, original_size), size - 1)
+    return first, max(first + 1, divide_rounded((start + length) * size, original_size))
 
 
 def _sample_axis(
@@ -254,13 +287,13 @@ def _sample_axis(
     target: tuple[int, int],  # start, size
     grid: tuple[int, int],  # pixels of the input, cells it is divided into
 ) -> tuple[int, np.ndarray]:  # first cell of the canvas, (R,) int64 cells of the grid
-    """Return one axis of `sample_grid`, in whole numbers.
+    """Return one axis of `sample_grid`, computed in whole numbers.
 
-    The centre of the canvas' cell i lies at (i + ½) · pixels / cells in the original.
+    The centre of cell i of the canvas is at (i + ½) · pixels / cells in the original.
     """
     shared = math.gcd(*canvas)
     pixels, cells = canvas[0] // shared, canvas[1] // shared
-    # the first centre at or behind x: the smallest i with (2i + 1) · pixels ≥ 2 · cells · x
+    # The first centre at or after x: the smallest i with (2i + 1) · pixels ≥ 2 · cells · x.
     first, end = (-(-(2 * cells * x - pixels) // (2 * pixels)) for x in (source[0], sum(source)))
     twice = 2 * np.arange(first, end, dtype=np.int64) + 1
     from_source = twice * pixels - 2 * cells * source[0]

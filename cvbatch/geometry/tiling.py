@@ -1,21 +1,28 @@
-"""Large images are cut into tiles here, so that a network sees them at the scale it is made for."""
+"""Divide a large image into overlapping tiles, so that a network gets it at a suitable scale."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from cvbatch.core.types import InputKey
-from cvbatch.geometry.resize import Placement, divide, make_placement, window_size
+from cvbatch.geometry.resize import Placement, divide_rounded, make_placement, window_size
 
 
 def tile_placements(height: int, width: int, key: InputKey) -> list[Placement]:
-    """Return how each tile of an original lies in its input; uncut, the one is that of `place`.
+    """Return the placement of each tile of an original, or of the original where it is not tiled.
 
-    An original is cut where the key has a tiling and either side is longer than a tile's. Windows
-    of a tile's size, or the original's where that is shorter, then stand along each axis from
-    border to border, as evenly as whole pixels allow and no more of them than the overlap takes.
-    They come line by line, a line running along the axis that has fewer: who merges them in this
-    order has the fewest unfinished at once.
+    An original is tiled if the key has a tiling and either side is longer than that of a tile. The
+    tiles have the size of `window_size`. They are spaced along each axis from border to border, as
+    evenly as whole pixels allow; there are no more than the overlap requires.
+
+    Args:
+        height: of the original in pixels.
+        width: likewise.
+        key: size of the input, resize mode and tiling.
+
+    Returns:
+        The placements, line by line; a line runs along the axis with fewer tiles, so that code that
+        merges tiles in this order has the fewest unfinished lines in memory.
     """
     rows, columns = _tile_grid(height, width, key)
     if rows * columns == 1:
@@ -27,31 +34,35 @@ def tile_placements(height: int, width: int, key: InputKey) -> list[Placement]:
         corners = [(top, left) for left in lefts for top in tops]
     else:
         corners = [(top, left) for top in tops for left in lefts]
-    seen = inner.source
     return [
         replace(
             inner,
             height=height,
             width=width,
-            source=seen._replace(top=top + seen.top, left=left + seen.left),
+            source=inner.source._replace(top=top + inner.source.top, left=left + inner.source.left),
         )
         for top, left in corners
     ]
 
 
 def count_tiles(height: int, width: int, key: InputKey) -> int:
-    """Return how many tiles an original is cut into; 1: it stays whole."""
+    """Return the number of tiles of an original; 1 where it is not tiled."""
     rows, columns = _tile_grid(height, width, key)
     return rows * columns
 
 
 def canvas_size(placement: Placement, grid_hw: tuple[int, int]) -> tuple[int, int]:
-    """Return how many rows and columns of the grid's cells, as seen there, the original has."""
+    """Return the (rows, columns) of a grid over the original with cells of the same size.
+
+    Args:
+        placement: of the original or of one of its tiles.
+        grid_hw: rows and columns of the grid over the network's input.
+    """
     source, target = placement.source, placement.target
-    rows = divide(
+    rows = divide_rounded(
         placement.height * target.height * grid_hw[0], source.height * placement.input_height
     )
-    columns = divide(
+    columns = divide_rounded(
         placement.width * target.width * grid_hw[1], source.width * placement.input_width
     )
     return max(1, rows), max(1, columns)
@@ -69,5 +80,5 @@ def _count_windows(length: int, size: int, overlap: int) -> int:
 
 
 def _starts(length: int, size: int, count: int) -> list[int]:
-    """Return where windows begin: the first at 0, the last so that it ends with the original."""
-    return [divide(i * (length - size), max(1, count - 1)) for i in range(count)]
+    """Return the first pixel of each window, from 0 to `length − size`."""
+    return [divide_rounded(i * (length - size), max(1, count - 1)) for i in range(count)]

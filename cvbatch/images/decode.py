@@ -1,13 +1,14 @@
-"""Turns the bytes of one image into upright RGB pixels, or says why that cannot be done.
+"""Decode one image to upright RGB uint8 (H, W, 3), or to a Failure.
 
-The header is read first, by Pillow, without decoding: format, size, mode and EXIF orientation.
-The limits are checked against it, then the pixels are read. OpenCV reads JPEG, PNG and WebP; it is
-the faster and gives the same pixels. Pillow reads what OpenCV leaves or gets wrong: CMYK JPEG,
-animations, GIF, BMP, and TIFF, where OpenCV multiplies alpha in and overlooks damage. Both notice
-truncation, in every format; what OpenCV refuses, Pillow judges again and its word is final.
+Pillow reads the header first, without decoding: format, size, mode and EXIF orientation. The header
+is compared with the limits, then the pixels are read. OpenCV decodes JPEG, PNG and WebP: it is
+faster and gives the same pixels. Pillow decodes what OpenCV cannot or does wrong: CMYK JPEG,
+animations, GIF, BMP, and TIFF, where OpenCV premultiplies alpha and overlooks damage. Both detect
+truncation, in every format. Where OpenCV fails, Pillow decodes again and its result counts.
 
-Grey is repeated, alpha is dropped as `keras.utils.load_img` does, CMYK is converted without
-profiles, of 16 bits the high byte is kept. Of an animation the first picture counts.
+Grey is repeated in three channels, alpha is dropped as in `keras.utils.load_img`, CMYK is converted
+without profiles, 16-bit values are reduced to their high byte. Of an animation the first frame is
+used.
 """
 
 from __future__ import annotations
@@ -23,12 +24,19 @@ from PIL.TiffImagePlugin import TiffImageFile
 from cvbatch.core.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey
 from cvbatch.geometry.resize import jpeg_reduction, resize_image
 from cvbatch.geometry.tiling import count_tiles, tile_placements
-from cvbatch.images.headers import PILLOW_ERRORS, Header, Limits, failure, read_header, refused
+from cvbatch.images.headers import (
+    PILLOW_ERRORS,
+    Header,
+    Limits,
+    decode_failure,
+    failure_from_error,
+    read_header,
+)
 from cvbatch.images.signatures import is_complete, png_has_all_rows
 
 __all__ = [
     "PILLOW_ERRORS",
-    "TURNS",
+    "UPRIGHT_TRANSFORMS",
     "DecodeOne",
     "Limits",
     "decode",
@@ -36,13 +44,13 @@ __all__ = [
     "read_header",
 ]
 
-# A broken image is a failed row that names its file; OpenCV's own line on stderr names none.
+# A damaged image becomes a failed row with the URI of its file; OpenCV's log lines have no URI.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _OPENCV_FORMATS = ("JPEG", "PNG", "WebP")
 
-# EXIF orientation → the turn that makes the stored array upright.
-TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+# EXIF orientation → the transform that makes the stored array upright
+UPRIGHT_TRANSFORMS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda image: cv2.flip(image, 1),
     3: lambda image: cv2.rotate(image, cv2.ROTATE_180),
     4: lambda image: cv2.flip(image, 0),
@@ -51,40 +59,46 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda image: cv2.rotate(cv2.transpose(image), cv2.ROTATE_180),
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-_STRIP_TAG, _ROWS_TAG = 273, 278  # of a TIFF: where its strips lie, how many rows each has
+_STRIP_TAG, _ROWS_TAG = 273, 278  # TIFF tags: StripOffsets, RowsPerStrip
 _REDUCED_FLAGS = {1: 0, 2: 16, 4: 32, 8: 64}  # IMREAD_REDUCED_COLOR_n without its BGR bit
 
 
 def decode(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | Failure:
-    """Return the image upright, RGB, resized for every key, or the `Failure` it comes to.
+    """Decode an image, make it upright and resize it for every network.
 
-    Kinds of failure: empty, not_an_image, unsupported, too_large, truncated, corrupt. Nothing is
-    raised whatever the bytes are, and the same bytes give the same pixels or the same message.
-    `Decoded.width` and `height` are the upright original's, also where a JPEG was read reduced.
+    Args:
+        data: the image file; no bytes raise an exception.
+        keys: inputs of the networks.
+        limits: maximum sizes of the file, the image and its tiles.
+
+    Returns:
+        The resized image, with the size of the upright original even if a JPEG was decoded at a
+        reduced size; or a failure of the kind empty, not_an_image, unsupported, too_large,
+        truncated or corrupt. The same bytes give the same pixels or the same message.
     """
     with warnings.catch_warnings():
-        # only Pillow's, so that a thread that leaves at the wrong moment silences nothing else
+        # Only warnings of Pillow: `catch_warnings` is not thread-safe, the filter may outlive this.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         header = read_header(data, limits)
         if isinstance(header, Failure):
             return header
         height, width = header.upright_hw
-        if (too_large := _refused_tiles(height, width, keys, limits)) is not None:
+        if (too_large := _find_tile_failure(height, width, keys, limits)) is not None:
             return too_large
         reduction = jpeg_reduction(height, width, keys) if limits.reduced_jpeg else 1
         pixels = _read_pixels(header, reduction)
     if isinstance(pixels, Failure):
         return pixels
-    if header.orientation in TURNS:
-        pixels = TURNS[header.orientation](pixels)
-    return Decoded(width, height, {key: _laid_out(pixels, height, width, key) for key in keys})
+    if header.orientation in UPRIGHT_TRANSFORMS:
+        pixels = UPRIGHT_TRANSFORMS[header.orientation](pixels)
+    return Decoded(width, height, {key: _resize(pixels, height, width, key) for key in keys})
 
 
 DecodeOne = Callable[[bytes, Sequence[InputKey], Limits], Decoded | Failure]
 
 
-def _laid_out(
-    pixels: np.ndarray,  # (h, w, 3) uint8, upright, perhaps read reduced
+def _resize(
+    pixels: np.ndarray,  # (h, w, 3) uint8, upright, perhaps at a reduced size
     height: int,  # of the original
     width: int,
     key: InputKey,
@@ -98,14 +112,14 @@ def _laid_out(
     return tiles
 
 
-def _refused_tiles(
+def _find_tile_failure(
     height: int, width: int, keys: Iterable[InputKey], limits: Limits
 ) -> Failure | None:
     for key in keys:
         count = count_tiles(height, width, key)
         size = count * key.height * key.width * 3
         if key.tiling is not None and size > limits.max_tile_bytes:
-            return failure(
+            return decode_failure(
                 "too_large",
                 f"{count} tiles of {key.height} x {key.width} come to {size} bytes, over the limit "
                 f"of {limits.max_tile_bytes}; raise tiles.size or lower tiles.overlap",
@@ -121,33 +135,45 @@ def decode_images(
     batch_size: int,
     decode_one: DecodeOne = decode,
 ) -> Iterator[ImageBatch]:
-    """Yield consecutive batches; each but the last holds exactly `batch_size` decoded images.
+    """Decode images and group them into consecutive batches.
 
-    Failures stand at their positions and do not count; those that follow the last decoded image
-    are in the last batch. No images, no batch. One image is decoded ahead of the batch given out.
+    One image is decoded ahead of the batch that is yielded. If a key has a tiling, a batch ends
+    before the image that would make its tiles exceed `limits.batch_tile_bytes`; an image that
+    exceeds this alone is yielded before another one is decoded.
 
-    Where a key has a tiling, a batch ends sooner, before the image with which its tiles would pass
-    `limits.batch_tile_bytes`; one that passes them alone is given out before another is decoded.
+    Args:
+        images: encoded images, in the order of the chunk.
+        keys: inputs of the networks.
+        limits: maximum sizes of files, images and tiles.
+        chunk_id: of the chunk that the images belong to.
+        batch_size: decoded images of a batch.
+        decode_one: decodes one image.
+
+    Yields:
+        Batches; without tiles each but the last has exactly `batch_size` decoded images. Failures
+        have their positions in a batch and are not counted; failures after the last decoded image
+        are in the last batch. No images give no batch.
     """
-    batch = _GrowingBatch(chunk_id, keys, batch_size, limits.batch_tile_bytes)
+    batch = _BatchBuilder(chunk_id, keys, batch_size, limits.batch_tile_bytes)
     for image in images:
         result = image.failure or decode_one(image.data, keys, limits)
         if isinstance(result, Decoded) and not batch.has_room_for(result):
             yield batch.finish()
-            batch = _GrowingBatch(chunk_id, keys, batch_size, limits.batch_tile_bytes)
+            batch = _BatchBuilder(chunk_id, keys, batch_size, limits.batch_tile_bytes)
         batch.add(image, result)
-        del result  # the batch has its pixels
+        del result  # frees the pixels that were copied into the batch
         if batch.is_overfull:
             yield batch.finish()
-            batch = _GrowingBatch(chunk_id, keys, batch_size, limits.batch_tile_bytes)
+            batch = _BatchBuilder(chunk_id, keys, batch_size, limits.batch_tile_bytes)
     if batch.image_id:
         yield batch.finish()
 
 
-class _GrowingBatch:
-    """An `ImageBatch` while it fills.
+class _BatchBuilder:
+    """Collects decoded images and failures of one `ImageBatch`.
 
-    Images that are not cut are written once, where they will stay; tiles are joined at the end.
+    Images without tiles are written directly into the arrays of the batch; tiles, whose number is
+    not known in advance, are concatenated at the end.
     """
 
     def __init__(
@@ -162,7 +188,7 @@ class _GrowingBatch:
         self._width: list[int] = []
         self._height: list[int] = []
         self._failures: dict[int, Failure] = {}
-        self._whole = {
+        self._untiled = {
             key: np.empty((batch_size, key.height, key.width, 3), np.uint8)
             for key in keys
             if key.tiling is None
@@ -174,14 +200,14 @@ class _GrowingBatch:
 
     @property
     def is_overfull(self) -> bool:
-        """Say whether one image has passed the bytes that several may have together."""
+        """Whether the tiles exceed the limit; only a single image can make them do so."""
         return any(size > self._max_tile_bytes for size in self._tile_bytes.values())
 
     def has_room_for(self, image: Decoded) -> bool:
         if self._num_decoded == 0:
             return True
         return self._num_decoded < self._batch_size and all(
-            size + _weight(image, key) <= self._max_tile_bytes
+            size + _num_bytes(image, key) <= self._max_tile_bytes
             for key, size in self._tile_bytes.items()
         )
 
@@ -191,11 +217,11 @@ class _GrowingBatch:
             width, height = 0, 0
         else:
             width, height = result.width, result.height
-            for key, pixels in self._whole.items():
+            for key, pixels in self._untiled.items():
                 pixels[self._num_decoded] = result.pixels[key]
             for key, tiles in self._tiles.items():
                 tiles.append(result.pixels[key])
-                self._tile_bytes[key] += _weight(result, key)
+                self._tile_bytes[key] += _num_bytes(result, key)
             self._num_decoded += 1
         self.image_id.append(image.image_id)
         self._uri.append(image.uri)
@@ -203,10 +229,10 @@ class _GrowingBatch:
         self._height.append(height)
 
     def finish(self) -> ImageBatch:
-        pixels = {key: whole[: self._num_decoded] for key, whole in self._whole.items()}
+        pixels = {key: images[: self._num_decoded] for key, images in self._untiled.items()}
         for key, tiles in self._tiles.items():
-            none = np.empty((0, key.height, key.width, 3), np.uint8)
-            pixels[key] = tiles[0] if len(tiles) == 1 else np.concatenate([none, *tiles])
+            empty = np.empty((0, key.height, key.width, 3), np.uint8)
+            pixels[key] = tiles[0] if len(tiles) == 1 else np.concatenate([empty, *tiles])
             tiles.clear()
         return ImageBatch(
             chunk_id=self.chunk_id,
@@ -219,36 +245,38 @@ class _GrowingBatch:
         )
 
 
-def _weight(image: Decoded, key: InputKey) -> int:
-    """Return the bytes of an image's tiles, and of the mask that may be merged from them."""
+def _num_bytes(image: Decoded, key: InputKey) -> int:
+    """Return the bytes of an image's tiles and of a mask merged from them."""
     return image.pixels[key].nbytes + image.height * image.width
 
 
 def _read_pixels(
     header: Header, reduction: int
-) -> np.ndarray | Failure:  # (h, w, 3) uint8, not yet turned
+) -> np.ndarray | Failure:  # (h, w, 3) uint8, as stored
     image = header.image
     if (
         header.format in _OPENCV_FORMATS
         and image.mode != "CMYK"
         and not getattr(image, "is_animated", False)
-        # OpenCV allocates what a PNG's chunk claims as its length: 3 GB for a file of 6 kB
+        # OpenCV allocates the length that a PNG chunk declares: 3 GB for a file of 6 kB.
         and (header.format != "PNG" or is_complete("PNG", header.data))
     ):
         pixels = _read_with_opencv(header, reduction if header.format == "JPEG" else 1)
         if pixels is not None:
             return pixels
     try:
-        read = _read_with_pillow(image)
+        decoded = _read_with_pillow(image)
     except PILLOW_ERRORS as error:
-        return refused(error, header.format, header.data)
-    if not isinstance(read, Failure) and _has_holes(header):
-        return failure("truncated", f"the {header.format} ends early: it lacks rows of pixels")
-    return read
+        return failure_from_error(error, header.format, header.data)
+    if not isinstance(decoded, Failure) and _lacks_rows(header):
+        return decode_failure(
+            "truncated", f"the {header.format} ends early: it lacks rows of pixels"
+        )
+    return decoded
 
 
-def _has_holes(header: Header) -> bool:
-    """Say whether an image lacks rows that its header claims; Pillow leaves those black."""
+def _lacks_rows(header: Header) -> bool:
+    """Whether rows are missing that the header declares; Pillow leaves them black."""
     if header.format == "PNG":
         return not png_has_all_rows(header.data)
     if not isinstance(header.image, TiffImageFile):
@@ -261,7 +289,7 @@ def _has_holes(header: Header) -> bool:
 
 
 def _read_with_opencv(header: Header, reduction: int) -> np.ndarray | None:  # (h, w, 3) uint8
-    """Return the pixels, or None where OpenCV refuses or sees another size than the header's."""
+    """Return the pixels; None where OpenCV fails or its size differs from the header's."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED_FLAGS[reduction]
     try:
         pixels = cv2.imdecode(np.frombuffer(header.data, np.uint8), flags)
@@ -277,7 +305,7 @@ def _read_with_pillow(image: ImageFile) -> np.ndarray | Failure:  # (h, w, 3) ui
         high = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(high[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        return failure(
+        return decode_failure(
             "unsupported",
             f"32-bit pixels (mode {image.mode}) have no known range; convert them to 8 or 16 bits",
         )

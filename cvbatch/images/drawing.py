@@ -1,4 +1,4 @@
-"""What a job found is drawn over its images here, for people to look at."""
+"""Draw boxes, masks and captions over an image; contact sheets of many images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TILE_HW = (240, 320)
 CAPTION_HEIGHT = 24
 MARGIN = 8
 
-# Seven colours that the colour-blind tell apart (Okabe and Ito, "Color Universal Design", 2008).
+# Seven colours for colour-blind readers (Okabe and Ito, "Color Universal Design", 2008).
 _HUES = np.array(
     [
         (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
@@ -30,7 +30,7 @@ _TEXT_WEIGHT = 500
 
 
 def _palette() -> np.ndarray:  # (256, 3) uint8 RGB
-    """Return a colour for each value of a mask: black for class 0, then hues in five shades."""
+    """Return a colour for each value of a mask: black for class 0, then five shades of the hues."""
     shaded = np.concatenate([_HUES * (1 - abs(s)) + 255 * max(s, 0) for s in _SHADES])
     cycled = np.resize(shaded, (VOID_CLASS, 3))
     return np.concatenate([np.zeros((1, 3)), cycled]).round().astype(np.uint8)
@@ -44,9 +44,13 @@ def paint_mask(
     mask: np.ndarray,  # (h, w) uint8
     opacity: float,
 ) -> np.ndarray:  # (h, w, 3) uint8 RGB
-    """Return the image under the colours of its mask, untouched where the mask is void.
+    """Blend the colours of a mask over an image.
 
-    Class 0, most often the background, darkens; other classes have the colours of `PALETTE`.
+    Args:
+        image: the image; it is not changed.
+        mask: class ids. Pixels of `VOID_CLASS` keep their colour; class 0, most often the
+            background, is black in `PALETTE` and darkens its pixels.
+        opacity: of the mask, in 0..1.
     """
     painted = cv2.addWeighted(image, 1 - opacity, PALETTE[mask], opacity, 0)
     return np.where((mask == VOID_CLASS)[..., None], image, painted)
@@ -59,10 +63,15 @@ def draw_boxes(
     scores: np.ndarray,  # (M,)
     class_id: np.ndarray | None = None,  # (M,)
 ) -> np.ndarray:  # (h, w, 3) uint8 RGB
-    """Return the image with its boxes, each with its name and score; the first box is on top.
+    """Draw boxes with their names and scores over an image; the first box is on top.
 
-    The class gives the colour, one past the mask's, whose class 0 is the background; without
-    classes all boxes have one colour.
+    Args:
+        image: the image; it is not changed.
+        xyxy: boxes in pixels of the image.
+        names: text of each box, most often its class.
+        scores: score of each box.
+        class_id: class k has the colour k + 1 of `PALETTE`, as a detector has no background class.
+            None: all boxes have one colour.
     """
     canvas = image.copy()
     shorter = min(image.shape[:2])
@@ -83,10 +92,12 @@ def contact_sheet(
     captions: Sequence[str],
     columns: int,
 ) -> np.ndarray:  # (H, W, 3) uint8 RGB
-    """Return one white page of pictures, each fitted into a tile over its caption, row by row.
+    """Arrange images on a white page, row by row, each scaled to a tile above its caption.
 
-    What a caption has too much for its tile is cut; characters that the font lacks show as
-    question marks.
+    Args:
+        tiles: images of any size.
+        captions: one of each image; too long captions are cut, unprintable characters become "?".
+        columns: tiles of a row.
     """
     pitch_hw = TILE_HW[0] + CAPTION_HEIGHT + MARGIN, TILE_HW[1] + MARGIN
     rows = -(-len(tiles) // columns)
@@ -94,27 +105,35 @@ def contact_sheet(
     for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
         top = MARGIN + i // columns * pitch_hw[0]
         left = MARGIN + i % columns * pitch_hw[1]
-        picture, fitted = _fitted(tile)
+        scaled, fitted = _fit_to_tile(tile)
         y, x = top + fitted.top, left + fitted.left
-        page[y : y + fitted.height, x : x + fitted.width] = picture
+        page[y : y + fitted.height, x : x + fitted.width] = scaled
         baseline = (left, top + TILE_HW[0] + CAPTION_HEIGHT * 3 // 4)
         write_text(page, caption, baseline, TILE_HW[1], CAPTION_HEIGHT * 5 // 8)
     return page
 
 
 def write_text(
-    canvas: np.ndarray,  # (h, w, 3) uint8, drawn upon
+    canvas: np.ndarray,  # (h, w, 3) uint8, changed in place
     text: str,
-    baseline: tuple[int, int],  # x, y of its left end
+    baseline: tuple[int, int],  # x, y
     width: int,
     size: int,
 ) -> None:
-    """Write black text of `size` pixels; what is too much for `width` pixels is cut."""
-    _put_text(canvas, _shortened(text, width, size), baseline, size, _BLACK)
+    """Write black text.
+
+    Args:
+        canvas: the image that is written on.
+        text: any text; unprintable characters become "?".
+        baseline: left end of the text's baseline.
+        width: maximum width in pixels; longer text is cut and ends with an ellipsis.
+        size: of the font in pixels.
+    """
+    _put_text(canvas, _shorten(text, width, size), baseline, size, _BLACK)
 
 
-def _fitted(tile: np.ndarray) -> tuple[np.ndarray, Rectangle]:
-    """Return the picture at its size in a tile, and where in the tile it lies."""
+def _fit_to_tile(tile: np.ndarray) -> tuple[np.ndarray, Rectangle]:
+    """Scale an image to a tile; return it with its rectangle in the tile."""
     height, width = tile.shape[:2]
     fitted = make_placement(height, width, InputKey(*TILE_HW, "letterbox")).target
     stretch = InputKey(fitted.height, fitted.width, "stretch")
@@ -122,7 +141,7 @@ def _fitted(tile: np.ndarray) -> tuple[np.ndarray, Rectangle]:
 
 
 def _draw_label(
-    canvas: np.ndarray,  # (h, w, 3) uint8, drawn upon
+    canvas: np.ndarray,  # (h, w, 3) uint8, changed in place
     text: str,
     left: int,
     top: int,
@@ -148,12 +167,12 @@ def _put_text(
 
 
 def _printable(text: str) -> str:
-    """Return text that can be drawn: a file's name may hold anything, halves of pairs included."""
+    """Replace unprintable characters: file names may contain any, lone surrogates included."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _shortened(text: str, width: int, size: int) -> str:
-    text = _printable(text[: width + 1])  # no character is narrower than a pixel
+def _shorten(text: str, width: int, size: int) -> str:
+    text = _printable(text[: width + 1])  # every character is at least one pixel wide
     if _text_width(text, size) <= width:
         return text
     while text and _text_width(f"{text}…", size) > width:
@@ -167,9 +186,9 @@ def _text_width(text: str, size: int) -> int:
 
 
 def to_png(
-    image: np.ndarray,  # (H, W) or (H, W, 3) uint8 RGB
+    image: np.ndarray,  # (H, W) grey or (H, W, 3) RGB, uint8
 ) -> bytes:
-    """Return a picture as a PNG file."""
+    """Encode an image as PNG."""
     pixels = image if image.ndim == 2 else image[..., ::-1]
     _, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
     return data.tobytes()

@@ -1,8 +1,8 @@
-"""Decodes images that may crash, hang or swallow the process that decodes them.
+"""Decode images in a child process with a timeout and a memory limit.
 
-Two ways. `on_a_timer` decodes in this process, and an image that takes too long ends it: the kernel
-does so, whatever the decoder holds. `IsolatedDecoder` decodes in a child process, and of an image
-that ends the child a `Failure` is left: slower, and nothing but the image is lost.
+An image may crash its decoder, hang it or exhaust its memory. `IsolatedDecoder` decodes in a child
+process: an image that ends the child becomes a `Failure`. `decode_with_alarm` is faster: it decodes
+in this process, and the kernel ends this process if an image takes too long.
 """
 
 from __future__ import annotations
@@ -25,22 +25,25 @@ from cvbatch.core.errors import CvbatchError
 from cvbatch.core.types import Decoded, Failure, InputKey
 from cvbatch.images.decode import DecodeOne, Limits, decode
 
-_START_LIMIT_S = 120.0  # of a child: on a machine that is not overrun it takes one second
-_TRIES = 2  # a child may have died of an image before this one, or of another process' hunger
+_START_LIMIT_S = 120.0  # of a child; it takes one second on a machine without overload
+_ATTEMPTS = 2  # an earlier image, or the memory of another process, may have ended the child
 _PR_SET_PDEATHSIG = 1
-# What decoding takes at most, generously: Pillow's 4 bytes a pixel and those of its conversion,
-# the array, and its turned copy.
+# Upper bound of the memory that decoding takes: 4 bytes per pixel in Pillow, its conversion, the
+# array and its upright copy.
 _BYTES_PER_PIXEL = 16
 _COPIES_OF_FILE = 4
-_COPIES_OF_TILES = 3  # themselves, and twice on their way through the pipe
+_COPIES_OF_TILES = 3  # the tiles, and two copies in the pipe
 _SPARE_BYTES = 256 << 20
 
 
-def on_a_timer(timeout_s: float) -> DecodeOne:
-    """Return `decode` as a call that kills this process if it takes longer than `timeout_s`.
+def decode_with_alarm(timeout_s: float) -> DecodeOne:
+    """Return a `decode` that ends this process if an image takes longer than the timeout.
 
-    By SIGALRM, left at its default action: no thread is needed and none can be kept from it. A
-    call costs 3 µs more.
+    It uses SIGALRM with its default action, which needs no thread and which the decoder cannot
+    block by holding the interpreter lock. The overhead is 3 µs per image.
+
+    Args:
+        timeout_s: maximum seconds to decode one image.
     """
 
     def timed(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | Failure:
@@ -53,24 +56,33 @@ def on_a_timer(timeout_s: float) -> DecodeOne:
     return timed
 
 
-def decoding_bytes(keys: Sequence[InputKey], limits: Limits) -> int:
-    """Return the memory that decoding an image within the limits may take, beside the code.
+def decode_memory_bytes(keys: Sequence[InputKey], limits: Limits) -> int:
+    """Return the memory, in bytes, that decoding one image within the limits may take.
 
-    Never more than half of the machine's: an image that wants more than there is must fail alone.
+    Args:
+        keys: inputs of the networks.
+        limits: maximum sizes of the file, the image and its tiles.
+
+    Returns:
+        At most half of the machine's memory, so that an image that needs more fails alone.
     """
-    wanted = _SPARE_BYTES + limits.max_pixels * _BYTES_PER_PIXEL
-    wanted += limits.max_bytes * _COPIES_OF_FILE
+    num_bytes = _SPARE_BYTES + limits.max_pixels * _BYTES_PER_PIXEL
+    num_bytes += limits.max_bytes * _COPIES_OF_FILE
     if any(key.tiling for key in keys):
-        wanted += limits.max_tile_bytes * _COPIES_OF_TILES
-    return min(wanted, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+        num_bytes += limits.max_tile_bytes * _COPIES_OF_TILES
+    return min(num_bytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
 
 
 class IsolatedDecoder:
-    """`decode` in a child process that may die, and is then replaced.
+    """`decode` in a child process, which is replaced when it ends.
 
-    Pixels and failures are those of `decode`. Further kinds: crashed (the child died of the image,
-    twice), timeout (it was killed). An image that takes more than `decoding_bytes` of memory is
-    too_large, or crashed where its decoder does not bear being refused. Ends with its block.
+    A context manager: the child ends with the block. Results are those of `decode`, with two more
+    kinds of failure: crashed (the image ended the child twice) and timeout (the child was killed).
+    An image that takes more memory than `decode_memory_bytes` is too_large, or crashed if its
+    decoder does not handle a failed allocation.
+
+    Args:
+        timeout_s: maximum seconds to decode one image.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -84,25 +96,25 @@ class IsolatedDecoder:
         self._end()
 
     def __call__(self, data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | Failure:
-        """Return what `decode` returns, or what became of the child.
+        """Decode one image; see `decode` for the arguments.
 
         Raises:
-            CvbatchError: no child comes up.
+            CvbatchError: the child process does not start.
         """
         status = 0
-        for _ in range(_TRIES):
-            child = self._child = self._child or _Child(decoding_bytes(keys, limits))
+        for _ in range(_ATTEMPTS):
+            child = self._child = self._child or _Child(decode_memory_bytes(keys, limits))
             try:
-                return child.ask(data, keys, limits, self._timeout_s)
+                return child.decode(data, keys, limits, self._timeout_s)
             except TimeoutError:
                 self._end()
                 message = (
                     f"decoding took longer than {self._timeout_s:g} s; see run.image_timeout_s"
                 )
                 return Failure("decode", "timeout", message)
-            except (EOFError, OSError):  # the pipe's other end is gone
+            except (EOFError, OSError):  # the child has closed its end of the pipe
                 status = self._end()
-        return Failure("decode", "crashed", f"the process that decoded it {_death(status)}")
+        return Failure("decode", "crashed", f"the process that decoded it {_describe_exit(status)}")
 
     def _end(self) -> int:
         """End the child; return its exit status."""
@@ -112,66 +124,71 @@ class IsolatedDecoder:
 
 
 class _Child:
-    """A process that decodes what it is sent, until it dies."""
+    """A process that decodes the images that it receives through a pipe."""
 
     def __init__(self, memory_bytes: int) -> None:
-        self._pipe, theirs = Pipe()
+        self._pipe, child_pipe = Pipe()
         code = f"""
 from cvbatch.images import isolated_decode
-isolated_decode.serve({theirs.fileno()}, {memory_bytes})
+isolated_decode.serve({child_pipe.fileno()}, {memory_bytes})
 """
-        with theirs:
+        with child_pipe:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[child_pipe.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         try:
-            self._wait(_START_LIMIT_S)
-        except (EOFError, OSError):  # a TimeoutError is one
+            self._receive(_START_LIMIT_S)
+        except (EOFError, OSError):  # TimeoutError is an OSError
             status = self.end()
             raise CvbatchError(
-                f"the process that decodes images one by one did not come up: it {_death(status)}; "
-                "look whether this machine has memory and processes to spare, then run again"
+                f"the process that decodes images did not start: it {_describe_exit(status)}; "
+                "check that this machine has free memory and processes, then run again"
             ) from None
 
-    def ask(
+    def decode(
         self, data: bytes, keys: Sequence[InputKey], limits: Limits, timeout_s: float
     ) -> Decoded | Failure:
-        """Return what the child makes of an image.
+        """Decode an image in the child.
 
         Raises:
-            TimeoutError: it has none in time.
-            EOFError, OSError: it died.
+            TimeoutError: the child takes longer than `timeout_s`.
+            EOFError, OSError: the child has ended.
         """
         self._pipe.send((data, keys, limits))
-        answer: Decoded | Failure = self._wait(timeout_s)
-        return answer
+        result: Decoded | Failure = self._receive(timeout_s)
+        return result
 
-    def _wait(self, timeout_s: float) -> Any:
+    def _receive(self, timeout_s: float) -> Any:
         if not self._pipe.poll(timeout_s):
             raise TimeoutError
         return self._pipe.recv()
 
     def end(self) -> int:
-        """Kill it if it lives; return its exit status, negative the signal that ended it."""
+        """End the child; return its exit status, or the negative number of the signal."""
         self._pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(timeout=1.0)  # it leaves by itself: the pipe has ended
+            return self._process.wait(timeout=1.0)  # the child exits when the pipe is closed
         self._process.kill()
         return self._process.wait()
 
 
 def serve(descriptor: int, memory_bytes: int) -> None:
-    """Be the child: answer for every image that comes through the pipe, until the pipe ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # if its owner dies, at once
-    cv2.setNumThreads(1)  # each thread would reserve address space
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (held + memory_bytes, most))
+    """Main loop of the child: decode images from a pipe until it is closed.
+
+    Args:
+        descriptor: file descriptor of the pipe.
+        memory_bytes: maximum memory that decoding may add to that of the started process.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the child ends with its parent
+    cv2.setNumThreads(1)  # each thread reserves address space, which is limited below
+    used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + memory_bytes, hard_limit))
     pipe = Connection(descriptor)
-    pipe.send(None)  # it is there
+    pipe.send(None)  # reports that the child has started
     while True:
         try:
             data, keys, limits = pipe.recv()
@@ -193,7 +210,7 @@ def _decode_within_memory(
     return Failure("decode", "too_large", "decoding it takes more memory than one image may have")
 
 
-def _death(status: int) -> str:
+def _describe_exit(status: int) -> str:
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     return f"ended with status {status}"

@@ -1,24 +1,24 @@
-"""Label maps become bytes and areas here, in one way, so that equal maps are equal bytes."""
+"""Label maps as PNG: encode, decode, class areas; equal maps give equal bytes."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-# Of OpenCV's settings these were the fastest and nearly the smallest on label maps: runs of equal
-# pixels, after a row is told by the row above it. The strategy must follow the level.
+# Of OpenCV's settings these were the fastest and nearly the smallest on label maps: run-length
+# encoding of the difference to the row above. The strategy must be set after the level.
 _PNG = (
     cv2.IMWRITE_PNG_COMPRESSION, 1,
     cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
     cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP,
 )  # fmt: skip
-_EXACT_PIXELS = 2**24  # OpenCV counts in float32
+_EXACT_PIXELS = 2**24  # OpenCV counts in float32, which is exact up to this number
 
 
 def encode_png(
     mask: np.ndarray,  # (h, w) uint8
 ) -> bytes:
-    """Return the mask as an 8-bit grey PNG; equal masks give equal bytes."""
+    """Encode a mask as 8-bit grey PNG."""
     _, encoded = cv2.imencode(".png", mask, _PNG)
     return encoded.tobytes()
 
@@ -26,26 +26,31 @@ def encode_png(
 def decode_png(
     data: bytes,
 ) -> np.ndarray:  # (h, w) uint8
-    """Return the mask that `encode_png` was given.
+    """Decode a mask.
 
     Raises:
         ValueError: the bytes are not an 8-bit grey PNG.
     """
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x08\x00":
-        raise ValueError(f"{len(data)} bytes are not a mask: it must be an 8-bit grey PNG")
+        raise ValueError(f"{len(data)} bytes are not a mask: a mask must be an 8-bit grey PNG")
     mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if mask is None:
-        raise ValueError(f"{len(data)} bytes of PNG cannot be decoded: the mask is broken")
+        raise ValueError(f"{len(data)} bytes of PNG cannot be decoded: the mask is damaged")
     return mask
 
 
-def areas(
+def class_areas(
     mask: np.ndarray,  # (h, w) uint8
     num_classes: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # (K,) int32, (K,) int64
-    """Return the classes that occur and their pixels, largest first, ties by class id.
+    """Count the pixels of each class of a mask.
 
-    `num_classes` is at most `MAX_MASK_CLASSES`, so `VOID_CLASS` is never counted.
+    Args:
+        mask: class ids; larger ids than `num_classes − 1`, such as `VOID_CLASS`, are not counted.
+        num_classes: at most `MAX_MASK_CLASSES`.
+
+    Returns:
+        The ids of the classes that occur and their numbers of pixels, largest first, ties by id.
     """
     counts = np.zeros(256, np.int64)
     rows = max(1, _EXACT_PIXELS // mask.shape[1])

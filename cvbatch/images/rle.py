@@ -1,31 +1,31 @@
-"""Regions of a mask as the run lengths that COCO writes: the way back from `labels.outlines`."""
+"""COCO run-length encoding (RLE) of a mask; `cvbatch.importers.polygons` decodes it."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def encode_runs(
+def encode_rle(
     region: np.ndarray,  # (h, w) bool
 ) -> np.ndarray:  # (R,) int64
-    """Return the run lengths of a region: out, in, out, ..., down the columns."""
+    """Return the run lengths of a region, column by column: outside, inside, outside, ..."""
     flat = region.T.reshape(-1)
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate([[0], edges, [flat.size]]))
     return np.concatenate([[0], runs]) if flat[0] else runs
 
 
-def pack_runs(
+def compress_rle(
     counts: np.ndarray,  # (R,) int64
 ) -> str:
-    """Return COCO's compressed string of run lengths; see `labels.outlines.unpack_runs`.
+    """Return run lengths as the string of COCO's compressed RLE.
 
-    (pycocotools, maskApi.c, rleToString.)
+    Source: pycocotools, maskApi.c, rleToString.
     """
-    told = counts.astype(np.int64)
-    told[3:] -= counts[1:-2]
+    differences = counts.astype(np.int64)
+    differences[3:] -= counts[1:-2]
     letters = bytearray()
-    for value in told.tolist():
+    for value in differences.tolist():
         while True:
             bits = value & 31
             value >>= 5

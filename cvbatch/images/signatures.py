@@ -1,6 +1,6 @@
-"""Image formats told by their first bytes, and whether a file reaches the end its format promises.
+"""File signatures (magic bytes) and completeness checks of image files.
 
-Only the bytes are looked at; no picture is made, so that any file may be asked about.
+No pixels are decoded, so that untrusted files can be checked safely.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SIGNATURES = tuple(
         (rb"GIF8[79]a", "GIF"),
         (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),
         (rb"II[*+]\0|MM\0[*+]", "TIFF"),
-        # known by sight only, to call them by name when they are refused
+        # not decoded; recognized only so that the failure can name the format
         (rb".{4}ftypavi[fs]", "AVIF"),
         (rb".{4}ftyp(hei|hev)|.{4}ftyp(mif1|msf1)", "HEIF"),
         (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
@@ -48,32 +48,36 @@ _SIGNATURES = tuple(
     )
 )
 
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the header's kind of colour
-_ADAM7 = (  # of an interlaced PNG's passes: first column and row, and the steps to the next
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type in the header
+_ADAM7 = (  # passes of an interlaced PNG: first column and row, then the steps to the next ones
     (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
     (0, 1, 1, 2),
 )  # fmt: skip
-_PIECE_BYTES = 1 << 20
-# not those inside a scan: a stuffed byte, a filling one, a restart
+_INFLATE_BYTES = 1 << 20  # decompressed at once
+# except those inside a scan: stuffed bytes, fill bytes, restarts
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd8\x01]", re.DOTALL)
 
 
-def format_of(data: bytes) -> str | None:
-    """Return the name of the format that the bytes begin like, or None."""
+def detect_format(data: bytes) -> str | None:
+    """Return the name of the format whose signature the file has; None if it has none."""
     return next((name for pattern, name in _SIGNATURES if pattern.match(data)), None)
 
 
 def is_complete(name: str, data: bytes) -> bool:
-    """Return whether a file of the format `name` reaches its end, as far as its structure shows.
+    """Return whether a file has the end of its format, as far as its structure shows.
 
-    For JPEG that is the marker at the very end; elsewhere bytes that follow do not matter. For
-    TIFF it is the table of tags, often the last thing in it.
+    A JPEG must end with its end marker; in other formats bytes after the end are allowed. A TIFF
+    must contain its first table of tags, which is often at the end of the file.
+
+    Args:
+        name: the format, JPEG, PNG, WebP, GIF, BMP or TIFF.
+        data: the file.
     """
     match name:
         case "JPEG":
             return data.endswith(b"\xff\xd9")
         case "PNG":
-            return _chunks_reach_the_last(data)
+            return _has_png_end(data)
         case "WebP":
             return int.from_bytes(data[4:8], "little") + 8 <= len(data)
         case "GIF":
@@ -81,11 +85,11 @@ def is_complete(name: str, data: bytes) -> bool:
         case "BMP":
             return len(data) >= max(18, int.from_bytes(data[2:6], "little"))
         case _:
-            return _tags_are_inside(data)
+            return _contains_tiff_tags(data)
 
 
-def num_scans(data: bytes) -> int:
-    """Return how many scans a JPEG has before its end: each goes over the whole picture."""
+def count_jpeg_scans(data: bytes) -> int:
+    """Return the number of scans of a JPEG; each may refine all pixels."""
     count, start = 0, 2
     while (marker := _JPEG_MARKER.search(data, start)) and marker[0] != b"\xff\xd9":
         count += marker[0] == b"\xff\xda"
@@ -94,24 +98,24 @@ def num_scans(data: bytes) -> int:
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """Return the width and height a WebP's header claims, or None where it has no such header."""
-    head = data[12:30].ljust(18, b"\0")
-    match head[:4]:
+    """Return the (width, height) that a WebP header declares; None if there is no known header."""
+    header = data[12:30].ljust(18, b"\0")
+    match header[:4]:
         case b"VP8X":
-            return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(
-                head[15:18], "little"
+            return 1 + int.from_bytes(header[12:15], "little"), 1 + int.from_bytes(
+                header[15:18], "little"
             )
         case b"VP8L":
-            bits = int.from_bytes(head[9:13], "little")
+            bits = int.from_bytes(header[9:13], "little")
             return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
         case b"VP8 ":
-            width, height = (int.from_bytes(head[i : i + 2], "little") for i in (14, 16))
+            width, height = (int.from_bytes(header[i : i + 2], "little") for i in (14, 16))
             return width & 0x3FFF, height & 0x3FFF
     return None
 
 
-def _chunks_reach_the_last(data: bytes) -> bool:
-    """Return whether the lengths of a PNG's chunks lead from one to the next up to IEND."""
+def _has_png_end(data: bytes) -> bool:
+    """Return whether following the lengths of a PNG's chunks reaches IEND."""
     start = 8
     while start + 12 <= len(data):
         if data[start + 4 : start + 8] == b"IEND":
@@ -121,47 +125,47 @@ def _chunks_reach_the_last(data: bytes) -> bool:
 
 
 def png_has_all_rows(data: bytes) -> bool:
-    """Return whether a PNG's packed pixels come to as many bytes as its header claims."""
-    left = _png_bytes(data[16:29])
-    packed, start = zlib.decompressobj(), 8
-    while start + 8 <= len(data) and left > 0 and not packed.eof:
+    """Return whether the pixels of a PNG decompress to the bytes that its header declares."""
+    missing = _png_bytes(data[16:29])
+    inflater, start = zlib.decompressobj(), 8
+    while start + 8 <= len(data) and missing > 0 and not inflater.eof:
         length = int.from_bytes(data[start : start + 4])
         if data[start + 4 : start + 8] == b"IDAT":
-            piece = data[start + 8 : start + 8 + length]
-            while piece and left > 0:
+            compressed = data[start + 8 : start + 8 + length]
+            while compressed and missing > 0:
                 try:
-                    left -= len(packed.decompress(piece, _PIECE_BYTES))
+                    missing -= len(inflater.decompress(compressed, _INFLATE_BYTES))
                 except zlib.error:
                     return False
-                piece = packed.unconsumed_tail
+                compressed = inflater.unconsumed_tail
         start += 12 + length
-    return left <= 0
+    return missing <= 0
 
 
 def _png_bytes(header: bytes) -> int:
-    """Return the bytes of a PNG's pixels unpacked: each row of each pass has one more."""
+    """Return the bytes of a PNG's decompressed pixels; each row of each pass has a filter byte."""
     width, height = int.from_bytes(header[:4]), int.from_bytes(header[4:8])
     bits = header[8] * _PNG_CHANNELS.get(header[9], 1)
     total = 0
-    for left, top, across, down in _ADAM7 if header[12] else ((0, 0, 1, 1),):
-        columns, rows = -(-max(0, width - left) // across), -(-max(0, height - top) // down)
+    for left, top, step_x, step_y in _ADAM7 if header[12] else ((0, 0, 1, 1),):
+        columns, rows = -(-max(0, width - left) // step_x), -(-max(0, height - top) // step_y)
         total += rows * (1 + -(-columns * bits // 8)) if columns else 0
     return total
 
 
-def _tags_are_inside(data: bytes) -> bool:
-    """Return whether a TIFF's first table of tags lies inside the file."""
+def _contains_tiff_tags(data: bytes) -> bool:
+    """Return whether a TIFF contains its whole first table of tags."""
     start, count, entry_bytes = _tag_table(data)
     return start + count * entry_bytes <= len(data)
 
 
-def num_tags(data: bytes) -> int:
-    """Return how many tags a TIFF's first table claims to have."""
+def count_tiff_tags(data: bytes) -> int:
+    """Return the number of tags that the first table of a TIFF declares."""
     return _tag_table(data)[1]
 
 
 def _tag_table(data: bytes) -> tuple[int, int, int]:
-    """Return where a TIFF's first tags lie, how many there are, and the bytes of each."""
+    """Return the position of the first tag of a TIFF, the number of tags and the bytes of each."""
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     is_big = b"+" in data[2:4]
     offset, count_bytes, entry_bytes = (data[8:16], 8, 20) if is_big else (data[4:8], 2, 12)

@@ -11,7 +11,7 @@ import numpy as np
 from cvbatch.core.errors import AccessDeniedError, NotFoundError
 from cvbatch.core.types import VOID_CLASS, Failure
 from cvbatch.images.decode import PILLOW_ERRORS, read_header
-from cvbatch.images.orientation import LIMITS, Size
+from cvbatch.images.orientation import DEFAULT_LIMITS, Size
 from cvbatch.importers.annotations import Annotation, MaskFault
 from cvbatch.storage import store
 
@@ -33,7 +33,7 @@ class MaskFiles:
         if not example.mask_at:
             return None
         try:
-            data = store.read_bytes(example.mask_at, LIMITS.max_bytes)
+            data = store.read_bytes(example.mask_at, DEFAULT_LIMITS.max_bytes)
         except (NotFoundError, AccessDeniedError, store.TooLargeError) as error:
             return MaskFault("mask_unreadable", str(error))
         found = read_mask_file(data, frame_hw)
@@ -57,7 +57,7 @@ def read_mask_file(data: bytes, frame_hw: Size) -> np.ndarray | MaskFault:  # (h
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        header = read_header(data, LIMITS)
+        header = read_header(data, DEFAULT_LIMITS)
         if isinstance(header, Failure):
             return MaskFault("mask_unreadable", header.message)
         size = f"{header.width} x {header.height}"

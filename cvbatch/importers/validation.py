@@ -9,8 +9,14 @@ import numpy as np
 
 from cvbatch.core.types import MAX_MASK_CLASSES, Chunk, EncodedImage, Failure
 from cvbatch.datasets.splits import DEFAULT_SHARES, choose_split
-from cvbatch.images.masks import areas
-from cvbatch.images.orientation import LIMITS, Frame, Picture, Size, read_picture
+from cvbatch.images.masks import class_areas
+from cvbatch.images.orientation import (
+    DEFAULT_LIMITS,
+    ImageInfo,
+    LabelCoordinates,
+    Size,
+    read_image_info,
+)
 from cvbatch.importers.annotations import UNKNOWN_CLASS, AnnotatedDataset, Annotation, MaskFault
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.options import ImportOptions
@@ -37,7 +43,7 @@ class Row:
     @property
     def occurring(self) -> dict[str, list[int]]:
         """Return the classes in each column, once for each image or box that has them."""
-        in_mask = [] if self.mask is None else areas(self.mask, MAX_MASK_CLASSES)[0].tolist()
+        in_mask = [] if self.mask is None else class_areas(self.mask, MAX_MASK_CLASSES)[0].tolist()
         labels = [label for label, _ in self.labels]
         return {"labels": labels, "boxes": self.class_id.tolist(), "mask": in_mask}
 
@@ -50,7 +56,7 @@ def examined(truth: AnnotatedDataset, options: ImportOptions, report: Report) ->
     """
     examination = _Examination(truth, options, report)
     for batch in truth.batches(report):
-        for image in batch.reader.read(Chunk("", tuple(batch.items)), LIMITS.max_bytes):
+        for image in batch.reader.read(Chunk("", tuple(batch.items)), DEFAULT_LIMITS.max_bytes):
             example = batch.examples.get(image.image_id)
             if example is None:
                 continue
@@ -82,16 +88,16 @@ class _Examination:
             kind = "image_missing" if image.failure.kind == "missing" else "image_unreadable"
             self.report.note(kind, image.failure.message)
             return None
-        picture = read_picture(image.data)
+        picture = read_image_info(image.data)
         if isinstance(picture, Failure):
             self.report.note("image_unreadable", f"{image.uri}: {picture.message}")
             return None
         if example.labels is not None and UNKNOWN_CLASS in dict(example.labels):
             self.report.note("folder_unknown", image.uri)
             return None
-        frame = Frame(picture, self._refers_to_upright(picture, example))
-        if example.declared_hw is not None and example.declared_hw != frame.hw:
-            told = f"{image.uri} is {_size(frame.hw)}, not {_size(example.declared_hw)}"
+        frame = LabelCoordinates(picture, self._refers_to_upright(picture, example))
+        if example.declared_hw is not None and example.declared_hw != frame.size_hw:
+            told = f"{image.uri} is {_size(frame.size_hw)}, not {_size(example.declared_hw)}"
             if self.report.note("declared_size", told) != "keep":
                 return None
         mask = self._mask(example, frame)
@@ -100,7 +106,7 @@ class _Examination:
             return None
         return self._labelled(image, example, frame, mask)
 
-    def _refers_to_upright(self, picture: Picture, example: Annotation) -> bool:
+    def _refers_to_upright(self, picture: ImageInfo, example: Annotation) -> bool:
         """Say whether labels refer to the upright image rather than to the pixels as stored.
 
         Where nobody said, the size in the annotation tells, if it is the one and not the other.
@@ -112,33 +118,35 @@ class _Examination:
             return self.options.orientation == "upright"
         return example.declared_hw == picture.upright_hw != picture.stored_hw
 
-    def _mask(self, example: Annotation, frame: Frame) -> np.ndarray | MaskFault | None:
+    def _mask(self, example: Annotation, frame: LabelCoordinates) -> np.ndarray | MaskFault | None:
         """Return the mask upright, (H, W) uint8; None where the image has none."""
         if self.truth.read_mask is None:
             return None
-        found = self.truth.read_mask(example, frame.hw)
+        found = self.truth.read_mask(example, frame.size_hw)
         if found is None or isinstance(found, MaskFault):
             return found
-        upright = frame.turn_mask(found)
+        upright = frame.mask_to_upright(found)
         if upright is None and self.options.orientation == "auto":  # its shape tells better
-            upright = Frame(frame.picture, not frame.is_upright).turn_mask(found)
+            upright = LabelCoordinates(frame.image_info, not frame.is_upright).mask_to_upright(
+                found
+            )
         return MaskFault("mask_size", example.mask_at) if upright is None else upright
 
     def _labelled(
         self,
         image: EncodedImage,
         example: Annotation,
-        frame: Frame,
+        frame: LabelCoordinates,
         mask: np.ndarray | None,  # (H, W) uint8
     ) -> Row:
-        height, width = frame.picture.upright_hw
-        boxes = frame.turn_boxes(example.boxes)
+        height, width = frame.image_info.upright_hw
+        boxes = frame.boxes_to_upright(example.boxes)
         keep, boxes = _judge(boxes, example.class_id, (height, width), image.uri, self.report)
         class_id = example.class_id[keep]
         labels = example.labels
         if labels is None:
             labels = [(label, 1.0) for label in np.unique(class_id).tolist()]
-        if frame.picture.orientation != 1:
+        if frame.image_info.orientation != 1:
             self.report.note("turned", image.uri)
         if not len(class_id) and not labels and mask is None:
             self.report.note("no_objects", image.uri)

@@ -9,7 +9,7 @@ import numpy as np
 from cvbatch.config.models import DetectionConfig
 from cvbatch.core.types import Boxes, InputKey, ModelPredictions, ModelSpec, join_boxes
 from cvbatch.geometry import boxes as box_arrays
-from cvbatch.geometry.resize import Placement, to_original
+from cvbatch.geometry.resize import Placement, boxes_to_original
 from cvbatch.inference.engines import Outputs
 
 
@@ -52,9 +52,9 @@ def merge_tiles(
     return ModelPredictions(boxes=boxes)
 
 
-def _suppression(config: DetectionConfig, spec: ModelSpec) -> box_arrays.Suppression:
+def _suppression(config: DetectionConfig, spec: ModelSpec) -> box_arrays.NmsSettings:
     names = config.keep_classes
-    return box_arrays.Suppression(
+    return box_arrays.NmsSettings(
         config.score_threshold,
         config.iou_threshold,
         config.max_detections,
@@ -70,14 +70,14 @@ def read_boxes(
     placements: Sequence[Placement],  # K
     key: InputKey,
     box_format: str,
-    rule: box_arrays.Suppression,
+    rule: box_arrays.NmsSettings,
 ) -> Boxes:
     """Return what is left of each image's boxes after suppression, best first."""
     found = []
     for row, placement in enumerate(placements):
         xyxy = box_arrays.to_xyxy(boxes[row], box_format, key.height, key.width)
-        kept, class_id = box_arrays.suppress(xyxy, scores[row], **rule._asdict())
-        original = to_original(xyxy[kept], placement)
+        kept, class_id = box_arrays.non_max_suppression(xyxy, scores[row], **rule._asdict())
+        original = boxes_to_original(xyxy[kept], placement)
         found.append((original, scores[row, kept, class_id], class_id))
     return join_boxes(found, image_index)
 
@@ -88,7 +88,7 @@ def merge_boxes(
     placements: Sequence[Placement],  # T
     key: InputKey,
     box_format: str,
-    rule: box_arrays.Suppression,
+    rule: box_arrays.NmsSettings,
 ) -> Boxes:
     """Return what is left of a cut image's boxes after one suppression over all its tiles.
 
@@ -101,10 +101,10 @@ def merge_boxes(
         candidates = _of_classes(tile_scores, rule.classes_kept)
         is_kept = (candidates >= np.float32(rule.score_threshold)).any(axis=1)
         xyxy = box_arrays.to_xyxy(of_tile[is_kept], box_format, key.height, key.width)
-        boxes.append(to_original(xyxy, placement))
+        boxes.append(boxes_to_original(xyxy, placement))
         scores.append(tile_scores[is_kept])
     xyxy, all_scores = np.concatenate(boxes), np.concatenate(scores)
-    kept, class_id = box_arrays.suppress(xyxy, all_scores, **rule._asdict())
+    kept, class_id = box_arrays.non_max_suppression(xyxy, all_scores, **rule._asdict())
     found = (xyxy[kept], all_scores[kept, class_id], class_id)
     return join_boxes([found], np.array([position], np.int64))
 

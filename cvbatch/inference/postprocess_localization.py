@@ -10,7 +10,7 @@ import numpy as np
 from cvbatch.config.models import LocalizationConfig
 from cvbatch.core.types import Boxes, InputKey, ModelPredictions, ModelSpec, join_boxes
 from cvbatch.geometry.boxes import to_xyxy
-from cvbatch.geometry.resize import Placement, to_original
+from cvbatch.geometry.resize import Placement, boxes_to_original
 from cvbatch.inference import postprocess_classification
 from cvbatch.inference.engines import Outputs
 
@@ -50,7 +50,11 @@ def read_single_boxes(
     xyxy = to_xyxy(boxes, box_format, key.height, key.width)
     best = scores.argmax(axis=1)
     found = [
-        (to_original(xyxy[row : row + 1], placement), scores[row, best[row : row + 1]], best[[row]])
+        (
+            boxes_to_original(xyxy[row : row + 1], placement),
+            scores[row, best[row : row + 1]],
+            best[[row]],
+        )
         for row, placement in enumerate(placements)
     ]
     return join_boxes(found, image_index)

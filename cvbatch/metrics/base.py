@@ -1,7 +1,8 @@
-"""Scores are computed where the answers are and merged later; here is what it takes to merge.
+"""Mergeable metric sums: base class, conversion to and from JSON, checks.
 
-Every score is a frozen bundle of integer sums, or of records in an order of their own. Ratios are
-formed last: whatever way the images were split, the result is the same to the bit.
+Each worker computes metrics of its images; they are merged later. A metric stores integer sums, or
+sorted records, and forms ratios last. So the result does not depend, not even in the last bit, on
+how the images were split.
 """
 
 from __future__ import annotations
@@ -14,20 +15,24 @@ import numpy as np
 
 
 def summed(dtype: type[np.generic] | None) -> dict[str, Any]:
-    """Return the metadata of a field that grows with the images: an array, or None: an int."""
+    """Return the metadata of a field that `Metric.merge` sums.
+
+    Args:
+        dtype: of the array in the field; None for an int.
+    """
     return {"dtype": dtype}
 
 
 @dataclass(frozen=True)
-class Score:
-    """A score: fields with the metadata of `summed` are summed, all others are its settings.
+class Metric:
+    """Base class of metrics: fields with the metadata of `summed` are sums, all others settings.
 
-    `merge` is associative and commutative, and an empty score of the same settings changes
-    nothing. Scores pass between processes as themselves or as `to_state`.
+    `merge` is associative and commutative; merging an empty metric changes nothing. Metrics are
+    sent between processes by pickle or by `to_state`.
     """
 
     def merge(self, *others: Self) -> Self:
-        """Return the score of all the images that these scores saw.
+        """Return the metric over the images of all these metrics.
 
         Raises:
             ValueError: the settings differ.
@@ -38,18 +43,18 @@ class Score:
         return replace(self, **{name: sum(getattr(part, name) for part in parts) for name in names})
 
     def require_same_settings(self, others: Sequence[Self]) -> None:
-        """Raise ValueError where a score cannot be merged with this one."""
+        """Raise ValueError if the settings of a metric differ from those of this one."""
         for name in [item.name for item in fields(self) if "dtype" not in item.metadata]:
             for other in others:
-                mine, theirs = getattr(self, name), getattr(other, name)
-                if mine != theirs:
+                value, other_value = getattr(self, name), getattr(other, name)
+                if value != other_value:
                     raise ValueError(
-                        f"{name} is {mine} here and {theirs} there: only scores of the same "
-                        "settings merge; compute both with the same"
+                        f"{name} is {value} and {other_value}: only metrics with equal settings "
+                        "can be merged; compute both with the same settings"
                     )
 
     def to_state(self) -> dict[str, Any]:
-        """Return the fields as numbers, strings and lists of them, fit for JSON or columns."""
+        """Return the fields as numbers, strings and lists of them, for JSON."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {
             name: value.tolist() if isinstance(value, np.ndarray) else value
@@ -58,7 +63,7 @@ class Score:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        """Return the score that `to_state` told, also after JSON made lists of its tuples."""
+        """Return the metric of a `to_state`; JSON may have converted its tuples to lists."""
         values = {}
         for item in fields(cls):
             value, dtype = state[item.name], item.metadata.get("dtype")
@@ -68,40 +73,60 @@ class Score:
         return cls(**values)
 
 
-def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:  # (...), (...) → (...) float64
-    """Return above / below, NaN where below is 0."""
-    result: np.ndarray = np.full(np.shape(above), np.nan)
-    np.divide(above, below, out=result, where=np.asarray(below) > 0)
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:  # (...) → (...) float64
+    """Return numerator / denominator, NaN where the denominator is 0."""
+    result: np.ndarray = np.full(np.shape(numerator), np.nan)
+    np.divide(numerator, denominator, out=result, where=np.asarray(denominator) > 0)
     return result
 
 
-def mean(values: np.ndarray) -> float:  # (...)
-    """Return the mean of the values that are not NaN; NaN if none is."""
+def class_ratios(
+    hits: np.ndarray,  # (..., C)
+    support: np.ndarray,  # (..., C)
+    predicted: np.ndarray,  # (..., C)
+) -> dict[str, np.ndarray]:  # each (..., C) float64
+    """Return precision, recall, f1 and iou of each class, NaN where undefined.
+
+    Args:
+        hits: true positives.
+        support: how often each class is the true class.
+        predicted: how often each class is predicted.
+    """
+    return {
+        "precision": ratio(hits, predicted),
+        "recall": ratio(hits, support),
+        "f1": ratio(2 * hits, support + predicted),
+        "iou": ratio(hits, support + predicted - hits),
+    }
+
+
+def nan_mean(values: np.ndarray) -> float:  # (...)
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")
 
 
-def plain(values: dict[str, Any]) -> dict[str, float | None]:
-    """Return the values as floats fit for JSON: None in place of NaN."""
+def nan_to_none(values: dict[str, Any]) -> dict[str, float | None]:
+    """Return the values as floats for JSON, with None in place of NaN."""
     return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
 
 
-def require_finite(values: np.ndarray, what: str) -> None:  # (N, ...)
-    """Raise ValueError where a value is NaN or infinite."""
-    is_wrong = ~np.isfinite(values)
-    if is_wrong.any():
-        at = np.argwhere(is_wrong)[0]
+def require_finite(values: np.ndarray, label: str) -> None:  # (N, ...)
+    """Raise ValueError if a value is NaN or infinite; `label` names the values."""
+    is_invalid = ~np.isfinite(values)
+    if is_invalid.any():
+        index = np.argwhere(is_invalid)[0]
         raise ValueError(
-            f"the {what} in row {at[0]} is {values[tuple(at)]}: it must be finite; look for an "
-            "overflow in the network or its precision"
+            f"the {label} in row {index[0]} is {values[tuple(index)]}: it must be finite; check "
+            "the network and its precision for an overflow"
         )
 
 
 def require_class_ids(class_id: np.ndarray, num_classes: int) -> None:  # (N,)
-    """Raise ValueError where a class id is not in 0..num_classes−1."""
-    is_wrong = (class_id < 0) | (class_id >= num_classes)
-    if is_wrong.any():
+    """Raise ValueError if a class id is not in 0..num_classes−1."""
+    is_invalid = (class_id < 0) | (class_id >= num_classes)
+    if is_invalid.any():
         raise ValueError(
-            f"class id {class_id[is_wrong.argmax()]} is not one of {num_classes} classes: ids run "
-            f"from 0 to {num_classes - 1}; give the right class table, or leave that label out"
+            f"class id {class_id[is_invalid.argmax()]} is not one of {num_classes} classes: ids "
+            f"must be from 0 to {num_classes - 1}; use the right class table or remove that label"
         )

@@ -1,6 +1,6 @@
-"""Classifications, label maps and single boxes are scored here, by sums that merge.
+"""Accuracy, top-k, confusion matrix, IoU, multi-label precision and calibration: mergeable sums.
 
-Detections are scored in `average_precision.py`, by the same law, which `mergeable.py` states.
+`cvbatch.metrics.average_precision` has the metrics of detections.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import numpy as np
 
 from cvbatch.geometry.boxes import iou
 from cvbatch.metrics.base import (
-    Score,
-    mean,
-    plain,
+    Metric,
+    class_ratios,
+    nan_mean,
+    nan_to_none,
     ratio,
     require_class_ids,
     require_finite,
     summed,
 )
 
-_FIXED_POINT = 2**32  # fractions are summed in these units: integer sums know no order
-_NEVER = np.iinfo(np.int64).max  # a rank that no k reaches
-_ROWS = 64  # pairs of boxes whose IoUs are computed at once
+_FIXED_POINT = 2**32  # units of summed fractions: sums of integers do not depend on their order
+_NEVER = np.iinfo(np.int64).max  # a rank larger than any k
+_ROWS = 64  # boxes whose IoUs are computed at once
 
 
 @dataclass(frozen=True)
-class TopK(Score):
-    """How often the true class is among the k best."""
+class TopK(Metric):
+    """Top-k accuracy: how often the true class is among the k best scores."""
 
     ks: tuple[int, ...]
     hits: np.ndarray = field(metadata=summed(np.int64))  # (K,)
@@ -37,160 +38,158 @@ class TopK(Score):
 
     @classmethod
     def empty(cls, ks: Sequence[int] = (1, 5)) -> Self:
-        """Return the score of no image."""
+        """Return the metric of no images."""
         return cls(tuple(ks), np.zeros(len(ks), np.int64), 0)
 
     def add(
         self,
-        class_id: np.ndarray,  # (N,) the truth
+        class_id: np.ndarray,  # (N,) true classes
         scores: np.ndarray,  # (N, C)
     ) -> Self:
-        """Return the score with these images in it; what is a hit, `rank_of_truth` says."""
-        return self.add_ranks(rank_of_truth(class_id, scores))
+        """Return the metric with these images added; ranks are those of `rank_of_true_class`."""
+        return self.add_ranks(rank_of_true_class(class_id, scores))
 
     def add_ranks(self, rank: np.ndarray) -> Self:  # (N,)
-        """Return the score with images in it whose truth so many classes beat.
+        """Return the metric with images added of which only the rank of the true class is known.
 
-        For answers that name only their best classes: the place in the list, from 0, and for a
-        class that is not there anything from the largest k up.
+        Args:
+            rank: number of classes with a higher score than the true class; at least the largest k
+                where the true class is not among the predicted ones.
         """
         hits = (rank[:, None] < np.array(self.ks, np.int64)).sum(axis=0)
         return self.merge(replace(self, hits=hits, num_images=len(rank)))
 
     @property
     def accuracy(self) -> np.ndarray:  # (K,) float64
-        """Return the fraction of hits for every k; NaN where there is no image."""
+        """Accuracy for every k; NaN if there are no images."""
         return ratio(self.hits, np.full(len(self.ks), self.num_images))
 
     def as_dict(self) -> dict[str, float | None]:
-        """Return `top_<k>` for every k; None where there is no image."""
-        return plain({f"top_{k}": a for k, a in zip(self.ks, self.accuracy, strict=True)})
+        """Return `top_<k>` for every k; None if there are no images."""
+        return nan_to_none({f"top_{k}": a for k, a in zip(self.ks, self.accuracy, strict=True)})
 
 
-def rank_of_truth(
-    class_id: np.ndarray,  # (N,) the truth
+def rank_of_true_class(
+    class_id: np.ndarray,  # (N,) true classes
     scores: np.ndarray,  # (N, C)
 ) -> np.ndarray:  # (N,) int64
-    """Return how many classes score strictly higher than the true one.
+    """Return the number of classes with a strictly higher score than the true class.
 
-    So of equal scores all count as the best of them, as in Keras' sparse_top_k. Beyond any k
-    are a truth outside 0..C−1 and an image of whose scores one is not finite.
+    So equal scores share the best rank, as in Keras' `SparseTopKCategoricalAccuracy`. The rank is
+    larger than any k for a true class outside 0..C−1 or scores that are not all finite.
     """
     is_known = (class_id >= 0) & (class_id < scores.shape[1])
-    own = scores[np.arange(len(scores)), np.where(is_known, class_id, 0)]
-    rank = (scores > own[:, None]).sum(axis=1)
+    true_score = scores[np.arange(len(scores)), np.where(is_known, class_id, 0)]
+    rank = (scores > true_score[:, None]).sum(axis=1)
     return np.where(is_known & np.isfinite(scores).all(axis=1), rank, _NEVER)
 
 
 @dataclass(frozen=True)
-class Confusion(Score):
-    """How often each class was taken for which, over images or over pixels.
+class Confusion(Metric):
+    """Confusion matrix, over images or over pixels.
 
-    A class *occurs* if it is in the truth or in an answer. Means are over the classes that
-    occur, so are Keras' MeanIoU and scikit-learn's averages; there, a ratio with nothing below
-    the line (the precision of a class never answered) is 0. For single classes it is NaN.
+    A class occurs if it is a true or a predicted class. Means are over the classes that occur, as
+    in Keras' MeanIoU and scikit-learn's averages; there, a ratio with a denominator of 0 (such as
+    the precision of a class that is never predicted) is 0. For single classes it is NaN.
     """
 
     num_classes: int
     ignored: int | None
-    counts: np.ndarray = field(metadata=summed(np.int64))  # (C, C + 1) last: no class said
+    counts: np.ndarray = field(metadata=summed(np.int64))  # (C, C + 1) true, predicted or none
 
     @classmethod
     def empty(cls, num_classes: int, ignored: int | None = None) -> Self:
-        """Return the score of nothing; a truth of `ignored` is left out of every count."""
+        """Return an empty matrix; labels with the class `ignored` are not counted."""
         return cls(num_classes, ignored, np.zeros((num_classes, num_classes + 1), np.int64))
 
     def add(
         self,
-        truth: np.ndarray,  # (...) class ids: (N,) of images, (H, W) or (N, H, W) of pixels
-        said: np.ndarray,  # (...) the same shape
+        truth: np.ndarray,  # (...)
+        predicted: np.ndarray,  # (...)
     ) -> Self:
-        """Return the score with these in it.
+        """Return the matrix with these class ids added.
 
-        An answer outside 0..C−1, such as `VOID_CLASS`, is no class: the true class misses it.
+        Args:
+            truth: true class ids, (N,) of images, (H, W) or (N, H, W) of pixels.
+            predicted: class ids of the same shape. An id outside 0..C−1, such as `VOID_CLASS`, is
+                no class and counts as a false negative of the true class.
 
         Raises:
-            ValueError: the shapes differ, or a truth is neither in 0..C−1 nor ignored.
+            ValueError: the shapes differ, or a true class is neither in 0..C−1 nor ignored.
         """
-        if truth.shape != said.shape:
+        if truth.shape != predicted.shape:
             raise ValueError(
-                f"the truth has the shape {truth.shape} and the answers {said.shape}: each class "
-                "id needs one answer; resize the label maps to one size"
+                f"the labels have the shape {truth.shape} and the predictions {predicted.shape}: "
+                "the shapes must be equal; resize the label maps to one size"
             )
-        true_id, said_id = truth.reshape(-1).astype(np.intp), said.reshape(-1).astype(np.intp)
+        true_id, predicted_id = (ids.reshape(-1).astype(np.intp) for ids in (truth, predicted))
         if self.ignored is not None:
-            is_kept = true_id != self.ignored
-            true_id, said_id = true_id[is_kept], said_id[is_kept]
+            is_counted = true_id != self.ignored
+            true_id, predicted_id = true_id[is_counted], predicted_id[is_counted]
         require_class_ids(true_id, self.num_classes)
         width = self.num_classes + 1
-        is_class = (said_id >= 0) & (said_id < self.num_classes)
-        pairs = true_id * width + np.where(is_class, said_id, self.num_classes)
+        is_class = (predicted_id >= 0) & (predicted_id < self.num_classes)
+        pairs = true_id * width + np.where(is_class, predicted_id, self.num_classes)
         counts = np.bincount(pairs, minlength=self.num_classes * width)
         return self.add_counts(counts.reshape(self.num_classes, width))
 
     def add_counts(self, counts: np.ndarray) -> Self:  # (C, C + 1)
-        """Return the score with counts in it that were taken elsewhere."""
+        """Return the matrix with the counts of another matrix added."""
         return self.merge(replace(self, counts=counts))
 
     @property
     def hits(self) -> np.ndarray:  # (C,) int64
-        """Return how often each class was answered rightly."""
+        """True positives of each class."""
         return np.diagonal(self.counts)
 
     @property
     def support(self) -> np.ndarray:  # (C,) int64
-        """Return how often each class is the truth."""
+        """How often each class is the true class."""
         support: np.ndarray = self.counts.sum(axis=1)
         return support
 
     @property
-    def answered(self) -> np.ndarray:  # (C,) int64
-        """Return how often each class is the answer."""
-        answered: np.ndarray = self.counts[:, :-1].sum(axis=0)
-        return answered
+    def predicted(self) -> np.ndarray:  # (C,) int64
+        """How often each class is predicted."""
+        predicted: np.ndarray = self.counts[:, :-1].sum(axis=0)
+        return predicted
 
     def per_class(self) -> dict[str, np.ndarray]:  # each (C,)
         """Return precision, recall, f1 and iou, NaN where undefined, and the support."""
-        hits, support, answered = self.hits, self.support, self.answered
-        return {
-            "precision": ratio(hits, answered),
-            "recall": ratio(hits, support),
-            "f1": ratio(2 * hits, support + answered),
-            "iou": ratio(hits, support + answered - hits),
-            "support": support,
-        }
+        ratios = class_ratios(self.hits, self.support, self.predicted)
+        return {**ratios, "support": self.support}
 
     @property
     def accuracy(self) -> float:
-        """Return the fraction of right answers: pixel accuracy over pixels; NaN of nothing."""
+        """Fraction of correct predictions, over pixels the pixel accuracy; NaN if it is empty."""
         return float(ratio(self.hits.sum(), self.support.sum()))
 
     @property
     def mean_iou(self) -> float:
-        """Return the mean IoU of the classes that occur; NaN if none does."""
-        return mean(self.per_class()["iou"])
+        """Mean IoU of the classes that occur; NaN if none does."""
+        return nan_mean(self.per_class()["iou"])
 
     def as_dict(self) -> dict[str, float | None]:
         """Return accuracy, mean_iou, and macro and weighted precision, recall and f1.
 
-        Macro: the mean over the classes that occur; weighted: by support. None of nothing.
+        Macro: mean over the classes that occur; weighted: by support. None if it is empty.
         """
         result = {"accuracy": self.accuracy, "mean_iou": self.mean_iou}
-        values, occurs = self.per_class(), self.support + self.answered > 0
+        values, occurs = self.per_class(), self.support + self.predicted > 0
         share = ratio(self.support, np.full(self.num_classes, self.support.sum()))
         for name in ("precision", "recall", "f1"):
             defined = np.nan_to_num(values[name])
-            result[f"macro_{name}"] = mean(defined[occurs])
+            result[f"macro_{name}"] = nan_mean(defined[occurs])
             result[f"weighted_{name}"] = float((share * defined).sum())
-        return plain(result)
+        return nan_to_none(result)
 
 
 @dataclass(frozen=True)
-class MultiLabelPrecision(Score):
-    """Average precision of every class where an image may have several, exact.
+class MultiLabelPrecision(Metric):
+    """Exact average precision of every class of multi-label images.
 
-    The state is how often each score was given to each class, ordered by class and score: equal
-    scores are one row, so the order of the images is nowhere in it.
+    The state is the number of images for each class and score, sorted by both: equal scores are one
+    row, so the order of the images does not change it.
     """
 
     num_classes: int
@@ -201,7 +200,7 @@ class MultiLabelPrecision(Score):
 
     @classmethod
     def empty(cls, num_classes: int) -> Self:
-        """Return the score of no image."""
+        """Return the metric of no images."""
         none = np.zeros(0, np.int64)
         return cls(num_classes, none.astype(np.int32), none.astype(np.float64), none, none)
 
@@ -210,7 +209,7 @@ class MultiLabelPrecision(Score):
         is_positive: np.ndarray,  # (N, C) bool
         scores: np.ndarray,  # (N, C)
     ) -> Self:
-        """Return the score with these images in it.
+        """Return the metric with these images added.
 
         Raises:
             ValueError: a score is not finite.
@@ -227,7 +226,7 @@ class MultiLabelPrecision(Score):
         return self.merge(batch)
 
     def merge(self, *others: Self) -> Self:
-        """Return the score of all images; rows of one class and score become one.
+        """Return the metric over the images of all these metrics.
 
         Raises:
             ValueError: the numbers of classes differ.
@@ -248,36 +247,36 @@ class MultiLabelPrecision(Score):
 
     @property
     def average_precision(self) -> np.ndarray:  # (C,) float64
-        """Return the area under each class's precision–recall curve; NaN without positives.
+        """Area under the precision-recall curve of each class; NaN without positives.
 
-        Σ (Rₙ − Rₙ₋₁) Pₙ over the different scores, highest first, as in scikit-learn: a step
-        has the precision at its own score, nothing is interpolated.
+        Σ (Rₙ − Rₙ₋₁) Pₙ over the distinct scores, highest first, without interpolation, as in
+        `sklearn.metrics.average_precision_score`.
         """
         result = np.full(self.num_classes, np.nan)
         ends = np.searchsorted(self.class_id, np.arange(self.num_classes + 1))
         for k in range(self.num_classes):
             rows = slice(ends[k], ends[k + 1])
-            gained = self.num_positive[rows]
-            if gained.any():
-                precision = np.cumsum(gained) / np.cumsum(self.num_images[rows])
-                result[k] = (gained * precision).sum() / gained.sum()
+            positives = self.num_positive[rows]
+            if positives.any():
+                precision = np.cumsum(positives) / np.cumsum(self.num_images[rows])
+                result[k] = (positives * precision).sum() / positives.sum()
         return result
 
     def curve(self, k: int) -> tuple[np.ndarray, np.ndarray]:  # (n,), (n,) float64
-        """Return recall and precision of a class at each of its scores, highest first."""
+        """Return recall and precision of class `k` at each of its scores, highest first."""
         rows = slice(*np.searchsorted(self.class_id, [k, k + 1]).tolist())
-        gained = np.cumsum(self.num_positive[rows])
-        recall = ratio(gained, np.full(len(gained), gained[-1] if len(gained) else 0))
-        return recall, gained / np.cumsum(self.num_images[rows])
+        hits = np.cumsum(self.num_positive[rows])
+        recall = ratio(hits, np.full(len(hits), hits[-1] if len(hits) else 0))
+        return recall, hits / np.cumsum(self.num_images[rows])
 
     def as_dict(self) -> dict[str, float | None]:
-        """Return mean_average_precision, over the classes with positives; None if none has."""
-        return plain({"mean_average_precision": mean(self.average_precision)})
+        """Return mean_average_precision over the classes with positives; None if there are none."""
+        return nan_to_none({"mean_average_precision": nan_mean(self.average_precision)})
 
 
 @dataclass(frozen=True)
-class BoxIoU(Score):
-    """How well one box an image, a localizer's, lies on the true one."""
+class BoxIoU(Metric):
+    """IoU of the predicted box with the true box of each image, for localization."""
 
     iou_sum: int = field(metadata=summed(None))  # in units of 2⁻³²
     num_hits: int = field(metadata=summed(None))  # IoU at least ½
@@ -285,38 +284,38 @@ class BoxIoU(Score):
 
     @classmethod
     def empty(cls) -> Self:
-        """Return the score of no image."""
+        """Return the metric of no images."""
         return cls(0, 0, 0)
 
     def add(
         self,
         truth_xyxy: np.ndarray,  # (N, 4)
-        said_xyxy: np.ndarray,  # (N, 4)
+        predicted_xyxy: np.ndarray,  # (N, 4)
     ) -> Self:
-        """Return the score with these images in it; IoU is that of `cvbatch.geometry.boxes`.
+        """Return the metric with these images added; IoU is that of `cvbatch.geometry.boxes`.
 
         Raises:
             ValueError: a corner is not finite.
         """
         require_finite(truth_xyxy, "corner of a true box")
-        require_finite(said_xyxy, "corner of a box")
+        require_finite(predicted_xyxy, "corner of a box")
         sums = np.zeros(2, np.int64)
         for start in range(0, len(truth_xyxy), _ROWS):
             rows = slice(start, start + _ROWS)
-            own = np.diagonal(iou(truth_xyxy[rows], said_xyxy[rows]))
-            sums += np.rint(own * _FIXED_POINT).astype(np.int64).sum(), (own >= 0.5).sum()
+            ious = np.diagonal(iou(truth_xyxy[rows], predicted_xyxy[rows]))
+            sums += np.rint(ious * _FIXED_POINT).astype(np.int64).sum(), (ious >= 0.5).sum()
         return self.merge(type(self)(int(sums[0]), int(sums[1]), len(truth_xyxy)))
 
     def as_dict(self) -> dict[str, float | None]:
-        """Return mean_iou and hits_50, the fraction with an IoU of ½ or more; None of nothing."""
+        """Return mean_iou and hits_50, the fraction with an IoU of at least ½; None if empty."""
         sums = np.array([self.iou_sum / _FIXED_POINT, self.num_hits])
         mean_iou, hits = ratio(sums, np.full(2, self.num_images))
-        return plain({"mean_iou": mean_iou, "hits_50": hits})
+        return nan_to_none({"mean_iou": mean_iou, "hits_50": hits})
 
 
 @dataclass(frozen=True)
-class Calibration(Score):
-    """Whether an answer given with a score of 0.8 is right four times in five.
+class Calibration(Metric):
+    """Calibration: whether predictions with a score of 0.8 are correct in 80 % of the cases.
 
     Bin b has the images whose best score is above b / B and at most (b + 1) / B.
     """
@@ -328,49 +327,50 @@ class Calibration(Score):
 
     @classmethod
     def empty(cls, num_bins: int = 15) -> Self:
-        """Return the score of no image."""
+        """Return the metric of no images."""
         none = np.zeros(num_bins, np.int64)
         return cls(num_bins, none, none, none)
 
     def add(
         self,
-        class_id: np.ndarray,  # (N,) the truth
+        class_id: np.ndarray,  # (N,) true classes
         scores: np.ndarray,  # (N, C) in 0..1
     ) -> Self:
-        """Return the score with these images in it; of equal scores the first is the answer.
+        """Return the metric with these images added; of equal scores the first is predicted.
 
         Raises:
             ValueError: a best score is not in 0..1.
         """
-        return self.add_answers(scores.argmax(axis=1) == class_id, scores.max(axis=1))
+        return self.add_predictions(scores.argmax(axis=1) == class_id, scores.max(axis=1))
 
-    def add_answers(
+    def add_predictions(
         self,
         is_hit: np.ndarray,  # (N,) bool
-        score: np.ndarray,  # (N,) of the answer, in 0..1
+        score: np.ndarray,  # (N,) of the predicted class, in 0..1
     ) -> Self:
-        """Return the score with images in it of which only the best answer is known.
+        """Return the metric with images added of which only the predicted class is known.
 
         Raises:
             ValueError: a score is not in 0..1.
         """
         best = score.astype(np.float64)
-        is_wrong = ~((best >= 0) & (best <= 1))
-        if is_wrong.any():
+        is_invalid = ~((best >= 0) & (best <= 1))
+        if is_invalid.any():
+            row = int(is_invalid.argmax())
             raise ValueError(
-                f"the best score of row {is_wrong.argmax()} is {best[is_wrong.argmax()]}: scores "
-                "must be in 0..1; give the network a softmax or sigmoid at its end"
+                f"the best score of row {row} is {best[row]}: scores must be in 0..1; end the "
+                "network with a softmax or sigmoid"
             )
         edges = np.linspace(0, 1, self.num_bins + 1)
-        own = np.searchsorted(edges[1:-1], best, side="left")
+        bin_index = np.searchsorted(edges[1:-1], best, side="left")
         score_sum = np.zeros(self.num_bins, np.int64)
-        np.add.at(score_sum, own, np.rint(best * _FIXED_POINT).astype(np.int64))
-        counts = np.bincount(own, minlength=self.num_bins)
-        hits = np.bincount(own[is_hit], minlength=self.num_bins)
+        np.add.at(score_sum, bin_index, np.rint(best * _FIXED_POINT).astype(np.int64))
+        counts = np.bincount(bin_index, minlength=self.num_bins)
+        hits = np.bincount(bin_index[is_hit], minlength=self.num_bins)
         return self.merge(type(self)(self.num_bins, counts, hits, score_sum))
 
     def per_bin(self) -> dict[str, np.ndarray]:  # each (B,)
-        """Return accuracy, mean score (NaN in an empty bin) and counts, for a diagram."""
+        """Return accuracy, mean score (both NaN in an empty bin) and counts, for a plot."""
         return {
             "accuracy": ratio(self.hits, self.counts),
             "score": ratio(self.score_sum / _FIXED_POINT, self.counts),
@@ -378,10 +378,11 @@ class Calibration(Score):
         }
 
     def as_dict(self) -> dict[str, float | None]:
-        """Return expected_calibration_error; None of nothing.
+        """Return expected_calibration_error; None if there are no images.
 
-        The mean of |accuracy − score| over the bins, weighted by their images (Guo et al., On
-        Calibration of Modern Neural Networks, 2017, equation 3).
+        The mean of |accuracy − score| over the bins, weighted by their images.
+
+        Source: Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3.
         """
         gap = np.abs(self.hits - self.score_sum / _FIXED_POINT).sum()
-        return plain({"expected_calibration_error": float(ratio(gap, self.counts.sum()))})
+        return nan_to_none({"expected_calibration_error": float(ratio(gap, self.counts.sum()))})

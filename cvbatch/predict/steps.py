@@ -23,7 +23,7 @@ from cvbatch.core.types import (
     Predictions,
 )
 from cvbatch.images.decode import Limits, decode_images
-from cvbatch.images.isolated_decode import IsolatedDecoder, on_a_timer
+from cvbatch.images.isolated_decode import IsolatedDecoder, decode_with_alarm
 from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.planning import part_files
@@ -76,7 +76,9 @@ def read_and_decode(
     timeout_s = order.job.run.image_timeout_s
     with ExitStack() as stack:
         decode_one = (
-            stack.enter_context(IsolatedDecoder(timeout_s)) if is_careful else on_a_timer(timeout_s)
+            stack.enter_context(IsolatedDecoder(timeout_s))
+            if is_careful
+            else decode_with_alarm(timeout_s)
         )
         read = _weighed(effort.along("read", images), effort)
         batches = decode_images(

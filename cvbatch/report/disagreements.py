@@ -17,7 +17,7 @@ from cvbatch.evaluate.columns import score_rows
 from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
 from cvbatch.evaluate.scoring import Order
 from cvbatch.images.masks import decode_png
-from cvbatch.metrics.counts import Tally
+from cvbatch.metrics.counts import ClassCounts
 from cvbatch.report.statistics import Pick
 from cvbatch.results.parts import box_corners
 from cvbatch.results.result import Result
@@ -36,7 +36,7 @@ class Against:
     xyxy: np.ndarray  # (M, 4) float32 pixels of the image
     names: tuple[str, ...]  # M, of the boxes
     mask: np.ndarray | None  # (h, w) uint8 true classes; VOID_CLASS: not counted
-    answered: np.ndarray | None  # (h, w) uint8 true classes of the predicted mask
+    predicted: np.ndarray | None  # (h, w) uint8 true classes of the predicted mask
     data: bytes | None  # the encoded image that is stored with the labels
 
     @property
@@ -124,9 +124,9 @@ def _agreement(
     scored = score_rows(order, predicted.combine_chunks(), truth.combine_chunks(), name)
     agreement = {}
     for column in order.classes:
-        tally = scored.score(f"{column}_tally", Tally)
+        tally = scored.score(f"{column}_tally", ClassCounts)
         hits, support, answered = (
-            int(part[0].sum()) for part in (tally.hits, tally.support, tally.answered)
+            int(part[0].sum()) for part in (tally.hits, tally.support, tally.predicted)
         )
         if support + answered:
             agreement[column] = 2 * hits / (support + answered)
@@ -145,7 +145,7 @@ def _against(order: Order, piece: Piece, index: int) -> Against:
         xyxy=box_corners(boxes).astype(np.float32),
         names=tuple(order.classes["boxes"][box["class_id"]] for box in boxes),
         mask=mask,
-        answered=answered,
+        predicted=answered,
         data=(row.get("image") or {}).get("bytes"),
     )
 

@@ -189,9 +189,9 @@ def _pictures(card: Card, shown_hw: tuple[int, int]) -> Iterable[tuple[str, byte
     for heatmap in (card.row.heatmaps or [])[:1]:
         words = f"Heatmap of {heatmap['label']}, layer {heatmap['layer']}"
         yield "heatmap", heatmap_layer(card.row.heat(), shown_hw), shortened(words)
-    if card.against and card.against.mask is not None and card.against.answered is not None:
+    if card.against and card.against.mask is not None and card.against.predicted is not None:
         counted = card.against.mask != VOID_CLASS
-        is_wrong = counted & (card.against.mask != card.against.answered)
+        is_wrong = counted & (card.against.mask != card.against.predicted)
         share = 100 * is_wrong.sum() / max(counted.sum(), 1)
         words = f"The true mask: {share:.1f} % of the pixels differ from it"
         yield "truth", difference_layer(is_wrong, shown_hw), words

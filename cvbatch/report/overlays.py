@@ -11,7 +11,7 @@ from PIL import Image
 
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.images.drawing import PALETTE
-from cvbatch.images.heatmaps import colour
+from cvbatch.images.heatmaps import apply_colormap
 
 LONGER_SIDE = 560  # pixels of a picture in the page, at most
 _HEATMAP_SIDE = 200  # is smooth: the browser stretches it further
@@ -80,7 +80,7 @@ def heatmap_layer(
     height, width = (max(1, round(side * scale)) for side in size_hw)
     smooth = cv2.resize(np.nan_to_num(values), (width, height), interpolation=cv2.INTER_LINEAR)
     alpha = np.clip(smooth, 0, 1) ** 0.7 * _HEATMAP_ALPHA
-    coloured = np.dstack([colour(smooth), alpha.round().astype(np.uint8)])
+    coloured = np.dstack([apply_colormap(smooth), alpha.round().astype(np.uint8)])
     return _webp(Image.fromarray(coloured))
 
 

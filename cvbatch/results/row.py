@@ -10,7 +10,7 @@ import numpy as np
 
 from cvbatch.core.errors import SourceError
 from cvbatch.core.types import ChunkRef, EncodedImage, Failure, InputKey, Tiling
-from cvbatch.geometry.resampling import over_original
+from cvbatch.geometry.resampling import heatmap_to_original
 from cvbatch.geometry.resize import Placement, make_placement, mask_to_original
 from cvbatch.geometry.tiling import tile_placements
 from cvbatch.images.decode import decode
@@ -153,7 +153,7 @@ class Row:
         values = np.nan_to_num((self.heatmaps or [])[number]["values"])
         models = self._result.metadata["models"]
         model = next(one for one in models if "heatmap" in one["options"])
-        return over_original(values, _placement(model, *self.size_hw))
+        return heatmap_to_original(values, _placement(model, *self.size_hw))
 
     def image(self) -> Image:
         """Return the image as the models saw it, upright and RGB, read from its source.

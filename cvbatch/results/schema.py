@@ -225,7 +225,7 @@ def _mask_columns(
         if is_original and count_tiles(*size, key) == 1:  # masks of several tiles have that size
             placed = mask_to_original(mask, make_placement(*size, key))
         png[i] = mask_arrays.encode_png(placed)
-        class_id, area = mask_arrays.areas(placed, len(model.spec.classes))
+        class_id, area = mask_arrays.class_areas(placed, len(model.spec.classes))
         class_ids.append(class_id)
         areas.append(area)
         counts.append(len(class_id))

@@ -10,7 +10,7 @@ from cvbatch.core.errors import SourceError, TrainingError
 from cvbatch.core.types import VOID_CLASS, Failure, InputKey
 from cvbatch.datasets.examples import example_of, in_order, read_rows, shuffled
 from cvbatch.datasets.reader import RowGroup, Split, Wanted, box_shapes, find_labelled
-from cvbatch.geometry.resize import boxes_to_input, make_placement, mask_to_input, to_original
+from cvbatch.geometry.resize import boxes_to_input, boxes_to_original, make_placement, mask_to_input
 from cvbatch.images.decode import Limits
 from tests.support import datasets
 
@@ -164,7 +164,7 @@ def test_boxes_find_back(resize):
     placement = make_placement(30, 70, InputKey(24, 32, resize))
     boxes = np.array([[30, 5, 40, 25], [0, 0, 70, 30]], np.float32)
     laid = boxes_to_input(boxes, placement)
-    np.testing.assert_allclose(to_original(laid[:1], placement), boxes[:1], atol=1e-4)
+    np.testing.assert_allclose(boxes_to_original(laid[:1], placement), boxes[:1], atol=1e-4)
     target = placement.target
     whole = [target.left, target.top, target.left + target.width, target.top + target.height]
     np.testing.assert_allclose(laid[1], whole, atol=1e-4)

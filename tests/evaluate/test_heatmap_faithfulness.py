@@ -26,7 +26,7 @@ from cvbatch.geometry.resize import PADDING_GREY, make_placement, resize_image
 from cvbatch.geometry.tiling import tile_placements
 from cvbatch.images.decode import Limits, decode
 from cvbatch.inference.programs import BuiltProgram
-from cvbatch.metrics.counts import INTERVAL, image_weights
+from cvbatch.metrics.counts import INTERVAL_PERCENTILES, bootstrap_weights
 from cvbatch.results.result import Result
 from tests.support.evaluations import write_truth
 from tests.support.jobs import write_parquet
@@ -381,7 +381,7 @@ def test_intervals_are_those_of_the_images_drawn_again():
     order = Order({}, {}, (), False, None, 0.5, 0.5, 30, 7)
     figures = {(one.class_name, one.metric): one for one in heatmap_figures(some, order)}
     assert figures[None, "box_iou_50"].value == 13 / 20
-    weights = image_weights([one.image_id for one in some], 30, 7)
+    weights = bootstrap_weights([one.image_id for one in some], 30, 7)
     for name, number in (("grass", 0), ("poppy", 1), (None, None)):
         drawn = []
         for r in range(31):
@@ -390,7 +390,9 @@ def test_intervals_are_those_of_the_images_drawn_again():
             drawn.append(sum(weights[i, r] * some[i].is_hit[0] for i in rows) / total)
         found = figures[name, "pointing_game"]
         assert found.value == pytest.approx(drawn[0])
-        assert (found.low, found.high) == pytest.approx(tuple(np.percentile(drawn[1:], INTERVAL)))
+        assert (found.low, found.high) == pytest.approx(
+            tuple(np.percentile(drawn[1:], INTERVAL_PERCENTILES))
+        )
     assert not [one for one in figures if one[1] in ("random_pointing_game", "random_box_iou")]
 
 

@@ -13,7 +13,7 @@ def textbook(model, features, image, score_of):
     import keras
     import tensorflow as tf
 
-    from cvbatch.images.heatmaps import grad_cam
+    from tests.support.reference_arrays import grad_cam
 
     both = keras.Model(model.inputs, [features, model.output])
     with tf.GradientTape() as tape:

@@ -17,7 +17,7 @@ from cvbatch.core.errors import ConfigError
 from cvbatch.datasets.splits import choose_split
 from cvbatch.exporters.job import EXPORTS
 from cvbatch.images.masks import decode_png, encode_png
-from cvbatch.images.rle import encode_runs, pack_runs
+from cvbatch.images.rle import compress_rle, encode_rle
 from tests.support import jobs
 from tests.support.datasets import boxes_of, imported, picture
 from tests.support.results import CLASSES, SIZE, boxes_at, corners, exported, predicted, saw, tree
@@ -208,7 +208,7 @@ def test_fiftyone_finds_images_that_were_not_copied_by_name(tmp_path):
 def test_runs_are_those_of_pycocotools(columns):
     region = np.array(columns, bool).T
     told = coco_masks.encode(np.asfortranarray(region.astype(np.uint8)))
-    assert pack_runs(encode_runs(region)) == told["counts"].decode()
+    assert compress_rle(encode_rle(region)) == told["counts"].decode()
 
 
 def test_long_runs_are_those_of_pycocotools():
@@ -218,7 +218,7 @@ def test_long_runs_are_those_of_pycocotools():
         region.T.reshape(-1)[start : start + length // 50] ^= 1
         region = np.asfortranarray(region)
     told = coco_masks.encode(region)["counts"].decode()
-    assert pack_runs(encode_runs(region.astype(bool))) == told
+    assert compress_rle(encode_rle(region.astype(bool))) == told
 
 
 def test_a_mask_of_the_networks_size_is_laid_back(tmp_path):

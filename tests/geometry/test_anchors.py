@@ -1,18 +1,19 @@
-"""Anchors stand for their boxes as well as a slow search finds, whatever the boxes' order."""
+"""fit_anchors is as good as a slow k-means and does not depend on the order of the boxes."""
 
 import numpy as np
 import pytest
 
-from cvbatch.geometry.anchors import fit_anchors, mean_iou_of_anchors, shape_iou
+from cvbatch.geometry.anchors import fit_anchors, shape_iou
 from cvbatch.geometry.boxes import iou
+from tests.support.reference_arrays import mean_iou_of_anchors
 
 
-def scattered(count, seed=0):
+def random_shapes(count, seed=0):
     return np.exp(np.random.default_rng(seed).normal(0, 0.7, (count, 2)))
 
 
 def slow_k_means(boxes, k, rng):
-    """Plain Lloyd rounds from k random boxes, box by box."""
+    """Run plain k-means from k random boxes, box by box."""
     anchors = [boxes[i] for i in rng.choice(len(boxes), k, replace=False)]
     for _ in range(20):
         members = [[] for _ in range(k)]
@@ -30,8 +31,8 @@ def test_one_box_is_its_own_anchor():
     assert mean_iou_of_anchors(np.array([[3, 4]]), np.array([[3, 4]])) == 1
 
 
-def test_the_likeness_of_shapes_is_the_iou_of_centred_boxes():
-    a, b = scattered(6), scattered(4, seed=1)
+def test_shape_iou_is_the_iou_of_centred_boxes():
+    a, b = random_shapes(6), random_shapes(4, seed=1)
     xyxy = [np.concatenate([-s[:, ::-1] / 2, s[:, ::-1] / 2], axis=1) for s in (a, b)]
 
     np.testing.assert_allclose(shape_iou(a, b), iou(*xyxy), rtol=1e-12)
@@ -39,32 +40,32 @@ def test_the_likeness_of_shapes_is_the_iou_of_centred_boxes():
     assert mean_iou_of_anchors(a, b) == pytest.approx(expected, rel=1e-12)
 
 
-def test_planted_clusters_are_found():
-    planted = np.array([[0.1, 0.1], [0.1, 0.4], [0.5, 0.2], [0.6, 0.7]])
+def test_known_clusters_are_found():
+    centres = np.array([[0.1, 0.1], [0.1, 0.4], [0.5, 0.2], [0.6, 0.7]])
     rng = np.random.default_rng(3)
-    boxes = np.repeat(planted, 50, axis=0) * rng.uniform(0.95, 1.05, (200, 2))
+    boxes = np.repeat(centres, 50, axis=0) * rng.uniform(0.95, 1.05, (200, 2))
 
-    np.testing.assert_allclose(fit_anchors(boxes, 4), planted, rtol=0.03)
+    np.testing.assert_allclose(fit_anchors(boxes, 4), centres, rtol=0.03)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 9])
-def test_random_restarts_of_a_slow_search_find_nothing_better(k):
-    boxes = scattered(60, seed=k)
+def test_restarts_of_a_slow_k_means_are_not_better(k):
+    boxes = random_shapes(60, seed=k)
     rng = np.random.default_rng(7)
-    restarts = [mean_iou_of_anchors(boxes, slow_k_means(boxes, k, rng)) for _ in range(8)]
+    slow_ious = [mean_iou_of_anchors(boxes, slow_k_means(boxes, k, rng)) for _ in range(8)]
 
-    assert mean_iou_of_anchors(boxes, fit_anchors(boxes, k)) >= max(restarts) - 1e-9
+    assert mean_iou_of_anchors(boxes, fit_anchors(boxes, k)) >= max(slow_ious) - 1e-9
 
 
-def test_the_boxes_order_changes_nothing_and_the_seed_repeats():
-    boxes = scattered(100)
+def test_the_order_of_the_boxes_does_not_change_the_anchors():
+    boxes = random_shapes(100)
     shuffled = np.random.default_rng(1).permutation(boxes)
 
     np.testing.assert_array_equal(fit_anchors(boxes, 5, 2), fit_anchors(shuffled, 5, 2))
 
 
-def test_anchors_come_by_area_and_follow_the_unit():
-    boxes = scattered(100)
+def test_anchors_are_sorted_by_area_and_have_the_unit_of_the_boxes():
+    boxes = random_shapes(100)
     anchors = fit_anchors(boxes, 6)
 
     assert anchors.shape == (6, 2)
@@ -72,11 +73,11 @@ def test_anchors_come_by_area_and_follow_the_unit():
     np.testing.assert_allclose(fit_anchors(boxes * 416, 6), anchors * 416, rtol=1e-9)
 
 
-def test_as_many_anchors_as_distinct_boxes_are_the_boxes():
-    boxes = scattered(7)
-    wanted = boxes[np.argsort(boxes.prod(axis=1))]
+def test_with_k_distinct_boxes_the_anchors_are_the_boxes():
+    boxes = random_shapes(7)
+    expected = boxes[np.argsort(boxes.prod(axis=1))]
 
-    np.testing.assert_allclose(fit_anchors(np.repeat(boxes, 3, axis=0), 7), wanted, rtol=1e-12)
+    np.testing.assert_allclose(fit_anchors(np.repeat(boxes, 3, axis=0), 7), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,6 @@ def test_as_many_anchors_as_distinct_boxes_are_the_boxes():
         ([[1, np.nan]], 1, "positive and finite"),
     ],
 )
-def test_what_cannot_be_is_refused(boxes, k, message):
+def test_invalid_arguments_raise(boxes, k, message):
     with pytest.raises(ValueError, match=message):
         fit_anchors(np.array(boxes), k)

@@ -1,4 +1,4 @@
-"""A map lies over an original, its tiles and its input where plain loops put it."""
+"""Resampled heatmaps equal OpenCV and plain loops over pixels."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from cvbatch.core.types import InputKey, Tiling
 from cvbatch.geometry import resampling
-from cvbatch.geometry.resampling import over_input, over_original, over_size, strongest_point
+from cvbatch.geometry.resampling import (
+    heatmap_to_input,
+    heatmap_to_original,
+    peak_in_original,
+    resize_bilinear,
+)
 from cvbatch.geometry.resize import make_placement
 from cvbatch.geometry.tiling import tile_placements
 
@@ -16,12 +21,12 @@ SIDES = st.integers(1, 9)
 MODES = ("stretch", "letterbox", "crop")
 
 
-def random_map(shape, seed=0):
+def random_heatmap(shape, seed=0):
     return np.random.default_rng(seed).random(shape).astype(np.float32)
 
 
-def at(values, y, x):
-    """Return a map's value at a position in cells, from the four cells round it."""
+def value_at(values, y, x):
+    """Interpolate a heatmap at a position in cells, from the four cells around it."""
     height, width = values.shape
     y, x = (min(max(p, 0.5), n - 0.5) - 0.5 for p, n in ((y, height), (x, width)))
     top, left = int(y), int(x)
@@ -33,25 +38,25 @@ def at(values, y, x):
 
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(SIDES, SIDES), st.tuples(st.integers(1, 40), st.integers(1, 40)))
-def test_stretching_is_what_opencv_does(grid, size):
-    values = random_map(grid).astype(np.float64)
+def test_resizing_equals_opencv(grid, size):
+    values = random_heatmap(grid).astype(np.float64)
     expected = cv2.resize(values, size[::-1], interpolation=cv2.INTER_LINEAR)
-    np.testing.assert_allclose(over_size(values, *size), expected, atol=1e-6)
+    np.testing.assert_allclose(resize_bilinear(values, *size), expected, atol=1e-6)
 
 
-def test_a_map_at_its_own_size_stays_as_it_is():
-    values = random_map((7, 5))
-    np.testing.assert_array_equal(over_size(values, 7, 5), values)
+def test_resizing_to_the_same_size_changes_nothing():
+    values = random_heatmap((7, 5))
+    np.testing.assert_array_equal(resize_bilinear(values, 7, 5), values)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [(20, 20), (13, 40), (40, 13), (1, 30)])
-def test_over_an_original_each_pixel_has_the_value_where_it_lies(mode, size):
-    values = random_map((4, 6))
+def test_each_pixel_of_the_original_has_the_value_at_its_position(mode, size):
+    values = random_heatmap((4, 6))
     placement = make_placement(*size, InputKey(16, 24, mode))
-    laid = over_original(values, placement)
+    resampled = heatmap_to_original(values, placement)
     source, target = placement.source, placement.target
-    assert laid.shape == size
+    assert resampled.shape == size
     for y in range(size[0]):
         for x in range(size[1]):
             inside = (
@@ -60,33 +65,33 @@ def test_over_an_original_each_pixel_has_the_value_where_it_lies(mode, size):
             )
             y_in = (y + 0.5 - source.top) / source.height * target.height + target.top
             x_in = (x + 0.5 - source.left) / source.width * target.width + target.left
-            expected = at(values, y_in / 16 * 4, x_in / 24 * 6) if inside else 0
-            assert laid[y, x] == pytest.approx(expected, abs=1e-6)
+            expected = value_at(values, y_in / 16 * 4, x_in / 24 * 6) if inside else 0
+            assert resampled[y, x] == pytest.approx(expected, abs=1e-6)
 
 
-def test_over_a_large_original_a_map_is_laid_at_a_size_that_is_bounded(monkeypatch):
+def test_the_sides_over_a_large_original_are_limited(monkeypatch):
     monkeypatch.setattr(resampling, "MAX_SIDE", 20)
-    values = random_map((5, 5))
-    laid = over_original(values, make_placement(60, 10, InputKey(16, 16, "stretch")))
-    np.testing.assert_allclose(laid, over_size(values, 20, 10))
+    values = random_heatmap((5, 5))
+    resampled = heatmap_to_original(values, make_placement(60, 10, InputKey(16, 16, "stretch")))
+    np.testing.assert_allclose(resampled, resize_bilinear(values, 20, 10))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_over_an_input_the_map_covers_it_whatever_lies_there(mode):
-    values = random_map((3, 4))
-    laid = over_input(values, [make_placement(30, 11, InputKey(12, 8, mode))])
-    np.testing.assert_allclose(laid, over_size(values, 12, 8)[None])
+def test_over_an_untiled_input_the_heatmap_covers_the_padding_too(mode):
+    values = random_heatmap((3, 4))
+    resampled = heatmap_to_input(values, [make_placement(30, 11, InputKey(12, 8, mode))])
+    np.testing.assert_allclose(resampled, resize_bilinear(values, 12, 8)[None])
 
 
-def test_each_tile_has_its_part_of_the_map_over_the_original():
-    values = random_map((6, 7))
+def test_each_tile_has_its_part_of_the_heatmap_over_the_original():
+    values = random_heatmap((6, 7))
     key = InputKey(16, 12, "stretch", Tiling(16, 12, 4, 3))
     placements = tile_placements(37, 41, key)
     assert len(placements) > 4
-    whole = over_size(values, 37, 41)
-    for tile, placement in zip(over_input(values, placements), placements, strict=True):
+    over_original = resize_bilinear(values, 37, 41)
+    for tile, placement in zip(heatmap_to_input(values, placements), placements, strict=True):
         top, left, height, width = placement.source
-        np.testing.assert_allclose(tile, whole[top : top + height, left : left + width])
+        np.testing.assert_allclose(tile, over_original[top : top + height, left : left + width])
 
 
 @settings(max_examples=100, deadline=None)
@@ -96,7 +101,7 @@ def test_each_tile_has_its_part_of_the_map_over_the_original():
     st.sampled_from(MODES),
     st.integers(0, 99),
 )
-def test_the_strongest_point_is_that_of_a_search(grid, size, mode, seed):
+def test_the_peak_equals_a_search_over_all_cells(grid, size, mode, seed):
     values = np.random.default_rng(seed).integers(0, 4, grid) / 4  # ties, and zeros
     placement = make_placement(*size, InputKey(24, 30, mode))
     source, target = placement.source, placement.target
@@ -105,14 +110,14 @@ def test_the_strongest_point_is_that_of_a_search(grid, size, mode, seed):
         for column in range(grid[1]):
             y = (row + 0.5) * 24 / grid[0] - target.top
             x = (column + 0.5) * 30 / grid[1] - target.left
-            is_there = 0 <= y < target.height and 0 <= x < target.width
-            if is_there and values[row, column] > best:
+            is_inside = 0 <= y < target.height and 0 <= x < target.width
+            if is_inside and values[row, column] > best:
                 best = values[row, column]
                 expected = (
                     x * source.width / target.width + source.left,
                     y * source.height / target.height + source.top,
                 )
-    found = strongest_point(values, placement)
-    assert found == (None if expected is None else pytest.approx(expected))
-    if found is not None:
-        assert 0 <= found[0] < size[1] and 0 <= found[1] < size[0]
+    peak = peak_in_original(values, placement)
+    assert peak == (None if expected is None else pytest.approx(expected))
+    if peak is not None:
+        assert 0 <= peak[0] < size[1] and 0 <= peak[1] < size[0]

@@ -1,3 +1,5 @@
+"""Placements, resized images and masks, and boxes mapped to the input and back."""
+
 from __future__ import annotations
 
 import cv2
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cvbatch.core.types import VOID_CLASS, InputKey, ResizeMode
-from cvbatch.geometry import resize as p
+from cvbatch.geometry import resize as r
 
 SIDE = st.integers(1, 5000)
 MODES = ("stretch", "letterbox", "crop")
@@ -18,14 +20,14 @@ KEY = st.builds(
 FACTORS = (1, 2, 4, 8)
 
 
-def to_input(xyxy: np.ndarray, placement: p.Placement) -> np.ndarray:  # (M, 4) float64
+def to_input(xyxy: np.ndarray, placement: r.Placement) -> np.ndarray:  # (M, 4) float64
     (top, left, height, width), inner = placement.source, placement.target
     ratio = np.array([inner.width / width, inner.height / height] * 2)
     return (xyxy - np.array([left, top] * 2)) * ratio + np.array([inner.left, inner.top] * 2)
 
 
 def gradient(height: int, width: int) -> np.ndarray:  # (h, w, 3) uint8
-    """Return an image whose red tells the row and whose green tells the column."""
+    """Return an image whose red encodes the row and whose green encodes the column."""
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     red, green = (rows + 0.5) / height * 255, (columns + 0.5) / width * 255
     return np.stack([red, green, np.zeros_like(red)], axis=-1).round().astype(np.uint8)
@@ -33,10 +35,10 @@ def gradient(height: int, width: int) -> np.ndarray:  # (h, w, 3) uint8
 
 @settings(max_examples=200, deadline=None)
 @given(SIDE, SIDE, KEY)
-def test_a_placement_stays_inside_and_keeps_the_shape(
+def test_a_placement_is_centred_and_keeps_the_aspect_ratio(
     height: int, width: int, key: InputKey
 ) -> None:
-    placement = p.make_placement(height, width, key)
+    placement = r.make_placement(height, width, key)
     for (top, left, h, w), (outer_h, outer_w) in (
         (placement.source, (height, width)),
         (placement.target, (key.height, key.width)),
@@ -63,144 +65,146 @@ def test_a_placement_stays_inside_and_keeps_the_shape(
 
 @settings(max_examples=200, deadline=None)
 @given(SIDE, SIDE, KEY, st.integers(0, 2**32 - 1))
-def test_boxes_come_back(height: int, width: int, key: InputKey, seed: int) -> None:
-    placement = p.make_placement(height, width, key)
+def test_boxes_map_back_to_the_original(height: int, width: int, key: InputKey, seed: int) -> None:
+    placement = r.make_placement(height, width, key)
     corners = np.random.default_rng(seed).random((20, 2, 2)) * (width, height)
     boxes = np.sort(corners, axis=1).reshape(-1, 4)
-    there = to_input(boxes, placement)
-    back = p.to_original(there, placement)
+    in_input = to_input(boxes, placement)
+    back = r.boxes_to_original(in_input, placement)
     assert back.dtype == np.float32
     np.testing.assert_allclose(back, boxes, atol=1e-3)
-    # The same from a network's float32, whose own rounding is scaled up on the way.
+    # From float32 outputs of a network, their rounding error is scaled up.
     ratio = max(placement.source.height, placement.source.width)
-    error = np.abs(p.to_original(there.astype(np.float32), placement) - boxes).max()
-    assert error <= 1e-3 + 2**-23 * ratio * max(1.0, np.abs(there).max())
+    error = np.abs(r.boxes_to_original(in_input.astype(np.float32), placement) - boxes).max()
+    assert error <= 1e-3 + 2**-23 * ratio * max(1.0, np.abs(in_input).max())
 
 
-def test_no_boxes_come_back_as_none() -> None:
-    placement = p.make_placement(7, 9, InputKey(5, 5, "letterbox"))
-    assert p.to_original(np.zeros((0, 4), np.float32), placement).shape == (0, 4)
+def test_no_boxes_map_back_to_no_boxes() -> None:
+    placement = r.make_placement(7, 9, InputKey(5, 5, "letterbox"))
+    assert r.boxes_to_original(np.zeros((0, 4), np.float32), placement).shape == (0, 4)
 
 
 @settings(max_examples=100, deadline=None)
 @given(SIDE, SIDE, KEY)
-def test_corners_meet_corners(height: int, width: int, key: InputKey) -> None:
-    placement = p.make_placement(height, width, key)
+def test_the_corners_of_target_and_source_correspond(
+    height: int, width: int, key: InputKey
+) -> None:
+    placement = r.make_placement(height, width, key)
     top, left, h, w = placement.target
     corners = np.array([[left, top, left + w, top + h]], np.float32)
     top, left, h, w = placement.source
     np.testing.assert_array_equal(
-        p.to_original(corners, placement), [[left, top, left + w, top + h]]
+        r.boxes_to_original(corners, placement), [[left, top, left + w, top + h]]
     )
     beyond = np.array([[-1e6, -1e6, 1e6, 1e6]], np.float32)
-    np.testing.assert_array_equal(p.to_original(beyond, placement), [[0, 0, width, height]])
-    assert (p.to_original(beyond, placement, clip=False)[0] * (-1, -1, 1, 1) > width).any()
+    np.testing.assert_array_equal(r.boxes_to_original(beyond, placement), [[0, 0, width, height]])
+    assert (r.boxes_to_original(beyond, placement, clip=False)[0] * (-1, -1, 1, 1) > width).any()
 
 
 @pytest.mark.parametrize("resize", MODES)
-def test_equal_sizes_change_nothing(resize: ResizeMode) -> None:
-    placement = p.make_placement(33, 57, InputKey(33, 57, resize))
+def test_an_input_of_the_size_of_the_original_changes_nothing(resize: ResizeMode) -> None:
+    placement = r.make_placement(33, 57, InputKey(33, 57, resize))
     image = np.random.default_rng(0).integers(0, 256, (33, 57, 3), dtype=np.uint8)
     boxes = np.array([[1.25, 2.5, 40.75, 30]], np.float32)
-    np.testing.assert_array_equal(p.resize_image(image, placement), image)
-    np.testing.assert_array_equal(p.to_original(boxes, placement), boxes)
-    np.testing.assert_array_equal(p.mask_to_original(image[..., 0], placement), image[..., 0])
+    np.testing.assert_array_equal(r.resize_image(image, placement), image)
+    np.testing.assert_array_equal(r.boxes_to_original(boxes, placement), boxes)
+    np.testing.assert_array_equal(r.mask_to_original(image[..., 0], placement), image[..., 0])
 
 
 @pytest.mark.parametrize("resize", MODES)
 @pytest.mark.parametrize("size", [(1, 1), (1, 40000), (40000, 1), (3, 2), (2, 4000)])
-def test_odd_shapes_fill_the_input(size: tuple[int, int], resize: ResizeMode) -> None:
-    placement = p.make_placement(*size, InputKey(24, 36, resize))
-    image = p.resize_image(np.full((*size, 3), 200, np.uint8), placement)
+def test_extreme_shapes_fill_the_input(size: tuple[int, int], resize: ResizeMode) -> None:
+    placement = r.make_placement(*size, InputKey(24, 36, resize))
+    image = r.resize_image(np.full((*size, 3), 200, np.uint8), placement)
     assert (image.shape, image.dtype) == ((24, 36, 3), np.uint8)
     is_padding = np.ones((24, 36), bool)
     top, left, height, width = placement.target
     is_padding[top : top + height, left : left + width] = False
     assert (image[~is_padding] == 200).all()
-    assert (image[is_padding] == p.PADDING_GREY).all()
-    assert p.mask_to_original(image[..., 0], placement).shape == size
+    assert (image[is_padding] == r.PADDING_GREY).all()
+    assert r.mask_to_original(image[..., 0], placement).shape == size
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(40, 700), st.integers(40, 700), st.sampled_from(MODES), st.booleans())
-def test_pixels_lie_where_the_placement_says(
+def test_pixels_are_at_the_position_of_the_placement(
     height: int, width: int, resize: ResizeMode, is_reduced: bool
 ) -> None:
     key = InputKey(32, 48, resize)
-    placement = p.make_placement(height, width, key)
-    factor = p.jpeg_reduction(height, width, [key]) if is_reduced else 1
+    placement = r.make_placement(height, width, key)
+    factor = r.jpeg_reduction(height, width, [key]) if is_reduced else 1
     reduced_wh = -(-width // factor), -(-height // factor)
     reduced = cv2.resize(gradient(height, width), reduced_wh, interpolation=cv2.INTER_AREA)
     top, left, h, w = placement.target
-    inner = p.resize_image(reduced, placement)[top : top + h, left : left + w, :2]
+    inner = r.resize_image(reduced, placement)[top : top + h, left : left + w, :2]
     center = np.array([[left + w / 2, top + h / 2] * 2])
-    x, y = p.to_original(center, placement)[0, :2]
-    got = inner.mean(axis=(0, 1)) / 255 * (height, width)
+    x, y = r.boxes_to_original(center, placement)[0, :2]
+    measured = inner.mean(axis=(0, 1)) / 255 * (height, width)
     grey_level = np.array([height, width]) / 255
     input_pixel = np.array([placement.source.height / h, placement.source.width / w])
     tolerance = grey_level + input_pixel * (0.1 if factor == 1 else 0.6)
-    assert (np.abs(got - (y, x)) <= tolerance).all()
+    assert (np.abs(measured - (y, x)) <= tolerance).all()
 
 
 @settings(max_examples=200, deadline=None)
 @given(SIDE, SIDE, st.lists(KEY, min_size=1, max_size=3))
-def test_a_reduced_jpeg_is_the_smallest_that_suffices(
+def test_the_jpeg_reduction_is_the_largest_that_suffices(
     height: int, width: int, keys: list[InputKey]
 ) -> None:
     def suffices(factor: int) -> bool:
-        sizes = [p.required_size(height, width, key) for key in keys]
+        sizes = [r.required_size(height, width, key) for key in keys]
         reduced = -(-height // factor), -(-width // factor)
         return all(reduced[0] >= h and reduced[1] >= w for h, w in sizes)
 
-    chosen = p.jpeg_reduction(height, width, keys)
-    assert chosen in FACTORS
-    assert chosen == 1 or suffices(chosen)
-    assert not any(suffices(factor) for factor in FACTORS if factor > chosen)
+    reduction = r.jpeg_reduction(height, width, keys)
+    assert reduction in FACTORS
+    assert reduction == 1 or suffices(reduction)
+    assert not any(suffices(factor) for factor in FACTORS if factor > reduction)
 
 
-def test_the_size_required_is_that_of_the_whole_image_at_the_inputs_scale() -> None:
-    assert p.required_size(3000, 4000, InputKey(224, 224, "stretch")) == (224, 224)
-    assert p.required_size(3000, 4000, InputKey(224, 224, "letterbox")) == (168, 224)
-    assert p.required_size(3000, 4000, InputKey(224, 224, "crop")) == (224, 299)
-    assert p.jpeg_reduction(3000, 4000, [InputKey(224, 224, "stretch")]) == 8
-    assert p.jpeg_reduction(3000, 4000, [InputKey(512, 512, "crop")]) == 4
-    assert p.jpeg_reduction(480, 640, [InputKey(224, 224, "stretch")]) == 2
+def test_required_size_and_jpeg_reduction_of_known_cases() -> None:
+    assert r.required_size(3000, 4000, InputKey(224, 224, "stretch")) == (224, 224)
+    assert r.required_size(3000, 4000, InputKey(224, 224, "letterbox")) == (168, 224)
+    assert r.required_size(3000, 4000, InputKey(224, 224, "crop")) == (224, 299)
+    assert r.jpeg_reduction(3000, 4000, [InputKey(224, 224, "stretch")]) == 8
+    assert r.jpeg_reduction(3000, 4000, [InputKey(512, 512, "crop")]) == 4
+    assert r.jpeg_reduction(480, 640, [InputKey(224, 224, "stretch")]) == 2
     assert (
-        p.jpeg_reduction(480, 640, [InputKey(224, 224, "stretch"), InputKey(300, 1, "crop")]) == 1
+        r.jpeg_reduction(480, 640, [InputKey(224, 224, "stretch"), InputKey(300, 1, "crop")]) == 1
     )
 
 
 @settings(max_examples=100, deadline=None)
 @given(*[st.integers(1, 300)] * 4, st.integers(0, 99))
-def test_a_stretched_mask_is_pillows_nearest(
+def test_a_stretched_mask_equals_nearest_neighbour_of_pillow(
     height: int, width: int, mask_height: int, mask_width: int, seed: int
 ) -> None:
     mask = np.random.default_rng(seed).integers(0, 256, (mask_height, mask_width), dtype=np.uint8)
-    placement = p.make_placement(height, width, InputKey(mask_height, mask_width, "stretch"))
-    got = p.mask_to_original(mask, placement)
-    want = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    # A centre exactly between two pixels Pillow gives to either, as its rounding falls.
+    placement = r.make_placement(height, width, InputKey(mask_height, mask_width, "stretch"))
+    mapped = r.mask_to_original(mask, placement)
+    expected = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    # Where a centre is exactly between two pixels, Pillow takes either, depending on rounding.
     rows = (2 * np.arange(height) + 1) * mask_height % (2 * height) != 0
     columns = (2 * np.arange(width) + 1) * mask_width % (2 * width) != 0
-    np.testing.assert_array_equal(got[np.ix_(rows, columns)], want[np.ix_(rows, columns)])
+    np.testing.assert_array_equal(mapped[np.ix_(rows, columns)], expected[np.ix_(rows, columns)])
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), KEY, st.sampled_from([1, 4]), st.integers(0, 99))
-def test_a_mask_pixel_is_the_class_at_its_centre(
+def test_a_pixel_of_a_mask_has_the_class_at_its_centre(
     height: int, width: int, key: InputKey, stride: int, seed: int
 ) -> None:
     shape = -(-key.height // stride), -(-key.width // stride)
     mask = np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
-    placement = p.make_placement(height, width, key)
-    got = p.mask_to_original(mask, placement)
+    placement = r.make_placement(height, width, key)
+    mapped = r.mask_to_original(mask, placement)
     top, left, h, w = placement.source
-    is_seen = np.zeros((height, width), bool)
-    is_seen[top : top + h, left : left + w] = True
-    assert (got[~is_seen] == VOID_CLASS).all()
-    y, x = (np.argwhere(is_seen) + 0.5).T
+    is_covered = np.zeros((height, width), bool)
+    is_covered[top : top + h, left : left + w] = True
+    assert (mapped[~is_covered] == VOID_CLASS).all()
+    y, x = (np.argwhere(is_covered) + 0.5).T
     in_x, in_y = to_input(np.stack([x, y, x, y], axis=1), placement)[:, :2].T
     in_mask = np.stack([in_y * shape[0] / key.height, in_x * shape[1] / key.width])
     is_on_edge = (np.abs(in_mask - in_mask.round()) < 1e-9).any(axis=0)
     row, column = np.floor(in_mask[:, ~is_on_edge]).astype(int)
-    np.testing.assert_array_equal(got[is_seen][~is_on_edge], mask[row, column])
+    np.testing.assert_array_equal(mapped[is_covered][~is_on_edge], mask[row, column])

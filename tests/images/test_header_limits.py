@@ -10,7 +10,7 @@ from PIL import Image
 
 from cvbatch.core.types import Failure
 from cvbatch.images.headers import Header, Limits, read_header
-from cvbatch.images.signatures import num_tags
+from cvbatch.images.signatures import count_tiff_tags
 from tests.security.images import with_tags
 
 HEIGHT, WIDTH = 24, 40
@@ -60,9 +60,9 @@ def test_a_jpeg_may_have_a_hundred_scans() -> None:
 @pytest.mark.parametrize(("count", "is_read"), [(4096, True), (4097, False)])
 def test_a_tiff_may_have_4096_tags(count: int, is_read: bool) -> None:
     data = encoded("TIFF")
-    own = num_tags(data)
+    own = count_tiff_tags(data)
     padded = with_tags(data, dict.fromkeys(range(40_000, 40_000 + count - own), 1))
-    assert num_tags(padded) == count
+    assert count_tiff_tags(padded) == count
     assert kind_of(padded) == ("ok" if is_read else "corrupt")
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvbatch.config.evaluate import HeatmapsConfig
-from cvbatch.geometry.resampling import over_size
+from cvbatch.geometry.resampling import resize_bilinear
 from cvbatch.images import heatmaps
 from cvbatch.images.heatmaps import BOX_THRESHOLD, boxes_from_heatmap
 
@@ -56,7 +56,7 @@ def test_the_box_is_that_of_the_largest_part(size, seed, threshold):
 @pytest.mark.parametrize("size", [(20, 50), (50, 20), (7, 7), (1, 9)])
 def test_the_map_is_stretched_over_the_image_first(size):
     values = np.random.default_rng(1).random((3, 5)) ** 4
-    expected = flooded(over_size(values, *size), 0.3)
+    expected = flooded(resize_bilinear(values, *size), 0.3)
     assert boxes_from_heatmap(values, *size, 0.3).tolist() == [expected]
 
 

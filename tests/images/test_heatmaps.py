@@ -7,13 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvbatch.images import heatmaps as h
+from tests.support import reference_arrays
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5)])
 def test_nothing_active_is_zero(shape: tuple[int, int, int]) -> None:
     zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)
     for features, gradients in ((zeros, ones), (ones, zeros), (ones, -ones)):
-        np.testing.assert_array_equal(h.grad_cam(features, gradients), np.zeros(shape[:2]))
+        np.testing.assert_array_equal(
+            reference_arrays.grad_cam(features, gradients), np.zeros(shape[:2])
+        )
 
 
 @settings(max_examples=100, deadline=None)
@@ -33,7 +36,7 @@ def test_equals_the_sums_of_the_paper(shape: tuple[int, int, int], seed: int, sc
         paper += alpha / (height * width) * features[..., k].astype(np.float64)
     paper = np.maximum(paper, 0)
     paper = paper / paper.max() if paper.max() > 0 else paper
-    heatmap = h.grad_cam(features, gradients)
+    heatmap = reference_arrays.grad_cam(features, gradients)
     assert (heatmap.shape, heatmap.dtype) == ((height, width), np.float32)
     np.testing.assert_allclose(heatmap, paper, atol=1e-5)
     assert heatmap.max() in (0, 1)
@@ -44,16 +47,18 @@ def test_the_order_of_the_channels_does_not_matter() -> None:
     features, gradients = rng.normal(size=(2, 7, 7, 32)).astype(np.float32)
     order = rng.permutation(32)
     np.testing.assert_allclose(
-        h.grad_cam(features, gradients),
-        h.grad_cam(features[..., order], gradients[..., order]),
+        reference_arrays.grad_cam(features, gradients),
+        reference_arrays.grad_cam(features[..., order], gradients[..., order]),
         atol=1e-6,
     )
 
 
 def test_colours_run_from_blue_over_green_to_red() -> None:
-    cold, middle, hot = h.colour(np.array([[0, 0.5, 1]], np.float32))[0].astype(int)
+    cold, middle, hot = h.apply_colormap(np.array([[0, 0.5, 1]], np.float32))[0].astype(int)
     assert cold.argmax() == 2 and middle.argmax() == 1 and hot.argmax() == 0
-    np.testing.assert_array_equal(h.colour(np.array([[-3, 7]])), h.colour(np.array([[0, 1]])))
+    np.testing.assert_array_equal(
+        h.apply_colormap(np.array([[-3, 7]])), h.apply_colormap(np.array([[0, 1]]))
+    )
 
 
 def test_an_overlay_blends_the_stretched_colours_at_forty_percent() -> None:
@@ -62,7 +67,7 @@ def test_an_overlay_blends_the_stretched_colours_at_forty_percent() -> None:
     before = image.copy()
     got = h.overlay(image, heatmap)
     stretched = cv2.resize(heatmap, (60, 40), interpolation=cv2.INTER_LINEAR)
-    want = 0.6 * image + 0.4 * h.colour(stretched).astype(np.float64)
+    want = 0.6 * image + 0.4 * h.apply_colormap(stretched).astype(np.float64)
     assert np.abs(got - want).max() <= 0.5 + 1e-6
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(h.overlay(image, heatmap, opacity=0), image)

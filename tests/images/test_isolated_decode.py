@@ -14,7 +14,7 @@ from cvbatch.core.errors import CvbatchError
 from cvbatch.core.types import Failure, InputKey, Tiling
 from cvbatch.images import isolated_decode
 from cvbatch.images.decode import Limits, decode
-from cvbatch.images.isolated_decode import IsolatedDecoder, decoding_bytes, on_a_timer
+from cvbatch.images.isolated_decode import IsolatedDecoder, decode_memory_bytes, decode_with_alarm
 from tests.support.crashing_images import KINDS, poisoned, poisoned_env, write_stub
 from tests.support.jobs import encoded_image
 
@@ -157,17 +157,17 @@ def test_a_timer_costs_less_than_a_hundredth_of_decoding():
         return min(times)
 
     decoding = best_s(decode, data, key, Limits())
-    timing = best_s(lambda: [on_a_timer(60)(b"", key, Limits()) for _ in range(100)]) / 100
+    timing = best_s(lambda: [decode_with_alarm(60)(b"", key, Limits()) for _ in range(100)]) / 100
     timing -= best_s(lambda: [decode(b"", key, Limits()) for _ in range(100)]) / 100
     assert timing < decoding / 100
 
 
 def test_the_memory_of_an_image_follows_the_limits():
     plain = [KEYS[0]]
-    small = decoding_bytes(plain, SMALL)
+    small = decode_memory_bytes(plain, SMALL)
     assert small > SMALL.max_pixels * 10
-    assert decoding_bytes(plain, Limits(10**6, 2 * 10**6)) > small
-    assert decoding_bytes(KEYS, SMALL) > small
-    huge = decoding_bytes(plain, Limits(max_pixels=10**12))
+    assert decode_memory_bytes(plain, Limits(10**6, 2 * 10**6)) > small
+    assert decode_memory_bytes(KEYS, SMALL) > small
+    huge = decode_memory_bytes(plain, Limits(max_pixels=10**12))
     assert huge == psutil.virtual_memory().total // 2
-    assert isolated_decode.decoding_bytes(plain, Limits()) <= huge
+    assert isolated_decode.decode_memory_bytes(plain, Limits()) <= huge

@@ -49,7 +49,7 @@ def test_what_is_not_a_grey_png_is_refused() -> None:
 
 
 def test_nothing_seen_has_no_areas() -> None:
-    class_id, area = m.areas(np.full((5, 7), VOID_CLASS, np.uint8), 255)
+    class_id, area = m.class_areas(np.full((5, 7), VOID_CLASS, np.uint8), 255)
     assert (class_id.tolist(), area.tolist()) == ([], [])
     assert (class_id.dtype, area.dtype) == (np.int32, np.int64)
 
@@ -57,7 +57,7 @@ def test_nothing_seen_has_no_areas() -> None:
 @settings(max_examples=100, deadline=None)
 @given(LABELS)
 def test_areas_are_those_of_numpy_and_pycocotools(mask: np.ndarray) -> None:
-    class_id, area = m.areas(mask, 255)
+    class_id, area = m.class_areas(mask, 255)
     counts = np.bincount(mask.reshape(-1), minlength=256)[:255]
     expected = sorted((-int(count), c) for c, count in enumerate(counts) if count)
     assert [(-int(a), int(c)) for c, a in zip(class_id, area, strict=True)] == expected
@@ -68,12 +68,12 @@ def test_areas_are_those_of_numpy_and_pycocotools(mask: np.ndarray) -> None:
 def test_areas_do_not_depend_on_where_the_pixels_are() -> None:
     mask = np.random.default_rng(1).integers(0, 9, (40, 50), dtype=np.uint8)
     shuffled = np.random.default_rng(2).permutation(mask.reshape(-1)).reshape(50, 40)
-    for one, other in zip(m.areas(mask, 9), m.areas(shuffled, 9), strict=True):
+    for one, other in zip(m.class_areas(mask, 9), m.class_areas(shuffled, 9), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_areas_are_exact_beyond_float32() -> None:
     mask = np.zeros((4100, 4100), np.uint8)
     mask[-1, -2:] = 1
-    class_id, area = m.areas(mask, 2)
+    class_id, area = m.class_areas(mask, 2)
     assert (class_id.tolist(), area.tolist()) == ([0, 1], [4100 * 4100 - 2, 2])

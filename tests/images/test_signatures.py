@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvbatch.images.signatures import format_of, is_complete
+from cvbatch.images.signatures import detect_format, is_complete
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
 
@@ -32,13 +32,13 @@ READ = {
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff\xd8", b"PK\x03\x04", b"P2P is peer to peer"])
 def test_other_bytes_have_no_format(data: bytes) -> None:
-    assert format_of(data) is None
+    assert detect_format(data) is None
 
 
 @pytest.mark.parametrize("name", READ)
 def test_whole_files_are_recognised_and_complete(name: str) -> None:
     format_name = name.partition(",")[0]
-    assert format_of(READ[name]) == format_name
+    assert detect_format(READ[name]) == format_name
     assert is_complete(format_name, READ[name])
 
 
@@ -47,7 +47,7 @@ def test_cut_files_are_recognised_and_not_complete(name: str) -> None:
     format_name = name.partition(",")[0]
     for tenth in range(1, 10):
         cut = READ[name][: len(READ[name]) * tenth // 10]
-        assert format_of(cut) == format_name
+        assert detect_format(cut) == format_name
         assert not is_complete(format_name, cut)
     for length in range(16):
         assert not is_complete(format_name, READ[name][:length])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from cvbatch.images.masks import decode_png
-from cvbatch.images.orientation import Frame, Picture
+from cvbatch.images.orientation import ImageInfo, LabelCoordinates
 from cvbatch.importers.annotations import MaskFault
 from cvbatch.importers.mask_files import read_mask_file
 from tests.support.datasets import (
@@ -46,7 +46,9 @@ def extent(mask):
 
 
 def test_no_boxes_turn_into_no_boxes():
-    assert Frame(Picture((3, 4), 6), False).turn_boxes(np.empty((0, 4))).shape == (0, 4)
+    assert LabelCoordinates(ImageInfo((3, 4), 6), False).boxes_to_upright(
+        np.empty((0, 4))
+    ).shape == (0, 4)
 
 
 def voc_of(tmp_path, data, size):

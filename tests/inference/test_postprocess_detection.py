@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from cvbatch.core.types import InputKey, Tiling
-from cvbatch.geometry.boxes import Suppression, suppress_reference
+from cvbatch.geometry.boxes import NmsSettings
 from cvbatch.geometry.tiling import tile_placements
 from cvbatch.inference.postprocess_detection import merge_boxes, read_boxes
+from tests.support.reference_arrays import suppress_reference
 
 # A pixel of the input is two of the image, or 5/4 where the image is 20 pixels high: all exact.
 KEY = InputKey(16, 8, "stretch", Tiling(32, 16, 8, 4))
-RULE = Suppression(score_threshold=0.25, iou_threshold=0.5, max_detections=100)
+RULE = NmsSettings(score_threshold=0.25, iou_threshold=0.5, max_detections=100)
 
 
 def candidates(count, num_boxes=12, num_classes=3, seed=0):

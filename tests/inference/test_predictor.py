@@ -5,7 +5,7 @@ import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.types import Failure, ImageBatch, InputKey, ModelSpec, pictures_of
-from cvbatch.geometry.resize import make_placement, to_original
+from cvbatch.geometry.resize import boxes_to_original, make_placement
 from cvbatch.inference.predictor import LoadedModel, Predictor
 
 KEY = InputKey(8, 8, "stretch")
@@ -143,7 +143,7 @@ def test_boxes_are_suppressed_and_carried_to_the_original():
     assert boxes.image_index.tolist() == [0, 0, 1, 1]
     assert boxes.class_id.tolist() == [0, 1, 0, 1]
     placement = make_placement(16, 24, KEY)
-    expected = to_original(np.array([[0, 0, 4, 4], [2, 2, 8, 8]], np.float32), placement)
+    expected = boxes_to_original(np.array([[0, 0, 4, 4], [2, 2, 8, 8]], np.float32), placement)
     np.testing.assert_allclose(boxes.xyxy[:2], expected)
     np.testing.assert_allclose(boxes.xyxy[1], [6, 4, 24, 16])
 

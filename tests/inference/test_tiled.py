@@ -6,7 +6,6 @@ import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.types import EncodedImage, InputKey, ModelSpec, Tiling
-from cvbatch.geometry.boxes import suppress_reference
 from cvbatch.geometry.resize import mask_to_original, resize_image
 from cvbatch.geometry.tiling import count_tiles, tile_placements
 from cvbatch.images.decode import Limits, decode_images
@@ -14,6 +13,7 @@ from cvbatch.images.masks import decode_png
 from cvbatch.inference import builder, programs
 from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.results import schema
+from tests.support.reference_arrays import suppress_reference
 
 KERAS = [
     pytest.mark.keras,

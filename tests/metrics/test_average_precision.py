@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cvbatch.core.types import Boxes
-from cvbatch.metrics.average_precision import AveragePrecision, match
-from cvbatch.metrics.box_matching import TrueBoxes
+from cvbatch.metrics.average_precision import AveragePrecision, average_precision_of_image
+from cvbatch.metrics.box_matching import GroundTruthBoxes
 
 COCO_FIGURES = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
@@ -34,14 +34,16 @@ def found_rows(rows: list[Row]) -> Boxes:  # image, class, score, x, y, right, b
     return Boxes(table[:, 3:], table[:, 2], table[:, 1].astype(int), table[:, 0].astype(int))
 
 
-def true_rows(rows: list[Row]) -> TrueBoxes:  # image, class, is_crowd, area, x, y, right, bottom
+def true_rows(
+    rows: list[Row],
+) -> GroundTruthBoxes:  # image, class, is_crowd, area, x, y, right, bottom
     table = np.array(rows, np.float64).reshape(-1, 8)
     image_index, class_id = table[:, :2].astype(int).T
-    return TrueBoxes(table[:, 4:], class_id, image_index, table[:, 2] > 0, table[:, 3])
+    return GroundTruthBoxes(table[:, 4:], class_id, image_index, table[:, 2] > 0, table[:, 3])
 
 
-def pycoco(found: Boxes, truth: TrueBoxes, num_images: int, num_classes: int) -> COCOeval:
-    def annotations(boxes: Boxes | TrueBoxes) -> list[dict[str, Any]]:
+def pycoco(found: Boxes, truth: GroundTruthBoxes, num_images: int, num_classes: int) -> COCOeval:
+    def annotations(boxes: Boxes | GroundTruthBoxes) -> list[dict[str, Any]]:
         rows = zip(boxes.image_index, boxes.class_id, boxes.xyxy.tolist(), strict=True)
         return [
             {"id": n + 1, "image_id": int(i), "category_id": int(k), "iscrowd": 0}
@@ -81,7 +83,7 @@ def exact_iou(a: list[int], b: list[int]) -> Fraction:
     return Fraction(shared, union) if union else Fraction(0)
 
 
-def slow_voc(found: Boxes, truth: TrueBoxes, class_id: int) -> float | None:
+def slow_voc(found: Boxes, truth: GroundTruthBoxes, class_id: int) -> float | None:
     """Box by box down the scores, then recall by recall: the maximum precision at that or more."""
     there = [n for n in range(len(truth.xyxy)) if truth.class_id[n] == class_id]
     num_objects = sum(not truth.is_crowd[n] for n in there)
@@ -109,7 +111,7 @@ def slow_voc(found: Boxes, truth: TrueBoxes, class_id: int) -> float | None:
 
 
 def assert_equals_oracles(
-    found: Boxes, truth: TrueBoxes, num_images: int, num_classes: int
+    found: Boxes, truth: GroundTruthBoxes, num_images: int, num_classes: int
 ) -> AveragePrecision:
     score = AveragePrecision.empty(num_classes).add(keys(num_images), found, truth)
     curves, evaluation = score.curves(), pycoco(found, truth, num_images, num_classes)
@@ -121,7 +123,7 @@ def assert_equals_oracles(
     got = np.array([-1 if told[name] is None else told[name] for name in COCO_FIGURES])
     np.testing.assert_allclose(got, evaluation.stats, rtol=0, atol=1e-12)
 
-    assert not (score.is_true & score.is_ignored).any()
+    assert not (score.is_true_positive & score.is_ignored).any()
     by_class = [slow_voc(found, truth, k) for k in range(num_classes)]
     expected = np.array([np.nan if value is None else value for value in by_class])
     np.testing.assert_allclose(score.per_class()["voc_ap"], expected, rtol=0, atol=1e-12)
@@ -260,7 +262,7 @@ def test_equals_them_on_random_boxes(
         said[:, 2:] = np.maximum(said[:, 2:], said[:, :2])
     areas = rng.choice([0, 1024, 1024.1, 9216, 9215.9, 2e10], num_truths)
     own_area = (there[:, 2:] - there[:, :2]).prod(axis=1)
-    truth = TrueBoxes(
+    truth = GroundTruthBoxes(
         there.astype(np.float32),
         rng.integers(0, num_classes, num_truths),
         rng.integers(0, num_images, num_truths),
@@ -283,7 +285,7 @@ def test_many_boxes_score_between_nothing_and_all() -> None:
     said = np.repeat(there, 3, axis=0) + rng.integers(-6, 7, (450, 4))
     index, class_id = rng.integers(0, 10, 150), rng.integers(0, 3, 150)
     area = (there[:, 2:] - there[:, :2]).prod(axis=1)
-    truth = TrueBoxes(there, class_id, index, np.zeros(150, bool), area)
+    truth = GroundTruthBoxes(there, class_id, index, np.zeros(150, bool), area)
     found = Boxes(said, rng.random(450), np.repeat(class_id, 3), np.repeat(index, 3))
     score = assert_equals_oracles(found, truth, 10, 3)
     assert all(0.05 < score.as_dict()[name] < 0.95 for name in COCO_FIGURES)
@@ -293,11 +295,13 @@ def test_many_boxes_score_between_nothing_and_all() -> None:
 
 def test_an_area_not_given_is_the_boxs_and_no_crowd_given_is_none() -> None:
     box = np.array([[0, 0, 40, 40]], np.float32)
-    told = match("a", box, np.ones(1), np.zeros(1, int), box, np.zeros(1, int), num_classes=1)
+    told = average_precision_of_image(
+        "a", box, np.ones(1), np.zeros(1, int), box, np.zeros(1, int), num_classes=1
+    )
     assert told.num_objects.tolist() == [[1, 0, 1, 0, 1]]
     assert told.as_dict()["ap_medium"] == told.as_dict()["voc_ap"] == 1
     assert told.as_dict()["ap_small"] is None
-    crowd = match(
+    crowd = average_precision_of_image(
         *("a", box, np.ones(1), np.zeros(1, int), box, np.zeros(1, int)),
         num_classes=1,
         is_crowd=np.ones(1, bool),
@@ -315,7 +319,7 @@ def test_images_one_by_one_are_a_batch() -> None:
     for i, key in enumerate(keys(num_images)):
         m, n = said.image_index == i, there.image_index == i
         parts.append(
-            match(
+            average_precision_of_image(
                 *(key, said.xyxy[m], said.score[m], said.class_id[m]),
                 *(there.xyxy[n], there.class_id[n]),
                 num_classes=num_classes,
@@ -330,7 +334,9 @@ def test_swapped_corners_are_a_wrong_box_of_no_area() -> None:
     box = np.array([[0, 0, 40, 40]])
     swapped = np.array([[30, 0, 10, 40], [30, 30, 10, 10], [0, 0, 40, 40]])
     score, class_id = np.array([0.9, 0.8, 0.7]), np.zeros(3, int)
-    told = match("a", swapped, score, class_id, box, class_id[:1], num_classes=1)
+    told = average_precision_of_image(
+        "a", swapped, score, class_id, box, class_id[:1], num_classes=1
+    )
     assert told.as_dict()["ap"] == pytest.approx(1 / 3)
 
 
@@ -349,12 +355,12 @@ def test_what_has_no_sense_is_refused(change: dict[str, np.ndarray], message: st
     good = {"xyxy": box, "score": np.ones(1), "class_id": zero}
     good |= {"truth_xyxy": box, "truth_class_id": zero}
     with pytest.raises(ValueError, match=message):
-        match("a", **(good | change), num_classes=2)
+        average_precision_of_image("a", **(good | change), num_classes=2)
 
 
 def test_an_image_counts_once() -> None:
     box, zero = np.array([[0.0, 0, 1, 1]]), np.zeros(1, int)
-    one = match("a.jpg", box, np.ones(1), zero, box, zero, num_classes=1)
+    one = average_precision_of_image("a.jpg", box, np.ones(1), zero, box, zero, num_classes=1)
     with pytest.raises(ValueError, match=r"'a\.jpg' is there twice.*counted once"):
         one.merge(one)
     nothing = found_rows([]), true_rows([])

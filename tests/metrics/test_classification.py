@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from cvbatch.core.types import VOID_CLASS, Boxes
 from cvbatch.geometry.boxes import iou
 from cvbatch.metrics.average_precision import AveragePrecision
-from cvbatch.metrics.box_matching import TrueBoxes
+from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.metrics.classification import (
     BoxIoU,
     Calibration,
     Confusion,
     MultiLabelPrecision,
     TopK,
-    rank_of_truth,
+    rank_of_true_class,
 )
 
 RNG = np.random.default_rng(0)
@@ -46,7 +46,9 @@ def add_boxes(score, rows):
         index,
     )
     crowd = IS_CROWD[rows].reshape(-1)
-    truth = TrueBoxes(THERE[rows].reshape(-1, 4), BOX_CLASS[1, rows].reshape(-1), index, crowd)
+    truth = GroundTruthBoxes(
+        THERE[rows].reshape(-1, 4), BOX_CLASS[1, rows].reshape(-1), index, crowd
+    )
     return score.add([f"image {row:02}" for row in rows], found, truth)
 
 
@@ -133,7 +135,7 @@ def test_scores_of_other_settings_do_not_merge(kind):
 
 
 def test_a_rank_counts_the_classes_that_are_strictly_better():
-    ranks = rank_of_truth(TRUTH, SCORES)
+    ranks = rank_of_true_class(TRUTH, SCORES)
     for rank, true, row in zip(ranks, TRUTH, SCORES, strict=True):
         assert rank == sum(value > row[true] for value in row)
     whole, places = TopK.empty((1, 2, 9)).add(TRUTH, SCORES), TopK.empty((1, 2, 9))

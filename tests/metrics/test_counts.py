@@ -10,9 +10,14 @@ from hypothesis import strategies as st
 
 from cvbatch.core.types import Boxes
 from cvbatch.metrics.average_precision import AveragePrecision
-from cvbatch.metrics.box_matching import TrueBoxes
+from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.metrics.classification import Confusion
-from cvbatch.metrics.counts import Tally, counted, image_weights, interval
+from cvbatch.metrics.counts import (
+    ClassCounts,
+    bootstrap_weights,
+    count_by_class,
+    percentile_interval,
+)
 
 CLASSES, REPLICATES = 4, 6
 
@@ -22,21 +27,21 @@ def names(count, first=0):
 
 
 def test_no_image_has_no_weight_and_no_count():
-    weights = image_weights([], 3, 0)
+    weights = bootstrap_weights([], 3, 0)
     assert weights.shape == (0, 4)
     none = np.zeros(0, int)
-    assert not counted(weights, none, none, CLASSES).any()
-    tally = Tally.empty(CLASSES, 3)
+    assert not count_by_class(weights, none, none, CLASSES).any()
+    tally = ClassCounts.empty(CLASSES, 3)
     assert np.isnan(tally.overall()["accuracy"]).all()
-    assert interval(tally.figures()["recall"][:, 0]) is None
+    assert percentile_interval(tally.per_class()["recall"][:, 0]) is None
 
 
 def test_without_replicates_every_image_counts_once():
-    assert image_weights(names(5), 0, 7).tolist() == [[1]] * 5
+    assert bootstrap_weights(names(5), 0, 7).tolist() == [[1]] * 5
 
 
 def test_weights_are_poisson_with_mean_one_and_independent_between_replicates():
-    weights = image_weights(names(4000), 50, 3)[:, 1:]
+    weights = bootstrap_weights(names(4000), 50, 3)[:, 1:]
     shares = np.bincount(weights.reshape(-1), minlength=5)[:5] / weights.size
     expected = np.exp(-1) / np.array([1, 1, 2, 6, 24])
     np.testing.assert_allclose(shares, expected, atol=0.005)
@@ -57,14 +62,14 @@ def test_weights_are_those_of_splitmix64_number_by_number():
             count += 1
             total += exp(-1) / factorial(count)
         expected.append(count)
-    assert image_weights([name], 40, seed).tolist() == [[1, *expected]]
+    assert bootstrap_weights([name], 40, seed).tolist() == [[1, *expected]]
 
 
 def test_weights_follow_from_the_name_and_the_seed_alone():
-    whole = image_weights(names(10), 8, 1)
-    np.testing.assert_array_equal(whole[6:], image_weights(names(4, first=6), 8, 1))
-    np.testing.assert_array_equal(whole[:, :4], image_weights(names(10), 3, 1))
-    assert (whole != image_weights(names(10), 8, 2)).any()
+    whole = bootstrap_weights(names(10), 8, 1)
+    np.testing.assert_array_equal(whole[6:], bootstrap_weights(names(4, first=6), 8, 1))
+    np.testing.assert_array_equal(whole[:, :4], bootstrap_weights(names(10), 3, 1))
+    assert (whole != bootstrap_weights(names(10), 8, 2)).any()
 
 
 @settings(max_examples=30, deadline=None)
@@ -72,14 +77,14 @@ def test_weights_follow_from_the_name_and_the_seed_alone():
 def test_a_replicate_is_the_count_of_images_repeated(seed, count):
     rng = np.random.default_rng(seed)
     truth, said = rng.integers(0, CLASSES, (2, count))
-    weights = image_weights(names(count), REPLICATES, seed % 1000)
+    weights = bootstrap_weights(names(count), REPLICATES, seed % 1000)
     every, hit = np.arange(count), truth == said
-    tally = Tally.empty(CLASSES, REPLICATES).add(
-        counted(weights, every[hit], truth[hit], CLASSES),
-        counted(weights, every, truth, CLASSES),
-        counted(weights, every, said, CLASSES),
+    tally = ClassCounts.empty(CLASSES, REPLICATES).add(
+        count_by_class(weights, every[hit], truth[hit], CLASSES),
+        count_by_class(weights, every, truth, CLASSES),
+        count_by_class(weights, every, said, CLASSES),
     )
-    figures, overall = tally.figures(), tally.overall()
+    figures, overall = tally.per_class(), tally.overall()
     for r in range(1 + REPLICATES):
         often = weights[:, r]
         score = Confusion.empty(CLASSES).add(np.repeat(truth, often), np.repeat(said, often))
@@ -92,14 +97,16 @@ def test_a_replicate_is_the_count_of_images_repeated(seed, count):
 
 def test_events_of_an_image_count_with_their_amount():
     weights = np.array([[1, 2], [1, 0]])
-    counts = counted(
+    counts = count_by_class(
         weights, np.array([0, 1, 0]), np.array([2, 2, 0]), 3, np.array([10, 100, 1000])
     )
     assert counts.tolist() == [[1000, 0, 110], [2000, 0, 20]]
 
 
 def test_an_interval_holds_the_middle_ninety_five_of_a_hundred():
-    assert interval(np.array([9.0, *np.linspace(0, 1, 1001)])) == pytest.approx((0.025, 0.975))
+    assert percentile_interval(np.array([9.0, *np.linspace(0, 1, 1001)])) == pytest.approx(
+        (0.025, 0.975)
+    )
 
 
 def boxes(rng, count):
@@ -114,7 +121,7 @@ def test_resampled_average_precision_is_that_of_images_repeated(seed):
     # Scores are equal across images, never in one: copies of an image's equal ones would mix.
     index = np.arange(64)
     found = Boxes(boxes(rng, 64), index // 8 / 8, rng.integers(0, 2, 64), index % 8)
-    truth = TrueBoxes(
+    truth = GroundTruthBoxes(
         found.xyxy[:25] + rng.integers(-3, 4, (25, 4)),
         found.class_id[:25],
         found.image_index[:25],
@@ -129,7 +136,7 @@ def test_resampled_average_precision_is_that_of_images_repeated(seed):
             one = Boxes(
                 found.xyxy[mine], found.score[mine], found.class_id[mine], np.zeros(mine.sum(), int)
             )
-            true = TrueBoxes(
+            true = GroundTruthBoxes(
                 truth.xyxy[theirs],
                 truth.class_id[theirs],
                 np.zeros(theirs.sum(), int),

@@ -14,10 +14,10 @@ from cvbatch.config.models import (
     LocalizationConfig,
     SegmentationConfig,
 )
-from cvbatch.images.heatmaps import grad_cam
 from cvbatch.inference import gradcam
 from cvbatch.inference.graph import ServingGraph, num_classes
 from cvbatch.models import registry
+from tests.support.reference_arrays import grad_cam
 
 pytestmark = [
     pytest.mark.keras,

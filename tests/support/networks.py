@@ -112,7 +112,7 @@ def textbook_grad_cam(model, features, images, output=None, class_rank=0):
     import keras
     import tensorflow as tf
 
-    from cvbatch.images.heatmaps import grad_cam
+    from tests.support.reference_arrays import grad_cam
 
     scores = model.outputs[0] if output is None else model.output[output]
     both = keras.Model(model.inputs, [features, scores])

@@ -11,9 +11,9 @@ from keras import layers
 
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.core.types import TrainingExample, join_boxes
-from cvbatch.geometry.boxes import Suppression, suppress
+from cvbatch.geometry.boxes import NmsSettings, non_max_suppression
 from cvbatch.metrics.average_precision import AveragePrecision
-from cvbatch.metrics.box_matching import TrueBoxes
+from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.metrics.classification import BoxIoU, TopK
 from cvbatch.models.box_decoding import BoxDecode, GridDecode, WindowDecode
 from cvbatch.models.detectors import training_view
@@ -26,7 +26,7 @@ from cvbatch.train.learners.targets import Targets, grid_targets, single_boxes, 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 _RAW = "raw"
 # As detections are judged: nearly all boxes, COCO's hundred an image.
-_RULE = Suppression(score_threshold=0.01, iou_threshold=0.6, max_detections=100)
+_RULE = NmsSettings(score_threshold=0.01, iou_threshold=0.6, max_detections=100)
 
 
 class Localization:
@@ -121,10 +121,10 @@ class _Detection:
         """
         found = []
         for boxes, scores in zip(outputs["boxes"], outputs["scores"], strict=True):
-            row, class_id = suppress(boxes, scores, **_RULE._asdict())
+            row, class_id = non_max_suppression(boxes, scores, **_RULE._asdict())
             found.append((boxes[row], scores[row, class_id], class_id))
         image_index = np.arange(len(examples))
-        truth = TrueBoxes(
+        truth = GroundTruthBoxes(
             np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes_xyxy for one in examples)]),
             np.concatenate([np.zeros(0, np.int32), *(one.box_class for one in examples)]),
             np.repeat(image_index, [len(one.box_class) for one in examples]),

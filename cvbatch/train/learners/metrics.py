@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cvbatch.metrics.average_precision import AveragePrecision
-from cvbatch.metrics.base import Score
+from cvbatch.metrics.base import Metric
 from cvbatch.metrics.classification import BoxIoU, Confusion, MultiLabelPrecision, TopK
 
-_KINDS: dict[str, type[Score]] = {
+_KINDS: dict[str, type[Metric]] = {
     "average_precision": AveragePrecision,
     "box_iou": BoxIoU,
     "confusion": Confusion,
@@ -23,10 +23,10 @@ _KINDS: dict[str, type[Score]] = {
 class Measures:
     """Scores of the same images, by the names of their kinds; they merge as each of them does."""
 
-    scores: Mapping[str, Score]
+    scores: Mapping[str, Metric]
 
     @classmethod
-    def of(cls, *scores: Score) -> Measures:
+    def of(cls, *scores: Metric) -> Measures:
         """Return these scores, each of another kind, as one."""
         names = {kind: name for name, kind in _KINDS.items()}
         return cls({names[type(score)]: score for score in scores})
