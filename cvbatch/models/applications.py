@@ -15,7 +15,7 @@ import keras
 from keras import layers, ops
 
 from cvbatch.core.errors import ModelError
-from cvbatch.models.cost import weightless
+from cvbatch.models.cost import skip_weight_allocation
 
 Preprocessing = Literal["tf", "torch", "caffe", "own"]
 Weights = Literal["imagenet"] | None
@@ -132,7 +132,7 @@ def _network(
     inputs = keras.Input((*image_size, 3), name="image")
     lacks_deviation = name.startswith("EfficientNetB") and weights is None
     try:
-        with weightless() if lacks_deviation else nullcontext():  # it is only copied
+        with skip_weight_allocation() if lacks_deviation else nullcontext():  # it is only copied
             built = getattr(keras.applications, name)(
                 weights=weights,
                 input_tensor=preprocess(inputs, APPLICATIONS[name].preprocessing),

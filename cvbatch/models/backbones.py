@@ -49,7 +49,9 @@ def build_backbone(
     return features
 
 
-def map_of_stride(model: keras.Model, stride: int) -> Tensor:  # (B, H / stride, W / stride, c)
+def feature_map_at_stride(
+    model: keras.Model, stride: int
+) -> Tensor:  # (B, H / stride, W / stride, c)
     """Return the last feature map in the model that is a `stride`-th of the image.
 
     Raises:

@@ -90,14 +90,14 @@ def bottleneck(
     shortcut = x
     if has_projection:
         shortcut = layers.Conv2D(4 * filters, 1, strides=stride, name=f"{name}_0_conv")(x)
-        shortcut = published_norm(shortcut, f"{name}_0_bn")
+        shortcut = resnet_batch_norm(shortcut, f"{name}_0_bn")
     for i, (width, kernel, step) in enumerate(
         ((filters, 1, stride), (filters, 3, 1), (4 * filters, 1, 1)), start=1
     ):
         x = layers.Conv2D(
             width, kernel, strides=step, padding="same", name=f"{name}_{i}_conv"
         )(x)  # fmt: skip
-        x = published_norm(x, f"{name}_{i}_bn")
+        x = resnet_batch_norm(x, f"{name}_{i}_bn")
         if i < 3:
             x = layers.Activation("relu", name=f"{name}_{i}_relu")(x)
     x = layers.Add(name=f"{name}_add")([shortcut, x])
@@ -185,6 +185,6 @@ def _conv_norm(x: Tensor, filters: int, kernel: int, stride: int, name: str) -> 
     return layers.BatchNormalization(name=f"{name}_norm")(x)
 
 
-def published_norm(x: Tensor, name: str) -> Tensor:
+def resnet_batch_norm(x: Tensor, name: str) -> Tensor:
     """Return batch normalisation with the constant that the published ResNets have."""
     return layers.BatchNormalization(epsilon=_PUBLISHED_EPSILON, name=name)(x)

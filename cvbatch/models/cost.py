@@ -69,7 +69,7 @@ class Cost:
         return {**asdict(self), "weight_bytes": self.weight_bytes}
 
 
-def describe(model: keras.Model, image_size: tuple[int, int] | None = None) -> Cost:
+def compute_cost(model: keras.Model, image_size: tuple[int, int] | None = None) -> Cost:
     """Return what a functional or sequential model costs; models inside it are flattened.
 
     image_size: (height, width) in pixels, for a network that leaves it open. A layer that is
@@ -105,7 +105,7 @@ def describe(model: keras.Model, image_size: tuple[int, int] | None = None) -> C
 
 
 @contextmanager
-def weightless() -> Iterator[None]:
+def skip_weight_allocation() -> Iterator[None]:
     """Let the networks built in the block have no weights: they take neither memory nor time.
 
     They can be described, counted and drawn, not run.

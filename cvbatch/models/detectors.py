@@ -22,9 +22,9 @@ from cvbatch.models.graph_surgery import calls_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 
-RAW = "raw"  # the layer whose output training sees
-STRIDE = 16  # of `yolo`
-WINDOW = (224, 224)  # what `sliding_fcn` slides: height, width in pixels
+RAW_LAYER = "raw"  # the layer whose output training sees
+YOLO_STRIDE = 16  # of `yolo`
+DEFAULT_WINDOW = (224, 224)  # what `sliding_fcn` slides: height, width in pixels
 DEFAULT_ANCHORS = ((0.1, 0.1), (0.2, 0.1), (0.1, 0.2), (0.25, 0.25), (0.5, 0.5))
 _BACKBONE = (  # filters in widths, kernel, stride
     (1, 3, 2), (2, 3, 2), (2, 3, 1), (4, 3, 2), (2, 1, 1), (4, 3, 1), (8, 3, 2),
@@ -58,8 +58,8 @@ def yolo(
     x = layers.Rescaling(1.0 / 255)(inputs)
     for filters, kernel, stride in _BACKBONE:
         x = blocks.conv_norm_relu(x, filters * width, kernel, stride)
-    raw = layers.Conv2D(5 * len(anchors) + num_classes, 1, name=RAW)(x)
-    return keras.Model(inputs, GridDecode(anchors, STRIDE, name="decode")(raw), name="yolo")
+    raw = layers.Conv2D(5 * len(anchors) + num_classes, 1, name=RAW_LAYER)(x)
+    return keras.Model(inputs, GridDecode(anchors, YOLO_STRIDE, name="decode")(raw), name="yolo")
 
 
 def localizer(
@@ -90,7 +90,7 @@ def dense_localizer(
     backbone: str = "MobileNetV2",
     units: int = 256,
     backbone_weights: Weights = None,
-    window: tuple[int, int] = WINDOW,
+    window: tuple[int, int] = DEFAULT_WINDOW,
 ) -> keras.Model:  # (B, h, w, 3) → {"classes": (B, C), "objectness": (B, 1), "box": (B, 4)}
     """Return what `sliding_fcn` slides, with its heads still dense: for training on crops.
 
@@ -113,7 +113,7 @@ def dense_localizer(
 
 def sliding_fcn(
     num_classes: int,
-    image_size: tuple[int, int] = WINDOW,
+    image_size: tuple[int, int] = DEFAULT_WINDOW,
     backbone: str = "MobileNetV2",
     units: int = 256,
     backbone_weights: Weights = None,
@@ -128,10 +128,10 @@ def sliding_fcn(
         ModelError: the backbone is unknown, or has no such weights or size.
     """
     dense = dense_localizer(num_classes, backbone, units, backbone_weights)
-    return slide(dense, image_size)
+    return to_sliding_fcn(dense, image_size)
 
 
-def slide(
+def to_sliding_fcn(
     dense: keras.Model, image_size: tuple[int, int]
 ) -> keras.Model:  # (B, H, W, 3) → {"boxes": (B, N, 4) xyxy pixels, "scores": (B, N, C)}
     """Return a `dense_localizer` made convolutional, with its weights, over larger images.
@@ -156,7 +156,7 @@ def slide(
         )
     heads = to_fully_convolutional(dense, image_size)
     maps = [heads.output[name] for name in ("classes", "objectness", "box")]
-    raw = layers.Concatenate(name=RAW)(maps)
+    raw = layers.Concatenate(name=RAW_LAYER)(maps)
     decoded = WindowDecode(window, stride, name="decode")(raw)
     return keras.Model(heads.input, decoded, name="sliding_fcn")
 

@@ -9,7 +9,14 @@ import keras
 from keras import layers, ops
 
 from cvbatch.core.errors import ModelError
-from cvbatch.models.graph_surgery import Call, Copies, calls_of, flat, only_input, remember
+from cvbatch.models.graph_surgery import (
+    Call,
+    LayerCopier,
+    calls_of,
+    flatten,
+    only_input,
+    record_outputs,
+)
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 Window = tuple[int, int]  # height and width, in positions of the head's feature map
@@ -53,7 +60,7 @@ def to_fully_convolutional(
         ModelError: the model has no such head, or something in it that cannot become a
             convolution; or the image is smaller than its own and the padding "valid".
     """
-    graph = flat(model)
+    graph = flatten(model)
     begins = {id(call.node) for call in _heads(graph)}
     if not begins:
         raise _no_head(model)
@@ -64,9 +71,9 @@ def to_fully_convolutional(
     inputs = keras.Input((*size, first.shape[3]), name=first.name, dtype=first.dtype)
     now: dict[int, Tensor] = {id(first): inputs}
     windows: dict[int, Window] = {}  # of the tensors in a head: what a cell holds of the old map
-    call_copy = Copies()
+    call_copy = LayerCopier()
     for call in calls_of(graph):
-        args, kwargs = call.again(now)
+        args, kwargs = call.substituted_arguments(now)
         layer = call.operation
         if id(call.node) in begins or any(id(tensor) in windows for tensor in call.received):
             layer, window = _convolved(call, windows.get(id(call.received[0])), padding)
@@ -77,7 +84,7 @@ def to_fully_convolutional(
             result = call_copy(layer, args, kwargs)
         else:
             result = layer(args[0])
-        remember(now, call, result)
+        record_outputs(now, call, result)
     if any(windows.get(id(tensor), _CELL) != _CELL for tensor in graph.outputs):
         raise ModelError(f"model {model.name!r} ends in a Flatten; it needs a Dense behind it")
     outputs = keras.tree.map_structure(lambda tensor: now[id(tensor)], graph.output)
@@ -92,7 +99,7 @@ def without_head(model: keras.Model) -> keras.Model:  # (B, H, W, 3) → (B, h, 
     Raises:
         ModelError: no Flatten or global pooling begins a head.
     """
-    graph = flat(model)
+    graph = flatten(model)
     heads = _heads(graph)
     if not heads:
         raise _no_head(model)

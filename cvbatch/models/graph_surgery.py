@@ -24,7 +24,7 @@ class Call(NamedTuple):
     received: list[Tensor]
     returned: list[Tensor]
 
-    def again(self, now: dict[int, Tensor]) -> tuple[Any, dict[str, Any]]:
+    def substituted_arguments(self, now: dict[int, Tensor]) -> tuple[Any, dict[str, Any]]:
         """Return the call's arguments with each tensor replaced by the one `now` has for its id."""
         args, kwargs = self.node.arguments.fill_in(now)
         return args, kwargs
@@ -43,7 +43,7 @@ def calls_of(model: keras.Model) -> Iterator[Call]:
                 yield Call(node.operation, node, node.input_tensors, node.outputs)
 
 
-def flat(model: keras.Model) -> keras.Model:
+def flatten(model: keras.Model) -> keras.Model:
     """Return the network as one flat graph of the same layers: no model lies in another.
 
     Raises:
@@ -54,10 +54,10 @@ def flat(model: keras.Model) -> keras.Model:
         return graph
     fresh = [_fresh_input(tensor, tensor.shape[1:]) for tensor in graph.inputs]
     inputs = keras.tree.pack_sequence_as(graph.input, fresh)
-    return keras.Model(inputs, join(graph, fresh), name=model.name)
+    return keras.Model(inputs, apply_graph(graph, fresh), name=model.name)
 
 
-class Copies:
+class LayerCopier:
     """Calls copies of layers and operations, each made once, with the weights of the original."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ def _itself(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return operation(*args, **kwargs)
 
 
-def join(
+def apply_graph(
     model: keras.Model,
     tensors: list[Tensor],
     call_layer: Callable[[Any, Any, dict[str, Any]], Any] = _itself,
@@ -95,17 +95,17 @@ def join(
     graph = _functional(model)
     now = {id(mine): other for mine, other in zip(graph.inputs, tensors, strict=True)}
     for call in calls_of(graph):
-        args, kwargs = call.again(now)
+        args, kwargs = call.substituted_arguments(now)
         if isinstance(call.operation, keras.Model):
             # Whether it was told `training` is of no account: the outer model's word overrides it.
-            result = join(call.operation, keras.tree.flatten(args), call_layer)
+            result = apply_graph(call.operation, keras.tree.flatten(args), call_layer)
         else:
             result = call_layer(call.operation, args, kwargs)
-        remember(now, call, result)
+        record_outputs(now, call, result)
     return keras.tree.map_structure(lambda tensor: now[id(tensor)], graph.output)
 
 
-def remember(now: dict[int, Tensor], call: Call, result: Any) -> None:
+def record_outputs(now: dict[int, Tensor], call: Call, result: Any) -> None:
     """Put down what a call returns now in place of what it returned."""
     for old, new in zip(call.returned, keras.tree.flatten(result), strict=True):
         now[id(old)] = new
@@ -140,7 +140,7 @@ def only_input(model: keras.Model) -> Tensor:  # (B, H, W, channels)
     return model.inputs[0]
 
 
-def resized(model: keras.Model, image_size: tuple[int, int]) -> keras.Model:
+def with_image_size(model: keras.Model, image_size: tuple[int, int]) -> keras.Model:
     """Return the same layers, the same weights, over images of another size.
 
     image_size: (height, width) in pixels. Both models share every weight, so that training one
@@ -150,11 +150,11 @@ def resized(model: keras.Model, image_size: tuple[int, int]) -> keras.Model:
     Raises:
         ModelError: a layer is bound to the first size, as a Dense behind a Flatten is.
     """
-    graph = flat(model)
+    graph = flatten(model)
     first = only_input(graph)
     fresh = _fresh_input(first, (*image_size, first.shape[3]))
     try:
-        outputs = join(graph, [fresh])
+        outputs = apply_graph(graph, [fresh])
     except ValueError as error:
         raise ModelError(
             f"model {model.name!r} of {first.shape[1]}×{first.shape[2]} cannot take images of "

@@ -62,7 +62,7 @@ def resnet152(
     inputs = keras.Input((*image_size, 3), name="image")
     x = layers.ZeroPadding2D(3, name="conv1_pad")(preprocess(inputs, "caffe"))
     x = layers.Conv2D(width, 7, strides=2, name="conv1_conv")(x)
-    x = blocks.published_norm(x, "conv1_bn")
+    x = blocks.resnet_batch_norm(x, "conv1_bn")
     x = layers.Activation("relu", name="conv1_relu")(x)
     x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
     x = layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)

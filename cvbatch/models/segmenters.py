@@ -15,9 +15,9 @@ from cvbatch.models.applications import (
     build_application,
     build_features,
 )
-from cvbatch.models.backbones import build_backbone, map_of_stride
+from cvbatch.models.backbones import build_backbone, feature_map_at_stride
 from cvbatch.models.fully_convolutional import to_fully_convolutional, without_head
-from cvbatch.models.graph_surgery import Copies, join, output_of
+from cvbatch.models.graph_surgery import LayerCopier, apply_graph, output_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 
@@ -110,7 +110,7 @@ def _fcn(
     edges = ((0, missing[0]), (0, missing[1]))
     if any(missing):
         inputs = keras.Input((*image_size, 3), name="image")
-        found = join(maps, [layers.ZeroPadding2D(edges, name="pad")(inputs)], Copies())
+        found = apply_graph(maps, [layers.ZeroPadding2D(edges, name="pad")(inputs)], LayerCopier())
     deepest, *skipped = found
     x = layers.Conv2D(num_classes, 1, name=f"score_{FCN_STRIDE}")(deepest)
     stride = FCN_STRIDE
@@ -137,7 +137,7 @@ def _maps(
         found = [output_of(graph, _VGG_POOLS[stride]) for stride in skips]
         return keras.Model(graph.input, [graph.output, *found])
     graph = build_backbone(backbone, size, weights)
-    found = [map_of_stride(graph, stride) for stride in (FCN_STRIDE, *skips)]
+    found = [feature_map_at_stride(graph, stride) for stride in (FCN_STRIDE, *skips)]
     return keras.Model(graph.input, found)
 
 
