@@ -1,4 +1,4 @@
-"""A model's outputs by name, whatever form it gives them in, and the words when they do not fit."""
+"""Select the outputs of a model by name and rank; errors for outputs that do not match a task."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ def by_name(outputs: Any) -> dict[str, Any]:
 
 
 def output_mismatch(task: str, wants: str, found: Mapping[str, Any]) -> ModelError:
-    """Return the error for outputs that do not fit a task: shapes found and wanted."""
-    shapes = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in found.items())
-    return ModelError(f"task {task} wants {wants}, but the model's outputs are {shapes}")
+    """Return the error for a model whose outputs do not match its task.
+
+    Args:
+        task: name of the task.
+        expected: what the task requires, such as "class scores (B, classes)".
+        outputs: tensors by name.
+    """
+    shapes = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in outputs.items())
+    return ModelError(f"task {task} requires {expected}, but the model's outputs are {shapes}")
 
 
 def select_output(
