@@ -330,13 +330,13 @@ def _models(arguments: argparse.Namespace) -> Ending:
 
 def _list_models(arguments: argparse.Namespace) -> Ending:
     from cvbatch.cli import model_listing
-    from cvbatch.models.zoo_table import read_figures
+    from cvbatch.models.zoo_table import read_summaries
 
     if arguments.image_size or arguments.classes or arguments.build or arguments.batch:
         raise ConfigError(
             "--image-size, --classes, --build and --batch are about one network: name it"
         )
-    networks = read_figures()
+    networks = read_summaries()
     if arguments.json:
         print(json.dumps([asdict(network) for network in networks]))
     else:

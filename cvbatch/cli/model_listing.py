@@ -53,9 +53,9 @@ class Table:
         return drawn
 
 
-def zoo_table(networks: Sequence[figures.Figure]) -> Table:
+def zoo_table(networks: Sequence[figures.NetworkSummary]) -> Table:
     """Return the zoo, a network a row."""
-    return Table(figures.titles(), [one.cells for one in networks], num_text_columns=3)
+    return Table(figures.column_titles(), [one.cells for one in networks], num_text_columns=3)
 
 
 def describe_network(
@@ -82,10 +82,10 @@ def describe_network(
         from cvbatch.models import cost, registry
 
         if file is not None:
-            return cost.describe(registry.load_file(name, file), image_size)
-        with cost.weightless():
+            return cost.compute_cost(registry.load_file(name, file), image_size)
+        with cost.skip_weight_allocation():
             model = registry.build(name, num_classes, image_size, options)
-        return cost.describe(model)
+        return cost.compute_cost(model)
 
 
 def _fetch(uri: str, is_fixed: bool) -> Path:

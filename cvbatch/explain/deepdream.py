@@ -17,7 +17,7 @@ from cvbatch.config.explain import DreamConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.explain.filters import WHITE, AsInput, unit, within_border
 from cvbatch.explain.layer_selection import choose, cut_off
-from cvbatch.models.graph_surgery import resized
+from cvbatch.models.graph_surgery import with_image_size
 
 Size = tuple[int, int]  # height, width
 Climb = Callable[[tf.Tensor], tf.Tensor]
@@ -34,7 +34,7 @@ class Dreamer:
         self._sizes = octave_sizes(image_size, config.octaves, config.octave_scale)
         cut, weights = _cut(model, config.layers)
         self._climbs = {
-            size: _climber(resized(cut, size), as_input, weights, config.step)
+            size: _climber(with_image_size(cut, size), as_input, weights, config.step)
             for size in self._sizes
         }
 

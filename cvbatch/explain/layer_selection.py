@@ -11,7 +11,7 @@ from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import nearest
 from cvbatch.inference.gradcam import Calls, leaf_steps, matches, recorded_calls
 from cvbatch.models.custom_layers import PartialConv2D, TrainableSubsampling
-from cvbatch.models.graph_surgery import calls_of, flat
+from cvbatch.models.graph_surgery import calls_of, flatten
 
 KERNELS = (
     keras.layers.Conv2D,
@@ -109,7 +109,7 @@ def cut_off(model: keras.Model, paths: Sequence[str]) -> keras.Model:
     Raises:
         ModelError: it is no graph, or a layer gives no map in it.
     """
-    graph = flat(model)
+    graph = flatten(model)
     steps = dict(leaf_steps(model))
     calls = list(calls_of(graph))
     outputs = []

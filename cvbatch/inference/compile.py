@@ -115,7 +115,7 @@ def _compile(
 def _costs(model: keras.Model, image_size: tuple[int, int]) -> cost.Cost | None:
     """Return what the model costs for an image; None where it is no graph of layers."""
     try:
-        return cost.describe(model, image_size)
+        return cost.compute_cost(model, image_size)
     except ModelError:
         return None
 

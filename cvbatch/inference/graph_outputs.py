@@ -22,7 +22,7 @@ from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
 from cvbatch.core.types import MAX_MASK_CLASSES
 from cvbatch.inference import gradcam
-from cvbatch.models.outputs import pick, wanted
+from cvbatch.models.outputs import output_mismatch, select_output
 
 Tensors = dict[str, tf.Tensor]
 
@@ -52,7 +52,7 @@ class ForwardPass:
 def scores_output(config: ClassificationConfig, outputs: Mapping[str, Any]) -> Any:
     """Return the output of class scores. Raises ModelError where there is none, or several."""
     wants = "one output of class scores (B, classes)"
-    return pick("classification", wants, outputs, config.output, 2)
+    return select_output("classification", wants, outputs, config.output, 2)
 
 
 def _count_labels(config: ClassificationConfig, outputs: Mapping[str, Any]) -> int:
@@ -118,7 +118,7 @@ def before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
 def maps_output(config: SegmentationConfig, outputs: Mapping[str, Any]) -> Any:
     """Return the output of class maps. Raises ModelError where there is none, or several."""
     wants = "one output of class scores per pixel (B, height, width, classes)"
-    return pick("segmentation", wants, outputs, config.output, 4)
+    return select_output("segmentation", wants, outputs, config.output, 4)
 
 
 def _count_mask_classes(config: SegmentationConfig, outputs: Mapping[str, Any]) -> int:
@@ -211,7 +211,7 @@ def _checked_classes(
         boxes, scores = (outputs[name].shape for name in ranks)
         if boxes[-1] == 4 and boxes[:-1] == scores[:-1]:
             return int(scores[-1])
-    raise wanted(config.task, f"the outputs {wants}", outputs)
+    raise output_mismatch(config.task, f"the outputs {wants}", outputs)
 
 
 class GraphOutputs(NamedTuple):

@@ -1,4 +1,4 @@
-"""A segmenter or detector is laid on the features of a classifier; any classifier will do."""
+"""Feature extractors for segmenters and detectors: any classifier without its head."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 def build_backbone(
     name: str, image_size: tuple[int, int], weights: Weights = None
 ) -> keras.Model:  # (B, H, W, 3) RGB 0..255 → (B, h, w, c)
-    """Return the named classifier up to its last feature map.
+    """Return a classifier up to its last feature map.
 
-    name: a network of keras.applications or of `classifiers.CLASSIFIERS`. weights: "imagenet"
-    for those of keras.applications, or None for random ones.
+    Args:
+        name: a key of `APPLICATIONS` (keras.applications) or of `CLASSIFIERS`.
+        image_size: (height, width) in pixels.
+        weights: "imagenet", for a network of keras.applications; None initialises at random.
 
     Raises:
-        ModelError: no classifier has that name, or it has no such weights, or does not take
-            images of that size or in colour.
+        ModelError: the name is unknown, or the classifier has no such weights, does not support
+            the image size, or takes grey images.
     """
     if name in APPLICATIONS:
         return build_features(name, image_size, weights)
     if name not in CLASSIFIERS:
-        raise _unknown(name)
+        known = (*CLASSIFIERS, *APPLICATIONS)
+        raise ModelError(f"unknown backbone {name!r}; {offer(name, known)}")
     if weights is not None:
         raise ModelError(
-            f"backbone {name!r} has no {weights} weights: Keras has them for its own networks, "
-            "such as MobileNetV2; name one of those, or leave the backbone's weights out"
+            f"backbone {name!r} has no {weights} weights; use a network of keras.applications, "
+            "such as MobileNetV2, or remove backbone_weights"
         )
     try:
         features = without_head(CLASSIFIERS[name].build(2, image_size))
@@ -45,49 +48,46 @@ def build_backbone(
             f"({str(error).strip().splitlines()[0]}); choose a larger image_size"
         ) from error
     if features.input_shape[-1] != 3:
-        raise ModelError(f"backbone {name!r} takes grey images; name one that takes RGB")
+        raise ModelError(f"backbone {name!r} takes grey images; use one that takes RGB")
     return features
 
 
-def map_of_stride(model: keras.Model, stride: int) -> Tensor:  # (B, H / stride, W / stride, c)
-    """Return the last feature map in the model that is a `stride`-th of the image.
+def feature_map_at_stride(
+    model: keras.Model, stride: int
+) -> Tensor:  # (B, H / stride, W / stride, c)
+    """Return the last feature map whose size is the image's divided by `stride`.
 
     Raises:
-        ModelError: there is none of exactly that height and width.
+        ModelError: no feature map has exactly that height and width.
     """
-    wanted = tuple(side // stride for side in model.input_shape[1:3])
-    found = None
+    map_size = tuple(side // stride for side in model.input_shape[1:3])
+    feature_map = None
     for call in calls_of(model):
         shape = call.returned[0].shape
-        if len(shape) == 4 and shape[1:3] == wanted:
-            found = call.returned[0]
-    if found is None:
+        if len(shape) == 4 and shape[1:3] == map_size:
+            feature_map = call.returned[0]
+    if feature_map is None:
         height, width = model.input_shape[1:3]
         raise ModelError(
             f"backbone {model.name!r} has no feature map of stride {stride} at {height}×{width}; "
-            "name one whose convolutions are padded, such as VGG16, ResNet50 or MobileNetV2"
+            "use one with padded convolutions, such as VGG16, ResNet50 or MobileNetV2"
         )
-    return found
+    return feature_map
 
 
 def total_stride(features: keras.Model) -> int:
-    """Return how many pixels of the image lie between two positions of the last feature map.
+    """Return the stride of the last feature map: image pixels per position.
 
     Raises:
-        ModelError: that is no whole number, or not the same one in height and width.
+        ModelError: the stride is not a whole number, or differs between height and width.
     """
     height, width = features.input_shape[1:3]
     rows, columns = features.output_shape[1:3]
     stride = height // rows
     if (rows * stride, columns * stride) != (height, width):
         raise ModelError(
-            f"the backbone of {features.name!r} makes {rows}×{columns} positions of "
-            f"{height}×{width} pixels, no whole stride; choose sides its stride divides, or a "
-            "backbone whose convolutions are padded, such as MobileNetV2"
+            f"the backbone of {features.name!r} reduces {height}×{width} pixels to "
+            f"{rows}×{columns}, which is not a whole stride; use an image_size divisible by its "
+            "stride, or a backbone with padded convolutions, such as MobileNetV2"
         )
     return int(stride)
-
-
-def _unknown(name: str) -> ModelError:
-    known = (*CLASSIFIERS, *APPLICATIONS)
-    return ModelError(f"no backbone is called {name!r}; {offer(name, known)}")

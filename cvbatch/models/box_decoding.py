@@ -1,8 +1,8 @@
-"""Raw numbers become boxes and scores in the saved graph itself, by the layers of this file.
+"""Keras layers that decode the raw outputs of detection heads to boxes and scores.
 
-They use no operation that LiteRT lacks, know nothing of the image's size but what reaches them,
-so that a network decodes at any size, and reckon in float32 whatever the precision of the rest:
-half of it would not hold a pixel's place.
+They are part of the saved graph, use only operations that LiteRT supports, and work at any image
+size. They compute in float32 under every precision policy, because float16 and bfloat16 cannot
+represent pixel coordinates exactly.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 
 @keras.saving.register_keras_serializable("cvbatch")
 class GridDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type information
-    """Turns a grid of raw numbers into boxes and scores.
+    """Decode the grid of an anchor-based detector (YOLO).
 
-    Input: (B, gh, gw, A·5 + C). A cell holds for each of A anchors (ty, tx, th, tw, to), then C
-    class logits that its anchors share. Output: {"boxes": (B, gh·gw·A, 4) xyxy in pixels of the
-    network's input, "scores": (B, gh·gw·A, C)}. A centre lies sigmoid(t) of a cell from the
-    cell's corner; a side is exp(t) × the anchor's (Redmon and Farhadi, YOLO9000, 2017); a
-    score is sigmoid(to) × softmax(class logits).
+    Input: (B, gh, gw, A·5 + C). A cell contains (ty, tx, th, tw, to) for each of A anchors, then C
+    class logits shared by its anchors. Output: {"boxes": (B, gh·gw·A, 4) xyxy in pixels of the
+    network's input, "scores": (B, gh·gw·A, C)}. The centre is sigmoid(ty, tx) cells from the
+    cell's top left corner, height and width are exp(th, tw) × the anchor's, and a score is
+    sigmoid(to) × softmax(class logits).
 
-    anchors: A pairs (height, width) as parts of the image's height and width. stride: pixels of
-    the input a cell spans.
+    Args:
+        anchors: A pairs (height, width), as fractions of the image's height and width.
+        stride: pixels of the input per cell.
+
+    Source: Redmon and Farhadi, YOLO9000, 2017.
     """
 
     def __init__(self, anchors: Sequence[Sequence[float]], stride: int, **kwargs: Any) -> None:
@@ -42,33 +45,33 @@ class GridDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type i
         grid_h, grid_w, depth = raw.shape[1:]
         num_anchors = len(self.anchors)
         num_classes = depth - 5 * num_anchors
-        numbers = ops.reshape(raw[..., : 5 * num_anchors], (-1, grid_h * grid_w, num_anchors, 5))
+        values = ops.reshape(raw[..., : 5 * num_anchors], (-1, grid_h * grid_w, num_anchors, 5))
         corners = _cell_corners(grid_h, grid_w)[:, None]  # (gh·gw, 1, 2) y, x
-        center = (ops.sigmoid(numbers[..., 0:2]) + corners) * float(self.stride)
+        center = (ops.sigmoid(values[..., 0:2]) + corners) * float(self.stride)
         image_hw = np.array([grid_h, grid_w], np.float32) * self.stride
-        half = ops.exp(numbers[..., 2:4]) * (np.array(self.anchors, np.float32) * image_hw / 2)
+        half = ops.exp(values[..., 2:4]) * (np.array(self.anchors, np.float32) * image_hw / 2)
         classes = ops.softmax(raw[..., 5 * num_anchors :], axis=-1)
         classes = ops.reshape(classes, (-1, grid_h * grid_w, 1, num_classes))
-        scores = ops.sigmoid(numbers[..., 4:5]) * classes
+        scores = ops.sigmoid(values[..., 4:5]) * classes
         num_boxes = grid_h * grid_w * num_anchors
         return {
-            "boxes": ops.reshape(_corners(center, half), (-1, num_boxes, 4)),
+            "boxes": ops.reshape(_to_xyxy(center, half), (-1, num_boxes, 4)),
             "scores": ops.reshape(scores, (-1, num_boxes, num_classes)),
         }
 
     def get_config(self) -> dict[str, Any]:
-        """Return what the layer is made again from."""
+        """Return the constructor arguments, for saving."""
         config: dict[str, Any] = super().get_config()
         return config | {"anchors": self.anchors, "stride": self.stride}
 
 
 @keras.saving.register_keras_serializable("cvbatch")
 class BoxDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type information
-    """Turns a localizer's class scores and four numbers into its one box.
+    """Decode the single box of a localizer.
 
-    Input: [box (B, 4), classes (B, C), image (B, H, W, channels)]; of the image only the size
-    matters. The numbers are (centre y, centre x, √height, √width) as parts of the image's
-    height and width. Output: {"boxes": (B, 1, 4) xyxy in pixels, "scores": (B, 1, C)}.
+    Input: [box (B, 4), classes (B, C), image (B, H, W, channels)]. A box is (centre y, centre x,
+    √height, √width) as fractions of the image's height and width; of the image only the size is
+    used. Output: {"boxes": (B, 1, 4) xyxy in pixels, "scores": (B, 1, C), the classes}.
     """
 
     def call(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -76,20 +79,21 @@ class BoxDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type in
         box, classes, image = inputs
         box = ops.cast(box, "float32")
         image_hw = np.array(image.shape[1:3], np.float32)
-        boxes = _corners(box[:, 0:2] * image_hw, ops.square(box[:, 2:4]) * (image_hw / 2))
+        boxes = _to_xyxy(box[:, 0:2] * image_hw, ops.square(box[:, 2:4]) * (image_hw / 2))
         return {"boxes": ops.expand_dims(boxes, 1), "scores": ops.expand_dims(classes, 1)}
 
 
 @keras.saving.register_keras_serializable("cvbatch")
 class WindowDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type information
-    """Turns a localizer slid over an image into a box and scores for every window.
+    """Decode one box per window of a sliding-window localizer.
 
-    Input: (B, gh, gw, C + 5). A cell holds C class scores, objectness 0..1, and (centre y,
-    centre x, √height, √width) as parts of its window, which begins `stride` pixels behind that
-    of the cell before. Output: {"boxes": (B, gh·gw, 4) xyxy in pixels of the network's input,
-    "scores": (B, gh·gw, C)}. A score is objectness × the class's.
+    Input: (B, gh, gw, C + 5). A cell contains C class scores, objectness 0..1, and (centre y,
+    centre x, √height, √width) as fractions of its window. Output: {"boxes": (B, gh·gw, 4) xyxy in
+    pixels of the network's input, "scores": (B, gh·gw, C), objectness × class score}.
 
-    window, stride: in pixels of the input.
+    Args:
+        window: (height, width) in pixels of the input.
+        stride: pixels between neighbouring windows.
     """
 
     def __init__(self, window: tuple[int, int], stride: int, **kwargs: Any) -> None:
@@ -106,16 +110,16 @@ class WindowDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type
         center, root = cells[..., depth - 4 : depth - 2], cells[..., depth - 2 :]
         window_hw = np.array(self.window, np.float32)
         offset = _cell_corners(grid_h, grid_w) * np.float32(self.stride)
-        boxes = _corners(center * window_hw + offset, ops.square(root) * (window_hw / 2))
+        boxes = _to_xyxy(center * window_hw + offset, ops.square(root) * (window_hw / 2))
         return {"boxes": boxes, "scores": objectness * classes}
 
     def get_config(self) -> dict[str, Any]:
-        """Return what the layer is made again from."""
+        """Return the constructor arguments, for saving."""
         config: dict[str, Any] = super().get_config()
         return config | {"window": self.window, "stride": self.stride}
 
 
-def _corners(center: Tensor, half: Tensor) -> Tensor:  # (..., 2) y, x twice → (..., 4) xyxy
+def _to_xyxy(center: Tensor, half: Tensor) -> Tensor:  # two (..., 2) y, x → (..., 4) xyxy
     low, high = center - half, center + half
     return ops.concatenate([low[..., 1:2], low[..., 0:1], high[..., 1:2], high[..., 0:1]], axis=-1)
 

@@ -1,4 +1,9 @@
-"""Image classifiers; each takes pixels 0..255 and rescales them itself."""
+"""Image classifiers, and the table of all but those of keras.applications.
+
+Every network takes pixels 0..255 and rescales them itself. Common arguments of the builders:
+num_classes: outputs; one class is a sigmoid, several are a softmax. image_size: (height, width)
+in pixels. multi_label: a sigmoid for each class. width: filters of the first convolution.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +21,14 @@ from cvbatch.models.zoo_entry import ZooEntry
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 
-# Filters in widths, whether a 2×2 pool follows.
+# Filters as multiples of width, whether a 2×2 pool follows.
 _SMALL = ((1, True), (2, True), (4, True), (8, True), (8, False))
 _SMALL_150 = ((1, True), (2, True), (4, True), (4, True))
 _MNIST = ((1, True), (2, True), (4, False))
 _RESIDUAL = ((1, True), (2, True), (4, False))
-# Filters in widths, kernel, whether a 2×2 pool follows.
+# Filters as multiples of width, kernel, whether a 2×2 pool follows.
 _FASHION = ((1, 7, True), (2, 3, False), (2, 3, True), (4, 3, False), (4, 3, True))
-# Filters, kernel, stride, padding, whether normalisation and a 3×3 pool of stride 2 follow.
+# Filters at width 96, kernel, stride, padding, whether normalisation and a 3×3 pool follow.
 _ALEXNET = (
     (96, 11, 4, "valid", True), (256, 5, 1, "same", True),
     (384, 3, 1, "same", False), (384, 3, 1, "same", False), (256, 3, 1, "same", False),
@@ -37,10 +42,12 @@ def small_convnet(
     multi_label: bool = False,
     width: int = 32,
 ) -> keras.Model:  # (B, H, W, 3) → (B, num_classes)
-    """Return five convolutions with pools between (Chollet, Deep Learning with Python, 8.2.5).
+    """Return a network of five convolutions with pooling; 991,041 parameters with one class.
 
-    image_size: (height, width) in pixels, 78 and more. width: filters of the first convolution.
-    991,041 parameters with one class.
+    Args:
+        image_size: at least 78×78.
+
+    Source: Chollet, Deep Learning with Python, 2nd edition, 8.2.5.
     """
     inputs = keras.Input((*image_size, 3), name="image")
     x = _convolve_and_pool(layers.Rescaling(1.0 / 255)(inputs), _SMALL, width)
@@ -56,10 +63,13 @@ def small_convnet_150(
     multi_label: bool = False,
     width: int = 32,
 ) -> keras.Model:  # (B, H, W, 3) → (B, num_classes)
-    """Return four convolutions, each pooled, and a hidden layer (Chollet, 1st edition, 5.2.3).
+    """Return a network of four pooled convolutions; 3,453,121 parameters with one class.
 
-    image_size: (height, width) in pixels, 46 and more. width: filters of the first convolution;
-    the hidden layer has 16 times as many. 3,453,121 parameters with one class.
+    Args:
+        image_size: at least 46×46.
+        width: filters of the first convolution; the hidden Dense layer has 16 times as many units.
+
+    Source: Chollet, Deep Learning with Python, 1st edition, 5.2.3.
     """
     inputs = keras.Input((*image_size, 3), name="image")
     x = _convolve_and_pool(layers.Rescaling(1.0 / 255)(inputs), _SMALL_150, width)
@@ -76,10 +86,13 @@ def mnist_convnet(
     pools: bool = True,
     width: int = 32,
 ) -> keras.Model:  # (B, H, W, 1) grey → (B, num_classes)
-    """Return three convolutions for grey digits (Chollet, Deep Learning with Python, 8.1).
+    """Return three convolutions for grey digits; 104,202 parameters with 10 classes.
 
-    image_size: (height, width) in pixels, 18 and more with pools, 7 without. width: filters of
-    the first convolution. 104,202 parameters with 10 classes; 712,202 without the pools.
+    Args:
+        image_size: at least 18×18, or 7×7 without pooling.
+        pools: apply max pooling; without, the network has 712,202 parameters.
+
+    Source: Chollet, Deep Learning with Python, 2nd edition, 8.1.
     """
     inputs = keras.Input((*image_size, 1), name="image")
     table = [(filters, pools and has_pool) for filters, has_pool in _MNIST]
@@ -95,10 +108,12 @@ def fashion_convnet(
     multi_label: bool = False,
     width: int = 64,
 ) -> keras.Model:  # (B, H, W, 1) grey → (B, num_classes)
-    """Return five convolutions and two hidden layers (Géron, Hands-On Machine Learning, ch. 14).
+    """Return a network of five convolutions for grey images; 1,413,834 parameters with 10 classes.
 
-    image_size: (height, width) in pixels, 8 and more. width: filters of the first convolution.
-    1,413,834 parameters with 10 classes.
+    Args:
+        image_size: at least 8×8.
+
+    Source: Géron, Hands-On Machine Learning, chapter 14.
     """
     inputs = keras.Input((*image_size, 1), name="image")
     x = layers.Rescaling(1.0 / 255)(inputs)
@@ -123,10 +138,9 @@ def residual_convnet(
     multi_label: bool = False,
     width: int = 32,
 ) -> keras.Model:  # (B, H, W, 3) → (B, num_classes)
-    """Return three residual blocks (Chollet, Deep Learning with Python, 2nd edition, 9.3.2).
+    """Return a network of three residual blocks; 297,697 parameters with one class.
 
-    image_size: (height, width) in pixels, any. width: filters of the first block. 297,697
-    parameters with one class.
+    Source: Chollet, Deep Learning with Python, 2nd edition, 9.3.2.
     """
     inputs = keras.Input((*image_size, 3), name="image")
     x = layers.Rescaling(1.0 / 255)(inputs)
@@ -145,11 +159,13 @@ def mini_xception(
     *,
     multi_label: bool = False,
 ) -> keras.Model:  # (B, H, W, 3) → (B, num_classes)
-    """Return a small Xception (Chollet, Deep Learning with Python, 2nd edition, 9.3.5).
+    """Return a small Xception; 721,857 parameters with one class.
 
-    num_classes: 1 gives one sigmoid, more a softmax. image_size: (height, width) in pixels, 5
-    and more. width: filters of the first block; every later block has twice those of the one
-    before. 721,857 parameters with one class at width 32 with 5 blocks.
+    Args:
+        image_size: at least 5×5.
+        num_blocks: each block has twice the filters of the previous one.
+
+    Source: Chollet, Deep Learning with Python, 2nd edition, 9.3.5.
     """
     inputs = keras.Input((*image_size, 3), name="image")
     x = layers.Rescaling(1.0 / 255)(inputs)
@@ -169,13 +185,16 @@ def alexnet(
     multi_label: bool = False,
     width: int = 96,
 ) -> keras.Model:  # (B, H, W, 3) → (B, num_classes)
-    """Return AlexNet on one device, without the pool after its last convolution.
+    """Return one-branch AlexNet without its last pool; 201,838,952 parameters with 1000 classes.
 
-    Krizhevsky et al., ImageNet Classification with Deep CNNs, 2012: the mean colour is taken
-    off and the scale of 0..255 kept, for which the constants of the response normalisation are
-    made. image_size: (height, width) in pixels, 35 and more. width: filters of the first
-    convolution, a multiple of 3; all others are in proportion. 201,838,952 parameters with 1000
-    classes.
+    The mean colour is subtracted from RGB 0..255 without rescaling: the constants of the response
+    normalisation are chosen for that range.
+
+    Args:
+        image_size: at least 35×35.
+        width: filters of the first convolution, a multiple of 3; all others are in proportion.
+
+    Source: Krizhevsky et al., ImageNet Classification with Deep CNNs, 2012.
     """
     inputs = keras.Input((*image_size, 3), name="image")
     x = layers.Rescaling(1.0, [-mean for mean in blocks.IMAGENET_MEAN_RGB])(inputs)
@@ -195,7 +214,7 @@ def alexnet(
 
 
 def _convolve_and_pool(x: Tensor, table: Any, width: int) -> Tensor:
-    """Return a 3×3 valid convolution with relu for each row of a table, pooled where it says."""
+    """Apply a 3×3 valid convolution with relu, and a pool if specified, for each row of a table."""
     for i, (filters, has_pool) in enumerate(table, start=1):
         x = layers.Conv2D(filters * width, 3, activation="relu", name=f"conv_{i}")(x)
         if has_pool:
@@ -203,7 +222,7 @@ def _convolve_and_pool(x: Tensor, table: Any, width: int) -> Tensor:
     return x
 
 
-# All classifiers but those of keras.applications; a backbone is one of them by its name.
+# Name → builder and defaults; these classifiers can also be backbones.
 CLASSIFIERS: dict[str, ZooEntry] = {
     build.__name__: ZooEntry.classifier(build, num_classes, side, minimum)
     for build, num_classes, side, minimum in (

@@ -1,7 +1,7 @@
-"""Networks that find boxes; the saved ones decode in the graph, so any job can run them.
+"""Object detectors, which decode boxes in the graph.
 
-Each is one network with two views: what a file holds answers {"boxes", "scores"}; its
-`training_view` stops before the decoding and shares every weight.
+A detector returns {"boxes", "scores"}. Its `training_view` is the same network without the
+decoding layer; both share all weights.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from cvbatch.models.graph_surgery import calls_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 
-RAW = "raw"  # the layer whose output training sees
-STRIDE = 16  # of `yolo`
-WINDOW = (224, 224)  # what `sliding_fcn` slides: height, width in pixels
+RAW_LAYER = "raw"  # name of the layer before the decoding layer
+YOLO_STRIDE = 16  # pixels per cell of `yolo`
+DEFAULT_WINDOW = (224, 224)  # (height, width) in pixels, of `sliding_fcn`
 DEFAULT_ANCHORS = ((0.1, 0.1), (0.2, 0.1), (0.1, 0.2), (0.25, 0.25), (0.5, 0.5))
-_BACKBONE = (  # filters in widths, kernel, stride
+_BACKBONE = (  # filters as multiples of width, kernel, stride
     (1, 3, 2), (2, 3, 2), (2, 3, 1), (4, 3, 2), (2, 1, 1), (4, 3, 1), (8, 3, 2),
     (4, 1, 1), (8, 3, 1), (4, 1, 1), (8, 3, 1),
 )  # fmt: skip
@@ -39,27 +39,31 @@ def yolo(
     anchors: Sequence[Sequence[float]] = DEFAULT_ANCHORS,
     width: int = 32,
 ) -> keras.Model:  # (B, H, W, 3) → {"boxes": (B, N, 4) xyxy pixels, "scores": (B, N, C)}
-    """Return a one-shot grid detector: per cell A × (4 coordinates + 1 objectness) + C scores.
+    """Return a YOLO detector: per cell A × (4 coordinates + 1 objectness) + C class scores.
 
-    image_size: (height, width) in pixels, multiples of 16. anchors: (height, width) as parts of
-    the image's, as `cvbatch.geometry.anchors.fit_anchors` finds them. width: filters of the first
-    convolution. The training view answers (B, H / 16, W / 16, A·5 + C): `GridDecode` says what
-    the numbers mean.
+    The training view returns (B, H / 16, W / 16, A·5 + C), the input of `GridDecode`.
+
+    Args:
+        num_classes: C.
+        image_size: (height, width) in pixels, multiples of 16.
+        anchors: A pairs (height, width), as fractions of the image's height and width, such as
+            those of `cvbatch.geometry.anchors.fit_anchors`.
+        width: filters of the first convolution.
 
     Raises:
-        ModelError: an anchor is no pair of positive numbers.
+        ModelError: an anchor is not a pair of positive numbers.
     """
     if not anchors or any(len(anchor) != 2 or min(anchor) <= 0 for anchor in anchors):
         raise ModelError(
-            f"anchors {list(anchors)}: there must be at least one, each a pair (height, width) of "
-            "positive parts of the image's, such as [0.2, 0.1]"
+            f"anchors {list(anchors)}: at least one is required, each a pair (height, width) of "
+            "positive fractions of the image's height and width, such as [0.2, 0.1]"
         )
     inputs = keras.Input((*image_size, 3), name="image")
     x = layers.Rescaling(1.0 / 255)(inputs)
     for filters, kernel, stride in _BACKBONE:
         x = blocks.conv_norm_relu(x, filters * width, kernel, stride)
-    raw = layers.Conv2D(5 * len(anchors) + num_classes, 1, name=RAW)(x)
-    return keras.Model(inputs, GridDecode(anchors, STRIDE, name="decode")(raw), name="yolo")
+    raw = layers.Conv2D(5 * len(anchors) + num_classes, 1, name=RAW_LAYER)(x)
+    return keras.Model(inputs, GridDecode(anchors, YOLO_STRIDE, name="decode")(raw), name="yolo")
 
 
 def localizer(
@@ -68,14 +72,19 @@ def localizer(
     backbone: str = "MobileNetV2",
     backbone_weights: Weights = None,
 ) -> keras.Model:  # (B, H, W, 3) → {"boxes": (B, 1, 4) xyxy pixels, "scores": (B, 1, C)}
-    """Return a classifier that also says where: pooled features, a softmax, and one box.
+    """Return a classifier that also predicts one box, both from globally pooled features.
 
-    image_size: (height, width) in pixels, any the backbone takes. backbone_weights: "imagenet"
-    or None. The training view answers {"box": (B, 4), the numbers that `BoxDecode` reads,
-    "classes": (B, C), a softmax}.
+    The training view returns {"box": (B, 4), "classes": (B, C)}, the inputs of `BoxDecode`; the
+    classes are a softmax.
+
+    Args:
+        num_classes: C.
+        image_size: (height, width) in pixels, any size that the backbone supports.
+        backbone: a name for `build_backbone`.
+        backbone_weights: "imagenet" or None.
 
     Raises:
-        ModelError: the backbone is unknown, or has no such weights or size.
+        ModelError: the backbone is unknown, or does not have the weights or the image size.
     """
     features = build_backbone(backbone, image_size, backbone_weights)
     x = layers.GlobalAveragePooling2D(name="pool")(features.output)
@@ -90,15 +99,22 @@ def dense_localizer(
     backbone: str = "MobileNetV2",
     units: int = 256,
     backbone_weights: Weights = None,
-    window: tuple[int, int] = WINDOW,
+    window: tuple[int, int] = DEFAULT_WINDOW,
 ) -> keras.Model:  # (B, h, w, 3) → {"classes": (B, C), "objectness": (B, 1), "box": (B, 4)}
-    """Return what `sliding_fcn` slides, with its heads still dense: for training on crops.
+    """Return `sliding_fcn` for a single window, with Dense heads: for training on crops.
 
-    window: (height, width) in pixels of the crops. Classes are a softmax, objectness a
-    sigmoid, the box (centre y, centre x, √height, √width) as parts of the window.
+    Classes are a softmax, objectness is a sigmoid, and a box is (centre y, centre x, √height,
+    √width) as fractions of the window.
+
+    Args:
+        num_classes: C.
+        backbone: a name for `build_backbone`.
+        units: width of the hidden Dense layer.
+        backbone_weights: "imagenet" or None.
+        window: (height, width) of the crops in pixels.
 
     Raises:
-        ModelError: the backbone is unknown, or has no such weights or size.
+        ModelError: the backbone is unknown, or does not have the weights or the image size.
     """
     features = build_backbone(backbone, window, backbone_weights)
     x = layers.Flatten(name="flatten")(features.output)
@@ -113,73 +129,81 @@ def dense_localizer(
 
 def sliding_fcn(
     num_classes: int,
-    image_size: tuple[int, int] = WINDOW,
+    image_size: tuple[int, int] = DEFAULT_WINDOW,
     backbone: str = "MobileNetV2",
     units: int = 256,
     backbone_weights: Weights = None,
 ) -> keras.Model:  # (B, H, W, 3) → {"boxes": (B, N, 4) xyxy pixels, "scores": (B, N, C)}
-    """Return `dense_localizer` slid over a larger image in one pass: N windows, N boxes.
+    """Return a sliding-window `dense_localizer` as one convolutional network: a box per window.
 
-    image_size: (height, width) in pixels, multiples of 32 from 224: at 224 there is 1 window, at
-    448 there are 8 × 8. The training view answers (B, gh, gw, C + 5), which `WindowDecode`
-    reads. To slide one that is trained already, take `slide`.
+    The training view returns (B, gh, gw, C + 5), the input of `WindowDecode`. `to_sliding_fcn`
+    converts a trained `dense_localizer`.
+
+    Args:
+        num_classes: C.
+        image_size: (height, width) in pixels, multiples of 32 from 224: 224×224 is 1 window,
+            448×448 is 8×8 windows.
+        backbone: a name for `build_backbone`.
+        units: width of the hidden layer.
+        backbone_weights: "imagenet" or None.
 
     Raises:
-        ModelError: the backbone is unknown, or has no such weights or size.
+        ModelError: the backbone is unknown, or does not have the weights or the image size.
     """
     dense = dense_localizer(num_classes, backbone, units, backbone_weights)
-    return slide(dense, image_size)
+    return to_sliding_fcn(dense, image_size)
 
 
-def slide(
+def to_sliding_fcn(
     dense: keras.Model, image_size: tuple[int, int]
 ) -> keras.Model:  # (B, H, W, 3) → {"boxes": (B, N, 4) xyxy pixels, "scores": (B, N, C)}
-    """Return a `dense_localizer` made convolutional, with its weights, over larger images.
+    """Convert a `dense_localizer` to a `sliding_fcn`, with copies of its weights.
 
-    image_size: (height, width) in pixels, at least the dense network's own window, and larger
-    by multiples of its backbone's stride.
+    Args:
+        dense: a trained or untrained `dense_localizer`.
+        image_size: (height, width) in pixels: the window of `dense` plus multiples of its
+            backbone's stride.
 
     Raises:
-        ModelError: the image size is another, or the backbone has no whole stride.
+        ModelError: the image size does not match, or the stride is not a whole number.
     """
     window = dense.input_shape[1:3]
     features = keras.Model(dense.input, dense.get_layer("flatten").input, name=dense.name)
     stride = total_stride(features)
     if any(
-        side < least or (side - least) % stride
-        for side, least in zip(image_size, window, strict=True)
+        side < window_side or (side - window_side) % stride
+        for side, window_side in zip(image_size, window, strict=True)
     ):
         raise ModelError(
             f"image size {image_size[0]}×{image_size[1]}: a window of {window[0]}×{window[1]} "
-            f"slides in steps of {stride}, so the sides must be those of the window or larger by "
+            f"slides in steps of {stride}; height and width must be those of the window plus "
             f"multiples of {stride}"
         )
     heads = to_fully_convolutional(dense, image_size)
     maps = [heads.output[name] for name in ("classes", "objectness", "box")]
-    raw = layers.Concatenate(name=RAW)(maps)
+    raw = layers.Concatenate(name=RAW_LAYER)(maps)
     decoded = WindowDecode(window, stride, name="decode")(raw)
     return keras.Model(heads.input, decoded, name="sliding_fcn")
 
 
-def training_view(detector: keras.Model) -> keras.Model:  # (B, H, W, 3) → raw numbers
-    """Return the same network, the same weights, ending before its decoding layer.
+def training_view(detector: keras.Model) -> keras.Model:
+    """Return the network without its decoding layer, sharing all weights.
 
-    Its answer is what that layer reads: one tensor for `yolo` and `sliding_fcn`, {"box",
+    Its outputs are the inputs of that layer: one tensor for `yolo` and `sliding_fcn`, {"box",
     "classes"} for `localizer`.
 
     Raises:
-        ModelError: the model ends in none of the decoding layers.
+        ModelError: the model has no decoding layer.
     """
     for call in calls_of(detector):
         if isinstance(call.operation, BoxDecode):
             box, classes, _ = call.received
-            raw: Any = {"box": box, "classes": classes}  # in this order: so are the weights
+            raw: Any = {"box": box, "classes": classes}  # this order keeps that of the variables
         elif isinstance(call.operation, _DECODERS):
             (raw,) = call.received
         else:
             continue
         return keras.Model(detector.input, raw, name=detector.name)
     raise ModelError(
-        f"model {detector.name!r} has no decoding layer to leave out; there is one in yolo, "
-        "localizer and sliding_fcn"
+        f"model {detector.name!r} has no decoding layer; yolo, localizer and sliding_fcn have one"
     )

@@ -50,7 +50,7 @@ class UnsafeFileError(ModelError):
     """A model file holds what no model file should."""
 
 
-def vet(path: Path, name: str) -> int:
+def inspect_model_file(path: Path, name: str) -> int:
     """Return the bytes of all weights in a .keras, .weights.h5 or .h5 file that may be opened.
 
     name: what the user knows the file as.

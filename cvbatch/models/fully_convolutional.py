@@ -1,4 +1,4 @@
-"""A classifier's dense head becomes convolutions here, so that it slides over larger images."""
+"""Convert the dense head of a classifier to convolutions, for larger images (sliding window)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ import keras
 from keras import layers, ops
 
 from cvbatch.core.errors import ModelError
-from cvbatch.models.graph_surgery import Call, Copies, calls_of, flat, only_input, remember
+from cvbatch.models.graph_surgery import (
+    Call,
+    LayerCopier,
+    calls_of,
+    flatten,
+    only_input,
+    record_outputs,
+)
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
-Window = tuple[int, int]  # height and width, in positions of the head's feature map
+Window = tuple[int, int]  # (height, width) in positions of the head's feature map
 
 _CELL: Window = (1, 1)
 _POOLINGS = {
     layers.GlobalAveragePooling2D: layers.AveragePooling2D,
     layers.GlobalMaxPooling2D: layers.MaxPooling2D,
 }
-_BEGINNINGS = (layers.Flatten, *_POOLINGS)
+_HEAD_STARTS = (layers.Flatten, *_POOLINGS)
 _ELEMENTWISE = (
     layers.Dropout,
     layers.AlphaDropout,
@@ -38,37 +45,40 @@ def to_fully_convolutional(
     image_size: tuple[int, int] | None = None,
     padding: Literal["valid", "same"] = "valid",
 ) -> keras.Model:  # (B, H, W, 3) → (B, h, w, units) for every head
-    """Return the classifier with its dense heads made convolutions, all weights carried over.
+    """Return the classifier with its dense heads converted to convolutions.
 
-    Every cell of the answer is what the dense head says of its window of the feature map: the
-    first Dense behind a Flatten of h × w × c becomes a convolution of kernel h × w, a global
-    pooling a pooling of h × w with stride 1, later Dense layers 1 × 1 convolutions. The weights
-    are copies. h and w are those of the map at the model's own image size. A model may have
-    several heads, and other outputs beside them.
+    Each cell of the output equals the dense head's output for its window of the feature map. The
+    first Dense after a Flatten of h × w × c becomes a convolution of kernel h × w, global pooling
+    becomes pooling of h × w with stride 1, and later Dense layers become 1 × 1 convolutions. h and
+    w are the size of the feature map at the original image size. The weights are copies. A model
+    may have several heads, and other outputs.
 
-    image_size: (height, width) in pixels the new network takes; the model's own by default, where
-    the answer has one cell. padding: "same" keeps the feature map's height and width instead.
+    Args:
+        model: has at least one head: Flatten or global pooling, then Dense layers.
+        image_size: (height, width) in pixels of the new network; None is the original size, at
+            which the output has one cell.
+        padding: "valid" gives one cell per complete window; "same" keeps the feature map's size.
 
     Raises:
-        ModelError: the model has no such head, or something in it that cannot become a
-            convolution; or the image is smaller than its own and the padding "valid".
+        ModelError: the model has no such head, or a layer in it cannot become a convolution; or
+            the padding is "valid" and the image is smaller than the original.
     """
-    graph = flat(model)
-    begins = {id(call.node) for call in _heads(graph)}
-    if not begins:
-        raise _no_head(model)
-    first = only_input(graph)
-    size = image_size or first.shape[1:3]
+    graph = flatten(model)
+    head_nodes = {id(call.node) for call in _heads(graph)}
+    if not head_nodes:
+        raise _no_head_error(model)
+    old_input = only_input(graph)
+    size = image_size or old_input.shape[1:3]
     if padding == "valid" and image_size is not None:
-        _check_size(model, image_size, first.shape[1:3])
-    inputs = keras.Input((*size, first.shape[3]), name=first.name, dtype=first.dtype)
-    now: dict[int, Tensor] = {id(first): inputs}
-    windows: dict[int, Window] = {}  # of the tensors in a head: what a cell holds of the old map
-    call_copy = Copies()
+        _check_size(model, image_size, old_input.shape[1:3])
+    inputs = keras.Input((*size, old_input.shape[3]), name=old_input.name, dtype=old_input.dtype)
+    new_tensors: dict[int, Tensor] = {id(old_input): inputs}
+    windows: dict[int, Window] = {}  # id of a tensor in a head → window that a new cell replaces
+    call_copy = LayerCopier()
     for call in calls_of(graph):
-        args, kwargs = call.again(now)
+        args, kwargs = call.substituted_arguments(new_tensors)
         layer = call.operation
-        if id(call.node) in begins or any(id(tensor) in windows for tensor in call.received):
+        if id(call.node) in head_nodes or any(id(tensor) in windows for tensor in call.received):
             layer, window = _convolved(call, windows.get(id(call.received[0])), padding)
             windows[id(call.returned[0])] = window
         if layer is None:
@@ -77,63 +87,69 @@ def to_fully_convolutional(
             result = call_copy(layer, args, kwargs)
         else:
             result = layer(args[0])
-        remember(now, call, result)
+        record_outputs(new_tensors, call, result)
     if any(windows.get(id(tensor), _CELL) != _CELL for tensor in graph.outputs):
-        raise ModelError(f"model {model.name!r} ends in a Flatten; it needs a Dense behind it")
-    outputs = keras.tree.map_structure(lambda tensor: now[id(tensor)], graph.output)
+        raise ModelError(f"model {model.name!r} ends in a Flatten; add a Dense layer after it")
+    outputs = keras.tree.map_structure(lambda tensor: new_tensors[id(tensor)], graph.output)
     return keras.Model(inputs, outputs, name=model.name)
 
 
 def without_head(model: keras.Model) -> keras.Model:  # (B, H, W, 3) → (B, h, w, c)
-    """Return the network up to the feature map that its last Flatten or global pooling reads.
+    """Return the network up to the input of its head: of the last Flatten or global pooling.
 
     The layers and their weights are shared with the model.
 
     Raises:
-        ModelError: no Flatten or global pooling begins a head.
+        ModelError: the model has no head that starts with a Flatten or global pooling.
     """
-    graph = flat(model)
+    graph = flatten(model)
     heads = _heads(graph)
     if not heads:
-        raise _no_head(model)
+        raise _no_head_error(model)
     return keras.Model(graph.input, heads[-1].received[0], name=model.name)
 
 
 def _heads(graph: keras.Model) -> list[Call]:
-    """Return the calls that begin heads, that of the longest way from the image last.
+    """Return the first call of each head, ordered by depth in the graph.
 
-    What they return never meets another tensor again: the pooling of a squeeze-and-excitation
-    block does, and is no head. One that lies behind another is of the same head.
+    A Flatten or global pooling starts a head if its output is never combined with a tensor that
+    does not depend on it, as the pooling of a squeeze-and-excitation block is. One that depends on
+    the start of a head belongs to that head.
     """
-    behind: dict[int, set[int]] = {}  # tensor → the beginnings it comes from
-    depth: dict[int, int] = {}
-    begun: dict[int, tuple[int, Call]] = {}
-    met: set[int] = set()
-    upstream: dict[int, set[int]] = {}
+    ancestors: dict[int, set[int]] = {}  # id of a tensor → candidate nodes it depends on
+    depths: dict[int, int] = {}  # id of a tensor → length of the longest path to it
+    candidates: dict[int, tuple[int, Call]] = {}  # id of a node → depth, call
+    upstream: dict[int, set[int]] = {}  # id of a node → candidate nodes it depends on
+    combined: set[int] = set()  # candidate nodes whose output is combined with another tensor
     for call in calls_of(graph):
-        sources = [behind.get(id(tensor), set()) for tensor in call.received]
-        union: set[int] = set().union(*sources)
-        met |= {origin for origin in union if not all(origin in source for source in sources)}
-        far = 1 + max((depth.get(id(tensor), 0) for tensor in call.received), default=0)
-        if isinstance(call.operation, _BEGINNINGS) and len(call.received[0].shape) == 4:
+        inputs = [ancestors.get(id(tensor), set()) for tensor in call.received]
+        union: set[int] = set().union(*inputs)
+        combined |= {node for node in union if not all(node in nodes for nodes in inputs)}
+        depth = 1 + max((depths.get(id(tensor), 0) for tensor in call.received), default=0)
+        if isinstance(call.operation, _HEAD_STARTS) and len(call.received[0].shape) == 4:
             upstream[id(call.node)] = set(union)
-            begun[id(call.node)] = far, call
+            candidates[id(call.node)] = depth, call
             union = union | {id(call.node)}
         for tensor in call.returned:
-            behind[id(tensor)], depth[id(tensor)] = union, far
-    heads = [begun[key] for key in begun if key not in met and not upstream[key] - met]
+            ancestors[id(tensor)], depths[id(tensor)] = union, depth
+    heads = [
+        candidate
+        for node, candidate in candidates.items()
+        if node not in combined and not upstream[node] - combined
+    ]
     return [call for _, call in sorted(heads, key=lambda head: head[0])]
 
 
 def _convolved(call: Call, window: Window | None, padding: str) -> tuple[Any, Window]:
-    """Return what does on a map what a head's layer did on a vector, and its window.
+    """Return the convolutional equivalent of a layer in a head, and the window of its output.
 
-    That is the layer itself, another one, or None for nothing at all. window: what a cell of the
-    map it receives holds of the old one; None where the head begins.
+    The equivalent is the layer itself, a new layer, or None for no operation. window: the positions
+    of the old feature map that one cell of the layer's new input replaces; None for the first call
+    of a head.
     """
     layer = call.operation
     if window is None:
-        window = _old_size(call)
+        window = _map_size(call)
         if isinstance(layer, layers.Flatten):
             return None, window
         pooling = next(new for old, new in _POOLINGS.items() if isinstance(layer, old))
@@ -152,23 +168,24 @@ def _convolved(call: Call, window: Window | None, padding: str) -> tuple[Any, Wi
             return layer, window
     raise ModelError(
         f"layer {layer.name!r} ({type(layer).__name__}) in the head cannot become a convolution; "
-        "a head is made of Flatten or global pooling, then Dense, Dropout, BatchNormalization "
-        "behind a Dense, and activations"
+        "a head consists of Flatten or global pooling, then Dense, Dropout, BatchNormalization "
+        "after a Dense, and activations"
     )
 
 
-def _old_size(call: Call) -> Window:
+def _map_size(call: Call) -> Window:
+    """Return the height and width of the feature map that starts a head."""
     height, width = call.received[0].shape[1:3]
     if height is None or width is None:
         raise ModelError(
             f"layer {call.operation.name!r} reads a map of unknown height and width; build the "
-            "model at a fixed image size, which says what a window is"
+            "model with a fixed image size, which defines the window"
         )
     return int(height), int(width)
 
 
 def _keeps_cells(call: Call) -> bool:
-    """Say whether a layer only gives a vector another shape of the same numbers."""
+    """Return whether a Flatten or Reshape only adds or removes axes of length 1."""
     if not isinstance(call.operation, (layers.Flatten, layers.Reshape)):
         return False
     before, after = call.received[0].shape, call.returned[0].shape
@@ -176,9 +193,9 @@ def _keeps_cells(call: Call) -> bool:
 
 
 def _as_convolution(dense: keras.layers.Dense, window: Window, padding: str) -> Any:
-    """Return the convolution of kernel `window` that equals a Dense on the flattened window.
+    """Return the convolution of kernel size `window` that equals a Dense on the flattened window.
 
-    Flatten lays a map out row by row, channels last: the order of a convolution's kernel.
+    Flatten orders values by row, column and channel, as the kernel of a convolution does.
     """
     convolution = layers.Conv2D(
         dense.units,
@@ -186,7 +203,7 @@ def _as_convolution(dense: keras.layers.Dense, window: Window, padding: str) -> 
         padding=padding,
         activation=dense.activation,
         use_bias=dense.use_bias,
-        # Its first values are the Dense layer's: nothing is drawn only to be overwritten.
+        # Initialise with the Dense layer's values rather than draw values and overwrite them.
         kernel_initializer=_values_of(dense.kernel),
         bias_initializer=_values_of(dense.bias) if dense.use_bias else "zeros",
         kernel_regularizer=dense.kernel_regularizer,
@@ -209,16 +226,16 @@ def _values_of(variable: Any) -> Callable[..., Tensor]:
     return initializer
 
 
-def _check_size(model: keras.Model, size: Window, own: tuple[int | None, int | None]) -> None:
-    if any(side < (least or 0) for side, least in zip(size, own, strict=True)):
+def _check_size(model: keras.Model, size: Window, minimum: tuple[int | None, int | None]) -> None:
+    if any(side < (least or 0) for side, least in zip(size, minimum, strict=True)):
         raise ModelError(
-            f"image size {size[0]}×{size[1]}: {model.name!r} made convolutional needs at least its "
-            f"own, {own[0]}×{own[1]}, which is the window that slides"
+            f"image size {size[0]}×{size[1]}: {model.name!r} needs at least its original size, "
+            f"{minimum[0]}×{minimum[1]}, which is the sliding window"
         )
 
 
-def _no_head(model: keras.Model) -> ModelError:
+def _no_head_error(model: keras.Model) -> ModelError:
     return ModelError(
-        f"model {model.name!r} has no head to convert: a Flatten, GlobalAveragePooling2D or "
-        "GlobalMaxPooling2D of a feature map with Dense layers behind it"
+        f"model {model.name!r} has no head: a Flatten, GlobalAveragePooling2D or "
+        "GlobalMaxPooling2D of a feature map, followed by Dense layers"
     )

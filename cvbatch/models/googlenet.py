@@ -12,8 +12,8 @@ from cvbatch.models.custom_layers import LocalResponseNormalization
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 
-AUXILIARY_LOSS_WEIGHT = 0.3  # of each auxiliary head's loss in the sum that is trained
-# Szegedy et al. 2015, table 1: 1×1; reduction, 3×3; reduction, 5×5; after the pool.
+AUXILIARY_LOSS_WEIGHT = 0.3  # of each auxiliary head's loss in the total loss
+# Szegedy et al. 2015, table 1: filters as in `blocks.inception`.
 _MODULES = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -26,7 +26,7 @@ _MODULES = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 _POOLED = ("3b", "4e")
-_AUXILIARY = {"4a": "auxiliary_1", "4d": "auxiliary_2"}  # module → the head that reads it
+_AUXILIARY = {"4a": "auxiliary_1", "4d": "auxiliary_2"}  # module → auxiliary head on its output
 
 
 def googlenet(
@@ -37,16 +37,19 @@ def googlenet(
     auxiliary: bool = False,
     width: int = 64,
 ) -> keras.Model:  # (B, H, W, 3) → (B, num_classes)
-    """Return GoogLeNet (Szegedy et al., Going Deeper with Convolutions, 2015).
+    """Return GoogLeNet; 6,998,552 parameters with 1000 classes, 13,378,280 with auxiliary heads.
 
-    The mean colour is taken off and the scale of 0..255 kept. image_size: (height, width) in
-    pixels, any; 65 and more with auxiliary heads. auxiliary: the outputs are then a dict of
-    "scores", "auxiliary_1" and "auxiliary_2", the loss of the last two to be weighted by
-    `AUXILIARY_LOSS_WEIGHT`. width: filters of the first convolution, a multiple of 8; all
-    others are in proportion. 6,998,552 parameters with 1000 classes, 13,378,280 with auxiliary
-    heads.
+    The mean colour is subtracted from RGB 0..255, without rescaling.
+
+    Args:
+        image_size: any; at least 65×65 with auxiliary heads.
+        auxiliary: output a dict of "scores", "auxiliary_1" and "auxiliary_2", for training. The
+            losses of the auxiliary heads have the weight `AUXILIARY_LOSS_WEIGHT`.
+        width: filters of the first convolution, a multiple of 8; all others are in proportion.
+
+    Source: Szegedy et al., Going Deeper with Convolutions, 2015.
     """
-    inputs, scores = _lay(num_classes, image_size, multi_label, width, auxiliary, False)
+    inputs, scores = _build(num_classes, image_size, multi_label, width, auxiliary, False)
     return keras.Model(inputs, scores if auxiliary else scores["scores"], name="googlenet")
 
 
@@ -57,22 +60,24 @@ def se_googlenet(
     multi_label: bool = False,
     width: int = 64,
 ) -> keras.Model:  # (B, H, W, 3) → (B, num_classes)
-    """Return GoogLeNet with squeeze-and-excitation after each module (Hu et al. 2018, figure 2).
+    """Return GoogLeNet with squeeze-and-excitation after each inception module.
 
-    Size and width are as `googlenet`'s. 7,478,655 parameters with 1000 classes.
+    The arguments are those of `googlenet`; 7,478,655 parameters with 1000 classes.
+
+    Source: Hu et al., Squeeze-and-Excitation Networks, 2018, figure 2.
     """
-    inputs, scores = _lay(num_classes, image_size, multi_label, width, False, True)
+    inputs, scores = _build(num_classes, image_size, multi_label, width, False, True)
     return keras.Model(inputs, scores["scores"], name="se_googlenet")
 
 
-def _lay(
+def _build(
     num_classes: int,
     image_size: tuple[int, int],
     multi_label: bool,
     width: int,
     has_auxiliary: bool,
     has_squeeze: bool,
-) -> tuple[Tensor, dict[str, Tensor]]:  # the image, each head's scores
+) -> tuple[Tensor, dict[str, Tensor]]:  # input, scores of each head
     inputs = keras.Input((*image_size, 3), name="image")
     x = _stem(inputs, width)
     heads = {}

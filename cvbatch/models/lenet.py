@@ -1,4 +1,4 @@
-"""LeNet-5 twice: as it is built today, and as it was published."""
+"""LeNet-5: a modern variant, and the network as published."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cvbatch.models.custom_layers import (
     scaled_tanh,
 )
 
-CODE_LENGTH = 84  # units of F6, numbers of a class's code
-# LeCun et al. 1998, table I: the maps of S2 that each map of C3 reads.
+CODE_LENGTH = 84  # units of layer F6 and length of the code of a class
+# LeCun et al. 1998, table I: for each map of layer C3 the maps of S2 that it reads.
 C3_CONNECTIONS = (
     (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),
     (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
@@ -26,9 +26,10 @@ C3_CONNECTIONS = (
 def lenet5(
     num_classes: int, image_size: tuple[int, int] = (32, 32), *, multi_label: bool = False
 ) -> keras.Model:  # (B, H, W, 1) grey → (B, num_classes)
-    """Return LeNet-5 with plain pools, every map read by every other, and a softmax.
+    """Return LeNet-5 with average pooling, full convolutions and a softmax.
 
-    image_size: (height, width) in pixels, 32 and more. 61,706 parameters with 10 classes.
+    Args:
+        image_size: at least 32×32. 61,706 parameters with 10 classes.
     """
     inputs = keras.Input((*image_size, 1), name="image")
     x = layers.Rescaling(1.0 / 255)(inputs)
@@ -45,15 +46,22 @@ def lenet5(
 def lenet5_original(
     num_classes: int, image_size: tuple[int, int] = (32, 32), *, multi_label: bool = False
 ) -> keras.Model:  # (B, H, W, 1) grey → (B, num_classes)
-    """Return LeNet-5 of LeCun et al., Gradient-Based Learning Applied to Document Recognition.
+    """Return LeNet-5 as published.
 
-    Subsampling is trained, C3 reads S2 by the paper's table I, and each class is a fixed code
-    that F6 comes near to; the scores are the softmax of minus the squared distances. Ink is
-    255. image_size: (height, width) in pixels, 32 and more. 60,000 trainable parameters, and
-    84 fixed ones for each class.
+    Subsampling has trainable parameters, C3 is connected to S2 by the paper's table I, and each
+    class has a fixed code. The scores are the softmax of the negative squared distances between
+    F6 and the codes. Ink has the value 255, background 0. It has 60,000 trainable parameters, and
+    84 fixed ones per class.
+
+    Args:
+        image_size: at least 32×32.
+
+    Source: LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998.
     """
     inputs = keras.Input((*image_size, 1), name="image")
-    x = layers.Rescaling(1.275 / 255, -0.1)(inputs)  # paper −0.1, ink 1.175: mean 0, variance 1
+    x = layers.Rescaling(1.275 / 255, -0.1)(
+        inputs
+    )  # background −0.1, ink 1.175: mean 0, variance 1
     for name, layer in (
         ("c1", layers.Conv2D(6, 5, name="c1")),
         ("s2", TrainableSubsampling(name="s2")),
@@ -68,7 +76,7 @@ def lenet5_original(
             x = layers.Activation(scaled_tanh, name=f"{name}_tanh")(x)
     x = RadialBasis(num_classes, name="rbf")(x)
     activation = blocks.score_activation(num_classes, multi_label)
-    if activation == "sigmoid":  # 0.5 at the distance of 0, half-way from a code to its opposite
+    if activation == "sigmoid":  # 0.5 half-way between a code and its negative
         x = layers.Rescaling(1.0, CODE_LENGTH, name="threshold")(x)
     scores = layers.Activation(activation, name="scores")(x)
     return keras.Model(inputs, scores, name="lenet5_original")

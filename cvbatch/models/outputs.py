@@ -1,4 +1,4 @@
-"""A model's outputs by name, whatever form it gives them in, and the words when they do not fit."""
+"""Select the outputs of a model by name and rank; errors for outputs that do not match a task."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ def by_name(outputs: Any) -> dict[str, Any]:
     return {"output": outputs}
 
 
-def wanted(task: str, wants: str, found: Mapping[str, Any]) -> ModelError:
-    """Return the error for outputs that do not fit a task: shapes found and wanted."""
-    shapes = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in found.items())
-    return ModelError(f"task {task} wants {wants}, but the model's outputs are {shapes}")
+def output_mismatch(task: str, wants: str, found: Mapping[str, Any]) -> ModelError:
+    """Return the error for a model whose outputs do not match its task.
+
+    Args:
+        task: name of the task.
+        expected: what the task requires, such as "class scores (B, classes)".
+        outputs: tensors by name.
+    """
+    shapes = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in outputs.items())
+    return ModelError(f"task {task} requires {expected}, but the model's outputs are {shapes}")
 
 
-def pick(task: str, wants: str, found: Mapping[str, Any], name: str | None, rank: int) -> Any:
+def select_output(
+    task: str, wants: str, found: Mapping[str, Any], name: str | None, rank: int
+) -> Any:
     """Return the output called `name`, or the only one of that rank.
 
     Raises:
@@ -38,7 +46,7 @@ def pick(task: str, wants: str, found: Mapping[str, Any], name: str | None, rank
         raise ModelError(
             f"task {task}: the outputs {', '.join(fitting)} all fit; choose one by `output: NAME`"
         )
-    raise wanted(task, wants if name is None else f"{wants} called {name!r}", found)
+    raise output_mismatch(task, wants if name is None else f"{wants} called {name!r}", found)
 
 
 def _shape(tensor: Any) -> str:

@@ -19,7 +19,7 @@ from cvbatch.core.suggestions import nearest, offer
 from cvbatch.models import cost, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
 from cvbatch.models.classifiers import CLASSIFIERS, mini_xception
-from cvbatch.models.file_safety import vet
+from cvbatch.models.file_safety import inspect_model_file
 from cvbatch.models.metadata import DEMO_FILES
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
 from cvbatch.models.weights import ENDINGS, LOAD_ERRORS, first_line, load_weights
@@ -41,7 +41,7 @@ ZOO: dict[str, ZooEntry] = {
     "sliding_fcn": ZooEntry(
         detectors.sliding_fcn, "detection", 20, (448, 448), 32, minimum=(224, 224)
     ),
-    "yolo": ZooEntry(detectors.yolo, "detection", 20, (416, 416), detectors.STRIDE),
+    "yolo": ZooEntry(detectors.yolo, "detection", 20, (416, 416), detectors.YOLO_STRIDE),
     "demo_classifier": ZooEntry(
         functools.partial(mini_xception, width=16, num_blocks=4),
         "classification", 5, (96, 96),
@@ -52,7 +52,7 @@ ZOO: dict[str, ZooEntry] = {
     ),
     "demo_detector": ZooEntry(
         functools.partial(detectors.yolo, anchors=_DEMO_ANCHORS, width=12),
-        "detection", 5, (160, 160), detectors.STRIDE,
+        "detection", 5, (160, 160), detectors.YOLO_STRIDE,
     ),
     **{
         name: ZooEntry.classifier(
@@ -79,7 +79,7 @@ def build(
         ModelError: no network has that name, or it cannot have that size, number of classes or
             option.
     """
-    entry = find(name)
+    entry = find_entry(name)
     size = image_size or entry.image_size
     _check_size(name, entry, size)
     said = dict(options or {})
@@ -92,7 +92,7 @@ def build(
         raise ModelError(f"{name} cannot be built with {told}: {first_line(error)}") from error
 
 
-def find(name: str) -> ZooEntry:
+def find_entry(name: str) -> ZooEntry:
     """Return the entry of that name.
 
     Raises:
@@ -164,7 +164,7 @@ def load_model(
                 f"weights {weights!r} for {model}: a .keras file holds its own; leave weights out"
             )
         return load_file(model, local_file(model))
-    find(model)
+    find_entry(model)
     if weights is None:
         raise ModelError(
             f"model {model!r} is given no weights; say weights: imagenet, demo, a file, or, if "
@@ -205,7 +205,7 @@ def load_file(model: str, path: Path) -> keras.Model:
             than it holds.
     """
     try:
-        _check_claim(model, path, vet(path, model))
+        _check_claim(model, path, inspect_model_file(path, model))
         loaded: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except LOAD_ERRORS as error:
         raise ModelError(_refusal(model, path, error)) from error
@@ -219,7 +219,7 @@ def _check_claim(model: str, path: Path, held_bytes: int) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         config = json.loads(archive.read("config.json"))
-    with cost.weightless():
+    with cost.skip_weight_allocation():
         network = keras.saving.deserialize_keras_object({**config, "compile_config": None})
     needed = sum(math.prod(weight.shape) for weight in network.weights)
     if needed > held_bytes + _FEW_WEIGHTS:

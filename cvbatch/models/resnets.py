@@ -1,4 +1,4 @@
-"""Residual networks: a stem, then a table of stages, each a number of like units."""
+"""Residual networks, built from a table: the number of residual units per stage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras import layers
 from cvbatch.models import blocks
 from cvbatch.models.applications import preprocess
 
-# Units of each stage; a stage has twice the filters of the one before (He et al. 2016, table 1).
+# Units per stage; each stage has twice the filters of the previous (He et al. 2016, table 1).
 RESNET34_UNITS = (3, 4, 6, 3)
 RESNET152_UNITS = (3, 8, 36, 3)
 
@@ -22,10 +22,12 @@ def resnet34(
     multi_label: bool = False,
     width: int = 64,
 ) -> keras.Model:  # (B, H, W, 3) → (B, num_classes)
-    """Return ResNet-34 (He et al., Deep Residual Learning for Image Recognition, 2016).
+    """Return ResNet-34; 21,814,696 parameters with 1000 classes.
 
-    image_size: (height, width) in pixels, any. width: filters of the first convolution and
-    stage. 21,814,696 parameters with 1000 classes.
+    Args:
+        width: filters of the first convolution and stage.
+
+    Source: He et al., Deep Residual Learning for Image Recognition, 2016.
     """
     return _resnet34(num_classes, image_size, multi_label, width, has_squeeze=False)
 
@@ -37,9 +39,11 @@ def se_resnet34(
     multi_label: bool = False,
     width: int = 64,
 ) -> keras.Model:  # (B, H, W, 3) → (B, num_classes)
-    """Return ResNet-34 with squeeze-and-excitation in each unit (Hu et al. 2018, figure 3).
+    """Return ResNet-34 with squeeze-and-excitation in each unit.
 
-    Size and width are as `resnet34`'s. 21,975,892 parameters with 1000 classes.
+    The arguments are those of `resnet34`; 21,975,892 parameters with 1000 classes.
+
+    Source: Hu et al., Squeeze-and-Excitation Networks, 2018, figure 3.
     """
     return _resnet34(num_classes, image_size, multi_label, width, has_squeeze=True)
 
@@ -52,17 +56,21 @@ def resnet152(
     width: int = 64,
     units: Sequence[int] = RESNET152_UNITS,
 ) -> keras.Model:  # (B, H, W, 3) → (B, num_classes)
-    """Return ResNet-152 layer for layer as keras.applications has it, so that its weights fit.
+    """Return ResNet-152; 60,419,944 parameters with 1000 classes.
 
-    Its preprocessing is in it too. image_size: (height, width) in pixels, any. width: filters
-    of the first convolution; units end in four times those of their inner convolutions. units:
-    of each stage; (3, 4, 6, 3) gives ResNet-50, (3, 4, 23, 3) ResNet-101. 60,419,944 parameters
-    with 1000 classes.
+    Its layers and preprocessing are those of keras.applications, so that their weights can be
+    loaded.
+
+    Args:
+        width: filters of the first convolution.
+        units: number of units per stage; (3, 4, 6, 3) is ResNet-50, (3, 4, 23, 3) ResNet-101.
+
+    Source: He et al., Deep Residual Learning for Image Recognition, 2016.
     """
     inputs = keras.Input((*image_size, 3), name="image")
     x = layers.ZeroPadding2D(3, name="conv1_pad")(preprocess(inputs, "caffe"))
     x = layers.Conv2D(width, 7, strides=2, name="conv1_conv")(x)
-    x = blocks.published_norm(x, "conv1_bn")
+    x = blocks.resnet_batch_norm(x, "conv1_bn")
     x = layers.Activation("relu", name="conv1_relu")(x)
     x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
     x = layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)

@@ -15,7 +15,7 @@ import h5py
 import keras
 
 from cvbatch.core.errors import ModelError
-from cvbatch.models.file_safety import WEIGHTS_MEMBER, vet
+from cvbatch.models.file_safety import WEIGHTS_MEMBER, inspect_model_file
 
 # What Keras and the libraries under it raise on a file that is damaged or of another network;
 # RuntimeError comes from h5py, deep in a damaged file.
@@ -55,7 +55,7 @@ def load_weights(network: keras.Model, name: str, said: str, path: Path) -> None
             message names the first layer that differs.
     """
     try:
-        vet(path, said)
+        inspect_model_file(path, said)
         with warnings.catch_warnings():
             # Keras only warns where layers keep their random weights.
             warnings.filterwarnings("error", "Skipping nested container", UserWarning)
@@ -66,7 +66,7 @@ def load_weights(network: keras.Model, name: str, said: str, path: Path) -> None
 
 def _why(network: keras.Model, name: str, said: str, path: Path, error: BaseException) -> str:
     try:
-        vet(path, said)
+        inspect_model_file(path, said)
         difference = _first_difference(network, path)
     except LOAD_ERRORS as unreadable:
         if not path.is_file():

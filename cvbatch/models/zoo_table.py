@@ -26,7 +26,7 @@ _TITLES = ("name", "task", "input", "classes", "parameters", "multiply-adds")
 
 
 @dataclass(frozen=True)
-class Figure:
+class NetworkSummary:
     """A network of the zoo as it is built where nothing else is said."""
 
     name: str
@@ -46,24 +46,24 @@ class Figure:
         return (self.name, self.task, size, *(f"{count:,}" for count in counts))
 
 
-def titles() -> tuple[str, ...]:
+def column_titles() -> tuple[str, ...]:
     """Return what stands over the columns of a table of figures."""
     return _TITLES
 
 
-def read_figures() -> list[Figure]:
+def read_summaries() -> list[NetworkSummary]:
     """Return the figures of every network in the zoo, in its order."""
-    return [Figure(**row) for row in json.loads(_FILE.read_text(encoding="utf-8"))]
+    return [NetworkSummary(**row) for row in json.loads(_FILE.read_text(encoding="utf-8"))]
 
 
-def as_markdown(figures: Sequence[Figure]) -> str:
+def as_markdown(figures: Sequence[NetworkSummary]) -> str:
     """Return the page docs/models.md."""
     rows: list[tuple[str, ...]] = [_TITLES, ("---", "---", "---", "---:", "---:", "---:")]
     rows += [(f"`{row[0]}`", *row[1:]) for row in (figure.cells for figure in figures)]
     return _OPENING + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def compute_figures(names: Sequence[str] | None = None) -> Iterator[Figure]:
+def compute_summaries(names: Sequence[str] | None = None) -> Iterator[NetworkSummary]:
     """Yield the figures worked out from the networks. Imports TensorFlow; all take half a minute.
 
     names: of the networks; all of the zoo where nothing is said.
@@ -74,9 +74,9 @@ def compute_figures(names: Sequence[str] | None = None) -> Iterator[Figure]:
     from cvbatch.models import cost, registry
 
     for name in registry.ZOO if names is None else names:
-        with cost.weightless():
+        with cost.skip_weight_allocation():
             model = registry.build(name)
-        found = cost.describe(model)
+        found = cost.compute_cost(model)
         if found.is_at_least:
             silent = [row.path for row in found.layers if row.multiply_adds is None]
             raise ModelError(
@@ -84,7 +84,7 @@ def compute_figures(names: Sequence[str] | None = None) -> Iterator[Figure]:
                 "method multiply_adds(input_shape, output_shape)"
             )
         _, height, width, channels = model.input_shape
-        yield Figure(
+        yield NetworkSummary(
             name=name,
             task=registry.ZOO[name].task,
             height=height,
@@ -98,7 +98,7 @@ def compute_figures(names: Sequence[str] | None = None) -> Iterator[Figure]:
 
 def main() -> None:
     """Write the figures of the zoo as it is, and the page that lists them."""
-    figures = list(compute_figures())
+    figures = list(compute_summaries())
     lines = ",\n".join(json.dumps(asdict(figure)) for figure in figures)
     _FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     _DOCUMENT.write_text(as_markdown(figures), encoding="utf-8")

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from cvbatch.core.errors import ModelError, TrainingError
-from cvbatch.models.graph_surgery import calls_of, flat, only_input, remember
+from cvbatch.models.graph_surgery import calls_of, flatten, only_input, record_outputs
 from cvbatch.train.batches import Batch
 from cvbatch.train.phases import last_maps
 
@@ -36,7 +36,7 @@ def split(network: keras.Model) -> Split:
     Raises:
         ModelError: the head reads more than that one map.
     """
-    graph = flat(network)
+    graph = flatten(network)
     maps = last_maps(graph)
     now: dict[int, Any] = {}
     if len(maps) == 1:
@@ -44,8 +44,8 @@ def split(network: keras.Model) -> Split:
         now[id(maps[0])] = inputs
         for call in calls_of(graph):
             if all(id(tensor) in now for tensor in call.received):
-                args, kwargs = call.again(now)
-                remember(now, call, call.operation(*args, **kwargs))
+                args, kwargs = call.substituted_arguments(now)
+                record_outputs(now, call, call.operation(*args, **kwargs))
     if not all(id(tensor) in now for tensor in graph.outputs):
         raise ModelError(
             f"the head of {network.name!r} reads more than its last feature map, so it cannot "

@@ -86,7 +86,7 @@ def _make_ready(
     model = _plain(model)
     model.save(file)
     learner = learner_of(job, model, len(classes))
-    needed = cost.describe(_at_its_largest(job, model, learner.trained))
+    needed = cost.compute_cost(_at_its_largest(job, model, learner.trained))
     trainable = []
     for phase in phases(job.training):
         freeze(learner.trained, phase)
@@ -154,7 +154,7 @@ def _at_its_largest(job: TrainJob, model: keras.Model, trained: keras.Model) -> 
     sizes = sorted(job.training.image_sizes or [], key=math.prod)
     for size in sizes:
         check_size(model, size)
-    resized = [graph_surgery.resized(trained, size) for size in sizes]
+    resized = [graph_surgery.with_image_size(trained, size) for size in sizes]
     return resized[-1] if resized else trained
 
 

@@ -14,7 +14,7 @@ import keras
 
 from cvbatch.core.errors import ModelError
 from cvbatch.models.fully_convolutional import without_head
-from cvbatch.models.graph_surgery import Call, calls_of, flat, output_of
+from cvbatch.models.graph_surgery import Call, calls_of, flatten, output_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 RecipeName = Literal["scratch", "features", "frozen", "finetune"]
@@ -74,7 +74,7 @@ def freeze(network: keras.Model, phase: Phase) -> None:
     Raises:
         ModelError: no layer of the base has the part's name; or the network has no weights.
     """
-    graph = flat(network)
+    graph = flatten(network)
     base = base_layers(graph)
     learning = _learning(graph, base, phase.part)
     for layer in _layers_of(graph):

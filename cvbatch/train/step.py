@@ -69,7 +69,7 @@ class Step:
                 f"network {network.name!r} has no weight that may be trained; unfreeze some layers"
             )
         self._scales_loss = any(
-            layer.compute_dtype == "float16" for layer in graph_surgery.flat(network).layers
+            layer.compute_dtype == "float16" for layer in graph_surgery.flatten(network).layers
         )
         with self.replicas.strategy.scope():
             optimizer.build(self._weights)
@@ -165,7 +165,7 @@ class Step:
     def _program(self, size: tuple[int, int]) -> Any:
         """Return the step over images of one height and width, to be compiled."""
         is_own = self._network.input_shape[1:3] in (size, (None, None))
-        network = self._network if is_own else graph_surgery.resized(self._network, size)
+        network = self._network if is_own else graph_surgery.with_image_size(self._network, size)
 
         def program(pixels: Tensor, targets: Tree, weights: Tensor) -> Tree:
             def gradients(*fed: Tree) -> Tree:

@@ -30,7 +30,7 @@ def test_the_zoo_is_listed_in_aligned_columns_without_loading_keras():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     titles, *rows, loaded = done.stdout.splitlines()
     assert loaded == "[] 0"
-    networks = figures.read_figures()
+    networks = figures.read_summaries()
     assert [row.split()[0] for row in rows] == [one.name for one in networks]
     ends = {len(line) for line in (titles, *rows)}
     assert len(ends) == 1  # the last column is of numbers, flush right
@@ -40,7 +40,7 @@ def test_the_zoo_is_listed_in_aligned_columns_without_loading_keras():
 def test_the_zoo_as_json_is_the_figures():
     status, said, _ = jobs.cvbatch("models", "--json")
     assert status == 0
-    assert [figures.Figure(**row) for row in json.loads(said)] == figures.read_figures()
+    assert [figures.NetworkSummary(**row) for row in json.loads(said)] == figures.read_summaries()
 
 
 def test_on_a_terminal_the_table_is_drawn():

@@ -290,7 +290,7 @@ def test_the_engines_agree_on_the_demo_networks(name):
     from cvbatch.geometry.resize import make_placement, resize_image
     from cvbatch.models import registry
 
-    task = registry.find(name).task
+    task = registry.find_entry(name).task
     model = registry.load_model(name, "demo", local_file=None)
     key = InputKey(*model.input_shape[1:3], "stretch")
     scenes = [render_scene(seed).image for seed in range(4)]

@@ -13,7 +13,7 @@ from keras import layers
 
 from cvbatch.core.errors import ModelError
 from cvbatch.models import applications, registry
-from cvbatch.models.cost import weightless
+from cvbatch.models.cost import skip_weight_allocation
 
 pytestmark = [
     pytest.mark.keras,
@@ -82,7 +82,7 @@ def test_features_are_what_the_network_sees_below_its_top():
     [(1, False, "sigmoid"), (3, False, "softmax"), (3, True, "sigmoid")],
 )
 def test_the_last_activation_is_that_of_the_classes(num_classes, multi_label, activation):
-    with weightless():
+    with skip_weight_allocation():
         model = applications.build_application(
             "MobileNet", num_classes, (32, 32), multi_label=multi_label
         )

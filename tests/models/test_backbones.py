@@ -6,7 +6,7 @@ from keras import layers
 
 from cvbatch.core.errors import ModelError
 from cvbatch.models.applications import build_features
-from cvbatch.models.backbones import build_backbone, map_of_stride, total_stride
+from cvbatch.models.backbones import build_backbone, feature_map_at_stride, total_stride
 from cvbatch.models.classifiers import CLASSIFIERS
 
 pytestmark = [
@@ -50,7 +50,7 @@ def test_a_classifier_of_the_zoo_is_cut_before_its_head(name):
 def test_the_last_map_of_a_stride_is_found():
     model = strided((32, 48), 2, 2, 1, 2)
 
-    found = [map_of_stride(model, stride) for stride in (2, 4, 8)]
+    found = [feature_map_at_stride(model, stride) for stride in (2, 4, 8)]
     assert [tensor.shape for tensor in found] == [
         (None, 16, 24, 1),
         (None, 8, 12, 3),
@@ -58,7 +58,7 @@ def test_the_last_map_of_a_stride_is_found():
     ]
     assert total_stride(model) == 8
     with pytest.raises(ModelError, match=r"'strided' has no feature map of stride 16 at 32×48"):
-        map_of_stride(model, 16)
+        feature_map_at_stride(model, 16)
 
 
 @pytest.mark.parametrize(("size", "strides"), [((30, 32), (4,)), ((8, 16), (2, 2, 2, 2))])

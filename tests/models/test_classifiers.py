@@ -40,7 +40,7 @@ MINIMUM = {  # pixels a side, from the last map backwards: a valid 3×3 adds 2, 
 
 def unallocated(name, *args, **options):
     """Return the network without memory for its weights: enough to count and measure it."""
-    with cost.weightless():
+    with cost.skip_weight_allocation():
         return CLASSIFIERS[name].build(*args, **options)
 
 
@@ -270,7 +270,7 @@ def test_resnets_maps_are_those_of_their_paper():
 
 
 def test_resnet152_has_the_weights_of_keras_in_the_same_order():
-    with cost.weightless():
+    with cost.skip_weight_allocation():
         theirs = keras.applications.ResNet152(weights=None)
     ours = unallocated("resnet152", 1000)
 

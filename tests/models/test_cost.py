@@ -37,13 +37,13 @@ def describe(*layers, shape=(5, 6, 3), **options):
     x = image
     for layer in layers:
         x = layer(x)
-    return cost.describe(keras.Model(image, x), **options)
+    return cost.compute_cost(keras.Model(image, x), **options)
 
 
 def built(name, size):
     from cvbatch.models import cost, registry
 
-    with cost.weightless():
+    with cost.skip_weight_allocation():
         return registry.build(name, image_size=size)
 
 
@@ -73,14 +73,14 @@ def test_the_totals_of_maps_are_what_the_layers_read_and_write():
     import keras
     from keras import layers
 
-    from cvbatch.models.cost import describe
+    from cvbatch.models.cost import compute_cost
 
     image = keras.Input((8, 8, 1))
     wide = layers.Conv2D(10, 1)(image)  # 640 numbers
     small = layers.Conv2D(10, 3, strides=2, padding="same")(wide)  # 160
     back = layers.UpSampling2D(2)(small)  # 640
     joined = layers.Add()([wide, back])  # 640, from two that are as large
-    cost = describe(keras.Model(image, joined))
+    cost = compute_cost(keras.Model(image, joined))
     numbers = [row.output_bytes // 4 for row in cost.layers]
     assert numbers == [64, 640, 160, 640, 640]
     assert cost.training_bytes == 4 * sum(numbers)
@@ -128,7 +128,7 @@ def test_a_convolution_multiplies_as_often_as_a_loop_does(groups, stride):
     x = np.random.default_rng(0).normal(size=(7, 6, 4)).astype("float32")
     result, count = convolve(x, layer.get_weights()[0], groups, stride)
     np.testing.assert_allclose(model(x[None]).numpy()[0], result, atol=1e-5)
-    assert cost.describe(model).multiply_adds == count
+    assert cost.compute_cost(model).multiply_adds == count
 
 
 def spread(x, kernel, stride):
@@ -156,7 +156,7 @@ def test_a_transposed_convolution_multiplies_as_often_as_a_loop_does(stride):
     x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
     result, count = spread(x, layer.get_weights()[0], stride)
     np.testing.assert_allclose(model(x[None]).numpy()[0], result, atol=1e-5)
-    assert cost.describe(model).multiply_adds == count
+    assert cost.compute_cost(model).multiply_adds == count
 
 
 def table_of_layers():
@@ -200,15 +200,15 @@ def test_attention_is_its_projections_and_two_products():
     import keras
     from keras import layers
 
-    from cvbatch.models.cost import describe
+    from cvbatch.models.cost import compute_cost
 
     query, value = keras.Input((5, 6)), keras.Input((7, 3))
     attention = layers.MultiHeadAttention(num_heads=2, key_dim=4, value_dim=8)
-    cost = describe(keras.Model([query, value], attention(query, value)))
+    cost = compute_cost(keras.Model([query, value], attention(query, value)))
     projections = 5 * 6 * 8 + 7 * 3 * 8 + 7 * 3 * 16 + 5 * 16 * 6
     assert cost.layers[-1].multiply_adds == projections + 2 * (5 * 7 * 4 + 5 * 7 * 8)
     itself = keras.Model(query, layers.MultiHeadAttention(2, 4)(query, query))
-    assert describe(itself).multiply_adds == 4 * 5 * 6 * 8 + 2 * 2 * 5 * 5 * 4
+    assert compute_cost(itself).multiply_adds == 4 * 5 * 6 * 8 + 2 * 2 * 5 * 5 * 4
 
 
 # ---------------------------------------------------------------- whole networks
@@ -228,7 +228,7 @@ def test_parameters_and_shapes_are_those_of_keras_summary(name, size):
         int(re.search(rf"{kind} params: ([\d,]+)", text)[1].replace(",", ""))
         for kind in ("Total", "Trainable")
     ]
-    found = cost.describe(model)
+    found = cost.compute_cost(model)
     assert [found.parameters, found.trainable_parameters] == told
     rows = {row.path: row for row in found.layers}
     for layer in model.layers:
@@ -257,7 +257,7 @@ def test_multiply_adds_are_half_the_operations_of_tensorflows_profiler(name, siz
         node = waiting.pop()
         waiting += node.children
         operations += node.float_ops if kinds.get(node.name) in multiplying else 0
-    found = cost.describe(model)
+    found = cost.compute_cost(model)
     assert not found.is_at_least
     assert found.multiply_adds == operations / 2
     assert 0 < found.working_bytes <= found.inference_bytes < found.training_bytes
@@ -274,7 +274,7 @@ def test_a_model_inside_a_model_is_flattened_and_a_shared_one_counted_once():
     outer = keras.Model(outer_image, layers.Flatten(name="flat")(inner(outer_image)), name="out")
     left, right = keras.Input((8, 8, 3), name="left"), keras.Input((8, 8, 3), name="right")
     twice = keras.Model([left, right], layers.Subtract(name="minus")([outer(left), outer(right)]))
-    found = cost.describe(twice)
+    found = cost.compute_cost(twice)
     paths = ["out/in/conv", "out/flat"]
     assert [row.path for row in found.layers] == ["left", "right", *paths, *paths, "minus"]
     assert found.parameters == twice.count_params() == 3 * 3 * 3 * 4 + 4
@@ -290,7 +290,7 @@ def test_operations_between_layers_count_their_maps_and_products():
 
     image = keras.Input((5, 6))
     product = ops.matmul(image, ops.transpose(image, (0, 2, 1)))
-    found = cost.describe(keras.Model(image, ops.relu(product) + 1))
+    found = cost.compute_cost(keras.Model(image, ops.relu(product) + 1))
     assert [row.kind for row in found.layers] == [
         "InputLayer", "Transpose", "Matmul", "Relu", "Add",
     ]  # fmt: skip
@@ -347,13 +347,13 @@ def test_an_open_size_is_described_at_the_one_that_is_said():
         return keras.Model(image, layers.Conv2D(2, 3)(inner(image)))
 
     model = convolutions((None, None, 3))
-    said, meant = cost.describe(model, (20, 30)), cost.describe(convolutions((20, 30, 3)))
+    said, meant = cost.compute_cost(model, (20, 30)), cost.compute_cost(convolutions((20, 30, 3)))
     assert said.multiply_adds == meant.multiply_adds
     assert said.inference_bytes == meant.inference_bytes
     with pytest.raises(ModelError, match="leaves its image size open"):
-        cost.describe(model)
+        cost.compute_cost(model)
     with pytest.raises(ModelError, match=r"takes \[20, 30\] only"):
-        cost.describe(convolutions((20, 30, 3)), (20, 31))
+        cost.compute_cost(convolutions((20, 30, 3)), (20, 31))
     with pytest.raises(ModelError, match="not one batch of images"):
         describe(layers.Dense(2), shape=(4,), image_size=(4, 4))
 
@@ -365,7 +365,7 @@ def test_what_is_no_graph_of_layers_is_refused():
 
     for model in (type("Own", (keras.Model,), {})(), keras.Sequential([keras.layers.Dense(2)])):
         with pytest.raises(ModelError, match="is not a graph of layers"):
-            cost.describe(model)
+            cost.compute_cost(model)
 
 
 # ---------------------------------------------------------------- without weights
@@ -377,7 +377,7 @@ def test_a_network_without_weights_costs_the_same_and_takes_no_memory():
     from cvbatch.models import cost, registry
 
     without, plain = (
-        cost.describe(model)
+        cost.compute_cost(model)
         for model in (built("yolo", (32, 32)), registry.build("yolo", image_size=(32, 32)))
     )
     paths = [row.path for row in plain.layers]  # Keras numbers the layers of a process on and on
@@ -385,7 +385,7 @@ def test_a_network_without_weights_costs_the_same_and_takes_no_memory():
     assert replace(without, layers=tuple(renamed)) == plain
     before = psutil.Process().memory_info().rss
     model = built("VGG16", (224, 224))
-    assert cost.describe(model).parameters == 138_357_544
+    assert cost.compute_cost(model).parameters == 138_357_544
     # What works out a shape afterwards, as Keras does for layers that do not tell theirs, would
     # have given the weights their values.
     keras.Model(model.input, keras.layers.Lambda(lambda x: x + 1)(model.output))

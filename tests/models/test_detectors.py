@@ -11,7 +11,7 @@ from cvbatch.core.errors import ModelError
 from cvbatch.inference.engines import ENGINES
 from cvbatch.models import detectors
 from cvbatch.models.box_decoding import BoxDecode, GridDecode, WindowDecode
-from cvbatch.models.graph_surgery import resized
+from cvbatch.models.graph_surgery import with_image_size
 from cvbatch.models.precision import with_precision
 
 pytestmark = [
@@ -84,7 +84,7 @@ def tiny_dense():
 NETWORKS = {
     "yolo": lambda: detectors.yolo(3, SIZE, ANCHORS, width=2),
     "localizer": lambda: detectors.localizer(3, SIZE, "tiny"),
-    "sliding_fcn": lambda: detectors.slide(tiny_dense(), SIZE),
+    "sliding_fcn": lambda: detectors.to_sliding_fcn(tiny_dense(), SIZE),
 }
 
 
@@ -167,10 +167,10 @@ def test_every_cell_is_the_dense_network_on_its_window_of_the_map(size, grid):
     dense = tiny_dense()
     features = keras.Model(dense.input, dense.get_layer("flatten").input)
     head = keras.Model(dense.get_layer("flatten").input, dense.output)
-    raw = np.asarray(detectors.training_view(detectors.slide(dense, size))(images(size)))
+    raw = np.asarray(detectors.training_view(detectors.to_sliding_fcn(dense, size))(images(size)))
     assert raw.shape == (2, *grid, 8)
 
-    seen = np.asarray(resized(features, size)(images(size)))
+    seen = np.asarray(with_image_size(features, size)(images(size)))
     for row, column in np.ndindex(grid):
         said = head(seen[:, row : row + 2, column : column + 3])
         expected = np.concatenate([said[k] for k in ("classes", "objectness", "box")], axis=1)
@@ -189,13 +189,13 @@ def test_a_whole_224_window_slides_over_448_in_8_by_8_steps():
 @pytest.mark.parametrize("size", [(8, 24), (20, 24), (16, 28)])
 def test_sizes_that_the_window_does_not_step_through_are_refused(size):
     with pytest.raises(ModelError, match=r"window of 16×24 slides in steps of 8"):
-        detectors.slide(tiny_dense(), size)
+        detectors.to_sliding_fcn(tiny_dense(), size)
 
 
 @pytest.mark.parametrize("name", ["yolo", "localizer", "sliding_fcn"])
 def test_another_image_size_shares_the_weights_and_decodes_in_its_own_pixels(name, tmp_path):
     model, size = NETWORKS[name](), (64, 80)
-    larger = resized(model, size)
+    larger = with_image_size(model, size)
     raw = detectors.training_view(larger)(images(size))
     larger.save(tmp_path / "larger.keras")
     loaded = keras.saving.load_model(tmp_path / "larger.keras", safe_mode=True)

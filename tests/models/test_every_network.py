@@ -62,7 +62,7 @@ def small_size(entry):
 
 
 def build_small(name):
-    entry = registry.find(name)
+    entry = registry.find_entry(name)
     keras.utils.set_random_seed(0)
     model = registry.build(name, NUM_CLASSES, small_size(entry), THINNER.get(name))
     calibrate(model, pictures(4, *model.input_shape[1:3]))
@@ -118,7 +118,7 @@ def _forgotten():
     [pytest.param(n, marks=pytest.mark.soak if n in LARGER else ()) for n in sorted(registry.ZOO)],
 )
 def test_a_network_saves_loads_predicts_and_explains_itself(name, tmp_path):
-    task, built = registry.find(name).task, build_small(name)
+    task, built = registry.find_entry(name).task, build_small(name)
     built.save(tmp_path / "net.keras")
     loaded = registry.load_file("net", tmp_path / "net.keras")
     (tmp_path / "net.keras").unlink()  # pytest keeps the folder, and these are gigabytes

@@ -7,7 +7,7 @@ from keras import layers
 
 from cvbatch.core.errors import ModelError
 from cvbatch.models.fully_convolutional import to_fully_convolutional, without_head
-from cvbatch.models.graph_surgery import calls_of, flat, join, output_of, resized
+from cvbatch.models.graph_surgery import apply_graph, calls_of, flatten, output_of, with_image_size
 from tests.support import networks
 
 pytestmark = [
@@ -108,7 +108,7 @@ def test_every_cell_is_the_dense_head_on_its_window(name):
     features = keras.Model(converted.input, output_of(converted, cut))(images(LARGER))
     fresh = keras.Input(output_of(model, cut).shape[1:])
     head = keras.Model(output_of(model, cut), model.output)
-    head = keras.Model(fresh, join(head, [fresh]))
+    head = keras.Model(fresh, apply_graph(head, [fresh]))
 
     answer = converted(images(LARGER))
     assert answer.shape == (2, 5, 7, 4)
@@ -228,9 +228,9 @@ def test_an_image_below_the_window_is_refused():
 
 def test_a_flat_network_is_left_as_it_is_and_a_nested_one_shares_its_layers():
     model, nested = classifier(dense_head), networks.nested_classifier()
-    opened = flat(nested)
+    opened = flatten(nested)
 
-    assert flat(model) is model
+    assert flatten(model) is model
     assert not any(isinstance(call.operation, keras.Model) for call in calls_of(opened))
     assert {id(v) for v in opened.variables} <= {id(v) for v in nested.variables}
     np.testing.assert_allclose(opened(images((32, 32))), nested(images((32, 32))), rtol=1e-6)
@@ -238,7 +238,7 @@ def test_a_flat_network_is_left_as_it_is_and_a_nested_one_shares_its_layers():
 
 def test_a_resized_network_shares_weights_and_survives_saving(tmp_path):
     model = classifier(pooled_head(layers.GlobalAveragePooling2D))
-    larger = resized(model, LARGER)
+    larger = with_image_size(model, LARGER)
     larger.save(tmp_path / "larger.keras")
     loaded = keras.saving.load_model(tmp_path / "larger.keras", safe_mode=True)
     answer = np.asarray(larger(images(LARGER)))
@@ -252,4 +252,4 @@ def test_a_resized_network_shares_weights_and_survives_saving(tmp_path):
 
 def test_a_network_bound_to_its_size_is_not_resized():
     with pytest.raises(ModelError, match=r"of 12×16 cannot take images of 20×28.*build it at"):
-        resized(classifier(dense_head), LARGER)
+        with_image_size(classifier(dense_head), LARGER)

@@ -12,7 +12,7 @@ from keras import layers
 
 from cvbatch.core.errors import ModelError
 from cvbatch.models import registry
-from cvbatch.models.cost import weightless
+from cvbatch.models.cost import skip_weight_allocation
 from cvbatch.models.metadata import DEMO_FILES, read_card, write_card
 
 pytestmark = [
@@ -184,7 +184,7 @@ def test_an_option_reaches_the_networks_function():
 
 
 def test_a_network_without_weights_has_shapes_alone():
-    with weightless():
+    with skip_weight_allocation():
         model = registry.build("VGG16")
 
     assert model.count_params() == 138_357_544

@@ -19,13 +19,13 @@ def test_no_networks_are_a_page_with_an_empty_table():
 
 
 def test_a_network_is_a_row():
-    one = zoo_table.Figure("net", "detection", 20, 30, 3, 2, 12_345, 6_789_000)
+    one = zoo_table.NetworkSummary("net", "detection", 20, 30, 3, 2, 12_345, 6_789_000)
     last = zoo_table.as_markdown([one]).splitlines()[-1]
     assert last == "| `net` | detection | 20×30×3 | 2 | 12,345 | 6,789,000 |"
 
 
 def test_the_page_is_written_from_the_kept_figures():
-    assert PAGE.read_text(encoding="utf-8") == zoo_table.as_markdown(zoo_table.read_figures()), (
+    assert PAGE.read_text(encoding="utf-8") == zoo_table.as_markdown(zoo_table.read_summaries()), (
         AGAIN
     )
 
@@ -34,13 +34,13 @@ def test_the_page_is_written_from_the_kept_figures():
 def test_every_network_of_the_zoo_has_figures():
     from cvbatch.models.registry import ZOO
 
-    assert [figure.name for figure in zoo_table.read_figures()] == list(ZOO), AGAIN
+    assert [figure.name for figure in zoo_table.read_summaries()] == list(ZOO), AGAIN
 
 
 @pytest.mark.keras
-@pytest.mark.parametrize("kept", zoo_table.read_figures(), ids=lambda figure: figure.name)
+@pytest.mark.parametrize("kept", zoo_table.read_summaries(), ids=lambda figure: figure.name)
 def test_the_kept_figures_are_those_of_the_network_as_it_is_built(kept):
-    assert list(zoo_table.compute_figures([kept.name])) == [kept], AGAIN
+    assert list(zoo_table.compute_summaries([kept.name])) == [kept], AGAIN
 
 
 @pytest.mark.keras
@@ -58,4 +58,4 @@ def test_a_layer_that_does_not_tell_its_multiply_adds_is_named(monkeypatch):
 
     monkeypatch.setitem(registry.ZOO, "silent", ZooEntry(silent, "classification", 2, (8, 8)))
     with pytest.raises(ModelError, match="multiply-adds of memory"):
-        list(zoo_table.compute_figures(["silent"]))
+        list(zoo_table.compute_summaries(["silent"]))

@@ -8,7 +8,7 @@ from keras import layers
 from cvbatch.core.errors import ModelError
 from cvbatch.models import classifiers, detectors, segmenters
 from cvbatch.models.applications import build_application
-from cvbatch.models.graph_surgery import flat
+from cvbatch.models.graph_surgery import flatten
 from cvbatch.train.optimizers import Optimization, make_optimizer
 from cvbatch.train.phases import Phase, base_layers, freeze, last_maps, moving_statistics, phases_of
 from cvbatch.train.step import Step
@@ -27,11 +27,11 @@ def phase(part, freezes=True):
 def learning(model, part, freezes=True):
     """The names of the layers with weights that learn."""
     freeze(model, phase(part, freezes))
-    return [layer.name for layer in flat(model).layers if layer.trainable_weights]
+    return [layer.name for layer in flatten(model).layers if layer.trainable_weights]
 
 
 def head_of(model):
-    graph = flat(model)
+    graph = flatten(model)
     base = base_layers(graph)
     return [layer.name for layer in graph.layers if id(layer) not in base and layer.weights]
 
@@ -101,7 +101,7 @@ def test_squeeze_and_excitation_belongs_to_the_base():
     model = classifiers.CLASSIFIERS["se_resnet34"].build(2, (32, 32))
 
     assert head_of(model) == ["scores"]
-    assert len(last_maps(flat(model))) == 1
+    assert len(last_maps(flatten(model))) == 1
 
 
 def test_auxiliary_heads_belong_to_the_head():

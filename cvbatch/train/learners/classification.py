@@ -13,8 +13,8 @@ from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.core.types import VOID_CLASS, TrainingExample
 from cvbatch.metrics.classification import Confusion, MultiLabelPrecision, TopK
 from cvbatch.models.googlenet import AUXILIARY_LOSS_WEIGHT
-from cvbatch.models.graph_surgery import flat
-from cvbatch.models.outputs import by_name, pick
+from cvbatch.models.graph_surgery import flatten
+from cvbatch.models.outputs import by_name, select_output
 from cvbatch.train.learners.logits import Logits, logits_of
 from cvbatch.train.learners.losses import (
     as_two_classes,
@@ -55,11 +55,11 @@ class Classification:
         output: str | None = None,
     ) -> None:
         self.model, self.num_classes, self.multi_label = model, num_classes, multi_label
-        graph = flat(model)
+        graph = flatten(model)
         found = by_name(graph.output)
         helpers = [name for name in found if name.startswith(_AUXILIARY)]
         mains = {name: tensor for name, tensor in found.items() if name not in helpers}
-        scores = pick("classification", "class scores (B, classes)", mains, output, 2)
+        scores = select_output("classification", "class scores (B, classes)", mains, output, 2)
         (self._output,) = (name for name, tensor in mains.items() if tensor is scores)
         heads = {_SCORES: logits_of(graph, scores)}
         heads |= {name: logits_of(graph, found[name]) for name in helpers}
@@ -158,10 +158,10 @@ class Segmentation:
                 "none negative"
             )
         self._class_weights = np.array(weights, np.float32)
-        graph = flat(model)
+        graph = flatten(model)
         found = by_name(graph.output)
         wants = "class scores per pixel (B, height, width, classes)"
-        maps = pick("segmentation", wants, found, output, 4)
+        maps = select_output("segmentation", wants, found, output, 4)
         (self._output,) = (name for name, tensor in found.items() if tensor is maps)
         head = logits_of(graph, maps)
         _check_units(model, head, num_classes, False)

@@ -17,7 +17,7 @@ from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.metrics.classification import BoxIoU, TopK
 from cvbatch.models.box_decoding import BoxDecode, GridDecode, WindowDecode
 from cvbatch.models.detectors import training_view
-from cvbatch.models.graph_surgery import calls_of, flat
+from cvbatch.models.graph_surgery import calls_of, flatten
 from cvbatch.train.learners.logits import call_of, logits_of
 from cvbatch.train.learners.losses import box_error, class_cross_entropy, grid_losses, window_losses
 from cvbatch.train.learners.metrics import Measures
@@ -53,7 +53,7 @@ class Localization:
         self.model, self.num_classes = model, num_classes
         _decoder(model, BoxDecode, "localization")
         _check_classes(model, num_classes)
-        view = training_view(flat(model))
+        view = training_view(flatten(model))
         heads = {"classes": logits_of(view, view.output["classes"]).tensor}
         self.trained = keras.Model(view.input, heads | {"box": view.output["box"]}, name=model.name)
         self.loss_weights = {"classes": class_weight, "box": box_weight}
@@ -160,7 +160,7 @@ class WindowDetection(_Detection):
     ) -> None:
         self._decode = _decoder(model, WindowDecode, "detection by windows")
         super().__init__(model, num_classes)
-        view = training_view(flat(model))
+        view = training_view(flatten(model))
         joined = call_of(view, view.output)
         if not isinstance(joined.operation, layers.Concatenate) or len(joined.received) != 3:
             raise ModelError(
@@ -225,7 +225,7 @@ class GridDetection(_Detection):
         super().__init__(model, num_classes)
         self._anchors = np.array(self._decode.anchors, np.float64)
         self._ignore_iou, self._max_boxes = ignore_iou, max_boxes
-        view = training_view(flat(model))
+        view = training_view(flatten(model))
         self.trained = keras.Model(view.input, {_RAW: view.output}, name=model.name)
         self.loss_weights = {
             "coordinates": coordinate_weight,
@@ -263,7 +263,7 @@ def detection(
     Raises:
         ModelError: it decodes by none of those that can be learnt through.
     """
-    for call in calls_of(flat(model)):
+    for call in calls_of(flatten(model)):
         for decoder, learner in _DETECTORS.items():
             if isinstance(call.operation, decoder):
                 return learner(model, num_classes, **options)
@@ -274,7 +274,7 @@ def detection(
 
 
 def _decoder(model: keras.Model, kind: type, task: str) -> Any:
-    for call in calls_of(flat(model)):
+    for call in calls_of(flatten(model)):
         if isinstance(call.operation, kind):
             return call.operation
     raise ModelError(
@@ -289,7 +289,7 @@ def check_size(model: keras.Model, image_size: tuple[int, int]) -> None:
     Raises:
         ConfigError: with the nearest that fits.
     """
-    for call in calls_of(flat(model)):
+    for call in calls_of(flatten(model)):
         if isinstance(call.operation, GridDecode):
             stride = call.operation.stride
             fits = [max(1, round(side / stride)) * stride for side in image_size]

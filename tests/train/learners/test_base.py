@@ -69,7 +69,7 @@ def sliding(num_classes=3):
         "objectness": layers.Dense(1, activation="sigmoid", name="objectness")(x),
         "box": layers.Dense(4, name="box")(x),
     }
-    return detectors.slide(keras.Model(image, heads, name="dense"), SIZE)
+    return detectors.to_sliding_fcn(keras.Model(image, heads, name="dense"), SIZE)
 
 
 def grid(num_classes=3):
@@ -276,7 +276,7 @@ def test_another_image_size_trains_the_same_weights(name):
     learner = learner_of(name)
     larger = (96, 144)
     given = resized_examples(of(learner), larger)
-    network = graph_surgery.resized(learner.trained, larger)
+    network = graph_surgery.with_image_size(learner.trained, larger)
     targets = learner.targets(given)
     outputs = network(stacked(given))
     assert float(total(learner, outputs, targets)) > 0
