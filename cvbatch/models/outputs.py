@@ -17,7 +17,7 @@ def by_name(outputs: Any) -> dict[str, Any]:
     return {"output": outputs}
 
 
-def output_mismatch(task: str, wants: str, found: Mapping[str, Any]) -> ModelError:
+def output_mismatch(task: str, expected: str, outputs: Mapping[str, Any]) -> ModelError:
     """Return the error for a model whose outputs do not match its task.
 
     Args:
@@ -30,23 +30,33 @@ def output_mismatch(task: str, wants: str, found: Mapping[str, Any]) -> ModelErr
 
 
 def select_output(
-    task: str, wants: str, found: Mapping[str, Any], name: str | None, rank: int
+    task: str, expected: str, outputs: Mapping[str, Any], name: str | None, rank: int
 ) -> Any:
     """Return the output called `name`, or the only one of that rank.
+
+    Args:
+        task: name of the task.
+        expected: what the task requires, such as "class scores (B, classes)".
+        outputs: tensors by name.
+        name: the output to select; None: the only one of `rank`.
+        rank: number of dimensions, the batch among them.
 
     Raises:
         ModelError: there is none, or several and none was named.
     """
-    fitting = {key: tensor for key, tensor in found.items() if len(tensor.shape) == rank}
+    matches = {key: tensor for key, tensor in outputs.items() if len(tensor.shape) == rank}
     if name is not None:
-        fitting = {key: tensor for key, tensor in fitting.items() if key == name}
-    if len(fitting) == 1:
-        return next(iter(fitting.values()))
-    if len(fitting) > 1:
+        matches = {key: tensor for key, tensor in matches.items() if key == name}
+    if len(matches) == 1:
+        return next(iter(matches.values()))
+    if len(matches) > 1:
         raise ModelError(
-            f"task {task}: the outputs {', '.join(fitting)} all fit; choose one by `output: NAME`"
+            f"task {task}: the outputs {', '.join(matches)} all match; "
+            "choose one with `output: NAME`"
         )
-    raise output_mismatch(task, wants if name is None else f"{wants} called {name!r}", found)
+    if name is not None:
+        expected = f"{expected} called {name!r}"
+    raise output_mismatch(task, expected, outputs)
 
 
 def _shape(tensor: Any) -> str:
