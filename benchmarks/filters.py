@@ -22,8 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cvbatch.explain.filters import Ascent, noise, patterns
-from cvbatch.explain.layer_selection import choose, cut_off
+from cvbatch.explain.filters import AscentSettings, filter_patterns, initial_noise
+from cvbatch.explain.layer_selection import select_layers, truncate_model
 from cvbatch.models import registry
 
 # network → a layer of 64 filters, image side: from shallow and wide to deep and narrow
@@ -59,7 +59,7 @@ def one_by_one(step: Step, side: int, numbers: list[Any]) -> tuple[float, np.nda
     begun = time.perf_counter()
     pictures = []
     for filter_id, number in enumerate(numbers):
-        image = tf.constant(noise(0, filter_id, (side, side))[None])
+        image = tf.constant(initial_noise(0, filter_id, (side, side))[None])
         for _ in range(STEPS):
             image = step(image, number)
         pictures.append(image.numpy()[0])
@@ -69,21 +69,26 @@ def one_by_one(step: Step, side: int, numbers: list[Any]) -> tuple[float, np.nda
 def together(model: keras.Model, path: str, side: int, batch: int) -> tuple[float, np.ndarray]:
     """Return seconds per filter including tracing, and the pictures of all filters."""
     begun = time.perf_counter()
-    found = patterns(
-        model, lambda pixels: pixels, path, FILTERS, (side, side), Ascent(STEPS, STEP, batch, 0)
+    found = filter_patterns(
+        model,
+        lambda pixels: pixels,
+        path,
+        FILTERS,
+        (side, side),
+        AscentSettings(STEPS, STEP, batch, 0),
     )
-    return (time.perf_counter() - begun) / FILTERS, found.pictures
+    return (time.perf_counter() - begun) / FILTERS, found.images
 
 
 def measure(network: str, layer: str, side: int, rounds: int) -> dict[str, Any]:
     """Return seconds per filter of every variant, and the speed-up of ours, as medians."""
     keras.utils.set_random_seed(0)
     model = registry.build(network, image_size=(side, side))
-    (path,) = choose(model, [layer], (), "layer")
-    cut = cut_off(model, [path])
+    (path,) = select_layers(model, [layer], (), "layer")
+    cut = truncate_model(model, [path])
     extractor = keras.Model(cut.inputs[0], cut.outputs[0])  # one tensor, not a list of one
     once = tf.function(plain_step(extractor))
-    once(tf.constant(noise(0, 0, (side, side))[None]), tf.constant(0))
+    once(tf.constant(initial_noise(0, 0, (side, side))[None]), tf.constant(0))
     numbers = [tf.constant(number) for number in range(ALONE)]
     seconds: dict[str, list[float]] = {"textbook": [], "traced once": [], "together": []}
     for _ in range(rounds):

@@ -29,10 +29,10 @@ def compile_programs(folder: Path, programs: Path, work: str) -> list[Path]:
     """Return the program files of a workload, compiled as by the job; existing files are reused."""
     from cvbatch.config.loader import parse_job
     from cvbatch.inference.builder import build
-    from cvbatch.inference.programs import identify, requests_for
+    from cvbatch.inference.programs import build_requests, identify
 
     job = parse_job(job_of(folder, work, 0, 1, "unused"))
-    requests = requests_for(job, [identify(config) for config in job.models], "litert")
+    requests = build_requests(job, [identify(config) for config in job.models], "litert")
     files = [programs / f"{request.key}.zip" for request in requests]
     if not all(file.is_file() for file in files):
         programs.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from cvbatch.evaluate.metrics_table import averages, to_json
 from cvbatch.evaluate.scoring import Order, merged
 from cvbatch.exporters.job import EXPORTS
 from cvbatch.importers.validation import Row as ImportedRow
-from cvbatch.inference.postprocess import POSTPROCESSORS, Postprocessor, no_tiles
+from cvbatch.inference.postprocess import POSTPROCESSORS, Postprocessor, tiles_unsupported
 from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.metrics.counts import ClassCounts, count_by_class
 from cvbatch.predict.serialization import predictions_to_table, table_to_predictions
@@ -90,7 +90,7 @@ def test_a_task_has_labels_and_metrics():
 def test_images_are_cut_for_tasks_that_merge_tiles():
     for task, section in MODEL_SECTIONS.items():
         has_tiles = "tiles" in section.model_fields
-        assert has_tiles == (POSTPROCESSORS[task].merge is not no_tiles), task
+        assert has_tiles == (POSTPROCESSORS[task].merge is not tiles_unsupported), task
 
 
 def test_every_column_is_imported_and_exported():

@@ -34,9 +34,9 @@ from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
     BuildRequest,
     BuiltProgram,
+    build_requests,
     identify,
     program_uri,
-    requests_for,
 )
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
@@ -87,7 +87,7 @@ def find_subject(result: Result) -> Subject:
         ) from None
     config = next(one for one in job.models if getattr(one, "heatmap", None) is not None)
     alone = job.model_copy(update={"models": [config]})
-    (request,) = requests_for(alone, [identify(config)], result.job["engine"])
+    (request,) = build_requests(alone, [identify(config)], result.job["engine"])
     keys = keys_of(job, result.models)
     return Subject(result, job, request, about["weights_sha256"], keys)
 

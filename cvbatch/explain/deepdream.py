@@ -16,7 +16,7 @@ import tensorflow as tf
 from cvbatch.config.explain import DreamConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.explain.filters import WHITE, AsInput, unit, within_border
-from cvbatch.explain.layer_selection import choose, cut_off
+from cvbatch.explain.layer_selection import select_layers, truncate_model
 from cvbatch.models.graph_surgery import with_image_size
 
 Size = tuple[int, int]  # height, width
@@ -86,8 +86,8 @@ def _cut(model: keras.Model, layers: dict[str, float]) -> tuple[keras.Model, lis
     """Return the network up to the layers, its outputs theirs, and their weights."""
     weight_of: dict[str, float] = {}
     for name, weight in layers.items():
-        weight_of |= dict.fromkeys(choose(model, [name], (), "dream.layers"), weight)
-    return cut_off(model, list(weight_of)), list(weight_of.values())
+        weight_of |= dict.fromkeys(select_layers(model, [name], (), "dream.layers"), weight)
+    return truncate_model(model, list(weight_of)), list(weight_of.values())
 
 
 def _climber(network: keras.Model, as_input: AsInput, weights: list[float], step: float) -> Climb:

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from cvbatch.core.errors import ModelError
-from cvbatch.explain.layer_selection import KERNELS, cut_off, output_of
-from cvbatch.inference.gradcam import leaf_steps, recorded_calls
+from cvbatch.explain.layer_selection import KERNELS, output_of, truncate_model
+from cvbatch.inference.gradcam import leaf_steps, record_calls
 
 BORDER_PX = 2  # of a layer's map: padding is felt there
 _NOISE = (0.4, 0.6)  # where pixels go from 0 to 1
@@ -27,11 +27,11 @@ AsInput = Callable[[tf.Tensor], tf.Tensor]  # pixels 0..255 (B, H, W, 3) → wha
 class Patterns(NamedTuple):
     """What filters of one layer answer to most."""
 
-    pictures: np.ndarray  # (N, H, W, 3) float32, about 0..1
+    images: np.ndarray  # (N, H, W, 3) float32, about 0..1
     activation: np.ndarray  # (N,) float32: the filter's mean activation before the last step
 
 
-class Ascent(NamedTuple):
+class AscentSettings(NamedTuple):
     """How far gradient ascent goes."""
 
     steps: int
@@ -40,13 +40,13 @@ class Ascent(NamedTuple):
     seed: int
 
 
-def patterns(
+def filter_patterns(
     model: keras.Model,
     as_input: AsInput,
     layer: str,
     num_filters: int,
     image_size: tuple[int, int],
-    ascent: Ascent,
+    ascent: AscentSettings,
 ) -> Patterns:
     """Return for the first filters of a layer the pictures that they answer to.
 
@@ -61,7 +61,9 @@ def patterns(
         filters = range(start, min(start + ascent.batch_size, num_filters))
         # the last batch is filled up: a function that is traced for one size is traced once
         numbers = np.resize(np.array(filters, np.int32), ascent.batch_size)
-        canvas = tf.constant(np.stack([noise(ascent.seed, int(n), image_size) for n in numbers]))
+        canvas = tf.constant(
+            np.stack([initial_noise(ascent.seed, int(n), image_size) for n in numbers])
+        )
         reached = tf.zeros(len(numbers))
         for _ in range(ascent.steps):
             canvas, reached = climb(canvas, tf.constant(numbers))
@@ -70,7 +72,7 @@ def patterns(
     return Patterns(np.concatenate(pictures), np.concatenate(activation))
 
 
-def noise(
+def initial_noise(
     seed: int, number: int, image_size: tuple[int, int]
 ) -> np.ndarray:  # (H, W, 3) float32 in 0.4..0.6
     """Return what the pattern of a filter begins as, the same whatever others are asked for."""
@@ -79,7 +81,7 @@ def noise(
 
 
 def _climber(
-    model: keras.Model, as_input: AsInput, layer: str, ascent: Ascent
+    model: keras.Model, as_input: AsInput, layer: str, ascent: AscentSettings
 ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Return the step that takes canvases (B, H, W, 3) and filters (B,) a step further."""
     maps_of = _up_to(model, layer)
@@ -97,11 +99,11 @@ def _climber(
 def _up_to(model: keras.Model, layer: str) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the network up to a layer; of one that is no graph all is traced, and pruned then."""
     try:
-        cut = cut_off(model, [layer])
+        cut = truncate_model(model, [layer])
     except ModelError:
 
         def recorded(images: tf.Tensor) -> tf.Tensor:
-            with recorded_calls(model) as calls:
+            with record_calls(model) as calls:
                 model(images, training=False)
             return output_of(calls, layer)
 

@@ -64,18 +64,20 @@ def facts_of(model: keras.Model, job: ExplainJob, request: BuildRequest) -> Netw
     if job.activations:
         kinds = (*layer_selection.CONVOLUTIONS, *layer_selection.POOLINGS)
         said = job.activations.layers
-        chosen["activations"] = layer_selection.choose(model, said, kinds, "activations.layers")
+        chosen["activations"] = layer_selection.select_layers(
+            model, said, kinds, "activations.layers"
+        )
     if job.patterns and job.patterns.layers is None:
         chosen["patterns"] = layer_selection.last_of_each_size(model, shapes)
     elif job.patterns:
-        chosen["patterns"] = layer_selection.choose(
+        chosen["patterns"] = layer_selection.select_layers(
             model, job.patterns.layers, (), "patterns.layers"
         )
     for what, paths in chosen.items():
         layer_selection.check_maps(model, paths, shapes, f"{what}.layers")
     if job.weights:
         said = job.weights.layers
-        chosen["weights"] = layer_selection.choose(
+        chosen["weights"] = layer_selection.select_layers(
             model, said, layer_selection.KERNELS, "weights.layers"
         )
         for path in chosen["weights"]:
@@ -85,7 +87,7 @@ def facts_of(model: keras.Model, job: ExplainJob, request: BuildRequest) -> Netw
         classes = compile.class_names(request, num_classes(model, job.model))
         _check_classes(job.gradcam.classes or (), classes)
         if job.gradcam.layer != "auto":
-            layer_selection.choose(model, [job.gradcam.layer], (), "gradcam.layer")
+            layer_selection.select_layers(model, [job.gradcam.layer], (), "gradcam.layer")
     return NetworkFacts(
         classes,
         size,
@@ -145,12 +147,12 @@ class Network:
         asked = self._job.patterns
         if asked is None:
             raise RuntimeError("patterns that were not asked for")
-        ascent = features.Ascent(asked.steps, asked.step, asked.batch_size, asked.seed)
+        ascent = features.AscentSettings(asked.steps, asked.step, asked.batch_size, asked.seed)
         count = min(asked.filters, self._facts.widths[layer])
-        found = features.patterns(
+        found = features.filter_patterns(
             self._model, self._fed, layer, count, self._facts.image_size, ascent
         )
-        return found._replace(pictures=cropped(found.pictures, asked.crop))
+        return found._replace(images=cropped(found.images, asked.crop))
 
     def kernels(self, layer: str) -> np.ndarray:  # (kh, kw, inputs, filters)
         """Return a convolution's weights."""
@@ -246,7 +248,7 @@ class Network:
 
     def _looked(self, pixels: tf.Tensor, focus: tf.Tensor | None = None) -> Tensors:
         """Return maps by layer, and `classes` (B, K), `scores` (B, K), `heatmaps` (B, K, h, w)."""
-        with gradcam.recorded_calls(self._model) as calls:
+        with gradcam.record_calls(self._model) as calls:
             found = self._outputs(pixels)
         results = {
             f"{_MAP}{path}": tf.cast(layer_selection.output_of(calls, path), tf.float32)

@@ -85,7 +85,7 @@ class ExplainSummary:
         """Return the summary as JSON-ready values."""
         return vars(self) | as_json(self.failures, self.examples)
 
-    def told(self) -> str:
+    def summary_line(self) -> str:
         """Return the end of the last line on the terminal."""
         if not self.is_new:
             return f"nothing to do, all is in {self.sink}"

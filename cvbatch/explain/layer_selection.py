@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import nearest
-from cvbatch.inference.gradcam import Calls, leaf_steps, matches, recorded_calls
+from cvbatch.inference.gradcam import Calls, leaf_steps, matches, record_calls
 from cvbatch.models.custom_layers import PartialConv2D, TrainableSubsampling
 from cvbatch.models.graph_surgery import calls_of, flatten
 
@@ -23,7 +23,7 @@ CONVOLUTIONS = (*KERNELS, PartialConv2D)
 POOLINGS = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D, TrainableSubsampling)
 
 
-def choose(
+def select_layers(
     model: keras.Model,
     said: Sequence[str] | None,
     kinds: tuple[type, ...],
@@ -63,7 +63,7 @@ def map_shapes(
     shapes: dict[str, tuple[int, int, int]] = {}
 
     def trace(images: tf.Tensor) -> tf.Tensor:
-        with recorded_calls(model) as calls:
+        with record_calls(model) as calls:
             model(images, training=False)
         for path, returned in zip(calls.path, calls.returned, strict=True):
             if returned.shape.rank == 4 and None not in returned.shape[1:]:
@@ -97,13 +97,13 @@ def last_of_each_size(
 ) -> list[str]:
     """Return of each size of map the last convolution, in the network's order."""
     last: dict[tuple[int, int], str] = {}
-    for path in choose(model, None, CONVOLUTIONS, "patterns"):
+    for path in select_layers(model, None, CONVOLUTIONS, "patterns"):
         if path in shapes:
             last[shapes[path][:2]] = path
     return [path for path in shapes if path in last.values()]
 
 
-def cut_off(model: keras.Model, paths: Sequence[str]) -> keras.Model:
+def truncate_model(model: keras.Model, paths: Sequence[str]) -> keras.Model:
     """Return the network up to some layers: the same layers, in one graph, their maps its outputs.
 
     Raises:

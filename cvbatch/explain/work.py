@@ -93,8 +93,8 @@ def _load(order: ExplainSpec) -> Network:
 
 def _patterns(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
     found = network.patterns(piece.layer)
-    picture = _draw(order, image_grids.pattern_grid(found.pictures), piece)
-    rows = tables.filter_rows(piece.layer, found.pictures, picture, found.activation)
+    picture = _draw(order, image_grids.pattern_grid(found.images), piece)
+    rows = tables.filter_rows(piece.layer, found.images, picture, found.activation)
     _write(order, piece, rows)
     return PieceReport(num_pictures=1)
 

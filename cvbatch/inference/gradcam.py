@@ -65,7 +65,7 @@ def leaf_steps(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, kera
 
 
 @contextmanager
-def recorded_calls(model: keras.Model) -> Iterator[Calls]:
+def record_calls(model: keras.Model) -> Iterator[Calls]:
     """Record every leaf step's calls inside the block; models may nest, be Sequential or not."""
     calls = Calls()
     patched = []

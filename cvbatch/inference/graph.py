@@ -74,7 +74,7 @@ class ServingGraph:
     def __call__(self, pixels: tf.Tensor) -> Tensors:
         """Return the outputs of the task; call it inside a TensorFlow graph."""
         images = preprocess(pixels, self._model, self._config)
-        with gradcam.recorded_calls(self._model) as calls:
+        with gradcam.record_calls(self._model) as calls:
             outputs = task_outputs.by_name(self._model(images, training=False))
         forward = ForwardPass(self._config, self._size, outputs, calls)
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)

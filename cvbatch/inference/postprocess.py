@@ -15,7 +15,7 @@ from cvbatch.inference import (
 )
 
 
-def no_tiles(*_: object) -> ModelPredictions:
+def tiles_unsupported(*_: object) -> ModelPredictions:
     """Stand for the merge of a task whose section of a job file has no `tiles`."""
     raise NotImplementedError("images of this task are not cut into tiles")
 
@@ -31,7 +31,7 @@ class Postprocessor(NamedTuple):
     """
 
     read: Callable[..., ModelPredictions]
-    merge: Callable[..., ModelPredictions] = no_tiles
+    merge: Callable[..., ModelPredictions] = tiles_unsupported
 
 
 POSTPROCESSORS: dict[Task, Postprocessor] = {

@@ -167,7 +167,9 @@ def _read_class_file(uri: str) -> tuple[str, ...]:
     return names
 
 
-def requests_for(job: JobConfig, identities: Sequence[Identity], engine: str) -> list[BuildRequest]:
+def build_requests(
+    job: JobConfig, identities: Sequence[Identity], engine: str
+) -> list[BuildRequest]:
     """Return what has to be built for a job."""
     return [
         BuildRequest(config, identity, engine, job.run.precision, job.run.batch_size)

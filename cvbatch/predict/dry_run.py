@@ -20,7 +20,7 @@ from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.isolated_decode import IsolatedDecoder
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.predictor import LoadedModel, Predictor
-from cvbatch.inference.programs import BuiltProgram, requests_for
+from cvbatch.inference.programs import BuiltProgram, build_requests
 from cvbatch.predict.allocation import choose_allocation
 from cvbatch.predict.job import Preparation, prepare
 from cvbatch.predict.memory_check import actor_need, check_batch
@@ -96,7 +96,7 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     plan = ready.plan
     left = list(plan.chunks if overwrite else plan.left)
     wiring = choose_allocation(job, plan.format, resources, max(1, len(left)))
-    requests = requests_for(job, ready.identities, ready.engine)
+    requests = build_requests(job, ready.identities, ready.engine)
     programs = ProgramBuilder(requests).result() if left else []
     need = actor_need(programs, wiring)
     memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)

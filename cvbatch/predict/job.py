@@ -25,9 +25,9 @@ from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
     BuiltProgram,
     Identity,
+    build_requests,
     identify,
     program_uri,
-    requests_for,
 )
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
@@ -149,7 +149,7 @@ def _run(
     job, sink = ready.job, ready.sink
     wiring = choose_allocation(job, ready.plan.format, resources, len(left))
     memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
-    requests = requests_for(job, ready.identities, ready.engine)
+    requests = build_requests(job, ready.identities, ready.engine)
     uris = [program_uri(sink.uri, request) for request in requests]
     building = None if all(map(store.exists, uris)) else ProgramBuilder(requests)
     # The models are building; Ray, imported and started only now, keeps them company.

@@ -57,7 +57,7 @@ class TrainSummary:
         """Return the summary as JSON-ready values."""
         return asdict(self)
 
-    def told(self) -> str:
+    def summary_line(self) -> str:
         """Return the figures in a line: those of the test images, or of the validation's."""
         for name in ("test", "validation"):
             if name in self.metrics:

@@ -19,10 +19,10 @@ def plain_loop(model, layer_output, number, steps, step, seed):
     import keras
     import tensorflow as tf
 
-    from cvbatch.explain.filters import noise
+    from cvbatch.explain.filters import initial_noise
 
     extractor = keras.Model(model.inputs, layer_output)
-    image = tf.constant(noise(seed, number, model.input_shape[1:3])[None])
+    image = tf.constant(initial_noise(seed, number, model.input_shape[1:3])[None])
     for _ in range(steps):
         with tf.GradientTape() as tape:
             tape.watch(image)
@@ -53,57 +53,57 @@ def smooth_network():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_a_layers_patterns_are_those_of_the_loop(batch_size):
-    from cvbatch.explain.filters import Ascent, patterns
+    from cvbatch.explain.filters import AscentSettings, filter_patterns
 
     model = smooth_network()
-    found = patterns(model, fed, "last", 7, SIZE, Ascent(30, STEP, batch_size, 5))
-    assert found.pictures.shape == (7, *SIZE, 3)
+    found = filter_patterns(model, fed, "last", 7, SIZE, AscentSettings(30, STEP, batch_size, 5))
+    assert found.images.shape == (7, *SIZE, 3)
     output = model.get_layer("last").output
     for number in range(7):
         alone = plain_loop(model, output, number, 30, STEP, 5)
-        np.testing.assert_allclose(found.pictures[number], alone, atol=1e-3)
+        np.testing.assert_allclose(found.images[number], alone, atol=1e-3)
     assert (found.activation > 0).any()
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(1, 30), (16, 8)])
 def test_relus_and_maxima_are_gone_through_as_the_loop_does(batch_size, steps):
-    from cvbatch.explain.filters import Ascent, patterns
+    from cvbatch.explain.filters import AscentSettings, filter_patterns
 
     model = networks.plain_classifier(size=SIZE)
-    found = patterns(model, fed, "last", 3, SIZE, Ascent(steps, STEP, batch_size, 5))
+    found = filter_patterns(model, fed, "last", 3, SIZE, AscentSettings(steps, STEP, batch_size, 5))
     output = model.get_layer("last").output
     for number in range(3):
         alone = plain_loop(model, output, number, steps, STEP, 5)
-        np.testing.assert_allclose(found.pictures[number], alone, atol=1e-3)
+        np.testing.assert_allclose(found.images[number], alone, atol=1e-3)
 
 
 def test_layers_of_a_model_inside_a_model():
-    from cvbatch.explain.filters import Ascent, patterns
+    from cvbatch.explain.filters import AscentSettings, filter_patterns
 
     model = networks.nested_classifier(size=SIZE)
     inner = model.get_layer("inner")
-    found = patterns(model, fed, "inner/act", 3, SIZE, Ascent(5, 10.0, 2, 0))
+    found = filter_patterns(model, fed, "inner/act", 3, SIZE, AscentSettings(5, 10.0, 2, 0))
     alone = plain_loop(inner, inner.get_layer("act").output, 2, 5, 10.0, 0)
-    np.testing.assert_allclose(found.pictures[2], alone, atol=1e-3)
+    np.testing.assert_allclose(found.images[2], alone, atol=1e-3)
 
 
 def test_ascent_ascends():
-    from cvbatch.explain.filters import Ascent, patterns
+    from cvbatch.explain.filters import AscentSettings, filter_patterns
 
     model = networks.plain_classifier(size=SIZE)
-    few = patterns(model, fed, "last", 8, SIZE, Ascent(1, 10.0, 8, 0)).activation
-    many = patterns(model, fed, "last", 8, SIZE, Ascent(20, 10.0, 8, 0)).activation
+    few = filter_patterns(model, fed, "last", 8, SIZE, AscentSettings(1, 10.0, 8, 0)).activation
+    many = filter_patterns(model, fed, "last", 8, SIZE, AscentSettings(20, 10.0, 8, 0)).activation
     assert (many >= few).all()
     assert many.sum() > 1.5 * few.sum()
 
 
 def test_noise_is_a_filters_own_and_the_seeds():
-    from cvbatch.explain.filters import noise
+    from cvbatch.explain.filters import initial_noise
 
-    first = noise(0, 1, (20, 20))
-    assert np.array_equal(first, noise(0, 1, (20, 20)))
-    assert not np.array_equal(first, noise(0, 2, (20, 20)))
-    assert not np.array_equal(first, noise(1, 1, (20, 20)))
+    first = initial_noise(0, 1, (20, 20))
+    assert np.array_equal(first, initial_noise(0, 1, (20, 20)))
+    assert not np.array_equal(first, initial_noise(0, 2, (20, 20)))
+    assert not np.array_equal(first, initial_noise(1, 1, (20, 20)))
     assert first.min() >= 0.4
     assert first.max() <= 0.6
 
@@ -172,7 +172,7 @@ def test_a_pooling_has_no_weights():
 def test_a_network_that_is_no_graph_is_looked_into_all_the_same():
     import keras
 
-    from cvbatch.explain.filters import Ascent, patterns
+    from cvbatch.explain.filters import AscentSettings, filter_patterns
 
     graph = smooth_network()
 
@@ -187,6 +187,6 @@ def test_a_network_that_is_no_graph_is_looked_into_all_the_same():
     wrapped = Wrapped()
     wrapped(np.zeros((1, *SIZE, 3), np.float32))
     path = f"{graph.name}/last"
-    found = patterns(wrapped, fed, path, 3, SIZE, Ascent(5, STEP, 3, 1))
-    wanted = patterns(graph, fed, "last", 3, SIZE, Ascent(5, STEP, 3, 1))
-    np.testing.assert_allclose(found.pictures, wanted.pictures, atol=1e-4)
+    found = filter_patterns(wrapped, fed, path, 3, SIZE, AscentSettings(5, STEP, 3, 1))
+    wanted = filter_patterns(graph, fed, "last", 3, SIZE, AscentSettings(5, STEP, 3, 1))
+    np.testing.assert_allclose(found.images, wanted.images, atol=1e-4)

@@ -150,13 +150,13 @@ def deep_map(make):
     import tensorflow as tf
 
     from cvbatch.explain.region_scores import find_deep_map
-    from cvbatch.inference.gradcam import recorded_calls
+    from cvbatch.inference.gradcam import record_calls
 
     found = []
 
     def trace(images):
         model = make()
-        with recorded_calls(model) as calls:
+        with record_calls(model) as calls:
             scores = tf.reduce_sum(model(images, training=False), axis=(1, 2))
         found.append(calls.path[find_deep_map(calls, scores, "auto")])
         return images

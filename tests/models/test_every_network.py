@@ -150,7 +150,7 @@ def serve_and_explain(model, config, images):  # → path of the layer, results,
 
     @tf.function(autograph=False)
     def graph(pixels):
-        with gradcam.recorded_calls(model) as calls:
+        with gradcam.record_calls(model) as calls:
             results = ServingGraph(model, config)(pixels)
             scores = scores_to_explain(config.task, found["outputs"])
         at = gradcam.find_feature_map(calls, scores, "auto")

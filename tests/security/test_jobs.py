@@ -53,11 +53,11 @@ def values(source: Path, sink: Path, format: str, models: Path) -> dict[str, Any
 def programs(keras_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like a sink with the compiled program of the jobs here."""
     from cvbatch.inference.compile import build
-    from cvbatch.inference.programs import identify, program_uri, requests_for
+    from cvbatch.inference.programs import build_requests, identify, program_uri
 
     folder = tmp_path_factory.mktemp("compiled")
     job = parse_job(values(folder, folder, "images", keras_files))
-    (request,) = requests_for(job, [identify(job.models[0])], "litert")
+    (request,) = build_requests(job, [identify(job.models[0])], "litert")
     path = Path(program_uri(str(folder), request))
     path.parent.mkdir(parents=True)
     path.write_bytes(build(request).to_bytes())
