@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from cvbatch.core.errors import ModelError
 from cvbatch.explain.layer_selection import KERNELS, output_of, truncate_model
-from cvbatch.inference.gradcam import leaf_steps, record_calls
+from cvbatch.inference.gradcam import leaf_operations, record_calls
 
 BORDER_PX = 2  # of a layer's map: padding is felt there
 _NOISE = (0.4, 0.6)  # where pixels go from 0 to 1
@@ -135,7 +135,7 @@ def kernels_of(model: keras.Model, layer: str) -> np.ndarray:  # (kh, kw, inputs
     Raises:
         ModelError: the layer is not a convolution with a kernel.
     """
-    step = dict(leaf_steps(model))[layer]
+    step = dict(leaf_operations(model))[layer]
     if not isinstance(step, KERNELS):
         raise ModelError(
             f"weights.layers: {layer!r} is a {type(step).__name__}, which has no kernels to show; "

@@ -260,7 +260,7 @@ class Network:
         asked: Any = self._job.gradcam
         scores, ranking = self._explained.scores(self._job, found, focus)
         at = self._explained.find_map(calls, scores, asked.layer)
-        self._heatmap_layer = calls.path[at]
+        self._heatmap_layer = calls.paths[at]
         if asked.classes is None:
             count = min(asked.top_k, scores.shape[1])
             classes = tf.math.top_k(ranking, count).indices

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import nearest
-from cvbatch.inference.gradcam import Calls, leaf_steps, matches, record_calls
+from cvbatch.inference.gradcam import Calls, leaf_operations, matching_paths, record_calls
 from cvbatch.models.custom_layers import PartialConv2D, TrainableSubsampling
 from cvbatch.models.graph_surgery import calls_of, flatten
 
@@ -36,7 +36,7 @@ def select_layers(
     Raises:
         ModelError: a name is no layer's, or there is none of these kinds.
     """
-    steps = dict(leaf_steps(model))
+    steps = dict(leaf_operations(model))
     if said is None:
         found = [path for path, step in steps.items() if isinstance(step, kinds)]
         if not found:
@@ -47,7 +47,7 @@ def select_layers(
         return found
     chosen: dict[str, None] = {}
     for name in said:
-        paths = matches(list(steps), name)
+        paths = matching_paths(list(steps), name)
         if not paths:
             near = nearest(name, steps, 3, likeness=0.3)
             hint = f"nearest are {', '.join(near)}" if near else "`cvbatch models` lists them"
@@ -65,7 +65,7 @@ def map_shapes(
     def trace(images: tf.Tensor) -> tf.Tensor:
         with record_calls(model) as calls:
             model(images, training=False)
-        for path, returned in zip(calls.path, calls.returned, strict=True):
+        for path, returned in zip(calls.paths, calls.outputs, strict=True):
             if returned.shape.rank == 4 and None not in returned.shape[1:]:
                 height, width, channels = map(int, returned.shape[1:])
                 shapes[path] = height, width, channels
@@ -110,7 +110,7 @@ def truncate_model(model: keras.Model, paths: Sequence[str]) -> keras.Model:
         ModelError: it is no graph, or a layer gives no map in it.
     """
     graph = flatten(model)
-    steps = dict(leaf_steps(model))
+    steps = dict(leaf_operations(model))
     calls = list(calls_of(graph))
     outputs = []
     for path in paths:
@@ -126,5 +126,5 @@ def truncate_model(model: keras.Model, paths: Sequence[str]) -> keras.Model:
 
 def output_of(calls: Calls, path: str) -> tf.Tensor:  # (B, h, w, c)
     """Return what a layer returned while it was traced, last if it was called more than once."""
-    at = max(i for i, name in enumerate(calls.path) if name == path)
-    return calls.returned[at]
+    at = max(i for i, name in enumerate(calls.paths) if name == path)
+    return calls.outputs[at]

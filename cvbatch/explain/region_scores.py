@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from cvbatch.core.errors import ModelError
 from cvbatch.explain.layer_selection import CONVOLUTIONS
-from cvbatch.inference.gradcam import Calls, has_positions, is_passing, matches
+from cvbatch.inference.gradcam import Calls, is_feature_map, is_passthrough, matching_paths
 
 _READERS = (*CONVOLUTIONS, keras.layers.Dense)  # they make of a feature map something else
 
@@ -58,20 +58,20 @@ def find_deep_map(
     Raises:
         ModelError: there is no such map.
     """
-    gradients = tf.gradients(score, calls.returned)
+    gradients = tf.gradients(score, calls.outputs)
     seen = [i for i, gradient in enumerate(gradients) if gradient is not None]
-    maps = [i for i in seen if has_positions(calls.returned[i])]
+    maps = [i for i in seen if is_feature_map(calls.outputs[i])]
     if layer != "auto":
-        named = set(matches(calls.path, layer))
-        maps = [i for i in maps if calls.path[i] in named]
+        named = set(matching_paths(calls.paths, layer))
+        maps = [i for i in maps if calls.paths[i] in named]
         if not maps:
             raise ModelError(
                 f"gradcam.layer {layer!r} gives no map (batch, height, width, channels) that the "
                 "scores depend on; name a convolution, or say auto"
             )
         return maps[-1]
-    maps = [i for i in maps if not is_passing(calls.step[i])]
-    head = max((i for i in seen if isinstance(calls.step[i], _READERS)), default=0)
+    maps = [i for i in maps if not is_passthrough(calls.operations[i])]
+    head = max((i for i in seen if isinstance(calls.operations[i], _READERS)), default=0)
     maps = [i for i in maps if i < head] or maps
     if not maps:
         raise ModelError(
@@ -83,5 +83,5 @@ def find_deep_map(
 
 
 def _positions(calls: Calls, at: int) -> int:
-    shape = calls.returned[at].shape
+    shape = calls.outputs[at].shape
     return int(shape[1] * shape[2])

@@ -1,4 +1,4 @@
-"""Builds and compiles one model of a job; only the compiling process imports it."""
+"""Compile one model of a job to a program. Imports TensorFlow: only the child process uses it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
 from cvbatch.models.model_files import download
 from cvbatch.models.precision import with_precision
 
-RANDOM_SEED = 0  # of `weights: random`: the same job is the same network
+RANDOM_SEED = 0  # seed of `weights: random`, so that the same job builds the same network
 
 
 def build(request: BuildRequest) -> BuiltProgram:
-    """Return the request's model compiled for its engine, or for TensorFlow where it must.
+    """Build a model and compile it for the requested engine.
+
+    If LiteRT lacks an operation of the graph, the model is compiled for TensorFlow.
 
     Raises:
-        ModelError: the model cannot be built, or does not fit its task.
+        ModelError: the model cannot be built, or its outputs or classes do not fit its task.
     """
     config = request.config
     keras.utils.set_random_seed(RANDOM_SEED)
@@ -38,10 +40,9 @@ def build(request: BuildRequest) -> BuiltProgram:
         model = with_precision(model, request.precision)
     height, width = input_size(model, config)
     tiling = tiling_of(config, height, width)
-    count = num_classes(model, config)
-    classes = class_names(request, count)
+    classes = class_names(request, num_classes(model, config))
     if isinstance(config, DetectionConfig):
-        _check_kept(config, classes)
+        _check_keep_classes(config, classes)
     graph = ServingGraph(model, config)
     engine, payload, names, note = _compile(graph, request, height, width)
     spec = ModelSpec(
@@ -56,13 +57,12 @@ def build(request: BuildRequest) -> BuiltProgram:
         **(tiling._asdict() if tiling else {}),
     )
     costs = _costs(model, (height, width))
-    held = _bytes_per_image(costs, (height, width), request.precision)
     return BuiltProgram(
         spec,
         engine,
         names,
         request.batch_size,
-        held,
+        _bytes_per_image(costs, (height, width), request.precision),
         note,
         payload,
         costs.parameters if costs else None,
@@ -71,23 +71,28 @@ def build(request: BuildRequest) -> BuiltProgram:
 
 
 def load(request: BuildRequest) -> keras.Model:
-    """Return the request's network; a zoo name is built to the job's classes and image size."""
-    config, said = request.config, request.identity.classes
-    count = None if said is None else len(said)
+    """Load a .keras file, or build a zoo network with the job's classes and image size.
+
+    Raises:
+        ModelError: the model cannot be loaded, its file changed since it was hashed, or its head
+            would be untrained without `weights: random`.
+    """
+    config, classes = request.config, request.identity.classes
+    count = None if classes is None else len(classes)
     options = dict(config.build or {})
     if isinstance(config, ClassificationConfig) and config.multi_label:
         options = {"multi_label": True} | options
     if not registry.is_head_trained(config.model, config.weights, count):
         raise ModelError(
-            f"weights: imagenet leave the head of {config.model!r} untrained for these classes, so "
-            "its predictions would mean nothing; fine-tune it and name the .keras file, or say "
-            "weights: random if that is meant"
+            f"weights: imagenet would leave the head of {config.model!r} untrained for these "
+            "classes, so predictions would be meaningless; fine-tune the network and set model to "
+            "the .keras file, or set weights: random to use untrained weights"
         )
     with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
         return registry.load_model(
             config.model,
             config.weights,
-            # what is loaded is what was hashed, whoever writes to the file meanwhile
+            # the file that is loaded must be the one that was hashed, even if it was overwritten
             local_file=lambda uri: download(uri, Path(folder), request.identity.sha256),
             num_classes=count,
             image_size=config.image_size,
@@ -98,22 +103,22 @@ def load(request: BuildRequest) -> keras.Model:
 def _compile(
     graph: ServingGraph, request: BuildRequest, height: int, width: int
 ) -> tuple[str, bytes, tuple[str, ...], str]:
-    """Return the engine that took the graph, payload, output names, and a note for the user."""
+    """Return engine, payload, output names, and a note for the user; "" without a note."""
     batch = request.batch_size
     try:
         payload, names = ENGINES[request.engine].compile(graph, batch, height, width)
     except UnsupportedGraphError as error:
         payload, names = ENGINES["tensorflow"].compile(graph, batch, height, width)
         note = (
-            f"model {request.config.model} runs in TensorFlow, slower and larger: "
-            f"{request.engine} lacks {error}"
+            f"model {request.config.model} runs in TensorFlow, which is slower and needs more "
+            f"memory: {request.engine} lacks {error}"
         )
         return "tensorflow", payload, names, note
     return request.engine, payload, names, ""
 
 
 def _costs(model: keras.Model, image_size: tuple[int, int]) -> cost.Cost | None:
-    """Return what the model costs for an image; None where it is no graph of layers."""
+    """Return the cost of the model for one image; None if it is not a graph of layers."""
     try:
         return cost.compute_cost(model, image_size)
     except ModelError:
@@ -121,17 +126,17 @@ def _costs(model: keras.Model, image_size: tuple[int, int]) -> cost.Cost | None:
 
 
 def _bytes_per_image(costs: cost.Cost | None, image_size: tuple[int, int], precision: str) -> int:
-    """Return what a program of a model holds for one image of its batch, at the least.
+    """Return a lower bound of the memory that a program needs for one image of its batch.
 
-    The image's pixels as bytes, and the layer's maps that take most. Of a model that is no graph
-    of layers only the pixels are certain.
+    It is the uint8 pixels of the image, and the largest feature maps that are alive at once. If the
+    model is not a graph of layers, only the pixels are counted.
     """
     maps = costs.working_bytes if costs else 0
     return 3 * math.prod(image_size) + (maps if precision == "float32" else maps // 2)
 
 
 def weights_sha256(model: keras.Model) -> str:
-    """Return the SHA-256 over every weight's type, shape and values, in order."""
+    """Return the SHA-256 (hexadecimal) of dtype, shape and values of all weights, in order."""
     digest = hashlib.sha256()
     for variable in model.weights:
         array = np.ascontiguousarray(variable.numpy())
@@ -141,31 +146,40 @@ def weights_sha256(model: keras.Model) -> str:
 
 
 def class_names(request: BuildRequest, count: int) -> tuple[str, ...]:
-    """Return the names of a model's classes. Raises ModelError where they are not `count`."""
-    said = request.identity.classes
-    if said is None:
+    """Return the class names of a model, in the order of its outputs.
+
+    Args:
+        request: its identity has the names of the job or of the model file, if there are any.
+        count: number of classes of the model's outputs. Without names it selects Keras' ImageNet
+            names (1000, if they are in Keras' cache) or the class ids as text.
+
+    Raises:
+        ModelError: the number of names is not `count`.
+    """
+    names = request.identity.classes
+    if names is None:
         return _imagenet_names(count) or tuple(str(i) for i in range(count))
-    if len(said) != count:
+    if len(names) != count:
         raise ModelError(
-            f"classes of model {request.config.model!r}: {len(said)} names for {count} outputs; "
-            "give one name for each, in the order of the outputs"
+            f"classes of model {request.config.model!r}: {len(names)} names for {count} outputs; "
+            "give one name for each output, in the order of the outputs"
         )
-    return said
+    return names
 
 
 def _imagenet_names(count: int) -> tuple[str, ...] | None:
-    """Return Keras' own ImageNet names where its index file is in Keras' cache."""
+    """Return the ImageNet class names of Keras; None if its index file is not in Keras' cache."""
     index = keras_cache() / "imagenet_class_index.json"
     if count != IMAGENET_CLASSES or not index.is_file():
         return None
-    named = json.loads(index.read_text(encoding="utf-8"))
-    return tuple(str(named[str(i)][1]) for i in range(count))
+    entries = json.loads(index.read_text(encoding="utf-8"))
+    return tuple(str(entries[str(i)][1]) for i in range(count))
 
 
-def _check_kept(config: DetectionConfig, classes: tuple[str, ...]) -> None:
+def _check_keep_classes(config: DetectionConfig, classes: tuple[str, ...]) -> None:
     unknown = [name for name in config.keep_classes or () if name not in classes]
     if unknown:
         raise ModelError(
-            f"keep_classes: {', '.join(unknown)} not among the model's classes; they are "
+            f"keep_classes: the model has no class {', '.join(unknown)}; its classes are "
             f"{', '.join(classes[:20])}"
         )

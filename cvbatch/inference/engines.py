@@ -1,8 +1,8 @@
-"""Makes a program of a graph, once for a job, and runs it: LiteRT on CPU, TensorFlow on GPU.
+"""Compile a serving graph to a program and run it: LiteRT on CPUs, TensorFlow on GPUs.
 
-An engine is two functions: `compile` (where TensorFlow is) and `load` (in every worker). A third
-engine is one more row of `ENGINES`. Loading and running a LiteRT program never imports
-TensorFlow: a worker is ready in a second and stays small.
+An engine is two functions: `compile`, which needs TensorFlow, and `load`, which every worker calls.
+Another engine is one more row of `ENGINES`. Loading and running a LiteRT program does not import
+TensorFlow, so that a worker starts in about a second and needs little memory.
 """
 
 from __future__ import annotations
@@ -18,26 +18,29 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-Outputs = dict[str, np.ndarray]  # of a program, by name; the first axis is the image
+Outputs = dict[str, np.ndarray]  # outputs of a program by name, each (B, ...)
 
 
 class UnsupportedGraphError(Exception):
-    """The engine has no operation for something in the graph; another engine must run it."""
+    """The engine lacks an operation of the graph; the message lists the missing operations."""
 
 
 class Program(Protocol):
-    """A compiled graph, loaded."""
+    """A compiled graph that is loaded in this process."""
 
-    def __call__(self, pixels: np.ndarray) -> Outputs:  # (B, H, W, 3) uint8 →
-        """Return the graph's results for exactly the batch size it was compiled for."""
+    def __call__(self, pixels: np.ndarray) -> Outputs:  # (B, H, W, 3) uint8 RGB
+        """Run the graph on a batch; B must be the batch size that it was compiled for."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How to make a program and how to load it.
+    """How to compile a graph to a program, and how to load the program.
 
-    compile(graph, batch, height, width) → (payload, output names in the payload's order).
-    load(payload, names, threads) → Program.
+    Attributes:
+        compile: function of (graph, batch, height, width) that returns the payload (bytes of the
+            program) and the names of its outputs in the order of the payload; raises
+            UnsupportedGraphError.
+        load: function of (payload, names, threads) that returns a Program.
     """
 
     compile: Callable[[Any, int, int, int], tuple[bytes, tuple[str, ...]]]
@@ -45,7 +48,7 @@ class Engine:
 
 
 def _trace(graph: Any, batch: int, height: int, width: int, overrides: dict[str, str]) -> Any:
-    """Return the graph as a concrete function whose results are a dict."""
+    """Trace the graph to a concrete function that returns a dict; overrides: gradients by op."""
     import tensorflow as tf
 
     signature = [tf.TensorSpec((batch, height, width, 3), tf.uint8, name="pixels")]
@@ -59,7 +62,7 @@ def _trace(graph: Any, batch: int, height: int, width: int, overrides: dict[str,
 
 
 def _output_names(function: Any) -> tuple[str, ...]:
-    """Return the results' names in the order in which TensorFlow flattens a dict: sorted."""
+    """Return the names of the outputs, sorted: the order in which TensorFlow flattens a dict."""
     return tuple(sorted(function.structured_outputs))
 
 
@@ -83,7 +86,7 @@ def _compile_litert(
 
 
 def _missing_operations(message: str) -> str:
-    """Return the operations LiteRT lacks, as its converter names them in many lines."""
+    """Return the operations that LiteRT lacks, from the many lines of its converter's message."""
     names = sorted(
         {
             line.split("tf.")[1].split(" ")[0].split("(")[0].strip("'\"")
@@ -99,13 +102,13 @@ def _load_litert(payload: bytes, names: tuple[str, ...], threads: int) -> Progra
 
     interpreter = Interpreter(model_content=payload, num_threads=threads)
     interpreter.allocate_tensors()
-    (pixels_in,) = interpreter.get_input_details()
-    out = [details["index"] for details in interpreter.get_output_details()]
+    (input_details,) = interpreter.get_input_details()
+    indices = [details["index"] for details in interpreter.get_output_details()]
 
-    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        interpreter.set_tensor(pixels_in["index"], pixels)
+    def run(pixels: np.ndarray) -> Outputs:
+        interpreter.set_tensor(input_details["index"], pixels)
         interpreter.invoke()
-        return {name: interpreter.get_tensor(index) for name, index in zip(names, out, strict=True)}
+        return {name: interpreter.get_tensor(i) for name, i in zip(names, indices, strict=True)}
 
     return run
 
@@ -123,10 +126,11 @@ def _compile_tensorflow(
     function = _trace(graph, batch, height, width, {})
     frozen = convert_variables_to_constants_v2(function)
     definition = frozen.graph.as_graph_def()
-    # The tensors' own names lead the payload: they are what `prune` asks for.
+    # The payload starts with the names of the tensors, because `prune` selects tensors by name.
     tensors = "\n".join([frozen.inputs[0].name, *(tensor.name for tensor in frozen.outputs)])
-    head = tensors.encode()
-    payload = len(head).to_bytes(4, "big") + head + definition.SerializeToString(deterministic=True)
+    header = tensors.encode()
+    serialized = definition.SerializeToString(deterministic=True)
+    payload = len(header).to_bytes(4, "big") + header + serialized
     return payload, _output_names(function)
 
 
@@ -136,31 +140,31 @@ def _load_tensorflow(payload: bytes, names: tuple[str, ...], threads: int) -> Pr
 
     _set_devices(tf, threads)
     size = int.from_bytes(payload[:4], "big")
-    pixels_in, *out = payload[4 : 4 + size].decode().split("\n")
+    input_name, *output_names = payload[4 : 4 + size].decode().split("\n")
     definition = tf.compat.v1.GraphDef.FromString(payload[4 + size :])
     wrapped = tf.compat.v1.wrap_function(
         lambda: tf.graph_util.import_graph_def(definition, name=""), []
     )
-    function = wrapped.prune(pixels_in, out)
+    function = wrapped.prune(input_name, output_names)
 
-    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        results = function(tf.constant(pixels))
-        return {name: tensor.numpy() for name, tensor in zip(names, results, strict=True)}
+    def run(pixels: np.ndarray) -> Outputs:
+        tensors = function(tf.constant(pixels))
+        return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
 
     return run
 
 
 def _set_devices(tf: Any, threads: int) -> None:
-    """Bound threads, and let actors share a GPU by taking its memory as they need it.
+    """Limit threads, and allocate GPU memory on demand so that actors can share a GPU.
 
-    TensorFlow takes this only before its first operation.
+    TensorFlow accepts these settings only before its first operation.
     """
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
-    except RuntimeError:  # already running: the process' first program set them
+    except RuntimeError:  # TensorFlow already runs: the first program of this process set them
         return
 
 

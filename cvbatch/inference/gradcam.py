@@ -1,9 +1,9 @@
-"""Grad-CAM inside the graph of the forward pass, so that heatmaps cost next to nothing.
+"""Grad-CAM as part of the forward graph.
 
-The backbone runs once for the batch; only the head, from the chosen feature map to the class
-score, is gone through backwards. Where the head begins with global average pooling, the
-gradient at every position of the map is the pooled one over the number of positions, so the
-pooling is never differentiated (for pooling and one Dense this is the closed form: CAM weights).
+The backbone runs once per batch; gradients are computed only for the head, from the selected
+feature map to the class score. If the head begins with global average pooling, the gradient at each
+position of the map is the gradient of the pooled values divided by the number of positions, so the
+pooling is not differentiated (for pooling and one Dense layer this is CAM).
 
 Source: Selvaraju et al., Grad-CAM, 2017.
 """
@@ -21,8 +21,8 @@ import tensorflow as tf
 from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import nearest
 
-# These pass a feature map on without being one: `auto` looks behind them.
-_PASSING = (
+# Layers whose output `layer: auto` does not select: it selects the feature map before them.
+_PASSTHROUGH = (
     keras.layers.MaxPooling2D,
     keras.layers.AveragePooling2D,
     keras.layers.Dropout,
@@ -36,82 +36,92 @@ _PASSING = (
     keras.layers.Normalization,
     keras.layers.UpSampling2D,
 )
-# The same as bare operations, whose classes Keras keeps to itself.
-_PASSING_OPERATIONS = {"AveragePool", "Cast", "Flip", "MaxPool", "Pad", "Reshape", "Transpose"}
+# The same as keras.ops operations, whose classes are not public in Keras.
+_PASSTHROUGH_OPERATIONS = {"AveragePool", "Cast", "Flip", "MaxPool", "Pad", "Reshape", "Transpose"}
 
 
 @dataclass
 class Calls:
-    """What each step of a model received and returned while its graph was traced, in order."""
+    """Calls of a model's layers and operations in the order of execution, recorded while tracing.
 
-    path: list[str] = field(default_factory=list)
-    step: list[keras.Operation] = field(default_factory=list)
-    received: list[list[tf.Tensor]] = field(default_factory=list)
-    returned: list[tf.Tensor] = field(default_factory=list)
-
-
-def leaf_steps(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Operation]]:
-    """Yield every layer that holds no others, and every bare operation, with its path.
-
-    A path is outer/inner/layer. A sum may be a layer (`Add`) or an operation (`x + y`): both
-    may be the map that Grad-CAM is after.
+    Attributes:
+        paths: path of each layer: outer/inner/layer.
+        operations: the layers or bare operations.
+        inputs: tensors that each call received.
+        outputs: tensor that each call returned.
     """
-    for step in getattr(model, "operations", model.layers):
-        path = f"{prefix}{step.name}"
-        if getattr(step, "layers", None):
-            yield from leaf_steps(step, f"{path}/")
+
+    paths: list[str] = field(default_factory=list)
+    operations: list[keras.Operation] = field(default_factory=list)
+    inputs: list[list[tf.Tensor]] = field(default_factory=list)
+    outputs: list[tf.Tensor] = field(default_factory=list)
+
+
+def leaf_operations(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Operation]]:
+    """Yield path and object of each layer without sublayers, and of each bare operation.
+
+    A path is outer/inner/layer. A sum may be a layer (`Add`) or an operation (`x + y`); Grad-CAM
+    can explain both.
+    """
+    for operation in getattr(model, "operations", model.layers):
+        path = f"{prefix}{operation.name}"
+        if getattr(operation, "layers", None):
+            yield from leaf_operations(operation, f"{path}/")
         else:
-            yield path, step
+            yield path, operation
 
 
 @contextmanager
 def record_calls(model: keras.Model) -> Iterator[Calls]:
-    """Record every leaf step's calls inside the block; models may nest, be Sequential or not."""
+    """Record the calls of all leaf operations inside the block; nested models are included."""
     calls = Calls()
     patched = []
-    for path, step in leaf_steps(model):
-        if "call" not in vars(step):
-            step.call = _recording(path, step, calls)
-            patched.append(step)
+    for path, operation in leaf_operations(model):
+        if "call" not in vars(operation):
+            operation.call = _recording(path, operation, calls)
+            patched.append(operation)
     try:
         yield calls
     finally:
-        for step in patched:
-            del step.call
+        for operation in patched:
+            del operation.call
 
 
-def _recording(path: str, step: keras.Operation, calls: Calls) -> Callable[..., Any]:
-    original = step.call
+def _recording(path: str, operation: keras.Operation, calls: Calls) -> Callable[..., Any]:
+    original = operation.call
 
     def call(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         if tf.is_tensor(result):
-            calls.path.append(path)
-            calls.step.append(step)
-            calls.received.append([x for x in tf.nest.flatten(args) if tf.is_tensor(x)])
-            calls.returned.append(result)
+            calls.paths.append(path)
+            calls.operations.append(operation)
+            calls.inputs.append([x for x in tf.nest.flatten(args) if tf.is_tensor(x)])
+            calls.outputs.append(result)
         return result
 
     return call
 
 
 def check_layer(model: keras.Model, layer: str) -> None:
-    """Refuse a layer name or path that the model does not have.
+    """Check that a model has a layer of this name or path; "auto" is always valid.
 
     Raises:
-        ModelError: with the nearest known path.
+        ModelError: it has none; the message names the closest path.
     """
-    known = [path for path, _ in leaf_steps(model)]
-    if layer == "auto" or matches(known, layer):
+    paths = [path for path, _ in leaf_operations(model)]
+    if layer == "auto" or matching_paths(paths, layer):
         return
-    near = nearest(layer, known, likeness=0.3)
-    hint = f"; the nearest is {near[0]!r}" if near else ""
-    raise ModelError(f"heatmap layer {layer!r} is not in model {model.name!r}{hint}; or say auto")
+    near = nearest(layer, paths, likeness=0.3)
+    hint = f"the nearest is {near[0]!r}; " if near else ""
+    raise ModelError(
+        f"heatmap layer {layer!r} is not in model {model.name!r}; {hint}set layer: auto to select "
+        "the last feature map"
+    )
 
 
-def matches(known: list[str], layer: str) -> list[str]:
-    """Return the paths a name means: the path itself, or any that ends in it."""
-    return [path for path in known if path == layer or path.endswith("/" + layer)]
+def matching_paths(paths: list[str], layer: str) -> list[str]:
+    """Return the paths that a layer name matches: the same path, or those that end in /name."""
+    return [path for path in paths if path == layer or path.endswith("/" + layer)]
 
 
 def find_feature_map(
@@ -119,40 +129,48 @@ def find_feature_map(
     score: tf.Tensor,  # (B, ...)
     layer: str,
 ) -> int:
-    """Return which call's output is the feature map that `layer` names.
+    """Return the index of the call whose output is the feature map to explain.
 
-    "auto" is the last map with more than one position that the score depends on, looking
-    behind pooling, dropout and padding.
+    Args:
+        calls: recorded in the graph that computed `score`.
+        score: class scores.
+        layer: name or path of a layer. "auto" is the last feature map that the score depends on,
+            before pooling, dropout and padding.
 
     Raises:
         ModelError: there is no such map.
     """
-    wanted = set(matches(calls.path, layer))
-    for i in reversed(range(len(calls.path))):
-        is_meant = not is_passing(calls.step[i]) if layer == "auto" else calls.path[i] in wanted
-        tensor = calls.returned[i]
-        if is_meant and has_positions(tensor) and _depends(score, tensor):
+    paths = set(matching_paths(calls.paths, layer))
+    for i in reversed(range(len(calls.paths))):
+        if layer == "auto":
+            is_candidate = not is_passthrough(calls.operations[i])
+        else:
+            is_candidate = calls.paths[i] in paths
+        tensor = calls.outputs[i]
+        if is_candidate and is_feature_map(tensor) and _depends(score, tensor):
             return i
     if layer == "auto":
         raise ModelError(
             "heatmap layer auto: no layer before the class scores has a feature map with height "
-            "and width; leave heatmap out for this model"
+            "and width; remove heatmap for this model"
         )
     raise ModelError(
-        f"heatmap layer {layer!r} gives no map (batch, height, width, channels) that the class "
-        "scores depend on; name a convolution, or say auto"
+        f"heatmap layer {layer!r} has no output (batch, height, width, channels) that the class "
+        "scores depend on; use the name of a convolution, or auto"
     )
 
 
-def has_positions(tensor: tf.Tensor) -> bool:
-    """Say whether it is a map (batch, height, width, channels) of more than one position."""
+def is_feature_map(tensor: tf.Tensor) -> bool:
+    """Return whether the shape is (batch, height, width, channels) with more than one position."""
     shape = tensor.shape
     return bool(shape.rank == 4 and shape[1] * shape[2] > 1)
 
 
-def is_passing(step: keras.Operation) -> bool:
-    """Say whether a step passes a feature map on without being one."""
-    return isinstance(step, _PASSING) or type(step).__name__ in _PASSING_OPERATIONS
+def is_passthrough(operation: keras.Operation) -> bool:
+    """Return whether `layer: auto` skips the output: pooling, dropout, padding, reshaping."""
+    if isinstance(operation, _PASSTHROUGH):
+        return True
+    return type(operation).__name__ in _PASSTHROUGH_OPERATIONS
 
 
 def _depends(score: tf.Tensor, tensor: tf.Tensor) -> bool:
@@ -161,28 +179,38 @@ def _depends(score: tf.Tensor, tensor: tf.Tensor) -> bool:
 
 def heatmaps(
     calls: Calls,
-    scores: tf.Tensor,  # (B, C): what is differentiated: probabilities or logits
-    classes: tf.Tensor,  # (B, K) int32: the classes asked for
-    at: int,  # the call whose output is the feature map
-) -> tf.Tensor:  # (B, K, h, w)
-    """Return Grad-CAM maps in 0..1, each divided by its maximum; all 0 where none is positive."""
-    features = calls.returned[at]
+    scores: tf.Tensor,  # (B, C)
+    classes: tf.Tensor,  # (B, K) int32
+    call_index: int,
+) -> tf.Tensor:  # (B, K, h, w) float32 in 0..1
+    """Return the Grad-CAM map of each requested class, divided by its maximum.
+
+    Args:
+        calls: recorded in the graph that computed `scores`.
+        scores: probabilities or logits; they are differentiated.
+        classes: ids of the classes to explain in each image.
+        call_index: the call whose output (B, h, w, c) is the feature map.
+
+    Returns:
+        Maps with maximum 1; a map without a positive value is all 0.
+    """
+    features = calls.outputs[call_index]
     pooled = _pooled(calls, scores, features)
     maps = [
-        _weighted(features, _channel_weights(scores, classes[:, k], features, pooled))
+        _class_map(features, _channel_weights(scores, classes[:, k], features, pooled))
         for k in range(classes.shape[1])
     ]
     return tf.stack(maps, axis=1)
 
 
 def _pooled(calls: Calls, scores: tf.Tensor, features: tf.Tensor) -> tf.Tensor | None:
-    """Return the pooled map where the scores see the map through its global average alone."""
-    for i, step in enumerate(calls.step):
-        is_pooling = isinstance(step, keras.layers.GlobalAveragePooling2D)
-        if is_pooling and calls.received[i][0] is features:
-            pooled = calls.returned[i]
-            past_it = tf.gradients(scores, features, stop_gradients=[pooled])[0]
-            return pooled if past_it is None else None
+    """Return the globally averaged map if the scores depend on the map only through it."""
+    for i, operation in enumerate(calls.operations):
+        is_pooling = isinstance(operation, keras.layers.GlobalAveragePooling2D)
+        if is_pooling and calls.inputs[i][0] is features:
+            pooled = calls.outputs[i]
+            other_path = tf.gradients(scores, features, stop_gradients=[pooled])[0]
+            return pooled if other_path is None else None
     return None
 
 
@@ -193,20 +221,21 @@ def _channel_weights(
     pooled: tf.Tensor | None,  # (B, c) or (B, 1, 1, c)
 ) -> tf.Tensor:  # (B, c)
     """Return the gradient of each image's class score, averaged over height and width."""
-    # Images of a batch do not meet in the network, so one gradient of the sum serves them all.
-    # A product with the one-hot class, and not a gather: a gather's gradient is a scatter.
-    chosen = tf.reduce_sum(scores * tf.one_hot(class_id, scores.shape[1], dtype=scores.dtype))
+    # Images of a batch are independent, so the gradient of the sum is the gradient of each score.
+    # The product with the one-hot class replaces a gather, whose gradient would be a scatter.
+    total = tf.reduce_sum(scores * tf.one_hot(class_id, scores.shape[1], dtype=scores.dtype))
     if pooled is None:
-        return tf.reduce_mean(tf.gradients(chosen, features)[0], axis=(1, 2))
+        return tf.reduce_mean(tf.gradients(total, features)[0], axis=(1, 2))
     positions = features.shape[1] * features.shape[2]
-    gradient = tf.gradients(chosen, pooled)[0] / positions
+    gradient = tf.gradients(total, pooled)[0] / positions
     return tf.reshape(gradient, (features.shape[0], features.shape[3]))
 
 
-def _weighted(
+def _class_map(
     features: tf.Tensor,  # (B, h, w, c)
     weights: tf.Tensor,  # (B, c)
 ) -> tf.Tensor:  # (B, h, w)
+    """Return relu of the weighted sum of the channels, divided by its maximum."""
     batch, height, width, channels = features.shape
     columns = tf.reshape(tf.cast(features, tf.float32), (batch, height * width, channels))
     weights = tf.cast(weights, tf.float32)[:, :, None] / channels

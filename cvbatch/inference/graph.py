@@ -1,8 +1,8 @@
 """Serving graph of one model: pixels to the outputs of its task, as TensorFlow tensors.
 
-Everything that can be in the graph is: preprocessing, activation, arg-max, Grad-CAM.
-`cvbatch.inference.engines` makes a program of it. Only the process that compiles imports this
-module.
+Preprocessing, activation, arg-max and Grad-CAM are part of the graph. `cvbatch.inference.engines`
+compiles it to a program. Imports TensorFlow: only processes that compile or inspect a network use
+it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from cvbatch.models import outputs as task_outputs
 
 
 def input_size(model: keras.Model, config: ModelConfig) -> tuple[int, int]:
-    """Return the height and width of the network's input, pixels.
+    """Return the height and width of the network's input in pixels.
 
     Raises:
-        ModelError: the model does not take one batch of images, or its size is open and the job
-            specifies none, or the job specifies another.
+        ModelError: the input is not one batch of images, its size is variable and the job has no
+            image_size, or the job has an image_size that the model does not accept.
     """
     shapes = model.input_shape
     if not isinstance(shapes, tuple) or len(shapes) != 4 or shapes[3] not in (1, 3):
         raise ModelError(
-            f"model {config.model!r} takes {shapes}; a model of this job takes one input of shape "
+            f"model {config.model!r} has the input shape {shapes}; it must have one input of shape "
             "(batch, height, width, 3 or 1)"
         )
-    own = shapes[1:3]
-    if config.image_size is None and None in own:
+    model_size = shapes[1:3]
+    if config.image_size is None and None in model_size:
         raise ModelError(
-            f"model {config.model!r} leaves its image size open; say image_size: [height, width]"
+            f"model {config.model!r} accepts any image size; set image_size: [height, width]"
         )
-    size = config.image_size or own
-    if any(own_side not in (None, side) for own_side, side in zip(own, size, strict=True)):
-        raise ModelError(f"image_size {list(size)}: model {config.model!r} takes {list(own)} only")
+    size = config.image_size or model_size
+    if any(fixed not in (None, side) for fixed, side in zip(model_size, size, strict=True)):
+        raise ModelError(
+            f"image_size {list(size)}: model {config.model!r} accepts only {list(model_size)}"
+        )
     return int(size[0]), int(size[1])
 
 
@@ -45,7 +47,7 @@ def num_classes(model: keras.Model, config: ModelConfig) -> int:
     """Return the number of classes of the model.
 
     Raises:
-        ModelError: its outputs do not fit the task; shapes found and wanted.
+        ModelError: the outputs do not fit the task; the message has actual and required shapes.
     """
     height, width = input_size(model, config)
     images = keras.KerasTensor((1, height, width, model.input_shape[3]))
@@ -54,15 +56,15 @@ def num_classes(model: keras.Model, config: ModelConfig) -> int:
 
 
 class ServingGraph:
-    """The function of a (B, H, W, 3) uint8 batch that one model of the job computes.
+    """One model of a job as a function of pixels (B, H, W, 3) uint8.
 
     Attributes:
-        heatmap_layer: path of the layer that heatmaps are of, known once the function was traced;
-            "" without heatmaps.
+        heatmap_layer: path of the layer whose feature map heatmaps explain; "" without heatmaps,
+            and before the function was traced.
     """
 
     def __init__(self, model: keras.Model, config: ModelConfig) -> None:
-        """Raises ModelError where the heatmap layer is not in the model."""
+        """Raises ModelError if the heatmap layer is not in the model."""
         self._model = model
         self._config = config
         self._size = input_size(model, config)
@@ -72,7 +74,7 @@ class ServingGraph:
             gradcam.check_layer(model, heatmap.layer)
 
     def __call__(self, pixels: tf.Tensor) -> Tensors:
-        """Return the outputs of the task; call it inside a TensorFlow graph."""
+        """Return the outputs of the task by name; call it inside a TensorFlow graph."""
         images = preprocess(pixels, self._model, self._config)
         with gradcam.record_calls(self._model) as calls:
             outputs = task_outputs.by_name(self._model(images, training=False))
@@ -82,10 +84,17 @@ class ServingGraph:
         return {name: _float32(tensor) for name, tensor in results.items()}
 
 
-def preprocess(pixels: tf.Tensor, model: keras.Model, config: ModelConfig) -> tf.Tensor:
-    """Return the network's input for pixels 0..255, (B, H, W, 3): (B, H, W, 3 or 1) float32."""
+def preprocess(
+    pixels: tf.Tensor,  # (B, H, W, 3) in 0..255
+    model: keras.Model,
+    config: ModelConfig,
+) -> tf.Tensor:  # (B, H, W, 3) or (B, H, W, 1) float32
+    """Return the network's input: grey if it has one channel, rescaled, preprocessed.
+
+    Source: the weights of grey are those of luma in ITU-R BT.601.
+    """
     images = tf.cast(pixels, tf.float32)
-    if model.input_shape[3] == 1:  # luma weights of ITU-R BT.601
+    if model.input_shape[3] == 1:
         images = tf.tensordot(images, tf.constant([[0.299], [0.587], [0.114]]), 1)
     if config.rescale is not None:
         images = images * config.rescale.scale + config.rescale.offset
@@ -97,5 +106,5 @@ def preprocess(pixels: tf.Tensor, model: keras.Model, config: ModelConfig) -> tf
 
 
 def _float32(tensor: tf.Tensor) -> tf.Tensor:
-    """Return half-precision outputs as float32, so that programs have one type of floats."""
+    """Convert half-precision outputs to float32, so that all programs return the same dtype."""
     return tf.cast(tensor, tf.float32) if tensor.dtype.is_floating else tensor

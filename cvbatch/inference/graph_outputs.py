@@ -1,6 +1,6 @@
-"""Outputs of the serving graph by task: number of classes, and the tensors of the task.
+"""Outputs of the serving graph for each task: number of classes, and tensors by name.
 
-Only processes with TensorFlow import this module.
+Imports TensorFlow: only processes that compile or inspect a network use it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ Tensors = dict[str, tf.Tensor]
 class ForwardPass:
     """One model traced on a batch of B images.
 
-    Args:
+    Attributes:
         config: the model's section of the job file.
-        input_hw: height and width of the network's input, pixels.
-        outputs: of the network, by name.
-        calls: of its layers.
-        heatmap_layer: path of the layer that heatmaps are of; set while they are computed.
+        input_hw: height and width of the network's input in pixels.
+        outputs: the network's outputs by name.
+        calls: recorded calls of its layers.
+        heatmap_layer: path of the layer whose feature map is explained; set by the computation of
+            heatmaps.
     """
 
     config: Any
@@ -50,9 +51,9 @@ class ForwardPass:
 
 
 def scores_output(config: ClassificationConfig, outputs: Mapping[str, Any]) -> Any:
-    """Return the output of class scores. Raises ModelError where there is none, or several."""
-    wants = "one output of class scores (B, classes)"
-    return select_output("classification", wants, outputs, config.output, 2)
+    """Return the output (B, units) of class scores. Raises ModelError if it is not unique."""
+    expected = "one output of class scores (B, classes)"
+    return select_output("classification", expected, outputs, config.output, 2)
 
 
 def _count_labels(config: ClassificationConfig, outputs: Mapping[str, Any]) -> int:
@@ -61,7 +62,7 @@ def _count_labels(config: ClassificationConfig, outputs: Mapping[str, Any]) -> i
 
 
 def _classify(forward: ForwardPass) -> Tensors:
-    """Return scores (B, C); for heatmaps also heatmaps (B, K, h, w), heatmap_classes (B, K)."""
+    """Return scores (B, C), and with heatmaps: heatmaps (B, K, h, w), heatmap_classes (B, K)."""
     config = forward.config
     return _scores(forward, scores_output(config, forward.outputs), config.multi_label)
 
@@ -71,7 +72,7 @@ def _scores(
     raw: tf.Tensor,  # (B, units)
     is_multi_label: bool,
 ) -> Tensors:
-    """Return the probability of every class and, if the job asks, heatmaps of the best ones."""
+    """Return the probability of every class and, if configured, heatmaps of the top classes."""
     heatmap = forward.config.heatmap
     logits, probabilities = logits_and_probabilities(raw, is_multi_label)
     if heatmap is None:
@@ -79,12 +80,12 @@ def _scores(
     top_k = min(heatmap.top_k, probabilities.shape[1])
     classes = tf.math.top_k(probabilities, top_k).indices
     explained = logits if heatmap.score == "logit" else probabilities
-    at = gradcam.find_feature_map(forward.calls, explained, heatmap.layer)
-    forward.heatmap_layer = forward.calls.path[at]
+    call_index = gradcam.find_feature_map(forward.calls, explained, heatmap.layer)
+    forward.heatmap_layer = forward.calls.paths[call_index]
     return {
         "scores": probabilities,
         "heatmap_classes": classes,
-        "heatmaps": gradcam.heatmaps(forward.calls, explained, classes, at),
+        "heatmaps": gradcam.heatmaps(forward.calls, explained, classes, call_index),
     }
 
 
@@ -92,9 +93,12 @@ def logits_and_probabilities(
     raw: tf.Tensor,  # (B, units)
     is_multi_label: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:  # (B, C), (B, C)
-    """Return logits and probabilities; a network that ends in logits gets its activation here."""
+    """Return logits and probabilities of every class, whether or not the network has a softmax.
+
+    One unit without `is_multi_label` is the positive class of two: C is 2. Otherwise C is `units`.
+    """
     logits, activation = before_activation(raw)
-    if raw.shape[1] == 1 and not is_multi_label:  # one sigmoid unit is two classes
+    if raw.shape[1] == 1 and not is_multi_label:
         positive = tf.sigmoid(logits)
         return tf.concat([-logits, logits], axis=1), tf.concat([1 - positive, positive], axis=1)
     if activation:
@@ -103,7 +107,10 @@ def logits_and_probabilities(
 
 
 def before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
-    """Return the logits behind a final softmax or sigmoid and its name; "" where there is none."""
+    """Return the input of a final softmax or sigmoid, and its op type.
+
+    Without such an activation the scores themselves are returned, and "".
+    """
     tensor = scores
     while tensor.op.type in {"Identity", "Cast", "ExpandDims", "Squeeze"}:
         tensor = tensor.op.inputs[0]
@@ -116,25 +123,25 @@ def before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
 
 
 def maps_output(config: SegmentationConfig, outputs: Mapping[str, Any]) -> Any:
-    """Return the output of class maps. Raises ModelError where there is none, or several."""
-    wants = "one output of class scores per pixel (B, height, width, classes)"
-    return select_output("segmentation", wants, outputs, config.output, 4)
+    """Return the output (B, h, w, units) of class maps. Raises ModelError if it is not unique."""
+    expected = "one output of class scores per pixel (B, height, width, classes)"
+    return select_output("segmentation", expected, outputs, config.output, 4)
 
 
 def _count_mask_classes(config: SegmentationConfig, outputs: Mapping[str, Any]) -> int:
     units = int(maps_output(config, outputs).shape[-1])
     if units > MAX_MASK_CLASSES:
         raise ModelError(
-            f"model {config.model!r} has {units} classes; a mask of 8 bits holds {MAX_MASK_CLASSES}"
+            f"model {config.model!r} has {units} classes; an 8-bit mask allows {MAX_MASK_CLASSES}"
         )
     return 2 if units == 1 else units
 
 
 def _segment(forward: ForwardPass) -> Tensors:
-    """Return mask (B, H, W) uint8; for tiles also probabilities (B, H, W, C)."""
+    """Return mask (B, H, W) uint8, and with tiles: probabilities (B, H, W, C)."""
     maps = maps_output(forward.config, forward.outputs)
     has_activation = before_activation(maps)[1] != ""
-    if tuple(maps.shape[1:3]) != forward.input_hw:  # the network's maps are on a coarser grid
+    if tuple(maps.shape[1:3]) != forward.input_hw:  # the network has an output stride
         maps = tf.image.resize(maps, forward.input_hw)
     results = {"mask": _mask(maps, has_activation)}
     if forward.config.tiles is not None:
@@ -155,7 +162,7 @@ def _map_probabilities(
     maps: tf.Tensor,  # (B, H, W, units)
     has_activation: bool,
 ) -> tf.Tensor:  # (B, H, W, C)
-    """Return for each pixel the probability of every class: what tiles can be averaged by."""
+    """Return the probability of every class at each pixel, so that tiles can be averaged."""
     if maps.shape[3] > 1:
         return maps if has_activation else tf.nn.softmax(maps)
     positive = maps if has_activation else tf.sigmoid(maps)
@@ -177,7 +184,10 @@ def _detect(forward: ForwardPass) -> Tensors:
 
 
 def single_box(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a detector's outputs of one box an image, {"boxes", "scores"}, as a localizer's."""
+    """Return outputs boxes (B, 1, 4) and scores (B, 1, C) as box (B, 4) and scores (B, C).
+
+    Outputs of other names or shapes are returned unchanged.
+    """
     if not all(
         name in outputs and len(outputs[name].shape) == 3 and outputs[name].shape[1] == 1
         for name in ("boxes", "scores")
@@ -190,12 +200,12 @@ def single_box(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _count_localized_classes(config: LocalizationConfig, outputs: Mapping[str, Any]) -> int:
-    wants = "box (B, 4) and scores (B, classes), or boxes (B, 1, 4) and scores (B, 1, classes)"
-    return _checked_classes(config, single_box(outputs), {"box": 2, "scores": 2}, wants)
+    expected = "box (B, 4) and scores (B, classes), or boxes (B, 1, 4) and scores (B, 1, classes)"
+    return _checked_classes(config, single_box(outputs), {"box": 2, "scores": 2}, expected)
 
 
 def _localize(forward: ForwardPass) -> Tensors:
-    """Return box (B, 4), and the outputs of a classification."""
+    """Return box (B, 4) and the outputs of `_classify`."""
     outputs = single_box(forward.outputs)
     return {"box": outputs["box"], **_scores(forward, outputs["scores"], False)}
 
@@ -203,25 +213,25 @@ def _localize(forward: ForwardPass) -> Tensors:
 def _checked_classes(
     config: DetectionConfig | LocalizationConfig,
     outputs: Mapping[str, Any],
-    ranks: Mapping[str, int],  # of the boxes and of their scores
-    wants: str,
+    ranks: Mapping[str, int],  # names of boxes and scores, in this order → number of dimensions
+    expected: str,
 ) -> int:
-    """Return the number of classes. Raises ModelError where boxes or scores have other shapes."""
+    """Return the number of classes. Raises ModelError if boxes or scores have other shapes."""
     if all(name in outputs and len(outputs[name].shape) == n for name, n in ranks.items()):
         boxes, scores = (outputs[name].shape for name in ranks)
         if boxes[-1] == 4 and boxes[:-1] == scores[:-1]:
             return int(scores[-1])
-    raise output_mismatch(config.task, f"the outputs {wants}", outputs)
+    raise output_mismatch(config.task, f"the outputs {expected}", outputs)
 
 
 class GraphOutputs(NamedTuple):
-    """How the outputs of a network become those of a task.
+    """Functions that turn the outputs of a network into those of a task.
 
-    Args:
-        num_classes: function of (config, outputs by name); raises ModelError where the outputs do
-            not fit the task.
-        compute: function of a ForwardPass that returns tensors by name, as
-            `cvbatch.inference.postprocess` reads them.
+    Attributes:
+        num_classes: function of (config, outputs by name); raises ModelError if the outputs do not
+            fit the task.
+        compute: function of a ForwardPass that returns the tensors by name that
+            `cvbatch.inference.postprocess` expects.
     """
 
     num_classes: Callable[[Any, Mapping[str, Any]], int]

@@ -1,9 +1,9 @@
-"""Gradients written with operations that LiteRT has, for layers between a map and its score.
+"""Gradients of activations and pooling, built of operations that LiteRT supports.
 
-TensorFlow's own gradients of relu and pooling are operations of their own (`ReluGrad`,
-`MaxPoolGrad`, `AvgPoolGrad`) which LiteRT lacks. These compute the same values: a select, and
-for pooling a one-hot of each window's first maximum, or equal shares. A graph traced under
-`OVERRIDES` uses them.
+TensorFlow computes these gradients with the operations `ReluGrad`, `MaxPoolGrad` and `AvgPoolGrad`,
+which LiteRT lacks. The functions below compute the same values: a select for activations; for
+pooling the one-hot of each window's first maximum, or equal shares. Tracing with `OVERRIDES` as
+`gradient_override_map` uses them in Grad-CAM.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _elu(op: Any, gradient: tf.Tensor) -> tf.Tensor:
 
 @tf.RegisterGradient("CvbatchMaxPool")
 def _max_pool(op: Any, gradient: tf.Tensor) -> tf.Tensor:  # (B, h', w', c) → (B, h, w, c)
-    """Send each window's gradient to its first maximum; windows that overlap keep TensorFlow's."""
+    """Assign each window's gradient to its first maximum; overlapping windows: TensorFlow's op."""
     _, size_h, size_w, _ = (int(n) for n in op.get_attr("ksize"))
     batch, height, width, channels = op.inputs[0].shape
     out_h, out_w = op.outputs[0].shape[1:3]
@@ -49,12 +49,12 @@ def _max_pool(op: Any, gradient: tf.Tensor) -> tf.Tensor:  # (B, h', w', c) → 
         return _MaxPoolGrad(op, gradient)
     covered = op.inputs[0][:, : out_h * size_h, : out_w * size_w]
     windows = tf.reshape(covered, (batch * out_h, size_h, out_w, size_w, channels))
-    # (window, position in it, channel): positions in the order TensorFlow scans them
+    # (window, position in the window, channel), with positions in the order of TensorFlow's scan
     windows = tf.transpose(windows, (0, 2, 1, 3, 4))
     windows = tf.reshape(windows, (batch * out_h * out_w, size_h * size_w, channels))
     first = tf.argmax(windows, axis=1, output_type=tf.int32)
-    taken = tf.one_hot(first, size_h * size_w, axis=1, dtype=gradient.dtype)
-    spread = taken * tf.reshape(gradient, (batch * out_h * out_w, 1, channels))
+    is_first = tf.one_hot(first, size_h * size_w, axis=1, dtype=gradient.dtype)
+    spread = is_first * tf.reshape(gradient, (batch * out_h * out_w, 1, channels))
     spread = tf.reshape(spread, (batch * out_h, out_w, size_h, size_w, channels))
     spread = tf.transpose(spread, (0, 2, 1, 3, 4))
     spread = tf.reshape(spread, (batch, out_h * size_h, out_w * size_w, channels))
@@ -64,7 +64,7 @@ def _max_pool(op: Any, gradient: tf.Tensor) -> tf.Tensor:  # (B, h', w', c) → 
 
 @tf.RegisterGradient("CvbatchAvgPool")
 def _avg_pool(op: Any, gradient: tf.Tensor) -> tf.Tensor:  # (B, h', w', c) → (B, h, w, c)
-    """Share each window's gradient among its positions; overlapping or padded: TensorFlow's."""
+    """Divide each window's gradient equally; overlapping or padded windows: TensorFlow's op."""
     _, size_h, size_w, _ = (int(n) for n in op.get_attr("ksize"))
     batch, height, width, channels = op.inputs[0].shape
     out_h, out_w = op.outputs[0].shape[1:3]
@@ -80,7 +80,7 @@ def _avg_pool(op: Any, gradient: tf.Tensor) -> tf.Tensor:  # (B, h', w', c) → 
     return tf.pad(spread, ((0, 0), (0, missing_h), (0, missing_w), (0, 0)))
 
 
-OVERRIDES = {
+OVERRIDES = {  # TensorFlow op type → registered gradient
     "Relu": "CvbatchRelu",
     "Relu6": "CvbatchRelu6",
     "LeakyRelu": "CvbatchLeakyRelu",

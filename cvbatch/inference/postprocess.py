@@ -1,4 +1,4 @@
-"""Table of post-processing by task: outputs of a program to predictions."""
+"""Table of post-processing functions by task: outputs of a program to predictions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from cvbatch.inference import (
 
 
 def tiles_unsupported(*_: object) -> ModelPredictions:
-    """Stand for the merge of a task whose section of a job file has no `tiles`."""
-    raise NotImplementedError("images of this task are not cut into tiles")
+    """Raise: `merge` of a task whose section in the job file has no `tiles`."""
+    raise NotImplementedError("this task does not support tiles")
 
 
 class Postprocessor(NamedTuple):
-    """How outputs of a task become predictions.
+    """Functions that turn outputs of a task into ModelPredictions.
 
-    Args:
-        read: function of (config, spec, outputs, image_index, placements), for K images that were
-            not cut.
-        merge: function of (config, spec, tiles, placements, position), for one image that was cut
-            into tiles.
+    Attributes:
+        read: function of (config, spec, outputs, image_index, placements) for K images that are
+            not tiled.
+        merge: function of (config, spec, tiles, placements, position) for one image that is tiled.
     """
 
     read: Callable[..., ModelPredictions]

@@ -1,4 +1,4 @@
-"""Post-processing of classification: class scores to labels, and heatmaps."""
+"""Post-processing of classification: class scores to labels and heatmaps; merging of tiles."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cvbatch.inference.engines import Outputs
 def read_outputs(
     config: ClassificationConfig | LocalizationConfig,
     spec: ModelSpec,
-    outputs: Outputs,  # scores (K, C); heatmaps (K, T, h, w) and heatmap_classes (K, T)
+    outputs: Outputs,  # scores (K, C); heatmaps (K, M, h, w) and heatmap_classes (K, M)
     image_index: np.ndarray,  # (K,) positions in the batch
     placements: Sequence[Placement],  # K
 ) -> ModelPredictions:
-    """Return the labels, and the heatmaps if there are any, of K images."""
+    """Return the labels and, if configured, heatmaps of K images."""
     labels = _labels(config, outputs["scores"], image_index)
     if config.heatmap is None:
         return ModelPredictions(labels=labels)
@@ -37,9 +37,11 @@ def merge_tiles(
     placements: Sequence[Placement],  # T
     position: int,  # of the image in its batch
 ) -> ModelPredictions:
-    """Return the labels, and the heatmaps if there are any, of one image that was cut."""
-    rows = list(tiles)
-    outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    """Return the labels and, if configured, heatmaps of one tiled image."""
+    tile_outputs = list(tiles)
+    outputs = {
+        name: np.concatenate([tile[name] for tile in tile_outputs]) for name in tile_outputs[0]
+    }
     labels = _labels(config, merge_scores(outputs["scores"]), np.array([position], np.int64))
     if config.heatmap is None:
         return ModelPredictions(labels=labels)
@@ -61,23 +63,27 @@ def _labels(
 
 
 def merge_scores(
-    scores: np.ndarray,  # (T, C) float32, of an image's tiles
+    scores: np.ndarray,  # (T, C) float32, of the tiles of one image
 ) -> np.ndarray:  # (1, C) float32
-    """Return the image's class scores: each the largest of its tiles'."""
+    """Return the class scores of a tiled image: the maximum over its tiles."""
     merged: np.ndarray = scores.max(axis=0, keepdims=True)
     return merged
 
 
 def read_labels(
     scores: np.ndarray,  # (K, C) float32
-    image_index: np.ndarray,  # (K,) the images the rows are of
+    image_index: np.ndarray,  # (K,) positions in the batch
     *,
     top_k: int,
     score_threshold: float | None = None,
 ) -> Labels:
-    """Return the best `top_k` classes of each image, or with a threshold all that reach it.
+    """Select the classes of each image, best first; of equal scores the lower class id first.
 
-    Best first; of equal scores the lower class first.
+    Args:
+        scores: of every class.
+        image_index: of the rows.
+        top_k: number of classes to select; unused with a threshold.
+        score_threshold: minimum score: all classes that reach it are selected.
     """
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
@@ -93,12 +99,12 @@ def read_labels(
 
 
 def read_heatmaps(
-    values: np.ndarray,  # (K, T, h, w) float32
-    classes: np.ndarray,  # (K, T) int32
+    values: np.ndarray,  # (K, M, h, w) float32
+    classes: np.ndarray,  # (K, M) int32
     scores: np.ndarray,  # (K, C) float32
-    image_index: np.ndarray,  # (K,)
+    image_index: np.ndarray,  # (K,) positions in the batch
 ) -> Heatmaps:
-    """Return the heatmaps of each image's best classes, best first."""
+    """Return M heatmaps of each image with class, score and image index, in the given order."""
     num_images, top_k, height, width = values.shape
     return Heatmaps(
         values=values.reshape(-1),
@@ -111,27 +117,30 @@ def read_heatmaps(
 
 
 def merge_heatmaps(
-    values: np.ndarray,  # (T, K, h, w) float32, of an image's tiles
-    classes: np.ndarray,  # (T, K) int32: each tile's best
+    values: np.ndarray,  # (T, K, h, w) float32, of the tiles of one image
+    classes: np.ndarray,  # (T, K) int32: the top K classes of each tile
     scores: np.ndarray,  # (T, C) float32
     placements: Sequence[Placement],  # T
     position: int,  # of the image in its batch
 ) -> Heatmaps:
-    """Return the heatmaps of a cut image's best K classes, best first, over the whole original.
+    """Merge the heatmaps of tiles into heatmaps of the image's top K classes, best first.
 
-    A map has cells of the layer's size as the tiles show it. A cell has the largest of the values
-    at its centre in the tiles with a heatmap of the class; then all are divided by their maximum.
-    There is such a tile: that in which the class has its score for the image. What ranks before
-    it there ranks before it in the image, so it is among the best K of that tile too.
+    A merged map covers the original with cells of the same size as those of the tiles. The value
+    of a cell is the maximum, over the tiles that have a heatmap of the class, of the value at the
+    cell's centre; then the map is divided by its maximum.
+
+    At least one tile has a heatmap of each class: the tile where the class has its maximum score. A
+    class that ranks before it in this tile also ranks before it in the image, so the class is among
+    the top K of this tile.
     """
     top_k, grid_hw = values.shape[1], (values.shape[2], values.shape[3])
-    best = merge_scores(scores)[0]
-    top = np.argsort(-best, kind="stable")[:top_k].astype(np.int32)
+    image_scores = merge_scores(scores)[0]
+    class_ids = np.argsort(-image_scores, kind="stable")[:top_k].astype(np.int32)
     height, width = canvas_size(placements[0], grid_hw)
     maps = np.zeros((top_k, height, width), np.float32)
     for tile, placement in enumerate(placements):
         row, rows, column, columns = sample_grid(placement, (height, width), grid_hw)
-        for rank, k in np.argwhere(top[:, None] == classes[tile]):
+        for rank, k in np.argwhere(class_ids[:, None] == classes[tile]):
             covered = maps[rank, row : row + len(rows), column : column + len(columns)]
             np.maximum(covered, values[tile, k][np.ix_(rows, columns)], out=covered)
     peak = maps.max(axis=(1, 2), keepdims=True)
@@ -140,7 +149,7 @@ def merge_heatmaps(
         values=maps.reshape(-1),
         height=np.full(top_k, height, np.int32),
         width=np.full(top_k, width, np.int32),
-        class_id=top,
-        score=best[top],
+        class_id=class_ids,
+        score=image_scores[class_ids],
         image_index=np.full(top_k, position, np.int64),
     )

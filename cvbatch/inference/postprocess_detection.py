@@ -1,4 +1,4 @@
-"""Post-processing of detection: candidate boxes to boxes, by thresholds and suppression."""
+"""Post-processing of detection: score threshold, non-maximum suppression, original pixels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_outputs(
         placements,
         spec.input_key,
         config.box_format,
-        _suppression(config, spec),
+        _nms_settings(config, spec),
     )
     return ModelPredictions(boxes=boxes)
 
@@ -40,19 +40,19 @@ def merge_tiles(
     placements: Sequence[Placement],  # T
     position: int,  # of the image in its batch
 ) -> ModelPredictions:
-    """Return the boxes of one image that was cut."""
+    """Return the boxes of one tiled image."""
     boxes = merge_boxes(
-        ((row["boxes"][0], row["scores"][0]) for row in tiles),
+        ((outputs["boxes"][0], outputs["scores"][0]) for outputs in tiles),
         position,
         placements,
         spec.input_key,
         config.box_format,
-        _suppression(config, spec),
+        _nms_settings(config, spec),
     )
     return ModelPredictions(boxes=boxes)
 
 
-def _suppression(config: DetectionConfig, spec: ModelSpec) -> box_arrays.NmsSettings:
+def _nms_settings(config: DetectionConfig, spec: ModelSpec) -> box_arrays.NmsSettings:
     names = config.keep_classes
     return box_arrays.NmsSettings(
         config.score_threshold,
@@ -66,20 +66,20 @@ def _suppression(config: DetectionConfig, spec: ModelSpec) -> box_arrays.NmsSett
 def read_boxes(
     boxes: np.ndarray,  # (K, N, 4) float32 in box_format
     scores: np.ndarray,  # (K, N, C) float32
-    image_index: np.ndarray,  # (K,)
+    image_index: np.ndarray,  # (K,) positions in the batch
     placements: Sequence[Placement],  # K
     key: InputKey,
     box_format: str,
-    rule: box_arrays.NmsSettings,
+    settings: box_arrays.NmsSettings,
 ) -> Boxes:
-    """Return what is left of each image's boxes after suppression, best first."""
-    found = []
+    """Suppress the candidates of each image and map the boxes to the original; best first."""
+    parts = []
     for row, placement in enumerate(placements):
         xyxy = box_arrays.to_xyxy(boxes[row], box_format, key.height, key.width)
-        kept, class_id = box_arrays.non_max_suppression(xyxy, scores[row], **rule._asdict())
+        kept, class_id = box_arrays.non_max_suppression(xyxy, scores[row], **settings._asdict())
         original = boxes_to_original(xyxy[kept], placement)
-        found.append((original, scores[row, kept, class_id], class_id))
-    return join_boxes(found, image_index)
+        parts.append((original, scores[row, kept, class_id], class_id))
+    return join_boxes(parts, image_index)
 
 
 def merge_boxes(
@@ -88,26 +88,23 @@ def merge_boxes(
     placements: Sequence[Placement],  # T
     key: InputKey,
     box_format: str,
-    rule: box_arrays.NmsSettings,
+    settings: box_arrays.NmsSettings,
 ) -> Boxes:
-    """Return what is left of a cut image's boxes after one suppression over all its tiles.
+    """Map the boxes of all tiles to the original, clip them, and suppress them together.
 
-    Suppressed are the boxes as they lie in the original, clipped to it, in the order of the tiles.
-    The tiles are taken one at a time; of each only the boxes with a score over the threshold stay,
-    which changes nothing: no other can stand, or make one fall.
+    To save memory, tiles are processed one at a time and boxes below the score threshold are
+    dropped at once. The result is the same, because these boxes neither remain nor suppress others.
     """
     boxes, scores = [], []
-    for placement, (of_tile, tile_scores) in zip(placements, tiles, strict=True):
-        candidates = _of_classes(tile_scores, rule.classes_kept)
-        is_kept = (candidates >= np.float32(rule.score_threshold)).any(axis=1)
-        xyxy = box_arrays.to_xyxy(of_tile[is_kept], box_format, key.height, key.width)
+    for placement, (tile_boxes, tile_scores) in zip(placements, tiles, strict=True):
+        candidates = tile_scores
+        if settings.classes_kept is not None:
+            candidates = tile_scores[:, list(settings.classes_kept)]
+        is_kept = (candidates >= np.float32(settings.score_threshold)).any(axis=1)
+        xyxy = box_arrays.to_xyxy(tile_boxes[is_kept], box_format, key.height, key.width)
         boxes.append(boxes_to_original(xyxy, placement))
         scores.append(tile_scores[is_kept])
     xyxy, all_scores = np.concatenate(boxes), np.concatenate(scores)
-    kept, class_id = box_arrays.non_max_suppression(xyxy, all_scores, **rule._asdict())
-    found = (xyxy[kept], all_scores[kept, class_id], class_id)
-    return join_boxes([found], np.array([position], np.int64))
-
-
-def _of_classes(scores: np.ndarray, kept: Sequence[int] | None) -> np.ndarray:  # (N, C) → (N, K)
-    return scores if kept is None else scores[:, list(kept)]
+    kept, class_id = box_arrays.non_max_suppression(xyxy, all_scores, **settings._asdict())
+    part = (xyxy[kept], all_scores[kept, class_id], class_id)
+    return join_boxes([part], np.array([position], np.int64))

@@ -1,4 +1,4 @@
-"""Post-processing of localization: class scores to labels, and one box for each image."""
+"""Post-processing of localization: class scores to labels, and one box per image."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cvbatch.inference.engines import Outputs
 def read_outputs(
     config: LocalizationConfig,
     spec: ModelSpec,
-    outputs: Outputs,  # box (K, 4) and those of a classification
+    outputs: Outputs,  # box (K, 4), and the outputs of classification
     image_index: np.ndarray,  # (K,) positions in the batch
     placements: Sequence[Placement],  # K
 ) -> ModelPredictions:
-    """Return the labels and boxes, and the heatmaps if there are any, of K images."""
-    of_scores = postprocess_classification.read_outputs(
+    """Return the labels, boxes and, if configured, heatmaps of K images."""
+    predictions = postprocess_classification.read_outputs(
         config, spec, outputs, image_index, placements
     )
     boxes = read_single_boxes(
@@ -34,22 +34,22 @@ def read_outputs(
         spec.input_key,
         box_format=config.box_format,
     )
-    return replace(of_scores, boxes=boxes)
+    return replace(predictions, boxes=boxes)
 
 
 def read_single_boxes(
     boxes: np.ndarray,  # (K, 4) float32 in box_format
     scores: np.ndarray,  # (K, C) float32
-    image_index: np.ndarray,  # (K,)
+    image_index: np.ndarray,  # (K,) positions in the batch
     placements: Sequence[Placement],  # K
     key: InputKey,
     *,
     box_format: str,
 ) -> Boxes:
-    """Return a localizer's one box of each image, with the image's best class."""
+    """Return one box per image in original pixels, with class and score of the top class."""
     xyxy = to_xyxy(boxes, box_format, key.height, key.width)
     best = scores.argmax(axis=1)
-    found = [
+    parts = [
         (
             boxes_to_original(xyxy[row : row + 1], placement),
             scores[row, best[row : row + 1]],
@@ -57,4 +57,4 @@ def read_single_boxes(
         )
         for row, placement in enumerate(placements)
     ]
-    return join_boxes(found, image_index)
+    return join_boxes(parts, image_index)

@@ -1,4 +1,4 @@
-"""Post-processing of segmentation: masks of images, and one mask merged from many tiles."""
+"""Post-processing of segmentation: masks, and masks of tiled images from mean probabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cvbatch.core.types import VOID_CLASS, Masks, ModelPredictions, ModelSpec
 from cvbatch.geometry.resize import Placement, sample_grid
 from cvbatch.inference.engines import Outputs
 
-_BAND_BYTES = 16 << 20  # of sums that are held while a band of the mask is decided
+_BAND_BYTES = 16 << 20  # maximum size of the probability sums of one band of rows
 
 
 def read_outputs(
@@ -34,16 +34,16 @@ def merge_tiles(
     placements: Sequence[Placement],  # T
     position: int,  # of the image in its batch
 ) -> ModelPredictions:
-    """Return the mask of one image that was cut."""
-    probabilities = (row["probabilities"][0] for row in tiles)
+    """Return the mask of one tiled image."""
+    probabilities = (outputs["probabilities"][0] for outputs in tiles)
     return ModelPredictions(masks=merge_masks(probabilities, position, placements))
 
 
 def read_masks(
     class_id: np.ndarray,  # (K, H, W) uint8
-    image_index: np.ndarray,  # (K,) the images the rows are of
+    image_index: np.ndarray,  # (K,) positions in the batch
 ) -> Masks:
-    """Return the masks at the network's own size."""
+    """Return the masks at the size of the network's input."""
     count, height, width = class_id.shape
     return Masks(
         class_id=class_id.reshape(-1),
@@ -54,33 +54,39 @@ def read_masks(
 
 
 def merge_masks(
-    tiles: Iterable[np.ndarray],  # T of (H, W, C) float32 probabilities, at any scale
+    tiles: Iterable[np.ndarray],  # T of (H, W, C) float32
     position: int,  # of the image in its batch
-    placements: Sequence[Placement],  # T ≥ 2, of `tile_placements`
+    placements: Sequence[Placement],  # T ≥ 2
 ) -> Masks:
-    """Return the mask of an image that was cut, at the size of the original.
+    """Merge the tiles of one image into a mask at the size of the original.
 
-    To each pixel the class with the largest mean probability, of equal ones the lower: the mean
-    over the tiles that cover the pixel, of the values at its centre. As the tiles are as many for
-    every class, sums are compared, of float32 in the order of the tiles. What no tile covers is
-    `VOID_CLASS`.
+    The class of a pixel is the one with the largest mean probability over the tiles that cover the
+    pixel, evaluated at its centre; of equal means the lower class id. The same number of tiles
+    covers the pixel for every class, so sums are compared instead of means; they are float32, added
+    in the order of the tiles. Pixels that no tile covers are `VOID_CLASS`.
 
-    The tiles are taken one at a time and pixels decided as soon as the last tile over them is
-    there; of a tile only the part over undecided pixels stays.
+    To save memory, tiles are processed one at a time. A pixel gets its class when the last tile
+    that covers it was received, and only the part of a tile over pending pixels is retained.
+
+    Args:
+        tiles: class probabilities, on a grid of any size over the network's input.
+        position: of the image in its batch.
+        placements: of the tiles, in the order of `tile_placements`.
     """
     first, second = placements[:2]
     mask = np.full((first.height, first.width), VOID_CLASS, np.uint8)
     is_by_columns = first.source.left == second.source.left
-    upright = mask.T if is_by_columns else mask  # lines of tiles are rows of this view
+    # Tiles are ordered along the rows of this view, also if they are ordered along columns.
+    oriented_mask = mask.T if is_by_columns else mask
     next_row, next_column = _next_starts(placements, is_by_columns)
-    held: list[_Tile] = []
+    pending: list[_Tile] = []
     for placement, probabilities in zip(placements, tiles, strict=True):
-        tile = _laid_out(placement, probabilities, is_by_columns)
-        held.append(tile)
+        tile = _make_tile(placement, probabilities, is_by_columns)
+        pending.append(tile)
         bottom, right = next_row[tile.top], next_column[tile.left]
-        _decide(upright, held, (tile.top, bottom), (tile.left, right))
-        held = [_undecided(one, bottom) if one.right <= right else one for one in held]
-        held = [one for one in held if one.top < one.bottom]
+        _classify(oriented_mask, pending, (tile.top, bottom), (tile.left, right))
+        pending = [_crop_above(t, bottom) if t.right <= right else t for t in pending]
+        pending = [t for t in pending if t.top < t.bottom]
     return Masks(
         class_id=mask.reshape(-1),
         height=np.array([first.height], np.int32),
@@ -91,12 +97,20 @@ def merge_masks(
 
 @dataclass(frozen=True)
 class _Tile:
-    """A tile's probabilities, and which of them each pixel of the original takes."""
+    """Probabilities of a tile, and the mapping from pixels of the original to them.
+
+    Attributes:
+        top: first row of the original that the tile covers.
+        left: first column.
+        rows: row of `probabilities` for each row of the original, beginning at `top`.
+        columns: column of `probabilities` for each column of the original, beginning at `left`.
+        probabilities: of every class, on the grid of the tile.
+    """
 
     top: int
     left: int
-    rows: np.ndarray  # (R,) of the probabilities, one for each row of the original from `top` on
-    columns: np.ndarray  # (C',)
+    rows: np.ndarray  # (R,)
+    columns: np.ndarray  # (S,)
     probabilities: np.ndarray  # (H, W, C) float32
 
     @property
@@ -111,16 +125,16 @@ class _Tile:
 def _next_starts(
     placements: Sequence[Placement], is_by_columns: bool
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """Return for each line of tiles, and each place in it, where the next begins or all ends."""
+    """Map the first row of each tile to that of the next tile or the mask's end; also columns."""
     first = placements[0]
-    tops = sorted({one.source.top for one in placements})
-    lefts = sorted({one.source.left for one in placements})
+    tops = sorted({placement.source.top for placement in placements})
+    lefts = sorted({placement.source.left for placement in placements})
     by_row = dict(pairwise([*tops, first.height]))
     by_column = dict(pairwise([*lefts, first.width]))
     return (by_column, by_row) if is_by_columns else (by_row, by_column)
 
 
-def _laid_out(
+def _make_tile(
     placement: Placement,
     probabilities: np.ndarray,  # (H, W, C)
     is_by_columns: bool,
@@ -132,8 +146,8 @@ def _laid_out(
     return _Tile(top, left, rows, columns, probabilities)
 
 
-def _undecided(tile: _Tile, bottom: int) -> _Tile:
-    """Return what of the tile lies in the rows from `bottom` on, perhaps nothing."""
+def _crop_above(tile: _Tile, bottom: int) -> _Tile:
+    """Return the part of the tile in rows from `bottom` on; it may be empty."""
     if tile.top >= bottom:
         return tile
     rows = tile.rows[bottom - tile.top :]
@@ -143,12 +157,13 @@ def _undecided(tile: _Tile, bottom: int) -> _Tile:
     return _Tile(bottom, tile.left, rows - rows[0], tile.columns, kept)
 
 
-def _decide(
-    mask: np.ndarray,  # (h, w) uint8, written upon
+def _classify(
+    mask: np.ndarray,  # (h, w) uint8, modified
     tiles: Sequence[_Tile],  # all that cover any of the pixels
-    rows: tuple[int, int],  # from, to
+    rows: tuple[int, int],  # start, stop
     columns: tuple[int, int],
 ) -> None:
+    """Write the class of the pixels in these rows and columns into the mask."""
     left, right = columns
     num_classes = tiles[0].probabilities.shape[2]
     step = max(1, _BAND_BYTES // (4 * num_classes * (right - left)))
@@ -159,10 +174,9 @@ def _decide(
             first_row, last_row = max(top, tile.top), min(bottom, tile.bottom)
             first_column, last_column = max(left, tile.left), min(right, tile.right)
             if first_row < last_row and first_column < last_column:
-                seen = tile.probabilities.take(
-                    tile.columns[first_column - tile.left : last_column - tile.left], axis=1
-                ).take(tile.rows[first_row - tile.top : last_row - tile.top], axis=0)
                 sums[
                     first_row - top : last_row - top, first_column - left : last_column - left
-                ] += seen
+                ] += tile.probabilities.take(
+                    tile.columns[first_column - tile.left : last_column - tile.left], axis=1
+                ).take(tile.rows[first_row - tile.top : last_row - tile.top], axis=0)
         mask[top:bottom, left:right] = sums.argmax(axis=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import compress, islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from cvbatch.inference.postprocess import POSTPROCESSORS
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model of the job, loaded in a worker."""
+    """A model of the job, loaded in a worker; `batch_size` is that of its program."""
 
     config: ModelConfig
     spec: ModelSpec
@@ -30,36 +30,41 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Computed:
-    """The outputs of one model for the K decoded images of a batch."""
+    """The outputs of one model for the K decoded images of a batch.
+
+    Attributes:
+        is_finite: whether all outputs of an image are finite.
+        read: function of a mask (K,) bool that returns the predictions of the selected images.
+    """
 
     is_finite: np.ndarray  # (K,) bool
-    read: Callable[[np.ndarray], ModelPredictions]  # (K,) bool: of which images
+    read: Callable[[np.ndarray], ModelPredictions]
 
 
 class _NotFiniteError(Exception):
-    """An output for a tile is not finite, so its image fails."""
+    """An output of a tile is NaN or infinite, so its image fails."""
 
 
 class Predictor:
-    """Runs all models on a batch. A plain callable: the same in a test and in an actor."""
+    """Callable that runs all models of a job on a batch of images; it does not depend on Ray."""
 
     def __init__(self, models: Sequence[LoadedModel]) -> None:
         self._models = tuple(models)
 
     def __call__(self, batch: ImageBatch) -> Predictions:
-        """Return every model's predictions.
+        """Return the predictions of every model.
 
-        An image for which an output of a model is not finite becomes a failure (stage predict, kind
-        not_finite), because NaN has no place in a ranking.
+        If an output of any model is NaN or infinite, the image becomes a failure of all models
+        (stage predict, kind not_finite), because NaN cannot be ranked.
         """
         decoded = batch.decoded
         computed = [_compute(model, batch) for model in self._models]
         is_finite = np.ones(len(decoded), bool)
         failures = dict(batch.failures)
-        for model, one in zip(self._models, computed, strict=True):
-            for position in decoded[is_finite & ~one.is_finite]:
+        for model, outputs in zip(self._models, computed, strict=True):
+            for position in decoded[is_finite & ~outputs.is_finite]:
                 failures[int(position)] = _not_finite(model.spec)
-            is_finite &= one.is_finite
+            is_finite &= outputs.is_finite
         return Predictions(
             chunk_id=batch.chunk_id,
             image_id=batch.image_id,
@@ -67,7 +72,7 @@ class Predictor:
             width=batch.width,
             height=batch.height,
             failures=failures,
-            models=tuple(one.read(is_finite) for one in computed),
+            models=tuple(outputs.read(is_finite) for outputs in computed),
         )
 
 
@@ -86,45 +91,44 @@ def _compute(model: LoadedModel, batch: ImageBatch) -> _Computed:
 def _compute_tiles(model: LoadedModel, batch: ImageBatch) -> _Computed:
     """Run the tiles of all images as one sequence; post-process each image when it is complete.
 
-    So the outputs for tiles, which may be far larger than their pixels, are in memory for one batch
-    of the program and never for all tiles of an image.
+    Outputs of tiles may be far larger than their pixels. Therefore they are in memory for one batch
+    of the program, and never for all tiles of an image.
     """
     key = model.spec.input_key
     postprocessor = POSTPROCESSORS[model.config.task]
     tiles = _tiles(model, batch.pixels[key])
-    predictions: list[ModelPredictions | None] = []  # None: not finite
+    predictions: list[ModelPredictions | None] = []  # None: an output is not finite
     for i in batch.decoded:
         placements = tile_placements(int(batch.height[i]), int(batch.width[i]), key)
-        of_image = islice(tiles, len(placements))
-        finite = _finite(of_image)
+        image_tiles = islice(tiles, len(placements))
+        checked = _check_finite(image_tiles)
+        args = (model.config, model.spec)
         try:
             if len(placements) == 1:
                 index = np.array([i], np.int64)
-                one = postprocessor.read(model.config, model.spec, next(finite), index, placements)
+                predictions.append(postprocessor.read(*args, next(checked), index, placements))
             else:
-                one = postprocessor.merge(model.config, model.spec, finite, placements, int(i))
-            predictions.append(one)
+                predictions.append(postprocessor.merge(*args, checked, placements, int(i)))
         except _NotFiniteError:
             predictions.append(None)
-            deque(of_image, maxlen=0)  # the next image's tiles follow them
-    is_finite = np.array([one is not None for one in predictions], bool)
+            deque(image_tiles, maxlen=0)  # skip to the tiles of the next image
+    is_finite = np.array([prediction is not None for prediction in predictions], bool)
 
-    def read(is_chosen: np.ndarray) -> ModelPredictions:
-        chosen = zip(predictions, is_chosen, strict=True)
-        return _joined([one for one, is_in in chosen if is_in and one])
+    def read(is_selected: np.ndarray) -> ModelPredictions:
+        return _concatenate([p for p in compress(predictions, is_selected) if p])
 
     return _Computed(is_finite, read)
 
 
-def _finite(tiles: Iterator[Outputs]) -> Iterator[Outputs]:
+def _check_finite(tiles: Iterator[Outputs]) -> Iterator[Outputs]:
     for outputs in tiles:
         if not _finite_images(outputs, 1).all():
             raise _NotFiniteError
         yield outputs
 
 
-def _joined(parts: Sequence[ModelPredictions]) -> ModelPredictions:
-    """Return the predictions of several images as one, in their order."""
+def _concatenate(parts: Sequence[ModelPredictions]) -> ModelPredictions:
+    """Concatenate the predictions of several images, in their order."""
     kinds: dict[str, Any] = {}
     for kind in fields(ModelPredictions):
         values = [value for part in parts if (value := getattr(part, kind.name)) is not None]
@@ -154,21 +158,21 @@ def _tiles(
     model: LoadedModel,
     pixels: np.ndarray,  # (T, H, W, 3) uint8
 ) -> Iterator[Outputs]:
-    """Yield the program's outputs for each tile, as those of a batch of one.
+    """Yield the program's outputs of each tile as a batch of one.
 
-    They are copies, so that a tile that stays in memory does not keep its whole batch there.
+    They are copies, because a view would keep the outputs of the whole batch in memory.
     """
     for part in _batches(model, pixels):
         for row in range(len(next(iter(part.values())))):
             yield {name: array[row : row + 1].copy() for name, array in part.items()}
-        part.clear()  # freed before the program computes the next
+        part.clear()  # free the outputs before the program computes the next batch
 
 
 def _batches(
     model: LoadedModel,
     pixels: np.ndarray,  # (K, H, W, 3) uint8
 ) -> Iterator[Outputs]:
-    """Yield the program's outputs for full batches of its size, without the padding of the last."""
+    """Yield the program's outputs batch by batch; the last batch is padded, its padding removed."""
     size = model.batch_size
     for start in range(0, len(pixels), size):
         part = pixels[start : start + size]
@@ -181,7 +185,7 @@ def _batches(
 
 
 def _finite_images(outputs: Outputs, num_images: int) -> np.ndarray:  # (K,) bool
-    """Say for each image whether all its outputs are finite."""
+    """Return for each image whether all its outputs are finite."""
     is_finite = np.ones(num_images, bool)
     for array in outputs.values():
         if array.dtype.kind == "f":
@@ -194,10 +198,10 @@ def _not_finite(spec: ModelSpec) -> Failure:
     return Failure("predict", "not_finite", message)
 
 
-def _select(outputs: Outputs, is_chosen: np.ndarray) -> Outputs:
-    if is_chosen.all():
+def _select(outputs: Outputs, is_selected: np.ndarray) -> Outputs:
+    if is_selected.all():
         return outputs
-    return {name: array[is_chosen] for name, array in outputs.items()}
+    return {name: array[is_selected] for name, array in outputs.items()}
 
 
 def _read(
