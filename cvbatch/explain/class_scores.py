@@ -1,7 +1,8 @@
 """Class scores that Grad-CAM explains, by task.
 
-A classifier scores the whole image. Of a segmenter a region of the image is explained, of a
-detector one box of each class: this focus is an input of the graph beside the pixels.
+For a classifier they are the scores of the image. For a segmenter they are those of a region, for a
+detector those of one box per class. The region or the boxes are the "focus", a second input of the
+graph beside the pixels.
 """
 
 from __future__ import annotations
@@ -28,21 +29,22 @@ from cvbatch.inference.graph_outputs import (
     single_box,
 )
 
-Scores = tuple[tf.Tensor, tf.Tensor]  # (B, C) explained, (B, C) by which classes are ranked
+Scores = tuple[tf.Tensor, tf.Tensor]  # (B, C) scores to explain, (B, C) scores that rank classes
 Focus = tuple[np.ndarray | None, np.ndarray | None]  # input of the graph; (B, C, 4) its boxes
-Candidates = Callable[[], Tensors]  # runs the network: its outputs for the batch
+RunNetwork = Callable[[], Tensors]  # returns the network's outputs for the batch
 
 
 class ClassScores(NamedTuple):
-    """How the scores of a task are explained.
+    """Functions that define the explained scores of a task.
 
-    Args:
-        scores: function of (job, outputs by name, focus), inside the graph.
-        find_map: function of (calls, scores, layer) that returns which feature map is explained.
-        focus_spec: function of (job, facts) that returns shape and type of one image's focus; None
-            where the whole image is explained.
-        focus: function of (job, facts, placements, candidates) that returns the focus of a batch
-            and, if it is boxes, these in pixels of the input.
+    Attributes:
+        scores: function of (job, outputs by name, focus) that returns Scores, inside the graph.
+        find_map: function of (calls, scores, layer) that returns the index of the call whose output
+            is the feature map to explain.
+        focus_spec: function of (job, facts) that returns shape and dtype of one image's focus; None
+            if the scores of the whole image are explained.
+        focus: function of (job, facts, placements, run) that returns the focus of a batch and, for
+            a detector, the boxes in pixels of the input.
     """
 
     scores: Callable[[ExplainJob, Tensors, tf.Tensor | None], Scores]
@@ -80,7 +82,7 @@ def _region_scores(job: ExplainJob, outputs: Tensors, focus: tf.Tensor | None) -
     config: Any = job.model
     maps = maps_output(config, outputs)
     logits, _ = before_activation(maps)
-    if maps.shape[3] == 1:  # one unit is two classes
+    if maps.shape[3] == 1:  # one unit is the positive class of two
         logits = tf.concat([-logits, logits], axis=3)
     return region_scores(logits, focus)
 
@@ -91,19 +93,19 @@ def _region_spec(job: ExplainJob, facts: NetworkFacts) -> tf.TensorSpec | None:
 
 
 def _region_focus(
-    job: ExplainJob, facts: NetworkFacts, placements: Sequence[Placement], run: Candidates
-) -> Focus:
+    job: ExplainJob, facts: NetworkFacts, placements: Sequence[Placement], run: RunNetwork
+) -> Focus:  # (B, H, W) float32, None
     if job.gradcam is None or job.gradcam.box is None:
         return None, None
-    regions = [_region(_box_in_input(job, one), facts.image_size) for one in placements]
+    regions = [_box_mask(_box_in_input(job, p), facts.image_size) for p in placements]
     return np.stack(regions), None
 
 
-def _region(
+def _box_mask(
     box: np.ndarray,  # (4,) pixels of the input
     image_size: tuple[int, int],
 ) -> np.ndarray:  # (H, W) float32
-    """Return 1 for the pixels with their centre in a box, 0 for the others."""
+    """Return 1 for pixels whose centre is in the box, 0 for other pixels."""
     rows, columns = (np.arange(side) + 0.5 for side in image_size)
     is_row = (rows >= box[1]) & (rows < box[3])
     is_column = (columns >= box[0]) & (columns < box[2])
@@ -111,7 +113,7 @@ def _region(
 
 
 def _box_in_input(job: ExplainJob, placement: Placement) -> np.ndarray:  # (4,) pixels of the input
-    """Return the job's box, which is in fractions of the original."""
+    """Map gradcam.box, which is in fractions of the original, to the input."""
     gradcam: Any = job.gradcam
     sides = np.array([placement.width, placement.height] * 2, np.float64)
     box: np.ndarray = boxes_to_input(np.array([gradcam.box]) * sides, placement)[0]
@@ -131,21 +133,22 @@ def _box_spec(job: ExplainJob, facts: NetworkFacts) -> tf.TensorSpec | None:
 
 
 def _box_focus(
-    job: ExplainJob, facts: NetworkFacts, placements: Sequence[Placement], run: Candidates
+    job: ExplainJob, facts: NetworkFacts, placements: Sequence[Placement], run: RunNetwork
 ) -> Focus:  # (B, C) int32, (B, C, 4) pixels of the input
-    """Return for every class the candidate whose score is explained, and its box.
+    """Select for every class the candidate box whose score is explained.
 
-    That is the best of the class; where the job has a box, the candidate that overlaps it most.
+    It is the candidate with the best score of the class or, if gradcam.box is set, the candidate
+    with the largest IoU with that box.
     """
     config: Any = job.model
     outputs = run()
     xyxy = to_xyxy(outputs["boxes"].numpy(), config.box_format, *facts.image_size)
-    chosen = outputs["scores"].numpy().argmax(axis=1)
+    selected = outputs["scores"].numpy().argmax(axis=1)
     if job.gradcam is not None and job.gradcam.box:
         for row, placement in enumerate(placements):
-            chosen[row] = iou(xyxy[row], _box_in_input(job, placement)[None])[:, 0].argmax()
-    rows = np.arange(len(chosen))[:, None]
-    return chosen.astype(np.int32), xyxy[rows, chosen]
+            selected[row] = iou(xyxy[row], _box_in_input(job, placement)[None])[:, 0].argmax()
+    rows = np.arange(len(selected))[:, None]
+    return selected.astype(np.int32), xyxy[rows, selected]
 
 
 CLASS_SCORES: dict[Task, ClassScores] = {

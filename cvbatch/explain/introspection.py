@@ -1,6 +1,6 @@
-"""Introspection of one network: activations, Grad-CAM, filter patterns.
+"""Introspection of one network: activations, Grad-CAM, filter patterns, DeepDream.
 
-Only processes that have TensorFlow import this module.
+Imports TensorFlow: only processes that compute with the network use it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from cvbatch.config.explain import ExplainJob
 from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import offer
 from cvbatch.core.types import Failure, ImageBatch, InputKey
-from cvbatch.explain import filters as features
-from cvbatch.explain import layer_selection
+from cvbatch.explain import filters, layer_selection
 from cvbatch.explain.class_scores import CLASS_SCORES
-from cvbatch.explain.deepdream import Dreamer
-from cvbatch.explain.image_grids import cropped
+from cvbatch.explain.deepdream import DeepDream
+from cvbatch.explain.image_grids import crop_patterns
+from cvbatch.explain.layer_selection import select_layers
 from cvbatch.explain.spec import NetworkFacts
-from cvbatch.explain.tables import Explanation, Located
+from cvbatch.explain.tables import ClassHeatmap, Explanation
 from cvbatch.geometry.resize import Placement, boxes_to_original, make_placement
 from cvbatch.inference import compile, gradcam
 from cvbatch.inference.graph import input_size, num_classes, preprocess
@@ -32,72 +32,75 @@ from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
 
 Arrays = dict[str, np.ndarray]
-_MAP = "map of "  # before a layer's path: a layer may be called "scores"
+_MAP = "map of "  # prefix of outputs named after a layer, because a layer may be called "scores"
 
 
-def set_threads(threads: int | None) -> None:
-    """Bound TensorFlow's threads, which it bears only before its first operation."""
+def limit_threads(threads: int | None) -> None:
+    """Limit TensorFlow's threads; it must be called before TensorFlow's first operation."""
     if threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def built(request: BuildRequest) -> keras.Model:
-    """Return the network of a request; with random weights always the same.
+def build_network(request: BuildRequest) -> keras.Model:
+    """Build or load the network; random weights are the same every time.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: the network cannot be built or loaded.
     """
     keras.utils.set_random_seed(compile.RANDOM_SEED)
     return compile.load(request)
 
 
-def facts_of(model: keras.Model, job: ExplainJob, request: BuildRequest) -> NetworkFacts:
-    """Return what the job's words mean for this network.
+def resolve_job(model: keras.Model, job: ExplainJob, request: BuildRequest) -> NetworkFacts:
+    """Resolve the job's layer names, classes and image size for this network.
 
     Raises:
-        ModelError: a layer or class is not there, or the outputs do not fit the task.
+        ModelError: a layer or class does not exist, or the outputs do not fit the task.
     """
     size = input_size(model, job.model)
-    shapes = layer_selection.map_shapes(model, size)
-    chosen: dict[str, list[str]] = {}
-    if job.activations:
-        kinds = (*layer_selection.CONVOLUTIONS, *layer_selection.POOLINGS)
-        said = job.activations.layers
-        chosen["activations"] = layer_selection.select_layers(
-            model, said, kinds, "activations.layers"
-        )
-    if job.patterns and job.patterns.layers is None:
-        chosen["patterns"] = layer_selection.last_of_each_size(model, shapes)
-    elif job.patterns:
-        chosen["patterns"] = layer_selection.select_layers(
-            model, job.patterns.layers, (), "patterns.layers"
-        )
-    for what, paths in chosen.items():
-        layer_selection.check_maps(model, paths, shapes, f"{what}.layers")
-    if job.weights:
-        said = job.weights.layers
-        chosen["weights"] = layer_selection.select_layers(
-            model, said, layer_selection.KERNELS, "weights.layers"
-        )
-        for path in chosen["weights"]:
-            features.kernels_of(model, path)
+    shapes = layer_selection.feature_map_shapes(model, size)
+    layers = _resolve_layers(model, job, shapes)
     classes: tuple[str, ...] = ()
     if job.gradcam:
         classes = compile.class_names(request, num_classes(model, job.model))
         _check_classes(job.gradcam.classes or (), classes)
         if job.gradcam.layer != "auto":
-            layer_selection.select_layers(model, [job.gradcam.layer], (), "gradcam.layer")
+            select_layers(model, [job.gradcam.layer], (), "gradcam.layer")
     return NetworkFacts(
         classes,
         size,
-        {what: tuple(paths) for what, paths in chosen.items()},
-        {path: shapes[path][2] for path in chosen.get("patterns", ())},
+        {section: tuple(paths) for section, paths in layers.items()},
+        {path: shapes[path][2] for path in layers.get("patterns", ())},
     )
 
 
-def _check_classes(said: Sequence[str], classes: Sequence[str]) -> None:
-    for name in said:
+def _resolve_layers(
+    model: keras.Model, job: ExplainJob, shapes: layer_selection.MapShapes
+) -> dict[str, list[str]]:
+    """Return the paths of the layers of each section."""
+    layers: dict[str, list[str]] = {}
+    if job.activations:
+        kinds = (*layer_selection.CONVOLUTIONS, *layer_selection.POOLINGS)
+        names = job.activations.layers
+        layers["activations"] = select_layers(model, names, kinds, "activations.layers")
+    if job.patterns and job.patterns.layers is None:
+        layers["patterns"] = layer_selection.last_convolution_per_size(model, shapes)
+    elif job.patterns:
+        layers["patterns"] = select_layers(model, job.patterns.layers, (), "patterns.layers")
+    for section, paths in layers.items():
+        layer_selection.check_feature_maps(model, paths, shapes, f"{section}.layers")
+    if job.weights:
+        layers["weights"] = select_layers(
+            model, job.weights.layers, layer_selection.KERNELS, "weights.layers"
+        )
+        for path in layers["weights"]:
+            filters.kernel_weights(model, path)
+    return layers
+
+
+def _check_classes(names: Sequence[str], classes: Sequence[str]) -> None:
+    for name in names:
         if name not in classes:
             raise ModelError(
                 f"gradcam.classes: {name!r} is not among the model's classes; "
@@ -106,62 +109,67 @@ def _check_classes(said: Sequence[str], classes: Sequence[str]) -> None:
 
 
 class Network:
-    """The job's network with all that is asked of it, traced when it is first needed."""
+    """The job's network with the functions that its sections need, traced at first use."""
 
     def __init__(self, model: keras.Model, job: ExplainJob, facts: NetworkFacts) -> None:
         self._model, self._job, self._facts = model, job, facts
         self._key = InputKey(*facts.image_size, job.model.resize)
-        self._explained = CLASS_SCORES[job.model.task]
-        self._is_looking = job.activations is not None or job.gradcam is not None
-        self._heatmap_layer = ""  # found while tracing
-        self._look: Callable[..., Tensors] | None = None
-        self._candidates: Callable[..., Tensors] | None = None
-        self._dreamer: Dreamer | None = None
+        self._class_scores = CLASS_SCORES[job.model.task]
+        self._needs_graph = job.activations is not None or job.gradcam is not None
+        self._heatmap_layer = ""  # set by tracing
+        self._graph: Callable[..., Tensors] | None = None
+        self._network: Callable[..., Tensors] | None = None
+        self._deepdream: DeepDream | None = None
 
     def check(self) -> None:
-        """Trace all that is asked about images. Raises ModelError where that cannot be done."""
+        """Trace the functions of images. Raises ModelError if the network does not support them."""
         self._trace()
-        if self._look is not None:
+        if self._graph is not None:
             height, width = self._facts.image_size
             batch = self._job.run.batch_size
             inputs = [tf.TensorSpec((batch, height, width, 3), tf.uint8)]
-            if self._job.gradcam and (focus := self._explained.focus_spec(self._job, self._facts)):
+            focus = self._class_scores.focus_spec(self._job, self._facts)
+            if self._job.gradcam and focus:
                 inputs.append(tf.TensorSpec((batch, *focus.shape), focus.dtype))
-            self._look.get_concrete_function(*inputs)  # type: ignore[attr-defined]
+            self._graph.get_concrete_function(*inputs)  # type: ignore[attr-defined]
 
     def _trace(self) -> None:
-        if self._is_looking and self._look is None:
-            self._look = tf.function(self._looked, autograph=False)
-            self._candidates = tf.function(self._outputs, autograph=False)
-        if self._job.dream and self._dreamer is None:
+        if self._needs_graph and self._graph is None:
+            self._graph = tf.function(self._compute, autograph=False)
+            self._network = tf.function(self._outputs, autograph=False)
+        if self._job.dream and self._deepdream is None:
             size = self._facts.image_size
-            self._dreamer = Dreamer(self._model, self._fed, size, self._job.dream)
+            self._deepdream = DeepDream(self._model, self._preprocess, size, self._job.dream)
 
-    def _fed(self, pixels: tf.Tensor) -> tf.Tensor:
+    def _preprocess(self, pixels: tf.Tensor) -> tf.Tensor:
         return preprocess(pixels, self._model, self._job.model)
 
     # ---------------------------------------------------------------- filters
 
-    def patterns(self, layer: str) -> features.Patterns:
-        """Return what the layer's first filters answer to, the borders cut off."""
-        asked = self._job.patterns
-        if asked is None:
-            raise RuntimeError("patterns that were not asked for")
-        ascent = features.AscentSettings(asked.steps, asked.step, asked.batch_size, asked.seed)
-        count = min(asked.filters, self._facts.widths[layer])
-        found = features.filter_patterns(
-            self._model, self._fed, layer, count, self._facts.image_size, ascent
+    def patterns(self, layer: str) -> filters.Patterns:
+        """Return the patterns of the layer's first filters, without borders."""
+        config = self._job.patterns
+        if config is None:
+            raise RuntimeError("the job has no section patterns")
+        settings = filters.AscentSettings(config.steps, config.step, config.batch_size, config.seed)
+        count = min(config.filters, self._facts.widths[layer])
+        patterns = filters.filter_patterns(
+            self._model, self._preprocess, layer, count, self._facts.image_size, settings
         )
-        return found._replace(images=cropped(found.images, asked.crop))
+        return patterns._replace(images=crop_patterns(patterns.images, config.crop))
 
-    def kernels(self, layer: str) -> np.ndarray:  # (kh, kw, inputs, filters)
-        """Return a convolution's weights."""
-        return features.kernels_of(self._model, layer)
+    def kernels(self, layer: str) -> np.ndarray:  # (kh, kw, inputs, filters) float32
+        """Return the kernel of a convolution."""
+        return filters.kernel_weights(self._model, layer)
 
     # ---------------------------------------------------------------- images
 
     def explain(self, batch: ImageBatch) -> list[Explanation | Failure]:
-        """Return what was asked for about each decoded image of the batch, in order."""
+        """Compute the job's sections for each decoded image of the batch, in order.
+
+        The result of an image is a Failure (stage predict, kind not_finite) if an array has NaN or
+        infinite values.
+        """
         self._trace()
         pixels = batch.pixels[self._key]
         if not len(pixels):
@@ -170,64 +178,64 @@ class Network:
             make_placement(int(batch.height[i]), int(batch.width[i]), self._key)
             for i in batch.decoded
         ]
-        found = self._run(pixels, placements)
+        arrays = self._run(pixels, placements)
         return [
-            self._explanation(pixels[row], {k: v[row] for k, v in found.items()}, placement)
+            self._explanation(pixels[row], {k: v[row] for k, v in arrays.items()}, placement)
             for row, placement in enumerate(placements)
         ]
 
     def _explanation(
-        self, pixels: np.ndarray, found: Arrays, placement: Placement
+        self, pixels: np.ndarray, arrays: Arrays, placement: Placement
     ) -> Explanation | Failure:
-        for name, array in found.items():
+        for name, array in arrays.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 message = f"the network gave a number that is not finite for this image ({name})"
                 return Failure("predict", "not_finite", message)
         activations = None
         if self._job.activations:
-            most = self._job.activations.max_channels
+            max_channels = self._job.activations.max_channels
             activations = {
-                path: found[f"{_MAP}{path}"][..., :most]
+                path: arrays[f"{_MAP}{path}"][..., :max_channels]
                 for path in self._facts.layers["activations"]
             }
         return Explanation(
             pixels,
             activations,
-            self._located(found, placement) if self._job.gradcam else None,
-            self._dreamer(pixels) if self._dreamer else None,
+            self._class_heatmaps(arrays, placement) if self._job.gradcam else None,
+            self._deepdream(pixels) if self._deepdream else None,
         )
 
-    def _located(self, found: Arrays, placement: Placement) -> list[Located]:
-        located = []
-        for rank, class_id in enumerate(found["classes"].tolist()):
-            inside = original = None
-            if "boxes" in found:
-                inside = found["boxes"][class_id]
-                original = boxes_to_original(inside[None], placement)[0]
-            located.append(
-                Located(
+    def _class_heatmaps(self, arrays: Arrays, placement: Placement) -> list[ClassHeatmap]:
+        heatmaps = []
+        for rank, class_id in enumerate(arrays["classes"].tolist()):
+            box_in_input = box = None
+            if "boxes" in arrays:
+                box_in_input = arrays["boxes"][class_id]
+                box = boxes_to_original(box_in_input[None], placement)[0]
+            heatmaps.append(
+                ClassHeatmap(
                     self._heatmap_layer,
                     class_id,
                     self._facts.classes[class_id],
-                    float(found["scores"][rank]),
-                    found["heatmaps"][rank],
-                    inside,
-                    original,
+                    float(arrays["scores"][rank]),
+                    arrays["heatmaps"][rank],
+                    box_in_input,
+                    box,
                 )
             )
-        return located
+        return heatmaps
 
     def _run(self, pixels: np.ndarray, placements: Sequence[Placement]) -> Arrays:
-        """Return what the graph says of some images; the batch is filled up to its one size."""
-        if self._look is None:
+        """Run the graph on images; they are padded to the batch size it was traced for."""
+        if self._graph is None:
             return {}
         count, size = len(pixels), self._job.run.batch_size
-        whole = np.zeros((size, *pixels.shape[1:]), np.uint8)
-        whole[:count] = pixels
-        focus, boxes = self._focus(whole, [*placements, *[placements[-1]] * (size - count)])
-        inputs = [whole] if focus is None else [whole, focus]
-        found = self._look(*map(tf.constant, inputs))
-        arrays = {name: tensor.numpy()[:count] for name, tensor in found.items()}
+        padded = np.zeros((size, *pixels.shape[1:]), np.uint8)
+        padded[:count] = pixels
+        focus, boxes = self._focus(padded, [*placements, *[placements[-1]] * (size - count)])
+        inputs = [padded] if focus is None else [padded, focus]
+        outputs = self._graph(*map(tf.constant, inputs))
+        arrays = {name: tensor.numpy()[:count] for name, tensor in outputs.items()}
         return arrays if boxes is None else arrays | {"boxes": boxes[:count]}
 
     def _focus(
@@ -235,40 +243,40 @@ class Network:
         pixels: np.ndarray,  # (B, H, W, 3)
         placements: Sequence[Placement],  # B
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return what of each image is explained, and of detectors the box of every class."""
-        if self._job.gradcam is None or self._candidates is None:
+        """Return the graph's second input (see `class_scores`), and a detector's boxes."""
+        if self._job.gradcam is None or self._network is None:
             return None, None
-        candidates = partial(self._candidates, tf.constant(pixels))
-        return self._explained.focus(self._job, self._facts, placements, candidates)
+        run = partial(self._network, tf.constant(pixels))
+        return self._class_scores.focus(self._job, self._facts, placements, run)
 
     # ---------------------------------------------------------------- the graph
 
     def _outputs(self, pixels: tf.Tensor) -> Tensors:
-        return task_outputs.by_name(self._model(self._fed(pixels), training=False))
+        return task_outputs.by_name(self._model(self._preprocess(pixels), training=False))
 
-    def _looked(self, pixels: tf.Tensor, focus: tf.Tensor | None = None) -> Tensors:
+    def _compute(self, pixels: tf.Tensor, focus: tf.Tensor | None = None) -> Tensors:
         """Return maps by layer, and `classes` (B, K), `scores` (B, K), `heatmaps` (B, K, h, w)."""
         with gradcam.record_calls(self._model) as calls:
-            found = self._outputs(pixels)
-        results = {
-            f"{_MAP}{path}": tf.cast(layer_selection.output_of(calls, path), tf.float32)
+            outputs = self._outputs(pixels)
+        maps = {
+            f"{_MAP}{path}": tf.cast(layer_selection.layer_output(calls, path), tf.float32)
             for path in self._facts.layers.get("activations", ())
         }
-        return results | (self._heatmaps(found, calls, focus) if self._job.gradcam else {})
+        return maps | (self._heatmaps(outputs, calls, focus) if self._job.gradcam else {})
 
-    def _heatmaps(self, found: Tensors, calls: gradcam.Calls, focus: tf.Tensor | None) -> Tensors:
-        asked: Any = self._job.gradcam
-        scores, ranking = self._explained.scores(self._job, found, focus)
-        at = self._explained.find_map(calls, scores, asked.layer)
-        self._heatmap_layer = calls.paths[at]
-        if asked.classes is None:
-            count = min(asked.top_k, scores.shape[1])
+    def _heatmaps(self, outputs: Tensors, calls: gradcam.Calls, focus: tf.Tensor | None) -> Tensors:
+        config: Any = self._job.gradcam
+        scores, ranking = self._class_scores.scores(self._job, outputs, focus)
+        call_index = self._class_scores.find_map(calls, scores, config.layer)
+        self._heatmap_layer = calls.paths[call_index]
+        if config.classes is None:
+            count = min(config.top_k, scores.shape[1])
             classes = tf.math.top_k(ranking, count).indices
         else:
-            ids = [self._facts.classes.index(name) for name in asked.classes]
+            ids = [self._facts.classes.index(name) for name in config.classes]
             classes = tf.tile(tf.constant([ids], tf.int32), (scores.shape[0], 1))
         return {
             "classes": classes,
             "scores": tf.cast(tf.gather(scores, classes, axis=1, batch_dims=1), tf.float32),
-            "heatmaps": gradcam.heatmaps(calls, scores, classes, at),
+            "heatmaps": gradcam.heatmaps(calls, scores, classes, call_index),
         }

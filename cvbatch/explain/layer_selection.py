@@ -1,4 +1,4 @@
-"""Finds the layers of a network that a job means: its convolutions, its poolings, or by name."""
+"""Select layers of a network by kind (convolutions, poolings) or by name."""
 
 from __future__ import annotations
 
@@ -22,52 +22,56 @@ KERNELS = (
 CONVOLUTIONS = (*KERNELS, PartialConv2D)
 POOLINGS = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D, TrainableSubsampling)
 
+MapShapes = dict[str, tuple[int, int, int]]  # path of a layer → height, width, channels
+
 
 def select_layers(
     model: keras.Model,
-    said: Sequence[str] | None,
+    names: Sequence[str] | None,
     kinds: tuple[type, ...],
-    what: str,
+    key: str,
 ) -> list[str]:
-    """Return the paths of the layers that are meant: those named, or all of some kinds.
+    """Return the paths of the selected layers.
 
-    what: the job file's key, for messages. A name is a path (outer/inner/layer) or its end.
+    Args:
+        model: network that has the layers.
+        names: paths (outer/inner/layer) or ends of paths (layer). None selects by kind.
+        kinds: layer classes; all layers of these classes are selected without names.
+        key: key of the job file, for messages.
 
     Raises:
-        ModelError: a name is no layer's, or there is none of these kinds.
+        ModelError: no layer has a name, or the model has no layer of these kinds.
     """
-    steps = dict(leaf_operations(model))
-    if said is None:
-        found = [path for path, step in steps.items() if isinstance(step, kinds)]
-        if not found:
+    operations = dict(leaf_operations(model))
+    if names is None:
+        of_kind = [path for path, operation in operations.items() if isinstance(operation, kinds)]
+        if not of_kind:
             raise ModelError(
-                f"{what}: model {model.name!r} has no convolution; name layers that it has, or "
-                "leave the section out"
+                f"{key}: model {model.name!r} has no convolution; set {key} to names of its "
+                "layers, or remove the section"
             )
-        return found
-    chosen: dict[str, None] = {}
-    for name in said:
-        paths = matching_paths(list(steps), name)
+        return of_kind
+    selected: dict[str, None] = {}
+    for name in names:
+        paths = matching_paths(list(operations), name)
         if not paths:
-            near = nearest(name, steps, 3, likeness=0.3)
+            near = nearest(name, operations, 3, likeness=0.3)
             hint = f"nearest are {', '.join(near)}" if near else "`cvbatch models` lists them"
-            raise ModelError(f"{what}: {name!r} is no layer of model {model.name!r}; {hint}")
-        chosen |= dict.fromkeys(paths)
-    return list(chosen)
+            raise ModelError(f"{key}: {name!r} is no layer of model {model.name!r}; {hint}")
+        selected |= dict.fromkeys(paths)
+    return list(selected)
 
 
-def map_shapes(
-    model: keras.Model, image_size: tuple[int, int]
-) -> dict[str, tuple[int, int, int]]:  # height, width, channels
-    """Return the shape of every layer's output that is a map (batch, height, width, channels)."""
-    shapes: dict[str, tuple[int, int, int]] = {}
+def feature_map_shapes(model: keras.Model, image_size: tuple[int, int]) -> MapShapes:
+    """Return the shape of each layer's output that is a map (batch, height, width, channels)."""
+    shapes: MapShapes = {}
 
     def trace(images: tf.Tensor) -> tf.Tensor:
         with record_calls(model) as calls:
             model(images, training=False)
-        for path, returned in zip(calls.paths, calls.outputs, strict=True):
-            if returned.shape.rank == 4 and None not in returned.shape[1:]:
-                height, width, channels = map(int, returned.shape[1:])
+        for path, output in zip(calls.paths, calls.outputs, strict=True):
+            if output.shape.rank == 4 and None not in output.shape[1:]:
+                height, width, channels = map(int, output.shape[1:])
                 shapes[path] = height, width, channels
         return images
 
@@ -76,55 +80,49 @@ def map_shapes(
     return shapes
 
 
-def check_maps(
-    model: keras.Model,
-    paths: Sequence[str],
-    shapes: dict[str, tuple[int, int, int]],
-    what: str,
+def check_feature_maps(
+    model: keras.Model, paths: Sequence[str], shapes: MapShapes, key: str
 ) -> None:
-    """Raise ModelError where a layer gives no map."""
+    """Raise ModelError, with the key of the job file, if the output of a layer is not a map."""
     for path in paths:
         if path not in shapes:
-            raise ModelError(
-                f"{what}: layer {path!r} of model {model.name!r} gives no map (batch, height, "
-                "width, channels); name a convolution or a pooling"
-            )
+            raise _not_a_map(model, path, f"{key}: ")
 
 
-def last_of_each_size(
-    model: keras.Model,
-    shapes: dict[str, tuple[int, int, int]],
-) -> list[str]:
-    """Return of each size of map the last convolution, in the network's order."""
+def _not_a_map(model: keras.Model, path: str, prefix: str = "") -> ModelError:
+    return ModelError(
+        f"{prefix}layer {path!r} of model {model.name!r} has no output (batch, height, width, "
+        "channels); use the name of a convolution or pooling"
+    )
+
+
+def last_convolution_per_size(model: keras.Model, shapes: MapShapes) -> list[str]:
+    """Return the last convolution of each feature map size, in the network's order."""
     last: dict[tuple[int, int], str] = {}
-    for path in select_layers(model, None, CONVOLUTIONS, "patterns"):
+    for path in select_layers(model, None, CONVOLUTIONS, "patterns.layers"):
         if path in shapes:
             last[shapes[path][:2]] = path
     return [path for path in shapes if path in last.values()]
 
 
 def truncate_model(model: keras.Model, paths: Sequence[str]) -> keras.Model:
-    """Return the network up to some layers: the same layers, in one graph, their maps its outputs.
+    """Return a model of the same layers whose outputs are the feature maps of some layers.
 
     Raises:
-        ModelError: it is no graph, or a layer gives no map in it.
+        ModelError: the model is not a graph of layers, or the output of a layer is not a map.
     """
     graph = flatten(model)
-    steps = dict(leaf_operations(model))
+    operations = dict(leaf_operations(model))
     calls = list(calls_of(graph))
     outputs = []
     for path in paths:
-        returned = [call.returned[0] for call in calls if call.operation is steps[path]]
+        returned = [call.returned[0] for call in calls if call.operation is operations[path]]
         if not returned or len(returned[-1].shape) != 4:
-            raise ModelError(
-                f"layer {path!r} of model {model.name!r} gives no map (batch, height, width, "
-                "channels); name a convolution or a pooling"
-            )
+            raise _not_a_map(model, path)
         outputs.append(returned[-1])
     return keras.Model(graph.inputs[0], outputs)
 
 
-def output_of(calls: Calls, path: str) -> tf.Tensor:  # (B, h, w, c)
-    """Return what a layer returned while it was traced, last if it was called more than once."""
-    at = max(i for i, name in enumerate(calls.paths) if name == path)
-    return calls.outputs[at]
+def layer_output(calls: Calls, path: str) -> tf.Tensor:  # (B, h, w, c)
+    """Return the recorded output of a layer; of a shared layer that of its last call."""
+    return calls.outputs[max(i for i, name in enumerate(calls.paths) if name == path)]

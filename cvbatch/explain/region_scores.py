@@ -1,7 +1,8 @@
-"""Class scores of a part of an image, so that Grad-CAM can say why of segmenters and detectors.
+"""Class scores of a region or of a box of an image, for Grad-CAM of segmenters and detectors.
 
-A segmenter's score of a class is the sum of its logits over a region, a detector's the score of one
-box: both are (B, classes), as a classifier's are, and go the same way from there.
+The score of a class is the sum of its logits over a region (segmenter), or its score at one
+candidate box (detector). Both have the shape (B, classes) of a classifier's scores, so Grad-CAM is
+the same for all tasks.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ from cvbatch.core.errors import ModelError
 from cvbatch.explain.layer_selection import CONVOLUTIONS
 from cvbatch.inference.gradcam import Calls, is_feature_map, is_passthrough, matching_paths
 
-_READERS = (*CONVOLUTIONS, keras.layers.Dense)  # they make of a feature map something else
+_WEIGHT_LAYERS = (*CONVOLUTIONS, keras.layers.Dense)
 
 
 def region_scores(
     logits: tf.Tensor,  # (B, h, w, C)
-    region: tf.Tensor | None,  # (B, H, W) 0 or 1; None: where each class is the predicted one
-) -> tuple[tf.Tensor, tf.Tensor]:  # (B, C), (B, C)
-    """Return every class's logits summed over the region, and the pixels it is predicted on there.
+    region: tf.Tensor | None,  # (B, H, W) 0 or 1
+) -> tuple[tf.Tensor, tf.Tensor]:  # (B, C) float32, (B, C) float32
+    """Sum the logits of every class over a region.
 
-    Without a region each class has its own: the pixels it is predicted on.
+    Args:
+        logits: class maps of the network.
+        region: 1 inside the region. None: each class has its own region, the pixels where it is the
+            predicted class.
+
+    Returns:
+        The sums, and the number of pixels in the region where each class is predicted.
     """
     logits = tf.cast(logits, tf.float32)
     predicted = tf.one_hot(tf.argmax(logits, axis=-1), logits.shape[-1])
@@ -37,12 +44,12 @@ def region_scores(
 
 def box_scores(
     scores: tf.Tensor,  # (B, N, C)
-    chosen: tf.Tensor,  # (B, C) int32: of each class the candidate that is explained
+    candidates: tf.Tensor,  # (B, C) int32
 ) -> tf.Tensor:  # (B, C)
-    """Return of every class the score of the candidate chosen for it."""
-    # A product with the one-hot candidate, and not a gather, as in Grad-CAM's own scores.
-    is_chosen = tf.one_hot(chosen, scores.shape[1], axis=1, dtype=scores.dtype)  # (B, N, C)
-    return tf.reduce_sum(scores * is_chosen, axis=1)
+    """Return the score of every class at the candidate box that was selected for the class."""
+    # The product with the one-hot candidate replaces a gather, as in Grad-CAM.
+    is_selected = tf.one_hot(candidates, scores.shape[1], axis=1, dtype=scores.dtype)  # (B, N, C)
+    return tf.reduce_sum(scores * is_selected, axis=1)
 
 
 def find_deep_map(
@@ -50,38 +57,42 @@ def find_deep_map(
     score: tf.Tensor,  # (B, C)
     layer: str,
 ) -> int:
-    """Return which call's output is the feature map that `layer` names.
+    """Return the index of the call whose output is the feature map to explain.
 
-    "auto" is the last of the smallest maps that a convolution or a Dense layer still reads on the
-    way to the score: a segmenter's bottleneck, what a detector's head reads.
+    Args:
+        calls: recorded in the graph that computed `score`.
+        score: class scores.
+        layer: name or path of a layer. "auto" is the last of the smallest feature maps that a
+            convolution or Dense layer reads on the path to the score: the bottleneck of a
+            segmenter, the input of a detector's head.
 
     Raises:
         ModelError: there is no such map.
     """
     gradients = tf.gradients(score, calls.outputs)
-    seen = [i for i, gradient in enumerate(gradients) if gradient is not None]
-    maps = [i for i in seen if is_feature_map(calls.outputs[i])]
+    on_path = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    maps = [i for i in on_path if is_feature_map(calls.outputs[i])]
     if layer != "auto":
-        named = set(matching_paths(calls.paths, layer))
-        maps = [i for i in maps if calls.paths[i] in named]
+        paths = set(matching_paths(calls.paths, layer))
+        maps = [i for i in maps if calls.paths[i] in paths]
         if not maps:
             raise ModelError(
-                f"gradcam.layer {layer!r} gives no map (batch, height, width, channels) that the "
-                "scores depend on; name a convolution, or say auto"
+                f"gradcam.layer {layer!r} has no output (batch, height, width, channels) that the "
+                "scores depend on; use the name of a convolution, or auto"
             )
         return maps[-1]
     maps = [i for i in maps if not is_passthrough(calls.operations[i])]
-    head = max((i for i in seen if isinstance(calls.operations[i], _READERS)), default=0)
+    head = max((i for i in on_path if isinstance(calls.operations[i], _WEIGHT_LAYERS)), default=0)
     maps = [i for i in maps if i < head] or maps
     if not maps:
         raise ModelError(
             "gradcam.layer auto: no layer before the scores has a feature map with height and "
-            "width; leave gradcam out for this model"
+            "width; remove gradcam for this model"
         )
-    smallest = min(_positions(calls, i) for i in maps)
-    return max(i for i in maps if _positions(calls, i) == smallest)
+    smallest = min(_num_positions(calls, i) for i in maps)
+    return max(i for i in maps if _num_positions(calls, i) == smallest)
 
 
-def _positions(calls: Calls, at: int) -> int:
-    shape = calls.outputs[at].shape
+def _num_positions(calls: Calls, call_index: int) -> int:
+    shape = calls.outputs[call_index].shape
     return int(shape[1] * shape[2])

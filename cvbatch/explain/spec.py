@@ -80,4 +80,4 @@ def file_uri(order: ExplainSpec, piece: Piece) -> str:
     """Return the URI of the file that says that a piece is done."""
     if piece.ref is not None:
         return order.uri(IMAGES, part_files.part_name(piece.ref.chunk_id))
-    return order.uri(piece.kind, f"{tables.layer_name(piece.layer)}.parquet")
+    return order.uri(piece.kind, f"{tables.safe_file_name(piece.layer)}.parquet")

@@ -1,4 +1,4 @@
-"""What an explanation leaves behind: names of its pictures, and the arrays as rows of Parquet."""
+"""Output of an explanation: file names of pictures, and Arrow tables of arrays."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CHANNELS = pa.struct(
         ("width", pa.int32()),
         ("channels", pa.int32()),
         ("picture", pa.string()),
-        ("values", pa.list_(pa.float32())),  # row by row, the channels of a position together
+        ("values", pa.list_(pa.float32())),  # (height, width, channels), flattened
     ]
 )
 _BOX = pa.struct([(name, pa.float32()) for name in ("x_min", "y_min", "x_max", "y_max")])
 _HEATMAP = pa.struct([*schema.COLUMN_TYPES["heatmaps"].value_type, ("box", _BOX),
                       ("picture", pa.string())])  # fmt: skip
-COLUMN_TYPES: dict[str, pa.DataType] = {  # by the section that is asked for
+COLUMN_TYPES: dict[str, pa.DataType] = {  # by section of the job
     "activations": pa.list_(_CHANNELS),
     "gradcam": pa.list_(_HEATMAP),
     "dream": schema.IMAGE,
@@ -42,106 +42,120 @@ FILTERS = pa.schema(
         ("width", pa.int32()),
         ("channels", pa.int32()),
         ("picture", pa.string()),
-        ("values", pa.list_(pa.float32())),  # row by row, the channels of a pixel together
+        ("values", pa.list_(pa.float32())),  # (height, width, channels), flattened
     ]
 )
 PATTERNS = FILTERS.append(pa.field("activation", pa.float32()))
 _HASHED = re.compile(r"-[0-9a-f]{16}\Z")
-_MAX_LAYER_NAME = 150
+_MAX_FILE_NAME = 150
 
 
 def image_name(image_id: str, source_format: str) -> str:
-    """Return the name of an image's pictures: its id, or a safe one with a hash of the id.
+    """Return the relative path of an image's pictures, without .png.
 
-    source_format: a key of INPUT_FORMATS; in a container "#" stands before the key.
-    No name leads out of the folder it is put into, and no two images of a source have the same.
+    It is the image id if that is a safe path, else a safe path with a hash of the id. It never
+    leaves its folder, and images of one source never share it.
+
+    Args:
+        image_id: in a container it has "#" before the key of the image.
+        source_format: a key of INPUT_FORMATS.
     """
     key = INPUT_FORMATS[source_format].key
     is_inside = key != ""
     stem, suffix = split_name(image_id, is_inside=is_inside, is_flat=False)
     plain = image_id.replace("#", "/", 1) if is_inside else image_id
-    # without a suffix a name could be a folder of others', except that of a row, a number
+    # A path without a suffix could be the folder of other images, unless it ends in a row number.
     is_leaf = suffix != "" or key == "row"
     if is_leaf and stem + suffix == plain and not _HASHED.search(stem):
         return plain
     return f"{stem}-{_digest(image_id)}{suffix}"
 
 
-def layer_name(text: str) -> str:
-    """Return the name of a layer's, or a class's, file: one part of a path; no two have the same.
+def safe_file_name(name: str) -> str:
+    """Return a safe and unique file name, without suffix, for a layer path or a class name.
 
-    A path outer/inner/layer becomes outer.inner.layer.
+    A path outer/inner/layer becomes outer.inner.layer with a hash.
     """
-    plain = text.replace("/", ".")
-    safe = re.sub(r"[^A-Za-z0-9_. -]", "_", plain)[:_MAX_LAYER_NAME].strip(" ").lstrip(".") or "x"
-    if safe == plain and "." not in text and not _HASHED.search(safe):
+    plain = name.replace("/", ".")
+    safe = re.sub(r"[^A-Za-z0-9_. -]", "_", plain)[:_MAX_FILE_NAME].strip(" ").lstrip(".") or "x"
+    if safe == plain and "." not in name and not _HASHED.search(safe):
         return safe
-    return f"{safe}-{_digest(text)}"
+    return f"{safe}-{_digest(name)}"
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Located(NamedTuple):
-    """Where in an image a class has its score from."""
+class ClassHeatmap(NamedTuple):
+    """Grad-CAM heatmap of one class in one image.
+
+    Attributes:
+        layer: path of the layer whose feature map was used.
+        class_id: of the class.
+        label: name of the class.
+        score: the score that is explained.
+        values: heatmap in 0..1.
+        box_in_input: detector only: the box whose score is explained, in pixels of the input.
+        box: the same box in pixels of the original.
+    """
 
     layer: str
     class_id: int
     label: str
     score: float
-    values: np.ndarray  # (h, w) float32 in 0..1
-    box_in_input: np.ndarray | None = None  # (4,) whose score it is, pixels of the input
-    box: np.ndarray | None = None  # (4,) the same in pixels of the original
+    values: np.ndarray  # (h, w) float32
+    box_in_input: np.ndarray | None = None  # (4,)
+    box: np.ndarray | None = None  # (4,)
 
 
 class Explanation(NamedTuple):
-    """What was found out about one image; what was not asked for is None."""
+    """Arrays computed for one image; sections that the job does not have are None."""
 
-    pixels: np.ndarray  # (H, W, 3) uint8, as the network was fed
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB, at the size of the network's input
     activations: dict[str, np.ndarray] | None = None  # layer → (h, w, c) float32
-    gradcam: list[Located] | None = None
-    dream: np.ndarray | None = None  # (H, W, 3) uint8
+    gradcam: list[ClassHeatmap] | None = None
+    dream: np.ndarray | None = None  # (H, W, 3) uint8 RGB
 
 
-class Map(NamedTuple):
-    """What one layer made of an image."""
+class LayerActivations(NamedTuple):
+    """Output of one layer for an image, and the file name of its picture."""
 
     layer: str
     values: np.ndarray  # (h, w, c) float32
     picture: str
 
 
-class Seen(NamedTuple):
-    """A heatmap and the picture that shows it over its image."""
+class HeatmapPicture(NamedTuple):
+    """A heatmap, and the file name of the picture that overlays it on its image."""
 
     model: str
-    located: Located
+    heatmap: ClassHeatmap
     picture: str
 
 
-class Explained(NamedTuple):
-    """What the row of one image says; what was not asked for is None."""
+class ImageRow(NamedTuple):
+    """Values of one image's row by section; sections that the job does not have are None."""
 
-    activations: list[Map] | None = None
-    gradcam: list[Seen] | None = None
-    dream: tuple[bytes, str] | None = None  # a PNG, and the name of the picture
+    activations: list[LayerActivations] | None = None
+    gradcam: list[HeatmapPicture] | None = None
+    dream: tuple[bytes, str] | None = None  # PNG, file name of the picture
 
 
 def images_schema(sections: Sequence[str]) -> pa.Schema:
-    """Return the schema of the images' rows: a prediction's first columns, and one a section."""
-    asked = [(_COLUMN_NAMES.get(name, name), COLUMN_TYPES[name]) for name in sections]
-    return pa.schema([*schema.result_schema([]), *asked])
+    """Return the schema of image rows: the common columns of results, one column per section."""
+    columns = [(_COLUMN_NAMES.get(name, name), COLUMN_TYPES[name]) for name in sections]
+    return pa.schema([*schema.result_schema([]), *columns])
 
 
 def image_rows(
     batch: ImageBatch,
-    failures: Mapping[int, Failure],  # position → why
-    explained: Mapping[int, Explained],  # position → what
+    failures: Mapping[int, Failure],  # by position in the batch
+    explained: Mapping[int, ImageRow],  # by position in the batch
     sections: Sequence[str],
 ) -> pa.Table:  # N rows
-    """Return one row for every image of the batch, in its order; a failed one has its error."""
-    whole = images_schema(sections)
+    """Return one row for every image of the batch, in its order; failed images have an error."""
+    table_schema = images_schema(sections)
     columns: list[pa.Array] = [
         pa.array(batch.image_id, pa.string()),
         pa.array(batch.uri, pa.string()),
@@ -149,22 +163,21 @@ def image_rows(
           for side in (batch.width, batch.height)),
         pa.array(["failed" if i in failures else "ok" for i in range(len(batch))], pa.string()),
         pa.array([failures[i].__dict__ if i in failures else None for i in range(len(batch))],
-                 whole.field("error").type),
+                 table_schema.field("error").type),
     ]  # fmt: skip
-    rows = [explained.get(i, Explained()) for i in range(len(batch))]
-    for name in sections:
-        columns.append(_COLUMNS[name](rows))
-    return pa.table(columns, schema=whole)
+    rows = [explained.get(i, ImageRow()) for i in range(len(batch))]
+    columns += [_COLUMNS[name](rows) for name in sections]
+    return pa.table(columns, schema=table_schema)
 
 
-def _activations(rows: Sequence[Explained]) -> pa.Array:
-    maps = [one for row in rows for one in row.activations or []]
+def _activations(rows: Sequence[ImageRow]) -> pa.Array:
+    maps = [layer_map for row in rows for layer_map in row.activations or []]
     items = pa.StructArray.from_arrays(
         [
-            pa.array([one.layer for one in maps], pa.string()),
-            *(pa.array([one.values.shape[axis] for one in maps], pa.int32()) for axis in range(3)),
-            pa.array([one.picture for one in maps], pa.string()),
-            floats([one.values for one in maps]),
+            pa.array([m.layer for m in maps], pa.string()),
+            *(pa.array([m.values.shape[axis] for m in maps], pa.int32()) for axis in range(3)),
+            pa.array([m.picture for m in maps], pa.string()),
+            float_lists([m.values for m in maps]),
         ],
         fields=list(_CHANNELS),
     )
@@ -172,8 +185,8 @@ def _activations(rows: Sequence[Explained]) -> pa.Array:
     return _lists(items, lengths)
 
 
-def floats(arrays: Sequence[np.ndarray]) -> pa.ListArray:
-    """Return arrays of any shape as lists of float32, row by row."""
+def float_lists(arrays: Sequence[np.ndarray]) -> pa.ListArray:
+    """Return each array, of any shape, as a flattened list of float32."""
     sizes = np.array([0, *(array.size for array in arrays)], np.int64)
     flat = [np.empty(0, np.float32), *(array.astype(np.float32).reshape(-1) for array in arrays)]
     return pa.ListArray.from_arrays(np.cumsum(sizes).astype(np.int32), np.concatenate(flat))
@@ -185,31 +198,31 @@ def _lists(items: pa.Array, lengths: Sequence[int | None]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), items, mask=mask)
 
 
-def _gradcam(rows: Sequence[Explained]) -> pa.Array:
-    said = [None if row.gradcam is None else [_heatmap(one) for one in row.gradcam] for row in rows]
-    return pa.array(said, COLUMN_TYPES["gradcam"])
+def _gradcam(rows: Sequence[ImageRow]) -> pa.Array:
+    values = [row.gradcam if row.gradcam is None else [*map(_heatmap, row.gradcam)] for row in rows]
+    return pa.array(values, COLUMN_TYPES["gradcam"])
 
 
-def _heatmap(seen: Seen) -> dict[str, Any]:
-    one = seen.located
-    corners = [field.name for field in _BOX]
+def _heatmap(shown: HeatmapPicture) -> dict[str, Any]:
+    heatmap = shown.heatmap
+    box, corners = heatmap.box, [field.name for field in _BOX]
     return {
-        "model": seen.model,
-        "layer": one.layer,
-        "class_id": one.class_id,
-        "label": one.label,
-        "score": one.score,
-        "height": one.values.shape[0],
-        "width": one.values.shape[1],
-        "values": one.values.reshape(-1),
-        "box": None if one.box is None else dict(zip(corners, one.box.tolist(), strict=True)),
-        "picture": seen.picture,
+        "model": shown.model,
+        "layer": heatmap.layer,
+        "class_id": heatmap.class_id,
+        "label": heatmap.label,
+        "score": heatmap.score,
+        "height": heatmap.values.shape[0],
+        "width": heatmap.values.shape[1],
+        "values": heatmap.values.reshape(-1),
+        "box": None if box is None else dict(zip(corners, box.tolist(), strict=True)),
+        "picture": shown.picture,
     }
 
 
-def _dream(rows: Sequence[Explained]) -> pa.Array:
-    said = [row.dream and {"bytes": row.dream[0], "path": row.dream[1]} for row in rows]
-    return pa.array(said, COLUMN_TYPES["dream"])
+def _dream(rows: Sequence[ImageRow]) -> pa.Array:
+    values = [row.dream and {"bytes": row.dream[0], "path": row.dream[1]} for row in rows]
+    return pa.array(values, COLUMN_TYPES["dream"])
 
 
 _COLUMNS = {"activations": _activations, "gradcam": _gradcam, "dream": _dream}
@@ -221,14 +234,21 @@ def filter_rows(
     picture: str,
     activation: np.ndarray | None = None,  # (N,)
 ) -> pa.Table:  # N rows
-    """Return one row for every filter of a layer."""
+    """Return one row for every filter of a layer.
+
+    Args:
+        layer: path of the layer.
+        arrays: pattern or kernel of each filter.
+        picture: file name of the layer's picture.
+        activation: of patterns: mean activation of each filter; None for kernels.
+    """
     count, *sides = arrays.shape
     columns: list[pa.Array] = [
         pa.array([layer] * count, pa.string()),
         pa.array(range(count), pa.int32()),
         *(pa.array([side] * count, pa.int32()) for side in sides),
         pa.array([picture] * count, pa.string()),
-        floats(list(arrays)),
+        float_lists(list(arrays)),
     ]
     if activation is None:
         return pa.table(columns, schema=FILTERS)

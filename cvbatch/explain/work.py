@@ -51,10 +51,10 @@ def inspect_network(job: ExplainJob, request: BuildRequest, saved: Path) -> Netw
         ModelError: the network cannot be had, or is not as the job needs it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from cvbatch.explain.introspection import Network, built, facts_of
+    from cvbatch.explain.introspection import Network, build_network, resolve_job
 
-    model = built(request)
-    facts = facts_of(model, job, request)
+    model = build_network(request)
+    facts = resolve_job(model, job, request)
     Network(model, job, facts).check()
     model.save(saved)
     return facts
@@ -83,10 +83,10 @@ def work_on(order: ExplainSpec) -> Callable[[Piece], PieceReport]:
 
 def _load(order: ExplainSpec) -> Network:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from cvbatch.explain.introspection import Network, set_threads
+    from cvbatch.explain.introspection import Network, limit_threads
     from cvbatch.models import registry
 
-    set_threads(order.threads)
+    limit_threads(order.threads)
     uri = order.uri(NETWORK)
     return Network(registry.load_file(uri, store.fetch(uri)), order.job, order.facts)
 
@@ -107,7 +107,7 @@ def _weights(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
 
 
 def _draw(order: ExplainSpec, image: np.ndarray, piece: Piece) -> str:
-    return _put(order, image, piece.kind, tables.layer_name(piece.layer))
+    return _put(order, image, piece.kind, tables.safe_file_name(piece.layer))
 
 
 def _put(order: ExplainSpec, image: np.ndarray, *names: str) -> str:
@@ -128,7 +128,7 @@ def _images(
     report = PieceReport()
     rows = []
     for batch in _batches(order, reader, ref):
-        explained: dict[int, tables.Explained] = {}
+        explained: dict[int, tables.ImageRow] = {}
         failures = dict(batch.failures)
         for position, found in zip(batch.decoded.tolist(), network.explain(batch), strict=True):
             if isinstance(found, Failure):
@@ -160,16 +160,16 @@ def _batches(order: ExplainSpec, reader: ChunkReader, ref: ChunkRef) -> Iterator
 
 def _leave(
     order: ExplainSpec, name: str, found: tables.Explanation, report: PieceReport
-) -> tables.Explained:
+) -> tables.ImageRow:
     """Write the pictures of one image; return what its row says."""
     activations = gradcam = dream = None
     if found.activations is not None:
         activations = [
-            tables.Map(
+            tables.LayerActivations(
                 layer,
                 values,
                 _put(order, image_grids.channel_grid(values), "activations", name,
-                     tables.layer_name(layer)),
+                     tables.safe_file_name(layer)),
             )
             for layer, values in found.activations.items()
         ]  # fmt: skip
@@ -183,14 +183,14 @@ def _leave(
                     drawn, seen.box_in_input[None], [seen.label], np.array([seen.score])
                 )
             label = f"{seen.class_id:03d}-{seen.label}"
-            picture = _put(order, drawn, "gradcam", name, tables.layer_name(label))
-            gradcam.append(tables.Seen(order.job.model.model, seen, picture))
+            picture = _put(order, drawn, "gradcam", name, tables.safe_file_name(label))
+            gradcam.append(tables.HeatmapPicture(order.job.model.model, seen, picture))
         report.num_pictures += len(gradcam)
     if found.dream is not None:
         picture = _put(order, found.dream, "dream", name)
         dream = (to_png(found.dream), picture)
         report.num_pictures += 1
-    return tables.Explained(activations, gradcam, dream)
+    return tables.ImageRow(activations, gradcam, dream)
 
 
 _OF_A_LAYER: dict[str, Callable[[ExplainSpec, Network, Piece], PieceReport]] = {
