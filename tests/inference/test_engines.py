@@ -1,4 +1,4 @@
-"""Every engine computes what bare Keras computes, and Grad-CAM what the textbook computes."""
+"""Engines compared with Keras; Grad-CAM compared with a GradientTape."""
 
 import subprocess
 import sys
@@ -34,24 +34,24 @@ def engine(request):
 
 
 @pytest.mark.parametrize("score", ["probability", "logit"])
-def test_a_plain_network_with_a_hidden_relu_and_pools(engine, score):
+def test_scores_and_heatmaps_of_a_sequential_network(engine, score):
     model, images = networks.plain_classifier(), networks.random_images(4, (33, 32))
     heatmap = {"top_k": 2, "score": score}
     results, graph = run(engine, model, config(heatmap=heatmap), images)
-    expected = model(images.astype("float32")).numpy()
-    np.testing.assert_allclose(results["scores"], expected, atol=TOLERANCE)
-    np.testing.assert_array_equal(results["heatmap_classes"][:, 0], expected.argmax(axis=1))
+    keras_scores = model(images.astype("float32")).numpy()
+    np.testing.assert_allclose(results["scores"], keras_scores, atol=TOLERANCE)
+    np.testing.assert_array_equal(results["heatmap_classes"][:, 0], keras_scores.argmax(axis=1))
     assert graph.heatmap_layer == "last"
     if score == "probability":
         for rank in range(2):
-            textbook = networks.textbook_grad_cam(
+            expected = networks.textbook_grad_cam(
                 model, model.get_layer("last").output, images, class_rank=rank
             )
-            np.testing.assert_allclose(results["heatmaps"][:, rank], textbook, atol=TOLERANCE)
+            np.testing.assert_allclose(results["heatmaps"][:, rank], expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (19, 17)])  # the pool leaves rows and columns over
-def test_average_pools_after_the_map(engine, size):
+@pytest.mark.parametrize("size", [(16, 16), (19, 17)])  # odd: windows do not cover the last row
+def test_heatmaps_through_average_pooling(engine, size):
     import keras
     from keras import layers
 
@@ -69,11 +69,11 @@ def test_average_pools_after_the_map(engine, size):
     images = networks.random_images(3, size)
     results, graph = run(engine, model, config(heatmap={}), images)
     assert graph.heatmap_layer == "last"
-    textbook = networks.textbook_grad_cam(model, model.get_layer("last").output, images)
-    np.testing.assert_allclose(results["heatmaps"][:, 0], textbook, atol=TOLERANCE)
+    expected = networks.textbook_grad_cam(model, model.get_layer("last").output, images)
+    np.testing.assert_allclose(results["heatmaps"][:, 0], expected, atol=TOLERANCE)
 
 
-def test_a_sum_behind_a_shortcut_is_the_map(engine):
+def test_heatmaps_of_the_sum_after_a_shortcut(engine):
     import keras
     from keras import layers
 
@@ -87,31 +87,31 @@ def test_a_sum_behind_a_shortcut_is_the_map(engine):
         images = networks.random_images(2, (16, 16))
         results, graph = run(engine, model, config(heatmap={}), images)
         assert graph.heatmap_layer == (name or model.operations[-3].name)
-        textbook = networks.textbook_grad_cam(model, total, images)
-        np.testing.assert_allclose(results["heatmaps"][:, 0], textbook, atol=TOLERANCE)
+        expected = networks.textbook_grad_cam(model, total, images)
+        np.testing.assert_allclose(results["heatmaps"][:, 0], expected, atol=TOLERANCE)
 
 
-def test_a_map_that_is_read_past_its_pooling_is_not_explained_by_the_pooling_alone(engine):
+def test_heatmaps_of_a_map_that_the_scores_also_depend_on_without_pooling(engine):
     import keras
     from keras import layers
 
     keras.utils.set_random_seed(9)
     image = keras.Input((8, 8, 3))
-    x = layers.Conv2D(5, 3, padding="same", name="seen")(layers.Rescaling(1 / 255)(image))
+    x = layers.Conv2D(5, 3, padding="same", name="features")(layers.Rescaling(1 / 255)(image))
     gate = layers.Dense(5, activation="sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(x))
     flat = layers.Flatten()(x * gate)
     model = keras.Model(image, layers.Dense(4, activation="softmax")(flat))
     images = networks.random_images(2, (8, 8))
-    results, _ = run(engine, model, config(heatmap={"layer": "seen"}), images)
-    textbook = networks.textbook_grad_cam(model, model.get_layer("seen").output, images)
-    np.testing.assert_allclose(results["heatmaps"][:, 0], textbook, atol=TOLERANCE)
+    results, _ = run(engine, model, config(heatmap={"layer": "features"}), images)
+    expected = networks.textbook_grad_cam(model, model.get_layer("features").output, images)
+    np.testing.assert_allclose(results["heatmaps"][:, 0], expected, atol=TOLERANCE)
 
 
-def test_a_nested_network(engine):
+def test_scores_and_heatmaps_of_a_nested_network(engine):
     model, images = networks.nested_classifier(), networks.random_images(3, (32, 32))
     results, graph = run(engine, model, config(heatmap={"layer": "auto"}), images)
     assert graph.heatmap_layer == "inner/act"
-    # The textbook cannot reach inside: unroll the nesting by hand.
+    # The reference cannot reach inner layers, so the nested model is unrolled.
     import keras
 
     image = keras.Input((32, 32, 3))
@@ -123,28 +123,28 @@ def test_a_nested_network(engine):
     np.testing.assert_allclose(
         results["scores"], flat(images.astype("float32")).numpy(), atol=TOLERANCE
     )
-    textbook = networks.textbook_grad_cam(flat, features, images)
-    np.testing.assert_allclose(results["heatmaps"][:, 0], textbook, atol=TOLERANCE)
+    expected = networks.textbook_grad_cam(flat, features, images)
+    np.testing.assert_allclose(results["heatmaps"][:, 0], expected, atol=TOLERANCE)
 
 
-def test_a_path_reaches_an_inner_layer(engine):
+def test_heatmap_layer_by_path_or_name(engine):
     model, images = networks.nested_classifier(), networks.random_images(2, (32, 32))
     for layer in ("inner/act", "act"):
         _, graph = run(engine, model, config(heatmap={"layer": layer}), images)
         assert graph.heatmap_layer == "inner/act"
 
 
-def test_one_head_of_a_network_with_several_outputs(engine):
+def test_auto_layer_of_a_network_with_several_outputs(engine):
     model, images = networks.two_headed(), networks.random_images(3, (32, 32))
     results, graph = run(engine, model, config(heatmap={}), images)
-    assert graph.heatmap_layer == "features"  # `maps` comes later, but no score depends on it
-    textbook = networks.textbook_grad_cam(
+    assert graph.heatmap_layer == "features"  # `maps` is later, but no score depends on it
+    expected = networks.textbook_grad_cam(
         model, model.get_layer("features").output, images, output="classes"
     )
-    np.testing.assert_allclose(results["heatmaps"][:, 0], textbook, atol=TOLERANCE)
+    np.testing.assert_allclose(results["heatmaps"][:, 0], expected, atol=TOLERANCE)
 
 
-def test_an_image_without_evidence_has_a_heatmap_of_zeros(engine):
+def test_heatmap_without_positive_values_is_zero(engine):
     import keras
 
     model = keras.Sequential(
@@ -172,7 +172,7 @@ def test_one_sigmoid_unit_is_two_classes(engine):
     np.testing.assert_allclose(results["scores"].sum(axis=1), 1, atol=TOLERANCE)
 
 
-def test_logits_get_their_activation(engine):
+def test_logits_are_activated_in_the_graph(engine):
     import keras
 
     model = keras.Sequential(
@@ -188,7 +188,7 @@ def test_logits_get_their_activation(engine):
     np.testing.assert_allclose(results["scores"], 1 / (1 + np.exp(-logits)), atol=TOLERANCE)
 
 
-def test_a_segmenter_gives_its_best_class_per_pixel(engine):
+def test_mask_is_the_argmax_of_class_maps(engine):
     model, images = networks.segmenter(), networks.random_images(2, (32, 24))
     results, _ = run(engine, model, config("segmentation"), images)
     expected = model(images.astype("float32")).numpy().argmax(axis=-1)
@@ -196,7 +196,7 @@ def test_a_segmenter_gives_its_best_class_per_pixel(engine):
     assert (results["mask"] == expected).mean() > 0.999
 
 
-def test_a_detector_and_a_localizer_keep_their_outputs(engine):
+def test_outputs_of_detector_and_localizer_equal_keras(engine):
     images = networks.random_images(3, (32, 32))
     for model, task in ((networks.detector(), "detection"), (networks.localizer(), "localization")):
         results, _ = run(engine, model, config(task), images)
@@ -207,7 +207,7 @@ def test_a_detector_and_a_localizer_keep_their_outputs(engine):
 
 
 @pytest.mark.parametrize("score", ["probability", "logit"])
-def test_a_detector_of_one_box_is_a_localizer(engine, score):
+def test_detector_with_one_box_can_be_a_localizer(engine, score):
     import keras
 
     inner = networks.localizer()
@@ -217,26 +217,26 @@ def test_a_detector_of_one_box_is_a_localizer(engine, score):
     }
     model = keras.Model(inner.input, outputs)
     images = networks.random_images(3, (32, 32))
-    said = config("localization", heatmap={"score": score})
-    results, _ = run(engine, model, said, images)
-    expected, _ = run(engine, inner, said, images)
+    model_config = config("localization", heatmap={"score": score})
+    results, _ = run(engine, model, model_config, images)
+    expected, _ = run(engine, inner, model_config, images)
     assert sorted(results) == sorted(expected)
     for name, array in expected.items():
         np.testing.assert_allclose(results[name], array, atol=TOLERANCE)
 
 
-def test_litert_says_which_operation_it_lacks():
+def test_litert_reports_unsupported_operations():
     import tensorflow as tf
 
-    def strange(pixels):
+    def unsupported(pixels):
         return {"scores": tf.linalg.logdet(tf.cast(pixels[..., :1, 0], tf.float32) + 1.0)[:, None]}
 
     with pytest.raises(UnsupportedGraphError) as error:
-        ENGINES["litert"].compile(strange, 1, 1, 4)
+        ENGINES["litert"].compile(unsupported, 1, 1, 4)
     assert str(error.value)
 
 
-def test_outputs_that_do_not_fit_are_told_with_shapes():
+def test_wrong_outputs_are_reported_with_shapes():
     from cvbatch.inference.graph import num_classes
 
     with pytest.raises(ModelError) as error:
@@ -247,26 +247,26 @@ def test_outputs_that_do_not_fit_are_told_with_shapes():
         num_classes(networks.segmenter(), config())
 
 
-def test_an_unknown_layer_is_refused_with_the_nearest():
+def test_unknown_heatmap_layer_is_refused_with_a_suggestion():
     from cvbatch.inference.graph import ServingGraph
 
     with pytest.raises(ModelError, match="the nearest is 'inner/act'"):
         ServingGraph(networks.nested_classifier(), config(heatmap={"layer": "inner/akt"}))
 
 
-def test_mixed_precision_stays_close_to_float32():
+def test_mixed_precision_approximates_float32():
     from cvbatch.models.precision import with_precision
 
     model, images = networks.nested_classifier(), networks.random_images(2, (32, 32))
     exact, _ = run("tensorflow", model, config(heatmap={}), images)
     for policy in ("mixed_float16", "mixed_bfloat16"):
-        rough, _ = run("tensorflow", with_precision(model, policy), config(heatmap={}), images)
-        assert rough["scores"].dtype == np.float32
-        np.testing.assert_allclose(rough["scores"], exact["scores"], atol=0.02)
-        assert not np.array_equal(rough["scores"], exact["scores"])
+        mixed, _ = run("tensorflow", with_precision(model, policy), config(heatmap={}), images)
+        assert mixed["scores"].dtype == np.float32
+        np.testing.assert_allclose(mixed["scores"], exact["scores"], atol=0.02)
+        assert not np.array_equal(mixed["scores"], exact["scores"])
 
 
-def test_running_a_litert_program_never_imports_tensorflow(tmp_path):
+def test_litert_program_runs_without_importing_tensorflow(tmp_path):
     images = networks.random_images(1, (32, 32))
     from cvbatch.inference.graph import ServingGraph
 
@@ -279,12 +279,14 @@ def test_running_a_litert_program_never_imports_tensorflow(tmp_path):
         f"r = ENGINES['litert'].load(p, {names!r}, 1)(np.zeros((1, 32, 32, 3), np.uint8));"
         "print(r['scores'].shape, 'tensorflow' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "(1, 7) False"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "(1, 7) False"
 
 
 @pytest.mark.parametrize("name", ["demo_classifier", "demo_segmenter", "demo_detector"])
-def test_the_engines_agree_on_the_demo_networks(name):
+def test_engines_agree_on_the_demo_networks(name):
     from cvbatch.core.types import InputKey
     from cvbatch.demo.render import render_scene
     from cvbatch.geometry.resize import make_placement, resize_image
@@ -295,12 +297,12 @@ def test_the_engines_agree_on_the_demo_networks(name):
     key = InputKey(*model.input_shape[1:3], "stretch")
     scenes = [render_scene(seed).image for seed in range(4)]
     images = np.stack([resize_image(i, make_placement(*i.shape[:2], key)) for i in scenes])
-    said = config(task, **({"heatmap": {}} if task == "classification" else {}))
-    litert, _ = run("litert", model, said, images)
-    tensorflow, _ = run("tensorflow", model, said, images)
+    model_config = config(task, **({"heatmap": {}} if task == "classification" else {}))
+    litert, _ = run("litert", model, model_config, images)
+    tensorflow, _ = run("tensorflow", model, model_config, images)
     assert litert.keys() == tensorflow.keys()
-    for key, array in litert.items():
+    for output, array in litert.items():
         if array.dtype.kind == "f":
-            np.testing.assert_allclose(array, tensorflow[key], rtol=1e-4, atol=TOLERANCE)
+            np.testing.assert_allclose(array, tensorflow[output], rtol=1e-4, atol=TOLERANCE)
         else:
-            assert (array == tensorflow[key]).mean() > 0.9999
+            assert (array == tensorflow[output]).mean() > 0.9999

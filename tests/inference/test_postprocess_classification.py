@@ -1,4 +1,4 @@
-"""A cut image has the best of its tiles: scores, and heatmaps laid over the whole of it."""
+"""Labels and heatmaps of images and of tiled images, compared with plain loops."""
 
 from fractions import Fraction
 from math import floor
@@ -16,8 +16,8 @@ from cvbatch.inference.postprocess_classification import (
 )
 
 
-def tiles_said(count, top_k=2, num_classes=5, grid=(4, 3), seed=0):
-    """Return heatmaps, their classes and scores, each tile's best classes first, as a graph."""
+def tile_outputs(count, top_k=2, num_classes=5, grid=(4, 3), seed=0):
+    """Return heatmaps, their classes and scores as the graph computes them, best class first."""
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 12, (count, num_classes)).astype(np.float32) / 16
     classes = np.argsort(-scores, axis=1, kind="stable")[:, :top_k].astype(np.int32)
@@ -25,8 +25,8 @@ def tiles_said(count, top_k=2, num_classes=5, grid=(4, 3), seed=0):
     return values / values.max(axis=(2, 3), keepdims=True), classes, scores
 
 
-def looped(values, classes, scores, placements, class_id, canvas):
-    """Return one class's canvas, cell by cell and tile by tile."""
+def merged_by_loop(values, classes, scores, placements, class_id, canvas):
+    """Return the merged heatmap of one class, computed cell by cell and tile by tile."""
     height, width = placements[0].height, placements[0].width
     grid = values.shape[2:]
     result = np.zeros(canvas, np.float32)
@@ -46,23 +46,23 @@ def looped(values, classes, scores, placements, class_id, canvas):
     return result / result.max() if result.max() > 0 else result
 
 
-def test_no_images_have_no_labels_and_no_heatmaps():
-    none = np.zeros((0, 3), np.float32)
-    assert len(read_labels(none, np.zeros(0, np.int64), top_k=2).score) == 0
+def test_no_images_give_no_labels_and_no_heatmaps():
+    scores = np.zeros((0, 3), np.float32)
+    assert len(read_labels(scores, np.zeros(0, np.int64), top_k=2).score) == 0
     classes = np.zeros((0, 2), np.int32)
-    maps = read_heatmaps(np.zeros((0, 2, 4, 5)), classes, none, np.zeros(0, np.int64))
+    maps = read_heatmaps(np.zeros((0, 2, 4, 5)), classes, scores, np.zeros(0, np.int64))
     assert [len(column) for column in vars(maps).values()] == [0] * 6
 
 
-def test_heatmaps_that_are_not_merged_stay_as_they_are():
-    values, classes, scores = tiles_said(3)
+def test_heatmaps_of_untiled_images_are_unchanged():
+    values, classes, scores = tile_outputs(3)
     maps = read_heatmaps(values, classes, scores, np.array([1, 4, 5]))
-    pictures = list(pictures_of(maps.values, maps.height, maps.width))
-    np.testing.assert_array_equal(pictures, values.reshape(6, 4, 3))
+    heatmaps = list(pictures_of(maps.values, maps.height, maps.width))
+    np.testing.assert_array_equal(heatmaps, values.reshape(6, 4, 3))
     assert maps.image_index.tolist() == [1, 1, 4, 4, 5, 5]
 
 
-def test_a_class_has_its_largest_score():
+def test_merged_score_is_the_maximum_over_tiles():
     scores = np.array([[0.1, 0.5, 0.2], [0.3, 0.4, 0.2]], np.float32)
     np.testing.assert_array_equal(merge_scores(scores), np.float32([[0.3, 0.5, 0.2]]))
 
@@ -77,26 +77,26 @@ def test_a_class_has_its_largest_score():
         ((90, 7), Tiling(33, 16, 8, 8)),
     ],
 )
-def test_a_heatmap_is_the_largest_of_the_tiles(size, tiling, top_k, resize):
+def test_merged_heatmap_is_the_maximum_over_tiles(size, tiling, top_k, resize):
     placements = tile_placements(*size, InputKey(16, 12, resize, tiling))
-    said = tiles_said(len(placements), top_k)
-    maps = merge_heatmaps(*said, placements, 3)
-    best = said[2].max(axis=0)
+    outputs = tile_outputs(len(placements), top_k)
+    maps = merge_heatmaps(*outputs, placements, 3)
+    best = outputs[2].max(axis=0)
     assert maps.class_id.tolist() == np.argsort(-best, kind="stable")[:top_k].tolist()
     np.testing.assert_array_equal(maps.score, best[maps.class_id])
     assert maps.image_index.tolist() == [3] * top_k
     canvas = canvas_size(placements[0], (4, 3))
-    pictures = pictures_of(maps.values, maps.height, maps.width)
-    for class_id, picture in zip(maps.class_id, pictures, strict=True):
-        assert picture.shape == canvas
-        assert picture.max() == 1
-        expected = looped(*said, placements, class_id, canvas)
-        np.testing.assert_array_equal(picture, expected)
+    heatmaps = pictures_of(maps.values, maps.height, maps.width)
+    for class_id, heatmap in zip(maps.class_id, heatmaps, strict=True):
+        assert heatmap.shape == canvas
+        assert heatmap.max() == 1
+        expected = merged_by_loop(*outputs, placements, class_id, canvas)
+        np.testing.assert_array_equal(heatmap, expected)
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_some_tile_has_a_heatmap_of_each_of_the_images_best(seed):
-    """Scores in few steps tie often, within a tile and between tiles."""
+def test_each_top_class_of_an_image_is_a_top_class_of_a_tile(seed):
+    """Scores have few values, so they are often equal within a tile and between tiles."""
     rng = np.random.default_rng(seed)
     count, num_classes = rng.integers(1, 6), rng.integers(1, 8)
     top_k = int(rng.integers(1, num_classes + 1))
@@ -106,7 +106,7 @@ def test_some_tile_has_a_heatmap_of_each_of_the_images_best(seed):
     assert np.isin(best, classes).all()
 
 
-def test_no_evidence_is_a_heatmap_of_zeros():
+def test_merged_heatmap_without_positive_values_is_zero():
     placements = tile_placements(16, 30, InputKey(8, 8, "stretch", Tiling(16, 16, 4, 4)))
-    values, classes, scores = tiles_said(len(placements))
+    values, classes, scores = tile_outputs(len(placements))
     assert (merge_heatmaps(values * 0, classes, scores, placements, 0).values == 0).all()

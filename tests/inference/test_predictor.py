@@ -1,4 +1,4 @@
-"""The Predictor says what each model alone would say, whatever the batches."""
+"""Predictions of each model, independent of batches; failures; post-processing by task."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def spec(task, classes=("a", "b", "c")):
 
 
 def batch(values, failed=(), size=(16, 24)):
-    """Return a batch of plain grey images; `failed` are positions without pixels."""
+    """Return a batch of uniformly grey images; failed: positions without pixels."""
     decoded = [value for i, value in enumerate(values) if i not in failed]
     pixels = np.zeros((len(decoded), 8, 8, 3), np.uint8)
     pixels[:] = np.array(decoded, np.uint8).reshape(-1, 1, 1, 1)
@@ -38,7 +38,7 @@ def batch(values, failed=(), size=(16, 24)):
 
 
 class Scores:
-    """A program whose class scores follow from an image's grey: one it was compiled for 4 of."""
+    """Program with batch size 4 whose class scores are a function of the grey of an image."""
 
     def __init__(self):
         self.calls = []
@@ -54,28 +54,28 @@ def classifier(program, **fields):
     return LoadedModel(config("classification", **fields), spec("classification"), program, 4)
 
 
-def test_nothing_in_nothing_out():
-    said = Predictor([classifier(Scores())])(batch([]))
-    assert len(said) == 0
-    assert said.models[0].labels is None
+def test_empty_batch_gives_no_predictions():
+    predictions = Predictor([classifier(Scores())])(batch([]))
+    assert len(predictions) == 0
+    assert predictions.models[0].labels is None
 
 
-def test_a_batch_of_failures_reaches_no_model():
+def test_program_is_not_called_for_failures():
     program = Scores()
-    said = Predictor([classifier(program)])(batch([1, 2], failed=(0, 1)))
+    predictions = Predictor([classifier(program)])(batch([1, 2], failed=(0, 1)))
     assert program.calls == []
-    assert sorted(said.failures) == [0, 1]
+    assert sorted(predictions.failures) == [0, 1]
 
 
-def test_labels_are_ranked_and_belong_to_their_images():
-    said = Predictor([classifier(Scores(), top_k=2)])(batch([255, 9, 0], failed=(1,)))
-    labels = said.models[0].labels
+def test_labels_are_ranked_and_have_the_index_of_their_image():
+    predictions = Predictor([classifier(Scores(), top_k=2)])(batch([255, 9, 0], failed=(1,)))
+    labels = predictions.models[0].labels
     assert labels.image_index.tolist() == [0, 0, 2, 2]
     assert labels.class_id.tolist() == [0, 2, 1, 2]
     np.testing.assert_allclose(labels.score, [1, 0.4, 1, 0.4])
 
 
-def test_equal_scores_rank_the_lower_class_first():
+def test_lower_class_is_first_of_equal_scores():
     def program(pixels):
         return {"scores": np.full((4, 3), 0.5, np.float32)}
 
@@ -83,31 +83,31 @@ def test_equal_scores_rank_the_lower_class_first():
     assert labels.class_id.tolist() == [0, 1, 2]
 
 
-def test_several_labels_are_all_that_reach_the_threshold():
+def test_multi_label_selects_classes_that_reach_the_threshold():
     model = classifier(Scores(), multi_label=True, score_threshold=0.4)
     labels = Predictor([model])(batch([255, 127])).models[0].labels
     assert labels.image_index.tolist() == [0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11])
-def test_results_do_not_depend_on_how_images_fall_into_batches(count):
+def test_labels_do_not_depend_on_the_batch(count):
     values = [(37 * i) % 256 for i in range(count)]
-    together = Predictor([classifier(Scores())])(batch(values)).models[0].labels
+    labels = Predictor([classifier(Scores())])(batch(values)).models[0].labels
     for i, value in enumerate(values):
-        alone = Predictor([classifier(Scores())])(batch([value])).models[0].labels
-        mine = together.image_index == i
-        np.testing.assert_array_equal(together.class_id[mine], alone.class_id)
-        np.testing.assert_array_equal(together.score[mine], alone.score)
+        expected = Predictor([classifier(Scores())])(batch([value])).models[0].labels
+        of_image = labels.image_index == i
+        np.testing.assert_array_equal(labels.class_id[of_image], expected.class_id)
+        np.testing.assert_array_equal(labels.score[of_image], expected.score)
 
 
-def test_a_program_is_called_with_full_batches_only():
+def test_last_batch_of_a_program_is_padded():
     program = Scores()
     Predictor([classifier(program)])(batch([1, 2, 3, 4, 5]))
     assert program.calls == [[1, 2, 3, 4], [5, 0, 0, 0]]
 
 
-def test_a_score_that_is_not_finite_fails_its_own_image_in_every_model():
-    def broken(pixels):
+def test_nan_fails_its_image_in_every_model():
+    def scores_with_nan(pixels):
         scores = Scores()(pixels)["scores"]
         scores[pixels[:, 0, 0, 0] == 7] = np.nan
         return {"scores": scores}
@@ -116,21 +116,21 @@ def test_a_score_that_is_not_finite_fails_its_own_image_in_every_model():
         return {"mask": pixels[..., 0]}
 
     models = [
-        classifier(broken, top_k=1),
+        classifier(scores_with_nan, top_k=1),
         LoadedModel(config("segmentation"), spec("segmentation"), masks, 4),
     ]
-    said = Predictor(models)(batch([5, 7, 9]))
-    assert {i: failure.kind for i, failure in said.failures.items()} == {1: "not_finite"}
-    assert said.models[0].labels.image_index.tolist() == [0, 2]
-    assert said.models[1].masks.image_index.tolist() == [0, 2]
-    masks = said.models[1].masks
-    pictures = pictures_of(masks.class_id, masks.height, masks.width)
-    assert [(mask.shape, np.unique(mask).tolist()) for mask in pictures] == [
+    predictions = Predictor(models)(batch([5, 7, 9]))
+    assert {i: failure.kind for i, failure in predictions.failures.items()} == {1: "not_finite"}
+    assert predictions.models[0].labels.image_index.tolist() == [0, 2]
+    assert predictions.models[1].masks.image_index.tolist() == [0, 2]
+    masks = predictions.models[1].masks
+    arrays = pictures_of(masks.class_id, masks.height, masks.width)
+    assert [(mask.shape, np.unique(mask).tolist()) for mask in arrays] == [
         ((8, 8), [5]), ((8, 8), [9]),
     ]  # fmt: skip
 
 
-def test_boxes_are_suppressed_and_carried_to_the_original():
+def test_boxes_are_suppressed_and_mapped_to_the_original():
     def program(pixels):
         boxes = np.tile(
             np.array([[0, 0, 4, 4], [0, 0, 4, 3.9], [2, 2, 8, 8]], np.float32), (4, 1, 1)
@@ -148,7 +148,7 @@ def test_boxes_are_suppressed_and_carried_to_the_original():
     np.testing.assert_allclose(boxes.xyxy[1], [6, 4, 24, 16])
 
 
-def test_kept_classes_are_kept_by_name():
+def test_keep_classes_selects_boxes_by_class_name():
     def program(pixels):
         boxes = np.tile(np.array([[0, 0, 4, 4], [4, 4, 8, 8]], np.float32), (4, 1, 1))
         scores = np.tile(np.array([[0.9, 0], [0, 0.7]], np.float32), (4, 1, 1))
@@ -159,14 +159,14 @@ def test_kept_classes_are_kept_by_name():
     assert Predictor([model])(batch([1])).models[0].boxes.class_id.tolist() == [1]
 
 
-def test_a_localizer_gives_labels_and_one_box():
+def test_localizer_gives_labels_and_one_box():
     def program(pixels):
         scores = np.tile(np.array([[0.2, 0.8]], np.float32), (4, 1))
         return {"scores": scores, "box": np.full((4, 4), 0.5, np.float32)}
 
     localization = config("localization", top_k=1, box_format="rel_center_xywh")
     model = LoadedModel(localization, spec("localization", ("x", "y")), program, 4)
-    said = Predictor([model])(batch([1], size=(16, 24))).models[0]
-    assert said.labels.class_id.tolist() == said.boxes.class_id.tolist() == [1]
-    np.testing.assert_allclose(said.boxes.xyxy, [[6, 4, 18, 12]])
-    np.testing.assert_allclose(said.boxes.score, [0.8])
+    predictions = Predictor([model])(batch([1], size=(16, 24))).models[0]
+    assert predictions.labels.class_id.tolist() == predictions.boxes.class_id.tolist() == [1]
+    np.testing.assert_allclose(predictions.boxes.xyxy, [[6, 4, 18, 12]])
+    np.testing.assert_allclose(predictions.boxes.score, [0.8])

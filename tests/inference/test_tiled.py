@@ -1,4 +1,4 @@
-"""Models with tiles: as if there were none where an image fits one, and each image by itself."""
+"""Predictions of tiled images, compared with untiled predictions and with Keras on the tiles."""
 
 import cv2
 import numpy as np
@@ -20,11 +20,11 @@ KERAS = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 SIZES = [(40, 30), (32, 24), (90, 20), (20, 130), (25, 24), (70, 75), (33, 1)]
-CUT, WHOLE = {"size": 32, "overlap": 0.25}, {"size": 200}
+SMALL_TILES, LARGE_TILES = {"size": 32, "overlap": 0.25}, {"size": 200}
 
 
-def pictures(sizes=SIZES):
-    """Return PNGs of coarse colours, no two alike."""
+def sample_images(sizes=SIZES):
+    """Return PNGs of smooth random colours."""
     images = []
     for i, (height, width) in enumerate(sizes):
         coarse = np.random.default_rng(i).integers(0, 256, (7, 9, 3), np.uint8)
@@ -34,7 +34,7 @@ def pictures(sizes=SIZES):
 
 
 def three_tasks(models, tiles):
-    said = [
+    sections = [
         {
             "task": "classification",
             "model": str(models / "nested_classifier.keras"),
@@ -52,12 +52,12 @@ def three_tasks(models, tiles):
             "iou_threshold": 0.3,
         },
     ]
-    for one in said:
-        one |= {"tiles": tiles} if tiles is not None else {}
-    return parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": said}).models
+    for section in sections:
+        section |= {"tiles": tiles} if tiles is not None else {}
+    return parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": sections}).models
 
 
-def loaded(configs, batch_size=4):
+def load_models(configs, batch_size=4):
     models = []
     for config in configs:
         request = programs.BuildRequest(
@@ -69,59 +69,66 @@ def loaded(configs, batch_size=4):
 
 
 def rows(models, images, batch_size=4, limits=Limits()):  # noqa: B008 - frozen
-    """Return the result's rows, as a worker makes them."""
+    """Return the rows of the result as a worker writes them."""
     keys = list(dict.fromkeys(model.spec.input_key for model in models))
     result_models = [schema.ResultModel(model.config, model.spec) for model in models]
     arrow_schema = schema.result_schema(result_models)
-    said = map(Predictor(models), decode_images(images, keys, limits, "c", batch_size))
-    tables = [schema.to_rows(one, result_models, arrow_schema).to_pylist() for one in said]
+    predictions = map(Predictor(models), decode_images(images, keys, limits, "c", batch_size))
+    tables = [
+        schema.to_rows(batch, result_models, arrow_schema).to_pylist() for batch in predictions
+    ]
     return [row for table in tables for row in table]
 
 
 @pytest.fixture(scope="module")
-def cut(keras_files):
-    return loaded(three_tasks(keras_files, CUT))
+def tiled(keras_files):
+    return load_models(three_tasks(keras_files, SMALL_TILES))
 
 
 class TestThreeTasks:
     pytestmark = KERAS
 
-    def test_an_image_that_fits_a_tile_has_the_plain_runs_row(self, cut, keras_files):
-        plain = loaded(three_tasks(keras_files, None))
-        expected = rows(plain, pictures())
-        assert rows(loaded(three_tasks(keras_files, WHOLE)), pictures()) == expected
-        keys = [model.spec.input_key for model in cut]
-        for mine, theirs, size in zip(rows(cut, pictures()), expected, SIZES, strict=True):
+    def test_image_that_fits_one_tile_has_the_untiled_row(self, tiled, keras_files):
+        untiled = load_models(three_tasks(keras_files, None))
+        expected = rows(untiled, sample_images())
+        large_tiles = load_models(three_tasks(keras_files, LARGE_TILES))
+        assert rows(large_tiles, sample_images()) == expected
+        keys = [model.spec.input_key for model in tiled]
+        tiled_rows = rows(tiled, sample_images())
+        for row, untiled_row, size in zip(tiled_rows, expected, SIZES, strict=True):
             fits = [count_tiles(*size, key) == 1 for key in keys]
             assert len(set(fits)) == 1
-            assert (mine == theirs) == fits[0]
+            assert (row == untiled_row) == fits[0]
 
     @pytest.mark.parametrize("batch_size", [1, 32])
-    def test_the_batch_changes_nothing(self, cut, keras_files, batch_size):
-        other = loaded(three_tasks(keras_files, CUT), batch_size)
-        assert rows(other, pictures(), batch_size) == rows(cut, pictures())
+    def test_rows_do_not_depend_on_the_batch_size(self, tiled, keras_files, batch_size):
+        other = load_models(three_tasks(keras_files, SMALL_TILES), batch_size)
+        assert rows(other, sample_images(), batch_size) == rows(tiled, sample_images())
 
-    def test_the_order_and_the_bound_on_bytes_change_nothing(self, cut):
-        images = pictures()
-        expected = rows(cut, images)
-        assert rows(cut, images[::-1])[::-1] == expected
-        assert rows(cut, images, limits=Limits(batch_tile_bytes=1)) == expected
-        assert [row for image in images for row in rows(cut, [image])] == expected
+    def test_rows_do_not_depend_on_order_and_memory_limit(self, tiled):
+        images = sample_images()
+        expected = rows(tiled, images)
+        assert rows(tiled, images[::-1])[::-1] == expected
+        assert rows(tiled, images, limits=Limits(batch_tile_bytes=1)) == expected
+        assert [row for image in images for row in rows(tiled, [image])] == expected
 
-    def test_a_cut_image_is_what_bare_keras_says_of_its_tiles(self, cut, keras_files):
+    def test_tiled_row_equals_merged_keras_outputs(self, tiled, keras_files):
         import keras
 
-        images = [image for image, size in zip(pictures(), SIZES, strict=True) if size[0] > 32]
+        images = [image for image, size in zip(sample_images(), SIZES, strict=True) if size[0] > 32]
         names = ("nested_classifier", "segmenter", "detector")
-        bare = [keras.models.load_model(keras_files / f"{name}.keras") for name in names]
-        for image, row in zip(images, rows(cut, images), strict=True):
+        models = [keras.models.load_model(keras_files / f"{name}.keras") for name in names]
+        for image, row in zip(images, rows(tiled, images), strict=True):
             pixels = cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR_RGB)
-            placed = [tile_placements(*pixels.shape[:2], model.spec.input_key) for model in cut]
-            assert all(len(one) > 1 for one in placed)
-            tiles = [
-                np.stack([resize_image(pixels, p) for p in one]).astype("float32") for one in placed
+            placements = [
+                tile_placements(*pixels.shape[:2], model.spec.input_key) for model in tiled
             ]
-            scores = bare[0].predict(tiles[0], verbose=0).max(axis=0)
+            assert all(len(of_model) > 1 for of_model in placements)
+            tiles = [
+                np.stack([resize_image(pixels, p) for p in of_model]).astype("float32")
+                for of_model in placements
+            ]
+            scores = models[0].predict(tiles[0], verbose=0).max(axis=0)
             assert [label["class_id"] for label in row["labels"]] == np.argsort(-scores)[
                 :5
             ].tolist()
@@ -129,52 +136,53 @@ class TestThreeTasks:
                 [label["score"] for label in row["labels"]], np.sort(scores)[:-6:-1], atol=1e-5
             )
             assert [len(row["heatmaps"])] == [3]
-            check_mask(row, placed[1], bare[1].predict(tiles[1], verbose=0))
-            check_boxes(row, placed[2], bare[2].predict(tiles[2], verbose=0))
+            check_mask(row, placements[1], models[1].predict(tiles[1], verbose=0))
+            check_boxes(row, placements[2], models[2].predict(tiles[2], verbose=0))
 
 
 def check_mask(row, placements, probabilities):
-    """Hold a row's mask to an average over the whole image, but where two classes come close."""
+    """Compare a mask with means over all tiles, except where two classes are almost equal."""
     height, width = placements[0].height, placements[0].width
     sums = np.zeros((height, width, probabilities.shape[3]))
     count = np.zeros((height, width, 1))
     for placement, tile in zip(placements, probabilities, strict=True):
-        # where each pixel of the tile comes to lie, told by masks of row and column numbers
+        # Masks of row and column numbers, resized to the original, give the pixel of the tile.
         numbers = np.indices(tile.shape[:2]).astype(np.uint8)
-        y, x = (mask_to_original(one, placement) for one in numbers)
-        is_seen = np.zeros((height, width), bool)
+        y, x = (mask_to_original(number, placement) for number in numbers)
+        is_covered = np.zeros((height, width), bool)
         top, left, h, w = placement.source
-        is_seen[top : top + h, left : left + w] = True
-        sums[is_seen] += tile[y[is_seen], x[is_seen]]
-        count[is_seen] += 1
-    average = sums / count
-    best = np.sort(average, axis=2)
-    is_clear = best[..., -1] - best[..., -2] > 1e-5
+        is_covered[top : top + h, left : left + w] = True
+        sums[is_covered] += tile[y[is_covered], x[is_covered]]
+        count[is_covered] += 1
+    mean = sums / count
+    ranked = np.sort(mean, axis=2)
+    is_clear = ranked[..., -1] - ranked[..., -2] > 1e-5
     mask = decode_png(row["mask"]["bytes"])
     assert is_clear.mean() > 0.99
-    np.testing.assert_array_equal(mask[is_clear], average.argmax(axis=2)[is_clear])
+    np.testing.assert_array_equal(mask[is_clear], mean.argmax(axis=2)[is_clear])
     assert sum(area["area"] for area in row["mask_areas"]) == height * width
 
 
-def check_boxes(row, placements, found):
+def check_boxes(row, placements, outputs):
+    """Compare boxes with one reference suppression over the boxes of all tiles."""
     boxes = []
-    for placement, tile in zip(placements, found["boxes"].astype(np.float64), strict=True):
+    for placement, tile in zip(placements, outputs["boxes"].astype(np.float64), strict=True):
         (top, left, h, w), inner = placement.source, placement.target
         mapped = tile * np.array([w / inner.width, h / inner.height] * 2)
         mapped += np.array([left, top] * 2)
         boxes.append(mapped.clip(0, [placement.width, placement.height] * 2))
-    boxes, scores = np.concatenate(boxes), np.concatenate(found["scores"])
+    boxes, scores = np.concatenate(boxes), np.concatenate(outputs["scores"])
     kept, class_id = suppress_reference(
         boxes, scores, score_threshold=0.4, iou_threshold=0.3, max_detections=300
     )
     sides = ("x_min", "y_min", "x_max", "y_max")
-    mine = [[box[side] for side in sides] for box in row["boxes"]]
-    assert len(mine) == len(kept) > 0
-    np.testing.assert_allclose(mine, boxes[kept], atol=1e-3)
+    row_boxes = [[box[side] for side in sides] for box in row["boxes"]]
+    assert len(row_boxes) == len(kept) > 0
+    np.testing.assert_allclose(row_boxes, boxes[kept], atol=1e-3)
     assert [box["class_id"] for box in row["boxes"]] == class_id.tolist()
 
 
-# ---- without a network
+# ---- programs without a network
 
 
 def fake(task, program, tiling=(8, 8, 2, 2), **fields):
@@ -185,13 +193,13 @@ def fake(task, program, tiling=(8, 8, 2, 2), **fields):
 
 
 def grey(*values):
-    """Return an image of 8 rows with a tile of each grey."""
+    """Return an image of 8 rows with one 8 × 8 tile of each grey value."""
     image = np.repeat(np.array([values], np.uint8), 8, axis=0).repeat(8, axis=1)
     return EncodedImage(f"{values}", "", cv2.imencode(".png", image)[1].tobytes())
 
 
-def broken_at(value, outputs):
-    """Return a program that gives NaN for tiles of one grey."""
+def nan_program(value, outputs):
+    """Return a program that gives NaN for tiles of one grey value."""
 
     def program(pixels):
         results = {name: np.full((4, *shape), 0.5, np.float32) for name, shape in outputs.items()}
@@ -210,33 +218,33 @@ def broken_at(value, outputs):
         ("segmentation", {"probabilities": (8, 8, 2), "mask": (8, 8)}),
     ],
 )
-def test_a_tile_that_is_not_finite_fails_its_own_image_in_every_model(task, outputs):
-    models = [fake("classification", broken_at(-1, {"scores": (2,)}), (8, 8, 0, 0))]
-    other = fake(task, broken_at(7, outputs), (8, 8, 0, 0))
+def test_nan_of_a_tile_fails_its_image_in_every_model(task, outputs):
+    models = [fake("classification", nan_program(-1, {"scores": (2,)}), (8, 8, 0, 0))]
+    other = fake(task, nan_program(7, outputs), (8, 8, 0, 0))
     models = [other] if task == "classification" else [*models, other]
     images = [grey(1, 2), grey(1, 7, 3), grey(7), grey(7, 1), grey(4, 5, 6), grey(4)]
-    for order in (models, models[::-1]):
-        failed = [row["error"] and row["error"]["kind"] for row in rows(order, images)]
-        assert failed == [None, "not_finite", "not_finite", "not_finite", None, None]
+    for ordered_models in (models, models[::-1]):
+        kinds = [row["error"] and row["error"]["kind"] for row in rows(ordered_models, images)]
+        assert kinds == [None, "not_finite", "not_finite", "not_finite", None, None]
 
 
-def test_tiles_of_several_images_fill_a_programs_batches():
-    seen = []
+def test_batches_of_a_program_have_tiles_of_several_images():
+    batches = []
 
     def program(pixels):
-        seen.append(pixels[:, 0, 0, 0].tolist())
+        batches.append(pixels[:, 0, 0, 0].tolist())
         return {"scores": pixels[:, 0, 0, :2].astype(np.float32) / 255}
 
     model = fake("classification", program, (8, 8, 0, 0), top_k=1)
     images = [grey(10, 20, 30), grey(40), grey(60, 50)]
     labels = [row["labels"][0]["score"] for row in rows([model], images)]
     np.testing.assert_allclose(labels, np.array([30, 40, 60]) / 255, rtol=1e-6)
-    assert seen == [[10, 20, 30, 40], [60, 50, 0, 0]]
+    assert batches == [[10, 20, 30, 40], [60, 50, 0, 0]]
 
 
-def test_nothing_in_nothing_out():
+def test_program_is_not_called_without_images():
     def program(pixels):
-        raise RuntimeError("reached without an image")
+        raise RuntimeError("called without an image")
 
     model = fake("segmentation", program)
     assert rows([model], []) == []
@@ -244,17 +252,17 @@ def test_nothing_in_nothing_out():
     assert (row["status"], row["mask"]) == ("failed", None)
 
 
-def test_models_of_one_tiling_share_their_tiles():
+def test_models_of_equal_tiling_have_the_same_input_key():
     def program(pixels):
         return {"scores": np.zeros((4, 2), np.float32)}
 
-    one, other = fake("classification", program), fake("detection", program)
-    apart = fake("detection", program, (8, 8, 3, 3))
-    assert one.spec.input_key == other.spec.input_key != apart.spec.input_key
-    assert one.spec.input_key == InputKey(8, 8, "stretch", Tiling(8, 8, 2, 2))
+    first, second = fake("classification", program), fake("detection", program)
+    other_tiling = fake("detection", program, (8, 8, 3, 3))
+    assert first.spec.input_key == second.spec.input_key != other_tiling.spec.input_key
+    assert first.spec.input_key == InputKey(8, 8, "stretch", Tiling(8, 8, 2, 2))
 
 
-# ---- in the graph
+# ---- probabilities in the graph
 
 
 @pytest.mark.parametrize("engine", ["litert", "tensorflow"])
@@ -265,7 +273,7 @@ def test_models_of_one_tiling_share_their_tiles():
 class TestProbabilities:
     pytestmark = KERAS
 
-    def test_a_mask_has_its_probabilities(self, units, activation, stride, engine):
+    def test_mask_is_the_argmax_of_the_probabilities(self, units, activation, stride, engine):
         import keras
         from keras import layers
 
@@ -287,10 +295,10 @@ class TestProbabilities:
             graph = ServingGraph(model, parse_job(raw).models[0])
             payload, names = ENGINES[engine].compile(graph, 2, 12, 16)
             results.append(ENGINES[engine].load(payload, names, 1)(images))
-        plain, tiled = results
-        assert set(plain) == {"mask"}
+        untiled, tiled = results
+        assert set(untiled) == {"mask"}
         assert set(tiled) == {"mask", "probabilities"}
-        np.testing.assert_array_equal(tiled["mask"], plain["mask"])
+        np.testing.assert_array_equal(tiled["mask"], untiled["mask"])
         raw_maps = keras.ops.image.resize(model(images.astype("float32")), (12, 16))
         function = activation or ("softmax" if units > 1 else "sigmoid")
         expected = raw_maps if activation else getattr(keras.ops, function)(raw_maps)
