@@ -243,7 +243,7 @@ def test_wrong_outputs_are_reported_with_shapes():
         num_classes(networks.segmenter(), config("detection"))
     assert "boxes (B, N, 4)" in str(error.value)
     assert "(B, 32, 24, 3)" in str(error.value)
-    with pytest.raises(ModelError, match=r"wants one output of class scores \(B, classes\)"):
+    with pytest.raises(ModelError, match=r"requires one output of class scores \(B, classes\)"):
         num_classes(networks.segmenter(), config())
 
 
