@@ -1,8 +1,8 @@
-"""Run an explanation job: check it, inspect the network, do the pieces that are missing.
+"""Run an explanation job: check it, inspect the network, process the units that are missing.
 
-Nothing is written before network, source and sink are checked. The sink's `_cvbatch/explain.json`
-says what is explained there. Each piece of the work leaves a file, so that the same command resumes
-an interrupted run, and does nothing after its end.
+Nothing is written before network, source and sink are checked. `_cvbatch/explain.json` in the sink
+contains the job and its state. Each unit of work writes one Parquet file, so the same command
+resumes an interrupted run and does nothing when the job is complete.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from cvbatch.explain.spec import (
     PICTURES,
     ExplainSpec,
     NetworkFacts,
-    Piece,
-    PieceReport,
-    file_uri,
+    UnitReport,
+    WorkUnit,
+    output_uri,
 )
-from cvbatch.explain.work import inspect_network, work_on
+from cvbatch.explain.work import inspect_network, start_worker
 from cvbatch.inference.programs import BuildRequest, Identity, identify
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
@@ -48,28 +48,41 @@ from cvbatch.storage.retry import set_retry_policy
 from cvbatch.storage.sink import Sink
 
 _FOLDERS = (*OF_THE_MODEL, PICTURES)
-_CLEARED = (f"{IMAGES}/part-*.parquet", *_FOLDERS)  # the plan of the images stays
+_CLEARED = (f"{IMAGES}/part-*.parquet", *_FOLDERS)  # the manifest of the images is not deleted
 _CHUNK_BYTES = 256 << 20
-_WORTH_A_WORKER = 4  # chunks: with fewer for each, loading TensorFlow takes longer than the work
+_MIN_CHUNKS_PER_WORKER = 4  # with fewer, loading TensorFlow takes longer than the work
 
 
 @dataclass
 class ExplainSummary:
-    """What an explanation came to; the counts are of this run."""
+    """Result of an explanation; the counts are those of this run.
+
+    Attributes:
+        sink: URI.
+        fingerprint: of the job.
+        num_images: images that were processed, failed ones included.
+        num_failed: images that failed.
+        failures: "stage/kind" → number of images.
+        examples: of failed images.
+        num_pictures: PNG files that were written.
+        seconds: duration of the run.
+        is_over_failure_limit: whether too many images failed in the last run that had images.
+        is_new: whether anything was computed; False if the job was complete.
+    """
 
     sink: str
     fingerprint: str
     num_images: int = 0
     num_failed: int = 0
-    failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
+    failures: Counter[str] = field(default_factory=Counter)
     examples: Examples = field(default_factory=dict)
     num_pictures: int = 0
     seconds: float = 0.0
     is_over_failure_limit: bool = False
-    is_new: bool = False  # False: there was nothing to do
+    is_new: bool = False
 
-    def add(self, report: PieceReport) -> None:
-        """Count a piece in."""
+    def add(self, report: UnitReport) -> None:
+        """Add the counts of one unit of work."""
         self.is_new = True
         self.num_images += report.num_images
         self.num_failed += report.failures.total()
@@ -77,18 +90,18 @@ class ExplainSummary:
         merge(self.examples, report.examples)
         self.num_pictures += report.num_pictures
 
-    def judge(self, counted: tuple[int, int], max_failure_fraction: float) -> None:
-        """Say whether too many failed of the images that the last run with any had."""
-        self.is_over_failure_limit = are_too_many(*counted, max_failure_fraction)
+    def check_failure_limit(self, counts: tuple[int, int], max_failure_fraction: float) -> None:
+        """Set `is_over_failure_limit` from the numbers of images and of failed images."""
+        self.is_over_failure_limit = are_too_many(*counts, max_failure_fraction)
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
         return vars(self) | as_json(self.failures, self.examples)
 
     def summary_line(self) -> str:
-        """Return the end of the last line on the terminal."""
+        """Return one line of text for the terminal."""
         if not self.is_new:
-            return f"nothing to do, all is in {self.sink}"
+            return f"nothing to do, {self.sink} is complete"
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.most_common(5))
         failed = f", {self.num_failed:,} failed ({kinds})" if kinds else ""
         return (
@@ -98,11 +111,16 @@ class ExplainSummary:
 
 
 def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> ExplainSummary:
-    """Run the job; return what was done. Whatever was done before is not done again.
+    """Run an explanation job. Units of work that an earlier run completed are skipped.
+
+    Args:
+        job: the explanation job.
+        listener: receives progress.
+        overwrite: delete results of another job in the sink, and compute all units again.
 
     Raises:
-        RefusedError: nothing was written.
-        CvbatchError: stopped midway; what is written stays, the same call goes on.
+        RefusedError: the job was refused before anything was written.
+        CvbatchError: the run was interrupted; the same call resumes it.
     """
     started = time.perf_counter()
     store.set_retry_policy(job.run.retry_policy)
@@ -116,33 +134,37 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
         state = sink.open(summary.fingerprint, overwrite=overwrite)
         plan = _plan(job, listener)
         if state and state.get("is_complete") and (plan is None or plan.is_finished):
-            summary.judge(state.get("counted") or (0, 0), job.run.max_failure_fraction)
+            counts = state.get("counted") or (0, 0)
+            summary.check_failure_limit(counts, job.run.max_failure_fraction)
             return summary
         workers = _choose_workers(job, resources, plan)
         with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
             saved = Path(folder) / "network.keras"
-            with _asked(job, plan, listener) if joins_a_cluster() else nullcontext():
-                facts = _facts(job, identity, saved, is_alone=_is_alone(workers))
-            order = _order(job, summary.fingerprint, facts, plan, workers)
+            with _check_nodes(job, plan, listener) if joins_a_cluster() else nullcontext():
+                facts = _inspect_network(job, identity, saved, in_process=_runs_in_process(workers))
+            spec = _make_spec(job, summary.fingerprint, facts, plan, workers)
             sink.acquire()
             if overwrite:
                 sink.clear(*_CLEARED)
-            _commit(order, sink, plan, saved)
-        pieces = _pieces(order, plan, overwrite)
-        listener.say(_announced(pieces))
+            _commit(spec, sink, plan, saved)
+        units = _pending_units(spec, plan, overwrite)
+        listener.say(_describe(units))
         parallel_map = ParallelMap(workers, job.run.retry_policy, listener)
-        for report in sink.guarded(parallel_map.run(work_on, order, pieces, "pieces done")):
+        reports = parallel_map.run(start_worker, spec, units, "units of work done")
+        for report in sink.guarded(reports):
             summary.add(report)
         summary.seconds = time.perf_counter() - started
-        counted = summary.num_images, summary.num_failed
-        summary.judge(counted, job.run.max_failure_fraction)
-        sink.write_state(_state(order, counted))
+        counts = summary.num_images, summary.num_failed
+        summary.check_failure_limit(counts, job.run.max_failure_fraction)
+        sink.write_state(_state(spec, counts))
         sink.remove_leftovers(IMAGES, *_FOLDERS)
     return summary
 
 
-def _asked(job: ExplainJob, plan: Plan | None, listener: Listener) -> AbstractContextManager[None]:
-    """Ask the nodes of a cluster that was joined whether they can do the job."""
+def _check_nodes(
+    job: ExplainJob, plan: Plan | None, listener: Listener
+) -> AbstractContextManager[None]:
+    """Check in the background that each node of the cluster can run the job."""
     from cvbatch.distributed.preflight import nodes_checked
 
     source_uri = plan.read_chunk(plan.chunks[0]).items[0].uri if plan else None
@@ -150,16 +172,16 @@ def _asked(job: ExplainJob, plan: Plan | None, listener: Listener) -> AbstractCo
 
 
 def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
-    """Return the job with URIs that mean the same in whatever folder a process works."""
-    said: dict[str, Any] = {"sink": SinkConfig(uri=store.absolute(job.sink.uri))}
+    """Return the job with absolute URIs, because workers may have another working directory."""
+    update: dict[str, Any] = {"sink": SinkConfig(uri=store.absolute(job.sink.uri))}
     if job.source is not None:
         uris = [store.absolute(uri) for uri in job.source.uri]
-        said["source"] = job.source.model_copy(update={"uri": uris})
-    return job.model_copy(update=said)
+        update["source"] = job.source.model_copy(update={"uri": uris})
+    return job.model_copy(update=update)
 
 
 def _plan(job: ExplainJob, listener: Listener) -> Plan | None:
-    """Return the chunks of images, None where nothing is asked about images."""
+    """Return the plan of the images; None if no section needs images."""
     if not job.wants_images or job.source is None:
         return None
     folder = store.join(job.sink.uri, IMAGES)
@@ -169,30 +191,32 @@ def _plan(job: ExplainJob, listener: Listener) -> Plan | None:
 
 
 def _choose_workers(job: ExplainJob, resources: Resources, plan: Plan | None) -> int:
-    """Return how many work at once; here a few images are done sooner by one alone."""
-    room = max(1, int(resources.num_cpus))
+    """Return the number of workers: run.workers, all CPUs of a cluster, or as many as pay off."""
+    max_workers = max(1, int(resources.num_cpus))
     if job.run.workers is not None:
-        if job.run.workers > room:
+        if job.run.workers > max_workers:
             raise ConfigError(
                 f"run.workers: {job.run.workers} do not fit a cluster of {resources.num_cpus:g} "
-                f"CPU; {room} would"
+                f"CPU; the maximum is {max_workers}"
             )
         return job.run.workers
     if joins_a_cluster():
-        return room
+        return max_workers
     num_chunks = len(plan.left) if plan else 0
-    return max(1, min(room, num_chunks // _WORTH_A_WORKER))
+    return max(1, min(max_workers, num_chunks // _MIN_CHUNKS_PER_WORKER))
 
 
-def _is_alone(workers: int) -> bool:
-    """Say whether this process does the work itself."""
+def _runs_in_process(workers: int) -> bool:
+    """Return whether this process does all the work, without workers."""
     return workers == 1 and not joins_a_cluster()
 
 
-def _facts(job: ExplainJob, identity: Identity, saved: Path, *, is_alone: bool) -> NetworkFacts:
-    """Return what the job means for its network, and save that for the workers."""
+def _inspect_network(
+    job: ExplainJob, identity: Identity, saved: Path, *, in_process: bool
+) -> NetworkFacts:
+    """Resolve the job for its network and save the network, here or in a child process."""
     request = BuildRequest(job.model, identity, "tensorflow", "float32", job.run.batch_size)
-    if is_alone:
+    if in_process:
         with silent_stderr():
             return inspect_network(job, request, saved)
     return ChildProcess(
@@ -201,75 +225,76 @@ def _facts(job: ExplainJob, identity: Identity, saved: Path, *, is_alone: bool) 
         request,
         saved,
         initializer=partial(set_retry_policy, job.run.retry_policy),
-    ).result("looks the network over", "make room, or run the job on a larger machine")
+    ).result("inspects the network", "free memory, or run the job on a larger machine")
 
 
-def _order(
-    job: ExplainJob, identity: str, facts: NetworkFacts, plan: Plan | None, workers: int
+def _make_spec(
+    job: ExplainJob, fingerprint: str, facts: NetworkFacts, plan: Plan | None, workers: int
 ) -> ExplainSpec:
     metadata = {
         "schema_version": EXPLANATION_VERSION,
         "cvbatch_version": __version__,
-        "fingerprint": identity,
+        "fingerprint": fingerprint,
         "model": job.model.model_dump(mode="json", exclude_none=True),
         "classes": list(facts.classes),
         "input_size": list(facts.image_size),
     }
     return ExplainSpec(
         job,
-        identity,
+        fingerprint,
         facts,
         json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode(),
         plan.format if plan else "",
         plan.revisions if plan else {},
-        None if _is_alone(workers) else 1,
+        None if _runs_in_process(workers) else 1,
     )
 
 
-def _commit(order: ExplainSpec, sink: Sink, plan: Plan | None, saved: Path) -> None:
-    """Write what the workers and the next run need."""
+def _commit(spec: ExplainSpec, sink: Sink, plan: Plan | None, saved: Path) -> None:
+    """Write network, state and plan to the sink, and delete the parts of stale chunks."""
     sink.put(NETWORK, saved.read_bytes())
-    sink.write_state(_state(order, None))
+    sink.write_state(_state(spec, None))
     if plan is not None:
         plan.commit()
         for chunk_id in plan.stale:
-            store.delete(order.uri(IMAGES, part_files.part_name(chunk_id)))
+            store.delete(spec.uri(IMAGES, part_files.part_name(chunk_id)))
 
 
-def _state(order: ExplainSpec, counted: tuple[int, int] | None) -> dict[str, Any]:
+def _state(spec: ExplainSpec, counts: tuple[int, int] | None) -> dict[str, Any]:
     """Return the state that is stored in the sink.
 
-    counted: images and failures of the complete run; None before.
+    counts: images and failed images of the complete run; None while it is not complete.
     """
     return {
         "schema_version": EXPLANATION_VERSION,
-        "fingerprint": order.fingerprint,
-        "is_complete": counted is not None,
-        "counted": counted,
-        "layers": order.facts.layers,
-        "job": order.job.model_dump(mode="json"),
+        "fingerprint": spec.fingerprint,
+        "is_complete": counts is not None,
+        "counted": counts,
+        "layers": spec.facts.layers,
+        "job": spec.job.model_dump(mode="json"),
     }
 
 
-def _pieces(order: ExplainSpec, plan: Plan | None, overwrite: bool) -> list[Piece]:
-    """Return what is left to do."""
-    left = []
+def _pending_units(spec: ExplainSpec, plan: Plan | None, overwrite: bool) -> list[WorkUnit]:
+    """Return the units of work whose Parquet file does not exist; with `overwrite` all units."""
+    pending = []
     for kind in OF_THE_MODEL:
-        names = store.list_names(order.uri(kind))
-        for layer in order.facts.layers.get(kind, ()):
-            piece = Piece(kind, layer)
-            if overwrite or file_uri(order, piece).rsplit("/", 1)[1] not in names:
-                left.append(piece)
+        names = store.list_names(spec.uri(kind))
+        for layer in spec.facts.layers.get(kind, ()):
+            unit = WorkUnit(kind, layer)
+            if overwrite or output_uri(spec, unit).rsplit("/", 1)[1] not in names:
+                pending.append(unit)
     if plan is not None:
         refs = plan.chunks if overwrite else plan.left
-        left += [Piece(IMAGES, ref=ref) for ref in refs]
-    return left
+        pending += [WorkUnit(IMAGES, ref=ref) for ref in refs]
+    return pending
 
 
-def _announced(pieces: Sequence[Piece]) -> str:
-    counts = Counter(piece.kind for piece in pieces)
-    images = sum(piece.ref.num_images for piece in pieces if piece.ref)
-    told = [f"{counts[kind]} layers' {kind}" for kind in OF_THE_MODEL if counts[kind]]
+def _describe(units: Sequence[WorkUnit]) -> str:
+    counts = Counter(unit.kind for unit in units)
+    num_images = sum(unit.ref.num_images for unit in units if unit.ref)
+    parts = [f"{kind} of {counts[kind]} layers" for kind in OF_THE_MODEL if counts[kind]]
     if counts[IMAGES]:
-        told.append(f"{counts[IMAGES]:,} chunks" + (f" of {images:,} images" if images else ""))
-    return f"{' and '.join(told) or 'nothing'} to do"
+        of_images = f" of {num_images:,} images" if num_images else ""
+        parts.append(f"{counts[IMAGES]:,} chunks{of_images}")
+    return f"to do: {', '.join(parts) or 'nothing'}"

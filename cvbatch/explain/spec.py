@@ -1,10 +1,10 @@
-"""What an explanation computes, as plain data: ExplainSpec, NetworkFacts, Piece, PieceReport."""
+"""Plain data of an explanation: ExplainSpec, NetworkFacts, WorkUnit, UnitReport."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cvbatch.config.explain import OF_IMAGES, ExplainJob
 from cvbatch.core.failures import note
@@ -13,71 +13,98 @@ from cvbatch.explain import tables
 from cvbatch.planning import part_files
 from cvbatch.storage import store
 
-if TYPE_CHECKING:
-    pass
-
-IMAGES = "images"  # the sink's folder of the images' rows
+IMAGES = "images"  # folder of the sink for the tables of images
 PICTURES = "pictures"
 NETWORK = "_cvbatch/network.keras"
 
 
-class Piece(NamedTuple):
-    """What is done as a whole: a layer's patterns or weights, or a chunk of images."""
+class WorkUnit(NamedTuple):
+    """One unit of work: the patterns or weights of a layer, or a chunk of images.
 
-    kind: str  # "patterns" | "weights" | "images"
+    Attributes:
+        kind: "patterns", "weights" or "images".
+        layer: path of the layer; "" for images.
+        ref: the chunk of images; None for a layer.
+    """
+
+    kind: str
     layer: str = ""
     ref: ChunkRef | None = None
 
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What the job's words mean, once its network was looked at."""
+    """The job's names, resolved for its network.
 
-    classes: tuple[str, ...]  # empty where none are needed
+    Attributes:
+        classes: names of all classes; empty if the job has no section gradcam.
+        image_size: height and width of the network's input in pixels.
+        layers: section (activations, patterns, weights) → paths of its layers.
+        widths: path → number of channels, of the layers of section patterns.
+    """
+
+    classes: tuple[str, ...]
     image_size: tuple[int, int]
-    layers: dict[str, tuple[str, ...]]  # of activations, patterns and weights: paths
-    widths: dict[str, int]  # channels of the layers with patterns
+    layers: dict[str, tuple[str, ...]]
+    widths: dict[str, int]
 
 
 @dataclass(frozen=True)
 class ExplainSpec:
-    """What the workers must know; small, whatever the network weighs."""
+    """Everything a worker needs except the network, which is a file in the sink.
+
+    Attributes:
+        job: with absolute URIs.
+        fingerprint: of the job.
+        facts: about the network.
+        metadata: JSON that every Parquet file contains.
+        source_format: of the images, never "auto"; "" if the job needs no images.
+        revisions: chunk id → revision, of chunks that were planned again.
+        threads: TensorFlow threads of a worker; None: as many as there are cores.
+    """
 
     job: ExplainJob
     fingerprint: str
     facts: NetworkFacts
-    metadata: bytes  # of every Parquet file
-    source_format: str = ""  # never "auto"; "" where there are no images
-    revisions: dict[str, int] = field(default_factory=dict)  # of chunks planned again
-    threads: int | None = None  # of a worker; None: as many as there are cores
+    metadata: bytes
+    source_format: str = ""
+    revisions: dict[str, int] = field(default_factory=dict)
+    threads: int | None = None
 
     @property
     def sections(self) -> tuple[str, ...]:
-        """Return what is asked about images."""
+        """Return the job's sections that need images."""
         return tuple(name for name in OF_IMAGES if getattr(self.job, name) is not None)
 
     def uri(self, *parts: str) -> str:
-        """Return the URI of something in the sink."""
+        """Return the URI of a path in the sink."""
         return store.join(self.job.sink.uri, *parts)
 
 
 @dataclass
-class PieceReport:
-    """What became of one piece."""
+class UnitReport:
+    """Counts of one unit of work.
+
+    Attributes:
+        num_pictures: PNG files that were written.
+        num_images: images that were processed, failed ones included.
+        failures: "stage/kind" → number of images.
+        examples: of failed images.
+    """
 
     num_pictures: int = 0
     num_images: int = 0
-    failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
+    failures: Counter[str] = field(default_factory=Counter)
     examples: Examples = field(default_factory=dict)
 
     def note(self, batch: ImageBatch, failures: dict[int, Failure]) -> None:
-        """Count a batch in."""
+        """Add the images and failures of a batch."""
         self.num_images += len(batch)
         note(self.failures, self.examples, batch.image_id, failures)
 
 
-def file_uri(order: ExplainSpec, piece: Piece) -> str:
-    """Return the URI of the file that says that a piece is done."""
-    if piece.ref is not None:
-        return order.uri(IMAGES, part_files.part_name(piece.ref.chunk_id))
-    return order.uri(piece.kind, f"{tables.safe_file_name(piece.layer)}.parquet")
+def output_uri(spec: ExplainSpec, unit: WorkUnit) -> str:
+    """Return the URI of the Parquet file of a unit; the unit is complete if this file exists."""
+    if unit.ref is not None:
+        return spec.uri(IMAGES, part_files.part_name(unit.ref.chunk_id))
+    return spec.uri(unit.kind, f"{tables.safe_file_name(unit.layer)}.parquet")

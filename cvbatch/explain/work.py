@@ -1,8 +1,8 @@
-"""The work of an explanation as plain callables: the network looked at, and each piece done.
+"""Work of an explanation as plain callables: inspect the network, process one unit of work.
 
-A piece is a layer's patterns, a layer's weights, or a chunk of images; each leaves its pictures and
-then a Parquet file, which says that it is done. Whoever does one has TensorFlow and the network,
-and is told all else in one small `ExplainOrder`.
+A unit is the patterns of a layer, the weights of a layer, or a chunk of images. It writes its
+pictures first and its Parquet file last, so a unit whose Parquet file exists is complete. A worker
+loads the network from the sink and gets everything else in an `ExplainSpec`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from cvbatch.explain.spec import (
     PICTURES,
     ExplainSpec,
     NetworkFacts,
-    Piece,
-    PieceReport,
-    file_uri,
+    UnitReport,
+    WorkUnit,
+    output_uri,
 )
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.drawing import draw_boxes, to_png
@@ -45,10 +45,15 @@ if TYPE_CHECKING:
 
 
 def inspect_network(job: ExplainJob, request: BuildRequest, saved: Path) -> NetworkFacts:
-    """Return what the job comes to with its network, which is saved as a file for the workers.
+    """Load the network, resolve the job for it, and save it for the workers.
+
+    Args:
+        job: the explanation job.
+        request: the network to load.
+        saved: path of the .keras file to write.
 
     Raises:
-        ModelError: the network cannot be had, or is not as the job needs it.
+        ModelError: the network cannot be loaded, or does not support what the job needs.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from cvbatch.explain.introspection import Network, build_network, resolve_job
@@ -60,140 +65,134 @@ def inspect_network(job: ExplainJob, request: BuildRequest, saved: Path) -> Netw
     return facts
 
 
-def work_on(order: ExplainSpec) -> Callable[[Piece], PieceReport]:
-    """Return the function that does one piece and leaves its file in the sink.
-
-    The network is loaded into this process once.
+def start_worker(spec: ExplainSpec) -> Callable[[WorkUnit], UnitReport]:
+    """Load the network into this process, and return the function that processes one unit.
 
     Raises:
-        CvbatchError: the store does not answer.
+        CvbatchError: the network cannot be read from the sink.
     """
-    with silent_stderr():  # TensorFlow writes much to the descriptor while it loads
-        network = _load(order)
-    source, source_format = order.job.source, order.source_format
+    with silent_stderr():  # TensorFlow's C++ code writes to stderr while it loads
+        network = _load(spec)
+    source, source_format = spec.job.source, spec.source_format
     reader = ChunkReader(source_format, source.image_column) if source and source_format else None
 
-    def work(piece: Piece) -> PieceReport:
-        if piece.ref is not None and reader is not None:
-            return _images(order, network, reader, piece.ref)
-        return _OF_A_LAYER[piece.kind](order, network, piece)
+    def process(unit: WorkUnit) -> UnitReport:
+        if unit.ref is not None and reader is not None:
+            return _process_images(spec, network, reader, unit.ref)
+        return _PROCESS_LAYER[unit.kind](spec, network, unit)
 
-    return work
+    return process
 
 
-def _load(order: ExplainSpec) -> Network:
+def _load(spec: ExplainSpec) -> Network:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from cvbatch.explain.introspection import Network, limit_threads
     from cvbatch.models import registry
 
-    limit_threads(order.threads)
-    uri = order.uri(NETWORK)
-    return Network(registry.load_file(uri, store.fetch(uri)), order.job, order.facts)
+    limit_threads(spec.threads)
+    uri = spec.uri(NETWORK)
+    return Network(registry.load_file(uri, store.fetch(uri)), spec.job, spec.facts)
 
 
-def _patterns(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
-    found = network.patterns(piece.layer)
-    picture = _draw(order, image_grids.pattern_grid(found.images), piece)
-    rows = tables.filter_rows(piece.layer, found.images, picture, found.activation)
-    _write(order, piece, rows)
-    return PieceReport(num_pictures=1)
+def _process_patterns(spec: ExplainSpec, network: Network, unit: WorkUnit) -> UnitReport:
+    patterns = network.patterns(unit.layer)
+    picture = _write_layer_picture(spec, image_grids.pattern_grid(patterns.images), unit)
+    rows = tables.filter_rows(unit.layer, patterns.images, picture, patterns.activation)
+    _write_table(spec, unit, rows)
+    return UnitReport(num_pictures=1)
 
 
-def _weights(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
-    kernels = network.kernels(piece.layer)
-    picture = _draw(order, image_grids.kernel_grid(kernels), piece)
-    _write(order, piece, tables.filter_rows(piece.layer, np.moveaxis(kernels, -1, 0), picture))
-    return PieceReport(num_pictures=1)
+def _process_weights(spec: ExplainSpec, network: Network, unit: WorkUnit) -> UnitReport:
+    kernels = network.kernels(unit.layer)
+    picture = _write_layer_picture(spec, image_grids.kernel_grid(kernels), unit)
+    rows = tables.filter_rows(unit.layer, np.moveaxis(kernels, -1, 0), picture)
+    _write_table(spec, unit, rows)
+    return UnitReport(num_pictures=1)
 
 
-def _draw(order: ExplainSpec, image: np.ndarray, piece: Piece) -> str:
-    return _put(order, image, piece.kind, tables.safe_file_name(piece.layer))
+def _write_layer_picture(spec: ExplainSpec, image: np.ndarray, unit: WorkUnit) -> str:
+    return _write_picture(spec, image, unit.kind, tables.safe_file_name(unit.layer))
 
 
-def _put(order: ExplainSpec, image: np.ndarray, *names: str) -> str:
-    """Write a picture; return its name in the sink."""
-    name = "/".join([PICTURES, *names]) + ".png"
-    store.put_bytes(order.uri(name), to_png(image))
-    return name
+def _write_picture(spec: ExplainSpec, image: np.ndarray, *names: str) -> str:
+    """Write an image as PNG; return its path in the sink."""
+    path = "/".join([PICTURES, *names]) + ".png"
+    store.put_bytes(spec.uri(path), to_png(image))
+    return path
 
 
-def _write(order: ExplainSpec, piece: Piece, rows: pa.Table) -> None:
-    data = writer.encode_part([rows], rows.schema, order.metadata)
-    store.put_bytes(file_uri(order, piece), data)
+def _write_table(spec: ExplainSpec, unit: WorkUnit, rows: pa.Table) -> None:
+    data = writer.encode_part([rows], rows.schema, spec.metadata)
+    store.put_bytes(output_uri(spec, unit), data)
 
 
-def _images(
-    order: ExplainSpec, network: Network, reader: ChunkReader, ref: ChunkRef
-) -> PieceReport:
-    report = PieceReport()
-    rows = []
-    for batch in _batches(order, reader, ref):
-        explained: dict[int, tables.ImageRow] = {}
+def _process_images(
+    spec: ExplainSpec, network: Network, reader: ChunkReader, ref: ChunkRef
+) -> UnitReport:
+    report = UnitReport()
+    tables_of_batches = []
+    for batch in _decoded_batches(spec, reader, ref):
+        rows: dict[int, tables.ImageRow] = {}
         failures = dict(batch.failures)
-        for position, found in zip(batch.decoded.tolist(), network.explain(batch), strict=True):
-            if isinstance(found, Failure):
-                failures[position] = found
+        for position, result in zip(batch.decoded.tolist(), network.explain(batch), strict=True):
+            if isinstance(result, Failure):
+                failures[position] = result
                 continue
-            name = tables.image_name(batch.image_id[position], order.source_format)
-            explained[position] = _leave(order, name, found, report)
+            name = tables.image_name(batch.image_id[position], spec.source_format)
+            rows[position] = _write_pictures(spec, name, result, report)
         report.note(batch, failures)
-        rows.append(tables.image_rows(batch, failures, explained, order.sections))
-    metadata = part_files.revised(order.metadata, order.revisions.get(ref.chunk_id, 0))
-    schema = tables.images_schema(order.sections)
-    writer.write_part(order.uri(IMAGES), ref.chunk_id, rows, schema, metadata)
+        tables_of_batches.append(tables.image_rows(batch, failures, rows, spec.sections))
+    metadata = part_files.revised(spec.metadata, spec.revisions.get(ref.chunk_id, 0))
+    schema = tables.images_schema(spec.sections)
+    writer.write_part(spec.uri(IMAGES), ref.chunk_id, tables_of_batches, schema, metadata)
     return report
 
 
-def _batches(order: ExplainSpec, reader: ChunkReader, ref: ChunkRef) -> Iterator[ImageBatch]:
-    """Yield the chunk's images decoded, in a process of its own: no image takes the worker down."""
-    job = order.job
+def _decoded_batches(spec: ExplainSpec, reader: ChunkReader, ref: ChunkRef) -> Iterator[ImageBatch]:
+    """Decode the images of a chunk in a child process, so that no image can crash the worker."""
+    job = spec.job
     if job.source is None:
         raise RuntimeError("a chunk of images without a source")
     images = reader.read(read_chunk(ref), job.source.max_bytes)
     limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
-    key = InputKey(*order.facts.image_size, job.model.resize)
+    key = InputKey(*spec.facts.image_size, job.model.resize)
     with IsolatedDecoder(job.run.image_timeout_s) as decode_one:
         yield from decode_images(
             images, [key], limits, ref.chunk_id, job.run.batch_size, decode_one
         )
 
 
-def _leave(
-    order: ExplainSpec, name: str, found: tables.Explanation, report: PieceReport
+def _write_pictures(
+    spec: ExplainSpec, name: str, explanation: tables.Explanation, report: UnitReport
 ) -> tables.ImageRow:
-    """Write the pictures of one image; return what its row says."""
+    """Write the pictures of one image, count them in the report, and return the image's row."""
     activations = gradcam = dream = None
-    if found.activations is not None:
-        activations = [
-            tables.LayerActivations(
-                layer,
-                values,
-                _put(order, image_grids.channel_grid(values), "activations", name,
-                     tables.safe_file_name(layer)),
-            )
-            for layer, values in found.activations.items()
-        ]  # fmt: skip
+    if explanation.activations is not None:
+        activations = []
+        for layer, values in explanation.activations.items():
+            grid, file_name = image_grids.channel_grid(values), tables.safe_file_name(layer)
+            picture = _write_picture(spec, grid, "activations", name, file_name)
+            activations.append(tables.LayerActivations(layer, values, picture))
         report.num_pictures += len(activations)
-    if found.gradcam is not None:
+    if explanation.gradcam is not None:
         gradcam = []
-        for seen in found.gradcam:
-            drawn = overlay(found.pixels, seen.values)
-            if seen.box_in_input is not None:
-                drawn = draw_boxes(
-                    drawn, seen.box_in_input[None], [seen.label], np.array([seen.score])
-                )
-            label = f"{seen.class_id:03d}-{seen.label}"
-            picture = _put(order, drawn, "gradcam", name, tables.safe_file_name(label))
-            gradcam.append(tables.HeatmapPicture(order.job.model.model, seen, picture))
+        for heatmap in explanation.gradcam:
+            drawn = overlay(explanation.pixels, heatmap.values)
+            if heatmap.box_in_input is not None:
+                score = np.array([heatmap.score])
+                drawn = draw_boxes(drawn, heatmap.box_in_input[None], [heatmap.label], score)
+            file_name = tables.safe_file_name(f"{heatmap.class_id:03d}-{heatmap.label}")
+            picture = _write_picture(spec, drawn, "gradcam", name, file_name)
+            gradcam.append(tables.HeatmapPicture(spec.job.model.model, heatmap, picture))
         report.num_pictures += len(gradcam)
-    if found.dream is not None:
-        picture = _put(order, found.dream, "dream", name)
-        dream = (to_png(found.dream), picture)
+    if explanation.dream is not None:
+        picture = _write_picture(spec, explanation.dream, "dream", name)
+        dream = (to_png(explanation.dream), picture)
         report.num_pictures += 1
     return tables.ImageRow(activations, gradcam, dream)
 
 
-_OF_A_LAYER: dict[str, Callable[[ExplainSpec, Network, Piece], PieceReport]] = {
-    "patterns": _patterns,
-    "weights": _weights,
+_PROCESS_LAYER: dict[str, Callable[[ExplainSpec, Network, WorkUnit], UnitReport]] = {
+    "patterns": _process_patterns,
+    "weights": _process_weights,
 }

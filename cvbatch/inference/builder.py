@@ -11,34 +11,34 @@ from cvbatch.storage.retry import retry_policy, set_retry_policy
 
 
 def build(request: BuildRequest) -> BuiltProgram:
-    """Return the model compiled. Imports TensorFlow: `Building` calls it.
+    """Build and compile one model in this process; it imports TensorFlow.
 
     Raises:
         ModelError: the model cannot be built, or does not fit its task.
     """
-    from cvbatch.inference import compile as building  # TensorFlow comes with it
+    from cvbatch.inference import compile as compiler
 
-    return building.build(request)
+    return compiler.build(request)
 
 
 class ProgramBuilder:
-    """The one process that builds and compiles all models of a job, at work."""
+    """Child process that builds and compiles all models of a job; it starts at once."""
 
     def __init__(self, requests: Sequence[BuildRequest]) -> None:
-        self._all = ChildProcess(
+        self._process = ChildProcess(
             _build_all, list(requests), initializer=partial(set_retry_policy, retry_policy())
         )
 
     def result(self) -> list[BuiltProgram]:
-        """Return the programs, when they are there.
+        """Wait for the process and return the programs, in the order of the requests.
 
         Raises:
             ModelError: a model cannot be built or does not fit its task, or the process died.
         """
-        return self._all.result(
+        return self._process.result(
             "compiles the models",
-            "make room, or run the job once on a larger machine: programs are kept under the "
-            "sink's _cvbatch/programs",
+            "free memory, or run the job once on a larger machine: programs are stored in "
+            "_cvbatch/programs of the sink",
         )
 
 

@@ -1,8 +1,8 @@
-"""From the job's models to programs: built and compiled once, by one process, kept for all.
+"""Programs of a job's models: identity, build request, compiled program and its file.
 
-`identify` is cheap and runs in the driver: what a model is, by the hash of its file. `build` needs
-TensorFlow and runs in a process of its own, which then ends and takes its memory with it. A
-worker only reads program files.
+`identify` hashes the files of a model; it is cheap and runs in the driver. Models are compiled in a
+child process (`ProgramBuilder`), because TensorFlow frees its memory only when its process ends.
+Workers load program files, without TensorFlow if the engine is LiteRT.
 """
 
 from __future__ import annotations
@@ -28,29 +28,45 @@ from cvbatch.models.metadata import DEMO_FILES, read_card
 from cvbatch.storage import store
 
 MAX_CLASS_FILE_BYTES = 4 << 20
-_FILE_FORMAT = 2  # of program files; those of another are not looked for
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time in the zip: the same program is the same bytes
+_FILE_FORMAT = 2  # version of program files; part of the key
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # constant time in the zip, so that equal programs are equal bytes
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a model of the job is: enough to fingerprint it, nothing that needs TensorFlow."""
+    """Identity of a model, for fingerprints; it does not need TensorFlow.
 
-    content: str  # SHA-256 of its files, or its name and the name of its weights
-    classes: tuple[str, ...] | None  # as the job or the file's card says; None: not said
-    file: Path | None  # the .keras file, here
-    weights_file: Path | None  # here
-    sha256: str | None = None  # of the one of the two that there is
+    Attributes:
+        content: SHA-256 of the model file and its weights, or their names.
+        classes: class names from the job or the model card; None if neither has them.
+        file: local path of the .keras file; None for a zoo network.
+        weights_file: local path of the weights file; None if the job has none.
+        sha256: of `file` or else of `weights_file`; None without files.
+    """
+
+    content: str
+    classes: tuple[str, ...] | None
+    file: Path | None
+    weights_file: Path | None
+    sha256: str | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Return the text that stands for the model in the job's fingerprint."""
+        """Return the model's part of the job's fingerprint, as JSON."""
         return json.dumps([self.content, self.classes])
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What the compiling process is asked for."""
+    """Everything that determines a program.
+
+    Attributes:
+        config: the model's section of the job file.
+        identity: of the model.
+        engine: a key of ENGINES.
+        precision: name of a Keras dtype policy.
+        batch_size: images per call of the program.
+    """
 
     config: ModelConfig
     identity: Identity
@@ -60,8 +76,8 @@ class BuildRequest:
 
     @property
     def key(self) -> str:
-        """Return a name for the program that changes with all that could change the program."""
-        said = {
+        """Return a hash of everything that determines the program, 32 hexadecimal digits."""
+        content = {
             "config": self.config.model_dump(mode="json", exclude={"sha256"}),
             "identity": self.identity.fingerprint,
             "engine": self.engine,
@@ -69,68 +85,80 @@ class BuildRequest:
             "batch_size": self.batch_size,
             "versions": [version("keras"), version("tensorflow"), __version__, _FILE_FORMAT],
         }
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class BuiltProgram:
-    """A compiled model with all a worker must know of it."""
+    """A compiled model with everything that a worker needs. Field names are part of its file.
+
+    Attributes:
+        spec: name, classes, input size and tiling of the model.
+        engine: engine that runs it; "tensorflow" if LiteRT lacks an operation.
+        names: of the outputs, in the order of the payload.
+        batch_size: images per call.
+        bytes_per_image: lower bound of the memory for pixels and feature maps of one image.
+        note: message for the user, reported once; "" if there is none.
+        payload: the program, in the format of its engine.
+        parameters: number of weights; None if the network is not a graph of layers.
+        multiply_adds: for one image; None likewise.
+    """
 
     spec: ModelSpec
-    engine: str  # that runs it: "tensorflow" where LiteRT lacks an operation
-    names: tuple[str, ...]  # of the outputs
+    engine: str
+    names: tuple[str, ...]
     batch_size: int
-    bytes_per_image: int  # held for an image of the batch, pixels and feature maps, at least
-    note: str  # what the user should hear once; "" for nothing
+    bytes_per_image: int
+    note: str
     payload: bytes
-    parameters: int | None = None  # of the network; None: its layers cannot be told
-    multiply_adds: int | None = None  # for one image, likewise
+    parameters: int | None = None
+    multiply_adds: int | None = None
 
     @property
     def weight_bytes(self) -> int:
-        """Return what the loaded program holds whatever the batch: its weights are in it."""
+        """Return the memory of the loaded program without batches: the size of its payload."""
         return len(self.payload)
 
     def to_bytes(self) -> bytes:
-        """Return the program file: a zip of `program.json` and the payload, both stored."""
-        facts = {key: value for key, value in asdict(self).items() if key != "payload"}
+        """Return the program file: an uncompressed zip of `program.json` and `payload`."""
+        fields = {key: value for key, value in asdict(self).items() if key != "payload"}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(zipfile.ZipInfo("program.json", _EPOCH), json.dumps(facts))
+            archive.writestr(zipfile.ZipInfo("program.json", _EPOCH), json.dumps(fields))
             archive.writestr(zipfile.ZipInfo("payload", _EPOCH), self.payload)
         return buffer.getvalue()
 
     @staticmethod
     def from_bytes(data: bytes) -> BuiltProgram:
-        """Return the program in a program file.
+        """Return the program of a program file.
 
         Raises:
             ModelError: the file is damaged.
         """
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                facts = json.loads(archive.read("program.json"))
+                fields = json.loads(archive.read("program.json"))
                 payload = archive.read("payload")
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
             raise ModelError(
                 f"a program file under _cvbatch/programs is damaged ({error}); delete it"
             ) from None
-        said = facts.pop("spec")
-        spec = ModelSpec(**{**said, "classes": tuple(said["classes"])})
-        names = tuple(facts.pop("names"))
-        return BuiltProgram(spec=spec, names=names, payload=payload, **facts)
+        spec_fields = fields.pop("spec")
+        spec = ModelSpec(**{**spec_fields, "classes": tuple(spec_fields["classes"])})
+        names = tuple(fields.pop("names"))
+        return BuiltProgram(spec=spec, names=names, payload=payload, **fields)
 
     def load(self, threads: int) -> Program:
-        """Return the program ready to run in this process."""
+        """Load the program into this process; threads: CPU threads that one call may use."""
         return ENGINES[self.engine].load(self.payload, self.names, threads)
 
 
 def identify(config: ModelConfig) -> Identity:
-    """Return what a model of the job is.
+    """Fetch and hash the files of a model, and read its class names.
 
     Raises:
-        ModelError: a file it names cannot be had or is not the one that the job file pins, or its
-            class file is not one name a line.
+        ModelError: a file cannot be read or its SHA-256 is not the one in the job file, or the
+            class file is not UTF-8 text with one name per line.
     """
     if config.weights == "demo":
         file = DEMO_FILES.get(config.model)
@@ -138,8 +166,8 @@ def identify(config: ModelConfig) -> Identity:
         file = model_files.fetch(config.model) if config.model.endswith(".keras") else None
     is_named = config.weights is None or config.weights in NAMED_WEIGHTS
     weights_file = None if is_named else model_files.fetch(str(config.weights))
-    held = file or weights_file
-    digest = model_files.sha256(held) if held else None
+    hashed_file = file or weights_file
+    digest = model_files.sha256(hashed_file) if hashed_file else None
     if digest is not None:
         model_files.check(str(config.model if file else config.weights), digest, config.sha256)
     content = f"{digest}:{config.weights}" if file else f"{config.model}:{digest or config.weights}"
@@ -147,7 +175,7 @@ def identify(config: ModelConfig) -> Identity:
 
 
 def _classes(config: ModelConfig, file: Path | None) -> tuple[str, ...] | None:
-    """Return class names from the job, or from the card inside the .keras file."""
+    """Return class names from the job, or from the model card inside the .keras file."""
     if isinstance(config.classes, list):
         return tuple(config.classes)
     if config.classes is not None:
@@ -163,14 +191,14 @@ def _read_class_file(uri: str) -> tuple[str, ...]:
         raise ModelError(f"class file {uri} cannot be read: {error}") from None
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:
-        raise ModelError(f"class file {uri} is empty; write one class name a line")
+        raise ModelError(f"class file {uri} is empty; write one class name per line")
     return names
 
 
 def build_requests(
     job: JobConfig, identities: Sequence[Identity], engine: str
 ) -> list[BuildRequest]:
-    """Return what has to be built for a job."""
+    """Return the build request of every model of the job."""
     return [
         BuildRequest(config, identity, engine, job.run.precision, job.run.batch_size)
         for config, identity in zip(job.models, identities, strict=True)
@@ -178,5 +206,5 @@ def build_requests(
 
 
 def program_uri(sink_uri: str, request: BuildRequest) -> str:
-    """Return where the program is kept."""
+    """Return the URI of the program file in the sink."""
     return store.join(sink_uri, "_cvbatch", "programs", f"{request.key}.zip")

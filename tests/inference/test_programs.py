@@ -1,4 +1,4 @@
-"""A model is identified without TensorFlow, compiled once, and its program file read back whole."""
+"""Identity of models, keys of programs, program files, and building of programs."""
 
 import hashlib
 import json
@@ -24,8 +24,9 @@ def config(model, **fields):
 
 
 def request(model, **fields):
-    said = config(model, **fields)
-    return programs.BuildRequest(said, programs.identify(said), "litert", "float32", 2)
+    model_config = config(model, **fields)
+    identity = programs.identify(model_config)
+    return programs.BuildRequest(model_config, identity, "litert", "float32", 2)
 
 
 def fake_file(path, content=b"x"):
@@ -34,76 +35,76 @@ def fake_file(path, content=b"x"):
     return path
 
 
-def built():
+def sample_program():
     spec = ModelSpec("net", "classification", ("a", "é"), 8, 9, "crop", "0" * 64, "conv")
     return programs.BuiltProgram(spec, "litert", ("scores",), 4, 99, "a note", b"\0payload")
 
 
-def test_a_program_file_reads_back_and_the_same_program_is_the_same_bytes():
-    assert programs.BuiltProgram.from_bytes(built().to_bytes()) == built()
-    assert built().to_bytes() == built().to_bytes()
+def test_program_file_round_trip_and_deterministic_bytes():
+    assert programs.BuiltProgram.from_bytes(sample_program().to_bytes()) == sample_program()
+    assert sample_program().to_bytes() == sample_program().to_bytes()
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:50], lambda d: b"", lambda d: b"text"])
-def test_a_damaged_program_file_is_told(damage):
+def test_damaged_program_file_is_reported(damage):
     with pytest.raises(ModelError, match="damaged"):
-        programs.BuiltProgram.from_bytes(damage(built().to_bytes()))
+        programs.BuiltProgram.from_bytes(damage(sample_program().to_bytes()))
 
 
-def test_the_identity_follows_the_content_and_the_class_names(tmp_path):
-    one = fake_file(tmp_path / "one.keras")
-    same = fake_file(tmp_path / "same.keras")
+def test_identity_depends_on_content_and_class_names(tmp_path):
+    first = fake_file(tmp_path / "first.keras")
+    copy = fake_file(tmp_path / "copy.keras")
     other = fake_file(tmp_path / "other.keras", b"y")
-    assert programs.identify(config(one)) == replace(programs.identify(config(same)), file=one)
-    assert programs.identify(config(one)).content != programs.identify(config(other)).content
-    before = programs.identify(config(one)).fingerprint
-    assert programs.identify(config(one, classes=["a"])).fingerprint != before
+    assert programs.identify(config(first)) == replace(programs.identify(config(copy)), file=first)
+    assert programs.identify(config(first)).content != programs.identify(config(other)).content
+    fingerprint = programs.identify(config(first)).fingerprint
+    assert programs.identify(config(first, classes=["a"])).fingerprint != fingerprint
 
 
-def test_a_pin_holds_a_file_and_changes_nothing_else(tmp_path):
+def test_sha256_of_the_job_is_checked_and_not_part_of_the_key(tmp_path):
     path = fake_file(tmp_path / "net.keras")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    plain, pinned = request(path), request(path, sha256=digest.upper())
-    assert (pinned.identity, pinned.key) == (plain.identity, plain.key)
+    unpinned, pinned = request(path), request(path, sha256=digest.upper())
+    assert (pinned.identity, pinned.key) == (unpinned.identity, unpinned.key)
     with pytest.raises(ModelError, match=f"net.keras has the SHA-256 {digest}, not {'0' * 64}"):
         request(path, sha256="0" * 64)
 
 
-def test_a_pin_of_a_zoo_network_is_about_its_weights_file(tmp_path):
+def test_sha256_of_a_zoo_network_is_that_of_its_weights_file(tmp_path):
     weights = tmp_path / "w.weights.h5"
     weights.write_bytes(b"w")
     digest = hashlib.sha256(b"w").hexdigest()
-    said = {"weights": str(weights), "sha256": digest}
-    assert programs.identify(config("mini_xception", **said)).sha256 == digest
+    fields = {"weights": str(weights), "sha256": digest}
+    assert programs.identify(config("mini_xception", **fields)).sha256 == digest
     with pytest.raises(ModelError, match=rf"w.weights.h5 has the SHA-256 {digest}, not a{{64}}"):
-        programs.identify(config("mini_xception", **said | {"sha256": "a" * 64}))
+        programs.identify(config("mini_xception", **fields | {"sha256": "a" * 64}))
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "random", "demo"])
-def test_what_is_no_file_cannot_be_pinned(weights):
+def test_sha256_without_a_file_is_refused(weights):
     with pytest.raises(ConfigError, match="it pins a file"):
         config("demo_classifier", weights=weights, sha256="0" * 64)
 
 
-@pytest.mark.parametrize("pin", ["", "abc", "g" * 64, "0" * 63, "0" * 65])
-def test_a_pin_is_64_hexadecimal_digits(tmp_path, pin):
+@pytest.mark.parametrize("digest", ["", "abc", "g" * 64, "0" * 63, "0" * 65])
+def test_sha256_must_be_64_hexadecimal_digits(tmp_path, digest):
     with pytest.raises(ConfigError, match="sha256"):
-        config(tmp_path / "net.keras", sha256=pin)
+        config(tmp_path / "net.keras", sha256=digest)
 
 
-def test_what_is_loaded_is_what_was_hashed(tmp_path):
+def test_file_that_changes_after_hashing_is_refused(tmp_path):
     path = fake_file(tmp_path / "net.keras")
-    before = programs.identify(config(path)).sha256
+    digest = programs.identify(config(path)).sha256
     copies = tmp_path / "copies"
     copies.mkdir()
-    taken = model_files.download(str(path), copies, before)
+    copy = model_files.download(str(path), copies, digest)
     fake_file(path, b"another")
-    assert hashlib.sha256(taken.read_bytes()).hexdigest() == before
-    with pytest.raises(ModelError, match=f"not {before}: .*changed while the job began"):
-        model_files.download(str(path), copies, before)
+    assert hashlib.sha256(copy.read_bytes()).hexdigest() == digest
+    with pytest.raises(ModelError, match=f"not {digest}: .*changed while the job began"):
+        model_files.download(str(path), copies, digest)
 
 
-def test_class_names_come_from_the_job_a_file_or_the_card(tmp_path):
+def test_class_names_are_read_from_job_file_or_card(tmp_path):
     path = fake_file(tmp_path / "net.keras")
     assert programs.identify(config(path)).classes is None
     write_card(path, ("x", "y"), "classification")
@@ -117,30 +118,30 @@ def test_class_names_come_from_the_job_a_file_or_the_card(tmp_path):
         programs.identify(config(path, classes=str(names)))
 
 
-def test_the_demo_networks_are_known_by_their_files():
+def test_demo_networks_are_identified_by_their_files():
     identity = programs.identify(config("demo_classifier", weights="demo"))
     assert "star" in identity.classes
     assert identity.file.is_file()
 
 
-def test_the_key_changes_with_what_changes_the_program(tmp_path):
+def test_key_depends_on_everything_that_determines_the_program(tmp_path):
     path = fake_file(tmp_path / "net.keras")
-    plain = request(path)
+    default = request(path)
     keys = {
-        plain.key,
+        default.key,
         request(path, heatmap={}).key,
         request(path, preprocessing="tf").key,
-        replace(plain, engine="tensorflow").key,
-        replace(plain, precision="mixed_float16").key,
-        replace(plain, batch_size=3).key,
+        replace(default, engine="tensorflow").key,
+        replace(default, precision="mixed_float16").key,
+        replace(default, batch_size=3).key,
     }
     assert len(keys) == 6
-    assert request(path).key == plain.key
+    assert request(path).key == default.key
 
 
 @pytest.mark.keras
 class TestBuilding:
-    def test_a_model_is_built_with_its_names_and_hash(self, keras_files):
+    def test_built_program_has_names_and_hash_of_the_model(self, keras_files):
         from cvbatch.inference.compile import build, weights_sha256
 
         path = keras_files / "nested_classifier.keras"
@@ -157,15 +158,15 @@ class TestBuilding:
         model.layers[-1].bias.assign(model.layers[-1].bias + 1)
         assert program.spec.weights_sha256 != weights_sha256(model)
 
-    def test_a_file_that_was_changed_since_it_was_identified_is_not_built(self, tmp_path):
+    def test_file_that_changed_after_identification_is_not_built(self, tmp_path):
         from cvbatch.inference.compile import build
 
-        asked = request(fake_file(tmp_path / "net.keras"))
+        stale_request = request(fake_file(tmp_path / "net.keras"))
         fake_file(tmp_path / "net.keras", b"another")
         with pytest.raises(ModelError, match="changed while the job began"):
-            build(asked)
+            build(stale_request)
 
-    def test_what_litert_lacks_runs_in_tensorflow_and_is_said(self, tmp_path):
+    def test_graph_that_litert_does_not_support_is_built_for_tensorflow(self, tmp_path):
         import keras
         from keras import layers
 
@@ -174,7 +175,7 @@ class TestBuilding:
             [
                 keras.Input((24, 24, 3)),
                 layers.Conv2D(4, 3, name="features"),
-                layers.MaxPool2D(3, 2),  # windows overlap: a gradient LiteRT has no operation for
+                layers.MaxPool2D(3, 2),  # overlapping windows, whose gradient LiteRT lacks
                 layers.Flatten(),
                 layers.Dense(3, activation="softmax"),
             ]
@@ -185,25 +186,26 @@ class TestBuilding:
         results = program.load(1)(np.zeros((2, 24, 24, 3), np.uint8))
         assert results["heatmaps"].shape == (2, 1, 22, 22)
 
-    def test_class_names_must_be_as_many_as_outputs(self, keras_files):
+    def test_wrong_number_of_class_names_is_refused(self, keras_files):
         with pytest.raises(ModelError, match="2 names for 7 outputs"):
             build_one(keras_files / "nested_classifier.keras", classes=["a", "b"])
 
-    def test_kept_classes_must_be_the_models(self, keras_files):
+    def test_unknown_keep_classes_are_refused(self, keras_files):
         path = str(keras_files / "detector.keras")
         models = [{"task": "detection", "model": path, "keep_classes": ["zebra"]}]
         raw = {"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models}
-        said = parse_job(raw).models[0]
+        model_config = parse_job(raw).models[0]
         from cvbatch.inference.compile import build
 
+        identity = programs.identify(model_config)
         with pytest.raises(ModelError, match="zebra"):
-            build(programs.BuildRequest(said, programs.identify(said), "litert", "float32", 2))
+            build(programs.BuildRequest(model_config, identity, "litert", "float32", 2))
 
-    def test_random_weights_are_the_same_every_time(self):
-        first, again = (build_one("mini_xception", weights="random") for _ in range(2))
-        assert first.spec.weights_sha256 == again.spec.weights_sha256
+    def test_random_weights_are_deterministic(self):
+        first, second = (build_one("mini_xception", weights="random") for _ in range(2))
+        assert first.spec.weights_sha256 == second.spec.weights_sha256
 
-    def test_imagenet_names_are_taken_from_keras_cache(self, tmp_path, monkeypatch):
+    def test_imagenet_names_are_read_from_the_keras_cache(self, tmp_path, monkeypatch):
         from cvbatch.inference.compile import _imagenet_names
 
         monkeypatch.setenv("KERAS_HOME", str(tmp_path))
