@@ -80,12 +80,14 @@ class Storage:
                 for an action of many requests.
         """
         try:
-            files = self._file_system
-            return retry(lambda: action(files(location, tries)), location.uri, self.policy)
+            return retry(
+                lambda: action(self.file_system(location, tries)), location.uri, self.policy
+            )
         except AccessDeniedError as error:
             raise self._reason(location, error) from None
 
-    def _file_system(self, location: Location, tries: int) -> Any:
+    def file_system(self, location: Location, tries: int = REQUEST_TRIES) -> Any:
+        """Return the pyarrow.fs.FileSystem of a location, which makes a request `tries` times."""
         return location.client(self.policy.request_timeout_s, tries)
 
     def _reason(self, location: Location, refusal: AccessDeniedError) -> StoreError:
@@ -94,7 +96,7 @@ class Storage:
             return refusal
         selector = pafs.FileSelector(location.path, allow_not_found=True)
         try:
-            self._file_system(location, REQUEST_TRIES).get_file_info(selector)
+            self.file_system(location).get_file_info(selector)
         except STORE_FAULTS as error:
             reason = translate(error, location.uri)
             return reason if isinstance(reason, (CredentialsError, NotFoundError)) else refusal
