@@ -30,6 +30,7 @@ from cvbatch.inference.graph import input_size, num_classes, preprocess
 from cvbatch.inference.graph_outputs import Tensors
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
+from cvbatch.storage.store import Storage
 
 Arrays = dict[str, np.ndarray]
 _MAP = "map of "  # prefix of outputs named after a layer, because a layer may be called "scores"
@@ -42,14 +43,14 @@ def limit_threads(threads: int | None) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def build_network(request: BuildRequest) -> keras.Model:
+def build_network(storage: Storage, request: BuildRequest) -> keras.Model:
     """Build or load the network; random weights are the same every time.
 
     Raises:
         ModelError: the network cannot be built or loaded.
     """
     keras.utils.set_random_seed(compile.RANDOM_SEED)
-    return compile.load(request)
+    return compile.load(storage, request)
 
 
 def resolve_job(model: keras.Model, job: ExplainJob, request: BuildRequest) -> NetworkFacts:

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,8 @@ from cvbatch.inference.programs import BuildRequest, Identity, identify
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
 from cvbatch.storage import store
-from cvbatch.storage.retry import set_retry_policy
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 
 _FOLDERS = (*OF_THE_MODEL, PICTURES)
 _CLEARED = (f"{IMAGES}/part-*.parquet", *_FOLDERS)  # the manifest of the images is not deleted
@@ -123,16 +122,16 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
         CvbatchError: the run was interrupted; the same call resumes it.
     """
     started = time.perf_counter()
-    store.set_retry_policy(job.run.retry_policy)
+    storage = Storage(job.run.retry_policy)
     job = _with_absolute_uris(job)
     summary = ExplainSummary(job.sink.uri, "")
     with ExitStack() as stack:
-        sink = stack.enter_context(Sink(job.sink.uri, "explain", listener.say))
+        sink = stack.enter_context(Sink(storage, job.sink.uri, "explain", listener.say))
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        identity = identify(job.model)
+        identity = identify(storage, job.model)
         summary.fingerprint = fingerprint(job, identity.fingerprint)
         state = sink.open(summary.fingerprint, overwrite=overwrite)
-        plan = _plan(job, listener)
+        plan = _plan(storage, job, listener)
         if state and state.get("is_complete") and (plan is None or plan.is_finished):
             counts = state.get("counted") or (0, 0)
             summary.check_failure_limit(counts, job.run.max_failure_fraction)
@@ -140,16 +139,16 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
         workers = _choose_workers(job, resources, plan)
         with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
             saved = Path(folder) / "network.keras"
-            with _check_nodes(job, plan, listener) if joins_a_cluster() else nullcontext():
-                facts = _inspect_network(job, identity, saved, in_process=_runs_in_process(workers))
-            spec = _make_spec(job, summary.fingerprint, facts, plan, workers)
+            with _check_nodes(storage, job, plan, listener) if joins_a_cluster() else nullcontext():
+                facts = _inspect_network(storage, job, identity, saved, workers)
+            spec = _make_spec(storage, job, summary.fingerprint, facts, plan, workers)
             sink.acquire()
             if overwrite:
                 sink.clear(*_CLEARED)
             _commit(spec, sink, plan, saved)
         units = _pending_units(spec, plan, overwrite)
         listener.say(_describe(units))
-        parallel_map = ParallelMap(workers, job.run.retry_policy, listener)
+        parallel_map = ParallelMap(workers, listener)
         reports = parallel_map.run(start_worker, spec, units, "units of work done")
         for report in sink.guarded(reports):
             summary.add(report)
@@ -162,13 +161,13 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
 
 
 def _check_nodes(
-    job: ExplainJob, plan: Plan | None, listener: Listener
+    storage: Storage, job: ExplainJob, plan: Plan | None, listener: Listener
 ) -> AbstractContextManager[None]:
     """Check in the background that each node of the cluster can run the job."""
     from cvbatch.distributed.preflight import nodes_checked
 
     source_uri = plan.read_chunk(plan.chunks[0]).items[0].uri if plan else None
-    return nodes_checked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
+    return nodes_checked(storage, job.sink.uri, source_uri, listener.say)
 
 
 def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
@@ -180,13 +179,18 @@ def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
     return job.model_copy(update=update)
 
 
-def _plan(job: ExplainJob, listener: Listener) -> Plan | None:
+def _plan(storage: Storage, job: ExplainJob, listener: Listener) -> Plan | None:
     """Return the plan of the images; None if no section needs images."""
     if not job.wants_images or job.source is None:
         return None
     folder = store.join(job.sink.uri, IMAGES)
     return make_plan(
-        job.source, folder, job.run.chunk_images, _CHUNK_BYTES, on_progress=listener.listed
+        storage,
+        job.source,
+        folder,
+        job.run.chunk_images,
+        _CHUNK_BYTES,
+        on_progress=listener.listed,
     )
 
 
@@ -212,24 +216,25 @@ def _runs_in_process(workers: int) -> bool:
 
 
 def _inspect_network(
-    job: ExplainJob, identity: Identity, saved: Path, *, in_process: bool
+    storage: Storage, job: ExplainJob, identity: Identity, saved: Path, workers: int
 ) -> NetworkFacts:
-    """Resolve the job for its network and save the network, here or in a child process."""
+    """Resolve the job for its network and save the network; in a child process for workers."""
     request = BuildRequest(job.model, identity, "tensorflow", "float32", job.run.batch_size)
-    if in_process:
+    if _runs_in_process(workers):
         with silent_stderr():
-            return inspect_network(job, request, saved)
-    return ChildProcess(
-        inspect_network,
-        job,
-        request,
-        saved,
-        initializer=partial(set_retry_policy, job.run.retry_policy),
-    ).result("inspects the network", "free memory, or run the job on a larger machine")
+            return inspect_network(storage, job, request, saved)
+    return ChildProcess(inspect_network, storage, job, request, saved).result(
+        "inspects the network", "free memory, or run the job on a larger machine"
+    )
 
 
 def _make_spec(
-    job: ExplainJob, fingerprint: str, facts: NetworkFacts, plan: Plan | None, workers: int
+    storage: Storage,
+    job: ExplainJob,
+    fingerprint: str,
+    facts: NetworkFacts,
+    plan: Plan | None,
+    workers: int,
 ) -> ExplainSpec:
     metadata = {
         "schema_version": EXPLANATION_VERSION,
@@ -240,6 +245,7 @@ def _make_spec(
         "input_size": list(facts.image_size),
     }
     return ExplainSpec(
+        storage,
         job,
         fingerprint,
         facts,
@@ -257,7 +263,7 @@ def _commit(spec: ExplainSpec, sink: Sink, plan: Plan | None, saved: Path) -> No
     if plan is not None:
         plan.commit()
         for chunk_id in plan.stale:
-            store.delete(spec.uri(IMAGES, part_files.part_name(chunk_id)))
+            spec.storage.delete(spec.uri(IMAGES, part_files.part_name(chunk_id)))
 
 
 def _state(spec: ExplainSpec, counts: tuple[int, int] | None) -> dict[str, Any]:
@@ -279,7 +285,7 @@ def _pending_units(spec: ExplainSpec, plan: Plan | None, overwrite: bool) -> lis
     """Return the units of work whose Parquet file does not exist; with `overwrite` all units."""
     pending = []
     for kind in OF_THE_MODEL:
-        names = store.list_names(spec.uri(kind))
+        names = spec.storage.list_names(spec.uri(kind))
         for layer in spec.facts.layers.get(kind, ()):
             unit = WorkUnit(kind, layer)
             if overwrite or output_uri(spec, unit).rsplit("/", 1)[1] not in names:

@@ -12,6 +12,7 @@ from cvbatch.core.types import ChunkRef, Examples, Failure, ImageBatch
 from cvbatch.explain import tables
 from cvbatch.planning import part_files
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 IMAGES = "images"  # folder of the sink for the tables of images
 PICTURES = "pictures"
@@ -54,6 +55,7 @@ class ExplainSpec:
     """Everything a worker needs except the network, which is a file in the sink.
 
     Attributes:
+        storage: reads the source, and reads and writes the sink.
         job: with absolute URIs.
         fingerprint: of the job.
         facts: about the network.
@@ -63,6 +65,7 @@ class ExplainSpec:
         threads: TensorFlow threads of a worker; None: as many as there are cores.
     """
 
+    storage: Storage
     job: ExplainJob
     fingerprint: str
     facts: NetworkFacts

@@ -38,16 +38,19 @@ from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
 from cvbatch.results import writer
 from cvbatch.sources.readers import ChunkReader
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 if TYPE_CHECKING:
     from cvbatch.explain.introspection import Network
 
 
-def inspect_network(job: ExplainJob, request: BuildRequest, saved: Path) -> NetworkFacts:
+def inspect_network(
+    storage: Storage, job: ExplainJob, request: BuildRequest, saved: Path
+) -> NetworkFacts:
     """Load the network, resolve the job for it, and save it for the workers.
 
     Args:
+        storage: reads the files of the network.
         job: the explanation job.
         request: the network to load.
         saved: path of the .keras file to write.
@@ -58,7 +61,7 @@ def inspect_network(job: ExplainJob, request: BuildRequest, saved: Path) -> Netw
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from cvbatch.explain.introspection import Network, build_network, resolve_job
 
-    model = build_network(request)
+    model = build_network(storage, request)
     facts = resolve_job(model, job, request)
     Network(model, job, facts).check()
     model.save(saved)
@@ -74,7 +77,9 @@ def start_worker(spec: ExplainSpec) -> Callable[[WorkUnit], UnitReport]:
     with silent_stderr():  # TensorFlow's C++ code writes to stderr while it loads
         network = _load(spec)
     source, source_format = spec.job.source, spec.source_format
-    reader = ChunkReader(source_format, source.image_column) if source and source_format else None
+    reader = None
+    if source and source_format:
+        reader = ChunkReader(spec.storage, source_format, source.image_column)
 
     def process(unit: WorkUnit) -> UnitReport:
         if unit.ref is not None and reader is not None:
@@ -91,7 +96,7 @@ def _load(spec: ExplainSpec) -> Network:
 
     limit_threads(spec.threads)
     uri = spec.uri(NETWORK)
-    return Network(registry.load_file(uri, store.fetch(uri)), spec.job, spec.facts)
+    return Network(registry.load_file(uri, spec.storage.fetch(uri)), spec.job, spec.facts)
 
 
 def _process_patterns(spec: ExplainSpec, network: Network, unit: WorkUnit) -> UnitReport:
@@ -117,13 +122,13 @@ def _write_layer_picture(spec: ExplainSpec, image: np.ndarray, unit: WorkUnit) -
 def _write_picture(spec: ExplainSpec, image: np.ndarray, *names: str) -> str:
     """Write an image as PNG; return its path in the sink."""
     path = "/".join([PICTURES, *names]) + ".png"
-    store.put_bytes(spec.uri(path), to_png(image))
+    spec.storage.put_bytes(spec.uri(path), to_png(image))
     return path
 
 
 def _write_table(spec: ExplainSpec, unit: WorkUnit, rows: pa.Table) -> None:
     data = writer.encode_part([rows], rows.schema, spec.metadata)
-    store.put_bytes(output_uri(spec, unit), data)
+    spec.storage.put_bytes(output_uri(spec, unit), data)
 
 
 def _process_images(
@@ -144,7 +149,9 @@ def _process_images(
         tables_of_batches.append(tables.image_rows(batch, failures, rows, spec.sections))
     metadata = part_files.revised(spec.metadata, spec.revisions.get(ref.chunk_id, 0))
     schema = tables.images_schema(spec.sections)
-    writer.write_part(spec.uri(IMAGES), ref.chunk_id, tables_of_batches, schema, metadata)
+    writer.write_part(
+        spec.storage, spec.uri(IMAGES), ref.chunk_id, tables_of_batches, schema, metadata
+    )
     return report
 
 
@@ -153,7 +160,7 @@ def _decoded_batches(spec: ExplainSpec, reader: ChunkReader, ref: ChunkRef) -> I
     job = spec.job
     if job.source is None:
         raise RuntimeError("a chunk of images without a source")
-    images = reader.read(read_chunk(ref), job.source.max_bytes)
+    images = reader.read(read_chunk(spec.storage, ref), job.source.max_bytes)
     limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
     key = InputKey(*spec.facts.image_size, job.model.resize)
     with IsolatedDecoder(job.run.image_timeout_s) as decode_one:

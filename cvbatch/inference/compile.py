@@ -21,11 +21,12 @@ from cvbatch.models import cost, registry
 from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
 from cvbatch.models.model_files import download
 from cvbatch.models.precision import with_precision
+from cvbatch.storage.store import Storage
 
 RANDOM_SEED = 0  # seed of `weights: random`, so that the same job builds the same network
 
 
-def build(request: BuildRequest) -> BuiltProgram:
+def build(storage: Storage, request: BuildRequest) -> BuiltProgram:
     """Build a model and compile it for the requested engine.
 
     If LiteRT lacks an operation of the graph, the model is compiled for TensorFlow.
@@ -35,7 +36,7 @@ def build(request: BuildRequest) -> BuiltProgram:
     """
     config = request.config
     keras.utils.set_random_seed(RANDOM_SEED)
-    model = load(request)
+    model = load(storage, request)
     if request.precision != "float32":
         model = with_precision(model, request.precision)
     height, width = input_size(model, config)
@@ -70,7 +71,7 @@ def build(request: BuildRequest) -> BuiltProgram:
     )
 
 
-def load(request: BuildRequest) -> keras.Model:
+def load(storage: Storage, request: BuildRequest) -> keras.Model:
     """Load a .keras file, or build a zoo network with the job's classes and image size.
 
     Raises:
@@ -93,7 +94,7 @@ def load(request: BuildRequest) -> keras.Model:
             config.model,
             config.weights,
             # the file that is loaded must be the one that was hashed, even if it was overwritten
-            local_file=lambda uri: download(uri, Path(folder), request.identity.sha256),
+            local_file=lambda uri: download(storage, uri, Path(folder), request.identity.sha256),
             num_classes=count,
             image_size=config.image_size,
             options=options,

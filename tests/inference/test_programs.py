@@ -14,6 +14,7 @@ from cvbatch.core.types import ModelSpec
 from cvbatch.inference import programs
 from cvbatch.models import model_files
 from cvbatch.models.metadata import write_card
+from cvbatch.storage.store import Storage
 
 CLASSES = ("a", "b", "c", "d", "e", "f", "g")
 
@@ -23,10 +24,13 @@ def config(model, **fields):
     return parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models}).models[0]
 
 
+def identify(model, **fields):
+    return programs.identify(Storage(), config(model, **fields))
+
+
 def request(model, **fields):
-    model_config = config(model, **fields)
-    identity = programs.identify(model_config)
-    return programs.BuildRequest(model_config, identity, "litert", "float32", 2)
+    identity = identify(model, **fields)
+    return programs.BuildRequest(config(model, **fields), identity, "litert", "float32", 2)
 
 
 def fake_file(path, content=b"x"):
@@ -55,10 +59,10 @@ def test_identity_depends_on_content_and_class_names(tmp_path):
     first = fake_file(tmp_path / "first.keras")
     copy = fake_file(tmp_path / "copy.keras")
     other = fake_file(tmp_path / "other.keras", b"y")
-    assert programs.identify(config(first)) == replace(programs.identify(config(copy)), file=first)
-    assert programs.identify(config(first)).content != programs.identify(config(other)).content
-    fingerprint = programs.identify(config(first)).fingerprint
-    assert programs.identify(config(first, classes=["a"])).fingerprint != fingerprint
+    assert identify(first) == replace(identify(copy), file=first)
+    assert identify(first).content != identify(other).content
+    fingerprint = identify(first).fingerprint
+    assert identify(first, classes=["a"]).fingerprint != fingerprint
 
 
 def test_sha256_of_the_job_is_checked_and_not_part_of_the_key(tmp_path):
@@ -75,9 +79,9 @@ def test_sha256_of_a_zoo_network_is_that_of_its_weights_file(tmp_path):
     weights.write_bytes(b"w")
     digest = hashlib.sha256(b"w").hexdigest()
     fields = {"weights": str(weights), "sha256": digest}
-    assert programs.identify(config("mini_xception", **fields)).sha256 == digest
+    assert identify("mini_xception", **fields).sha256 == digest
     with pytest.raises(ModelError, match=rf"w.weights.h5 has the SHA-256 {digest}, not a{{64}}"):
-        programs.identify(config("mini_xception", **fields | {"sha256": "a" * 64}))
+        identify("mini_xception", **fields | {"sha256": "a" * 64})
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "random", "demo"])
@@ -94,32 +98,32 @@ def test_sha256_must_be_64_hexadecimal_digits(tmp_path, digest):
 
 def test_file_that_changes_after_hashing_is_refused(tmp_path):
     path = fake_file(tmp_path / "net.keras")
-    digest = programs.identify(config(path)).sha256
+    digest = identify(path).sha256
     copies = tmp_path / "copies"
     copies.mkdir()
-    copy = model_files.download(str(path), copies, digest)
+    copy = model_files.download(Storage(), str(path), copies, digest)
     fake_file(path, b"another")
     assert hashlib.sha256(copy.read_bytes()).hexdigest() == digest
     with pytest.raises(ModelError, match=f"not {digest}: .*changed while the job began"):
-        model_files.download(str(path), copies, digest)
+        model_files.download(Storage(), str(path), copies, digest)
 
 
 def test_class_names_are_read_from_job_file_or_card(tmp_path):
     path = fake_file(tmp_path / "net.keras")
-    assert programs.identify(config(path)).classes is None
+    assert identify(path).classes is None
     write_card(path, ("x", "y"), "classification")
-    assert programs.identify(config(path)).classes == ("x", "y")
+    assert identify(path).classes == ("x", "y")
     names = tmp_path / "names.txt"
     names.write_text("cat\n\n dog \n")
-    assert programs.identify(config(path, classes=str(names))).classes == ("cat", "dog")
-    assert programs.identify(config(path, classes=["p"])).classes == ("p",)
+    assert identify(path, classes=str(names)).classes == ("cat", "dog")
+    assert identify(path, classes=["p"]).classes == ("p",)
     names.write_text("\n")
     with pytest.raises(ModelError, match="is empty"):
-        programs.identify(config(path, classes=str(names)))
+        identify(path, classes=str(names))
 
 
 def test_demo_networks_are_identified_by_their_files():
-    identity = programs.identify(config("demo_classifier", weights="demo"))
+    identity = identify("demo_classifier", weights="demo")
     assert "star" in identity.classes
     assert identity.file.is_file()
 
@@ -145,7 +149,7 @@ class TestBuilding:
         from cvbatch.inference.compile import build, weights_sha256
 
         path = keras_files / "nested_classifier.keras"
-        program = build(request(path, heatmap={}, classes=list(CLASSES)))
+        program = build(Storage(), request(path, heatmap={}, classes=list(CLASSES)))
         assert (program.engine, program.note) == ("litert", "")
         assert program.spec.name == "nested_classifier"
         assert program.spec.classes == CLASSES
@@ -164,7 +168,7 @@ class TestBuilding:
         stale_request = request(fake_file(tmp_path / "net.keras"))
         fake_file(tmp_path / "net.keras", b"another")
         with pytest.raises(ModelError, match="changed while the job began"):
-            build(stale_request)
+            build(Storage(), stale_request)
 
     def test_graph_that_litert_does_not_support_is_built_for_tensorflow(self, tmp_path):
         import keras
@@ -197,9 +201,12 @@ class TestBuilding:
         model_config = parse_job(raw).models[0]
         from cvbatch.inference.compile import build
 
-        identity = programs.identify(model_config)
+        identity = programs.identify(Storage(), model_config)
         with pytest.raises(ModelError, match="zebra"):
-            build(programs.BuildRequest(model_config, identity, "litert", "float32", 2))
+            build(
+                Storage(),
+                programs.BuildRequest(model_config, identity, "litert", "float32", 2),
+            )
 
     def test_random_weights_are_deterministic(self):
         first, second = (build_one("mini_xception", weights="random") for _ in range(2))
@@ -220,4 +227,4 @@ class TestBuilding:
 def build_one(path, **fields):
     from cvbatch.inference.compile import build
 
-    return build(request(path, **fields))
+    return build(Storage(), request(path, **fields))
