@@ -150,8 +150,8 @@ def test_arrays_equal_keras_and_pictures_equal_arrays(complete_sink, archive, ke
         for rank, heatmap in enumerate(row["heatmaps"]):
             assert heatmap["layer"] == "inner/act"
             np.testing.assert_allclose(heatmap["score"], np.sort(scores)[-1 - rank], atol=1e-5)
-            shape = heatmap["height"], heatmap["width"]
-            values = np.array(heatmap["values"], np.float32).reshape(shape)
+            values = np.array(heatmap["values"], np.float32)
+            values = values.reshape(heatmap["height"], heatmap["width"])
             picture = read_picture(complete_sink, heatmap["picture"])[..., ::-1]
             assert np.array_equal(picture, overlay(pixels, values))
         dream = cv2.imdecode(np.frombuffer(row["dream"]["bytes"], np.uint8), cv2.IMREAD_COLOR)
@@ -179,8 +179,7 @@ def test_patterns_and_weights_have_one_table_per_layer(complete_sink, keras_file
         for filter_id, row in enumerate(rows):
             expected = kernels[..., filter_id].ravel()
             assert np.array_equal(np.array(row["values"], np.float32), expected)
-        picture = read_picture(complete_sink, rows[0]["picture"])
-        assert np.array_equal(picture, kernel_grid(kernels))
+        assert np.array_equal(read_picture(complete_sink, rows[0]["picture"]), kernel_grid(kernels))
 
 
 def test_complete_job_does_nothing(sink_copy, archive, keras_files):
@@ -372,8 +371,7 @@ def test_cluster_and_tar_give_the_same_arrays(
         cluster_row = cluster_rows[row["image_id"]]
         assert cluster_row["status"] == row["status"]
         for column in ("heatmaps", "activations"):
-            items = zip(cluster_row[column] or [], row[column] or [], strict=True)
-            for actual, expected in items:
+            for actual, expected in zip(cluster_row[column] or [], row[column] or [], strict=True):
                 np.testing.assert_allclose(actual["values"], expected["values"], atol=1e-5)
                 assert "a.tar/" in actual["picture"]
     actual, expected = (
@@ -389,15 +387,14 @@ def test_the_smoke_job(tmp_path):
         "--set", "patterns.filters=2", "--set", "dream.steps=1", cwd=ROOT,
     )  # fmt: skip
     assert status == 0, stderr
-    summary = f"cvbatch: done, 81 pictures into {tmp_path}, 12 images, 1 failed"
-    assert stderr.splitlines()[-1] == f"{summary} (decode/not_an_image 1)"
+    counts = "12 images, 1 failed (decode/not_an_image 1)"
+    assert stderr.splitlines()[-1] == f"cvbatch: done, 81 pictures into {tmp_path}, {counts}"
 
 
 def test_invalid_option_is_reported_in_one_line(tmp_path, archive, keras_files):
     values = job(archive, tmp_path / "sink", keras_files / "nested_classifier.keras")
     path = write_job(tmp_path / "job.yaml", values)
-    override = "gradcam.box=[0,0,1,1]"
-    status, _, stderr = cvbatch("explain", "--config", path, "--set", override)
+    status, _, stderr = cvbatch("explain", "--config", path, "--set", "gradcam.box=[0,0,1,1]")
     assert status == RefusedError.exit_status
     assert "gradcam.box: a classification model scores the whole image" in stderr
     assert len(stderr.splitlines()) == 1
