@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import Failure, InputKey, TrainingExample
 from cvbatch.datasets.reader import RowGroup, Split
-from cvbatch.datasets.schema import with_extras
+from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.geometry.resize import Placement, boxes_to_input, make_placement, mask_to_input
 from cvbatch.images.decode import Limits, decode
 from cvbatch.images.masks import decode_png
@@ -40,7 +40,7 @@ def read_rows(group: RowGroup, rows: Sequence[int], column: str) -> list[Labelle
     try:
         with store.open_input(group.uri) as source:
             file = pq.ParquetFile(source, pre_buffer=False)
-            names = [name for name in with_extras([column]) if name in file.schema_arrow.names]
+            names = [name for name in expand_label_columns([column]) if name in file.schema_arrow.names]
             table = file.read_row_group(group.number, ["image_id", "image", *names])
         found = table.take(pa.array(rows, pa.int64())).to_pylist()
     except (pa.ArrowException, OSError, LookupError) as error:
@@ -63,7 +63,7 @@ def _row(values: dict[str, Any], column: str) -> LabelledRow:
     return LabelledRow(values["image_id"], data, labels, boxes, mask)
 
 
-def example_of(row: LabelledRow, key: InputKey, limits: Limits) -> TrainingExample | Failure:
+def decode_example(row: LabelledRow, key: InputKey, limits: Limits) -> TrainingExample | Failure:
     """Return a row laid into a network's input, or why that cannot be done.
 
     Boxes that a crop leaves nothing of are dropped; what the image does not fill of the input is

@@ -46,7 +46,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledDataset:
     """Labelled data, as far as it is known without reading an image."""
 
     classes: tuple[str, ...]  # of the column that is learnt
@@ -54,7 +54,7 @@ class Labelled:
     identity: str  # SHA-256 of the files' names and sizes
 
 
-class Wanted(NamedTuple):
+class LabelSpec(NamedTuple):
     """What of labelled data is learnt: a column, and how many of its labels an image has."""
 
     column: str  # a key of LABEL_COLUMNS
@@ -68,7 +68,7 @@ class _File:
     groups: tuple[tuple[str, RowGroup, int], ...]  # split, group, rows of it without the label
 
 
-def find_labelled(uris: Sequence[str], wanted: Wanted) -> Labelled:
+def scan_dataset(uris: Sequence[str], wanted: LabelSpec) -> LabelledDataset:
     """Return what labelled data there is, from the footers and the labels: no image is read.
 
     uris: folders, or files of them.
@@ -77,7 +77,7 @@ def find_labelled(uris: Sequence[str], wanted: Wanted) -> Labelled:
         SourceError: nothing is found, an import is not finished, files have other classes than
             the first, or none has the column.
     """
-    named = [found for uri in uris for found in files_of(store.absolute(uri))]
+    named = [found for uri in uris for found in list_parquet_files(store.absolute(uri))]
     if not named:
         raise SourceError(f"source {', '.join(uris)} holds no labelled Parquet; {_REMEDY}")
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -91,10 +91,10 @@ def find_labelled(uris: Sequence[str], wanted: Wanted) -> Labelled:
         splits[name] = Split(name, used, sum(less for _, less in groups))
     files_are = [[uri.rpartition("/")[2], size] for uri, size in named]
     identity = hashlib.sha256(json.dumps(files_are).encode())
-    return Labelled(classes, splits, identity.hexdigest())
+    return LabelledDataset(classes, splits, identity.hexdigest())
 
 
-def files_of(uri: str) -> list[tuple[str, int]]:
+def list_parquet_files(uri: str) -> list[tuple[str, int]]:
     """Return the Parquet files of a folder, or the file itself, with their sizes."""
     folder, _, name = uri.rpartition("/")
     is_file = name.endswith(".parquet")
@@ -134,7 +134,7 @@ def _check_import(folder: str) -> None:
         )
 
 
-def _read_file(uri: str, wanted: Wanted) -> _File:
+def _read_file(uri: str, wanted: LabelSpec) -> _File:
     try:
         with store.open_input(uri) as source:
             file = pq.ParquetFile(source)
@@ -157,7 +157,7 @@ def _read_file(uri: str, wanted: Wanted) -> _File:
 
 
 def _split_group(
-    uri: str, file: pq.ParquetFile, number: int, wanted: Wanted
+    uri: str, file: pq.ParquetFile, number: int, wanted: LabelSpec
 ) -> Iterator[tuple[str, RowGroup, int]]:
     """Yield a row group's part in each split, with the number of its rows that lack the label."""
     table = file.read_row_group(number, ["split", LABEL_COLUMNS[wanted.column].presence])
@@ -178,7 +178,7 @@ def _split_group(
         yield str(split), group, int(np.sum(is_here & ~has_label))
 
 
-def _common_classes(files: Sequence[_File], wanted: Wanted) -> tuple[str, ...]:
+def _common_classes(files: Sequence[_File], wanted: LabelSpec) -> tuple[str, ...]:
     lacking = [file.uri for file in files if file.classes is None]
     if lacking:
         raise SourceError(
@@ -202,7 +202,7 @@ def _shown(classes: tuple[str, ...] | None) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def box_shapes(split: Split) -> np.ndarray:  # (N, 2) float64 heights, widths as parts of the image
+def relative_box_sizes(split: Split) -> np.ndarray:  # (N, 2) float64 heights, widths as parts of the image
     """Return the shapes of all boxes of a split, of crowds too; no image is read."""
     shapes = [np.empty((0, 2))]
     leaves = ("x_min", "y_min", "x_max", "y_max")

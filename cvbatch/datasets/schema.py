@@ -48,7 +48,7 @@ _COLUMNS = _ALWAYS | {
 }
 
 
-def with_extras(columns: Iterable[str]) -> list[str]:
+def expand_label_columns(columns: Iterable[str]) -> list[str]:
     """Return the names of label columns and of the columns that belong to them.
 
     Args:

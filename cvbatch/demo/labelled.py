@@ -11,7 +11,7 @@ from cvbatch.demo.render import Scene, encode_jpeg, load_backgrounds, render_sce
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.shard_writer import ShardWriter
-from cvbatch.importers.validation import Row
+from cvbatch.importers.validation import LabelledImage
 
 _TRUTH = AnnotatedDataset(
     columns=("labels", "boxes", "mask"),
@@ -36,9 +36,9 @@ def write_labelled(folder: str | Path, splits: Mapping[str, tuple[int, int]]) ->
     writer.close()
 
 
-def _row(image_id: str, split: str, scene: Scene) -> Row:
+def _row(image_id: str, split: str, scene: Scene) -> LabelledImage:
     height, width = scene.mask.shape
-    return Row(
+    return LabelledImage(
         image_id=image_id,
         data=encode_jpeg(scene.image),
         width=width,

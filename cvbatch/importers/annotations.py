@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cvbatch.core.types import Item
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.sources.readers import ChunkReader
 
 NO_BOXES = np.empty((0, 4), np.float64)
@@ -67,6 +67,6 @@ class AnnotatedDataset:
     columns: tuple[str, ...]  # of labels, boxes, box_is_crowd, mask
     classes: dict[str, tuple[str, ...]]  # for labels, boxes and mask
     is_multi_label: bool
-    batches: Callable[[Report], Iterator[Batch]]
+    batches: Callable[[ImportReport], Iterator[Batch]]
     read_mask: MaskReader | None = None
     is_upright: bool = False  # boxes and masks refer to upright pixels, whatever the flags say

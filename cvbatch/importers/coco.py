@@ -27,7 +27,7 @@ from cvbatch.importers.annotations import (
 )
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import scattered
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.parsing import numbers, objects, read_json, relative_name, text_of, whole
 from cvbatch.importers.polygons import check_outline, region_of
@@ -64,7 +64,7 @@ class _Image:
     objects: list[_Object] = field(default_factory=list)
 
 
-def read_coco(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
+def read_coco(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
     """Return what `instances_*.json` say: a file with --images, or the data set's folder.
 
     Raises:
@@ -156,7 +156,7 @@ def _read(
     categories: dict[int, str],
     images: dict[str, _Image],
     has_masks: bool,
-    report: Report,
+    report: ImportReport,
 ) -> None:
     """Add what one annotation file says to the categories and to the images, by id."""
     uri = document.uri

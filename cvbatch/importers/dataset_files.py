@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.core.types import Item
 from cvbatch.images.signatures import IMAGE_SUFFIXES
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.parsing import read_lines
 from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
@@ -81,7 +81,7 @@ def stem_of(name: str) -> str:
     return f"{folder}/{stem}" if folder else stem
 
 
-def images_by_stem(files: Mapping[str, File], report: Report) -> dict[str, File]:
+def images_by_stem(files: Mapping[str, File], report: ImportReport) -> dict[str, File]:
     """Return the images by stem; of two with one stem the first counts, the other is reported."""
     found: dict[str, File] = {}
     for name, file in sorted(files.items()):
@@ -105,7 +105,7 @@ def scattered(items: Iterable[Item]) -> list[Item]:
     return sorted(items, key=lambda item: hashlib.sha256(item.image_id.encode()).digest())
 
 
-def read_lists(files: Mapping[str, File], report: Report) -> dict[str, str]:
+def read_lists(files: Mapping[str, File], report: ImportReport) -> dict[str, str]:
     """Return stem → split of a data set's own lists, {} where it has none.
 
     files: a folder's, by name; `train.txt`, `val.txt`, `test.txt` and `trainval.txt` are its lists.

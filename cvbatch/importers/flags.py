@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from cvbatch.importers.rules import FORMAT_MEANINGS, KINDS, RULES
+from cvbatch.importers.rules import FORMAT_DESCRIPTIONS, ISSUE_KINDS, RULES
 
-__all__ = ["FORMAT_MEANINGS", "Flag", "actions_in", "flags_of"]
+__all__ = ["FORMAT_DESCRIPTIONS", "Flag", "chosen_actions", "format_flags"]
 
-_ALL = tuple(FORMAT_MEANINGS)
+_ALL = tuple(FORMAT_DESCRIPTIONS)
 _LABELLED = ("folders", "voc", "coco", "trimaps")  # not by a model
 
 
@@ -102,12 +102,12 @@ _FLAGS = (
 )
 
 
-def flags_of(format_: str) -> Iterator[Flag]:
+def format_flags(format_: str) -> Iterator[Flag]:
     """Yield the flags a format takes, those about oddities last."""
     yield from (flag for flag in _FLAGS if format_ in flag.formats)
     for rule in RULES:
         if format_ in rule.formats:
-            meant = "; ".join(KINDS[kind].meaning for kind in rule.kinds)
+            meant = "; ".join(ISSUE_KINDS[kind].meaning for kind in rule.kinds)
             options = {
                 "choices": rule.actions,
                 "default": rule.actions[0],
@@ -116,7 +116,7 @@ def flags_of(format_: str) -> Iterator[Flag]:
             yield Flag(f"--{rule.flag}", rule.formats, options)
 
 
-def actions_in(said: Mapping[str, Any]) -> dict[str, str]:
+def chosen_actions(said: Mapping[str, Any]) -> dict[str, str]:
     """Return flag of a rule → action, of what the command line said."""
     keys = {rule.flag: rule.flag.replace("-", "_") for rule in RULES}
     return {flag: said[key] for flag, key in keys.items() if key in said}

@@ -6,7 +6,7 @@ from cvbatch.core.errors import SourceError
 from cvbatch.importers.annotations import AnnotatedDataset, Annotation, Batch
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import File, is_image, item_of, list_tree, scattered
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 
 _SPLIT_FOLDERS = {
@@ -20,7 +20,7 @@ _SPLIT_FOLDERS = {
 }
 
 
-def read_folders(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
+def read_folders(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
     """Return what `SRC/class/...` or `SRC/train/class/...` says of its images.
 
     Folders below a class's are part of it. Where all top folders are named like splits and hold

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvbatch.core.errors import SourceError
-from cvbatch.importers.rules import FLAG_OF, KINDS, actions_by_kind
+from cvbatch.importers.rules import FLAG_OF, ISSUE_KINDS, actions_by_kind
 
 NUM_EXAMPLES = 5
 _SHOWN_CLASSES = 20
@@ -31,13 +31,13 @@ class Oddity:
     examples: list[str] = field(default_factory=list)
 
 
-class Report:
+class ImportReport:
     """What an import came to; counts of images found = written + dropped, and so for objects."""
 
     def __init__(self, chosen: Mapping[str, str]) -> None:
         """Start at nothing. chosen: flag → action, where it is not the default."""
         self.actions = actions_by_kind(chosen)
-        self.oddities: dict[str, Oddity] = {}
+        self.issues: dict[str, Oddity] = {}
         self.num_found = 0  # images, whatever became of them
         self.num_objects_found = 0  # boxes of all those images
         self.num_objects_left = 0  # of images that were dropped
@@ -48,7 +48,7 @@ class Report:
 
     def note(self, kind: str, where: str, count: int = 1) -> str:
         """Count an oddity; return what is to be done about it. "refuse" is done at the end."""
-        oddity = self.oddities.setdefault(kind, Oddity())
+        oddity = self.issues.setdefault(kind, Oddity())
         oddity.count += count
         if len(oddity.examples) < NUM_EXAMPLES:
             oddity.examples.append(" ".join(where.split())[:_SHOWN_LETTERS])
@@ -63,8 +63,8 @@ class Report:
         """Return how many things of a unit were dropped."""
         return sum(
             oddity.count
-            for kind, oddity in self.oddities.items()
-            if KINDS[kind].unit == unit and self.actions[kind] in ("drop", "refuse")
+            for kind, oddity in self.issues.items()
+            if ISSUE_KINDS[kind].unit == unit and self.actions[kind] in ("drop", "refuse")
         )
 
     def check(self, source: str) -> None:
@@ -73,13 +73,13 @@ class Report:
         Raises:
             SourceError: with every kind that is refused and its remedy, in one sentence.
         """
-        refused = [kind for kind in self.oddities if self.actions[kind] == "refuse"]
+        refused = [kind for kind in self.issues if self.actions[kind] == "refuse"]
         if refused:
             told = "; ".join(self._refusal(kind) for kind in refused)
             raise SourceError(f"{source} is refused: {told}")
         if not self.num_written:
             why = ", ".join(
-                f"{KINDS[kind].meaning}: {oddity.count:,}" for kind, oddity in self.oddities.items()
+                f"{ISSUE_KINDS[kind].meaning}: {oddity.count:,}" for kind, oddity in self.issues.items()
             )
             raise SourceError(
                 f"{source} holds no labelled image that can be used ({why or 'it is empty'}); "
@@ -87,8 +87,8 @@ class Report:
             )
 
     def _refusal(self, kind: str) -> str:
-        oddity = self.oddities[kind]
-        told = f"{KINDS[kind].meaning} ({oddity.count:,}), such as {oddity.examples[0]}"
+        oddity = self.issues[kind]
+        told = f"{ISSUE_KINDS[kind].meaning} ({oddity.count:,}), such as {oddity.examples[0]}"
         return f"{told}; mend them, or --{FLAG_OF[kind]} drop"
 
     def as_json(self) -> dict[str, Any]:
@@ -115,12 +115,12 @@ class Report:
             "oddities": [
                 {
                     "kind": kind,
-                    "meaning": KINDS[kind].meaning,
+                    "meaning": ISSUE_KINDS[kind].meaning,
                     "action": self.actions[kind],
                     "count": oddity.count,
                     "examples": oddity.examples,
                 }
-                for kind, oddity in sorted(self.oddities.items())
+                for kind, oddity in sorted(self.issues.items())
             ],
         }
 

@@ -16,17 +16,17 @@ from cvbatch.datasets.schema import KIND
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.coco import read_coco
 from cvbatch.importers.folders import read_folders
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.predictions import read_predictions
 from cvbatch.importers.shard_writer import ShardWriter
 from cvbatch.importers.trimaps import read_trimaps
-from cvbatch.importers.validation import Row, examined
+from cvbatch.importers.validation import LabelledImage, validated_images
 from cvbatch.importers.voc import read_voc
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 
-FORMATS: dict[str, Callable[[str, ImportOptions, Report], AnnotatedDataset]] = {
+FORMATS: dict[str, Callable[[str, ImportOptions, ImportReport], AnnotatedDataset]] = {
     "folders": read_folders,
     "voc": read_voc,
     "coco": read_coco,
@@ -45,7 +45,7 @@ def import_labels(
     options: ImportOptions,
     chosen: Mapping[str, str],
     say: Say,
-) -> Report:
+) -> ImportReport:
     """Write a data set as labelled Parquet; return what was found and what became of it.
 
     format_: a key of FORMATS. chosen: flag of `RULES` → action, where it is not the default.
@@ -59,19 +59,19 @@ def import_labels(
         raise SinkError(f"the source and the sink are both {source}; use another folder as sink")
     with Sink(sink_uri, "import", say) as target:
         _check_sink(target, options.overwrite)
-        report = Report(chosen)
+        report = ImportReport(chosen)
         truth = FORMATS[format_](source, options, report)
         report.classes = _no_counts(truth)
-        for _ in _told(examined(truth, options, report), "checked", say):
+        for _ in _told(validated_images(truth, options, report), "checked", say):
             pass
         report.check(source)
         target.acquire()
         target.clear("part-*.parquet")
         _write_summary(target, {"is_complete": False})
         writer = ShardWriter(sink_uri, truth, format_, options.shard_images)
-        again = Report(chosen)
+        again = ImportReport(chosen)
         again.classes = _no_counts(truth)
-        for row in _told(target.guarded(examined(truth, options, again)), "read", say):
+        for row in _told(target.guarded(validated_images(truth, options, again)), "read", say):
             writer.add(row)
         writer.close()
         if (again.images, again.classes) != (report.images, report.classes):
@@ -86,7 +86,7 @@ def import_labels(
 
 
 def said_of(
-    format_: str, truth: AnnotatedDataset, report: Report, files: Mapping[str, int]
+    format_: str, truth: AnnotatedDataset, report: ImportReport, files: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return the summary of an import as JSON-ready values; the same source gives the same."""
     return {
@@ -105,7 +105,7 @@ def _no_counts(truth: AnnotatedDataset) -> dict[str, Counter[str]]:
     }
 
 
-def _told(rows: Iterator[Row], verb: str, say: Say) -> Iterator[Row]:
+def _told(rows: Iterator[LabelledImage], verb: str, say: Say) -> Iterator[LabelledImage]:
     """Yield the rows; say now and then how far it is."""
     num_rows = 0
     for row in rows:

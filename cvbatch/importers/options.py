@@ -30,7 +30,7 @@ class ImportOptions:
     overwrite: bool = False
 
 
-def options_of(said: Mapping[str, Any]) -> ImportOptions:
+def parse_import_options(said: Mapping[str, Any]) -> ImportOptions:
     """Return what a command line said; what its format has no flag for is left at the default.
 
     Raises:

@@ -15,7 +15,7 @@ from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.core.types import ChunkRef
 from cvbatch.images.orientation import Size
 from cvbatch.importers.annotations import AnnotatedDataset, Annotation, Batch, MaskFault
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 from cvbatch.planning import manifest
 from cvbatch.results.parts import box_corners
@@ -38,7 +38,7 @@ class _PseudoLabels:
         self.is_single_label = "labels" in self.classes and not self.result.is_multi_label
         self.needs_label = self.is_single_label and set(self.classes) == {"labels"}
 
-    def batches(self, report: Report) -> Iterator[Batch]:
+    def batches(self, report: ImportReport) -> Iterator[Batch]:
         """Yield the usable images of every chunk with their labels."""
         for ref in self.result.missing:
             num_images = max(1, ref.num_images)  # a tar is counted only when it is read
@@ -74,7 +74,7 @@ class _PseudoLabels:
             self._masks = self.result.rows(self._chunk, ("mask",))
         return None
 
-    def _examples(self, ref: ChunkRef, report: Report) -> dict[str, Annotation]:
+    def _examples(self, ref: ChunkRef, report: ImportReport) -> dict[str, Annotation]:
         columns = [name for name in ("labels", "boxes") if name in self.classes]
         mask_at = self.result.uri_of(ref) if "mask" in self.classes else ""
         examples = {}
@@ -104,7 +104,7 @@ class _PseudoLabels:
         )
 
 
-def read_predictions(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
+def read_predictions(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
     """Return the predictions of a result as labels, those of `min_score` or more.
 
     Raises:

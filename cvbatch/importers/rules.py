@@ -20,44 +20,44 @@ class Rule(NamedTuple):
     formats: tuple[str, ...]  # that can have them
 
 
-class Kind(NamedTuple):
+class IssueKind(NamedTuple):
     """An oddity: what it befalls, and how a report calls it."""
 
     unit: Unit  # what is counted, and what is dropped
     meaning: str
 
 
-KINDS: dict[str, Kind] = {
-    "box_partly_outside": Kind("object", "boxes partly outside their image"),
-    "box_outside": Kind("object", "boxes wholly outside their image"),
-    "box_no_area": Kind("object", "boxes of no area"),
-    "class_unknown": Kind("object", "objects of a class that is not listed"),
-    "folder_unknown": Kind("image", "images in a folder that is not in --classes"),
-    "mask_value": Kind("image", "masks with a value that is no class"),
-    "mask_size": Kind("image", "masks of another size than their image"),
-    "mask_unreadable": Kind("image", "masks that cannot be read"),
-    "declared_size": Kind("image", "images of another size than their annotation says"),
-    "image_missing": Kind("image", "annotations without an image"),
-    "annotation_missing": Kind("image", "images without an annotation"),
-    "object_astray": Kind("object", "objects of an image that is not listed"),
-    "image_unreadable": Kind("image", "images that cannot be read"),
-    "duplicate": Kind("image", "images that are there twice"),
-    "in_two_splits": Kind("entry", "images listed in two splits, kept in the one for testing"),
-    "unlisted": Kind("image", "images in none of the data set's own lists"),
-    "failed": Kind("image", "images whose prediction failed"),
-    "below_score": Kind("image", "images without a label of the minimum score"),
-    "turned": Kind("entry", "images with an EXIF orientation, turned upright with their labels"),
-    "no_objects": Kind("entry", "images without an object"),
+ISSUE_KINDS: dict[str, IssueKind] = {
+    "box_partly_outside": IssueKind("object", "boxes partly outside their image"),
+    "box_outside": IssueKind("object", "boxes wholly outside their image"),
+    "box_no_area": IssueKind("object", "boxes of no area"),
+    "class_unknown": IssueKind("object", "objects of a class that is not listed"),
+    "folder_unknown": IssueKind("image", "images in a folder that is not in --classes"),
+    "mask_value": IssueKind("image", "masks with a value that is no class"),
+    "mask_size": IssueKind("image", "masks of another size than their image"),
+    "mask_unreadable": IssueKind("image", "masks that cannot be read"),
+    "declared_size": IssueKind("image", "images of another size than their annotation says"),
+    "image_missing": IssueKind("image", "annotations without an image"),
+    "annotation_missing": IssueKind("image", "images without an annotation"),
+    "object_astray": IssueKind("object", "objects of an image that is not listed"),
+    "image_unreadable": IssueKind("image", "images that cannot be read"),
+    "duplicate": IssueKind("image", "images that are there twice"),
+    "in_two_splits": IssueKind("entry", "images listed in two splits, kept in the one for testing"),
+    "unlisted": IssueKind("image", "images in none of the data set's own lists"),
+    "failed": IssueKind("image", "images whose prediction failed"),
+    "below_score": IssueKind("image", "images without a label of the minimum score"),
+    "turned": IssueKind("entry", "images with an EXIF orientation, turned upright with their labels"),
+    "no_objects": IssueKind("entry", "images without an object"),
 }
 
-FORMAT_MEANINGS = {
+FORMAT_DESCRIPTIONS = {
     "folders": "class folders: SRC/class/*.jpg, or SRC/train/class/*.jpg",
     "voc": "Pascal VOC: SRC/Annotations, JPEGImages, ImageSets and SegmentationClass",
     "coco": "COCO: SRC/annotations/instances_*.json, or one such file as SRC",
     "trimaps": "Oxford-IIIT Pets: SRC/images and SRC/annotations/trimaps; or masks of your own",
     "predictions": "the sink of `cvbatch predict`: what a model said, as labels for another",
 }
-_ALL = tuple(FORMAT_MEANINGS)
+_ALL = tuple(FORMAT_DESCRIPTIONS)
 _BOXES = ("voc", "coco", "predictions")
 
 RULES = (

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from cvbatch.datasets.schema import label_metadata, label_schema
 from cvbatch.images.masks import encode_png
 from cvbatch.importers.annotations import AnnotatedDataset
-from cvbatch.importers.validation import Row
+from cvbatch.importers.validation import LabelledImage
 from cvbatch.results.writer import repeating_leaves
 from cvbatch.storage import store
 
@@ -37,7 +37,7 @@ class ShardWriter:
         self._sizes: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: LabelledImage) -> None:
         """Take a row; put the file it fills.
 
         Raises:
@@ -85,7 +85,7 @@ class ShardWriter:
             writer.add_key_value_metadata({"cvbatch": self._metadata})
         return buffer.getvalue()
 
-    def _values(self, row: Row) -> dict[str, Any]:
+    def _values(self, row: LabelledImage) -> dict[str, Any]:
         mask = None if row.mask is None else encode_png(np.ascontiguousarray(row.mask))
         return {
             "image_id": row.image_id,
@@ -99,7 +99,7 @@ class ShardWriter:
             "mask": None if mask is None else {"bytes": mask, "path": None},
         }
 
-    def _labels(self, row: Row) -> list[dict[str, Any]]:
+    def _labels(self, row: LabelledImage) -> list[dict[str, Any]]:
         names = self._classes.get("labels", ())
         if not names:
             return []
@@ -108,7 +108,7 @@ class ShardWriter:
             for label, score in row.labels
         ]
 
-    def _boxes(self, row: Row) -> list[dict[str, Any]]:
+    def _boxes(self, row: LabelledImage) -> list[dict[str, Any]]:
         names = self._classes.get("boxes", ())
         return [
             {

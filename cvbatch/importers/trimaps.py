@@ -17,7 +17,7 @@ from cvbatch.importers.dataset_files import (
     scattered,
     stem_of,
 )
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.mask_files import MaskFiles
 from cvbatch.importers.options import ImportOptions
 
@@ -25,7 +25,7 @@ PET_CLASSES = ("foreground", "background", "contour")
 PET_VALUES = (1, 2, 3)
 
 
-def read_trimaps(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
+def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
     """Return what `SRC/images` and `SRC/annotations/trimaps` say, or the folders of the flags.
 
     Raises:

@@ -18,14 +18,14 @@ from cvbatch.images.orientation import (
     read_image_info,
 )
 from cvbatch.importers.annotations import UNKNOWN_CLASS, AnnotatedDataset, Annotation, MaskFault
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 
 _NO_SIDE = 0.01  # pixels
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LabelledImage:
     """A labelled image as it is written; all in pixels of the upright image."""
 
     image_id: str
@@ -41,14 +41,14 @@ class Row:
     mask: np.ndarray | None  # (height, width) uint8
 
     @property
-    def occurring(self) -> dict[str, list[int]]:
+    def classes_present(self) -> dict[str, list[int]]:
         """Return the classes in each column, once for each image or box that has them."""
         in_mask = [] if self.mask is None else class_areas(self.mask, MAX_MASK_CLASSES)[0].tolist()
         labels = [label for label, _ in self.labels]
         return {"labels": labels, "boxes": self.class_id.tolist(), "mask": in_mask}
 
 
-def examined(truth: AnnotatedDataset, options: ImportOptions, report: Report) -> Iterator[Row]:
+def validated_images(truth: AnnotatedDataset, options: ImportOptions, report: ImportReport) -> Iterator[LabelledImage]:
     """Yield the rows of a data set, counting in the report what is found, left out and mended.
 
     Raises:
@@ -67,7 +67,7 @@ def examined(truth: AnnotatedDataset, options: ImportOptions, report: Report) ->
                 continue
             report.images[row.split] += 1
             report.objects[row.split] += len(row.boxes)
-            for column, ids in row.occurring.items():
+            for column, ids in row.classes_present.items():
                 if column in truth.columns:
                     names = truth.classes[column]
                     report.classes[column].update(names[class_id] for class_id in ids)
@@ -80,9 +80,9 @@ class _Examination:
 
     truth: AnnotatedDataset
     options: ImportOptions
-    report: Report
+    report: ImportReport
 
-    def row(self, image: EncodedImage, example: Annotation) -> Row | None:
+    def row(self, image: EncodedImage, example: Annotation) -> LabelledImage | None:
         """Return the row of one image, or None where it is dropped; the report says why."""
         if image.failure is not None:
             kind = "image_missing" if image.failure.kind == "missing" else "image_unreadable"
@@ -138,7 +138,7 @@ class _Examination:
         example: Annotation,
         frame: LabelCoordinates,
         mask: np.ndarray | None,  # (H, W) uint8
-    ) -> Row:
+    ) -> LabelledImage:
         height, width = frame.image_info.upright_hw
         boxes = frame.boxes_to_upright(example.boxes)
         keep, boxes = _judge(boxes, example.class_id, (height, width), image.uri, self.report)
@@ -151,7 +151,7 @@ class _Examination:
         if not len(class_id) and not labels and mask is None:
             self.report.note("no_objects", image.uri)
         shares, seed = self.options.split or DEFAULT_SHARES, self.options.seed
-        return Row(
+        return LabelledImage(
             image_id=example.image_id,
             data=image.data,
             width=width,
@@ -171,7 +171,7 @@ def _judge(
     class_id: np.ndarray,  # (M,)
     size: Size,
     uri: str,
-    report: Report,
+    report: ImportReport,
 ) -> tuple[np.ndarray, np.ndarray]:  # (M,) bool, (M, 4)
     """Return which boxes stay, and all of them clipped to the image. A box has one fault at most.
 

@@ -29,7 +29,7 @@ from cvbatch.importers.dataset_files import (
     scattered,
     stem_of,
 )
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.mask_files import MaskFiles
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.parsing import number_in, read_xml, text_of
@@ -54,7 +54,7 @@ class _Annotation(NamedTuple):
     declared_hw: tuple[int, int] | None
 
 
-def read_voc(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
+def read_voc(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
     """Return what a folder with `Annotations` and `JPEGImages` says.
 
     Raises:
@@ -115,7 +115,7 @@ def _usable(
     annotations: Mapping[str, File],
     images: Mapping[str, File],
     lists: Mapping[str, str],
-    report: Report,
+    report: ImportReport,
 ) -> list[str]:
     """Return the stems that have an image and an annotation and are in a list, if there are any."""
     stems = sorted(annotations.keys() | images.keys() | lists.keys())

@@ -8,14 +8,14 @@ import pytest
 
 from cvbatch.core.errors import SourceError, TrainingError
 from cvbatch.core.types import VOID_CLASS, Failure, InputKey
-from cvbatch.datasets.examples import example_of, in_order, read_rows, shuffled
-from cvbatch.datasets.reader import RowGroup, Split, Wanted, box_shapes, find_labelled
+from cvbatch.datasets.examples import decode_example, in_order, read_rows, shuffled
+from cvbatch.datasets.reader import RowGroup, Split, LabelSpec, relative_box_sizes, scan_dataset
 from cvbatch.geometry.resize import boxes_to_input, boxes_to_original, make_placement, mask_to_input
 from cvbatch.images.decode import Limits
 from tests.support import datasets
 
 LABELS, SINGLE, BOXES, MASKS = (
-    Wanted("labels"), Wanted("labels", True), Wanted("boxes"), Wanted("mask"),
+    LabelSpec("labels"), LabelSpec("labels", True), LabelSpec("boxes"), LabelSpec("mask"),
 )  # fmt: skip
 SPLITS = {"train": ["a", "b", "d"], "val": ["c"]}
 
@@ -50,25 +50,25 @@ def places(split, order):
 
 def test_of_nothing_nothing_is_found(tmp_path):
     with pytest.raises(SourceError, match="holds no labelled Parquet; import the data"):
-        find_labelled([str(tmp_path)], LABELS)
+        scan_dataset([str(tmp_path)], LABELS)
     split = Split("train", (), 0)
     assert len(split) == 0
     assert list(shuffled(split, 0, 0, 10)) == list(in_order(split)) == []
 
 
 def test_splits_classes_and_counts(voc):
-    found = find_labelled([voc], BOXES)
+    found = scan_dataset([voc], BOXES)
     assert found.classes == ("cat", "dog")
     assert {name: len(split) for name, split in found.splits.items()} == {
         "train": 3,
         "validation": 1,
     }
-    again = find_labelled([f"{voc}/"], BOXES)
+    again = scan_dataset([f"{voc}/"], BOXES)
     assert (again.identity, again.splits) == (found.identity, found.splits)
 
 
 def test_images_without_the_one_label_are_left_out_and_counted(voc):
-    train = find_labelled([voc], Wanted("boxes", True)).splits["train"]
+    train = scan_dataset([voc], LabelSpec("boxes", True)).splits["train"]
     assert (len(train), train.num_unlabelled) == (1, 2)
     (order,) = in_order(train)
     rows = read_rows(train.groups[order[0, 0]], order[:, 1].tolist(), "boxes")
@@ -101,7 +101,7 @@ def test_a_refusal_says_why(given, told, voc, folders, tmp_path):
         files = {f"bird/{i}.png": datasets.picture(seed=i) for i in range(3)}
         datasets.imported("folders", datasets.put(tmp_path / "in", files), tmp_path / "o")
     with pytest.raises(SourceError, match=told):
-        find_labelled(uris, wanted)
+        scan_dataset(uris, wanted)
 
 
 def test_what_cvbatch_did_not_write_is_refused(tmp_path):
@@ -109,19 +109,19 @@ def test_what_cvbatch_did_not_write_is_refused(tmp_path):
 
     pq.write_table(pa.table({"image_id": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="is not labelled data as cvbatch writes it"):
-        find_labelled([str(tmp_path)], LABELS)
+        scan_dataset([str(tmp_path)], LABELS)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 cut short")
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(SourceError, match="cannot be read as labelled Parquet"):
-        find_labelled([str(tmp_path)], LABELS)
+        scan_dataset([str(tmp_path)], LABELS)
     (tmp_path / "_cvbatch").mkdir()
     (tmp_path / "_cvbatch/job.json").write_text(json.dumps({}))
     with pytest.raises(SourceError, match="result of a prediction"):
-        find_labelled([str(tmp_path)], LABELS)
+        scan_dataset([str(tmp_path)], LABELS)
 
 
 def test_every_image_comes_once_in_an_epoch_in_an_order_of_its_own(folders):
-    train = find_labelled([folders], SINGLE).splits["train"]
+    train = scan_dataset([folders], SINGLE).splits["train"]
     whole = places(train, in_order(train))
     assert len(set(whole)) == len(whole) == 9
     first = places(train, shuffled(train, 0, 0, 100))
@@ -141,7 +141,7 @@ def test_a_pool_is_of_whole_row_groups_and_as_small_as_it_may_be():
 
 
 def test_rows_come_as_asked_for(voc):
-    train = find_labelled([voc], BOXES).splits["train"]
+    train = scan_dataset([voc], BOXES).splits["train"]
     (order,) = in_order(train)
     whole = read_rows(train.groups[0], order[:, 1].tolist(), "boxes")
     assert read_rows(train.groups[0], [2, 0], "boxes") == [whole[2], whole[0]]
@@ -153,9 +153,9 @@ def test_rows_come_as_asked_for(voc):
 
 
 def test_shapes_are_parts_of_the_image(voc):
-    train = find_labelled([voc], BOXES).splits["train"]
+    train = scan_dataset([voc], BOXES).splits["train"]
     expected = [[6 / 12, 10 / 20], [5 / 12, 5 / 20], [11 / 12, 15 / 20]]
-    found = box_shapes(train)
+    found = relative_box_sizes(train)
     np.testing.assert_allclose(found[np.lexsort(found.T[::-1])], sorted(expected), rtol=1e-6)
 
 
@@ -195,11 +195,11 @@ def test_a_mask_is_laid_as_its_image(resize):
 
 
 def test_an_example_is_what_the_row_says(voc):
-    train = find_labelled([voc], BOXES).splits["train"]
+    train = scan_dataset([voc], BOXES).splits["train"]
     key = InputKey(24, 40, "stretch")  # twice the image
     rows = read_rows(train.groups[0], [0, 1, 2], "boxes")
     rows.sort(key=lambda row: row.image_id)
-    one, two, none = (example_of(row, key, Limits()) for row in rows)
+    one, two, none = (decode_example(row, key, Limits()) for row in rows)
     assert one.pixels.shape == (24, 40, 3) and one.mask is None
     np.testing.assert_allclose(one.boxes_xyxy, [[2, 4, 22, 16]])
     assert two.box_class.tolist() == [0, 1]
@@ -216,20 +216,20 @@ def test_masks_are_found_without_being_read(tmp_path):
         images=str(tmp_path / "images"), masks=str(tmp_path / "masks"),
         classes=("left", "right"), values=(0, 1), split=(1.0, 0.0, 0.0),
     )  # fmt: skip
-    found = find_labelled([str(tmp_path / "out")], MASKS)
+    found = scan_dataset([str(tmp_path / "out")], MASKS)
     (row,) = read_rows(found.splits["train"].groups[0], [0], "mask")
-    example = example_of(row, InputKey(6, 10, "stretch"), Limits())
+    example = decode_example(row, InputKey(6, 10, "stretch"), Limits())
     assert found.classes == ("left", "right")
     assert (example.mask == mask[::2, ::2]).all()
 
 
 def test_a_broken_image_and_a_mask_of_another_size_are_failures(voc):
-    train = find_labelled([voc], BOXES).splits["train"]
+    train = scan_dataset([voc], BOXES).splits["train"]
     (row,) = read_rows(train.groups[0], [0], "boxes")
     key = InputKey(8, 8, "stretch")
-    assert example_of(row._replace(data=b"text"), key, Limits()).kind == "not_an_image"
+    assert decode_example(row._replace(data=b"text"), key, Limits()).kind == "not_an_image"
     for mask in (b"text", datasets.label_png(np.zeros((5, 5), np.uint8))):
-        failure = example_of(row._replace(mask=mask), key, Limits())
+        failure = decode_example(row._replace(mask=mask), key, Limits())
         assert isinstance(failure, Failure) and failure.kind == "mask"
     fine = row._replace(mask=datasets.label_png(np.full((12, 20), 2, np.uint8)))
-    assert (example_of(fine, key, Limits()).mask == 2).all()
+    assert (decode_example(fine, key, Limits()).mask == 2).all()

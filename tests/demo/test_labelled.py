@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cvbatch.datasets.reader import Wanted, find_labelled
+from cvbatch.datasets.reader import LabelSpec, scan_dataset
 from cvbatch.demo.labelled import write_labelled
 from cvbatch.demo.render import load_backgrounds, render_scene, scene_seed
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
@@ -27,7 +27,7 @@ def test_no_scenes_write_no_file(tmp_path):
 )
 def test_a_training_finds_every_task_in_them(column, classes, tmp_path):
     write_labelled(tmp_path, SPLITS)
-    found = find_labelled([str(tmp_path)], Wanted(column))
+    found = scan_dataset([str(tmp_path)], LabelSpec(column))
     assert found.classes == classes
     assert {name: len(split) for name, split in found.splits.items()} == {"train": 4, "test": 2}
     assert all(split.num_unlabelled == 0 for split in found.splits.values())

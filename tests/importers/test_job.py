@@ -9,8 +9,8 @@ import pytest
 
 from cvbatch.core.errors import CvbatchError, SinkError, SourceError
 from cvbatch.importers import job
-from cvbatch.importers.import_report import NUM_EXAMPLES, Report
-from cvbatch.importers.rules import KINDS, RULES, actions_by_kind
+from cvbatch.importers.import_report import NUM_EXAMPLES, ImportReport
+from cvbatch.importers.rules import ISSUE_KINDS, RULES, actions_by_kind
 from cvbatch.results import schema
 from cvbatch.storage import store
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH
@@ -226,14 +226,14 @@ def test_from_one_bucket_into_another_folder(source, tmp_path, s3: S3Server):
 def test_every_kind_has_one_rule_or_none_and_the_default_comes_first():
     ruled = [kind for rule in RULES for kind in rule.kinds]
     assert len(ruled) == len(set(ruled))
-    assert set(actions_by_kind({})) == set(KINDS)
+    assert set(actions_by_kind({})) == set(ISSUE_KINDS)
     assert actions_by_kind({"outside": "drop"})["box_partly_outside"] == "drop"
 
 
 def test_a_report_holds_the_first_examples_and_no_line_breaks():
-    report = Report({})
+    report = ImportReport({})
     assert report.as_json()["images"] == {"found": 0, "written": 0, "dropped": 0}
     for i in range(9):
         report.note("image_missing", f"a\n{i}")
-    assert report.oddities["image_missing"].examples == [f"a {i}" for i in range(NUM_EXAMPLES)]
+    assert report.issues["image_missing"].examples == [f"a {i}" for i in range(NUM_EXAMPLES)]
     assert "annotations without an image: 9 dropped" in report.as_text()

@@ -86,7 +86,7 @@ def test_an_odd_box_is_clipped_or_dropped_as_said_and_counted(tmp_path, box, kin
     )
     assert kinds(report) == {kind: 1}
     assert boxes_of(rows["JPEGImages/a.png"]) == [("dog", 1, 1, 5, 5), *left]
-    assert "a.png" in report.oddities[kind].examples[0]
+    assert "a.png" in report.issues[kind].examples[0]
     check_sums(report)
 
 
