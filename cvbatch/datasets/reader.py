@@ -209,9 +209,7 @@ def _list_text(classes: tuple[str, ...] | None) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def relative_box_sizes(
-    split: Split,
-) -> np.ndarray:  # (N, 2) float64
+def relative_box_sizes(split: Split) -> np.ndarray:  # (N, 2) float64
     """Return (height, width) of all boxes of a split, crowds included, as fractions of the image.
 
     Only label columns are read.

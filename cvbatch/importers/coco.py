@@ -184,7 +184,9 @@ def _read_document(
         key = _key(item.get("id"), f"{uri}: images[{i}].id")
         if key in image_of_key or image.image_id in images:
             report.record("duplicate", f"{uri}: images[{i}], {image.image_id}")
-            duplicates.append(image_of_key.setdefault(key, image))  # the one that gets the objects
+            duplicates.append(
+                image_of_key.setdefault(key, image)
+            )  # receives the objects of this id
         else:
             image_of_key[key] = images[image.image_id] = image
     for i, item in enumerate(list_of_objects(content, "annotations", uri)):
@@ -219,7 +221,7 @@ def _add_categories(
             raise SourceError(f"{where}: id {key} is {name!r}, but elsewhere {categories[key]!r}")
     repeated = sorted(name for name, count in Counter(categories.values()).items() if count > 1)
     if repeated:
-        raise SourceError(f"{uri}: category {repeated[0]!r} has two ids; use one")
+        raise SourceError(f"{uri}: category {repeated[0]!r} has two ids; use a single id")
 
 
 def _image(item: Mapping[str, Any], document: _Document, source: str, where: str) -> _Image:

@@ -120,11 +120,11 @@ def test_a_refusal_keeps_the_existing_files(source, tmp_path):
 def test_an_interrupted_import_restarts_and_gives_the_same_files(source, tmp_path, monkeypatch):
     imported("voc", source, tmp_path / "whole", shard_images=2)
     put_bytes = store.put_bytes
-    left = [4]
+    remaining = [4]
 
     def failing(uri, data):
-        left[0] -= 1
-        if not left[0]:
+        remaining[0] -= 1
+        if not remaining[0]:
             raise KeyboardInterrupt
         put_bytes(uri, data)
 
