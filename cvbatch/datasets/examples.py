@@ -16,7 +16,7 @@ from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.geometry.resize import Placement, boxes_to_input, make_placement, mask_to_input
 from cvbatch.images.decode import Limits, decode
 from cvbatch.images.masks import decode_png
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 _POOL_BYTES = 256 << 20  # encoded images that are shuffled together
 
@@ -31,10 +31,13 @@ class LabelledRow(NamedTuple):
     mask: bytes | None  # PNG
 
 
-def read_rows(group: RowGroup, rows: Sequence[int], column: str) -> list[LabelledRow]:
+def read_rows(
+    storage: Storage, group: RowGroup, rows: Sequence[int], column: str
+) -> list[LabelledRow]:
     """Return rows of a row group, in the given order.
 
     Args:
+        storage: reads the file.
         group: the row group.
         rows: row numbers within the row group of the file.
         column: the label column that is read, a key of LABEL_COLUMNS.
@@ -43,7 +46,7 @@ def read_rows(group: RowGroup, rows: Sequence[int], column: str) -> list[Labelle
         TrainingError: the file changed since the job began.
     """
     try:
-        with store.open_input(group.uri) as source:
+        with storage.open_input(group.uri) as source:
             file = pq.ParquetFile(source, pre_buffer=False)
             names = [
                 name for name in expand_label_columns([column]) if name in file.schema_arrow.names

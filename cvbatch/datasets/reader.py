@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.datasets.schema import LABEL_COLUMNS
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 _THREADS = 16
 _IMPORT_STATE = "_cvbatch/import.json"
@@ -68,10 +69,11 @@ class _File:
     groups: tuple[tuple[str, RowGroup, int], ...]  # split, row group, rows without the label
 
 
-def scan_dataset(uris: Sequence[str], spec: LabelSpec) -> LabelledDataset:
+def scan_dataset(storage: Storage, uris: Sequence[str], spec: LabelSpec) -> LabelledDataset:
     """Return the classes and splits of labelled Parquet, from its footers and label columns.
 
     Args:
+        storage: reads the files.
         uris: folders, or single files.
         spec: the label column.
 
@@ -79,11 +81,11 @@ def scan_dataset(uris: Sequence[str], spec: LabelSpec) -> LabelledDataset:
         SourceError: there is no file, an import is incomplete, a file lacks the column, or the
             classes of two files differ.
     """
-    uri_sizes = [pair for uri in uris for pair in list_parquet_files(store.absolute(uri))]
+    uri_sizes = [pair for uri in uris for pair in list_parquet_files(storage, store.absolute(uri))]
     if not uri_sizes:
         raise SourceError(f"source {', '.join(uris)} contains no labelled Parquet; {_REMEDY}")
     with ThreadPoolExecutor(_THREADS) as pool:
-        files = list(pool.map(lambda pair: _scan_file(pair[0], spec), uri_sizes))
+        files = list(pool.map(lambda pair: _scan_file(storage, pair[0], spec), uri_sizes))
     classes = _common_classes(files, spec)
     names = dict.fromkeys(split for file in files for split, _, _ in file.groups)
     splits = {}
@@ -96,7 +98,7 @@ def scan_dataset(uris: Sequence[str], spec: LabelSpec) -> LabelledDataset:
     return LabelledDataset(classes, splits, identity.hexdigest())
 
 
-def list_parquet_files(uri: str) -> list[tuple[str, int]]:
+def list_parquet_files(storage: Storage, uri: str) -> list[tuple[str, int]]:
     """Return (URI, bytes) of the Parquet files of a folder, or of the file itself.
 
     Raises:
@@ -106,8 +108,8 @@ def list_parquet_files(uri: str) -> list[tuple[str, int]]:
     folder, _, name = uri.rpartition("/")
     is_file = name.endswith(".parquet")
     try:
-        _check_import(folder if is_file else uri)
-        sizes = store.list_names(folder if is_file else uri)
+        _check_import(storage, folder if is_file else uri)
+        sizes = storage.list_names(folder if is_file else uri)
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     if is_file:
@@ -121,15 +123,15 @@ def list_parquet_files(uri: str) -> list[tuple[str, int]]:
     ]
 
 
-def _check_import(folder: str) -> None:
+def _check_import(storage: Storage, folder: str) -> None:
     """Raise if the import of a folder is incomplete, or if it is a result of a prediction."""
-    if store.exists(store.join(folder, "_cvbatch/job.json")):
+    if storage.exists(store.join(folder, "_cvbatch/job.json")):
         raise SourceError(
             f"source {folder} is the result of a prediction, not labelled data; convert it with "
             "cvbatch import predictions"
         )
     try:
-        state = json.loads(store.read_bytes(store.join(folder, _IMPORT_STATE)))
+        state = json.loads(storage.read_bytes(store.join(folder, _IMPORT_STATE)))
         is_complete = bool(state["is_complete"])
     except NotFoundError:
         return
@@ -141,9 +143,9 @@ def _check_import(folder: str) -> None:
         )
 
 
-def _scan_file(uri: str, spec: LabelSpec) -> _File:
+def _scan_file(storage: Storage, uri: str, spec: LabelSpec) -> _File:
     try:
-        with store.open_input(uri) as source:
+        with storage.open_input(uri) as source:
             file = pq.ParquetFile(source)
             metadata = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
             if not isinstance(metadata, dict) or metadata.get("kind") != "labels":
@@ -209,7 +211,7 @@ def _list_text(classes: tuple[str, ...] | None) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def relative_box_sizes(split: Split) -> np.ndarray:  # (N, 2) float64
+def relative_box_sizes(storage: Storage, split: Split) -> np.ndarray:  # (N, 2) float64
     """Return (height, width) of all boxes of a split, crowds included, as fractions of the image.
 
     Only label columns are read.
@@ -218,7 +220,7 @@ def relative_box_sizes(split: Split) -> np.ndarray:  # (N, 2) float64
     leaves = ("x_min", "y_min", "x_max", "y_max")
     for group in split.groups:
         names = ["width", "height", *(f"boxes.list.element.{leaf}" for leaf in leaves)]
-        with store.open_input(group.uri) as source:
+        with storage.open_input(group.uri) as source:
             table = pq.ParquetFile(source).read_row_group(group.number, names)
         if group.rows is not None:
             table = table.take(pa.array(group.rows, pa.int64()))

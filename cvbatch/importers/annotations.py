@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +50,7 @@ class AnnotatedBatch:
 
     items: Sequence[Item]
     annotations: Mapping[str, Annotation]  # by image_id; images without an entry are skipped
-    reader: ChunkReader = field(default_factory=partial(ChunkReader, "images", "image"))
+    reader: ChunkReader
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,10 @@ from cvbatch.importers.parsing import (
     relative_path,
 )
 from cvbatch.importers.polygons import parse_segmentation, rasterize
+from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
+from cvbatch.storage.store import Storage
 
 _NAME = re.compile(r"instances_((train|val|validation|test)[^/]*)\.json")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -84,10 +86,11 @@ def read_coco(source: str, options: ImportOptions, report: ImportReport) -> Anno
         SourceError: there is no such file, or it is not in COCO format.
         ConfigError: --images is missing, or there are too many classes for a mask.
     """
+    storage = options.storage
     categories: dict[int, str] = {}
     images: dict[str, _Image] = {}
     for document in _documents(source, options):
-        _read_document(document, source, categories, images, options.has_masks, report)
+        _read_document(storage, document, source, categories, images, options.has_masks, report)
     ordered = [categories[key] for key in sorted(categories)]
     table = ClassTable.of(ordered, options.classes)
     # An annotation may have a category that the file does not list.
@@ -97,7 +100,7 @@ def read_coco(source: str, options: ImportOptions, report: ImportReport) -> Anno
         for image in images.values()
     }
     items = in_hash_order(Item(image.uri, image.image_id, 0) for image in images.values())
-    batch = AnnotatedBatch(items, annotations)
+    batch = AnnotatedBatch(items, annotations, ChunkReader(storage, "images", "image"))
     classes = {"labels": table.names, "boxes": table.names}
     columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
     if not options.has_masks:
@@ -121,9 +124,9 @@ def _documents(source: str, options: ImportOptions) -> list[_Document]:
         match = _NAME.fullmatch(source.rsplit("/", 1)[-1])
         split = _SPLITS[match[2]] if match else None
         return [_Document(source, split, options.images)]
-    folder = store.join(source, "annotations")
+    storage, folder = options.storage, store.join(source, "annotations")
     try:
-        names = sorted(store.list_names(folder))
+        names = sorted(storage.list_names(folder))
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     matches = [match for name in names if (match := _NAME.fullmatch(name))]
@@ -136,34 +139,35 @@ def _documents(source: str, options: ImportOptions) -> list[_Document]:
         _Document(
             store.join(folder, match[0]),
             _SPLITS[match[2]],
-            options.images or _images_folder(source, match[1]),
+            options.images or _images_folder(storage, source, match[1]),
         )
         for match in matches
     ]
 
 
-def _images_folder(source: str, name: str) -> str:
+def _images_folder(storage: Storage, source: str, name: str) -> str:
     """Return the folder of the images of a split, such as train2017.
 
     It is the first that contains files of SRC/train2017, SRC/images/train2017 and SRC/images.
     """
     for parts in ((name,), ("images", name), ("images",)):
         folder = store.join(source, *parts)
-        if _has_files(folder):
+        if _has_files(storage, folder):
             return folder
     raise SourceError(
         f"{source} has no folder {name}, images/{name} or images with files; set --images DIR"
     )
 
 
-def _has_files(folder: str) -> bool:
+def _has_files(storage: Storage, folder: str) -> bool:
     try:
-        return bool(list_files(folder).files.num_rows)
+        return bool(list_files(storage, folder).files.num_rows)
     except NotFoundError:
         return False
 
 
 def _read_document(
+    storage: Storage,
     document: _Document,
     source: str,
     categories: dict[int, str],
@@ -173,7 +177,7 @@ def _read_document(
 ) -> None:
     """Add the content of one annotation file to `categories` (by id) and `images` (by image id)."""
     uri = document.uri
-    content = read_json(uri)
+    content = read_json(storage, uri)
     _add_categories(list_of_objects(content, "categories", uri), categories, uri)
     image_of_key: dict[object, _Image] = {}  # by the id in the document
     duplicates: list[_Image] = []

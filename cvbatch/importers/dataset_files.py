@@ -13,6 +13,7 @@ from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.parsing import read_lines
 from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
+from cvbatch.storage.store import Storage
 
 _IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 # The first of these that lists an image is its split, so that no test image is trained on.
@@ -50,10 +51,11 @@ class FileTree(NamedTuple):
         }
 
 
-def list_tree(uri: str, root: str | None = None) -> FileTree:
+def list_tree(storage: Storage, uri: str, root: str | None = None) -> FileTree:
     """Return the files below a folder; names that begin with "_" or "." are left out.
 
     Args:
+        storage: lists the folder.
         uri: the folder.
         root: folder of the data set. If it contains `uri`, image ids are paths below `root`,
             otherwise paths below `uri`.
@@ -62,7 +64,7 @@ def list_tree(uri: str, root: str | None = None) -> FileTree:
         SourceError: the folder does not exist, or access is denied.
     """
     try:
-        base, table = list_files(uri)
+        base, table = list_files(storage, uri)
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     id_base = base
@@ -114,12 +116,15 @@ def in_hash_order(items: Iterable[Item]) -> list[Item]:
     return sorted(items, key=lambda item: hashlib.sha256(item.image_id.encode()).digest())
 
 
-def read_split_lists(files: Mapping[str, DatasetFile], report: ImportReport) -> dict[str, str]:
+def read_split_lists(
+    storage: Storage, files: Mapping[str, DatasetFile], report: ImportReport
+) -> dict[str, str]:
     """Return stem → split of the split lists of a data set; {} if it has none.
 
     `trainval.txt` is ignored if `train.txt` and `val.txt` exist.
 
     Args:
+        storage: reads the lists.
         files: the files of a folder by name; `train.txt`, `val.txt`, `validation.txt`, `test.txt`
             and `trainval.txt` are split lists.
         report: records the images that are in two lists.
@@ -133,7 +138,7 @@ def read_split_lists(files: Mapping[str, DatasetFile], report: ImportReport) -> 
     for split in _PRECEDENCE:
         if split not in lists:
             continue
-        for line in read_lines(lists[split].uri):
+        for line in read_lines(storage, lists[split].uri):
             stem = stem_of(line) if is_image(line) else line
             first = split_of.setdefault(stem, split)
             is_subset = split == "trainval" and first != "test"

@@ -14,6 +14,7 @@ from cvbatch.importers.dataset_files import (
 )
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
+from cvbatch.sources.readers import ChunkReader
 
 _SPLIT_FOLDERS = {
     "train": "train",
@@ -35,7 +36,7 @@ def read_folders(source: str, options: ImportOptions, report: ImportReport) -> A
     Raises:
         SourceError: the folder does not exist, or only some of its folders are splits.
     """
-    files = list_tree(source).files
+    files = list_tree(options.storage, source).files
     images = {name: file for name, file in files.items() if is_image(name)}
     report.num_ignored += len(files) - len(images)
     report.num_found += len(images)
@@ -57,7 +58,7 @@ def read_folders(source: str, options: ImportOptions, report: ImportReport) -> A
             labels=[(int(table.ids([folder])[0]), 1.0)],
         )
     items = in_hash_order(to_item(file) for _, file in classified.values())
-    batch = AnnotatedBatch(items, annotations)
+    batch = AnnotatedBatch(items, annotations, ChunkReader(options.storage, "images", "image"))
     return AnnotatedDataset(("labels",), {"labels": table.names}, False, lambda _: iter([batch]))
 
 

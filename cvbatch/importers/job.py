@@ -63,7 +63,7 @@ def import_labels(
     source, sink_uri = store.absolute(source), store.absolute(sink)
     if source == sink_uri:
         raise SinkError(f"the source and the sink are both {source}; use another folder as sink")
-    with Sink(sink_uri, "import", log) as target:
+    with Sink(options.storage, sink_uri, "import", log) as target:
         _check_sink(target, options.overwrite)
         report = ImportReport(chosen)
         dataset = FORMATS[format_](source, options, report)
@@ -74,7 +74,7 @@ def import_labels(
         target.acquire()
         target.clear("part-*.parquet")
         _write_summary(target, {"is_complete": False})
-        writer = ShardWriter(sink_uri, dataset, format_, options.shard_images)
+        writer = ShardWriter(target.storage, sink_uri, dataset, format_, options.shard_images)
         second_pass = ImportReport(chosen)
         second_pass.classes = _no_counts(dataset)
         images = target.guarded(validated_images(dataset, options, second_pass))

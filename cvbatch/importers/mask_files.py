@@ -14,6 +14,7 @@ from cvbatch.images.decode import PILLOW_ERRORS, read_header
 from cvbatch.images.orientation import DEFAULT_LIMITS, Size
 from cvbatch.importers.annotations import Annotation, MaskIssue
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 _GREY_STEPS = {2: 85, 4: 17}  # by bit depth of a grey PNG: Pillow scales its values to 0..255
 _BIT_DEPTH_OFFSET = 24  # in the header of a PNG
@@ -24,9 +25,11 @@ class PngMasks:
     """Reads masks from PNG files with one channel.
 
     Args:
+        storage: reads the files.
         values: pixel value of each class id. 255 is void unless it is one of them.
     """
 
+    storage: Storage
     values: Sequence[int]
 
     def read(self, annotation: Annotation, frame_hw: Size) -> np.ndarray | MaskIssue | None:
@@ -34,7 +37,7 @@ class PngMasks:
         if not annotation.mask_uri:
             return None
         try:
-            data = store.read_bytes(annotation.mask_uri, DEFAULT_LIMITS.max_bytes)
+            data = self.storage.read_bytes(annotation.mask_uri, DEFAULT_LIMITS.max_bytes)
         except (NotFoundError, AccessDeniedError, store.TooLargeError) as error:
             return MaskIssue("mask_unreadable", str(error))
         values = read_mask_file(data, frame_hw)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cvbatch.core.errors import ConfigError
 from cvbatch.datasets.splits import Shares, parse_shares
 from cvbatch.importers.parsing import read_class_names
+from cvbatch.storage.store import Storage
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ImportOptions:
     seed: int = 0
     shard_images: int = 256
     overwrite: bool = False
+    storage: Storage = field(default_factory=Storage)
 
 
 def parse_import_options(arguments: Mapping[str, Any]) -> ImportOptions:
@@ -41,7 +43,7 @@ def parse_import_options(arguments: Mapping[str, Any]) -> ImportOptions:
     values = {key: arguments[key] for key in fields if key in arguments}
     for key in ("classes", "mask_classes"):
         if values.get(key) is not None:
-            values[key] = read_class_names(values[key])
+            values[key] = read_class_names(Storage(), values[key])
     if values.get("values") is not None:
         values["values"] = _pixel_values(values["values"])
     if values.get("split") is not None:

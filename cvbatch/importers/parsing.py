@@ -12,20 +12,21 @@ from typing import Any, NoReturn
 
 from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SourceError
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 MAX_XML_BYTES = 16 << 20  # annotation of one image
 MAX_JSON_BYTES = 2 << 30
 MAX_LIST_BYTES = 256 << 20
 
 
-def read_xml(uri: str) -> ET.Element:
+def read_xml(storage: Storage, uri: str) -> ET.Element:
     """Return the root of an XML document.
 
     Raises:
         SourceError: the document cannot be read, is too large, is not XML, or contains a DOCTYPE
             (so that entities are never expanded).
     """
-    data = _read(uri, MAX_XML_BYTES)
+    data = _read(storage, uri, MAX_XML_BYTES)
     parser = ET.XMLParser(target=_TreeWithoutDoctype(uri))
     try:
         parser.feed(data)
@@ -50,14 +51,14 @@ class _TreeWithoutDoctype(ET.TreeBuilder):
         )
 
 
-def read_json(uri: str) -> Any:
+def read_json(storage: Storage, uri: str) -> Any:
     """Return the value of a JSON document.
 
     Raises:
         SourceError: the document cannot be read, is too large, or is not JSON; NaN and Infinity
             are not allowed.
     """
-    data = _read(uri, MAX_JSON_BYTES)
+    data = _read(storage, uri, MAX_JSON_BYTES)
     try:
         return json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -68,29 +69,32 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def read_lines(uri: str) -> list[str]:
+def read_lines(storage: Storage, uri: str) -> list[str]:
     """Return the first word of every line; empty lines and comments (#) are skipped.
 
     Raises:
         SourceError: the file cannot be read, is too large, or is not UTF-8.
     """
-    text = _read_text(uri, MAX_LIST_BYTES)
+    text = _read_text(storage, uri, MAX_LIST_BYTES)
     words = (line.split(maxsplit=1)[:1] for line in text.splitlines())
     return [word[0] for word in words if word and not word[0].startswith("#")]
 
 
-def read_class_names(text: str) -> tuple[str, ...]:
+def read_class_names(storage: Storage, text: str) -> tuple[str, ...]:
     """Return the class names of a command line argument.
 
     Args:
+        storage: reads the file.
         text: `a,b,c`, or the path or URI of a .txt file with one name per line.
 
     Raises:
         ConfigError: a name is empty or repeated.
         SourceError: the file cannot be read.
     """
-    is_file = text.lower().endswith(".txt")
-    parts = _read_text(text, MAX_XML_BYTES).strip("\n").splitlines() if is_file else text.split(",")
+    if text.lower().endswith(".txt"):
+        parts = _read_text(storage, text, MAX_XML_BYTES).strip("\n").splitlines()
+    else:
+        parts = text.split(",")
     names = tuple(name.strip() for name in parts)
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if not all(names) or repeated:
@@ -102,16 +106,16 @@ def read_class_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _read_text(uri: str, max_bytes: int) -> str:
+def _read_text(storage: Storage, uri: str, max_bytes: int) -> str:
     try:
-        return _read(uri, max_bytes).decode("utf-8-sig")
+        return _read(storage, uri, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SourceError(f"{uri} is not UTF-8 text; convert it") from None
 
 
-def _read(uri: str, max_bytes: int) -> bytes:
+def _read(storage: Storage, uri: str, max_bytes: int) -> bytes:
     try:
-        return store.read_bytes(uri, max_bytes)
+        return storage.read_bytes(uri, max_bytes)
     except (NotFoundError, AccessDeniedError, store.TooLargeError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
 

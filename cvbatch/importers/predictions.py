@@ -20,6 +20,7 @@ from cvbatch.importers.options import ImportOptions
 from cvbatch.planning import manifest
 from cvbatch.results.parts import box_corners
 from cvbatch.results.result import Result, Row
+from cvbatch.storage.store import Storage
 
 _BATCH_ROWS = 1024  # rows read at once, without masks
 
@@ -27,8 +28,8 @@ _BATCH_ROWS = 1024  # rows read at once, without masks
 class _PseudoLabels:
     """Annotations and masks from the predictions of a result."""
 
-    def __init__(self, uri: str, min_score: float) -> None:
-        self.result = Result(uri, needs_rows=True)
+    def __init__(self, storage: Storage, uri: str, min_score: float) -> None:
+        self.result = Result(storage, uri, needs_rows=True)
         self.classes = self.result.classes
         self._min_score = min_score
         self._chunk = self.result.done[0]  # the chunk of the last batch
@@ -50,7 +51,7 @@ class _PseudoLabels:
         reader = self.result.reader
         for ref in self.result.done:
             annotations = self._annotations(ref, report)
-            items = manifest.read_chunk(ref).items
+            items = manifest.read_chunk(self.result.storage, ref).items
             if annotations:
                 self._chunk, self._mask_rows = ref, iter(())
                 yield AnnotatedBatch(reader.format.select(items, annotations), annotations, reader)
@@ -114,7 +115,7 @@ def read_predictions(source: str, options: ImportOptions, report: ImportReport) 
         SourceError: there is no result, it has no labels, boxes or masks, or its parts belong to
             different jobs.
     """
-    labels = _PseudoLabels(source, options.min_score)
+    labels = _PseudoLabels(options.storage, source, options.min_score)
     columns = tuple(name for name in CLASS_COLUMNS if name in labels.classes)
     return AnnotatedDataset(
         columns=columns,

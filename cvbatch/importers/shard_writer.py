@@ -16,6 +16,7 @@ from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.validation import LabelledImage
 from cvbatch.results.writer import repeating_leaves
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 ROW_GROUP_ROWS = 64
 MAX_SHARD_BYTES = 64 << 20  # images and masks; one shard per split is in memory
@@ -25,6 +26,7 @@ class ShardWriter:
     """Writes labelled images into a sink, one shard per split at a time.
 
     Args:
+        storage: writes the shards.
         sink_uri: the sink.
         dataset: its columns and classes go into the metadata.
         format_: the format of the data set, for the metadata.
@@ -32,10 +34,15 @@ class ShardWriter:
     """
 
     def __init__(
-        self, sink_uri: str, dataset: AnnotatedDataset, format_: str, shard_images: int
+        self,
+        storage: Storage,
+        sink_uri: str,
+        dataset: AnnotatedDataset,
+        format_: str,
+        shard_images: int,
     ) -> None:
         self.files: dict[str, int] = {}  # name → bytes
-        self._sink_uri = sink_uri
+        self._storage, self._sink_uri = storage, sink_uri
         self._schema = label_schema(dataset.columns)
         self._classes = dataset.classes
         self._metadata = label_metadata(
@@ -73,7 +80,7 @@ class ShardWriter:
         digest = hashlib.sha256(data).hexdigest()[:16]
         name = f"part-{split}-{self._num_shards[split]:05d}-{digest}.parquet"
         self._num_shards[split] += 1
-        store.put_bytes(store.join(self._sink_uri, name), data)
+        self._storage.put_bytes(store.join(self._sink_uri, name), data)
         self.files[name] = data.size
 
     def _encode(self, rows: list[dict[str, Any]]) -> pa.Buffer:

@@ -21,6 +21,7 @@ from cvbatch.importers.dataset_files import (
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.mask_files import PngMasks
 from cvbatch.importers.options import ImportOptions
+from cvbatch.sources.readers import ChunkReader
 
 PET_CLASSES = ("foreground", "background", "contour")
 PET_VALUES = (1, 2, 3)
@@ -34,13 +35,13 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
         ConfigError: --classes is missing, or does not agree with --values.
     """
     classes, values = _classes_and_values(options)
-    tree = list_tree(source)
-    image_files = (
-        list_tree(options.images, source).files if options.images else tree.below("images")
-    )
-    mask_files = (
-        list_tree(options.masks).files if options.masks else tree.below("annotations/trimaps")
-    )
+    storage = options.storage
+    tree = list_tree(storage, source)
+    image_files, mask_files = tree.below("images"), tree.below("annotations/trimaps")
+    if options.images:
+        image_files = list_tree(storage, options.images, source).files
+    if options.masks:
+        mask_files = list_tree(storage, options.masks).files
     images = images_by_stem(image_files, report)
     masks = {stem_of(name): file for name, file in mask_files.items() if _is_png(name)}
     if not images or not masks:
@@ -49,7 +50,7 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
             f"{source} contains no {missing}; use the folder that contains images/ and "
             "annotations/trimaps/, or set --images and --masks"
         )
-    lists = {} if options.split else read_split_lists(tree.below("annotations"), report)
+    lists = {} if options.split else read_split_lists(storage, tree.below("annotations"), report)
     stems = sorted(images.keys() | masks.keys() | lists.keys())
     report.num_found += len(stems)
     annotations, items = {}, []
@@ -66,8 +67,10 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
             annotations[item.image_id] = Annotation(
                 image_id=item.image_id, split=lists.get(stem), mask_uri=masks[stem].uri
             )
-    batch = AnnotatedBatch(in_hash_order(items), annotations)
-    reader = PngMasks(values)
+    batch = AnnotatedBatch(
+        in_hash_order(items), annotations, ChunkReader(storage, "images", "image")
+    )
+    reader = PngMasks(storage, values)
     return AnnotatedDataset(
         ("mask",), {"mask": classes}, False, lambda _: iter([batch]), reader.read
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.mask_files import PngMasks
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.parsing import non_empty_text, parse_number, read_xml
+from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.store import Storage
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -63,7 +66,8 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
         SourceError: the folder or a file in it is not in Pascal VOC format.
         ConfigError: the folder contains masks with unknown classes, or with too many.
     """
-    tree = list_tree(source)
+    storage = options.storage
+    tree = list_tree(storage, source)
     xml_files = {
         stem_of(name): file
         for name, file in tree.below("Annotations").items()
@@ -75,11 +79,10 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
             "JPEGImages"
         )
     images = images_by_stem(tree.below("JPEGImages"), report)
-    lists = (
-        {} if options.split else read_split_lists(tree.below(f"ImageSets/{options.lists}"), report)
-    )
+    list_files = tree.below(f"ImageSets/{options.lists}")
+    lists = {} if options.split else read_split_lists(storage, list_files, report)
     stems = _usable_stems(xml_files, images, lists, report)
-    parsed = dict(_parse({stem: xml_files[stem] for stem in stems}))
+    parsed = dict(_parse(storage, {stem: xml_files[stem] for stem in stems}))
     names = {name for file in parsed.values() for name in file.names}
     table = ClassTable.of(names, options.classes)
     masks = tree.below("SegmentationClass") if options.has_masks else {}
@@ -93,13 +96,15 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
         )
         for stem, file in parsed.items()
     }
-    batch = AnnotatedBatch(in_hash_order(items.values()), annotations)
+    batch = AnnotatedBatch(
+        in_hash_order(items.values()), annotations, ChunkReader(storage, "images", "image")
+    )
     classes = {"labels": table.names, "boxes": table.names}
     columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
     if not mask_uris:
         return AnnotatedDataset(columns, classes, True, lambda _: iter([batch]))
     classes["mask"] = _mask_classes(table.names, options)
-    reader = PngMasks(tuple(range(len(classes["mask"]))))
+    reader = PngMasks(storage, tuple(range(len(classes["mask"]))))
     return AnnotatedDataset((*columns, "mask"), classes, True, lambda _: iter([batch]), reader.read)
 
 
@@ -140,16 +145,16 @@ def _usable_stems(
     return usable
 
 
-def _parse(files: Mapping[str, DatasetFile]) -> Iterator[tuple[str, _ParsedFile]]:
+def _parse(storage: Storage, files: Mapping[str, DatasetFile]) -> Iterator[tuple[str, _ParsedFile]]:
     remaining = iter(files.items())
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(remaining, _FILES_AT_ONCE)):
-            parsed = pool.map(_parse_file, [file.uri for _, file in batch])
+            parsed = pool.map(partial(_parse_file, storage), [file.uri for _, file in batch])
             yield from zip([stem for stem, _ in batch], parsed, strict=True)
 
 
-def _parse_file(uri: str) -> _ParsedFile:
-    root = read_xml(uri)
+def _parse_file(storage: Storage, uri: str) -> _ParsedFile:
+    root = read_xml(storage, uri)
     if root.tag != "annotation":
         raise SourceError(f"{uri} is a <{root.tag[:40]}>, not a Pascal VOC <annotation>")
     names, boxes, is_difficult = [], [], []

@@ -12,6 +12,7 @@ from cvbatch.datasets.examples import decode_example, in_order, read_rows, shuff
 from cvbatch.datasets.reader import LabelSpec, RowGroup, Split, relative_box_sizes, scan_dataset
 from cvbatch.geometry.resize import boxes_to_input, boxes_to_original, make_placement, mask_to_input
 from cvbatch.images.decode import Limits
+from cvbatch.storage.store import Storage
 from tests.support import datasets
 
 LABELS, SINGLE, BOXES, MASKS = (
@@ -50,28 +51,28 @@ def positions(split, order):
 
 def test_an_empty_folder_and_an_empty_split(tmp_path):
     with pytest.raises(SourceError, match="contains no labelled Parquet; import the data"):
-        scan_dataset([str(tmp_path)], LABELS)
+        scan_dataset(Storage(), [str(tmp_path)], LABELS)
     split = Split("train", (), 0)
     assert len(split) == 0
     assert list(shuffled(split, 0, 0, 10)) == list(in_order(split)) == []
 
 
 def test_splits_classes_and_counts(voc):
-    dataset = scan_dataset([voc], BOXES)
+    dataset = scan_dataset(Storage(), [voc], BOXES)
     assert dataset.classes == ("cat", "dog")
     assert {name: len(split) for name, split in dataset.splits.items()} == {
         "train": 3,
         "validation": 1,
     }
-    again = scan_dataset([f"{voc}/"], BOXES)
+    again = scan_dataset(Storage(), [f"{voc}/"], BOXES)
     assert (again.identity, again.splits) == (dataset.identity, dataset.splits)
 
 
 def test_images_without_exactly_one_label_are_counted_and_skipped(voc):
-    train = scan_dataset([voc], LabelSpec("boxes", True)).splits["train"]
+    train = scan_dataset(Storage(), [voc], LabelSpec("boxes", True)).splits["train"]
     assert (len(train), train.num_unlabelled) == (1, 2)
     (order,) = in_order(train)
-    rows = read_rows(train.groups[order[0, 0]], order[:, 1].tolist(), "boxes")
+    rows = read_rows(Storage(), train.groups[order[0, 0]], order[:, 1].tolist(), "boxes")
     assert [row.image_id for row in rows] == ["JPEGImages/a.png"]
 
 
@@ -104,7 +105,7 @@ def test_a_refusal_has_a_reason(arguments, message, voc, folders, tmp_path):
         files = {f"bird/{i}.png": datasets.picture(seed=i) for i in range(3)}
         datasets.imported("folders", datasets.put(tmp_path / "in", files), tmp_path / "o")
     with pytest.raises(SourceError, match=message):
-        scan_dataset(uris, spec)
+        scan_dataset(Storage(), uris, spec)
 
 
 def test_other_parquet_is_refused(tmp_path):
@@ -112,19 +113,19 @@ def test_other_parquet_is_refused(tmp_path):
 
     pq.write_table(pa.table({"image_id": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="is not labelled Parquet of cvbatch"):
-        scan_dataset([str(tmp_path)], LABELS)
+        scan_dataset(Storage(), [str(tmp_path)], LABELS)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 cut short")
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(SourceError, match="cannot be read as labelled Parquet"):
-        scan_dataset([str(tmp_path)], LABELS)
+        scan_dataset(Storage(), [str(tmp_path)], LABELS)
     (tmp_path / "_cvbatch").mkdir()
     (tmp_path / "_cvbatch/job.json").write_text(json.dumps({}))
     with pytest.raises(SourceError, match="result of a prediction"):
-        scan_dataset([str(tmp_path)], LABELS)
+        scan_dataset(Storage(), [str(tmp_path)], LABELS)
 
 
 def test_an_epoch_has_every_image_once_in_its_own_order(folders):
-    train = scan_dataset([folders], SINGLE).splits["train"]
+    train = scan_dataset(Storage(), [folders], SINGLE).splits["train"]
     ordered = positions(train, in_order(train))
     assert len(set(ordered)) == len(ordered) == 9
     first = positions(train, shuffled(train, 0, 0, 100))
@@ -144,21 +145,21 @@ def test_a_pool_has_complete_row_groups_and_the_minimum_size():
 
 
 def test_rows_are_read_in_the_requested_order(voc):
-    train = scan_dataset([voc], BOXES).splits["train"]
+    train = scan_dataset(Storage(), [voc], BOXES).splits["train"]
     (order,) = in_order(train)
-    rows = read_rows(train.groups[0], order[:, 1].tolist(), "boxes")
-    assert read_rows(train.groups[0], [2, 0], "boxes") == [rows[2], rows[0]]
+    rows = read_rows(Storage(), train.groups[0], order[:, 1].tolist(), "boxes")
+    assert read_rows(Storage(), train.groups[0], [2, 0], "boxes") == [rows[2], rows[0]]
     assert {row.image_id[-5] for row in rows} == {"a", "b", "d"}
     (row,) = (row for row in rows if row.image_id.endswith("b.png"))
     assert row.boxes == ((0.0, 0.0, 5.0, 5.0, 0), (5.0, 1.0, 20.0, 12.0, 1))
     with pytest.raises(TrainingError, match="can no longer be read"):
-        read_rows(train.groups[0]._replace(number=7), [0], "boxes")
+        read_rows(Storage(), train.groups[0]._replace(number=7), [0], "boxes")
 
 
 def test_box_sizes_are_relative_to_the_image(voc):
-    train = scan_dataset([voc], BOXES).splits["train"]
+    train = scan_dataset(Storage(), [voc], BOXES).splits["train"]
     expected = [[6 / 12, 10 / 20], [5 / 12, 5 / 20], [11 / 12, 15 / 20]]
-    sizes = relative_box_sizes(train)
+    sizes = relative_box_sizes(Storage(), train)
     np.testing.assert_allclose(sizes[np.lexsort(sizes.T[::-1])], sorted(expected), rtol=1e-6)
 
 
@@ -198,9 +199,9 @@ def test_a_mask_is_resized_like_its_image(resize):
 
 
 def test_an_example_has_the_labels_of_its_row(voc):
-    train = scan_dataset([voc], BOXES).splits["train"]
+    train = scan_dataset(Storage(), [voc], BOXES).splits["train"]
     key = InputKey(24, 40, "stretch")  # twice the image
-    rows = read_rows(train.groups[0], [0, 1, 2], "boxes")
+    rows = read_rows(Storage(), train.groups[0], [0, 1, 2], "boxes")
     rows.sort(key=lambda row: row.image_id)
     one_box, two_boxes, no_box = (decode_example(row, key, Limits()) for row in rows)
     assert one_box.pixels.shape == (24, 40, 3) and one_box.mask is None
@@ -219,16 +220,16 @@ def test_masks_are_imported_and_read(tmp_path):
         images=str(tmp_path / "images"), masks=str(tmp_path / "masks"),
         classes=("left", "right"), values=(0, 1), split=(1.0, 0.0, 0.0),
     )  # fmt: skip
-    dataset = scan_dataset([str(tmp_path / "out")], MASKS)
-    (row,) = read_rows(dataset.splits["train"].groups[0], [0], "mask")
+    dataset = scan_dataset(Storage(), [str(tmp_path / "out")], MASKS)
+    (row,) = read_rows(Storage(), dataset.splits["train"].groups[0], [0], "mask")
     example = decode_example(row, InputKey(6, 10, "stretch"), Limits())
     assert dataset.classes == ("left", "right")
     assert (example.mask == mask[::2, ::2]).all()
 
 
 def test_a_broken_image_and_a_mask_of_another_size_are_failures(voc):
-    train = scan_dataset([voc], BOXES).splits["train"]
-    (row,) = read_rows(train.groups[0], [0], "boxes")
+    train = scan_dataset(Storage(), [voc], BOXES).splits["train"]
+    (row,) = read_rows(Storage(), train.groups[0], [0], "boxes")
     key = InputKey(8, 8, "stretch")
     assert decode_example(row._replace(data=b"text"), key, Limits()).kind == "not_an_image"
     for mask in (b"text", datasets.label_png(np.zeros((5, 5), np.uint8))):

@@ -12,9 +12,9 @@ from cvbatch.importers import job
 from cvbatch.importers.import_report import NUM_EXAMPLES, ImportReport
 from cvbatch.importers.rules import ISSUE_KINDS, RULES, actions_by_kind
 from cvbatch.results import schema
-from cvbatch.storage import store
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 from tests.support.datasets import files, imported, picture, put, rows, voc
 from tests.support.lease_holder import FAR, lease_holder, tree
 from tests.support.s3_server import S3Server
@@ -117,21 +117,19 @@ def test_a_refusal_keeps_the_existing_files(source, tmp_path):
     assert files(out) == before
 
 
-def test_an_interrupted_import_restarts_and_gives_the_same_files(source, tmp_path, monkeypatch):
+def test_an_interrupted_import_restarts_and_gives_the_same_files(source, tmp_path):
     imported("voc", source, tmp_path / "whole", shard_images=2)
-    put_bytes = store.put_bytes
     remaining = [4]
 
-    def failing(uri, data):
-        remaining[0] -= 1
-        if not remaining[0]:
-            raise KeyboardInterrupt
-        put_bytes(uri, data)
+    class InterruptedStorage(Storage):
+        def put_bytes(self, uri, data):
+            remaining[0] -= 1
+            if not remaining[0]:
+                raise KeyboardInterrupt
+            super().put_bytes(uri, data)
 
-    monkeypatch.setattr(store, "put_bytes", failing)
     with pytest.raises(KeyboardInterrupt):
-        imported("voc", source, tmp_path / "out", shard_images=2)
-    monkeypatch.undo()
+        imported("voc", source, tmp_path / "out", shard_images=2, storage=InterruptedStorage())
     assert 0 < len(files(tmp_path / "out")) < len(files(tmp_path / "whole"))
     summary = tmp_path / "out" / STATE
     assert json.loads(summary.read_text())["is_complete"] is False
