@@ -188,9 +188,8 @@ def _read_document(
         key = _key(item.get("id"), f"{uri}: images[{i}].id")
         if key in image_of_key or image.image_id in images:
             report.record("duplicate", f"{uri}: images[{i}], {image.image_id}")
-            duplicates.append(
-                image_of_key.setdefault(key, image)
-            )  # receives the objects of this id
+            # Objects of this id are assigned to the first image with it.
+            duplicates.append(image_of_key.setdefault(key, image))
         else:
             image_of_key[key] = images[image.image_id] = image
     for i, item in enumerate(list_of_objects(content, "annotations", uri)):
