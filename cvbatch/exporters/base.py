@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from cvbatch.exporters.folder import Folder
+from cvbatch.exporters.folder import ExportFolder
 from cvbatch.results.row import Row
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 
 
-class Placed(NamedTuple):
+class ImageTarget(NamedTuple):
     """Where an image stands in an export."""
 
     stem: str  # below the folder of its kind, "/" between folders
@@ -28,37 +28,39 @@ class Placed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportContext:
     """What a format is given once."""
 
-    folder: Folder
+    folder: ExportFolder
     classes: dict[str, tuple[str, ...]]  # of each column that the result has and the format keeps
     has_images: bool
     is_inside: bool  # the images lie in containers
     is_multi_label: bool
 
 
-class Format(ABC):
+class Exporter(ABC):
     """One format. An instance serves one export."""
 
     COLUMNS: ClassVar[tuple[str, ...]]  # of "labels", "boxes", "mask": one of them there must be
-    TOPS: ClassVar[tuple[str, ...]]  # the files and folders it writes, below the export's folder
+    OUTPUT_NAMES: ClassVar[
+        tuple[str, ...]
+    ]  # the files and folders it writes, below the export's folder
     IS_FLAT: ClassVar[bool] = False  # names have neither folders nor white space
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.odd: Counter[str] = Counter()  # what is worth telling at the end
+    def __init__(self, plan: ExportContext) -> None:
+        self.context = plan
+        self.warnings: Counter[str] = Counter()  # what is worth telling at the end
 
     @staticmethod  # noqa: B027 - most formats hold any name
     def check_classes(column: str, names: Sequence[str]) -> None:
         """Raise ConfigError where the format has no way to say a class's name."""
 
     @abstractmethod
-    def image_file(self, placed: Placed) -> str:
+    def image_file(self, placed: ImageTarget) -> str:
         """Return where an image's file goes."""
 
     @abstractmethod
-    def add(self, row: Row, placed: Placed) -> None:
+    def add(self, row: Row, placed: ImageTarget) -> None:
         """Take an image: write its own files, and note it for the documents."""
 
     @abstractmethod

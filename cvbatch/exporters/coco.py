@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
-from cvbatch.exporters.folder import Folder
-from cvbatch.exporters.json_stream import Items, plain, put_document
+from cvbatch.exporters.base import SPLIT_NAMES, ExportContext, Exporter, ImageTarget
+from cvbatch.exporters.folder import ExportFolder
+from cvbatch.exporters.json_stream import ItemSpool, to_json, write_document
 from cvbatch.images.rle import compress_rle, encode_rle
 from cvbatch.results.row import Row
 
@@ -23,19 +23,19 @@ from cvbatch.results.row import Row
 class _Split:
     """The documents of one split."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.images = Items(folder)
-        self.annotations = {"boxes": Items(folder), "mask": Items(folder)}
-        self.results = Items(folder)
+    def __init__(self, folder: ExportFolder) -> None:
+        self.images = ItemSpool(folder)
+        self.annotations = {"boxes": ItemSpool(folder), "mask": ItemSpool(folder)}
+        self.results = ItemSpool(folder)
 
 
-class Coco(Format):
+class Coco(Exporter):
     """Writes COCO."""
 
     COLUMNS = ("boxes", "mask")
     TOPS = ("annotations", "images")
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ExportContext) -> None:
         super().__init__(plan)
         self._splits = {split: _Split(plan.folder) for split in SPLIT_NAMES.values()}
         self._num_images = 0
@@ -43,19 +43,19 @@ class Coco(Format):
             i for i, name in enumerate(plan.classes.get("mask", ())) if _is_background(name)
         }
 
-    def image_file(self, placed: Placed) -> str:
+    def image_file(self, placed: ImageTarget) -> str:
         """Return where an image's file goes."""
         return f"images/{placed.split}/{placed.name}"
 
-    def add(self, row: Row, placed: Placed) -> None:
+    def add(self, row: Row, placed: ImageTarget) -> None:
         """Take an image."""
         split = self._splits[placed.split]
         self._num_images += 1
         key = self._num_images
         size = {"width": row.width, "height": row.height}
-        split.images.add(plain({"id": key, "file_name": placed.name, **size, "uri": row.uri}))
+        split.images.add(to_json({"id": key, "file_name": placed.name, **size, "uri": row.uri}))
         for result in _boxes(row, key):
-            split.results.add(plain(result))
+            split.results.add(to_json(result))
             self._annotate(split, "boxes", {**result, "segmentation": []})
         if row.mask is not None:
             for region in _regions(row.mask, self._background):
@@ -65,7 +65,7 @@ class Coco(Format):
         items = split.annotations[column]
         _, _, width, height = said["bbox"]
         area = said.get("area", width * height)
-        items.add(plain({"id": items.count + 1, **said, "area": area, "iscrowd": 0}))
+        items.add(to_json({"id": items.count + 1, **said, "area": area, "iscrowd": 0}))
 
     def close(self) -> None:
         """Write the documents: of every split that has an image; of train at least."""
@@ -73,25 +73,25 @@ class Coco(Format):
             if not split.images.count and (name != "train" or self._num_images):
                 continue
             for column, kind in (("boxes", "instances"), ("mask", "stuff")):
-                if column in self.plan.classes:
+                if column in self.context.classes:
                     self._put(f"annotations/{kind}_{name}.json", column, split)
-            if "boxes" in self.plan.classes:
+            if "boxes" in self.context.classes:
                 pieces = ("[\n", split.results, "\n]\n")
-                put_document(self.plan.folder, f"annotations/results_{name}.json", pieces)
+                write_document(self.context.folder, f"annotations/results_{name}.json", pieces)
 
     def _put(self, name: str, column: str, split: _Split) -> None:
         background = self._background if column == "mask" else set()
         categories = [
             {"id": i + 1, "name": label}
-            for i, label in enumerate(self.plan.classes[column])
+            for i, label in enumerate(self.context.classes[column])
             if i not in background
         ]
-        put_document(
-            self.plan.folder,
+        write_document(
+            self.context.folder,
             name,
             (
                 '{"info": {"description": "a prediction of cvbatch"},\n"categories": ',
-                plain(categories),
+                to_json(categories),
                 ',\n"images": [\n',
                 split.images,
                 '\n],\n"annotations": [\n',

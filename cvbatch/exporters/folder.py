@@ -28,7 +28,7 @@ _SPOOLED_BYTES = 1 << 20  # of a temporary file that stays in memory
 _WAITING = 32  # files held in memory until they are written
 
 
-class Folder:
+class ExportFolder:
     """The folder of one export. As a context it waits for its files, and lets go of its threads."""
 
     def __init__(self, sink: Sink) -> None:
@@ -38,7 +38,7 @@ class Folder:
         self._waiting: deque[Future[None]] = deque()
         self._scratch = ExitStack()
 
-    def __enter__(self) -> Folder:
+    def __enter__(self) -> ExportFolder:
         return self
 
     def __exit__(
@@ -55,7 +55,7 @@ class Folder:
         """Return whether it lies on this machine."""
         return store.Location.of(self.uri).scheme == "file"
 
-    def scratch(self) -> IO[bytes]:
+    def temporary_file(self) -> IO[bytes]:
         """Return a temporary file on this machine that is gone with the context."""
         return self._scratch.enter_context(tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))
 
@@ -77,7 +77,7 @@ class Folder:
         while self._waiting:
             self._waiting.popleft().result()
 
-    def put_long(self, name: str, file: IO[bytes]) -> None:
+    def put_file(self, name: str, file: IO[bytes]) -> None:
         """Write what a temporary file on this machine holds, a piece held at a time."""
         path = PurePosixPath(store.Location.of(store.join(self.uri, name)).path)
         written = path.with_name(f".{path.name}-.tmp") if self.is_local else path
@@ -93,12 +93,14 @@ class Folder:
             Path(path.parent).mkdir(parents=True, exist_ok=True)
         store.attempt(store.Location.of(self.uri), put)
 
-    def mark(self, said: dict[str, Any]) -> None:
+    def write_state(self, said: dict[str, Any]) -> None:
         """Say how far the export is."""
         self._sink.write_state({"kind": "export", "schema_version": SCHEMA_VERSION, **said})
 
 
-def begin(uri: str, source: str, format_: str, tops: Iterable[str], *, overwrite: bool) -> Folder:
+def open_folder(
+    uri: str, source: str, format_: str, tops: Iterable[str], *, overwrite: bool
+) -> ExportFolder:
     """Return the folder of an export, cleared of an earlier one, and marked as under way.
 
     tops: names of the files and folders in it that the export writes.
@@ -117,13 +119,13 @@ def begin(uri: str, source: str, format_: str, tops: Iterable[str], *, overwrite
         )
     if earlier is not None and earlier.get("is_complete") and not overwrite:
         raise SinkError(f"{uri} contains an export; use another folder or --overwrite")
-    folder = Folder(sink)
+    folder = ExportFolder(sink)
     said = {"is_complete": False, "format": format_}
     if earlier is not None:
         sink.remove_leftovers()
-        folder.mark({**said, "tops": sorted({*tops, *earlier["tops"]})})
+        folder.write_state({**said, "tops": sorted({*tops, *earlier["tops"]})})
         sink.remove(*map(glob.escape, found.intersection(earlier["tops"])))
-    folder.mark({**said, "tops": sorted(tops)})
+    folder.write_state({**said, "tops": sorted(tops)})
     return folder
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from cvbatch.core.errors import ConfigError, CvbatchError, SourceError
 from cvbatch.datasets.splits import choose_split
-from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
+from cvbatch.exporters.base import SPLIT_NAMES, ExportContext, Exporter, ImageTarget
 from cvbatch.exporters.coco import Coco
 from cvbatch.exporters.fiftyone import FiftyOne
-from cvbatch.exporters.folder import Folder, begin
-from cvbatch.exporters.json_stream import Items, plain, put_document
+from cvbatch.exporters.folder import ExportFolder, open_folder
+from cvbatch.exporters.json_stream import ItemSpool, to_json, write_document
 from cvbatch.exporters.options import ExportOptions
 from cvbatch.exporters.rows import (
     ImageRow,
@@ -32,7 +32,7 @@ from cvbatch.results.result import Result
 from cvbatch.results.safe_names import split_name, unique_stem
 from cvbatch.storage import store
 
-EXPORTS: dict[str, type[Format]] = {
+EXPORTS: dict[str, type[Exporter]] = {
     "coco": Coco,
     "voc": Voc,
     "yolo": Yolo,
@@ -56,7 +56,7 @@ class ExportReport:
     splits: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)  # "stage, kind" → images left out
     num_missing: int = 0  # images of chunks that no run has done yet
-    odd: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values."""
@@ -70,7 +70,7 @@ class ExportReport:
             "boxes": self.num_objects,
             "splits": dict(self.splits),
             "failures": dict(sorted(self.failures.items())),
-            "odd": self.odd,
+            "odd": self.warnings,
         }
 
     def as_text(self) -> str:
@@ -81,7 +81,7 @@ class ExportReport:
         lines += [f"failed   {kind}: {count:,}" for kind, count in self.failures.most_common()]
         if self.num_missing:
             lines.append(f"missing  {self.num_missing:,} images or more are not predicted yet")
-        lines += [f"odd      {what}: {count:,}" for what, count in self.odd.items()]
+        lines += [f"odd      {what}: {count:,}" for what, count in self.warnings.items()]
         return "\n".join(lines)
 
 
@@ -103,9 +103,11 @@ def export(format_: str, source: str, sink: str, options: ExportOptions, say: Sa
         raise ConfigError(f"--images link: {sink} is not on this machine; say --images copy")
     collisions = name_collisions(result, is_flat=kind.IS_FLAT, has_links=has_links)
     is_inside = is_in_containers(result)
-    with begin(sink, result.uri, format_, kind.TOPS, overwrite=options.overwrite) as folder:
+    with open_folder(
+        sink, result.uri, format_, kind.OUTPUT_NAMES, overwrite=options.overwrite
+    ) as folder:
         has_images = options.images != "none"
-        plan = Plan(folder, classes, has_images, is_inside, result.is_multi_label)
+        plan = ExportContext(folder, classes, has_images, is_inside, result.is_multi_label)
         run = _Run(kind(plan), folder, options, collisions, ExportReport(format_))
         try:
             for number, image in enumerate(read_with_images(result, tuple(classes), options), 1):
@@ -116,12 +118,14 @@ def export(format_: str, source: str, sink: str, options: ExportOptions, say: Sa
             raise CvbatchError(f"{result.uri}: {error}") from None
         report = run.finish()
         report.num_missing = sum(max(1, ref.num_images) for ref in result.missing)
-        tops = sorted(kind.TOPS)
-        folder.mark({"is_complete": True, **report.as_json(), "source": result.uri, "tops": tops})
+        tops = sorted(kind.OUTPUT_NAMES)
+        folder.write_state(
+            {"is_complete": True, **report.as_json(), "source": result.uri, "tops": tops}
+        )
     return report
 
 
-def _classes_kept(kind: type[Format], format_: str, result: Result) -> dict[str, tuple[str, ...]]:
+def _classes_kept(kind: type[Exporter], format_: str, result: Result) -> dict[str, tuple[str, ...]]:
     """Return the class table of each column that the format keeps.
 
     Raises:
@@ -144,8 +148,8 @@ class _Run:
 
     def __init__(
         self,
-        format_: Format,
-        folder: Folder,
+        format_: Exporter,
+        folder: ExportFolder,
         options: ExportOptions,
         collisions: frozenset[int],
         report: ExportReport,
@@ -155,7 +159,7 @@ class _Run:
         self._options = options
         self._collisions = collisions
         self._report = report
-        self._names, self._failed = Items(folder, "\n"), Items(folder, "\n")
+        self._names, self._failed = ItemSpool(folder, "\n"), ItemSpool(folder, "\n")
         self._num_turned = 0
 
     def take(self, image: ImageRow, *, is_inside: bool) -> None:
@@ -164,7 +168,7 @@ class _Run:
         if failure is not None:
             self._report.failures[f"{failure.stage}, {failure.kind}"] += 1
             named = {"image_id": row.image_id, "uri": row.uri, "stage": failure.stage}
-            self._failed.add(plain({**named, "kind": failure.kind, "message": failure.message}))
+            self._failed.add(to_json({**named, "kind": failure.kind, "message": failure.message}))
             return
         placed = self._place(row.image_id, data, is_inside)
         if data is not None:
@@ -174,19 +178,19 @@ class _Run:
             self._folder.link(self._format.image_file(placed), row.uri)
         self._format.add(row, placed)
         named = {"image_id": row.image_id, "name": placed.name, "split": placed.split}
-        self._names.add(plain(named))
+        self._names.add(to_json(named))
         self._report.num_images += 1
         self._report.num_objects += len(row.boxes or ())
         self._report.splits[placed.split] += 1
 
-    def _place(self, image_id: str, data: bytes | None, is_inside: bool) -> Placed:
+    def _place(self, image_id: str, data: bytes | None, is_inside: bool) -> ImageTarget:
         stem, suffix = split_name(image_id, is_inside=is_inside, is_flat=self._format.IS_FLAT)
         if not suffix and data is not None:
             suffix = f".{(detect_format(data) or 'bin').lower()}"
         stem = unique_stem(stem, image_id, self._collisions)
         shares = self._options.split or (1.0, 0.0, 0.0)
         split = choose_split(image_id, None, shares, self._options.seed)
-        return Placed(stem, suffix, SPLIT_NAMES[split])
+        return ImageTarget(stem, suffix, SPLIT_NAMES[split])
 
     def _note_turned(self, data: bytes) -> None:
         picture = read_image_info(data)
@@ -195,10 +199,10 @@ class _Run:
     def finish(self) -> ExportReport:
         """Write the documents once all files are there; return the report."""
         self._folder.wait()
-        put_document(self._folder, IMAGES, (self._names, "\n"))
-        put_document(self._folder, FAILED, (self._failed, "\n" if self._failed.count else ""))
+        write_document(self._folder, IMAGES, (self._names, "\n"))
+        write_document(self._folder, FAILED, (self._failed, "\n" if self._failed.count else ""))
         self._format.close()
         self._folder.wait()
         odd = {_TURNED: self._num_turned} if self._num_turned else {}
-        self._report.odd = {**odd, **self._format.odd}
+        self._report.warnings = {**odd, **self._format.warnings}
         return self._report

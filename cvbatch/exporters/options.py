@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from cvbatch.core.errors import ConfigError
 from cvbatch.datasets.splits import Shares, parse_shares
 
-EXPORT_MEANINGS = {
+EXPORT_DESCRIPTIONS = {
     "coco": "COCO: annotations/instances_*.json for boxes, stuff_*.json for masks, and results",
     "voc": "Pascal VOC: Annotations, ImageSets, SegmentationClass and JPEGImages",
     "yolo": "YOLO: labels/*.txt, data.yaml and images",
@@ -51,7 +51,7 @@ class Flag(NamedTuple):
     options: dict[str, Any]
 
 
-_ALL = tuple(EXPORT_MEANINGS)
+_ALL = tuple(EXPORT_DESCRIPTIONS)
 _SPLIT = ("coco", "voc", "yolo")
 FLAGS = (
     Flag(

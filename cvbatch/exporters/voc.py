@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from cvbatch.core.errors import ConfigError
-from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
-from cvbatch.exporters.json_stream import Items, put_document
+from cvbatch.exporters.base import SPLIT_NAMES, ExportContext, Exporter, ImageTarget
+from cvbatch.exporters.json_stream import ItemSpool, write_document
 from cvbatch.results.parts import box_corners
 from cvbatch.results.row import Row
 
@@ -26,7 +26,7 @@ _THIN = "boxes of one pixel, which an import takes for clicks"
 _CLASS_LISTS = {"boxes": "classes.txt", "mask": "mask_classes.txt"}
 
 
-class Voc(Format):
+class Voc(Exporter):
     """Writes Pascal VOC."""
 
     COLUMNS = ("boxes", "mask")
@@ -39,11 +39,11 @@ class Voc(Format):
     )
     IS_FLAT = True
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ExportContext) -> None:
         super().__init__(plan)
         kinds = [kind for kind in ("Main", "Segmentation") if kind == "Main" or self._has_masks]
         self._lists = {
-            (kind, split): Items(plan.folder, "")
+            (kind, split): ItemSpool(plan.folder, "")
             for kind in kinds
             for split in SPLIT_NAMES.values()
         }
@@ -51,7 +51,7 @@ class Voc(Format):
 
     @property
     def _has_masks(self) -> bool:
-        return "mask" in self.plan.classes
+        return "mask" in self.context.classes
 
     @staticmethod
     def check_classes(column: str, names: Sequence[str]) -> None:
@@ -69,20 +69,20 @@ class Voc(Format):
                     "line; export as coco"
                 )
 
-    def image_file(self, placed: Placed) -> str:
+    def image_file(self, placed: ImageTarget) -> str:
         """Return where an image's file goes."""
         return f"JPEGImages/{placed.name}"
 
-    def add(self, row: Row, placed: Placed) -> None:
+    def add(self, row: Row, placed: ImageTarget) -> None:
         """Take an image."""
-        folder = self.plan.folder
+        folder = self.context.folder
         folder.put(f"Annotations/{placed.stem}.xml", self._annotation(row, placed))
         self._lists["Main", placed.split].add(f"{placed.stem}\n")
         if row.mask is not None:
             folder.put(f"SegmentationClass/{placed.stem}.png", self._picture(row.mask))
             self._lists["Segmentation", placed.split].add(f"{placed.stem}\n")
 
-    def _annotation(self, row: Row, placed: Placed) -> bytes:
+    def _annotation(self, row: Row, placed: ImageTarget) -> bytes:
         root = ET.Element("annotation")
         _say(root, folder="JPEGImages", filename=placed.name)
         _say(ET.SubElement(root, "source"), database="cvbatch")
@@ -90,10 +90,10 @@ class Voc(Format):
         _say(root, segmented=int(row.mask is not None))
         corners = _corners(row)
         if num_thin := int((corners[:, :2] == corners[:, 2:]).any(axis=1).sum()):
-            self.odd[_THIN] += num_thin
+            self.warnings[_THIN] += num_thin
         for corner, box in zip(corners.tolist(), row.boxes or (), strict=True):
             item = ET.SubElement(root, "object")
-            _say(item, name=self.plan.classes["boxes"][box["class_id"]], pose="Unspecified")
+            _say(item, name=self.context.classes["boxes"][box["class_id"]], pose="Unspecified")
             _say(item, truncated=0, difficult=0)
             _say(ET.SubElement(item, "bndbox"), **dict(zip(_CORNERS, corner, strict=True)))
         ET.indent(root)
@@ -110,11 +110,11 @@ class Voc(Format):
         """Write the lists of the splits that have an image, and of the classes."""
         for (kind, split), items in self._lists.items():
             if items.count:
-                put_document(self.plan.folder, f"ImageSets/{kind}/{split}.txt", (items,))
+                write_document(self.context.folder, f"ImageSets/{kind}/{split}.txt", (items,))
         for column, name in _CLASS_LISTS.items():
-            if column in self.plan.classes:
-                lines = "".join(f"{label}\n" for label in self.plan.classes[column])
-                self.plan.folder.put(name, lines.encode())
+            if column in self.context.classes:
+                lines = "".join(f"{label}\n" for label in self.context.classes[column])
+                self.context.folder.put(name, lines.encode())
 
 
 def _say(element: ET.Element, **said: object) -> None:

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from cvbatch.report.html import count, el, shortened
+from cvbatch.report.html import el, format_count, shorten
 
 _WIDTH, _HEIGHT = 320, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 22
@@ -43,7 +43,7 @@ def histogram(title: str, counts: Mapping[int, int], num_bins: int) -> Element:
     return _chart(title, told, [*axes, *bars])
 
 
-def line(
+def line_chart(
     title: str,
     values: Sequence[float],
     labels: Sequence[str],
@@ -63,7 +63,7 @@ def line(
     x = _scale(np.arange(len(values)), 0, max(len(values) - 1, 1), _LEFT, _WIDTH - _RIGHT)
     y = _scale(np.array(values, np.float64), low, high, _HEIGHT - _BOTTOM, _TOP)
     marks = [
-        el("line", {"class": "break", "x1": f"{at:.2f}", "x2": f"{at:.2f}", "y1": _TOP,
+        el("line_chart", {"class": "break", "x1": f"{at:.2f}", "x2": f"{at:.2f}", "y1": _TOP,
                     "y2": _HEIGHT - _BOTTOM})
         for at in ((x[i - 1] + x[i]) / 2 for i in breaks)
     ]  # fmt: skip
@@ -74,14 +74,16 @@ def line(
            el("title", {}, f"epoch {labels[i]}: {values[i]:.4g}"))
         for i in range(len(values)) if math.isfinite(values[i]) and (i == best or len(values) < 80)
     ]  # fmt: skip
-    told = f"{title} over {count(len(values), 'epoch')}: from {known[0]:.4g} to {known[-1]:.4g}"
+    told = (
+        f"{title} over {format_count(len(values), 'epoch')}: from {known[0]:.4g} to {known[-1]:.4g}"
+    )
     if best is not None and math.isfinite(values[best]):
         told += f", {values[best]:.4g} at the best epoch, {labels[best]}"
     axes = _axes((low, high), (labels[0], labels[-1]))
     return _chart(title, told, [*axes, *marks, drawn, *dots])
 
 
-def reliability(
+def reliability_diagram(
     confidence: Sequence[float | None], accuracy: Sequence[float | None], counts: Sequence[int]
 ) -> Element:
     """Return how often the answers of each confidence are right, beside how often they should."""
@@ -98,7 +100,7 @@ def reliability(
                el("title", {}, f"confidence {sure:.2f}: {100 * right:.0f} % right, {number:,}"))
         )  # fmt: skip
     straight = el(
-        "line",
+        "line_chart",
         {"class": "break", "x1": _LEFT, "y1": _HEIGHT - _BOTTOM, "x2": _WIDTH - _RIGHT, "y2": _TOP},
     )
     told = f"How often answers of each confidence are right, in {len(dots)} parts; see the figures"
@@ -126,7 +128,7 @@ def _axes(up: tuple[float, float], marks: Sequence[str]) -> list[Element]:
     for part in (0.0, 0.5, 1.0):
         y = _HEIGHT - _BOTTOM - part * (_HEIGHT - _TOP - _BOTTOM)
         value = up[0] + part * (up[1] - up[0])
-        made.append(el("line", {"class": "grid", "x1": _LEFT, "x2": _WIDTH - _RIGHT,
+        made.append(el("line_chart", {"class": "grid", "x1": _LEFT, "x2": _WIDTH - _RIGHT,
                                 "y1": f"{y:.2f}", "y2": f"{y:.2f}"}))  # fmt: skip
         is_short = 1e-4 <= abs(value) < 10_000 or not value
         text = f"{value:.3g}" if is_short else f"{value:.1e}"
@@ -144,7 +146,7 @@ def _chart(title: str, told: str, children: Sequence[Element]) -> Element:
     drawing = el(
         "svg",
         {"class": "chart", "viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "role": "img",
-         "aria-label": shortened(told, 300)},
+         "aria-label": shorten(told, 300)},
         *children,
     )  # fmt: skip
     return el("figure", {"class": "chart-box"}, el("figcaption", {}, title), drawing)

@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
-from cvbatch.report.html import count, el, fold, name, paragraph, shortened
+from cvbatch.report.html import collapsible, el, format_count, name_element, paragraph, shorten
 from cvbatch.report.overlays import mask_layer
-from cvbatch.report.svg_boxes import colour_of, draw_box, swatch
+from cvbatch.report.svg_boxes import class_colour, draw_box, swatch
 from cvbatch.results.row import Row
 
 MAX_BOXES = 50  # drawn in one image
 MAX_NAMES = 8  # of classes, under one image
 NAME_LENGTH = 60  # characters of a class
-Tints = Mapping[str, int]  # name of a class → the value of a mask that has its colour
+ClassColours = Mapping[str, int]  # name of a class → the value of a mask that has its colour
 Elements = list[dict[str, Any]] | None  # of a row; None: the result lacks the column
 
 
-def tints_of(classes: Mapping[str, Sequence[str]]) -> Tints:
+def class_colours(classes: Mapping[str, Sequence[str]]) -> ClassColours:
     """Return the colour of every class, the same for a name in boxes and masks.
 
     Args:
@@ -32,18 +32,18 @@ def tints_of(classes: Mapping[str, Sequence[str]]) -> Tints:
     return tints
 
 
-class Shapes(NamedTuple):
+class SvgLayer(NamedTuple):
     """A layer of SVG elements, and what they show in words."""
 
     elements: list[Element]
-    words: str
+    description: str
 
 
-class Picture(NamedTuple):
+class PngLayer(NamedTuple):
     """A layer that is a PNG of the size at which the image is shown."""
 
     png: bytes
-    words: str
+    description: str
 
 
 class ColumnPage(NamedTuple):
@@ -64,18 +64,18 @@ class ColumnPage(NamedTuple):
         picture: function of (row, shown_hw) that returns the layer; None where there is none.
     """
 
-    counted: str
+    counted_column: str
     elements: Callable[[Row], Elements]
     title: str
-    words: Callable[[Row], str]
-    caption: Callable[[Row, Tints], list[Element]]
+    description: Callable[[Row], str]
+    caption: Callable[[Row, ClassColours], list[Element]]
     has_one_class: bool = False
     score_title: str = ""
     unit: str = ""
     agreement: str = ""
-    layer: str = ""
-    shapes: Callable[[Row, Tints, tuple[int, int]], Shapes] | None = None
-    picture: Callable[[Row, tuple[int, int]], Picture | None] | None = None
+    layer_title: str = ""
+    svg_layer: Callable[[Row, ClassColours, tuple[int, int]], SvgLayer] | None = None
+    png_layer: Callable[[Row, tuple[int, int]], PngLayer | None] | None = None
 
 
 # ---------------------------------------------------------------- labels
@@ -88,12 +88,12 @@ def _label_words(row: Row) -> str:
     return f"label {best['label']} {best['score']:.2f}"
 
 
-def _label_caption(row: Row, tints: Tints) -> list[Element]:
+def _label_caption(row: Row, tints: ClassColours) -> list[Element]:
     if not row.labels:
         return []
     chips = [
         el("li", {"class": "scored", "data-score": f"{one['score']:.6g}"},
-           name(one["label"], NAME_LENGTH), f" {one['score']:.2f}")
+           name_element(one["label"], NAME_LENGTH), f" {one['score']:.2f}")
         for one in row.labels[:MAX_NAMES]
     ]  # fmt: skip
     return [el("ul", {"class": "chips", "aria-label": "Labels"}, *chips)]
@@ -110,22 +110,22 @@ def _box_words(row: Row) -> str:
     return f"boxes: {counts}" if counts else "no boxes"
 
 
-def _box_caption(row: Row, tints: Tints) -> list[Element]:
+def _box_caption(row: Row, tints: ClassColours) -> list[Element]:
     if not row.boxes:
         return [] if row.boxes is None else [paragraph("no boxes", kind="quiet")]
     cells = [
         el("li", {"class": "scored", "data-score": f"{box['score']:.6g}"},
-           swatch(tints.get(box["label"], 0)), name(box["label"], NAME_LENGTH),
+           swatch(tints.get(box["label"], 0)), name_element(box["label"], NAME_LENGTH),
            f" {box['score']:.2f}")
         for box in row.boxes[:MAX_BOXES]
     ]  # fmt: skip
-    title = f"{count(len(row.boxes))} box{'' if len(row.boxes) == 1 else 'es'}"
+    title = f"{format_count(len(row.boxes))} box{'' if len(row.boxes) == 1 else 'es'}"
     if len(row.boxes) > MAX_BOXES:
         title += f", the {MAX_BOXES} best drawn"
-    return [fold(title, el("ul", {"class": "chips"}, *cells))]
+    return [collapsible(title, el("ul", {"class": "chips"}, *cells))]
 
 
-def _box_shapes(row: Row, tints: Tints, image_hw: tuple[int, int]) -> Shapes:
+def _box_shapes(row: Row, tints: ClassColours, image_hw: tuple[int, int]) -> SvgLayer:
     """Return the boxes of finite corners, the best one on top."""
     sides = ("x_min", "y_min", "x_max", "y_max")
     finite = [box for box in row.boxes or [] if all(math.isfinite(box[side]) for side in sides)]
@@ -133,15 +133,15 @@ def _box_shapes(row: Row, tints: Tints, image_hw: tuple[int, int]) -> Shapes:
     elements = [
         draw_box(
             [box[side] for side in sides],
-            f"{shortened(box['label'], NAME_LENGTH)} {box['score']:.2f}",
+            f"{shorten(box['label'], NAME_LENGTH)} {box['score']:.2f}",
             box["score"],
-            colour_of(tints.get(box["label"], 0)),
+            class_colour(tints.get(box["label"], 0)),
             image_hw,
         )
         for box in reversed(boxes)
     ]
     names = ", ".join(f"{box['label']} {box['score']:.2f}" for box in boxes[:MAX_NAMES])
-    return Shapes(elements, f"{count(len(boxes))} boxes: {names}")
+    return SvgLayer(elements, f"{format_count(len(boxes))} boxes: {names}")
 
 
 # ---------------------------------------------------------------- masks
@@ -157,42 +157,42 @@ def _mask_words(row: Row) -> str:
     return f"mask: {_areas(row)}" if row.mask_areas else ""
 
 
-def _mask_picture(row: Row, shown_hw: tuple[int, int]) -> Picture | None:
+def _mask_picture(row: Row, shown_hw: tuple[int, int]) -> PngLayer | None:
     mask = row.mask
-    return None if mask is None else Picture(mask_layer(mask, shown_hw), f"Mask: {_areas(row)}")
+    return None if mask is None else PngLayer(mask_layer(mask, shown_hw), f"Mask: {_areas(row)}")
 
 
 COLUMN_PAGES: dict[str, ColumnPage] = {
     "labels": ColumnPage(
-        counted="labels",
+        counted_column="labels",
         elements=lambda row: row.labels,
         title="Best labels",
-        words=_label_words,
+        description=_label_words,
         caption=_label_caption,
         has_one_class=True,
         score_title="Score of the best label",
         agreement="labels",
     ),
     "boxes": ColumnPage(
-        counted="boxes",
+        counted_column="boxes",
         elements=lambda row: row.boxes,
         title="Boxes",
-        words=_box_words,
+        description=_box_words,
         caption=_box_caption,
         score_title="Scores of boxes",
         unit="boxes",
         agreement="boxes",
-        layer="Boxes",
-        shapes=_box_shapes,
+        layer_title="Boxes",
+        svg_layer=_box_shapes,
     ),
     "mask": ColumnPage(
-        counted="mask_areas",
+        counted_column="mask_areas",
         elements=lambda row: row.mask_areas,
         title="Masks",
-        words=_mask_words,
+        description=_mask_words,
         caption=lambda row, tints: [],
         agreement="pixels",
-        layer="Mask",
-        picture=_mask_picture,
+        layer_title="Mask",
+        png_layer=_mask_picture,
     ),
 }

@@ -18,17 +18,17 @@ from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
 from cvbatch.evaluate.scoring import Order
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.counts import ClassCounts
-from cvbatch.report.statistics import Pick
+from cvbatch.report.statistics import RowRef
 from cvbatch.results.parts import box_corners
 from cvbatch.results.result import Result
 
-MOST_DIFFERENT = 16  # images kept
-MAX_PIECES = 48
+MAX_DIFFERENT = 16  # images kept
+MAX_PARTS = 48
 _ROWS_OF_PIECE = 24
 
 
 @dataclass(frozen=True)
-class Against:
+class LabelComparison:
     """The labels of an image, and how far the predictions agree with them."""
 
     agreement: dict[str, float]  # column → F1 of its labels, boxes or pixels, 0..1
@@ -51,10 +51,10 @@ class Comparison:
 
     num_images: int  # on both sides
     num_compared: int
-    differing: dict[Pick, Against]
+    most_different: dict[RowRef, LabelComparison]
 
 
-def compare(
+def compare_with_labels(
     result: Result,
     truth_uris: Sequence[str],
     splits: Sequence[str] | None,
@@ -87,16 +87,16 @@ def compare(
         ]
     ranked.sort()
     differing = {}
-    for agreement, number, i in ranked[:MOST_DIFFERENT]:
+    for agreement, number, i in ranked[:MAX_DIFFERENT]:
         if agreement < 1:
             piece = pieces[number]
-            pick = Pick(piece.ref, int(piece.part_row[i]))
+            pick = RowRef(piece.ref, int(piece.part_row[i]))
             differing[pick] = _against(order, piece, i)
     return Comparison(joined.num_images, sum(len(one.part_row) for one in pieces), differing)
 
 
 def _spread(pieces: list[Piece]) -> list[Piece]:
-    places = np.linspace(0, len(pieces) - 1, min(len(pieces), MAX_PIECES)).round().astype(int)
+    places = np.linspace(0, len(pieces) - 1, min(len(pieces), MAX_PARTS)).round().astype(int)
     return [pieces[i] for i in np.unique(places)]
 
 
@@ -133,13 +133,13 @@ def _agreement(
     return agreement
 
 
-def _against(order: Order, piece: Piece, index: int) -> Against:
+def _against(order: Order, piece: Piece, index: int) -> LabelComparison:
     """Return the labels of one image, compared."""
     predicted, truth = _read(order, piece.take(np.array([index])), "image")
     row, answer = truth.to_pylist()[0], predicted.to_pylist()[0]
     boxes = row.get("boxes") or []
     mask, answered = _masks(order, row, answer)
-    return Against(
+    return LabelComparison(
         agreement=_agreement(order, predicted, truth, piece.part_uri),
         labels=tuple(order.classes["labels"][one["class_id"]] for one in row.get("labels") or []),
         xyxy=box_corners(boxes).astype(np.float32),

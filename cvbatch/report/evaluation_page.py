@@ -13,8 +13,18 @@ from cvbatch.core.errors import NotFoundError, SourceError
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.evaluate.columns import COLUMN_EVALUATIONS
 from cvbatch.report import charts
-from cvbatch.report.html import Cell, Section, count, el, name, paragraph, shortened, table, tiles
-from cvbatch.report.overlays import Budget
+from cvbatch.report.html import (
+    Cell,
+    Section,
+    el,
+    format_count,
+    metric_tiles,
+    name_element,
+    paragraph,
+    shorten,
+    table,
+)
+from cvbatch.report.overlays import ByteBudget
 from cvbatch.storage import store
 
 STATE = "_cvbatch/evaluation.json"
@@ -42,7 +52,7 @@ class Evaluation:
         return str(self.state.get("predictions", {}).get("uri", ""))
 
 
-def find(uri: str) -> Evaluation:
+def load(uri: str) -> Evaluation:
     """Return what an evaluation's sink says.
 
     Raises:
@@ -84,7 +94,7 @@ def read_json(uri: str) -> dict[str, Any] | None:
     return said
 
 
-def sections(found: Evaluation, budget: Budget) -> list[Section]:
+def sections(found: Evaluation, budget: ByteBudget) -> list[Section]:
     """Return the figures of every task, and the pictures.
 
     Raises:
@@ -113,7 +123,7 @@ def _leading(tasks: Mapping[str, Any]) -> Element:
             if metric in said["overall"]:
                 one = said["overall"][metric]
                 figures.append((f"{task}: {_words(metric)}", _value(one), _interval(one)))
-    return tiles(figures)
+    return metric_tiles(figures)
 
 
 def _sides(found: Evaluation) -> Element:
@@ -128,7 +138,7 @@ def _sides(found: Evaluation) -> Element:
         "heatmaps_judged": "whose heatmaps were judged",
         "heatmaps_left_out": "whose heatmaps were left out",
     }
-    told = [f"{count(images[key])} {said}" for key, said in words.items() if images.get(key)]
+    told = [f"{format_count(images[key])} {said}" for key, said in words.items() if images.get(key)]
     kind = found.metrics.get("joined_by")
     joined = f"; joined by {kind}" if kind else ""
     return paragraph(f"Images: {', '.join(told) or 'none'}{joined}.")
@@ -154,7 +164,7 @@ def _cell(one: Mapping[str, Any] | None) -> Cell | str:
 
 def _task(said: Mapping[str, Any]) -> list[Element]:
     rows = [
-        (_words(metric), _value(one), _interval(one), count(one["count"]))
+        (_words(metric), _value(one), _interval(one), format_count(one["count"]))
         for metric, one in said["overall"].items()
     ]
     head = ("metric", "value", "95 % interval", "count")
@@ -178,14 +188,14 @@ def _by_class(classes: Mapping[str, Any]) -> Element:
     rows = []
     for label in order:
         values = (_cell(classes[label].get(metric)) for metric in metrics)
-        rows.append((name(label), *values, count(weight[label])))
+        rows.append((name_element(label), *values, format_count(weight[label])))
     more = "" if len(classes) <= MAX_CLASSES else f" ({MAX_CLASSES} of {len(classes):,})"
     head = ("class", *map(_words, metrics), "count")
     return table(f"Class by class{more}", head, rows, "t" + "n" * (len(metrics) + 1))
 
 
 def _calibration(bins: Mapping[str, Sequence[Any]]) -> Element:
-    chart = charts.reliability(bins["score"], bins["accuracy"], bins["counts"])
+    chart = charts.reliability_diagram(bins["score"], bins["accuracy"], bins["counts"])
     return el("div", {"class": "charts"}, chart)
 
 
@@ -194,19 +204,19 @@ def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Element
     rows = []
     for label, line in zip(names, counts, strict=True):
         whole = sum(line) or 1
-        cells: list[Cell | str] = [Cell(count(n), n / whole) if n else "·" for n in line]
-        rows.append((name(label), *cells))
-    head = ("true class", *(shortened(label, 24) for label in names), "none")
+        cells: list[Cell | str] = [Cell(format_count(n), n / whole) if n else "·" for n in line]
+        rows.append((name_element(label), *cells))
+    head = ("true class", *(shorten(label, 24) for label in names), "none")
     return table("What each true class was taken for", head, rows, "t" + "n" * (len(names) + 1))
 
 
-def _pictures(uri: str, budget: Budget) -> list[Element]:
+def _pictures(uri: str, budget: ByteBudget) -> list[Element]:
     """Return the pictures beside the figures: curves of precision over recall, matrices."""
     names = sorted(one for one in store.list_names(uri) if one.endswith(".png"))
     made = []
     for one in names[:_MAX_PICTURES]:
         picture = store.read_bytes(store.join(uri, one))
-        data = budget.spend(picture, "png")
+        data = budget.embed(picture, "png")
         if data:
             is_wide = int.from_bytes(picture[16:20]) > _WIDE  # as its header says
             title = one.removesuffix(".png").replace("_", " ")

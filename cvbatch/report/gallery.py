@@ -10,19 +10,25 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from cvbatch.core.types import VOID_CLASS
-from cvbatch.report.columns import COLUMN_PAGES, MAX_BOXES, MAX_NAMES, NAME_LENGTH, Tints
-from cvbatch.report.disagreements import Against
-from cvbatch.report.html import count, el, name, paragraph, shortened
-from cvbatch.report.overlays import Budget, difference_layer, fitted_hw, heatmap_layer, photo
+from cvbatch.report.columns import COLUMN_PAGES, MAX_BOXES, MAX_NAMES, NAME_LENGTH, ClassColours
+from cvbatch.report.disagreements import LabelComparison
+from cvbatch.report.html import el, format_count, name_element, paragraph, shorten
+from cvbatch.report.overlays import (
+    ByteBudget,
+    difference_layer,
+    encode_photo,
+    heatmap_layer,
+    thumbnail_hw,
+)
 from cvbatch.report.samples import Card
-from cvbatch.report.svg_boxes import draw_box, letter_height, swatch
+from cvbatch.report.svg_boxes import draw_box, font_size, swatch
 from cvbatch.results.row import Row
 
 _MAX_LEGEND = 64
 
 
 def gallery(
-    cards: Sequence[Card], groups: Mapping[str, str], tints: Tints, budget: Budget
+    cards: Sequence[Card], groups: Mapping[str, str], tints: ClassColours, budget: ByteBudget
 ) -> list[Element]:
     """Return the controls and the images.
 
@@ -34,8 +40,8 @@ def gallery(
     there = {key: said for key, said in groups.items() if any(key in c.groups for c in cards)}
     controls = _controls(cards, there)
     more = []
-    if budget.num_refused:
-        more = [paragraph(f"{budget.num_refused} layers are left out: the page has a limit.")]
+    if budget.num_omitted:
+        more = [paragraph(f"{budget.num_omitted} layers are left out: the page has a limit.")]
     legend = _legend(tints)
     return [
         *legend,
@@ -49,13 +55,13 @@ def gallery(
 def _layers(cards: Sequence[Card]) -> dict[str, str]:
     """Return the titles of the layers that some card has."""
     layers = {
-        column: page.layer
+        column: page.layer_title
         for column, page in COLUMN_PAGES.items()
-        if page.layer and any(page.elements(card.row) for card in cards)
+        if page.layer_title and any(page.elements(card.row) for card in cards)
     }
     if any(card.row.heatmaps for card in cards):
         layers["heatmap"] = "Heatmap"
-    if any(card.against for card in cards):
+    if any(card.comparison for card in cards):
         layers["truth"] = "Truth"
     return layers
 
@@ -84,7 +90,7 @@ def _controls(cards: Sequence[Card], groups: Mapping[str, str]) -> Element:
                el("input", {"type": "range", "id": "threshold", "min": f"{np.floor(low):.0f}",
                             "max": f"{np.ceil(high):.0f}", "step": "0.01", "value": f"{low:.2f}"}))
         )  # fmt: skip
-    pictures = {column for column, page in COLUMN_PAGES.items() if page.picture} | {"heatmap"}
+    pictures = {column for column, page in COLUMN_PAGES.items() if page.png_layer} | {"heatmap"}
     if not pictures.isdisjoint(layers):
         made.append(
             el("label", {"class": "range"}, "Strength of layers",
@@ -97,10 +103,10 @@ def _controls(cards: Sequence[Card], groups: Mapping[str, str]) -> Element:
         chosen = el("select", {"id": "group"}, every, *options)
         made.append(el("label", {}, "Sample ", chosen))
     if len(classes) > 1:
-        options = [el("option", {"value": one}, shortened(one, NAME_LENGTH)) for one in classes]
+        options = [el("option", {"value": one}, shorten(one, NAME_LENGTH)) for one in classes]
         chosen = el("select", {"id": "class"}, el("option", {"value": ""}, "Any"), *options)
         made.append(el("label", {}, "Class ", chosen))
-    shown = f"{count(len(cards), 'image')} shown"
+    shown = f"{format_count(len(cards), 'image')} shown"
     made.append(el("p", {"class": "shown", "id": "shown", "aria-live": "polite"}, shown))
     return made
 
@@ -127,9 +133,9 @@ def _classes(card: Card) -> set[str]:
         for page in COLUMN_PAGES.values()
         for one in (page.elements(card.row) or [])[: 1 if page.has_one_class else None]
     ]
-    if card.against:
-        names += [*card.against.labels, *card.against.names]
-    return {shortened(one) for one in names}
+    if card.comparison:
+        names += [*card.comparison.labels, *card.comparison.names]
+    return {shorten(one) for one in names}
 
 
 def _scored(row: Row) -> list[dict[str, Any]]:
@@ -138,11 +144,13 @@ def _scored(row: Row) -> list[dict[str, Any]]:
     return [one for page in pages for one in page.elements(row) or []]
 
 
-def _card(number: int, card: Card, tints: Tints, budget: Budget) -> Element:
+def _card(number: int, card: Card, tints: ClassColours, budget: ByteBudget) -> Element:
     row = card.row
     best = next((one["score"] for one in _scored(row)), None)
     button = el("button", {"type": "button", "class": "open"}, _stage(card, tints, budget))
-    caption = el("figcaption", {}, el("h3", {}, name(row.image_id, 80)), *_captions(card, tints))
+    caption = el(
+        "figcaption", {}, el("h3", {}, name_element(row.image_id, 80)), *_captions(card, tints)
+    )
     return el(
         "figure",
         {
@@ -151,31 +159,33 @@ def _card(number: int, card: Card, tints: Tints, budget: Budget) -> Element:
             "data-groups": " ".join(sorted(card.groups)),
             "data-classes": "\n".join(sorted(_classes(card))),
             "data-score": None if best is None else f"{best:.6g}",
-            "data-agreement": f"{1 - card.against.disagreement:.6g}" if card.against else None,
+            "data-agreement": f"{1 - card.comparison.disagreement:.6g}"
+            if card.comparison
+            else None,
         },
         button,
         caption,
     )
 
 
-def _stage(card: Card, tints: Tints, budget: Budget) -> Element:
+def _stage(card: Card, tints: ClassColours, budget: ByteBudget) -> Element:
     """Return the picture and its layers, one upon the other."""
     row = card.row
     made = el("span", {"class": "stage"})
     height, width = row.height or 3, row.width or 4
-    size = fitted_hw(height, width)
-    drawn = budget.spend(photo(card.pixels), "webp") if card.pixels is not None else None
+    size = thumbnail_hw(height, width)
+    drawn = budget.embed(encode_photo(card.pixels), "webp") if card.pixels is not None else None
     if drawn:
         made.append(el("img", {"class": "photo", "src": drawn, "alt": alternative(card)}))
     else:
-        why = card.lacks or "no picture: the page has a limit"
-        made.append(el("span", {"class": "lacks"}, shortened(why)))
+        why = card.missing_reason or "no picture: the page has a limit"
+        made.append(el("span", {"class": "lacks"}, shorten(why)))
     for layer, data, words in _pictures(card, size):
-        uri = budget.spend(data, "webp" if layer == "heatmap" else "png")
+        uri = budget.embed(data, "webp" if layer == "heatmap" else "png")
         if uri:
             made.append(el("img", {"class": f"layer {layer}", "src": uri, "alt": words}))
-    has_shapes = any(page.shapes and page.elements(row) for page in COLUMN_PAGES.values())
-    if has_shapes or (card.against and len(card.against.xyxy)):
+    has_shapes = any(page.svg_layer and page.elements(row) for page in COLUMN_PAGES.values())
+    if has_shapes or (card.comparison and len(card.comparison.xyxy)):
         made.append(_shapes(card, tints, (height, width)))
     return made
 
@@ -183,42 +193,46 @@ def _stage(card: Card, tints: Tints, budget: Budget) -> Element:
 def _pictures(card: Card, shown_hw: tuple[int, int]) -> Iterable[tuple[str, bytes, str]]:
     """Yield the layers that are pictures: layer, bytes, what they show in words."""
     for column, page in COLUMN_PAGES.items():
-        picture = page.picture and page.picture(card.row, shown_hw)
+        picture = page.png_layer and page.png_layer(card.row, shown_hw)
         if picture:
             yield column, *picture
     for heatmap in (card.row.heatmaps or [])[:1]:
         words = f"Heatmap of {heatmap['label']}, layer {heatmap['layer']}"
-        yield "heatmap", heatmap_layer(card.row.heat(), shown_hw), shortened(words)
-    if card.against and card.against.mask is not None and card.against.predicted is not None:
-        counted = card.against.mask != VOID_CLASS
-        is_wrong = counted & (card.against.mask != card.against.predicted)
+        yield "heatmap", heatmap_layer(card.row.heat(), shown_hw), shorten(words)
+    if (
+        card.comparison
+        and card.comparison.mask is not None
+        and card.comparison.predicted is not None
+    ):
+        counted = card.comparison.mask != VOID_CLASS
+        is_wrong = counted & (card.comparison.mask != card.comparison.predicted)
         share = 100 * is_wrong.sum() / max(counted.sum(), 1)
         words = f"The true mask: {share:.1f} % of the pixels differ from it"
         yield "truth", difference_layer(is_wrong, shown_hw), words
 
 
-def _shapes(card: Card, tints: Tints, image_hw: tuple[int, int]) -> Element:
+def _shapes(card: Card, tints: ClassColours, image_hw: tuple[int, int]) -> Element:
     """Return the layers that are SVG, in pixels of the original."""
     height, width = image_hw
-    letter = f"{letter_height(height, width):.4g}"
+    letter = f"{font_size(height, width):.4g}"
     layers, words = [], []
     for column, page in COLUMN_PAGES.items():
-        if page.shapes:
-            shapes = page.shapes(card.row, tints, image_hw)
+        if page.svg_layer:
+            shapes = page.svg_layer(card.row, tints, image_hw)
             group = {"class": f"layer {column}", "font-size": letter}
             layers.append(el("g", group, *shapes.elements))
-            words.append(shapes.words)
-    if card.against is not None and len(card.against.xyxy):
+            words.append(shapes.description)
+    if card.comparison is not None and len(card.comparison.xyxy):
         truth = el("g", {"class": "layer truth", "font-size": letter})
-        some = zip(card.against.xyxy.tolist(), card.against.names, strict=True)
+        some = zip(card.comparison.xyxy.tolist(), card.comparison.names, strict=True)
         for corners, label in list(some)[:MAX_BOXES]:
-            text = shortened(label, NAME_LENGTH)
+            text = shorten(label, NAME_LENGTH)
             truth.append(draw_box(corners, text, None, "#ffffff", image_hw))
         layers.append(truth)
     return el(
         "svg",
         {"class": "over", "viewBox": f"0 0 {width} {height}", "role": "img",
-         "aria-label": shortened("; ".join(words), 400)},
+         "aria-label": shorten("; ".join(words), 400)},
         *layers,
     )  # fmt: skip
 
@@ -226,36 +240,37 @@ def _shapes(card: Card, tints: Tints, image_hw: tuple[int, int]) -> Element:
 def alternative(card: Card) -> str:
     """Return what an image shows, in words."""
     row = card.row
-    words = [page.words(row) for page in COLUMN_PAGES.values()]
+    words = [page.description(row) for page in COLUMN_PAGES.values()]
     size = f"{row.image_id}, {row.width} × {row.height} pixels"
-    return shortened("; ".join([size, *filter(None, words)]), 600)
+    return shorten("; ".join([size, *filter(None, words)]), 600)
 
 
-def _captions(card: Card, tints: Tints) -> list[Element]:
+def _captions(card: Card, tints: ClassColours) -> list[Element]:
     """Return the predictions in words under the image, and the labels if there are any."""
     made = [one for page in COLUMN_PAGES.values() for one in page.caption(card.row, tints)]
-    return made if card.against is None else [*made, _truth(card.against)]
+    return made if card.comparison is None else [*made, _truth(card.comparison)]
 
 
-def _truth(against: Against) -> Element:
+def _truth(against: LabelComparison) -> Element:
     """Return the labels, and how far the predictions agree with them."""
     agreed = ", ".join(
         f"{COLUMN_PAGES[column].agreement} {100 * part:.0f} %"
         for column, part in against.agreement.items()
     )
-    named = ", ".join(shortened(label, NAME_LENGTH) for label in against.labels[:MAX_NAMES])
+    named = ", ".join(shorten(label, NAME_LENGTH) for label in against.labels[:MAX_NAMES])
     made = el("p", {"class": "truth-said"}, el("b", {}, "Truth "))
     if named:
-        made.append(name(named))
+        made.append(name_element(named))
     made.append(el("span", {"class": "quiet"}, f" agrees: {agreed}" if agreed else ""))
     return made
 
 
-def _legend(tints: Tints) -> list[Element]:
+def _legend(tints: ClassColours) -> list[Element]:
     """Return the colours of the classes, where they are few enough to be told apart."""
     if not 0 < len(tints) <= _MAX_LEGEND:
         return []
     items = [
-        el("li", {}, swatch(value), name(label, NAME_LENGTH)) for label, value in tints.items()
+        el("li", {}, swatch(value), name_element(label, NAME_LENGTH))
+        for label, value in tints.items()
     ]
     return [el("ul", {"class": "legend", "aria-label": "Colours of the classes"}, *items)]

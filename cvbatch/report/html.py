@@ -54,12 +54,12 @@ def _clean(text: str) -> str:
     return _CONTROL.sub("\ufffd", text)
 
 
-def name(text: str, most: int = MAX_NAME) -> Element:
+def name_element(text: str, most: int = MAX_NAME) -> Element:
     """Return a name from outside, its direction of writing kept inside, too long ones cut."""
-    return el("bdi", {"title": text[:300] if len(text) > most else None}, shortened(text, most))
+    return el("bdi", {"title": text[:300] if len(text) > most else None}, shorten(text, most))
 
 
-def shortened(text: str, most: int = MAX_NAME) -> str:
+def shorten(text: str, most: int = MAX_NAME) -> str:
     """Return the text, its middle left out where it is longer than `most` characters."""
     if len(text) <= most:
         return text
@@ -106,9 +106,9 @@ def _bar(cell: Cell) -> list[Child]:
     return [drawn, el("span", {"class": "figure"}, cell.text)]
 
 
-def tiles(figures: Iterable[tuple[str, str, str]]) -> Element:
+def metric_tiles(figures: Iterable[tuple[str, str, str]]) -> Element:
     """Return large figures: what, how much, and a word more."""
-    made = el("dl", {"class": "tiles"})
+    made = el("dl", {"class": "metric_tiles"})
     for what, value, more in figures:
         made.append(
             el(
@@ -126,24 +126,24 @@ def paragraph(*children: Child, kind: str | None = None) -> Element:
     return el("p", {"class": kind}, *children)
 
 
-def fold(title: str, *children: Child) -> Element:
+def collapsible(title: str, *children: Child) -> Element:
     """Return what is shown on demand."""
     return el("details", {}, el("summary", {}, title), *children)
 
 
-def listing(text: str, label: str) -> Element:
+def code_block(text: str, label: str) -> Element:
     """Return a file's text as it is, in a box that scrolls by keyboard."""
     return el("pre", {"tabindex": "0", "role": "region", "aria-label": label}, el("code", {}, text))
 
 
-def count(value: int, noun: str = "") -> str:
+def format_count(value: int, noun: str = "") -> str:
     """Return "1,234 images", "1 image"."""
     if not noun:
         return f"{value:,}"
     return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
-def share(part: int, whole: int) -> str:
+def format_percent(part: int, whole: int) -> str:
     """Return a part in per cent, with as many digits as it takes to be seen."""
     if not whole:
         return "–"
@@ -155,7 +155,7 @@ def share(part: int, whole: int) -> str:
     return f"{percent:.2g} %" if percent < 1 else f"{percent:.4g} %"
 
 
-def size(num_bytes: float) -> str:
+def format_bytes(num_bytes: float) -> str:
     """Return a size in bytes, kB, MB, GB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000 or unit == "GB":
@@ -164,7 +164,7 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.3g} {unit}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return seconds as a person says them."""
     if seconds < 90:
         return f"{seconds:.3g} s"

@@ -22,9 +22,9 @@ from cvbatch.core.errors import (
 from cvbatch.core.redaction import hidden
 from cvbatch.core.version import __version__
 from cvbatch.report import evaluation_page, prediction_page, training_page
-from cvbatch.report.disagreements import Comparison, compare
-from cvbatch.report.html import Section, count, el, paragraph, shortened
-from cvbatch.report.overlays import Budget
+from cvbatch.report.disagreements import Comparison, compare_with_labels
+from cvbatch.report.html import Section, el, format_count, paragraph, shorten
+from cvbatch.report.overlays import ByteBudget
 from cvbatch.report.prediction_page import Prediction
 from cvbatch.report.statistics import collect_statistics
 from cvbatch.results.result import Result
@@ -77,21 +77,21 @@ def write_report(
             f"--evaluation and --truth are about a prediction, and {uri} holds a {kind}; leave "
             "them out"
         )
-    budget, notes, num_images = Budget(PICTURE_BYTES), list[str](), 0
+    budget, notes, num_images = ByteBudget(PICTURE_BYTES), list[str](), 0
     if kind == "training":
-        trained = training_page.find(uri)
+        trained = training_page.load(uri)
         made = training_page.sections(trained)
-        title = f"A training of {count(len(trained.history), 'epoch')}"
+        title = f"A training of {format_count(len(trained.history), 'epoch')}"
     elif kind == "evaluation":
-        made, num_images = _of_evaluation(evaluation_page.find(uri), budget, notes)
+        made, num_images = _of_evaluation(evaluation_page.load(uri), budget, notes)
         title = "Predictions against the truth"
     else:
         found = _prediction(uri)
         compared, scores = _against(found, evaluation_uri, truth, budget, notes)
         made = _of_prediction(found, compared, scores, budget, notes)
         num_images, num_models = found.num_images, len(found.result.metadata.get("models", []))
-        title = f"{count(num_images, 'image')} through {count(num_models, 'network')}"
-    page = compose(title, uri, kind, made)
+        title = f"{format_count(num_images, 'image')} through {format_count(num_models, 'network')}"
+    page = render_page(title, uri, kind, made)
     store.put_bytes(target, page)
     return Report(kind, uri, target, len(page), num_images, notes)
 
@@ -126,7 +126,7 @@ def _against(
     found: Prediction,
     evaluation_uri: str | None,
     truth: Sequence[str],
-    budget: Budget,
+    budget: ByteBudget,
     notes: list[str],
 ) -> tuple[Comparison | None, list[Section]]:
     """Return the images that differ from what was asked for as the truth, and the figures."""
@@ -135,7 +135,7 @@ def _against(
         return None, []
     if evaluation_uri is None:
         return (_compare(found, truth, {}) if truth else None), []
-    scored = evaluation_page.find(evaluation_uri)
+    scored = evaluation_page.load(evaluation_uri)
     identity = scored.state.get("predictions", {}).get("identity")
     if identity != found.result.identity:
         raise ConfigError(
@@ -152,7 +152,7 @@ def _against(
 def _compare(found: Prediction, truth: Sequence[str], said: dict[str, Any]) -> Comparison:
     """Return the images that differ from the truth that was asked for."""
     try:
-        return compare(found.result, truth, None, said)
+        return compare_with_labels(found.result, truth, None, said)
     except ConfigError as error:
         raise ConfigError(
             f"--truth: {error}; a job file of cvbatch evaluate can say it: then name its sink with "
@@ -168,7 +168,7 @@ def _compared(
     if not job:  # heatmaps were judged, and nothing else
         return None
     try:
-        return compare(
+        return compare_with_labels(
             found.result,
             job["uri"],
             job.get("splits"),
@@ -180,13 +180,13 @@ def _compared(
 
 
 def _of_evaluation(
-    scored: evaluation_page.Evaluation, budget: Budget, notes: list[str]
+    scored: evaluation_page.Evaluation, budget: ByteBudget, notes: list[str]
 ) -> tuple[list[Section], int]:
     """Return the sections of an evaluation, with those of its prediction where that still is."""
     scores = evaluation_page.sections(scored, budget)
     own = _present(
         [
-            prediction_page.job_file(
+            prediction_page.job_file_section(
                 scored.state.get("job"), "evaluation-job", "Evaluation's job file"
             )
         ]
@@ -196,7 +196,7 @@ def _of_evaluation(
         found = _prediction(scored.predictions)
     except CvbatchError as error:
         notes.append(f"The prediction cannot be shown: {error}")
-        extra = Section("prediction", "Prediction", prediction_page.notes(notes))
+        extra = Section("prediction", "Prediction", prediction_page.note_paragraphs(notes))
         return [*scores, extra, *own], num_images
     compared = _compared(found, scored, notes)
     return [*_of_prediction(found, compared, scores, budget, notes), *own], num_images
@@ -206,21 +206,21 @@ def _of_prediction(
     found: Prediction,
     compared: Comparison | None,
     scores: Sequence[Section],
-    budget: Budget,
+    budget: ByteBudget,
     notes: list[str],
 ) -> list[Section]:
-    shown = prediction_page.pictures(found, compared, budget)
-    shown = shown._replace(body=[*prediction_page.notes(notes), *shown.body])
-    glance = prediction_page.counts(found)
+    shown = prediction_page.gallery_section(found, compared, budget)
+    shown = shown._replace(body=[*prediction_page.note_paragraphs(notes), *shown.body])
+    glance = prediction_page.summary_section(found)
     first = [*scores[:1], glance] if scores else [glance]
     rest = [
         shown,
         *scores[1:],
-        prediction_page.failures(found),
-        prediction_page.classes(found),
-        prediction_page.speed(found),
-        prediction_page.networks(found),
-        prediction_page.job_file(found.result.job.get("job")),
+        prediction_page.failures_section(found),
+        prediction_page.classes_section(found),
+        prediction_page.runs_section(found),
+        prediction_page.networks_section(found),
+        prediction_page.job_file_section(found.result.job.get("job")),
     ]
     return [*first, *_present(rest)]
 
@@ -229,7 +229,7 @@ def _present(sections: Sequence[Section | None]) -> list[Section]:
     return [one for one in sections if one is not None]
 
 
-def compose(title: str, where: str, kind: str, sections: Sequence[Section]) -> bytes:
+def render_page(title: str, where: str, kind: str, sections: Sequence[Section]) -> bytes:
     """Return the page. It loads nothing: style and script are in it, named by their hash."""
     files = resources.files("cvbatch.report")
     style, script = (files.joinpath(one).read_text("utf-8") for one in ("page.css", "page.js"))
@@ -255,7 +255,7 @@ def compose(title: str, where: str, kind: str, sections: Sequence[Section]) -> b
         {"class": "top"},
         el("p", {"class": "kind"}, kind),
         el("h1", {}, title),
-        el("p", {"class": "where"}, el("code", {}, shortened(hidden(where), 400))),
+        el("p", {"class": "where"}, el("code", {}, shorten(hidden(where), 400))),
     )
     main = el("main", {"id": "main"}, *(_section(one) for one in sections))
     foot = el("footer", {}, paragraph(f"Written by cvbatch {__version__}. Nothing here is loaded."))

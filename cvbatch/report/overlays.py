@@ -13,36 +13,36 @@ from cvbatch.core.types import VOID_CLASS
 from cvbatch.images.drawing import PALETTE
 from cvbatch.images.heatmaps import apply_colormap
 
-LONGER_SIDE = 560  # pixels of a picture in the page, at most
+MAX_SIDE = 560  # pixels of a picture in the page, at most
 _HEATMAP_SIDE = 200  # is smooth: the browser stretches it further
 _QUALITY = 78
 _MASK_ALPHA, _BACKGROUND_ALPHA, _HEATMAP_ALPHA = 150, 110, 215
 _WRONG = (255, 0, 60)  # where mask and truth differ
 
 
-class Budget:
+class ByteBudget:
     """Bytes that pictures may take, so that a page never outgrows its limit."""
 
     def __init__(self, num_bytes: int) -> None:
-        self.left = num_bytes
-        self.num_refused = 0
+        self.remaining = num_bytes
+        self.num_omitted = 0
 
-    def spend(self, data: bytes, kind: str) -> str | None:
+    def embed(self, data: bytes, kind: str) -> str | None:
         """Return the picture as a data URI; None where no room is left for it."""
-        if len(data) > self.left:
-            self.num_refused += 1
+        if len(data) > self.remaining:
+            self.num_omitted += 1
             return None
-        self.left -= len(data)
+        self.remaining -= len(data)
         return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def fitted_hw(height: int, width: int) -> tuple[int, int]:
+def thumbnail_hw(height: int, width: int) -> tuple[int, int]:
     """Return the size of a picture in the page: the image's own, or smaller in its shape."""
-    scale = min(1.0, LONGER_SIDE / max(height, width))
+    scale = min(1.0, MAX_SIDE / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def photo(pixels: np.ndarray) -> bytes:  # (h, w, 3) uint8 RGB
+def encode_photo(pixels: np.ndarray) -> bytes:  # (h, w, 3) uint8 RGB
     """Return an image as WebP."""
     return _webp(Image.fromarray(pixels))
 

@@ -11,28 +11,28 @@ import yaml
 
 from cvbatch.core.redaction import hidden
 from cvbatch.report import charts
-from cvbatch.report.columns import COLUMN_PAGES, tints_of
+from cvbatch.report.columns import COLUMN_PAGES, class_colours
 from cvbatch.report.disagreements import Comparison
 from cvbatch.report.gallery import gallery
 from cvbatch.report.html import (
     Cell,
     Child,
     Section,
-    count,
-    duration,
+    code_block,
     el,
-    listing,
-    name,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_percent,
+    metric_tiles,
+    name_element,
     paragraph,
-    share,
-    shortened,
-    size,
+    shorten,
     table,
-    tiles,
 )
-from cvbatch.report.overlays import Budget
+from cvbatch.report.overlays import ByteBudget
 from cvbatch.report.samples import read_cards
-from cvbatch.report.statistics import BINS, Pick, Statistics
+from cvbatch.report.statistics import NUM_BINS, RowRef, Statistics
 from cvbatch.results.result import Result
 from cvbatch.results.run_history import Run
 
@@ -63,72 +63,77 @@ class Prediction:
         return num_rows if self.statistics.is_complete else max(planned, num_rows)
 
 
-def counts(prediction: Prediction) -> Section:
+def summary_section(prediction: Prediction) -> Section:
     """Return the main figures, and how many rows they were counted in."""
     result, stats = prediction.result, prediction.statistics
     num_missing = len(result.missing)
     figures = [
-        ("Images", count(prediction.num_images), ""),
-        ("Failed", count(stats.num_failed), share(stats.num_failed, stats.num_rows)),
+        ("Images", format_count(prediction.num_images), ""),
+        (
+            "Failed",
+            format_count(stats.num_failed),
+            format_percent(stats.num_failed, stats.num_rows),
+        ),
         (
             "Files",
-            count(len(result.done)),
-            size(sum(result.sizes.values())) + (f", {num_missing:,} to do" if num_missing else ""),
+            format_count(len(result.done)),
+            format_bytes(sum(result.sizes.values()))
+            + (f", {num_missing:,} to do" if num_missing else ""),
         ),
     ]
     for column, page in COLUMN_PAGES.items():
         if page.unit and column in result.classes:
-            elements = stats.num_elements[page.counted].total()
+            elements = stats.num_elements[page.counted_column].total()
             ok = max(stats.num_rows - stats.num_failed, 1)
-            figures.append((page.title, count(elements), f"{elements / ok:.3g} an image"))
+            figures.append((page.title, format_count(elements), f"{elements / ok:.3g} an image"))
     if prediction.runs and prediction.runs[0].images_per_second:
         speed = f"{prediction.runs[0].images_per_second:,.4g}"
         figures.append(("Speed", speed, "images/s, last run"))
-    body = [tiles(figures)]
+    body = [metric_tiles(figures)]
     if num_missing:
         body.append(
             paragraph(
-                f"{count(num_missing, 'chunk')} of the job {'is' if num_missing == 1 else 'are'} "
+                f"{format_count(num_missing, 'chunk')} of the job {'is' if num_missing == 1 else 'are'} "
                 "not done: run the same command again to go on.", kind="note"
             )
         )  # fmt: skip
     if not stats.is_complete:
         body.append(
             paragraph(
-                f"Counted in {count(stats.num_rows, 'row')} of "
-                f"{count(len(stats.sampled), 'file')}, spread evenly over all "
-                f"{count(stats.num_chunks)}.", kind="note"
+                f"Counted in {format_count(stats.num_rows, 'row')} of "
+                f"{format_count(len(stats.sampled), 'file')}, spread evenly over all "
+                f"{format_count(stats.num_chunks)}.", kind="note"
             )
         )  # fmt: skip
-    return Section("counts", "At a glance", body)
+    return Section("summary_section", "At a glance", body)
 
 
-def failures(prediction: Prediction) -> Section:
+def failures_section(prediction: Prediction) -> Section:
     """Return the failed images by kind, with some examples of each."""
     stats = prediction.statistics
     if not stats.num_failed:
-        return Section("failures", "Failures", [paragraph("No image failed.")])
+        return Section("failures_section", "Failures", [paragraph("No image failed.")])
     rows = []
     for kind, number in stats.failures.most_common():
         examples = el("ul", {"class": "plain"})
         for image_id, message in stats.examples.get(kind, []):
-            reason = el("span", {"class": "quiet"}, f": {shortened(hidden(message), 300)}")
-            examples.append(el("li", {}, name(image_id), reason))
-        rows.append((kind, Cell(count(number), number / stats.num_failed), examples))
-    title = f"{count(stats.num_failed, 'image')} failed, by stage and kind"
+            reason = el("span", {"class": "quiet"}, f": {shorten(hidden(message), 300)}")
+            examples.append(el("li", {}, name_element(image_id), reason))
+        rows.append((kind, Cell(format_count(number), number / stats.num_failed), examples))
+    title = f"{format_count(stats.num_failed, 'image')} failed, by stage and kind"
     return Section(
-        "failures", "Failures", [table(title, ("kind", "images", "such as"), rows, "tn")]
+        "failures_section", "Failures", [table(title, ("kind", "images", "such as"), rows, "tn")]
     )
 
 
-def classes(prediction: Prediction) -> Section | None:
+def classes_section(prediction: Prediction) -> Section | None:
     """Return how often each class was predicted, and the distribution of scores."""
     stats, body, tables = prediction.statistics, list[Element](), list[Element]()
     class_tables = prediction.result.classes
     drawn = [
-        charts.histogram(page.score_title, stats.score_bins[page.counted], BINS)
+        charts.histogram(page.score_title, stats.score_bins[page.counted_column], NUM_BINS)
         for page in COLUMN_PAGES.values()
-        if stats.score_bins[page.counted]
+        if stats.score_bins[page.counted_column]
         and stats.score_range[0] >= 0
         and stats.score_range[1] <= 1
     ]
@@ -137,7 +142,7 @@ def classes(prediction: Prediction) -> Section | None:
     for column, page in COLUMN_PAGES.items():
         if column not in class_tables:
             continue
-        names, num_images = class_tables[column], stats.num_images[page.counted]
+        names, num_images = class_tables[column], stats.num_images[page.counted_column]
         order = sorted(range(len(names)), key=lambda k: (-num_images[k], k))[:MAX_CLASSES]
         most = max(num_images.values(), default=1)
         head = ["class", "images" if page.has_one_class else "images with it"]
@@ -145,26 +150,31 @@ def classes(prediction: Prediction) -> Section | None:
         rows = []
         for k in order:
             share_of_most = num_images[k] / most
-            cells: list[Child | Cell] = [name(names[k]), Cell(count(num_images[k]), share_of_most)]
+            cells: list[Child | Cell] = [
+                name_element(names[k]),
+                Cell(format_count(num_images[k]), share_of_most),
+            ]
             if page.unit:
-                cells.append(count(stats.num_elements[page.counted][k]))
+                cells.append(format_count(stats.num_elements[page.counted_column][k]))
             rows.append(cells)
         more = "" if len(names) <= MAX_CLASSES else f" ({MAX_CLASSES} of {len(names):,} classes)"
         tables.append(table(f"{page.title}{more}", head, rows, "tnn"))
     if tables:
         body.append(el("div", {"class": "side-by-side"}, *tables))
-    return Section("classes", "Classes", body) if body else None
+    return Section("classes_section", "Classes", body) if body else None
 
 
-def pictures(prediction: Prediction, compared: Comparison | None, budget: Budget) -> Section:
+def gallery_section(
+    prediction: Prediction, compared: Comparison | None, budget: ByteBudget
+) -> Section:
     """Return the gallery."""
-    differing = compared.differing if compared else {}
+    differing = compared.most_different if compared else {}
     cards = read_cards(prediction.result, _picks(prediction, differing), differing)
     body = []
     if compared is not None:
         body.append(
             paragraph(
-                f"{count(compared.num_compared)} of {count(compared.num_images, 'image')} that "
+                f"{format_count(compared.num_compared)} of {format_count(compared.num_images, 'image')} that "
                 f"are on both sides were compared, image by image; the {len(differing)} that "
                 "differ most are here."
             )
@@ -172,40 +182,40 @@ def pictures(prediction: Prediction, compared: Comparison | None, budget: Budget
     return Section(
         "gallery",
         "Gallery",
-        [*body, *gallery(cards, _GROUPS, tints_of(prediction.result.classes), budget)],
+        [*body, *gallery(cards, _GROUPS, class_colours(prediction.result.classes), budget)],
     )
 
 
-def _picks(prediction: Prediction, differing: Collection[Pick]) -> dict[Pick, set[str]]:
+def _picks(prediction: Prediction, differing: Collection[RowRef]) -> dict[RowRef, set[str]]:
     """Return the rows to show, each with the groups of the gallery that it is in."""
     stats = prediction.statistics
     groups = {
         "truth": differing,
         "class": _of_classes(prediction),
-        "low": stats.picks_least_confident(),
+        "low": stats.least_confident_rows(),
     }
     if not any(groups.values()):
         groups = {"any": stats.first_rows[:_SHOWN_OF_CLASSES]}
-    picks: dict[Pick, set[str]] = {}
+    picks: dict[RowRef, set[str]] = {}
     for group, rows in groups.items():
         for pick in rows:
             picks.setdefault(pick, set()).add(group)
     return picks
 
 
-def _of_classes(prediction: Prediction) -> list[Pick]:
+def _of_classes(prediction: Prediction) -> list[RowRef]:
     """Return rows that show the classes of the first column that has any."""
     for column, page in COLUMN_PAGES.items():
-        by_class = prediction.statistics.picks_of_class(page.counted)
+        by_class = prediction.statistics.rows_of_class(page.counted_column)
         if column in prediction.result.classes and by_class:
-            num_images = prediction.statistics.num_images[page.counted]
+            num_images = prediction.statistics.num_images[page.counted_column]
             order = sorted(by_class, key=lambda k: (-num_images[k], k))[:_SHOWN_OF_CLASSES]
             per_class = max(1, _SHOWN_OF_CLASSES // len(order))
             return list(dict.fromkeys(pick for k in order for pick in by_class[k][:per_class]))
     return []
 
 
-def speed(prediction: Prediction) -> Section | None:
+def runs_section(prediction: Prediction) -> Section | None:
     """Return the images, failures and throughput of every run of the job."""
     if not prediction.runs:
         return None
@@ -213,10 +223,10 @@ def speed(prediction: Prediction) -> Section | None:
     rows = [
         (
             f"{run.ended:%Y-%m-%d %H:%M:%S}",
-            count(run.num_images),
-            count(run.num_failed),
-            count(run.num_chunks),
-            duration(run.seconds),
+            format_count(run.num_images),
+            format_count(run.num_failed),
+            format_count(run.num_chunks),
+            format_duration(run.seconds),
             Cell(f"{run.images_per_second:,.4g}", run.images_per_second / fastest),
         )
         for run in prediction.runs
@@ -226,12 +236,12 @@ def speed(prediction: Prediction) -> Section | None:
     return Section("runs", "Throughput", [table(title, head, rows, "tnnnnn")])
 
 
-def networks(prediction: Prediction) -> Section | None:
+def networks_section(prediction: Prediction) -> Section | None:
     """Return the networks of the job with their parameters and multiply-adds, where known."""
     models = prediction.result.metadata.get("models", [])
     if not models:
         return None
-    costs = prediction.result.job.get("networks")
+    costs = prediction.result.job.get("networks_section")
     if not isinstance(costs, list) or [type(one) for one in costs] != [dict] * len(models):
         costs = [{}] * len(models)
     rows = []
@@ -239,25 +249,25 @@ def networks(prediction: Prediction) -> Section | None:
         height, width = model.get("input_size", (0, 0))
         rows.append(
             (
-                name(hidden(model["name"])),
+                name_element(hidden(model["name"])),
                 model["task"],
                 f"{height} × {width}, {model.get('resize', '')}",
-                count(len(model["classes"])),
+                format_count(len(model["classes_section"])),
                 _whole(cost.get("parameters")),
                 _whole(cost.get("multiply_adds")),
                 el("code", {}, str(model.get("weights_sha256", ""))[:12]),
             )
         )
-    head = ("network", "task", "input", "classes", "parameters", "multiply-adds", "weights")
+    head = ("network", "task", "input", "classes_section", "parameters", "multiply-adds", "weights")
     body = [table("Networks of the job", head, rows, "ttnnnn")]
-    return Section("networks", "Networks", body)
+    return Section("networks_section", "Networks", body)
 
 
 def _whole(number: Any) -> str:
     return f"{number:,}" if isinstance(number, int) else "–"
 
 
-def job_file(
+def job_file_section(
     job: Mapping[str, Any] | None, key: str = "job", title: str = "Job file"
 ) -> Section | None:
     """Return a resolved job as YAML, with secrets hidden."""
@@ -266,7 +276,7 @@ def job_file(
     text = hidden(yaml.safe_dump(_without_nulls(job), sort_keys=False, allow_unicode=True))
     if len(text) > _MAX_TEXT:
         text = f"{text[:_MAX_TEXT]}\n# {len(text) - _MAX_TEXT:,} characters more\n"
-    return Section(key, title, [listing(text, f"{title}, resolved")])
+    return Section(key, title, [code_block(text, f"{title}, resolved")])
 
 
 def _without_nulls(value: Any) -> Any:
@@ -276,6 +286,6 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
-def notes(messages: Sequence[str]) -> list[Element]:
+def note_paragraphs(messages: Sequence[str]) -> list[Element]:
     """Return what is missing on the page, and why, as paragraphs."""
-    return [paragraph(hidden(shortened(one, 600)), kind="note") for one in messages]
+    return [paragraph(hidden(shorten(one, 600)), kind="note") for one in messages]

@@ -10,9 +10,9 @@ import numpy as np
 from cvbatch.core.errors import StoreError
 from cvbatch.core.redaction import hidden
 from cvbatch.core.types import ChunkRef, EncodedImage, Failure
-from cvbatch.report.disagreements import Against
-from cvbatch.report.overlays import fitted_hw
-from cvbatch.report.statistics import Pick
+from cvbatch.report.disagreements import LabelComparison
+from cvbatch.report.overlays import thumbnail_hw
+from cvbatch.report.statistics import RowRef
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result, Row
 
@@ -25,13 +25,13 @@ class Card:
 
     row: Row
     groups: set[str] = field(default_factory=set)
-    against: Against | None = None
+    comparison: LabelComparison | None = None
     pixels: np.ndarray | None = None  # (h, w, 3) uint8 RGB, at the size it is shown
-    lacks: str = ""  # why there are no pixels
+    missing_reason: str = ""  # why there are no pixels
 
 
 def read_cards(
-    result: Result, picks: Mapping[Pick, set[str]], against: Mapping[Pick, Against]
+    result: Result, picks: Mapping[RowRef, set[str]], against: Mapping[RowRef, LabelComparison]
 ) -> list[Card]:
     """Return the picked rows with their images.
 
@@ -49,15 +49,15 @@ def read_cards(
     by_chunk: dict[ChunkRef, list[int]] = {}
     for pick in picks:
         by_chunk.setdefault(pick.ref, []).append(pick.row)
-    cards: dict[Pick, Card] = {}
+    cards: dict[RowRef, Card] = {}
     store_error = ""  # after one, the store is not asked for other images
     for ref, rows in by_chunk.items():
         table = take_rows(result.uri_of(ref), np.array(rows), None)
         for number, values in zip(rows, table.to_pylist(), strict=True):
-            pick = Pick(ref, number)
+            pick = RowRef(ref, number)
             row = Row.of(values, result, ref)
             cards[pick] = Card(row, set(picks[pick]), against.get(pick))
-        chosen = [cards[Pick(ref, number)] for number in rows]
+        chosen = [cards[RowRef(ref, number)] for number in rows]
         encoded: dict[str, EncodedImage] = {}
         if not store_error:
             wanted = {card.row.image_id for card in chosen if card.row.error is None}
@@ -83,13 +83,13 @@ def _decode(card: Card, image: EncodedImage | None, store_error: str) -> None:
     """Decode a card's image as large as it is shown, or record why that is not possible."""
     row = card.row
     if row.error is not None:
-        card.lacks = f"failed: {row.error.kind}"
+        card.missing_reason = f"failed: {row.error.kind}"
         return
-    if (image is None or image.failure) and card.against and card.against.data is not None:
-        image = EncodedImage(row.image_id, row.uri, card.against.data)  # stored with the labels
-    pixels = row.decoded(image, fitted_hw(*row.size_hw))
+    if (image is None or image.failure) and card.comparison and card.comparison.data is not None:
+        image = EncodedImage(row.image_id, row.uri, card.comparison.data)  # stored with the labels
+    pixels = row.decoded(image, thumbnail_hw(*row.size_hw))
     if isinstance(pixels, Failure):
         why = store_error if image is None and store_error else pixels.message
-        card.lacks = hidden(f"no picture: {why}")
+        card.missing_reason = hidden(f"no picture: {why}")
     else:
         card.pixels = pixels

@@ -24,15 +24,15 @@ from cvbatch.results.result import Result
 
 MAX_FILES = 2048
 MAX_ROWS = 1 << 20
-LEAST_CONFIDENT = 16  # rows picked
-OF_CLASS = 6  # rows picked for each class
-EXAMPLES = 4  # images named for each kind of failure
-BINS = 20
+MAX_LEAST_CONFIDENT = 16  # rows picked
+ROWS_PER_CLASS = 6  # rows picked for each class
+MAX_EXAMPLES = 4  # images named for each kind of failure
+NUM_BINS = 20
 _THREADS = 16  # that wait for a store
 _BATCH_ROWS = 8192
 
 
-class Pick(NamedTuple):
+class RowRef(NamedTuple):
     """A row of a result by its place."""
 
     ref: ChunkRef
@@ -85,28 +85,28 @@ class Statistics:
     score_range: tuple[float, float] = (0.0, 1.0)
     of_class: dict[str, _RankedRows] = field(default_factory=lambda: defaultdict(lambda: _NO_ROWS))
     least_confident: _RankedRows = _NO_ROWS
-    first_rows: list[Pick] = field(default_factory=list)  # of the sampled chunks that have rows
+    first_rows: list[RowRef] = field(default_factory=list)  # of the sampled chunks that have rows
 
     @property
     def is_complete(self) -> bool:
         """Say whether every row was counted."""
         return self.num_chunks == len(self.sampled)
 
-    def picks_of_class(self, column: str) -> dict[int, list[Pick]]:
+    def rows_of_class(self, column: str) -> dict[int, list[RowRef]]:
         """Return rows in which a class occurs, spread over the result, by class."""
-        picks: dict[int, list[Pick]] = defaultdict(list)
+        picks: dict[int, list[RowRef]] = defaultdict(list)
         rows = self.of_class[column]
         for class_id, pick in zip(rows.group.tolist(), self._picks(rows), strict=True):
             picks[class_id].append(pick)
         return picks
 
-    def picks_least_confident(self) -> list[Pick]:
+    def least_confident_rows(self) -> list[RowRef]:
         """Return the rows whose best score is lowest, that of the lowest first."""
         return self._picks(self.least_confident)
 
-    def _picks(self, rows: _RankedRows) -> list[Pick]:
+    def _picks(self, rows: _RankedRows) -> list[RowRef]:
         places = zip(rows.file.tolist(), rows.row.tolist(), strict=True)
-        return [Pick(self.sampled[file], row) for file, row in places]
+        return [RowRef(self.sampled[file], row) for file, row in places]
 
     def add(self, other: Statistics) -> None:
         """Count the rows of another file in."""
@@ -114,16 +114,16 @@ class Statistics:
         self.num_failed += other.num_failed
         self.failures.update(other.failures)
         for kind, examples in other.examples.items():
-            self.examples[kind] = (self.examples.get(kind, []) + examples)[:EXAMPLES]
+            self.examples[kind] = (self.examples.get(kind, []) + examples)[:MAX_EXAMPLES]
         for name in ("num_images", "num_elements", "score_bins"):
             for column, counts in getattr(other, name).items():
                 getattr(self, name)[column].update(counts)
         low, high = other.score_range
         self.score_range = min(low, self.score_range[0]), max(high, self.score_range[1])
         for column, rows in other.of_class.items():
-            self.of_class[column] = self.of_class[column].lowest(rows, OF_CLASS)
+            self.of_class[column] = self.of_class[column].lowest(rows, ROWS_PER_CLASS)
         rows = other.least_confident
-        self.least_confident = self.least_confident.lowest(rows, LEAST_CONFIDENT)
+        self.least_confident = self.least_confident.lowest(rows, MAX_LEAST_CONFIDENT)
 
 
 def collect_statistics(result: Result) -> Statistics:
@@ -134,16 +134,16 @@ def collect_statistics(result: Result) -> Statistics:
     """
     total = Statistics(_sample(result.done), len(result.done))
     leaves = [
-        f"{page.counted}.list.element.{leaf}"
+        f"{page.counted_column}.list.element.{leaf}"
         for page in COLUMN_PAGES.values()
-        if page.counted in result.footer.columns
+        if page.counted_column in result.footer.columns
         for leaf in (("class_id", "score") if page.score_title else ("class_id",))
     ]
     with ThreadPoolExecutor(_THREADS) as pool:
         counted = pool.map(lambda item: _count(result, leaves, *item), enumerate(total.sampled))
         for ref, one in zip(total.sampled, counted, strict=True):
             total.add(one)
-            total.first_rows += [Pick(ref, 0)] if one.num_rows else []
+            total.first_rows += [RowRef(ref, 0)] if one.num_rows else []
     return total
 
 
@@ -177,11 +177,11 @@ def _count(result: Result, leaves: Sequence[str], file: int, ref: ChunkRef) -> S
 
 def _find_examples(one: Statistics, result: Result, ref: ChunkRef) -> None:
     """Name some images of every kind of failure in a chunk."""
-    num_wanted = sum(min(count, EXAMPLES) for count in one.failures.values())
+    num_wanted = sum(min(count, MAX_EXAMPLES) for count in one.failures.values())
     for row in result.rows(ref, (), _BATCH_ROWS):
         if row.error is not None:
             named = one.examples.setdefault(f"{row.error.stage}/{row.error.kind}", [])
-            if len(named) < EXAMPLES:
+            if len(named) < MAX_EXAMPLES:
                 named.append((row.image_id, row.error.message))
                 num_wanted -= 1
         if not num_wanted:
@@ -197,7 +197,7 @@ def _count_batch(one: Statistics, batch: pa.RecordBatch, file: int) -> None:
         one.failures.update(pc.binary_join_element_wise(stage, kind, "/").to_pylist())
     best = np.full(batch.num_rows, np.inf)  # of the first column with scores
     for page in COLUMN_PAGES.values():
-        column = page.counted
+        column = page.counted_column
         if column not in batch.schema.names:
             continue
         lengths = pc.fill_null(pc.list_value_length(batch[column]), 0).to_numpy()
@@ -213,7 +213,7 @@ def _count_batch(one: Statistics, batch: pa.RecordBatch, file: int) -> None:
             best = np.where((lengths > 0) & ~np.isfinite(best), highest, best)
     rows = np.flatnonzero(np.isfinite(best))
     ranked = _RankedRows.of(0, best[rows], file, one.num_rows + rows)
-    one.least_confident = one.least_confident.lowest(ranked, LEAST_CONFIDENT)
+    one.least_confident = one.least_confident.lowest(ranked, MAX_LEAST_CONFIDENT)
 
 
 def _count_classes(
@@ -223,7 +223,7 @@ def _count_classes(
     image: np.ndarray,  # (m,) int64 row in the batch, ascending
     file: int,
 ) -> None:
-    column = page.counted
+    column = page.counted_column
     one.num_elements[column].update(_counts(class_id))
     if page.has_one_class:
         _, first = np.unique(image, return_index=True)
@@ -232,7 +232,7 @@ def _count_classes(
     classes, rows = pairs >> 32, one.num_rows + (pairs & 0xFFFFFFFF)
     one.num_images[column].update(_counts(classes))
     ranked = _RankedRows.of(classes, _shuffled(file, rows).astype(np.float64), file, rows)
-    one.of_class[column] = one.of_class[column].lowest(ranked, OF_CLASS)
+    one.of_class[column] = one.of_class[column].lowest(ranked, ROWS_PER_CLASS)
 
 
 def _counts(values: np.ndarray) -> dict[int, int]:
@@ -242,7 +242,9 @@ def _counts(values: np.ndarray) -> dict[int, int]:
 
 def _count_scores(one: Statistics, column: str, score: np.ndarray) -> None:  # (m,) float32
     score = score[np.isfinite(score)].astype(np.float64)
-    one.score_bins[column].update(_counts(np.clip(np.floor(score * BINS), 0, BINS - 1).astype(int)))
+    one.score_bins[column].update(
+        _counts(np.clip(np.floor(score * NUM_BINS), 0, NUM_BINS - 1).astype(int))
+    )
     low, high = one.score_range
     one.score_range = float(score.min(initial=low)), float(score.max(initial=high))
 

@@ -27,7 +27,7 @@ def draw_box(
     """
     left, top, right, bottom = corners
     height, width = image_hw
-    letter = letter_height(height, width)
+    letter = font_size(height, width)
     tag = min(_text_width(text) * 0.58 * letter + 0.5 * letter, width)
     x = max(0.0, min(left, width - tag))
     wanted = bottom if score is None else top - 1.3 * letter
@@ -58,7 +58,7 @@ def draw_box(
     )
 
 
-def letter_height(height: int, width: int) -> float:
+def font_size(height: int, width: int) -> float:
     """Return the height of letters in pixels of an image, the same in all as they are shown."""
     return _LETTER * max(width, height * 4 / 3)  # a frame is 4 wide and 3 high
 
@@ -74,7 +74,7 @@ def _ink_on(tint: str) -> str:
     return "#000000" if 0.3 * red + 0.59 * green + 0.11 * blue > 110 else "#ffffff"
 
 
-def colour_of(value: int) -> str:
+def class_colour(value: int) -> str:
     """Return the colour of a class: that of its value in a mask."""
     red, green, blue = PALETTE[1 + (value - 1) % (VOID_CLASS - 1) if value > 0 else 0].tolist()
     return f"#{red:02x}{green:02x}{blue:02x}"
@@ -84,5 +84,5 @@ def swatch(value: int) -> Element:
     """Return a small square in a class's colour."""
     return el(
         "svg", {"class": "swatch", "viewBox": "0 0 1 1", "aria-hidden": "true"},
-        el("rect", {"width": "1", "height": "1", "fill": colour_of(value)}),
+        el("rect", {"width": "1", "height": "1", "fill": class_colour(value)}),
     )  # fmt: skip

@@ -14,7 +14,16 @@ from cvbatch.core.errors import NotFoundError, SourceError
 from cvbatch.core.redaction import hidden
 from cvbatch.report import charts
 from cvbatch.report.evaluation_page import read_json
-from cvbatch.report.html import Section, count, duration, el, listing, paragraph, table, tiles
+from cvbatch.report.html import (
+    Section,
+    code_block,
+    el,
+    format_count,
+    format_duration,
+    metric_tiles,
+    paragraph,
+    table,
+)
 from cvbatch.storage import store
 from cvbatch.train.history import columns_of
 
@@ -40,7 +49,7 @@ class Training:
         return self.state.get("done") or {}
 
 
-def find(uri: str) -> Training:
+def load(uri: str) -> Training:
     """Return what a training's sink says.
 
     Raises:
@@ -87,7 +96,7 @@ def sections(found: Training) -> list[Section]:
         made.append(Section("scores", "Scores", [_scores(found)]))
     if found.config:
         text = hidden(found.config[:_MAX_TEXT])
-        made.append(Section("job", "Job file", [listing(text, "The resolved job file")]))
+        made.append(Section("job", "Job file", [code_block(text, "The resolved job file")]))
     return made
 
 
@@ -97,16 +106,16 @@ def _glance(found: Training) -> list[Element]:
     waited = sum(float(row.get("waited_seconds") or 0) for row in history)
     steps = max((int(row["step"]) for row in history if row.get("step") is not None), default=0)
     figures = [
-        ("Epochs", count(len(history)), f"{steps:,} steps"),
+        ("Epochs", format_count(len(history)), f"{steps:,} steps"),
         ("Best epoch", str(done.get("best_epoch") or "–"), ""),
-        ("Time", duration(seconds), f"{duration(waited)} of it waiting for images"),
+        ("Time", format_duration(seconds), f"{format_duration(waited)} of it waiting for images"),
     ]
     for split, number in (done.get("images") or {}).items():
-        figures.append((f"Images: {split}", count(int(number)), ""))
+        figures.append((f"Images: {split}", format_count(int(number)), ""))
     for split, values in found.metrics.items():
         for metric, value in list(values.items())[:1]:
             figures.append((f"{split}: {metric.replace('_', ' ')}", _figure(value), ""))
-    body = [tiles(figures)]
+    body = [metric_tiles(figures)]
     if not history:
         body.append(paragraph("No epoch is over yet.", kind="note"))
     if not done:
@@ -134,7 +143,7 @@ def _curves(found: Training) -> Element:
         values = [
             float(row[key]) if isinstance(row.get(key), int | float) else math.nan for row in rows
         ]
-        drawn.append(charts.line(key.replace("_", " "), values, labels, breaks, best))
+        drawn.append(charts.line_chart(key.replace("_", " "), values, labels, breaks, best))
     return el("div", {"class": "charts"}, *drawn)
 
 

@@ -12,7 +12,7 @@ import cvbatch
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.images.drawing import PALETTE
 from cvbatch.report import job as writing
-from cvbatch.report.columns import tints_of
+from cvbatch.report.columns import class_colours
 from cvbatch.report.job import write_report
 from cvbatch.results import writer
 from cvbatch.storage import store
@@ -289,14 +289,14 @@ def test_a_class_has_one_colour_in_boxes_masks_and_the_legend(pages):
     page = Page(pages["prediction"])
     (legend,) = page.all("ul", "class", "legend")
     assert legend["aria-label"] == "Colours of the classes"
-    tints = tints_of({"boxes": CLASSES, "mask": CLASSES})
+    tints = class_colours({"boxes": CLASSES, "mask": CLASSES})
     assert tints == {label: value for value, label in enumerate(CLASSES)}
-    assert tints_of({"boxes": ("a", "b"), "mask": ("none", "b", "a")}) == {
+    assert class_colours({"boxes": ("a", "b"), "mask": ("none", "b", "a")}) == {
         "none": 0,
         "b": 1,
         "a": 2,
     }
-    assert tints_of({"boxes": ("a", "b")}) == {"a": 1, "b": 2}
+    assert class_colours({"boxes": ("a", "b")}) == {"a": 1, "b": 2}
     edges = {said["stroke"] for said in page.all("rect", "class", "edge")} - {"#ffffff"}
     assert edges == {"#{:02x}{:02x}{:02x}".format(*PALETTE[value]) for value in (1, 2)}
 

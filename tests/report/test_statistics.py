@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cvbatch.report import statistics
-from cvbatch.report.statistics import LEAST_CONFIDENT, OF_CLASS, collect_statistics
+from cvbatch.report.statistics import MAX_LEAST_CONFIDENT, ROWS_PER_CLASS, collect_statistics
 from cvbatch.results.result import Result
 from tests.support import jobs
 from tests.support.evaluations import write_result
@@ -28,7 +28,7 @@ def answers(count, seed=3):
 def test_of_nothing_nothing_is_counted(tmp_path):
     found = collect_statistics(Result(str(write_result(tmp_path, {}, CLASSES))))
     assert (found.num_rows, found.num_failed, found.sampled) == (0, 0, [])
-    assert found.picks_least_confident() == [] and found.picks_of_class("labels") == {}
+    assert found.least_confident_rows() == [] and found.rows_of_class("labels") == {}
     assert found.is_complete
 
 
@@ -60,18 +60,18 @@ def test_counts_are_those_of_the_rows(seen):
 
 
 def test_the_least_certain_are_those_with_the_lowest_best_score(seen):
-    found = named(seen, collect_statistics(Result(str(seen))).picks_least_confident())
+    found = named(seen, collect_statistics(Result(str(seen))).least_confident_rows())
     ok = [row for row in jobs.rows(seen) if row["status"] == "ok"]
-    lowest = sorted(ok, key=lambda row: row["labels"][0]["score"])[:LEAST_CONFIDENT]
+    lowest = sorted(ok, key=lambda row: row["labels"][0]["score"])[:MAX_LEAST_CONFIDENT]
     assert [row["image_id"] for row in found] == [row["image_id"] for row in lowest]
 
 
 def test_rows_of_a_class_have_it_and_are_not_all_from_one_end(seen):
     found = collect_statistics(Result(str(seen)))
     for column in ("labels", "boxes"):
-        for class_id, picks in found.picks_of_class(column).items():
+        for class_id, picks in found.rows_of_class(column).items():
             rows = named(seen, picks)
-            assert len(rows) == min(OF_CLASS, found.num_images[column][class_id])
+            assert len(rows) == min(ROWS_PER_CLASS, found.num_images[column][class_id])
             for row in rows:
                 some = row[column][:1] if column == "labels" else row[column]
                 assert class_id in {one["class_id"] for one in some}
@@ -84,8 +84,8 @@ def test_the_same_is_found_however_many_rows_are_held(seen, monkeypatch):
     piece = collect_statistics(Result(str(seen)))
     for key in ("num_rows", "failures", "examples", "num_images", "num_elements", "score_bins"):
         assert getattr(piece, key) == getattr(whole, key), key
-    assert piece.picks_least_confident() == whole.picks_least_confident()
-    assert piece.picks_of_class("boxes") == whole.picks_of_class("boxes")
+    assert piece.least_confident_rows() == whole.least_confident_rows()
+    assert piece.rows_of_class("boxes") == whole.rows_of_class("boxes")
 
 
 def test_of_many_files_some_at_equal_distances_are_looked_at(seen, monkeypatch):
