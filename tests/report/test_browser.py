@@ -122,7 +122,7 @@ def test_the_slider_hides_boxes_and_labels_under_it(opened):
         page.locator("#threshold").fill(str(least))
         over = [score for score in scores if score >= least]
         assert num_seen(page, ".box[data-score]") == len(over) < drawn
-        assert page.locator("#threshold-said").text_content() == f"{least:.2f}"
+        assert page.locator("#threshold-value").text_content() == f"{least:.2f}"
     assert shot(page) != before
     assert num_seen(page, "ul[aria-label=Labels] li") == 0  # their scores are 0.7 and 0.2
     page.locator("#threshold").fill("0")
