@@ -1,9 +1,10 @@
-"""A result as FiftyOne reads it: detections, classifications and masks as fields of one data set.
+"""Write a FiftyOne dataset: detections, classifications and masks.
 
 `detections.json` is a FiftyOneImageDetectionDataset, `classifications.json` a
-FiftyOneImageClassificationDataset, `masks` an ImageSegmentationDirectory, all over the images of
-`data`; `data.json` says where images lie that were not copied.
-(docs.voxel51.com/user_guide/dataset_creation/datasets.html)
+FiftyOneImageClassificationDataset and `masks` an ImageSegmentationDirectory, all for the images of
+`data`. If images are not copied, `data.json` maps their names to their URIs.
+
+Source: https://docs.voxel51.com/user_guide/dataset_creation/datasets.html
 """
 
 from __future__ import annotations
@@ -22,62 +23,64 @@ _DOCUMENTS = {"boxes": "detections.json", "labels": "classifications.json"}
 
 
 class FiftyOne(Exporter):
-    """Writes what FiftyOne imports."""
+    """Writes a dataset that FiftyOne imports."""
 
     COLUMNS = ("labels", "boxes", "mask")
-    TOPS = ("data", "data.json", "masks", "mask_targets.json", *_DOCUMENTS.values())
+    OUTPUT_NAMES = ("data", "data.json", "masks", "mask_targets.json", *_DOCUMENTS.values())
 
-    def __init__(self, plan: ExportContext) -> None:
-        super().__init__(plan)
+    def __init__(self, context: ExportContext) -> None:
+        super().__init__(context)
         self._items = {
-            column: ItemSpool(plan.folder) for column in _DOCUMENTS if column in plan.classes
+            column: ItemSpool(context.folder) for column in _DOCUMENTS if column in context.classes
         }
-        self._places = ItemSpool(plan.folder)
+        self._image_uris = ItemSpool(context.folder)
 
-    def image_file(self, placed: ImageTarget) -> str:
-        """Return where an image's file goes."""
-        return f"data/{placed.name}"
+    def image_file(self, target: ImageTarget) -> str:
+        """Return the path of an image file below the export's folder."""
+        return f"data/{target.name}"
 
-    def add(self, row: Row, placed: ImageTarget) -> None:
-        """Take an image."""
-        said = {"boxes": self._detections, "labels": self._labels}
+    def add(self, row: Row, target: ImageTarget) -> None:
+        """Write the mask of an image, and add its boxes and labels to the documents."""
+        convert = {"boxes": self._detections, "labels": self._labels}
         for column, items in self._items.items():
-            items.add(f"{to_json(placed.stem)}: {to_json(said[column](row))}")
+            items.add(f"{to_json(target.stem)}: {to_json(convert[column](row))}")
         if row.mask is not None:
-            self.context.folder.put(f"masks/{placed.stem}.png", encode_png(row.mask))
+            self.context.folder.put(f"masks/{target.stem}.png", encode_png(row.mask))
         if not self.context.has_images and not self.context.is_inside:
-            # FiftyOne takes the suffix off, and must not find another one
-            name = f"{placed.stem}{placed.suffix or '.bin'}"
-            self._places.add(f"{to_json(name)}: {to_json(row.uri)}")
+            # FiftyOne removes one suffix from the name, so a stem with a dot needs a suffix.
+            name = f"{target.stem}{target.suffix or '.bin'}"
+            self._image_uris.add(f"{to_json(name)}: {to_json(row.uri)}")
 
     def _detections(self, row: Row) -> list[dict[str, Any]]:
+        """Return the boxes as (x, y, width, height) relative to the image size."""
         size, xyxy = np.array(row.size_hw[::-1]), box_corners(row.boxes)
-        boxes = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
-        parts = boxes / np.concatenate([size, size])
+        xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
+        relative = xywh / np.concatenate([size, size])
         names = self.context.classes["boxes"]
         return [
             {"label": names[box["class_id"]], "bounding_box": sides, "confidence": box["score"]}
-            for box, sides in zip(row.boxes or (), parts.tolist(), strict=True)
+            for box, sides in zip(row.boxes or (), relative.tolist(), strict=True)
         ]
 
     def _labels(self, row: Row) -> Any:
+        """Return all labels of a multi-label result; otherwise the best label or None."""
         names = self.context.classes["labels"]
-        said = [
-            {"label": names[one["class_id"]], "confidence": one["score"]}
-            for one in row.labels or ()
+        labels = [
+            {"label": names[label["class_id"]], "confidence": label["score"]}
+            for label in row.labels or ()
         ]
         if self.context.is_multi_label:
-            return said
-        return said[0] if said else None
+            return labels
+        return labels[0] if labels else None
 
     def close(self) -> None:
         """Write the documents."""
         folder, classes = self.context.folder, self.context.classes
         for column, items in self._items.items():
-            said = f'{{"classes": {to_json(list(classes[column]))},\n"labels": {{\n'
-            write_document(folder, _DOCUMENTS[column], (said, items, "\n}}\n"))
+            head = f'{{"classes": {to_json(list(classes[column]))},\n"labels": {{\n'
+            write_document(folder, _DOCUMENTS[column], (head, items, "\n}}\n"))
         if "mask" in classes:
             targets = {str(i): name for i, name in enumerate(classes["mask"])}
             folder.put("mask_targets.json", to_json(targets).encode())
-        if self._places.count:
-            write_document(folder, "data.json", ("{\n", self._places, "\n}\n"))
+        if self._image_uris.count:
+            write_document(folder, "data.json", ("{\n", self._image_uris, "\n}\n"))
