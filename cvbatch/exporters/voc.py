@@ -68,7 +68,7 @@ class Voc(Exporter):
         for name in names:
             if not name.strip() or name != name.strip() or not name.isprintable():
                 raise ConfigError(
-                    f"Pascal VOC cannot store the class name {name!r}: a name is one printable line "
+                    f"Pascal VOC cannot store the class name {name!r}: use one printable line "
                     "without surrounding white space; export as coco"
                 )
 
