@@ -211,7 +211,9 @@ def test_an_interrupted_export_is_incomplete_and_starts_again(tmp_path, result, 
 def test_other_files_in_the_folder_are_never_changed(tmp_path, result):
     jobs.write_files(tmp_path / "full", {"mine.txt": b"mine"})
     for overwrite in (False, True):
-        with pytest.raises(SinkError, match=r"contains 'mine\.txt', which no export wrote"):
+        with pytest.raises(
+            SinkError, match=r"contains 'mine\.txt', which is not part of an export"
+        ):
             exported("coco", result, tmp_path / "full", overwrite=overwrite)
     assert tree(tmp_path / "full") == {"mine.txt": b"mine"}
     for folder in (result, result / "below"):

@@ -66,13 +66,13 @@ def test_reports_of_an_unfinished_training_and_evaluation(tmp_path, evaluation):
     folder = tmp_path / "started" / "_cvbatch"
     folder.mkdir(parents=True)
     (folder / "training.json").write_text("{}")
-    assert "No epoch is over yet." in report_of(folder.parent, tmp_path)[1].text
+    assert "No epoch is complete yet." in report_of(folder.parent, tmp_path)[1].text
     half = tmp_path / "half"
     shutil.copytree(evaluation, half)
     state = json.loads((half / "_cvbatch" / "evaluation.json").read_text())
     state["is_complete"] = False
     (half / "_cvbatch" / "evaluation.json").write_text(json.dumps(state))
-    assert "did not come to its end" in report_of(half, tmp_path)[1].text
+    assert "is not complete" in report_of(half, tmp_path)[1].text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -242,7 +242,7 @@ def test_networks_of_unknown_cost_are_listed(result, tmp_path, networks):
 
 
 def test_images_stay_within_their_byte_budget(result, tmp_path, monkeypatch):
-    monkeypatch.setattr(report_job, "PICTURE_BYTES", 20_000)
+    monkeypatch.setattr(report_job, "IMAGE_BYTES", 20_000)
     _, page = report_of(result, tmp_path)
     encoded = [img["src"].partition(",")[2] for img in page.all("img")]
     assert 0 < sum(map(len, encoded)) * 3 / 4 <= 20_000
