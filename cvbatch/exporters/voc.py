@@ -33,7 +33,7 @@ class Voc(Exporter):
     """Writes Pascal VOC."""
 
     COLUMNS = ("boxes", "mask")
-    TOPS = (
+    OUTPUT_NAMES = (
         "Annotations",
         "ImageSets",
         "JPEGImages",
