@@ -247,20 +247,6 @@ def render_page(title: str, source: str, kind: str, sections: Sequence[Section])
     """
     files = resources.files("cvbatch.report")
     style, script = (files.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
-        f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
-    )
-    head = el(
-        "head",
-        {},
-        el("meta", {"charset": "utf-8"}),
-        el("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
-        el("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        el("meta", {"name": "color-scheme", "content": "light dark"}),
-        el("title", {}, f"{title} · cvbatch"),
-        el("style", {}, style),
-    )
     menu = el("ul")
     for section in sections:
         menu.append(el("li", {}, el("a", {"href": f"#{section.key}"}, section.title)))
@@ -284,9 +270,27 @@ def render_page(title: str, source: str, kind: str, sections: Sequence[Section])
         footer,
         el("script", {}, script),
     )
-    page = el("html", {"lang": "en"}, head, body)
+    page = el("html", {"lang": "en"}, _head(title, style, script), body)
     html = tostring(page, encoding="unicode", method="html")
     return f"<!doctype html>\n{html}\n".encode("utf-8", "replace")
+
+
+def _head(title: str, style: str, script: str) -> Element:
+    """Return the head of the page, with the content security policy and the style."""
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
+        f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    )
+    return el(
+        "head",
+        {},
+        el("meta", {"charset": "utf-8"}),
+        el("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
+        el("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        el("meta", {"name": "color-scheme", "content": "light dark"}),
+        el("title", {}, f"{title} · cvbatch"),
+        el("style", {}, style),
+    )
 
 
 def _section_element(section: Section) -> Element:
