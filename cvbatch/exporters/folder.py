@@ -21,6 +21,7 @@ from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import SinkError
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 
 _THREADS = 8
 _COPY_BYTES = 4 << 20
@@ -65,7 +66,8 @@ class ExportFolder:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file in the background."""
-        self._submit(self._pool.submit(store.put_bytes, store.join(self.uri, name), data))
+        uri = store.join(self.uri, name)
+        self._submit(self._pool.submit(self._sink.storage.put_bytes, uri, data))
 
     def link(self, name: str, target: str) -> None:
         """Make a symbolic link to a local file in the background."""
@@ -95,7 +97,7 @@ class ExportFolder:
 
         if self.is_local:
             Path(path.parent).mkdir(parents=True, exist_ok=True)
-        store.attempt(store.Location.of(self.uri), put)
+        self._sink.storage.attempt(store.Location.of(self.uri), put)
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Write `_cvbatch/export.json`."""
@@ -103,11 +105,18 @@ class ExportFolder:
 
 
 def open_folder(
-    uri: str, source: str, format_: str, output_names: Iterable[str], *, overwrite: bool
+    storage: Storage,
+    uri: str,
+    source: str,
+    format_: str,
+    output_names: Iterable[str],
+    *,
+    overwrite: bool,
 ) -> ExportFolder:
     """Prepare the folder of an export: remove an earlier export, write the state "not complete".
 
     Args:
+        storage: reads and writes the folder.
         uri: of the folder.
         source: URI of the result.
         format_: a key of `EXPORTS`.
@@ -119,7 +128,7 @@ def open_folder(
     """
     if f"{uri}/".startswith(f"{source}/"):
         raise SinkError(f"the export would be inside the result {source}; use another folder")
-    sink = Sink(uri, "export")
+    sink = Sink(storage, uri, "export")
     names = set(sink.names())
     earlier = sink.read_state(_parse_state)
     if names and earlier is None:

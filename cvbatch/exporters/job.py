@@ -31,6 +31,7 @@ from cvbatch.images.signatures import detect_format
 from cvbatch.results.result import Result
 from cvbatch.results.safe_names import split_name, unique_stem
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 EXPORTS: dict[str, type[Exporter]] = {
     "coco": Coco,
@@ -101,17 +102,18 @@ def export(
         RefusedError: the export cannot be done; nothing was written.
         CvbatchError: interrupted before it finished; the same call starts again.
     """
-    sink = store.absolute(sink)
+    storage, sink = Storage(), store.absolute(sink)
     exporter_class = EXPORTS[format_]
-    result = Result(source, needs_rows=True)
+    result = Result(storage, source, needs_rows=True)
     classes = _stored_classes(exporter_class, format_, result)
     has_links = options.images == "link"
     if has_links and store.Location.of(sink).scheme != "file":
         raise ConfigError(f"--images link: {sink} is not a local folder; use --images copy")
     collisions = name_collisions(result, is_flat=exporter_class.IS_FLAT, has_links=has_links)
     is_inside = is_in_containers(result)
+    names = sorted(exporter_class.OUTPUT_NAMES)
     with open_folder(
-        sink, result.uri, format_, exporter_class.OUTPUT_NAMES, overwrite=options.overwrite
+        storage, sink, result.uri, format_, names, overwrite=options.overwrite
     ) as folder:
         has_images = options.images != "none"
         context = ExportContext(folder, classes, has_images, is_inside, result.is_multi_label)
@@ -125,7 +127,6 @@ def export(
             raise CvbatchError(f"{result.uri}: {error}") from None
         report = run.finish()
         report.num_missing = sum(max(1, ref.num_images) for ref in result.missing)
-        names = sorted(exporter_class.OUTPUT_NAMES)
         folder.write_state(
             {"is_complete": True, **report.as_json(), "source": result.uri, "tops": names}
         )

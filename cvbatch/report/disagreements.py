@@ -73,7 +73,7 @@ def compare_with_labels(
         ConfigError: the class tables differ.
     """
     config = EvaluationConfig(**{**evaluation, "bootstrap": 0})
-    ground_truth = find_truth(label_uris, splits)
+    ground_truth = find_truth(result.storage, label_uris, splits)
     spec = make_order(config, result, ground_truth)
     joined = join(result, ground_truth, config.join)
     parts = [_sample_rows(part) for part in _sample_parts(joined.pieces)]

@@ -26,6 +26,7 @@ from cvbatch.report.html import (
 )
 from cvbatch.report.overlays import ByteBudget
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 STATE = "_cvbatch/evaluation.json"
 MAX_CLASSES = 200
@@ -42,6 +43,7 @@ _LEADING = {
 class Evaluation:
     """State and metrics in the sink of an evaluation."""
 
+    storage: Storage
     uri: str
     state: dict[str, Any]
     metrics: dict[str, Any]  # {} if the evaluation is not complete
@@ -52,14 +54,14 @@ class Evaluation:
         return str(self.state.get("predictions", {}).get("uri", ""))
 
 
-def load(uri: str) -> Evaluation:
+def load(storage: Storage, uri: str) -> Evaluation:
     """Read the state and the metrics of an evaluation.
 
     Raises:
         SourceError: the folder is not an evaluation, is damaged, or has another schema version.
     """
     uri = store.absolute(uri)
-    state = read_json(store.join(uri, STATE))
+    state = read_json(storage, store.join(uri, STATE))
     if state is None:
         raise SourceError(
             f"{uri} is not an evaluation: {STATE} is missing; use the sink of `cvbatch evaluate`"
@@ -71,20 +73,20 @@ def load(uri: str) -> Evaluation:
             "evaluate again, or use the version of cvbatch that wrote it"
         )
     is_complete = bool(state.get("is_complete"))
-    metrics = read_json(store.join(uri, "metrics.json")) if is_complete else {}
+    metrics = read_json(storage, store.join(uri, "metrics.json")) if is_complete else {}
     if metrics is None:
         raise SourceError(f"{uri}/metrics.json is missing; evaluate again with --overwrite")
-    return Evaluation(uri, state, metrics)
+    return Evaluation(storage, uri, state, metrics)
 
 
-def read_json(uri: str) -> dict[str, Any] | None:
+def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
     """Read a JSON object; return None if the file does not exist.
 
     Raises:
         SourceError: the file is not a JSON object.
     """
     try:
-        values = json.loads(store.read_bytes(uri))
+        values = json.loads(storage.read_bytes(uri))
     except NotFoundError:
         return None
     except ValueError as error:
@@ -114,7 +116,7 @@ def sections(evaluation: Evaluation, budget: ByteBudget) -> list[Section]:
         raise SourceError(
             f"{evaluation.uri}/metrics.json is damaged ({error!r}); evaluate again with --overwrite"
         ) from None
-    plots = _plots(evaluation.uri, budget)
+    plots = _plots(evaluation.storage, evaluation.uri, budget)
     return [*result, Section("curves", "Curves", plots)] if plots else result
 
 
@@ -225,12 +227,12 @@ def _confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> 
     )
 
 
-def _plots(uri: str, budget: ByteBudget) -> list[Element]:
+def _plots(storage: Storage, uri: str, budget: ByteBudget) -> list[Element]:
     """Return the PNG files of the sink: precision-recall curves, confusion matrices."""
-    names = sorted(name for name in store.list_names(uri) if name.endswith(".png"))
+    names = sorted(name for name in storage.list_names(uri) if name.endswith(".png"))
     figures = []
     for name in names[:_MAX_PLOTS]:
-        png = store.read_bytes(store.join(uri, name))
+        png = storage.read_bytes(store.join(uri, name))
         data = budget.embed(png, "png")
         if data:
             is_wide = int.from_bytes(png[16:20]) > _WIDE  # width, in the PNG header

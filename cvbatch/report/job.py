@@ -30,6 +30,7 @@ from cvbatch.report.statistics import collect_statistics
 from cvbatch.results.result import Result
 from cvbatch.results.run_history import latest
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 IMAGE_BYTES = 12_000_000  # 16 MB as base64; with everything else a page stays below 25 MB
 _DEFAULT = "_cvbatch/report.html"
@@ -70,11 +71,11 @@ def write_report(
         SourceError: the folder is not a sink of cvbatch, or is damaged.
         ConfigError: `out` is a folder, or an option does not apply to this job.
     """
-    uri = store.absolute(uri)
+    storage, uri = Storage(), store.absolute(uri)
     target = store.join(uri, _DEFAULT) if out is None else store.absolute(out)
     if store.Location.of(target).scheme == "file" and Path(target).is_dir():
         raise ConfigError(f"--out {out} is a folder; use a file name, such as {out}/report.html")
-    kind = _kind_of(uri)
+    kind = _kind_of(storage, uri)
     if kind != "prediction" and (evaluation_uri or truth):
         raise ConfigError(
             f"--evaluation and --truth need a prediction, but {uri} is of kind {kind!r}; leave "
@@ -82,25 +83,27 @@ def write_report(
         )
     budget, notes, num_images = ByteBudget(IMAGE_BYTES), list[str](), 0
     if kind == "training":
-        training = training_page.load(uri)
+        training = training_page.load(storage, uri)
         sections = training_page.sections(training)
         title = f"Training, {format_count(len(training.history), 'epoch')}"
     elif kind == "evaluation":
-        sections, num_images = _evaluation_sections(evaluation_page.load(uri), budget, notes)
+        sections, num_images = _evaluation_sections(
+            evaluation_page.load(storage, uri), budget, notes
+        )
         title = "Evaluation"
     else:
-        prediction = _load_prediction(uri)
+        prediction = _load_prediction(storage, uri)
         comparison, scores = _compare(prediction, evaluation_uri, truth, budget, notes)
         sections = _prediction_sections(prediction, comparison, scores, budget, notes)
         num_images = prediction.num_images
         num_networks = len(prediction.result.metadata.get("models", []))
         title = f"{format_count(num_images, 'image')}, {format_count(num_networks, 'network')}"
     page = render_page(title, uri, kind, sections)
-    store.put_bytes(target, page)
+    storage.put_bytes(target, page)
     return Report(kind, uri, target, len(page), num_images, notes)
 
 
-def _kind_of(uri: str) -> str:
+def _kind_of(storage: Storage, uri: str) -> str:
     """Return the kind of job that wrote a folder. Raises SourceError if none did."""
     state_files = {
         "evaluation": [evaluation_page.STATE],
@@ -109,9 +112,9 @@ def _kind_of(uri: str) -> str:
     }
     try:
         for kind, names in state_files.items():
-            if any(store.exists(store.join(uri, name)) for name in names):
+            if any(storage.exists(store.join(uri, name)) for name in names):
                 return kind
-        if store.list_names(store.join(uri, "_cvbatch/manifest")):
+        if storage.list_names(store.join(uri, "_cvbatch/manifest")):
             return "prediction"
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
@@ -120,9 +123,9 @@ def _kind_of(uri: str) -> str:
     )
 
 
-def _load_prediction(uri: str) -> Prediction:
-    result = Result(uri)
-    runs = tuple(islice(latest(result.uri), _MAX_RUNS))
+def _load_prediction(storage: Storage, uri: str) -> Prediction:
+    result = Result(storage, uri)
+    runs = tuple(islice(latest(storage, result.uri), _MAX_RUNS))
     return Prediction(result, collect_statistics(result), runs)
 
 
@@ -139,7 +142,7 @@ def _compare(
         return None, []
     if evaluation_uri is None:
         return (_compare_with_labels(prediction, truth, {}) if truth else None), []
-    evaluation = evaluation_page.load(evaluation_uri)
+    evaluation = evaluation_page.load(prediction.result.storage, evaluation_uri)
     identity = evaluation.state.get("predictions", {}).get("identity")
     if identity != prediction.result.identity:
         raise ConfigError(
@@ -196,7 +199,7 @@ def _evaluation_sections(
     job_section = _not_none([job_file])
     num_images = int(evaluation.metrics.get("images", {}).get("images", 0))
     try:
-        prediction = _load_prediction(evaluation.predictions)
+        prediction = _load_prediction(evaluation.storage, evaluation.predictions)
     except CvbatchError as error:
         notes.append(f"The prediction cannot be shown: {error}")
         note = Section("prediction", "Prediction", prediction_page.note_paragraphs(notes))

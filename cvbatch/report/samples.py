@@ -55,7 +55,7 @@ def read_cards(
     cards: dict[RowRef, Card] = {}
     store_error = ""  # after the first one no further image is requested
     for ref, row_numbers in by_chunk.items():
-        table = take_rows(result.uri_of(ref), np.array(row_numbers), None)
+        table = take_rows(result.storage, result.uri_of(ref), np.array(row_numbers), None)
         chunk_cards = []
         for number, values in zip(row_numbers, table.to_pylist(), strict=True):
             row_ref = RowRef(ref, number)

@@ -25,6 +25,7 @@ from cvbatch.report.html import (
     table,
 )
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 from cvbatch.train.history import columns_of
 
 STATE = "_cvbatch/training.json"
@@ -49,7 +50,7 @@ class Training:
         return self.state.get("done") or {}
 
 
-def load(uri: str) -> Training:
+def load(storage: Storage, uri: str) -> Training:
     """Read the state, history and metrics of a training.
 
     Raises:
@@ -57,14 +58,14 @@ def load(uri: str) -> Training:
     """
     uri = store.absolute(uri)
     try:
-        config = store.read_bytes(store.join(uri, "config.yaml")).decode("utf-8", "replace")
+        config = storage.read_bytes(store.join(uri, "config.yaml")).decode("utf-8", "replace")
     except NotFoundError:
         config = ""
     return Training(
         uri,
-        read_json(store.join(uri, STATE)) or {},
-        _history(store.join(uri, "history.parquet")),
-        _splits(read_json(store.join(uri, "metrics.json")) or {}),
+        read_json(storage, store.join(uri, STATE)) or {},
+        _history(storage, store.join(uri, "history.parquet")),
+        _splits(read_json(storage, store.join(uri, "metrics.json")) or {}),
         config,
     )
 
@@ -73,9 +74,9 @@ def _splits(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {split: values for split, values in metrics.items() if isinstance(values, dict)}
 
 
-def _history(uri: str) -> list[dict[str, Any]]:
+def _history(storage: Storage, uri: str) -> list[dict[str, Any]]:
     try:
-        with store.open_input(uri) as file:
+        with storage.open_input(uri) as file:
             rows: list[dict[str, Any]] = pq.ParquetFile(file).read().to_pylist()
     except NotFoundError:
         return []

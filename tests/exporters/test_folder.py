@@ -21,6 +21,7 @@ from cvbatch.exporters.options import ExportOptions
 from cvbatch.planning.plan import make_plan
 from cvbatch.results import writer
 from cvbatch.results.safe_names import split_name, unique_stem
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.datasets import picture
 from tests.support.results import SIZE, exported, predicted, row, saw, tree
@@ -68,7 +69,9 @@ def test_untrusted_names_stay_in_the_folder_and_unique(tmp_path, result, predict
     kind = pa.schema([(field.name, field.type) for field in file.schema_arrow])
     chunk_id = part[0].stem.removeprefix("part-")
     metadata = file.metadata.metadata[b"cvbatch"]
-    writer.write_part(str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata)
+    writer.write_part(
+        Storage(), str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata
+    )
     before = tree(tmp_path)
     report = exported(format_, result, tmp_path / "out" / "in", images="none")
     assert report["images"]["written"] == len(HOSTILE)
@@ -170,7 +173,7 @@ def test_pending_chunks_are_counted(tmp_path, result):
 
 def test_a_replanned_chunk_is_pending(tmp_path, result, predictions):
     (tmp_path / "images" / "set" / "i 00.png").write_bytes(picture(*SIZE, seed=99) + b"more")
-    plan = make_plan(SourceConfig(uri=str(tmp_path / "images")), str(result), 4, 1 << 30)
+    plan = make_plan(Storage(), SourceConfig(uri=str(tmp_path / "images")), str(result), 4, 1 << 30)
     plan.commit()
     report = exported("coco", result, tmp_path / "out")
     assert report["images"]["not_predicted"] == 4
@@ -188,7 +191,9 @@ def damage(result):
     kind = pa.schema([(field.name, field.type) for field in file.schema_arrow])
     metadata = file.metadata.metadata[b"cvbatch"]
     chunk_id = path.stem.removeprefix("part-")
-    writer.write_part(str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata)
+    writer.write_part(
+        Storage(), str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata
+    )
     return lambda: path.write_bytes(original)
 
 
