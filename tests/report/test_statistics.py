@@ -43,7 +43,7 @@ def result_folder(tmp_path_factory):
 
 def rows_at(folder, row_refs):
     rows = {path.name: jobs.pq.read_table(path).to_pylist() for path in folder.glob("*.parquet")}
-    return [rows[f"part-{ref.ref.chunk_id}.parquet"][ref.row] for ref in row_refs]
+    return [rows[f"part-{row_ref.ref.chunk_id}.parquet"][row_ref.row] for row_ref in row_refs]
 
 
 def test_counts_equal_those_of_the_rows(result_folder):
@@ -83,7 +83,7 @@ def test_rows_of_a_class_contain_it_and_are_spread_over_the_parts(result_folder)
             for row in rows:
                 counted = row[column][:1] if column == "labels" else row[column]
                 assert class_id in {element["class_id"] for element in counted}
-            assert len({ref.ref.chunk_id for ref in row_refs}) > 1
+            assert len({row_ref.ref.chunk_id for row_ref in row_refs}) > 1
 
 
 def test_the_batch_size_does_not_change_the_statistics(result_folder, monkeypatch):
