@@ -18,8 +18,8 @@ from cvbatch.core.errors import ConfigError, CvbatchError
 from cvbatch.core.json_log import Ending, end_with, logging_as, new_run
 from cvbatch.core.redaction import hidden
 from cvbatch.core.version import __version__
-from cvbatch.exporters.options import EXPORT_MEANINGS, FLAGS, ExportOptions
-from cvbatch.importers.flags import FORMAT_DESCRIPTIONS, chosen_actions, format_flags
+from cvbatch.exporters.options import EXPORT_DESCRIPTIONS, FLAGS, ExportOptions
+from cvbatch.importers.flags import FORMAT_MEANINGS, actions_in, flags_of
 
 if TYPE_CHECKING:
     from cvbatch.cli.model_listing import Table
@@ -132,7 +132,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     formats = parser.add_subparsers(title="formats", required=True, metavar="FORMAT")
-    for name, meaning in EXPORT_MEANINGS.items():
+    for name, meaning in EXPORT_DESCRIPTIONS.items():
         one = formats.add_parser(name, help=meaning, description=meaning)
         one.add_argument("source", metavar="DIR", help="the sink of `cvbatch predict`")
         one.add_argument("sink", metavar="DST", help="an empty folder, here or in a store")
