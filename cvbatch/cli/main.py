@@ -19,7 +19,7 @@ from cvbatch.core.json_log import Ending, end_with, logging_as, new_run
 from cvbatch.core.redaction import hidden
 from cvbatch.core.version import __version__
 from cvbatch.exporters.options import EXPORT_DESCRIPTIONS, FLAGS, ExportOptions
-from cvbatch.importers.flags import FORMAT_MEANINGS, actions_in, flags_of
+from cvbatch.importers.flags import FORMAT_DESCRIPTIONS, chosen_actions, format_flags
 
 if TYPE_CHECKING:
     from cvbatch.cli.model_listing import Table

@@ -72,7 +72,9 @@ def score_piece(order: Order, piece: Piece) -> Scored:
         SourceError: a file cannot be read any more, or has rows that cvbatch never writes.
     """
     columns = list(order.classes)
-    predicted, truth = read_piece(piece, ["image_id", "status", *columns], expand_label_columns(columns))
+    predicted, truth = read_piece(
+        piece, ["image_id", "status", *columns], expand_label_columns(columns)
+    )
     return score_rows(order, predicted, truth, piece.part_uri)
 
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.types import VOID_CLASS
-from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.evaluate.class_map import make_order
 from cvbatch.evaluate.columns import score_rows
 from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
@@ -115,7 +114,9 @@ def _agreements(spec: Order, part: Piece) -> list[dict[str, float]]:
 def _read(spec: Order, part: Piece, *extra: str) -> tuple[pa.Table, pa.Table]:
     """Return the compared columns of predictions and labels; of labels `extra` columns too."""
     columns = list(spec.classes)
-    return read_piece(part, ["image_id", "status", *columns], [*with_extras(columns), *extra])
+    return read_piece(
+        part, ["image_id", "status", *columns], [*expand_label_columns(columns), *extra]
+    )
 
 
 def _agreement(

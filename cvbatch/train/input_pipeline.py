@@ -23,7 +23,7 @@ import numpy as np
 from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import Failure, InputKey, TrainingExample
 from cvbatch.datasets.examples import LabelledRow, decode_example, in_order, read_rows, shuffled
-from cvbatch.datasets.reader import Split, LabelSpec
+from cvbatch.datasets.reader import LabelSpec, Split
 from cvbatch.images.decode import Limits
 from cvbatch.storage.store import Storage
 from cvbatch.train.augmentation import Augmentation, resized_examples, size_of_step

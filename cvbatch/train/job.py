@@ -24,7 +24,13 @@ from cvbatch.config.train import TrainJob, fingerprint
 from cvbatch.core.errors import SinkError, SourceError
 from cvbatch.core.progress import Listener
 from cvbatch.core.tasks import TASKS
-from cvbatch.datasets.reader import LabelledDataset, Split, LabelSpec, relative_box_sizes, scan_dataset
+from cvbatch.datasets.reader import (
+    LabelledDataset,
+    LabelSpec,
+    Split,
+    relative_box_sizes,
+    scan_dataset,
+)
 from cvbatch.distributed.resources import Allocation, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.models import model_files
@@ -229,7 +235,9 @@ def _anchors(storage: Storage, split: Split, job: TrainJob) -> Sequence[Sequence
     from cvbatch.geometry.anchors import fit_anchors
 
     try:
-        found = fit_anchors(relative_box_sizes(storage, split), job.model.anchors, job.training.seed)
+        found = fit_anchors(
+            relative_box_sizes(storage, split), job.model.anchors, job.training.seed
+        )
     except ValueError as error:
         raise SourceError(
             f"the anchors cannot be fitted to the boxes of split {split.name!r} ({error}); say "

@@ -114,7 +114,7 @@ def test_voc_import_restores_boxes_to_the_pixel(tmp_path, result, predictions):
         xyxy = np.array([box[1:] for box in boxes_of(row)]).reshape(-1, 4)
         assert np.array_equal(xyxy, rounded[~is_thin])
         assert np.abs(xyxy - corners(prediction)[~is_thin]).max(initial=0) <= 0.5
-    dropped = report.oddities.get("box_no_area")
+    dropped = report.issues.get("box_no_area")
     assert (dropped.count if dropped else 0) == num_thin
 
 
