@@ -14,8 +14,8 @@ from cvbatch.sources.formats import INPUT_FORMATS
 class ChunkReader:
     """Reads chunks of one source.
 
-    Whoever reads chunk after chunk keeps one reader: a chunk that continues the last one's Parquet
-    row group is read on from there. Pickled, it begins anew.
+    Use one reader for consecutive chunks: it continues in the Parquet row group in which the
+    previous chunk ended. Pickling drops this position.
 
     Example:
         reader = ChunkReader(plan.format, "image")
@@ -25,7 +25,7 @@ class ChunkReader:
     """
 
     def __init__(self, format: str, image_column: str, threads: int = 8) -> None:
-        """Make a reader.
+        """Create a reader.
 
         Args:
             format: A key of `INPUT_FORMATS`.

@@ -18,7 +18,7 @@ _MAX_HEADER_BYTES = 1 << 17  # of a long name or an extended header
 _MAX_GLOBAL_HEADERS = 100  # values that apply to all members; tarfile stores them all
 _MAX_NAME = 4096  # characters of a member's name; longer ones lose their start
 _MAX_EXPANSION = 200  # bytes that one byte of a compressed tar may expand to
-_ALWAYS_ALLOWED_BYTES = 1 << 30  # whatever the size of the tar
+_ALWAYS_ALLOWED_BYTES = 1 << 30  # decompressed, for a tar of any size
 _READ_BYTES = 1 << 18
 _HEADER_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
@@ -41,7 +41,7 @@ _TAR_ERRORS = (
     RecursionError,
 )
 _DOTTED_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-# tarfile itself would decompress 256 KiB of input at once, whatever size that expands to.
+# tarfile would decompress 256 KiB of input at once, however large the output is.
 _UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
     (b"BZh", bz2.BZ2File),
@@ -86,7 +86,7 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
 
 
 def _unpacked(stream: BinaryIO) -> IO[bytes]:
-    """Return a tar's stream decompressed, which holds little in memory at a time."""
+    """Return the decompressed stream of a tar; little of it is in memory at a time."""
     start = stream.read(8)
     stream.seek(0)
     for mark, unpacker in _UNPACKERS:
