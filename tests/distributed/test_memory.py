@@ -272,7 +272,7 @@ def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
     needed_by_3 = memory_check.prediction_need([BuiltProgram.from_bytes(kept.read_bytes())]).of(3)
 
     # A later run, whose programs are kept, is held to its memory as well.
-    monkeypatch.setattr(prediction, "Building", None)
+    monkeypatch.setattr(prediction, "ProgramBuilder", None)
     next((tmp_path / "sink").glob("*.parquet")).unlink()
     before = sorted(path for path in (tmp_path / "sink").rglob("*"))
     with pytest.raises(ConfigError, match="the largest that would fit is 2"):
