@@ -18,6 +18,7 @@ from cvbatch.evaluate.scoring import merged
 from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH, current_holder
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 from tests.metrics.test_average_precision import COCO_FIGURES, pycoco
 from tests.support.evaluations import Heard, write_result, write_truth
 from tests.support.jobs import cvbatch, write_job
@@ -501,7 +502,7 @@ def test_the_lease_is_held_while_parts_are_scored_and_its_loss_ends_the_evaluati
     monkeypatch.setattr(job_module, "Sink", partial(Sink, clock=clock))
 
     def merge(scored):
-        assert current_holder(str(out)).pid == os.getpid()
+        assert current_holder(Storage(), str(out)).pid == os.getpid()
         next(scored)
         (out / LEASE_PATH).write_bytes(FAR.to_json())
         clock.sleep(HEARTBEAT_S)
