@@ -66,16 +66,16 @@ def find_files(
     num_ignored = num_listed - files.num_rows
     columns = dict(zip(files.schema.names, files.columns, strict=True))
     del files
-    return SourceFiles(input_format, _identified(columns, base), num_ignored)
+    return SourceFiles(input_format, _with_ids(columns, base), num_ignored)
 
 
 def _keep(table: pa.Table, wanted: pa.ChunkedArray) -> pa.Table:
-    """Return the rows wanted; the table itself, not a copy, where that is all of them."""
+    """Return the rows where a mask is true; the table itself, not a copy, if it is all rows."""
     return table if pc.all(wanted, min_count=0).as_py() else table.filter(wanted)
 
 
 def shared_folder(bases: Sequence[str]) -> str:
-    """Return the longest folder, ending in "/", that all begin with; "" where there is none."""
+    """Return the longest common folder, with a trailing "/"; "" if there is none."""
     split = [base.split("/")[:-1] for base in bases]
     shared = []
     for names in zip(*split, strict=False):
@@ -98,13 +98,13 @@ def _of_format(files: pa.Table, format_: str, uris: Sequence[str]) -> tuple[pa.T
         if not files.num_rows:
             raise SourceError(f"the source {source} holds no file; check source.uri")
         return files, INPUT_FORMATS[format_]
-    known = [(key, one) for key, one in INPUT_FORMATS.items() if one.suffixes]
-    masks = {key: _has_suffix(files["uri"], one.suffixes) for key, one in known}
+    known = {key: value for key, value in INPUT_FORMATS.items() if value.suffixes}
+    masks = {key: _has_suffix(files["uri"], value.suffixes) for key, value in known.items()}
     counts = Counter({key: pc.sum(mask).as_py() or 0 for key, mask in masks.items()})
     present = [key for key, count in counts.items() if count]
     if not present:
         others = f"; the {files.num_rows} files there are of other kinds" if files.num_rows else ""
-        *nouns, last = (one.noun for _, one in known)
+        *nouns, last = (value.noun for value in known.values())
         raise SourceError(
             f"the source {source} holds no {', '.join(nouns)} or {last}{others}; check source.uri, "
             "or set source.format"
@@ -124,7 +124,7 @@ def _has_suffix(uris: pa.ChunkedArray, suffixes: Sequence[str]) -> pa.ChunkedArr
     return pc.match_substring_regex(uris, rf"(?i)\.(?:{ends})\z")
 
 
-def _identified(columns: dict[str, pa.ChunkedArray], base: str) -> pa.Table:
+def _with_ids(columns: dict[str, pa.ChunkedArray], base: str) -> pa.Table:
     """Return the files with their ids, sorted by id, each URI once. Empties `columns`."""
     uris = columns.pop("uri")
     ids = pc.utf8_slice_codeunits(uris, len(base))

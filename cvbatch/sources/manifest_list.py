@@ -15,17 +15,17 @@ from cvbatch.storage.store import Storage
 
 
 class ManifestList(ImageFiles):
-    """Image files that a list names. The sink's manifest stores the format of its files."""
+    """Lists of image files. The sink's manifest stores the format of the files, "images"."""
 
     suffixes = ()
 
     def list_files(self, storage: Storage, uri: str, on_progress: Progress | None) -> Listing:
-        """Return the files of a list; those without a scheme or leading "/" are relative to it.
+        """Return the files of a list; paths without a scheme or leading "/" are relative to it.
 
         Sizes and versions are not looked up: 0 and "".
 
         Raises:
-            SourceError: The list is not text or Parquet, or names what is not a path.
+            SourceError: The list is not text or Parquet, or has an entry that is not a path.
         """
         place = store.absolute(uri)
         base = place[: place.rindex("/") + 1]
@@ -37,7 +37,7 @@ class ManifestList(ImageFiles):
         if len(bad):
             raise SourceError(
                 f"the manifest {uri} names {bad[0].as_py()!r}, not an s3:// or gs:// URI or a "
-                "path; credentials belong into the environment"
+                "path; credentials belong in the environment"
             )
         is_whole = pc.or_(is_known, pc.starts_with(lines, "/"))
         folder, nothing = (pa.scalar(text, pa.large_string()) for text in (base, ""))
@@ -66,7 +66,7 @@ def _parquet_lines(storage: Storage, uri: str) -> pa.Array:
             if "uri" not in strings and len(strings) != 1:
                 raise SourceError(
                     f"the manifest {uri} has the columns {reader.schema_arrow.names}; it needs a "
-                    "string column `uri`, or one string column alone"
+                    "string column `uri`, or exactly one string column"
                 )
             name = "uri" if "uri" in strings else strings[0]
             column = reader.read([name])[name].cast(pa.large_string()).combine_chunks()

@@ -25,8 +25,8 @@ from cvbatch.storage.store import Storage
 _BUFFER_BYTES = 4 << 20
 _BATCH_ROWS = 16
 _THREADS = 16
-_MAX_ROWS_OF_BYTE = 8  # of a Parquet file: the same image over and over takes a bit or two each
-_MAX_GROUP_BYTES = 1 << 44  # of one row group's images, unpacked
+_MAX_ROWS_PER_BYTE = 8  # of a Parquet file; repeated images take one or two bits each
+_MAX_GROUP_BYTES = 1 << 44  # of one row group's images, uncompressed
 
 
 class Parquet(InputFormat):
@@ -122,9 +122,9 @@ def _image_values(storage: Storage, uri: str, row_group: int, column: str) -> It
 
 
 class _SliceReader:
-    """Reads slices of row groups, and keeps the row group in which the last one ended.
+    """Reads slices of row groups; stores the row group in which the last slice ended.
 
-    The next slice mostly continues there: it is read on, and what is before it not decoded again.
+    The next slice usually continues there, so that the rows before it are not decoded again.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -133,7 +133,7 @@ class _SliceReader:
         self._last: deque[_RowGroup] = deque(maxlen=1)
 
     def read(self, items: Sequence[Item], options: ReadOptions) -> Iterator[EncodedImage]:
-        """Yield the rows of slices: as many as were planned, whatever became of the file."""
+        """Yield as many rows as were planned, even if the file has changed since."""
         for item in items:
             yield from self._read_slice(item, options)
 
@@ -156,7 +156,7 @@ class _SliceReader:
         rows = self._take(item, column)
         end = item.row_start + item.num_rows
         for value in islice(rows, item.num_rows):
-            if rows.position == end:  # before the last yield: a reader of few images stops there
+            if rows.position == end:  # before the last yield, after which the caller may stop
                 self._last.append(rows)
             yield value.as_py()
 
@@ -210,7 +210,7 @@ def _row_groups(storage: Storage, uri: str, image_column: str) -> list[tuple[int
         raise SourceError(f"the source cannot be read: {error}") from None
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
-            f"{uri} is not readable as Parquet ({error}); take it out of source.uri"
+            f"{uri} is not readable as Parquet ({error}); remove it from source.uri"
         ) from None
     _check_column(uri, schema, image_column)
     wanted = [
@@ -229,13 +229,13 @@ def _row_groups(storage: Storage, uri: str, image_column: str) -> list[tuple[int
 def _check_footer(
     uri: str, num_rows: int, groups: Sequence[Any], wanted: Sequence[int], file_bytes: int
 ) -> None:
-    """Raise SourceError where a footer contradicts itself or the file.
+    """Raise SourceError if a footer contradicts itself or the file.
 
-    What it says becomes the plan: rows that are not there would be planned, and failed, one by one.
+    The plan is made from the footer: rows that do not exist would be planned and fail one by one.
     """
     columns = [(group.num_rows, group.column(i)) for group in groups for i in wanted]
     if (
-        not 0 <= num_rows <= _MAX_ROWS_OF_BYTE * file_bytes
+        not 0 <= num_rows <= _MAX_ROWS_PER_BYTE * file_bytes
         or any(group.num_rows < 0 for group in groups)
         or sum(group.num_rows for group in groups) != num_rows
         or any(column.num_values != rows for rows, column in columns)
@@ -247,18 +247,19 @@ def _check_footer(
     ):
         raise SourceError(
             f"{uri} is a damaged Parquet file: its footer claims {num_rows} rows in "
-            f"{len(groups)} row groups, which do not fit one another or the {file_bytes} bytes of "
-            "the file; take it out of source.uri, or write it again"
+            f"{len(groups)} row groups, which contradict one another or the {file_bytes} bytes of "
+            "the file; remove it from source.uri, or write it again"
         )
 
 
 def _check_column(uri: str, schema: pa.Schema, image_column: str) -> None:
     if image_column not in schema.names:
         raise SourceError(
-            f"{uri} has no column {image_column!r} but {schema.names}; set source.image_column"
+            f"{uri} has no column {image_column!r}; set source.image_column to one of "
+            f"{schema.names}"
         )
     if schema.names.count(image_column) > 1:
-        raise SourceError(f"{uri} has {image_column!r} for the name of more than one column")
+        raise SourceError(f"{uri} has more than one column {image_column!r}; rename all but one")
     type_ = schema.field(image_column).type
     inner = type_.field("bytes").type if is_struct_of_bytes(type_) else type_
     if not is_binary(inner):
