@@ -117,7 +117,7 @@ def take_rows(
 ) -> pa.Table:
     """Return some rows of a Parquet file, of a result or of labelled images.
 
-    Row groups without one of the rows, and what follows the last of them, are not read.
+    Row groups without any of the rows, and rows after the last of them, are not read.
 
     Args:
         uri: Parquet file.
@@ -169,7 +169,7 @@ def box_corners(boxes: Sequence[Mapping[str, Any]] | None) -> np.ndarray:  # (M,
 
 
 def read_images(
-    ref: ChunkRef, reader: ChunkReader, max_bytes: int, wanted: Collection[str] | None = None
+    ref: ChunkRef, reader: ChunkReader, max_bytes: int, image_ids: Collection[str] | None = None
 ) -> Generator[EncodedImage, None, None]:
     """Yield the encoded images of a chunk in the order of its rows, read from the source.
 
@@ -177,14 +177,14 @@ def read_images(
         ref: chunk.
         reader: of the result's source.
         max_bytes: of one encoded image; a larger one fails as too_large.
-        wanted: ids of images; None: all. As little as possible of the others is read: a tar is
-            read from its beginning up to the last wanted image.
+        image_ids: images to read; None: all. As little as possible of the others is read: a tar
+            is read from its beginning up to the last of the images.
 
     Raises:
         StoreError: the store does not respond, or the manifest is missing.
     """
     chunk = read_chunk(reader.storage, ref)
-    if wanted is None:
+    if image_ids is None:
         yield from reader.read(chunk, max_bytes)
     else:
-        yield from reader.read_some(chunk, wanted, max_bytes)
+        yield from reader.read_some(chunk, image_ids, max_bytes)

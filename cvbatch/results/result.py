@@ -183,15 +183,15 @@ class Result:
         Raises:
             SourceError: the part is damaged, of another job or another schema version.
         """
-        wanted = None if columns is None else (*_COMMON, *columns)
-        for batch in self.batches(ref, wanted, num_rows):
+        names = None if columns is None else (*_COMMON, *columns)
+        for batch in self.batches(ref, names, num_rows):
             yield from (Row.of(values, self, ref) for values in batch.to_pylist())
 
     def images(
-        self, ref: ChunkRef, wanted: Collection[str] | None = None
+        self, ref: ChunkRef, image_ids: Collection[str] | None = None
     ) -> Generator[EncodedImage, None, None]:
         """Yield the encoded images of a chunk, as `cvbatch.results.parts.read_images`."""
-        return parts.read_images(ref, self.reader, self.limits.max_bytes, wanted)
+        return parts.read_images(ref, self.reader, self.limits.max_bytes, image_ids)
 
     def image_ids(self) -> list[pa.Array]:
         """Return the image ids of every chunk that is done, (n,) large_string each.

@@ -30,7 +30,7 @@ _MASK_OPACITY = 0.5
 
 @dataclass(frozen=True)
 class Row:
-    """One image and its predictions; None where no model of the job predicts that kind."""
+    """One image and its predictions; None if no model of the job predicts that kind."""
 
     image_id: str
     uri: str
@@ -144,8 +144,7 @@ class Row:
     def heat(self, number: int = 0) -> np.ndarray:  # (h, w) float64 in 0..1
         """Return a heatmap over the image, 0 outside of the network's input.
 
-        It has the image's size, or its shape where a side is longer than
-        `cvbatch.geometry.resampling.MAX_SIDE`.
+        It has the image's size, each side limited to `cvbatch.geometry.resampling.MAX_SIDE`.
 
         Args:
             number: index into `heatmaps`.

@@ -107,16 +107,16 @@ class InputFormat(ABC):
         CredentialsError if it rejects the credentials.
         """
 
-    def select(self, items: Sequence[Item], wanted: Collection[str]) -> tuple[Item, ...]:
-        """Return the items to read for some images, in order, with as few other images as possible.
+    def select(self, items: Sequence[Item], image_ids: Collection[str]) -> tuple[Item, ...]:
+        """Return the items to read for some images, in order, with as few others as possible.
 
         Args:
             items: Items of a chunk.
-            wanted: Image ids; those of other chunks do not matter.
+            image_ids: Images to read; ids of other chunks are ignored.
         """
         if self.key:
             return tuple(items)
-        return tuple(item for item in items if item.image_id in wanted)
+        return tuple(item for item in items if item.image_id in image_ids)
 
     def reading(self, image_column: str) -> dict[str, str]:
         """Return the part of a sink's manifest that states how its source is read."""

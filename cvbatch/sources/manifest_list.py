@@ -27,10 +27,10 @@ class ManifestList(ImageFiles):
         Raises:
             SourceError: The list is not text or Parquet, or has an entry that is not a path.
         """
-        place = store.absolute(uri)
-        base = place[: place.rindex("/") + 1]
-        read = _parquet_lines if place.endswith(".parquet") else _text_lines
-        lines = read(storage, place)
+        list_uri = store.absolute(uri)
+        base = list_uri[: list_uri.rindex("/") + 1]
+        read = _parquet_lines if list_uri.endswith(".parquet") else _text_lines
+        lines = read(storage, list_uri)
         has_scheme = pc.match_substring_regex(lines, r"^[A-Za-z][A-Za-z0-9+.-]*://")
         is_known = pc.match_substring_regex(lines, r"^(?:s3|gs)://[^@/]+/")
         bad = lines.filter(pc.and_(has_scheme, pc.invert(is_known)))
@@ -39,9 +39,9 @@ class ManifestList(ImageFiles):
                 f"the manifest {uri} names {bad[0].as_py()!r}, not an s3:// or gs:// URI or a "
                 "path; credentials belong in the environment"
             )
-        is_whole = pc.or_(is_known, pc.starts_with(lines, "/"))
-        folder, nothing = (pa.scalar(text, pa.large_string()) for text in (base, ""))
-        uris = pc.if_else(is_whole, lines, pc.binary_join_element_wise(folder, lines, nothing))
+        is_absolute = pc.or_(is_known, pc.starts_with(lines, "/"))
+        folder, empty = (pa.scalar(text, pa.large_string()) for text in (base, ""))
+        uris = pc.if_else(is_absolute, lines, pc.binary_join_element_wise(folder, lines, empty))
         sizes = pa.array(np.zeros(len(uris), np.int64))
         versions = pa.repeat(pa.scalar("", pa.string()), len(uris))
         return Listing(base, pa.table([uris, sizes, versions], schema=FILES))

@@ -65,19 +65,19 @@ class Parquet(InputFormat):
         """Return a function that reads slices; see `_SliceReader`."""
         return _SliceReader(storage).read
 
-    def select(self, items: Sequence[Item], wanted: Collection[str]) -> tuple[Item, ...]:
-        """Return the wanted rows of the slices, adjacent ones as one slice."""
-        return tuple(part for item in items for part in _runs(item, wanted))
+    def select(self, items: Sequence[Item], image_ids: Collection[str]) -> tuple[Item, ...]:
+        """Return the rows of the images as slices, adjacent rows as one slice."""
+        return tuple(part for item in items for part in _runs(item, image_ids))
 
     def reading(self, image_column: str) -> dict[str, str]:
         """Return the format and the column."""
         return {**super().reading(image_column), "image_column": image_column}
 
 
-def _runs(item: Item, wanted: Collection[str]) -> Iterator[Item]:
+def _runs(item: Item, image_ids: Collection[str]) -> Iterator[Item]:
     start = 0
     for index in range(item.num_rows + 1):
-        if index < item.num_rows and image_id_in(item, item.first_row + index) in wanted:
+        if index < item.num_rows and image_id_in(item, item.first_row + index) in image_ids:
             continue
         if index > start:
             yield replace(
@@ -101,7 +101,7 @@ class _RowGroup:
         """Read and drop the rows before a position."""
         deque(islice(self, position - self.position), maxlen=0)
 
-    def __iter__(self) -> Iterator[Any]:  # of binary scalars, null where there is no image
+    def __iter__(self) -> Iterator[Any]:  # binary scalars; null if there is no image
         return self
 
     def __next__(self) -> Any:
@@ -200,7 +200,7 @@ def _slices(
 
 
 def _row_groups(storage: Storage, uri: str, image_column: str) -> list[tuple[int, int]]:
-    """Return (rows, bytes of the image column) for each row group of a file."""
+    """Return (rows, uncompressed bytes of the image column) for each row group of a file."""
     try:
         with storage.open_input(uri) as file:
             size = file.seek(0, io.SEEK_END)
@@ -213,27 +213,27 @@ def _row_groups(storage: Storage, uri: str, image_column: str) -> list[tuple[int
             f"{uri} is not readable as Parquet ({error}); remove it from source.uri"
         ) from None
     _check_column(uri, schema, image_column)
-    wanted = [
+    leaves = [
         i
         for i in range(metadata.num_columns)
         if f"{metadata.schema.column(i).path}.".startswith(f"{image_column}.")
     ]
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    _check_footer(uri, metadata.num_rows, groups, wanted, size)
+    _check_footer(uri, metadata.num_rows, groups, leaves, size)
     return [
-        (group.num_rows, sum(group.column(i).total_uncompressed_size for i in wanted))
+        (group.num_rows, sum(group.column(i).total_uncompressed_size for i in leaves))
         for group in groups
     ]
 
 
 def _check_footer(
-    uri: str, num_rows: int, groups: Sequence[Any], wanted: Sequence[int], file_bytes: int
+    uri: str, num_rows: int, groups: Sequence[Any], leaves: Sequence[int], file_bytes: int
 ) -> None:
-    """Raise SourceError if a footer contradicts itself or the file.
+    """Raise SourceError if a footer contradicts itself or the file; leaves: column numbers.
 
     The plan is made from the footer: rows that do not exist would be planned and fail one by one.
     """
-    columns = [(group.num_rows, group.column(i)) for group in groups for i in wanted]
+    columns = [(group.num_rows, group.column(i)) for group in groups for i in leaves]
     if (
         not 0 <= num_rows <= _MAX_ROWS_PER_BYTE * file_bytes
         or any(group.num_rows < 0 for group in groups)

@@ -71,7 +71,7 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
             fileobj=_unpacked(stream), mode="r|", tarinfo=_StrictHeader, bufsize=_READ_BYTES
         ) as tar:
             while (header := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
+                tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile stores every header
                 if not 0 <= header.size <= end - header.offset_data:
                     raise tarfile.ReadError(
                         f"a header claims {header.size} bytes, and the tar may come to {end}"
@@ -108,7 +108,7 @@ def _member(tar: tarfile.TarFile, header: tarfile.TarInfo, max_bytes: int) -> Me
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """A header that raises an error where tarfile takes a damaged one for the end of the tar."""
+    """A header that raises an error if it is damaged; tarfile would treat it as the end."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictHeader:
@@ -127,7 +127,7 @@ class _StrictHeader(tarfile.TarInfo):
         """Return the header of one block.
 
         Raises:
-            tarfile.ReadError: The block is not a header, or one that is not supported.
+            tarfile.ReadError: The block is not a header, or an unsupported one.
         """
         try:
             header = super().frombuf(buf, encoding, errors)
