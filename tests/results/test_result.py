@@ -182,11 +182,11 @@ def predict_tar(folder, files):
 
 def test_selected_images_of_a_tar_are_read_without_its_rest(tmp_path, files):
     result = Result(Storage(), str(predict_tar(tmp_path, files)))
-    wanted = [f"all.tar#{NAMES[0]}"]
-    assert [image.image_id for image in result.images(result.done[0], wanted)] == wanted
+    image_ids = [f"all.tar#{NAMES[0]}"]
+    assert [image.image_id for image in result.images(result.done[0], image_ids)] == image_ids
     with (tmp_path / "tars" / "all.tar").open("r+b") as tar:
         tar.truncate(len(files[NAMES[0]]) + 1024)  # nothing after the first image is read
-    assert [image.failure for image in result.images(result.done[0], wanted)] == [None]
+    assert [image.failure for image in result.images(result.done[0], image_ids)] == [None]
 
 
 def test_overlays_show_masks_heatmaps_and_boxes(folder):

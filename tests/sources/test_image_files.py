@@ -44,20 +44,20 @@ def test_a_bad_file_fails_only_its_image(tmp_path: Path) -> None:
 
 def test_errors_of_one_file_are_failures_and_errors_of_the_store_are_raised(tmp_path: Path) -> None:
     items = put_files(str(tmp_path), 3)
-    answers: dict[str, StoreError] = {
+    errors: dict[str, StoreError] = {
         items[0].uri: store.ShortReadError("half"),
         items[1].uri: retry.AccessDeniedError("no"),
     }
 
     class Failing(Storage):
         def read_bytes(self, uri: str, max_bytes: int | None = None) -> bytes:
-            if uri in answers:
-                raise answers[uri]
+            if uri in errors:
+                raise errors[uri]
             return b"x"
 
     assert kinds(read(items, "images", storage=Failing())) == ["short_read", "denied", None]
     for fatal in (StoreError("gone"), store.CredentialsError("expired")):
-        answers[items[2].uri] = fatal
+        errors[items[2].uri] = fatal
         with pytest.raises(type(fatal), match=str(fatal)):
             read(items, "images", storage=Failing())
 

@@ -73,8 +73,8 @@ def test_a_reader_decodes_a_row_group_once_and_a_copy_starts_again(tmp_path: Pat
     assert len(opened) == 3
     for item in slices(path, 1):
         chunk = Chunk("0" * 16, (item,))
-        wanted = [f"a.parquet#{item.first_row}"]
-        assert [i.image_id for i in reader.read_some(chunk, wanted, LIMIT)] == wanted
+        image_ids = [f"a.parquet#{item.first_row}"]
+        assert [i.image_id for i in reader.read_some(chunk, image_ids, LIMIT)] == image_ids
     assert len(opened) == 6
     copied = copy.copy(reader)  # uses the same protocol as pickle
     assert read(slices(path, 15)[2:], "parquet", reader=copied)[-1].data == b"39"

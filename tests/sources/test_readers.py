@@ -60,6 +60,6 @@ def test_selected_images_equal_those_of_a_full_read(
     reader = ChunkReader(Storage(), key, "image")
     images = list(reader.read(chunk, LIMIT))
     assert sorted(image.data for image in images) == sorted(IMAGES.values())
-    wanted = {images[n].image_id for n in numbers}
-    selected = list(reader.read_some(chunk, wanted | {"of another chunk"}, LIMIT))
-    assert selected == [image for image in images if image.image_id in wanted]
+    image_ids = {images[n].image_id for n in numbers}
+    selected = list(reader.read_some(chunk, image_ids | {"of another chunk"}, LIMIT))
+    assert selected == [image for image in images if image.image_id in image_ids]
