@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.types import VOID_CLASS
-from cvbatch.datasets.schema import with_extras
+from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.evaluate.class_map import make_order
 from cvbatch.evaluate.columns import score_rows
 from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
@@ -115,7 +115,7 @@ def _agreements(order: Order, piece: Piece) -> list[dict[str, float]]:
 def _read(order: Order, piece: Piece, *extra: str) -> tuple[pa.Table, pa.Table]:
     """Return the compared columns of predictions and labels; of labels `extra` columns too."""
     columns = list(order.classes)
-    return read_piece(piece, ["image_id", "status", *columns], [*with_extras(columns), *extra])
+    return read_piece(piece, ["image_id", "status", *columns], [*expand_label_columns(columns), *extra])
 
 
 def _agreement(

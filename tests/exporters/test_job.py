@@ -112,7 +112,7 @@ def test_voc_comes_back_to_the_pixel(tmp_path, result, seen):
         back = np.array([box[1:] for box in boxes_of(found)]).reshape(-1, 4)
         assert np.array_equal(back, whole[~is_thin])
         assert np.abs(back - corners(said)[~is_thin]).max(initial=0) <= 0.5
-    lost = report.oddities.get("box_no_area")
+    lost = report.issues.get("box_no_area")
     assert (lost.count if lost else 0) == num_thin
 
 

@@ -146,8 +146,8 @@ def test_an_import_has_the_same_rows(case, tmp_path):
     out, predictions = case
     report, rows = imported("predictions", out, tmp_path / "labels", min_score=0.0)
     assert set(rows) == {key for key in predictions if predictions[key]}
-    assert report.oddities["failed"].count == 2
-    assert report.oddities["annotation_missing"].count >= 1
+    assert report.issues["failed"].count == 2
+    assert report.issues["annotation_missing"].count >= 1
     originals = dict(zip(predictions, FILES.values(), strict=False))
     for image_id, row in rows.items():
         prediction = predictions[image_id]
