@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.types import VOID_CLASS
+from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.evaluate.class_map import make_order
 from cvbatch.evaluate.columns import score_rows
 from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
