@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from cvbatch.core.errors import SourceError
 from cvbatch.core.tasks import CLASS_COLUMNS
-from cvbatch.datasets.schema import with_extras
+from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.evaluate import boxes, labels, masks
 from cvbatch.evaluate.join import Piece, read_piece
 from cvbatch.evaluate.metrics_table import Figure, Replicates
@@ -72,7 +72,9 @@ def score_piece(order: Order, piece: Piece) -> Scored:
         SourceError: a file cannot be read any more, or has rows that cvbatch never writes.
     """
     columns = list(order.classes)
-    predicted, truth = read_piece(piece, ["image_id", "status", *columns], with_extras(columns))
+    predicted, truth = read_piece(
+        piece, ["image_id", "status", *columns], expand_label_columns(columns)
+    )
     return score_rows(order, predicted, truth, piece.part_uri)
 
 

@@ -22,7 +22,7 @@ from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.core.types import ChunkRef
-from cvbatch.datasets.reader import files_of
+from cvbatch.datasets.reader import list_parquet_files
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
 from cvbatch.storage import store
@@ -94,7 +94,7 @@ def find_truth(storage: Storage, uris: Sequence[str], splits: Sequence[str] | No
         SourceError: there is no such file, the files differ in their classes, or no image is of a
             split.
     """
-    named = [file for uri in uris for file in files_of(storage, store.absolute(uri))]
+    named = [file for uri in uris for file in list_parquet_files(storage, store.absolute(uri))]
     if not named:
         raise SourceError(
             f"truth {', '.join(uris)} holds no labelled Parquet; import the data with cvbatch "

@@ -641,7 +641,10 @@ def test_a_parquet_file_that_lost_all_its_rows_leaves_none(archive: Archive) -> 
 @pytest.mark.parametrize(
     ("column", "why"),
     [
-        ({"jpeg": [b"x"], "n": [1]}, r"no column 'image' but \['jpeg', 'n'\]"),
+        (
+            {"jpeg": [b"x"], "n": [1]},
+            r"no column 'image'; set source.image_column to one of \['jpeg', 'n'\]",
+        ),
         ({"image": ["x"]}, "is string; it must be binary"),
         ({"image": [{"data": b"x"}]}, "must be binary"),
         ({"image": [{"bytes": "x"}]}, "must be binary"),
