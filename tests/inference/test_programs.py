@@ -104,7 +104,7 @@ def test_file_that_changes_after_hashing_is_refused(tmp_path):
     copy = model_files.download(Storage(), str(path), copies, digest)
     fake_file(path, b"another")
     assert hashlib.sha256(copy.read_bytes()).hexdigest() == digest
-    with pytest.raises(ModelError, match=f"not {digest}: .*changed while the job began"):
+    with pytest.raises(ModelError, match=f"not {digest}: .*changed while the job started"):
         model_files.download(Storage(), str(path), copies, digest)
 
 
@@ -167,7 +167,7 @@ class TestBuilding:
 
         stale_request = request(fake_file(tmp_path / "net.keras"))
         fake_file(tmp_path / "net.keras", b"another")
-        with pytest.raises(ModelError, match="changed while the job began"):
+        with pytest.raises(ModelError, match="changed while the job started"):
             build(Storage(), stale_request)
 
     def test_graph_that_litert_does_not_support_is_built_for_tensorflow(self, tmp_path):
