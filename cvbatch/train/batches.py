@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 BatchSource = Callable[[int, int], Iterator[Batch]]
 
 
-def padded(batch: Batch, size: int) -> Batch:
+def pad_batch(batch: Batch, size: int) -> Batch:
     """Return the batch with `size` rows, its real ones repeated as padding.
 
     Repeats, not zeros: what normalises by the batch's statistics must see images. A batch
@@ -44,7 +44,7 @@ def padded(batch: Batch, size: int) -> Batch:
     return Batch(batch.pixels[at], targets, batch.num_real)
 
 
-class Supply:
+class PaddedBatches:
     """Gives whole micro-batches for as long as it is asked: padding alone where images have ended.
 
     size: rows of a micro-batch. worker: the number of this one, for messages.
@@ -81,6 +81,6 @@ class Supply:
     def _keep(self, batch: Batch | None) -> Batch | None:
         if batch is None:
             return None
-        whole = padded(batch, self._size)
+        whole = pad_batch(batch, self._size)
         self._padding = whole._replace(num_real=0)
         return whole

@@ -6,7 +6,7 @@ from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError
 from cvbatch.distributed.memory import largest_batch, memory_of_each, training_need
 from cvbatch.distributed.resources import Allocation, Resources
-from cvbatch.train.network import Ready
+from cvbatch.train.network import BuiltNetwork
 
 
 def choose_workers(job: TrainJob, resources: Resources, begun_with: int | None) -> Allocation:
@@ -37,7 +37,7 @@ def choose_workers(job: TrainJob, resources: Resources, begun_with: int | None) 
     return Allocation("training", wanted, run.cpus_per_worker, gpus)
 
 
-def check_count(count: int, job: TrainJob, num_workers: int) -> None:
+def check_num_images(count: int, job: TrainJob, num_workers: int) -> None:
     """Refuse to train on `count` images where not even one step has all it takes.
 
     Raises:
@@ -52,7 +52,7 @@ def check_count(count: int, job: TrainJob, num_workers: int) -> None:
         )
 
 
-def check_memory(job: TrainJob, ready: Ready, wiring: Allocation, resources: Resources) -> None:
+def check_memory(job: TrainJob, ready: BuiltNetwork, wiring: Allocation, resources: Resources) -> None:
     """Refuse a batch that cannot fit a worker's memory.
 
     Raises:

@@ -55,19 +55,19 @@ class Replicas:
 
     def average(self, variables: Sequence[Variable]) -> None:
         """Give each variable the mean of its values in all replicas."""
-        self._assign("mean", variables, lambda v: summed(v, tf.distribute.ReduceOp.MEAN))
+        self._assign("mean", variables, lambda v: all_reduce(v, tf.distribute.ReduceOp.MEAN))
 
-    def copy_chief(self, variables: Sequence[Variable]) -> None:
+    def broadcast(self, variables: Sequence[Variable]) -> None:
         """Give each variable the value it has in the chief's first replica, to the bit."""
 
         def chosen(values: list[Tensor]) -> list[Tensor]:
             is_source = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
             # A sum of one value and zeros is that value.
-            return summed([tf.where(is_source, value, tf.zeros_like(value)) for value in values])
+            return all_reduce([tf.where(is_source, value, tf.zeros_like(value)) for value in values])
 
         self._assign("chief", variables, chosen)
 
-    def vary_seeds(self, states: Sequence[Variable]) -> None:
+    def offset_seeds(self, states: Sequence[Variable]) -> None:
         """Give replica r seeds that are r larger, so that no two drop the same units.
 
         states: of Keras' seed generators, equal in all replicas.
@@ -98,7 +98,7 @@ class Replicas:
         for variable, value in zip(variables, self._programs[key](), strict=True):
             variable.assign(self.first(value))
 
-    def gather(self, payload: bytes) -> list[bytes]:
+    def all_gather(self, payload: bytes) -> list[bytes]:
         """Return the payloads of all workers, in the order of their numbers."""
         if self.num_workers == 1:
             return [payload]
@@ -116,7 +116,7 @@ class Replicas:
         def add(table: Tensor) -> Tensor:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             is_first = replica % self.num_local == 0
-            return summed([tf.where(is_first, table, tf.zeros_like(table))])[0]
+            return all_reduce([tf.where(is_first, table, tf.zeros_like(table))])[0]
 
         key = ("gather", own.size)
         if key not in self._programs:
@@ -130,7 +130,7 @@ class Replicas:
         return program.get_concrete_function(*inputs)
 
 
-def summed(values: list[Tensor], how: Any = tf.distribute.ReduceOp.SUM) -> list[Tensor]:
+def all_reduce(values: list[Tensor], how: Any = tf.distribute.ReduceOp.SUM) -> list[Tensor]:
     """Return each value summed (or reduced as `how` says) over all replicas; call it in one."""
     context = tf.distribute.get_replica_context()
     result: list[Tensor] = list(values)

@@ -18,26 +18,26 @@ import tensorflow as tf
 from cvbatch.core.errors import ModelError, TrainingError
 from cvbatch.models.graph_surgery import calls_of, flatten, only_input, record_outputs
 from cvbatch.train.batches import Batch
-from cvbatch.train.phases import last_maps
+from cvbatch.train.phases import last_feature_maps
 
 _PIXELS = "pixels"  # the file of what the head reads in place of pixels; targets go by number
 
 
-class Split(NamedTuple):
+class SplitNetwork(NamedTuple):
     """A network in two that share its layers: head(base(x)) is the network's answer."""
 
     base: keras.Model  # (B, H, W, 3) → (B, h, w, c)
     head: keras.Model  # (B, h, w, c) → what the network answers
 
 
-def split(network: keras.Model) -> Split:
+def split_network(network: keras.Model) -> SplitNetwork:
     """Return a network cut at its last feature map.
 
     Raises:
         ModelError: the head reads more than that one map.
     """
     graph = flatten(network)
-    maps = last_maps(graph)
+    maps = last_feature_maps(graph)
     now: dict[int, Any] = {}
     if len(maps) == 1:
         inputs = keras.Input(maps[0].shape[1:], name="features", dtype=maps[0].dtype)
@@ -53,10 +53,10 @@ def split(network: keras.Model) -> Split:
         )
     outputs = keras.tree.map_structure(lambda tensor: now[id(tensor)], graph.output)
     head = keras.Model(inputs, outputs, name=network.name)
-    return Split(keras.Model(only_input(graph), maps[0], name=network.name), head)
+    return SplitNetwork(keras.Model(only_input(graph), maps[0], name=network.name), head)
 
 
-class Spool:
+class FeatureCache:
     """Features and targets of a data set, in files of one row an image.
 
     names: of the targets. Read it from as many epochs as needed; the files are the caller's to
@@ -88,7 +88,7 @@ class Spool:
         return Batch(held.pop(_PIXELS), held, len(at))
 
 
-def spool(base: keras.Model, batches: Iterable[Batch], folder: Path) -> Spool:
+def cache_features(base: keras.Model, batches: Iterable[Batch], folder: Path) -> FeatureCache:
     """Return the base's answers to all batches, and their targets, written into a folder.
 
     Padding is left out. Only one batch is in memory at a time.
@@ -113,7 +113,7 @@ def spool(base: keras.Model, batches: Iterable[Batch], folder: Path) -> Spool:
         writer.close()
     if not arrays:
         raise TrainingError("there is no image to compute features of; check the training split")
-    return Spool(folder, arrays)
+    return FeatureCache(folder, arrays)
 
 
 class _Writer:

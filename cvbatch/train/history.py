@@ -80,7 +80,7 @@ def write_tensorboard(rows: Sequence[Row], folder: Path) -> None:
                     writer.add_scalar(key, value, row["step"])
 
 
-def line(row: Row) -> str:
+def format_row(row: Row) -> str:
     """Return what is said of an epoch on a terminal."""
     said = [f"epoch {row['epoch']}", f"step {row['step']}", f"{row['seconds']:.0f} s"]
     return " · ".join(

@@ -34,7 +34,7 @@ _AHEAD = 2  # batches that are ready before they are asked for
 _READING = 8  # row groups that are asked of the store at once
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """Which part of every step is this worker's."""
 
     worker: int
@@ -43,7 +43,7 @@ class Share(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Laying:
+class DecodeSpec:
     """How rows become examples."""
 
     wanted: Wanted
@@ -53,13 +53,13 @@ class Laying:
     threads: int = 1
 
 
-class Reader:
+class ExampleReader:
     """Reads and decodes a worker's images; notes those that cannot be used.
 
     failures: image_id → why, of all images this worker met so far.
     """
 
-    def __init__(self, split: Split, laying: Laying, share: Share) -> None:
+    def __init__(self, split: Split, laying: DecodeSpec, share: Shard) -> None:
         self.failures: dict[str, Failure] = {}
         self.split, self.share = split, share
         self._laying = laying
@@ -148,7 +148,7 @@ class Reader:
         return example
 
 
-class Scales(NamedTuple):
+class SizeSchedule(NamedTuple):
     """The sizes that the input takes in turn; a step's is the same on every worker."""
 
     sizes: tuple[tuple[int, int], ...]  # (height, width)
@@ -170,12 +170,12 @@ class TrainingBatches:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: ExampleReader,
         targets: Callable[[Sequence[TrainingExample]], dict[str, np.ndarray]],
         augmentation: Augmentation | None,
         seed: int,
         pool_images: int,
-        scales: Scales | None = None,
+        scales: SizeSchedule | None = None,
     ) -> None:
         self._reader, self._targets, self._augmentation = reader, targets, augmentation
         self._seed, self._pool_images, self._scales = seed, pool_images, scales
@@ -189,13 +189,13 @@ class TrainingBatches:
 
         augmentation = self._augmentation
         if augmentation is None:
-            return ahead(self._made(self._reader.batches(order, first, None), epoch, first))
+            return prefetch(self._made(self._reader.batches(order, first, None), epoch, first))
 
         def varied(example: TrainingExample, place: int) -> TrainingExample:
             # The place in the epoch's order, not in the worker's: the split changes no image.
             return augmentation.apply([example], epoch, place)[0]
 
-        return ahead(self._made(self._reader.batches(order, first, varied), epoch, first))
+        return prefetch(self._made(self._reader.batches(order, first, varied), epoch, first))
 
     def _made(
         self, batches: Iterable[list[TrainingExample]], epoch: int, first: int
@@ -232,14 +232,14 @@ class TrainingBatches:
         return self._spare
 
 
-def judged(reader: Reader) -> Iterator[tuple[np.ndarray, Sequence[TrainingExample]]]:
+def validation_batches(reader: ExampleReader) -> Iterator[tuple[np.ndarray, Sequence[TrainingExample]]]:
     """Yield this worker's share of a split in its order: pixels (B, H, W, C) and examples."""
-    for examples in ahead(reader.batches(in_order(reader.split), 0, None)):
+    for examples in prefetch(reader.batches(in_order(reader.split), 0, None)):
         if examples:
             yield np.stack([example.pixels for example in examples]), examples
 
 
-def ahead(values: Iterator[T]) -> Iterator[T]:
+def prefetch(values: Iterator[T]) -> Iterator[T]:
     """Yield the values, the next ones made meanwhile in another thread."""
     nothing = object()
     pool = ThreadPoolExecutor(1)

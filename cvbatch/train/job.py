@@ -31,7 +31,7 @@ from cvbatch.models import model_files
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 from cvbatch.train import network
-from cvbatch.train.capacity import check_count, check_memory, choose_workers
+from cvbatch.train.capacity import check_num_images, check_memory, choose_workers
 
 _BEGUN = "_cvbatch/begun.keras"
 _RUN = "_cvbatch/training"  # Ray Train's own: its checkpoints
@@ -75,12 +75,12 @@ class _State:
 
     fingerprint: str
     workers: int
-    ready: network.Ready
+    ready: network.BuiltNetwork
     done: dict[str, Any] | None = None  # the summary of the complete run
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> _State:
-        ready = network.Ready(**raw["ready"] | {"image_size": tuple(raw["ready"]["image_size"])})
+        ready = network.BuiltNetwork(**raw["ready"] | {"image_size": tuple(raw["ready"]["image_size"])})
         return cls(**raw | {"ready": ready})
 
 
@@ -109,7 +109,7 @@ def train(
         if state is not None and state.done is not None:
             return TrainSummary(**{**state.done, "is_new": False})
         wiring = choose_workers(job, resources, state.workers if state else None)
-        check_count(len(data.splits["train"]), job, wiring.num_actors)
+        check_num_images(len(data.splits["train"]), job, wiring.num_actors)
         with tempfile.TemporaryDirectory(prefix="cvbatch-begun-") as folder:
             begun = None
             with _asked(job, data, listener) if joins_a_cluster() else nullcontext():
@@ -211,7 +211,7 @@ def _begin(job: TrainJob, data: Labelled, identity: str, wiring: Allocation, beg
     anchors = None
     if job.model.fits_anchors:
         anchors = _anchors(data.splits["train"], job)
-    ready = network.make_ready(job, data.classes, anchors, begun)
+    ready = network.build_network(job, data.classes, anchors, begun)
     return _State(identity, wiring.num_actors, ready)
 
 

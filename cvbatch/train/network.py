@@ -28,7 +28,7 @@ _FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Ready:
+class BuiltNetwork:
     """What the driver must know of a network that is ready to learn."""
 
     image_size: tuple[int, int]  # height, width
@@ -40,9 +40,9 @@ class Ready:
     optimizer_slots: int
 
 
-def make_ready(
+def build_network(
     job: TrainJob, classes: Sequence[str], anchors: Sequence[Sequence[float]] | None, file: Path
-) -> Ready:
+) -> BuiltNetwork:
     """Build the job's network and save it in `file`, in a process that ends and takes its memory.
 
     anchors: what the data's boxes are like, for a detector that takes them from there.
@@ -52,7 +52,7 @@ def make_ready(
             or its metric.
     """
     building = ChildProcess(
-        _make_ready,
+        _build_network,
         job,
         tuple(classes),
         anchors,
@@ -62,12 +62,12 @@ def make_ready(
     return building.result(f"builds model {job.model.model!r}", "choose a smaller one or make room")
 
 
-def _make_ready(
+def _build_network(
     job: TrainJob,
     classes: tuple[str, ...],
     anchors: Sequence[Sequence[float]] | None,
     file: Path,
-) -> Ready:
+) -> BuiltNetwork:
     import keras
 
     from cvbatch.models import cost
@@ -85,16 +85,16 @@ def _make_ready(
     size = _image_size(job, model)
     model = _plain(model)
     model.save(file)
-    learner = learner_of(job, model, len(classes))
-    needed = cost.compute_cost(_at_its_largest(job, model, learner.trained))
+    learner = make_learner(job, model, len(classes))
+    needed = cost.compute_cost(_at_its_largest(job, model, learner.training_model))
     trainable = []
     for phase in phases(job.training):
-        freeze(learner.trained, phase)
-        trainable.append(sum(math.prod(v.shape) for v in learner.trained.trainable_weights))
+        freeze(learner.training_model, phase)
+        trainable.append(sum(math.prod(v.shape) for v in learner.training_model.trainable_weights))
     is_whole = job.training.recipe == "scratch" or "all" in (
         phase.part for phase in phases(job.training)
     )
-    return Ready(
+    return BuiltNetwork(
         image_size=size,
         channels=int(model.inputs[0].shape[3]),
         metric=learner.metric,
@@ -200,7 +200,7 @@ def _plain(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs[0], output, name=model.name)
 
 
-def learner_of(job: TrainJob, model: keras.Model, num_classes: int) -> Learner:
+def make_learner(job: TrainJob, model: keras.Model, num_classes: int) -> Learner:
     """Return how a model learns the job's task, with the metric the job chooses by.
 
     Raises:
@@ -212,7 +212,7 @@ def learner_of(job: TrainJob, model: keras.Model, num_classes: int) -> Learner:
     entry = LEARNERS[job.model.task]
     learner = entry.build(model, num_classes, **entry.options(job))
     if job.training.metric is not None:
-        known = list(learner.summarize(learner.nothing()))
+        known = list(learner.summarize(learner.empty_metrics()))
         if job.training.metric not in known:
             raise ConfigError(
                 f"training.metric: {job.training.metric!r} is not measured for "

@@ -68,7 +68,7 @@ class WarmUp(schedules.LearningRateSchedule):  # type: ignore[misc]  # Keras is 
         return cls(config["peak"], config["steps"], after)
 
 
-def learning_rate(how: Optimization, peak: float, steps: int) -> WarmUp:
+def make_schedule(how: Optimization, peak: float, steps: int) -> WarmUp:
     """Return the rate over the steps of a phase: it rises to its peak, then goes as `how` says.
 
     constant: stays. linear: falls to `final` · peak in a straight line. cosine: falls there along

@@ -93,10 +93,10 @@ def base_layers(graph: keras.Model) -> set[int]:
     Raises:
         ModelError: the network has no weights.
     """
-    return {id(layer) for layer in keras.Model(graph.input, last_maps(graph)).layers}
+    return {id(layer) for layer in keras.Model(graph.input, last_feature_maps(graph)).layers}
 
 
-def last_maps(graph: keras.Model) -> list[Tensor]:  # each (B, h, w, c)
+def last_feature_maps(graph: keras.Model) -> list[Tensor]:  # each (B, h, w, c)
     """Return the feature maps that the head of a flat network reads.
 
     Raises:

@@ -89,7 +89,7 @@ def _tell(rows: list[Row], told: int, hear: Callable[[str, Row], None]) -> int:
     for row in rows:
         if row["epoch"] > told:
             told = row["epoch"]
-            hear(history.line(row), row)
+            hear(history.format_row(row), row)
     return told
 
 

@@ -25,8 +25,8 @@ from cvbatch.train import history, network
 from cvbatch.train.augmentation import Augmentation
 from cvbatch.train.batches import Batch
 from cvbatch.train.collectives import Replicas
-from cvbatch.train.feature_cache import split, spool
-from cvbatch.train.input_pipeline import Laying, Reader, Scales, Share, TrainingBatches, judged
+from cvbatch.train.feature_cache import split_network, cache_features
+from cvbatch.train.input_pipeline import DecodeSpec, ExampleReader, SizeSchedule, Shard, TrainingBatches, validation_batches
 from cvbatch.train.trainer import Event, Plan, Trainer
 from cvbatch.train.validation import Validator
 
@@ -56,9 +56,9 @@ class TrainingWorker:
         self._begun = store.fetch(lessons.begun_uri)
         with self._replicas.strategy.scope():
             model = network.load(self._begun, job.model.model, job.training.precision)
-            self._learner = network.learner_of(job, model, len(lessons.data.classes))
-        self._share = Share(self._replicas.worker, lessons.num_workers, job.training.batch_size)
-        self._laying = Laying(
+            self._learner = network.make_learner(job, model, len(lessons.data.classes))
+        self._share = Shard(self._replicas.worker, lessons.num_workers, job.training.batch_size)
+        self._laying = DecodeSpec(
             wanted=lessons.wanted,
             key=InputKey(*lessons.image_size, job.model.resize),
             limits=Limits(job.source.max_bytes, job.source.max_pixels),
@@ -66,13 +66,13 @@ class TrainingWorker:
             threads=threads,
         )
         self._readers = {
-            name: Reader(split, self._laying, self._share)
+            name: ExampleReader(split, self._laying, self._share)
             for name, split in lessons.data.splits.items()
         }
         if sizes := job.training.image_sizes:
             largest = InputKey(*max(sizes, key=math.prod), job.model.resize)
             laying = replace(self._laying, key=largest)
-            self._readers["train"] = Reader(lessons.data.splits["train"], laying, self._share)
+            self._readers["train"] = ExampleReader(lessons.data.splits["train"], laying, self._share)
 
     def learn(self) -> dict[str, Any]:
         """Train, judge, leave the model in the sink; return what the run came to.
@@ -96,7 +96,7 @@ class TrainingWorker:
                 self._learner,
                 plan,
                 folder=self._folder / "checkpoints",
-                validation=None if validation is None else lambda: judged(validation),
+                validation=None if validation is None else lambda: validation_batches(validation),
                 replicas=self._replicas,
                 listener=self._hear,
                 resume=resume,
@@ -130,24 +130,24 @@ class TrainingWorker:
             targets = self._learner.targets
             seed, pool = training.seed, training.shuffle_images
             return {"feed": TrainingBatches(reader, targets, used, seed, pool, self._scales())}
-        parts = split(self._learner.trained)
+        parts = split_network(self._learner.training_model)
         batches = (
             Batch(pixels, self._learner.targets(examples), len(examples))
-            for pixels, examples in judged(reader)
+            for pixels, examples in validation_batches(reader)
         )
-        kept = spool(parts.base, batches, self._folder / "features")
+        kept = cache_features(parts.base, batches, self._folder / "features")
         size = training.batch_size
         return {
             "feed": lambda epoch, first: kept.batches(size, training.seed, epoch, first),
             "network": parts.head,
         }
 
-    def _scales(self) -> Scales | None:
+    def _scales(self) -> SizeSchedule | None:
         training = self._lessons.job.training
         if training.image_sizes is None:
             return None
         steps = self._lessons.steps_per_epoch
-        return Scales(tuple(training.image_sizes), training.seed, training.accumulate, steps)
+        return SizeSchedule(tuple(training.image_sizes), training.seed, training.accumulate, steps)
 
     @contextmanager
     def _last_checkpoint(self) -> Iterator[Path | None]:
@@ -185,9 +185,9 @@ class TrainingWorker:
                 found[name] = {k: None if v != v else v for k, v in figures.items()}
         return found
 
-    def _judge(self, reader: Reader) -> dict[str, float]:
+    def _judge(self, reader: ExampleReader) -> dict[str, float]:
         return Validator(
-            self._learner, self._learner.model, lambda: judged(reader), self._replicas
+            self._learner, self._learner.model, lambda: validation_batches(reader), self._replicas
         )()
 
     def _failures(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class TrainingWorker:
             for name, failure in reader.failures.items()
         }
         told: dict[str, str] = {}
-        for said in self._replicas.gather(json.dumps(own).encode()):
+        for said in self._replicas.all_gather(json.dumps(own).encode()):
             told |= json.loads(said)
         return {"count": len(told), "such_as": dict(sorted(told.items())[:_TOLD_FAILURES])}
 

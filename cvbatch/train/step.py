@@ -17,7 +17,7 @@ from keras import ops
 from cvbatch.core.errors import TrainingError
 from cvbatch.models import graph_surgery
 from cvbatch.train.batches import Batch
-from cvbatch.train.collectives import Replicas, summed
+from cvbatch.train.collectives import Replicas, all_reduce
 from cvbatch.train.learners.base import Learner
 
 Tensor = Any  # of Keras or of TensorFlow, or one for each replica
@@ -29,7 +29,7 @@ _FIRST_LOSS_SCALE = 2.0**15
 _GROWTH_STEPS = 2000
 
 
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """What a step came to, the same on every worker."""
 
     loss: float  # the weighted sum of its parts, and the network's regularisation
@@ -89,7 +89,7 @@ class Step:
         """Return the rate of the next update."""
         return float(ops.convert_to_numpy(self.optimizer.learning_rate))
 
-    def __call__(self, batches: Sequence[Batch]) -> Outcome:
+    def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """Move the weights by one update; return what the step came to.
 
         batches: this worker's micro-batches, all of one shape; the same number and shape on
@@ -106,7 +106,7 @@ class Step:
             self._programs[shape] = program.get_concrete_function(*fed)
         parts, numbers, is_applied = self._programs[shape](*fed)
         loss, num_images, norm = numbers.numpy().tolist()
-        outcome = Outcome(
+        outcome = StepResult(
             loss,
             {name: float(part) for name, part in parts.items()},
             round(num_images),
@@ -116,7 +116,7 @@ class Step:
         self._require_sense(outcome)
         return outcome
 
-    def _require_sense(self, outcome: Outcome) -> None:
+    def _require_sense(self, outcome: StepResult) -> None:
         if not np.isfinite(outcome.loss):
             parts = ", ".join(f"{name} {value:g}" for name, value in outcome.parts.items())
             raise TrainingError(
@@ -193,7 +193,7 @@ class Step:
         weights: Tensor,  # (n, B)
     ) -> Tree:
         """Return parts of the loss, (loss, images, norm) and gradients, over all replicas."""
-        (num_images,) = summed([tf.reduce_sum(weights)])
+        (num_images,) = all_reduce([tf.reduce_sum(weights)])
         count = pixels.shape[0]
 
         def micro(at: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -211,7 +211,7 @@ class Step:
                 (tf.constant(1), sums, slopes),
                 parallel_iterations=1,
             )  # fmt: skip
-        (loss, *parts), slopes = tf.nest.pack_sequence_as((sums, slopes), summed([*sums, *slopes]))
+        (loss, *parts), slopes = tf.nest.pack_sequence_as((sums, slopes), all_reduce([*sums, *slopes]))
         slopes = [slope / self._loss_scale.value for slope in slopes]
         norm = tf.linalg.global_norm(slopes)
         if self._clip_norm is not None:

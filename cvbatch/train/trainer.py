@@ -16,15 +16,15 @@ import keras
 import numpy as np
 
 from cvbatch.core.errors import TrainingError
-from cvbatch.train.batches import Batch, BatchSource, Supply
+from cvbatch.train.batches import Batch, BatchSource, PaddedBatches
 from cvbatch.train.checkpoints import Checkpoints, Progress, restore
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.history import Row
 from cvbatch.train.learners.base import Learner
-from cvbatch.train.optimizers import Optimization, learning_rate, make_optimizer
+from cvbatch.train.optimizers import Optimization, make_schedule, make_optimizer
 from cvbatch.train.phases import Phase, freeze, moving_statistics
-from cvbatch.train.step import Outcome, Step
-from cvbatch.train.validation import Validation, Validator
+from cvbatch.train.step import StepResult, Step
+from cvbatch.train.validation import ValidationBatches, Validator
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Trainer:
         feed: BatchSource,
         folder: Path,
         *,
-        validation: Validation | None = None,
+        validation: ValidationBatches | None = None,
         replicas: Replicas | None = None,
         listener: Callable[[Event], None] = lambda event: None,
         resume: Path | None = None,
@@ -87,15 +87,15 @@ class Trainer:
     ) -> None:
         self._learner, self._plan, self._listener = learner, plan, listener
         self._replicas = replicas or Replicas()
-        self._network = network or learner.trained
-        self._supply = Supply(feed, plan.batch_size, self._replicas.worker)
+        self._network = network or learner.training_model
+        self._supply = PaddedBatches(feed, plan.batch_size, self._replicas.worker)
         self._judging: Validator | None = None
         if validation is not None:
             self._judging = Validator(learner, judged or learner.model, validation, self._replicas)
         described = plan.as_json(self._replicas.num_workers)
         self._checkpoints = Checkpoints(folder, plan.keep, described)
         self._resume = resume
-        views = (learner.trained, learner.model)
+        views = (learner.training_model, learner.model)
         found = {id(v): v for view in views for v in view.variables}
         self._variables = list(found.values())
         weights = {id(weight) for view in views for weight in view.weights}
@@ -129,27 +129,27 @@ class Trainer:
             if source is not None:
                 self.progress, arrays = self._checkpoints.read(source, self._variables)
                 said = json.dumps(asdict(self.progress)).encode()
-        if said := self._replicas.gather(said)[0]:
+        if said := self._replicas.all_gather(said)[0]:
             self.progress = Progress(**json.loads(said))
         self._make_step()
         if source is not None:
             restore(self._step.variables, arrays, source)
-        self._replicas.copy_chief(self._step.variables)
+        self._replicas.broadcast(self._step.variables)
         self._share_network()
 
     def _share_network(self) -> None:
-        self._replicas.copy_chief(self._variables)
-        self._replicas.vary_seeds(self._seeds)
+        self._replicas.broadcast(self._variables)
+        self._replicas.offset_seeds(self._seeds)
 
     def _make_step(self) -> None:
         phase, how = self._phase, self._plan.optimization
-        if self._network is self._learner.trained:
+        if self._network is self._learner.training_model:
             freeze(self._network, phase)
         else:
             self._network.trainable = True
         steps = phase.epochs * self._plan.steps_per_epoch
         with self._replicas.strategy.scope():
-            rate = learning_rate(how, phase.learning_rate, steps)
+            rate = make_schedule(how, phase.learning_rate, steps)
             optimizer = make_optimizer(how, rate)
         self._step = Step(self._learner, self._network, optimizer, self._replicas, how.clip_norm)
 
@@ -198,7 +198,7 @@ class Trainer:
         is_best = self._note(row)
         self._listener(Event(row, self._checkpoint(is_best=is_best)))
 
-    def _one_step(self, batches: list[Batch]) -> Outcome:
+    def _one_step(self, batches: list[Batch]) -> StepResult:
         where = f"step {self.progress.step + 1}, epoch {self.progress.epoch + 1}"
         try:
             outcome = self._step(batches)
@@ -211,7 +211,7 @@ class Trainer:
             )
         return outcome
 
-    def _add(self, outcome: Outcome, seconds: float, waited: float) -> None:
+    def _add(self, outcome: StepResult, seconds: float, waited: float) -> None:
         images = outcome.num_images
         told = {f"loss_{name}": value * images for name, value in outcome.parts.items()}
         told |= {"loss": outcome.loss * images, "images": images}

@@ -15,7 +15,7 @@ from cvbatch.train.collectives import Replicas
 from cvbatch.train.learners.base import Learner
 
 # This worker's images, (B, H, W, C), or features of them, with their labels. Asked every epoch.
-Validation = Callable[[], Iterable[tuple[np.ndarray, Sequence[TrainingExample]]]]
+ValidationBatches = Callable[[], Iterable[tuple[np.ndarray, Sequence[TrainingExample]]]]
 
 
 class Validator:
@@ -25,7 +25,7 @@ class Validator:
     """
 
     def __init__(
-        self, learner: Learner, network: keras.Model, validation: Validation, replicas: Replicas
+        self, learner: Learner, network: keras.Model, validation: ValidationBatches, replicas: Replicas
     ) -> None:
         self._learner, self._validation, self._replicas = learner, validation, replicas
         self._answer = tf.function(
@@ -38,14 +38,14 @@ class Validator:
         Raises:
             TrainingError: no worker has an image, or the metric of the best is not among them.
         """
-        own, num_images = self._learner.nothing(), 0
+        own, num_images = self._learner.empty_metrics(), 0
         for pixels, examples in self._validation():
             outputs = self._answer(tf.cast(pixels, tf.float32))
             arrays = tf.nest.map_structure(lambda tensor: tensor.numpy(), outputs)
-            own = own.merge(self._learner.measure(arrays, examples))
+            own = own.merge(self._learner.evaluate(arrays, examples))
             num_images += len(examples)
         payload = json.dumps([num_images, own.to_state()]).encode()
-        told = [json.loads(said) for said in self._replicas.gather(payload)]
+        told = [json.loads(said) for said in self._replicas.all_gather(payload)]
         if not sum(count for count, _ in told):
             raise TrainingError(
                 "there is no image to validate on; check the validation split, or leave it out"

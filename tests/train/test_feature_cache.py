@@ -9,7 +9,7 @@ from keras import layers
 
 from cvbatch.core.errors import ModelError, TrainingError
 from cvbatch.models.detectors import localizer, training_view
-from cvbatch.train.feature_cache import split, spool
+from cvbatch.train.feature_cache import split_network, cache_features
 from cvbatch.train.optimizers import Optimization
 from cvbatch.train.phases import Phase, freeze
 from cvbatch.train.step import Step
@@ -30,7 +30,7 @@ def batches_of(pixels, colour, size):
 
 def test_no_image_is_no_data_set(tmp_path):
     with pytest.raises(TrainingError, match="no image"):
-        spool(split(toy_trainings.plain()).base, [], tmp_path)
+        cache_features(split_network(toy_trainings.plain()).base, [], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_head_of_base_is_the_network(build):
     model = build()
     size = model.input_shape[1:3]
     pixels = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)).astype(np.float32)
-    base, head = split(model)
+    base, head = split_network(model)
     whole, joined = model(pixels), head(base(pixels))
 
     keras.tree.map_structure(
@@ -62,14 +62,14 @@ def test_a_head_that_reads_more_than_one_map_is_refused():
     side = layers.Dense(2)(layers.GlobalAveragePooling2D()(early))
     model = keras.Model(inputs, {"scores": layers.Dense(2)(late), "side": side})
     with pytest.raises(ModelError, match="take the recipe frozen"):
-        split(model)
+        split_network(model)
 
 
 def test_a_spool_holds_every_image_once_in_any_order(tmp_path):
     made = toy_trainings.images(11)
-    base, _ = split(toy_trainings.plain())
+    base, _ = split_network(toy_trainings.plain())
     padding = toy_trainings.batch_of(*toy_trainings.images(4, seed=9), num_real=0)
-    spooled = spool(base, [*batches_of(*made, 4), padding], tmp_path / "features")
+    spooled = cache_features(base, [*batches_of(*made, 4), padding], tmp_path / "features")
     expected = np.asarray(base(made[0].astype(np.float32)))
     in_order = list(spooled.in_order(5))
 
@@ -91,9 +91,9 @@ def test_a_spool_holds_every_image_once_in_any_order(tmp_path):
 def test_a_head_learns_on_features_what_it_learns_behind_its_base(tmp_path):
     ours, theirs = toy_trainings.normalized(), toy_trainings.normalized()
     made = toy_trainings.images(32)
-    base, head = split(ours)
+    base, head = split_network(ours)
     freeze(theirs, Phase("head", "head", 1, 0.1))
-    spooled = spool(base, batches_of(*made, 8), tmp_path)
+    spooled = cache_features(base, batches_of(*made, 8), tmp_path)
     steps = [
         Step(toy_trainings.ColourLearner(model), network, keras.optimizers.Adam(0.01))
         for model, network in ((ours, head), (theirs, theirs))
@@ -108,11 +108,11 @@ def test_a_head_learns_on_features_what_it_learns_behind_its_base(tmp_path):
 
 def test_a_whole_training_on_features(tmp_path):
     model = toy_trainings.normalized()
-    base, head = split(model)
+    base, head = split_network(model)
     before = base.get_weights()
-    spooled = spool(base, batches_of(*toy_trainings.images(48), 16), tmp_path / "train")
+    spooled = cache_features(base, batches_of(*toy_trainings.images(48), 16), tmp_path / "train")
     made = toy_trainings.images(24, seed=5)
-    judged = spool(base, batches_of(*made, 16), tmp_path / "validation")
+    judged = cache_features(base, batches_of(*made, 16), tmp_path / "validation")
     examples = toy_trainings.examples_of(*made)
 
     def validation():
@@ -144,4 +144,4 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr("cvbatch.train.feature_cache._Writer.add", full)
     with pytest.raises(TrainingError, match=r"features cannot be written .*No space left"):
-        spool(split(toy_trainings.plain()).base, batches_of(*toy_trainings.images(4), 4), tmp_path)
+        cache_features(split_network(toy_trainings.plain()).base, batches_of(*toy_trainings.images(4), 4), tmp_path)

@@ -98,6 +98,6 @@ def test_tensorboard_gets_every_number(tmp_path):
 
 
 def test_a_line_says_what_a_person_wants():
-    said = history.line(rows_of(1)[0])
+    said = history.format_row(rows_of(1)[0])
 
     assert said == "epoch 1 · step 10 · 2 s · learning_rate 0.1 · loss 2"

@@ -10,18 +10,18 @@ from cvbatch.datasets.reader import Labelled, Wanted, find_labelled
 from cvbatch.images.decode import Limits
 from cvbatch.train.augmentation import Augmentation
 from cvbatch.train.input_pipeline import (
-    Laying,
-    Reader,
-    Scales,
-    Share,
+    DecodeSpec,
+    ExampleReader,
+    SizeSchedule,
+    Shard,
     TrainingBatches,
-    ahead,
-    judged,
+    prefetch,
+    validation_batches,
 )
 from tests.support import datasets
 
 WANTED = Wanted("labels", True)
-LAYING = Laying(WANTED, InputKey(8, 8, "stretch"), Limits())
+LAYING = DecodeSpec(WANTED, InputKey(8, 8, "stretch"), Limits())
 COUNT = 21
 
 
@@ -37,7 +37,7 @@ def data(tmp_path_factory) -> Labelled:
 
 
 def feed(data, worker, workers, batch, augmentation=None, laying=LAYING, pool=10):
-    reader = Reader(data.splits["train"], laying, Share(worker, workers, batch))
+    reader = ExampleReader(data.splits["train"], laying, Shard(worker, workers, batch))
 
     def targets(examples):
         return {"label": np.array([example.class_ids[0] for example in examples])}
@@ -85,7 +85,7 @@ def test_it_goes_on_from_any_batch(data, first):
 
 def test_targets_belong_to_their_images(data):
     train = data.splits["train"]
-    reader = Reader(train, LAYING, Share(0, 1, COUNT))
+    reader = ExampleReader(train, LAYING, Shard(0, 1, COUNT))
     (examples,) = reader.batches(in_order(train), 0, None)
     of_image = {e.pixels.tobytes(): e.class_ids[0] for e in examples}
     for batch in feed(data, 0, 1, 4)(0, 0):
@@ -95,8 +95,8 @@ def test_targets_belong_to_their_images(data):
 
 
 def test_workers_judge_every_image_once(data):
-    readers = [Reader(data.splits["train"], LAYING, Share(w, 3, 2)) for w in range(3)]
-    ids = [e.image_id for reader in readers for _, found in judged(reader) for e in found]
+    readers = [ExampleReader(data.splits["train"], LAYING, Shard(w, 3, 2)) for w in range(3)]
+    ids = [e.image_id for reader in readers for _, found in validation_batches(reader) for e in found]
     assert len(ids) == len(set(ids)) == COUNT
 
 
@@ -104,8 +104,8 @@ SIZES = ((8, 8), (16, 8), (24, 24))
 
 
 def scaled_feed(data, worker, workers, batch, **of_step):
-    reader = Reader(data.splits["train"], LAYING, Share(worker, workers, batch))
-    scales = Scales(SIZES, seed=2, **of_step)
+    reader = ExampleReader(data.splits["train"], LAYING, Shard(worker, workers, batch))
+    scales = SizeSchedule(SIZES, seed=2, **of_step)
     return TrainingBatches(reader, lambda examples: {}, None, 4, 10, scales)
 
 
@@ -136,12 +136,12 @@ def test_resumed_behind_its_images_a_worker_pads_in_the_steps_size(data):
 
 
 def test_an_image_that_cannot_be_used_is_left_out_and_noted(data):
-    small = Laying(WANTED, InputKey(8, 8, "stretch"), Limits(max_pixels=10))
+    small = DecodeSpec(WANTED, InputKey(8, 8, "stretch"), Limits(max_pixels=10))
     one = feed(data, 0, 1, 8, laying=small)
     with pytest.raises(TrainingError, match="none of the first 8 images can be used, such as"):
         list(one(0, 0))
     train = data.splits["train"]
-    half = Reader(train, LAYING, Share(0, 1, 8))
+    half = ExampleReader(train, LAYING, Shard(0, 1, 8))
     real = half._laid
     half._laid = lambda row: real(row._replace(data=b"") if "dog" in row.image_id else row)
     left = [e.image_id for found in half.batches(in_order(train), 0, None) for e in found]
@@ -151,7 +151,7 @@ def test_an_image_that_cannot_be_used_is_left_out_and_noted(data):
 
 
 def test_a_network_that_takes_grey_gets_it(data):
-    grey = Laying(WANTED, InputKey(8, 8, "stretch"), Limits(), channels=1)
+    grey = DecodeSpec(WANTED, InputKey(8, 8, "stretch"), Limits(), channels=1)
     colour, luma = (next(iter(feed(data, 0, 1, 8, laying=one)(0, 0))) for one in (LAYING, grey))
     expected = colour.pixels @ np.array([0.299, 0.587, 0.114])
     assert luma.pixels.shape == (8, 8, 8, 1)
@@ -159,14 +159,14 @@ def test_a_network_that_takes_grey_gets_it(data):
 
 
 def test_ahead_gives_what_it_is_given_and_passes_errors_on():
-    assert list(ahead(iter(()))) == []
-    assert list(ahead(iter(range(9)))) == list(range(9))
+    assert list(prefetch(iter(()))) == []
+    assert list(prefetch(iter(range(9)))) == list(range(9))
 
     def broken():
         yield 1
         raise ValueError("broken")
 
-    values = ahead(broken())
+    values = prefetch(broken())
     assert next(values) == 1
     with pytest.raises(ValueError, match="broken"):
         next(values)

@@ -13,7 +13,7 @@ from cvbatch.train.optimizers import (
     OPTIMIZERS,
     Optimization,
     WarmUp,
-    learning_rate,
+    make_schedule,
     make_optimizer,
 )
 
@@ -25,7 +25,7 @@ PEAK, STEPS, WARM = 0.4, 50, 10
 
 
 def rates(how, steps=STEPS):
-    schedule = learning_rate(how, PEAK, steps)
+    schedule = make_schedule(how, PEAK, steps)
     return np.array([float(schedule(step)) for step in range(steps)])
 
 
@@ -58,14 +58,14 @@ def test_a_rate_rises_to_its_peak_and_follows_its_formula(name):
 
 
 def test_behind_its_end_a_rate_stays():
-    schedule = learning_rate(Optimization(schedule="linear", final=0.25), PEAK, STEPS)
+    schedule = make_schedule(Optimization(schedule="linear", final=0.25), PEAK, STEPS)
 
     assert float(schedule(10 * STEPS)) == pytest.approx(PEAK / 4)
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine"])
 def test_a_schedule_is_made_again_from_its_configuration(name):
-    schedule = learning_rate(Optimization(schedule=name), PEAK, STEPS)
+    schedule = make_schedule(Optimization(schedule=name), PEAK, STEPS)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
 
     assert isinstance(again, WarmUp)
@@ -89,7 +89,7 @@ def test_the_slots_of_an_optimizer_are_what_keras_allocates(name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_has_its_rate_and_leaves_clipping_to_the_step(name):
     how = Optimization(optimizer=name, clip_norm=1.0, accumulate=4)
-    optimizer = make_optimizer(how, learning_rate(how, PEAK, STEPS))
+    optimizer = make_optimizer(how, make_schedule(how, PEAK, STEPS))
 
     assert type(optimizer).__name__.lower() == name
     assert float(optimizer.learning_rate) == pytest.approx(PEAK / round(0.05 * STEPS))
@@ -106,7 +106,7 @@ def test_an_optimizer_has_its_rate_and_leaves_clipping_to_the_step(name):
 )
 def test_an_unknown_name_is_told_with_those_there_are(how, message):
     with pytest.raises(ConfigError, match=message):
-        make_optimizer(how, learning_rate(how, PEAK, STEPS))
+        make_optimizer(how, make_schedule(how, PEAK, STEPS))
 
 
 RATE, MOMENTUM, DECAY = 0.1, 0.7, 0.3

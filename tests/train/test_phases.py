@@ -10,7 +10,7 @@ from cvbatch.models import classifiers, detectors, segmenters
 from cvbatch.models.applications import build_application
 from cvbatch.models.graph_surgery import flatten
 from cvbatch.train.optimizers import Optimization, make_optimizer
-from cvbatch.train.phases import Phase, base_layers, freeze, last_maps, moving_statistics, phases_of
+from cvbatch.train.phases import Phase, base_layers, freeze, last_feature_maps, moving_statistics, phases_of
 from cvbatch.train.step import Step
 from tests.support import networks, toy_trainings
 
@@ -101,7 +101,7 @@ def test_squeeze_and_excitation_belongs_to_the_base():
     model = classifiers.CLASSIFIERS["se_resnet34"].build(2, (32, 32))
 
     assert head_of(model) == ["scores"]
-    assert len(last_maps(flatten(model))) == 1
+    assert len(last_feature_maps(flatten(model))) == 1
 
 
 def test_auxiliary_heads_belong_to_the_head():

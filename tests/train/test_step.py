@@ -278,9 +278,9 @@ def test_one_worker_meets_nobody():
     model = toy_trainings.normalized(dropout=0.5)
     before = [v.numpy() for v in model.variables]
     replicas.average(model.variables)
-    replicas.copy_chief(model.variables)
-    replicas.vary_seeds(model.variables)
+    replicas.broadcast(model.variables)
+    replicas.offset_seeds(model.variables)
 
     assert (replicas.num_workers, replicas.num_local, replicas.is_chief) == (1, 1, True)
-    assert replicas.gather(b"said") == [b"said"]
+    assert replicas.all_gather(b"said") == [b"said"]
     same([v.numpy() for v in model.variables], before, atol=0)

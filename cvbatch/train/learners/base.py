@@ -16,7 +16,7 @@ from cvbatch.core.tasks import Task
 from cvbatch.core.types import TrainingExample
 from cvbatch.train.learners.classification import Classification, Segmentation
 from cvbatch.train.learners.detection import Localization, detection
-from cvbatch.train.learners.metrics import Measures
+from cvbatch.train.learners.metrics import MetricSet
 from cvbatch.train.learners.targets import Targets
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
@@ -30,7 +30,7 @@ class Learner(Protocol):
     """
 
     model: keras.Model  # what is saved; it decodes itself
-    trained: keras.Model  # its layers up to raw numbers: (B, H, W, channels) 0..255 → outputs
+    training_model: keras.Model  # its layers up to raw numbers: (B, H, W, channels) 0..255 → outputs
     loss_weights: dict[str, float]
     metric: str  # of `summarize`, by which the best checkpoint is chosen: larger is better
 
@@ -40,13 +40,13 @@ class Learner(Protocol):
     def losses(self, outputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the parts of the loss, each (B,) float32, an image's its own alone."""
 
-    def measure(self, outputs: Any, examples: Sequence[TrainingExample]) -> Measures:
+    def evaluate(self, outputs: Any, examples: Sequence[TrainingExample]) -> MetricSet:
         """Return the scores of what `model` answered, its outputs as NumPy arrays."""
 
-    def nothing(self) -> Measures:
+    def empty_metrics(self) -> MetricSet:
         """Return the scores of no image, to merge others into."""
 
-    def summarize(self, measures: Measures) -> dict[str, float]:
+    def summarize(self, measures: MetricSet) -> dict[str, float]:
         """Return the figures of merged scores; NaN where there is nothing to form one of."""
 
 

@@ -22,7 +22,7 @@ from cvbatch.train.learners.losses import (
     label_cross_entropy,
     pixel_cross_entropy,
 )
-from cvbatch.train.learners.metrics import Measures
+from cvbatch.train.learners.metrics import MetricSet
 from cvbatch.train.learners.targets import Targets, many_labels, masks, single_labels
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
@@ -67,7 +67,7 @@ class Classification:
             _check_units(model, head, num_classes, multi_label)
         self._threshold = 0.5 if heads[_SCORES].activation else 0.0
         view = {name: head.tensor for name, head in heads.items()}
-        self.trained = keras.Model(graph.input, view, name=model.name)
+        self.training_model = keras.Model(graph.input, view, name=model.name)
         self.loss_weights = {
             name: AUXILIARY_LOSS_WEIGHT if name in helpers else 1.0 for name in heads
         }
@@ -90,30 +90,30 @@ class Classification:
             for name in self.loss_weights
         }
 
-    def nothing(self) -> Measures:
+    def empty_metrics(self) -> MetricSet:
         """Return the scores of no image."""
         if self.multi_label:
-            return Measures.of(MultiLabelPrecision.empty(self.num_classes))
+            return MetricSet.of(MultiLabelPrecision.empty(self.num_classes))
         top = TopK.empty((1, 5))
         if self.num_classes > _MAX_CONFUSED:
-            return Measures.of(top)
-        return Measures.of(top, Confusion.empty(self.num_classes))
+            return MetricSet.of(top)
+        return MetricSet.of(top, Confusion.empty(self.num_classes))
 
-    def measure(self, outputs: Any, examples: Sequence[TrainingExample]) -> Measures:
+    def evaluate(self, outputs: Any, examples: Sequence[TrainingExample]) -> MetricSet:
         """Return the scores of class scores (B, units)."""
         scores = by_name(outputs)[self._output].astype(np.float32)
         if self.multi_label:
             holds = many_labels(examples, self.num_classes) > 0
-            return Measures.of(MultiLabelPrecision.empty(self.num_classes).add(holds, scores))
+            return MetricSet.of(MultiLabelPrecision.empty(self.num_classes).add(holds, scores))
         truth = single_labels(examples, self.num_classes)
         scores = _of_all_classes(scores, self._threshold)
         top = TopK.empty((1, 5)).add(truth, scores)
         if self.num_classes > _MAX_CONFUSED:
-            return Measures.of(top)
+            return MetricSet.of(top)
         confusion = Confusion.empty(self.num_classes)
-        return Measures.of(top, confusion.add(truth, scores.argmax(axis=-1)))
+        return MetricSet.of(top, confusion.add(truth, scores.argmax(axis=-1)))
 
-    def summarize(self, measures: Measures) -> dict[str, float]:
+    def summarize(self, measures: MetricSet) -> dict[str, float]:
         """Return the figures of merged scores."""
         if self.multi_label:
             return measures.figures("multi_label_precision")
@@ -167,7 +167,7 @@ class Segmentation:
         _check_units(model, head, num_classes, False)
         self._threshold = 0.5 if head.activation else 0.0
         self._sizes = tuple(graph.input.shape[1:3]), tuple(maps.shape[1:3])
-        self.trained = keras.Model(graph.input, {_SCORES: head.tensor}, name=model.name)
+        self.training_model = keras.Model(graph.input, {_SCORES: head.tensor}, name=model.name)
         self.loss_weights = {_SCORES: 1.0}
         self.metric = "mean_iou"
 
@@ -186,11 +186,11 @@ class Segmentation:
         logits = as_two_classes(outputs[_SCORES])
         return {_SCORES: pixel_cross_entropy(logits, targets["mask"], self._class_weights)}
 
-    def nothing(self) -> Measures:
+    def empty_metrics(self) -> MetricSet:
         """Return the scores of no image."""
-        return Measures.of(Confusion.empty(self.num_classes, VOID_CLASS))
+        return MetricSet.of(Confusion.empty(self.num_classes, VOID_CLASS))
 
-    def measure(self, outputs: Any, examples: Sequence[TrainingExample]) -> Measures:
+    def evaluate(self, outputs: Any, examples: Sequence[TrainingExample]) -> MetricSet:
         """Return the scores of maps (B, h, w, units)."""
         maps = by_name(outputs)[self._output].astype(np.float32)
         confusion = Confusion.empty(self.num_classes, VOID_CLASS)
@@ -198,9 +198,9 @@ class Segmentation:
         if maps.shape[1:3] != truth.shape[1:]:
             maps = _enlarged(maps, self._sizes[0])
         said = _of_all_classes(maps, self._threshold).argmax(axis=-1)
-        return Measures.of(confusion.add(truth, said))
+        return MetricSet.of(confusion.add(truth, said))
 
-    def summarize(self, measures: Measures) -> dict[str, float]:
+    def summarize(self, measures: MetricSet) -> dict[str, float]:
         """Return the figures of merged scores."""
         figures = measures.figures("confusion")
         return {name: figures[name] for name in ("mean_iou", "accuracy")}

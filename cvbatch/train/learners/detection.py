@@ -20,7 +20,7 @@ from cvbatch.models.detectors import training_view
 from cvbatch.models.graph_surgery import calls_of, flatten
 from cvbatch.train.learners.logits import call_of, logits_of
 from cvbatch.train.learners.losses import box_error, class_cross_entropy, grid_losses, window_losses
-from cvbatch.train.learners.metrics import Measures
+from cvbatch.train.learners.metrics import MetricSet
 from cvbatch.train.learners.targets import Targets, grid_targets, single_boxes, window_targets
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
@@ -55,7 +55,7 @@ class Localization:
         _check_classes(model, num_classes)
         view = training_view(flatten(model))
         heads = {"classes": logits_of(view, view.output["classes"]).tensor}
-        self.trained = keras.Model(view.input, heads | {"box": view.output["box"]}, name=model.name)
+        self.training_model = keras.Model(view.input, heads | {"box": view.output["box"]}, name=model.name)
         self.loss_weights = {"classes": class_weight, "box": box_weight}
 
     def targets(self, examples: Sequence[TrainingExample]) -> Targets:
@@ -75,22 +75,22 @@ class Localization:
             "box": box_error(outputs["box"], targets["box"]),
         }
 
-    def nothing(self) -> Measures:
+    def empty_metrics(self) -> MetricSet:
         """Return the scores of no image."""
-        return Measures.of(BoxIoU.empty(), TopK.empty((1,)))
+        return MetricSet.of(BoxIoU.empty(), TopK.empty((1,)))
 
-    def measure(
+    def evaluate(
         self, outputs: Mapping[str, np.ndarray], examples: Sequence[TrainingExample]
-    ) -> Measures:
+    ) -> MetricSet:
         """Return the scores of boxes (B, 1, 4) and class scores (B, 1, C)."""
         wanted = single_boxes(examples, _size(examples, self.model), self.num_classes)
         truth = np.array([example.boxes_xyxy[0] for example in examples]).reshape(-1, 4)
         said, scores = (outputs[name][:, 0].astype(np.float32) for name in ("boxes", "scores"))
-        return Measures.of(
+        return MetricSet.of(
             BoxIoU.empty().add(truth, said), TopK.empty((1,)).add(wanted["class_id"], scores)
         )
 
-    def summarize(self, measures: Measures) -> dict[str, float]:
+    def summarize(self, measures: MetricSet) -> dict[str, float]:
         """Return the figures of merged scores."""
         return measures.figures("box_iou") | {"accuracy": measures.figures("top_k")["top_1"]}
 
@@ -107,13 +107,13 @@ class _Detection:
         _check_classes(model, num_classes)
         self.model, self.num_classes = model, num_classes
 
-    def nothing(self) -> Measures:
+    def empty_metrics(self) -> MetricSet:
         """Return the scores of no image."""
-        return Measures.of(AveragePrecision.empty(self.num_classes))
+        return MetricSet.of(AveragePrecision.empty(self.num_classes))
 
-    def measure(
+    def evaluate(
         self, outputs: Mapping[str, np.ndarray], examples: Sequence[TrainingExample]
-    ) -> Measures:
+    ) -> MetricSet:
         """Return the scores of boxes (B, N, 4) and class scores (B, N, C).
 
         Raises:
@@ -131,9 +131,9 @@ class _Detection:
         )
         said = join_boxes(found, image_index)
         keys = [example.image_id for example in examples]
-        return Measures.of(AveragePrecision.empty(self.num_classes).add(keys, said, truth))
+        return MetricSet.of(AveragePrecision.empty(self.num_classes).add(keys, said, truth))
 
-    def summarize(self, measures: Measures) -> dict[str, float]:
+    def summarize(self, measures: MetricSet) -> dict[str, float]:
         """Return the figures of merged scores."""
         figures = measures.figures("average_precision")
         return {name: figures[name] for name in ("ap50", "ap", "ap75")}
@@ -173,7 +173,7 @@ class WindowDetection(_Detection):
             "objectness": logits_of(view, objectness).tensor,
             "box": box,
         }
-        self.trained = keras.Model(view.input, heads, name=model.name)
+        self.training_model = keras.Model(view.input, heads, name=model.name)
         self.loss_weights = {
             "objectness": objectness_weight,
             "classes": class_weight,
@@ -226,7 +226,7 @@ class GridDetection(_Detection):
         self._anchors = np.array(self._decode.anchors, np.float64)
         self._ignore_iou, self._max_boxes = ignore_iou, max_boxes
         view = training_view(flatten(model))
-        self.trained = keras.Model(view.input, {_RAW: view.output}, name=model.name)
+        self.training_model = keras.Model(view.input, {_RAW: view.output}, name=model.name)
         self.loss_weights = {
             "coordinates": coordinate_weight,
             "objectness": objectness_weight,

@@ -20,24 +20,24 @@ _KINDS: dict[str, type[Metric]] = {
 
 
 @dataclass(frozen=True)
-class Measures:
+class MetricSet:
     """Scores of the same images, by the names of their kinds; they merge as each of them does."""
 
     scores: Mapping[str, Metric]
 
     @classmethod
-    def of(cls, *scores: Metric) -> Measures:
+    def of(cls, *scores: Metric) -> MetricSet:
         """Return these scores, each of another kind, as one."""
         names = {kind: name for name, kind in _KINDS.items()}
         return cls({names[type(score)]: score for score in scores})
 
-    def merge(self, *others: Measures) -> Measures:
+    def merge(self, *others: MetricSet) -> MetricSet:
         """Return the scores of all the images that these saw.
 
         Raises:
             ValueError: the settings of a score differ.
         """
-        return Measures(
+        return MetricSet(
             {
                 name: score.merge(*(other.scores[name] for other in others))
                 for name, score in self.scores.items()
@@ -49,7 +49,7 @@ class Measures:
         return {name: score.to_state() for name, score in self.scores.items()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Measures:
+    def from_state(cls, state: Mapping[str, Any]) -> MetricSet:
         """Return what `to_state` told, also after JSON."""
         return cls({name: _KINDS[name].from_state(values) for name, values in state.items()})
 

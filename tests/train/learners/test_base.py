@@ -19,7 +19,7 @@ from cvbatch.models.precision import with_precision
 from cvbatch.models.segmenters import encoder_decoder
 from cvbatch.train.augmentation import resized_examples
 from cvbatch.train.learners.base import LEARNERS, answers
-from cvbatch.train.learners.metrics import Measures
+from cvbatch.train.learners.metrics import MetricSet
 from tests.support import networks
 from tests.support.training_examples import SIZE, example
 
@@ -155,13 +155,13 @@ def taught(learner, examples, steps, rate=0.01):
     pixels = tf.constant(stacked(examples))
     targets = {k: tf.constant(v) for k, v in learner.targets(examples).items()}
     optimizer = keras.optimizers.Adam(rate)
-    weights = learner.trained.trainable_variables
+    weights = learner.training_model.trainable_variables
     optimizer.build(weights)
 
     @tf.function(autograph=False)
     def step():
         with tf.GradientTape() as tape:
-            loss = total(learner, learner.trained(pixels, training=True), targets)
+            loss = total(learner, learner.training_model(pixels, training=True), targets)
         optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
         return loss
 
@@ -173,10 +173,10 @@ def taught(learner, examples, steps, rate=0.01):
 def test_the_view_is_the_network_before_its_activation(name):
     learner = learner_of(name)
     given = of(learner)
-    raw = learner.trained(stacked(given), training=False)
+    raw = learner.training_model(stacked(given), training=False)
     said = learner.model(stacked(given), training=False)
-    assert {id(v) for v in learner.trained.variables} == {id(v) for v in learner.model.variables}
-    assert len(learner.trained.variables) == len(learner.model.variables)
+    assert {id(v) for v in learner.training_model.variables} == {id(v) for v in learner.model.variables}
+    assert len(learner.training_model.variables) == len(learner.model.variables)
     if isinstance(said, dict) and "boxes" in said:
         decoder = learner.model.get_layer("decode")
         if name == "localization":
@@ -202,7 +202,7 @@ def test_targets_and_losses_have_a_row_for_each_image(name):
     learner = learner_of(name)
     given = of(learner)
     targets = learner.targets(given)
-    losses = learner.losses(learner.trained(stacked(given)), targets)
+    losses = learner.losses(learner.training_model(stacked(given)), targets)
     assert {len(values) for values in targets.values()} == {4}
     assert losses.keys() == learner.loss_weights.keys()
     for values in losses.values():
@@ -223,24 +223,24 @@ def test_scores_of_parts_merge_to_those_of_the_whole(name):
 
     def rows(chosen):
         part = keras.tree.map_structure(lambda values: values[chosen], said)
-        return learner.measure(part, given[chosen])
+        return learner.evaluate(part, given[chosen])
 
     whole = rows(slice(None))
-    merged = learner.nothing().merge(rows(slice(3, 4)), rows(slice(0, 0)), rows(slice(0, 3)))
+    merged = learner.empty_metrics().merge(rows(slice(3, 4)), rows(slice(0, 0)), rows(slice(0, 3)))
     again = type(whole).from_state(json.loads(json.dumps(merged.to_state())))
     assert learner.metric in learner.summarize(whole)
     for other in (merged, again):
         assert learner.summarize(other) == learner.summarize(whole)
-    assert np.isnan(learner.summarize(learner.nothing())[learner.metric])
+    assert np.isnan(learner.summarize(learner.empty_metrics())[learner.metric])
 
 
 def test_measures_of_different_settings_do_not_merge():
     one, other = (
-        LEARNERS["segmentation"].build(segmenter(n), n).nothing() for n in (2, 3)
+        LEARNERS["segmentation"].build(segmenter(n), n).empty_metrics() for n in (2, 3)
     )  # fmt: skip
     with pytest.raises(ValueError, match="num_classes"):
         one.merge(other)
-    assert Measures.of().to_state() == {}
+    assert MetricSet.of().to_state() == {}
 
 
 # --- what is learnt -----------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_a_batch_is_learnt_by_heart(name, steps, figure):
     first, last = taught(learner, given, steps)
     said = answers(learner.model, stacked(given))
     assert last < first / 3
-    assert learner.summarize(learner.measure(said, given))[learner.metric] >= figure
+    assert learner.summarize(learner.evaluate(said, given))[learner.metric] >= figure
 
 
 @pytest.mark.parametrize("name", ["segmentation", "grid", "windows"])
@@ -276,7 +276,7 @@ def test_another_image_size_trains_the_same_weights(name):
     learner = learner_of(name)
     larger = (96, 144)
     given = resized_examples(of(learner), larger)
-    network = graph_surgery.with_image_size(learner.trained, larger)
+    network = graph_surgery.with_image_size(learner.training_model, larger)
     targets = learner.targets(given)
     outputs = network(stacked(given))
     assert float(total(learner, outputs, targets)) > 0
@@ -296,9 +296,9 @@ def test_half_precision_is_trained_through(name):
     half = with_precision(build(3), "mixed_float16")
     learner = LEARNERS[task].build(half, 3, **options)
     given = of(learner)
-    weights = learner.trained.trainable_variables
+    weights = learner.training_model.trainable_variables
     with tf.GradientTape() as tape:
-        outputs = learner.trained(stacked(given), training=True)
+        outputs = learner.training_model(stacked(given), training=True)
         loss = total(learner, outputs, learner.targets(given))
     assert loss.dtype == tf.float32
     assert {str(values.dtype) for values in keras.tree.flatten(outputs)} == {"<dtype: 'float16'>"}
@@ -311,10 +311,10 @@ def test_half_precision_is_trained_through(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_frozen_last_layer_is_frozen_in_the_view(name):
     learner = learner_of(name)
-    before = len(learner.trained.trainable_variables)
-    last = learner.trained.layers[-1]
+    before = len(learner.training_model.trainable_variables)
+    last = learner.training_model.layers[-1]
     last.trainable = False
-    assert len(learner.trained.trainable_variables) == before - 2
+    assert len(learner.training_model.trainable_variables) == before - 2
     assert len(learner.model.trainable_variables) == before - 2
     last.trainable = True
     assert len(learner.model.trainable_variables) == before
@@ -325,7 +325,7 @@ def test_a_penalty_on_the_last_weights_is_still_there():
     x = layers.GlobalAveragePooling2D()(x)
     dense = layers.Dense(3, activation="softmax", kernel_regularizer="l2")
     learner = LEARNERS["classification"].build(keras.Model(image, dense(x)), 3)
-    (penalty,) = learner.trained.losses
+    (penalty,) = learner.training_model.losses
     assert float(penalty) == pytest.approx(0.01 * float(np.square(dense.kernel).sum()), rel=1e-5)
 
 
@@ -341,7 +341,7 @@ def test_auxiliary_heads_learn_the_same_and_count_less():
         "auxiliary_2": AUXILIARY_LOSS_WEIGHT,
     }
     said = answers(learner.model, stacked(given))
-    losses = learner.losses(learner.trained(stacked(given)), learner.targets(given))
+    losses = learner.losses(learner.training_model(stacked(given)), learner.targets(given))
     for name, scores in said.items():
         expected = -np.log(scores[np.arange(4), [0, 1, 2, 0]])
         np.testing.assert_allclose(losses[name], expected, rtol=1e-4)
@@ -351,7 +351,7 @@ def test_the_localizers_loss_is_8_parts_class_2_parts_box():
     learner = learner_of("localization")
     given = of(learner)
     view = detectors.training_view(learner.model)(stacked(given))
-    loss = float(total(learner, learner.trained(stacked(given)), learner.targets(given)))
+    loss = float(total(learner, learner.training_model(stacked(given)), learner.targets(given)))
     boxes = np.array([one.boxes_xyxy[0] for one in given]) / [96, 64, 96, 64]
     wanted = np.stack(
         [
@@ -373,11 +373,11 @@ def test_ignored_and_void_pixels_are_not_learnt_or_measured():
     mask[:10], mask[10:20], mask[20:30] = 2, VOID_CLASS, 1
     given = [replace(scenes(1)[0], mask=mask)]
     scores = answers(learner.model, stacked(given))[0]
-    loss = learner.losses(learner.trained(stacked(given)), learner.targets(given))["scores"]
+    loss = learner.losses(learner.training_model(stacked(given)), learner.targets(given))["scores"]
     cost = -np.log(np.take_along_axis(scores, mask[..., None].astype(int) % 3, axis=-1))[20:, :, 0]
     cost[:10] *= 3
     np.testing.assert_allclose(loss, [cost.mean()], rtol=1e-4)
-    figures = learner.summarize(learner.measure(scores[None], given))
+    figures = learner.summarize(learner.evaluate(scores[None], given))
     assert figures["accuracy"] == pytest.approx((scores.argmax(-1) == mask)[20:].mean())
 
 
@@ -388,7 +388,7 @@ def test_a_coarse_segmenter_is_measured_at_the_masks_own_size():
     said = answers(learner.model, stacked(given))
     enlarged = tf.image.resize(said, SIZE).numpy().argmax(-1)
     truth = np.stack([one.mask for one in given])
-    found = learner.summarize(learner.measure(said, given))["accuracy"]
+    found = learner.summarize(learner.evaluate(said, given))["accuracy"]
     assert found == pytest.approx((enlarged == truth).mean(), abs=1e-3)
 
 
@@ -398,11 +398,11 @@ def test_a_coarse_segmenter_is_measured_at_the_masks_own_size():
 def test_accuracy_is_that_of_the_best_class():
     learner = learner_of("classification")
     said = np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1]], "f")
-    figures = learner.summarize(learner.measure(said, scenes()))  # classes 0, 1, 2, 0
+    figures = learner.summarize(learner.evaluate(said, scenes()))  # classes 0, 1, 2, 0
     assert figures["accuracy"] == 0.25
     assert figures.keys() == {"accuracy", "macro_f1"}
     many = LEARNERS["classification"].build(classifier(300), 300)
-    assert many.summarize(many.nothing()).keys() == {"accuracy", "top_5"}
+    assert many.summarize(many.empty_metrics()).keys() == {"accuracy", "top_5"}
 
 
 @pytest.mark.parametrize(("name", "middle"), [("sigmoid", 0.5), (None, 0.0)])
@@ -410,7 +410,7 @@ def test_one_unit_says_the_second_class_above_its_middle(name, middle):
     learner = LEARNERS["classification"].build(classifier(1, name), 2)
     given = scenes(num_classes=2)  # classes 0, 1, 0, 1
     said = np.array([[middle - 0.1], [middle + 0.1], [middle + 0.1], [middle + 0.2]], "f")
-    assert learner.summarize(learner.measure(said, given))["accuracy"] == 0.75
+    assert learner.summarize(learner.evaluate(said, given))["accuracy"] == 0.75
 
 
 @pytest.mark.parametrize("name", ["grid", "windows"])
@@ -419,23 +419,23 @@ def test_the_true_boxes_are_perfect_and_others_are_not(name):
     given = scenes()
     boxes = np.stack([one.boxes_xyxy for one in given])
     scores = np.eye(3, dtype=np.float32)[[one.box_class for one in given]]
-    perfect = learner.measure({"boxes": boxes, "scores": scores}, given)
+    perfect = learner.evaluate({"boxes": boxes, "scores": scores}, given)
     assert learner.summarize(perfect) == {"ap50": 1.0, "ap": 1.0, "ap75": 1.0}
-    moved = learner.measure({"boxes": boxes + 40, "scores": scores}, given)
+    moved = learner.evaluate({"boxes": boxes + 40, "scores": scores}, given)
     assert learner.summarize(moved)["ap50"] == 0.0
     # The same box twice: one of them is suppressed, or it would count as wrong.
     twice = {"boxes": np.tile(boxes, (1, 2, 1)), "scores": np.tile(scores, (1, 2, 1))}
-    assert learner.summarize(learner.measure(twice, given))["ap50"] == 1.0
+    assert learner.summarize(learner.evaluate(twice, given))["ap50"] == 1.0
 
 
 def test_an_image_without_objects_is_learnt_and_measured():
     for name in ("grid", "windows"):
         learner = learner_of(name)
         empty = [replace(example(image_id="a"), pixels=scenes(1)[0].pixels)]
-        found = learner.losses(learner.trained(stacked(empty)), learner.targets(empty))
+        found = learner.losses(learner.training_model(stacked(empty)), learner.targets(empty))
         assert float(found["objectness"][0]) + float(found.get("no_object", [0])[0]) > 0
         said = {"boxes": np.zeros((1, 5, 4), "f"), "scores": np.zeros((1, 5, 3), "f")}
-        assert np.isnan(learner.summarize(learner.measure(said, empty))["ap50"])
+        assert np.isnan(learner.summarize(learner.evaluate(said, empty))["ap50"])
 
 
 # --- what is refused ----------------------------------------------------------------------------
