@@ -232,7 +232,9 @@ class TrainingBatches:
         return self._spare
 
 
-def validation_batches(reader: ExampleReader) -> Iterator[tuple[np.ndarray, Sequence[TrainingExample]]]:
+def validation_batches(
+    reader: ExampleReader,
+) -> Iterator[tuple[np.ndarray, Sequence[TrainingExample]]]:
     """Yield this worker's share of a split in its order: pixels (B, H, W, C) and examples."""
     for examples in prefetch(reader.batches(in_order(reader.split), 0, None)):
         if examples:

@@ -31,7 +31,7 @@ from cvbatch.models import model_files
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 from cvbatch.train import network
-from cvbatch.train.capacity import check_num_images, check_memory, choose_workers
+from cvbatch.train.capacity import check_memory, check_num_images, choose_workers
 
 _BEGUN = "_cvbatch/begun.keras"
 _RUN = "_cvbatch/training"  # Ray Train's own: its checkpoints
@@ -80,7 +80,9 @@ class _State:
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> _State:
-        ready = network.BuiltNetwork(**raw["ready"] | {"image_size": tuple(raw["ready"]["image_size"])})
+        ready = network.BuiltNetwork(
+            **raw["ready"] | {"image_size": tuple(raw["ready"]["image_size"])}
+        )
         return cls(**raw | {"ready": ready})
 
 

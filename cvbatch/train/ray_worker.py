@@ -25,8 +25,15 @@ from cvbatch.train import history, network
 from cvbatch.train.augmentation import Augmentation
 from cvbatch.train.batches import Batch
 from cvbatch.train.collectives import Replicas
-from cvbatch.train.feature_cache import split_network, cache_features
-from cvbatch.train.input_pipeline import DecodeSpec, ExampleReader, SizeSchedule, Shard, TrainingBatches, validation_batches
+from cvbatch.train.feature_cache import cache_features, split_network
+from cvbatch.train.input_pipeline import (
+    DecodeSpec,
+    ExampleReader,
+    Shard,
+    SizeSchedule,
+    TrainingBatches,
+    validation_batches,
+)
 from cvbatch.train.trainer import Event, Plan, Trainer
 from cvbatch.train.validation import Validator
 
@@ -72,7 +79,9 @@ class TrainingWorker:
         if sizes := job.training.image_sizes:
             largest = InputKey(*max(sizes, key=math.prod), job.model.resize)
             laying = replace(self._laying, key=largest)
-            self._readers["train"] = ExampleReader(lessons.data.splits["train"], laying, self._share)
+            self._readers["train"] = ExampleReader(
+                lessons.data.splits["train"], laying, self._share
+            )
 
     def learn(self) -> dict[str, Any]:
         """Train, judge, leave the model in the sink; return what the run came to.

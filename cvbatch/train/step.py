@@ -211,7 +211,9 @@ class Step:
                 (tf.constant(1), sums, slopes),
                 parallel_iterations=1,
             )  # fmt: skip
-        (loss, *parts), slopes = tf.nest.pack_sequence_as((sums, slopes), all_reduce([*sums, *slopes]))
+        (loss, *parts), slopes = tf.nest.pack_sequence_as(
+            (sums, slopes), all_reduce([*sums, *slopes])
+        )
         slopes = [slope / self._loss_scale.value for slope in slopes]
         norm = tf.linalg.global_norm(slopes)
         if self._clip_norm is not None:

@@ -21,9 +21,9 @@ from cvbatch.train.checkpoints import Checkpoints, Progress, restore
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.history import Row
 from cvbatch.train.learners.base import Learner
-from cvbatch.train.optimizers import Optimization, make_schedule, make_optimizer
+from cvbatch.train.optimizers import Optimization, make_optimizer, make_schedule
 from cvbatch.train.phases import Phase, freeze, moving_statistics
-from cvbatch.train.step import StepResult, Step
+from cvbatch.train.step import Step, StepResult
 from cvbatch.train.validation import ValidationBatches, Validator
 
 

@@ -30,7 +30,9 @@ class Learner(Protocol):
     """
 
     model: keras.Model  # what is saved; it decodes itself
-    training_model: keras.Model  # its layers up to raw numbers: (B, H, W, channels) 0..255 → outputs
+    training_model: (
+        keras.Model
+    )  # its layers up to raw numbers: (B, H, W, channels) 0..255 → outputs
     loss_weights: dict[str, float]
     metric: str  # of `summarize`, by which the best checkpoint is chosen: larger is better
 

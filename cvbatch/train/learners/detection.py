@@ -55,7 +55,9 @@ class Localization:
         _check_classes(model, num_classes)
         view = training_view(flatten(model))
         heads = {"classes": logits_of(view, view.output["classes"]).tensor}
-        self.training_model = keras.Model(view.input, heads | {"box": view.output["box"]}, name=model.name)
+        self.training_model = keras.Model(
+            view.input, heads | {"box": view.output["box"]}, name=model.name
+        )
         self.loss_weights = {"classes": class_weight, "box": box_weight}
 
     def targets(self, examples: Sequence[TrainingExample]) -> Targets:
