@@ -161,8 +161,8 @@ def _trained_base_layers(graph: keras.Model, base: set[int], part: str) -> set[i
 def _last_block(calls: list[Call]) -> int:
     """Return the index of the first call of the base's last block.
 
-    The block starts with the first map at the resolution of the base's last layer with weights. That
-    is conv5 of a ResNet, and block5 of a VGG, whose last pooling comes after those weights.
+    The block starts with the first map at the resolution of the base's last layer with weights:
+    conv5 of a ResNet, and block5 of a VGG, whose last pooling comes after those weights.
     """
     sizes = [tuple(call.returned[0].shape[1:3]) for call in calls]
     if any(None in size for size in sizes):
