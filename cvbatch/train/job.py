@@ -269,7 +269,7 @@ def _teach(
         metric=state.ready.metric,
         num_workers=state.workers,
         steps_per_epoch=-(-len(data.splits["train"]) // images_per_step),
-        begun_uri=sink.join(_BEGUN),
+        initial_model_uri=sink.join(_BEGUN),
         sink_uri=sink.uri,
         lease_token=sink.lease_token,
     )

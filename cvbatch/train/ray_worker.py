@@ -23,7 +23,7 @@ from cvbatch.storage.lease import check_token
 from cvbatch.storage.retry import is_full, translate
 from cvbatch.train import history, network
 from cvbatch.train.augmentation import Augmentation
-from cvbatch.train.batches import Batch
+from cvbatch.train.batches import Batch, BatchSource
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.feature_cache import cache_features, split_network
 from cvbatch.train.input_pipeline import (
@@ -60,7 +60,7 @@ class TrainingWorker:
         self._replicas = Replicas(strategy)
         keras.utils.set_random_seed(job.training.seed)
         store.set_retry_policy(job.run.retry_policy)
-        self._begun = store.fetch(lessons.begun_uri)
+        self._begun = store.fetch(lessons.initial_model_uri)
         with self._replicas.strategy.scope():
             model = network.load(self._begun, job.model.model, job.training.precision)
             self._learner = network.make_learner(job, model, len(lessons.data.classes))
@@ -100,6 +100,7 @@ class TrainingWorker:
             keep=1,  # here; those under the sink are Ray's to keep
         )
         validation = self._readers.get("validation")
+        batches, head = self._training_batches()
         with self._last_checkpoint() as resume:
             self._trainer = trainer = Trainer(
                 self._learner,
@@ -108,10 +109,9 @@ class TrainingWorker:
                 validation=None if validation is None else lambda: validation_batches(validation),
                 replicas=self._replicas,
                 listener=self._hear,
-                resume=resume,
-                **self._taught_on(),
+                batches=batches,
             )
-            rows = trainer.run()
+            rows = trainer.run(resume, head)
         metrics = self._final_metrics()
         said = {
             "epochs": len(rows),
@@ -129,8 +129,8 @@ class TrainingWorker:
             self._put("model.keras", network.save(job, self._learner.model, classes, self._begun))
         return said
 
-    def _taught_on(self) -> dict[str, Any]:
-        """Return what the trainer learns from: images, or features that were computed once."""
+    def _training_batches(self) -> tuple[BatchSource, keras.Model | None]:
+        """Return batches of images; or of cached features, and the head to train on them."""
         training = self._lessons.job.training
         reader = self._readers["train"]
         if training.recipe != "features":
@@ -138,7 +138,7 @@ class TrainingWorker:
             used = augment if training.augments else None
             targets = self._learner.targets
             seed, pool = training.seed, training.shuffle_images
-            return {"feed": TrainingBatches(reader, targets, used, seed, pool, self._scales())}
+            return TrainingBatches(reader, targets, used, seed, pool, self._scales()), None
         parts = split_network(self._learner.training_model)
         batches = (
             Batch(pixels, self._learner.targets(examples), len(examples))
@@ -146,10 +146,7 @@ class TrainingWorker:
         )
         kept = cache_features(parts.base, batches, self._folder / "features")
         size = training.batch_size
-        return {
-            "feed": lambda epoch, first: kept.batches(size, training.seed, epoch, first),
-            "network": parts.head,
-        }
+        return lambda epoch, first: kept.batches(size, training.seed, epoch, first), parts.head
 
     def _scales(self) -> SizeSchedule | None:
         training = self._lessons.job.training
