@@ -73,9 +73,9 @@ def check_memory(
     if memory is None or need.of(batch_size) <= memory:
         return
     largest = largest_batch(memory, need.held_bytes, max(1, need.bytes_per_image))
-    remedy = f"set training.batch_size: {largest}" if largest else "not even one image fits"
+    remedy = f"set training.batch_size: {largest}, or" if largest else "not even one image fits;"
     raise ConfigError(
         f"training.batch_size {batch_size}: a step needs at least {need.of(batch_size):,} bytes "
-        f"and each worker has {memory:,}; {remedy}, or use a smaller model.image_size, fewer "
+        f"and each worker has {memory:,}; {remedy} use a smaller model.image_size, fewer "
         "run.workers or a larger machine"
     )

@@ -85,7 +85,7 @@ REFUSALS = {
     "too few images": (
         {"training": {"batch_size": 64}},
         ConfigError,
-        "takes 128 images a step, and there are .* say training.batch_size: 1",
+        "needs 128 images per step, but there are .* set training.batch_size: 1",
     ),
     "too many workers": ({"run": {"workers": 5000}}, ConfigError, "run.workers: 5000 with 0.5 CPU"),
     "the labels' own folder": (
@@ -131,7 +131,7 @@ def test_a_sink_in_use_is_refused(colours, tmp_path, overwrite):
         ({"training": {"metric": "ap50"}}, "training.metric: 'ap50' is not measured for .*accur"),
         (
             {"run": {"worker_memory_bytes": 60_000}},
-            "a step takes at least .* each worker has 60,000",
+            "a step needs at least .* each worker has 60,000",
         ),
     ],
 )
