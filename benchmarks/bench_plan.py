@@ -25,6 +25,7 @@ import pyarrow as pa
 from cvbatch.planning.plan import make_plan
 from cvbatch.sources import discovery
 from cvbatch.storage.listing import FILES, Listing
+from cvbatch.storage.store import Storage
 
 LIMIT_S = 20.0
 LIMIT_MIB = 1024.0
@@ -56,7 +57,7 @@ def plan_once(num_names: int, sink: str, answers: Any) -> None:
     at_start = peak_mib()
     with mock.patch.object(discovery, "list_files", lambda uri, on_progress: listings.pop()):
         started = time.perf_counter()
-        plan = make_plan(Source, sink, 512, 256 << 20)
+        plan = make_plan(Storage(), Source, sink, 512, 256 << 20)
         planned = time.perf_counter()
         plan.commit()
     answers.put(

@@ -1,3 +1,4 @@
+
 """Upper limit of this machine: compiled programs alone, the decoder alone, both in sequence.
 
 Run: python -m benchmarks.limit --folder DIR --programs DIR --work NAME --images N --seconds S
@@ -30,9 +31,10 @@ def compile_programs(folder: Path, programs: Path, work: str) -> list[Path]:
     from cvbatch.config.loader import parse_job
     from cvbatch.inference.builder import build
     from cvbatch.inference.programs import identify, requests_for
+    from cvbatch.storage.store import Storage
 
     job = parse_job(job_of(folder, work, 0, 1, "unused"))
-    requests = requests_for(job, [identify(config) for config in job.models], "litert")
+    requests = requests_for(job, [identify(Storage(), config) for config in job.models], "litert")
     files = [programs / f"{request.key}.zip" for request in requests]
     if not all(file.is_file() for file in files):
         programs.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cvbatch.core.types import VOID_CLASS
+from cvbatch.core.types import VOID_CLASS, Boxes
 from cvbatch.datasets.reader import Wanted, find_labelled
 from cvbatch.images.masks import decode_png
-from cvbatch.metrics.average_precision import AveragePrecision, average_precision_of_image
+from cvbatch.metrics.average_precision import AveragePrecision
+from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.metrics.classification import Confusion
+from cvbatch.storage.store import Storage
 
 Row = dict[str, Any]
 Figures = dict[str, float | None]
@@ -68,20 +70,9 @@ def segmentation(result: Path, labels: Path, classes: tuple[str, ...]) -> Figure
 
 def detection(result: Path, labels: Path, classes: tuple[str, ...]) -> Figures:
     """Return AP50 per class and its mean; crowds and difficult objects are ignored."""
-    parts = [
-        average_precision_of_image(
-            row["image_id"],
-            _corners(row["boxes"]),
-            np.array([box["score"] for box in row["boxes"]]),
-            _class_ids(row["boxes"]),
-            _corners(truth["boxes"]),
-            _class_ids(truth["boxes"]),
-            num_classes=len(classes),
-            is_crowd=np.array(truth.get("box_is_crowd") or [False] * len(truth["boxes"]), bool),
-        )
-        for row, truth in rows_with_truth(result, labels)
-    ]
-    whole = AveragePrecision.empty(len(classes)).merge(*parts)
+    whole = AveragePrecision.empty(len(classes))
+    for row, truth in rows_with_truth(result, labels):
+        whole = whole.add([row["image_id"]], _detections(row["boxes"]), _ground_truth(truth))
     by_class = whole.per_class()["ap50"].tolist()
     figures = whole.as_dict()
     return {
@@ -90,6 +81,18 @@ def detection(result: Path, labels: Path, classes: tuple[str, ...]) -> Figures:
         "ap": figures["ap"],
         "voc_ap": figures["voc_ap"],
     }
+
+
+def _detections(boxes: list[Row]) -> Boxes:
+    score = np.array([box["score"] for box in boxes])
+    return Boxes(_corners(boxes), score, _class_ids(boxes), np.zeros(len(boxes), np.int64))
+
+
+def _ground_truth(label: Row) -> GroundTruthBoxes:
+    boxes = label["boxes"]
+    is_crowd = np.array(label.get("box_is_crowd") or [False] * len(boxes), bool)
+    image_index = np.zeros(len(boxes), np.int64)
+    return GroundTruthBoxes(_corners(boxes), _class_ids(boxes), image_index, is_crowd)
 
 
 def _corners(boxes: list[Row]) -> np.ndarray:  # (M, 4) float64
@@ -110,5 +113,5 @@ _COLUMNS = {"classification": "labels", "segmentation": "mask", "detection": "bo
 
 def score(task: str, result: Path, labels: Path) -> Figures:
     """Return the metrics of a result on labelled images, for the classes of the labels."""
-    classes = find_labelled([str(labels)], Wanted(_COLUMNS[task])).classes
+    classes = find_labelled(Storage(), [str(labels)], Wanted(_COLUMNS[task])).classes
     return SCORES[task](result, labels, classes)

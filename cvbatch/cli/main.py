@@ -247,7 +247,7 @@ def _train(arguments: argparse.Namespace) -> Ending:
         summary = train(job, listener, overwrite=arguments.overwrite, resume=arguments.resume)
     if arguments.json:
         print(json.dumps(summary.as_json()))
-    done = f"{summary.epochs} epochs into {summary.sink}, {summary.told()}"
+    done = f"{summary.epochs} epochs into {summary.sink}, {summary.summary_line()}"
     return Ending(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
 
 
@@ -277,9 +277,9 @@ def _explain(arguments: argparse.Namespace) -> Ending:
     if arguments.json:
         print(json.dumps(summary.as_json()))
     if not summary.is_over_failure_limit:
-        return Ending(f"cvbatch: {summary.told()}", 0)
+        return Ending(f"cvbatch: {summary.summary_line()}", 0)
     return Ending(
-        f"cvbatch: {summary.told()}; more images failed than run.max_failure_fraction allows; look "
+        f"cvbatch: {summary.summary_line()}; more images failed than run.max_failure_fraction allows; look "
         "at the rows with status = 'failed', fix the images, and run again with --overwrite",
         TOO_MANY_FAILED,
     )

@@ -40,7 +40,6 @@ from cvbatch.inference.programs import (
 )
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
-from cvbatch.storage import store
 
 _SHARE_IMAGES = 16  # judged by one call: a decoding process and a loaded program for each
 _THREADS = 16
@@ -87,7 +86,7 @@ def find_subject(result: Result) -> Subject:
         ) from None
     config = next(one for one in job.models if getattr(one, "heatmap", None) is not None)
     alone = job.model_copy(update={"models": [config]})
-    (request,) = requests_for(alone, [identify(config)], result.job["engine"])
+    (request,) = requests_for(alone, [identify(result.storage, config)], result.job["engine"])
     keys = keys_of(job, result.models)
     return Subject(result, job, request, about["weights_sha256"], keys)
 
@@ -112,10 +111,10 @@ def have_program(subject: Subject) -> BuiltProgram:
         ModelError: it cannot be built, or is not the one that the result is of.
     """
     uri = program_uri(subject.result.uri, subject.request)
-    if store.exists(uri):
-        program = BuiltProgram.from_bytes(store.read_bytes(uri))
+    if subject.result.storage.exists(uri):
+        program = BuiltProgram.from_bytes(subject.result.storage.read_bytes(uri))
     else:
-        (program,) = ProgramBuilder([subject.request]).result()
+        (program,) = ProgramBuilder(subject.result.storage, [subject.request]).result()
     if program.spec.weights_sha256 != subject.weights_sha256:
         raise ModelError(
             f"model {subject.request.config.model!r} is not the one that made the result "
@@ -155,7 +154,9 @@ def choose_shares(
 
 def _smallest(piece: Piece, count: int, seed: int) -> list[tuple[bytes, str, int]]:
     """Return of the images with heatmaps those whose hashes are smallest: hash, id, place."""
-    rows = take_rows(piece.part_uri, piece.part_row, ["image_id", "status", _CLASS_OF_HEATMAP])
+    rows = take_rows(
+        piece.storage, piece.part_uri, piece.part_row, ["image_id", "status", _CLASS_OF_HEATMAP]
+    )
     num_maps = pc.fill_null(pc.list_value_length(rows["heatmaps"]), 0)
     has_any = pc.and_(pc.equal(rows["status"], "ok"), pc.greater(num_maps, 0)).to_numpy()
     names = rows["image_id"].to_pylist()

@@ -33,6 +33,7 @@ from cvbatch.inference.programs import BuiltProgram
 from cvbatch.results.result import Result
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 
 _SHOWN = 3  # ids named on the terminal
 _REPLICATES = 10  # drawn by one task
@@ -95,8 +96,8 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
         RefusedError: nothing was written.
         CvbatchError: stopped midway; the same call begins again.
     """
-    store.set_retry_policy(job.run.retry_policy)
-    with Sink(store.absolute(job.sink.uri), "evaluate", listener.say) as sink:
+    storage = Storage(job.run.retry_policy)
+    with Sink(storage, store.absolute(job.sink.uri), "evaluate", listener.say) as sink:
         return _evaluate(job, sink, listener, overwrite=overwrite)
 
 
@@ -104,8 +105,8 @@ def _evaluate(
     job: EvaluateJob, sink: Sink, listener: Listener, *, overwrite: bool
 ) -> EvaluationSummary:
     started = time.perf_counter()
-    result = Result(job.predictions.uri, needs_rows=True)
-    truth = find_truth(job.truth.uri, job.truth.splits) if job.truth else None
+    result = Result(sink.storage, job.predictions.uri, needs_rows=True)
+    truth = find_truth(sink.storage, job.truth.uri, job.truth.splits) if job.truth else None
     order = make_order(job.evaluation, result, truth)
     identity = fingerprint(job, [result.identity, truth.identity if truth else ""])
     done = sink.open(identity, overwrite=overwrite)
@@ -162,7 +163,7 @@ def _work(
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         workers = _choose_workers(job, resources, len(pieces), _PARTS_A_WORKER)
-        work = ParallelMap(workers, job.run.retry_policy, listener)
+        work = ParallelMap(workers, listener)
         judging = _judging(job, resources, heatmaps, listener)
         if work.needs_ray or judging.needs_ray:
             stack.enter_context(connected())
@@ -190,13 +191,11 @@ def _judging(
 ) -> ParallelMap:
     """Return who judges heatmaps: on a cluster's GPUs where the network runs in TensorFlow."""
     if heatmaps is None:
-        return ParallelMap(1, job.run.retry_policy, listener)
+        return ParallelMap(1, listener)
     workers = _choose_workers(job, resources, len(heatmaps.shares), _SHARES_A_WORKER)
     if heatmaps.program.engine != "tensorflow" or resources.num_gpus < 1:
-        return ParallelMap(workers, job.run.retry_policy, listener)
-    return ParallelMap(
-        min(workers, int(resources.num_gpus)), job.run.retry_policy, listener, gpus=1.0
-    )
+        return ParallelMap(workers, listener)
+    return ParallelMap(min(workers, int(resources.num_gpus)), listener, gpus=1.0)
 
 
 def _count_images(scored: Scored, joined: Joined, judgement: Judgement | None) -> dict[str, int]:

@@ -26,6 +26,7 @@ from cvbatch.datasets.reader import files_of
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 KINDS = ("image_id", "row", "name")
 _THREADS = 16
@@ -49,6 +50,7 @@ class GroundTruth:
 class Piece(NamedTuple):
     """Images of one part of a result, with the places of their labels."""
 
+    storage: Storage
     ref: ChunkRef
     part_uri: str
     part_row: np.ndarray  # (n,) int64
@@ -81,7 +83,7 @@ class Joined(NamedTuple):
         return sum(len(piece.part_row) for piece in self.pieces)
 
 
-def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth:
+def find_truth(storage: Storage, uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth:
     """Return the images of labelled Parquet; no image and no label is read.
 
     Args:
@@ -92,14 +94,14 @@ def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth
         SourceError: there is no such file, the files differ in their classes, or no image is of a
             split.
     """
-    named = [file for uri in uris for file in files_of(store.absolute(uri))]
+    named = [file for uri in uris for file in files_of(storage, store.absolute(uri))]
     if not named:
         raise SourceError(
             f"truth {', '.join(uris)} holds no labelled Parquet; import the data with cvbatch "
             "import"
         )
     with ThreadPoolExecutor(_THREADS) as pool:
-        read = list(pool.map(lambda one: _read(one[0]), named))
+        read = list(pool.map(lambda one: _read(storage, one[0]), named))
     about = read[0][0]
     for (uri, _), (other, _) in zip(named, read, strict=True):
         if other != about:
@@ -129,10 +131,10 @@ def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth
     )
 
 
-def _read(uri: str) -> tuple[dict[str, Any], pa.Table]:
+def _read(storage: Storage, uri: str) -> tuple[dict[str, Any], pa.Table]:
     """Return a file's class tables, and the ids and splits of its images."""
     try:
-        with store.open_input(uri) as source:
+        with storage.open_input(uri) as source:
             file = pq.ParquetFile(source)
             metadata = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
             if not isinstance(metadata, dict) or metadata.get("kind") != "labels":
@@ -209,7 +211,7 @@ def only_predicted(result: Result) -> Joined:
     """
     none = np.zeros(0, np.int64)
     pieces = [
-        Piece(ref, result.uri_of(ref), np.arange(len(ids)), (), none, none)
+        Piece(result.storage, ref, result.uri_of(ref), np.arange(len(ids)), (), none, none)
         for ref, ids in zip(result.done, result.image_ids(), strict=True)
     ]
     no_ids = pa.array([], pa.large_string())
@@ -230,7 +232,11 @@ def _pieces(
         if len(rows):
             files, file = np.unique(truth.file[own[rows]], return_inverse=True)
             uris = tuple(truth.uris[i] for i in files)
-            pieces.append(Piece(ref, result.uri_of(ref), rows, uris, file, truth.row[own[rows]]))
+            pieces.append(
+                Piece(
+                    result.storage, ref, result.uri_of(ref), rows, uris, file, truth.row[own[rows]]
+                )
+            )
     return pieces
 
 
@@ -287,13 +293,13 @@ def read_piece(
     Raises:
         SourceError: a file is not what it was when the job began.
     """
-    predicted = take_rows(piece.part_uri, piece.part_row, columns)
+    predicted = take_rows(piece.storage, piece.part_uri, piece.part_row, columns)
     if not piece.truth_uris:
         return predicted, predicted.select([])
     tables, places = [], []
     for number, uri in enumerate(piece.truth_uris):
         place = np.flatnonzero(piece.truth_file == number)
-        tables.append(take_rows(uri, piece.truth_row[place], truth_columns))
+        tables.append(take_rows(piece.storage, uri, piece.truth_row[place], truth_columns))
         places.append(place)
     order = np.argsort(np.concatenate(places))
     return predicted, pa.concat_tables(tables).take(pa.array(order))

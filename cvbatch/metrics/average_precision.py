@@ -268,25 +268,6 @@ class AveragePrecision(Metric):
         return nan_to_none(result)
 
 
-def average_precision_of_image(
-    image_key: str,
-    xyxy: np.ndarray,  # (M, 4)
-    score: np.ndarray,  # (M,)
-    class_id: np.ndarray,  # (M,)
-    truth_xyxy: np.ndarray,  # (N, 4)
-    truth_class_id: np.ndarray,  # (N,)
-    *,
-    num_classes: int,
-    is_crowd: np.ndarray | None = None,  # (N,) bool
-    area: np.ndarray | None = None,  # (N,)
-) -> AveragePrecision:
-    """Return the metric of one image; see `Boxes` and `GroundTruthBoxes` for the arrays."""
-    detections = Boxes(xyxy, score, class_id, np.zeros(len(xyxy), np.int64))
-    none = np.zeros(len(truth_xyxy), np.int64)
-    truth = GroundTruthBoxes(truth_xyxy, truth_class_id, none, is_crowd, area)
-    return AveragePrecision.empty(num_classes).add([image_key], detections, truth)
-
-
 def _max_precision(hits: np.ndarray) -> np.ndarray:  # (n,) → (n + 1,) float64
     """Return the maximum precision after each number of detections or more; 0 after the last."""
     precision = np.append(hits / np.arange(1, len(hits) + 1), 0.0)

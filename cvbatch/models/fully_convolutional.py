@@ -81,12 +81,10 @@ def to_fully_convolutional(
         if id(call.node) in head_nodes or any(id(tensor) in windows for tensor in call.received):
             layer, window = _convolved(call, windows.get(id(call.received[0])), padding)
             windows[id(call.returned[0])] = window
-        if layer is None:
-            result = args[0]
-        elif layer is call.operation:
+        if layer is call.operation:
             result = call_copy(layer, args, kwargs)
         else:
-            result = layer(args[0])
+            result = args[0] if layer is None else layer(args[0])
         record_outputs(new_tensors, call, result)
     if any(windows.get(id(tensor), _CELL) != _CELL for tensor in graph.outputs):
         raise ModelError(f"model {model.name!r} ends in a Flatten; add a Dense layer after it")

@@ -24,6 +24,7 @@ from cvbatch.core.errors import CvbatchError, SinkError
 from cvbatch.core.types import Chunk, ChunkRef, Item
 from cvbatch.sources.units import UNITS
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 MANIFEST = pa.schema([("chunk_id", pa.string()), *UNITS])
 ROW_GROUP_ROWS = 65_536
@@ -67,13 +68,13 @@ def folder_of(sink_uri: str) -> str:
     return store.join(store.absolute(sink_uri), FOLDER)
 
 
-def generations(sink_uri: str) -> list[str]:
+def generations(storage: Storage, sink_uri: str) -> list[str]:
     """Return the URIs of the manifest's files, oldest first; [] before the first planning.
 
     Raises SinkError where two files claim one place, which two plannings at once may leave.
     """
     folder = folder_of(sink_uri)
-    names = _standing(folder)
+    names = _standing(storage, folder)
     for first, second in pairwise(names):
         if first[:6] == second[:6]:
             raise SinkError(
@@ -83,9 +84,9 @@ def generations(sink_uri: str) -> list[str]:
     return [store.join(folder, name) for name in names]
 
 
-def _standing(folder: str) -> list[str]:
+def _standing(storage: Storage, folder: str) -> list[str]:
     """Return the names of the manifest's files in order; one without bytes was withdrawn."""
-    sizes = store.list_names(folder)
+    sizes = storage.list_names(folder)
     return sorted(name for name, size in sizes.items() if size and _NAME.fullmatch(name))
 
 
@@ -126,7 +127,7 @@ def _sums(units: pa.Table, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.add.reduceat(rows, starts), np.add.reduceat(sizes, starts)
 
 
-def write(generation: Generation, uri: str) -> None:
+def write(storage: Storage, generation: Generation, uri: str) -> None:
     """Write one file of the manifest; the same generation gives the same bytes.
 
     Raises CvbatchError where another job planned at the same moment.
@@ -146,18 +147,18 @@ def write(generation: Generation, uri: str) -> None:
             chunk_id = ids.take(pa.array(chunk_index[start:end]))
             table = pa.Table.from_arrays([chunk_id, *units.columns], schema=schema)
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-    store.put_bytes(uri, buffer.getvalue())
-    _refuse_rivals(uri)
+    storage.put_bytes(uri, buffer.getvalue())
+    _refuse_rivals(storage, uri)
 
 
-def _refuse_rivals(uri: str) -> None:
+def _refuse_rivals(storage: Storage, uri: str) -> None:
     """Withdraw our file, by emptying it, if another job added one in the same place.
 
     Both write before they list, so at least one of two rivals sees the other and steps back.
     """
     folder, name = uri.rsplit("/", 1)
-    if any(other[:6] == name[:6] and other != name for other in _standing(folder)):
-        store.put_bytes(uri, b"")
+    if any(other[:6] == name[:6] and other != name for other in _standing(storage, folder)):
+        storage.put_bytes(uri, b"")
         raise CvbatchError(
             f"another job planned into {folder} at the same moment; run the same command again"
         )
@@ -182,7 +183,7 @@ class Known(NamedTuple):
         return [self.holders[i] for i in np.unique(np.searchsorted(ends, units, "right"))]
 
 
-def read(uris: list[str]) -> Known:
+def read(storage: Storage, uris: list[str]) -> Known:
     """Return the chunks and the units of the manifest's files."""
     book: Book = {}
     holders: list[ChunkRef] = []
@@ -190,7 +191,7 @@ def read(uris: list[str]) -> Known:
     reading = None
     columns = ["uri", "version", "size_bytes"]
     for uri in uris:
-        with store.open_input(uri) as source:
+        with storage.open_input(uri) as source:
             file = pq.ParquetFile(source, read_dictionary=["chunk_id"])
             reading = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
             emptied = reading.pop(_EMPTIED, [])
@@ -215,11 +216,13 @@ def _as_last_planned(known: Known) -> Known:
     return known._replace(holders=holders, units=units)
 
 
-def units_of(refs: Iterable[ChunkRef], columns: Sequence[str] = UNITS.names) -> pa.Table:
+def units_of(
+    storage: Storage, refs: Iterable[ChunkRef], columns: Sequence[str] = UNITS.names
+) -> pa.Table:
     """Return the units of written chunks, one chunk after the other; only some columns of UNITS."""
     tables = [pa.schema([UNITS.field(name) for name in columns]).empty_table()]
     for uri, in_file in groupby(refs, key=lambda ref: ref.manifest_uri):
-        with store.open_input(uri) as source:
+        with storage.open_input(uri) as source:
             file = pq.ParquetFile(source)
             for group, in_group in groupby(in_file, key=lambda ref: ref.row_group):
                 rows = file.read_row_group(group, columns).replace_schema_metadata()
@@ -242,9 +245,9 @@ def _refs_of_group(file: pq.ParquetFile, uri: str, group: int) -> list[ChunkRef]
     ]
 
 
-def read_chunk(ref: ChunkRef) -> Chunk:
+def read_chunk(storage: Storage, ref: ChunkRef) -> Chunk:
     """Return the images of a chunk, in order. Raises StoreError where the manifest is gone."""
-    rows = _row_group(ref.manifest_uri, ref.row_group).slice(ref.first_row, ref.num_items)
+    rows = _row_group(storage, ref.manifest_uri, ref.row_group).slice(ref.first_row, ref.num_items)
     return _chunk(ref, rows)
 
 
@@ -260,6 +263,6 @@ def _chunk(ref: ChunkRef, rows: pa.Table) -> Chunk:
 
 
 @lru_cache(maxsize=1)  # a worker's next chunk mostly lies beside its last one
-def _row_group(manifest_uri: str, row_group: int) -> pa.Table:
-    with store.open_input(manifest_uri) as source:
+def _row_group(storage: Storage, manifest_uri: str, row_group: int) -> pa.Table:
+    with storage.open_input(manifest_uri) as source:
         return pq.ParquetFile(source).read_row_group(row_group)

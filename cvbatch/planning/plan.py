@@ -27,6 +27,7 @@ from cvbatch.planning.revisions import Changes, Revision, compare, num_files, re
 from cvbatch.sources.discovery import SourceFiles, find_files
 from cvbatch.storage import store
 from cvbatch.storage.listing import Progress
+from cvbatch.storage.store import Storage
 
 __all__ = ["Plan", "cut", "make_plan", "plan_files", "read_chunk"]
 
@@ -65,6 +66,7 @@ class Plan:
     num_changed: int  # files that changed since they were planned; their chunks are done again
     num_removed: int  # files that were planned and are not in the source any more: rows stay
     num_ignored_files: int  # files in the source that are not of its format
+    _storage: Storage
     _new: tuple[Generation, str] | None = None  # what commit writes, and where
 
     @property
@@ -76,7 +78,7 @@ class Plan:
         """Return the images of a chunk of this plan, committed or not."""
         if self._new and ref.manifest_uri == self._new[1]:
             return manifest.planned_chunk(self._new[0], ref)
-        return read_chunk(ref)
+        return read_chunk(self._storage, ref)
 
     @property
     def is_finished(self) -> bool:
@@ -89,11 +91,12 @@ class Plan:
         Raises CvbatchError where another job planned into the same sink at the same moment.
         """
         if self._new:
-            manifest.write(*self._new)
+            manifest.write(self._storage, *self._new)
             self._new = None
 
 
 def make_plan(
+    storage: Storage,
     source: Source,
     sink_uri: str,
     chunk_images: int,
@@ -109,17 +112,22 @@ def make_plan(
 
     Raises SourceError, SinkError (another format's manifest, not accessible), or StoreError.
     """
-    files = find_files(source.uri, source.format, sink_uri, on_progress)
-    return plan_files(files, source.image_column, sink_uri, chunk_images, chunk_bytes)
+    files = find_files(storage, source.uri, source.format, sink_uri, on_progress)
+    return plan_files(storage, files, source.image_column, sink_uri, chunk_images, chunk_bytes)
 
 
 def plan_files(
-    found: SourceFiles, image_column: str, sink_uri: str, chunk_images: int, chunk_bytes: int
+    storage: Storage,
+    found: SourceFiles,
+    image_column: str,
+    sink_uri: str,
+    chunk_images: int,
+    chunk_bytes: int,
 ) -> Plan:
     """Return the plan for files already found; otherwise as `make_plan`."""
     try:
-        uris = manifest.generations(sink_uri)
-        known = manifest.read(uris)
+        uris = manifest.generations(storage, sink_uri)
+        known = manifest.read(storage, uris)
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
     reading = found.format.reading(image_column)
@@ -132,10 +140,10 @@ def plan_files(
     changes = compare(found, known)
     del known
     if holders and changes.new.num_rows:
-        ids = manifest.units_of(holders, ["image_id"])["image_id"].combine_chunks()
+        ids = manifest.units_of(storage, holders, ["image_id"])["image_id"].combine_chunks()
         _refuse_clash(changes.new, ids, sink_uri)
-    revision = revise(changes, found, image_column, chunk_images)
-    fresh = found.format.expand(changes.new, image_column, chunk_images)
+    revision = revise(storage, changes, found, image_column, chunk_images)
+    fresh = found.format.expand(storage, changes.new, image_column, chunk_images)
     units = pa.concat_tables([revision.further, fresh])
     new = None
     if units.num_rows or changes.changed.num_rows:
@@ -143,7 +151,7 @@ def plan_files(
         number = int(uris[-1].rsplit("/", 1)[1][:6]) + 1 if uris else 0
         new = (generation, manifest.generation_uri(sink_uri, number, contents))
         manifest.enter(book, manifest.refs(*new), generation.emptied)
-    return _plan(found, sink_uri, book, changes, num_files(fresh, found.format), new)
+    return _plan(storage, found, sink_uri, book, changes, num_files(fresh, found.format), new)
 
 
 def _generation(
@@ -170,6 +178,7 @@ def _generation(
 
 
 def _plan(
+    storage: Storage,
     found: SourceFiles,
     sink_uri: str,
     book: Book,
@@ -181,8 +190,8 @@ def _plan(
     if not chunks and not book:
         raise SourceError("the source holds no image; check source.uri")
     try:
-        written = _written(sink_uri)
-        done = _done(sink_uri, book, written)
+        written = _written(storage, sink_uri)
+        done = _done(storage, sink_uri, book, written)
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
     return Plan(
@@ -197,17 +206,18 @@ def _plan(
         num_changed=changes.changed.num_rows,
         num_removed=changes.num_removed,
         num_ignored_files=found.num_ignored,
+        _storage=storage,
         _new=new,
     )
 
 
-def _written(sink_uri: str) -> frozenset[str]:
+def _written(storage: Storage, sink_uri: str) -> frozenset[str]:
     """Return the ids of the chunks that have a file in the sink."""
-    matches = map(_PART.fullmatch, store.list_names(sink_uri))
+    matches = map(_PART.fullmatch, storage.list_names(sink_uri))
     return frozenset(match[1] for match in matches if match)
 
 
-def _done(sink_uri: str, book: Book, written: frozenset[str]) -> frozenset[str]:
+def _done(storage: Storage, sink_uri: str, book: Book, written: frozenset[str]) -> frozenset[str]:
     """Return which of them hold their chunk as it was planned last.
 
     Only of a chunk that was planned again the file must be asked.
@@ -216,7 +226,7 @@ def _done(sink_uri: str, book: Book, written: frozenset[str]) -> frozenset[str]:
     asked = [name for name in done if book[name].revision]
 
     def held(name: str) -> int:
-        return part_files.revision_of(store.join(sink_uri, part_files.part_name(name)))
+        return part_files.revision_of(storage, store.join(sink_uri, part_files.part_name(name)))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         revisions = dict(zip(asked, pool.map(held, asked), strict=True))

@@ -18,6 +18,7 @@ from cvbatch.planning.manifest import Known
 from cvbatch.sources.base import InputFormat
 from cvbatch.sources.discovery import SourceFiles
 from cvbatch.sources.units import UNITS
+from cvbatch.storage.store import Storage
 
 _GONE = "gone"  # the version of a file that was not there: should it come back, it has changed
 
@@ -75,7 +76,9 @@ class Revision(NamedTuple):
     further: pa.Table  # UNITS: of changed files, in no chunk yet
 
 
-def revise(changes: Changes, found: SourceFiles, image_column: str, chunk_images: int) -> Revision:
+def revise(
+    storage: Storage, changes: Changes, found: SourceFiles, image_column: str, chunk_images: int
+) -> Revision:
     """Return the chunks that hold changed files, planned again.
 
     A unit is the same where its file, row group and first row are. Raises as `InputFormat.expand`.
@@ -83,8 +86,8 @@ def revise(changes: Changes, found: SourceFiles, image_column: str, chunk_images
     if not changes.touched:
         nothing = UNITS.empty_table()
         return Revision(nothing, np.zeros(1, np.int64), [], (), nothing)
-    now = found.format.expand(changes.changed, image_column, chunk_images)
-    was = manifest.units_of(changes.touched)
+    now = found.format.expand(storage, changes.changed, image_column, chunk_images)
+    was = manifest.units_of(storage, changes.touched)
     keys = _keys(was)
     at = pc.index_in(keys, _keys(now))  # null: the file did not change, or the unit is gone
     is_here = pc.or_(

@@ -36,8 +36,8 @@ from cvbatch.predict.memory_check import actor_need, check_batch
 from cvbatch.predict.steps import PredictSpec
 from cvbatch.predict.summary import Summary
 from cvbatch.results import run_history, schema, writer
-from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 
 _THREADS = 16
 
@@ -62,8 +62,7 @@ def prepare(
     Raises:
         RefusedError: a model file, the source or the sink is not as the job needs it.
     """
-    store.set_retry_policy(job.run.retry_policy)
-    identities = [identify(config) for config in job.models]
+    identities = [identify(sink.storage, config) for config in job.models]
     engine = job.run.engine
     if engine == "auto":
         engine = "tensorflow" if resources.num_gpus > 0 else "litert"
@@ -75,6 +74,7 @@ def prepare(
     job_fingerprint = fingerprint(job, [one.fingerprint for one in identities], engine)
     sink.open(job_fingerprint, overwrite=overwrite)
     plan = make_plan(
+        sink.storage,
         job.source,
         sink.uri,
         job.run.chunk_images,
@@ -106,9 +106,9 @@ def predict(
         CvbatchError: stopped midway; what is written stays, the same call goes on.
     """
     started = time.perf_counter()
-    store.set_retry_policy(job.run.retry_policy)
+    storage = Storage(job.run.retry_policy)
     with ExitStack() as stack:
-        sink = stack.enter_context(Sink(job.sink.uri, "predict", listener.say))
+        sink = stack.enter_context(Sink(storage, job.sink.uri, "predict", listener.say))
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         ready = prepare(job, sink, listener, resources, overwrite=overwrite)
         summary = Summary.of(ready.plan, sink.uri, ready.fingerprint, run or new_run())
@@ -126,12 +126,12 @@ def predict(
     summary.seconds = time.perf_counter() - started
     summary.num_chunks_left = len(left) - summary.num_chunks
     if not left:
-        worked = (run for run in run_history.latest(sink.uri) if run.num_images)
+        worked = (run for run in run_history.latest(storage, sink.uri) if run.num_images)
         summary.before = next(((run.num_images, run.num_failed) for run in worked), None)
     summary.judge(job.run.max_failure_fraction)
     sink.remove_leftovers()
     if has_work:
-        run_history.write_run(sink.uri, summary.as_json())
+        run_history.write_run(storage, sink.uri, summary.as_json())
     return summary
 
 
@@ -151,7 +151,8 @@ def _run(
     memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
     requests = requests_for(job, ready.identities, ready.engine)
     uris = [program_uri(sink.uri, request) for request in requests]
-    building = None if all(map(store.exists, uris)) else ProgramBuilder(requests)
+    is_built = all(map(sink.storage.exists, uris))
+    building = None if is_built else ProgramBuilder(sink.storage, requests)
     # The models are building; Ray, imported and started only now, keeps them company.
     from cvbatch.predict.ray_metrics import RunMetrics
     from cvbatch.predict.ray_pipeline import run_chunks, start_actors
@@ -159,9 +160,9 @@ def _run(
     is_joined = joins_a_cluster()
     if not is_joined:
         stack.enter_context(connected())
-    with _asked(job, ready.plan, left[0], listener) if is_joined else nullcontext():
+    with _asked(ready, left[0], listener) if is_joined else nullcontext():
         actors = start_actors(wiring)
-        built = building.result() if building else _read_programs(uris)
+        built = building.result() if building else _read_programs(sink.storage, uris)
     check_batch(job.run.batch_size, actor_need(built, wiring), memory, wiring.num_actors)
     for program in built:
         if program.note:
@@ -182,19 +183,17 @@ def _run(
                 break
 
 
-def _asked(
-    job: JobConfig, plan: Plan, ref: ChunkRef, listener: Listener
-) -> AbstractContextManager[None]:
+def _asked(ready: Preparation, ref: ChunkRef, listener: Listener) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
     from cvbatch.distributed.preflight import nodes_checked
 
-    source_uri = plan.read_chunk(ref).items[0].uri
-    return nodes_checked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
+    source_uri = ready.plan.read_chunk(ref).items[0].uri
+    return nodes_checked(ready.sink.storage, ready.sink.uri, source_uri, listener.say)
 
 
-def _read_programs(uris: Sequence[str]) -> list[BuiltProgram]:
+def _read_programs(storage: Storage, uris: Sequence[str]) -> list[BuiltProgram]:
     """Return the programs that an earlier run left in the sink."""
-    return [BuiltProgram.from_bytes(store.read_bytes(uri)) for uri in uris]
+    return [BuiltProgram.from_bytes(storage.read_bytes(uri)) for uri in uris]
 
 
 def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgram]) -> PredictSpec:
@@ -202,10 +201,10 @@ def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgra
 
     uris: where the programs belong.
     """
-    job = ready.job
+    job, storage = ready.job, ready.sink.storage
     for uri, program in zip(uris, built, strict=True):
-        if not store.exists(uri):
-            store.put_bytes(uri, program.to_bytes())
+        if not storage.exists(uri):
+            storage.put_bytes(uri, program.to_bytes())
     ready.sink.write_state(
         {
             "schema_version": SCHEMA_VERSION,
@@ -224,6 +223,7 @@ def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgra
         schema.ResultModel(config, spec) for config, spec in zip(job.models, specs, strict=True)
     ]
     return PredictSpec(
+        storage=storage,
         job=job,
         source_format=ready.plan.format,
         specs=specs,
@@ -238,14 +238,16 @@ def _commit_plan(ready: Preparation) -> None:
     """Write what is planned, and remove the files of chunks that hold nothing any more."""
     ready.plan.commit()
     for chunk_id in ready.plan.stale:
-        store.delete(ready.sink.join(part_files.part_name(chunk_id)))
+        ready.sink.storage.delete(ready.sink.join(part_files.part_name(chunk_id)))
 
 
 def _with_failed(ready: Preparation, left: list[ChunkRef]) -> list[ChunkRef]:
     """Return the chunks left and those done that have failed rows, in the plan's order."""
 
     def has_failed(chunk_id: str) -> bool:
-        return writer.has_failed_rows(ready.sink.join(part_files.part_name(chunk_id)))
+        return writer.has_failed_rows(
+            ready.sink.storage, ready.sink.join(part_files.part_name(chunk_id))
+        )
 
     done = sorted(ready.plan.done)
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -28,6 +28,7 @@ from cvbatch.distributed.resources import Allocation
 from cvbatch.distributed.session import actors_now
 from cvbatch.planning.plan import read_chunk
 from cvbatch.predict.steps import FusedWorker, PredictSpec
+from cvbatch.storage.store import Storage
 
 CAREFUL_AFTER = 2  # deaths of its workers: from then on a chunk is done carefully
 GIVEN_UP_AFTER = 4  # deaths: two of them of the careful way
@@ -71,6 +72,7 @@ class ActorPool:
         self._asked = [self._class.remote() for _ in range(wiring.num_actors)]
         self._idle: list[Any] = []
         self._calls: dict[Any, _Call] = {}  # by the reference to the answer
+        self._storage: Storage  # of the job, from `run` on
         self._queue: deque[ChunkRef] = deque()
         self._deaths: Counter[str] = Counter()  # by chunk
         self._failed_starts = 0  # since an actor last answered
@@ -88,7 +90,7 @@ class ActorPool:
         """
         self._queue.extend(refs)
         self._last_life = time.monotonic()
-        shared = ray.put(order)
+        self._storage, shared = order.storage, ray.put(order)
         try:
             while self._queue or self.num_working:
                 self._ask_for_actors(shared)
@@ -157,7 +159,7 @@ class ActorPool:
         if ref is not None:
             self._deaths[ref.chunk_id] += 1
             if self._deaths[ref.chunk_id] >= GIVEN_UP_AFTER:
-                raise given_up(ref, cause)
+                raise given_up(self._storage, ref, cause)
             self._queue.appendleft(ref)
         else:
             self._failed_starts += 1
@@ -180,9 +182,9 @@ class ActorPool:
             self._wanted = max(self._wanted, actors_now(self._wiring))
 
 
-def given_up(ref: ChunkRef, cause: str) -> CvbatchError:
+def given_up(storage: Storage, ref: ChunkRef, cause: str) -> CvbatchError:
     """Return the error of a chunk that its workers die of, however carefully it is done."""
-    items = read_chunk(ref).items
+    items = read_chunk(storage, ref).items
     return CvbatchError(
         f"chunk {ref.chunk_id} took its worker down {GIVEN_UP_AFTER} times, at last with its "
         "images decoded in a process of their own, so it is the models or the reading, or there is "

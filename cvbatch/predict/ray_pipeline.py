@@ -37,6 +37,7 @@ from cvbatch.predict.serialization import (
 from cvbatch.predict.stage_timer import StageTimer
 from cvbatch.predict.steps import PredictSpec
 from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.store import Storage
 
 if TYPE_CHECKING:
     import ray.data
@@ -165,10 +166,10 @@ def _decode(table: pa.Table, order: PredictSpec, attempts: Any) -> pa.Table:
     if deaths:  # in the actor, where Ray has put decoding there: the models were not to blame
         attempts.end.remote(MODELS)
     if deaths >= GIVEN_UP_AFTER:
-        raise given_up(ref, "its decoding was begun as often and never ended")
+        raise given_up(order.storage, ref, "its decoding was begun as often and never ended")
     is_careful = deaths >= CAREFUL_AFTER
     effort = StageTimer()
-    reader = _reader(order.source_format, order.job.source.image_column)
+    reader = _reader(order.storage, order.source_format, order.job.source.image_column)
     batches = image_batches_to_table(
         list(steps.read_and_decode(order, reader, ref, effort, is_careful=is_careful))
     )
@@ -178,8 +179,8 @@ def _decode(table: pa.Table, order: PredictSpec, attempts: Any) -> pa.Table:
 
 
 @lru_cache(maxsize=1)  # tasks are plain calls: only their process lasts from chunk to chunk
-def _reader(source_format: str, image_column: str) -> ChunkReader:
-    return ChunkReader(source_format, image_column)
+def _reader(storage: Storage, source_format: str, image_column: str) -> ChunkReader:
+    return ChunkReader(storage, source_format, image_column)
 
 
 def _with_effort(table: pa.Table, effort: StageTimer) -> pa.Table:

@@ -7,7 +7,7 @@ a step needs to know comes in one small `PredictSpec`, so a step that died start
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -31,13 +31,14 @@ from cvbatch.planning.plan import read_chunk
 from cvbatch.predict.stage_timer import StageTimer
 from cvbatch.results import schema, writer
 from cvbatch.sources.readers import ChunkReader
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 
 @dataclass(frozen=True)
 class PredictSpec:
     """What the workers of a job must know; small, whatever the models weigh."""
 
+    storage: Storage
     job: JobConfig
     source_format: str  # never "auto"
     specs: tuple[ModelSpec, ...]
@@ -45,6 +46,10 @@ class PredictSpec:
     metadata: bytes  # of every Parquet file
     threads: int  # of one program
     revisions: dict[str, int] = field(default_factory=dict)  # of chunks that were planned again
+
+    def new_reader(self) -> ChunkReader:
+        """Return a reader of the job's chunks."""
+        return ChunkReader(self.storage, self.source_format, self.job.source.image_column)
 
     @property
     def result_models(self) -> list[schema.ResultModel]:
@@ -68,9 +73,8 @@ def read_and_decode(
     An image that crashes its decoder, or takes longer than `run.image_timeout_s`, ends this
     process; with `is_careful` another one, and fails alone.
     """
-    store.set_retry_policy(order.job.run.retry_policy)
     source = order.job.source
-    images = reader.read(read_chunk(ref), source.max_bytes)
+    images = reader.read(read_chunk(order.storage, ref), source.max_bytes)
     keys = list(dict.fromkeys(spec.input_key for spec in order.specs))
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg)
     timeout_s = order.job.run.image_timeout_s
@@ -93,14 +97,11 @@ def _weighed(images: Iterable[EncodedImage], effort: StageTimer) -> Iterator[Enc
         yield image
 
 
-def load_predictor(
-    order: PredictSpec, read: Callable[[str], bytes] = store.read_bytes
-) -> Predictor:
+def load_predictor(order: PredictSpec) -> Predictor:
     """Return the job's models, loaded into this process."""
-    store.set_retry_policy(order.job.run.retry_policy)
     models = []
     for config, uri in zip(order.job.models, order.program_uris, strict=True):
-        built = BuiltProgram.from_bytes(read(uri))
+        built = BuiltProgram.from_bytes(order.storage.read_bytes(uri))
         program = built.load(order.threads)
         models.append(LoadedModel(config, built.spec, program, built.batch_size))
     return Predictor(models)
@@ -110,7 +111,6 @@ def write(
     order: PredictSpec, chunk_id: str, predictions: Iterable[Predictions], effort: StageTimer
 ) -> ChunkReport:
     """Write the chunk's rows as its file; return what it holds, and what it took until now."""
-    store.set_retry_policy(order.job.run.retry_policy)
     models = order.result_models
     arrow_schema = schema.result_schema(models)
     counts: Counter[str] = Counter()
@@ -122,7 +122,9 @@ def write(
             note(counts, examples, said.image_id, said.failures)
             tables.append(schema.to_rows(said, models, arrow_schema))
         metadata = part_files.revised(order.metadata, order.revisions.get(chunk_id, 0))
-        num_bytes = writer.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
+        num_bytes = writer.write_part(
+            order.storage, order.job.sink.uri, chunk_id, tables, arrow_schema, metadata
+        )
     return ChunkReport(
         chunk_id,
         num_images,
@@ -148,7 +150,7 @@ class FusedWorker:
     def load(self, order: PredictSpec) -> None:
         """Take the order and load its models."""
         self._order, self._predictor = order, load_predictor(order)
-        self._reader = ChunkReader(order.source_format, order.job.source.image_column)
+        self._reader = order.new_reader()
 
     def work(self, ref: ChunkRef, *, is_careful: bool) -> ChunkReport:
         """Return the report of a chunk, its file written. The order must have been told."""

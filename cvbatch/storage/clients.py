@@ -12,7 +12,6 @@ import pyarrow.fs as pafs
 
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.redaction import has_user
-from cvbatch.storage import retry
 
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TRIES = 3  # of one page or part, before the whole listing or file is tried again
@@ -62,15 +61,14 @@ class Location(NamedTuple):
         """Return the one spelling of this place: an absolute path, or `scheme://bucket/key`."""
         return self.path if self.scheme == "file" else f"{self.scheme}://{self.path}"
 
-    @property
-    def files(self) -> Any:
-        """Return the pyarrow file system it lies in, which itself tries a request again."""
-        return self.client(REQUEST_TRIES)
+    def client(self, timeout_s: float, tries: int = REQUEST_TRIES) -> Any:
+        """Return the pyarrow file system of this location.
 
-    def client(self, tries: int) -> Any:
-        """Return the pyarrow file system it lies in, which makes a request so many times."""
+        Args:
+            timeout_s: seconds without a byte after which a request to S3 fails.
+            tries: how often the client itself makes a request.
+        """
         if self.scheme == "s3":
-            timeout_s = retry.retry_policy().request_timeout_s
             return _s3(self.path.split("/", 1)[0], _environment(), timeout_s, tries)
         return _gcs() if self.scheme == "gs" else _LOCAL
 
@@ -115,16 +113,18 @@ def _gcs() -> Any:
     return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=15))
 
 
-def s3_client(timeout_s: float | None = None) -> Any:
+def s3_client(timeout_s: float) -> Any:
     """Return boto3's client, for what pyarrow lacks: a removal of one key, conditional puts.
 
-    It makes a request once: `store.call_s3` makes it again. timeout_s: without a byte; None: the
-    job's.
+    It makes a request once; `Storage.call_s3` retries it.
+
+    Args:
+        timeout_s: seconds without a byte after which a request fails.
 
     Raises:
         botocore.exceptions.BotoCoreError: no profile has the name in AWS_PROFILE.
     """
-    return _s3_requests(_environment(), timeout_s or retry.retry_policy().request_timeout_s)
+    return _s3_requests(_environment(), timeout_s)
 
 
 @lru_cache(maxsize=4)

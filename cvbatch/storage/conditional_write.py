@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from cvbatch.core.errors import NotFoundError
-from cvbatch.storage import store
 from cvbatch.storage.clients import Location, describe_boto_error, s3_client
 from cvbatch.storage.retry import retry, translate
+from cvbatch.storage.store import Storage
 
 T = TypeVar("T")
 _LIMIT_S = 5.0  # of one request: who asks has little patience
@@ -43,22 +43,22 @@ class ConditionalFile(Protocol):
         """Remove the file, and the folders that were made for it if they are empty."""
 
 
-def conditional_file(uri: str) -> ConditionalFile | None:
+def conditional_file(storage: Storage, uri: str) -> ConditionalFile | None:
     """Return the slot at a URI; None where the store has no way to write on a condition."""
     place = Location.of(uri)
     if place.scheme == "gs":
         return None  # pyarrow's client cannot
-    return _LocalSlot(place.uri) if place.scheme == "file" else _ObjectSlot(place)
+    return _LocalSlot(storage, place.uri) if place.scheme == "file" else _ObjectSlot(storage, place)
 
 
 class _LocalSlot:
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, storage: Storage, uri: str) -> None:
+        self._storage, self._uri = storage, uri
         self._folders: list[Path] = []  # made for the file; the deepest one first
 
     def read(self) -> Content | None:
         try:
-            return Content(store.read_bytes(self._uri), "")
+            return Content(self._storage.read_bytes(self._uri), "")
         except NotFoundError:
             return None
 
@@ -67,7 +67,7 @@ class _LocalSlot:
             return self._create(data)
         if self.read() != seen:
             return False
-        store.put_bytes(self._uri, data)
+        self._storage.put_bytes(self._uri, data)
         return True
 
     def _create(self, data: bytes) -> bool:
@@ -85,7 +85,7 @@ class _LocalSlot:
         return True
 
     def remove(self) -> None:
-        store.delete(self._uri)
+        self._storage.delete(self._uri)
         with suppress(OSError):  # something else is in it by now
             for folder in self._folders:
                 folder.rmdir()
@@ -94,8 +94,8 @@ class _LocalSlot:
 class _ObjectSlot:
     """An S3 object, by boto3: pyarrow cannot put on a condition."""
 
-    def __init__(self, place: Location) -> None:
-        self._uri = place.uri
+    def __init__(self, storage: Storage, place: Location) -> None:
+        self._storage, self._uri = storage, place.uri
         bucket, key = place.path.split("/", 1)
         self._name = {"Bucket": bucket, "Key": key}
 
@@ -152,10 +152,10 @@ class _ObjectSlot:
             except BotoCoreError as error:  # its words hold the URL
                 raise OSError(describe_boto_error(error)) from None
 
-        return retry(asked, self._uri)
+        return retry(asked, self._uri, self._storage.policy)
 
     def remove(self) -> None:
-        store.delete(self._uri)
+        self._storage.delete(self._uri)
 
 
 class _RefusedError(Exception):

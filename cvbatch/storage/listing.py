@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 from cvbatch.core.errors import SourceError
 from cvbatch.storage.clients import REQUEST_TRIES, Location
 from cvbatch.storage.retry import translate
-from cvbatch.storage.store import attempt
+from cvbatch.storage.store import Storage
 
 FILES = pa.schema([("uri", pa.large_string()), ("size", pa.int64()), ("version", pa.string())])
 _BATCH_FILES = 65_536
@@ -37,7 +37,7 @@ class Listing(NamedTuple):
     files: pa.Table  # uri: large_string, size: int64 bytes, version: string (changes with the file)
 
 
-def list_files(uri: str, on_progress: Progress | None = None) -> Listing:
+def list_files(storage: Storage, uri: str, on_progress: Progress | None = None) -> Listing:
     """Return the files of one source URI, in no particular order.
 
     uri: a file, a folder (all below it), or a pattern: `*`, `?` and `[...]` stay within one name,
@@ -48,25 +48,27 @@ def list_files(uri: str, on_progress: Progress | None = None) -> Listing:
     Raises NotFoundError or AccessDeniedError, SourceError for a name that is not Unicode.
     """
     place = Location.of(uri)
-    info = attempt(place, lambda files: files.get_file_info(place.path))
+    info = storage.attempt(place, lambda files: files.get_file_info(place.path))
     counter = _Counter(on_progress)
     if info.type == pafs.FileType.File:
         name = place.uri
         return Listing(name[: name.rindex("/") + 1], _table([(name, info.size, _version(info))]))
     if info.type == pafs.FileType.Directory:
-        return _list_folder(place, counter)
+        return _list_folder(storage, place, counter)
     folder, pattern = _split_pattern(uri)
     if pattern is None:
-        return _list_folder(place, counter)  # an object store says so only now that it is missing
-    listing = _list_folder(Location.of(folder), counter)
+        return _list_folder(
+            storage, place, counter
+        )  # an object store says so only now that it is missing
+    listing = _list_folder(storage, Location.of(folder), counter)
     names = pc.utf8_slice_codeunits(listing.files["uri"], len(listing.base))
     wanted = pc.match_substring_regex(names, _pattern_regex(pattern))
     return Listing(listing.base, listing.files.filter(wanted))
 
 
-def _list_folder(place: Location, counter: _Counter) -> Listing:
+def _list_folder(storage: Storage, place: Location, counter: _Counter) -> Listing:
     base = place.uri.rstrip("/") + "/"
-    walk = _walk_local(place) if place.scheme == "file" else _walk_remote(place)
+    walk = _walk_local(place) if place.scheme == "file" else _walk_remote(storage, place)
     batches = []
     for batch in walk:
         names = pc.utf8_slice_codeunits(batch["uri"], len(base))
@@ -150,12 +152,14 @@ def _scan(top: str) -> Iterator[Row]:
                     yield entry.path, 0, "0"
 
 
-def _walk_remote(place: Location) -> Iterator[pa.RecordBatch]:
+def _walk_remote(storage: Storage, place: Location) -> Iterator[pa.RecordBatch]:
     """Yield what lies below a prefix, listed by many threads at once."""
     folders = [place]
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in range(_SPREAD_LEVELS):
-            level = list(pool.map(lambda folder: _select(folder, recursive=False), folders))
+            level = list(
+                pool.map(lambda folder: _select(storage, folder, recursive=False), folders)
+            )
             below = [i for infos in level for i in infos if i.type == pafs.FileType.Directory]
             folders = [
                 Location(place.scheme, info.path)
@@ -166,15 +170,15 @@ def _walk_remote(place: Location) -> Iterator[pa.RecordBatch]:
                 yield from _batches(place.scheme, infos)
             if len(folders) >= _THREADS or not folders:
                 break
-        for infos in pool.map(lambda folder: _select(folder, recursive=True), folders):
+        for infos in pool.map(lambda folder: _select(storage, folder, recursive=True), folders):
             yield from _batches(place.scheme, infos)
 
 
-def _select(folder: Location, *, recursive: bool) -> list[Any]:
+def _select(storage: Storage, folder: Location, *, recursive: bool) -> list[Any]:
     def listed(files: Any) -> list[Any]:
         return list(files.get_file_info(pafs.FileSelector(folder.path, recursive=recursive)))
 
-    return attempt(folder, listed, REQUEST_TRIES)
+    return storage.attempt(folder, listed, REQUEST_TRIES)
 
 
 def _batches(scheme: str, infos: list[Any]) -> Iterator[pa.RecordBatch]:

@@ -27,20 +27,6 @@ LEAST_TRIES = 3  # of a request, however long each takes
 STORE_FAULTS = (OSError, pa.ArrowException, UnicodeError)
 
 
-_policy = RetryPolicy()
-
-
-def retry_policy() -> RetryPolicy:
-    """Return the retry policy of this process."""
-    return _policy
-
-
-def set_retry_policy(policy: RetryPolicy) -> None:
-    """Let all requests of this process follow `policy` from now on."""
-    global _policy
-    _policy = policy
-
-
 class CredentialsError(AccessDeniedError):
     """The store does not accept these credentials at all, whatever the name asked for."""
 
@@ -149,7 +135,7 @@ _COMPLAINTS: tuple[tuple[str, type[StoreError], str], ...] = (
 )
 
 
-def retry(action: Callable[[], T], uri: str) -> T:
+def retry(action: Callable[[], T], uri: str, policy: RetryPolicy) -> T:
     """Return what `action` returns, trying again while the store is busy or unreachable.
 
     Waits grow from 0.5 s to 16 s, each shortened by up to a half at random. They end when waits and
@@ -167,11 +153,11 @@ def retry(action: Callable[[], T], uri: str) -> T:
             fault = error
         lost_s += time.monotonic() - begun
         is_transient = isinstance(fault, (_BusyError, ShortReadError))
-        if not is_transient or (tries >= LEAST_TRIES and lost_s >= retry_policy().retry_budget_s):
+        if not is_transient or (tries >= LEAST_TRIES and lost_s >= policy.retry_budget_s):
             raise fault from None  # the original may quote the request, credentials in it
         wait = longest * random.uniform(0.5, 1.0)
         log.warning("trying again in %.1f s: %s", wait, fault)
-        retry_policy().sleep(wait)
+        policy.sleep(wait)
         lost_s += wait
         longest = min(2 * longest, LONGEST_WAIT_S)
 

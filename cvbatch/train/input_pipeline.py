@@ -24,6 +24,7 @@ from cvbatch.core.types import Failure, InputKey, TrainingExample
 from cvbatch.datasets.examples import LabelledRow, example_of, in_order, read_rows, shuffled
 from cvbatch.datasets.reader import Split, Wanted
 from cvbatch.images.decode import Limits
+from cvbatch.storage.store import Storage
 from cvbatch.train.augmentation import Augmentation, resized_examples, size_of_step
 from cvbatch.train.batches import Batch
 
@@ -43,8 +44,9 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """How rows are decoded into training examples."""
+    """How rows are read and decoded into training examples."""
 
+    storage: Storage
     wanted: Wanted
     key: InputKey
     limits: Limits
@@ -115,8 +117,9 @@ class ExampleReader:
             indices = np.flatnonzero(pool[:, 0] == group)
             indices = indices[np.argsort(pool[indices, 1], kind="stable")]
             column = self._spec.wanted.column
-            rows = read_rows(self.split.groups[group], pool[indices, 1].tolist(), column)
-            return list(zip(indices.tolist(), rows, strict=True))
+            row_group, rows = self.split.groups[group], pool[indices, 1].tolist()
+            labelled = read_rows(self._spec.storage, row_group, rows, column)
+            return list(zip(indices.tolist(), labelled, strict=True))
 
         with ThreadPoolExecutor(_PARALLEL_READS) as threads:
             groups = np.unique(pool[:, 0]).tolist()

@@ -28,6 +28,7 @@ from cvbatch.images.decode import Limits, decode
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.metrics.counts import INTERVAL_PERCENTILES, bootstrap_weights
 from cvbatch.results.result import Result
+from cvbatch.storage.store import Storage
 from tests.support.evaluations import write_truth
 from tests.support.jobs import write_parquet
 from tests.support.results import predicted
@@ -113,16 +114,16 @@ def order_of(sink, resize="stretch", truth=None, batch_size=4, steps=8, others=(
     class_of = {} if truth is None else {name: np.arange(2) for name in truth}
     limits = SourceConfig(uri=[str(sink.parent / "in")])
     keys = (spec.input_key, *others)
-    reader = Result(str(sink)).reader
+    reader = Result(Storage(), str(sink)).reader
     return HeatmapOrder(reader, built, keys, limits, 60.0, class_of, steps, 0.15, SEED)
 
 
 def share_of(sink, truth=None):
     """Return all images of a result as one share."""
-    result = Result(str(sink))
+    result = Result(Storage(), str(sink))
     if truth is None:
         return only_predicted(result).pieces
-    return join(result, find_truth([str(truth)], None), None).pieces
+    return join(result, find_truth(Storage(), [str(truth)], None), None).pieces
 
 
 def judged(sink, truth=None, columns=(), batch_size=4, **said):

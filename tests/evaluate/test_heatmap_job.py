@@ -17,6 +17,7 @@ from cvbatch.evaluate.job import evaluate
 from cvbatch.evaluate.join import only_predicted
 from cvbatch.predict.job import predict
 from cvbatch.results.result import Result
+from cvbatch.storage.store import Storage
 from tests.support.evaluations import write_result, write_truth
 from tests.support.jobs import Ear, carry_programs, cvbatch, write_files, write_job
 from tests.support.networks import segmenter
@@ -208,7 +209,7 @@ def test_without_truth_and_without_programs_it_is_built_again(made, tmp_path):
 @pytest.mark.keras
 @pytest.mark.ray
 def test_a_sample_is_a_part_of_a_larger_one_and_follows_the_seed(made):
-    result = Result(str(made / "out"))
+    result = Result(Storage(), str(made / "out"))
     subject, pieces = find_subject(result), only_predicted(result).pieces
 
     def sample(count, seed):

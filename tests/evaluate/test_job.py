@@ -15,9 +15,11 @@ from cvbatch.core.types import VOID_CLASS, Boxes
 from cvbatch.evaluate import job as job_module
 from cvbatch.evaluate.job import evaluate
 from cvbatch.evaluate.scoring import merged
+from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH, current_holder
 from cvbatch.storage.sink import Sink
-from tests.metrics.test_average_precision import COCO_FIGURES, TrueBoxes, pycoco
+from cvbatch.storage.store import Storage
+from tests.metrics.test_average_precision import COCO_FIGURES, pycoco
 from tests.support.evaluations import Heard, write_result, write_truth
 from tests.support.jobs import cvbatch, write_job
 from tests.support.lease_holder import FAR, lease_holder, tree
@@ -350,7 +352,7 @@ def test_detection_is_that_of_pycocotools(case, tmp_path):
     said = Boxes(xyxy, score, class_id, index)
     xyxy, class_id, index, crowd = flat(truth, names)
     area = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)
-    there = TrueBoxes(xyxy, class_id, index, crowd.astype(bool), area)
+    there = GroundTruthBoxes(xyxy, class_id, index, crowd.astype(bool), area)
     oracle = pycoco(said, there, len(names), 2)
     found = overall(tmp_path, "detection")
     got = np.array([-1 if found[name] is None else found[name] for name in COCO_FIGURES])
@@ -500,7 +502,7 @@ def test_the_lease_is_held_while_parts_are_scored_and_its_loss_ends_the_evaluati
     monkeypatch.setattr(job_module, "Sink", partial(Sink, clock=clock))
 
     def merge(scored):
-        assert current_holder(str(out)).pid == os.getpid()
+        assert current_holder(Storage(), str(out)).pid == os.getpid()
         next(scored)
         (out / LEASE_PATH).write_bytes(FAR.to_json())
         clock.sleep(HEARTBEAT_S)

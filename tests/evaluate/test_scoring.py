@@ -13,6 +13,7 @@ from cvbatch.evaluate.join import find_truth, join, read_piece
 from cvbatch.evaluate.metrics_table import to_parquet
 from cvbatch.evaluate.scoring import Order, merged
 from cvbatch.results.result import Result
+from cvbatch.storage.store import Storage
 from tests.evaluate.test_job import all_tasks, random_masks
 from tests.support.evaluations import write_result, write_truth
 
@@ -35,8 +36,8 @@ def tables(folder, rows, truth, classes):
     """Return both sides of all images as tables in the same order."""
     write_result(folder / "said", rows, classes, part_images=100)
     write_truth(folder / "truth", truth, classes)
-    result = Result(str(folder / "said"))
-    (piece,) = join(result, find_truth([str(folder / "truth")], None), None).pieces
+    result = Result(Storage(), str(folder / "said"))
+    (piece,) = join(result, find_truth(Storage(), [str(folder / "truth")], None), None).pieces
     columns = [column for column in COLUMNS if column in classes]
     extra = ["box_is_crowd"] if "boxes" in classes else []
     return read_piece(piece, ["image_id", "status", *columns], [*columns, *extra])

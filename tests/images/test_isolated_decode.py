@@ -121,20 +121,20 @@ def test_a_child_that_cannot_start_stops_the_job(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     with (
         IsolatedDecoder(LIMIT_S) as decode_one,
-        pytest.raises(CvbatchError, match="did not come up: it ended with status 7"),
+        pytest.raises(CvbatchError, match="did not start: it ended with status 7"),
     ):
         decode_one(encoded_image(1), KEYS, SMALL)
 
 
 @pytest.mark.parametrize("kind", ["none", "hang"])
-def test_on_a_timer_the_process_ends_and_not_a_moment_before(stub, tmp_path, kind):
+def test_with_an_alarm_the_process_ends_and_not_a_moment_before(stub, tmp_path, kind):
     data = encoded_image(1) if kind == "none" else poisoned(1, kind)
     (tmp_path / "image").write_bytes(data)
     code = f"""
 import time
 from cvbatch.images.isolated_decode import *
 data = open({str(tmp_path / "image")!r}, "rb").read()
-on_a_timer(1.0)(data, [], Limits())
+decode_with_alarm(1.0)(data, [], Limits())
 time.sleep(1.5)  # longer than the timer, which no longer runs
 """
     done = subprocess.run([sys.executable, "-c", code], env=poisoned_env(stub), check=False)

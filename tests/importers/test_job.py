@@ -15,6 +15,7 @@ from cvbatch.results import schema
 from cvbatch.storage import store
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 from tests.support.datasets import files, imported, picture, put, rows, voc
 from tests.support.lease_holder import FAR, lease_holder, tree
 from tests.support.s3_server import S3Server
@@ -121,7 +122,7 @@ def test_a_refusal_leaves_what_was_there(source, tmp_path):
 
 def test_an_import_cut_short_begins_again_and_ends_the_same(source, tmp_path, monkeypatch):
     imported("voc", source, tmp_path / "whole", shard_images=2)
-    put_bytes = store.put_bytes
+    put_bytes = Storage().put_bytes
     left = [4]
 
     def failing(uri, data):

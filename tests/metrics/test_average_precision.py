@@ -15,8 +15,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cvbatch.core.types import Boxes
-from cvbatch.metrics.average_precision import AveragePrecision, average_precision_of_image
+from cvbatch.metrics.average_precision import AveragePrecision
 from cvbatch.metrics.box_matching import GroundTruthBoxes
+from tests.support.average_precision import average_precision_of_image
 
 COCO_FIGURES = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
@@ -114,7 +115,7 @@ def assert_equals_oracles(
     found: Boxes, truth: GroundTruthBoxes, num_images: int, num_classes: int
 ) -> AveragePrecision:
     score = AveragePrecision.empty(num_classes).add(keys(num_images), found, truth)
-    curves, evaluation = score.curves(), pycoco(found, truth, num_images, num_classes)
+    curves, evaluation = score.curves, pycoco(found, truth, num_images, num_classes)
     got = np.nan_to_num(curves.precision, nan=-1)
     np.testing.assert_allclose(got, evaluation.eval["precision"][..., -1], rtol=0, atol=1e-12)
     got = np.nan_to_num(curves.recall, nan=-1)
@@ -361,8 +362,8 @@ def test_what_has_no_sense_is_refused(change: dict[str, np.ndarray], message: st
 def test_an_image_counts_once() -> None:
     box, zero = np.array([[0.0, 0, 1, 1]]), np.zeros(1, int)
     one = average_precision_of_image("a.jpg", box, np.ones(1), zero, box, zero, num_classes=1)
-    with pytest.raises(ValueError, match=r"'a\.jpg' is there twice.*counted once"):
+    with pytest.raises(ValueError, match=r"'a\.jpg' occurs twice.*counted once"):
         one.merge(one)
     nothing = found_rows([]), true_rows([])
-    with pytest.raises(ValueError, match="'b' is there twice"):
+    with pytest.raises(ValueError, match="'b' occurs twice"):
         one.add(["b", "c", "b"], *nothing)

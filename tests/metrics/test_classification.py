@@ -130,7 +130,7 @@ def test_json_carries_a_score(kind, count):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind][1] is not None])
 def test_scores_of_other_settings_do_not_merge(kind):
-    with pytest.raises(ValueError, match=r"is .* here and .* there: only scores of the same"):
+    with pytest.raises(ValueError, match=r"is .* and .*: only metrics with equal settings"):
         KINDS[kind][0].merge(KINDS[kind][1])
 
 
@@ -320,11 +320,11 @@ def test_calibration_is_counting_bin_by_bin(num_bins):
     [
         (
             lambda: Confusion.empty(3).add(np.zeros((2, 2), int), np.zeros((2, 3), int)),
-            r"\(2, 2\) and the answers \(2, 3\).*resize",
+            r"\(2, 2\) and the predictions \(2, 3\).*resize",
         ),
         (
             lambda: Confusion.empty(3).add(np.array([0, VOID_CLASS]), np.array([0, 0])),
-            "class id 255 is not one of 3 classes.*0 to 2.*leave that label out",
+            "class id 255 is not one of 3 classes.*0 to 2.*remove that label",
         ),
         (lambda: Confusion.empty(3).add(np.array([-1]), np.array([0])), "class id -1"),
         (

@@ -10,13 +10,14 @@ from cvbatch.core.errors import StoreError
 from cvbatch.core.types import Chunk, Item
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import retry, store
+from cvbatch.storage.store import Storage
 from tests.support.reading import LIMIT, kinds, read
 from tests.support.s3_server import S3Server
 
 
 def put_files(home: str, count: int) -> list[Item]:
     for i in range(count):
-        store.put_bytes(f"{home}/{i} #é.jpg", b"%d" % i * i)
+        Storage().put_bytes(f"{home}/{i} #é.jpg", b"%d" % i * i)
     return [Item(f"{home}/{i} #é.jpg", f"{i} #é.jpg", i) for i in range(count)]
 
 
@@ -65,7 +66,7 @@ def test_few_files_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
     items = put_files(str(tmp_path), 50)
     fetched: list[str] = []
     lock = threading.Lock()
-    read_bytes = store.read_bytes
+    read_bytes = Storage().read_bytes
 
     def counted(uri: str, max_bytes: int) -> bytes:
         with lock:
@@ -73,7 +74,9 @@ def test_few_files_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
         return read_bytes(uri, max_bytes)
 
     monkeypatch.setattr(store, "read_bytes", counted)
-    images = ChunkReader("images", "image", threads=3).read(Chunk("0" * 16, tuple(items)), LIMIT)
+    images = ChunkReader(Storage(), "images", "image", threads=3).read(
+        Chunk("0" * 16, tuple(items)), LIMIT
+    )
     for taken, _ in enumerate(images, 1):
         assert len(fetched) <= taken + 2 * 3
         if taken == 10:

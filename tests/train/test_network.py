@@ -8,6 +8,7 @@ from cvbatch.config.train import parse_training
 from cvbatch.core.errors import ModelError
 from cvbatch.models import registry
 from cvbatch.models.applications import IMAGENET_CLASSES
+from cvbatch.storage.store import Storage
 from cvbatch.train import network
 
 pytestmark = pytest.mark.keras
@@ -36,7 +37,7 @@ def imagenet_weights(tmp_path_factory):
 def test_a_weights_file_with_imagenet_classes_gets_a_new_head(imagenet_weights, tmp_path):
     imagenet, path = imagenet_weights
     built = network.build_network(
-        job(path), ("cat", "dog", "fox"), None, tmp_path / "initial.keras"
+        Storage(), job(path), ("cat", "dog", "fox"), None, tmp_path / "initial.keras"
     )
     assert (built.image_size, built.metric) == (SIZE, "accuracy")
     initial = registry.load_file("initial", tmp_path / "initial.keras")
@@ -54,7 +55,7 @@ def test_a_weights_file_of_another_architecture_is_refused(imagenet_weights, tmp
     _, path = imagenet_weights
     wider = job(path, build={"alpha": 0.5})
     with pytest.raises(ModelError, match=r"mobilenet\.weights\.h5"):
-        network.build_network(wider, ("cat", "dog"), None, tmp_path / "initial.keras")
+        network.build_network(Storage(), wider, ("cat", "dog"), None, tmp_path / "initial.keras")
     assert not (tmp_path / "initial.keras").exists()
 
 
@@ -63,7 +64,11 @@ def test_a_weights_file_with_the_classes_of_the_data_keeps_its_head(tmp_path):
     trained = registry.build("MobileNet", 2, SIZE, OPTIONS)
     trained.save_weights(tmp_path / "trained.weights.h5")
     network.build_network(
-        job(tmp_path / "trained.weights.h5"), ("a", "b"), None, tmp_path / "initial.keras"
+        Storage(),
+        job(tmp_path / "trained.weights.h5"),
+        ("a", "b"),
+        None,
+        tmp_path / "initial.keras",
     )
     initial = registry.load_file("initial", tmp_path / "initial.keras")
     for actual, expected in zip(initial.weights, trained.weights, strict=True):

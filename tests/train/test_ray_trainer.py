@@ -25,7 +25,7 @@ def test_a_lost_lease_stops_a_training_inside_an_epoch(ray_session, monkeypatch)
 
     endless = threading.Event()
     trainer = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=endless.wait()))
-    monkeypatch.setattr(ray_trainer, "_trainer", lambda lessons, ledger: trainer)
+    monkeypatch.setattr(ray_trainer, "_trainer", lambda spec, log: trainer)
     try:
         with pytest.raises(CvbatchError, match="taken over"):
             ray_trainer.run_training(None, None, check)
