@@ -55,7 +55,7 @@ def synthetic_listing(num_names: int) -> Listing:
 def plan_once(num_names: int, sink: str, answers: Any) -> None:
     listings = [synthetic_listing(num_names)]  # popped, so that the plan owns it as in the job
     at_start = peak_mib()
-    with mock.patch.object(discovery, "list_files", lambda uri, on_progress: listings.pop()):
+    with mock.patch.object(discovery, "list_files", lambda *_: listings.pop()):
         started = time.perf_counter()
         plan = make_plan(Storage(), Source, sink, 512, 256 << 20)
         planned = time.perf_counter()

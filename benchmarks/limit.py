@@ -1,4 +1,3 @@
-
 """Upper limit of this machine: compiled programs alone, the decoder alone, both in sequence.
 
 Run: python -m benchmarks.limit --folder DIR --programs DIR --work NAME --images N --seconds S
@@ -16,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import cycle, islice
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -40,7 +40,7 @@ def compile_programs(folder: Path, programs: Path, work: str) -> list[Path]:
         programs.mkdir(parents=True, exist_ok=True)
         # TensorFlow compiles in a separate process that ends before anything is measured.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            compiled = list(pool.map(build, requests))
+            compiled = list(pool.map(partial(build, Storage()), requests))
         for file, built in zip(files, compiled, strict=True):
             if built.engine != "litert":
                 raise SystemExit(f"{built.spec.name} did not convert to LiteRT: {built.note}")

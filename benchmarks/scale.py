@@ -79,9 +79,7 @@ def plan_once(kind: str, num_images: int, folder: str, answers: Any) -> None:
     listings = [listing(kind, num_images)]  # popped, so that the plan owns it as in the job
     source = Source((BASE,), "images" if kind == "files" else "parquet")
     with ExitStack() as stack:
-        stack.enter_context(
-            mock.patch.object(discovery, "list_files", lambda uri, on_progress: listings.pop())
-        )
+        stack.enter_context(mock.patch.object(discovery, "list_files", lambda *_: listings.pop()))
         stack.enter_context(mock.patch.object(units, "_row_groups", footer))
         started = time.process_time()  # CPU time of all threads, independent of other processes
         plan = make_plan(Storage(), source, folder, CHUNK_IMAGES, CHUNK_BYTES)

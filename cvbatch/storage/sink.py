@@ -252,13 +252,13 @@ class Sink:
         for pattern in patterns:
             folder, _, name = pattern.rpartition("/")
             infos = self._list(store.Location.of(self.join(folder)))
-            found = [info for info in infos if fnmatch.fnmatchcase(info.base_name, name)]
+            matches = [info for info in infos if fnmatch.fnmatchcase(info.base_name, name)]
             if scheme == "file":
-                for info in found:
+                for info in matches:
                     _remove_local(Path(info.path))
                 continue
             with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(self.storage.delete, self._objects(scheme, found)))
+                list(pool.map(self.storage.delete, self._objects(scheme, matches)))
 
     def clear(self, *patterns: str) -> None:
         """Remove the result that `open` found; in a sink without a state file do nothing.

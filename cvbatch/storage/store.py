@@ -294,7 +294,7 @@ def _read_exactly(file: Any, position: int, count: int, uri: str) -> bytes:
         if file.readinto(buffer) == count and buffer[-1] != mark:
             return bytes(buffer)
     raise ShortReadError(
-        f"{uri} gave fewer than the {count} bytes it promised at {position}; put it there again"
+        f"{uri}: the store sent fewer than {count} bytes at offset {position}; upload it again"
     )
 
 

@@ -227,8 +227,8 @@ def test_the_listings_order_does_not_matter(
     data = Path(uri).read_bytes()
     list_files = discovery.list_files
 
-    def shuffled(uri: str, on_progress: Callable[[int], None] | None) -> Listing:
-        base, files = list_files(uri, on_progress)
+    def shuffled(storage: Storage, uri: str, on_progress: Callable[[int], None] | None) -> Listing:
+        base, files = list_files(storage, uri, on_progress)
         order = random.Random(5).sample(range(files.num_rows), files.num_rows)
         return Listing(base, files.take(order))
 

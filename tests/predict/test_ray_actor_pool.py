@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from cvbatch.core.errors import CvbatchError, SinkError
 from cvbatch.core.types import Chunk, ChunkRef, ChunkReport, Item
 from cvbatch.distributed.resources import Allocation
 from cvbatch.predict import ray_actor_pool
+from cvbatch.storage.store import Storage
 
 pytestmark = pytest.mark.ray
 
@@ -25,11 +27,11 @@ def _carried(ray_session):
 class Worker:
     """Does what a chunk's name says, in place of reading, predicting and writing.
 
-    The order is a folder, where it leaves a file for each chunk and way that it begins.
+    In the folder of its spec it leaves a file for each chunk and way that it begins.
     """
 
-    def load(self, folder):
-        self._folder = folder
+    def load(self, spec):
+        self._folder = folder = spec.folder
         if (folder / "no start").exists():
             os._exit(1)
 
@@ -54,8 +56,9 @@ def run(monkeypatch, folder, names, num_actors=1, max_actors=1):
     monkeypatch.setattr(ray_actor_pool, "FusedWorker", Worker)
     monkeypatch.setattr(ray_actor_pool, "_LOOK_S", 0.1)
     refs = [ChunkRef(name, "", 0, 0, 1, 1, 1) for name in names]
+    spec = SimpleNamespace(folder=folder, storage=Storage())
     wiring = Allocation("fused", num_actors, 0.5, 0.0, max_actors)
-    return [report.chunk_id for report in ray_actor_pool.ActorPool(wiring).run(refs, folder)]
+    return [report.chunk_id for report in ray_actor_pool.ActorPool(wiring).run(refs, spec)]
 
 
 def ways(folder, name):
@@ -91,7 +94,9 @@ def test_a_chunk_is_done_again_and_in_the_end_with_care(monkeypatch, tmp_path, d
 
 def test_a_chunk_that_dies_of_care_stops_the_job_with_its_name(monkeypatch, tmp_path):
     items = (Item("/a/first.jpg", "first.jpg", 1), Item("/a/last.jpg", "last.jpg", 1))
-    monkeypatch.setattr(ray_actor_pool, "read_chunk", lambda ref: Chunk(ref.chunk_id, items))
+    monkeypatch.setattr(
+        ray_actor_pool, "read_chunk", lambda storage, ref: Chunk(ref.chunk_id, items)
+    )
     said = "chunk dies4 took its worker down 4 times.* 'first.jpg' to 'last.jpg'"
     with pytest.raises(CvbatchError, match=said):
         run(monkeypatch, tmp_path, ["before", "dies4", "after"])
@@ -119,7 +124,7 @@ def test_no_worker_at_all_stops_the_job_in_the_end(monkeypatch, tmp_path):
     lonely = ray_actor_pool.ActorPool(Allocation("fused", 1, 64.0, 0.0, 1))
     monkeypatch.setattr(ray_actor_pool, "_LOOK_S", 0.1)
     with pytest.raises(CvbatchError, match=r"no worker: each asks for 64 CPU and 0 GPU"):
-        list(lonely.run(refs, tmp_path))
+        list(lonely.run(refs, SimpleNamespace(storage=Storage())))
 
 
 def test_what_a_worker_raises_is_not_tried_again(monkeypatch, tmp_path):

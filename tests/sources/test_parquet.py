@@ -11,7 +11,6 @@ import pytest
 
 from cvbatch.core.types import Chunk, Item
 from cvbatch.sources.readers import ChunkReader
-from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 from tests.support.reading import LIMIT, kinds, read
 from tests.support.s3_server import S3Server
@@ -56,15 +55,17 @@ def test_slices_give_every_row_once(parquet: Path, step: int) -> None:
     assert sorted(backwards, key=lambda i: int(i.image_id[10:])) == images
 
 
-def test_a_reader_decodes_a_row_group_once_and_another_begins_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_decodes_a_row_group_once_and_another_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [b"%d" % i for i in range(40)]}), path, row_group_size=15)
     opened: list[str] = []
-    open_input = Storage().open_input
-    monkeypatch.setattr(store, "open_input", lambda uri: (opened.append(uri), open_input(uri))[1])
-    reader = ChunkReader(Storage(), "parquet", "image")
+
+    class Counting(Storage):
+        def open_input(self, uri: str) -> io.RawIOBase:
+            opened.append(uri)
+            return super().open_input(uri)
+
+    reader = ChunkReader(Counting(), "parquet", "image")
     for item in slices(path, 2):  # each as a chunk of its own
         read([item], "parquet", reader=reader)
     assert len(opened) == 3

@@ -10,9 +10,13 @@ LIMIT = 100_000
 
 
 def read(
-    items: list[Item], format: str, max_bytes: int = LIMIT, reader: ChunkReader | None = None
+    items: list[Item],
+    format: str,
+    max_bytes: int = LIMIT,
+    reader: ChunkReader | None = None,
+    storage: Storage | None = None,
 ) -> list[EncodedImage]:
-    reader = reader or ChunkReader(Storage(), format, "image", threads=3)
+    reader = reader or ChunkReader(storage or Storage(), format, "image", threads=3)
     return list(reader.read(Chunk("0" * 16, tuple(items)), max_bytes))
 
 
