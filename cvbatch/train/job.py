@@ -146,7 +146,7 @@ class _Run:
 
     def prepare(self, state: _State | None, resources: Resources) -> _State:
         """Check the rest, lock the sink and write the initial state, unless there is one."""
-        with tempfile.TemporaryDirectory(prefix="cvbatch-begun-") as folder:
+        with tempfile.TemporaryDirectory(prefix="cvbatch-initial-") as folder:
             initial_model = None
             with self._nodes_checked() if joins_a_cluster() else nullcontext():
                 if state is None:
