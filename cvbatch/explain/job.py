@@ -98,7 +98,7 @@ class ExplainSummary:
         return vars(self) | as_json(self.failures, self.examples)
 
     def summary_line(self) -> str:
-        """Return one line of text for the terminal."""
+        """Return the end of the last line on the terminal."""
         if not self.is_new:
             return f"nothing to do, {self.sink} is complete"
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.most_common(5))

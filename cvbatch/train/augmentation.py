@@ -1,11 +1,11 @@
-"""A labelled image is varied here, so that its boxes and its mask move with its pixels.
+"""Data augmentation: transform an image together with its boxes and its mask.
 
-Settings mean what they mean to Keras' layers RandomFlip, RandomRotation, RandomZoom,
-RandomTranslation, RandomBrightness and RandomContrast, which are not called: in Keras 3.15 the
-box of an object that a rotation carries over the border is the clipped hull of its corners, up to
-half the object too large; a batch without boxes is refused; what comes into view is class 0 of a
-mask; every layer interpolates anew. Here all motions are one matrix and one interpolation,
-TensorFlow is not needed, and a box is the hull of what is left of the object.
+The settings have the meaning of Keras' layers RandomFlip, RandomRotation, RandomZoom,
+RandomTranslation, RandomBrightness and RandomContrast. Those layers are not used, because in Keras
+3.15 the box of an object that is rotated across the border is the clipped bounding box of its
+corners, up to half the object too large; a batch without boxes is an error; new border pixels get
+class 0 in the mask; and every layer interpolates again. Here all geometric transforms are one
+matrix and one interpolation, without TensorFlow, and a box bounds the visible part of the object.
 """
 
 from __future__ import annotations
@@ -24,22 +24,26 @@ from cvbatch.geometry.boxes import clip_boxes
 from cvbatch.geometry.resize import PADDING_GREY
 
 Flip = Literal["none", "horizontal", "vertical", "both"]
-_TRIES = 8  # motions drawn for an image before it is left where it is
+_MAX_DRAWS = 8  # random transforms tried for an image before it stays untransformed
 _LIMITS = {"rotation": 0.5, "zoom": 0.9, "translation": 1.0, "brightness": 1.0, "contrast": 1.0}
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much images are varied; all 0 changes nothing.
+    """Ranges of the random transforms; the defaults change nothing.
 
-    flip: mirrored or not with even odds; "both" throws twice. rotation: parts of a full turn
-    either way. zoom: parts by which more or less of the image is seen, its shape kept.
-    translation: parts of the height and of the width. brightness: parts of 255 that all channels
-    gain or lose. contrast: parts by which each channel is spread about its mean, more or less.
-    min_visible: a box is dropped once less than this part of its area is in view.
+    Attributes:
+        flip: mirror with probability 1/2; "both" draws once for each direction.
+        rotation: maximum rotation in either direction, as a fraction of a full turn.
+        zoom: maximum change of the visible height and width, as a fraction; aspect ratio is kept.
+        translation: maximum shift, as a fraction of the height and of the width.
+        brightness: maximum change of all channels, as a fraction of 255.
+        contrast: maximum relative change of each channel's distance from its mean.
+        seed: of all draws.
+        min_visible: a box is dropped if less than this fraction of its area is visible.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: a value is out of its range.
     """
 
     flip: Flip = "none"
@@ -52,56 +56,62 @@ class Augmentation:
     min_visible: float = 0.25
 
     def __post_init__(self) -> None:
-        for name, most in (*_LIMITS.items(), ("min_visible", 1.0)):
-            if not 0 <= getattr(self, name) <= most:
+        for name, limit in (*_LIMITS.items(), ("min_visible", 1.0)):
+            if not 0 <= getattr(self, name) <= limit:
                 raise ConfigError(
-                    f"augmentation: {name} {getattr(self, name)} must be from 0 to {most}"
+                    f"augmentation: {name} {getattr(self, name)} must be from 0 to {limit}"
                 )
 
     def apply(
         self, examples: Sequence[TrainingExample], step: int, first_row: int = 0
     ) -> list[TrainingExample]:
-        """Return the examples varied: the same for the same seed, step and row.
+        """Return the transformed examples, which depend on seed, step and row only.
 
-        first_row: the first example's place in the whole batch, where this is one worker's part.
-        Of an image that had boxes at least one stays: motions are drawn until it does, and after
-        eight the image is not moved.
+        An image with boxes keeps at least one: transforms are drawn until one does, and after
+        eight draws the image is not moved.
+
+        Args:
+            examples: the examples to transform.
+            step: number of the step, or of the epoch.
+            first_row: row of the first example in the global batch.
         """
         return [
-            self._varied(example, np.random.default_rng((self.seed, step, first_row + row)))
+            self._transform(example, np.random.default_rng((self.seed, step, first_row + row)))
             for row, example in enumerate(examples)
         ]
 
-    def _varied(self, example: TrainingExample, rng: np.random.Generator) -> TrainingExample:
+    def _transform(self, example: TrainingExample, rng: np.random.Generator) -> TrainingExample:
         brightness, contrast = rng.uniform(-1, 1, 2) * (self.brightness, self.contrast)
-        example = replace(example, pixels=recoloured(example.pixels, brightness, 1 + contrast))
+        example = replace(example, pixels=adjust_colours(example.pixels, brightness, 1 + contrast))
         if self.flip == "none" and not (self.rotation or self.zoom or self.translation):
             return example
-        for _ in range(_TRIES):
-            motion = self._motion(example.pixels.shape[0], example.pixels.shape[1], rng)
-            moved = warped(example, motion, self.min_visible)
-            if len(moved.boxes_xyxy) or not len(example.boxes_xyxy):
-                return moved
+        for _ in range(_MAX_DRAWS):
+            matrix = self._draw_matrix(example.pixels.shape[0], example.pixels.shape[1], rng)
+            warped = warp(example, matrix, self.min_visible)
+            if len(warped.boxes_xyxy) or not len(example.boxes_xyxy):
+                return warped
         return example
 
-    def _motion(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:  # (2, 3)
-        """Return a motion at random; every setting has its own draws, used or not."""
+    def _draw_matrix(
+        self, height: int, width: int, rng: np.random.Generator
+    ) -> np.ndarray:  # (2, 3)
+        """Return a random transform; all numbers are drawn, whether a setting uses them or not."""
         coins = rng.integers(0, 2, 2)
         turn, zoom, right, down = rng.uniform(-1, 1, 4)
-        is_mirrored = self.flip in ("horizontal", "both") and bool(coins[0])
-        is_upturned = self.flip in ("vertical", "both") and bool(coins[1])
+        flips_x = self.flip in ("horizontal", "both") and bool(coins[0])
+        flips_y = self.flip in ("vertical", "both") and bool(coins[1])
         shift = np.array([right * width, down * height]) * self.translation
-        return motion(
+        return transform_matrix(
             height,
             width,
-            mirror=(-1 if is_mirrored else 1, -1 if is_upturned else 1),
+            mirror=(-1 if flips_x else 1, -1 if flips_y else 1),
             turn=turn * self.rotation,
             zoom=1 + zoom * self.zoom,
             shift=(float(shift[0]), float(shift[1])),
         )
 
 
-def motion(
+def transform_matrix(
     height: int,
     width: int,
     *,
@@ -110,11 +120,17 @@ def motion(
     zoom: float = 1.0,
     shift: tuple[float, float] = (0.0, 0.0),
 ) -> np.ndarray:  # (2, 3) float64
-    """Return the matrix that takes a point (x, y, 1) of an image to where it comes to lie.
+    """Return the matrix that maps a point (x, y, 1) of an image to its new position in pixels.
 
-    In this order, the first three about the image's centre: mirror: −1 along x, along y; turn:
-    parts of a full turn, anticlockwise; zoom: how many times as much is seen; shift: pixels
-    along x, along y.
+    The transforms are applied in the order of the arguments, the first three about the centre.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        mirror: −1 mirrors along x, along y.
+        turn: fraction of a full turn, anticlockwise.
+        zoom: factor of the visible height and width; above 1 the objects become smaller.
+        shift: pixels along x, along y.
     """
     angle = 2 * math.pi * turn
     rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -123,32 +139,37 @@ def motion(
     return np.column_stack([linear, center + np.array(shift) - linear @ center])
 
 
-def warped(
+def warp(
     example: TrainingExample,
-    motion: np.ndarray,  # (2, 3), of `motion`
+    matrix: np.ndarray,  # (2, 3)
     min_visible: float = 0.25,
 ) -> TrainingExample:
-    """Return the example moved: pixels interpolated linearly, the mask by its nearest pixel.
+    """Transform an example: pixels with linear, the mask with nearest-neighbour interpolation.
 
-    What comes into view is grey, and `VOID_CLASS` in the mask. A box becomes the hull of the
-    part of its moved rectangle that is in view; it is dropped where it had no area, or less than
-    `min_visible` of it is in view.
+    New border pixels are grey, and `VOID_CLASS` in the mask. A box becomes the bounding box of the
+    visible part of its transformed rectangle.
+
+    Args:
+        example: the example to transform.
+        matrix: maps a point (x, y, 1) to its new position (`transform_matrix`).
+        min_visible: a box is dropped if less than this fraction of its area is visible, or if it
+            has no area.
     """
     height, width = example.pixels.shape[:2]
-    to_index = motion.copy()  # pixel i has its centre at i + ½
-    to_index[:, 2] += motion[:, :2].sum(axis=1) / 2 - 0.5
+    index_matrix = matrix.copy()  # between indices: pixel i has its centre at i + ½
+    index_matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
     pixels = cv2.warpAffine(
-        example.pixels, to_index, (width, height), flags=cv2.INTER_LINEAR,
+        example.pixels, index_matrix, (width, height), flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT, borderValue=(PADDING_GREY,) * 3,
     )  # fmt: skip
     mask = example.mask
     if mask is not None:
         mask = cv2.warpAffine(
-            mask, to_index, (width, height), flags=cv2.INTER_NEAREST,
+            mask, index_matrix, (width, height), flags=cv2.INTER_NEAREST,
             borderMode=cv2.BORDER_CONSTANT, borderValue=(VOID_CLASS,),
         )  # fmt: skip
-    boxes, share = _moved_boxes(example.boxes_xyxy, motion, height, width)
-    is_kept = (share > 0) & (share >= min_visible)
+    boxes, visible = _warp_boxes(example.boxes_xyxy, matrix, height, width)
+    is_kept = (visible > 0) & (visible >= min_visible)
     return replace(
         example,
         pixels=pixels.reshape(example.pixels.shape),  # OpenCV drops a single channel
@@ -158,14 +179,19 @@ def warped(
     )
 
 
-def recoloured(
+def adjust_colours(
     pixels: np.ndarray,  # (H, W, channels) uint8
     brightness: float,
     contrast: float,
 ) -> np.ndarray:  # (H, W, channels) uint8
-    """Return the pixels with 255 · brightness added, then spread `contrast` times about the mean.
+    """Return the pixels with changed brightness, then changed contrast.
 
-    The mean is each channel's own; both steps end within 0..255, and rounding comes last.
+    Both steps clip to 0..255; rounding is last.
+
+    Args:
+        pixels: the image.
+        brightness: 255 · brightness is added to every channel.
+        contrast: factor of each channel's distance from its mean.
     """
     if brightness == 0 and contrast == 1:
         return pixels
@@ -176,17 +202,25 @@ def recoloured(
     )
     mean = counts @ bright / max(1, pixels[..., 0].size)  # (channels,)
     table = np.clip(np.rint((bright[:, None] - mean) * contrast + mean), 0, 255).astype(np.uint8)
-    recoloured: np.ndarray = cv2.LUT(pixels, table[None]).reshape(pixels.shape)
-    return recoloured
+    adjusted: np.ndarray = cv2.LUT(pixels, table[None]).reshape(pixels.shape)
+    return adjusted
 
 
 def size_of_step(
     sizes: Sequence[tuple[int, int]], step: int, every: int = 10, seed: int = 0
 ) -> tuple[int, int]:
-    """Return the (height, width) of a step where the input changes size every few steps.
+    """Return the (height, width) of a step in multi-scale training.
 
-    The same on every worker, whatever step it begins at (Redmon and Farhadi, YOLO9000, 2017,
-    section 2, draw one of ten sizes every ten batches).
+    It depends on the arguments only, so it is the same on every worker and after a resume.
+
+    Args:
+        sizes: the (height, width) to draw from.
+        step: number of the step.
+        every: number of steps with the same size.
+        seed: of the draws.
+
+    Source:
+        Redmon and Farhadi, YOLO9000, 2017, section 2: one of ten sizes every ten batches.
     """
     return sizes[int(np.random.default_rng((seed, step // every)).integers(len(sizes)))]
 
@@ -194,15 +228,15 @@ def size_of_step(
 def resized_examples(
     examples: Sequence[TrainingExample], image_size: tuple[int, int]
 ) -> list[TrainingExample]:
-    """Return the examples stretched to (height, width), boxes and masks with them.
+    """Return the examples stretched to (height, width), with their boxes and masks.
 
-    Sides that shrink are averaged over area, sides that grow interpolated linearly; the mask
+    Sides that shrink are averaged over area, sides that grow are interpolated linearly; the mask
     takes the class at each pixel's centre.
     """
-    return [_stretched(example, image_size) for example in examples]
+    return [_stretch(example, image_size) for example in examples]
 
 
-def _stretched(example: TrainingExample, image_size: tuple[int, int]) -> TrainingExample:
+def _stretch(example: TrainingExample, image_size: tuple[int, int]) -> TrainingExample:
     height, width = example.pixels.shape[:2]
     if (height, width) == image_size:
         return example
@@ -223,42 +257,44 @@ def _stretched(example: TrainingExample, image_size: tuple[int, int]) -> Trainin
     )
 
 
-def _moved_boxes(
+def _warp_boxes(
     xyxy: np.ndarray,  # (M, 4)
-    motion: np.ndarray,  # (2, 3)
+    matrix: np.ndarray,  # (2, 3)
     height: int,
     width: int,
-) -> tuple[np.ndarray, np.ndarray]:  # (M, 4) float32, (M,) the part of each in view
-    seen = clip_boxes(xyxy, height, width).astype(np.float64)  # beyond it nothing was to be seen
-    corners = seen[:, [[0, 1], [2, 1], [2, 3], [0, 3]]] @ motion[:, :2].T + motion[:, 2]
+) -> tuple[np.ndarray, np.ndarray]:  # (M, 4) float32; (M,) visible fraction of each box
+    inside = clip_boxes(xyxy, height, width).astype(np.float64)  # the rest was never visible
+    corners = inside[:, [[0, 1], [2, 1], [2, 3], [0, 3]]] @ matrix[:, :2].T + matrix[:, 2]
     moved = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-    area = (seen[:, 2] - seen[:, 0]) * (seen[:, 3] - seen[:, 1])
-    area *= abs(float(np.linalg.det(motion[:, :2])))
-    share = (area > 0).astype(np.float64)
+    area = (inside[:, 2] - inside[:, 0]) * (inside[:, 3] - inside[:, 1])
+    area *= abs(float(np.linalg.det(matrix[:, :2])))
+    visible = (area > 0).astype(np.float64)
     is_cut = (moved != clip_boxes(moved, height, width)).any(axis=1) & (area > 0)
     for row in np.flatnonzero(is_cut):
-        points = np.array(_in_view(corners[row].tolist(), height, width)).reshape(-1, 2)
-        share[row] = _area(points) / area[row]
+        points = np.array(_clip_polygon(corners[row].tolist(), height, width)).reshape(-1, 2)
+        visible[row] = _area(points) / area[row]
         if len(points):
             moved[row] = [*points.min(axis=0), *points.max(axis=0)]
-    return moved.astype(np.float32), share
+    return moved.astype(np.float32), visible
 
 
-def _in_view(
-    outline: list[list[float]], height: int, width: int
-) -> list[list[float]]:  # corners x, y of what is left, in order; none where nothing is
-    """Cut a convex outline along the four borders (Sutherland and Hodgman 1974)."""
+def _clip_polygon(polygon: list[list[float]], height: int, width: int) -> list[list[float]]:
+    """Clip a convex polygon of (x, y) to the image; empty if nothing is inside.
+
+    Source:
+        Sutherland and Hodgman, Reentrant Polygon Clipping, 1974.
+    """
     for axis, limit, sign in ((0, 0, -1), (0, width, 1), (1, 0, -1), (1, height, 1)):
-        kept = []
-        for point, after in zip(outline, outline[1:] + outline[:1], strict=True):
+        clipped = []
+        for point, after in zip(polygon, polygon[1:] + polygon[:1], strict=True):
             beyond, beyond_after = (sign * (p[axis] - limit) for p in (point, after))
             if beyond <= 0:
-                kept.append(point)
+                clipped.append(point)
             if beyond * beyond_after < 0:
                 part = beyond / (beyond - beyond_after)
-                kept.append([a + part * (b - a) for a, b in zip(point, after, strict=True)])
-        outline = kept
-    return outline
+                clipped.append([a + part * (b - a) for a, b in zip(point, after, strict=True)])
+        polygon = clipped
+    return polygon
 
 
 def _area(points: np.ndarray) -> float:  # (P, 2) in order

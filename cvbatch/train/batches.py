@@ -1,4 +1,4 @@
-"""Every worker takes as many steps as the others, however its share of the images turned out."""
+"""Pad batches so that all training workers run the same number of steps."""
 
 from __future__ import annotations
 
@@ -11,76 +11,79 @@ from cvbatch.core.errors import TrainingError
 
 
 class Batch(NamedTuple):
-    """Images and what the network should say of them; the first rows are real, others padding."""
+    """Images with their targets; the first `num_real` rows are images, the others padding."""
 
-    pixels: np.ndarray  # (B, H, W, C) uint8, or floats where they are features
+    pixels: np.ndarray  # (B, H, W, C) uint8; float32 if they are features
     targets: dict[str, np.ndarray]  # each (B, ...)
     num_real: int
 
 
-# (epoch, first) → this worker's micro-batches of the epoch, both counted from 0, without the first
-# ones: the same for the same numbers, so that a run that was resumed sees what it would have seen.
+# (epoch, first_batch), both counted from 0 → this worker's micro-batches of the epoch from
+# `first_batch` on. Equal arguments give equal batches, so a resumed run sees the same images.
 BatchSource = Callable[[int, int], Iterator[Batch]]
 
 
-def padded(batch: Batch, size: int) -> Batch:
-    """Return the batch with `size` rows, its real ones repeated as padding.
+def pad_batch(batch: Batch, size: int) -> Batch:
+    """Return the batch with `size` rows: its real rows are repeated as padding.
 
-    Repeats, not zeros: what normalises by the batch's statistics must see images. A batch
-    without a real row repeats whatever it has.
+    Rows are repeated, not filled with zeros, because batch normalisation must see images. A batch
+    without real rows repeats its padding.
 
     Raises:
-        TrainingError: it has no rows to repeat, or more than `size`.
+        TrainingError: the batch has no rows, or more than `size`.
     """
     rows = len(batch.pixels)
     if rows == batch.num_real == size:
         return batch
     if rows == 0 or rows > size:
         raise TrainingError(
-            f"a batch of {rows} images cannot be padded to {size}; give from 1 to {size}"
+            f"a batch of {rows} images cannot be padded to {size}; it must have 1 to {size} images"
         )
-    at = np.resize(np.arange(batch.num_real or rows), size)
-    targets = {name: values[at] for name, values in batch.targets.items()}
-    return Batch(batch.pixels[at], targets, batch.num_real)
+    indices = np.resize(np.arange(batch.num_real or rows), size)
+    targets = {name: values[indices] for name, values in batch.targets.items()}
+    return Batch(batch.pixels[indices], targets, batch.num_real)
 
 
-class Supply:
-    """Gives whole micro-batches for as long as it is asked: padding alone where images have ended.
+class PaddedBatches:
+    """Endless micro-batches of equal size: after the epoch's images, padding only.
 
-    size: rows of a micro-batch. worker: the number of this one, for messages.
+    Args:
+        source: this worker's batches of an epoch.
+        size: rows of a micro-batch.
+        worker: number of this worker, for messages.
     """
 
-    def __init__(self, feed: BatchSource, size: int, worker: int = 0) -> None:
-        self._feed, self._size, self._worker = feed, size, worker
+    def __init__(self, source: BatchSource, size: int, worker: int = 0) -> None:
+        self._source, self._size, self._worker = source, size, worker
         self._batches: Iterator[Batch] = iter(())
         self._padding: Batch | None = None
 
-    def begin(self, epoch: int, first: int) -> None:
-        """Go to the micro-batch `first` of an epoch."""
-        self._batches = self._feed(epoch, first)
-        if first and self._padding is None:
-            # A run resumed behind this worker's last image must still have one to repeat.
-            self._keep(next(self._feed(epoch, 0), None))
+    def start_epoch(self, epoch: int, first_batch: int) -> None:
+        """Continue with micro-batch `first_batch` of an epoch, both counted from 0."""
+        self._batches = self._source(epoch, first_batch)
+        if first_batch and self._padding is None:
+            # A run may resume after this worker's last image; padding still needs one.
+            self._pad(next(self._source(epoch, 0), None))
 
-    def take(self) -> Batch:
-        """Return the next micro-batch; its rows are padding alone where there is none left.
+    def next_batch(self) -> Batch:
+        """Return the next micro-batch; only padding once the images are used up.
 
         Raises:
-            TrainingError: this worker has had no image at all.
+            TrainingError: this worker has no image at all.
         """
-        batch = self._keep(next(self._batches, None))
+        batch = self._pad(next(self._batches, None))
         if batch is not None:
             return batch
         if self._padding is None:
             raise TrainingError(
-                f"worker {self._worker} has no image to train on; give more images, or take fewer "
-                "workers"
+                f"worker {self._worker} has no image to train on; add images or use fewer workers"
             )
         return self._padding
 
-    def _keep(self, batch: Batch | None) -> Batch | None:
+    def _pad(self, batch: Batch | None) -> Batch | None:
+        """Return the padded batch, and store a copy without real rows as padding."""
         if batch is None:
             return None
-        whole = padded(batch, self._size)
-        self._padding = whole._replace(num_real=0)
-        return whole
+        padded = pad_batch(batch, self._size)
+        self._padding = padded._replace(num_real=0)
+        return padded

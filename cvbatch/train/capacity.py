@@ -1,4 +1,4 @@
-"""Whether a training fits: its workers the cluster, its steps the data, its batches the memory."""
+"""Check that a training fits: workers on the cluster, steps in the data, batches in memory."""
 
 from __future__ import annotations
 
@@ -6,69 +6,76 @@ from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError
 from cvbatch.distributed.memory import largest_batch, memory_of_each, training_need
 from cvbatch.distributed.resources import Allocation, Resources
-from cvbatch.train.network import Ready
+from cvbatch.train.network import BuiltNetwork
 
 
-def choose_workers(job: TrainJob, resources: Resources, begun_with: int | None) -> Allocation:
-    """Return how many workers there are, with what.
+def choose_workers(job: TrainJob, resources: Resources, previous_workers: int | None) -> Allocation:
+    """Return the number of workers with the CPUs and GPUs of each.
 
-    begun_with: the number of a run that goes on, which keeps it; None for a new one.
+    Args:
+        job: the training job.
+        resources: the cluster's CPUs and GPUs.
+        previous_workers: number of workers of the run to resume; None for a new run.
 
     Raises:
-        ConfigError: the cluster lacks what the job asks for, or the number is another.
+        ConfigError: the cluster lacks the resources, or the number of workers has changed.
     """
     run = job.run
     gpus = run.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if resources.num_gpus >= 1 else 0.0
-    room = resources.room_for(run.cpus_per_worker, gpus)
-    wanted = run.workers or begun_with or room
-    if begun_with is not None and wanted != begun_with:
+    max_workers = resources.room_for(run.cpus_per_worker, gpus)
+    num_workers = run.workers or previous_workers or max_workers
+    if previous_workers is not None and num_workers != previous_workers:
         raise ConfigError(
-            f"run.workers: {wanted}, but the run was begun with {begun_with}, and with others "
-            f"its steps would hold other images; say run.workers: {begun_with}, or --overwrite"
+            f"run.workers: {num_workers}, but this run was started with {previous_workers}; "
+            "another number would change the images of each step. Set run.workers: "
+            f"{previous_workers}, or use --overwrite"
         )
-    if room < 1 or wanted > room:
+    if max_workers < 1 or num_workers > max_workers:
         raise ConfigError(
-            f"run.workers: {max(wanted, 1)} with {run.cpus_per_worker:g} CPU and {gpus:g} GPU each "
-            f"do not fit a cluster of {resources.num_cpus:g} CPU and {resources.num_gpus:g} GPU; "
-            f"{max(room, 0)} would"
+            f"run.workers: {max(num_workers, 1)} with {run.cpus_per_worker:g} CPU and {gpus:g} GPU "
+            f"each do not fit a cluster of {resources.num_cpus:g} CPU and {resources.num_gpus:g} "
+            f"GPU; at most {max(max_workers, 0)} fit"
         )
-    return Allocation("training", wanted, run.cpus_per_worker, gpus)
+    return Allocation("training", num_workers, run.cpus_per_worker, gpus)
 
 
-def check_count(count: int, job: TrainJob, num_workers: int) -> None:
-    """Refuse to train on `count` images where not even one step has all it takes.
+def check_num_images(num_images: int, job: TrainJob, num_workers: int) -> None:
+    """Check that there are training images for at least one full step.
 
     Raises:
-        ConfigError: with the batch that would do.
+        ConfigError: there are fewer; the message contains a batch size that fits.
     """
-    batch = job.training.batch_size
-    if count < num_workers * batch:
+    batch_size = job.training.batch_size
+    if num_images < num_workers * batch_size:
         raise ConfigError(
-            f"training.batch_size {batch} on {num_workers} workers takes {num_workers * batch:,} "
-            f"images a step, and there are {count:,} to train on; say training.batch_size: "
-            f"{max(1, count // num_workers)} or fewer run.workers"
+            f"training.batch_size {batch_size} on {num_workers} workers needs "
+            f"{num_workers * batch_size:,} images per step, but there are {num_images:,} training "
+            f"images; set training.batch_size: {max(1, num_images // num_workers)} or reduce "
+            "run.workers"
         )
 
 
-def check_memory(job: TrainJob, ready: Ready, wiring: Allocation, resources: Resources) -> None:
-    """Refuse a batch that cannot fit a worker's memory.
+def check_memory(
+    job: TrainJob, built: BuiltNetwork, allocation: Allocation, resources: Resources
+) -> None:
+    """Check that a batch fits the memory of a worker.
 
     Raises:
-        ConfigError: with the largest that would.
+        ConfigError: it does not; the message contains the largest batch size that fits.
     """
-    memory = memory_of_each(job.run.worker_memory_bytes, wiring, resources)
+    memory = memory_of_each(job.run.worker_memory_bytes, allocation, resources)
     need = training_need(
-        ready.weight_bytes, ready.trainable_bytes, ready.map_bytes, ready.optimizer_slots
+        built.weight_bytes, built.trainable_bytes, built.map_bytes, built.optimizer_slots
     )
-    batch = job.training.batch_size
-    if memory is None or need.of(batch) <= memory:
+    batch_size = job.training.batch_size
+    if memory is None or need.of(batch_size) <= memory:
         return
-    fits = largest_batch(memory, need.held_bytes, max(1, need.bytes_per_image))
-    remedy = f"say training.batch_size: {fits}" if fits else "not even one image would fit"
+    largest = largest_batch(memory, need.held_bytes, max(1, need.bytes_per_image))
+    remedy = f"set training.batch_size: {largest}, or" if largest else "not even one image fits;"
     raise ConfigError(
-        f"training.batch_size {batch}: a step takes at least {need.of(batch):,} bytes and each "
-        f"worker has {memory:,}; {remedy}, or choose a smaller model.image_size, fewer "
+        f"training.batch_size {batch_size}: a step needs at least {need.of(batch_size):,} bytes "
+        f"and each worker has {memory:,}; {remedy} use a smaller model.image_size, fewer "
         "run.workers or a larger machine"
     )

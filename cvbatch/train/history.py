@@ -1,6 +1,6 @@
-"""What a training came to, epoch by epoch, for people and for programs.
+"""Metrics per epoch as JSON, Parquet, curves (PNG), TensorBoard events and lines of text.
 
-A row is a flat dict of numbers and words. Rows of one run need not have the same keys.
+A row is a flat dict of numbers and strings for one epoch. Rows of a run may have different keys.
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ from cvbatch.images.drawing import TILE_HW, contact_sheet, to_png
 
 Row = dict[str, Any]
 
-# What every row of a training has, first and in this order; behind them stand the parts of the
-# loss and the metrics.
+# The columns of every row, first and in this order; the loss terms and the metrics follow.
 LEADING = ("epoch", "step", "phase", "seconds", "waited_seconds", "learning_rate", "loss")
-_NOT_DRAWN = {"epoch", "step", "phase", "seconds", "waited_seconds"}
+_WITHOUT_CURVE = {"epoch", "step", "phase", "seconds", "waited_seconds"}
 _COLUMNS = 3
-_INK, _LINE, _BEST = (0, 114, 178), (210, 210, 210), (213, 94, 0)
-_EDGE = 12  # pixels between a curve and its tile's border
+_CURVE_RGB, _PHASE_RGB, _BEST_RGB = (0, 114, 178), (210, 210, 210), (213, 94, 0)
+_MARGIN = 12  # pixels between a curve and its tile's border
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Return the keys of all rows: the leading ones, then the others as they first came."""
+    """Return the keys of all rows: `LEADING` first, then the others in order of appearance."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return [key for key in LEADING if key in keys] + [key for key in keys if key not in LEADING]
 
 
 def to_json(rows: Sequence[Row]) -> bytes:
-    """Return the rows as a JSON array of objects; what is no finite number is null."""
-    plain = [{key: _plain(row.get(key)) for key in columns_of(rows)} for row in rows]
-    return json.dumps(plain, indent=1).encode()
+    """Return the rows as a JSON array of objects; NaN and infinity become null."""
+    values = [{key: _finite_or_none(row.get(key)) for key in columns_of(rows)} for row in rows]
+    return json.dumps(values, indent=1).encode()
 
 
 def to_parquet(rows: Sequence[Row]) -> bytes:
-    """Return the rows as a Parquet file: int64, double and string columns, null for what lacks."""
+    """Return the rows as a Parquet file: int64, double and string columns, null if missing."""
     columns = {key: pa.array([row.get(key) for row in rows]) for key in columns_of(rows)}
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
@@ -50,20 +49,25 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
 
 
 def curves_png(rows: Sequence[Row], best_epoch: int = 0) -> bytes:
-    """Return a picture with a curve over the epochs for each number, lowest to highest.
+    """Return a PNG image with one curve over the epochs for each numeric column.
 
-    A grey line stands between two phases, a dot at the best epoch (0: none).
+    A grey line separates two phases; a dot marks the best epoch. The y axis of each curve is scaled
+    from its minimum to its maximum.
+
+    Args:
+        rows: one row per epoch.
+        best_epoch: value of the column "epoch" of the best row; 0: none.
     """
-    names = [key for key in columns_of(rows) if key not in _NOT_DRAWN]
-    begun = [i for i in range(1, len(rows)) if rows[i].get("phase") != rows[i - 1].get("phase")]
+    names = [key for key in columns_of(rows) if key not in _WITHOUT_CURVE]
+    starts = [i for i in range(1, len(rows)) if rows[i].get("phase") != rows[i - 1].get("phase")]
     best = next((i for i, row in enumerate(rows) if row.get("epoch") == best_epoch), None)
     tiles, captions = [], []
     for name in names:
         values = np.array([_number(row.get(name)) for row in rows])
-        tiles.append(_curve(values, begun, best))
-        known = values[np.isfinite(values)]
+        tiles.append(_curve(values, starts, best))
+        finite = values[np.isfinite(values)]
         at_best = "" if best is None else f", best epoch {values[best]:.4g}"
-        captions.append(f"{name}: {known[-1]:.4g}{at_best}" if known.size else f"{name}: none")
+        captions.append(f"{name}: {finite[-1]:.4g}{at_best}" if finite.size else f"{name}: none")
     sheet = contact_sheet(tiles, captions, _COLUMNS)
     return to_png(sheet)
 
@@ -80,36 +84,42 @@ def write_tensorboard(rows: Sequence[Row], folder: Path) -> None:
                     writer.add_scalar(key, value, row["step"])
 
 
-def line(row: Row) -> str:
-    """Return what is said of an epoch on a terminal."""
-    said = [f"epoch {row['epoch']}", f"step {row['step']}", f"{row['seconds']:.0f} s"]
-    return " · ".join(
-        said
-        + [f"{key} {row[key]:.4g}" for key in columns_of([row])
-           if key not in _NOT_DRAWN and math.isfinite(_number(row[key]))]
-    )  # fmt: skip
+def format_row(row: Row) -> str:
+    """Return an epoch's metrics as a line of text."""
+    fields = [f"epoch {row['epoch']}", f"step {row['step']}", f"{row['seconds']:.0f} s"]
+    fields += [
+        f"{key} {row[key]:.4g}"
+        for key in columns_of([row])
+        if key not in _WITHOUT_CURVE and math.isfinite(_number(row[key]))
+    ]
+    return " · ".join(fields)
 
 
-def _curve(values: np.ndarray, begun: Sequence[int], best: int | None) -> np.ndarray:
-    """Return a tile, (h, w, 3) uint8, with a line through the values that are finite."""
+def _curve(
+    values: np.ndarray,  # (epochs,)
+    phase_starts: Sequence[int],
+    best: int | None,
+) -> np.ndarray:  # (h, w, 3) uint8
+    """Return a tile with a line through the finite values; `best` is an index of `values`."""
     tile = np.full((*TILE_HW, 3), 255, np.uint8)
-    is_known = np.isfinite(values)
-    if not is_known.any():
+    is_finite = np.isfinite(values)
+    if not is_finite.any():
         return tile
-    low, high = values[is_known].min(), values[is_known].max()
-    height, width = (side - 2 * _EDGE for side in TILE_HW)
-    x = _EDGE + np.arange(len(values)) * width / max(len(values) - 1, 1)
-    part = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
-    y = _EDGE + (1 - part) * height
-    for at in begun:
-        middle = round(float(x[at - 1] + x[at]) / 2)
-        cv2.line(tile, (middle, 0), (middle, TILE_HW[0]), _LINE)
-    points = np.stack([x, y], axis=-1)[is_known].round().astype(np.int32)
-    cv2.polylines(tile, [points[:, None]], isClosed=False, color=_INK, thickness=2)
+    low, high = values[is_finite].min(), values[is_finite].max()
+    height, width = (side - 2 * _MARGIN for side in TILE_HW)
+    x = _MARGIN + np.arange(len(values)) * width / max(len(values) - 1, 1)
+    relative = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
+    y = _MARGIN + (1 - relative) * height
+    for start in phase_starts:
+        middle = round(float(x[start - 1] + x[start]) / 2)
+        cv2.line(tile, (middle, 0), (middle, TILE_HW[0]), _PHASE_RGB)
+    points = np.stack([x, y], axis=-1)[is_finite].round().astype(np.int32)
+    cv2.polylines(tile, [points[:, None]], isClosed=False, color=_CURVE_RGB, thickness=2)
     for point in points if len(points) == 1 else ():
-        cv2.circle(tile, point.tolist(), 2, _INK, cv2.FILLED)
-    if best is not None and is_known[best]:
-        cv2.circle(tile, (round(float(x[best])), round(float(y[best]))), 4, _BEST, cv2.FILLED)
+        cv2.circle(tile, point.tolist(), 2, _CURVE_RGB, cv2.FILLED)
+    if best is not None and is_finite[best]:
+        center = round(float(x[best])), round(float(y[best]))
+        cv2.circle(tile, center, 4, _BEST_RGB, cv2.FILLED)
     return tile
 
 
@@ -117,5 +127,5 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _plain(value: Any) -> Any:
+def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,12 +1,11 @@
-"""A worker's share of the labelled images, decoded ahead of the step that wants them.
+"""Input pipeline of a training worker: its shard of the images, decoded ahead of the step.
 
-Not Ray Data, which deals blocks to workers as they come free: which images a step sees, and so the
-weights, would then differ from run to run and with the number of workers, and a run that was
-stopped could not go on in the middle of an epoch. Here the order of an epoch is one for all
-workers (`cvbatch.datasets.examples.shuffled`). Of each stretch of it that makes one micro-batch for
-every worker, each takes its own part, so that two workers with batches of 8 see in every step what
-one with 16 does. The price: every worker reads the encoded bytes of all images; each is decoded
-once.
+Ray Data is not used: it assigns blocks to workers as they become free, so the images of a step, and
+thus the weights, would depend on timing and on the number of workers, and a run could not resume
+inside an epoch. Here all workers share one order per epoch (`cvbatch.datasets.examples.shuffled`).
+Each global micro-batch of it is cut into one part per worker, so two workers with batches of 8
+process the same images in every step as one worker with batches of 16. The cost: every worker reads
+the encoded bytes of all images; each image is decoded by one worker.
 """
 
 from __future__ import annotations
@@ -30,236 +29,251 @@ from cvbatch.train.augmentation import Augmentation, resized_examples, size_of_s
 from cvbatch.train.batches import Batch
 
 T = TypeVar("T")
-Vary = Callable[[TrainingExample, int], TrainingExample]  # with the image's place in the order
-_AHEAD = 2  # batches that are ready before they are asked for
-_READING = 8  # row groups that are asked of the store at once
+Augment = Callable[[TrainingExample, int], TrainingExample]  # with its position in the epoch
+_PREFETCH = 2  # batches
+_PARALLEL_READS = 8  # row groups that are read at the same time
 
 
-class Share(NamedTuple):
-    """Which part of every step is this worker's."""
+class Shard(NamedTuple):
+    """Which part of every step belongs to this worker."""
 
-    worker: int
+    worker: int  # its number, from 0
     num_workers: int
-    batch_size: int  # of each worker
+    batch_size: int  # images of a micro-batch on each worker
 
 
 @dataclass(frozen=True)
-class Laying:
-    """How rows become examples."""
+class DecodeSpec:
+    """How rows are read and decoded into training examples."""
 
     storage: Storage
     wanted: LabelSpec
     key: InputKey
     limits: Limits
-    channels: int = 3
+    channels: int = 3  # 1: greyscale
     threads: int = 1
 
 
-class Reader:
-    """Reads and decodes a worker's images; notes those that cannot be used.
+class ExampleReader:
+    """Read and decode a worker's images.
 
-    failures: image_id → why, of all images this worker met so far.
+    Attributes:
+        failures: image_id → failure, of all images so far that cannot be used.
     """
 
-    def __init__(self, split: Split, laying: Laying, share: Share) -> None:
+    def __init__(self, split: Split, spec: DecodeSpec, shard: Shard) -> None:
         self.failures: dict[str, Failure] = {}
-        self.split, self.share = split, share
-        self._laying = laying
+        self.split, self.shard = split, shard
+        self._spec = spec
 
     def batches(
-        self, order: Iterable[np.ndarray], first: int, augmentation: Vary | None
+        self, order: Iterable[np.ndarray], first_batch: int, augment: Augment | None
     ) -> Iterator[list[TrainingExample]]:
-        """Yield this worker's micro-batches of an order from the number `first` on.
+        """Yield this worker's micro-batches.
 
-        Images that cannot be used are left out, so that a batch may have fewer, or none. A
-        split's last batch may not exist for some workers.
+        Images that cannot be used are left out, so a batch may have fewer images, or none. Some
+        workers may get one batch less than others.
+
+        Args:
+            order: pools (P, 2) of row group and row, all images of the split.
+            first_batch: number of the micro-batch to start with.
+            augment: applied to every example; None: no augmentation.
         """
-        with ThreadPoolExecutor(self._laying.threads) as pool:
-            growing: list[tuple[int, LabelledRow]] = []
-            number = first
-            for place, row in self._rows(order, first):
-                if self._number(place) != number and growing:
-                    yield self._examples(pool, growing, augmentation)
-                    growing = []
-                number = self._number(place)
-                growing.append((place, row))
-            if growing:
-                yield self._examples(pool, growing, augmentation)
+        with ThreadPoolExecutor(self._spec.threads) as pool:
+            pending: list[tuple[int, LabelledRow]] = []
+            number = first_batch
+            for position, row in self._rows(order, first_batch):
+                if self._batch_number(position) != number and pending:
+                    yield self._examples(pool, pending, augment)
+                    pending = []
+                number = self._batch_number(position)
+                pending.append((position, row))
+            if pending:
+                yield self._examples(pool, pending, augment)
 
-    def _number(self, place: int) -> int:
-        return place // (self.share.batch_size * self.share.num_workers)
+    def _batch_number(self, position: int) -> int:
+        return position // (self.shard.batch_size * self.shard.num_workers)
 
-    def _rows(self, order: Iterable[np.ndarray], first: int) -> Iterator[tuple[int, LabelledRow]]:
-        """Yield this worker's rows with their places in the order, each (P, 2) pool read whole."""
-        batch, workers = self.share.batch_size, self.share.num_workers
+    def _rows(
+        self, order: Iterable[np.ndarray], first_batch: int
+    ) -> Iterator[tuple[int, LabelledRow]]:
+        """Yield this worker's rows with their positions in the order; reads a pool at a time."""
+        size, workers = self.shard.batch_size, self.shard.num_workers
         start = 0
         for pool in order:
-            places = np.arange(start, start + len(pool))
+            positions = np.arange(start, start + len(pool))
             start += len(pool)
-            is_own = (places // batch % workers == self.share.worker) & (
-                places // (batch * workers) >= first
+            is_mine = (positions // size % workers == self.shard.worker) & (
+                positions // (size * workers) >= first_batch
             )
-            own, places = pool[is_own], places[is_own]
-            held = self._read(own)
-            for i, place in enumerate(places.tolist()):
-                yield place, held.pop(i)
+            rows = self._read(pool[is_mine])
+            for i, position in enumerate(positions[is_mine].tolist()):
+                yield position, rows.pop(i)
 
-    def _read(self, own: np.ndarray) -> dict[int, LabelledRow]:  # (P, 2) → by position
-        """Return the rows at the places of a pool, its groups read side by side."""
+    def _read(self, pool: np.ndarray) -> dict[int, LabelledRow]:  # (P, 2) → by index in the pool
+        """Return the rows of a pool; its row groups are read in parallel."""
 
         def rows_of(group: int) -> list[tuple[int, LabelledRow]]:
-            at = np.flatnonzero(own[:, 0] == group)
-            at = at[np.argsort(own[at, 1], kind="stable")]
-            column = self._laying.wanted.column
-            found = read_rows(
-                self._laying.storage, self.split.groups[group], own[at, 1].tolist(), column
-            )
-            return list(zip(at.tolist(), found, strict=True))
+            indices = np.flatnonzero(pool[:, 0] == group)
+            indices = indices[np.argsort(pool[indices, 1], kind="stable")]
+            column = self._spec.wanted.column
+            row_group, rows = self.split.groups[group], pool[indices, 1].tolist()
+            labelled = read_rows(self._spec.storage, row_group, rows, column)
+            return list(zip(indices.tolist(), labelled, strict=True))
 
-        with ThreadPoolExecutor(_READING) as pool:
-            groups = np.unique(own[:, 0]).tolist()
-            return dict(chain.from_iterable(pool.map(rows_of, groups)))
+        with ThreadPoolExecutor(_PARALLEL_READS) as threads:
+            groups = np.unique(pool[:, 0]).tolist()
+            return dict(chain.from_iterable(threads.map(rows_of, groups)))
 
     def _examples(
         self,
         pool: ThreadPoolExecutor,
         rows: Sequence[tuple[int, LabelledRow]],
-        augmentation: Vary | None,
+        augment: Augment | None,
     ) -> list[TrainingExample]:
-        def laid(placed: tuple[int, LabelledRow]) -> TrainingExample | Failure:
-            place, row = placed
-            example = self._laid(row)
+        def to_example(item: tuple[int, LabelledRow]) -> TrainingExample | Failure:
+            position, row = item
+            example = self._decode(row)
             if isinstance(example, Failure):
                 return example
-            varied = example if augmentation is None else augmentation(example, place)
-            return _grey(varied) if self._laying.channels == 1 else varied
+            augmented = example if augment is None else augment(example, position)
+            return _to_grey(augmented) if self._spec.channels == 1 else augmented
 
         examples = []
-        for (_, row), result in zip(rows, pool.map(laid, rows), strict=True):
+        for (_, row), result in zip(rows, pool.map(to_example, rows), strict=True):
             if isinstance(result, Failure):
                 self.failures[row.image_id] = result
             else:
                 examples.append(result)
         return examples
 
-    def _laid(self, row: LabelledRow) -> TrainingExample | Failure:
-        wanted = self._laying.wanted
-        example = decode_example(row, self._laying.key, self._laying.limits)
+    def _decode(self, row: LabelledRow) -> TrainingExample | Failure:
+        wanted = self._spec.wanted
+        example = example_of(row, self._spec.key, self._spec.limits)
         if isinstance(example, Failure):
             return example
         if wanted.is_single and wanted.column == "boxes" and len(example.boxes_xyxy) != 1:
-            return Failure("decode", "box", f"{len(example.boxes_xyxy)} boxes in view, not one")
+            return Failure("decode", "box", f"{len(example.boxes_xyxy)} visible boxes, must be one")
         return example
 
 
-class Scales(NamedTuple):
-    """The sizes that the input takes in turn; a step's is the same on every worker."""
+class SizeSchedule(NamedTuple):
+    """Multi-scale training: the input size of every step, the same on all workers."""
 
     sizes: tuple[tuple[int, int], ...]  # (height, width)
     seed: int
-    accumulate: int  # micro-batches that make a step
+    accumulate: int  # micro-batches of a step
     steps_per_epoch: int
 
-    def of(self, epoch: int, number: int) -> tuple[int, int]:
-        """Return the size of a micro-batch of an epoch, both counted from 0."""
-        step = epoch * self.steps_per_epoch + number // self.accumulate
+    def size_of(self, epoch: int, batch: int) -> tuple[int, int]:
+        """Return the (height, width) of a micro-batch of an epoch, both counted from 0."""
+        step = epoch * self.steps_per_epoch + batch // self.accumulate
         return size_of_step(self.sizes, step, seed=self.seed)
 
 
 class TrainingBatches:
     """A worker's micro-batches of every epoch: a `cvbatch.train.batches.BatchSource`.
 
-    scales: the sizes that the examples are stretched to; None leaves them as they are.
+    Args:
+        reader: this worker's images.
+        targets: examples → target arrays, each (B, ...).
+        augmentation: applied to every example; None: no augmentation.
+        seed: of the order.
+        pool_images: number of images that are shuffled together.
+        sizes: the input size of every step, for multi-scale training; None: the reader's size.
     """
 
     def __init__(
         self,
-        reader: Reader,
+        reader: ExampleReader,
         targets: Callable[[Sequence[TrainingExample]], dict[str, np.ndarray]],
         augmentation: Augmentation | None,
         seed: int,
         pool_images: int,
-        scales: Scales | None = None,
+        sizes: SizeSchedule | None = None,
     ) -> None:
         self._reader, self._targets, self._augmentation = reader, targets, augmentation
-        self._seed, self._pool_images, self._scales = seed, pool_images, scales
-        self._spare: TrainingExample | None = (
-            None  # stands in where all images of a batch are broken
-        )
+        self._seed, self._pool_images, self._sizes = seed, pool_images, sizes
+        self._padding: TrainingExample | None = None  # for batches without a usable image
 
-    def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
-        """Yield this worker's micro-batches of an epoch from the number `first` on."""
+    def __call__(self, epoch: int, first_batch: int) -> Iterator[Batch]:
+        """Yield this worker's micro-batches of an epoch, from number `first_batch` on."""
         order = shuffled(self._reader.split, self._seed, epoch, self._pool_images)
-
         augmentation = self._augmentation
-        if augmentation is None:
-            return ahead(self._made(self._reader.batches(order, first, None), epoch, first))
 
-        def varied(example: TrainingExample, place: int) -> TrainingExample:
-            # The place in the epoch's order, not in the worker's: the split changes no image.
-            return augmentation.apply([example], epoch, place)[0]
+        def augment(example: TrainingExample, position: int) -> TrainingExample:
+            # The position in the epoch, not in the shard: independent of the number of workers.
+            return (
+                example
+                if augmentation is None
+                else augmentation.apply([example], epoch, position)[0]
+            )
 
-        return ahead(self._made(self._reader.batches(order, first, varied), epoch, first))
+        examples = self._reader.batches(order, first_batch, augment)
+        return prefetch(self._to_batches(examples, epoch, first_batch))
 
-    def _made(
-        self, batches: Iterable[list[TrainingExample]], epoch: int, first: int
+    def _to_batches(
+        self, batches: Iterable[list[TrainingExample]], epoch: int, first_batch: int
     ) -> Iterator[Batch]:
-        number = first
+        number = first_batch
         for examples in batches:
             if examples:
-                self._spare = examples[0]
-            elif self._spare is None:
+                self._padding = examples[0]
+            elif self._padding is None:
                 raise TrainingError(
-                    f"none of the first {self._reader.share.batch_size} images can be used, such "
-                    f"as {_told(self._reader.failures)}; mend the data"
+                    f"none of the first {self._reader.shard.batch_size} images can be used, for "
+                    f"example {_first_failure(self._reader.failures)}; fix the data"
                 )
-            yield self._batch(examples, epoch, number)
+            yield self._to_batch(examples, epoch, number)
             number += 1
-        if self._scales is not None:
-            # Padding too must have the size of its step: workers compile alike, or wait for ever.
-            for rest in range(number, self._scales.steps_per_epoch * self._scales.accumulate):
-                yield self._batch([], epoch, rest)
+        if self._sizes is not None:
+            # Padding must have its step's size too: workers that compile other shapes than the
+            # rest would wait forever.
+            for i in range(number, self._sizes.steps_per_epoch * self._sizes.accumulate):
+                yield self._to_batch([], epoch, i)
 
-    def _batch(self, examples: list[TrainingExample], epoch: int, number: int) -> Batch:
-        """Return the examples as a batch; the spare one as padding where there are none."""
-        shown = examples or [self._spare_example()]
-        if self._scales is not None:
-            shown = resized_examples(shown, self._scales.of(epoch, number))
-        pixels = np.stack([example.pixels for example in shown])
-        return Batch(pixels, self._targets(shown), len(examples))
+    def _to_batch(self, examples: list[TrainingExample], epoch: int, number: int) -> Batch:
+        """Return the examples as a batch; without any, one example as padding."""
+        rows = examples or [self._padding_example()]
+        if self._sizes is not None:
+            rows = resized_examples(rows, self._sizes.size_of(epoch, number))
+        pixels = np.stack([example.pixels for example in rows])
+        return Batch(pixels, self._targets(rows), len(examples))
 
-    def _spare_example(self) -> TrainingExample:
-        """Return an image of this worker's; it has one, or `_made` would have raised."""
-        if self._spare is None:  # resumed behind its last image
+    def _padding_example(self) -> TrainingExample:
+        """Return one of this worker's images; if it had none, `_to_batches` raised before."""
+        if self._padding is None:  # the run resumed after this worker's last image
             order = shuffled(self._reader.split, self._seed, 0, self._pool_images)
-            self._spare = next(filter(None, self._reader.batches(order, 0, None)))[0]
-        return self._spare
+            self._padding = next(filter(None, self._reader.batches(order, 0, None)))[0]
+        return self._padding
 
 
-def judged(reader: Reader) -> Iterator[tuple[np.ndarray, Sequence[TrainingExample]]]:
-    """Yield this worker's share of a split in its order: pixels (B, H, W, C) and examples."""
-    for examples in ahead(reader.batches(in_order(reader.split), 0, None)):
+def validation_batches(
+    reader: ExampleReader,
+) -> Iterator[tuple[np.ndarray, Sequence[TrainingExample]]]:  # pixels (B, H, W, C)
+    """Yield this worker's shard of a split in file order, as pixels and examples."""
+    for examples in prefetch(reader.batches(in_order(reader.split), 0, None)):
         if examples:
             yield np.stack([example.pixels for example in examples]), examples
 
 
-def ahead(values: Iterator[T]) -> Iterator[T]:
-    """Yield the values, the next ones made meanwhile in another thread."""
-    nothing = object()
+def prefetch(values: Iterator[T]) -> Iterator[T]:
+    """Yield the values; the next ones are computed in another thread meanwhile."""
+    end = object()
     pool = ThreadPoolExecutor(1)
     try:
-        waiting = [pool.submit(next, values, nothing) for _ in range(_AHEAD)]
-        while (value := waiting.pop(0).result()) is not nothing:
-            waiting.append(pool.submit(next, values, nothing))
+        pending = [pool.submit(next, values, end) for _ in range(_PREFETCH)]
+        while (value := pending.pop(0).result()) is not end:
+            pending.append(pool.submit(next, values, end))
             yield value  # type: ignore[misc]
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _grey(example: TrainingExample) -> TrainingExample:
-    """Return the example in grey, by the luma weights of ITU-R BT.601 as the job takes them."""
+def _to_grey(example: TrainingExample) -> TrainingExample:
+    """Return the example in greyscale, with the luma weights of ITU-R BT.601."""
     return replace(example, pixels=cv2.cvtColor(example.pixels, cv2.COLOR_RGB2GRAY)[..., None])
 
 
-def _told(failures: dict[str, Failure]) -> str:
+def _first_failure(failures: dict[str, Failure]) -> str:
     return next((f"{name} ({failure.message})" for name, failure in failures.items()), "one")

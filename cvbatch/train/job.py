@@ -1,7 +1,7 @@
 """Run a training job: check it, build the network, train on Ray, write the model.
 
 Nothing is written before data, network and memory are checked, so that a refusal leaves the sink
-unchanged. The sink's `_cvbatch/training.json` says what is trained there and whether it is done:
+unchanged. The sink's `_cvbatch/training.json` describes the training and whether it is complete:
 the same command resumes an interrupted run, and does nothing after its end.
 """
 
@@ -24,35 +24,29 @@ from cvbatch.config.train import TrainJob, fingerprint
 from cvbatch.core.errors import SinkError, SourceError
 from cvbatch.core.progress import Listener
 from cvbatch.core.tasks import TASKS
-from cvbatch.datasets.reader import (
-    LabelledDataset,
-    LabelSpec,
-    Split,
-    relative_box_sizes,
-    scan_dataset,
-)
-from cvbatch.distributed.resources import Allocation, local_resources
+from cvbatch.datasets.reader import Labelled, Split, Wanted, box_shapes, find_labelled
+from cvbatch.distributed.resources import Allocation, Resources, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.models import model_files
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
 from cvbatch.train import network
-from cvbatch.train.capacity import check_count, check_memory, choose_workers
+from cvbatch.train.capacity import check_memory, check_num_images, choose_workers
 
-_BEGUN = "_cvbatch/begun.keras"
-_RUN = "_cvbatch/training"  # Ray Train's own: its checkpoints
+_INITIAL_MODEL = "_cvbatch/begun.keras"  # stored; the name must not change
+_RAY_TRAIN = "_cvbatch/training"  # Ray Train's state and checkpoints
 
 
 @dataclass
 class TrainSummary:
-    """What a training came to."""
+    """Result of a training."""
 
     sink: str
     fingerprint: str
     workers: int
     images: dict[str, int]  # by split
-    is_new: bool = True  # False: it was done before
+    is_new: bool = True  # False: it was complete before
     epochs: int = 0
     steps: int = 0
     best_epoch: int = 0
@@ -65,139 +59,219 @@ class TrainSummary:
         return asdict(self)
 
     def summary_line(self) -> str:
-        """Return the figures in a line: those of the test images, or of the validation's."""
+        """Return the metrics on the test images, or else on the validation images, as one line."""
         for name in ("test", "validation"):
             if name in self.metrics:
-                figures = (
+                values = (
                     f"{key} {'undefined' if value is None else f'{value:.4f}'}"
                     for key, value in self.metrics[name].items()
                 )
-                return f"{name} {', '.join(figures)}"
-        return "not judged"
+                return f"{name} {', '.join(values)}"
+        return "not validated"
 
 
 @dataclass(frozen=True)
 class _State:
-    """What the sink stores about the training in it."""
+    """What the sink stores about its training."""
 
     fingerprint: str
     workers: int
-    ready: network.Ready
+    ready: network.BuiltNetwork
     done: dict[str, Any] | None = None  # the summary of the complete run
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> _State:
-        ready = network.Ready(**raw["ready"] | {"image_size": tuple(raw["ready"]["image_size"])})
-        return cls(**raw | {"ready": ready})
+        built = raw["ready"] | {"image_size": tuple(raw["ready"]["image_size"])}
+        return cls(**raw | {"ready": network.BuiltNetwork(**built)})
 
 
 def train(
     job: TrainJob, listener: Listener, *, overwrite: bool = False, resume: bool = False
 ) -> TrainSummary:
-    """Run the job; return what came of it. A run that was stopped goes on.
+    """Run a training job, or resume it if it was interrupted.
 
-    resume: refuse to begin anew.
+    Args:
+        job: the training job.
+        listener: receives messages and the metrics of each epoch.
+        overwrite: delete an earlier training in the sink.
+        resume: fail if there is no training to resume.
 
     Raises:
-        RefusedError: nothing was written.
-        CvbatchError: stopped midway; the last checkpoint stays, the same call goes on.
+        RefusedError: the job cannot be run; nothing was written.
+        CvbatchError: the training stopped before it finished; the same call resumes it from the
+            last checkpoint.
     """
     started = time.perf_counter()
-    storage = Storage(job.run.retry_policy)
     job = _with_absolute_uris(job)
     with ExitStack() as stack:
+        storage = Storage(job.run.retry_policy)
         sink = stack.enter_context(Sink(storage, job.sink.uri, "train", listener.say))
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        data = _chosen(scan_dataset(storage, job.source.uri, wanted_of(job)), job)
+        data = _select_splits(find_labelled(storage, job.source.uri, wanted_of(job)), job)
         identity = fingerprint(job, [data.identity, _model_identity(storage, job)])
         state: _State | None = sink.open(identity, overwrite=overwrite, parse=_State.parse)
         if resume and state is None:
             raise SinkError(f"--resume: sink {sink.uri} contains no training; omit --resume")
         if state is not None and state.done is not None:
             return TrainSummary(**{**state.done, "is_new": False})
-        wiring = choose_workers(job, resources, state.workers if state else None)
-        check_count(len(data.splits["train"]), job, wiring.num_actors)
-        with tempfile.TemporaryDirectory(prefix="cvbatch-begun-") as folder:
-            begun = None
-            with _asked(storage, job, data, listener) if joins_a_cluster() else nullcontext():
-                if state is None:
-                    begun = Path(folder) / "begun.keras"
-                    state = _begin(storage, job, data, identity, wiring, begun)
-                check_memory(job, state.ready, wiring, resources)
-            sink.acquire()
-            if begun is not None:
-                _commit(job, sink, state, begun)
-        images = {name: len(split) for name, split in data.splits.items()}
-        listener.say(_announcement(job, data, wiring) + ("" if begun is not None else "; going on"))
+        allocation = choose_workers(job, resources, state.workers if state else None)
+        check_num_images(len(data.splits["train"]), job, allocation.num_actors)
+        run = _Run(job, sink, data, identity, allocation, listener)
+        is_resumed = state is not None
+        state = run.prepare(state, resources)
+        listener.say(run.announcement() + ("; resuming" if is_resumed else ""))
         if not joins_a_cluster():
             stack.enter_context(connected())
-        # Ray prints of a worker that died on stdout, which is for results.
+        # Ray writes messages about lost workers to stdout, which is for results.
         with redirect_stdout(sys.stderr):
-            said = _teach(job, sink, data, state, wiring, listener)
-        summary = TrainSummary(
-            sink.uri, identity, state.workers, images, seconds=time.perf_counter() - started, **said
-        )
+            result = run.train_on_ray(state)
+        images = {name: len(split) for name, split in data.splits.items()}
+        seconds = time.perf_counter() - started
+        summary = TrainSummary(sink.uri, identity, state.workers, images, seconds=seconds, **result)
         sink.write_state(asdict(replace(state, done=summary.as_json())))
         sink.remove_leftovers()
     return summary
 
 
-def _announcement(job: TrainJob, data: LabelledDataset, wiring: Allocation) -> str:
-    images = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
-    return (
-        f"{images} images, {len(data.classes)} classes, {wiring.num_actors} workers with batches "
-        f"of {job.training.batch_size}"
-    )
+@dataclass(frozen=True)
+class _Run:
+    """A training whose workers fit the cluster and whose steps fit the data."""
+
+    job: TrainJob
+    sink: Sink
+    data: Labelled
+    fingerprint: str
+    allocation: Allocation
+    listener: Listener
+
+    def prepare(self, state: _State | None, resources: Resources) -> _State:
+        """Check the rest, lock the sink and write the initial state, unless there is one."""
+        with tempfile.TemporaryDirectory(prefix="cvbatch-initial-") as folder:
+            initial_model = None
+            with self._nodes_checked() if joins_a_cluster() else nullcontext():
+                if state is None:
+                    initial_model = Path(folder) / "initial.keras"
+                    state = self._build(initial_model)
+                check_memory(self.job, state.ready, self.allocation, resources)
+            self.sink.acquire()
+            if initial_model is not None:
+                self._write_initial(state, initial_model)
+        return state
+
+    def _nodes_checked(self) -> AbstractContextManager[None]:
+        """Check that the nodes of the joined cluster can run the job."""
+        from cvbatch.distributed.preflight import nodes_checked
+
+        source_uri = self.data.splits["train"].groups[0].uri
+        return nodes_checked(self.sink.storage, self.job.sink.uri, source_uri, self.listener.say)
+
+    def _build(self, initial_model: Path) -> _State:
+        """Build the network, save it in a local file, and return the state of a new training."""
+        anchors = None
+        if self.job.model.fits_anchors:
+            anchors = _fit_anchors(self.sink.storage, self.data.splits["train"], self.job)
+        built = network.build_network(
+            self.sink.storage, self.job, self.data.classes, anchors, initial_model
+        )
+        return _State(self.fingerprint, self.allocation.num_actors, built)
+
+    def _write_initial(self, state: _State, initial_model: Path) -> None:
+        """Write what the workers and a resumed run need; delete an overwritten training."""
+        job, sink = self.job, self.sink
+        sink.clear("model.keras", _RAY_TRAIN)
+        sink.put(_INITIAL_MODEL, initial_model.read_bytes())
+        run = job.run.model_copy(update={"workers": state.workers})
+        training = job.training.model_copy(update={"metric": state.ready.metric})
+        model = job.model.model_copy(update={"image_size": state.ready.image_size})
+        if job.model.model.endswith(".keras"):
+            model = job.model
+        resolved = job.model_copy(update={"run": run, "training": training, "model": model})
+        values = resolved.model_dump(mode="json")
+        sink.put(
+            "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
+        )
+        sink.write_state(asdict(state))
+
+    def announcement(self) -> str:
+        """Return the numbers of images, classes and workers as one line."""
+        images = ", ".join(f"{len(split):,} {name}" for name, split in self.data.splits.items())
+        return (
+            f"{images} images, {len(self.data.classes)} classes, {self.allocation.num_actors} "
+            f"workers with batches of {self.job.training.batch_size}"
+        )
+
+    def train_on_ray(self, state: _State) -> dict[str, Any]:
+        """Train on Ray, which is imported only now; return the fields of the summary."""
+        from cvbatch.train.ray_trainer import run_training
+        from cvbatch.train.worker_spec import WorkerSpec
+
+        job, sink = self.job, self.sink
+        images_per_step = state.workers * job.training.batch_size * job.training.accumulate
+        resolved = {"workers": state.workers, "gpus_per_worker": self.allocation.gpus_per_actor}
+        spec = WorkerSpec(
+            storage=sink.storage,
+            job=job.model_copy(update={"run": job.run.model_copy(update=resolved)}),
+            data=self.data,
+            wanted=wanted_of(job),
+            image_size=state.ready.image_size,
+            channels=state.ready.channels,
+            metric=state.ready.metric,
+            num_workers=state.workers,
+            steps_per_epoch=-(-len(self.data.splits["train"]) // images_per_step),
+            initial_model_uri=sink.join(_INITIAL_MODEL),
+            sink_uri=sink.uri,
+            lease_token=sink.lease_token,
+        )
+        return run_training(spec, self.listener.epoch, sink.check)
 
 
 def _with_absolute_uris(job: TrainJob) -> TrainJob:
-    """Return the job with URIs that mean the same in the working directory of every worker."""
+    """Return the job with URIs that do not depend on a worker's working directory."""
     source = job.source.model_copy(update={"uri": [store.absolute(uri) for uri in job.source.uri]})
     sink = SinkConfig(uri=store.absolute(job.sink.uri))
     return job.model_copy(update={"sink": sink, "source": source})
 
 
-def wanted_of(job: TrainJob) -> LabelSpec:
-    """Return what of the labelled data the job learns."""
+def wanted_of(job: TrainJob) -> Wanted:
+    """Return the label column that the job's task requires."""
     task = TASKS[job.model.task]
     return LabelSpec(task.label_column, task.is_whole_image and not job.model.multi_label)
 
 
-def _chosen(found: LabelledDataset, job: TrainJob) -> LabelledDataset:
-    """Return the data with the job's splits alone, by the names of their roles.
+def _select_splits(labelled: Labelled, job: TrainJob) -> Labelled:
+    """Return the data with the job's splits only, named train, validation and test.
 
     Raises:
-        SourceError: a split is empty, or images lack the label that is learnt.
+        SourceError: a split is empty, or images lack the required label.
     """
-    chosen = {}
+    selected = {}
     for role, name in job.source.splits.model_dump().items():
         if name is None:
             continue
-        split = found.splits.get(name, Split(name, (), 0))
+        split = labelled.splits.get(name, Split(name, (), 0))
         if split.num_unlabelled and job.source.unlabelled == "refuse":
-            one = "exactly one label" if wanted_of(job).is_single else "a label"
+            label = "exactly one label" if wanted_of(job).is_single else "a label"
             raise SourceError(
-                f"{split.num_unlabelled:,} images of split {name!r} do not have {one} in column "
-                f"{wanted_of(job).column!r}, which {job.model.task} learns; say "
+                f"{split.num_unlabelled:,} images of split {name!r} do not have {label} in column "
+                f"{wanted_of(job).column!r}, which {job.model.task} requires; set "
                 "source.unlabelled: skip to leave them out"
             )
         if len(split):
-            chosen[role] = split
+            selected[role] = split
         elif role != "test":
-            there = ", ".join(repr(other) for other in found.splits) or "none"
-            null = f", or source.splits.{role}: null" if role == "validation" else ""
+            known = ", ".join(repr(other) for other in labelled.splits) or "none"
+            null = f", or set source.splits.{role}: null" if role == "validation" else ""
             raise SourceError(
-                f"no labelled image belongs to split {name!r} ({role}); there are {there}: import "
-                f"the data with --split 0.8,0.1,0.1{null}"
+                f"no labelled image belongs to split {name!r} ({role}); known splits: {known}; "
+                f"import the data with --split 0.8,0.1,0.1{null}"
             )
-    return LabelledDataset(found.classes, chosen, found.identity)
+    return Labelled(labelled.classes, selected, labelled.identity)
 
 
 def _model_identity(storage: Storage, job: TrainJob) -> str:
-    """Return what the model is beyond its name: the SHA-256 of the files it names."""
-    named = (job.model.model, job.model.weights or "")
+    """Return the SHA-256 of the job's model and weights files, as JSON."""
     digests = []
-    for uri in named:
+    for uri in (job.model.model, job.model.weights or ""):
         if uri.endswith((".keras", ".h5")):
             digest = model_files.sha256(model_files.fetch(storage, uri))
             model_files.check(uri, digest, job.model.sha256)
@@ -205,89 +279,14 @@ def _model_identity(storage: Storage, job: TrainJob) -> str:
     return json.dumps(digests)
 
 
-def _asked(
-    storage: Storage, job: TrainJob, data: LabelledDataset, listener: Listener
-) -> AbstractContextManager[None]:
-    """Ask the nodes of a cluster that was joined whether they can do the job."""
-    from cvbatch.distributed.preflight import nodes_checked
-
-    source_uri = data.splits["train"].groups[0].uri
-    return nodes_checked(storage, job.sink.uri, source_uri, listener.say)
-
-
-def _begin(
-    storage: Storage,
-    job: TrainJob,
-    data: LabelledDataset,
-    identity: str,
-    wiring: Allocation,
-    begun: Path,
-) -> _State:
-    """Build the network into a local file; return what will be said of the training."""
-    anchors = None
-    if job.model.fits_anchors:
-        anchors = _anchors(storage, data.splits["train"], job)
-    ready = network.make_ready(storage, job, data.classes, anchors, begun)
-    return _State(identity, wiring.num_actors, ready)
-
-
-def _anchors(storage: Storage, split: Split, job: TrainJob) -> Sequence[Sequence[float]]:
+def _fit_anchors(storage: Storage, split: Split, job: TrainJob) -> Sequence[Sequence[float]]:
     from cvbatch.geometry.anchors import fit_anchors
 
     try:
-        found = fit_anchors(
-            relative_box_sizes(storage, split), job.model.anchors, job.training.seed
-        )
+        anchors = fit_anchors(box_shapes(storage, split), job.model.anchors, job.training.seed)
     except ValueError as error:
         raise SourceError(
-            f"the anchors cannot be fitted to the boxes of split {split.name!r} ({error}); say "
+            f"the anchors cannot be fitted to the boxes of split {split.name!r} ({error}); set "
             "model.anchors: 0 to keep the network's own"
         ) from None
-    return [[float(side) for side in shape] for shape in found]
-
-
-def _commit(job: TrainJob, sink: Sink, state: _State, begun: Path) -> None:
-    """Write what the workers and the next run need; nothing of an overwritten run remains."""
-    sink.clear("model.keras", _RUN)
-    sink.put(_BEGUN, begun.read_bytes())
-    run = job.run.model_copy(update={"workers": state.workers})
-    training = job.training.model_copy(update={"metric": state.ready.metric})
-    model = job.model.model_copy(update={"image_size": state.ready.image_size})
-    if job.model.model.endswith(".keras"):
-        model = job.model
-    resolved = job.model_copy(update={"run": run, "training": training, "model": model})
-    text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    sink.put("config.yaml", text.encode())
-    sink.write_state(asdict(state))
-
-
-def _teach(
-    job: TrainJob,
-    sink: Sink,
-    data: LabelledDataset,
-    state: _State,
-    wiring: Allocation,
-    listener: Listener,
-) -> dict[str, Any]:
-    """Run the lessons on Ray, which is imported only now."""
-    from cvbatch.train.ray_trainer import run_training
-    from cvbatch.train.worker_spec import WorkerSpec
-
-    images_per_step = state.workers * job.training.batch_size * job.training.accumulate
-    gpus = wiring.gpus_per_actor
-    run = job.run.model_copy(update={"workers": state.workers, "gpus_per_worker": gpus})
-    lessons = WorkerSpec(
-        storage=sink.storage,
-        job=job.model_copy(update={"run": run}),
-        data=data,
-        wanted=wanted_of(job),
-        image_size=state.ready.image_size,
-        channels=state.ready.channels,
-        metric=state.ready.metric,
-        num_workers=state.workers,
-        steps_per_epoch=-(-len(data.splits["train"]) // images_per_step),
-        begun_uri=sink.join(_BEGUN),
-        sink_uri=sink.uri,
-        lease_token=sink.lease_token,
-    )
-    return run_training(lessons, listener.epoch, sink.check)
+    return [[float(side) for side in shape] for shape in anchors]

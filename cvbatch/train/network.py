@@ -1,4 +1,4 @@
-"""The network of a training job: built and checked once, learnt by every worker, saved whole."""
+"""Build, check, load and save the network of a training job."""
 
 from __future__ import annotations
 
@@ -28,44 +28,52 @@ _FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What the driver must know of a network that is ready to learn."""
+class BuiltNetwork:
+    """Properties of the initial network that the driver needs."""
 
     image_size: tuple[int, int]  # height, width
-    channels: int  # 3, or 1 for a network that takes grey
-    metric: str  # the best checkpoint is chosen by
+    channels: int  # of the input: 3, or 1 for greyscale
+    metric: str  # selects the best checkpoint
     weight_bytes: int
-    trainable_bytes: int  # in the phase that trains most
-    map_bytes: int  # of one image, that are in memory together at the least
-    optimizer_slots: int
+    trainable_bytes: int  # in the phase with the most trainable weights
+    map_bytes: int  # minimum memory of one image's feature maps
+    optimizer_slots: int  # numbers of optimizer state per trained weight
 
 
-def make_ready(
+def build_network(
     storage: Storage,
     job: TrainJob,
     classes: Sequence[str],
     anchors: Sequence[Sequence[float]] | None,
     file: Path,
-) -> Ready:
-    """Build the job's network and save it in `file`, in a process that ends and takes its memory.
+) -> BuiltNetwork:
+    """Build the job's network and save it, in a child process that frees its memory at the end.
 
-    anchors: what the data's boxes are like, for a detector that takes them from there.
+    Args:
+        storage: reads the model and weights files.
+        job: the training job.
+        classes: class names of the data, by class id.
+        anchors: (height, width) of anchors fitted to the data's boxes, as fractions of the image;
+            None: the network's own.
+        file: the .keras file to write.
 
     Raises:
-        RefusedError: the network cannot be had, or does not fit the task, its classes, its recipe
-            or its metric.
+        RefusedError: the network cannot be loaded, or does not fit the task, the classes, the
+            recipe or the metric.
     """
-    building = ChildProcess(_make_ready, storage, job, tuple(classes), anchors, file)
-    return building.result(f"builds model {job.model.model!r}", "choose a smaller one or make room")
+    process = ChildProcess(_build_network, storage, job, tuple(classes), anchors, file)
+    return process.result(
+        f"builds model {job.model.model!r}", "use a smaller model or a machine with more memory"
+    )
 
 
-def _make_ready(
+def _build_network(
     storage: Storage,
     job: TrainJob,
     classes: tuple[str, ...],
     anchors: Sequence[Sequence[float]] | None,
     file: Path,
-) -> Ready:
+) -> BuiltNetwork:
     import keras
 
     from cvbatch.models import cost
@@ -73,80 +81,81 @@ def _make_ready(
     from cvbatch.train.phases import freeze
 
     keras.utils.set_random_seed(job.training.seed)
-    _check_card(storage, job, classes)
+    _check_classes(storage, job, classes)
     options = dict(job.model.build or {})
     if job.model.multi_label:
         options = {"multi_label": True} | options
     if anchors is not None:
         options = {"anchors": anchors} | options
-    model = _network(storage, job, len(classes), options)
+    model = _load_initial(storage, job, len(classes), options)
     size = _image_size(job, model)
-    model = _plain(model)
+    model = _without_lists(model)
     model.save(file)
-    learner = learner_of(job, model, len(classes))
-    needed = cost.compute_cost(_at_its_largest(job, model, learner.trained))
-    trainable = []
+    learner = make_learner(job, model, len(classes))
+    costs = cost.compute_cost(_at_largest_size(job, model, learner.training_model))
+    num_trainable = []
     for phase in phases(job.training):
-        freeze(learner.trained, phase)
-        trainable.append(sum(math.prod(v.shape) for v in learner.trained.trainable_weights))
-    is_whole = job.training.recipe == "scratch" or "all" in (
+        freeze(learner.training_model, phase)
+        weights = learner.training_model.trainable_weights
+        num_trainable.append(sum(math.prod(weight.shape) for weight in weights))
+    trains_all = job.training.recipe == "scratch" or "all" in (
         phase.part for phase in phases(job.training)
     )
-    return Ready(
+    return BuiltNetwork(
         image_size=size,
         channels=int(model.inputs[0].shape[3]),
         metric=learner.metric,
-        weight_bytes=needed.weight_bytes,
-        trainable_bytes=max(trainable) * _FLOAT_BYTES,
-        map_bytes=needed.training_bytes if is_whole else needed.inference_bytes,
+        weight_bytes=costs.weight_bytes,
+        trainable_bytes=max(num_trainable) * _FLOAT_BYTES,
+        map_bytes=costs.training_bytes if trains_all else costs.inference_bytes,
         optimizer_slots=OPTIMIZERS[job.training.optimizer].num_slots,
     )
 
 
-def _network(
+def _load_initial(
     storage: Storage, job: TrainJob, num_classes: int, options: dict[str, Any]
 ) -> keras.Model:
-    """Return the job's network with its weights.
+    """Return the job's network with its initial weights.
 
-    A file of a keras.applications network with ImageNet's classes serves any others: the head is
-    then new, as it is with `weights: imagenet`.
+    A weights file of a keras.applications network with ImageNet's classes can be used for other
+    classes: the head is new, as with `weights: imagenet`.
     """
     from cvbatch.models import registry
     from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES
     from cvbatch.models.weights import WEIGHTS_SUFFIXES
 
-    said = job.model
-    is_own = said.model.endswith(".keras") or said.weights == "demo"
+    config = job.model
+    has_classes = config.model.endswith(".keras") or config.weights == "demo"
     with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
         load = partial(
             registry.load_model,
-            said.model,
-            said.weights,
-            local_file=lambda uri: model_files.download(storage, uri, Path(folder), said.sha256),
-            image_size=said.image_size,
+            config.model,
+            config.weights,
+            local_file=lambda uri: model_files.download(storage, uri, Path(folder), config.sha256),
+            image_size=config.image_size,
             options=options,
         )
         try:
-            return load(num_classes=None if is_own else num_classes)
+            return load(num_classes=None if has_classes else num_classes)
         except ModelError as refusal:
-            if said.model not in APPLICATIONS or not str(said.weights).endswith(WEIGHTS_SUFFIXES):
+            if config.model not in APPLICATIONS or not str(config.weights).endswith(ENDINGS):
                 raise
             try:
-                whole = load(num_classes=IMAGENET_CLASSES)
+                pretrained = load(num_classes=IMAGENET_CLASSES)
             except ModelError:
                 raise refusal from None
-    fresh = registry.build(said.model, num_classes, said.image_size, options)
-    for mine, theirs in zip(fresh.weights, whole.weights, strict=True):
-        if mine.shape == theirs.shape:  # all but the head
-            mine.assign(theirs)
-    return fresh
+    model = registry.build(config.model, num_classes, config.image_size, options)
+    for weight, source in zip(model.weights, pretrained.weights, strict=True):
+        if weight.shape == source.shape:  # all except the head
+            weight.assign(source)
+    return model
 
 
-def _at_its_largest(job: TrainJob, model: keras.Model, trained: keras.Model) -> keras.Model:
-    """Return the view of the model that is trained, over the largest images of its training.
+def _at_largest_size(job: TrainJob, model: keras.Model, training_model: keras.Model) -> keras.Model:
+    """Return the training model for the largest images of multi-scale training.
 
     Raises:
-        RefusedError: it cannot have one of their sizes.
+        RefusedError: one of the sizes does not fit the network.
     """
     from cvbatch.models import graph_surgery
     from cvbatch.train.learners.detection import check_size
@@ -154,12 +163,12 @@ def _at_its_largest(job: TrainJob, model: keras.Model, trained: keras.Model) -> 
     sizes = sorted(job.training.image_sizes or [], key=math.prod)
     for size in sizes:
         check_size(model, size)
-    resized = [graph_surgery.with_image_size(trained, size) for size in sizes]
-    return resized[-1] if resized else trained
+    resized = [graph_surgery.with_image_size(training_model, size) for size in sizes]
+    return resized[-1] if resized else training_model
 
 
-def _check_card(storage: Storage, job: TrainJob, classes: tuple[str, ...]) -> None:
-    """Refuse a trained file whose classes are called otherwise than the data's."""
+def _check_classes(storage: Storage, job: TrainJob, classes: tuple[str, ...]) -> None:
+    """Raise ModelError if a trained file has other class names than the data."""
     model = job.model.model
     file = DEMO_FILES.get(model) if job.model.weights == "demo" else None
     if model.endswith(".keras"):
@@ -167,9 +176,8 @@ def _check_card(storage: Storage, job: TrainJob, classes: tuple[str, ...]) -> No
     card = read_card(file) if file else None
     if card is not None and card.classes != classes:
         raise ModelError(
-            f"model {model!r} knows the classes {', '.join(card.classes[:10])}, but the data has "
-            f"{', '.join(classes[:10])}; import the data with these --classes, or begin from "
-            "another network"
+            f"model {model!r} has the classes {', '.join(card.classes[:10])}, but the data has "
+            f"{', '.join(classes[:10])}; import the data with these --classes, or use another model"
         )
 
 
@@ -177,19 +185,19 @@ def _image_size(job: TrainJob, model: keras.Model) -> tuple[int, int]:
     shape = model.inputs[0].shape if len(model.inputs) == 1 else model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (1, 3):
         raise ModelError(
-            f"model {job.model.model!r} takes {shape}; a model of this job takes one input of "
-            "shape (batch, height, width, 3 or 1)"
+            f"model {job.model.model!r} has the input shape {shape}, but training requires one "
+            "input of shape (batch, height, width, 3 or 1)"
         )
     if None in shape[1:3]:
         raise ModelError(
-            f"model {job.model.model!r} leaves its image size open; save it with one, or take a "
-            "network of the zoo and say model.image_size"
+            f"model {job.model.model!r} has no fixed image size; save it with one, or use a "
+            "network of the zoo and set model.image_size"
         )
     return int(shape[1]), int(shape[2])
 
 
-def _plain(model: keras.Model) -> keras.Model:
-    """Return a model of one input, and of one output if so, with the tensors not in lists."""
+def _without_lists(model: keras.Model) -> keras.Model:
+    """Return the model with a single input, and a single output, as tensors instead of lists."""
     import keras
 
     output = model.output
@@ -200,32 +208,35 @@ def _plain(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs[0], output, name=model.name)
 
 
-def learner_of(job: TrainJob, model: keras.Model, num_classes: int) -> Learner:
-    """Return how a model learns the job's task, with the metric the job chooses by.
+def make_learner(job: TrainJob, model: keras.Model, num_classes: int) -> Learner:
+    """Return the learner of the job's task, with the metric that the job sets.
 
     Raises:
         ModelError: the model does not fit the task or the number of classes.
-        ConfigError: the task has no such metric, or the weights of the classes are not one each.
+        ConfigError: the task has no such metric, or there is not one weight per class.
     """
     from cvbatch.train.learners.base import LEARNERS
 
     entry = LEARNERS[job.model.task]
     learner = entry.build(model, num_classes, **entry.options(job))
     if job.training.metric is not None:
-        known = list(learner.summarize(learner.nothing()))
-        if job.training.metric not in known:
+        metrics = list(learner.summarize(learner.empty_metrics()))
+        if job.training.metric not in metrics:
             raise ConfigError(
-                f"training.metric: {job.training.metric!r} is not measured for "
-                f"{job.model.task}; one of {', '.join(known)}"
+                f"training.metric: {job.training.metric!r} is not a metric of {job.model.task}; "
+                f"use one of {', '.join(metrics)}"
             )
         learner.metric = job.training.metric
     return learner
 
 
 def load(file: Path, name: str, precision: str) -> keras.Model:
-    """Return the network of a file, computing in a precision; call it in the strategy's scope.
+    """Load the network of a .keras file; call it in the scope of the workers' strategy.
 
-    name: what the user knows the file as.
+    Args:
+        file: the .keras file.
+        name: the model's name in the job file, for messages.
+        precision: "float32", "mixed_float16" or "mixed_bfloat16".
     """
     from cvbatch.models import registry
     from cvbatch.models.precision import with_precision
@@ -234,15 +245,19 @@ def load(file: Path, name: str, precision: str) -> keras.Model:
     return model if precision == "float32" else with_precision(model, precision)
 
 
-def save(job: TrainJob, learned: keras.Model, classes: Sequence[str], begun: Path) -> bytes:
-    """Return the .keras file of a network that has learnt: float32, whole, with its card.
+def save(job: TrainJob, trained: keras.Model, classes: Sequence[str], initial_model: Path) -> bytes:
+    """Return the .keras file of a trained network, in float32 and with a card.
 
-    begun: the file it began as.
+    Args:
+        job: the training job.
+        trained: has the weights to save.
+        classes: class names, by class id.
+        initial_model: the .keras file with the architecture.
     """
     from cvbatch.models import registry
 
-    model = registry.load_file(job.model.model, begun)
-    model.set_weights(learned.get_weights())
+    model = registry.load_file(job.model.model, initial_model)
+    model.set_weights(trained.get_weights())
     with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
         path = Path(folder) / "model.keras"
         model.save(path)
@@ -265,7 +280,7 @@ def phases(training: TrainingConfig) -> tuple[Phase, ...]:
 
 
 def optimization(training: TrainingConfig) -> Optimization:
-    """Return how a job's weights are moved."""
+    """Return a job's optimizer settings."""
     from cvbatch.train.optimizers import Optimization
 
     return Optimization(

@@ -1,7 +1,7 @@
-"""Which layers learn when: a network that knows something is taught in phases.
+"""Fine-tuning phases: which layers of a network are trainable when.
 
-A network is a *base*, all that its last feature map is made of, and a *head*, all else. The base
-may bring weights that were trained on millions of images; the head is new.
+A network consists of a *base*, the layers up to its last feature map, and a *head*, all other
+layers. The base may have pretrained weights; the head is new.
 """
 
 from __future__ import annotations
@@ -19,24 +19,30 @@ from cvbatch.models.graph_surgery import Call, calls_of, flatten, output_of
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 RecipeName = Literal["scratch", "features", "frozen", "finetune"]
 
-# Layers that begin a head where no Flatten or global pooling does: those of our segmenters and of
-# the detector that slides. Any other network's head begins with its last layers with weights.
-_BEGINNINGS = ("hidden", "score_32", "score_16", "score_8")
+# First layers of a head without Flatten or global pooling: those of cvbatch's segmenters and of the
+# sliding detector. The head of any other network starts with its last layers with weights.
+_HEAD_STARTS = ("hidden", "score_32", "score_16", "score_8")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A run of epochs in which the same layers learn, with one schedule of the rate.
+    """Consecutive epochs in which the same layers are trained, with one learning-rate schedule.
 
-    part: "all", "head" (the base stands still), "last_block" (the head and the base's layers at
-    the last resolution), or the name of a layer of the base, from which on all learn.
+    Attributes:
+        name: of the phase in the history.
+        part: the layers to train: "all"; "head" (the base is frozen); "last_block" (the head and
+            the base's layers at the last resolution); or the name of a layer of the base: that
+            layer, all layers after it, and the head.
+        epochs: number of epochs.
+        learning_rate: at its peak.
+        freezes_normalization: whether the base's batch normalisation stays in inference mode.
     """
 
     name: str
     part: str
     epochs: int
-    learning_rate: float  # at its peak
-    freezes_normalization: bool = True  # the base's: inference mode, no weight of it moves
+    learning_rate: float
+    freezes_normalization: bool = True
 
 
 def phases_of(
@@ -50,53 +56,58 @@ def phases_of(
 ) -> tuple[Phase, ...]:
     """Return the phases of a recipe.
 
-    scratch: all layers learn from the start, normalisation too. features: the head learns on the
-    base's outputs, which are computed once (`cvbatch.train.feature_cache`). frozen: the same, but
-    the base runs at every step, so that images may vary. finetune: the head for `head_epochs` with
-    the base frozen, then what `unfreeze` names, a `Phase.part`, for `epochs` at `base_rate`, by
-    default a hundredth of `rate`; the base's normalisation stays frozen throughout.
+    Args:
+        recipe: "scratch" trains all layers, normalisation included. "features" trains the head on
+            cached outputs of the base (`cvbatch.train.feature_cache`). "frozen" trains the head,
+            but runs the base at every step, so that images can be augmented. "finetune" trains the
+            head for `head_epochs`, then `unfreeze` for `epochs`; the base's normalisation stays
+            frozen.
+        epochs: of the last phase.
+        rate: peak learning rate.
+        head_epochs: of "finetune": epochs with a frozen base.
+        base_rate: of "finetune": peak learning rate of the last phase; None: a hundredth of `rate`.
+        unfreeze: of "finetune": the `Phase.part` of the last phase.
     """
     if recipe == "scratch":
         return (Phase("all", "all", epochs, rate, freezes_normalization=False),)
     if recipe in ("features", "frozen"):
         return (Phase("head", "head", epochs, rate),)
-    whole = Phase(unfreeze, unfreeze, epochs, rate / 100 if base_rate is None else base_rate)
-    return (Phase("head", "head", head_epochs, rate), whole) if head_epochs else (whole,)
+    last = Phase(unfreeze, unfreeze, epochs, rate / 100 if base_rate is None else base_rate)
+    return (Phase("head", "head", head_epochs, rate), last) if head_epochs else (last,)
 
 
 def freeze(network: keras.Model, phase: Phase) -> None:
-    """Let the phase's layers learn and no others.
+    """Set `trainable` of all layers: the phase's layers are trained, all others frozen.
 
-    A frozen layer has `trainable` False, which also puts batch normalisation into inference mode:
-    `training=False` said to a layer would be overridden by the network's own call. An optimizer
-    must be made afterwards. The flags stay as they are until the next phase.
+    Batch normalisation with `trainable` False runs in inference mode (passing `training=False` to a
+    layer would be overridden by the network's call). The optimizer must be created afterwards.
 
     Raises:
-        ModelError: no layer of the base has the part's name; or the network has no weights.
+        ModelError: `phase.part` is not a layer of the base, or the network has no weights.
     """
     graph = flatten(network)
     base = base_layers(graph)
-    learning = _learning(graph, base, phase.part)
+    trained = _trained_base_layers(graph, base, phase.part)
     for layer in _layers_of(graph):
         is_base = id(layer) in base
-        is_statistic = isinstance(layer, keras.layers.BatchNormalization)
-        is_still = is_base and is_statistic and phase.freezes_normalization
-        layer.trainable = (not is_base or id(layer) in learning) and not is_still
+        is_normalization = isinstance(layer, keras.layers.BatchNormalization)
+        is_frozen = is_base and is_normalization and phase.freezes_normalization
+        layer.trainable = (not is_base or id(layer) in trained) and not is_frozen
 
 
 def base_layers(graph: keras.Model) -> set[int]:
-    """Return the ids of the layers that the last feature map is made of.
+    """Return the ids of the layers up to the last feature map of a flat network.
 
-    graph: flat. The last feature map is what the last Flatten or global pooling reads; where
-    there is none, what the layers named `hidden` or `score_…` read, or the last ones with weights.
+    The last feature map is the input of the last Flatten or global pooling. If there is neither, it
+    is the input of the layers called `hidden` or `score_…`, or of the last layers with weights.
 
     Raises:
         ModelError: the network has no weights.
     """
-    return {id(layer) for layer in keras.Model(graph.input, last_maps(graph)).layers}
+    return {id(layer) for layer in keras.Model(graph.input, last_feature_maps(graph)).layers}
 
 
-def last_maps(graph: keras.Model) -> list[Tensor]:  # each (B, h, w, c)
+def last_feature_maps(graph: keras.Model) -> list[Tensor]:  # each (B, h, w, c)
     """Return the feature maps that the head of a flat network reads.
 
     Raises:
@@ -106,30 +117,30 @@ def last_maps(graph: keras.Model) -> list[Tensor]:  # each (B, h, w, c)
         return [without_head(graph).output]
     except ModelError:
         calls = list(calls_of(graph))
-    named = [call for call in calls if call.operation.name in _BEGINNINGS]
-    maps = {id(t): t for call in named or _last_weighted(graph, calls) for t in call.received}
+    starts = [call for call in calls if call.operation.name in _HEAD_STARTS]
+    maps = {id(t): t for call in starts or _last_weighted(graph, calls) for t in call.received}
     if not maps:
         raise ModelError(f"model {graph.name!r} has no layer with weights, so nothing to train")
     return list(maps.values())
 
 
 def moving_statistics(network: keras.Model) -> list[Any]:
-    """Return the variables that layers which learn move by themselves, as batch normalisation.
+    """Return the variables that trainable layers update themselves, as batch normalisation does.
 
-    Every worker moves its own by its own images, so they differ until they are averaged.
+    Each worker updates them from its own images, so they differ until they are averaged.
     """
-    found = {
+    variables = {
         id(variable): variable
         for layer in _layers_of(network)
         if layer.trainable
         for variable in layer.non_trainable_weights
         if keras.backend.is_float_dtype(variable.dtype)
     }
-    return list(found.values())
+    return list(variables.values())
 
 
-def _learning(graph: keras.Model, base: set[int], part: str) -> set[int]:
-    """Return the ids of the base's layers that learn."""
+def _trained_base_layers(graph: keras.Model, base: set[int], part: str) -> set[int]:
+    """Return the ids of the base's layers that are trained."""
     if part in ("all", "head"):
         return base if part == "all" else set()
     calls = [call for call in calls_of(graph) if id(call.operation) in base]
@@ -138,48 +149,48 @@ def _learning(graph: keras.Model, base: set[int], part: str) -> set[int]:
     else:
         names = [call.operation.name for call in calls]
         if part not in names:
-            output_of(graph, part)  # which says so where the network has no such layer at all
+            output_of(graph, part)  # raises if the whole network has no such layer
             raise ModelError(
-                f"layer {part!r} belongs to the head of {graph.name!r}, which learns in any case; "
-                "name one of the base, or last_block, or all"
+                f"layer {part!r} belongs to the head of {graph.name!r}, which is always trained; "
+                "use a layer of the base, last_block, or all"
             )
         first = names.index(part)
     return {id(call.operation) for call in calls[first:]}
 
 
 def _last_block(calls: list[Call]) -> int:
-    """Return where the base's last block begins.
+    """Return the index of the first call of the base's last block.
 
-    It begins with the first map of the resolution that the base's last weights work at. That is
-    conv5 of a ResNet, block5 of a VGG, whose last pooling is behind its weights.
+    The block starts with the first map at the resolution of the base's last layer with weights:
+    conv5 of a ResNet, and block5 of a VGG, whose last pooling comes after those weights.
     """
     sizes = [tuple(call.returned[0].shape[1:3]) for call in calls]
     if any(None in size for size in sizes):
         raise ModelError(
-            "last_block: the sizes of the maps are not known, so where it begins is not; build the "
-            "model at a fixed image size, or name the layer from which on to train"
+            "last_block: the sizes of the feature maps are unknown, so its start is; build the "
+            "model at a fixed image size, or use the name of the first layer to train"
         )
     weighted = [
         size
         for call, size in zip(calls, sizes, strict=True)
         if _has_weights(call) and len(call.returned[0].shape) == 4
     ]
-    # Weights behind a pooling inside a block, as squeeze-and-excitation has, see one position.
+    # Weights after a pooling inside a block (squeeze-and-excitation) work at a single position.
     maps = [size for size in weighted if size != (1, 1)] or weighted
     return sizes.index(maps[-1]) if maps else 0
 
 
 def _last_weighted(graph: keras.Model, calls: list[Call]) -> list[Call]:
-    """Return the last calls with weights on every way to an output."""
-    wanted = {id(tensor) for tensor in graph.outputs}
-    found = []
+    """Return the last calls with weights on every path to an output."""
+    reached = {id(tensor) for tensor in graph.outputs}
+    weighted = []
     for call in reversed(calls):
-        if any(id(tensor) in wanted for tensor in call.returned):
+        if any(id(tensor) in reached for tensor in call.returned):
             if _has_weights(call):
-                found.append(call)
+                weighted.append(call)
             else:
-                wanted |= {id(tensor) for tensor in call.received}
-    return found
+                reached |= {id(tensor) for tensor in call.received}
+    return weighted
 
 
 def _has_weights(call: Call) -> bool:

@@ -1,8 +1,8 @@
-"""A training job on Ray Train: what every worker is told, and who hears of what it does.
+"""Ray Train driver: start the training workers and report their epochs.
 
-Ray's own Keras callback and datasets are not used: `cvbatch.train.input_pipeline` says why of the
-latter. A checkpoint that a worker reports lies under the sink when the report returns, and a run of
-the same name and place goes on from the last one, whoever was lost: a worker, or the driver.
+Ray's Keras callback and Ray Data are not used (`cvbatch.train.input_pipeline` explains the latter).
+A checkpoint is stored in the sink when the worker's report of it returns. A run with the same name
+and storage path resumes from the last checkpoint after the loss of a worker or of the driver.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ import ray.train
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import CvbatchError, TrainingError
 from cvbatch.storage import store
-from cvbatch.train import history
+from cvbatch.train.history import Row, format_row
 from cvbatch.train.worker_spec import WorkerSpec
 
-_POLL_S = 0.5  # between two looks at what the workers have told
-Row = dict[str, Any]
+_POLL_S = 0.5  # between two requests for new epochs
 
 
-class _Ledger:
-    """What workers tell the driver, and what makes it useless to try again."""
+class _TrainingLog:
+    """Ray actor: receives the workers' epochs, and an error that makes a restart useless."""
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
         self._error: CvbatchError | None = None
 
-    def note(self, row: Row) -> None:
-        """Hear of an epoch; one that is gone through again takes its old place."""
+    def add_row(self, row: Row) -> None:
+        """Add an epoch; a repeated epoch replaces the earlier one and all after it."""
         self._rows = [old for old in self._rows if old["epoch"] < row["epoch"]] + [row]
 
-    def fail(self, error: CvbatchError) -> None:
+    def set_error(self, error: CvbatchError) -> None:
         self._error = self._error or error
 
     def error(self) -> CvbatchError | None:
@@ -49,93 +48,96 @@ class _Ledger:
 
 
 def run_training(
-    lessons: WorkerSpec, hear: Callable[[str, Row], None], check: Callable[[], None]
+    spec: WorkerSpec, on_epoch: Callable[[str, Row], None], check: Callable[[], None]
 ) -> dict[str, Any]:
-    """Return what the first worker says of the run when all epochs are done.
+    """Train to the end; return the summary that worker 0 returns.
 
-    hear: is told of each epoch, in a line and in numbers. check: is called every half second, and
-    stops the training by what it raises.
+    Args:
+        spec: the specification of the workers.
+        on_epoch: called after each epoch with its metrics, as a line of text and as values.
+        check: called every half second; it stops the training by raising.
 
     Raises:
-        CvbatchError: the training cannot go on; what the last checkpoint holds is good.
+        CvbatchError: the training cannot continue; the last checkpoint is complete.
     """
-    ledger = ray.remote(num_cpus=0)(_Ledger).remote()
-    trainer = _trainer(lessons, ledger)
-    outcome: list[Any] = []
+    log = ray.remote(num_cpus=0)(_TrainingLog).remote()
+    trainer = _trainer(spec, log)
+    results: list[Any] = []
 
     def fit() -> None:
         try:
-            outcome.append(trainer.fit().return_value)
+            results.append(trainer.fit().return_value)
         except ray.train.TrainingFailedError as error:
-            outcome.append(error)
+            results.append(error)
 
-    # In a thread of its own: Ray would take the main thread's signals, which stop the job.
+    # In another thread, because Ray replaces the main thread's signal handlers, which stop the job.
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    told = 0
+    last_epoch = 0
     while thread.is_alive():
         thread.join(_POLL_S)
         check()
-        told = _tell(ray.get(ledger.rows.remote()), told, hear)
-    error = ray.get(ledger.error.remote())
+        last_epoch = _report(ray.get(log.rows.remote()), last_epoch, on_epoch)
+    error = ray.get(log.error.remote())
     if error is not None:
         raise error
-    if not outcome or not isinstance(outcome[0], dict):
-        raise TrainingError(_lost(lessons, outcome[0] if outcome else None))
-    return outcome[0]
+    if not results or not isinstance(results[0], dict):
+        raise TrainingError(_failure_message(spec, results[0] if results else None))
+    return results[0]
 
 
-def _tell(rows: list[Row], told: int, hear: Callable[[str, Row], None]) -> int:
+def _report(rows: list[Row], last_epoch: int, on_epoch: Callable[[str, Row], None]) -> int:
+    """Report the epochs after `last_epoch`; return the number of the last one."""
     for row in rows:
-        if row["epoch"] > told:
-            told = row["epoch"]
-            hear(history.line(row), row)
-    return told
+        if row["epoch"] > last_epoch:
+            last_epoch = row["epoch"]
+            on_epoch(format_row(row), row)
+    return last_epoch
 
 
-def _lost(lessons: WorkerSpec, error: Exception | None) -> str:
+def _failure_message(spec: WorkerSpec, error: Exception | None) -> str:
     lines = str(error or "").strip().splitlines()
-    last = f" ({lines[-1].strip()[:300]})" if lines else ""
+    cause = f" ({lines[-1].strip()[:300]})" if lines else ""
     return (
-        f"the workers failed more often than run.max_failures {lessons.job.run.max_failures} "
-        f"allows{last}; look at the memory and disks they have"
+        f"the workers failed more often than run.max_failures {spec.job.run.max_failures} "
+        f"allows{cause}; check their memory and disks"
     )
 
 
-def _trainer(lessons: WorkerSpec, ledger: Any) -> Any:
-    with silent_stderr():  # TensorFlow comes with it, and says so
+def _trainer(spec: WorkerSpec, log: Any) -> Any:
+    with silent_stderr():  # this imports TensorFlow, which writes to stderr
         from ray.train.tensorflow import TensorflowTrainer
-    run = lessons.job.run
+    run = spec.job.run
     gpus = run.gpus_per_worker or 0
     resources = {"CPU": run.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    place = store.Location.of(store.join(lessons.sink_uri, "_cvbatch"))
+    location = store.Location.of(store.join(spec.sink_uri, "_cvbatch"))
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     return TensorflowTrainer(
-        _learn,
-        train_loop_config={"lessons": lessons, "ledger": ledger},
+        _train_worker,
+        train_loop_config={"spec": spec, "log": log},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=lessons.num_workers, use_gpu=gpus > 0, resources_per_worker=resources
+            num_workers=spec.num_workers, use_gpu=gpus > 0, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
             name="training",
-            storage_path=place.path,
-            storage_filesystem=lessons.storage.file_system(place),
+            storage_path=location.path,
+            storage_filesystem=spec.storage.file_system(location),
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=lessons.job.training.keep),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=spec.job.training.keep),
         ),
     )
 
 
-def _learn(config: dict[str, Any]) -> dict[str, Any] | None:
-    """Run in every worker; tell the ledger what no second try would mend."""
+def _train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Run in every worker; log an error that a restart cannot fix."""
     from cvbatch.train.ray_worker import TrainingWorker
 
-    lessons, ledger = config["lessons"], config["ledger"]
-    if ray.get(ledger.error.remote()) is not None:
+    spec, log = config["spec"], config["log"]
+    if ray.get(log.error.remote()) is not None:
         return None
     try:
         with tempfile.TemporaryDirectory(prefix="cvbatch-training-") as folder:
-            return TrainingWorker(lessons, ledger, Path(folder)).learn()
+            return TrainingWorker(spec, log, Path(folder)).train()
     except CvbatchError as error:
-        ray.get(ledger.fail.remote(error))
+        ray.get(log.set_error.remote(error))
         raise

@@ -1,4 +1,4 @@
-"""One worker of a training: it learns its part of every step, and the first leaves the results."""
+"""Training worker: runs its share of every step; rank 0 writes checkpoints and results."""
 
 from __future__ import annotations
 
@@ -23,135 +23,150 @@ from cvbatch.storage.lease import check_token
 from cvbatch.storage.retry import is_full, translate
 from cvbatch.train import history, network
 from cvbatch.train.augmentation import Augmentation
-from cvbatch.train.batches import Batch
+from cvbatch.train.batches import Batch, BatchSource
 from cvbatch.train.collectives import Replicas
-from cvbatch.train.feature_cache import split, spool
-from cvbatch.train.input_pipeline import Laying, Reader, Scales, Share, TrainingBatches, judged
+from cvbatch.train.feature_cache import cache_features, split_network
+from cvbatch.train.input_pipeline import (
+    DecodeSpec,
+    ExampleReader,
+    Shard,
+    SizeSchedule,
+    TrainingBatches,
+    validation_batches,
+)
 from cvbatch.train.trainer import Event, Plan, Trainer
 from cvbatch.train.validation import Validator
 
 if TYPE_CHECKING:
     from cvbatch.train.worker_spec import WorkerSpec
 
-_TOLD_FAILURES = 5  # images that cannot be used, told with their reasons
+_MAX_FAILURE_EXAMPLES = 5
 _EVENTS = "_cvbatch/tensorboard/events.out.tfevents.cvbatch"
-Row = dict[str, Any]
 
 
 class TrainingWorker:
-    """One worker, from the network's file to what it leaves in the sink."""
+    """One training worker, from the initial model to the results in the sink.
 
-    def __init__(self, lessons: WorkerSpec, ledger: Any, folder: Path) -> None:
-        self._lessons, self._ledger, self._folder = lessons, ledger, folder
+    Args:
+        spec: what all workers share.
+        log: handle of the driver's actor that receives epochs.
+        folder: local folder for checkpoints and cached features.
+    """
+
+    def __init__(self, spec: WorkerSpec, log: Any, folder: Path) -> None:
+        self._spec, self._log, self._folder = spec, log, folder
         self._trainer: Trainer
-        job = lessons.job
+        job = spec.job
         threads = max(1, int(job.run.cpus_per_worker))
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         strategy = None
-        if lessons.num_workers > 1:
+        if spec.num_workers > 1:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         self._replicas = Replicas(strategy)
         keras.utils.set_random_seed(job.training.seed)
-        self._begun = lessons.storage.fetch(lessons.begun_uri)
+        self._initial_model = spec.storage.fetch(spec.initial_model_uri)
         with self._replicas.strategy.scope():
-            model = network.load(self._begun, job.model.model, job.training.precision)
-            self._learner = network.learner_of(job, model, len(lessons.data.classes))
-        self._share = Share(self._replicas.worker, lessons.num_workers, job.training.batch_size)
-        self._laying = Laying(
-            storage=lessons.storage,
-            wanted=lessons.wanted,
-            key=InputKey(*lessons.image_size, job.model.resize),
+            model = network.load(self._initial_model, job.model.model, job.training.precision)
+            self._learner = network.make_learner(job, model, len(spec.data.classes))
+        self._readers = self._make_readers(threads)
+
+    def _make_readers(self, threads: int) -> dict[str, ExampleReader]:
+        """Return this worker's reader of each split."""
+        spec, job = self._spec, self._spec.job
+        shard = Shard(self._replicas.worker, spec.num_workers, job.training.batch_size)
+        decode_spec = DecodeSpec(
+            storage=spec.storage,
+            wanted=spec.wanted,
+            key=InputKey(*spec.image_size, job.model.resize),
             limits=Limits(job.source.max_bytes, job.source.max_pixels),
-            channels=lessons.channels,
+            channels=spec.channels,
             threads=threads,
         )
-        self._readers = {
-            name: Reader(split, self._laying, self._share)
-            for name, split in lessons.data.splits.items()
+        readers = {
+            name: ExampleReader(split, decode_spec, shard)
+            for name, split in spec.data.splits.items()
         }
-        if sizes := job.training.image_sizes:
+        if sizes := job.training.image_sizes:  # decoded at the largest, then shrunk
             largest = InputKey(*max(sizes, key=math.prod), job.model.resize)
-            laying = replace(self._laying, key=largest)
-            self._readers["train"] = Reader(lessons.data.splits["train"], laying, self._share)
+            decode_spec = replace(decode_spec, key=largest)
+            readers["train"] = ExampleReader(spec.data.splits["train"], decode_spec, shard)
+        return readers
 
-    def learn(self) -> dict[str, Any]:
-        """Train, judge, leave the model in the sink; return what the run came to.
+    def train(self) -> dict[str, Any]:
+        """Train, evaluate, write the model into the sink; return a summary.
 
         Raises:
-            CvbatchError: it cannot go on.
+            CvbatchError: the training cannot continue.
         """
-        training = self._lessons.job.training
-        plan = Plan(
+        validation = self._readers.get("validation")
+        batches, head = self._training_batches()
+        self._trainer = Trainer(
+            self._learner,
+            self._plan(),
+            batches,
+            self._folder / "checkpoints",
+            validation=None if validation is None else lambda: validation_batches(validation),
+            replicas=self._replicas,
+            listener=self._on_checkpoint,
+        )
+        with self._last_checkpoint() as resume:
+            rows = self._trainer.run(resume, head)
+        metrics = self._final_metrics()
+        summary = {
+            "epochs": len(rows),
+            "steps": rows[-1]["step"],
+            "best_epoch": self._trainer.progress.best_epoch,
+            "metrics": metrics,
+            "num_unusable": self._gather_failures(),
+        }
+        if self._replicas.is_chief:
+            self._check_lease()
+            self._put_history()
+            self._put("metrics.json", json.dumps(metrics, indent=1).encode())
+            self._put("model.keras", self._saved_model())
+        return summary
+
+    def _plan(self) -> Plan:
+        training = self._spec.job.training
+        return Plan(
             phases=network.phases(training),
-            steps_per_epoch=self._lessons.steps_per_epoch,
+            steps_per_epoch=self._spec.steps_per_epoch,
             batch_size=training.batch_size,
             optimization=network.optimization(training),
             patience=training.patience,
             checkpoint_steps=training.checkpoint_steps,
-            keep=1,  # here; those under the sink are Ray's to keep
+            keep=1,  # in the local folder; Ray keeps those in the sink
         )
-        validation = self._readers.get("validation")
-        with self._last_checkpoint() as resume:
-            self._trainer = trainer = Trainer(
-                self._learner,
-                plan,
-                folder=self._folder / "checkpoints",
-                validation=None if validation is None else lambda: judged(validation),
-                replicas=self._replicas,
-                listener=self._hear,
-                resume=resume,
-                **self._taught_on(),
-            )
-            rows = trainer.run()
-        metrics = self._final_metrics()
-        said = {
-            "epochs": len(rows),
-            "steps": rows[-1]["step"],
-            "best_epoch": trainer.progress.best_epoch,
-            "metrics": metrics,
-            "num_unusable": self._failures(),
-        }
-        if self._replicas.is_chief:
-            self._check_lease()
-            self._leave()
-            self._put("metrics.json", json.dumps(metrics, indent=1).encode())
-            job = self._lessons.job
-            classes = self._lessons.data.classes
-            self._put("model.keras", network.save(job, self._learner.model, classes, self._begun))
-        return said
 
-    def _taught_on(self) -> dict[str, Any]:
-        """Return what the trainer learns from: images, or features that were computed once."""
-        training = self._lessons.job.training
-        reader = self._readers["train"]
+    def _training_batches(self) -> tuple[BatchSource, keras.Model | None]:
+        """Return batches of images; or batches of cached features, with the head to train."""
+        training = self._spec.job.training
+        reader, targets = self._readers["train"], self._learner.targets
         if training.recipe != "features":
-            augment = Augmentation(**training.augment.model_dump(), seed=training.seed)
-            used = augment if training.augments else None
-            targets = self._learner.targets
+            augmentation = None
+            if training.augments:
+                augmentation = Augmentation(**training.augment.model_dump(), seed=training.seed)
             seed, pool = training.seed, training.shuffle_images
-            return {"feed": TrainingBatches(reader, targets, used, seed, pool, self._scales())}
-        parts = split(self._learner.trained)
+            return TrainingBatches(reader, targets, augmentation, seed, pool, self._sizes()), None
+        base, head = split_network(self._learner.training_model)
         batches = (
-            Batch(pixels, self._learner.targets(examples), len(examples))
-            for pixels, examples in judged(reader)
+            Batch(pixels, targets(examples), len(examples))
+            for pixels, examples in validation_batches(reader)
         )
-        kept = spool(parts.base, batches, self._folder / "features")
-        size = training.batch_size
-        return {
-            "feed": lambda epoch, first: kept.batches(size, training.seed, epoch, first),
-            "network": parts.head,
-        }
+        cache = cache_features(base, batches, self._folder / "features")
+        size, seed = training.batch_size, training.seed
+        return lambda epoch, first_batch: cache.batches(size, seed, epoch, first_batch), head
 
-    def _scales(self) -> Scales | None:
-        training = self._lessons.job.training
+    def _sizes(self) -> SizeSchedule | None:
+        training = self._spec.job.training
         if training.image_sizes is None:
             return None
-        steps = self._lessons.steps_per_epoch
-        return Scales(tuple(training.image_sizes), training.seed, training.accumulate, steps)
+        steps = self._spec.steps_per_epoch
+        return SizeSchedule(tuple(training.image_sizes), training.seed, training.accumulate, steps)
 
     @contextmanager
     def _last_checkpoint(self) -> Iterator[Path | None]:
-        """Yield where the run's last checkpoint lies, here; None where there is none."""
+        """Yield a local copy of the run's last checkpoint; None if there is none."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None or not self._replicas.is_chief:
             yield None
@@ -159,8 +174,8 @@ class TrainingWorker:
         with tempfile.TemporaryDirectory(prefix="cvbatch-resumed-") as folder:
             yield Path(checkpoint.to_directory(folder))
 
-    def _hear(self, event: Event) -> None:
-        """Report a checkpoint, with all workers; as the first, tell of the epoch."""
+    def _on_checkpoint(self, event: Event) -> None:
+        """Report a checkpoint to Ray, on all workers; on worker 0, log the epoch that ended."""
         self._check_lease()
         checkpoint = None
         if event.checkpoint is not None:
@@ -169,58 +184,61 @@ class TrainingWorker:
             ray.train.report(event.row or {}, checkpoint=checkpoint)
         except OSError as error:
             if not is_full(error):
-                raise  # another worker may fare better
-            raise translate(error, self._lessons.sink_uri) from None
+                raise  # a restarted worker may succeed
+            raise translate(error, self._spec.sink_uri) from None
         if event.row is not None and self._replicas.is_chief:
-            ray.get(self._ledger.note.remote(event.row))
-            self._leave()
+            ray.get(self._log.add_row.remote(event.row))
+            self._put_history()
 
     def _final_metrics(self) -> dict[str, dict[str, float | None]]:
-        """Return the figures of the best weights on the validation and the test images."""
-        found: dict[str, dict[str, float | None]] = {}
+        """Return the metrics of the best weights on the validation and the test images."""
+        metrics: dict[str, dict[str, float | None]] = {}
         for name in ("validation", "test"):
-            reader = self._readers.get(name)
-            if reader is not None:
-                figures = self._judge(reader)
-                found[name] = {k: None if v != v else v for k, v in figures.items()}
-        return found
+            if name in self._readers:
+                values = self._evaluate(self._readers[name])
+                metrics[name] = {k: None if math.isnan(v) else v for k, v in values.items()}
+        return metrics
 
-    def _judge(self, reader: Reader) -> dict[str, float]:
-        return Validator(
-            self._learner, self._learner.model, lambda: judged(reader), self._replicas
-        )()
+    def _evaluate(self, reader: ExampleReader) -> dict[str, float]:
+        model = self._learner.model
+        return Validator(self._learner, model, lambda: validation_batches(reader), self._replicas)()
 
-    def _failures(self) -> dict[str, Any]:
-        """Return how many images of all workers cannot be used, and why some of them."""
-        own = {
+    def _gather_failures(self) -> dict[str, Any]:
+        """Return the number of unusable images on all workers, and examples with reasons."""
+        failures = {
             name: f"{failure.kind}: {failure.message}"
             for reader in self._readers.values()
             for name, failure in reader.failures.items()
         }
-        told: dict[str, str] = {}
-        for said in self._replicas.gather(json.dumps(own).encode()):
-            told |= json.loads(said)
-        return {"count": len(told), "such_as": dict(sorted(told.items())[:_TOLD_FAILURES])}
+        merged: dict[str, str] = {}
+        for shard in self._replicas.all_gather(json.dumps(failures).encode()):
+            merged |= json.loads(shard)
+        examples = dict(sorted(merged.items())[:_MAX_FAILURE_EXAMPLES])
+        return {"count": len(merged), "such_as": examples}
 
     def _check_lease(self) -> None:
-        """Stop if another run has the sink, also while the driver, which has the lease, hangs."""
+        """Stop if another run has taken over the sink, even if the driver does not respond."""
         if self._replicas.is_chief:
-            check_token(self._lessons.storage, self._lessons.sink_uri, self._lessons.lease_token)
+            check_token(self._spec.storage, self._spec.sink_uri, self._spec.lease_token)
 
-    def _leave(self) -> None:
-        """Put what the epochs came to so far into the sink."""
+    def _put_history(self) -> None:
+        """Write the metrics of all epochs so far into the sink."""
         rows, best_epoch = self._trainer.progress.rows, self._trainer.progress.best_epoch
         self._put("history.parquet", history.to_parquet(rows))
         self._put("history.json", history.to_json(rows))
         self._put("curves.png", history.curves_png(rows, best_epoch))
         self._put(_EVENTS, _event_file(rows))
 
+    def _saved_model(self) -> bytes:
+        job, classes = self._spec.job, self._spec.data.classes
+        return network.save(job, self._learner.model, classes, self._initial_model)
+
     def _put(self, name: str, data: bytes) -> None:
-        self._lessons.storage.put_bytes(store.join(self._lessons.sink_uri, name), data)
+        self._spec.storage.put_bytes(store.join(self._spec.sink_uri, name), data)
 
 
-def _event_file(rows: list[Row]) -> bytes:
-    """Return the numbers of all epochs as TensorBoard reads them, by step."""
+def _event_file(rows: list[history.Row]) -> bytes:
+    """Return the metrics of all epochs as a TensorBoard event file."""
     with tempfile.TemporaryDirectory(prefix="cvbatch-events-") as folder:
         history.write_tensorboard(rows, Path(folder))
         (path,) = Path(folder).iterdir()

@@ -1,4 +1,4 @@
-"""Validation: every worker judges its own images, the sums are merged, all hear the same."""
+"""Distributed validation: each worker scores its shard; metric sums are all-gathered."""
 
 from __future__ import annotations
 
@@ -14,48 +14,57 @@ from cvbatch.core.types import TrainingExample
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.learners.base import Learner
 
-# This worker's images, (B, H, W, C), or features of them, with their labels. Asked every epoch.
-Validation = Callable[[], Iterable[tuple[np.ndarray, Sequence[TrainingExample]]]]
+# Returns this worker's shard, anew at every epoch: images (B, H, W, C), or their features, with the
+# examples that have the labels.
+ValidationBatches = Callable[[], Iterable[tuple[np.ndarray, Sequence[TrainingExample]]]]
 
 
 class Validator:
-    """Measures a network on validation images, again and again while its weights move.
+    """Compute the validation metrics of a network, repeatedly while its weights change.
 
-    network: the learner's own, or the head of it where validation gives features.
+    Args:
+        learner: the task's metrics.
+        network: the learner's model, or its head if `batches` contains features.
+        batches: this worker's validation images.
+        replicas: all training workers.
     """
 
     def __init__(
-        self, learner: Learner, network: keras.Model, validation: Validation, replicas: Replicas
+        self,
+        learner: Learner,
+        network: keras.Model,
+        batches: ValidationBatches,
+        replicas: Replicas,
     ) -> None:
-        self._learner, self._validation, self._replicas = learner, validation, replicas
-        self._answer = tf.function(
+        self._learner, self._batches, self._replicas = learner, batches, replicas
+        self._predict = tf.function(
             lambda pixels: network(pixels, training=False), reduce_retracing=True
         )
 
     def __call__(self) -> dict[str, float]:
-        """Return the figures over the images of all workers; NaN for one that is not defined.
+        """Return the metrics over the images of all workers; NaN for an undefined one.
 
         Raises:
-            TrainingError: no worker has an image, or the metric of the best is not among them.
+            TrainingError: no worker has an image, or `learner.metric` is not among the metrics.
         """
-        own, num_images = self._learner.nothing(), 0
-        for pixels, examples in self._validation():
-            outputs = self._answer(tf.cast(pixels, tf.float32))
+        metrics, num_images = self._learner.empty_metrics(), 0
+        for pixels, examples in self._batches():
+            outputs = self._predict(tf.cast(pixels, tf.float32))
             arrays = tf.nest.map_structure(lambda tensor: tensor.numpy(), outputs)
-            own = own.merge(self._learner.measure(arrays, examples))
+            metrics = metrics.merge(self._learner.evaluate(arrays, examples))
             num_images += len(examples)
-        payload = json.dumps([num_images, own.to_state()]).encode()
-        told = [json.loads(said) for said in self._replicas.gather(payload)]
-        if not sum(count for count, _ in told):
+        payload = json.dumps([num_images, metrics.to_state()]).encode()
+        shards = [json.loads(shard) for shard in self._replicas.all_gather(payload)]
+        if not sum(count for count, _ in shards):
             raise TrainingError(
                 "there is no image to validate on; check the validation split, or leave it out"
             )
-        first, *others = [type(own).from_state(state) for _, state in told]
-        figures = self._learner.summarize(first.merge(*others))
+        first, *others = [type(metrics).from_state(state) for _, state in shards]
+        values = self._learner.summarize(first.merge(*others))
         metric = self._learner.metric
-        if metric not in figures:
+        if metric not in values:
             raise TrainingError(
-                f"metric {metric!r}, by which the best checkpoint is chosen, is not among those "
-                f"measured; they are {', '.join(figures)}"
+                f"metric {metric!r}, which selects the best checkpoint, is not computed; use one "
+                f"of {', '.join(values)}"
             )
-        return {name: float(value) for name, value in figures.items()}
+        return {name: float(value) for name, value in values.items()}

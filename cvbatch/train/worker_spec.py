@@ -1,4 +1,4 @@
-"""What a training worker is given."""
+"""Everything that a training worker needs to run, as one picklable object."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from cvbatch.storage.store import Storage
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """All that a worker must know."""
+    """The job, its data and the location of the initial model; the same for all workers."""
 
     storage: Storage
     job: TrainJob
-    data: LabelledDataset
-    wanted: LabelSpec
-    image_size: tuple[int, int]
-    channels: int
-    metric: str
+    data: Labelled
+    wanted: Wanted
+    image_size: tuple[int, int]  # height, width
+    channels: int  # of the network's input: 3, or 1 for greyscale
+    metric: str  # selects the best checkpoint
     num_workers: int
     steps_per_epoch: int
-    begun_uri: str  # the .keras file that the network begins as
+    initial_model_uri: str  # .keras file with the initial weights
     sink_uri: str
-    lease_token: str = ""  # of the driver's lease, which is checked before each checkpoint
+    lease_token: str = ""  # of the driver's lease on the sink, checked before each checkpoint

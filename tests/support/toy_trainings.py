@@ -19,7 +19,7 @@ class ColourLearner:
     metric = "accuracy"
 
     def __init__(self, model, trained=None):
-        self.model, self.trained = model, trained or model
+        self.model, self.training_model = model, trained or model
         self.loss_weights = {"cross_entropy": 0.8, "square": 0.2}
 
     def losses(self, outputs, targets):
@@ -29,10 +29,10 @@ class ColourLearner:
             "square": ops.sum(ops.square(truth - outputs), axis=-1) * targets["importance"],
         }
 
-    def nothing(self):
+    def empty_metrics(self):
         return Confusion.empty(COLOURS)
 
-    def measure(self, outputs, examples):
+    def evaluate(self, outputs, examples):
         truth = np.array([example.class_ids[0] for example in examples])
         return Confusion.empty(COLOURS).add(truth, outputs.argmax(-1))
 

@@ -118,8 +118,8 @@ def seeds(replicas):
     with replicas.strategy.scope():
         model = toy_trainings.normalized(dropout=0.5)
     states = [v for v in model.variables if all(v is not w for w in model.weights)]
-    replicas.copy_chief(states)
-    replicas.vary_seeds(states)
+    replicas.broadcast(states)
+    replicas.offset_seeds(states)
     return {f"seeds/{i}": state.numpy() for i, state in enumerate(states)}
 
 
@@ -192,7 +192,7 @@ def main(folder):
         return
     replicas = Replicas(tf.distribute.MultiWorkerMirroredStrategy())
     found = {"workers": np.array([replicas.worker, replicas.num_workers, replicas.num_local])}
-    told = replicas.gather(b"x" * (1 + 4 * replicas.worker))
+    told = replicas.all_gather(b"x" * (1 + 4 * replicas.worker))
     found["gathered"] = np.array([payload.decode() for payload in told])
     for case in CASES:
         found |= take_steps(case, replicas, SIZE)
@@ -201,7 +201,7 @@ def main(folder):
     found |= training(replicas, folder)
     found |= normalizing(replicas, folder)
     np.savez(folder / f"worker-{replicas.worker}.npz", **found)
-    replicas.gather(b"")  # the first to leave would break the other's last meeting
+    replicas.all_gather(b"")  # the first to leave would break the other's last meeting
 
 
 if __name__ == "__main__":

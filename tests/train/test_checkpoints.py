@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is not there, and holds all that a run is."""
+"""Checkpoints are atomic and contain the complete state of a run."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ PLAN = {"steps": 4, "phases": [{"name": "all"}]}
 
 
 class Variable:
-    """What checkpoints use of a keras.Variable."""
+    """The part of keras.Variable that checkpoints use."""
 
     path = "layer/kernel"
 
@@ -34,7 +34,7 @@ def network_of(value):
     return [Variable(np.full((2, 3), value, np.float32)), Variable(np.array([value, 0], np.int64))]
 
 
-def kept(tmp_path, keep=3, plan=PLAN):
+def checkpoints_in(tmp_path, keep=3, plan=PLAN):
     return Checkpoints(tmp_path / "run", keep, plan)
 
 
@@ -47,8 +47,8 @@ def write(run, step, value=None, *, is_best=False):
     )
 
 
-def test_there_is_none_where_nobody_wrote(tmp_path):
-    run = kept(tmp_path)
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
+    run = checkpoints_in(tmp_path)
     network = network_of(1)
     run.read_best(network)
 
@@ -56,27 +56,31 @@ def test_there_is_none_where_nobody_wrote(tmp_path):
     assert network[0].value[0, 0] == 1
 
 
-def test_what_is_read_is_what_was_written(tmp_path):
+def test_reading_restores_what_was_written(tmp_path):
     progress = Progress(
         step=7, epoch=1, phase=1, phase_epoch=0, epoch_step=3, sums={"loss": 0.1 + 0.2},
         best_value=math.nan, best_epoch=1, stale_epochs=2,
         rows=[{"epoch": 1, "phase": "head", "loss": 1 / 3, "ap": math.nan}],
     )  # fmt: skip
-    folder = kept(tmp_path).write(
+    folder = checkpoints_in(tmp_path).write(
         progress, network_of(5), [Variable(np.float32(0.1)), Variable(7)], is_best=False
     )
-    run, network, optimizer = kept(tmp_path), network_of(0), [Variable(np.float32(0)), Variable(0)]
+    run, network, optimizer = (
+        checkpoints_in(tmp_path),
+        network_of(0),
+        [Variable(np.float32(0)), Variable(0)],
+    )
     assert run.latest() == folder
-    got, arrays = run.read(folder, network)
+    restored, arrays = run.read(folder, network)
     restore(optimizer, arrays, folder)
 
-    assert json.dumps(got.__dict__) == json.dumps(progress.__dict__)
+    assert json.dumps(restored.__dict__) == json.dumps(progress.__dict__)
     assert [v.value.tolist() for v in network] == [v.value.tolist() for v in network_of(5)]
     assert [v.value.tolist() for v in optimizer] == [np.float32(0.1).item(), 7]
 
 
-def test_the_last_few_are_kept(tmp_path):
-    run = kept(tmp_path, keep=2)
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    run = checkpoints_in(tmp_path, keep=2)
     for step in (8, 9, 10, 100):
         write(run, step)
 
@@ -86,28 +90,28 @@ def test_the_last_few_are_kept(tmp_path):
     assert run.latest().name == "step-00000100"
 
 
-def test_the_best_outlives_its_own_checkpoint_and_any_copy_is_enough(tmp_path):
-    run = kept(tmp_path, keep=1)
+def test_the_best_weights_outlive_their_checkpoint_and_a_copy_is_enough(tmp_path):
+    run = checkpoints_in(tmp_path, keep=1)
     for step in range(1, 6):
         write(run, step, is_best=step == 2)
     copied = tmp_path / "elsewhere" / "any-name"
     run.latest().rename(copied.parent.mkdir() or copied)
-    other = Checkpoints(tmp_path / "fresh", 1, PLAN)
+    resumed = Checkpoints(tmp_path / "fresh", 1, PLAN)
     network = network_of(0)
-    progress, _ = other.read(copied, network)
+    progress, _ = resumed.read(copied, network)
     assert (progress.step, network[0].value[0, 0]) == (5, 5)
-    write(other, 6)
-    other.read_best(network)
+    write(resumed, 6)
+    resumed.read_best(network)
 
     assert network[0].value[0, 0] == 2
 
 
-def test_where_files_cannot_be_linked_the_best_is_copied(tmp_path, monkeypatch):
+def test_without_hard_links_the_best_weights_are_copied(tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(checkpoints.os, "link", refuse)
-    run, network = kept(tmp_path), network_of(0)
+    run, network = checkpoints_in(tmp_path), network_of(0)
     for step in (1, 2):
         write(run, step, is_best=step == 1)
     run.read_best(network)
@@ -115,10 +119,10 @@ def test_where_files_cannot_be_linked_the_best_is_copied(tmp_path, monkeypatch):
     assert network[0].value[0, 0] == 1
 
 
-def test_a_way_gone_anew_leaves_nothing_of_the_old_one(tmp_path):
-    run = kept(tmp_path)
+def test_resuming_from_an_earlier_step_removes_later_checkpoints(tmp_path):
+    run = checkpoints_in(tmp_path)
     folders = [write(run, step) for step in (10, 20, 30)]
-    again = kept(tmp_path)
+    again = checkpoints_in(tmp_path)
     again.read(folders[0], network_of(0))
     write(again, 15)
 
@@ -126,8 +130,8 @@ def test_a_way_gone_anew_leaves_nothing_of_the_old_one(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["state.json", "network.npz", "optimizer.npz"])
-def test_a_disk_that_fills_leaves_the_checkpoints_before(file, tmp_path, monkeypatch):
-    run = kept(tmp_path)
+def test_a_full_disk_keeps_earlier_checkpoints(file, tmp_path, monkeypatch):
+    run = checkpoints_in(tmp_path)
     first = write(run, 1, is_best=True)
     sync, synced = checkpoints.os.fsync, []
 
@@ -138,7 +142,7 @@ def test_a_disk_that_fills_leaves_the_checkpoints_before(file, tmp_path, monkeyp
         sync(descriptor)
 
     monkeypatch.setattr(checkpoints.os, "fsync", full)
-    with pytest.raises(TrainingError, match=r"step 2 .*No space left.*step-00000001 is whole"):
+    with pytest.raises(TrainingError, match=r"step 2 .*No space left.*step-00000001 is complete"):
         write(run, 2)
     monkeypatch.undo()
 
@@ -146,35 +150,37 @@ def test_a_disk_that_fills_leaves_the_checkpoints_before(file, tmp_path, monkeyp
     assert write(run, 2).name == "step-00000002"
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(TrainingError, match=r"cannot be written into .*there is none before it"):
-        write(kept(tmp_path), 1)
+    with pytest.raises(TrainingError, match=r"cannot be written into .*there is none before"):
+        write(checkpoints_in(tmp_path), 1)
 
 
-def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
-    half = tmp_path / "run" / ".unfinished-step-00000009"
-    half.mkdir(parents=True)
-    (half / "state.json").write_text("{}")
+def test_an_unfinished_checkpoint_is_ignored_and_removed(tmp_path):
+    unfinished = tmp_path / "run" / ".unfinished-step-00000009"
+    unfinished.mkdir(parents=True)
+    (unfinished / "state.json").write_text("{}")
     (tmp_path / "run" / "step-00000008").mkdir()
-    run = kept(tmp_path)
+    run = checkpoints_in(tmp_path)
     assert run.latest() is None
     write(run, 1)
 
-    assert not half.exists()
+    assert not unfinished.exists()
 
 
 @pytest.mark.parametrize("file", ["state.json", "network.npz", "optimizer.npz"])
-@pytest.mark.parametrize("damage", ["cut", "gone", "odd"])
-def test_a_damaged_checkpoint_names_its_file(file, damage, tmp_path):
-    run = kept(tmp_path)
+@pytest.mark.parametrize("damage", ["truncated", "missing", "invalid"])
+def test_a_damaged_checkpoint_is_an_error(file, damage, tmp_path):
+    run = checkpoints_in(tmp_path)
     folder = write(run, 1)
     path = folder / file
-    whole = path.read_bytes()
+    content = path.read_bytes()
     path.unlink()
-    if damage != "gone":
-        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"[]")
-    with pytest.raises(TrainingError, match=r"cannot be read .*delete that checkpoint"):
+    if damage != "missing":
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"[]")
+    with pytest.raises(
+        TrainingError, match=r"cannot be read .*delete the folder of that checkpoint"
+    ):
         run.read(folder, network_of(0))
 
 
@@ -182,18 +188,20 @@ def test_a_damaged_checkpoint_names_its_file(file, damage, tmp_path):
     ("network", "message"),
     [
         ([Variable(np.zeros((2, 4))), Variable([0, 0])], "differs at 'layer/kernel'"),
-        ([Variable(np.zeros((2, 3)))], "holds 2 arrays for 1 variables"),
-        ([*network_of(0), Variable(1)], "holds 2 arrays for 3 variables"),
+        ([Variable(np.zeros((2, 3)))], "contains 2 arrays for 1 variables"),
+        ([*network_of(0), Variable(1)], "contains 2 arrays for 3 variables"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(network, message, tmp_path):
-    run = kept(tmp_path)
+    run = checkpoints_in(tmp_path)
     folder = write(run, 1)
     with pytest.raises(TrainingError, match=message):
         run.read(folder, network)
 
 
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
-    folder = write(kept(tmp_path), 1)
-    with pytest.raises(TrainingError, match="made with steps 4, now it is 5: a run goes on as"):
-        kept(tmp_path, plan={**PLAN, "steps": 5}).read(folder, network_of(0))
+    folder = write(checkpoints_in(tmp_path), 1)
+    with pytest.raises(
+        TrainingError, match="made with steps 4, but it is now 5; use the old value"
+    ):
+        checkpoints_in(tmp_path, plan={**PLAN, "steps": 5}).read(folder, network_of(0))

@@ -1,4 +1,4 @@
-"""A head taught on spooled features is the head taught behind its frozen base."""
+"""A head trained on cached features equals the head trained with its frozen base."""
 
 import errno
 
@@ -9,7 +9,7 @@ from keras import layers
 
 from cvbatch.core.errors import ModelError, TrainingError
 from cvbatch.models.detectors import localizer, training_view
-from cvbatch.train.feature_cache import split, spool
+from cvbatch.train.feature_cache import cache_features, split_network
 from cvbatch.train.optimizers import Optimization
 from cvbatch.train.phases import Phase, freeze
 from cvbatch.train.step import Step
@@ -28,9 +28,9 @@ def batches_of(pixels, colour, size):
         yield toy_trainings.batch_of(pixels[rows], colour[rows])
 
 
-def test_no_image_is_no_data_set(tmp_path):
+def test_no_images_are_an_error(tmp_path):
     with pytest.raises(TrainingError, match="no image"):
-        spool(split(toy_trainings.plain()).base, [], tmp_path)
+        cache_features(split_network(toy_trainings.plain()).base, [], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,15 @@ def test_no_image_is_no_data_set(tmp_path):
         lambda: training_view(localizer(2, (32, 32))),
     ],
 )
-def test_head_of_base_is_the_network(build):
+def test_head_after_base_equals_the_network(build):
     model = build()
     size = model.input_shape[1:3]
     pixels = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)).astype(np.float32)
-    base, head = split(model)
-    whole, joined = model(pixels), head(base(pixels))
+    base, head = split_network(model)
+    expected, outputs = model(pixels), head(base(pixels))
 
     keras.tree.map_structure(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, joined
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), outputs, expected
     )
     assert {id(w) for w in (*base.weights, *head.weights)} == {id(w) for w in model.weights}
 
@@ -61,87 +61,80 @@ def test_a_head_that_reads_more_than_one_map_is_refused():
     late = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(early))
     side = layers.Dense(2)(layers.GlobalAveragePooling2D()(early))
     model = keras.Model(inputs, {"scores": layers.Dense(2)(late), "side": side})
-    with pytest.raises(ModelError, match="take the recipe frozen"):
-        split(model)
+    with pytest.raises(ModelError, match="use recipe: frozen"):
+        split_network(model)
 
 
-def test_a_spool_holds_every_image_once_in_any_order(tmp_path):
-    made = toy_trainings.images(11)
-    base, _ = split(toy_trainings.plain())
+def test_a_cache_contains_every_image_once_in_any_order(tmp_path):
+    data = toy_trainings.images(11)
+    base, _ = split_network(toy_trainings.plain())
     padding = toy_trainings.batch_of(*toy_trainings.images(4, seed=9), num_real=0)
-    spooled = spool(base, [*batches_of(*made, 4), padding], tmp_path / "features")
-    expected = np.asarray(base(made[0].astype(np.float32)))
-    in_order = list(spooled.in_order(5))
+    cache = cache_features(base, [*batches_of(*data, 4), padding], tmp_path / "features")
+    expected = np.asarray(base(data[0].astype(np.float32)))
+    in_order = list(cache.in_order(5))
 
-    assert len(spooled) == 11
+    assert len(cache) == 11
     assert [batch.num_real for batch in in_order] == [5, 5, 1]
     np.testing.assert_allclose(np.concatenate([b.pixels for b in in_order]), expected, atol=1e-6)
     orders = []
     for epoch in (0, 0, 1):
-        colours = np.concatenate([b.targets["colour"] for b in spooled.batches(4, 3, epoch)])
-        sums = np.concatenate([b.pixels.sum(axis=(1, 2, 3)) for b in spooled.batches(4, 3, epoch)])
-        assert sorted(colours.tolist()) == sorted(made[1].tolist())
+        colours = np.concatenate([b.targets["colour"] for b in cache.batches(4, 3, epoch)])
+        sums = np.concatenate([b.pixels.sum(axis=(1, 2, 3)) for b in cache.batches(4, 3, epoch)])
+        assert sorted(colours.tolist()) == sorted(data[1].tolist())
         np.testing.assert_allclose(np.sort(sums), np.sort(expected.sum(axis=(1, 2, 3))), rtol=1e-5)
         orders.append(sums.tolist())
     assert orders[0] == orders[1] != orders[2]
-    later = [batch.pixels for batch in spooled.batches(4, 3, 0, first=1)]
-    np.testing.assert_array_equal(later[0], list(spooled.batches(4, 3, 0))[1].pixels)
+    later = [batch.pixels for batch in cache.batches(4, 3, 0, first_batch=1)]
+    np.testing.assert_array_equal(later[0], list(cache.batches(4, 3, 0))[1].pixels)
 
 
-def test_a_head_learns_on_features_what_it_learns_behind_its_base(tmp_path):
+def test_training_on_features_equals_training_with_the_base(tmp_path):
     ours, theirs = toy_trainings.normalized(), toy_trainings.normalized()
-    made = toy_trainings.images(32)
-    base, head = split(ours)
+    data = toy_trainings.images(32)
+    base, head = split_network(ours)
     freeze(theirs, Phase("head", "head", 1, 0.1))
-    spooled = spool(base, batches_of(*made, 8), tmp_path)
+    cache = cache_features(base, batches_of(*data, 8), tmp_path)
     steps = [
         Step(toy_trainings.ColourLearner(model), network, keras.optimizers.Adam(0.01))
         for model, network in ((ours, head), (theirs, theirs))
     ]
-    for features, batch in zip(spooled.in_order(8), batches_of(*made, 8), strict=True):
+    for features, batch in zip(cache.in_order(8), batches_of(*data, 8), strict=True):
         steps[0]([features])
         steps[1]([batch])
 
-    for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_a_whole_training_on_features(tmp_path):
+def test_a_run_on_features_trains_the_head_only(tmp_path):
     model = toy_trainings.normalized()
-    base, head = split(model)
+    base, head = split_network(model)
     before = base.get_weights()
-    spooled = spool(base, batches_of(*toy_trainings.images(48), 16), tmp_path / "train")
-    made = toy_trainings.images(24, seed=5)
-    judged = spool(base, batches_of(*made, 16), tmp_path / "validation")
-    examples = toy_trainings.examples_of(*made)
-
-    def validation():
-        start = 0
-        for batch in judged.in_order(16):
-            yield batch.pixels, examples[start : start + batch.num_real]
-            start += batch.num_real
-
+    cache = cache_features(base, batches_of(*toy_trainings.images(48), 16), tmp_path / "train")
+    data = toy_trainings.images(24, seed=5)
     rows = Trainer(
         toy_trainings.ColourLearner(model),
         Plan((Phase("head", "head", 6, 0.05),), 3, 16, Optimization("adam")),
-        lambda epoch, first: spooled.batches(16, 0, epoch, first),
+        lambda epoch, first: cache.batches(16, 0, epoch, first),
         tmp_path / "checkpoints",
-        validation=validation,
-        network=head,
-        judged=head,
-    ).run()
-    said = np.asarray(model(made[0].astype(np.float32))).argmax(-1)
+        validation=lambda: [(data[0], toy_trainings.examples_of(*data))],
+    ).run(head=head)
+    predicted = np.asarray(model(data[0].astype(np.float32))).argmax(-1)
 
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert max(row["accuracy"] for row in rows) == pytest.approx(np.mean(said == made[1]))
-    for one, other in zip(base.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert max(row["accuracy"] for row in rows) == pytest.approx(np.mean(predicted == data[1]))
+    for after, weight in zip(base.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(after, weight)
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("cvbatch.train.feature_cache._Writer.add", full)
     with pytest.raises(TrainingError, match=r"features cannot be written .*No space left"):
-        spool(split(toy_trainings.plain()).base, batches_of(*toy_trainings.images(4), 4), tmp_path)
+        cache_features(
+            split_network(toy_trainings.plain()).base,
+            batches_of(*toy_trainings.images(4), 4),
+            tmp_path,
+        )

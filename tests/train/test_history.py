@@ -1,4 +1,4 @@
-"""A history says the same in every form, and odd numbers do not spoil it."""
+"""The history contains the same values in every format; NaN and infinity are allowed."""
 
 import io
 import json
@@ -30,26 +30,26 @@ def rows_of(count):
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_json_and_parquet_hold_the_rows(count):
+def test_json_and_parquet_contain_the_rows(count):
     rows = rows_of(count)
-    told = json.loads(history.to_json(rows))
+    from_json = json.loads(history.to_json(rows))
     table = pq.read_table(io.BytesIO(history.to_parquet(rows)))
-    plain = table.to_pylist()
+    from_parquet = table.to_pylist()
 
-    assert len(told) == table.num_rows == count
-    for row, one, other in zip(rows, told, plain, strict=True):
+    assert len(from_json) == table.num_rows == count
+    for row, a, b in zip(rows, from_json, from_parquet, strict=True):
         for key in history.columns_of(rows):
             value = row.get(key)
             if isinstance(value, float) and math.isnan(value):
-                assert one[key] is None
-                assert math.isnan(other[key])
+                assert a[key] is None
+                assert math.isnan(b[key])
             else:
-                assert one[key] == other[key] == value
+                assert a[key] == b[key] == value
     kinds = {str(field.type) for field in table.schema}
     assert kinds <= {"int64", "double", "string"}
 
 
-def test_a_column_that_no_row_fills_is_no_column():
+def test_columns_are_the_leading_ones_then_the_others():
     assert history.columns_of([{"loss": 1.0, "epoch": 1}, {"odd": 2, "epoch": 2}]) == [
         "epoch",
         "loss",
@@ -58,46 +58,46 @@ def test_a_column_that_no_row_fills_is_no_column():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_curves_are_a_picture_with_a_tile_for_each_number(count):
+def test_curves_are_an_image_with_a_tile_per_numeric_column(count):
     data = history.curves_png(rows_of(count), best_epoch=min(count, 4))
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    assert picture is not None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
     tiles = {0: 0, 1: 3, 2: 3, 5: 4}[count]
 
-    assert (picture < 128).any() == (tiles > 0)
-    assert picture.shape[0] > 240 * -(-tiles // 3)
+    assert (image < 128).any() == (tiles > 0)
+    assert image.shape[0] > 240 * -(-tiles // 3)
 
 
-def test_a_curve_falls_where_its_values_fall():
+def test_a_curve_falls_with_its_values():
     tile = history._curve(np.array([3.0, 2.0, np.nan, 1.0]), [], best=3)
     ys, xs = np.nonzero((tile != 255).any(axis=-1))
 
     assert ys[xs.argmin()] < ys[xs.argmax()]
-    assert (tile == history._BEST).all(axis=-1).any()
+    assert (tile == history._BEST_RGB).all(axis=-1).any()
 
 
-def test_tensorboard_gets_every_number(tmp_path):
+def test_tensorboard_contains_every_number(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c  # the format's own check, as a witness
+    from tensorboardX.record_writer import masked_crc32c  # independent of the reader in this test
 
     history.write_tensorboard(rows_of(3), tmp_path / "logs")
     (path,) = (tmp_path / "logs").iterdir()
-    data, found = path.read_bytes(), []
+    data, scalars = path.read_bytes(), []
     while data:
         size = int.from_bytes(data[:8], "little")
         assert masked_crc32c(data[12 : 12 + size]) == int.from_bytes(
             data[12 + size : 16 + size], "little"
         )
         event = Event.FromString(data[12 : 12 + size])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         data = data[16 + size :]
 
-    assert (20, "loss", 1.0) in found
-    assert {tag for _, tag, _ in found} >= {"loss", "accuracy", "learning_rate", "seconds"}
-    assert not any(math.isnan(value) for *_, value in found)
+    assert (20, "loss", 1.0) in scalars
+    assert {tag for _, tag, _ in scalars} >= {"loss", "accuracy", "learning_rate", "seconds"}
+    assert not any(math.isnan(value) for *_, value in scalars)
 
 
-def test_a_line_says_what_a_person_wants():
-    said = history.line(rows_of(1)[0])
+def test_a_line_contains_the_finite_numbers():
+    line = history.format_row(rows_of(1)[0])
 
-    assert said == "epoch 1 · step 10 · 2 s · learning_rate 0.1 · loss 2"
+    assert line == "epoch 1 · step 10 · 2 s · learning_rate 0.1 · loss 2"

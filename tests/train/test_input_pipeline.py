@@ -1,4 +1,4 @@
-"""A step holds the same images whatever the number of workers, and a run may go on anywhere."""
+"""A step has the same images on any number of workers, and a run resumes at any batch."""
 
 import numpy as np
 import pytest
@@ -11,18 +11,18 @@ from cvbatch.images.decode import Limits
 from cvbatch.storage.store import Storage
 from cvbatch.train.augmentation import Augmentation
 from cvbatch.train.input_pipeline import (
-    Laying,
-    Reader,
-    Scales,
-    Share,
+    DecodeSpec,
+    ExampleReader,
+    Shard,
+    SizeSchedule,
     TrainingBatches,
-    ahead,
-    judged,
+    prefetch,
+    validation_batches,
 )
 from tests.support import datasets
 
-WANTED = LabelSpec("labels", True)
-LAYING = Laying(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits())
+WANTED = Wanted("labels", True)
+SPEC = DecodeSpec(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits())
 COUNT = 21
 
 
@@ -37,8 +37,8 @@ def data(tmp_path_factory) -> LabelledDataset:
     return scan_dataset(Storage(), [str(folder / "out")], WANTED)
 
 
-def feed(data, worker, workers, batch, augmentation=None, laying=LAYING, pool=10):
-    reader = Reader(data.splits["train"], laying, Share(worker, workers, batch))
+def batches_of(data, worker, workers, batch, augmentation=None, spec=SPEC, pool=10):
+    reader = ExampleReader(data.splits["train"], spec, Shard(worker, workers, batch))
 
     def targets(examples):
         return {"label": np.array([example.class_ids[0] for example in examples])}
@@ -46,76 +46,82 @@ def feed(data, worker, workers, batch, augmentation=None, laying=LAYING, pool=10
     return TrainingBatches(reader, targets, augmentation, seed=4, pool_images=pool)
 
 
-def steps(feeds, epoch=0, first=0):
-    """Return the pixels of every step, those of all workers one after the other."""
-    made = [list(one(epoch, first)) for one in feeds]
-    longest = max(map(len, made))
+def steps(sources, epoch=0, first=0):
+    """Return the pixels of every step, concatenated over the workers."""
+    shards = [list(source(epoch, first)) for source in sources]
+    longest = max(map(len, shards))
     return [
-        np.concatenate([batches[i].pixels for batches in made if i < len(batches)])
+        np.concatenate([batches[i].pixels for batches in shards if i < len(batches)])
         for i in range(longest)
     ]
 
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation(flip="both", brightness=0.5, seed=1)])
 @pytest.mark.parametrize(("workers", "batch"), [(2, 4), (4, 2), (8, 1)])
-def test_the_number_of_workers_changes_no_step(data, workers, batch, augmentation):
-    alone = steps([feed(data, 0, 1, 8, augmentation)])
-    together = steps([feed(data, w, workers, batch, augmentation) for w in range(workers)])
+def test_the_images_of_a_step_do_not_depend_on_the_workers(data, workers, batch, augmentation):
+    alone = steps([batches_of(data, 0, 1, 8, augmentation)])
+    together = steps([batches_of(data, w, workers, batch, augmentation) for w in range(workers)])
     assert [len(step) for step in alone] == [8, 8, 5]
-    for one, other in zip(alone, together, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for expected, pixels in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(pixels, expected)
 
 
-def test_every_image_is_seen_once_an_epoch_and_orders_differ(data):
-    epochs = [np.concatenate(steps([feed(data, 0, 1, 8)], epoch)) for epoch in (0, 1)]
-    seen = [sorted(image.tobytes() for image in epoch) for epoch in epochs]
-    assert len(set(seen[0])) == COUNT and seen[0] == seen[1]
+def test_every_image_occurs_once_per_epoch_in_another_order(data):
+    epochs = [np.concatenate(steps([batches_of(data, 0, 1, 8)], epoch)) for epoch in (0, 1)]
+    images = [sorted(image.tobytes() for image in epoch) for epoch in epochs]
+    assert len(set(images[0])) == COUNT and images[0] == images[1]
     assert not np.array_equal(*epochs)
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
-def test_it_goes_on_from_any_batch(data, first):
+def test_an_epoch_resumes_at_any_batch(data, first):
     for worker in (0, 1):
-        whole = list(feed(data, worker, 2, 4)(3, 0))
-        rest = list(feed(data, worker, 2, 4)(3, first))
-        assert len(rest) == max(0, len(whole) - first)
-        for batch, same in zip(whole[first:], rest, strict=True):
-            np.testing.assert_array_equal(batch.pixels, same.pixels)
-            np.testing.assert_array_equal(batch.targets["label"], same.targets["label"])
+        complete = list(batches_of(data, worker, 2, 4)(3, 0))
+        rest = list(batches_of(data, worker, 2, 4)(3, first))
+        assert len(rest) == max(0, len(complete) - first)
+        for batch, resumed in zip(complete[first:], rest, strict=True):
+            np.testing.assert_array_equal(batch.pixels, resumed.pixels)
+            np.testing.assert_array_equal(batch.targets["label"], resumed.targets["label"])
 
 
 def test_targets_belong_to_their_images(data):
     train = data.splits["train"]
-    reader = Reader(train, LAYING, Share(0, 1, COUNT))
+    reader = ExampleReader(train, SPEC, Shard(0, 1, COUNT))
     (examples,) = reader.batches(in_order(train), 0, None)
-    of_image = {e.pixels.tobytes(): e.class_ids[0] for e in examples}
-    for batch in feed(data, 0, 1, 4)(0, 0):
-        said = [of_image[image.tobytes()] for image in batch.pixels]
-        assert said == batch.targets["label"].tolist()
+    label_of = {e.pixels.tobytes(): e.class_ids[0] for e in examples}
+    for batch in batches_of(data, 0, 1, 4)(0, 0):
+        labels = [label_of[image.tobytes()] for image in batch.pixels]
+        assert labels == batch.targets["label"].tolist()
         assert batch.num_real == len(batch.pixels)
 
 
-def test_workers_judge_every_image_once(data):
-    readers = [Reader(data.splits["train"], LAYING, Share(w, 3, 2)) for w in range(3)]
-    ids = [e.image_id for reader in readers for _, found in judged(reader) for e in found]
+def test_workers_validate_every_image_once(data):
+    readers = [ExampleReader(data.splits["train"], SPEC, Shard(w, 3, 2)) for w in range(3)]
+    ids = [
+        e.image_id
+        for reader in readers
+        for _, examples in validation_batches(reader)
+        for e in examples
+    ]
     assert len(ids) == len(set(ids)) == COUNT
 
 
 SIZES = ((8, 8), (16, 8), (24, 24))
 
 
-def scaled_feed(data, worker, workers, batch, **of_step):
-    reader = Reader(data.splits["train"], LAYING, Share(worker, workers, batch))
-    scales = Scales(SIZES, seed=2, **of_step)
-    return TrainingBatches(reader, lambda examples: {}, None, 4, 10, scales)
+def multi_scale_batches(data, worker, workers, batch, **of_step):
+    reader = ExampleReader(data.splits["train"], SPEC, Shard(worker, workers, batch))
+    sizes = SizeSchedule(SIZES, seed=2, **of_step)
+    return TrainingBatches(reader, lambda examples: {}, None, 4, 10, sizes)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_every_worker_has_a_steps_size_to_the_epochs_end(data, accumulate):
+def test_all_workers_have_the_same_size_in_every_step(data, accumulate):
     of_step = {"accumulate": accumulate, "steps_per_epoch": 40}
-    feeds = [scaled_feed(data, worker, 2, 8, **of_step) for worker in range(2)]
+    sources = [multi_scale_batches(data, worker, 2, 8, **of_step) for worker in range(2)]
     first, second = (
-        [[(b.pixels.shape, b.num_real) for b in one(epoch, 0)] for epoch in (0, 1)] for one in feeds
+        [[(b.pixels.shape, b.num_real) for b in source(epoch, 0)] for epoch in (0, 1)]
+        for source in sources
     )
     sizes = [[shape[1:3] for shape, _ in epoch] for epoch in first]
     assert sizes == [[shape[1:3] for shape, _ in epoch] for epoch in second]
@@ -128,46 +134,46 @@ def test_every_worker_has_a_steps_size_to_the_epochs_end(data, accumulate):
         assert sum(real for worker in (first, second) for _, real in worker[epoch]) == COUNT
 
 
-def test_resumed_behind_its_images_a_worker_pads_in_the_steps_size(data):
+def test_padding_after_a_resume_has_the_size_of_the_step(data):
     of_step = {"accumulate": 1, "steps_per_epoch": 40}
-    whole = list(scaled_feed(data, 1, 2, 8, **of_step)(1, 0))
-    rest = list(scaled_feed(data, 1, 2, 8, **of_step)(1, 30))
-    assert [b.pixels.shape[1:] for b in rest] == [b.pixels.shape[1:] for b in whole[30:]]
+    complete = list(multi_scale_batches(data, 1, 2, 8, **of_step)(1, 0))
+    rest = list(multi_scale_batches(data, 1, 2, 8, **of_step)(1, 30))
+    assert [b.pixels.shape[1:] for b in rest] == [b.pixels.shape[1:] for b in complete[30:]]
     assert {b.num_real for b in rest} == {0}
 
 
-def test_an_image_that_cannot_be_used_is_left_out_and_noted(data):
-    small = Laying(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits(max_pixels=10))
-    one = feed(data, 0, 1, 8, laying=small)
-    with pytest.raises(TrainingError, match="none of the first 8 images can be used, such as"):
-        list(one(0, 0))
+def test_an_unusable_image_is_left_out_and_reported(data):
+    small = DecodeSpec(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits(max_pixels=10))
+    source = batches_of(data, 0, 1, 8, spec=small)
+    with pytest.raises(TrainingError, match="none of the first 8 images can be used, for example"):
+        list(source(0, 0))
     train = data.splits["train"]
-    half = Reader(train, LAYING, Share(0, 1, 8))
-    real = half._laid
-    half._laid = lambda row: real(row._replace(data=b"") if "dog" in row.image_id else row)
-    left = [e.image_id for found in half.batches(in_order(train), 0, None) for e in found]
-    assert len(left) == 10 and not any("dog" in name for name in left)
-    assert len(half.failures) == 11
-    assert {failure.kind for failure in half.failures.values()} == {"empty"}
+    reader = ExampleReader(train, SPEC, Shard(0, 1, 8))
+    decode = reader._decode
+    reader._decode = lambda row: decode(row._replace(data=b"") if "dog" in row.image_id else row)
+    names = [e.image_id for batch in reader.batches(in_order(train), 0, None) for e in batch]
+    assert len(names) == 10 and not any("dog" in name for name in names)
+    assert len(reader.failures) == 11
+    assert {failure.kind for failure in reader.failures.values()} == {"empty"}
 
 
-def test_a_network_that_takes_grey_gets_it(data):
-    grey = Laying(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits(), channels=1)
-    colour, luma = (next(iter(feed(data, 0, 1, 8, laying=one)(0, 0))) for one in (LAYING, grey))
+def test_a_greyscale_network_gets_luma(data):
+    grey = DecodeSpec(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits(), channels=1)
+    colour, luma = (next(iter(batches_of(data, 0, 1, 8, spec=spec)(0, 0))) for spec in (SPEC, grey))
     expected = colour.pixels @ np.array([0.299, 0.587, 0.114])
     assert luma.pixels.shape == (8, 8, 8, 1)
     np.testing.assert_allclose(luma.pixels[..., 0], expected, atol=1)
 
 
-def test_ahead_gives_what_it_is_given_and_passes_errors_on():
-    assert list(ahead(iter(()))) == []
-    assert list(ahead(iter(range(9)))) == list(range(9))
+def test_prefetch_yields_the_values_and_raises_errors():
+    assert list(prefetch(iter(()))) == []
+    assert list(prefetch(iter(range(9)))) == list(range(9))
 
     def broken():
         yield 1
         raise ValueError("broken")
 
-    values = ahead(broken())
+    values = prefetch(broken())
     assert next(values) == 1
     with pytest.raises(ValueError, match="broken"):
         next(values)

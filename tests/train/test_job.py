@@ -1,4 +1,4 @@
-"""A training job on Ray: what it leaves, what it refuses, and what it survives."""
+"""A training job on Ray: its results, its errors, and how it resumes."""
 
 import contextlib
 import json
@@ -25,14 +25,14 @@ from tests.support.lease_holder import FAR, lease_holder, tree
 COLOURS = {"blue": (200, 60, 40), "green": (40, 200, 60), "red": (60, 40, 200)}  # BGR
 
 
-class Silence:
+class SilentListener:
     def say(self, line):
         pass
 
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory) -> Path:
-    """Noisy squares in three colours, 16 of each: a few steps tell them apart."""
+    """Return a data set of noisy squares in three colours, 16 of each."""
     folder = tmp_path_factory.mktemp("colours")
     rng = np.random.default_rng(0)
     files = {}
@@ -80,12 +80,12 @@ REFUSALS = {
     "no such split": (
         {"source": {"splits": {"train": "trian"}}},
         SourceError,
-        r"no labelled image belongs to split 'trian' \(train\); there are 't",
+        r"no labelled image belongs to split 'trian' \(train\); known splits: 't",
     ),
     "too few images": (
         {"training": {"batch_size": 64}},
         ConfigError,
-        "takes 128 images a step, and there are .* say training.batch_size: 1",
+        "needs 128 images per step, but there are .* set training.batch_size: 1",
     ),
     "too many workers": ({"run": {"workers": 5000}}, ConfigError, "run.workers: 5000 with 0.5 CPU"),
     "the labels' own folder": (
@@ -97,79 +97,79 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("said", "kind", "told"), REFUSALS.values(), ids=REFUSALS)
-def test_a_refusal_writes_nothing(said, kind, told, colours, tmp_path):
-    said = json.loads(json.dumps(said).replace("SOURCE", str(colours)))
+@pytest.mark.parametrize(("sections", "kind", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_a_refusal_writes_nothing(sections, kind, message, colours, tmp_path):
+    sections = json.loads(json.dumps(sections).replace("SOURCE", str(colours)))
     before = files(colours)
-    with pytest.raises(kind, match=told) as caught:
-        train(parse_training(job(colours, tmp_path / "out", **said)), Silence())
+    with pytest.raises(kind, match=message) as caught:
+        train(parse_training(job(colours, tmp_path / "out", **sections)), SilentListener())
     assert isinstance(caught.value, RefusedError)
     assert not (tmp_path / "out").exists() and files(colours) == before
 
 
-def test_resume_does_not_begin(colours, tmp_path):
+def test_resume_without_a_training_is_refused(colours, tmp_path):
     with pytest.raises(SinkError, match="contains no training; omit --resume"):
-        train(parse_training(job(colours, tmp_path / "out")), Silence(), resume=True)
+        train(parse_training(job(colours, tmp_path / "out")), SilentListener(), resume=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_sink_in_use_is_refused(colours, tmp_path, overwrite):
     sink = tmp_path / "out"
     for name in ("model.keras", "_cvbatch/training/checkpoint", "_cvbatch/training.json"):
-        datasets.put(sink, {name: "of the other run"})
+        datasets.put(sink, {name: "of another run"})
     with lease_holder(sink) as process:
         before = tree(sink)
         with pytest.raises(SinkError, match=rf"in use by .*process {process.pid}\)"):
-            train(parse_training(job(colours, sink)), Silence(), overwrite=overwrite)
+            train(parse_training(job(colours, sink)), SilentListener(), overwrite=overwrite)
         assert tree(sink) == before
 
 
 @pytest.mark.keras
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("sections", "message"),
     [
-        ({"training": {"metric": "ap50"}}, "training.metric: 'ap50' is not measured for .*accur"),
+        ({"training": {"metric": "ap50"}}, "training.metric: 'ap50' is not a metric of .*accur"),
         (
             {"run": {"worker_memory_bytes": 60_000}},
-            "a step takes at least .* each worker has 60,000",
+            "a step needs at least .* each worker has 60,000",
         ),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused(said, told, colours, tmp_path):
-    with pytest.raises(RefusedError, match=told):
-        train(parse_training(job(colours, tmp_path / "out", **said)), Silence())
+def test_a_network_that_does_not_fit_is_refused(sections, message, colours, tmp_path):
+    with pytest.raises(RefusedError, match=message):
+        train(parse_training(job(colours, tmp_path / "out", **sections)), SilentListener())
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.ray
 @pytest.mark.keras
-def test_two_workers_leave_a_model_that_predicts(colours, tmp_path):
+def test_two_workers_train_a_model_that_predicts(colours, tmp_path):
     sink = tmp_path / "out"
     path = jobs.write_job(tmp_path / "job.yaml", job(colours, sink))
-    status, out, told = jobs.cvbatch("train", "--config", path, "--json")
-    assert status == 0, told
-    assert "cvbatch: done, 8 epochs into" in told.splitlines()[-1]
-    said = json.loads(out)
-    assert (said["workers"], said["epochs"]) == (2, 8)
-    assert said["steps"] == 8 * -(-said["images"]["train"] // 8)
-    assert said["metrics"]["test"]["accuracy"] > 0.9
-    left = [path for path in files(sink) if not path.startswith("_")]
-    assert left == sorted(
+    status, out, stderr = jobs.cvbatch("train", "--config", path, "--json")
+    assert status == 0, stderr
+    assert "cvbatch: done, 8 epochs into" in stderr.splitlines()[-1]
+    summary = json.loads(out)
+    assert (summary["workers"], summary["epochs"]) == (2, 8)
+    assert summary["steps"] == 8 * -(-summary["images"]["train"] // 8)
+    assert summary["metrics"]["test"]["accuracy"] > 0.9
+    outputs = [path for path in files(sink) if not path.startswith("_")]
+    assert outputs == sorted(
         ["config.yaml", "curves.png", "history.json", "history.parquet", "metrics.json",
          "model.keras"]
     )  # fmt: skip
     history = pq.read_table(sink / "history.parquet").to_pylist()
     assert [row["epoch"] for row in history] == list(range(1, 9))
-    assert json.loads((sink / "metrics.json").read_bytes()) == said["metrics"]
+    assert json.loads((sink / "metrics.json").read_bytes()) == summary["metrics"]
     resolved = parse_training(yaml.safe_load((sink / "config.yaml").read_bytes()))
     assert (resolved.run.workers, resolved.training.metric) == (2, "accuracy")
 
     before = (sink / "model.keras").read_bytes()
-    status, _, told = jobs.cvbatch("train", "--config", path)
-    assert status == 0 and "nothing to do, 8 epochs into" in told
+    status, _, stderr = jobs.cvbatch("train", "--config", path)
+    assert status == 0 and "nothing to do, 8 epochs into" in stderr
     assert (sink / "model.keras").read_bytes() == before
-    status, _, told = jobs.cvbatch("train", "--config", path, "--set", "training.epochs=9")
-    assert status == 2 and "contains another training" in told
+    status, _, stderr = jobs.cvbatch("train", "--config", path, "--set", "training.epochs=9")
+    assert status == 2 and "contains another training" in stderr
 
     predicted = {
         "source": {"uri": str(colours), "format": "parquet"},
@@ -177,14 +177,14 @@ def test_two_workers_leave_a_model_that_predicts(colours, tmp_path):
         "models": [{"task": "classification", "model": str(sink / "model.keras"), "top_k": 1}],
     }
     path = jobs.write_job(tmp_path / "predict.yaml", predicted)
-    status, _, told = jobs.cvbatch("predict", "--config", path)
-    assert status == 0, told
-    found = [row["labels"][0]["label"] for row in jobs.rows(tmp_path / "predicted")]
-    assert len(found) == 48 and set(found) == set(COLOURS)
+    status, _, stderr = jobs.cvbatch("predict", "--config", path)
+    assert status == 0, stderr
+    labels = [row["labels"][0]["label"] for row in jobs.rows(tmp_path / "predicted")]
+    assert len(labels) == 48 and set(labels) == set(COLOURS)
 
 
 def wait_for(condition, process, limit_s=300.0):
-    """Return once the condition holds, while the process lives."""
+    """Return once the condition is true; fail if the process ends before."""
     end = time.monotonic() + limit_s
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
@@ -196,7 +196,7 @@ def wait_for(condition, process, limit_s=300.0):
 
 @pytest.mark.ray
 @pytest.mark.keras
-def test_a_driver_that_is_killed_goes_on_to_the_same_number_of_steps(colours, tmp_path):
+def test_a_killed_driver_resumes_to_the_same_number_of_steps(colours, tmp_path):
     sink = tmp_path / "out"
     raw = job(colours, sink, run={"workers": 1}, training={"epochs": 20})
     path = jobs.write_job(tmp_path / "job.yaml", raw)
@@ -208,18 +208,18 @@ def test_a_driver_that_is_killed_goes_on_to_the_same_number_of_steps(colours, tm
     driver.communicate()
     assert json.loads((sink / LEASE_PATH).read_bytes())["pid"] == driver.pid
     assert not (sink / "model.keras").exists()
-    status, out, told = jobs.cvbatch("train", "--config", path, "--json", "--resume")
-    assert status == 0, told
-    assert "going on" in told and "epoch 1 ·" not in told
-    said = json.loads(out)
-    assert (said["epochs"], said["steps"]) == (20, 20 * -(-said["images"]["train"] // 4))
+    status, out, stderr = jobs.cvbatch("train", "--config", path, "--json", "--resume")
+    assert status == 0, stderr
+    assert "resuming" in stderr and "epoch 1 ·" not in stderr
+    summary = json.loads(out)
+    assert (summary["epochs"], summary["steps"]) == (20, 20 * -(-summary["images"]["train"] // 4))
     epochs = [row["epoch"] for row in json.loads((sink / "history.json").read_bytes())]
     assert epochs == list(range(1, 21))
 
 
 @pytest.mark.ray
 @pytest.mark.keras
-def test_a_training_is_safe_from_a_second_one_and_stops_when_its_lease_is_taken(colours, tmp_path):
+def test_a_training_locks_its_sink_and_stops_if_it_loses_the_lease(colours, tmp_path):
     sink = tmp_path / "out"
     raw = job(colours, sink, run={"workers": 1}, training={"epochs": 100_000})
     path = jobs.write_job(tmp_path / "job.yaml", raw)
@@ -228,30 +228,30 @@ def test_a_training_is_safe_from_a_second_one_and_stops_when_its_lease_is_taken(
     try:
         wait_for((sink / "history.json").exists, driver)
         with pytest.raises(SinkError, match=rf"in use by .*process {driver.pid}\)"):
-            train(parse_training(raw), Silence(), overwrite=True)
+            train(parse_training(raw), SilentListener(), overwrite=True)
         assert list((sink / "_cvbatch/training").glob("checkpoint_*"))
         num_epochs = len(json.loads((sink / "history.json").read_bytes()))
         wait_for(lambda: len(json.loads((sink / "history.json").read_bytes())) > num_epochs, driver)
 
         workers = [pid for pid, line in descendants(driver.pid).items() if "RayTrainWorker" in line]
         assert workers
-        driver.send_signal(signal.SIGSTOP)  # it hangs, and its workers continue
+        driver.send_signal(signal.SIGSTOP)  # it hangs; its workers continue
         (tmp_path / "far").write_bytes(FAR.to_json())
-        (tmp_path / "far").replace(sink / LEASE_PATH)  # no reader sees a part of it
+        (tmp_path / "far").replace(sink / LEASE_PATH)  # atomically
         waiting.wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 300)
         driver.send_signal(signal.SIGCONT)
-        told = driver.communicate(timeout=300)[1]
+        stderr = driver.communicate(timeout=300)[1]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
-    assert driver.returncode == 1, told
-    assert "taken over by a run on far.example" in told.splitlines()[-1]
+    assert driver.returncode == 1, stderr
+    assert "taken over by a run on far.example" in stderr.splitlines()[-1]
     assert (sink / LEASE_PATH).read_bytes() == FAR.to_json()
     assert not (sink / "model.keras").exists()
 
 
 def descendants(pid):
-    """Return the processes below one, with their command lines."""
+    """Return the process and all its descendants, with their command lines."""
     parents, lines = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -260,16 +260,16 @@ def descendants(pid):
             )
             lines[int(folder.name)] = folder.joinpath("cmdline").read_bytes().decode()
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
+            continue  # the process has ended
     below = {pid}
-    while more := {one for one, parent in parents.items() if parent in below} - below:
+    while more := {child for child, parent in parents.items() if parent in below} - below:
         below |= more
-    return {one: lines[one] for one in below if one in lines}
+    return {number: lines[number] for number in below if number in lines}
 
 
 @pytest.mark.ray
 @pytest.mark.keras
-def test_a_worker_that_is_killed_is_replaced_and_no_step_is_lost(colours, tmp_path):
+def test_a_killed_worker_is_replaced_and_no_step_is_lost(colours, tmp_path):
     sink = tmp_path / "out"
     path = jobs.write_job(tmp_path / "job.yaml", job(colours, sink, training={"epochs": 12}))
     command = [sys.executable, "-m", "cvbatch", "train", "--config", str(path), "--json"]
@@ -280,21 +280,21 @@ def test_a_worker_that_is_killed_is_replaced_and_no_step_is_lost(colours, tmp_pa
     workers = [pid for pid, line in descendants(driver.pid).items() if "RayTrainWorker" in line]
     assert len(workers) == 2
     os.kill(max(workers), signal.SIGKILL)
-    out, told = driver.communicate(timeout=300)
-    assert driver.returncode == 0, told
-    said = json.loads(out)
-    assert (said["epochs"], said["steps"]) == (12, 12 * -(-said["images"]["train"] // 8))
+    out, stderr = driver.communicate(timeout=300)
+    assert driver.returncode == 0, stderr
+    summary = json.loads(out)
+    assert (summary["epochs"], summary["steps"]) == (12, 12 * -(-summary["images"]["train"] // 8))
     epochs = [row["epoch"] for row in json.loads((sink / "history.json").read_bytes())]
     assert epochs == list(range(1, 13))
 
 
 @pytest.mark.ray
 @pytest.mark.keras
-def test_a_loss_that_is_no_number_stops_and_says_at_which_step(colours, tmp_path):
+def test_a_nan_loss_stops_and_names_the_step(colours, tmp_path):
     raw = job(colours, tmp_path / "out", run={"workers": 1})
     raw["training"] |= {"learning_rate": 1e30, "optimizer": "sgd"}
     path = jobs.write_job(tmp_path / "job.yaml", raw)
-    status, _, told = jobs.cvbatch("train", "--config", path)
+    status, _, stderr = jobs.cvbatch("train", "--config", path)
     assert status == 1
-    assert "cvbatch: step " in told and "lower the learning rate" in told.splitlines()[-1]
+    assert "cvbatch: step " in stderr and "lower the learning rate" in stderr.splitlines()[-1]
     assert not (tmp_path / "out/model.keras").exists()

@@ -1,4 +1,4 @@
-"""The network a training begins with: its own weights below a head for the data's classes."""
+"""Initial network of a training: pretrained weights with a new head for the data's classes."""
 
 import keras
 import numpy as np
@@ -16,56 +16,60 @@ SIZE = (32, 32)
 OPTIONS = {"alpha": 0.25}
 
 
-def job(weights, **model):
-    said = {
+def job(weights, **options):
+    model = {
         "task": "classification", "model": "MobileNet", "weights": str(weights),
-        "image_size": list(SIZE), "build": OPTIONS, **model,
+        "image_size": list(SIZE), "build": OPTIONS, **options,
     }  # fmt: skip
-    return parse_training({"source": {"uri": "in"}, "sink": {"uri": "out"}, "model": said})
+    return parse_training({"source": {"uri": "in"}, "sink": {"uri": "out"}, "model": model})
 
 
 @pytest.fixture(scope="module")
-def imagenets(tmp_path_factory):
-    """A network as ImageNet's files hold it, and its weights file."""
+def imagenet_weights(tmp_path_factory):
+    """Return a network with the 1,000 classes of ImageNet, and its weights file."""
     keras.utils.set_random_seed(1)
-    whole = registry.build("MobileNet", IMAGENET_CLASSES, SIZE, OPTIONS)
+    imagenet = registry.build("MobileNet", IMAGENET_CLASSES, SIZE, OPTIONS)
     path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
-    whole.save_weights(path)
-    return whole, path
+    imagenet.save_weights(path)
+    return imagenet, path
 
 
-def test_a_weights_file_of_imagenets_classes_serves_others_with_a_new_head(imagenets, tmp_path):
-    whole, path = imagenets
-    ready = network.make_ready(
-        Storage(), job(path), ("cat", "dog", "fox"), None, tmp_path / "begun.keras"
+def test_a_weights_file_with_imagenet_classes_gets_a_new_head(imagenet_weights, tmp_path):
+    imagenet, path = imagenet_weights
+    built = network.build_network(
+        Storage(), job(path), ("cat", "dog", "fox"), None, tmp_path / "initial.keras"
     )
-    assert (ready.image_size, ready.metric) == (SIZE, "accuracy")
-    begun = registry.load_file("begun", tmp_path / "begun.keras")
-    assert begun.output_shape == (None, 3)
-    differ = []
-    for mine, theirs in zip(begun.weights, whole.weights, strict=True):
-        if mine.shape != theirs.shape:
-            differ.append(mine.shape[-1])
+    assert (built.image_size, built.metric) == (SIZE, "accuracy")
+    initial = registry.load_file("initial", tmp_path / "initial.keras")
+    assert initial.output_shape == (None, 3)
+    different = []
+    for actual, expected in zip(initial.weights, imagenet.weights, strict=True):
+        if actual.shape != expected.shape:
+            different.append(actual.shape[-1])
         else:
-            np.testing.assert_array_equal(mine, theirs)
-    assert differ == [3, 3]  # the head's kernel and bias
+            np.testing.assert_array_equal(actual, expected)
+    assert different == [3, 3]  # the head's kernel and bias
 
 
-def test_a_file_that_serves_neither_is_refused_by_the_first_layer(imagenets, tmp_path):
-    _, path = imagenets
+def test_a_weights_file_of_another_architecture_is_refused(imagenet_weights, tmp_path):
+    _, path = imagenet_weights
     wider = job(path, build={"alpha": 0.5})
     with pytest.raises(ModelError, match=r"mobilenet\.weights\.h5"):
-        network.make_ready(Storage(), wider, ("cat", "dog"), None, tmp_path / "begun.keras")
-    assert not (tmp_path / "begun.keras").exists()
+        network.build_network(Storage(), wider, ("cat", "dog"), None, tmp_path / "initial.keras")
+    assert not (tmp_path / "initial.keras").exists()
 
 
-def test_a_file_of_the_datas_own_classes_keeps_its_head(tmp_path):
+def test_a_weights_file_with_the_classes_of_the_data_keeps_its_head(tmp_path):
     keras.utils.set_random_seed(2)
-    own = registry.build("MobileNet", 2, SIZE, OPTIONS)
-    own.save_weights(tmp_path / "own.weights.h5")
-    network.make_ready(
-        Storage(), job(tmp_path / "own.weights.h5"), ("a", "b"), None, tmp_path / "begun.keras"
+    trained = registry.build("MobileNet", 2, SIZE, OPTIONS)
+    trained.save_weights(tmp_path / "trained.weights.h5")
+    network.build_network(
+        Storage(),
+        job(tmp_path / "trained.weights.h5"),
+        ("a", "b"),
+        None,
+        tmp_path / "initial.keras",
     )
-    begun = registry.load_file("begun", tmp_path / "begun.keras")
-    for mine, theirs in zip(begun.weights, own.weights, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    initial = registry.load_file("initial", tmp_path / "initial.keras")
+    for actual, expected in zip(initial.weights, trained.weights, strict=True):
+        np.testing.assert_array_equal(actual, expected)

@@ -1,4 +1,4 @@
-"""Rates are held to their formulas in plain Python, over every step of a phase."""
+"""Learning-rate schedules and optimizers, compared with their formulas in plain Python."""
 
 import math
 from typing import get_args
@@ -13,8 +13,8 @@ from cvbatch.train.optimizers import (
     OPTIMIZERS,
     Optimization,
     WarmUp,
-    learning_rate,
     make_optimizer,
+    make_schedule,
 )
 
 pytestmark = [
@@ -24,8 +24,8 @@ pytestmark = [
 PEAK, STEPS, WARM = 0.4, 50, 10
 
 
-def rates(how, steps=STEPS):
-    schedule = learning_rate(how, PEAK, steps)
+def rates(optimization, steps=STEPS):
+    schedule = make_schedule(optimization, PEAK, steps)
     return np.array([float(schedule(step)) for step in range(steps)])
 
 
@@ -43,29 +43,29 @@ def formula(name, step):
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "step"])
-def test_one_step_has_the_peak(name):
-    how = Optimization(schedule=name, warmup=0.0, drops=(1.0,))
+def test_a_phase_of_one_step_has_the_peak_rate(name):
+    optimization = Optimization(schedule=name, warmup=0.0, drops=(1.0,))
 
-    assert rates(how, 1).tolist() == pytest.approx([PEAK])
+    assert rates(optimization, 1).tolist() == pytest.approx([PEAK])
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "step"])
-def test_a_rate_rises_to_its_peak_and_follows_its_formula(name):
-    how = Optimization(schedule=name, warmup=0.2, final=0.1, drops=(0.6, 0.8))
+def test_a_schedule_follows_its_formula(name):
+    optimization = Optimization(schedule=name, warmup=0.2, final=0.1, drops=(0.6, 0.8))
     expected = [formula(name, step) for step in range(STEPS)]
 
-    np.testing.assert_allclose(rates(how), expected, rtol=1e-5)
+    np.testing.assert_allclose(rates(optimization), expected, rtol=1e-5)
 
 
-def test_behind_its_end_a_rate_stays():
-    schedule = learning_rate(Optimization(schedule="linear", final=0.25), PEAK, STEPS)
+def test_after_its_end_a_rate_is_constant():
+    schedule = make_schedule(Optimization(schedule="linear", final=0.25), PEAK, STEPS)
 
     assert float(schedule(10 * STEPS)) == pytest.approx(PEAK / 4)
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine"])
-def test_a_schedule_is_made_again_from_its_configuration(name):
-    schedule = learning_rate(Optimization(schedule=name), PEAK, STEPS)
+def test_a_schedule_survives_serialization(name):
+    schedule = make_schedule(Optimization(schedule=name), PEAK, STEPS)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
 
     assert isinstance(again, WarmUp)
@@ -77,19 +77,19 @@ def test_every_optimizer_of_a_job_file_is_in_the_table():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_slots_of_an_optimizer_are_what_keras_allocates(name):
+def test_num_slots_is_what_keras_allocates(name):
     weight = keras.Variable(np.zeros(5, np.float32))
     optimizer = make_optimizer(Optimization(optimizer=name), 0.1)
-    own = len(optimizer.variables)  # its counter of steps and its rate
+    num_settings = len(optimizer.variables)  # the step counter and the rate
     optimizer.build([weight])
 
-    assert len(optimizer.variables) - own == OPTIMIZERS[name].num_slots
+    assert len(optimizer.variables) - num_settings == OPTIMIZERS[name].num_slots
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizer_has_its_rate_and_leaves_clipping_to_the_step(name):
-    how = Optimization(optimizer=name, clip_norm=1.0, accumulate=4)
-    optimizer = make_optimizer(how, learning_rate(how, PEAK, STEPS))
+def test_an_optimizer_has_the_rate_and_does_not_clip_or_accumulate(name):
+    optimization = Optimization(optimizer=name, clip_norm=1.0, accumulate=4)
+    optimizer = make_optimizer(optimization, make_schedule(optimization, PEAK, STEPS))
 
     assert type(optimizer).__name__.lower() == name
     assert float(optimizer.learning_rate) == pytest.approx(PEAK / round(0.05 * STEPS))
@@ -98,15 +98,15 @@ def test_an_optimizer_has_its_rate_and_leaves_clipping_to_the_step(name):
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("optimization", "message"),
     [
-        (Optimization(schedule="zigzag"), "no learning-rate schedule is called 'zigzag'"),
-        (Optimization(optimizer="magic"), "no optimizer is called 'magic'; there are adam"),
+        (Optimization(schedule="zigzag"), "unknown learning-rate schedule 'zigzag'"),
+        (Optimization(optimizer="magic"), "unknown optimizer 'magic'; use one of adam"),
     ],
 )
-def test_an_unknown_name_is_told_with_those_there_are(how, message):
+def test_an_unknown_name_is_refused_with_the_known_names(optimization, message):
     with pytest.raises(ConfigError, match=message):
-        make_optimizer(how, learning_rate(how, PEAK, STEPS))
+        make_optimizer(optimization, make_schedule(optimization, PEAK, STEPS))
 
 
 RATE, MOMENTUM, DECAY = 0.1, 0.7, 0.3
@@ -146,14 +146,16 @@ def adamw(w, gradients):
 
 
 @pytest.mark.parametrize("formula_of", [sgd, rmsprop, adam, adamw])
-def test_an_optimizer_follows_its_formula_with_all_its_parameters(formula_of):
-    how = Optimization(optimizer=formula_of.__name__, momentum=MOMENTUM, weight_decay=DECAY)
-    optimizer = make_optimizer(how, RATE)
+def test_an_optimizer_follows_its_formula(formula_of):
+    optimization = Optimization(
+        optimizer=formula_of.__name__, momentum=MOMENTUM, weight_decay=DECAY
+    )
+    optimizer = make_optimizer(optimization, RATE)
     start, gradients = [2.0, -1.0], [[1.0, -3.0], [0.5, 2.0], [-2.0, 0.25]]
     weights = keras.Variable(np.array(start, np.float32))
     for gradient in gradients:
         optimizer.apply([np.array(gradient, np.float32)], [weights])
     expected = [
-        formula_of(w, own) for w, own in zip(start, zip(*gradients, strict=True), strict=True)
+        formula_of(w, column) for w, column in zip(start, zip(*gradients, strict=True), strict=True)
     ]
     np.testing.assert_allclose(np.asarray(weights.value), expected, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""What is frozen stays to the bit, what learns moves; where head and base part is told by names."""
+"""Frozen layers do not change, trained ones do; base and head are found in every network."""
 
 import keras
 import numpy as np
@@ -10,7 +10,14 @@ from cvbatch.models import classifiers, detectors, segmenters
 from cvbatch.models.applications import build_application
 from cvbatch.models.graph_surgery import flatten
 from cvbatch.train.optimizers import Optimization, make_optimizer
-from cvbatch.train.phases import Phase, base_layers, freeze, last_maps, moving_statistics, phases_of
+from cvbatch.train.phases import (
+    Phase,
+    base_layers,
+    freeze,
+    last_feature_maps,
+    moving_statistics,
+    phases_of,
+)
 from cvbatch.train.step import Step
 from tests.support import networks, toy_trainings
 
@@ -20,13 +27,13 @@ pytestmark = [
 ]
 
 
-def phase(part, freezes=True):
+def phase_of(part, freezes=True):
     return Phase(part, part, 1, 0.1, freezes)
 
 
-def learning(model, part, freezes=True):
-    """The names of the layers with weights that learn."""
-    freeze(model, phase(part, freezes))
+def trained_layers(model, part, freezes=True):
+    """Return the names of the layers with trainable weights."""
+    freeze(model, phase_of(part, freezes))
     return [layer.name for layer in flatten(model).layers if layer.trainable_weights]
 
 
@@ -36,7 +43,7 @@ def head_of(model):
     return [layer.name for layer in graph.layers if id(layer) not in base and layer.weights]
 
 
-# ------------------------------------------------------------ phases
+# --- phases
 
 
 @pytest.mark.parametrize(
@@ -53,23 +60,23 @@ def head_of(model):
         ),
     ],
 )
-def test_a_recipe_is_its_phases(recipe, options, expected):
-    got = phases_of(recipe, 9, 0.1, **options)
+def test_phases_of_a_recipe(recipe, options, expected):
+    phases = phases_of(recipe, 9, 0.1, **options)
 
-    assert len(got) == len(expected)
-    for one, other in zip(got, expected, strict=True):
-        assert (one.name, one.part, one.epochs) == (other.name, other.part, other.epochs)
-        assert one.freezes_normalization == other.freezes_normalization
-        assert one.learning_rate == pytest.approx(other.learning_rate)
+    assert len(phases) == len(expected)
+    for phase, wanted in zip(phases, expected, strict=True):
+        assert (phase.name, phase.part, phase.epochs) == (wanted.name, wanted.part, wanted.epochs)
+        assert phase.freezes_normalization == wanted.freezes_normalization
+        assert phase.learning_rate == pytest.approx(wanted.learning_rate)
 
 
-# ------------------------------------------------------------ head and base
+# --- head and base
 
 
 def test_a_network_without_weights_has_nothing_to_train():
     inputs = keras.Input((4, 4, 3))
     with pytest.raises(ModelError, match="nothing to train"):
-        freeze(keras.Model(inputs, layers.ReLU()(inputs)), phase("head"))
+        freeze(keras.Model(inputs, layers.ReLU()(inputs)), phase_of("head"))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +99,7 @@ def test_a_network_without_weights_has_nothing_to_train():
         ),
     ],
 )
-def test_the_head_is_what_the_last_feature_map_is_not_made_of(build, head):
+def test_the_head_is_all_layers_after_the_last_feature_map(build, head):
     keras.backend.clear_session()
     assert sorted(head_of(build())) == head
 
@@ -101,7 +108,7 @@ def test_squeeze_and_excitation_belongs_to_the_base():
     model = classifiers.CLASSIFIERS["se_resnet34"].build(2, (32, 32))
 
     assert head_of(model) == ["scores"]
-    assert len(last_maps(flatten(model))) == 1
+    assert len(last_feature_maps(flatten(model))) == 1
 
 
 def test_auxiliary_heads_belong_to_the_head():
@@ -114,7 +121,7 @@ def test_auxiliary_heads_belong_to_the_head():
     assert sorted(head_of(model)) == ["auxiliary", "scores"]
 
 
-# ------------------------------------------------------------ what learns
+# --- trained layers
 
 
 @pytest.mark.parametrize(
@@ -129,9 +136,9 @@ def test_auxiliary_heads_belong_to_the_head():
         ("all", False, {"first", "norm1", "second", "norm2", "scores"}),
     ],
 )
-def test_a_part_learns_and_the_rest_stands_still_to_the_bit(part, freezes, expected):
+def test_only_the_layers_of_a_part_change(part, freezes, expected):
     model = toy_trainings.normalized()
-    assert set(learning(model, part, freezes)) == expected
+    assert set(trained_layers(model, part, freezes)) == expected
     before = {layer.name: layer.get_weights() for layer in model.layers}
     optimizer = make_optimizer(Optimization("adamw", weight_decay=0.1), 0.01)
     step = Step(toy_trainings.ColourLearner(model), model, optimizer)
@@ -143,46 +150,46 @@ def test_a_part_learns_and_the_rest_stands_still_to_the_bit(part, freezes, expec
             assert np.array_equal(old, new) == (layer.name not in expected), layer.name
 
 
-def test_a_later_phase_frees_what_an_earlier_one_froze():
+def test_a_later_phase_unfreezes_layers():
     model = toy_trainings.normalized()
-    learning(model, "head")
+    trained_layers(model, "head")
 
-    assert set(learning(model, "all", freezes=False)) == {
+    assert set(trained_layers(model, "all", freezes=False)) == {
         "first", "norm1", "second", "norm2", "scores"
     }  # fmt: skip
 
 
-def test_normalisation_in_the_head_learns_in_every_phase():
+def test_normalisation_in_the_head_is_always_trained():
     inputs = keras.Input((8, 8, 3))
     x = layers.BatchNormalization(name="old")(layers.Conv2D(4, 3, name="body")(inputs))
     x = layers.BatchNormalization(name="new")(layers.GlobalAveragePooling2D()(x))
     model = keras.Model(inputs, layers.Dense(3, name="scores")(x))
 
-    assert learning(model, "head") == ["new", "scores"]
+    assert trained_layers(model, "head") == ["new", "scores"]
     assert [v.path.split("/")[0] for v in moving_statistics(model)] == ["new", "new"]
 
 
 @pytest.mark.parametrize(
-    ("name", "first", "last_of_the_frozen"),
+    ("name", "first", "last_frozen"),
     [
         ("VGG16", "block5_conv1", "block4_conv3"),
         ("ResNet50", "conv5_block1_1_conv", "conv4_block6_3_conv"),
         ("MobileNetV2", "block_13_depthwise", "block_13_expand"),
     ],
 )
-def test_the_last_block_is_the_one_of_the_textbook(name, first, last_of_the_frozen):
+def test_the_last_block_of_known_networks(name, first, last_frozen):
     model = build_application(name, 2, (64, 64))
-    names = learning(model, "last_block")
+    names = trained_layers(model, "last_block")
 
     assert first in names
-    assert last_of_the_frozen not in names
+    assert last_frozen not in names
     assert names[-1] == "predictions"
 
 
-def test_the_last_block_of_a_network_with_squeeze_and_excitation_is_its_last_stage():
+def test_the_last_block_with_squeeze_and_excitation_is_the_last_stage():
     model = classifiers.CLASSIFIERS["se_resnet34"].build(2, (64, 64))
-    names = learning(model, "last_block")
-    learning(model, "all", freezes=False)
+    names = trained_layers(model, "last_block")
+    trained_layers(model, "all", freezes=False)
     weights = [layer for layer in model.layers if layer.name in names]
     convolutions = [layer for layer in weights if isinstance(layer, layers.Conv2D)]
 
@@ -193,13 +200,13 @@ def test_the_last_block_of_a_network_with_squeeze_and_excitation_is_its_last_sta
     ("part", "message"),
     [("nowhere", "no layer 'nowhere'"), ("scores", "belongs to the head")],
 )
-def test_a_part_that_is_no_layer_of_the_base_is_refused(part, message):
+def test_a_part_outside_the_base_is_refused(part, message):
     with pytest.raises(ModelError, match=message):
-        freeze(toy_trainings.normalized(), phase(part))
+        freeze(toy_trainings.normalized(), phase_of(part))
 
 
-def test_the_last_block_of_an_unknown_size_is_not_guessed():
+def test_the_last_block_needs_a_known_image_size():
     inputs = keras.Input((None, None, 3))
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
     with pytest.raises(ModelError, match="fixed image size"):
-        freeze(keras.Model(inputs, layers.Dense(2)(x)), phase("last_block"))
+        freeze(keras.Model(inputs, layers.Dense(2)(x)), phase_of("last_block"))

@@ -1,4 +1,4 @@
-"""The driver of a training on Ray."""
+"""Driver of a training on Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cvbatch.core.errors import CvbatchError
 pytestmark = pytest.mark.ray
 
 
-def test_a_lost_lease_ends_a_training_in_the_middle_of_an_epoch(ray_session, monkeypatch):
+def test_a_lost_lease_stops_a_training_inside_an_epoch(ray_session, monkeypatch):
     from cvbatch.train import ray_trainer
 
     num_checks = 0
@@ -25,7 +25,7 @@ def test_a_lost_lease_ends_a_training_in_the_middle_of_an_epoch(ray_session, mon
 
     endless = threading.Event()
     trainer = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=endless.wait()))
-    monkeypatch.setattr(ray_trainer, "_trainer", lambda lessons, ledger: trainer)
+    monkeypatch.setattr(ray_trainer, "_trainer", lambda spec, log: trainer)
     try:
         with pytest.raises(CvbatchError, match="taken over"):
             ray_trainer.run_training(None, None, check)

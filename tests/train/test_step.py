@@ -1,4 +1,4 @@
-"""A step is held to bare TensorFlow, gradients summed by hand, and Keras' own loss scaling."""
+"""Training step, compared with plain TensorFlow gradients and with Keras' loss scaling."""
 
 import keras
 import numpy as np
@@ -32,14 +32,16 @@ def batch_of(count, seed=0):
     return toy_trainings.batch_of(*toy_trainings.images(count, seed))
 
 
-def cut(batch, parts):
-    """The batch as micro-batches of equal size."""
-    at = np.split(np.arange(len(batch.pixels)), parts)
-    return [Batch(batch.pixels[i], {n: v[i] for n, v in batch.targets.items()}, len(i)) for i in at]
+def micro_batches(batch, parts):
+    """Return the batch as micro-batches of equal size."""
+    indices = np.split(np.arange(len(batch.pixels)), parts)
+    return [
+        Batch(batch.pixels[i], {n: v[i] for n, v in batch.targets.items()}, len(i)) for i in indices
+    ]
 
 
 def gradients_by_hand(model, batches):
-    """The loss of all rows and its gradients: one tape for each share, summed in NumPy."""
+    """Return the loss of all rows and its gradients: one tape per batch, summed in NumPy."""
     learner = toy_trainings.ColourLearner(model)
     rows = sum(len(batch.pixels) for batch in batches)
     loss, total = 0.0, None
@@ -51,38 +53,42 @@ def gradients_by_hand(model, batches):
                 parts["square"]
             )
             share = share / rows
-        slopes = [g.numpy() for g in tape.gradient(share, model.trainable_variables)]
-        total = slopes if total is None else [a + b for a, b in zip(total, slopes, strict=True)]
+        gradients = [g.numpy() for g in tape.gradient(share, model.trainable_variables)]
+        total = (
+            gradients if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
+        )
         loss += float(share)
     return loss, total
 
 
-def same(ours, theirs, atol=1e-5):
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+def assert_equal(actual, expected, atol=1e-5):
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
-def test_a_step_without_images_moves_nothing():
+def test_a_step_without_images_changes_no_weight():
     model = toy_trainings.plain()
     before = model.get_weights()
     step = step_of(model, "adamw")
-    outcome = step([batch_of(4)._replace(num_real=0)])
+    result = step([batch_of(4)._replace(num_real=0)])
 
-    assert (outcome.num_images, outcome.loss, outcome.is_applied) == (0, 0.0, False)
-    same(model.get_weights(), before, atol=0)
+    assert (result.num_images, result.loss, result.is_applied) == (0, 0.0, False)
+    assert_equal(model.get_weights(), before, atol=0)
     assert int(step.optimizer.iterations) == 0
 
 
-def test_one_image_is_a_step():
+def test_a_step_with_one_image():
     model = toy_trainings.plain()
     batch = batch_of(1)
-    loss, slopes = gradients_by_hand(model, [batch])
+    loss, gradients = gradients_by_hand(model, [batch])
     before = model.get_weights()
-    outcome = step_of(model)([batch])
+    result = step_of(model)([batch])
 
-    assert outcome.loss == pytest.approx(loss, abs=1e-6)
-    assert outcome.num_images == 1
-    same(model.get_weights(), [w - 0.05 * g for w, g in zip(before, slopes, strict=True)])
+    assert result.loss == pytest.approx(loss, abs=1e-6)
+    assert result.num_images == 1
+    assert_equal(
+        model.get_weights(), [w - 0.05 * g for w, g in zip(before, gradients, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -91,73 +97,75 @@ def test_one_image_is_a_step():
     [toy_trainings.plain, lambda: toy_trainings.normalized(is_frozen=True)],
     ids=["plain", "frozen"],
 )
-def test_twenty_steps_are_those_of_gradients_summed_by_hand(build, optimizer):
+def test_twenty_steps_equal_plain_gradient_descent(build, optimizer):
     ours, theirs = build(), build()
-    step, bare = step_of(ours, optimizer), OPTIMIZERS[optimizer]()
+    step, reference = step_of(ours, optimizer), OPTIMIZERS[optimizer]()
     for number in range(20):
         batch = batch_of(16, seed=number)
-        outcome = step([batch])
-        loss, slopes = gradients_by_hand(theirs, cut(batch, 2))
-        bare.apply_gradients(zip(slopes, theirs.trainable_variables, strict=True))
-        assert outcome.loss == pytest.approx(loss, abs=1e-5)
+        result = step([batch])
+        loss, gradients = gradients_by_hand(theirs, micro_batches(batch, 2))
+        reference.apply_gradients(zip(gradients, theirs.trainable_variables, strict=True))
+        assert result.loss == pytest.approx(loss, abs=1e-5)
 
-    same(ours.get_weights(), theirs.get_weights())
+    assert_equal(ours.get_weights(), theirs.get_weights())
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_micro_batches_make_the_step_of_the_whole_batch(parts):
-    whole, split = toy_trainings.plain(regularizer="l2"), toy_trainings.plain(regularizer="l2")
-    first, second = step_of(whole, "adam"), step_of(split, "adam")
+def test_micro_batches_equal_one_batch(parts):
+    one, several = toy_trainings.plain(regularizer="l2"), toy_trainings.plain(regularizer="l2")
+    first, second = step_of(one, "adam"), step_of(several, "adam")
     for number in range(5):
         batch = batch_of(16, seed=number)
-        once, summed = first([batch]), second(cut(batch, parts))
-        assert once.loss == pytest.approx(summed.loss, abs=1e-6)
-        assert once.gradient_norm == pytest.approx(summed.gradient_norm, rel=1e-4)
+        expected, result = first([batch]), second(micro_batches(batch, parts))
+        assert expected.loss == pytest.approx(result.loss, abs=1e-6)
+        assert expected.gradient_norm == pytest.approx(result.gradient_norm, rel=1e-4)
 
-    same(whole.get_weights(), split.get_weights())
+    assert_equal(one.get_weights(), several.get_weights())
 
 
-def test_the_loss_is_its_weighted_parts_and_the_regularisation_once():
+def test_the_loss_is_the_weighted_sum_of_its_terms_and_the_regularization():
     model = toy_trainings.plain(regularizer=keras.regularizers.L2(0.1))
     penalty = 0.1 * float(np.sum(model.get_layer("first").kernel.numpy() ** 2))
-    outcome = step_of(model)(cut(batch_of(8), 4))
-    expected = 0.8 * outcome.parts["cross_entropy"] + 0.2 * outcome.parts["square"] + penalty
+    result = step_of(model)(micro_batches(batch_of(8), 4))
+    expected = 0.8 * result.parts["cross_entropy"] + 0.2 * result.parts["square"] + penalty
 
-    assert outcome.loss == pytest.approx(expected, abs=1e-5)
+    assert result.loss == pytest.approx(expected, abs=1e-5)
 
 
-def test_padding_may_hold_any_image_and_label():
+def test_padding_does_not_change_a_step():
     ours, theirs = toy_trainings.plain(), toy_trainings.plain()
     batch = batch_of(8)
-    odd = batch.targets["importance"].copy()
-    odd[5:] = 1e6
-    batch = batch._replace(targets={**batch.targets, "importance": odd})
-    outcome = step_of(ours)([batch._replace(num_real=5)])
+    importance = batch.targets["importance"].copy()
+    importance[5:] = 1e6
+    batch = batch._replace(targets={**batch.targets, "importance": importance})
+    result = step_of(ours)([batch._replace(num_real=5)])
     real = {name: values[:5] for name, values in batch.targets.items()}
-    alone = step_of(theirs)([Batch(batch.pixels[:5], real, 5)])
+    expected = step_of(theirs)([Batch(batch.pixels[:5], real, 5)])
 
-    assert outcome.num_images == 5
-    assert [outcome.loss, *outcome.parts.values()] == pytest.approx(
-        [alone.loss, *alone.parts.values()]
+    assert result.num_images == 5
+    assert [result.loss, *result.parts.values()] == pytest.approx(
+        [expected.loss, *expected.parts.values()]
     )
-    same(ours.get_weights(), theirs.get_weights(), atol=1e-6)
+    assert_equal(ours.get_weights(), theirs.get_weights(), atol=1e-6)
 
 
 @pytest.mark.parametrize("clip_norm", [1e-3, 1e3])
-def test_all_gradients_are_clipped_together(clip_norm):
+def test_gradients_are_clipped_by_their_global_norm(clip_norm):
     model = toy_trainings.plain()
     before = model.get_weights()
     batch = batch_of(16)
-    _, slopes = gradients_by_hand(model, [batch])
-    norm = np.sqrt(sum(np.sum(slope**2) for slope in slopes))
-    outcome = step_of(model, clip_norm=clip_norm)(cut(batch, 2))
+    _, gradients = gradients_by_hand(model, [batch])
+    norm = np.sqrt(sum(np.sum(gradient**2) for gradient in gradients))
+    result = step_of(model, clip_norm=clip_norm)(micro_batches(batch, 2))
     factor = min(1, clip_norm / norm) * 0.05
 
-    assert outcome.gradient_norm == pytest.approx(norm, rel=1e-4)
-    same(model.get_weights(), [w - factor * g for w, g in zip(before, slopes, strict=True)], 1e-7)
+    assert result.gradient_norm == pytest.approx(norm, rel=1e-4)
+    assert_equal(
+        model.get_weights(), [w - factor * g for w, g in zip(before, gradients, strict=True)], 1e-7
+    )
 
 
-def test_a_loss_that_is_no_number_moves_nothing_and_says_which_part():
+def test_a_nan_loss_changes_no_weight_and_the_error_names_the_term():
     model = toy_trainings.normalized(is_frozen=True)
     step = step_of(model, "adam")
     step([batch_of(8)])
@@ -165,34 +173,34 @@ def test_a_loss_that_is_no_number_moves_nothing_and_says_which_part():
     batch = batch_of(8)
     batch.targets["importance"][3] = np.nan
 
-    with pytest.raises(TrainingError, match=r"loss is nan .*square nan.*must be a number; lower"):
+    with pytest.raises(TrainingError, match=r"loss is nan .*square nan.*must be finite; lower"):
         step([batch])
-    same([v.numpy() for v in (*model.weights, *step.variables)], before, atol=0)
+    assert_equal([v.numpy() for v in (*model.weights, *step.variables)], before, atol=0)
     assert step([batch_of(8)]).is_applied
 
 
-def test_gradients_that_are_no_numbers_stop_a_step_whose_loss_is_one():
-    class Steep(toy_trainings.ColourLearner):
+def test_nan_gradients_of_a_finite_loss_are_an_error():
+    class NanGradients(toy_trainings.ColourLearner):
         def losses(self, outputs, targets):
             parts = super().losses(outputs, targets)
             return {**parts, "square": keras.ops.sqrt(parts["square"] * 0.0)}
 
     model = toy_trainings.plain()
     before = model.get_weights()
-    step = Step(Steep(model), model, OPTIMIZERS["sgd"]())
+    step = Step(NanGradients(model), model, OPTIMIZERS["sgd"]())
     with pytest.raises(TrainingError, match="norm of the gradients is nan"):
         step([batch_of(4)])
-    same(model.get_weights(), before, atol=0)
+    assert_equal(model.get_weights(), before, atol=0)
 
 
-def test_a_network_without_weights_to_train_is_refused():
+def test_a_network_without_trainable_weights_is_refused():
     model = toy_trainings.plain()
     model.trainable = False
     with pytest.raises(TrainingError, match="unfreeze"):
         step_of(model)
 
 
-def test_images_of_another_size_train_the_same_weights():
+def test_images_of_two_sizes_train_the_same_weights():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(1 / 255)(inputs))
     x = layers.GlobalAveragePooling2D()(x)
@@ -224,7 +232,7 @@ def mixed(policy):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision_learns_what_float32_does(policy):
+def test_mixed_precision_trains_like_float32(policy):
     losses = {}
     for name, model in (("float32", toy_trainings.plain()), (policy, mixed(policy))):
         step = step_of(model, "adam")
@@ -234,8 +242,8 @@ def test_mixed_precision_learns_what_float32_does(policy):
     assert losses[policy][-1] < losses[policy][0] - 0.05
 
 
-def test_float16_scales_its_loss_as_keras_does(monkeypatch):
-    """Against LossScaleOptimizer: grows when due, halves and skips where gradients overflow."""
+def test_float16_loss_scaling_equals_keras(monkeypatch):
+    """LossScaleOptimizer doubles the scale on schedule; at an overflow it halves it and skips."""
     monkeypatch.setattr(step_module, "_GROWTH_STEPS", 3)
     ours, theirs = mixed("mixed_float16"), mixed("mixed_float16")
     step = step_of(ours)
@@ -246,22 +254,22 @@ def test_float16_scales_its_loss_as_keras_does(monkeypatch):
     for number in range(10):
         batch = batch_of(8, seed=number)
         if number == 4:
-            batch.targets["importance"][:] = 3e4  # a loss that float32 holds, its gradient not
+            batch.targets["importance"][:] = 3e4  # the loss fits float16, its gradient overflows
         with tf.GradientTape() as tape:
             outputs = keras.ops.cast(theirs(batch.pixels.astype(np.float32)), "float32")
             parts = learner.losses(outputs, batch.targets)
             loss = tf.reduce_mean(0.8 * parts["cross_entropy"] + 0.2 * parts["square"])
             scaled = wrapped.scale_loss(loss)
-        slopes = tape.gradient(scaled, theirs.trainable_variables)
-        wrapped.apply_gradients(zip(slopes, theirs.trainable_variables, strict=True))
+        gradients = tape.gradient(scaled, theirs.trainable_variables)
+        wrapped.apply_gradients(zip(gradients, theirs.trainable_variables, strict=True))
         skipped += not step([batch]).is_applied
         assert float(step.variables[-2].numpy()) == float(wrapped.dynamic_scale.numpy())
 
     assert skipped == 1
-    same(ours.get_weights(), theirs.get_weights(), atol=2e-3)
+    assert_equal(ours.get_weights(), theirs.get_weights(), atol=2e-3)
 
 
-def test_float16_gradients_that_overflow_at_any_scale_stop():
+def test_float16_gradients_that_overflow_at_any_scale_are_an_error():
     model = mixed("mixed_float16")
     step = step_of(model)
     batch = batch_of(4)
@@ -270,17 +278,17 @@ def test_float16_gradients_that_overflow_at_any_scale_stop():
     with pytest.raises(TrainingError, match="train in float32"):
         for _ in range(30):
             step([batch])
-    same(model.get_weights(), before, atol=0)
+    assert_equal(model.get_weights(), before, atol=0)
 
 
-def test_one_worker_meets_nobody():
+def test_collectives_of_one_worker_change_nothing():
     replicas = Replicas()
     model = toy_trainings.normalized(dropout=0.5)
     before = [v.numpy() for v in model.variables]
     replicas.average(model.variables)
-    replicas.copy_chief(model.variables)
-    replicas.vary_seeds(model.variables)
+    replicas.broadcast(model.variables)
+    replicas.offset_seeds(model.variables)
 
     assert (replicas.num_workers, replicas.num_local, replicas.is_chief) == (1, 1, True)
-    assert replicas.gather(b"said") == [b"said"]
-    same([v.numpy() for v in model.variables], before, atol=0)
+    assert replicas.all_gather(b"payload") == [b"payload"]
+    assert_equal([v.numpy() for v in model.variables], before, atol=0)

@@ -1,4 +1,4 @@
-"""The law of training: two workers of batch 8 make the same weights as one of batch 16."""
+"""Two workers with batches of 8 train the same weights as one worker with batches of 16."""
 
 import contextlib
 import json
@@ -33,25 +33,25 @@ def start(folder, environment):
 
 def finish(processes):
     try:
-        said = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+        outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for process, lines in zip(processes, said, strict=True):
-        assert process.returncode == 0, lines[-3000:]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
 
 
 def two_free_ports():
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
 
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory):
-    """What two processes found, joined by MultiWorkerMirroredStrategy."""
+    """Return the results of two processes with MultiWorkerMirroredStrategy, and their folder."""
     folder = tmp_path_factory.mktemp("workers")
     cluster = {"worker": [f"127.0.0.1:{port}" for port in two_free_ports()]}
     configs = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
@@ -61,25 +61,25 @@ def workers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def devices(tmp_path_factory):
-    """What one process found that holds a replica on each of two devices."""
+    """Return the results of one process with a replica on each of two devices."""
     folder = tmp_path_factory.mktemp("devices")
     finish([start(folder, {})])
     return dict(np.load(folder / "devices.npz"))
 
 
-def weights_of(found, case):
+def weights_of(results, case):
     return [
-        found[key] for key in sorted(found) if key.startswith(f"{case}/") and key[-2:].isdigit()
+        results[key] for key in sorted(results) if key.startswith(f"{case}/") and key[-2:].isdigit()
     ]
 
 
-def assert_same(ours, theirs, atol=1e-5):
-    assert len(ours) == len(theirs) > 0
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+def assert_equal(actual, expected, atol=1e-5):
+    assert len(actual) == len(expected) > 0
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
-def test_they_know_each_other(workers):
+def test_workers_have_numbers_and_gather_in_order(workers):
     (first, second), _ = workers
 
     assert first["workers"].tolist() == [0, 2, 1]
@@ -88,33 +88,33 @@ def test_they_know_each_other(workers):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_workers_make_the_weights_of_one(case, workers):
+def test_two_workers_train_the_weights_of_one(case, workers):
     from cvbatch.train.collectives import Replicas
     from tests.support import two_workers
 
     (first, second), _ = workers
     alone = two_workers.take_steps(case, Replicas(), 2 * two_workers.SIZE)
-    start = two_workers.CASES[case][0]().get_weights()
+    initial = two_workers.CASES[case][0]().get_weights()
 
-    assert_same(weights_of(first, case), weights_of(alone, case))
-    assert_same(weights_of(first, case), weights_of(second, case), atol=0)
+    assert_equal(weights_of(first, case), weights_of(alone, case))
+    assert_equal(weights_of(first, case), weights_of(second, case), atol=0)
     np.testing.assert_allclose(first[f"{case}/loss"], alone[f"{case}/loss"], atol=1e-5)
-    moved = zip(weights_of(first, case), start, strict=True)
-    assert any(np.abs(weight - begun).max() > 0.01 for weight, begun in moved)
+    pairs = zip(weights_of(first, case), initial, strict=True)
+    assert any(np.abs(weight - before).max() > 0.01 for weight, before in pairs)
 
 
 @pytest.mark.parametrize("case", ["plain-sgd", "accumulated-adam"])
-def test_two_devices_make_the_weights_of_one(case, devices):
+def test_two_devices_train_the_weights_of_one(case, devices):
     from cvbatch.train.collectives import Replicas
     from tests.support import two_workers
 
     alone = two_workers.take_steps(case, Replicas(), 2 * two_workers.SIZE)
 
     assert devices["workers"].tolist() == [0, 1, 2]
-    assert_same(weights_of(devices, case), weights_of(alone, case))
+    assert_equal(weights_of(devices, case), weights_of(alone, case))
 
 
-def test_rows_that_are_padding_count_nowhere(workers):
+def test_padding_of_one_worker_does_not_change_a_step(workers):
     from cvbatch.train.collectives import Replicas
     from cvbatch.train.step import Step
     from tests.support import toy_trainings, two_workers
@@ -134,64 +134,64 @@ def test_rows_that_are_padding_count_nowhere(workers):
         name: np.concatenate([batch.targets[name] for batch in batches])
         for name in batches[0].targets
     }
-    outcome = step([batches[0]._replace(pixels=pixels, targets=targets, num_real=len(pixels))])
+    result = step([batches[0]._replace(pixels=pixels, targets=targets, num_real=len(pixels))])
 
-    assert first["ragged/images"] == outcome.num_images == sum(two_workers.RAGGED)
-    assert_same(weights_of(first, "ragged"), model.get_weights())
+    assert first["ragged/images"] == result.num_images == sum(two_workers.RAGGED)
+    assert_equal(weights_of(first, "ragged"), model.get_weights())
 
 
 def test_moving_statistics_differ_until_they_are_averaged(workers):
     (first, second), _ = workers
-    own = [key for key in first if key.startswith("statistics/own")]
+    keys = [key for key in first if key.startswith("statistics/own")]
 
-    assert len(own) == 4
-    for key in own:
+    assert len(keys) == 4
+    for key in keys:
         mean = key.replace("own", "mean")
         assert np.abs(first[key] - second[key]).max() > 1e-6
         np.testing.assert_allclose(first[mean], (first[key] + second[key]) / 2, atol=1e-6)
         np.testing.assert_array_equal(first[mean], second[mean])
 
 
-def test_at_every_checkpoint_the_workers_have_the_same_statistics(workers):
+def test_workers_have_the_same_statistics_at_every_checkpoint(workers):
     (first, second), _ = workers
-    heard = [key for key in first if key.startswith("normalizing/")]
+    keys = [key for key in first if key.startswith("normalizing/")]
 
-    assert len(heard) == 2
-    for key in heard:
+    assert len(keys) == 2
+    for key in keys:
         np.testing.assert_array_equal(first[key], second[key])
 
 
-def test_a_loss_that_is_no_number_on_one_worker_stops_both(workers):
-    for found in workers[0]:
-        assert "must be a number" in str(found["nan/said"])
-        assert found["nan/same"]
+def test_a_nan_loss_on_one_worker_stops_both(workers):
+    for results in workers[0]:
+        assert "must be finite" in str(results["nan/said"])
+        assert results["nan/same"]
 
 
-def test_every_worker_drops_its_own_units(workers, devices):
+def test_dropout_differs_between_workers(workers, devices):
     (first, second), _ = workers
     assert second["seeds/0"].tolist() == (first["seeds/0"] + [1, 0]).tolist()
     assert len(devices["seeds/0"]) == 2
 
 
-def test_a_training_killed_and_resumed_on_two_workers_is_that_on_one(workers, tmp_path):
+def test_a_resumed_training_on_two_workers_equals_one_on_one_worker(workers, tmp_path):
     from cvbatch.train.trainer import Trainer
     from tests.support import toy_trainings, two_workers
 
     (first, second), folder = workers
     model = toy_trainings.normalized()
     plan = replace(two_workers.TRAINING, batch_size=2 * two_workers.SIZE)
-    made = toy_trainings.images(two_workers.TRAINING_IMAGES, seed=1)
+    images = toy_trainings.images(two_workers.TRAINING_IMAGES, seed=1)
     pixels, colour = toy_trainings.images(31, seed=2)
     rows = Trainer(
         toy_trainings.ColourLearner(model),
         plan,
-        toy_trainings.feed_of(*made, plan.batch_size),
+        toy_trainings.feed_of(*images, plan.batch_size),
         tmp_path,
         validation=lambda: [(pixels, toy_trainings.examples_of(pixels, colour))],
     ).run()
 
-    assert_same(weights_of(first, "training"), model.get_weights())
-    assert_same(weights_of(first, "training"), weights_of(second, "training"), atol=0)
+    assert_equal(weights_of(first, "training"), model.get_weights())
+    assert_equal(weights_of(first, "training"), weights_of(second, "training"), atol=0)
     for key in ("step", "loss", "loss_square", "accuracy", "mean_iou"):
         assert first[f"training/{key}"].tolist() == second[f"training/{key}"].tolist()
         np.testing.assert_allclose(first[f"training/{key}"], [r[key] for r in rows], atol=1e-5)

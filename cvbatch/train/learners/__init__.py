@@ -1,1 +1,1 @@
-"""What a task trains on: targets, losses and validation metrics."""
+"""Learners: targets, losses and validation metrics of each task."""

@@ -1,6 +1,6 @@
 """Learner protocol, and the table of learners by task.
 
-A learner has targets, losses and metrics of one task. The training loop uses this protocol alone.
+The training loop knows a task only by this protocol.
 """
 
 from __future__ import annotations
@@ -9,45 +9,52 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import keras
-import numpy as np
 
 from cvbatch.config.train import TrainJob
 from cvbatch.core.tasks import Task
 from cvbatch.core.types import TrainingExample
 from cvbatch.train.learners.classification import Classification, Segmentation
 from cvbatch.train.learners.detection import Localization, detection
-from cvbatch.train.learners.metrics import Measures
+from cvbatch.train.learners.metrics import MetricSet
 from cvbatch.train.learners.targets import Targets
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 
 
 class Learner(Protocol):
-    """How a network learns a task.
+    """Targets, losses and validation metrics of one task, for one network.
 
     The loss of a step is Σ loss_weights[name] · Σ losses[name] / images. `targets` and `losses`
-    are of any image size that `graphs.resized` gives `trained`; `measure` is of the model's own.
+    accept all image sizes that `graph_surgery.with_image_size` supports for `training_model`;
+    `evaluate` accepts the size of `model`.
+
+    Attributes:
+        model: the network that is saved; its outputs are decoded.
+        training_model: the layers of `model` up to its raw outputs: (B, H, W, channels) 0..255 →
+            logits and other raw numbers. It shares the weights.
+        loss_weights: weight of each loss term by name.
+        metric: key of `summarize` that selects the best checkpoint; larger is better.
     """
 
-    model: keras.Model  # what is saved; it decodes itself
-    trained: keras.Model  # its layers up to raw numbers: (B, H, W, channels) 0..255 → outputs
+    model: keras.Model
+    training_model: keras.Model
     loss_weights: dict[str, float]
-    metric: str  # of `summarize`, by which the best checkpoint is chosen: larger is better
+    metric: str
 
     def targets(self, examples: Sequence[TrainingExample]) -> Targets:
-        """Return what `trained` should answer: arrays of fixed shape, (B, ...)."""
+        """Return the targets of `training_model` by name, arrays of fixed shape (B, ...)."""
 
     def losses(self, outputs: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the parts of the loss, each (B,) float32, an image's its own alone."""
+        """Return the loss terms, each (B,) float32; an image's loss depends on that image only."""
 
-    def measure(self, outputs: Any, examples: Sequence[TrainingExample]) -> Measures:
-        """Return the scores of what `model` answered, its outputs as NumPy arrays."""
+    def evaluate(self, outputs: Any, examples: Sequence[TrainingExample]) -> MetricSet:
+        """Return the metrics of the outputs of `model`, given as NumPy arrays."""
 
-    def nothing(self) -> Measures:
-        """Return the scores of no image, to merge others into."""
+    def empty_metrics(self) -> MetricSet:
+        """Return the metrics of no image, to merge others into."""
 
-    def summarize(self, measures: Measures) -> dict[str, float]:
-        """Return the figures of merged scores; NaN where there is nothing to form one of."""
+    def summarize(self, metrics: MetricSet) -> dict[str, float]:
+        """Return the values of merged metrics by name; NaN where undefined."""
 
 
 class LearnerEntry(NamedTuple):
@@ -55,7 +62,7 @@ class LearnerEntry(NamedTuple):
 
     Args:
         build: function of (model, num_classes, options by name).
-        options: the options that a training job sets; the others have the defaults of `build`.
+        options: training job → options of `build`; all others have their defaults.
     """
 
     build: Callable[..., Learner]
@@ -76,9 +83,3 @@ LEARNERS: dict[Task, LearnerEntry] = {
     "detection": LearnerEntry(detection),
     "localization": LearnerEntry(Localization),
 }
-
-
-def answers(model: keras.Model, pixels: np.ndarray) -> Any:  # (B, H, W, channels) → NumPy arrays
-    """Return what a model says of a batch, as `measure` takes it."""
-    said = model(pixels.astype(np.float32), training=False)
-    return keras.tree.map_structure(lambda tensor: keras.ops.convert_to_numpy(tensor), said)

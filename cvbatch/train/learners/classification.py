@@ -1,4 +1,4 @@
-"""How networks learn that give a class to an image, or to each of its pixels."""
+"""Learners of classification (classes of an image) and segmentation (classes of pixels)."""
 
 from __future__ import annotations
 
@@ -22,66 +22,62 @@ from cvbatch.train.learners.losses import (
     label_cross_entropy,
     pixel_cross_entropy,
 )
-from cvbatch.train.learners.metrics import Measures
-from cvbatch.train.learners.targets import Targets, many_labels, masks, single_labels
+from cvbatch.train.learners.metrics import MetricSet
+from cvbatch.train.learners.targets import Targets, masks, multi_hot_labels, single_labels
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
-_AUXILIARY = "auxiliary_"  # begins the names of heads that only help to train
-_MAX_CONFUSED = 256  # classes of which every pair is counted
+_AUXILIARY = "auxiliary_"  # prefix of the names of heads that are used in training only
+_MAX_CONFUSION_CLASSES = 256  # a confusion matrix of more classes is too large
 _SCORES = "scores"
 
 
 class Classification:
-    """A classifier learns one label an image, or with multi_label which classes hold.
+    """Classification with one label per image, or with several (multi-label).
 
-    The loss is the cross-entropy of the classes, or the binary cross-entropies averaged over
-    them; one sigmoid unit is two classes. Heads called auxiliary_… learn the same, their loss
-    weighted by `AUXILIARY_LOSS_WEIGHT`. Figures: accuracy, top_5 and, up to 256 classes,
-    macro_f1; or mean_average_precision.
+    The loss is the cross-entropy of the classes; with `multi_label`, the binary cross-entropy
+    averaged over the classes. One sigmoid unit is treated as two classes. Auxiliary heads
+    ("auxiliary_…") have the same loss with the weight `AUXILIARY_LOSS_WEIGHT`. Metrics: accuracy,
+    top_5 and, for up to 256 classes, macro_f1; with `multi_label`, mean_average_precision.
 
-    output: the name of the class scores, where a model has several outputs that could be.
+    Args:
+        model: classifier with an output (B, classes).
+        num_classes: number of classes of the data.
+        multi_label: whether an image may have several labels, or none.
 
     Raises:
-        ModelError: the outputs are no class scores, their number is another, or their activation
-            does not fit.
+        ModelError: the model has no class scores, another number of classes, or an activation that
+            does not fit `multi_label`.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        num_classes: int,
-        *,
-        multi_label: bool = False,
-        output: str | None = None,
-    ) -> None:
+    def __init__(self, model: keras.Model, num_classes: int, *, multi_label: bool = False) -> None:
         self.model, self.num_classes, self.multi_label = model, num_classes, multi_label
         graph = flatten(model)
-        found = by_name(graph.output)
-        helpers = [name for name in found if name.startswith(_AUXILIARY)]
-        mains = {name: tensor for name, tensor in found.items() if name not in helpers}
-        scores = select_output("classification", "class scores (B, classes)", mains, output, 2)
-        (self._output,) = (name for name, tensor in mains.items() if tensor is scores)
+        outputs = by_name(graph.output)
+        auxiliary = [name for name in outputs if name.startswith(_AUXILIARY)]
+        main = {name: tensor for name, tensor in outputs.items() if name not in auxiliary}
+        scores = select_output("classification", "class scores (B, classes)", main, None, 2)
+        (self._output,) = (name for name, tensor in main.items() if tensor is scores)
         heads = {_SCORES: logits_of(graph, scores)}
-        heads |= {name: logits_of(graph, found[name]) for name in helpers}
+        heads |= {name: logits_of(graph, outputs[name]) for name in auxiliary}
         for head in heads.values():
             _check_units(model, head, num_classes, multi_label)
         self._threshold = 0.5 if heads[_SCORES].activation else 0.0
-        view = {name: head.tensor for name, head in heads.items()}
-        self.trained = keras.Model(graph.input, view, name=model.name)
+        logits = {name: head.tensor for name, head in heads.items()}
+        self.training_model = keras.Model(graph.input, logits, name=model.name)
         self.loss_weights = {
-            name: AUXILIARY_LOSS_WEIGHT if name in helpers else 1.0 for name in heads
+            name: AUXILIARY_LOSS_WEIGHT if name in auxiliary else 1.0 for name in heads
         }
         self.metric = "mean_average_precision" if multi_label else "accuracy"
 
     def targets(self, examples: Sequence[TrainingExample]) -> Targets:
-        """Return {"labels": (B,) int32}, or with multi_label (B, C) of 0 and 1."""
-        of = many_labels if self.multi_label else single_labels
-        return {"labels": of(examples, self.num_classes)}
+        """Return {"labels": (B,) int32}; with `multi_label`, (B, C) float32 of 0 and 1."""
+        labels_of = multi_hot_labels if self.multi_label else single_labels
+        return {"labels": labels_of(examples, self.num_classes)}
 
     def losses(
         self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return the loss of each head, (B,)."""
+        """Return the loss of each head, (B,) float32."""
         labels = targets["labels"]
         if self.multi_label:
             return {name: label_cross_entropy(outputs[name], labels) for name in self.loss_weights}
@@ -90,55 +86,58 @@ class Classification:
             for name in self.loss_weights
         }
 
-    def nothing(self) -> Measures:
-        """Return the scores of no image."""
+    def empty_metrics(self) -> MetricSet:
+        """Return the metrics of no image."""
         if self.multi_label:
-            return Measures.of(MultiLabelPrecision.empty(self.num_classes))
+            return MetricSet.of(MultiLabelPrecision.empty(self.num_classes))
         top = TopK.empty((1, 5))
-        if self.num_classes > _MAX_CONFUSED:
-            return Measures.of(top)
-        return Measures.of(top, Confusion.empty(self.num_classes))
+        if self.num_classes > _MAX_CONFUSION_CLASSES:
+            return MetricSet.of(top)
+        return MetricSet.of(top, Confusion.empty(self.num_classes))
 
-    def measure(self, outputs: Any, examples: Sequence[TrainingExample]) -> Measures:
-        """Return the scores of class scores (B, units)."""
+    def evaluate(self, outputs: Any, examples: Sequence[TrainingExample]) -> MetricSet:
+        """Return the metrics of the model's outputs, class scores (B, units)."""
         scores = by_name(outputs)[self._output].astype(np.float32)
         if self.multi_label:
-            holds = many_labels(examples, self.num_classes) > 0
-            return Measures.of(MultiLabelPrecision.empty(self.num_classes).add(holds, scores))
-        truth = single_labels(examples, self.num_classes)
-        scores = _of_all_classes(scores, self._threshold)
-        top = TopK.empty((1, 5)).add(truth, scores)
-        if self.num_classes > _MAX_CONFUSED:
-            return Measures.of(top)
+            is_true = multi_hot_labels(examples, self.num_classes) > 0
+            return MetricSet.of(MultiLabelPrecision.empty(self.num_classes).add(is_true, scores))
+        labels = single_labels(examples, self.num_classes)
+        scores = _scores_of_all_classes(scores, self._threshold)
+        top = TopK.empty((1, 5)).add(labels, scores)
+        if self.num_classes > _MAX_CONFUSION_CLASSES:
+            return MetricSet.of(top)
         confusion = Confusion.empty(self.num_classes)
-        return Measures.of(top, confusion.add(truth, scores.argmax(axis=-1)))
+        return MetricSet.of(top, confusion.add(labels, scores.argmax(axis=-1)))
 
-    def summarize(self, measures: Measures) -> dict[str, float]:
-        """Return the figures of merged scores."""
+    def summarize(self, metrics: MetricSet) -> dict[str, float]:
+        """Return the values of merged metrics by name."""
         if self.multi_label:
-            return measures.figures("multi_label_precision")
-        top = measures.figures("top_k")
-        figures = {"accuracy": top["top_1"]}
+            return metrics.values("multi_label_precision")
+        top = metrics.values("top_k")
+        values = {"accuracy": top["top_1"]}
         if self.num_classes > 5:
-            figures["top_5"] = top["top_5"]
-        if self.num_classes <= _MAX_CONFUSED:
-            figures["macro_f1"] = measures.figures("confusion")["macro_f1"]
-        return figures
+            values["top_5"] = top["top_5"]
+        if self.num_classes <= _MAX_CONFUSION_CLASSES:
+            values["macro_f1"] = metrics.values("confusion")["macro_f1"]
+        return values
 
 
 class Segmentation:
-    """A segmenter learns a class for every pixel; figures: mean_iou, accuracy.
+    """Semantic segmentation: one class per pixel. Metrics: mean_iou, accuracy.
 
-    The loss is the cross-entropy of the pixels, averaged over those of each image that count
-    (`losses.pixel_cross_entropy`). A network that answers on a coarser grid learns the mask at
-    that size and is measured at the mask's own, as the job enlarges it.
+    The loss is the cross-entropy averaged over an image's labelled pixels
+    (`losses.pixel_cross_entropy`). A network with a coarser output grid is trained on masks of that
+    size, and evaluated at the size of its input, to which predictions are enlarged too.
 
-    class_weights: one for each class, what an error on its pixels weighs; 1 by default.
-    ignored: a class id of the masks that is not learnt or measured, beside `VOID_CLASS`.
+    Args:
+        model: segmenter with an output (B, h, w, classes).
+        num_classes: number of classes of the data.
+        class_weights: weight of a pixel's loss by its true class; None: 1 for all.
+        ignored: a class id of the masks that is treated as `VOID_CLASS`; None: none.
 
     Raises:
-        ModelError: the outputs are no maps of class scores, or their number is another.
-        ConfigError: the weights are not one for each class, or one is negative.
+        ModelError: the model has no maps of class scores, or another number of classes.
+        ConfigError: there is not one weight per class, or one is negative.
     """
 
     def __init__(
@@ -148,7 +147,6 @@ class Segmentation:
         *,
         class_weights: Sequence[float] | None = None,
         ignored: int | None = None,
-        output: str | None = None,
     ) -> None:
         self.model, self.num_classes, self.ignored = model, num_classes, ignored
         weights = [1.0] * num_classes if class_weights is None else list(class_weights)
@@ -159,23 +157,27 @@ class Segmentation:
             )
         self._class_weights = np.array(weights, np.float32)
         graph = flatten(model)
-        found = by_name(graph.output)
-        wants = "class scores per pixel (B, height, width, classes)"
-        maps = select_output("segmentation", wants, found, output, 4)
-        (self._output,) = (name for name, tensor in found.items() if tensor is maps)
+        outputs = by_name(graph.output)
+        expected = "class scores per pixel (B, height, width, classes)"
+        maps = select_output("segmentation", expected, outputs, None, 4)
+        (self._output,) = (name for name, tensor in outputs.items() if tensor is maps)
         head = logits_of(graph, maps)
         _check_units(model, head, num_classes, False)
         self._threshold = 0.5 if head.activation else 0.0
-        self._sizes = tuple(graph.input.shape[1:3]), tuple(maps.shape[1:3])
-        self.trained = keras.Model(graph.input, {_SCORES: head.tensor}, name=model.name)
+        self._input_size, self._output_size = graph.input.shape[1:3], maps.shape[1:3]
+        self.training_model = keras.Model(graph.input, {_SCORES: head.tensor}, name=model.name)
         self.loss_weights = {_SCORES: 1.0}
         self.metric = "mean_iou"
 
     def targets(self, examples: Sequence[TrainingExample]) -> Targets:
-        """Return {"mask": (B, h, w) uint8} at the size of the answer."""
-        own, answered = self._sizes
-        sizes = examples[0].pixels.shape[:2] if examples else own
-        height, width = (n * b // a for n, a, b in zip(sizes, own, answered, strict=True))
+        """Return {"mask": (B, h, w) uint8} at the size of the network's output."""
+        image_size = examples[0].pixels.shape[:2] if examples else self._input_size
+        height, width = (
+            side * output // model_side
+            for side, model_side, output in zip(
+                image_size, self._input_size, self._output_size, strict=True
+            )
+        )
         mask = masks(examples, (height, width), self.num_classes, self.ignored)
         return {"mask": mask}
 
@@ -186,31 +188,31 @@ class Segmentation:
         logits = as_two_classes(outputs[_SCORES])
         return {_SCORES: pixel_cross_entropy(logits, targets["mask"], self._class_weights)}
 
-    def nothing(self) -> Measures:
-        """Return the scores of no image."""
-        return Measures.of(Confusion.empty(self.num_classes, VOID_CLASS))
+    def empty_metrics(self) -> MetricSet:
+        """Return the metrics of no image."""
+        return MetricSet.of(Confusion.empty(self.num_classes, VOID_CLASS))
 
-    def measure(self, outputs: Any, examples: Sequence[TrainingExample]) -> Measures:
-        """Return the scores of maps (B, h, w, units)."""
+    def evaluate(self, outputs: Any, examples: Sequence[TrainingExample]) -> MetricSet:
+        """Return the metrics of the model's outputs, maps (B, h, w, units)."""
         maps = by_name(outputs)[self._output].astype(np.float32)
         confusion = Confusion.empty(self.num_classes, VOID_CLASS)
-        truth = masks(examples, self._sizes[0], self.num_classes, self.ignored)
-        if maps.shape[1:3] != truth.shape[1:]:
-            maps = _enlarged(maps, self._sizes[0])
-        said = _of_all_classes(maps, self._threshold).argmax(axis=-1)
-        return Measures.of(confusion.add(truth, said))
+        labels = masks(examples, self._input_size, self.num_classes, self.ignored)
+        if maps.shape[1:3] != labels.shape[1:]:
+            maps = _enlarge(maps, self._input_size)
+        predicted = _scores_of_all_classes(maps, self._threshold).argmax(axis=-1)
+        return MetricSet.of(confusion.add(labels, predicted))
 
-    def summarize(self, measures: Measures) -> dict[str, float]:
-        """Return the figures of merged scores."""
-        figures = measures.figures("confusion")
-        return {name: figures[name] for name in ("mean_iou", "accuracy")}
+    def summarize(self, metrics: MetricSet) -> dict[str, float]:
+        """Return the values of merged metrics by name."""
+        values = metrics.values("confusion")
+        return {name: values[name] for name in ("mean_iou", "accuracy")}
 
 
-def _enlarged(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # → (B, *size, units)
-    """Return maps interpolated linearly."""
+def _enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # → (B, *size, units)
+    """Return the maps with linear interpolation."""
     enlarged = np.zeros((len(maps), *size, maps.shape[3]), np.float32)
-    for row, one in enumerate(maps):
-        enlarged[row] = cv2.resize(one, (size[1], size[0])).reshape(enlarged.shape[1:])
+    for row, image_maps in enumerate(maps):
+        enlarged[row] = cv2.resize(image_maps, (size[1], size[0])).reshape(enlarged.shape[1:])
     return enlarged
 
 
@@ -219,21 +221,24 @@ def _check_units(model: keras.Model, head: Logits, num_classes: int, multi_label
     if units != num_classes and not (units == 1 and num_classes == 2 and not multi_label):
         raise ModelError(
             f"model {model.name!r} has {units} outputs for {num_classes} classes; build it with "
-            "as many as the data has"
+            "one output per class"
         )
     if not head.activation or units == 1:
         return
-    wanted = "sigmoid" if multi_label else "softmax"
-    if head.activation != wanted:
+    required = "sigmoid" if multi_label else "softmax"
+    if head.activation != required:
         raise ModelError(
-            f"model {model.name!r} ends in a {head.activation}, but {num_classes} classes that "
-            f"{'may hold together' if multi_label else 'exclude each other'} want a {wanted}; "
-            f"build it with multi_label: {str(multi_label).lower()}"
+            f"model {model.name!r} has a final {head.activation}, but {num_classes} classes that "
+            f"{'may occur together' if multi_label else 'exclude each other'} require a "
+            f"{required}; build it with multi_label: {str(multi_label).lower()}"
         )
 
 
-def _of_all_classes(scores: np.ndarray, threshold: float) -> np.ndarray:  # (..., units) → (..., C)
-    """Return the scores, for a single unit those of both classes: equal at the threshold."""
+def _scores_of_all_classes(
+    scores: np.ndarray,  # (..., units)
+    threshold: float,
+) -> np.ndarray:  # (..., C)
+    """Return the scores; of a single unit those of both classes, equal at the threshold."""
     if scores.shape[-1] != 1:
         return scores
     return np.concatenate([2 * threshold - scores, scores], axis=-1)

@@ -1,6 +1,7 @@
-"""Training sees a network before its last softmax or sigmoid, where the gradient is not lost yet.
+"""Logits of a network: its tensors before the last softmax or sigmoid.
 
-The view is made of the network's own layers: training one trains the other.
+Losses use logits because a score that was rounded to 0 has no gradient. The layers are shared with
+the network, so training them trains the network.
 """
 
 from __future__ import annotations
@@ -11,24 +12,24 @@ import keras
 from keras import layers, ops
 
 from cvbatch.core.errors import ModelError
-from cvbatch.models.graph_surgery import calls_of
+from cvbatch.models.graph_surgery import Call, calls_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 _ACTIVATIONS = ("softmax", "sigmoid")
 
 
 class Logits(NamedTuple):
-    """What an output was before its activation."""
+    """An output before its activation."""
 
     tensor: Tensor
-    activation: str  # "softmax", "sigmoid", or "" where the output itself is taken for logits
+    activation: str  # "softmax", "sigmoid", or "" if the output itself is treated as logits
 
 
 class WithoutActivation(layers.Wrapper):  # type: ignore[misc]  # Keras carries no type information
-    """A Dense or Conv2D layer with its own weights and without its activation."""
+    """A Dense or Conv2D layer without its activation; the weights are shared."""
 
     def call(self, inputs: Tensor) -> Tensor:
-        """Return what the wrapped layer would, before its activation."""
+        """Return the wrapped layer's output before its activation."""
         layer = self.layer
         if isinstance(layer, layers.Dense):
             outputs = ops.matmul(inputs, layer.kernel)
@@ -37,14 +38,14 @@ class WithoutActivation(layers.Wrapper):  # type: ignore[misc]  # Keras carries 
         return outputs + layer.bias if layer.use_bias else outputs
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> Any:
-        """Return the shape that the wrapped layer's output has."""
+        """Return the shape of the wrapped layer's output."""
         return self.layer.compute_output_shape(input_shape)
 
 
 def logits_of(model: keras.Model, tensor: Tensor) -> Logits:
-    """Return what one of a flat model's tensors was before its softmax or sigmoid.
+    """Return a tensor of a flat model before its softmax or sigmoid.
 
-    As in the job, an output that ends in neither is taken for logits.
+    As in prediction, an output without either is treated as logits.
 
     Raises:
         ModelError: the activation is part of a layer that is neither Dense nor Conv2D.
@@ -54,7 +55,7 @@ def logits_of(model: keras.Model, tensor: Tensor) -> Logits:
         return Logits(tensor, "")
     layer = call.operation
     activation = getattr(getattr(layer, "activation", None), "__name__", "")
-    if type(layer).__name__.lower() in _ACTIVATIONS:  # the layer Softmax, ops.softmax, ops.sigmoid
+    if type(layer).__name__.lower() in _ACTIVATIONS:  # layers.Softmax, ops.softmax, ops.sigmoid
         return Logits(call.received[0], type(layer).__name__.lower())
     if activation not in _ACTIVATIONS:
         return Logits(tensor, "")
@@ -62,15 +63,15 @@ def logits_of(model: keras.Model, tensor: Tensor) -> Logits:
         return Logits(call.received[0], activation)
     if type(layer) not in (layers.Dense, layers.Conv2D):
         raise ModelError(
-            f"layer {layer.name!r} ({type(layer).__name__}) ends in a {activation} of its own; to "
-            f"train the model put that in a layer behind it: layers.Activation({activation!r})"
+            f"layer {layer.name!r} ({type(layer).__name__}) contains a {activation}; to train the "
+            f"model, use a separate layer after it: layers.Activation({activation!r})"
         )
-    bare = WithoutActivation(layer, name=layer.name, dtype=layer.dtype_policy)
-    return Logits(bare(call.received[0]), activation)
+    linear = WithoutActivation(layer, name=layer.name, dtype=layer.dtype_policy)
+    return Logits(linear(call.received[0]), activation)
 
 
-def call_of(model: keras.Model, tensor: Tensor) -> Any:  # a graphs.Call, None for an input
-    """Return the call in a flat model's graph that a tensor comes from."""
+def call_of(model: keras.Model, tensor: Tensor) -> Call | None:
+    """Return the call of a flat model that produced a tensor; None for an input."""
     for call in calls_of(model):
         if any(tensor is returned for returned in call.returned):
             return call

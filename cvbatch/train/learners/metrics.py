@@ -1,4 +1,4 @@
-"""One answer is scored in several ways at once; those scores are kept, merged and sent together."""
+"""Validation metrics of a task: several mergeable metrics of the same images."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ _KINDS: dict[str, type[Metric]] = {
 
 
 @dataclass(frozen=True)
-class Measures:
-    """Scores of the same images, by the names of their kinds; they merge as each of them does."""
+class MetricSet:
+    """Metrics of the same images by the name of their kind, merged and sent together."""
 
-    scores: Mapping[str, Metric]
+    metrics: Mapping[str, Metric]
 
     @classmethod
-    def of(cls, *scores: Metric) -> Measures:
-        """Return these scores, each of another kind, as one."""
+    def of(cls, *metrics: Metric) -> MetricSet:
+        """Return the set of these metrics, at most one of each kind."""
         names = {kind: name for name, kind in _KINDS.items()}
-        return cls({names[type(score)]: score for score in scores})
+        return cls({names[type(metric)]: metric for metric in metrics})
 
-    def merge(self, *others: Measures) -> Measures:
-        """Return the scores of all the images that these saw.
+    def merge(self, *others: MetricSet) -> MetricSet:
+        """Return the metrics over the images of all these sets.
 
         Raises:
-            ValueError: the settings of a score differ.
+            ValueError: the settings of a metric differ.
         """
-        return Measures(
+        return MetricSet(
             {
-                name: score.merge(*(other.scores[name] for other in others))
-                for name, score in self.scores.items()
+                name: metric.merge(*(other.metrics[name] for other in others))
+                for name, metric in self.metrics.items()
             }
         )
 
     def to_state(self) -> dict[str, Any]:
-        """Return the scores as numbers, strings and lists of them, fit for JSON."""
-        return {name: score.to_state() for name, score in self.scores.items()}
+        """Return the sums as numbers, strings and lists of them, for JSON."""
+        return {name: metric.to_state() for name, metric in self.metrics.items()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Measures:
-        """Return what `to_state` told, also after JSON."""
+    def from_state(cls, state: Mapping[str, Any]) -> MetricSet:
+        """Return the set of a `to_state`; JSON may have converted its tuples to lists."""
         return cls({name: _KINDS[name].from_state(values) for name, values in state.items()})
 
-    def figures(self, name: str) -> dict[str, float]:
-        """Return the figures of one score; NaN where it has none to give."""
-        values = self.scores[name].as_dict()  # type: ignore[attr-defined]
+    def values(self, name: str) -> dict[str, float]:
+        """Return the values of one metric; NaN where undefined."""
+        values = self.metrics[name].as_dict()  # type: ignore[attr-defined]
         return {key: float("nan") if value is None else value for key, value in values.items()}

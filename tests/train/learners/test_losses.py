@@ -1,4 +1,4 @@
-"""Every loss against loops over plain numbers, also where there is nothing, or far too much."""
+"""Every loss, compared with loops over plain numbers, for normal and extreme inputs."""
 
 import math
 
@@ -21,13 +21,13 @@ STRIDE, GRID = 16, (4, 6)
 WINDOW, WINDOW_STRIDE, WINDOWS = (32, 48), 8, (5, 7)
 IGNORE_IOU = 0.4
 DECODE = GridDecode(ANCHORS, STRIDE)
-# One image for every awkward case and a few at random: their losses are compared one by one.
+# One image per edge case and a few random ones; their losses are compared one by one.
 IMAGES = list(BOXES.values()) + [random_boxes(np.random.default_rng(s), 5) for s in range(4)]
 EXAMPLES = [example(boxes) for boxes in IMAGES]
 WEIGHTS = np.array([1.0, 0.0, 2.5], np.float32)
 
 
-# --- the same, written out number by number ---------------------------------------------------
+# --- reference losses in plain Python
 
 
 def cross_entropy(logits, class_id):
@@ -35,8 +35,8 @@ def cross_entropy(logits, class_id):
     return peak + math.log(sum(math.exp(x - peak) for x in logits)) - logits[class_id]
 
 
-def binary(logit, truth):
-    return max(logit, 0) + math.log1p(math.exp(-abs(logit))) - logit * truth
+def binary(logit, target):
+    return max(logit, 0) + math.log1p(math.exp(-abs(logit))) - logit * target
 
 
 def sigmoid(t):
@@ -50,7 +50,7 @@ def iou(a, b):
     return width * height / union if width * height > 0 else 0.0
 
 
-def pixels_slowly(logits, mask, weights):
+def reference_pixels(logits, mask, weights):
     total, count = 0.0, 0
     for row, column in np.ndindex(mask.shape):
         if mask[row, column] != VOID_CLASS:
@@ -60,13 +60,13 @@ def pixels_slowly(logits, mask, weights):
     return total / count if count else 0.0
 
 
-def windows_slowly(outputs, wanted):
+def reference_windows(outputs, wanted):
     sums = {"objectness": 0.0, "classes": 0.0, "box": 0.0}
     for at in np.ndindex(WINDOWS):
-        asked = wanted["objectness"][at]
-        if asked >= 0:
-            sums["objectness"] += binary(float(outputs["objectness"][at][0]), asked)
-        if asked == 1:
+        objectness = wanted["objectness"][at]
+        if objectness >= 0:
+            sums["objectness"] += binary(float(outputs["objectness"][at][0]), objectness)
+        if objectness == 1:
             class_id = int(wanted["class_id"][at])
             sums["classes"] += cross_entropy(outputs["classes"][at].tolist(), class_id)
             differences = outputs["box"][at].astype(float) - wanted["box"][at]
@@ -74,8 +74,8 @@ def windows_slowly(outputs, wanted):
     return sums
 
 
-def grid_slowly(raw, wanted, boxes):
-    """`boxes`: the image's own, as they were given, those of no area too."""
+def reference_grid(raw, wanted, boxes):
+    """`boxes`: all boxes of the image, also those without an area."""
     sums = {"coordinates": 0.0, "objectness": 0.0, "no_object": 0.0, "classes": 0.0}
     num_anchors = len(ANCHORS)
     for row, column in np.ndindex(GRID):
@@ -95,17 +95,17 @@ def grid_slowly(raw, wanted, boxes):
             y, x = (row + sigmoid(ty)) * STRIDE, (column + sigmoid(tx)) * STRIDE
             h = math.exp(min(th, 12)) * height * GRID[0] * STRIDE  # larger than any image
             w = math.exp(min(tw, 12)) * width * GRID[1] * STRIDE
-            found = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-            if max((iou(found, box) for box, _ in boxes), default=0.0) <= IGNORE_IOU:
+            predicted = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+            if max((iou(predicted, box) for box, _ in boxes), default=0.0) <= IGNORE_IOU:
                 sums["no_object"] += binary(to, 0)
     return sums
 
 
-# --- what is compared -------------------------------------------------------------------------
+# --- cases
 
 
 def numbers(shape, scale, seed=0):
-    """Random numbers; at a large scale every one near ±scale, or 0."""
+    """Return random numbers; at a large scale only −scale, 0 and scale."""
     rng = np.random.default_rng(seed)
     if scale > 100:
         return (rng.integers(-1, 2, shape) * scale).astype(np.float32)
@@ -115,10 +115,10 @@ def numbers(shape, scale, seed=0):
 def segmentation(scale):
     rng = np.random.default_rng(1)
     mask = rng.choice(np.array([0, 1, 2, VOID_CLASS], np.uint8), (5, 4, 6))
-    mask[1] = VOID_CLASS  # nothing counts
-    mask[2] = 1  # whose weight is 0
+    mask[1] = VOID_CLASS
+    mask[2] = 1  # a class of weight 0
     logits = numbers((5, 4, 6, 3), scale)
-    expected = [pixels_slowly(logits[i], mask[i], WEIGHTS) for i in range(5)]
+    expected = [reference_pixels(logits[i], mask[i], WEIGHTS) for i in range(5)]
 
     def loss(logits, mask):
         return {"pixels": losses.pixel_cross_entropy(logits["maps"], mask["mask"], WEIGHTS)}
@@ -131,25 +131,30 @@ def windows(scale):
     shape = (len(EXAMPLES), *WINDOWS)
     outputs = {"classes": 3, "objectness": 1, "box": 4}
     outputs = {k: numbers((*shape, n), scale, n) for k, n in outputs.items()}
-    slow = [
-        windows_slowly(*({k: v[i] for k, v in part.items()} for part in (outputs, wanted)))
+    reference = [
+        reference_windows(*({k: v[i] for k, v in part.items()} for part in (outputs, wanted)))
         for i in range(len(EXAMPLES))
     ]
-    return losses.window_losses, outputs, wanted, {k: [s[k] for s in slow] for k in slow[0]}
+    return (
+        losses.window_losses,
+        outputs,
+        wanted,
+        {k: [s[k] for s in reference] for k in reference[0]},
+    )
 
 
 def grid(scale):
     wanted = targets.grid_targets(EXAMPLES, GRID, STRIDE, np.array(ANCHORS), 3)
     raw = numbers((len(EXAMPLES), *GRID, 5 * len(ANCHORS) + 3), scale)
-    slow = [
-        grid_slowly(raw[i], {k: v[i] for k, v in wanted.items()}, boxes)
+    reference = [
+        reference_grid(raw[i], {k: v[i] for k, v in wanted.items()}, boxes)
         for i, boxes in enumerate(IMAGES)
     ]
 
     def loss(outputs, wanted):
         return losses.grid_losses(outputs["raw"], wanted, DECODE, IGNORE_IOU)
 
-    return loss, {"raw": raw}, wanted, {k: [s[k] for s in slow] for k in slow[0]}
+    return loss, {"raw": raw}, wanted, {k: [s[k] for s in reference] for k in reference[0]}
 
 
 def labels(scale):
@@ -179,18 +184,18 @@ def labels(scale):
 
 
 def single_box(scale):
-    examples = [one for one in EXAMPLES if len(one.boxes_xyxy) == 1]
+    examples = [e for e in EXAMPLES if len(e.boxes_xyxy) == 1]
     wanted = targets.single_boxes(examples, SIZE, 3)
-    said = numbers((len(examples), 4), scale)
+    predicted = numbers((len(examples), 4), scale)
     expected = [
         sum((float(a) - float(b)) ** 2 for a, b in zip(*row, strict=True)) / 4
-        for row in zip(said, wanted["box"], strict=True)
+        for row in zip(predicted, wanted["box"], strict=True)
     ]
 
     def loss(outputs, wanted):
         return {"box": losses.box_error(outputs["box"], wanted["box"])}
 
-    return loss, {"box": said}, wanted, {"box": expected}
+    return loss, {"box": predicted}, wanted, {"box": expected}
 
 
 CASES = {
@@ -204,13 +209,13 @@ CASES = {
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 3.0, 1e4])
 @pytest.mark.parametrize("name", CASES)
-def test_a_loss_is_the_slow_one(name, scale):
+def test_a_loss_equals_the_reference(name, scale):
     loss, outputs, wanted, expected = CASES[name](scale)
-    found = loss(*(
+    actual = loss(*(
         {k: tf.constant(v) for k, v in part.items()} for part in (outputs, wanted)
     ))  # fmt: skip
-    assert found.keys() == expected.keys()
-    for key, values in found.items():
+    assert actual.keys() == expected.keys()
+    for key, values in actual.items():
         assert values.dtype == tf.float32
         np.testing.assert_allclose(values, expected[key], rtol=2e-5, atol=1e-5, err_msg=key)
 
@@ -220,58 +225,58 @@ def test_a_loss_is_the_slow_one(name, scale):
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_gradients_are_finite(name, dtype, scale):
     loss, outputs, wanted, _ = CASES[name](scale)
-    said = {k: tf.constant(v, dtype) for k, v in outputs.items()}
+    predicted = {k: tf.constant(v, dtype) for k, v in outputs.items()}
     with tf.GradientTape() as tape:
-        tape.watch(said)
-        found = loss(said, {k: tf.constant(v) for k, v in wanted.items()})
-        total = sum(tf.reduce_sum(values) for values in found.values())
-    for values in found.values():
+        tape.watch(predicted)
+        terms = loss(predicted, {k: tf.constant(v) for k, v in wanted.items()})
+        total = sum(tf.reduce_sum(values) for values in terms.values())
+    for values in terms.values():
         assert values.dtype == tf.float32
         assert np.isfinite(values).all()
-    for gradient in tape.gradient(total, said).values():
+    for gradient in tape.gradient(total, predicted).values():
         assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_image_costs_the_same_in_any_batch(name):
+def test_the_loss_of_an_image_does_not_depend_on_the_batch(name):
     loss, outputs, wanted, _ = CASES[name](1.0)
     count = len(next(iter(outputs.values())))
 
-    def of(rows):
-        found = loss(
+    def losses_of(rows):
+        terms = loss(
             *({k: tf.constant(v[rows]) for k, v in part.items()} for part in (outputs, wanted))
         )
-        return {k: np.asarray(v) for k, v in found.items()}
+        return {k: np.asarray(v) for k, v in terms.items()}
 
-    whole, order = of(np.arange(count)), np.random.default_rng(0).permutation(count)
-    turned = of(order)
-    for key, values in whole.items():
-        np.testing.assert_allclose(turned[key], values[order], rtol=1e-6, atol=1e-7)
+    together, order = losses_of(np.arange(count)), np.random.default_rng(0).permutation(count)
+    permuted = losses_of(order)
+    for key, values in together.items():
+        np.testing.assert_allclose(permuted[key], values[order], rtol=1e-6, atol=1e-7)
     for row in range(count):
-        for key, values in of(np.array([row])).items():
-            np.testing.assert_allclose(values, whole[key][row : row + 1], rtol=1e-6, atol=1e-7)
+        for key, values in losses_of(np.array([row])).items():
+            np.testing.assert_allclose(values, together[key][row : row + 1], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_compiled_loss_is_the_same(name):
     loss, outputs, wanted, _ = CASES[name](1.0)
-    fed = [{k: tf.constant(v) for k, v in part.items()} for part in (outputs, wanted)]
-    compiled = tf.function(loss, autograph=False)(*fed)
-    for key, values in loss(*fed).items():
+    inputs = [{k: tf.constant(v) for k, v in part.items()} for part in (outputs, wanted)]
+    compiled = tf.function(loss, autograph=False)(*inputs)
+    for key, values in loss(*inputs).items():
         np.testing.assert_allclose(compiled[key], values, rtol=1e-6, atol=1e-6)
 
 
-def test_an_image_of_void_or_of_weightless_classes_costs_nothing():
+def test_void_pixels_and_classes_of_weight_0_have_no_loss():
     loss, outputs, wanted, _ = segmentation(3.0)
-    cost = np.asarray(loss(outputs, wanted)["pixels"])
-    assert cost[1] == cost[2] == 0
-    assert (cost[[0, 3, 4]] > 0).all()
+    values = np.asarray(loss(outputs, wanted)["pixels"])
+    assert values[1] == values[2] == 0
+    assert (values[[0, 3, 4]] > 0).all()
 
 
-def test_a_right_answer_costs_nothing():
-    """The raw numbers that decode to the truth: no loss but what the sigmoids leave over."""
-    some = [example(BOXES[name]) for name in ("none", "one", "larger than the image")]
-    wanted = targets.grid_targets(some, GRID, STRIDE, np.array(ANCHORS), 3)
+def test_correct_predictions_have_no_loss():
+    """Raw outputs that decode to the true boxes; sigmoids never reach 0 or 1 exactly."""
+    examples = [example(BOXES[name]) for name in ("none", "one", "larger than the image")]
+    wanted = targets.grid_targets(examples, GRID, STRIDE, np.array(ANCHORS), 3)
     offsets = np.clip(wanted["numbers"][..., :2], 1e-6, 1 - 1e-6)
     is_box = wanted["numbers"][..., 4:]
     raw = np.concatenate(
@@ -287,32 +292,32 @@ def test_a_right_answer_costs_nothing():
         np.testing.assert_allclose(values, 0, atol=1e-5)
 
 
-def test_an_anchor_that_found_the_box_by_itself_is_not_told_off():
-    """Its neighbour's prediction lies on the true box: above the IoU it costs nothing."""
+def test_an_anchor_without_a_box_may_predict_one_that_overlaps():
+    """A neighbouring cell predicts the true box: above the IoU limit this has no loss."""
     boxes = [((8, 8, 56, 24), 0)]  # 48 wide, 16 high: its centre in the cell at row 1, column 2
     wanted = targets.grid_targets([example(boxes)], GRID, STRIDE, np.array(ANCHORS), 3)
     (at,) = np.argwhere(wanted["numbers"][0, ..., 4] == 1)
     assert at.tolist() == [1, 2, 0]
     raw = np.full((1, *GRID, 18), -30.0, np.float32)
     raw[0, 1, 1, :5] = -8, 8, 0, 0, 3  # centre at y 16, x 32, of the anchor's size: the true box
-    cost = {
+    values = {
         limit: float(losses.grid_losses(raw, wanted, DECODE, limit)["no_object"][0])
         for limit in (0.9, 0.9999)
     }
-    assert cost[0.9] < 1e-3
-    assert cost[0.9999] == pytest.approx(binary(3, 0), abs=0.01)
+    assert values[0.9] < 1e-3
+    assert values[0.9999] == pytest.approx(binary(3, 0), abs=0.01)
 
 
-def test_keras_says_the_same_of_scores():
+def test_label_losses_equal_keras():
     import keras
 
     loss, outputs, wanted, _ = labels(2.0)
-    found = loss(outputs, wanted)
+    terms = loss(outputs, wanted)
     scores = keras.ops.softmax(outputs["x"])
     np.testing.assert_allclose(
-        found["single"],
+        terms["single"],
         keras.losses.sparse_categorical_crossentropy(wanted["class_id"], scores),
         rtol=1e-4,
     )
     many = keras.losses.binary_crossentropy(wanted["holds"], keras.ops.sigmoid(outputs["x"]))
-    np.testing.assert_allclose(found["many"], many, rtol=1e-4)
+    np.testing.assert_allclose(terms["many"], many, rtol=1e-4)

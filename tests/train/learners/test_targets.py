@@ -1,4 +1,4 @@
-"""Targets are the decoding turned round: what is made of them decodes to the truth."""
+"""Targets are the inverse of decoding: raw outputs made of them decode to the true boxes."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from tests.support.training_examples import BOXES, SIZE, example, random_boxes
 ANCHORS = np.array([(0.25, 0.5), (0.5, 0.125), (0.1, 0.1)])
 STRIDE, GRID = 16, (4, 6)
 WINDOW, WINDOW_STRIDE, WINDOWS = (32, 48), 8, (5, 7)
-SURE = 20.0  # a logit
+CONFIDENT = 20.0  # a logit
 RANDOM = {f"random {seed}": random_boxes(np.random.default_rng(seed), 6) for seed in range(4)}
 
 
@@ -39,9 +39,9 @@ def with_area(boxes):
     return [(box, c) for box, c in boxes if box[2] > box[0] and box[3] > box[1]]
 
 
-def test_no_images_are_none():
+def test_no_images():
     assert targets.single_labels([], 3).shape == (0,)
-    assert targets.many_labels([], 3).shape == (0, 3)
+    assert targets.multi_hot_labels([], 3).shape == (0, 3)
     assert targets.masks([], (4, 5), 3).shape == (0, 4, 5)
     assert {k: v.shape for k, v in targets.single_boxes([], SIZE, 3).items()} == {
         "class_id": (0,),
@@ -50,86 +50,86 @@ def test_no_images_are_none():
     assert {len(values) for values in (of_grid() | of_windows()).values()} == {0}
 
 
-def test_labels_are_put_down():
+def test_labels_are_indices_or_multi_hot():
     assert targets.single_labels([example(labels=[2]), example(labels=[0])], 3).tolist() == [2, 0]
-    many = targets.many_labels([example(labels=[2, 0]), example()], 3)
+    many = targets.multi_hot_labels([example(labels=[2, 0]), example()], 3)
     assert many.tolist() == [[1, 0, 1], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("labels", [[], [0, 1]])
-def test_classes_that_exclude_each_other_want_one_label(labels):
+def test_exclusive_classes_need_one_label(labels):
     with pytest.raises(SourceError, match=rf"'cat.jpg' has {len(labels)} labels"):
         targets.single_labels([example(labels=labels, image_id="cat.jpg")], 3)
 
 
 @pytest.mark.parametrize("class_id", [-1, 3, 254])
-def test_unknown_classes_are_told(class_id):
+def test_unknown_classes_are_refused(class_id):
     boxes = [((10, 10, 30, 30), class_id)]
-    found = [example(labels=[0], boxes=[((10, 10, 30, 30), 0)])]
+    valid = [example(labels=[0], boxes=[((10, 10, 30, 30), 0)])]
     mask = np.full(SIZE, class_id % 256, np.uint8)
-    for wrong, make in (
+    for invalid, make in (
         (example(labels=[class_id]), lambda given: targets.single_labels(given, 3)),
-        (example(labels=[class_id]), lambda given: targets.many_labels(given, 3)),
+        (example(labels=[class_id]), lambda given: targets.multi_hot_labels(given, 3)),
         (example(boxes), lambda given: targets.single_boxes(given, SIZE, 3)),
         (example(boxes), lambda given: of_grid(*given)),
         (example(boxes), lambda given: of_windows(*given)),
     ):
-        with pytest.raises(SourceError, match=rf"image 1 of the batch has the class {class_id}"):
-            make([*found, wrong])
+        with pytest.raises(SourceError, match=rf"image 1 of the batch has class id {class_id}"):
+            make([*valid, invalid])
     if class_id >= 0:
-        with pytest.raises(SourceError, match=f"the class {class_id}, but the network tells 3"):
+        with pytest.raises(SourceError, match=f"class id {class_id}, but the network has 3"):
             targets.masks([example(mask=mask)], SIZE, 3)
 
 
-def test_masks_keep_what_is_unknown():
+def test_unknown_and_ignored_pixels_are_void():
     mask = np.array([[0, 1, 2], [VOID_CLASS, 1, 0]], np.uint8)
     given = [example(size=(2, 3), mask=mask)]
     assert targets.masks(given, (2, 3), 3)[0].tolist() == mask.tolist()
     assert targets.masks(given, (2, 3), 3, ignored=1)[0].tolist() == [[0, 255, 2], [255, 255, 0]]
     assert targets.masks(given, (2, 3), 2, ignored=2)[0, 0].tolist() == [0, 1, 255]
-    grown = np.kron(mask, np.ones((4, 4), np.uint8))
+    enlarged = np.kron(mask, np.ones((4, 4), np.uint8))
     np.testing.assert_array_equal(
-        targets.masks([example(mask=grown, size=(8, 12))], (2, 3), 3)[0], mask
+        targets.masks([example(mask=enlarged, size=(8, 12))], (2, 3), 3)[0], mask
     )
     with pytest.raises(SourceError, match="has no mask"):
         targets.masks([*given, example()], (2, 3), 3)
 
 
 @pytest.mark.parametrize("boxes", [[], BOXES["twice the same"]])
-def test_a_localizer_wants_one_box(boxes):
-    with pytest.raises(SourceError, match=rf"has {len(boxes)} boxes: a localizer finds one object"):
+def test_a_localizer_needs_one_box(boxes):
+    with pytest.raises(SourceError, match=rf"has {len(boxes)} boxes, but a localizer requires one"):
         targets.single_boxes([example(boxes)], SIZE, 3)
 
 
 @pytest.mark.parametrize("name", ["one", "larger than the image", "a centre outside", "of no area"])
-def test_a_localizers_numbers_are_written_out(name):
+def test_localizer_targets_follow_their_formula(name):
     ((left, top, right, bottom), class_id) = BOXES[name][0]
-    found = targets.single_boxes([example(BOXES[name][:1])], SIZE, 3)
-    assert found["class_id"].tolist() == [class_id]
+    arrays = targets.single_boxes([example(BOXES[name][:1])], SIZE, 3)
+    assert arrays["class_id"].tolist() == [class_id]
     expected = [
         (top + bottom) / 2 / 64,
         (left + right) / 2 / 96,
         ((bottom - top) / 64) ** 0.5,
         ((right - left) / 96) ** 0.5,
     ]
-    np.testing.assert_allclose(found["box"], [expected], rtol=1e-6)
+    np.testing.assert_allclose(arrays["box"], [expected], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*BOXES, *RANDOM])
-def test_a_box_is_in_the_cell_of_its_centre_and_the_anchor_like_it(name):
-    """Against loops: of every anchor with a box, where it is and what it says."""
+def test_a_box_is_in_the_cell_of_its_centre_and_its_best_anchor(name):
+    """The reference is a loop over cells and anchors."""
     boxes = with_area((BOXES | RANDOM)[name])
-    found = of_grid(example((BOXES | RANDOM)[name]))
+    arrays = of_grid(example((BOXES | RANDOM)[name]))
     counts = np.zeros(GRID, int)
     for xyxy, _ in boxes:
         cell = np.clip(center_of(xyxy) // STRIDE, 0, np.array(GRID) - 1).astype(int)
         counts[tuple(cell)] += 1
-    learnt = found["numbers"][0, ..., 4]
-    np.testing.assert_array_equal(learnt.sum(-1), np.minimum(counts, len(ANCHORS)))
-    assert set(np.unique(learnt)) <= {0, 1}
-    assert 0 <= found["numbers"][..., :2].min() <= found["numbers"][..., :2].max() <= 1
-    np.testing.assert_array_equal(found["numbers"][0][learnt == 0], 0)
-    np.testing.assert_array_equal(found["classes"][0].sum(-1) > 0, counts > 0)
+    has_box = arrays["numbers"][0, ..., 4]
+    np.testing.assert_array_equal(has_box.sum(-1), np.minimum(counts, len(ANCHORS)))
+    assert set(np.unique(has_box)) <= {0, 1}
+    assert 0 <= arrays["numbers"][..., :2].min() <= arrays["numbers"][..., :2].max() <= 1
+    np.testing.assert_array_equal(arrays["numbers"][0][has_box == 0], 0)
+    np.testing.assert_array_equal(arrays["classes"][0].sum(-1) > 0, counts > 0)
     for row, column in np.argwhere(counts == 1):
         ((box, class_id),) = (
             (b, c)
@@ -137,18 +137,18 @@ def test_a_box_is_in_the_cell_of_its_centre_and_the_anchor_like_it(name):
             if (np.clip(center_of(b) // STRIDE, 0, np.array(GRID) - 1) == (row, column)).all()
         )
         height, width = (box[3] - box[1]) / 64, (box[2] - box[0]) / 96
-        likeness = []
+        ious = []
         for anchor_height, anchor_width in ANCHORS:
             shared = min(height, anchor_height) * min(width, anchor_width)
-            likeness.append(shared / (height * width + anchor_height * anchor_width - shared))
-        assert learnt[row, column].argmax() == np.argmax(likeness)
-        assert found["classes"][0, row, column].tolist() == np.eye(3)[class_id].tolist()
+            ious.append(shared / (height * width + anchor_height * anchor_width - shared))
+        assert has_box[row, column].argmax() == np.argmax(ious)
+        assert arrays["classes"][0, row, column].tolist() == np.eye(3)[class_id].tolist()
 
 
-def test_boxes_that_want_one_anchor_share_the_cell():
-    found = of_grid(example(BOXES["two in one cell, alike"]))["numbers"][0, 1, 1]
-    assert found[:, 4].sum() == 2
-    # Both are most like the first anchor, (16, 48) pixels; that which is more like it has it.
+def test_boxes_with_the_same_anchor_share_the_cell():
+    arrays = of_grid(example(BOXES["two in one cell, alike"]))["numbers"][0, 1, 1]
+    assert arrays[:, 4].sum() == 2
+    # Both match the first anchor, (16, 48) pixels, best; the better match gets it.
     near, far = ((6, 16, 54, 32), 0), ((10, 16, 50, 32), 1)
     numbers = of_grid(example([far, near]))["numbers"][0, 1, 1]
     assert numbers[:, 4].tolist() == [1, 1, 0]
@@ -159,35 +159,37 @@ def test_boxes_that_want_one_anchor_share_the_cell():
     assert crowded["numbers"][0, 1, 1, :, 4].tolist() == [1, 1, 1]
 
 
-def test_laying_out_targets_needs_no_tensorflow():
+def test_targets_do_not_import_tensorflow():
     names = (
         "cvbatch.train.learners.targets, cvbatch.train.augmentation, cvbatch.train.learners.metrics"
     )
     code = f"import sys, {names}; print(*({{'tensorflow', 'keras', 'ray'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.split() == []
 
 
 @pytest.mark.parametrize("name", BOXES)
-def test_the_order_of_boxes_does_not_matter(name):
-    forth, back = of_grid(example(BOXES[name])), of_grid(example(BOXES[name][::-1]))
-    for key, values in forth.items():
-        np.testing.assert_array_equal(values, back[key])
-    forth, back = of_windows(example(BOXES[name])), of_windows(example(BOXES[name][::-1]))
-    for key, values in forth.items():
-        np.testing.assert_array_equal(values, back[key])
+def test_targets_do_not_depend_on_the_order_of_boxes(name):
+    forward, reverse = of_grid(example(BOXES[name])), of_grid(example(BOXES[name][::-1]))
+    for key, values in forward.items():
+        np.testing.assert_array_equal(values, reverse[key])
+    forward, reverse = of_windows(example(BOXES[name])), of_windows(example(BOXES[name][::-1]))
+    for key, values in forward.items():
+        np.testing.assert_array_equal(values, reverse[key])
 
 
-def test_an_images_targets_are_its_own():
+def test_targets_of_an_image_do_not_depend_on_the_batch():
     examples = [example(boxes) for boxes in BOXES.values()]
     for make in (of_grid, of_windows):
         together = make(*examples)
-        for row, one in enumerate(examples):
-            for key, values in make(one).items():
+        for row, single in enumerate(examples):
+            for key, values in make(single).items():
                 np.testing.assert_array_equal(values[0], together[key][row])
 
 
-def test_of_too_many_boxes_the_largest_are_listed():
+def test_only_the_largest_boxes_are_listed():
     boxes = BOXES["many"]
     listed = of_grid(example(boxes))["boxes"][0]
     area = (listed[:, 2] - listed[:, 0]) * (listed[:, 3] - listed[:, 1])
@@ -199,8 +201,8 @@ def test_of_too_many_boxes_the_largest_are_listed():
 
 
 @pytest.mark.parametrize("name", [*BOXES, *RANDOM])
-def test_an_object_is_in_the_window_it_is_centred_in(name):
-    """Against a search: of all windows the one with its centre nearest, along each axis."""
+def test_an_object_is_in_the_window_with_the_nearest_centre(name):
+    """The reference is a search over all windows, along each axis."""
     boxes = with_area((BOXES | RANDOM)[name])
     objectness = of_windows(example((BOXES | RANDOM)[name]))["objectness"][0]
     expected = np.zeros(WINDOWS)
@@ -211,8 +213,8 @@ def test_an_object_is_in_the_window_it_is_centred_in(name):
     for xyxy, _ in boxes:
         distance = np.abs(_window_centers() - center_of(xyxy))
         best = np.argwhere((distance == distance.min(axis=(0, 1))).all(-1))
-        assert any(objectness[tuple(at)] == 1 for at in best)  # of two as near, either
-        at = max(best.tolist(), key=lambda place: objectness[tuple(place)])
+        assert any(objectness[tuple(at)] == 1 for at in best)  # two windows may be equally near
+        at = max(best.tolist(), key=lambda position: objectness[tuple(position)])
         expected[tuple(at)] = 1
     np.testing.assert_array_equal(objectness, expected)
 
@@ -222,80 +224,81 @@ def _window_centers():
     return np.stack([rows + WINDOW[0] / 2, columns + WINDOW[1] / 2], axis=-1)
 
 
-def test_of_two_objects_in_a_window_the_nearer_is_learnt():
+def test_of_two_objects_in_a_window_the_nearer_is_the_target():
     middle = (24 + 8, 16 + 8)  # x, y of the window at row 1, column 1
     boxes = [((*middle, middle[0] + 4, middle[1] + 4), 0), ((28, 20, 36, 28), 2)]
-    found = of_windows(example(boxes))
-    assert found["objectness"][0, 1, 1] == 1
-    assert found["class_id"][0, 1, 1] == 2
-    np.testing.assert_allclose(found["box"][0, 1, 1], [0.5, 0.5, 0.5, (1 / 6) ** 0.5], rtol=1e-6)
+    arrays = of_windows(example(boxes))
+    assert arrays["objectness"][0, 1, 1] == 1
+    assert arrays["class_id"][0, 1, 1] == 2
+    np.testing.assert_allclose(arrays["box"][0, 1, 1], [0.5, 0.5, 0.5, (1 / 6) ** 0.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*BOXES, *RANDOM])
 @pytest.mark.keras
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_a_grids_targets_decode_to_the_truth(name):
+def test_grid_targets_decode_to_the_true_boxes(name):
     from cvbatch.models.box_decoding import GridDecode
 
     boxes = with_area((BOXES | RANDOM)[name])
-    found = of_grid(example((BOXES | RANDOM)[name]))
-    numbers, classes = found["numbers"], found["classes"]
+    arrays = of_grid(example((BOXES | RANDOM)[name]))
+    numbers, classes = arrays["numbers"], arrays["classes"]
     is_box = numbers[..., 4:5] == 1
     raw = np.concatenate(
-        [logit(numbers[..., :2]), numbers[..., 2:4], np.where(is_box, SURE, -SURE)], axis=-1
+        [logit(numbers[..., :2]), numbers[..., 2:4], np.where(is_box, CONFIDENT, -CONFIDENT)],
+        axis=-1,
     ).reshape(1, *GRID, -1)
     raw = np.concatenate([raw, np.log(classes + 1e-9)], axis=-1).astype(np.float32)
-    answer = {k: np.asarray(v[0]) for k, v in GridDecode(ANCHORS, STRIDE)(raw).items()}
+    decoded = {k: np.asarray(v[0]) for k, v in GridDecode(ANCHORS, STRIDE)(raw).items()}
 
-    is_said = answer["scores"].sum(axis=1) > 0.5
-    assert is_said.sum() == numbers[..., 4].sum()
-    truth = []
+    is_predicted = decoded["scores"].sum(axis=1) > 0.5
+    assert is_predicted.sum() == numbers[..., 4].sum()
+    true_boxes = []
     for xyxy, class_id in boxes:
-        center = np.clip(center_of(xyxy), 0, SIZE)  # a centre outside comes to the edge
+        center = np.clip(center_of(xyxy), 0, SIZE)  # a centre outside is moved to the edge
         half = np.array([xyxy[3] - xyxy[1], xyxy[2] - xyxy[0]]) / 2
-        truth.append((np.concatenate([center - half, center + half])[[1, 0, 3, 2]], class_id))
+        true_boxes.append((np.concatenate([center - half, center + half])[[1, 0, 3, 2]], class_id))
     is_of_one_class = np.repeat(classes.max(axis=-1).reshape(-1) == 1, len(ANCHORS))
-    for row in np.flatnonzero(is_said):
-        box, scores = answer["boxes"][row], answer["scores"][row]
-        likely = [scores[c] for xyxy, c in truth if np.allclose(box, xyxy, atol=1e-3)]
+    for row in np.flatnonzero(is_predicted):
+        box, scores = decoded["boxes"][row], decoded["scores"][row]
+        likely = [scores[c] for xyxy, c in true_boxes if np.allclose(box, xyxy, atol=1e-3)]
         assert max(likely) > (0.999 if is_of_one_class[row] else 0.3)
-    for xyxy, _ in truth if len(truth) == is_said.sum() else []:
-        assert np.isclose(answer["boxes"][is_said], xyxy, atol=1e-3).all(axis=1).any()
+    for xyxy, _ in true_boxes if len(true_boxes) == is_predicted.sum() else []:
+        assert np.isclose(decoded["boxes"][is_predicted], xyxy, atol=1e-3).all(axis=1).any()
 
 
 @pytest.mark.parametrize("name", [*BOXES, *RANDOM])
 @pytest.mark.keras
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_windows_targets_decode_to_the_truth(name):
+def test_window_targets_decode_to_the_true_boxes(name):
     from cvbatch.models.box_decoding import WindowDecode
 
     boxes = with_area((BOXES | RANDOM)[name])
-    found = of_windows(example((BOXES | RANDOM)[name]))
-    is_object = found["objectness"] == 1
-    parts = [np.eye(3)[found["class_id"]], is_object[..., None], found["box"]]
+    arrays = of_windows(example((BOXES | RANDOM)[name]))
+    is_object = arrays["objectness"] == 1
+    parts = [np.eye(3)[arrays["class_id"]], is_object[..., None], arrays["box"]]
     raw = np.concatenate(parts, axis=-1).astype(np.float32)
-    answer = {k: np.asarray(v[0]) for k, v in WindowDecode(WINDOW, WINDOW_STRIDE)(raw).items()}
+    decoded = {k: np.asarray(v[0]) for k, v in WindowDecode(WINDOW, WINDOW_STRIDE)(raw).items()}
 
-    said = {tuple(np.round(box, 2)) for box in answer["boxes"][is_object.reshape(-1)]}
-    truth = {tuple(np.round(np.float32(xyxy), 2)) for xyxy, _ in boxes}
-    assert len(said) == is_object.sum()
-    for box, scores in zip(answer["boxes"], answer["scores"], strict=True):
+    predicted = {tuple(np.round(box, 2)) for box in decoded["boxes"][is_object.reshape(-1)]}
+    true_boxes = {tuple(np.round(np.float32(xyxy), 2)) for xyxy, _ in boxes}
+    assert len(predicted) == is_object.sum()
+    for box, scores in zip(decoded["boxes"], decoded["scores"], strict=True):
         if scores.max() == 1:
             near = [c for xyxy, c in boxes if np.allclose(box, xyxy, atol=1e-3)]
             assert scores.argmax() in near
-    if len(truth) == is_object.sum():  # no two in one window
-        np.testing.assert_allclose(sorted(said), sorted(truth), atol=0.02)
+    if len(true_boxes) == is_object.sum():  # no window has two objects
+        np.testing.assert_allclose(sorted(predicted), sorted(true_boxes), atol=0.02)
 
 
 @pytest.mark.parametrize("name", ["one", "larger than the image", "a centre outside"])
 @pytest.mark.keras
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_a_localizers_targets_decode_to_the_truth(name):
+def test_localizer_targets_decode_to_the_true_box(name):
     from cvbatch.models.box_decoding import BoxDecode
 
     ((xyxy, class_id),) = BOXES[name]
-    found = targets.single_boxes([example(BOXES[name])], SIZE, 3)
-    scores = np.eye(3, dtype=np.float32)[found["class_id"]]
-    answer = BoxDecode()([found["box"], scores, np.zeros((1, *SIZE, 3), np.float32)])
-    np.testing.assert_allclose(answer["boxes"], [[xyxy]], atol=1e-3)
-    assert np.asarray(answer["scores"])[0, 0].argmax() == class_id
+    arrays = targets.single_boxes([example(BOXES[name])], SIZE, 3)
+    scores = np.eye(3, dtype=np.float32)[arrays["class_id"]]
+    decoded = BoxDecode()([arrays["box"], scores, np.zeros((1, *SIZE, 3), np.float32)])
+    np.testing.assert_allclose(decoded["boxes"], [[xyxy]], atol=1e-3)
+    assert np.asarray(decoded["scores"])[0, 0].argmax() == class_id
