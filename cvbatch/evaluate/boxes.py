@@ -10,9 +10,15 @@ import numpy as np
 
 from cvbatch.core.types import Boxes
 from cvbatch.evaluate import metrics_table
-from cvbatch.evaluate.metrics_table import Figure, Replicates
+from cvbatch.evaluate.metrics_table import MetricRow, Replicates
 from cvbatch.evaluate.plots import ClassCaptions, draw_precision_recall
-from cvbatch.evaluate.scoring import Order, Scored, ScoredRows, flatten, values_of
+from cvbatch.evaluate.scoring import (
+    EvaluationSpec,
+    ScoredRows,
+    Scores,
+    flatten_lists,
+    struct_values,
+)
 from cvbatch.metrics.average_precision import RECALLS, AveragePrecision
 from cvbatch.metrics.base import nan_mean
 from cvbatch.metrics.box_matching import AREA_RANGES, IOU_THRESHOLDS, GroundTruthBoxes
@@ -30,19 +36,19 @@ def score_boxes(rows: ScoredRows) -> None:
     scored.counts["detection_unlabelled"] += rows.truth["boxes"].null_count
     predicted, truth = rows.predicted.filter(is_labelled), rows.truth.filter(is_labelled)
     names = predicted["image_id"].to_pylist()
-    structs, image = flatten(predicted["boxes"])
-    class_id = order.class_of["boxes"][values_of(structs, "class_id")]
+    structs, image = flatten_lists(predicted["boxes"])
+    class_id = order.class_of["boxes"][struct_values(structs, "class_id")]
     kept = class_id >= 0
     boxes = Boxes(
-        _corners(structs)[kept], values_of(structs, "score")[kept], class_id[kept], image[kept]
+        _corners(structs)[kept], struct_values(structs, "score")[kept], class_id[kept], image[kept]
     )
-    structs, image = flatten(truth["boxes"])
+    structs, image = flatten_lists(truth["boxes"])
     is_crowd = np.zeros(len(image), bool)
     if "box_is_crowd" in truth.column_names:
-        flags, of_image = flatten(truth["box_is_crowd"])
+        flags, of_image = flatten_lists(truth["box_is_crowd"])
         if np.array_equal(of_image, image):
             is_crowd = flags.to_numpy(zero_copy_only=False).astype(bool)
-    true = GroundTruthBoxes(_corners(structs), values_of(structs, "class_id"), image, is_crowd)
+    true = GroundTruthBoxes(_corners(structs), struct_values(structs, "class_id"), image, is_crowd)
     part = AveragePrecision.empty(len(order.classes["boxes"])).add(names, boxes, true)
     scored.scores["average_precision"] = part
     scored.scores["boxes_tally"] = _tally(order, part, true, names)
@@ -50,11 +56,11 @@ def score_boxes(rows: ScoredRows) -> None:
 
 
 def _corners(structs: Any) -> np.ndarray:  # M structs → (M, 4) float32
-    return np.stack([values_of(structs, side) for side in _SIDES], axis=1).astype(np.float32)
+    return np.stack([struct_values(structs, side) for side in _SIDES], axis=1).astype(np.float32)
 
 
 def _tally(
-    order: Order, part: AveragePrecision, truth: GroundTruthBoxes, names: Sequence[str]
+    order: EvaluationSpec, part: AveragePrecision, truth: GroundTruthBoxes, names: Sequence[str]
 ) -> ClassCounts:
     """Return the counts at the thresholds of score and IoU; crowds are neither right nor wrong."""
     num_classes = part.num_classes
@@ -73,35 +79,37 @@ def _tally(
     )
 
 
-def box_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterator[Figure]:
+def box_metric_rows(
+    order: EvaluationSpec, scored: Scores, replicates: Replicates
+) -> Iterator[MetricRow]:
     """Yield the figures of boxes, those over all classes first."""
     score = scored.score("average_precision", AveragePrecision)
     tally = scored.score("boxes_tally", ClassCounts)
     drawn = [replicates[r] for r in sorted(replicates)]
     num_objects = int(tally.support[0].sum())
     for metric, value in score.as_dict().items():
-        figure = metrics_table.plain_figure(_TASK, None, metric, value, num_objects)
+        figure = metrics_table.metric_row(_TASK, None, metric, value, num_objects)
         values = [nan_mean(one[metric]) for one in drawn] if metric in _AP else []
         yield _with_interval(figure, values)
-    yield from metrics_table.averages(
+    yield from metrics_table.overall_rows(
         _TASK, tally, (*metrics_table.MICRO, *metrics_table.AVERAGES), num_objects
     )
     per_class = score.per_class()
     for k, name in enumerate(order.classes["boxes"]):
         support = int(tally.support[0, k])
         for metric in _AP:
-            figure = metrics_table.plain_figure(
+            figure = metrics_table.metric_row(
                 _TASK, name, metric, float(per_class[metric][k]), support
             )
             yield _with_interval(figure, [float(one[metric][k]) for one in drawn])
-        yield from metrics_table.of_class(_TASK, tally, name, k, metrics_table.RATIOS)
+        yield from metrics_table.class_rows(_TASK, tally, name, k, metrics_table.RATIOS)
 
 
-def _with_interval(figure: Figure, drawn: Sequence[float | None]) -> Figure:
+def _with_interval(figure: MetricRow, drawn: Sequence[float | None]) -> MetricRow:
     return metrics_table.with_interval(figure, np.array([math.nan, *drawn])) if drawn else figure
 
 
-def box_pictures(order: Order, scored: Scored) -> dict[str, np.ndarray]:
+def box_plots(order: EvaluationSpec, scored: Scores) -> dict[str, np.ndarray]:
     """Return the curves of precision over recall at IoU 0.5, by kind of picture."""
     score = scored.score("average_precision", AveragePrecision)
     captions = ClassCaptions(
@@ -112,7 +120,7 @@ def box_pictures(order: Order, scored: Scored) -> dict[str, np.ndarray]:
     }
 
 
-class Resampling(NamedTuple):
+class BootstrapInput(NamedTuple):
     """Average precisions that are still to be computed for each replicate of the images."""
 
     score: AveragePrecision
@@ -120,15 +128,15 @@ class Resampling(NamedTuple):
     seed: int
 
 
-def resampling_of(order: Order, scored: Scored) -> Resampling | None:
+def bootstrap_input(order: EvaluationSpec, scored: Scores) -> BootstrapInput | None:
     """Return the input of `resample`; None where there are no boxes or no replicates."""
     score = scored.scores.get("average_precision")
     if not isinstance(score, AveragePrecision) or not order.num_replicates:
         return None
-    return Resampling(score, scored.score("boxes_tally", ClassCounts).support, order.seed)
+    return BootstrapInput(score, scored.score("boxes_tally", ClassCounts).support, order.seed)
 
 
-def resample(resampling: Resampling, numbers: range) -> Replicates:
+def bootstrap_average_precision(resampling: BootstrapInput, numbers: range) -> Replicates:
     """Return the average precisions of each class in some replicates, numbered from 1."""
     names = resampling.score.image_key.tolist()
     weights = bootstrap_weights(names, len(resampling.num_objects) - 1, resampling.seed)

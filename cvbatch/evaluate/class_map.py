@@ -11,7 +11,7 @@ from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.suggestions import nearest, offer
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.evaluate.join import GroundTruth
-from cvbatch.evaluate.scoring import Order
+from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.results.result import Result
 
 _TOP_K = (1, 5)
@@ -19,7 +19,9 @@ _PLACES = ("boxes", "mask")  # columns that say where a class is
 _MOST = 5  # classes named in a refusal
 
 
-def make_order(said: EvaluationConfig, result: Result, truth: GroundTruth | None) -> Order:
+def make_evaluation_spec(
+    said: EvaluationConfig, result: Result, truth: GroundTruth | None
+) -> EvaluationSpec:
     """Return what is scored: every task that both sides have.
 
     Where heatmaps are asked for there may be none.
@@ -48,7 +50,7 @@ def make_order(said: EvaluationConfig, result: Result, truth: GroundTruth | None
         )
     several = bool(options.get("labels", {}).get("multi_label"))
     several |= truth is not None and truth.is_multi_label
-    return Order(
+    return EvaluationSpec(
         classes={column: there[column] for column in columns},
         class_of={
             column: match_classes(result.classes[column], there[column], said.class_map, column)
@@ -92,7 +94,7 @@ def match_classes(
     return np.array([-1 if name is None else number[name] for name in named], np.int64)
 
 
-def never_predicted(order: Order) -> dict[str, list[str]]:
+def unmatched_classes(order: EvaluationSpec) -> dict[str, list[str]]:
     """Return the true classes of each column that no predicted class stands for."""
     return {
         column: [name for k, name in enumerate(names) if not (order.class_of[column] == k).any()]
@@ -100,7 +102,7 @@ def never_predicted(order: Order) -> dict[str, list[str]]:
     }
 
 
-def places_of_classes(
+def match_heatmap_classes(
     said: EvaluationConfig, result: Result, truth: GroundTruth | None
 ) -> dict[str, np.ndarray]:  # column → (P,) int64
     """Return for boxes and masks of the truth which of their classes each heatmap's class is.

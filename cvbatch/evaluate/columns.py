@@ -13,9 +13,9 @@ from cvbatch.core.errors import SourceError
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.datasets.schema import with_extras
 from cvbatch.evaluate import boxes, labels, masks
-from cvbatch.evaluate.join import Piece, read_piece
-from cvbatch.evaluate.metrics_table import Figure, Replicates
-from cvbatch.evaluate.scoring import Order, Scored, ScoredRows
+from cvbatch.evaluate.join import JoinedPart, read_joined_part
+from cvbatch.evaluate.metrics_table import MetricRow, Replicates
+from cvbatch.evaluate.scoring import EvaluationSpec, ScoredRows, Scores
 from cvbatch.images.drawing import to_png
 from cvbatch.metrics.counts import bootstrap_weights
 
@@ -33,9 +33,9 @@ class ColumnEvaluation(NamedTuple):
     """
 
     score: Callable[[ScoredRows], None]
-    figures: Callable[[Order, Scored, Replicates], Iterable[Figure]]
-    details: Callable[[Order, Scored], dict[str, Any]]
-    pictures: Callable[[Order, Scored], dict[str, np.ndarray]]
+    figures: Callable[[EvaluationSpec, Scores, Replicates], Iterable[MetricRow]]
+    details: Callable[[EvaluationSpec, Scores], dict[str, Any]]
+    pictures: Callable[[EvaluationSpec, Scores], dict[str, np.ndarray]]
     leading: tuple[str, ...]
 
 
@@ -43,40 +43,42 @@ class ColumnEvaluation(NamedTuple):
 COLUMN_EVALUATIONS: dict[str, ColumnEvaluation] = {
     "labels": ColumnEvaluation(
         labels.score_labels,
-        labels.label_figures,
+        labels.label_metric_rows,
         labels.label_details,
-        labels.label_pictures,
+        labels.label_plots,
         ("accuracy", "mean_average_precision"),
     ),
     "mask": ColumnEvaluation(
         masks.score_masks,
-        masks.mask_figures,
+        masks.mask_metric_rows,
         masks.mask_details,
-        masks.mask_pictures,
+        masks.mask_plots,
         ("mean_iou",),
     ),
     "boxes": ColumnEvaluation(
         boxes.score_boxes,
-        boxes.box_figures,
+        boxes.box_metric_rows,
         lambda order, scored: {},
-        boxes.box_pictures,
+        boxes.box_plots,
         ("ap",),
     ),
 }
 
 
-def score_piece(order: Order, piece: Piece) -> Scored:
+def score_part(order: EvaluationSpec, piece: JoinedPart) -> Scores:
     """Return the scores of a piece's images. A failed row has no predictions.
 
     Raises:
         SourceError: a file cannot be read any more, or has rows that cvbatch never writes.
     """
     columns = list(order.classes)
-    predicted, truth = read_piece(piece, ["image_id", "status", *columns], with_extras(columns))
+    predicted, truth = read_joined_part(
+        piece, ["image_id", "status", *columns], with_extras(columns)
+    )
     return score_rows(order, predicted, truth, piece.part_uri)
 
 
-def score_rows(order: Order, predicted: pa.Table, truth: pa.Table, name: str) -> Scored:
+def score_rows(order: EvaluationSpec, predicted: pa.Table, truth: pa.Table, name: str) -> Scores:
     """Return the scores of some images.
 
     Args:
@@ -91,7 +93,7 @@ def score_rows(order: Order, predicted: pa.Table, truth: pa.Table, name: str) ->
     names = predicted["image_id"].to_pylist()
     weights = bootstrap_weights(names, order.num_replicates, order.seed)
     is_failed = pc.not_equal(predicted["status"], "ok").to_numpy()
-    scored = Scored(failed=[names[i] for i in np.flatnonzero(is_failed)])
+    scored = Scores(failed=[names[i] for i in np.flatnonzero(is_failed)])
     scored.counts.update(images=len(names), failed=int(is_failed.sum()))
     rows = ScoredRows(order, predicted, truth, weights, scored)
     try:
@@ -103,7 +105,7 @@ def score_rows(order: Order, predicted: pa.Table, truth: pa.Table, name: str) ->
     return scored
 
 
-def figures_of(order: Order, scored: Scored, replicates: Replicates) -> list[Figure]:
+def metric_rows(order: EvaluationSpec, scored: Scores, replicates: Replicates) -> list[MetricRow]:
     """Return every figure of the scores, task by task, those over all classes first.
 
     Args:
@@ -120,7 +122,7 @@ def figures_of(order: Order, scored: Scored, replicates: Replicates) -> list[Fig
     ]
 
 
-def details_of(order: Order, scored: Scored) -> dict[str, dict[str, Any]]:
+def metric_details(order: EvaluationSpec, scored: Scores) -> dict[str, dict[str, Any]]:
     """Return what metrics.json has beside the figures, by task."""
     return {
         CLASS_COLUMNS[column]: COLUMN_EVALUATIONS[column].details(order, scored)
@@ -128,7 +130,7 @@ def details_of(order: Order, scored: Scored) -> dict[str, dict[str, Any]]:
     }
 
 
-def pictures_of(order: Order, scored: Scored) -> dict[str, bytes]:
+def plot_files(order: EvaluationSpec, scored: Scores) -> dict[str, bytes]:
     """Return the pictures by file name, as PNG."""
     return {
         f"{kind}_{CLASS_COLUMNS[column]}.png": to_png(picture)

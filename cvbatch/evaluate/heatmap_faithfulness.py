@@ -17,14 +17,14 @@ import numpy as np
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import SourceError
 from cvbatch.core.types import Decoded, Failure, InputKey
-from cvbatch.evaluate.join import Piece, read_piece
+from cvbatch.evaluate.join import JoinedPart, read_joined_part
 from cvbatch.evaluate.perturbation import (
-    blurred,
-    drawing,
-    exchanged,
-    greyed,
-    misplaced,
+    blur,
+    grey_like,
+    mirror_and_shift,
     pixel_order,
+    replace_pixels,
+    seeded_rng,
 )
 from cvbatch.geometry.boxes import iou
 from cvbatch.geometry.resampling import heatmap_to_original, peak_in_original
@@ -41,13 +41,13 @@ from cvbatch.sources.readers import ChunkReader
 
 CURVES = ("insertion", "deletion", "random_insertion", "random_deletion")
 MAX_TILE_BYTES = 64 << 20  # of one image; while it is judged twenty times that are held
-Share = Sequence[Piece]
+ImageGroup = Sequence[JoinedPart]
 _ROW = ("image_id", "width", "height", "heatmaps")
 _SAME_SCORE = 0.002  # within which machines may differ
 
 
 @dataclass(frozen=True)
-class HeatmapOrder:
+class HeatmapSpec:
     """What is asked of heatmaps, and the network that they are of."""
 
     reader: ChunkReader  # of the images of the result
@@ -62,7 +62,7 @@ class HeatmapOrder:
 
 
 @dataclass(frozen=True)
-class Judged:
+class HeatmapScore:
     """What one heatmap came to; in pairs the second is of the map misplaced at random."""
 
     image_id: str
@@ -76,10 +76,10 @@ class Judged:
 
 
 @dataclass
-class Judgement:
+class HeatmapScores:
     """What the heatmaps of some images came to, and which images could not be judged."""
 
-    judged: list[Judged] = field(default_factory=list)
+    judged: list[HeatmapScore] = field(default_factory=list)
     left_out: dict[str, Failure] = field(default_factory=dict)  # by image id
 
 
@@ -94,7 +94,7 @@ class _Truth(NamedTuple):
         return len(self.boxes_xyxy) > 0 or self.mask is not None
 
 
-def judge_share(order: HeatmapOrder, program: Program, share: Share) -> Judgement:
+def score_group(order: HeatmapSpec, program: Program, share: ImageGroup) -> HeatmapScores:
     """Return what the heatmaps of some images of the result come to.
 
     program: of the order, loaded. An image that is gone, changed, cannot be decoded any more or
@@ -103,12 +103,12 @@ def judge_share(order: HeatmapOrder, program: Program, share: Share) -> Judgemen
     Raises:
         SourceError: the result or the truth is damaged.
     """
-    found = Judgement()
+    found = HeatmapScores()
     source = order.source
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg, MAX_TILE_BYTES)
     with IsolatedDecoder(order.timeout_s) as decode_one:
         for piece in share:
-            said, truth = read_piece(piece, _ROW, list(order.class_of))
+            said, truth = read_joined_part(piece, _ROW, list(order.class_of))
             truths = truth.to_pylist() if truth.num_columns else [{}] * said.num_rows
             rows = {row["image_id"]: row for row in said.to_pylist()}
             known = dict(zip(rows, truths, strict=True))
@@ -126,12 +126,12 @@ def judge_share(order: HeatmapOrder, program: Program, share: Share) -> Judgemen
 
 
 def _judge(
-    order: HeatmapOrder,
+    order: HeatmapSpec,
     program: Program,
     row: dict[str, Any],
     truth: dict[str, Any],
     decoded: Decoded | Failure,
-) -> list[Judged] | Failure:
+) -> list[HeatmapScore] | Failure:
     if isinstance(decoded, Failure):
         return decoded
     height, width = decoded.height, decoded.width
@@ -143,8 +143,10 @@ def _judge(
     placements = tile_placements(height, width, key)
     tiles = pixels if key.tiling is not None else pixels[None]
     maps = [_values(one) for one in row["heatmaps"]]
-    drawn = [drawing(order.seed, f"{one['class_id']}/{row['image_id']}") for one in row["heatmaps"]]
-    pairs = [(own, misplaced(own, rng)) for own, rng in zip(maps, drawn, strict=True)]
+    drawn = [
+        seeded_rng(order.seed, f"{one['class_id']}/{row['image_id']}") for one in row["heatmaps"]
+    ]
+    pairs = [(own, mirror_and_shift(own, rng)) for own, rng in zip(maps, drawn, strict=True)]
     orders = [
         pixel_order(values, placements, rng)
         for pair, rng in zip(pairs, drawn, strict=True)
@@ -164,21 +166,21 @@ def _judge(
 
 
 def _judge_map(
-    order: HeatmapOrder,
+    order: HeatmapSpec,
     row: dict[str, Any],
     m: int,  # which of the row's heatmaps
     pair: tuple[np.ndarray, np.ndarray],  # the map, and misplaced
     seen: Placement,
     truth: dict[str, Any],
     curves: np.ndarray,  # (4, S + 1, C)
-) -> Judged:
+) -> HeatmapScore:
     said, size = row["heatmaps"][m], (row["height"], row["width"])
     there = _truth_of(order, truth, said["class_id"], size)
     own, other = (
         boxes_from_heatmap(heatmap_to_original(values, seen), *size, order.box_threshold)
         for values in pair
     )
-    return Judged(
+    return HeatmapScore(
         image_id=row["image_id"],
         class_id=said["class_id"],
         label=said["label"],
@@ -207,11 +209,11 @@ def _variants(
     steps: int,
 ) -> Iterator[np.ndarray]:  # of (T, H, W, 3) uint8
     """Yield the image, the blurred and the grey one; then for each order what is between them."""
-    vague, grey = blurred(tiles, placements), greyed(tiles)
+    vague, grey = blur(tiles, placements), grey_like(tiles)
     yield from (tiles, vague, grey)
     for order in orders:
-        yield from exchanged(vague, tiles, order, steps)
-        yield from exchanged(tiles, grey, order, steps)
+        yield from replace_pixels(vague, tiles, order, steps)
+        yield from replace_pixels(tiles, grey, order, steps)
 
 
 def _curves(
@@ -229,7 +231,7 @@ def _curves(
 
 
 def _scores(
-    order: HeatmapOrder, program: Program, variants: Iterable[np.ndarray]
+    order: HeatmapSpec, program: Program, variants: Iterable[np.ndarray]
 ) -> np.ndarray:  # (V, C)
     """Return the class scores of V variants of an image; each the best of its tiles'.
 
@@ -255,7 +257,7 @@ def _scores(
 
 
 def _truth_of(
-    order: HeatmapOrder, truth: dict[str, Any], class_id: int, size: tuple[int, int]
+    order: HeatmapSpec, truth: dict[str, Any], class_id: int, size: tuple[int, int]
 ) -> _Truth:
     """Return the objects of the true class that a predicted one stands for."""
     boxes, mask = np.zeros((0, 4)), None

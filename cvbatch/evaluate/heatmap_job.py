@@ -27,9 +27,14 @@ from cvbatch.core.progress import Listener
 from cvbatch.core.tasks import TASKS
 from cvbatch.core.types import InputKey
 from cvbatch.distributed.parallel_map import ParallelMap
-from cvbatch.evaluate.heatmap_faithfulness import HeatmapOrder, Judgement, Share, judge_share
-from cvbatch.evaluate.heatmap_metrics import all_of
-from cvbatch.evaluate.join import Piece
+from cvbatch.evaluate.heatmap_faithfulness import (
+    HeatmapScores,
+    HeatmapSpec,
+    ImageGroup,
+    score_group,
+)
+from cvbatch.evaluate.heatmap_metrics import merge_heatmap_scores
+from cvbatch.evaluate.join import JoinedPart
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
     BuildRequest,
@@ -48,7 +53,7 @@ _SHOWN = 3
 _CLASS_OF_HEATMAP = "heatmaps.list.element.class_id"
 
 
-class Subject(NamedTuple):
+class HeatmapSource(NamedTuple):
     """A result with heatmaps, and what is needed to run their network again."""
 
     result: Result
@@ -58,7 +63,7 @@ class Subject(NamedTuple):
     keys: tuple[InputKey, ...]  # what all models of the job were fed
 
 
-def find_subject(result: Result) -> Subject:
+def load_heatmap_source(result: Result) -> HeatmapSource:
     """Return the job and the network of a result's heatmaps.
 
     Raises:
@@ -88,11 +93,11 @@ def find_subject(result: Result) -> Subject:
     config = next(one for one in job.models if getattr(one, "heatmap", None) is not None)
     alone = job.model_copy(update={"models": [config]})
     (request,) = requests_for(alone, [identify(config)], result.job["engine"])
-    keys = keys_of(job, result.models)
-    return Subject(result, job, request, about["weights_sha256"], keys)
+    keys = input_keys(job, result.models)
+    return HeatmapSource(result, job, request, about["weights_sha256"], keys)
 
 
-def keys_of(job: JobConfig, models: dict[str, dict[str, Any]]) -> tuple[InputKey, ...]:
+def input_keys(job: JobConfig, models: dict[str, dict[str, Any]]) -> tuple[InputKey, ...]:
     """Return what a job's models are fed.
 
     models: what the result's files say of the model that filled a column.
@@ -105,7 +110,7 @@ def keys_of(job: JobConfig, models: dict[str, dict[str, Any]]) -> tuple[InputKey
     return tuple(dict.fromkeys(keys))
 
 
-def have_program(subject: Subject) -> BuiltProgram:
+def load_or_build_program(subject: HeatmapSource) -> BuiltProgram:
     """Return the network compiled: as the prediction left it, or built again.
 
     Raises:
@@ -124,9 +129,9 @@ def have_program(subject: Subject) -> BuiltProgram:
     return program
 
 
-def choose_shares(
-    subject: Subject, pieces: Sequence[Piece], said: HeatmapsConfig, seed: int
-) -> list[Share]:
+def sample_images(
+    subject: HeatmapSource, pieces: Sequence[JoinedPart], said: HeatmapsConfig, seed: int
+) -> list[ImageGroup]:
     """Return a sample of the images that have heatmaps, cut into what one call judges.
 
     Which images are in it follows from the seed and their ids.
@@ -144,7 +149,7 @@ def choose_shares(
             "the rows with status = 'failed'"
         )
     places = sorted((number, place) for _, _, place, number in chosen)
-    shares: list[Share] = []
+    shares: list[ImageGroup] = []
     for start in range(0, len(places), _SHARE_IMAGES):
         some = groupby(places[start : start + _SHARE_IMAGES], key=lambda one: one[0])
         shares.append(
@@ -153,7 +158,7 @@ def choose_shares(
     return shares
 
 
-def _smallest(piece: Piece, count: int, seed: int) -> list[tuple[bytes, str, int]]:
+def _smallest(piece: JoinedPart, count: int, seed: int) -> list[tuple[bytes, str, int]]:
     """Return of the images with heatmaps those whose hashes are smallest: hash, id, place."""
     rows = take_rows(piece.part_uri, piece.part_row, ["image_id", "status", _CLASS_OF_HEATMAP])
     num_maps = pc.fill_null(pc.list_value_length(rows["heatmaps"]), 0)
@@ -169,21 +174,21 @@ def _smallest(piece: Piece, count: int, seed: int) -> list[tuple[bytes, str, int
     )
 
 
-def judge(
-    subject: Subject,
+def evaluate_heatmaps(
+    subject: HeatmapSource,
     program: BuiltProgram,
-    shares: Sequence[Share],
+    shares: Sequence[ImageGroup],
     class_of: dict[str, np.ndarray],
     said: EvaluationConfig,
     work: ParallelMap,
-) -> Judgement:
+) -> HeatmapScores:
     """Return what the heatmaps of the sampled images come to.
 
     Raises:
         SourceError: no image is left as the prediction read it.
     """
     asked = said.heatmaps or HeatmapsConfig()
-    order = HeatmapOrder(
+    order = HeatmapSpec(
         subject.result.reader,
         program,
         subject.keys,
@@ -195,7 +200,7 @@ def judge(
         said.seed,
     )
     what = f"shares of {_SHARE_IMAGES} images with heatmaps judged"
-    found = all_of(list(work.run(judge_there, order, shares, what)))
+    found = merge_heatmap_scores(list(work.run(group_scorer, order, shares, what)))
     if not found.judged:
         name, why = next(iter(found.left_out.items()))
         raise SourceError(
@@ -207,14 +212,14 @@ def judge(
     return found
 
 
-def judge_there(order: HeatmapOrder) -> Callable[[Share], Judgement]:
+def group_scorer(order: HeatmapSpec) -> Callable[[ImageGroup], HeatmapScores]:
     """Return the evaluation of one share, with the program loaded into this process."""
     with silent_stderr():  # LiteRT writes about its delegate to the terminal
         program = order.program.load(1)
-    return partial(judge_share, order, program)
+    return partial(score_group, order, program)
 
 
-def _tell(found: Judgement, listener: Listener) -> None:
+def _tell(found: HeatmapScores, listener: Listener) -> None:
     if found.left_out:
         names = [f"{name} ({why.kind})" for name, why in found.left_out.items()]
         more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""

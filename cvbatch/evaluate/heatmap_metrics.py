@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.evaluate.heatmap_faithfulness import CURVES, Judged, Judgement
-from cvbatch.evaluate.metrics_table import Figure, make_figure
-from cvbatch.evaluate.perturbation import area_under
-from cvbatch.evaluate.scoring import Order
+from cvbatch.evaluate.heatmap_faithfulness import CURVES, HeatmapScore, HeatmapScores
+from cvbatch.evaluate.metrics_table import MetricRow, bootstrapped_row
+from cvbatch.evaluate.perturbation import area_under_curve
+from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.metrics.base import ratio
 from cvbatch.metrics.counts import bootstrap_weights
 
@@ -31,9 +31,9 @@ _BOXES = pa.schema(
 )
 
 
-def all_of(parts: Sequence[Judgement]) -> Judgement:
+def merge_heatmap_scores(parts: Sequence[HeatmapScores]) -> HeatmapScores:
     """Return the judgements on all images, in the images' order whatever that of the parts."""
-    return Judgement(
+    return HeatmapScores(
         sorted(
             (one for part in parts for one in part.judged),
             key=lambda one: (one.image_id, -one.score, one.class_id),
@@ -42,7 +42,9 @@ def all_of(parts: Sequence[Judgement]) -> Judgement:
     )
 
 
-def heatmap_figures(judged: Sequence[Judged], order: Order) -> Iterator[Figure]:
+def heatmap_metric_rows(
+    judged: Sequence[HeatmapScore], order: EvaluationSpec
+) -> Iterator[MetricRow]:
     """Yield the means over all heatmaps, then over those of each class; images are resampled.
 
     What no image has a truth for is left out.
@@ -60,18 +62,18 @@ def heatmap_figures(judged: Sequence[Judged], order: Order) -> Iterator[Figure]:
             known = ~np.isnan(mine)
             above = (own[known] * mine[known, None]).sum(axis=0)  # (1 + R,)
             means = ratio(above, own[known].sum(axis=0))
-            yield make_figure("heatmap", label, _COLUMNS[column], means, int(known.sum()))
+            yield bootstrapped_row("heatmap", label, _COLUMNS[column], means, int(known.sum()))
 
 
-def _measured(one: Judged) -> list[float]:
+def _measured(one: HeatmapScore) -> list[float]:
     """Return a heatmap's values of all metrics, NaN where undefined."""
-    inserted, deleted, random_inserted, random_deleted = area_under(one.curves).tolist()
+    inserted, deleted, random_inserted, random_deleted = area_under_curve(one.curves).tolist()
     over_half = [np.nan if np.isnan(value) else float(value >= 0.5) for value in one.box_iou]
     pairs = ((inserted, random_inserted), (deleted, random_deleted), one.is_hit, one.box_iou)
     return [value for pair in (*pairs, over_half) for value in pair]
 
 
-def heatmap_details(found: Judgement) -> dict[str, Any]:
+def heatmap_details(found: HeatmapScores) -> dict[str, Any]:
     """Return the mean curves, and why images were left out, as JSON-ready values."""
     kinds = Counter(f"{why.stage}/{why.kind}" for why in found.left_out.values())
     return {
@@ -80,14 +82,14 @@ def heatmap_details(found: Judgement) -> dict[str, Any]:
     }
 
 
-def mean_curves(judged: Sequence[Judged]) -> dict[str, np.ndarray]:  # each (S + 1,)
+def mean_curves(judged: Sequence[HeatmapScore]) -> dict[str, np.ndarray]:  # each (S + 1,)
     """Return the share of pixels that was exchanged, and the mean of each of `CURVES` there."""
     mean = np.mean([one.curves for one in judged], axis=0)
     share = np.linspace(0, 1, mean.shape[1])
     return {"share": share, **dict(zip(CURVES, mean, strict=True))}
 
 
-def boxes_to_parquet(judged: Sequence[Judged]) -> pa.Buffer:
+def boxes_to_parquet(judged: Sequence[HeatmapScore]) -> pa.Buffer:
     """Return the boxes round the heatmaps as a Parquet file, a box a row."""
     rows = [
         {

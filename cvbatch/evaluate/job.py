@@ -24,11 +24,21 @@ from cvbatch.distributed.parallel_map import ParallelMap, stateless
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.evaluate import boxes, columns, heatmap_metrics, metrics_table, plots
-from cvbatch.evaluate.class_map import make_order, never_predicted, places_of_classes
-from cvbatch.evaluate.heatmap_faithfulness import Judgement, Share
-from cvbatch.evaluate.heatmap_job import Subject, choose_shares, find_subject, have_program, judge
-from cvbatch.evaluate.join import GroundTruth, Joined, find_truth, join, only_predicted
-from cvbatch.evaluate.scoring import Order, Scored, merged
+from cvbatch.evaluate.class_map import (
+    make_evaluation_spec,
+    match_heatmap_classes,
+    unmatched_classes,
+)
+from cvbatch.evaluate.heatmap_faithfulness import HeatmapScores, ImageGroup
+from cvbatch.evaluate.heatmap_job import (
+    HeatmapSource,
+    evaluate_heatmaps,
+    load_heatmap_source,
+    load_or_build_program,
+    sample_images,
+)
+from cvbatch.evaluate.join import GroundTruth, JoinResult, join, load_ground_truth, predictions_only
+from cvbatch.evaluate.scoring import EvaluationSpec, Scores, merge_scores
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.results.result import Result
 from cvbatch.storage import store
@@ -40,7 +50,7 @@ _REPLICATES = 10  # drawn by one task
 _PARTS_A_WORKER = 16
 _SHARES_A_WORKER = 2  # of images with heatmaps
 _BOXES = "heatmap_boxes.parquet"
-_CLEARED = (_BOXES, "precision_recall_*.png", "confusion_*.png", plots.CURVES)
+_CLEARED = (_BOXES, "precision_recall_*.png", "confusion_*.png", plots.CURVES_FILE)
 _UNMATCHED = pa.schema([("image_id", pa.string()), ("side", pa.string()), ("reason", pa.string())])
 
 
@@ -82,9 +92,9 @@ def _cell(value: float | None) -> str:
 class _Heatmaps(NamedTuple):
     """Heatmaps that were found to be in order, and which of them are judged."""
 
-    subject: Subject
+    subject: HeatmapSource
     class_of: dict[str, np.ndarray]
-    shares: list[Share]
+    shares: list[ImageGroup]
     program: BuiltProgram
 
 
@@ -105,18 +115,18 @@ def _evaluate(
 ) -> EvaluationSummary:
     started = time.perf_counter()
     result = Result(job.predictions.uri, needs_rows=True)
-    truth = find_truth(job.truth.uri, job.truth.splits) if job.truth else None
-    order = make_order(job.evaluation, result, truth)
+    truth = load_ground_truth(job.truth.uri, job.truth.splits) if job.truth else None
+    order = make_evaluation_spec(job.evaluation, result, truth)
     identity = fingerprint(job, [result.identity, truth.identity if truth else ""])
     done = sink.open(identity, overwrite=overwrite)
     if done and done.get("summary"):
         return EvaluationSummary(**{**done["summary"], "is_new": False})
-    joined = join(result, truth, job.evaluation.join) if truth else only_predicted(result)
+    joined = join(result, truth, job.evaluation.join) if truth else predictions_only(result)
     heatmaps = _find_heatmaps(job, result, truth, joined)
     _warn(result, order, joined, listener)
     scored, replicates, judgement = _work(job, sink, order, joined, heatmaps, listener)
-    figures = columns.figures_of(order, scored, replicates)
-    figures += heatmap_metrics.heatmap_figures(judgement.judged, order)
+    figures = columns.metric_rows(order, scored, replicates)
+    figures += heatmap_metrics.heatmap_metric_rows(judgement.judged, order)
     summary = EvaluationSummary(
         sink.uri,
         identity,
@@ -137,28 +147,28 @@ def _evaluate(
 
 
 def _find_heatmaps(
-    job: EvaluateJob, result: Result, truth: GroundTruth | None, joined: Joined
+    job: EvaluateJob, result: Result, truth: GroundTruth | None, joined: JoinResult
 ) -> _Heatmaps | None:
     """Return the heatmaps that are asked for; None: none are."""
     said = job.evaluation
     if said.heatmaps is None:
         return None
-    subject = find_subject(result)
-    class_of = places_of_classes(said, result, truth)
-    shares = choose_shares(subject, joined.pieces, said.heatmaps, said.seed)
-    return _Heatmaps(subject, class_of, shares, have_program(subject))
+    subject = load_heatmap_source(result)
+    class_of = match_heatmap_classes(said, result, truth)
+    shares = sample_images(subject, joined.parts, said.heatmaps, said.seed)
+    return _Heatmaps(subject, class_of, shares, load_or_build_program(subject))
 
 
 def _work(
     job: EvaluateJob,
     sink: Sink,
-    order: Order,
-    joined: Joined,
+    order: EvaluationSpec,
+    joined: JoinResult,
     heatmaps: _Heatmaps | None,
     listener: Listener,
-) -> tuple[Scored, metrics_table.Replicates, Judgement]:
+) -> tuple[Scores, metrics_table.Replicates, HeatmapScores]:
     """Return all scores, the replicates that are still to be formed, and what heatmaps came to."""
-    pieces = joined.pieces if joined.kind else []
+    pieces = joined.parts if joined.kind else []
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         workers = _choose_workers(job, resources, len(pieces), _PARTS_A_WORKER)
@@ -167,21 +177,21 @@ def _work(
         if work.needs_ray or judging.needs_ray:
             stack.enter_context(connected())
         sink.acquire()
-        parts_scored = work.run(stateless(columns.score_piece), order, pieces, "parts scored")
-        scored = merged(sink.guarded(parts_scored))
+        parts_scored = work.run(stateless(columns.score_part), order, pieces, "parts scored")
+        scored = merge_scores(sink.guarded(parts_scored))
         replicates: metrics_table.Replicates = {}
-        asked = boxes.resampling_of(order, scored)
+        asked = boxes.bootstrap_input(order, scored)
         if asked is not None:
             numbers = range(1, order.num_replicates + 1)
             shares = [numbers[i : i + _REPLICATES] for i in range(0, len(numbers), _REPLICATES)]
             what = "shares of replicates drawn"
-            draws = work.run(stateless(boxes.resample), asked, shares, what)
+            draws = work.run(stateless(boxes.bootstrap_average_precision), asked, shares, what)
             for some in sink.guarded(draws):
                 replicates |= some
         if heatmaps is None:
-            return scored, replicates, Judgement()
+            return scored, replicates, HeatmapScores()
         subject, class_of, chosen, program = heatmaps
-        judged = judge(subject, program, chosen, class_of, job.evaluation, judging)
+        judged = evaluate_heatmaps(subject, program, chosen, class_of, job.evaluation, judging)
         return scored, replicates, judged
 
 
@@ -199,7 +209,9 @@ def _judging(
     )
 
 
-def _count_images(scored: Scored, joined: Joined, judgement: Judgement | None) -> dict[str, int]:
+def _count_images(
+    scored: Scores, joined: JoinResult, judgement: HeatmapScores | None
+) -> dict[str, int]:
     """Return how many images are what; those with heatmaps where these were asked for."""
     counts = dict(sorted(scored.counts.items()))
     one_sided = {"no_truth": len(joined.no_truth), "no_prediction": len(joined.no_prediction)}
@@ -212,21 +224,24 @@ def _count_images(scored: Scored, joined: Joined, judgement: Judgement | None) -
 
 
 def _files(
-    order: Order,
-    scored: Scored,
-    judgement: Judgement,
-    figures: Sequence[metrics_table.Figure],
-    joined: Joined,
+    order: EvaluationSpec,
+    scored: Scores,
+    judgement: HeatmapScores,
+    figures: Sequence[metrics_table.MetricRow],
+    joined: JoinResult,
     about: dict[str, Any],
 ) -> Iterator[tuple[str, bytes | pa.Buffer]]:
     """Yield what an evaluation leaves, by name."""
     yield "metrics.parquet", metrics_table.to_parquet(figures)
     yield "unmatched.parquet", _unmatched(joined, scored, judgement)
-    yield from columns.pictures_of(order, scored).items()
-    details = columns.details_of(order, scored)
+    yield from columns.plot_files(order, scored).items()
+    details = columns.metric_details(order, scored)
     if judgement.judged:
         yield _BOXES, heatmap_metrics.boxes_to_parquet(judgement.judged)
-        yield plots.CURVES, plots.curves_of(heatmap_metrics.mean_curves(judgement.judged))
+        yield (
+            plots.CURVES_FILE,
+            plots.draw_faithfulness_curves(heatmap_metrics.mean_curves(judgement.judged)),
+        )
         details["heatmap"] = heatmap_metrics.heatmap_details(judgement)
     told = {key: about[key] for key in ("schema_version", "images", "joined_by", "evaluation")}
     yield "metrics.json", metrics_table.to_json(figures, told, details)
@@ -246,14 +261,14 @@ def _choose_workers(
     return max(1, min(wanted, num_items))
 
 
-def _warn(result: Result, order: Order, joined: Joined, listener: Listener) -> None:
+def _warn(result: Result, order: EvaluationSpec, joined: JoinResult, listener: Listener) -> None:
     """Say what is not compared."""
     if result.num_chunks_left:
         listener.say(
             f"the prediction is not finished: {result.num_chunks_left:,} of its chunks are not "
             "done, their images count as not predicted"
         )
-    for column, names in never_predicted(order).items():
+    for column, names in unmatched_classes(order).items():
         if names:
             listener.say(
                 f"{CLASS_COLUMNS[column]}: no predicted class stands for "
@@ -289,7 +304,7 @@ def _about(
     }
 
 
-def _unmatched(joined: Joined, scored: Scored, judgement: Judgement) -> pa.Buffer:
+def _unmatched(joined: JoinResult, scored: Scores, judgement: HeatmapScores) -> pa.Buffer:
     """Return every image that is on one side only, or has no answer, as a Parquet file.
 
     Of those whose heatmaps could not be judged the side is that of the originals.

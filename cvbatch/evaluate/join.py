@@ -27,7 +27,7 @@ from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
 from cvbatch.storage import store
 
-KINDS = ("image_id", "row", "name")
+JOIN_KEYS = ("image_id", "row", "name")
 _THREADS = 16
 _SHOWN = 3
 
@@ -46,7 +46,7 @@ class GroundTruth:
     identity: str  # SHA-256 of the files' names and sizes
 
 
-class Piece(NamedTuple):
+class JoinedPart(NamedTuple):
     """Images of one part of a result, with the places of their labels."""
 
     ref: ChunkRef
@@ -56,7 +56,7 @@ class Piece(NamedTuple):
     truth_file: np.ndarray  # (n,) int64 into truth_uris; (0,) without a truth
     truth_row: np.ndarray  # (n,) int64; (0,) without a truth
 
-    def take(self, rows: np.ndarray) -> Piece:  # (k,) int64
+    def take(self, rows: np.ndarray) -> JoinedPart:  # (k,) int64
         """Return some of the images."""
         has_truth = len(self.truth_uris) > 0
         return self._replace(
@@ -66,11 +66,11 @@ class Piece(NamedTuple):
         )
 
 
-class Joined(NamedTuple):
+class JoinResult(NamedTuple):
     """The images that are both predicted and labelled, and those that are only one of it."""
 
     kind: str  # one of KINDS; "" where there is no truth
-    pieces: list[Piece]
+    parts: list[JoinedPart]
     no_truth: pa.Array  # ids of predicted images
     no_prediction: pa.Array  # ids of labelled images
     num_other_splits: int  # predicted images whose labels are of a split that is not evaluated
@@ -78,10 +78,10 @@ class Joined(NamedTuple):
     @property
     def num_images(self) -> int:
         """Return how many images are on both sides."""
-        return sum(len(piece.part_row) for piece in self.pieces)
+        return sum(len(piece.part_row) for piece in self.parts)
 
 
-def find_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth:
+def load_ground_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth:
     """Return the images of labelled Parquet; no image and no label is read.
 
     Args:
@@ -156,7 +156,7 @@ def _read(uri: str) -> tuple[dict[str, Any], pa.Table]:
     return about, table.set_column(0, "image_id", ids)
 
 
-def join(result: Result, truth: GroundTruth, kind: str | None) -> Joined:
+def join(result: Result, truth: GroundTruth, kind: str | None) -> JoinResult:
     """Return which predicted image has which labels.
 
     Args:
@@ -177,7 +177,7 @@ def join(result: Result, truth: GroundTruth, kind: str | None) -> Joined:
         if pc.count_distinct(own).as_py() < len(own):
             twice = pc.value_counts(own).sort(order="descending", by="counts")[0]["values"]
             raise SourceError(
-                f"{side}: {twice} names more than one image; join by another of {', '.join(KINDS)} "
+                f"{side}: {twice} names more than one image; join by another of {', '.join(JOIN_KEYS)} "
                 "(evaluation.join), or evaluate fewer folders at once"
             )
     places = pc.fill_null(pc.index_in(keys, value_set=true_keys), -1).to_numpy().astype(np.int64)
@@ -192,7 +192,7 @@ def join(result: Result, truth: GroundTruth, kind: str | None) -> Joined:
         )
     is_predicted = np.zeros(len(truth.row), bool)
     is_predicted[places[has_truth]] = True
-    return Joined(
+    return JoinResult(
         kind,
         _pieces(result, ids_of_parts, truth, np.where(is_scored, places, -1)),
         ids.filter(pa.array(~has_truth)),
@@ -201,7 +201,7 @@ def join(result: Result, truth: GroundTruth, kind: str | None) -> Joined:
     )
 
 
-def only_predicted(result: Result) -> Joined:
+def predictions_only(result: Result) -> JoinResult:
     """Return all predicted images, where there are no labels.
 
     Raises:
@@ -209,11 +209,11 @@ def only_predicted(result: Result) -> Joined:
     """
     none = np.zeros(0, np.int64)
     pieces = [
-        Piece(ref, result.uri_of(ref), np.arange(len(ids)), (), none, none)
+        JoinedPart(ref, result.uri_of(ref), np.arange(len(ids)), (), none, none)
         for ref, ids in zip(result.done, result.image_ids(), strict=True)
     ]
     no_ids = pa.array([], pa.large_string())
-    return Joined("", pieces, no_ids, no_ids, 0)
+    return JoinResult("", pieces, no_ids, no_ids, 0)
 
 
 def _pieces(
@@ -221,7 +221,7 @@ def _pieces(
     ids_of_parts: Sequence[pa.Array],
     truth: GroundTruth,
     places: np.ndarray,  # (P,) of each predicted image in the truth; -1: not scored
-) -> list[Piece]:
+) -> list[JoinedPart]:
     pieces, start = [], 0
     for ref, ids in zip(result.done, ids_of_parts, strict=True):
         own = places[start : start + len(ids)]
@@ -230,7 +230,9 @@ def _pieces(
         if len(rows):
             files, file = np.unique(truth.file[own[rows]], return_inverse=True)
             uris = tuple(truth.uris[i] for i in files)
-            pieces.append(Piece(ref, result.uri_of(ref), rows, uris, file, truth.row[own[rows]]))
+            pieces.append(
+                JoinedPart(ref, result.uri_of(ref), rows, uris, file, truth.row[own[rows]])
+            )
     return pieces
 
 
@@ -277,8 +279,8 @@ def _truth_keys(truth: GroundTruth, kind: str) -> pa.Array:
     )
 
 
-def read_piece(
-    piece: Piece, columns: Sequence[str], truth_columns: Sequence[str]
+def read_joined_part(
+    piece: JoinedPart, columns: Sequence[str], truth_columns: Sequence[str]
 ) -> tuple[pa.Table, pa.Table]:
     """Return columns of the predicted rows of a piece, and of their labels, in the same order.
 

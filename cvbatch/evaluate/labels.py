@@ -10,9 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from cvbatch.evaluate import metrics_table
-from cvbatch.evaluate.metrics_table import Figure, Replicates
+from cvbatch.evaluate.metrics_table import MetricRow, Replicates
 from cvbatch.evaluate.plots import ClassCaptions, draw_confusion, draw_precision_recall
-from cvbatch.evaluate.scoring import Order, Scored, ScoredRows, flatten, values_of
+from cvbatch.evaluate.scoring import (
+    EvaluationSpec,
+    ScoredRows,
+    Scores,
+    flatten_lists,
+    struct_values,
+)
 from cvbatch.metrics.base import nan_mean
 from cvbatch.metrics.classification import Calibration, Confusion, MultiLabelPrecision, TopK
 from cvbatch.metrics.counts import ClassCounts, count_by_class
@@ -29,24 +35,24 @@ def score_labels(rows: ScoredRows) -> None:
 
 
 def _predicted(
-    order: Order, column: pa.ChunkedArray
+    order: EvaluationSpec, column: pa.ChunkedArray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (M,) image index, true class, score
     """Return the labels in their order; of two predicted for one true class the better one."""
-    structs, image = flatten(column)
-    class_id = order.class_of["labels"][values_of(structs, "class_id")]
+    structs, image = flatten_lists(column)
+    class_id = order.class_of["labels"][struct_values(structs, "class_id")]
     key = image * len(order.classes["labels"]) + class_id
     _, first = np.unique(key, return_index=True)
     kept = np.sort(first[class_id[first] >= 0])
-    return image[kept], class_id[kept], values_of(structs, "score")[kept].astype(np.float64)
+    return image[kept], class_id[kept], struct_values(structs, "score")[kept].astype(np.float64)
 
 
 def _score_single_label(rows: ScoredRows) -> None:
     predicted, truth, num_classes = rows.of("labels")
-    structs, of_image = flatten(truth)
+    structs, of_image = flatten_lists(truth)
     is_used = np.bincount(of_image, minlength=len(truth)) == 1
     rows.scored.counts["classification_unlabelled"] += int((~is_used).sum())
     true_class = np.full(len(truth), -1)
-    true_class[of_image] = values_of(structs, "class_id")
+    true_class[of_image] = struct_values(structs, "class_id")
     image, class_id, score = _predicted(rows.order, predicted)
     best = np.full(len(truth), num_classes)  # no class
     best_score, own_score = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
@@ -86,9 +92,9 @@ def _score_multi_label(rows: ScoredRows) -> None:
     predicted, truth, num_classes = rows.of("labels")
     used = np.flatnonzero(truth.is_valid().to_numpy())
     rows.scored.counts["classification_unlabelled"] += len(truth) - len(used)
-    structs, of_image = flatten(truth)
+    structs, of_image = flatten_lists(truth)
     is_positive = np.zeros((len(truth), num_classes), bool)
-    is_positive[of_image, values_of(structs, "class_id")] = True
+    is_positive[of_image, struct_values(structs, "class_id")] = True
     image, class_id, score = _predicted(rows.order, predicted)
     scores = np.full((len(truth), num_classes), _NOT_PREDICTED)
     scores[image, class_id] = score
@@ -108,47 +114,49 @@ def _score_multi_label(rows: ScoredRows) -> None:
     rows.scored.counts["classification_images"] += len(used)
 
 
-def label_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterator[Figure]:
+def label_metric_rows(
+    order: EvaluationSpec, scored: Scores, replicates: Replicates
+) -> Iterator[MetricRow]:
     """Yield the figures of labels, those over all classes first."""
     yield from (_multi_label if order.is_multi_label else _single_label)(order, scored)
 
 
-def _multi_label(order: Order, scored: Scored) -> Iterator[Figure]:
+def _multi_label(order: EvaluationSpec, scored: Scores) -> Iterator[MetricRow]:
     tally = scored.score("labels_tally", ClassCounts)
     count = scored.counts["classification_images"]
     values = scored.score("precision", MultiLabelPrecision).average_precision
-    yield metrics_table.plain_figure(_TASK, None, "mean_average_precision", nan_mean(values), count)
-    yield from metrics_table.averages(
+    yield metrics_table.metric_row(_TASK, None, "mean_average_precision", nan_mean(values), count)
+    yield from metrics_table.overall_rows(
         _TASK, tally, (*metrics_table.MICRO, *metrics_table.AVERAGES), count
     )
     for k, name in enumerate(order.classes["labels"]):
         support = int(tally.support[0, k])
-        yield metrics_table.plain_figure(
-            _TASK, name, "average_precision", float(values[k]), support
-        )
-        yield from metrics_table.of_class(_TASK, tally, name, k, metrics_table.RATIOS)
+        yield metrics_table.metric_row(_TASK, name, "average_precision", float(values[k]), support)
+        yield from metrics_table.class_rows(_TASK, tally, name, k, metrics_table.RATIOS)
 
 
-def _single_label(order: Order, scored: Scored) -> Iterator[Figure]:
+def _single_label(order: EvaluationSpec, scored: Scores) -> Iterator[MetricRow]:
     tally = scored.score("labels_tally", ClassCounts)
     top_k = scored.score("top_k", TopK)
-    yield from metrics_table.averages(_TASK, tally, ("accuracy",), top_k.num_images)
+    yield from metrics_table.overall_rows(_TASK, tally, ("accuracy",), top_k.num_images)
     hits = scored.score("top_k_tally", ClassCounts).per_class()["recall"]
     for place, k in enumerate(top_k.ks):
-        yield metrics_table.make_figure(_TASK, None, f"top_{k}", hits[:, place], top_k.num_images)
-    yield from metrics_table.averages(_TASK, tally, metrics_table.AVERAGES, top_k.num_images)
+        yield metrics_table.bootstrapped_row(
+            _TASK, None, f"top_{k}", hits[:, place], top_k.num_images
+        )
+    yield from metrics_table.overall_rows(_TASK, tally, metrics_table.AVERAGES, top_k.num_images)
     calibration = scored.score("calibration", Calibration)
     if not scored.counts["scores_outside_0_1"]:  # scores that are logits have no calibration
         for metric, error in calibration.as_dict().items():
             count = int(calibration.counts.sum())
-            yield metrics_table.plain_figure(_TASK, None, metric, error, count)
+            yield metrics_table.metric_row(_TASK, None, metric, error, count)
     for k, name in enumerate(order.classes["labels"]):
-        yield from metrics_table.of_class(_TASK, tally, name, k, metrics_table.RATIOS)
+        yield from metrics_table.class_rows(_TASK, tally, name, k, metrics_table.RATIOS)
 
 
-def label_details(order: Order, scored: Scored) -> dict[str, Any]:
+def label_details(order: EvaluationSpec, scored: Scores) -> dict[str, Any]:
     """Return the confusion counts and the bins of the calibration, those that were scored."""
-    details = metrics_table.confusion_counts(
+    details = metrics_table.confusion_details(
         scored.scores.get("confusion"), order.classes["labels"]
     )
     calibration = scored.scores.get("calibration")
@@ -162,7 +170,7 @@ def _with_nulls(values: np.ndarray) -> list[float | None]:  # (B,)
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def label_pictures(order: Order, scored: Scored) -> dict[str, np.ndarray]:
+def label_plots(order: EvaluationSpec, scored: Scores) -> dict[str, np.ndarray]:
     """Return curves of precision over recall, or the confusion matrix, by kind of picture."""
     names, pictures = order.classes["labels"], {}
     precision = scored.scores.get("precision")

@@ -9,9 +9,9 @@ import numpy as np
 
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.evaluate import metrics_table
-from cvbatch.evaluate.metrics_table import Figure, Replicates
+from cvbatch.evaluate.metrics_table import MetricRow, Replicates
 from cvbatch.evaluate.plots import draw_confusion
-from cvbatch.evaluate.scoring import Order, Scored, ScoredRows
+from cvbatch.evaluate.scoring import EvaluationSpec, ScoredRows, Scores
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.classification import Confusion
 from cvbatch.metrics.counts import ClassCounts, count_by_class
@@ -71,24 +71,28 @@ def _pixel_counts(
     return counts
 
 
-def mask_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterator[Figure]:
+def mask_metric_rows(
+    order: EvaluationSpec, scored: Scores, replicates: Replicates
+) -> Iterator[MetricRow]:
     """Yield the figures of masks, those over all classes first."""
     tally = scored.score("mask_tally", ClassCounts)
     num_pixels = int(tally.support[0].sum())
     overall = tally.overall()
-    yield metrics_table.make_figure(_TASK, None, "pixel_accuracy", overall["accuracy"], num_pixels)
-    yield from metrics_table.averages(
+    yield metrics_table.bootstrapped_row(
+        _TASK, None, "pixel_accuracy", overall["accuracy"], num_pixels
+    )
+    yield from metrics_table.overall_rows(
         _TASK, tally, ("mean_iou", *metrics_table.AVERAGES), num_pixels
     )
     for k, name in enumerate(order.classes["mask"]):
-        yield from metrics_table.of_class(_TASK, tally, name, k, ("iou", *metrics_table.RATIOS))
+        yield from metrics_table.class_rows(_TASK, tally, name, k, ("iou", *metrics_table.RATIOS))
 
 
-def mask_details(order: Order, scored: Scored) -> dict[str, Any]:
+def mask_details(order: EvaluationSpec, scored: Scores) -> dict[str, Any]:
     """Return the confusion counts, in pixels."""
-    return metrics_table.confusion_counts(scored.scores["pixels"], order.classes["mask"])
+    return metrics_table.confusion_details(scored.scores["pixels"], order.classes["mask"])
 
 
-def mask_pictures(order: Order, scored: Scored) -> dict[str, np.ndarray]:
+def mask_plots(order: EvaluationSpec, scored: Scores) -> dict[str, np.ndarray]:
     """Return the confusion matrix, by kind of picture."""
     return {"confusion": draw_confusion(scored.score("pixels", Confusion), order.classes["mask"])}

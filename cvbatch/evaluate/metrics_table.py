@@ -34,7 +34,7 @@ MICRO = [f"micro_{what}" for what in RATIOS]
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricRow:
     """One number, and how sure it is."""
 
     task: str
@@ -46,27 +46,27 @@ class Figure:
     count: int  # images, objects or pixels it is about
 
 
-def plain_figure(
+def metric_row(
     task: str, class_name: str | None, metric: str, value: float | None, count: int
-) -> Figure:
+) -> MetricRow:
     """Return a figure without an interval; value: NaN is undefined, as None is."""
     known = None if value is None or math.isnan(value) else float(value)
-    return Figure(task, class_name, metric, known, None, None, count)
+    return MetricRow(task, class_name, metric, known, None, None, count)
 
 
-def with_interval(figure: Figure, values: np.ndarray) -> Figure:  # (1 + R,)
+def with_interval(figure: MetricRow, values: np.ndarray) -> MetricRow:  # (1 + R,)
     """Return a figure with its interval; values: of the images, then of each replicate."""
     ends = None if figure.value is None else percentile_interval(values)
     return figure if ends is None else replace(figure, low=ends[0], high=ends[1])
 
 
-def make_figure(
+def bootstrapped_row(
     task: str,
     class_name: str | None,
     metric: str,
     values: np.ndarray,  # (1 + R,)
     count: int,
-) -> Figure:
+) -> MetricRow:
     """Return a figure with its interval.
 
     Args:
@@ -76,26 +76,28 @@ def make_figure(
         values: of the images, then of each replicate of them; NaN: undefined.
         count: images, objects or pixels that it is about.
     """
-    return with_interval(plain_figure(task, class_name, metric, float(values[0]), count), values)
+    return with_interval(metric_row(task, class_name, metric, float(values[0]), count), values)
 
 
-def averages(task: str, tally: ClassCounts, metrics: Sequence[str], count: int) -> Iterator[Figure]:
+def overall_rows(
+    task: str, tally: ClassCounts, metrics: Sequence[str], count: int
+) -> Iterator[MetricRow]:
     """Yield metrics of a tally over all classes, with their intervals."""
     overall = tally.overall()
     for metric in metrics:
-        yield make_figure(task, None, metric, overall[metric], count)
+        yield bootstrapped_row(task, None, metric, overall[metric], count)
 
 
-def of_class(
+def class_rows(
     task: str, tally: ClassCounts, name: str, k: int, metrics: Sequence[str]
-) -> Iterator[Figure]:
+) -> Iterator[MetricRow]:
     """Yield metrics of class `k` of a tally, with their intervals."""
     figures = tally.per_class()
     for metric in metrics:
-        yield make_figure(task, name, metric, figures[metric][:, k], int(tally.support[0, k]))
+        yield bootstrapped_row(task, name, metric, figures[metric][:, k], int(tally.support[0, k]))
 
 
-def confusion_counts(score: Metric | None, names: Sequence[str]) -> dict[str, Any]:
+def confusion_details(score: Metric | None, names: Sequence[str]) -> dict[str, Any]:
     """Return the counts of a confusion as details of metrics.json; {} where it was not scored."""
     if not isinstance(score, Confusion):
         return {}
@@ -103,7 +105,7 @@ def confusion_counts(score: Metric | None, names: Sequence[str]) -> dict[str, An
     return {"confusion": {"classes": list(names), "counts": score.counts.tolist()}}
 
 
-def to_parquet(figures: Sequence[Figure]) -> pa.Buffer:
+def to_parquet(figures: Sequence[MetricRow]) -> pa.Buffer:
     """Return the figures as a Parquet file, a figure a row."""
     names = [item if item != "class" else "class_name" for item in _SCHEMA.names]
     columns = [[getattr(figure, name) for figure in figures] for name in names]
@@ -114,7 +116,7 @@ def to_parquet(figures: Sequence[Figure]) -> pa.Buffer:
 
 
 def to_json(
-    figures: Sequence[Figure],
+    figures: Sequence[MetricRow],
     about: dict[str, Any],
     details: dict[str, dict[str, Any]],
 ) -> bytes:

@@ -18,13 +18,13 @@ from cvbatch.geometry.resize import PADDING_GREY, Placement, divide_rounded
 BLUR = 0.1  # standard deviation, of the input's shorter side
 
 
-def drawing(seed: int, name: str) -> np.random.Generator:
+def seeded_rng(seed: int, name: str) -> np.random.Generator:
     """Return the random numbers that belong to a name, whatever was drawn before."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
-def misplaced(
+def mirror_and_shift(
     values: np.ndarray,  # (h, w)
     rng: np.random.Generator,
 ) -> np.ndarray:  # (h, w)
@@ -54,7 +54,7 @@ def pixel_order(
     return inside[np.lexsort((-noise, -strength))]
 
 
-def blurred(
+def blur(
     pixels: np.ndarray,  # (T, H, W, 3) uint8
     placements: Sequence[Placement],  # T
 ) -> np.ndarray:  # (T, H, W, 3) uint8
@@ -66,12 +66,12 @@ def blurred(
     return result
 
 
-def greyed(pixels: np.ndarray) -> np.ndarray:  # (T, H, W, 3) uint8 → the same
+def grey_like(pixels: np.ndarray) -> np.ndarray:  # (T, H, W, 3) uint8 → the same
     """Return the grey that letterboxed images are padded with, everywhere."""
     return np.full_like(pixels, PADDING_GREY)
 
 
-def exchanged(
+def replace_pixels(
     pixels: np.ndarray,  # (T, H, W, 3) uint8
     others: np.ndarray,  # (T, H, W, 3) uint8
     order: np.ndarray,  # (P,) of `pixel_order`
@@ -87,7 +87,7 @@ def exchanged(
         yield changing.reshape(pixels.shape).copy()
 
 
-def area_under(curve: np.ndarray) -> np.ndarray:  # (..., S + 1) → (...)
+def area_under_curve(curve: np.ndarray) -> np.ndarray:  # (..., S + 1) → (...)
     """Return the area under a curve over 0..1, by the trapezoid rule."""
     area: np.ndarray = (curve[..., 1:] + curve[..., :-1]).mean(axis=-1) / 2
     return area

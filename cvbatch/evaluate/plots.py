@@ -8,13 +8,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cvbatch.evaluate.perturbation import area_under
+from cvbatch.evaluate.perturbation import area_under_curve
 from cvbatch.images.drawing import TILE_HW, contact_sheet, to_png, write_text
 from cvbatch.metrics.base import ratio
 from cvbatch.metrics.classification import Confusion
 
 MAX_CURVES = 24  # classes drawn, those with most objects
-CURVES = "insertion_deletion.png"
+CURVES_FILE = "insertion_deletion.png"
 MAX_NAMED = 40  # classes that a confusion picture has room to name
 _COLUMNS = 4
 _EDGE = 12  # pixels between a curve and its tile's border
@@ -48,7 +48,7 @@ def draw_precision_recall(
     return contact_sheet(tiles, texts, _COLUMNS)
 
 
-def curves_of(
+def draw_faithfulness_curves(
     mean: dict[str, np.ndarray],  # each (S + 1,)
 ) -> bytes:
     """Return the scores over the share of pixels that came in or went, as PNG; random in orange.
@@ -59,7 +59,9 @@ def curves_of(
     for name in ("insertion", "deletion"):
         own, other = mean[name], mean[f"random_{name}"]
         tiles.append(_plot([(mean["share"], other, _OTHER_INK), (mean["share"], own, _INK)]))
-        captions.append(f"{name}: {area_under(own):.3f}, random {area_under(other):.3f}")
+        captions.append(
+            f"{name}: {area_under_curve(own):.3f}, random {area_under_curve(other):.3f}"
+        )
     return to_png(contact_sheet(tiles, captions, len(tiles)))
 
 

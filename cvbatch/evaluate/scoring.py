@@ -24,7 +24,7 @@ _RECORDS = (AveragePrecision, MultiLabelPrecision)  # grow with the images; merg
 
 
 @dataclass(frozen=True)
-class Order:
+class EvaluationSpec:
     """What is scored, and how."""
 
     classes: dict[str, tuple[str, ...]]  # column → the true classes; the columns that are scored
@@ -39,7 +39,7 @@ class Order:
 
 
 @dataclass
-class Scored:
+class Scores:
     """The scores of some images by name, and counts of images by what is odd with them."""
 
     scores: dict[str, Metric] = field(default_factory=dict)
@@ -58,11 +58,11 @@ class Scored:
 class ScoredRows:
     """Predicted rows and their labels in the same order, and the scores that they are added to."""
 
-    order: Order
+    order: EvaluationSpec
     predicted: pa.Table  # n rows
     truth: pa.Table  # n rows
     weights: np.ndarray  # (n, 1 + R)
-    scored: Scored
+    scored: Scores
 
     def of(self, column: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray, int]:
         """Return predictions and labels of a column, and its number of true classes."""
@@ -73,9 +73,9 @@ class ScoredRows:
         return ClassCounts.empty(num_classes, self.order.num_replicates)
 
 
-def merged(parts: Iterable[Scored]) -> Scored:
+def merge_scores(parts: Iterable[Scores]) -> Scores:
     """Return the scores of all the images; parts in any order give the same."""
-    total, records = Scored(), dict[str, list[Metric]]()
+    total, records = Scores(), dict[str, list[Metric]]()
     for part in parts:
         total.counts.update(part.counts)
         total.failed += part.failed
@@ -92,14 +92,14 @@ def merged(parts: Iterable[Scored]) -> Scored:
     return total
 
 
-def flatten(column: pa.ChunkedArray) -> tuple[Any, np.ndarray]:  # M structs, (M,) image index
+def flatten_lists(column: pa.ChunkedArray) -> tuple[Any, np.ndarray]:  # M structs, (M,) image index
     """Return the elements of a list column, one after the other."""
     lists = column.combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     return lists.flatten(), np.repeat(np.arange(len(lists)), lengths)
 
 
-def values_of(structs: Any, name: str) -> np.ndarray:  # M structs → (M,)
+def struct_values(structs: Any, name: str) -> np.ndarray:  # M structs → (M,)
     """Return one field of structs."""
     values: np.ndarray = pc.struct_field(structs, name).to_numpy(zero_copy_only=False)
     return values

@@ -180,7 +180,7 @@ def _choose_workers(job: ExplainJob, resources: Resources, plan: Plan | None) ->
         return job.run.workers
     if joins_a_cluster():
         return room
-    num_chunks = len(plan.left) if plan else 0
+    num_chunks = len(plan.pending) if plan else 0
     return max(1, min(room, num_chunks // _WORTH_A_WORKER))
 
 
@@ -261,7 +261,7 @@ def _pieces(order: ExplainSpec, plan: Plan | None, overwrite: bool) -> list[Piec
             if overwrite or file_uri(order, piece).rsplit("/", 1)[1] not in names:
                 left.append(piece)
     if plan is not None:
-        refs = plan.chunks if overwrite else plan.left
+        refs = plan.chunks if overwrite else plan.pending
         left += [Piece(IMAGES, ref=ref) for ref in refs]
     return left
 

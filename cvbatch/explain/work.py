@@ -138,7 +138,7 @@ def _images(
             explained[position] = _leave(order, name, found, report)
         report.note(batch, failures)
         rows.append(tables.image_rows(batch, failures, explained, order.sections))
-    metadata = part_files.revised(order.metadata, order.revisions.get(ref.chunk_id, 0))
+    metadata = part_files.with_revision(order.metadata, order.revisions.get(ref.chunk_id, 0))
     schema = tables.images_schema(order.sections)
     writer.write_part(order.uri(IMAGES), ref.chunk_id, rows, schema, metadata)
     return report

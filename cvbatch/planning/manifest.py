@@ -44,35 +44,37 @@ class Generation(NamedTuple):
     emptied: tuple[str, ...] = ()  # ids of chunks that hold nothing any more
 
 
-class Entry(NamedTuple):
+class ChunkEntry(NamedTuple):
     """Where a chunk stands."""
 
     ref: ChunkRef | None  # as it was planned last; None where it holds nothing any more
     revision: int  # times that it was planned again
 
 
-Book = dict[str, Entry]  # by chunk id, in the order in which the chunks were first planned
+ChunkIndex = dict[
+    str, ChunkEntry
+]  # by chunk id, in the order in which the chunks were first planned
 
 
-def enter(book: Book, chunks: Iterable[ChunkRef], emptied: Iterable[str]) -> None:
+def add_generation(book: ChunkIndex, chunks: Iterable[ChunkRef], emptied: Iterable[str]) -> None:
     """Write what one generation says of its chunks into the book."""
     planned = [(chunk_id, None) for chunk_id in emptied]
     for chunk_id, ref in [*planned, *((chunk.chunk_id, chunk) for chunk in chunks)]:
         before = book.get(chunk_id)
-        book[chunk_id] = Entry(ref, before.revision + 1 if before else 0)
+        book[chunk_id] = ChunkEntry(ref, before.revision + 1 if before else 0)
 
 
-def folder_of(sink_uri: str) -> str:
+def manifest_folder(sink_uri: str) -> str:
     """Return where a sink keeps its manifest."""
     return store.join(store.absolute(sink_uri), FOLDER)
 
 
-def generations(sink_uri: str) -> list[str]:
+def generation_uris(sink_uri: str) -> list[str]:
     """Return the URIs of the manifest's files, oldest first; [] before the first planning.
 
     Raises SinkError where two files claim one place, which two plannings at once may leave.
     """
-    folder = folder_of(sink_uri)
+    folder = manifest_folder(sink_uri)
     names = _standing(folder)
     for first, second in pairwise(names):
         if first[:6] == second[:6]:
@@ -95,7 +97,7 @@ def generation_uri(sink_uri: str, number: int, contents: Iterable[str]) -> str:
     contents: the ids of new chunks; of a revision, all that tells it from another of its chunk.
     """
     digest = hashlib.sha256("".join(contents).encode()).hexdigest()[:16]
-    return store.join(folder_of(sink_uri), f"{number:06d}-{digest}.parquet")
+    return store.join(manifest_folder(sink_uri), f"{number:06d}-{digest}.parquet")
 
 
 def group_offsets(offsets: np.ndarray) -> np.ndarray:  # (C + 1,) → (G + 1,)
@@ -107,7 +109,7 @@ def group_offsets(offsets: np.ndarray) -> np.ndarray:  # (C + 1,) → (G + 1,)
     return np.array(groups, np.int64)
 
 
-def refs(generation: Generation, uri: str) -> list[ChunkRef]:
+def chunk_refs(generation: Generation, uri: str) -> list[ChunkRef]:
     """Return the chunks of a generation that is, or will be, stored under `uri`."""
     starts, ends = generation.offsets[:-1], generation.offsets[1:]
     group = np.searchsorted(generation.group_offsets, starts, "right") - 1
@@ -163,10 +165,10 @@ def _refuse_rivals(uri: str) -> None:
         )
 
 
-class Known(NamedTuple):
+class StoredManifest(NamedTuple):
     """What earlier plannings fixed, each chunk as it was planned last."""
 
-    book: Book
+    chunk_index: ChunkIndex
     holders: list[ChunkRef]  # all chunks that hold something, in the order of `units`
     units: pa.Table  # uri: large_string, version: string, size_bytes: int64
     reading: dict[str, str] | None  # how its source is read; None before the first planning
@@ -174,7 +176,7 @@ class Known(NamedTuple):
     @property
     def chunks(self) -> list[ChunkRef]:
         """Return the chunks that hold something, in the order in which they were first planned."""
-        return [entry.ref for entry in self.book.values() if entry.ref]
+        return [entry.ref for entry in self.chunk_index.values() if entry.ref]
 
     def holding(self, units: np.ndarray) -> list[ChunkRef]:  # (K,) positions in `units`
         """Return the chunks that hold these units, each once, in the order of `units`."""
@@ -182,9 +184,9 @@ class Known(NamedTuple):
         return [self.holders[i] for i in np.unique(np.searchsorted(ends, units, "right"))]
 
 
-def read(uris: list[str]) -> Known:
+def read(uris: list[str]) -> StoredManifest:
     """Return the chunks and the units of the manifest's files."""
-    book: Book = {}
+    book: ChunkIndex = {}
     holders: list[ChunkRef] = []
     tables = []
     reading = None
@@ -198,16 +200,18 @@ def read(uris: list[str]) -> Known:
             for group in range(file.num_row_groups):
                 refs += _refs_of_group(file, uri, group)
                 tables.append(file.read_row_group(group, columns).replace_schema_metadata())
-        enter(book, refs, emptied)
+        add_generation(book, refs, emptied)
         holders += refs
     empty = pa.schema([UNITS.field(name) for name in columns]).empty_table()
-    return _as_last_planned(Known(book, holders, pa.concat_tables([empty, *tables]), reading))
+    return _as_last_planned(
+        StoredManifest(book, holders, pa.concat_tables([empty, *tables]), reading)
+    )
 
 
-def _as_last_planned(known: Known) -> Known:
+def _as_last_planned(known: StoredManifest) -> StoredManifest:
     """Return what is known without the units of earlier revisions."""
     counts = np.array([ref.num_items for ref in known.holders], np.int64)
-    is_last = np.array([known.book[ref.chunk_id].ref is ref for ref in known.holders], bool)
+    is_last = np.array([known.chunk_index[ref.chunk_id].ref is ref for ref in known.holders], bool)
     if is_last.all():
         return known
     holders = [known.holders[i] for i in np.flatnonzero(is_last)]

@@ -15,7 +15,7 @@ def part_name(chunk_id: str) -> str:
     return f"part-{chunk_id}.parquet"
 
 
-def revised(metadata: bytes, revision: int) -> bytes:
+def with_revision(metadata: bytes, revision: int) -> bytes:
     """Return the metadata of a part whose chunk was planned again; the 0th says nothing of it."""
     if not revision:
         return metadata
@@ -23,7 +23,7 @@ def revised(metadata: bytes, revision: int) -> bytes:
     return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
 
 
-def revision_of(uri: str) -> int:
+def read_revision(uri: str) -> int:
     """Return which revision of its chunk a part holds, -1 where it is not readable as a part."""
     with store.open_input(uri) as file:
         try:

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
 from cvbatch.core.types import Chunk, ChunkRef
 from cvbatch.planning import manifest, part_files
-from cvbatch.planning.manifest import Book, Generation, read_chunk
-from cvbatch.planning.revisions import Changes, Revision, compare, num_files, revise
+from cvbatch.planning.manifest import ChunkIndex, Generation, read_chunk
+from cvbatch.planning.revisions import Changes, Revision, compare_files, num_files, revise
 from cvbatch.sources.discovery import SourceFiles, find_files
 from cvbatch.storage import store
 from cvbatch.storage.listing import Progress
@@ -68,7 +68,7 @@ class Plan:
     _new: tuple[Generation, str] | None = None  # what commit writes, and where
 
     @property
-    def left(self) -> tuple[ChunkRef, ...]:
+    def pending(self) -> tuple[ChunkRef, ...]:
         """Return the chunks still to be done, in order."""
         return tuple(chunk for chunk in self.chunks if chunk.chunk_id not in self.done)
 
@@ -81,7 +81,7 @@ class Plan:
     @property
     def is_finished(self) -> bool:
         """Say whether there is nothing at all to write: no chunk, nothing new, nothing stale."""
-        return not (self.left or self.stale or self._new)
+        return not (self.pending or self.stale or self._new)
 
     def commit(self) -> None:
         """Write what is new into the manifest; nothing where nothing is new.
@@ -118,7 +118,7 @@ def plan_files(
 ) -> Plan:
     """Return the plan for files already found; otherwise as `make_plan`."""
     try:
-        uris = manifest.generations(sink_uri)
+        uris = manifest.generation_uris(sink_uri)
         known = manifest.read(uris)
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
@@ -128,8 +128,8 @@ def plan_files(
             f"the sink {sink_uri} was planned with {known.reading}, this job reads {reading}; use "
             "another sink"
         )
-    book, holders = known.book, known.holders
-    changes = compare(found, known)
+    book, holders = known.chunk_index, known.holders
+    changes = compare_files(found, known)
     del known
     if holders and changes.new.num_rows:
         ids = manifest.units_of(holders, ["image_id"])["image_id"].combine_chunks()
@@ -142,7 +142,7 @@ def plan_files(
         generation, contents = _generation(revision, units, reading, chunk_images, chunk_bytes)
         number = int(uris[-1].rsplit("/", 1)[1][:6]) + 1 if uris else 0
         new = (generation, manifest.generation_uri(sink_uri, number, contents))
-        manifest.enter(book, manifest.refs(*new), generation.emptied)
+        manifest.add_generation(book, manifest.chunk_refs(*new), generation.emptied)
     return _plan(found, sink_uri, book, changes, num_files(fresh, found.format), new)
 
 
@@ -172,7 +172,7 @@ def _generation(
 def _plan(
     found: SourceFiles,
     sink_uri: str,
-    book: Book,
+    book: ChunkIndex,
     changes: Changes,
     num_new: int,
     new: tuple[Generation, str] | None,
@@ -207,7 +207,7 @@ def _written(sink_uri: str) -> frozenset[str]:
     return frozenset(match[1] for match in matches if match)
 
 
-def _done(sink_uri: str, book: Book, written: frozenset[str]) -> frozenset[str]:
+def _done(sink_uri: str, book: ChunkIndex, written: frozenset[str]) -> frozenset[str]:
     """Return which of them hold their chunk as it was planned last.
 
     Only of a chunk that was planned again the file must be asked.
@@ -216,7 +216,7 @@ def _done(sink_uri: str, book: Book, written: frozenset[str]) -> frozenset[str]:
     asked = [name for name in done if book[name].revision]
 
     def held(name: str) -> int:
-        return part_files.revision_of(store.join(sink_uri, part_files.part_name(name)))
+        return part_files.read_revision(store.join(sink_uri, part_files.part_name(name)))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         revisions = dict(zip(asked, pool.map(held, asked), strict=True))

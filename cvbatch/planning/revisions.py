@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from cvbatch.core.types import ChunkRef
 from cvbatch.planning import manifest
-from cvbatch.planning.manifest import Known
+from cvbatch.planning.manifest import StoredManifest
 from cvbatch.sources.base import InputFormat
 from cvbatch.sources.discovery import SourceFiles
 from cvbatch.sources.units import UNITS
@@ -31,7 +31,7 @@ class Changes(NamedTuple):
     num_removed: int  # files that are not in the source any more
 
 
-def compare(found: SourceFiles, known: Known) -> Changes:
+def compare_files(found: SourceFiles, known: StoredManifest) -> Changes:
     """Return what is new, changed and gone. A version "" is not known: it never changes."""
     files = found.files
     at = pc.index_in(files["uri"], known.units["uri"].combine_chunks())
@@ -58,7 +58,7 @@ def num_files(units: pa.Table, input_format: InputFormat) -> int:
     return len(units["uri"].unique()) if input_format.is_split else int(units.num_rows)
 
 
-def _touched(changed: pa.Table, known: Known) -> list[ChunkRef]:
+def _touched(changed: pa.Table, known: StoredManifest) -> list[ChunkRef]:
     if not changed.num_rows:
         return []
     is_touched = pc.is_in(known.units["uri"], changed["uri"].combine_chunks())

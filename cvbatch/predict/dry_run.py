@@ -94,7 +94,7 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     if holder := current_holder(sink.uri):
         listener.say(f"the sink is in use by {holder}: until that run ends, this job is refused")
     plan = ready.plan
-    left = list(plan.chunks if overwrite else plan.left)
+    left = list(plan.chunks if overwrite else plan.pending)
     wiring = choose_allocation(job, plan.format, resources, max(1, len(left)))
     requests = requests_for(job, ready.identities, ready.engine)
     programs = ProgramBuilder(requests).result() if left else []

@@ -112,7 +112,7 @@ def predict(
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         ready = prepare(job, sink, listener, resources, overwrite=overwrite)
         summary = Summary.of(ready.plan, sink.uri, ready.fingerprint, run or new_run())
-        left = list(ready.plan.chunks if overwrite else ready.plan.left)
+        left = list(ready.plan.chunks if overwrite else ready.plan.pending)
         if retry_failed and not overwrite:
             left = _with_failed(ready, left)
         summary.num_chunks_before = len(ready.plan.chunks) - len(left)

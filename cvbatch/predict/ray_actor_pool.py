@@ -29,8 +29,8 @@ from cvbatch.distributed.session import actors_now
 from cvbatch.planning.plan import read_chunk
 from cvbatch.predict.steps import FusedWorker, PredictSpec
 
-CAREFUL_AFTER = 2  # deaths of its workers: from then on a chunk is done carefully
-GIVEN_UP_AFTER = 4  # deaths: two of them of the careful way
+ISOLATE_AFTER = 2  # deaths of its workers: from then on a chunk is done carefully
+MAX_DEATHS = 4  # deaths: two of them of the careful way
 _START_LIMIT = 3  # actors that may die in a row before one is ready
 _LOOK_S = 5.0  # between two looks at what the cluster has
 _PATIENCE_S = 1800.0  # without any actor: a cluster that scales may have to order a machine
@@ -136,7 +136,7 @@ class ActorPool:
         """Give chunks to the actors that have answered and have none."""
         while self._queue and self._idle:
             actor, ref = self._idle.pop(), self._queue.popleft()
-            is_careful = self._deaths[ref.chunk_id] >= CAREFUL_AFTER
+            is_careful = self._deaths[ref.chunk_id] >= ISOLATE_AFTER
             self._calls[actor.work.remote(ref, is_careful=is_careful)] = _Call(actor, ref)
 
     def _hear(self, answer: Any) -> ChunkReport | None:
@@ -156,8 +156,8 @@ class ActorPool:
         """Put the chunk of an actor that died back; count the death."""
         if ref is not None:
             self._deaths[ref.chunk_id] += 1
-            if self._deaths[ref.chunk_id] >= GIVEN_UP_AFTER:
-                raise given_up(ref, cause)
+            if self._deaths[ref.chunk_id] >= MAX_DEATHS:
+                raise crashing_chunk_error(ref, cause)
             self._queue.appendleft(ref)
         else:
             self._failed_starts += 1
@@ -180,11 +180,11 @@ class ActorPool:
             self._wanted = max(self._wanted, actors_now(self._wiring))
 
 
-def given_up(ref: ChunkRef, cause: str) -> CvbatchError:
+def crashing_chunk_error(ref: ChunkRef, cause: str) -> CvbatchError:
     """Return the error of a chunk that its workers die of, however carefully it is done."""
     items = read_chunk(ref).items
     return CvbatchError(
-        f"chunk {ref.chunk_id} took its worker down {GIVEN_UP_AFTER} times, at last with its "
+        f"chunk {ref.chunk_id} took its worker down {MAX_DEATHS} times, at last with its "
         "images decoded in a process of their own, so it is the models or the reading, or there is "
         f"too little memory ({cause}). Its images are {items[0].image_id!r} to "
         f"{items[-1].image_id!r}; look at Ray's logs, give the workers more memory or leave these "

@@ -23,7 +23,7 @@ class MetricSpec:
     tag: str = ""  # beside `run`, which all have
 
 
-METERS = {
+METRIC_SPECS = {
     "cvbatch_images": MetricSpec(
         metrics.Counter, "Rows written, by status: ok or failed.", "status"
     ),
@@ -49,7 +49,7 @@ class RunMetrics:
 
     def __init__(self, run: str, num_chunks: int) -> None:
         self._all: dict[str, Any] = {}
-        for name, meter in METERS.items():
+        for name, meter in METRIC_SPECS.items():
             made = meter.kind(
                 name, meter.description, ("run", meter.tag) if meter.tag else ("run",)
             )
@@ -84,4 +84,4 @@ class RunMetrics:
         self._all[name].set(value, self._tags(name, tag))
 
     def _tags(self, name: str, tag: str) -> dict[str, str]:
-        return {METERS[name].tag: tag} if tag else {}
+        return {METRIC_SPECS[name].tag: tag} if tag else {}

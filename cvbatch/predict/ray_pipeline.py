@@ -25,7 +25,12 @@ from cvbatch.core.errors import CvbatchError
 from cvbatch.core.types import ChunkRef, ChunkReport
 from cvbatch.distributed.resources import Allocation
 from cvbatch.predict import steps
-from cvbatch.predict.ray_actor_pool import CAREFUL_AFTER, GIVEN_UP_AFTER, ActorPool, given_up
+from cvbatch.predict.ray_actor_pool import (
+    ISOLATE_AFTER,
+    MAX_DEATHS,
+    ActorPool,
+    crashing_chunk_error,
+)
 from cvbatch.predict.ray_attempts import DECODE, MODELS, WRITE, start_attempts
 from cvbatch.predict.ray_metrics import RunMetrics
 from cvbatch.predict.serialization import (
@@ -115,7 +120,7 @@ def _dataset(
     )
     predicted = decoded.map_batches(
         _PredictActor,
-        fn_constructor_args=(order, attempts, wiring.num_actors + GIVEN_UP_AFTER),
+        fn_constructor_args=(order, attempts, wiring.num_actors + MAX_DEATHS),
         batch_size=1,  # a row is a batch of images; Ray wants a number where there are GPUs
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=wiring.num_actors),
@@ -164,9 +169,9 @@ def _decode(table: pa.Table, order: PredictSpec, attempts: Any) -> pa.Table:
     deaths = ray.get(attempts.begin.remote(DECODE, ref.chunk_id))
     if deaths:  # in the actor, where Ray has put decoding there: the models were not to blame
         attempts.end.remote(MODELS)
-    if deaths >= GIVEN_UP_AFTER:
-        raise given_up(ref, "its decoding was begun as often and never ended")
-    is_careful = deaths >= CAREFUL_AFTER
+    if deaths >= MAX_DEATHS:
+        raise crashing_chunk_error(ref, "its decoding was begun as often and never ended")
+    is_careful = deaths >= ISOLATE_AFTER
     effort = StageTimer()
     reader = _reader(order.source_format, order.job.source.image_column)
     batches = image_batches_to_table(
@@ -197,7 +202,7 @@ def _write(table: pa.Table, order: PredictSpec, attempts: Any) -> pa.Table:
             f"chunk {chunk_id} came to its writer with {sum(map(len, predictions))} of "
             f"{num_images} images: Ray split its block; use run.arrangement: fused, and report it"
         )
-    if (deaths := ray.get(attempts.begin.remote(WRITE, chunk_id))) >= GIVEN_UP_AFTER:
+    if (deaths := ray.get(attempts.begin.remote(WRITE, chunk_id))) >= MAX_DEATHS:
         raise CvbatchError(
             f"writing the file of chunk {chunk_id} took its worker down {deaths} times; look at "
             "Ray's logs and for memory to spare, then run again"

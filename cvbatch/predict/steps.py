@@ -121,7 +121,7 @@ def write(
             num_images += len(said)
             note(counts, examples, said.image_id, said.failures)
             tables.append(schema.to_rows(said, models, arrow_schema))
-        metadata = part_files.revised(order.metadata, order.revisions.get(chunk_id, 0))
+        metadata = part_files.with_revision(order.metadata, order.revisions.get(chunk_id, 0))
         num_bytes = writer.write_part(order.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
     return ChunkReport(
         chunk_id,

@@ -10,7 +10,7 @@ from cvbatch.core.failures import are_too_many, as_json, merge
 from cvbatch.core.types import ChunkReport, Examples
 from cvbatch.planning.plan import Plan
 
-SEEN_BEFORE_STOPPING = 200  # images of a run, before its failures may stop it
+MIN_IMAGES_BEFORE_STOPPING = 200  # images of a run, before its failures may stop it
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Summary:
 
     def is_beyond_hope(self, max_failure_fraction: float) -> bool:
         """Say whether more images have failed already than may fail of all that are planned."""
-        is_known = self.num_planned > 0 and self.num_images >= SEEN_BEFORE_STOPPING
+        is_known = self.num_planned > 0 and self.num_images >= MIN_IMAGES_BEFORE_STOPPING
         return is_known and self.num_failed > max_failure_fraction * self.num_planned
 
     def judge(self, max_failure_fraction: float) -> None:

@@ -12,10 +12,10 @@ import pyarrow as pa
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.datasets.schema import with_extras
-from cvbatch.evaluate.class_map import make_order
+from cvbatch.evaluate.class_map import make_evaluation_spec
 from cvbatch.evaluate.columns import score_rows
-from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
-from cvbatch.evaluate.scoring import Order
+from cvbatch.evaluate.join import JoinedPart, join, load_ground_truth, read_joined_part
+from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.counts import ClassCounts
 from cvbatch.report.statistics import Pick
@@ -73,10 +73,10 @@ def compare(
         ConfigError: the class tables differ.
     """
     config = EvaluationConfig(**{**evaluation, "bootstrap": 0})
-    truth = find_truth(truth_uris, splits)
-    order = make_order(config, result, truth)
+    truth = load_ground_truth(truth_uris, splits)
+    order = make_evaluation_spec(config, result, truth)
     joined = join(result, truth, config.join)
-    pieces = [_sample(piece) for piece in _spread(joined.pieces)]
+    pieces = [_sample(piece) for piece in _spread(joined.parts)]
     ranked: list[tuple[float, int, int]] = []
     for number, piece in enumerate(pieces):
         agreements = _agreements(order, piece)
@@ -95,31 +95,33 @@ def compare(
     return Comparison(joined.num_images, sum(len(one.part_row) for one in pieces), differing)
 
 
-def _spread(pieces: list[Piece]) -> list[Piece]:
+def _spread(pieces: list[JoinedPart]) -> list[JoinedPart]:
     places = np.linspace(0, len(pieces) - 1, min(len(pieces), MAX_PIECES)).round().astype(int)
     return [pieces[i] for i in np.unique(places)]
 
 
-def _sample(piece: Piece) -> Piece:
+def _sample(piece: JoinedPart) -> JoinedPart:
     count = min(len(piece.part_row), _ROWS_OF_PIECE)
     return piece.take(np.linspace(0, len(piece.part_row) - 1, count).round().astype(int))
 
 
-def _agreements(order: Order, piece: Piece) -> list[dict[str, float]]:
+def _agreements(order: EvaluationSpec, piece: JoinedPart) -> list[dict[str, float]]:
     """Return the F1 of labels, boxes and pixels of each image of a piece."""
     predicted, truth = _read(order, piece)
     return [_agreement(order, predicted.slice(i, 1), truth.slice(i, 1), piece.part_uri)
             for i in range(predicted.num_rows)]  # fmt: skip
 
 
-def _read(order: Order, piece: Piece, *extra: str) -> tuple[pa.Table, pa.Table]:
+def _read(order: EvaluationSpec, piece: JoinedPart, *extra: str) -> tuple[pa.Table, pa.Table]:
     """Return the compared columns of predictions and labels; of labels `extra` columns too."""
     columns = list(order.classes)
-    return read_piece(piece, ["image_id", "status", *columns], [*with_extras(columns), *extra])
+    return read_joined_part(
+        piece, ["image_id", "status", *columns], [*with_extras(columns), *extra]
+    )
 
 
 def _agreement(
-    order: Order, predicted: pa.Table, truth: pa.Table, name: str
+    order: EvaluationSpec, predicted: pa.Table, truth: pa.Table, name: str
 ) -> dict[str, float]:  # one row each
     scored = score_rows(order, predicted.combine_chunks(), truth.combine_chunks(), name)
     agreement = {}
@@ -133,7 +135,7 @@ def _agreement(
     return agreement
 
 
-def _against(order: Order, piece: Piece, index: int) -> Against:
+def _against(order: EvaluationSpec, piece: JoinedPart, index: int) -> Against:
     """Return the labels of one image, compared."""
     predicted, truth = _read(order, piece.take(np.array([index])), "image")
     row, answer = truth.to_pylist()[0], predicted.to_pylist()[0]
@@ -151,7 +153,7 @@ def _against(order: Order, piece: Piece, index: int) -> Against:
 
 
 def _masks(
-    order: Order, row: dict[str, Any], answer: dict[str, Any]
+    order: EvaluationSpec, row: dict[str, Any], answer: dict[str, Any]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:  # (h, w) uint8 each
     true, predicted = ((one.get("mask") or {}).get("bytes") for one in (row, answer))
     if true is None:

@@ -77,9 +77,12 @@ class Result:
         self.missing: list[ChunkRef] = []
         self.sizes: dict[str, int] = {}
         for ref in known.chunks:
-            name, revision = part_files.part_name(ref.chunk_id), known.book[ref.chunk_id].revision
+            name, revision = (
+                part_files.part_name(ref.chunk_id),
+                known.chunk_index[ref.chunk_id].revision,
+            )
             if name in sizes and (
-                not revision or part_files.revision_of(self.uri_of(ref)) == revision
+                not revision or part_files.read_revision(self.uri_of(ref)) == revision
             ):
                 self.done.append(ref)
                 self.sizes[ref.chunk_id] = sizes[name]
@@ -90,10 +93,10 @@ class Result:
                 f"{self.uri}: no chunk of the prediction is done; run its `cvbatch predict` first"
             )
 
-    def _opened(self) -> tuple[manifest.Known, dict[str, int], dict[str, Any] | None]:
+    def _opened(self) -> tuple[manifest.StoredManifest, dict[str, int], dict[str, Any] | None]:
         """Return the manifest, the size of every file in the folder, and job.json."""
         try:
-            known = manifest.read(manifest.generations(self.uri))
+            known = manifest.read(manifest.generation_uris(self.uri))
             sizes = store.list_names(self.uri)
             job = _read_job(store.join(self.uri, _JOB))
         except (NotFoundError, AccessDeniedError) as error:

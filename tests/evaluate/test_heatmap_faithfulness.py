@@ -12,16 +12,16 @@ import pytest
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.types import InputKey, ModelSpec
 from cvbatch.evaluate import heatmap_faithfulness
-from cvbatch.evaluate.heatmap_faithfulness import CURVES, HeatmapOrder, Judged, judge_share
+from cvbatch.evaluate.heatmap_faithfulness import CURVES, HeatmapScore, HeatmapSpec, score_group
 from cvbatch.evaluate.heatmap_metrics import (
-    all_of,
     boxes_to_parquet,
     heatmap_details,
-    heatmap_figures,
+    heatmap_metric_rows,
+    merge_heatmap_scores,
 )
-from cvbatch.evaluate.join import find_truth, join, only_predicted
-from cvbatch.evaluate.perturbation import blurred, drawing, misplaced
-from cvbatch.evaluate.scoring import Order
+from cvbatch.evaluate.join import join, load_ground_truth, predictions_only
+from cvbatch.evaluate.perturbation import blur, mirror_and_shift, seeded_rng
+from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.geometry.resize import PADDING_GREY, make_placement, resize_image
 from cvbatch.geometry.tiling import tile_placements
 from cvbatch.images.decode import Limits, decode
@@ -114,20 +114,20 @@ def order_of(sink, resize="stretch", truth=None, batch_size=4, steps=8, others=(
     limits = SourceConfig(uri=[str(sink.parent / "in")])
     keys = (spec.input_key, *others)
     reader = Result(str(sink)).reader
-    return HeatmapOrder(reader, built, keys, limits, 60.0, class_of, steps, 0.15, SEED)
+    return HeatmapSpec(reader, built, keys, limits, 60.0, class_of, steps, 0.15, SEED)
 
 
 def share_of(sink, truth=None):
     """Return all images of a result as one share."""
     result = Result(str(sink))
     if truth is None:
-        return only_predicted(result).pieces
-    return join(result, find_truth([str(truth)], None), None).pieces
+        return predictions_only(result).parts
+    return join(result, load_ground_truth([str(truth)], None), None).parts
 
 
 def judged(sink, truth=None, columns=(), batch_size=4, **said):
     order = order_of(sink, truth=columns or None, batch_size=batch_size, **said)
-    return judge_share(order, Redness(batch_size), share_of(sink, truth))
+    return score_group(order, Redness(batch_size), share_of(sink, truth))
 
 
 def textbook(image, values, name, key, steps=8):
@@ -145,9 +145,9 @@ def textbook(image, values, name, key, steps=8):
         return np.stack([whole[r.top : r.top + r.height, r.left : r.left + r.width]
                          for r in (one.source for one in placements)])  # fmt: skip
 
-    rng = drawing(SEED, name)
+    rng = seeded_rng(SEED, name)
     curves = []
-    maps = [values, misplaced(values, rng)]
+    maps = [values, mirror_and_shift(values, rng)]
     for own in maps:
         strength, noise = laid(own), laid(rng.random(own.shape))
         where = [
@@ -158,7 +158,7 @@ def textbook(image, values, name, key, steps=8):
         ]
         where.sort(key=lambda p: (-round(strength[p], 9), -noise[p]))
         grey = np.full_like(fed, PADDING_GREY)
-        for start, end in ((blurred(fed, placements), fed), (fed, grey)):
+        for start, end in ((blur(fed, placements), fed), (fed, grey)):
             curve = []
             for step in range(steps + 1):
                 shown = start.copy()
@@ -171,11 +171,11 @@ def textbook(image, values, name, key, steps=8):
 
 def test_nothing_in_nothing_out(tmp_path):
     order = order_of(made(tmp_path, 1))
-    found = judge_share(order, Redness(), [])
+    found = score_group(order, Redness(), [])
     assert (found.judged, found.left_out) == ([], {})
-    assert all_of([]).judged == []
-    plain = Order({}, {}, (), False, None, 0.5, 0.5, 3, 0)
-    assert list(heatmap_figures([], plain)) == []
+    assert merge_heatmap_scores([]).judged == []
+    plain = EvaluationSpec({}, {}, (), False, None, 0.5, 0.5, 3, 0)
+    assert list(heatmap_metric_rows([], plain)) == []
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_nothing_in_nothing_out(tmp_path):
 def test_curves_are_those_of_one_image_and_one_step_at_a_time(resize, size, tmp_path):
     sink = made(tmp_path, 3, resize, size=size)
     order = order_of(sink, resize)
-    found = judge_share(order, Redness(), share_of(sink))
+    found = score_group(order, Redness(), share_of(sink))
     assert (len(found.judged), found.left_out) == (3, {})
     for one in found.judged:
         image, cells, _ = scene(int(one.image_id.removesuffix(".png")), size)
@@ -235,14 +235,14 @@ def test_neither_batches_nor_company_nor_order_change_a_curve(tmp_path):
     sink = made(tmp_path, 4)
     share = share_of(sink)
     order = order_of(sink)
-    whole = all_of([judge_share(order, Redness(), share)])
+    whole = merge_heatmap_scores([score_group(order, Redness(), share)])
     alone = [
         piece._replace(part_row=piece.part_row[i : i + 1])
         for piece in share
         for i in range(len(piece.part_row))
     ]
-    parts = all_of([judge_share(order, Redness(), [one]) for one in alone[::-1]])
-    other = all_of([judge_share(order_of(sink, batch_size=7), Redness(7), share)])
+    parts = merge_heatmap_scores([score_group(order, Redness(), [one]) for one in alone[::-1]])
+    other = merge_heatmap_scores([score_group(order_of(sink, batch_size=7), Redness(7), share)])
     for one, two, three in zip(whole.judged, parts.judged, other.judged, strict=True):
         assert one.image_id == two.image_id == three.image_id
         assert one.curves.tobytes() == two.curves.tobytes()
@@ -262,11 +262,11 @@ def test_curves_of_an_image_that_was_cut_are_those_of_its_best_tile(tmp_path, mo
     shutil.rmtree(sink)
     rows = {"0.png": {"size": size, "labels": [], "heatmaps": [heatmap(values, 1, score)]}}
     result_over(sink, tmp_path / "in", rows)
-    (one,) = judge_share(order, Redness(), share_of(sink)).judged
+    (one,) = score_group(order, Redness(), share_of(sink)).judged
     assert one.curves[0, -1] == one.curves[1, 0] == pytest.approx(score) and score > 0.9
     np.testing.assert_allclose(one.curves, textbook(image, values, "1/0.png", key), atol=1e-6)
     monkeypatch.setattr(heatmap_faithfulness, "MAX_TILE_BYTES", tiles.nbytes - 1)
-    found = judge_share(order, Redness(), share_of(sink))
+    found = score_group(order, Redness(), share_of(sink))
     assert (found.judged, found.left_out["0.png"].kind) == ([], "too_large")
 
 
@@ -285,7 +285,7 @@ def test_a_large_jpeg_is_read_as_all_models_of_the_job_had_it(tmp_path):
     shutil.rmtree(sink)
     rows = {"0.png": {"size": size, "labels": [], "heatmaps": [heatmap(cells, 1, score)]}}
     result_over(sink, tmp_path / "in", rows)
-    (one,) = judge_share(order_of(sink, others=[other]), Redness(), share_of(sink)).judged
+    (one,) = score_group(order_of(sink, others=[other]), Redness(), share_of(sink)).judged
     assert one.curves[0, -1] == one.curves[1, 0] == np.float32(score)
 
 
@@ -305,7 +305,7 @@ def test_an_image_that_is_gone_or_another_now_is_named_and_left_out(kind, tmp_pa
     assert [one.image_id for one in found.judged] == ["0.png", "2.png"]
     ((name, why),) = found.left_out.items()
     assert (name, why.kind) == ("1.png", "changed" if kind.startswith("of") else kind)
-    details = heatmap_details(all_of([found]))
+    details = heatmap_details(merge_heatmap_scores([found]))
     assert list(details["left_out"].values()) == [1]
 
 
@@ -346,8 +346,8 @@ def test_a_maximum_is_held_against_boxes_of_its_class_or_else_its_mask(tmp_path)
 def test_figures_are_means_and_the_boxes_a_table(tmp_path):
     truth = [{"boxes": [(*scene(i)[2], 1, 0)] if i % 3 else []} for i in range(9)]
     found = with_truth(tmp_path, truth)
-    order = Order({}, {}, (), False, None, 0.5, 0.5, 50, 1)
-    figures = list(heatmap_figures(found, order))
+    order = EvaluationSpec({}, {}, (), False, None, 0.5, 0.5, 50, 1)
+    figures = list(heatmap_metric_rows(found, order))
     overall = {one.metric: one for one in figures if one.class_name is None}
     by_class = {one.metric: one for one in figures if one.class_name == "poppy"}
     assert overall.keys() == by_class.keys()
@@ -374,12 +374,12 @@ def test_intervals_are_those_of_the_images_drawn_again():
     rng = np.random.default_rng(3)
     nothing = np.zeros((0, 4), np.float32)
     some = [
-        Judged(f"{i // 2}", i % 2, CLASSES[i % 2], 0.5, rng.random((4, 5)),
+        HeatmapScore(f"{i // 2}", i % 2, CLASSES[i % 2], 0.5, rng.random((4, 5)),
                (float(i % 3 == 0), np.nan), ((0.4, 0.5, 0.6)[i % 3], np.nan), nothing)
         for i in range(20)
     ]  # fmt: skip
-    order = Order({}, {}, (), False, None, 0.5, 0.5, 30, 7)
-    figures = {(one.class_name, one.metric): one for one in heatmap_figures(some, order)}
+    order = EvaluationSpec({}, {}, (), False, None, 0.5, 0.5, 30, 7)
+    figures = {(one.class_name, one.metric): one for one in heatmap_metric_rows(some, order)}
     assert figures[None, "box_iou_50"].value == 13 / 20
     weights = bootstrap_weights([one.image_id for one in some], 30, 7)
     for name, number in (("grass", 0), ("poppy", 1), (None, None)):
@@ -398,8 +398,8 @@ def test_intervals_are_those_of_the_images_drawn_again():
 
 def test_without_a_truth_only_insertion_and_deletion_are_figures(tmp_path):
     found = judged(made(tmp_path, 3))
-    order = Order({}, {}, (), False, None, 0.5, 0.5, 0, 0)
-    assert {one.metric for one in heatmap_figures(found.judged, order)} == {
+    order = EvaluationSpec({}, {}, (), False, None, 0.5, 0.5, 0, 0)
+    assert {one.metric for one in heatmap_metric_rows(found.judged, order)} == {
         "insertion_auc", "random_insertion_auc", "deletion_auc", "random_deletion_auc",
     }  # fmt: skip
 

@@ -12,9 +12,9 @@ from cvbatch.config.evaluate import parse_evaluation
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError, ModelError, SourceError
 from cvbatch.core.types import InputKey, Tiling
-from cvbatch.evaluate.heatmap_job import choose_shares, find_subject, keys_of
+from cvbatch.evaluate.heatmap_job import input_keys, load_heatmap_source, sample_images
 from cvbatch.evaluate.job import evaluate
-from cvbatch.evaluate.join import only_predicted
+from cvbatch.evaluate.join import predictions_only
 from cvbatch.predict.job import predict
 from cvbatch.results.result import Result
 from tests.support.evaluations import write_result, write_truth
@@ -209,14 +209,14 @@ def test_without_truth_and_without_programs_it_is_built_again(made, tmp_path):
 @pytest.mark.ray
 def test_a_sample_is_a_part_of_a_larger_one_and_follows_the_seed(made):
     result = Result(str(made / "out"))
-    subject, pieces = find_subject(result), only_predicted(result).pieces
+    subject, pieces = load_heatmap_source(result), predictions_only(result).parts
 
     def sample(count, seed):
         said = parse_evaluation(
             {"predictions": {"uri": "p"}, "sink": {"uri": "s"},
              "evaluation": {"heatmaps": {"sample": count}}}
         ).evaluation.heatmaps  # fmt: skip
-        shares = choose_shares(subject, pieces, said, seed)
+        shares = sample_images(subject, pieces, said, seed)
         assert all(sum(len(piece.part_row) for piece in share) <= 16 for share in shares)
         return {
             (piece.part_uri, row)
@@ -267,7 +267,7 @@ def test_what_all_models_were_fed_is_known():
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models})
     sizes = {"labels": (48, 32), "mask": (64, 80), "boxes": (48, 32)}
     said = {column: {"input_size": list(size)} for column, size in sizes.items()}
-    assert keys_of(job, said) == (
+    assert input_keys(job, said) == (
         InputKey(48, 32, "crop"),
         InputKey(64, 80, "stretch", Tiling(64, 80, 8, 8)),
     )

@@ -14,7 +14,7 @@ from cvbatch.core.errors import ConfigError, CvbatchError, RefusedError, SinkErr
 from cvbatch.core.types import VOID_CLASS, Boxes
 from cvbatch.evaluate import job as job_module
 from cvbatch.evaluate.job import evaluate
-from cvbatch.evaluate.scoring import merged
+from cvbatch.evaluate.scoring import merge_scores
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH, current_holder
 from cvbatch.storage.sink import Sink
 from tests.metrics.test_average_precision import COCO_FIGURES, TrueBoxes, pycoco
@@ -504,7 +504,7 @@ def test_the_lease_is_held_while_parts_are_scored_and_its_loss_ends_the_evaluati
         next(scored)
         (out / LEASE_PATH).write_bytes(FAR.to_json())
         clock.sleep(HEARTBEAT_S)
-        return merged(scored)
+        return merge_scores(scored)
 
     out = tmp_path / "out"
     monkeypatch.setattr(job_module, "merged", merge)

@@ -5,13 +5,13 @@ import pytest
 
 from cvbatch.core.types import InputKey, Tiling
 from cvbatch.evaluate.perturbation import (
-    area_under,
-    blurred,
-    drawing,
-    exchanged,
-    greyed,
-    misplaced,
+    area_under_curve,
+    blur,
+    grey_like,
+    mirror_and_shift,
     pixel_order,
+    replace_pixels,
+    seeded_rng,
 )
 from cvbatch.geometry.resize import PADDING_GREY, make_placement
 from cvbatch.geometry.tiling import tile_placements
@@ -39,10 +39,10 @@ def laid(case):
 
 
 def test_a_name_draws_the_same_whatever_was_drawn_before():
-    first = drawing(3, "a").random(4)
-    drawing(3, "b").random(9)
-    np.testing.assert_array_equal(first, drawing(3, "a").random(4))
-    others = [drawing(4, "a"), drawing(3, "b"), drawing(3, "3/a")]
+    first = seeded_rng(3, "a").random(4)
+    seeded_rng(3, "b").random(9)
+    np.testing.assert_array_equal(first, seeded_rng(3, "a").random(4))
+    others = [seeded_rng(4, "a"), seeded_rng(3, "b"), seeded_rng(3, "3/a")]
     assert not any(np.array_equal(first, other.random(4)) for other in others)
 
 
@@ -51,7 +51,7 @@ def test_a_misplaced_map_is_as_smooth_and_its_maximum_anywhere():
     values[1, 1], values[1, 2] = 1, 0.5
     counts = np.zeros(values.shape)
     for i in range(3600):
-        other = misplaced(values, drawing(0, f"{i}"))
+        other = mirror_and_shift(values, seeded_rng(0, f"{i}"))
         np.testing.assert_array_equal(np.sort(other, axis=None), np.sort(values, axis=None))
         near = [np.roll(other, shift, axis=1) for shift in (-1, 1)]
         assert any(one[other == 1] == 0.5 for one in near)  # neighbours stay neighbours
@@ -64,7 +64,7 @@ def test_a_misplaced_map_is_as_smooth_and_its_maximum_anywhere():
 def test_the_order_has_each_pixel_of_the_image_once_strongest_first(case):
     placements, _, is_image = laid(case)
     values = np.random.default_rng(0).random((3, 4))
-    order = pixel_order(values, placements, drawing(0, "x"))
+    order = pixel_order(values, placements, seeded_rng(0, "x"))
     np.testing.assert_array_equal(np.sort(order), np.flatnonzero(is_image))
     if case != "tiles":
         import cv2
@@ -75,7 +75,7 @@ def test_the_order_has_each_pixel_of_the_image_once_strongest_first(case):
 
 def test_pixels_of_equal_strength_come_in_patches_of_chance():
     placement = make_placement(48, 48, InputKey(48, 48, "stretch"))
-    orders = [pixel_order(np.zeros((4, 4)), [placement], drawing(0, f"{i}")) for i in range(400)]
+    orders = [pixel_order(np.zeros((4, 4)), [placement], seeded_rng(0, f"{i}")) for i in range(400)]
     first = np.array([order[0] for order in orders])
     cells = first // 48 // 12 * 4 + first % 48 // 12
     assert np.bincount(cells, minlength=16).min() > 5  # of 25 expected: from anywhere
@@ -88,14 +88,14 @@ def test_pixels_of_equal_strength_come_in_patches_of_chance():
 @pytest.mark.parametrize("case", CASES)
 def test_steps_are_those_of_setting_pixel_after_pixel(case):
     placements, pixels, is_image = laid(case)
-    other = blurred(pixels, placements)
+    other = blur(pixels, placements)
     np.testing.assert_array_equal(other[~is_image], pixels[~is_image])
     assert not np.array_equal(other[is_image], pixels[is_image])
-    order = pixel_order(np.random.default_rng(1).random((5, 5)), placements, drawing(0, ""))
+    order = pixel_order(np.random.default_rng(1).random((5, 5)), placements, seeded_rng(0, ""))
     steps = 7
-    for changed, there in ((pixels, greyed(pixels)), (other, pixels)):
+    for changed, there in ((pixels, grey_like(pixels)), (other, pixels)):
         before = [one.copy() for one in (changed, there)]
-        found = list(exchanged(changed, there, order, steps))
+        found = list(replace_pixels(changed, there, order, steps))
         assert len(found) == steps - 1
         for s, one in enumerate(found, 1):
             expected = changed.copy().reshape(-1, 3)
@@ -108,13 +108,13 @@ def test_steps_are_those_of_setting_pixel_after_pixel(case):
 
 def test_one_step_leaves_nothing_between():
     placements, pixels, _ = laid("stretch")
-    order = pixel_order(np.ones((2, 2)), placements, drawing(0, ""))
-    assert list(exchanged(pixels, greyed(pixels), order, 1)) == []
+    order = pixel_order(np.ones((2, 2)), placements, seeded_rng(0, ""))
+    assert list(replace_pixels(pixels, grey_like(pixels), order, 1)) == []
 
 
 def test_the_area_is_that_of_trapezoids():
-    assert area_under(np.array([1.0, 1.0])) == 1
-    assert area_under(np.array([0.0, 1.0, 0.0])) == 0.5
+    assert area_under_curve(np.array([1.0, 1.0])) == 1
+    assert area_under_curve(np.array([0.0, 1.0, 0.0])) == 0.5
     curve = np.random.default_rng(0).random((2, 6))
     expected = [sum((one[i] + one[i + 1]) / 2 / 5 for i in range(5)) for one in curve]
-    np.testing.assert_allclose(area_under(curve), expected)
+    np.testing.assert_allclose(area_under_curve(curve), expected)

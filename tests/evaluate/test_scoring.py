@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from cvbatch.core.errors import SourceError
-from cvbatch.evaluate.boxes import resample, resampling_of
-from cvbatch.evaluate.columns import figures_of, score_rows
-from cvbatch.evaluate.join import find_truth, join, read_piece
+from cvbatch.evaluate.boxes import bootstrap_average_precision, bootstrap_input
+from cvbatch.evaluate.columns import metric_rows, score_rows
+from cvbatch.evaluate.join import join, load_ground_truth, read_joined_part
 from cvbatch.evaluate.metrics_table import to_parquet
-from cvbatch.evaluate.scoring import Order, merged
+from cvbatch.evaluate.scoring import EvaluationSpec, merge_scores
 from cvbatch.results.result import Result
 from tests.evaluate.test_job import all_tasks, random_masks
 from tests.support.evaluations import write_result, write_truth
@@ -23,12 +23,16 @@ def order_of(classes, **said):
     every = {column: np.arange(len(names)) for column, names in classes.items()}
     plain = {"ks": (1, 2), "is_multi_label": False, "ignored": None, "score_threshold": 0.4}
     plain |= {"iou_threshold": 0.5, "num_replicates": 9, "seed": 5}
-    return Order(classes={c: tuple(n) for c, n in classes.items()}, class_of=every, **plain | said)
+    return EvaluationSpec(
+        classes={c: tuple(n) for c, n in classes.items()}, class_of=every, **plain | said
+    )
 
 
 def all_figures(order, scored):
-    asked = resampling_of(order, scored)
-    return figures_of(order, scored, resample(asked, range(1, order.num_replicates + 1)))
+    asked = bootstrap_input(order, scored)
+    return metric_rows(
+        order, scored, bootstrap_average_precision(asked, range(1, order.num_replicates + 1))
+    )
 
 
 def tables(folder, rows, truth, classes):
@@ -36,10 +40,10 @@ def tables(folder, rows, truth, classes):
     write_result(folder / "said", rows, classes, part_images=100)
     write_truth(folder / "truth", truth, classes)
     result = Result(str(folder / "said"))
-    (piece,) = join(result, find_truth([str(folder / "truth")], None), None).pieces
+    (piece,) = join(result, load_ground_truth([str(folder / "truth")], None), None).parts
     columns = [column for column in COLUMNS if column in classes]
     extra = ["box_is_crowd"] if "boxes" in classes else []
-    return read_piece(piece, ["image_id", "status", *columns], [*columns, *extra])
+    return read_joined_part(piece, ["image_id", "status", *columns], [*columns, *extra])
 
 
 @pytest.mark.parametrize("is_multi_label", [False, True])
@@ -47,14 +51,14 @@ def test_pieces_merge_to_the_whole_in_any_order(is_multi_label, tmp_path):
     rows, truth, classes = all_tasks(6)
     order = order_of(classes, is_multi_label=is_multi_label)
     said, true = tables(tmp_path, rows, truth, classes)
-    whole = merged([score_rows(order, said, true, "all")])
+    whole = merge_scores([score_rows(order, said, true, "all")])
     rng = np.random.default_rng(0)
     for _ in range(4):
         cuts = [0, *np.sort(rng.choice(np.arange(1, 12), 4, replace=False)).tolist(), 12]
         pieces = [
             score_rows(order, said[a:b], true[a:b], "piece") for a, b in itertools.pairwise(cuts)
         ]
-        parts = merged([pieces[i] for i in rng.permutation(len(pieces))])
+        parts = merge_scores([pieces[i] for i in rng.permutation(len(pieces))])
         for name, score in whole.scores.items():
             assert json.dumps(score.to_state()) == json.dumps(parts.scores[name].to_state()), name
         assert (parts.counts, parts.failed) == (whole.counts, whole.failed)
@@ -66,7 +70,7 @@ def test_no_image_gives_undefined_figures(tmp_path):
     rows, truth, classes = all_tasks(6)
     said, true = tables(tmp_path, rows, truth, classes)
     order = order_of(classes)
-    figures = all_figures(order, merged([score_rows(order, said[:0], true[:0], "none")]))
+    figures = all_figures(order, merge_scores([score_rows(order, said[:0], true[:0], "none")]))
     assert figures
     assert {(one.value, one.low, one.count) for one in figures} == {(None, None, 0)}
 

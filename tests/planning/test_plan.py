@@ -62,9 +62,9 @@ class Archive:
         return make_plan(Source(uri, **source), self.sink, self.chunk_images, self.chunk_bytes)
 
     def finish(self, plan: Plan, how_many: int | None = None) -> None:
-        for ref in plan.left[:how_many]:
+        for ref in plan.pending[:how_many]:
             rows = writer.encode_part(
-                [], NO_COLUMNS, part_files.revised(b"{}", plan.revisions.get(ref.chunk_id, 0))
+                [], NO_COLUMNS, part_files.with_revision(b"{}", plan.revisions.get(ref.chunk_id, 0))
             )
             store.put_bytes(store.join(self.sink, part_files.part_name(ref.chunk_id)), rows)
         for chunk_id in plan.stale:
@@ -114,7 +114,7 @@ def test_every_image_is_planned_once_in_the_order_of_ids(archive: Archive) -> No
         assert item.uri == str(archive.root / "in" / item.image_id)
         assert item == Item(item.uri, item.image_id, 10)
     assert [ref.num_items for ref in plan.chunks] == [4, 3]
-    assert plan.left == plan.chunks
+    assert plan.pending == plan.chunks
 
 
 def test_planning_writes_nothing(archive: Archive) -> None:
@@ -252,21 +252,21 @@ def test_a_finished_job_has_nothing_left_and_a_grown_one_only_the_new(archive: A
     second = archive.plan()
     assert second.chunks == first.chunks
     assert second.done == {first.chunks[0].chunk_id}
-    assert second.left == first.chunks[1:]
+    assert second.pending == first.chunks[1:]
     archive.finish(second)
     archive.add("a.jpg", "bb.jpg")
     third = archive.plan()
     assert third.num_new == 2
     assert third.chunks[:2] == first.chunks
-    assert len(third.left) == 1
+    assert len(third.pending) == 1
     third.commit()
     third.commit()  # the second time there is nothing to write
     assert ids(third) == ["b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg", "a.jpg", "bb.jpg"]
     archive.finish(third)
     fourth = archive.plan()
-    assert (fourth.left, fourth.num_new) == ((), 0)
+    assert (fourth.pending, fourth.num_new) == ((), 0)
     assert fourth.chunks == third.chunks
-    assert len(manifest.generations(archive.sink)) == 2
+    assert len(manifest.generation_uris(archive.sink)) == 2
 
 
 # --- files that change or go ---------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_a_changed_file_makes_its_chunk_a_revision_and_leaves_the_others(
     again = archive.plan(format="images")
     assert (again.num_changed, again.num_new, again.num_removed) == (1, 0, 0)
     assert chunk_ids(again) == chunk_ids(plan)
-    assert again.left == (again.chunks[1],)
+    assert again.pending == (again.chunks[1],)
     assert (again.chunks[0], again.chunks[2]) == (plan.chunks[0], plan.chunks[2])
     again.commit()
     assert ids(again) == ids(plan) == list("abcdefghi")
@@ -318,10 +318,10 @@ def test_a_kill_between_the_manifest_and_the_file_is_resumed(archive: Archive) -
     archive.finish(plan)
     archive.add("a.jpg", size=20).plan().commit()  # and killed before the file is written
     resumed = archive.plan()
-    assert (resumed.num_changed, resumed.left) == (0, resumed.chunks)
+    assert (resumed.num_changed, resumed.pending) == (0, resumed.chunks)
     archive.finish(resumed)
     assert archive.plan().is_finished
-    assert len(manifest.generations(archive.sink)) == 2
+    assert len(manifest.generation_uris(archive.sink)) == 2
 
 
 def test_a_chunk_is_revised_as_often_as_its_files_change(archive: Archive) -> None:
@@ -338,12 +338,12 @@ def test_a_chunk_is_revised_as_often_as_its_files_change(archive: Archive) -> No
         plan = archive.plan()
         plan.commit()
         assert plan.revisions == {first.chunks[0].chunk_id: number}
-        assert plan.left == plan.chunks
+        assert plan.pending == plan.chunks
         if size != 20:  # the first of them is never written
             archive.finish(plan)
             assert archive.plan().is_finished
     assert versions(plan) == versions(first)
-    assert len(manifest.generations(archive.sink)) == 4
+    assert len(manifest.generation_uris(archive.sink)) == 4
 
 
 def test_of_two_revisions_planned_at_once_one_steps_back(archive: Archive) -> None:
@@ -380,7 +380,7 @@ def test_a_removed_file_that_comes_back_after_its_chunk_was_done_again_is_read_a
     assert (plan.num_removed, archive.plan().is_finished) == (1, True)
     kept.rename(archive.root / "in" / "b.jpg")  # as it was, by size and time
     back = archive.plan()
-    assert (back.num_removed, back.num_changed, len(back.left)) == (0, 1, 1)
+    assert (back.num_removed, back.num_changed, len(back.pending)) == (0, 1, 1)
     back.commit()
     archive.finish(back)
     assert archive.plan().is_finished
@@ -395,8 +395,8 @@ def test_changed_new_and_removed_files_come_in_one_generation(archive: Archive) 
     assert (again.num_new, again.num_changed, again.num_removed) == (1, 1, 1)
     again.commit()
     assert ids(again) == [f"{name}.jpg" for name in "abcdefg"]
-    assert [ref.chunk_id for ref in again.left] == chunk_ids(again)[1:]
-    assert len(manifest.generations(archive.sink)) == 2
+    assert [ref.chunk_id for ref in again.pending] == chunk_ids(again)[1:]
+    assert len(manifest.generation_uris(archive.sink)) == 2
     archive.finish(again)
     assert archive.plan().is_finished
 
@@ -604,7 +604,7 @@ def test_a_changed_parquet_file_keeps_the_slices_it_still_has(archive: Archive) 
     assert positions(short) == [("a.parquet", 0, 0, 3, 0), ("b.parquet", 0, 0, 3, 0)]
     assert chunk_ids(short) == [written[0], written[3]]  # the last one held the end of a
     assert short.stale == (written[1], written[2])
-    assert short.left == short.chunks
+    assert short.pending == short.chunks
     archive.finish(short)
     assert archive.plan().is_finished
 
@@ -612,7 +612,7 @@ def test_a_changed_parquet_file_keeps_the_slices_it_still_has(archive: Archive) 
     long = archive.plan()
     long.commit()
     assert sorted(positions(long)) == sorted(positions(plan))
-    assert {ref.chunk_id for ref in long.left}.isdisjoint({written[3]})
+    assert {ref.chunk_id for ref in long.pending}.isdisjoint({written[3]})
     archive.finish(long)
     assert archive.plan().is_finished
 
@@ -625,7 +625,7 @@ def test_a_parquet_file_that_lost_all_its_rows_leaves_none(archive: Archive) -> 
     archive.finish(plan)
     write_parquet(path, 0, 6, as_struct=False)
     empty = archive.plan()
-    assert (empty.chunks, empty.left, empty.is_finished) == ((), (), False)
+    assert (empty.chunks, empty.pending, empty.is_finished) == ((), (), False)
     empty.commit()
     assert empty.stale == (plan.chunks[0].chunk_id,)
     assert archive.plan().stale == empty.stale  # killed before its file was removed

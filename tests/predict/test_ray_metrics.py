@@ -123,6 +123,6 @@ def test_the_endpoint_tells_of_a_job_while_it_runs_and_when_it_has_ended(
 
 @pytest.mark.ray
 def test_the_names_are_those_that_dashboards_ask_for():
-    from cvbatch.predict.ray_metrics import METERS
+    from cvbatch.predict.ray_metrics import METRIC_SPECS
 
-    assert {name: {"run", meter.tag} - {""} for name, meter in METERS.items()} == NAMES
+    assert {name: {"run", meter.tag} - {""} for name, meter in METRIC_SPECS.items()} == NAMES

@@ -13,7 +13,7 @@ from PIL import Image
 import cvbatch
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import SourceError
-from cvbatch.evaluate.join import find_truth, join, only_predicted, read_piece
+from cvbatch.evaluate.join import join, load_ground_truth, predictions_only, read_joined_part
 from cvbatch.images.masks import decode_png
 from cvbatch.planning.plan import make_plan
 from cvbatch.report.statistics import collect_statistics
@@ -78,7 +78,7 @@ def test_of_no_row_all_see_nothing(tmp_path):
     assert (list(result), result.done, result.image_ids(), result.classes) == ([], [], [], {})
     assert len(result.missing) == 3
     assert collect_statistics(result).num_rows == 0
-    assert only_predicted(result).pieces == []
+    assert predictions_only(result).parts == []
     for read in (lambda: imported("predictions", out, tmp_path / "x"),
                  lambda: exported("coco", out, tmp_path / "x")):  # fmt: skip
         with pytest.raises(SourceError, match="no chunk of the prediction is done"):
@@ -165,10 +165,10 @@ def test_an_evaluation_joins_the_same_rows(case, tmp_path):
     mask = np.zeros(SIZE, np.uint8)
     truth = {image_id: {"mask": mask} for image_id in reversed(seen)}
     write_truth(tmp_path / "truth", truth, {"mask": CLASSES})
-    joined = join(result, find_truth([str(tmp_path / "truth")], None), None)
+    joined = join(result, load_ground_truth([str(tmp_path / "truth")], None), None)
     assert (joined.num_images, len(joined.no_truth), len(joined.no_prediction)) == (8, 0, 0)
-    for piece in joined.pieces:
-        said, truth = read_piece(piece, ["image_id", "mask"], ["image_id"])
+    for piece in joined.parts:
+        said, truth = read_joined_part(piece, ["image_id", "mask"], ["image_id"])
         assert said["image_id"].to_pylist() == truth["image_id"].to_pylist()
         for row in said.to_pylist():
             own = seen[row["image_id"]]
@@ -195,7 +195,7 @@ READERS = {
     "export": lambda out, to: exported("coco", out, to),
     "import": lambda out, to: imported("predictions", out, to),
     "report": lambda out, to: collect_statistics(Result(str(out))),
-    "evaluate": lambda out, to: only_predicted(Result(str(out))),
+    "evaluate": lambda out, to: predictions_only(Result(str(out))),
 }
 
 
@@ -218,7 +218,7 @@ def test_a_result_of_which_a_chunk_has_no_image_is_read_by_all(tmp_path):
     out = predicted(tmp_path / "out", tmp_path / "source", {}, format_="webdataset")
     result = Result(str(out))
     assert [len(ids) for ids in result.image_ids()] == [0, 1]
-    assert [len(piece.part_row) for piece in only_predicted(result).pieces] == [0, 1]
+    assert [len(piece.part_row) for piece in predictions_only(result).parts] == [0, 1]
     (pick,) = collect_statistics(result).first_rows
     assert pick == (result.done[1], 0)
     shutil.copytree(out, tmp_path / "copy")
