@@ -142,10 +142,10 @@ def test_a_new_task_is_predicted_and_stored_through_its_rows(monkeypatch, tmp_pa
 
 
 def score_counts(rows):
-    predicted, truth, num_classes = rows.of("counts")
+    predicted, truth, num_classes = rows.column("counts")
     every, hit = np.arange(len(truth)), np.array(predicted) == np.array(truth)
     true, answer = np.array(truth), np.array(predicted)
-    rows.scored.scores["counts_tally"] = rows.tally(num_classes).add(
+    rows.scores.metrics["counts_tally"] = rows.empty_counts(num_classes).add(
         count_by_class(rows.weights, every[hit], true[hit], num_classes),
         count_by_class(rows.weights, every, true, num_classes),
         count_by_class(rows.weights, every, answer, num_classes),
@@ -154,7 +154,9 @@ def score_counts(rows):
 
 def test_a_new_column_is_evaluated_through_its_rows(monkeypatch):
     def figures(order, scored, replicates):
-        return overall_rows("counting", scored.score("counts_tally", ClassCounts), ("accuracy",), 4)
+        return overall_rows(
+            "counting", scored.metric("counts_tally", ClassCounts), ("accuracy",), 4
+        )
 
     row = evaluation.ColumnEvaluation(
         score_counts, figures, lambda *_: {"more": 1}, lambda *_: {}, ("accuracy",)

@@ -201,10 +201,10 @@ def evaluate_heatmaps(
     )
     what = f"shares of {_SHARE_IMAGES} images with heatmaps judged"
     found = merge_heatmap_scores(list(work.run(group_scorer, order, shares, what)))
-    if not found.judged:
-        name, why = next(iter(found.left_out.items()))
+    if not found.scores:
+        name, why = next(iter(found.excluded.items()))
         raise SourceError(
-            f"of {len(found.left_out):,} images with heatmaps none is there as the prediction read "
+            f"of {len(found.excluded):,} images with heatmaps none is there as the prediction read "
             f"it, such as {name!r} ({why.kind}: {why.message}); put them back, or leave out "
             "evaluation.heatmaps"
         )
@@ -220,8 +220,8 @@ def group_scorer(order: HeatmapSpec) -> Callable[[ImageGroup], HeatmapScores]:
 
 
 def _tell(found: HeatmapScores, listener: Listener) -> None:
-    if found.left_out:
-        names = [f"{name} ({why.kind})" for name, why in found.left_out.items()]
+    if found.excluded:
+        names = [f"{name} ({why.kind})" for name, why in found.excluded.items()]
         more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
         listener.say(
             f"{len(names):,} sampled images are not there as the prediction read them, and their "

@@ -126,7 +126,7 @@ def _evaluate(
     _warn(result, order, joined, listener)
     scored, replicates, judgement = _work(job, sink, order, joined, heatmaps, listener)
     figures = columns.metric_rows(order, scored, replicates)
-    figures += heatmap_metrics.heatmap_metric_rows(judgement.judged, order)
+    figures += heatmap_metrics.heatmap_metric_rows(judgement.scores, order)
     summary = EvaluationSummary(
         sink.uri,
         identity,
@@ -218,8 +218,8 @@ def _count_images(
     counts |= {**one_sided, "other_splits": joined.num_other_splits}
     if judgement is None:
         return counts
-    num_judged = len({one.image_id for one in judgement.judged})
-    with_heatmaps = {"heatmaps_judged": num_judged, "heatmaps_left_out": len(judgement.left_out)}
+    num_judged = len({one.image_id for one in judgement.scores})
+    with_heatmaps = {"heatmaps_judged": num_judged, "heatmaps_left_out": len(judgement.excluded)}
     return {"images": num_judged, **counts, **with_heatmaps}
 
 
@@ -236,11 +236,11 @@ def _files(
     yield "unmatched.parquet", _unmatched(joined, scored, judgement)
     yield from columns.plot_files(order, scored).items()
     details = columns.metric_details(order, scored)
-    if judgement.judged:
-        yield _BOXES, heatmap_metrics.boxes_to_parquet(judgement.judged)
+    if judgement.scores:
+        yield _BOXES, heatmap_metrics.boxes_to_parquet(judgement.scores)
         yield (
             plots.CURVES_FILE,
-            plots.draw_faithfulness_curves(heatmap_metrics.mean_curves(judgement.judged)),
+            plots.draw_faithfulness_curves(heatmap_metrics.mean_curves(judgement.scores)),
         )
         details["heatmap"] = heatmap_metrics.heatmap_details(judgement)
     told = {key: about[key] for key in ("schema_version", "images", "joined_by", "evaluation")}
@@ -309,7 +309,7 @@ def _unmatched(joined: JoinResult, scored: Scores, judgement: HeatmapScores) -> 
 
     Of those whose heatmaps could not be judged the side is that of the originals.
     """
-    left_out = judgement.left_out
+    left_out = judgement.excluded
     kinds = [
         (joined.no_truth, "predictions", ["no_truth"] * len(joined.no_truth)),
         (joined.no_prediction, "truth", ["no_prediction"] * len(joined.no_prediction)),

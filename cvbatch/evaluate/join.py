@@ -177,8 +177,8 @@ def join(result: Result, truth: GroundTruth, kind: str | None) -> JoinResult:
         if pc.count_distinct(own).as_py() < len(own):
             twice = pc.value_counts(own).sort(order="descending", by="counts")[0]["values"]
             raise SourceError(
-                f"{side}: {twice} names more than one image; join by another of {', '.join(JOIN_KEYS)} "
-                "(evaluation.join), or evaluate fewer folders at once"
+                f"{side}: {twice} names more than one image; join by another of "
+                f"{', '.join(JOIN_KEYS)} (evaluation.join), or evaluate fewer folders at once"
             )
     places = pc.fill_null(pc.index_in(keys, value_set=true_keys), -1).to_numpy().astype(np.int64)
     has_truth = places >= 0

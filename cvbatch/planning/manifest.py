@@ -178,7 +178,7 @@ class StoredManifest(NamedTuple):
         """Return the chunks that hold something, in the order in which they were first planned."""
         return [entry.ref for entry in self.chunk_index.values() if entry.ref]
 
-    def holding(self, units: np.ndarray) -> list[ChunkRef]:  # (K,) positions in `units`
+    def chunks_of(self, units: np.ndarray) -> list[ChunkRef]:  # (K,) positions in `units`
         """Return the chunks that hold these units, each once, in the order of `units`."""
         ends = np.cumsum([ref.num_items for ref in self.holders])
         return [self.holders[i] for i in np.unique(np.searchsorted(ends, units, "right"))]

@@ -136,7 +136,7 @@ def plan_files(
         _refuse_clash(changes.new, ids, sink_uri)
     revision = revise(changes, found, image_column, chunk_images)
     fresh = found.format.expand(changes.new, image_column, chunk_images)
-    units = pa.concat_tables([revision.further, fresh])
+    units = pa.concat_tables([revision.added, fresh])
     new = None
     if units.num_rows or changes.changed.num_rows:
         generation, contents = _generation(revision, units, reading, chunk_images, chunk_bytes)

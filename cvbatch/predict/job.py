@@ -128,7 +128,7 @@ def predict(
     if not left:
         worked = (run for run in run_history.latest(sink.uri) if run.num_images)
         summary.before = next(((run.num_images, run.num_failed) for run in worked), None)
-    summary.judge(job.run.max_failure_fraction)
+    summary.check_failure_limit(job.run.max_failure_fraction)
     sink.remove_leftovers()
     if has_work:
         run_history.write_run(sink.uri, summary.as_json())
@@ -178,7 +178,7 @@ def _run(
             summary.add(report)
             summary.images_per_second = summary.num_images / (time.perf_counter() - begun)
             listener.written(report, summary)
-            if summary.is_beyond_hope(job.run.max_failure_fraction):
+            if summary.must_stop(job.run.max_failure_fraction):
                 break
 
 

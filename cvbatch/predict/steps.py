@@ -59,14 +59,14 @@ def read_and_decode(
     ref: ChunkRef,
     effort: StageTimer,
     *,
-    is_careful: bool = False,
+    is_isolated: bool = False,
 ) -> Iterator[ImageBatch]:
     """Yield the chunk's images, decoded and resized for every model, in the manifest's order.
 
     reader: of the order's source. effort: what it takes is added there.
 
     An image that crashes its decoder, or takes longer than `run.image_timeout_s`, ends this
-    process; with `is_careful` another one, and fails alone.
+    process; with `is_isolated` another one, and fails alone.
     """
     store.set_retry_policy(order.job.run.retry_policy)
     source = order.job.source
@@ -77,14 +77,14 @@ def read_and_decode(
     with ExitStack() as stack:
         decode_one = (
             stack.enter_context(IsolatedDecoder(timeout_s))
-            if is_careful
+            if is_isolated
             else decode_with_alarm(timeout_s)
         )
-        read = _weighed(effort.along("read", images), effort)
+        read = _weighed(effort.measure_items("read", images), effort)
         batches = decode_images(
             read, keys, limits, ref.chunk_id, order.job.run.batch_size, decode_one
         )
-        yield from effort.along("decode", batches)
+        yield from effort.measure_items("decode", batches)
 
 
 def _weighed(images: Iterable[EncodedImage], effort: StageTimer) -> Iterator[EncodedImage]:
@@ -116,7 +116,7 @@ def write(
     counts: Counter[str] = Counter()
     examples: Examples = {}
     tables, num_images = [], 0
-    with effort.at("write"):
+    with effort.measure("write"):
         for said in predictions:
             num_images += len(said)
             note(counts, examples, said.image_id, said.failures)
@@ -150,11 +150,11 @@ class FusedWorker:
         self._order, self._predictor = order, load_predictor(order)
         self._reader = ChunkReader(order.source_format, order.job.source.image_column)
 
-    def work(self, ref: ChunkRef, *, is_careful: bool) -> ChunkReport:
+    def work(self, ref: ChunkRef, *, is_isolated: bool) -> ChunkReport:
         """Return the report of a chunk, its file written. The order must have been told."""
         if self._order is None or self._predictor is None or self._reader is None:
             raise RuntimeError("FusedWorker.work before FusedWorker.load")
         effort = StageTimer()
-        batches = read_and_decode(self._order, self._reader, ref, effort, is_careful=is_careful)
-        predictions = effort.along("predict", map(self._predictor, batches))
+        batches = read_and_decode(self._order, self._reader, ref, effort, is_isolated=is_isolated)
+        predictions = effort.measure_items("predict", map(self._predictor, batches))
         return write(self._order, ref.chunk_id, predictions, effort)

@@ -126,7 +126,7 @@ def _agreement(
     scored = score_rows(order, predicted.combine_chunks(), truth.combine_chunks(), name)
     agreement = {}
     for column in order.classes:
-        tally = scored.score(f"{column}_tally", ClassCounts)
+        tally = scored.metric(f"{column}_tally", ClassCounts)
         hits, support, answered = (
             int(part[0].sum()) for part in (tally.hits, tally.support, tally.predicted)
         )
@@ -159,8 +159,8 @@ def _masks(
     if true is None:
         return None, None
     mask = decode_png(true)
-    if order.ignored is not None:
-        mask = np.where(mask == order.ignored, np.uint8(VOID_CLASS), mask)
+    if order.ignored_class is not None:
+        mask = np.where(mask == order.ignored_class, np.uint8(VOID_CLASS), mask)
     if predicted is None:
         return mask, None
     table = np.full(256, VOID_CLASS, np.uint8)
