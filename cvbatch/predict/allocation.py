@@ -30,19 +30,10 @@ def choose_allocation(
         ConfigError: the cluster does not have the resources that the job sets.
     """
     run = job.run
-    input_format = INPUT_FORMATS[source_format]
     gpus = run.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if resources.num_gpus >= 1 else resources.num_gpus
-    arrangement = run.arrangement
-    if arrangement == "auto":
-        is_bounded = not input_format.is_sequential and not job.has_tiles
-        is_streaming = resources.num_gpus > 0 and is_bounded
-        arrangement = "streaming" if is_streaming else "fused"
-    if arrangement == "streaming" and input_format.is_sequential:
-        raise ConfigError(
-            f"run.arrangement: streaming cannot take {input_format.noun}s; use fused or auto"
-        )
+    arrangement = _choose_arrangement(job, source_format, resources)
     capacity = resources.room_for(run.cpus_per_actor, gpus)
     if arrangement == "streaming":  # one CPU reads and writes
         num_cpus = resources.num_cpus - 1
@@ -63,6 +54,19 @@ def choose_allocation(
         gpus,
         max_actors=max_actors,
     )
+
+
+def _choose_arrangement(job: JobConfig, source_format: str, resources: Resources) -> str:
+    input_format = INPUT_FORMATS[source_format]
+    arrangement = job.run.arrangement
+    if arrangement == "auto":
+        is_bounded = not input_format.is_sequential and not job.has_tiles
+        return "streaming" if resources.num_gpus > 0 and is_bounded else "fused"
+    if arrangement == "streaming" and input_format.is_sequential:
+        raise ConfigError(
+            f"run.arrangement: streaming cannot take {input_format.noun}s; use fused or auto"
+        )
+    return arrangement
 
 
 def _gpu_remedy(resources: Resources) -> str:

@@ -104,7 +104,7 @@ REFUSALS = {
     ),
     "a class map of no class": ({"class_map": {"cot": "dog"}}, "'cot' is no predicted class.*cat"),
     "a class map to no class": ({"class_map": {"cat": "og"}}, "'og' is no true class.*dog"),
-    "no such split": ({"splits": ["tset"]}, "no image is of split 'tset'; there are 'test'"),
+    "no such split": ({"splits": ["tset"]}, "no image is in split 'tset'; there are 'test'"),
     "too large a k": ({"top_k": [9]}, "9 is more than the 3 best"),
     "ignored without masks": ({"ignored_class": "sky"}, "there are no masks"),
     "nothing in common": ({"predicted": OBJECTS}, "predictions have boxes, the truth has labels"),
