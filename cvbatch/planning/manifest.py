@@ -78,7 +78,7 @@ def generation_uris(sink_uri: str) -> list[str]:
     for first, second in pairwise(names):
         if first[:6] == second[:6]:
             raise SinkError(
-                f"{folder} holds both {first} and {second}: two jobs planned at once; wait until "
+                f"{folder} contains both {first} and {second}: two jobs planned at once; wait until "
                 "none runs, delete the file whose chunks have no part files, then run again"
             )
     return [store.join(folder, name) for name in names]
