@@ -25,6 +25,7 @@ import pyarrow as pa
 from cvbatch.planning.plan import make_plan
 from cvbatch.sources import discovery
 from cvbatch.storage.listing import FILES, Listing
+from cvbatch.storage.store import Storage
 
 LIMIT_S = 20.0
 LIMIT_MIB = 1024.0
@@ -54,9 +55,9 @@ def synthetic_listing(num_names: int) -> Listing:
 def plan_once(num_names: int, sink: str, answers: Any) -> None:
     listings = [synthetic_listing(num_names)]  # popped, so that the plan owns it as in the job
     at_start = peak_mib()
-    with mock.patch.object(discovery, "list_files", lambda uri, on_progress: listings.pop()):
+    with mock.patch.object(discovery, "list_files", lambda *_: listings.pop()):
         started = time.perf_counter()
-        plan = make_plan(Source, sink, 512, 256 << 20)
+        plan = make_plan(Storage(), Source, sink, 512, 256 << 20)
         planned = time.perf_counter()
         plan.commit()
     answers.put(

@@ -33,6 +33,7 @@ from cvbatch.planning import manifest
 from cvbatch.results import writer as sink
 from cvbatch.results.schema import COLUMN_TYPES
 from cvbatch.sources.units import UNITS
+from cvbatch.storage.store import Storage
 
 BOXES, CLASSES, SIDE = 20, 80, 640
 PART_IMAGES, SHARD_IMAGES = 512, 2048
@@ -111,7 +112,7 @@ def write_result(folder: Path, ids: list[str], boxes: pa.Array) -> None:
     )
     groups = manifest.group_offsets(offsets)
     generation = manifest.Generation(units, offsets, chunk_ids, groups, {"format": "images"})
-    manifest.write(generation, manifest.generation_uri(str(folder), 0, chunk_ids))
+    manifest.write(Storage(), generation, manifest.generation_uri(str(folder), 0, chunk_ids))
     (folder / "_cvbatch/job.json").write_text("{}")
     model = {"name": "made", "task": "detection", "classes": NAMES, "options": {}}
     document = {"schema_version": SCHEMA_VERSION, "fingerprint": "made", "models": [model]}
@@ -123,7 +124,9 @@ def write_result(folder: Path, ids: list[str], boxes: pa.Array) -> None:
         count = int(end - start)
         columns = [ids[start:end], ["ok"] * count, boxes.slice(start, count), [None] * count]
         table = pa.table(columns, schema=schema)
-        sink.write_part(str(folder), chunk_id, [table], schema, json.dumps(document).encode())
+        sink.write_part(
+            Storage(), str(folder), chunk_id, [table], schema, json.dumps(document).encode()
+        )
 
 
 def write_truth(folder: Path, ids: list[str], boxes: pa.Array) -> None:

@@ -21,7 +21,7 @@ from cvbatch.config.loader import parse_job
 from cvbatch.inference.engines import ENGINES, Program
 from cvbatch.inference.graph import ServingGraph
 from cvbatch.models import registry
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 BATCH = 32
 WORKS = {"forward": "classification, no heatmap", "heatmap": "classification"}
@@ -32,7 +32,7 @@ def compile_all(folder: Path) -> dict[tuple[str, str], Program]:
     programs = {}
     for name, work in WORKS.items():
         config = parse_job(job_of(folder, work, 0, 1, "unused")).models[0]
-        model = registry.load_model(config.model, config.weights, local_file=store.fetch)
+        model = registry.load_model(config.model, config.weights, local_file=Storage().fetch)
         for engine_name, engine in ENGINES.items():
             payload, names = engine.compile(ServingGraph(model, config), BATCH, SIDE, SIDE)
             programs[engine_name, name] = engine.load(payload, names, CORES)

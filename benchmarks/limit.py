@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import cycle, islice
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -30,15 +31,16 @@ def compile_programs(folder: Path, programs: Path, work: str) -> list[Path]:
     from cvbatch.config.loader import parse_job
     from cvbatch.inference.builder import build
     from cvbatch.inference.programs import identify, requests_for
+    from cvbatch.storage.store import Storage
 
     job = parse_job(job_of(folder, work, 0, 1, "unused"))
-    requests = requests_for(job, [identify(config) for config in job.models], "litert")
+    requests = requests_for(job, [identify(Storage(), config) for config in job.models], "litert")
     files = [programs / f"{request.key}.zip" for request in requests]
     if not all(file.is_file() for file in files):
         programs.mkdir(parents=True, exist_ok=True)
         # TensorFlow compiles in a separate process that ends before anything is measured.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            compiled = list(pool.map(build, requests))
+            compiled = list(pool.map(partial(build, Storage()), requests))
         for file, built in zip(files, compiled, strict=True):
             if built.engine != "litert":
                 raise SystemExit(f"{built.spec.name} did not convert to LiteRT: {built.note}")

@@ -26,6 +26,7 @@ from cvbatch.images.masks import class_areas, encode_png
 from cvbatch.planning import manifest
 from cvbatch.results import schema, writer
 from cvbatch.sources.units import UNITS
+from cvbatch.storage.store import Storage
 
 PART_IMAGES, IMAGES, MADE_ROWS = 512, 64, 512
 HEIGHT, WIDTH, BOXES, TOP_K, GRID = 375, 500, 8, 5, 7
@@ -110,13 +111,13 @@ def write_result(folder: Path, num_rows: int) -> None:
     groups = manifest.group_offsets(offsets)
     generation = manifest.Generation(units, offsets, chunk_ids, groups, {"format": "images"})
     out = folder / "result"
-    manifest.write(generation, manifest.generation_uri(str(out), 0, chunk_ids))
+    manifest.write(Storage(), generation, manifest.generation_uri(str(out), 0, chunk_ids))
     for chunk_id, start, end in zip(chunk_ids, offsets, offsets[1:], strict=False):
         table = made.slice(0, int(end - start))
         for name, values in (("image_id", ids[start:end]), ("uri", uris[start:end])):
             place = table.schema.get_field_index(name)
             table = table.set_column(place, kind.field(name), pa.array(values, pa.string()))
-        writer.write_part(str(out), chunk_id, [table], kind, metadata)
+        writer.write_part(Storage(), str(out), chunk_id, [table], kind, metadata)
     (out / "_cvbatch" / "job.json").write_text('{"schema_version": 1, "fingerprint": "made"}')
 
 

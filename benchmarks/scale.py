@@ -34,6 +34,7 @@ from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
 from cvbatch.sources import discovery, units
 from cvbatch.storage.listing import FILES, Listing, list_files
+from cvbatch.storage.store import Storage
 
 CHUNK_IMAGES = 512  # the default
 CHUNK_BYTES = 1 << 40  # no limit here: 512 small images are below the default
@@ -78,12 +79,10 @@ def plan_once(kind: str, num_images: int, folder: str, answers: Any) -> None:
     listings = [listing(kind, num_images)]  # popped, so that the plan owns it as in the job
     source = Source((BASE,), "images" if kind == "files" else "parquet")
     with ExitStack() as stack:
-        stack.enter_context(
-            mock.patch.object(discovery, "list_files", lambda uri, on_progress: listings.pop())
-        )
+        stack.enter_context(mock.patch.object(discovery, "list_files", lambda *_: listings.pop()))
         stack.enter_context(mock.patch.object(units, "_row_groups", footer))
         started = time.process_time()  # CPU time of all threads, independent of other processes
-        plan = make_plan(source, folder, CHUNK_IMAGES, CHUNK_BYTES)
+        plan = make_plan(Storage(), source, folder, CHUNK_IMAGES, CHUNK_BYTES)
         planned = time.process_time()
         num_left = len(plan.pending)
         plan.commit()
@@ -181,7 +180,7 @@ def names_a_second() -> float:
         for i in range(FOLDER_FILES):
             (Path(folder) / f"IMG_{i:09d}.jpg").touch()
         started = time.perf_counter()
-        found = list_files(folder, None)
+        found = list_files(Storage(), folder, None)
         seconds = time.perf_counter() - started
     return found.files.num_rows / seconds
 

@@ -15,6 +15,7 @@ from cvbatch.images.masks import decode_png
 from cvbatch.metrics.average_precision import AveragePrecision
 from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.metrics.classification import Confusion
+from cvbatch.storage.store import Storage
 
 Row = dict[str, Any]
 Figures = dict[str, float | None]
@@ -112,5 +113,5 @@ _COLUMNS = {"classification": "labels", "segmentation": "mask", "detection": "bo
 
 def score(task: str, result: Path, labels: Path) -> Figures:
     """Return the metrics of a result on labelled images, for the classes of the labels."""
-    classes = find_labelled([str(labels)], Wanted(_COLUMNS[task])).classes
+    classes = find_labelled(Storage(), [str(labels)], Wanted(_COLUMNS[task])).classes
     return SCORES[task](result, labels, classes)

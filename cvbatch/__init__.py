@@ -38,5 +38,6 @@ def read(path: str | os.PathLike[str]) -> Result:
         SourceError: there is no result, or it cannot be read.
     """
     from cvbatch.results.result import Result
+    from cvbatch.storage.store import Storage
 
-    return Result(str(path))
+    return Result(Storage(), str(path))

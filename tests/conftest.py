@@ -25,6 +25,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 SHARED = ("two_nodes", "stored", "ray_session", "result", "pages")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests of one module, and tests of one shared fixture, in one process."""
     for item in items:

@@ -27,6 +27,7 @@ from cvbatch.metrics.counts import ClassCounts, count_by_class
 from cvbatch.predict.serialization import predictions_to_table, table_to_predictions
 from cvbatch.results import schema, writer
 from cvbatch.results.parts import read_footer
+from cvbatch.storage.store import Storage
 
 TASK_TABLES = [
     "cvbatch.core.tasks.TASKS",
@@ -138,14 +139,14 @@ def test_a_new_task_is_predicted_and_stored_through_its_rows(monkeypatch, tmp_pa
 
     labels = [[one["label"] for one in labels] for labels in rows["labels"].to_pylist()]
     assert labels == [["dark"], ["dark"], ["bright"], ["bright"]]
-    assert read_footer(str(part)).models["labels"]["options"] == {"threshold": 100}
+    assert read_footer(Storage(), str(part)).models["labels"]["options"] == {"threshold": 100}
 
 
 def score_counts(rows):
     predicted, truth, num_classes = rows.column("counts")
     every, hit = np.arange(len(truth)), np.array(predicted) == np.array(truth)
     true, answer = np.array(truth), np.array(predicted)
-    rows.scores.metrics["counts_tally"] = rows.empty_counts(num_classes).add(
+    rows.metrics.metrics["counts_tally"] = rows.empty_counts(num_classes).add(
         count_by_class(rows.weights, every[hit], true[hit], num_classes),
         count_by_class(rows.weights, every, true, num_classes),
         count_by_class(rows.weights, every, answer, num_classes),

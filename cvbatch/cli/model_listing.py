@@ -90,12 +90,13 @@ def describe_network(
 
 def _fetch(uri: str, is_fixed: bool) -> Path:
     from cvbatch.models import model_files  # it loads pyarrow, which the list does without
+    from cvbatch.storage.store import Storage
 
     if is_fixed:
         raise ModelError(
             f"--classes or --build for {uri}: a .keras file is built already; leave them out"
         )
-    return model_files.fetch(uri)
+    return model_files.fetch(Storage(), uri)
 
 
 def layer_table(cost: Cost) -> Table:

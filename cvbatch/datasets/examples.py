@@ -16,7 +16,7 @@ from cvbatch.datasets.schema import with_extras
 from cvbatch.geometry.resize import Placement, boxes_to_input, make_placement, mask_to_input
 from cvbatch.images.decode import Limits, decode
 from cvbatch.images.masks import decode_png
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 _POOL_BYTES = 256 << 20  # of encoded images among which one may change place
 
@@ -31,14 +31,16 @@ class LabelledRow(NamedTuple):
     mask: bytes | None
 
 
-def read_rows(group: RowGroup, rows: Sequence[int], column: str) -> list[LabelledRow]:
+def read_rows(
+    storage: Storage, group: RowGroup, rows: Sequence[int], column: str
+) -> list[LabelledRow]:
     """Return some rows of a group, in the order asked for; numbers are those in the file's group.
 
     Raises:
         TrainingError: the file is not what it was when the job began.
     """
     try:
-        with store.open_input(group.uri) as source:
+        with storage.open_input(group.uri) as source:
             file = pq.ParquetFile(source, pre_buffer=False)
             names = [name for name in with_extras([column]) if name in file.schema_arrow.names]
             table = file.read_row_group(group.number, ["image_id", "image", *names])

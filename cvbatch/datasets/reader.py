@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.datasets.schema import LABEL_COLUMNS
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 _THREADS = 16
 _SUMMARY = "_cvbatch/import.json"
@@ -68,7 +69,7 @@ class _File:
     groups: tuple[tuple[str, RowGroup, int], ...]  # split, group, rows of it without the label
 
 
-def find_labelled(uris: Sequence[str], wanted: Wanted) -> Labelled:
+def find_labelled(storage: Storage, uris: Sequence[str], wanted: Wanted) -> Labelled:
     """Return what labelled data there is, from the footers and the labels: no image is read.
 
     uris: folders, or files of them.
@@ -77,11 +78,11 @@ def find_labelled(uris: Sequence[str], wanted: Wanted) -> Labelled:
         SourceError: nothing is found, an import is not finished, files have other classes than
             the first, or none has the column.
     """
-    named = [found for uri in uris for found in files_of(store.absolute(uri))]
+    named = [found for uri in uris for found in files_of(storage, store.absolute(uri))]
     if not named:
         raise SourceError(f"source {', '.join(uris)} holds no labelled Parquet; {_REMEDY}")
     with ThreadPoolExecutor(_THREADS) as pool:
-        files = list(pool.map(lambda one: _read_file(one[0], wanted), named))
+        files = list(pool.map(lambda one: _read_file(storage, one[0], wanted), named))
     classes = _common_classes(files, wanted)
     names = dict.fromkeys(split for file in files for split, _, _ in file.groups)
     splits = {}
@@ -94,13 +95,13 @@ def find_labelled(uris: Sequence[str], wanted: Wanted) -> Labelled:
     return Labelled(classes, splits, identity.hexdigest())
 
 
-def files_of(uri: str) -> list[tuple[str, int]]:
+def files_of(storage: Storage, uri: str) -> list[tuple[str, int]]:
     """Return the Parquet files of a folder, or the file itself, with their sizes."""
     folder, _, name = uri.rpartition("/")
     is_file = name.endswith(".parquet")
     try:
-        _check_import(folder if is_file else uri)
-        sizes = store.list_names(folder if is_file else uri)
+        _check_import(storage, folder if is_file else uri)
+        sizes = storage.list_names(folder if is_file else uri)
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     if is_file:
@@ -114,15 +115,15 @@ def files_of(uri: str) -> list[tuple[str, int]]:
     ]
 
 
-def _check_import(folder: str) -> None:
+def _check_import(storage: Storage, folder: str) -> None:
     """Refuse a folder whose import was not finished, or that holds a prediction's result."""
-    if store.exists(store.join(folder, "_cvbatch/job.json")):
+    if storage.exists(store.join(folder, "_cvbatch/job.json")):
         raise SourceError(
             f"source {folder} is the result of a prediction, not labelled data; make it that with "
             "cvbatch import predictions"
         )
     try:
-        said = json.loads(store.read_bytes(store.join(folder, _SUMMARY)))
+        said = json.loads(storage.read_bytes(store.join(folder, _SUMMARY)))
         is_complete = bool(said["is_complete"])
     except NotFoundError:
         return
@@ -134,9 +135,9 @@ def _check_import(folder: str) -> None:
         )
 
 
-def _read_file(uri: str, wanted: Wanted) -> _File:
+def _read_file(storage: Storage, uri: str, wanted: Wanted) -> _File:
     try:
-        with store.open_input(uri) as source:
+        with storage.open_input(uri) as source:
             file = pq.ParquetFile(source)
             said = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
             if not isinstance(said, dict) or said.get("kind") != "labels":
@@ -202,13 +203,15 @@ def _shown(classes: tuple[str, ...] | None) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def box_shapes(split: Split) -> np.ndarray:  # (N, 2) float64 heights, widths as parts of the image
+def box_shapes(
+    storage: Storage, split: Split
+) -> np.ndarray:  # (N, 2) float64 heights, widths as parts of the image
     """Return the shapes of all boxes of a split, of crowds too; no image is read."""
     shapes = [np.empty((0, 2))]
     leaves = ("x_min", "y_min", "x_max", "y_max")
     for group in split.groups:
         names = ["width", "height", *(f"boxes.list.element.{leaf}" for leaf in leaves)]
-        with store.open_input(group.uri) as source:
+        with storage.open_input(group.uri) as source:
             table = pq.ParquetFile(source).read_row_group(group.number, names)
         if group.rows is not None:
             table = table.take(pa.array(group.rows, pa.int64()))

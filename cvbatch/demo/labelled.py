@@ -12,6 +12,7 @@ from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.shard_writer import ShardWriter
 from cvbatch.importers.validation import Row
+from cvbatch.storage.store import Storage
 
 _TRUTH = AnnotatedDataset(
     columns=("labels", "boxes", "mask"),
@@ -28,7 +29,7 @@ def write_labelled(folder: str | Path, splits: Mapping[str, tuple[int, int]]) ->
     splits: split → (seed of its archive, number of scenes). The same splits give the same bytes.
     """
     backgrounds = load_backgrounds()
-    writer = ShardWriter(str(folder), _TRUTH, "rendered", _SHARD_IMAGES)
+    writer = ShardWriter(Storage(), str(folder), _TRUTH, "rendered", _SHARD_IMAGES)
     for split, (seed, count) in splits.items():
         for i in range(count):
             scene = render_scene(scene_seed(seed, i), backgrounds)

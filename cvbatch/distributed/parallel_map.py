@@ -19,9 +19,7 @@ from typing import Any, Generic, TypeVar
 from cvbatch.core.child_process import end_with_parent
 from cvbatch.core.errors import CvbatchError
 from cvbatch.core.progress import Listener
-from cvbatch.core.types import RetryPolicy
 from cvbatch.distributed.session import joins_a_cluster
-from cvbatch.storage import store
 
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
@@ -44,13 +42,11 @@ class _Worker(Generic[Shared, Item, Result]):
         self,
         begin: Callable[[Shared], Callable[[Item], Result]],
         shared: Shared,
-        policy: RetryPolicy,
     ) -> None:
-        self.begin, self.shared, self.policy = begin, shared, policy
+        self.begin, self.shared = begin, shared
 
     @cached_property
     def _call(self) -> Callable[[Item], Result]:
-        store.set_retry_policy(self.policy)
         return self.begin(self.shared)
 
     def is_ready(self) -> bool:
@@ -68,13 +64,11 @@ class ParallelMap:
 
     Args:
         workers: how many; 1 outside a cluster is this process.
-        retry_policy: of the workers' requests to a store.
         listener: receives a line every few seconds.
         gpus: of each worker; only Ray can assign them.
     """
 
     workers: int
-    retry_policy: RetryPolicy
     listener: Listener
     gpus: float = 0.0
 
@@ -103,7 +97,7 @@ class ParallelMap:
             CvbatchError: what a call raised, or a worker died.
         """
         last = time.monotonic()
-        worker = _Worker(begin, shared, self.retry_policy)
+        worker = _Worker(begin, shared)
         for number, result in enumerate(self._results(worker, items), 1):
             yield result
             if time.monotonic() - last > _REPORT_INTERVAL_S:
@@ -153,7 +147,7 @@ class ParallelMap:
             max_restarts=_MAX_RESTARTS,
             max_task_retries=_MAX_RESTARTS,
         )
-        arguments = worker.begin, ray.put(worker.shared), worker.policy
+        arguments = worker.begin, ray.put(worker.shared)
         actors = [make.remote(*arguments) for _ in range(min(self.workers, len(items)))]
         # An actor gets items once it runs: a full cluster may never start all of them.
         starting = {actor.is_ready.remote(): actor for actor in actors}

@@ -28,9 +28,9 @@ from cvbatch.core.errors import (
     SourceError,
     StoreError,
 )
-from cvbatch.core.types import RetryPolicy
 from cvbatch.core.version import __version__
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 _LIMIT_S = 60.0  # that nodes are waited for, when all else is ready
 _REMEDY = "give all nodes of the cluster the same image, or one environment by --runtime-env"
@@ -41,10 +41,10 @@ Answer = dict[str, Any]  # of a node, in plain values: it may lack all of ours
 class Errand:
     """What a node is to try."""
 
+    storage: Storage
     sink_uri: str
     token: str  # that the driver has written into the sink
     source_uri: str | None  # a file that the driver has seen; None: there is no source
-    limits: RetryPolicy
 
     @property
     def mark(self) -> str:
@@ -61,15 +61,15 @@ def run_errand(errand: Errand, node: str) -> tuple[str, str]:
 
     Called on the node.
     """
-    store.set_retry_policy(errand.limits)
+    storage = errand.storage
     try:
-        if errand.source_uri is not None and not store.exists(errand.source_uri):
+        if errand.source_uri is not None and not storage.exists(errand.source_uri):
             return "source", f"it does not find {errand.source_uri}, which this process sees"
     except StoreError as error:
         return "source", str(error)
     try:
-        if store.read_bytes(errand.mark).decode() == errand.token:
-            store.put_bytes(errand.mark_of(node), errand.token.encode())
+        if storage.read_bytes(errand.mark).decode() == errand.token:
+            storage.put_bytes(errand.mark_of(node), errand.token.encode())
             return "", ""
         return "sink", "it reads there what this process did not write"
     except NotFoundError:
@@ -109,7 +109,7 @@ def _question(errand: Errand, names: list[str], node: str) -> Callable[[], Answe
 
 @contextmanager
 def nodes_checked(
-    sink_uri: str, source_uri: str | None, limits: RetryPolicy, say: Callable[[str], None]
+    storage: Storage, sink_uri: str, source_uri: str | None, say: Callable[[str], None]
 ) -> Iterator[None]:
     """Ask every node that has work to give; at the end of the block hear what they say.
 
@@ -119,7 +119,7 @@ def nodes_checked(
     Raises:
         RefusedError: a node, or this process, cannot do the job.
     """
-    errand = Errand(sink_uri, secrets.token_hex(8), source_uri, limits)
+    errand = Errand(storage, sink_uri, secrets.token_hex(8), source_uri)
     made = _missing_folders(errand.mark)
     nodes = {
         node["NodeID"]: node["NodeManagerAddress"]
@@ -133,7 +133,7 @@ def nodes_checked(
         _hear(errand, waiting, nodes, say)
     finally:
         for uri in (errand.mark, *map(errand.mark_of, nodes)):
-            store.delete(uri)
+            storage.delete(uri)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
@@ -141,7 +141,7 @@ def nodes_checked(
 
 def _leave_mark(errand: Errand) -> None:
     try:
-        store.put_bytes(errand.mark, errand.token.encode())
+        errand.storage.put_bytes(errand.mark, errand.token.encode())
     except (AccessDeniedError, NotFoundError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
 

@@ -45,7 +45,6 @@ from cvbatch.inference.programs import (
 )
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
-from cvbatch.storage import store
 
 _GROUP_IMAGES = 16  # evaluated by one call, with its own decoding process
 _THREADS = 16
@@ -92,7 +91,9 @@ def load_heatmap_source(result: Result) -> HeatmapSource:
         ) from None
     config = next(model for model in job.models if getattr(model, "heatmap", None) is not None)
     single_model = job.model_copy(update={"models": [config]})
-    (request,) = requests_for(single_model, [identify(config)], result.job["engine"])
+    (request,) = requests_for(
+        single_model, [identify(result.storage, config)], result.job["engine"]
+    )
     keys = input_keys(job, result.models)
     return HeatmapSource(result, job, request, metadata["weights_sha256"], keys)
 
@@ -119,10 +120,11 @@ def load_or_build_program(source: HeatmapSource) -> BuiltProgram:
         ModelError: it cannot be compiled, or has other weights than that of the result.
     """
     uri = program_uri(source.result.uri, source.request)
-    if store.exists(uri):
-        program = BuiltProgram.from_bytes(store.read_bytes(uri))
+    storage = source.result.storage
+    if storage.exists(uri):
+        program = BuiltProgram.from_bytes(storage.read_bytes(uri))
     else:
-        (program,) = ProgramBuilder([source.request]).result()
+        (program,) = ProgramBuilder(storage, [source.request]).result()
     if program.spec.weights_sha256 != source.weights_sha256:
         raise ModelError(
             f"model {source.request.config.model!r} is not the one that made the result "
@@ -160,7 +162,8 @@ def sample_images(
 
 def _smallest_hashes(part: JoinedPart, count: int, seed: int) -> list[tuple[bytes, str, int]]:
     """Return hash, id and row of the images with heatmaps whose hashes are smallest."""
-    rows = take_rows(part.part_uri, part.part_row, ["image_id", "status", _CLASS_OF_HEATMAP])
+    columns = ["image_id", "status", _CLASS_OF_HEATMAP]
+    rows = take_rows(part.storage, part.part_uri, part.part_row, columns)
     num_maps = pc.fill_null(pc.list_value_length(rows["heatmaps"]), 0)
     has_heatmap = pc.and_(pc.equal(rows["status"], "ok"), pc.greater(num_maps, 0)).to_numpy()
     ids = rows["image_id"].to_pylist()

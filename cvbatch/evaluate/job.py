@@ -50,6 +50,7 @@ from cvbatch.inference.programs import BuiltProgram
 from cvbatch.results.result import Result
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 
 _MAX_NAMED = 3  # ids or classes in a message
 _TASK_REPLICATES = 10  # bootstrap replicates of one task
@@ -113,8 +114,8 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
         RefusedError: nothing was written.
         CvbatchError: the job was interrupted; the same call starts it again.
     """
-    store.set_retry_policy(job.run.retry_policy)
-    with Sink(store.absolute(job.sink.uri), "evaluate", listener.say) as sink:
+    storage = Storage(job.run.retry_policy)
+    with Sink(storage, store.absolute(job.sink.uri), "evaluate", listener.say) as sink:
         return _evaluate(job, sink, listener, overwrite=overwrite)
 
 
@@ -122,8 +123,10 @@ def _evaluate(
     job: EvaluateJob, sink: Sink, listener: Listener, *, overwrite: bool
 ) -> EvaluationSummary:
     started = time.perf_counter()
-    result = Result(job.predictions.uri, needs_rows=True)
-    truth = load_ground_truth(job.truth.uri, job.truth.splits) if job.truth else None
+    result = Result(sink.storage, job.predictions.uri, needs_rows=True)
+    truth = None
+    if job.truth:
+        truth = load_ground_truth(sink.storage, job.truth.uri, job.truth.splits)
     spec = make_evaluation_spec(job.evaluation, result, truth)
     job_fingerprint = fingerprint(job, [result.identity, truth.identity if truth else ""])
     state = sink.open(job_fingerprint, overwrite=overwrite)
@@ -180,7 +183,7 @@ def _score(
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         num_workers = _choose_workers(job, resources, len(parts), _PARTS_PER_WORKER)
-        workers = ParallelMap(num_workers, job.run.retry_policy, listener)
+        workers = ParallelMap(num_workers, listener)
         heatmap_workers = _heatmap_workers(job, resources, heatmaps, listener)
         if workers.needs_ray or heatmap_workers.needs_ray:
             stack.enter_context(connected())
@@ -224,12 +227,12 @@ def _heatmap_workers(
 ) -> ParallelMap:
     """Return the workers that evaluate heatmaps; with a GPU each if the engine is TensorFlow."""
     if heatmaps is None:
-        return ParallelMap(1, job.run.retry_policy, listener)
+        return ParallelMap(1, listener)
     num_workers = _choose_workers(job, resources, len(heatmaps.groups), _GROUPS_PER_WORKER)
     if heatmaps.program.engine != "tensorflow" or resources.num_gpus < 1:
-        return ParallelMap(num_workers, job.run.retry_policy, listener)
+        return ParallelMap(num_workers, listener)
     num_workers = min(num_workers, int(resources.num_gpus))
-    return ParallelMap(num_workers, job.run.retry_policy, listener, gpus=1.0)
+    return ParallelMap(num_workers, listener, gpus=1.0)
 
 
 def _count_images(

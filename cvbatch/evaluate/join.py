@@ -26,6 +26,7 @@ from cvbatch.datasets.reader import files_of
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 JOIN_KEYS = ("image_id", "row", "name")
 _THREADS = 16
@@ -49,6 +50,7 @@ class GroundTruth:
 class JoinedPart(NamedTuple):
     """Images of one part of a result, with the locations of their labels."""
 
+    storage: Storage
     ref: ChunkRef
     part_uri: str
     part_row: np.ndarray  # (n,) int64
@@ -81,10 +83,13 @@ class JoinResult(NamedTuple):
         return sum(len(part.part_row) for part in self.parts)
 
 
-def load_ground_truth(uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth:
+def load_ground_truth(
+    storage: Storage, uris: Sequence[str], splits: Sequence[str] | None
+) -> GroundTruth:
     """Return ids, splits and classes of labelled Parquet, without its images and labels.
 
     Args:
+        storage: of the files.
         uris: files or folders.
         splits: splits to evaluate; None: all.
 
@@ -92,14 +97,14 @@ def load_ground_truth(uris: Sequence[str], splits: Sequence[str] | None) -> Grou
         SourceError: there is no labelled Parquet, its files differ in their classes, or no image
             is in one of the splits.
     """
-    files = [file for uri in uris for file in files_of(store.absolute(uri))]
+    files = [file for uri in uris for file in files_of(storage, store.absolute(uri))]
     if not files:
         raise SourceError(
             f"truth {', '.join(uris)} contains no labelled Parquet; import the data with cvbatch "
             "import"
         )
     with ThreadPoolExecutor(_THREADS) as pool:
-        contents = list(pool.map(lambda file: _read_ids(file[0]), files))
+        contents = list(pool.map(lambda file: _read_ids(storage, file[0]), files))
     class_tables = contents[0][0]
     for (uri, _), (other, _) in zip(files, contents, strict=True):
         if other != class_tables:
@@ -129,10 +134,10 @@ def load_ground_truth(uris: Sequence[str], splits: Sequence[str] | None) -> Grou
     )
 
 
-def _read_ids(uri: str) -> tuple[dict[str, Any], pa.Table]:
+def _read_ids(storage: Storage, uri: str) -> tuple[dict[str, Any], pa.Table]:
     """Return the class tables of a file, and image_id and split of its images."""
     try:
-        with store.open_input(uri) as source:
+        with storage.open_input(uri) as source:
             file = pq.ParquetFile(source)
             metadata = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
             if not isinstance(metadata, dict) or metadata.get("kind") != "labels":
@@ -209,7 +214,7 @@ def predictions_only(result: Result) -> JoinResult:
     """
     none = np.zeros(0, np.int64)
     parts = [
-        JoinedPart(ref, result.uri_of(ref), np.arange(len(ids)), (), none, none)
+        JoinedPart(result.storage, ref, result.uri_of(ref), np.arange(len(ids)), (), none, none)
         for ref, ids in zip(result.done, result.image_ids(), strict=True)
     ]
     no_ids = pa.array([], pa.large_string())
@@ -232,7 +237,9 @@ def _joined_parts(
             files, file = np.unique(truth.file[truth_rows], return_inverse=True)
             uris = tuple(truth.uris[i] for i in files)
             parts.append(
-                JoinedPart(ref, result.uri_of(ref), rows, uris, file, truth.row[truth_rows])
+                JoinedPart(
+                    result.storage, ref, result.uri_of(ref), rows, uris, file, truth.row[truth_rows]
+                )
             )
     return parts
 
@@ -290,13 +297,13 @@ def read_joined_part(
     Raises:
         SourceError: a file has changed since the job started.
     """
-    predicted = take_rows(part.part_uri, part.part_row, columns)
+    predicted = take_rows(part.storage, part.part_uri, part.part_row, columns)
     if not part.truth_uris:
         return predicted, predicted.select([])
     tables, positions = [], []
     for number, uri in enumerate(part.truth_uris):
         position = np.flatnonzero(part.truth_file == number)
-        tables.append(take_rows(uri, part.truth_row[position], truth_columns))
+        tables.append(take_rows(part.storage, uri, part.truth_row[position], truth_columns))
         positions.append(position)
     order = np.argsort(np.concatenate(positions))
     return predicted, pa.concat_tables(tables).take(pa.array(order))

@@ -30,6 +30,7 @@ from cvbatch.inference.graph import input_size, num_classes, preprocess
 from cvbatch.inference.graph_outputs import Tensors
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
+from cvbatch.storage.store import Storage
 
 Arrays = dict[str, np.ndarray]
 _MAP = "map of "  # before a layer's path: a layer may be called "scores"
@@ -42,14 +43,14 @@ def set_threads(threads: int | None) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def built(request: BuildRequest) -> keras.Model:
+def built(storage: Storage, request: BuildRequest) -> keras.Model:
     """Return the network of a request; with random weights always the same.
 
     Raises:
         ModelError: it cannot be had.
     """
     keras.utils.set_random_seed(compile.RANDOM_SEED)
-    return compile.load(request)
+    return compile.load(storage, request)
 
 
 def facts_of(model: keras.Model, job: ExplainJob, request: BuildRequest) -> NetworkFacts:

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,8 @@ from cvbatch.inference.programs import BuildRequest, Identity, identify
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
 from cvbatch.storage import store
-from cvbatch.storage.retry import set_retry_policy
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 
 _FOLDERS = (*OF_THE_MODEL, PICTURES)
 _CLEARED = (f"{IMAGES}/part-*.parquet", *_FOLDERS)  # the plan of the images stays
@@ -105,32 +104,32 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
         CvbatchError: stopped midway; what is written stays, the same call goes on.
     """
     started = time.perf_counter()
-    store.set_retry_policy(job.run.retry_policy)
+    storage = Storage(job.run.retry_policy)
     job = _with_absolute_uris(job)
     summary = ExplainSummary(job.sink.uri, "")
     with ExitStack() as stack:
-        sink = stack.enter_context(Sink(job.sink.uri, "explain", listener.say))
+        sink = stack.enter_context(Sink(storage, job.sink.uri, "explain", listener.say))
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        identity = identify(job.model)
+        identity = identify(storage, job.model)
         summary.fingerprint = fingerprint(job, identity.fingerprint)
         state = sink.open(summary.fingerprint, overwrite=overwrite)
-        plan = _plan(job, listener)
+        plan = _plan(storage, job, listener)
         if state and state.get("is_complete") and (plan is None or plan.is_finished):
             summary.judge(state.get("counted") or (0, 0), job.run.max_failure_fraction)
             return summary
         workers = _choose_workers(job, resources, plan)
         with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
             saved = Path(folder) / "network.keras"
-            with _asked(job, plan, listener) if joins_a_cluster() else nullcontext():
-                facts = _facts(job, identity, saved, is_alone=_is_alone(workers))
-            order = _order(job, summary.fingerprint, facts, plan, workers)
+            with _asked(storage, job, plan, listener) if joins_a_cluster() else nullcontext():
+                facts = _facts(storage, job, identity, saved, is_alone=_is_alone(workers))
+            order = _order(storage, job, summary.fingerprint, facts, plan, workers)
             sink.acquire()
             if overwrite:
                 sink.clear(*_CLEARED)
             _commit(order, sink, plan, saved)
         pieces = _pieces(order, plan, overwrite)
         listener.say(_announced(pieces))
-        parallel_map = ParallelMap(workers, job.run.retry_policy, listener)
+        parallel_map = ParallelMap(workers, listener)
         for report in sink.guarded(parallel_map.run(work_on, order, pieces, "pieces done")):
             summary.add(report)
         summary.seconds = time.perf_counter() - started
@@ -141,12 +140,14 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
     return summary
 
 
-def _asked(job: ExplainJob, plan: Plan | None, listener: Listener) -> AbstractContextManager[None]:
+def _asked(
+    storage: Storage, job: ExplainJob, plan: Plan | None, listener: Listener
+) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
     from cvbatch.distributed.preflight import nodes_checked
 
     source_uri = plan.read_chunk(plan.chunks[0]).items[0].uri if plan else None
-    return nodes_checked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
+    return nodes_checked(storage, job.sink.uri, source_uri, listener.say)
 
 
 def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
@@ -158,13 +159,18 @@ def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
     return job.model_copy(update=said)
 
 
-def _plan(job: ExplainJob, listener: Listener) -> Plan | None:
+def _plan(storage: Storage, job: ExplainJob, listener: Listener) -> Plan | None:
     """Return the chunks of images, None where nothing is asked about images."""
     if not job.wants_images or job.source is None:
         return None
     folder = store.join(job.sink.uri, IMAGES)
     return make_plan(
-        job.source, folder, job.run.chunk_images, _CHUNK_BYTES, on_progress=listener.listed
+        storage,
+        job.source,
+        folder,
+        job.run.chunk_images,
+        _CHUNK_BYTES,
+        on_progress=listener.listed,
     )
 
 
@@ -189,23 +195,26 @@ def _is_alone(workers: int) -> bool:
     return workers == 1 and not joins_a_cluster()
 
 
-def _facts(job: ExplainJob, identity: Identity, saved: Path, *, is_alone: bool) -> NetworkFacts:
+def _facts(
+    storage: Storage, job: ExplainJob, identity: Identity, saved: Path, *, is_alone: bool
+) -> NetworkFacts:
     """Return what the job means for its network, and save that for the workers."""
     request = BuildRequest(job.model, identity, "tensorflow", "float32", job.run.batch_size)
     if is_alone:
         with silent_stderr():
-            return inspect_network(job, request, saved)
-    return ChildProcess(
-        inspect_network,
-        job,
-        request,
-        saved,
-        initializer=partial(set_retry_policy, job.run.retry_policy),
-    ).result("looks the network over", "make room, or run the job on a larger machine")
+            return inspect_network(storage, job, request, saved)
+    return ChildProcess(inspect_network, storage, job, request, saved).result(
+        "looks the network over", "make room, or run the job on a larger machine"
+    )
 
 
 def _order(
-    job: ExplainJob, identity: str, facts: NetworkFacts, plan: Plan | None, workers: int
+    storage: Storage,
+    job: ExplainJob,
+    identity: str,
+    facts: NetworkFacts,
+    plan: Plan | None,
+    workers: int,
 ) -> ExplainSpec:
     metadata = {
         "schema_version": EXPLANATION_VERSION,
@@ -216,6 +225,7 @@ def _order(
         "input_size": list(facts.image_size),
     }
     return ExplainSpec(
+        storage,
         job,
         identity,
         facts,
@@ -233,7 +243,7 @@ def _commit(order: ExplainSpec, sink: Sink, plan: Plan | None, saved: Path) -> N
     if plan is not None:
         plan.commit()
         for chunk_id in plan.stale:
-            store.delete(order.uri(IMAGES, part_files.part_name(chunk_id)))
+            order.storage.delete(order.uri(IMAGES, part_files.part_name(chunk_id)))
 
 
 def _state(order: ExplainSpec, counted: tuple[int, int] | None) -> dict[str, Any]:
@@ -255,7 +265,7 @@ def _pieces(order: ExplainSpec, plan: Plan | None, overwrite: bool) -> list[Piec
     """Return what is left to do."""
     left = []
     for kind in OF_THE_MODEL:
-        names = store.list_names(order.uri(kind))
+        names = order.storage.list_names(order.uri(kind))
         for layer in order.facts.layers.get(kind, ()):
             piece = Piece(kind, layer)
             if overwrite or file_uri(order, piece).rsplit("/", 1)[1] not in names:

@@ -12,6 +12,7 @@ from cvbatch.core.types import ChunkRef, Examples, Failure, ImageBatch
 from cvbatch.explain import tables
 from cvbatch.planning import part_files
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 if TYPE_CHECKING:
     pass
@@ -43,6 +44,7 @@ class NetworkFacts:
 class ExplainSpec:
     """What the workers must know; small, whatever the network weighs."""
 
+    storage: Storage
     job: ExplainJob
     fingerprint: str
     facts: NetworkFacts

@@ -38,13 +38,15 @@ from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
 from cvbatch.results import writer
 from cvbatch.sources.readers import ChunkReader
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 if TYPE_CHECKING:
     from cvbatch.explain.introspection import Network
 
 
-def inspect_network(job: ExplainJob, request: BuildRequest, saved: Path) -> NetworkFacts:
+def inspect_network(
+    storage: Storage, job: ExplainJob, request: BuildRequest, saved: Path
+) -> NetworkFacts:
     """Return what the job comes to with its network, which is saved as a file for the workers.
 
     Raises:
@@ -53,7 +55,7 @@ def inspect_network(job: ExplainJob, request: BuildRequest, saved: Path) -> Netw
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from cvbatch.explain.introspection import Network, built, facts_of
 
-    model = built(request)
+    model = built(storage, request)
     facts = facts_of(model, job, request)
     Network(model, job, facts).check()
     model.save(saved)
@@ -71,7 +73,9 @@ def work_on(order: ExplainSpec) -> Callable[[Piece], PieceReport]:
     with silent_stderr():  # TensorFlow writes much to the descriptor while it loads
         network = _load(order)
     source, source_format = order.job.source, order.source_format
-    reader = ChunkReader(source_format, source.image_column) if source and source_format else None
+    reader = None
+    if source and source_format:
+        reader = ChunkReader(order.storage, source_format, source.image_column)
 
     def work(piece: Piece) -> PieceReport:
         if piece.ref is not None and reader is not None:
@@ -88,7 +92,7 @@ def _load(order: ExplainSpec) -> Network:
 
     set_threads(order.threads)
     uri = order.uri(NETWORK)
-    return Network(registry.load_file(uri, store.fetch(uri)), order.job, order.facts)
+    return Network(registry.load_file(uri, order.storage.fetch(uri)), order.job, order.facts)
 
 
 def _patterns(order: ExplainSpec, network: Network, piece: Piece) -> PieceReport:
@@ -113,13 +117,13 @@ def _draw(order: ExplainSpec, image: np.ndarray, piece: Piece) -> str:
 def _put(order: ExplainSpec, image: np.ndarray, *names: str) -> str:
     """Write a picture; return its name in the sink."""
     name = "/".join([PICTURES, *names]) + ".png"
-    store.put_bytes(order.uri(name), to_png(image))
+    order.storage.put_bytes(order.uri(name), to_png(image))
     return name
 
 
 def _write(order: ExplainSpec, piece: Piece, rows: pa.Table) -> None:
     data = writer.encode_part([rows], rows.schema, order.metadata)
-    store.put_bytes(file_uri(order, piece), data)
+    order.storage.put_bytes(file_uri(order, piece), data)
 
 
 def _images(
@@ -140,7 +144,7 @@ def _images(
         rows.append(tables.image_rows(batch, failures, explained, order.sections))
     metadata = part_files.with_revision(order.metadata, order.revisions.get(ref.chunk_id, 0))
     schema = tables.images_schema(order.sections)
-    writer.write_part(order.uri(IMAGES), ref.chunk_id, rows, schema, metadata)
+    writer.write_part(order.storage, order.uri(IMAGES), ref.chunk_id, rows, schema, metadata)
     return report
 
 
@@ -149,7 +153,7 @@ def _batches(order: ExplainSpec, reader: ChunkReader, ref: ChunkRef) -> Iterator
     job = order.job
     if job.source is None:
         raise RuntimeError("a chunk of images without a source")
-    images = reader.read(read_chunk(ref), job.source.max_bytes)
+    images = reader.read(read_chunk(order.storage, ref), job.source.max_bytes)
     limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
     key = InputKey(*order.facts.image_size, job.model.resize)
     with IsolatedDecoder(job.run.image_timeout_s) as decode_one:

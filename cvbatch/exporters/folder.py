@@ -21,6 +21,7 @@ from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import SinkError
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 
 _THREADS = 8
 _PIECE_BYTES = 4 << 20
@@ -61,7 +62,9 @@ class Folder:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file, soon."""
-        self._soon(self._pool.submit(store.put_bytes, store.join(self.uri, name), data))
+        self._soon(
+            self._pool.submit(self._sink.storage.put_bytes, store.join(self.uri, name), data)
+        )
 
     def link(self, name: str, target: str) -> None:
         """Make a symbolic link to a file on this machine, soon."""
@@ -91,14 +94,16 @@ class Folder:
 
         if self.is_local:
             Path(path.parent).mkdir(parents=True, exist_ok=True)
-        store.attempt(store.Location.of(self.uri), put)
+        self._sink.storage.attempt(store.Location.of(self.uri), put)
 
     def mark(self, said: dict[str, Any]) -> None:
         """Say how far the export is."""
         self._sink.write_state({"kind": "export", "schema_version": SCHEMA_VERSION, **said})
 
 
-def begin(uri: str, source: str, format_: str, tops: Iterable[str], *, overwrite: bool) -> Folder:
+def begin(
+    storage: Storage, uri: str, source: str, format_: str, tops: Iterable[str], *, overwrite: bool
+) -> Folder:
     """Return the folder of an export, cleared of an earlier one, and marked as under way.
 
     tops: names of the files and folders in it that the export writes.
@@ -108,7 +113,7 @@ def begin(uri: str, source: str, format_: str, tops: Iterable[str], *, overwrite
     """
     if f"{uri}/".startswith(f"{source}/"):
         raise SinkError(f"the export would be inside the result {source}; use another folder")
-    sink = Sink(uri, "export")
+    sink = Sink(storage, uri, "export")
     found = set(sink.names())
     earlier = sink.read_state(_parse_mark)
     if found and earlier is None:

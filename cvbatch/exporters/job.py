@@ -31,6 +31,7 @@ from cvbatch.images.signatures import detect_format
 from cvbatch.results.result import Result
 from cvbatch.results.safe_names import split_name, unique_stem
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 EXPORTS: dict[str, type[Format]] = {
     "coco": Coco,
@@ -94,16 +95,18 @@ def export(format_: str, source: str, sink: str, options: ExportOptions, say: Sa
         RefusedError: nothing was written.
         CvbatchError: stopped midway; the same call begins again.
     """
-    sink = store.absolute(sink)
+    storage, sink = Storage(), store.absolute(sink)
     kind = EXPORTS[format_]
-    result = Result(source, needs_rows=True)
+    result = Result(storage, source, needs_rows=True)
     classes = _classes_kept(kind, format_, result)
     has_links = options.images == "link"
     if has_links and store.Location.of(sink).scheme != "file":
         raise ConfigError(f"--images link: {sink} is not on this machine; say --images copy")
     collisions = name_collisions(result, is_flat=kind.IS_FLAT, has_links=has_links)
     is_inside = is_in_containers(result)
-    with begin(sink, result.uri, format_, kind.TOPS, overwrite=options.overwrite) as folder:
+    with begin(
+        storage, sink, result.uri, format_, kind.TOPS, overwrite=options.overwrite
+    ) as folder:
         has_images = options.images != "none"
         plan = Plan(folder, classes, has_images, is_inside, result.is_multi_label)
         run = _Run(kind(plan), folder, options, collisions, ExportReport(format_))

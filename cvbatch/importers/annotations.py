@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +52,7 @@ class Batch:
 
     items: Sequence[Item]
     examples: Mapping[str, Annotation]  # by image_id; images that are not in it are passed over
-    reader: ChunkReader = field(default_factory=partial(ChunkReader, "images", "image"))
+    reader: ChunkReader
 
 
 @dataclass(frozen=True)

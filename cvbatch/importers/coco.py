@@ -31,8 +31,10 @@ from cvbatch.importers.import_report import Report
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.parsing import numbers, objects, read_json, relative_name, text_of, whole
 from cvbatch.importers.polygons import check_outline, region_of
+from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
+from cvbatch.storage.store import Storage
 
 _NAME = re.compile(r"instances_((train|val|validation|test)[^/]*)\.json")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -73,8 +75,9 @@ def read_coco(source: str, options: ImportOptions, report: Report) -> AnnotatedD
     """
     categories: dict[int, str] = {}
     images: dict[str, _Image] = {}
+    storage = options.storage
     for document in _documents(source, options):
-        _read(document, source, categories, images, options.has_masks, report)
+        _read(storage, document, source, categories, images, options.has_masks, report)
     ordered = [categories[key] for key in sorted(categories)]
     table = ClassTable.of(ordered, options.classes)
     # an annotation may name a category that the file does not list
@@ -84,7 +87,7 @@ def read_coco(source: str, options: ImportOptions, report: Report) -> AnnotatedD
         for one in images.values()
     }
     items = scattered(Item(one.uri, one.image_id, 0) for one in images.values())
-    batch = Batch(items, examples)
+    batch = Batch(items, examples, ChunkReader(storage, "images", "image"))
     classes = {"labels": table.names, "boxes": table.names}
     columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
     if not options.has_masks:
@@ -111,9 +114,9 @@ def _documents(source: str, options: ImportOptions) -> list[_Document]:
         found = _NAME.fullmatch(source.rsplit("/", 1)[-1])
         split = _SPLITS[found[2]] if found else None
         return [_Document(source, split, options.images)]
-    folder = store.join(source, "annotations")
+    storage, folder = options.storage, store.join(source, "annotations")
     try:
-        names = sorted(store.list_names(folder))
+        names = sorted(storage.list_names(folder))
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     matches = [match for name in names if (match := _NAME.fullmatch(name))]
@@ -126,31 +129,32 @@ def _documents(source: str, options: ImportOptions) -> list[_Document]:
         _Document(
             store.join(folder, match[0]),
             _SPLITS[match[2]],
-            options.images or _images_folder(source, match[1]),
+            options.images or _images_folder(storage, source, match[1]),
         )
         for match in matches
     ]
 
 
-def _images_folder(source: str, name: str) -> str:
+def _images_folder(storage: Storage, source: str, name: str) -> str:
     """Return the folder of a split's images: SRC/train2017, SRC/images/train2017 or SRC/images."""
     for parts in ((name,), ("images", name), ("images",)):
         folder = store.join(source, *parts)
-        if _holds_files(folder):
+        if _holds_files(storage, folder):
             return folder
     raise SourceError(
         f"{source} has no folder {name}, images/{name} or images with files in it; say --images DIR"
     )
 
 
-def _holds_files(folder: str) -> bool:
+def _holds_files(storage: Storage, folder: str) -> bool:
     try:
-        return bool(list_files(folder).files.num_rows)
+        return bool(list_files(storage, folder).files.num_rows)
     except NotFoundError:
         return False
 
 
 def _read(
+    storage: Storage,
     document: _Document,
     source: str,
     categories: dict[int, str],
@@ -160,7 +164,7 @@ def _read(
 ) -> None:
     """Add what one annotation file says to the categories and to the images, by id."""
     uri = document.uri
-    content = read_json(uri)
+    content = read_json(storage, uri)
     _add_categories(objects(content, "categories", uri), categories, uri)
     of_key: dict[object, _Image] = {}
     left: list[_Image] = []

@@ -13,6 +13,7 @@ from cvbatch.importers.import_report import Report
 from cvbatch.importers.parsing import read_lines
 from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
+from cvbatch.storage.store import Storage
 
 _IMAGE_ENDS = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 # Of an image that two lists name, the first split here is taken: a test must not be learned.
@@ -48,7 +49,7 @@ class Tree(NamedTuple):
         }
 
 
-def list_tree(uri: str, root: str | None = None) -> Tree:
+def list_tree(storage: Storage, uri: str, root: str | None = None) -> Tree:
     """Return the files below a folder; names that begin with "_" or "." are left out.
 
     root: the data set's folder; ids are names below it where the folder lies in it.
@@ -57,7 +58,7 @@ def list_tree(uri: str, root: str | None = None) -> Tree:
         SourceError: there is no such folder, or it may not be read.
     """
     try:
-        base, table = list_files(uri)
+        base, table = list_files(storage, uri)
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     start = base
@@ -105,7 +106,7 @@ def scattered(items: Iterable[Item]) -> list[Item]:
     return sorted(items, key=lambda item: hashlib.sha256(item.image_id.encode()).digest())
 
 
-def read_lists(files: Mapping[str, File], report: Report) -> dict[str, str]:
+def read_lists(storage: Storage, files: Mapping[str, File], report: Report) -> dict[str, str]:
     """Return stem → split of a data set's own lists, {} where it has none.
 
     files: a folder's, by name; `train.txt`, `val.txt`, `test.txt` and `trainval.txt` are its lists.
@@ -120,7 +121,7 @@ def read_lists(files: Mapping[str, File], report: Report) -> dict[str, str]:
     for split in _PRECEDENCE:
         if split not in lists:
             continue
-        for line in read_lines(lists[split].uri):
+        for line in read_lines(storage, lists[split].uri):
             stem = stem_of(line) if is_image(line) else line
             first = found.setdefault(stem, split)
             is_part = split == "trainval" and first != "test"  # of which train is a part

@@ -8,6 +8,7 @@ from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import File, is_image, item_of, list_tree, scattered
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.options import ImportOptions
+from cvbatch.sources.readers import ChunkReader
 
 _SPLIT_FOLDERS = {
     "train": "train",
@@ -29,7 +30,7 @@ def read_folders(source: str, options: ImportOptions, report: Report) -> Annotat
     Raises:
         SourceError: there is no such folder, or some of its folders are splits and others not.
     """
-    files = list_tree(source).files
+    files = list_tree(options.storage, source).files
     images = {name: file for name, file in files.items() if is_image(name)}
     report.num_ignored += len(files) - len(images)
     report.num_found += len(images)
@@ -51,7 +52,7 @@ def read_folders(source: str, options: ImportOptions, report: Report) -> Annotat
             labels=[(int(table.ids([folder])[0]), 1.0)],
         )
     items = scattered(item_of(file) for _, file in classified.values())
-    batch = Batch(items, examples)
+    batch = Batch(items, examples, ChunkReader(options.storage, "images", "image"))
     return AnnotatedDataset(("labels",), {"labels": table.names}, False, lambda _: iter([batch]))
 
 

@@ -57,7 +57,7 @@ def import_labels(
     source, sink_uri = store.absolute(source), store.absolute(sink)
     if source == sink_uri:
         raise SinkError(f"the source and the sink are both {source}; use another folder as sink")
-    with Sink(sink_uri, "import", say) as target:
+    with Sink(options.storage, sink_uri, "import", say) as target:
         _check_sink(target, options.overwrite)
         report = Report(chosen)
         truth = FORMATS[format_](source, options, report)
@@ -68,7 +68,7 @@ def import_labels(
         target.acquire()
         target.clear("part-*.parquet")
         _write_summary(target, {"is_complete": False})
-        writer = ShardWriter(sink_uri, truth, format_, options.shard_images)
+        writer = ShardWriter(target.storage, sink_uri, truth, format_, options.shard_images)
         again = Report(chosen)
         again.classes = _no_counts(truth)
         for row in _told(target.guarded(examined(truth, options, again)), "read", say):

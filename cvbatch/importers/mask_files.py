@@ -14,6 +14,7 @@ from cvbatch.images.decode import PILLOW_ERRORS, read_header
 from cvbatch.images.orientation import DEFAULT_LIMITS, Size
 from cvbatch.importers.annotations import Annotation, MaskFault
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 _GREY_STEPS = {2: 85, 4: 17}  # by bits of a grey PNG: Pillow spreads its values over 0..255
 _BIT_DEPTH = 24  # where a PNG's header has it
@@ -26,6 +27,7 @@ class MaskFiles:
     values: of each class, in the order of the ids. A pixel of 255 is void unless it stands there.
     """
 
+    storage: Storage
     values: Sequence[int]
 
     def read(self, example: Annotation, frame_hw: Size) -> np.ndarray | MaskFault | None:
@@ -33,7 +35,7 @@ class MaskFiles:
         if not example.mask_at:
             return None
         try:
-            data = store.read_bytes(example.mask_at, DEFAULT_LIMITS.max_bytes)
+            data = self.storage.read_bytes(example.mask_at, DEFAULT_LIMITS.max_bytes)
         except (NotFoundError, AccessDeniedError, store.TooLargeError) as error:
             return MaskFault("mask_unreadable", str(error))
         found = read_mask_file(data, frame_hw)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cvbatch.core.errors import ConfigError
 from cvbatch.datasets.splits import Shares, parse_shares
 from cvbatch.importers.parsing import read_names
+from cvbatch.storage.store import Storage
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ImportOptions:
     seed: int = 0
     shard_images: int = 256
     overwrite: bool = False
+    storage: Storage = field(default_factory=Storage)
 
 
 def options_of(said: Mapping[str, Any]) -> ImportOptions:
@@ -40,7 +42,7 @@ def options_of(said: Mapping[str, Any]) -> ImportOptions:
     known = {key: said[key] for key in ImportOptions.__dataclass_fields__ if key in said}
     for key in ("classes", "mask_classes"):
         if known.get(key) is not None:
-            known[key] = read_names(known[key])
+            known[key] = read_names(Storage(), known[key])
     if known.get("values") is not None:
         known["values"] = _values(known["values"])
     if known.get("split") is not None:

@@ -12,19 +12,20 @@ from typing import Any, NoReturn
 
 from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SourceError
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 MAX_XML_BYTES = 16 << 20  # of one image's annotation
 MAX_JSON_BYTES = 2 << 30
 MAX_LIST_BYTES = 256 << 20
 
 
-def read_xml(uri: str) -> ET.Element:
+def read_xml(storage: Storage, uri: str) -> ET.Element:
     """Return the root of an XML document. Entities and DTDs are refused, not expanded.
 
     Raises:
         SourceError: it cannot be read, is too large, is not XML, or carries a DOCTYPE.
     """
-    data = _read(uri, MAX_XML_BYTES)
+    data = _read(storage, uri, MAX_XML_BYTES)
     parser = ET.XMLParser(target=_PlainTree(uri))
     try:
         parser.feed(data)
@@ -49,13 +50,13 @@ class _PlainTree(ET.TreeBuilder):
         )
 
 
-def read_json(uri: str) -> Any:
+def read_json(storage: Storage, uri: str) -> Any:
     """Return a JSON document as plain values.
 
     Raises:
         SourceError: it cannot be read, is too large, or is not JSON; NaN and Infinity are not.
     """
-    data = _read(uri, MAX_JSON_BYTES)
+    data = _read(storage, uri, MAX_JSON_BYTES)
     try:
         return json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -66,18 +67,18 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def read_lines(uri: str) -> list[str]:
+def read_lines(storage: Storage, uri: str) -> list[str]:
     """Return the first word of every line that has one and is no comment (#).
 
     Raises:
         SourceError: it cannot be read, is too large, or is not UTF-8.
     """
-    text = _text(uri, MAX_LIST_BYTES)
+    text = _text(storage, uri, MAX_LIST_BYTES)
     words = (line.split(maxsplit=1)[:1] for line in text.splitlines())
     return [word[0] for word in words if word and not word[0].startswith("#")]
 
 
-def read_names(text: str) -> tuple[str, ...]:
+def read_names(storage: Storage, text: str) -> tuple[str, ...]:
     """Return class names said on the command line: `a,b,c`, or the .txt file of one name a line.
 
     Raises:
@@ -85,7 +86,9 @@ def read_names(text: str) -> tuple[str, ...]:
         SourceError: the file cannot be read.
     """
     is_file = text.lower().endswith(".txt")
-    said = _text(text, MAX_XML_BYTES).strip("\n").splitlines() if is_file else text.split(",")
+    said = (
+        _text(storage, text, MAX_XML_BYTES).strip("\n").splitlines() if is_file else text.split(",")
+    )
     names = tuple(name.strip() for name in said)
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if not all(names) or twice:
@@ -94,16 +97,16 @@ def read_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _text(uri: str, max_bytes: int) -> str:
+def _text(storage: Storage, uri: str, max_bytes: int) -> str:
     try:
-        return _read(uri, max_bytes).decode("utf-8-sig")
+        return _read(storage, uri, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SourceError(f"{uri} is not text in UTF-8; convert it") from None
 
 
-def _read(uri: str, max_bytes: int) -> bytes:
+def _read(storage: Storage, uri: str, max_bytes: int) -> bytes:
     try:
-        return store.read_bytes(uri, max_bytes)
+        return storage.read_bytes(uri, max_bytes)
     except (NotFoundError, AccessDeniedError, store.TooLargeError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
 

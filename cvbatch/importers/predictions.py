@@ -20,6 +20,7 @@ from cvbatch.importers.options import ImportOptions
 from cvbatch.planning import manifest
 from cvbatch.results.parts import box_corners
 from cvbatch.results.result import Result, Row
+from cvbatch.storage.store import Storage
 
 _BATCH_ROWS = 1024  # without masks
 
@@ -27,8 +28,8 @@ _BATCH_ROWS = 1024  # without masks
 class _PseudoLabels:
     """The predictions of a result as annotations, and their masks."""
 
-    def __init__(self, uri: str, min_score: float) -> None:
-        self.result = Result(uri, needs_rows=True)
+    def __init__(self, storage: Storage, uri: str, min_score: float) -> None:
+        self.result = Result(storage, uri, needs_rows=True)
         self.classes = self.result.classes
         self._min_score = min_score
         self._chunk = self.result.done[0]  # that is read
@@ -47,7 +48,7 @@ class _PseudoLabels:
         reader = self.result.reader
         for ref in self.result.done:
             examples = self._examples(ref, report)
-            items = manifest.read_chunk(ref).items
+            items = manifest.read_chunk(self.result.storage, ref).items
             if examples:
                 self._chunk, self._masks = ref, iter(())
                 yield Batch(reader.format.select(items, examples), examples, reader)
@@ -111,7 +112,7 @@ def read_predictions(source: str, options: ImportOptions, report: Report) -> Ann
         SourceError: there is no result, it has no labels, boxes or masks, or its parts are not of
             one job.
     """
-    labels = _PseudoLabels(source, options.min_score)
+    labels = _PseudoLabels(options.storage, source, options.min_score)
     columns = tuple(name for name in CLASS_COLUMNS if name in labels.classes)
     return AnnotatedDataset(
         columns=columns,

@@ -16,6 +16,7 @@ from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.validation import Row
 from cvbatch.results.writer import repeating_leaves
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 ROW_GROUP_ROWS = 64
 MAX_SHARD_BYTES = 64 << 20  # of images and masks; three shards grow at a time, one a split
@@ -25,10 +26,15 @@ class ShardWriter:
     """Puts rows into the sink, a file for every `shard_images` of a split; holds no more."""
 
     def __init__(
-        self, sink_uri: str, truth: AnnotatedDataset, format_: str, shard_images: int
+        self,
+        storage: Storage,
+        sink_uri: str,
+        truth: AnnotatedDataset,
+        format_: str,
+        shard_images: int,
     ) -> None:
         self.files: dict[str, int] = {}  # name → bytes
-        self._sink_uri = sink_uri
+        self._storage, self._sink_uri = storage, sink_uri
         self._schema = label_schema(truth.columns)
         self._classes = truth.classes
         self._metadata = label_metadata(truth.columns, truth.classes, truth.is_multi_label, format_)
@@ -63,7 +69,7 @@ class ShardWriter:
         digest = hashlib.sha256(data).hexdigest()[:16]
         name = f"part-{split}-{self._numbers[split]:05d}-{digest}.parquet"
         self._numbers[split] += 1
-        store.put_bytes(store.join(self._sink_uri, name), data)
+        self._storage.put_bytes(store.join(self._sink_uri, name), data)
         self.files[name] = data.size
 
     def _encode(self, rows: list[dict[str, Any]]) -> pa.Buffer:

@@ -20,6 +20,7 @@ from cvbatch.importers.dataset_files import (
 from cvbatch.importers.import_report import Report
 from cvbatch.importers.mask_files import MaskFiles
 from cvbatch.importers.options import ImportOptions
+from cvbatch.sources.readers import ChunkReader
 
 PET_CLASSES = ("foreground", "background", "contour")
 PET_VALUES = (1, 2, 3)
@@ -33,10 +34,15 @@ def read_trimaps(source: str, options: ImportOptions, report: Report) -> Annotat
         ConfigError: other masks without their classes, or other values than classes.
     """
     classes, values = _meaning(options)
-    tree = list_tree(source)
-    in_images = list_tree(options.images, source).files if options.images else tree.below("images")
+    storage = options.storage
+    tree = list_tree(storage, source)
+    in_images = (
+        list_tree(storage, options.images, source).files if options.images else tree.below("images")
+    )
     in_masks = (
-        list_tree(options.masks).files if options.masks else tree.below("annotations/trimaps")
+        list_tree(storage, options.masks).files
+        if options.masks
+        else tree.below("annotations/trimaps")
     )
     images = images_by_stem(in_images, report)
     masks = {stem_of(name): file for name, file in in_masks.items() if _is_png(name)}
@@ -46,7 +52,7 @@ def read_trimaps(source: str, options: ImportOptions, report: Report) -> Annotat
             f"{source} holds no {missing}: name the folder with images/ and annotations/trimaps/ "
             "in it, or say --images and --masks"
         )
-    lists = {} if options.split else read_lists(tree.below("annotations"), report)
+    lists = {} if options.split else read_lists(storage, tree.below("annotations"), report)
     stems = sorted(images.keys() | masks.keys() | lists.keys())
     report.num_found += len(stems)
     examples, items = {}, []
@@ -63,8 +69,8 @@ def read_trimaps(source: str, options: ImportOptions, report: Report) -> Annotat
             examples[item.image_id] = Annotation(
                 image_id=item.image_id, split=lists.get(stem), mask_at=masks[stem].uri
             )
-    batch = Batch(scattered(items), examples)
-    reader = MaskFiles(values)
+    batch = Batch(scattered(items), examples, ChunkReader(storage, "images", "image"))
+    reader = MaskFiles(storage, values)
     return AnnotatedDataset(
         ("mask",), {"mask": classes}, False, lambda _: iter([batch]), reader.read
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ from cvbatch.importers.import_report import Report
 from cvbatch.importers.mask_files import MaskFiles
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.parsing import number_in, read_xml, text_of
+from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.store import Storage
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -61,7 +64,8 @@ def read_voc(source: str, options: ImportOptions, report: Report) -> AnnotatedDa
         SourceError: it is not such a folder, or a file in it is not what it must be.
         ConfigError: it has masks, and what their values mean is neither said nor known.
     """
-    tree = list_tree(source)
+    storage = options.storage
+    tree = list_tree(storage, source)
     annotations = {
         stem_of(name): file
         for name, file in tree.below("Annotations").items()
@@ -73,9 +77,13 @@ def read_voc(source: str, options: ImportOptions, report: Report) -> AnnotatedDa
             "JPEGImages in it"
         )
     images = images_by_stem(tree.below("JPEGImages"), report)
-    lists = {} if options.split else read_lists(tree.below(f"ImageSets/{options.lists}"), report)
+    lists = (
+        {}
+        if options.split
+        else read_lists(storage, tree.below(f"ImageSets/{options.lists}"), report)
+    )
     stems = _usable(annotations, images, lists, report)
-    parsed = dict(_parse({stem: annotations[stem] for stem in stems}))
+    parsed = dict(_parse(storage, {stem: annotations[stem] for stem in stems}))
     table = ClassTable.of({name for one in parsed.values() for name in one.names}, options.classes)
     masks = tree.below("SegmentationClass") if options.has_masks else {}
     mask_of = {
@@ -86,13 +94,13 @@ def read_voc(source: str, options: ImportOptions, report: Report) -> AnnotatedDa
         items[stem].image_id: _example(items[stem], said, table, lists.get(stem), mask_of.get(stem))
         for stem, said in parsed.items()
     }
-    batch = Batch(scattered(items.values()), examples)
+    batch = Batch(scattered(items.values()), examples, ChunkReader(storage, "images", "image"))
     classes = {"labels": table.names, "boxes": table.names}
     columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
     if not mask_of:
         return AnnotatedDataset(columns, classes, True, lambda _: iter([batch]))
     classes["mask"] = _mask_classes(table.names, options)
-    reader = MaskFiles(tuple(range(len(classes["mask"]))))
+    reader = MaskFiles(storage, tuple(range(len(classes["mask"]))))
     return AnnotatedDataset((*columns, "mask"), classes, True, lambda _: iter([batch]), reader.read)
 
 
@@ -133,16 +141,16 @@ def _usable(
     return usable
 
 
-def _parse(files: Mapping[str, File]) -> Iterator[tuple[str, _Annotation]]:
+def _parse(storage: Storage, files: Mapping[str, File]) -> Iterator[tuple[str, _Annotation]]:
     waiting = iter(files.items())
     with ThreadPoolExecutor(_THREADS) as pool:
         while some := list(islice(waiting, _AHEAD)):
-            said = pool.map(_read_annotation, [file.uri for _, file in some])
+            said = pool.map(partial(_read_annotation, storage), [file.uri for _, file in some])
             yield from zip([stem for stem, _ in some], said, strict=True)
 
 
-def _read_annotation(uri: str) -> _Annotation:
-    root = read_xml(uri)
+def _read_annotation(storage: Storage, uri: str) -> _Annotation:
+    root = read_xml(storage, uri)
     if root.tag != "annotation":
         raise SourceError(f"{uri} is a <{root.tag[:40]}>, not an <annotation> of Pascal VOC")
     names, boxes, is_difficult = [], [], []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from cvbatch.core.child_process import ChildProcess
 from cvbatch.inference.programs import BuildRequest, BuiltProgram
-from cvbatch.storage.retry import retry_policy, set_retry_policy
+from cvbatch.storage.store import Storage
 
 
-def build(request: BuildRequest) -> BuiltProgram:
+def build(storage: Storage, request: BuildRequest) -> BuiltProgram:
     """Return the model compiled. Imports TensorFlow: `Building` calls it.
 
     Raises:
@@ -18,16 +17,14 @@ def build(request: BuildRequest) -> BuiltProgram:
     """
     from cvbatch.inference import compile as building  # TensorFlow comes with it
 
-    return building.build(request)
+    return building.build(storage, request)
 
 
 class ProgramBuilder:
     """The one process that builds and compiles all models of a job, at work."""
 
-    def __init__(self, requests: Sequence[BuildRequest]) -> None:
-        self._all = ChildProcess(
-            _build_all, list(requests), initializer=partial(set_retry_policy, retry_policy())
-        )
+    def __init__(self, storage: Storage, requests: Sequence[BuildRequest]) -> None:
+        self._all = ChildProcess(_build_all, storage, list(requests))
 
     def result(self) -> list[BuiltProgram]:
         """Return the programs, when they are there.
@@ -42,5 +39,5 @@ class ProgramBuilder:
         )
 
 
-def _build_all(requests: list[BuildRequest]) -> list[BuiltProgram]:
-    return [build(request) for request in requests]
+def _build_all(storage: Storage, requests: list[BuildRequest]) -> list[BuiltProgram]:
+    return [build(storage, request) for request in requests]

@@ -21,11 +21,12 @@ from cvbatch.models import cost, registry
 from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
 from cvbatch.models.model_files import download
 from cvbatch.models.precision import with_precision
+from cvbatch.storage.store import Storage
 
 RANDOM_SEED = 0  # of `weights: random`: the same job is the same network
 
 
-def build(request: BuildRequest) -> BuiltProgram:
+def build(storage: Storage, request: BuildRequest) -> BuiltProgram:
     """Return the request's model compiled for its engine, or for TensorFlow where it must.
 
     Raises:
@@ -33,7 +34,7 @@ def build(request: BuildRequest) -> BuiltProgram:
     """
     config = request.config
     keras.utils.set_random_seed(RANDOM_SEED)
-    model = load(request)
+    model = load(storage, request)
     if request.precision != "float32":
         model = with_precision(model, request.precision)
     height, width = input_size(model, config)
@@ -70,7 +71,7 @@ def build(request: BuildRequest) -> BuiltProgram:
     )
 
 
-def load(request: BuildRequest) -> keras.Model:
+def load(storage: Storage, request: BuildRequest) -> keras.Model:
     """Return the request's network; a zoo name is built to the job's classes and image size."""
     config, said = request.config, request.identity.classes
     count = None if said is None else len(said)
@@ -88,7 +89,7 @@ def load(request: BuildRequest) -> keras.Model:
             config.model,
             config.weights,
             # what is loaded is what was hashed, whoever writes to the file meanwhile
-            local_file=lambda uri: download(uri, Path(folder), request.identity.sha256),
+            local_file=lambda uri: download(storage, uri, Path(folder), request.identity.sha256),
             num_classes=count,
             image_size=config.image_size,
             options=options,

@@ -26,6 +26,7 @@ from cvbatch.inference.engines import ENGINES, Program
 from cvbatch.models import model_files
 from cvbatch.models.metadata import DEMO_FILES, read_card
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 MAX_CLASS_FILE_BYTES = 4 << 20
 _FILE_FORMAT = 2  # of program files; those of another are not looked for
@@ -125,7 +126,7 @@ class BuiltProgram:
         return ENGINES[self.engine].load(self.payload, self.names, threads)
 
 
-def identify(config: ModelConfig) -> Identity:
+def identify(storage: Storage, config: ModelConfig) -> Identity:
     """Return what a model of the job is.
 
     Raises:
@@ -135,30 +136,30 @@ def identify(config: ModelConfig) -> Identity:
     if config.weights == "demo":
         file = DEMO_FILES.get(config.model)
     else:
-        file = model_files.fetch(config.model) if config.model.endswith(".keras") else None
+        file = model_files.fetch(storage, config.model) if config.model.endswith(".keras") else None
     is_named = config.weights is None or config.weights in NAMED_WEIGHTS
-    weights_file = None if is_named else model_files.fetch(str(config.weights))
+    weights_file = None if is_named else model_files.fetch(storage, str(config.weights))
     held = file or weights_file
     digest = model_files.sha256(held) if held else None
     if digest is not None:
         model_files.check(str(config.model if file else config.weights), digest, config.sha256)
     content = f"{digest}:{config.weights}" if file else f"{config.model}:{digest or config.weights}"
-    return Identity(content, _classes(config, file), file, weights_file, digest)
+    return Identity(content, _classes(storage, config, file), file, weights_file, digest)
 
 
-def _classes(config: ModelConfig, file: Path | None) -> tuple[str, ...] | None:
+def _classes(storage: Storage, config: ModelConfig, file: Path | None) -> tuple[str, ...] | None:
     """Return class names from the job, or from the card inside the .keras file."""
     if isinstance(config.classes, list):
         return tuple(config.classes)
     if config.classes is not None:
-        return _read_class_file(config.classes)
+        return _read_class_file(storage, config.classes)
     card = read_card(file) if file else None
     return card.classes if card else None
 
 
-def _read_class_file(uri: str) -> tuple[str, ...]:
+def _read_class_file(storage: Storage, uri: str) -> tuple[str, ...]:
     try:
-        text = store.read_bytes(uri, MAX_CLASS_FILE_BYTES).decode("utf-8")
+        text = storage.read_bytes(uri, MAX_CLASS_FILE_BYTES).decode("utf-8")
     except (StoreError, UnicodeDecodeError, ValueError) as error:
         raise ModelError(f"class file {uri} cannot be read: {error}") from None
     names = tuple(line.strip() for line in text.splitlines() if line.strip())

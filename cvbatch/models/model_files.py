@@ -7,22 +7,22 @@ import shutil
 from pathlib import Path
 
 from cvbatch.core.errors import ModelError, StoreError
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 
-def fetch(uri: str) -> Path:
+def fetch(storage: Storage, uri: str) -> Path:
     """Return a local path that holds a model file.
 
     Raises:
         ModelError: it cannot be had.
     """
     try:
-        return store.fetch(uri)
+        return storage.fetch(uri)
     except StoreError as error:
         raise ModelError(f"model file {uri} cannot be read: {error}") from None
 
 
-def download(uri: str, folder: Path, expected: str | None) -> Path:
+def download(storage: Storage, uri: str, folder: Path, expected: str | None) -> Path:
     """Return a copy of a model file in a folder of this process alone, which nobody changes.
 
     expected: the SHA-256 that the copy must have, in hex; None: any.
@@ -30,7 +30,7 @@ def download(uri: str, folder: Path, expected: str | None) -> Path:
     Raises:
         ModelError: the file cannot be had, or is another by now.
     """
-    held = fetch(uri)
+    held = fetch(storage, uri)
     copy = folder / held.name
     try:
         shutil.copyfile(held, copy)

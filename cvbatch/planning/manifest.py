@@ -24,6 +24,7 @@ from cvbatch.core.errors import CvbatchError, SinkError
 from cvbatch.core.types import Chunk, ChunkRef, Item
 from cvbatch.sources.units import UNITS
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 MANIFEST = pa.schema([("chunk_id", pa.string()), *UNITS])
 ROW_GROUP_ROWS = 65_536
@@ -67,26 +68,26 @@ def manifest_folder(sink_uri: str) -> str:
     return store.join(store.absolute(sink_uri), FOLDER)
 
 
-def generation_uris(sink_uri: str) -> list[str]:
+def generation_uris(storage: Storage, sink_uri: str) -> list[str]:
     """Return the URIs of the manifest files, oldest first; [] before the first planning.
 
     Raises:
         SinkError: two files have the same number, because two jobs planned at the same time.
     """
     folder = manifest_folder(sink_uri)
-    names = _file_names(folder)
+    names = _file_names(storage, folder)
     for first, second in pairwise(names):
         if first[:6] == second[:6]:
             raise SinkError(
-                f"{folder} contains both {first} and {second}: two jobs planned at once; wait until "
-                "none runs, delete the file whose chunks have no part files, then run again"
+                f"{folder} contains both {first} and {second}: two jobs planned at once; wait "
+                "until none runs, delete the file whose chunks have no part files, then run again"
             )
     return [store.join(folder, name) for name in names]
 
 
-def _file_names(folder: str) -> list[str]:
+def _file_names(storage: Storage, folder: str) -> list[str]:
     """Return the names of the manifest files in order; an empty file was withdrawn."""
-    sizes = store.list_names(folder)
+    sizes = storage.list_names(folder)
     return sorted(name for name, size in sizes.items() if size and _NAME.fullmatch(name))
 
 
@@ -130,7 +131,7 @@ def _sums(units: pa.Table, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.add.reduceat(rows, starts), np.add.reduceat(sizes, starts)
 
 
-def write(generation: Generation, uri: str) -> None:
+def write(storage: Storage, generation: Generation, uri: str) -> None:
     """Write one manifest file; the same generation gives the same bytes.
 
     Raises:
@@ -151,18 +152,18 @@ def write(generation: Generation, uri: str) -> None:
             chunk_id = ids.take(pa.array(chunk_index[start:end]))
             table = pa.Table.from_arrays([chunk_id, *units.columns], schema=schema)
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-    store.put_bytes(uri, buffer.getvalue())
-    _refuse_concurrent(uri)
+    storage.put_bytes(uri, buffer.getvalue())
+    _refuse_concurrent(storage, uri)
 
 
-def _refuse_concurrent(uri: str) -> None:
+def _refuse_concurrent(storage: Storage, uri: str) -> None:
     """Withdraw our file by emptying it, if another job added one with the same number.
 
     Both jobs write before they list, so at least one of them detects the other and withdraws.
     """
     folder, name = uri.rsplit("/", 1)
-    if any(other[:6] == name[:6] and other != name for other in _file_names(folder)):
-        store.put_bytes(uri, b"")
+    if any(other[:6] == name[:6] and other != name for other in _file_names(storage, folder)):
+        storage.put_bytes(uri, b"")
         raise CvbatchError(
             f"another job planned into {folder} at the same time; run the same command again"
         )
@@ -187,7 +188,7 @@ class StoredManifest(NamedTuple):
         return [self.refs[i] for i in np.unique(np.searchsorted(ends, units, "right"))]
 
 
-def read(uris: list[str]) -> StoredManifest:
+def read(storage: Storage, uris: list[str]) -> StoredManifest:
     """Return the chunks and units of manifest files, oldest first."""
     index: ChunkIndex = {}
     all_refs: list[ChunkRef] = []
@@ -195,7 +196,7 @@ def read(uris: list[str]) -> StoredManifest:
     reading = None
     columns = ["uri", "version", "size_bytes"]
     for uri in uris:
-        with store.open_input(uri) as source:
+        with storage.open_input(uri) as source:
             file = pq.ParquetFile(source, read_dictionary=["chunk_id"])
             reading = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
             emptied = reading.pop(_EMPTIED, [])
@@ -221,11 +222,13 @@ def _without_old_revisions(manifest: StoredManifest) -> StoredManifest:
     return manifest._replace(refs=refs, units=units)
 
 
-def units_of(refs: Iterable[ChunkRef], columns: Sequence[str] = UNITS.names) -> pa.Table:
+def units_of(
+    storage: Storage, refs: Iterable[ChunkRef], columns: Sequence[str] = UNITS.names
+) -> pa.Table:
     """Return units of written chunks, chunk after chunk; `columns`: of UNITS."""
     tables = [pa.schema([UNITS.field(name) for name in columns]).empty_table()]
     for uri, in_file in groupby(refs, key=lambda ref: ref.manifest_uri):
-        with store.open_input(uri) as source:
+        with storage.open_input(uri) as source:
             file = pq.ParquetFile(source)
             for group, in_group in groupby(in_file, key=lambda ref: ref.row_group):
                 rows = file.read_row_group(group, columns).replace_schema_metadata()
@@ -248,13 +251,13 @@ def _refs_of_group(file: pq.ParquetFile, uri: str, group: int) -> list[ChunkRef]
     ]
 
 
-def read_chunk(ref: ChunkRef) -> Chunk:
+def read_chunk(storage: Storage, ref: ChunkRef) -> Chunk:
     """Return the images of a chunk, in order.
 
     Raises:
         StoreError: the manifest file is missing.
     """
-    rows = _row_group(ref.manifest_uri, ref.row_group).slice(ref.first_row, ref.num_items)
+    rows = _row_group(storage, ref.manifest_uri, ref.row_group).slice(ref.first_row, ref.num_items)
     return _chunk(ref, rows)
 
 
@@ -270,6 +273,6 @@ def _chunk(ref: ChunkRef, rows: pa.Table) -> Chunk:
 
 
 @lru_cache(maxsize=1)  # consecutive chunks of a worker are mostly in the same row group
-def _row_group(manifest_uri: str, row_group: int) -> pa.Table:
-    with store.open_input(manifest_uri) as source:
+def _row_group(storage: Storage, manifest_uri: str, row_group: int) -> pa.Table:
+    with storage.open_input(manifest_uri) as source:
         return pq.ParquetFile(source).read_row_group(row_group)

@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 
 def part_name(chunk_id: str) -> str:
@@ -23,9 +23,9 @@ def with_revision(metadata: bytes, revision: int) -> bytes:
     return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
 
 
-def read_revision(uri: str) -> int:
+def read_revision(storage: Storage, uri: str) -> int:
     """Return the revision of a part; −1 if the file is not a readable part."""
-    with store.open_input(uri) as file:
+    with storage.open_input(uri) as file:
         try:
             metadata = pq.ParquetFile(file).metadata.metadata or {}
             return int(json.loads(metadata[b"cvbatch"]).get("revision", 0))

@@ -27,6 +27,7 @@ from cvbatch.planning.revisions import Changes, Revision, compare_files, num_fil
 from cvbatch.sources.discovery import SourceFiles, find_files
 from cvbatch.storage import store
 from cvbatch.storage.listing import Progress
+from cvbatch.storage.store import Storage
 
 __all__ = ["Plan", "cut", "make_plan", "plan_files", "read_chunk"]
 
@@ -65,6 +66,7 @@ class Plan:
     num_changed: int  # files that changed since they were planned; their chunks are processed again
     num_removed: int  # planned files that are no longer in the source; their rows stay
     num_ignored_files: int  # files in the source that are not of its format
+    _storage: Storage
     _new: tuple[Generation, str] | None = None  # for `commit`: generation and its URI
 
     @property
@@ -76,7 +78,7 @@ class Plan:
         """Return the images of a chunk of this plan, committed or not."""
         if self._new and ref.manifest_uri == self._new[1]:
             return manifest.planned_chunk(self._new[0], ref)
-        return read_chunk(ref)
+        return read_chunk(self._storage, ref)
 
     @property
     def is_finished(self) -> bool:
@@ -90,11 +92,12 @@ class Plan:
             CvbatchError: another job planned into the same sink at the same time.
         """
         if self._new:
-            manifest.write(*self._new)
+            manifest.write(self._storage, *self._new)
             self._new = None
 
 
 def make_plan(
+    storage: Storage,
     source: Source,
     sink_uri: str,
     chunk_images: int,
@@ -104,6 +107,7 @@ def make_plan(
     """Return the plan of a job; nothing is written.
 
     Args:
+        storage: of source and sink.
         source: files and their format.
         sink_uri: the sink, whose manifest and parts are read.
         chunk_images: maximum of images in a chunk.
@@ -117,17 +121,22 @@ def make_plan(
         SinkError: the sink has a manifest of another format, or is not accessible.
         StoreError: a request failed.
     """
-    files = find_files(source.uri, source.format, sink_uri, on_progress)
-    return plan_files(files, source.image_column, sink_uri, chunk_images, chunk_bytes)
+    files = find_files(storage, source.uri, source.format, sink_uri, on_progress)
+    return plan_files(storage, files, source.image_column, sink_uri, chunk_images, chunk_bytes)
 
 
 def plan_files(
-    source: SourceFiles, image_column: str, sink_uri: str, chunk_images: int, chunk_bytes: int
+    storage: Storage,
+    source: SourceFiles,
+    image_column: str,
+    sink_uri: str,
+    chunk_images: int,
+    chunk_bytes: int,
 ) -> Plan:
     """Return the plan for files that are already listed; otherwise as `make_plan`."""
     try:
-        uris = manifest.generation_uris(sink_uri)
-        stored = manifest.read(uris)
+        uris = manifest.generation_uris(storage, sink_uri)
+        stored = manifest.read(storage, uris)
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
     reading = source.format.reading(image_column)
@@ -140,10 +149,10 @@ def plan_files(
     changes = compare_files(source, stored)
     del stored  # releases its units
     if refs and changes.new.num_rows:
-        ids = manifest.units_of(refs, ["image_id"])["image_id"].combine_chunks()
+        ids = manifest.units_of(storage, refs, ["image_id"])["image_id"].combine_chunks()
         _refuse_duplicate_ids(changes.new, ids, sink_uri)
-    revision = revise(changes, source, image_column, chunk_images)
-    new_units = source.format.expand(changes.new, image_column, chunk_images)
+    revision = revise(storage, changes, source, image_column, chunk_images)
+    new_units = source.format.expand(storage, changes.new, image_column, chunk_images)
     units = pa.concat_tables([revision.added, new_units])
     new = None
     if units.num_rows or changes.changed.num_rows:
@@ -152,7 +161,7 @@ def plan_files(
         new = (generation, manifest.generation_uri(sink_uri, number, contents))
         manifest.add_generation(index, manifest.chunk_refs(*new), generation.emptied)
     num_new = num_files(new_units, source.format)
-    return _make_plan(source, sink_uri, index, changes, num_new, new)
+    return _make_plan(storage, source, sink_uri, index, changes, num_new, new)
 
 
 def _generation(
@@ -179,6 +188,7 @@ def _generation(
 
 
 def _make_plan(
+    storage: Storage,
     source: SourceFiles,
     sink_uri: str,
     index: ChunkIndex,
@@ -190,8 +200,8 @@ def _make_plan(
     if not chunks and not index:
         raise SourceError("the source contains no image; check source.uri")
     try:
-        written = _written_chunks(sink_uri)
-        done = _done_chunks(sink_uri, index, written)
+        written = _written_chunks(storage, sink_uri)
+        done = _done_chunks(storage, sink_uri, index, written)
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
     return Plan(
@@ -206,17 +216,20 @@ def _make_plan(
         num_changed=changes.changed.num_rows,
         num_removed=changes.num_removed,
         num_ignored_files=source.num_ignored,
+        _storage=storage,
         _new=new,
     )
 
 
-def _written_chunks(sink_uri: str) -> frozenset[str]:
+def _written_chunks(storage: Storage, sink_uri: str) -> frozenset[str]:
     """Return the ids of chunks whose part is in the sink."""
-    matches = map(_PART.fullmatch, store.list_names(sink_uri))
+    matches = map(_PART.fullmatch, storage.list_names(sink_uri))
     return frozenset(match[1] for match in matches if match)
 
 
-def _done_chunks(sink_uri: str, index: ChunkIndex, written: frozenset[str]) -> frozenset[str]:
+def _done_chunks(
+    storage: Storage, sink_uri: str, index: ChunkIndex, written: frozenset[str]
+) -> frozenset[str]:
     """Return the ids of chunks whose part has the last revision.
 
     Only the parts of chunks that were planned again are opened.
@@ -225,7 +238,7 @@ def _done_chunks(sink_uri: str, index: ChunkIndex, written: frozenset[str]) -> f
     revised = [name for name in done if index[name].revision]
 
     def revision_in_part(name: str) -> int:
-        return part_files.read_revision(store.join(sink_uri, part_files.part_name(name)))
+        return part_files.read_revision(storage, store.join(sink_uri, part_files.part_name(name)))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         revisions = dict(zip(revised, pool.map(revision_in_part, revised), strict=True))

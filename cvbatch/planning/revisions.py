@@ -19,6 +19,7 @@ from cvbatch.planning.manifest import StoredManifest
 from cvbatch.sources.base import InputFormat
 from cvbatch.sources.discovery import SourceFiles
 from cvbatch.sources.units import UNITS
+from cvbatch.storage.store import Storage
 
 _GONE = "gone"  # version of a removed file; if the file returns, it has changed
 
@@ -76,7 +77,9 @@ class Revision(NamedTuple):
     added: pa.Table  # UNITS of changed files that are in no chunk yet
 
 
-def revise(changes: Changes, source: SourceFiles, image_column: str, chunk_images: int) -> Revision:
+def revise(
+    storage: Storage, changes: Changes, source: SourceFiles, image_column: str, chunk_images: int
+) -> Revision:
     """Return the chunks with changed files, planned again.
 
     A unit is the same if its file, row group and first row are. Raises as `InputFormat.expand`.
@@ -84,8 +87,8 @@ def revise(changes: Changes, source: SourceFiles, image_column: str, chunk_image
     if not changes.affected:
         nothing = UNITS.empty_table()
         return Revision(nothing, np.zeros(1, np.int64), [], (), nothing)
-    current = source.format.expand(changes.changed, image_column, chunk_images)
-    before = manifest.units_of(changes.affected)
+    current = source.format.expand(storage, changes.changed, image_column, chunk_images)
+    before = manifest.units_of(storage, changes.affected)
     keys = _unit_keys(before)
     index = pc.index_in(keys, _unit_keys(current))  # null: file unchanged, or unit removed
     is_unchanged = pc.invert(pc.is_in(before["uri"], changes.changed["uri"].combine_chunks()))

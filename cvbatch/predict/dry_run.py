@@ -28,6 +28,7 @@ from cvbatch.results import schema, writer
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.lease import current_holder
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 
 SAMPLE_IMAGES = 64
 
@@ -90,15 +91,15 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     """
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        sink = Sink(job.sink.uri, "predict", listener.say)
+        sink = Sink(Storage(job.run.retry_policy), job.sink.uri, "predict", listener.say)
         ready = prepare(job, sink, listener, resources, overwrite=overwrite)
-    if holder := current_holder(sink.uri):
+    if holder := current_holder(sink.storage, sink.uri):
         listener.say(f"the sink is in use by {holder}: this job is refused until that run ends")
     plan = ready.plan
     pending = list(plan.chunks if overwrite else plan.pending)
     allocation = choose_allocation(job, plan.format, resources, max(1, len(pending)))
     requests = requests_for(job, ready.identities, ready.engine)
-    programs = ProgramBuilder(requests).result() if pending else []
+    programs = ProgramBuilder(sink.storage, requests).result() if pending else []
     need = actor_need(programs, allocation)
     memory = memory_of_each(job.run.actor_memory_bytes, allocation, resources)
     check_batch(job.run.batch_size, need, memory, allocation.num_actors)
@@ -150,7 +151,7 @@ def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> 
     result_models = [schema.ResultModel(model.config, model.spec) for model in models]
     arrow_schema = schema.result_schema(result_models)
     chunk = ready.plan.read_chunk(ref)
-    reader = ChunkReader(ready.plan.format, job.source.image_column)
+    reader = ChunkReader(ready.sink.storage, ready.plan.format, job.source.image_column)
     images = reader.read(chunk, job.source.max_bytes)
     keys = list(dict.fromkeys(model.spec.input_key for model in models))
     limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)

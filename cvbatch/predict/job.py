@@ -36,8 +36,8 @@ from cvbatch.predict.memory_check import actor_need, check_batch
 from cvbatch.predict.steps import PredictSpec
 from cvbatch.predict.summary import Summary
 from cvbatch.results import run_history, schema, writer
-from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 
 _THREADS = 16
 
@@ -69,8 +69,7 @@ def prepare(
     Raises:
         RefusedError: a model file, the source or the sink does not fit the job.
     """
-    store.set_retry_policy(job.run.retry_policy)
-    identities = [identify(config) for config in job.models]
+    identities = [identify(sink.storage, config) for config in job.models]
     engine = job.run.engine
     if engine == "auto":
         engine = "tensorflow" if resources.num_gpus > 0 else "litert"
@@ -82,6 +81,7 @@ def prepare(
     job_fingerprint = fingerprint(job, [identity.fingerprint for identity in identities], engine)
     sink.open(job_fingerprint, overwrite=overwrite)
     plan = make_plan(
+        sink.storage,
         job.source,
         sink.uri,
         job.run.chunk_images,
@@ -118,9 +118,9 @@ def predict(
         CvbatchError: the job was interrupted; the same call resumes it.
     """
     started = time.perf_counter()
-    store.set_retry_policy(job.run.retry_policy)
+    storage = Storage(job.run.retry_policy)
     with ExitStack() as stack:
-        sink = stack.enter_context(Sink(job.sink.uri, "predict", listener.say))
+        sink = stack.enter_context(Sink(storage, job.sink.uri, "predict", listener.say))
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         ready = prepare(job, sink, listener, resources, overwrite=overwrite)
         summary = Summary.of(ready.plan, sink.uri, ready.fingerprint, run or new_run())
@@ -138,12 +138,12 @@ def predict(
     summary.seconds = time.perf_counter() - started
     summary.num_chunks_left = len(pending) - summary.num_chunks
     if not pending:
-        runs = (run for run in run_history.latest(sink.uri) if run.num_images)
+        runs = (run for run in run_history.latest(storage, sink.uri) if run.num_images)
         summary.before = next(((run.num_images, run.num_failed) for run in runs), None)
     summary.check_failure_limit(job.run.max_failure_fraction)
     sink.remove_leftovers()
     if has_work:
-        run_history.write_run(sink.uri, summary.as_json())
+        run_history.write_run(storage, sink.uri, summary.as_json())
     return summary
 
 
@@ -163,7 +163,8 @@ def _run(
     memory = memory_of_each(job.run.actor_memory_bytes, allocation, resources)
     requests = requests_for(job, ready.identities, ready.engine)
     uris = [program_uri(sink.uri, request) for request in requests]
-    builder = None if all(map(store.exists, uris)) else ProgramBuilder(requests)
+    is_built = all(map(sink.storage.exists, uris))
+    builder = None if is_built else ProgramBuilder(sink.storage, requests)
     # Ray is imported and started while a child process compiles the models.
     from cvbatch.predict.ray_metrics import RunMetrics
     from cvbatch.predict.ray_pipeline import run_chunks, start_actors
@@ -171,9 +172,9 @@ def _run(
     is_joined = joins_a_cluster()
     if not is_joined:
         stack.enter_context(connected())
-    with _check_nodes(job, ready.plan, pending[0], listener) if is_joined else nullcontext():
+    with _check_nodes(ready, pending[0], listener) if is_joined else nullcontext():
         pool = start_actors(allocation)
-        built = builder.result() if builder else _read_programs(uris)
+        built = builder.result() if builder else _read_programs(sink.storage, uris)
     check_batch(job.run.batch_size, actor_need(built, allocation), memory, allocation.num_actors)
     for program in built:
         if program.note:
@@ -195,18 +196,18 @@ def _run(
 
 
 def _check_nodes(
-    job: JobConfig, plan: Plan, ref: ChunkRef, listener: Listener
+    ready: Preparation, ref: ChunkRef, listener: Listener
 ) -> AbstractContextManager[None]:
     """Check that all nodes of the joined cluster can run the job."""
     from cvbatch.distributed.preflight import nodes_checked
 
-    source_uri = plan.read_chunk(ref).items[0].uri
-    return nodes_checked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
+    source_uri = ready.plan.read_chunk(ref).items[0].uri
+    return nodes_checked(ready.sink.storage, ready.sink.uri, source_uri, listener.say)
 
 
-def _read_programs(uris: Sequence[str]) -> list[BuiltProgram]:
+def _read_programs(storage: Storage, uris: Sequence[str]) -> list[BuiltProgram]:
     """Return the programs that an earlier run stored in the sink."""
-    return [BuiltProgram.from_bytes(store.read_bytes(uri)) for uri in uris]
+    return [BuiltProgram.from_bytes(storage.read_bytes(uri)) for uri in uris]
 
 
 def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgram]) -> PredictSpec:
@@ -217,10 +218,10 @@ def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgra
         uris: of the programs.
         built: the programs.
     """
-    job = ready.job
+    job, storage = ready.job, ready.sink.storage
     for uri, program in zip(uris, built, strict=True):
-        if not store.exists(uri):
-            store.put_bytes(uri, program.to_bytes())
+        if not storage.exists(uri):
+            storage.put_bytes(uri, program.to_bytes())
     ready.sink.write_state(
         {
             "schema_version": SCHEMA_VERSION,
@@ -241,6 +242,7 @@ def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgra
         schema.ResultModel(config, spec) for config, spec in zip(job.models, specs, strict=True)
     ]
     return PredictSpec(
+        storage=storage,
         job=job,
         source_format=ready.plan.format,
         specs=specs,
@@ -255,14 +257,15 @@ def _commit_plan(ready: Preparation) -> None:
     """Write the manifest, and delete the parts of chunks without units."""
     ready.plan.commit()
     for chunk_id in ready.plan.stale:
-        store.delete(ready.sink.join(part_files.part_name(chunk_id)))
+        ready.sink.storage.delete(ready.sink.join(part_files.part_name(chunk_id)))
 
 
 def _with_failed(ready: Preparation, pending: list[ChunkRef]) -> list[ChunkRef]:
     """Return pending chunks and done chunks with failed rows, in the order of the plan."""
 
     def has_failed(chunk_id: str) -> bool:
-        return writer.has_failed_rows(ready.sink.join(part_files.part_name(chunk_id)))
+        uri = ready.sink.join(part_files.part_name(chunk_id))
+        return writer.has_failed_rows(ready.sink.storage, uri)
 
     done = sorted(ready.plan.done)
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -29,6 +29,7 @@ from cvbatch.distributed.resources import Allocation
 from cvbatch.distributed.session import actors_now
 from cvbatch.planning.plan import read_chunk
 from cvbatch.predict.steps import FusedWorker, PredictSpec
+from cvbatch.storage.store import Storage
 
 ISOLATE_AFTER = 2  # crashes: from then on the images of a chunk are decoded in a child process
 MAX_DEATHS = 4  # crashes of a chunk, two of them with isolated decoding; then the job stops
@@ -72,6 +73,7 @@ class ActorPool:
         self._starting = [self._class.remote() for _ in range(allocation.num_actors)]
         self._idle: list[Any] = []
         self._calls: dict[Any, _Call] = {}  # by the reference to the result
+        self._storage: Storage  # of the job; set by `run`
         self._queue: deque[ChunkRef] = deque()
         self._deaths: Counter[str] = Counter()  # by chunk id
         self._num_failed_starts = 0  # since an actor last returned a result
@@ -91,7 +93,7 @@ class ActorPool:
         """
         self._queue.extend(refs)
         self._last_active = time.monotonic()
-        shared_spec = ray.put(spec)
+        self._storage, shared_spec = spec.storage, ray.put(spec)
         try:
             while self._queue or self.num_working:
                 self._request_actors(shared_spec)
@@ -153,7 +155,7 @@ class ActorPool:
         if ref is not None:
             self._deaths[ref.chunk_id] += 1
             if self._deaths[ref.chunk_id] >= MAX_DEATHS:
-                raise crashing_chunk_error(ref, cause)
+                raise crashing_chunk_error(self._storage, ref, cause)
             self._queue.appendleft(ref)
         else:
             self._num_failed_starts += 1
@@ -176,9 +178,9 @@ class ActorPool:
             self._num_wanted = max(self._num_wanted, actors_now(self._allocation))
 
 
-def crashing_chunk_error(ref: ChunkRef, cause: str) -> CvbatchError:
+def crashing_chunk_error(storage: Storage, ref: ChunkRef, cause: str) -> CvbatchError:
     """Return the error of a chunk that crashes its workers even with isolated decoding."""
-    items = read_chunk(ref).items
+    items = read_chunk(storage, ref).items
     return CvbatchError(
         f"chunk {ref.chunk_id} crashed its worker {MAX_DEATHS} times, the last times with its "
         "images decoded in a child process, so the models or reading crash, or memory is too "

@@ -41,6 +41,7 @@ from cvbatch.predict.serialization import (
 from cvbatch.predict.stage_timer import StageTimer
 from cvbatch.predict.steps import PredictSpec
 from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.store import Storage
 
 if TYPE_CHECKING:
     import ray.data
@@ -176,9 +177,11 @@ def _decode(table: pa.Table, spec: PredictSpec, attempts: Any) -> pa.Table:
     if num_deaths:  # Ray may run this task in an actor's process: then decoding crashed, no model
         attempts.end.remote(MODELS)
     if num_deaths >= MAX_DEATHS:
-        raise crashing_chunk_error(ref, "its decoding started as often and never ended")
+        raise crashing_chunk_error(
+            spec.storage, ref, "its decoding started as often and never ended"
+        )
     timer = StageTimer()
-    reader = _reader(spec.source_format, spec.job.source.image_column)
+    reader = _reader(spec.storage, spec.source_format, spec.job.source.image_column)
     is_isolated = num_deaths >= ISOLATE_AFTER
     batches = image_batches_to_table(
         list(steps.read_and_decode(spec, reader, ref, timer, is_isolated=is_isolated))
@@ -189,8 +192,8 @@ def _decode(table: pa.Table, spec: PredictSpec, attempts: Any) -> pa.Table:
 
 
 @lru_cache(maxsize=1)  # tasks are plain calls: only the process outlives a chunk
-def _reader(source_format: str, image_column: str) -> ChunkReader:
-    return ChunkReader(source_format, image_column)
+def _reader(storage: Storage, source_format: str, image_column: str) -> ChunkReader:
+    return ChunkReader(storage, source_format, image_column)
 
 
 def _with_timer(table: pa.Table, timer: StageTimer) -> pa.Table:

@@ -7,7 +7,7 @@ gets all it needs in a small `PredictSpec`, so it can be retried on any node.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -31,13 +31,14 @@ from cvbatch.planning.plan import read_chunk
 from cvbatch.predict.stage_timer import StageTimer
 from cvbatch.results import schema, writer
 from cvbatch.sources.readers import ChunkReader
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 
 @dataclass(frozen=True)
 class PredictSpec:
     """What the workers of a job need; small, because programs are read from the sink."""
 
+    storage: Storage
     job: JobConfig
     source_format: str  # never "auto"
     specs: tuple[ModelSpec, ...]
@@ -45,6 +46,10 @@ class PredictSpec:
     metadata: bytes  # of every part
     threads: int  # of one program
     revisions: dict[str, int] = field(default_factory=dict)  # of chunks that were planned again
+
+    def new_reader(self) -> ChunkReader:
+        """Return a reader of the chunks of the job."""
+        return ChunkReader(self.storage, self.source_format, self.job.source.image_column)
 
     @property
     def result_models(self) -> list[schema.ResultModel]:
@@ -71,9 +76,8 @@ def read_and_decode(
         is_isolated: decode in a child process. An image that crashes its decoder, or takes longer
             than `run.image_timeout_s`, then fails alone; otherwise it ends this process.
     """
-    store.set_retry_policy(spec.job.run.retry_policy)
     source = spec.job.source
-    images = reader.read(read_chunk(ref), source.max_bytes)
+    images = reader.read(read_chunk(spec.storage, ref), source.max_bytes)
     keys = list(dict.fromkeys(model.input_key for model in spec.specs))
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg)
     timeout_s = spec.job.run.image_timeout_s
@@ -96,12 +100,11 @@ def _count_bytes(images: Iterable[EncodedImage], timer: StageTimer) -> Iterator[
         yield image
 
 
-def load_predictor(spec: PredictSpec, read: Callable[[str], bytes] = store.read_bytes) -> Predictor:
+def load_predictor(spec: PredictSpec) -> Predictor:
     """Return the models of the job, loaded into this process."""
-    store.set_retry_policy(spec.job.run.retry_policy)
     models = []
     for config, uri in zip(spec.job.models, spec.program_uris, strict=True):
-        built = BuiltProgram.from_bytes(read(uri))
+        built = BuiltProgram.from_bytes(spec.storage.read_bytes(uri))
         program = built.load(spec.threads)
         models.append(LoadedModel(config, built.spec, program, built.batch_size))
     return Predictor(models)
@@ -118,7 +121,6 @@ def write(
         predictions: of all its images, in order.
         timer: of the steps before; the report has its seconds and bytes.
     """
-    store.set_retry_policy(spec.job.run.retry_policy)
     models = spec.result_models
     arrow_schema = schema.result_schema(models)
     failures: Counter[str] = Counter()
@@ -130,7 +132,9 @@ def write(
             note(failures, examples, batch.image_id, batch.failures)
             tables.append(schema.to_rows(batch, models, arrow_schema))
         metadata = part_files.with_revision(spec.metadata, spec.revisions.get(chunk_id, 0))
-        num_bytes = writer.write_part(spec.job.sink.uri, chunk_id, tables, arrow_schema, metadata)
+        num_bytes = writer.write_part(
+            spec.storage, spec.job.sink.uri, chunk_id, tables, arrow_schema, metadata
+        )
     return ChunkReport(
         chunk_id,
         num_images,
@@ -156,7 +160,7 @@ class FusedWorker:
     def load(self, spec: PredictSpec) -> None:
         """Load the models of a job."""
         self._spec, self._predictor = spec, load_predictor(spec)
-        self._reader = ChunkReader(spec.source_format, spec.job.source.image_column)
+        self._reader = spec.new_reader()
 
     def work(self, ref: ChunkRef, *, is_isolated: bool) -> ChunkReport:
         """Process a chunk and write its part. `load` must have been called."""

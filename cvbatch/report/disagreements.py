@@ -73,7 +73,7 @@ def compare(
         ConfigError: the class tables differ.
     """
     config = EvaluationConfig(**{**evaluation, "bootstrap": 0})
-    truth = load_ground_truth(truth_uris, splits)
+    truth = load_ground_truth(result.storage, truth_uris, splits)
     order = make_evaluation_spec(config, result, truth)
     joined = join(result, truth, config.join)
     pieces = [_sample(piece) for piece in _spread(joined.parts)]

@@ -16,6 +16,7 @@ from cvbatch.report import charts
 from cvbatch.report.html import Cell, Section, count, el, name, paragraph, shortened, table, tiles
 from cvbatch.report.overlays import Budget
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 STATE = "_cvbatch/evaluation.json"
 MAX_CLASSES = 200
@@ -32,6 +33,7 @@ _LEADING = {
 class Evaluation:
     """What lies in an evaluation's sink."""
 
+    storage: Storage
     uri: str
     state: dict[str, Any]
     metrics: dict[str, Any]  # {} where it did not come to its end
@@ -42,14 +44,14 @@ class Evaluation:
         return str(self.state.get("predictions", {}).get("uri", ""))
 
 
-def find(uri: str) -> Evaluation:
+def find(storage: Storage, uri: str) -> Evaluation:
     """Return what an evaluation's sink says.
 
     Raises:
         SourceError: there is none, it is damaged, or of another schema version.
     """
     uri = store.absolute(uri)
-    state = read_json(store.join(uri, STATE))
+    state = read_json(storage, store.join(uri, STATE))
     if state is None:
         raise SourceError(
             f"{uri} holds no evaluation: it has no {STATE}; name the sink of a `cvbatch evaluate`"
@@ -61,20 +63,20 @@ def find(uri: str) -> Evaluation:
             "read here; evaluate again, or use the cvbatch that wrote it"
         )
     is_complete = bool(state.get("is_complete"))
-    metrics = read_json(store.join(uri, "metrics.json")) if is_complete else {}
+    metrics = read_json(storage, store.join(uri, "metrics.json")) if is_complete else {}
     if metrics is None:
         raise SourceError(f"{uri} lacks metrics.json; evaluate again with --overwrite")
-    return Evaluation(uri, state, metrics)
+    return Evaluation(storage, uri, state, metrics)
 
 
-def read_json(uri: str) -> dict[str, Any] | None:
+def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
     """Return the object in a JSON file; None where there is no such file.
 
     Raises:
         SourceError: it is damaged.
     """
     try:
-        said = json.loads(store.read_bytes(uri))
+        said = json.loads(storage.read_bytes(uri))
     except NotFoundError:
         return None
     except ValueError as error:
@@ -102,7 +104,7 @@ def sections(found: Evaluation, budget: Budget) -> list[Section]:
         raise SourceError(
             f"{found.uri}/metrics.json is damaged ({error!r}); evaluate again with --overwrite"
         ) from None
-    drawn = _pictures(found.uri, budget)
+    drawn = _pictures(found.storage, found.uri, budget)
     return [*made, Section("curves", "Curves", drawn)] if drawn else made
 
 
@@ -200,12 +202,12 @@ def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Element
     return table("What each true class was taken for", head, rows, "t" + "n" * (len(names) + 1))
 
 
-def _pictures(uri: str, budget: Budget) -> list[Element]:
+def _pictures(storage: Storage, uri: str, budget: Budget) -> list[Element]:
     """Return the pictures beside the figures: curves of precision over recall, matrices."""
-    names = sorted(one for one in store.list_names(uri) if one.endswith(".png"))
+    names = sorted(one for one in storage.list_names(uri) if one.endswith(".png"))
     made = []
     for one in names[:_MAX_PICTURES]:
-        picture = store.read_bytes(store.join(uri, one))
+        picture = storage.read_bytes(store.join(uri, one))
         data = budget.spend(picture, "png")
         if data:
             is_wide = int.from_bytes(picture[16:20]) > _WIDE  # as its header says

@@ -30,6 +30,7 @@ from cvbatch.report.statistics import collect_statistics
 from cvbatch.results.result import Result
 from cvbatch.results.run_history import latest
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 PICTURE_BYTES = 12_000_000  # a third more as text; with all else a page stays below 25 MB
 _DEFAULT = "_cvbatch/report.html"
@@ -67,11 +68,11 @@ def write_report(
         SourceError: the folder holds none of them, or what it holds is damaged.
         ConfigError: `out` is a folder, or what is asked for is about something else.
     """
-    uri = store.absolute(uri)
+    storage, uri = Storage(), store.absolute(uri)
     target = store.join(uri, _DEFAULT) if out is None else store.absolute(out)
     if store.Location.of(target).scheme == "file" and Path(target).is_dir():
         raise ConfigError(f"--out {out} is a folder; name a file in it, such as report.html")
-    kind = _kind_of(uri)
+    kind = _kind_of(storage, uri)
     if kind != "prediction" and (evaluation_uri or truth):
         raise ConfigError(
             f"--evaluation and --truth are about a prediction, and {uri} holds a {kind}; leave "
@@ -79,24 +80,24 @@ def write_report(
         )
     budget, notes, num_images = Budget(PICTURE_BYTES), list[str](), 0
     if kind == "training":
-        trained = training_page.find(uri)
+        trained = training_page.find(storage, uri)
         made = training_page.sections(trained)
         title = f"A training of {count(len(trained.history), 'epoch')}"
     elif kind == "evaluation":
-        made, num_images = _of_evaluation(evaluation_page.find(uri), budget, notes)
+        made, num_images = _of_evaluation(evaluation_page.find(storage, uri), budget, notes)
         title = "Predictions against the truth"
     else:
-        found = _prediction(uri)
+        found = _prediction(storage, uri)
         compared, scores = _against(found, evaluation_uri, truth, budget, notes)
         made = _of_prediction(found, compared, scores, budget, notes)
         num_images, num_models = found.num_images, len(found.result.metadata.get("models", []))
         title = f"{count(num_images, 'image')} through {count(num_models, 'network')}"
     page = compose(title, uri, kind, made)
-    store.put_bytes(target, page)
+    storage.put_bytes(target, page)
     return Report(kind, uri, target, len(page), num_images, notes)
 
 
-def _kind_of(uri: str) -> str:
+def _kind_of(storage: Storage, uri: str) -> str:
     """Return what lies in a folder. Raises SourceError where it is nothing of cvbatch's."""
     marks = {
         "evaluation": [evaluation_page.STATE],
@@ -105,9 +106,9 @@ def _kind_of(uri: str) -> str:
     }
     try:
         for kind, names in marks.items():
-            if any(store.exists(store.join(uri, name)) for name in names):
+            if any(storage.exists(store.join(uri, name)) for name in names):
                 return kind
-        if store.list_names(store.join(uri, "_cvbatch/manifest")):
+        if storage.list_names(store.join(uri, "_cvbatch/manifest")):
             return "prediction"
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
@@ -116,9 +117,9 @@ def _kind_of(uri: str) -> str:
     )
 
 
-def _prediction(uri: str) -> Prediction:
-    result = Result(uri)
-    runs = tuple(islice(latest(result.uri), _MAX_RUNS))
+def _prediction(storage: Storage, uri: str) -> Prediction:
+    result = Result(storage, uri)
+    runs = tuple(islice(latest(storage, result.uri), _MAX_RUNS))
     return Prediction(result, collect_statistics(result), runs)
 
 
@@ -135,7 +136,7 @@ def _against(
         return None, []
     if evaluation_uri is None:
         return (_compare(found, truth, {}) if truth else None), []
-    scored = evaluation_page.find(evaluation_uri)
+    scored = evaluation_page.find(found.result.storage, evaluation_uri)
     identity = scored.state.get("predictions", {}).get("identity")
     if identity != found.result.identity:
         raise ConfigError(
@@ -193,7 +194,7 @@ def _of_evaluation(
     )
     num_images = int(scored.metrics.get("images", {}).get("images", 0))
     try:
-        found = _prediction(scored.predictions)
+        found = _prediction(scored.storage, scored.predictions)
     except CvbatchError as error:
         notes.append(f"The prediction cannot be shown: {error}")
         extra = Section("prediction", "Prediction", prediction_page.notes(notes))

@@ -52,7 +52,7 @@ def read_cards(
     cards: dict[Pick, Card] = {}
     store_error = ""  # after one, the store is not asked for other images
     for ref, rows in by_chunk.items():
-        table = take_rows(result.uri_of(ref), np.array(rows), None)
+        table = take_rows(result.storage, result.uri_of(ref), np.array(rows), None)
         for number, values in zip(rows, table.to_pylist(), strict=True):
             pick = Pick(ref, number)
             row = Row.of(values, result, ref)

@@ -16,6 +16,7 @@ from cvbatch.report import charts
 from cvbatch.report.evaluation_page import read_json
 from cvbatch.report.html import Section, count, duration, el, listing, paragraph, table, tiles
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 from cvbatch.train.history import columns_of
 
 STATE = "_cvbatch/training.json"
@@ -40,7 +41,7 @@ class Training:
         return self.state.get("done") or {}
 
 
-def find(uri: str) -> Training:
+def find(storage: Storage, uri: str) -> Training:
     """Return what a training's sink says.
 
     Raises:
@@ -48,14 +49,14 @@ def find(uri: str) -> Training:
     """
     uri = store.absolute(uri)
     try:
-        config = store.read_bytes(store.join(uri, "config.yaml")).decode("utf-8", "replace")
+        config = storage.read_bytes(store.join(uri, "config.yaml")).decode("utf-8", "replace")
     except NotFoundError:
         config = ""
     return Training(
         uri,
-        read_json(store.join(uri, STATE)) or {},
-        _history(store.join(uri, "history.parquet")),
-        _splits(read_json(store.join(uri, "metrics.json")) or {}),
+        read_json(storage, store.join(uri, STATE)) or {},
+        _history(storage, store.join(uri, "history.parquet")),
+        _splits(read_json(storage, store.join(uri, "metrics.json")) or {}),
         config,
     )
 
@@ -64,9 +65,9 @@ def _splits(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {split: values for split, values in said.items() if isinstance(values, dict)}
 
 
-def _history(uri: str) -> list[dict[str, Any]]:
+def _history(storage: Storage, uri: str) -> list[dict[str, Any]]:
     try:
-        with store.open_input(uri) as file:
+        with storage.open_input(uri) as file:
             rows: list[dict[str, Any]] = pq.ParquetFile(file).read().to_pylist()
     except NotFoundError:
         return []

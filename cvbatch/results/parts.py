@@ -22,7 +22,7 @@ from cvbatch.core.tasks import CLASS_COLUMNS, TASKS
 from cvbatch.core.types import ChunkRef, EncodedImage, Failure
 from cvbatch.planning.manifest import read_chunk
 from cvbatch.sources.readers import ChunkReader
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 BATCH_ROWS = 64  # in memory together, with masks and heatmaps
 MISSING = Failure("read", "missing", "the source no longer has it")
@@ -54,13 +54,13 @@ class Footer:
         }
 
 
-def read_footer(uri: str) -> Footer:
+def read_footer(storage: Storage, uri: str) -> Footer:
     """Return the footer of a part file.
 
     Raises:
         SourceError: the file is not a part of a result, or has another schema version.
     """
-    with store.open_input(uri) as source:
+    with storage.open_input(uri) as source:
         return _open(source, uri)[1]
 
 
@@ -84,7 +84,11 @@ def _open(source: Any, uri: str) -> tuple[pq.ParquetFile, Footer]:
 
 
 def read_batches(
-    uri: str, columns: Sequence[str] | None, num_rows: int, fingerprint: str
+    storage: Storage,
+    uri: str,
+    columns: Sequence[str] | None,
+    num_rows: int,
+    fingerprint: str,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a part file, in order.
 
@@ -97,7 +101,7 @@ def read_batches(
     Raises:
         SourceError: the file is damaged, or is a part of another job or schema version.
     """
-    with store.open_input(uri) as source:
+    with storage.open_input(uri) as source:
         file, footer = _open(source, uri)
         if footer.fingerprint != fingerprint:
             raise SourceError(
@@ -108,7 +112,9 @@ def read_batches(
             yield from file.iter_batches(num_rows, columns=columns and list(columns))
 
 
-def take_rows(uri: str, rows: np.ndarray, columns: Sequence[str] | None) -> pa.Table:
+def take_rows(
+    storage: Storage, uri: str, rows: np.ndarray, columns: Sequence[str] | None
+) -> pa.Table:
     """Return some rows of a Parquet file, of a result or of labelled images.
 
     Row groups without one of the rows, and what follows the last of them, are not read.
@@ -124,7 +130,7 @@ def take_rows(uri: str, rows: np.ndarray, columns: Sequence[str] | None) -> pa.T
     Raises:
         SourceError: the file is damaged.
     """
-    with read_errors(uri), store.open_input(uri) as source:
+    with read_errors(uri), storage.open_input(uri) as source:
         file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         if columns is not None:
             columns = [one for one in columns if one.split(".")[0] in file.schema_arrow.names]
@@ -176,7 +182,7 @@ def read_images(
     Raises:
         StoreError: the store does not answer, or the manifest is gone.
     """
-    chunk = read_chunk(ref)
+    chunk = read_chunk(reader.storage, ref)
     if wanted is None:
         yield from reader.read(chunk, max_bytes)
     else:

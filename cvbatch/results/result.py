@@ -24,6 +24,7 @@ from cvbatch.results.parts import BATCH_ROWS, Footer
 from cvbatch.results.row import Row
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -52,17 +53,18 @@ class Result:
         limits: of the images, as the job had them.
     """
 
-    def __init__(self, uri: str, *, needs_rows: bool = False) -> None:
+    def __init__(self, storage: Storage, uri: str, *, needs_rows: bool = False) -> None:
         """Open a result.
 
         Args:
+            storage: reads the files.
             uri: folder, local or in a store.
             needs_rows: refuse a result of which no chunk is done.
 
         Raises:
             SourceError: there is no result, no row although one is needed, or it is damaged.
         """
-        self.uri = store.absolute(uri)
+        self.storage, self.uri = storage, store.absolute(uri)
         known, sizes, job = self._opened()
         if known.reading is None and job is None:
             raise SourceError(
@@ -82,7 +84,7 @@ class Result:
                 known.chunk_index[ref.chunk_id].revision,
             )
             if name in sizes and (
-                not revision or part_files.read_revision(self.uri_of(ref)) == revision
+                not revision or part_files.read_revision(storage, self.uri_of(ref)) == revision
             ):
                 self.done.append(ref)
                 self.sizes[ref.chunk_id] = sizes[name]
@@ -96,9 +98,9 @@ class Result:
     def _opened(self) -> tuple[manifest.StoredManifest, dict[str, int], dict[str, Any] | None]:
         """Return the manifest, the size of every file in the folder, and job.json."""
         try:
-            known = manifest.read(manifest.generation_uris(self.uri))
-            sizes = store.list_names(self.uri)
-            job = _read_job(store.join(self.uri, _JOB))
+            known = manifest.read(self.storage, manifest.generation_uris(self.storage, self.uri))
+            sizes = self.storage.list_names(self.uri)
+            job = _read_job(self.storage, store.join(self.uri, _JOB))
         except (NotFoundError, AccessDeniedError) as error:
             raise SourceError(f"the source cannot be read: {error}") from None
         except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
@@ -115,7 +117,9 @@ class Result:
         Raises:
             SourceError: the part is damaged, or has another schema version.
         """
-        return parts.read_footer(self.uri_of(self.done[0])) if self.done else Footer({}, ())
+        if not self.done:
+            return Footer({}, ())
+        return parts.read_footer(self.storage, self.uri_of(self.done[0]))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -155,7 +159,8 @@ class Result:
     @cached_property
     def reader(self) -> ChunkReader:
         """Return the reader of the images, which continues where the last chunk ended."""
-        return ChunkReader(self._reading["format"], self._reading.get("image_column", "image"))
+        image_column = self._reading.get("image_column", "image")
+        return ChunkReader(self.storage, self._reading["format"], image_column)
 
     def uri_of(self, ref: ChunkRef) -> str:
         """Return the URI of a chunk's part file."""
@@ -165,7 +170,8 @@ class Result:
         self, ref: ChunkRef, columns: Sequence[str] | None = None, num_rows: int = BATCH_ROWS
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a chunk that is done, as `cvbatch.results.parts.read_batches`."""
-        return parts.read_batches(self.uri_of(ref), columns, num_rows, self.footer.fingerprint)
+        fingerprint = self.footer.fingerprint
+        return parts.read_batches(self.storage, self.uri_of(ref), columns, num_rows, fingerprint)
 
     def rows(
         self, ref: ChunkRef, columns: Sequence[str] | None = None, num_rows: int = BATCH_ROWS
@@ -225,7 +231,7 @@ class Result:
         if not paths:
             return ds.dataset(pa.table({}))
         with parts.read_errors(self.uri):
-            filesystem = store.Location.of(self.uri).files
+            filesystem = self.storage.file_system(store.Location.of(self.uri))
             return ds.dataset(paths, format="parquet", filesystem=filesystem)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -248,10 +254,10 @@ class Result:
             return dataset.to_table(columns=None if unknown or columns is None else list(columns))
 
 
-def _read_job(uri: str) -> dict[str, Any] | None:
+def _read_job(storage: Storage, uri: str) -> dict[str, Any] | None:
     """Return a job.json; None where there is none."""
     try:
-        job = json.loads(store.read_bytes(uri))
+        job = json.loads(storage.read_bytes(uri))
     except NotFoundError:
         return None
     except ValueError:

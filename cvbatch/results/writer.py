@@ -10,12 +10,18 @@ import pyarrow.parquet as pq
 from cvbatch.planning.part_files import part_name
 from cvbatch.results.schema import COLUMN_TYPES
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 ROW_GROUP_ROWS = 1024
 
 
 def write_part(
-    sink_uri: str, chunk_id: str, tables: Iterable[pa.Table], schema: pa.Schema, metadata: bytes
+    storage: Storage,
+    sink_uri: str,
+    chunk_id: str,
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    metadata: bytes,
 ) -> int:
     """Put the tables' rows into the sink as the chunk's file; return its size in bytes.
 
@@ -23,7 +29,7 @@ def write_part(
         StoreError: the file could not be put; nothing of it is then visible.
     """
     data = encode_part(tables, schema, metadata)
-    store.put_bytes(store.join(sink_uri, part_name(chunk_id)), data)
+    storage.put_bytes(store.join(sink_uri, part_name(chunk_id)), data)
     return len(data)
 
 
@@ -62,9 +68,9 @@ def repeating_leaves(schema: pa.Schema) -> list[str]:
     ]
 
 
-def has_failed_rows(uri: str) -> bool:
+def has_failed_rows(storage: Storage, uri: str) -> bool:
     """Say whether a part holds a failed row, from the statistics in its footer."""
-    with store.open_input(uri) as file:
+    with storage.open_input(uri) as file:
         footer = pq.ParquetFile(file).metadata
     column = footer.schema.names.index("status")
     groups = [footer.row_group(i).column(column).statistics for i in range(footer.num_row_groups)]

@@ -17,6 +17,7 @@ from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
 from cvbatch.core.types import EncodedImage, Failure, Item
 from cvbatch.storage import listing, store
 from cvbatch.storage.listing import Listing, Progress
+from cvbatch.storage.store import Storage
 
 _FAILURE_KINDS: tuple[tuple[type[StoreError], str], ...] = (
     (store.TooLargeError, "too_large"),
@@ -61,10 +62,11 @@ class InputFormat(ABC):
     is_split: ClassVar[bool] = False
     is_sequential: ClassVar[bool] = False
 
-    def list_files(self, uri: str, on_progress: Progress | None) -> Listing:
+    def list_files(self, storage: Storage, uri: str, on_progress: Progress | None) -> Listing:
         """Return the files of one entry of `source.uri`.
 
         Args:
+            storage: Lists and reads the files.
             uri: File, folder or pattern.
             on_progress: Called with the number of files listed so far.
 
@@ -73,13 +75,17 @@ class InputFormat(ABC):
             AccessDeniedError: It may not be read.
             SourceError: It cannot be a source of this format.
         """
-        return listing.list_files(uri, on_progress)
+        return listing.list_files(storage, uri, on_progress)
 
     @abstractmethod
-    def expand(self, files: pa.Table, image_column: str, chunk_images: int) -> pa.Table:
+    def expand(
+        self, storage: Storage, files: pa.Table, image_column: str, chunk_images: int
+    ) -> pa.Table:
         """Return the units of files, in the order of the files.
 
+
         Args:
+            storage: Reads the files, if that is necessary.
             files: The first columns of `UNITS`, F rows: image_id, uri, size_bytes, version.
             image_column: `source.image_column`.
             chunk_images: Most images of one unit, unless only reading can count them.
@@ -94,7 +100,7 @@ class InputFormat(ABC):
         """
 
     @abstractmethod
-    def new_reader(self) -> ReadItems:
+    def new_reader(self, storage: Storage) -> ReadItems:
         """Return a function that yields every image of the items, in order.
 
         The function may remember where the last item ended. What is wrong with one file is the

@@ -19,6 +19,7 @@ from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.sources.units import UNITS
 from cvbatch.storage import store
 from cvbatch.storage.listing import Listing, Progress, list_files
+from cvbatch.storage.store import Storage
 
 
 class SourceFiles(NamedTuple):
@@ -30,11 +31,16 @@ class SourceFiles(NamedTuple):
 
 
 def find_files(
-    uris: Sequence[str], format_: str, sink_uri: str, on_progress: Progress | None = None
+    storage: Storage,
+    uris: Sequence[str],
+    format_: str,
+    sink_uri: str,
+    on_progress: Progress | None = None,
 ) -> SourceFiles:
     """Return the files of a source; those below the sink are left out.
 
     Args:
+        storage: Lists the files.
         uris: Entries of `source.uri`: files, folders, patterns, or lists of files.
         format_: A key of `INPUT_FORMATS`, or "auto".
         sink_uri: The job's sink.
@@ -45,7 +51,7 @@ def find_files(
             of more than one format.
     """
     try:
-        listings = [_list_entry(uri, format_, on_progress) for uri in uris]
+        listings = [_list_entry(storage, uri, format_, on_progress) for uri in uris]
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     sink = store.absolute(sink_uri).rstrip("/") + "/"
@@ -80,10 +86,10 @@ def shared_folder(bases: Sequence[str]) -> str:
     return "" if folder.endswith("://") else folder
 
 
-def _list_entry(uri: str, format_: str, on_progress: Progress | None) -> Listing:
+def _list_entry(storage: Storage, uri: str, format_: str, on_progress: Progress | None) -> Listing:
     if format_ == "auto":
-        return list_files(uri, on_progress)
-    return INPUT_FORMATS[format_].list_files(uri, on_progress)
+        return list_files(storage, uri, on_progress)
+    return INPUT_FORMATS[format_].list_files(storage, uri, on_progress)
 
 
 def _of_format(files: pa.Table, format_: str, uris: Sequence[str]) -> tuple[pa.Table, InputFormat]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from cvbatch.core.types import EncodedImage, Item
 from cvbatch.images.signatures import IMAGE_SUFFIXES
 from cvbatch.sources.base import InputFormat, ReadItems, ReadOptions, read_failure
 from cvbatch.sources.units import units_of_files
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 
 class ImageFiles(InputFormat):
@@ -24,21 +25,25 @@ class ImageFiles(InputFormat):
     noun = "image"
     suffixes = IMAGE_SUFFIXES
 
-    def expand(self, files: pa.Table, image_column: str, chunk_images: int) -> pa.Table:
+    def expand(
+        self, storage: Storage, files: pa.Table, image_column: str, chunk_images: int
+    ) -> pa.Table:
         """Return one unit for every file; see `InputFormat.expand`."""
         return units_of_files(files, num_rows=1)
 
-    def new_reader(self) -> ReadItems:
+    def new_reader(self, storage: Storage) -> ReadItems:
         """Return a function that reads files, a few of them at once."""
-        return _read_files
+        return partial(_read_files, storage)
 
 
-def _read_files(items: Sequence[Item], options: ReadOptions) -> Iterator[EncodedImage]:
+def _read_files(
+    storage: Storage, items: Sequence[Item], options: ReadOptions
+) -> Iterator[EncodedImage]:
     """Yield image files; a fixed number is fetched ahead, so memory does not depend on N."""
 
     def fetch(item: Item) -> EncodedImage:
         try:
-            data = store.read_bytes(item.uri, options.max_bytes)
+            data = storage.read_bytes(item.uri, options.max_bytes)
         except StoreError as error:
             return EncodedImage(item.image_id, item.uri, b"", read_failure(error))
         return EncodedImage(item.image_id, item.uri, data)

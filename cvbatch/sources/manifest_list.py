@@ -11,6 +11,7 @@ from cvbatch.core.errors import SourceError
 from cvbatch.sources.image_files import ImageFiles
 from cvbatch.storage import store
 from cvbatch.storage.listing import FILES, Listing, Progress
+from cvbatch.storage.store import Storage
 
 
 class ManifestList(ImageFiles):
@@ -18,7 +19,7 @@ class ManifestList(ImageFiles):
 
     suffixes = ()
 
-    def list_files(self, uri: str, on_progress: Progress | None) -> Listing:
+    def list_files(self, storage: Storage, uri: str, on_progress: Progress | None) -> Listing:
         """Return the files of a list; those without a scheme or leading "/" are relative to it.
 
         Sizes and versions are not looked up: 0 and "".
@@ -28,7 +29,8 @@ class ManifestList(ImageFiles):
         """
         place = store.absolute(uri)
         base = place[: place.rindex("/") + 1]
-        lines = _parquet_lines(place) if place.endswith(".parquet") else _text_lines(place)
+        read = _parquet_lines if place.endswith(".parquet") else _text_lines
+        lines = read(storage, place)
         has_scheme = pc.match_substring_regex(lines, r"^[A-Za-z][A-Za-z0-9+.-]*://")
         is_known = pc.match_substring_regex(lines, r"^(?:s3|gs)://[^@/]+/")
         bad = lines.filter(pc.and_(has_scheme, pc.invert(is_known)))
@@ -45,9 +47,9 @@ class ManifestList(ImageFiles):
         return Listing(base, pa.table([uris, sizes, versions], schema=FILES))
 
 
-def _text_lines(uri: str) -> pa.Array:
+def _text_lines(storage: Storage, uri: str) -> pa.Array:
     try:
-        text = store.read_bytes(uri).decode("utf-8-sig")
+        text = storage.read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SourceError(f"the manifest {uri} is not text; write one URI a line, UTF-8") from None
     lines = pc.split_pattern(pa.array([text], pa.large_string()), "\n").flatten()
@@ -56,8 +58,8 @@ def _text_lines(uri: str) -> pa.Array:
     return lines.filter(pc.invert(is_blank))
 
 
-def _parquet_lines(uri: str) -> pa.Array:
-    with store.open_input(uri) as file:
+def _parquet_lines(storage: Storage, uri: str) -> pa.Array:
+    with storage.open_input(uri) as file:
         try:
             reader = pq.ParquetFile(file)
             strings = [f.name for f in reader.schema_arrow if _is_string(f.type)]

@@ -20,7 +20,7 @@ from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError, S
 from cvbatch.core.types import EncodedImage, Failure, Item
 from cvbatch.sources.base import InputFormat, ReadItems, ReadOptions, image_id_in, read_failure
 from cvbatch.sources.units import UNITS
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 _BUFFER_BYTES = 4 << 20
 _BATCH_ROWS = 16
@@ -38,7 +38,9 @@ class Parquet(InputFormat):
     key = "row"
     is_split = True
 
-    def expand(self, files: pa.Table, image_column: str, chunk_images: int) -> pa.Table:
+    def expand(
+        self, storage: Storage, files: pa.Table, image_column: str, chunk_images: int
+    ) -> pa.Table:
         """Return slices of row groups, of at most `chunk_images` rows; see `InputFormat.expand`.
 
         Raises:
@@ -48,7 +50,7 @@ class Parquet(InputFormat):
         file_index: list[int] = []
         slices: list[tuple[int, int, int, int, int]] = []
         with ThreadPoolExecutor(_THREADS) as pool:
-            footers = pool.map(lambda uri: _row_groups(uri, image_column), uris)
+            footers = pool.map(lambda uri: _row_groups(storage, uri, image_column), uris)
             for index, groups in enumerate(footers):
                 of_file = _slices(groups, chunk_images)
                 file_index += [index] * len(of_file)
@@ -59,9 +61,9 @@ class Parquet(InputFormat):
         columns = [image_id, uri, size, version, group, start, rows, first]
         return pa.table(columns, names=UNITS.names).cast(UNITS)
 
-    def new_reader(self) -> ReadItems:
+    def new_reader(self, storage: Storage) -> ReadItems:
         """Return a function that reads slices; see `_SliceReader`."""
-        return _SliceReader().read
+        return _SliceReader(storage).read
 
     def select(self, items: Sequence[Item], wanted: Collection[str]) -> tuple[Item, ...]:
         """Return the wanted rows of the slices, adjacent ones as one slice."""
@@ -90,10 +92,10 @@ def _runs(item: Item, wanted: Collection[str]) -> Iterator[Item]:
 class _RowGroup:
     """The image column of one row group, read forwards, and the number of rows read so far."""
 
-    def __init__(self, uri: str, row_group: int, column: str) -> None:
+    def __init__(self, storage: Storage, uri: str, row_group: int, column: str) -> None:
         self.key = (uri, row_group, column)
         self.position = 0
-        self._values = _image_values(uri, row_group, column)
+        self._values = _image_values(storage, uri, row_group, column)
 
     def skip_to(self, position: int) -> None:
         """Read and drop the rows before a position."""
@@ -108,9 +110,9 @@ class _RowGroup:
         return value
 
 
-def _image_values(uri: str, row_group: int, column: str) -> Iterator[Any]:
+def _image_values(storage: Storage, uri: str, row_group: int, column: str) -> Iterator[Any]:
     """Yield the image scalars of a row group, a page in memory at a time."""
-    with closing(store.open_input(uri)) as source:
+    with closing(storage.open_input(uri)) as source:
         file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         in_struct = is_struct_of_bytes(file.schema_arrow.field(column).type)
         leaf = f"{column}.bytes" if in_struct else column
@@ -125,7 +127,8 @@ class _SliceReader:
     The next slice mostly continues there: it is read on, and what is before it not decoded again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
         # A deque, because its append and pop are atomic: of two threads only one gets it.
         self._last: deque[_RowGroup] = deque(maxlen=1)
 
@@ -163,9 +166,9 @@ class _SliceReader:
         try:
             rows = self._last.pop()
         except IndexError:
-            rows = _RowGroup(*key)
+            rows = _RowGroup(self._storage, *key)
         if rows.key != key or rows.position > item.row_start:
-            rows = _RowGroup(*key)
+            rows = _RowGroup(self._storage, *key)
         rows.skip_to(item.row_start)
         return rows
 
@@ -196,10 +199,10 @@ def _slices(
     return slices
 
 
-def _row_groups(uri: str, image_column: str) -> list[tuple[int, int]]:
+def _row_groups(storage: Storage, uri: str, image_column: str) -> list[tuple[int, int]]:
     """Return (rows, bytes of the image column) for each row group of a file."""
     try:
-        with store.open_input(uri) as file:
+        with storage.open_input(uri) as file:
             size = file.seek(0, io.SEEK_END)
             footer = pq.ParquetFile(file)
             metadata, schema = footer.metadata, footer.schema_arrow

@@ -9,6 +9,7 @@ from typing import Any
 from cvbatch.core.types import Chunk, EncodedImage
 from cvbatch.sources.base import ReadOptions
 from cvbatch.sources.formats import INPUT_FORMATS
+from cvbatch.storage.store import Storage
 
 
 class ChunkReader:
@@ -18,23 +19,24 @@ class ChunkReader:
     row group is read on from there. Pickled, it begins anew.
 
     Example:
-        reader = ChunkReader(plan.format, "image")
+        reader = ChunkReader(storage, plan.format, "image")
         for ref in plan.chunks:
             for image in reader.read(plan.read_chunk(ref), max_bytes=1 << 28):
                 ...
     """
 
-    def __init__(self, format: str, image_column: str, threads: int = 8) -> None:
+    def __init__(self, storage: Storage, format: str, image_column: str, threads: int = 8) -> None:
         """Make a reader.
 
         Args:
+            storage: Reads the files.
             format: A key of `INPUT_FORMATS`.
             image_column: Column of the images; only Parquet files have it.
             threads: Image files that are fetched at once.
         """
-        self.format = INPUT_FORMATS[format]
-        self._arguments = (format, image_column, threads)
-        self._read = self.format.new_reader()
+        self.storage, self.format = storage, INPUT_FORMATS[format]
+        self._arguments = (storage, format, image_column, threads)
+        self._read = self.format.new_reader(storage)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ChunkReader, self._arguments
@@ -49,7 +51,7 @@ class ChunkReader:
             StoreError: The store does not answer.
             CredentialsError: The store refuses the keys.
         """
-        _, image_column, threads = self._arguments
+        _, _, image_column, threads = self._arguments
         return self._read(chunk.items, ReadOptions(image_column, max_bytes, threads))
 
     def read_some(

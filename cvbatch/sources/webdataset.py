@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 
 import pyarrow as pa
 
@@ -12,7 +13,7 @@ from cvbatch.core.types import EncodedImage, Item
 from cvbatch.sources.base import InputFormat, ReadItems, ReadOptions, image_id_in, read_failure
 from cvbatch.sources.tar import read_tar
 from cvbatch.sources.units import units_of_files
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 
 
 class WebDataset(InputFormat):
@@ -24,20 +25,24 @@ class WebDataset(InputFormat):
     key = "member"
     is_sequential = True
 
-    def expand(self, files: pa.Table, image_column: str, chunk_images: int) -> pa.Table:
+    def expand(
+        self, storage: Storage, files: pa.Table, image_column: str, chunk_images: int
+    ) -> pa.Table:
         """Return one unit for every tar; see `InputFormat.expand`."""
         return units_of_files(files, num_rows=0)
 
-    def new_reader(self) -> ReadItems:
+    def new_reader(self, storage: Storage) -> ReadItems:
         """Return a function that reads tars from front to back, one member in memory at a time."""
-        return _read_tars
+        return partial(_read_tars, storage)
 
 
-def _read_tars(items: Sequence[Item], options: ReadOptions) -> Iterator[EncodedImage]:
+def _read_tars(
+    storage: Storage, items: Sequence[Item], options: ReadOptions
+) -> Iterator[EncodedImage]:
     for item in items:
         numbers: dict[str, int] = {}
         try:
-            with closing(store.open_stream(item.uri)) as stream:
+            with closing(storage.open_stream(item.uri)) as stream:
                 for member in read_tar(stream, options.max_bytes):
                     image_id = image_id_in(item, _unique(member.name, numbers))
                     yield EncodedImage(image_id, item.uri, member.data, member.failure)

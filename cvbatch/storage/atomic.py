@@ -1,8 +1,8 @@
-"""Local files that come whole or not at all, and an end to what killed writers leave behind.
+"""Write local files atomically, and remove the temporary files of killed writers.
 
-A writer holds a lock on its temporary file, and the system lets go of it when the process ends,
-however it ends. So whoever gets the lock knows that nobody writes there any more: no clock, no
-process number and no host is compared. Where a file system has no locks nothing is removed.
+A writer holds a lock on its temporary file, and the system releases it when the process ends in any
+way. So a process that gets the lock knows that no process writes the file; no clock, process id or
+host name is compared. On a file system without locks nothing is removed.
 """
 
 from __future__ import annotations
@@ -20,20 +20,25 @@ _SUFFIX = ".tmp"
 
 @contextmanager
 def replacing(path: Path, prefix: str) -> Iterator[IO[bytes]]:
-    """Yield a file that takes the place of `path` when the block ends well, and is gone if not."""
+    """Yield a temporary file that replaces `path` at the end of the block, if nothing is raised.
+
+    Args:
+        path: The file to write.
+        prefix: First characters of the name of the temporary file.
+    """
     handle, temporary = _locked(path.parent, prefix)
     try:
         with open(handle, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
             yield file
             file.flush()
-            Path(temporary).replace(path)  # while it is locked: nobody takes it for a leftover
+            Path(temporary).replace(path)  # still locked, so that no process removes it
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
 def _locked(folder: Path, prefix: str) -> tuple[int, str]:
-    """Return a new file, open and locked: another one where somebody came before the lock."""
+    """Return a new locked file and its path; start again if it is removed before the lock."""
     while True:
         handle, temporary = tempfile.mkstemp(_SUFFIX, prefix, folder)
         with suppress(OSError):  # a file system without locks
@@ -44,30 +49,32 @@ def _locked(folder: Path, prefix: str) -> tuple[int, str]:
 
 
 def remove_leftovers(folder: Path, prefix: str) -> int:
-    """Remove a folder's temporary files that no living process writes; return how many.
+    """Remove the temporary files of a folder that no process writes; return their number.
 
-    prefix: as they were given to `replacing`, or the beginning of it.
+    Args:
+        folder: Folder; it may be missing.
+        prefix: Argument of `replacing`, or its first characters.
     """
     try:
         names = [entry.path for entry in os.scandir(folder) if _is_temporary(entry.name, prefix)]
     except FileNotFoundError:
         return 0
-    return sum(map(_removed, names))
+    return sum(map(_remove_if_unlocked, names))
 
 
 def _is_temporary(name: str, prefix: str) -> bool:
     return name.startswith(prefix) and name.endswith(_SUFFIX)
 
 
-def _removed(name: str) -> bool:
+def _remove_if_unlocked(name: str) -> bool:
     try:
         handle = os.open(name, os.O_RDONLY)
-    except OSError:  # it has just got its real name, or is another user's
+    except OSError:  # it was renamed meanwhile, or belongs to another user
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         Path(name).unlink()
-    except OSError:  # somebody writes there, or it is in its place by now
+    except OSError:  # another process writes it, or it was renamed meanwhile
         return False
     finally:
         os.close(handle)

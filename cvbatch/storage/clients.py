@@ -1,4 +1,4 @@
-"""Where a URI points, and the clients that reach it: one for each store, and how long they wait."""
+"""Parse URIs, and create the clients of the stores with their timeouts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import pyarrow.fs as pafs
 
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.redaction import has_user
-from cvbatch.storage import retry
 
 CONNECT_TIMEOUT_S = 10.0
-REQUEST_TRIES = 3  # of one page or part, before the whole listing or file is tried again
+REQUEST_TRIES = 3  # of one page or part, before the complete listing or file is retried
 _AWS_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -38,7 +37,7 @@ class Location(NamedTuple):
 
     @classmethod
     def of(cls, uri: str) -> Location:
-        """Return the place of a URI. Raises ConfigError for one that cannot be a place."""
+        """Return the location of a URI. Raises ConfigError for an invalid one."""
         scheme, mark, rest = uri.partition("://")
         if not mark or "/" in scheme:
             return cls("file", os.path.abspath(os.path.expanduser(uri)))  # noqa: PTH100, PTH111
@@ -59,18 +58,17 @@ class Location(NamedTuple):
 
     @property
     def uri(self) -> str:
-        """Return the one spelling of this place: an absolute path, or `scheme://bucket/key`."""
+        """Return the normal form of the URI: an absolute path, or `scheme://bucket/key`."""
         return self.path if self.scheme == "file" else f"{self.scheme}://{self.path}"
 
-    @property
-    def files(self) -> Any:
-        """Return the pyarrow file system it lies in, which itself tries a request again."""
-        return self.client(REQUEST_TRIES)
+    def client(self, timeout_s: float, tries: int) -> Any:
+        """Return the pyarrow file system of this location.
 
-    def client(self, tries: int) -> Any:
-        """Return the pyarrow file system it lies in, which makes a request so many times."""
+        Args:
+            timeout_s: seconds without a byte after which a request to S3 fails.
+            tries: how often the client itself makes a request.
+        """
         if self.scheme == "s3":
-            timeout_s = retry.retry_policy().request_timeout_s
             return _s3(self.path.split("/", 1)[0], _environment(), timeout_s, tries)
         return _gcs() if self.scheme == "gs" else _LOCAL
 
@@ -83,13 +81,13 @@ def _environment() -> _Environment:
 
 
 def _endpoint(variables: dict[str, str | None]) -> str | None:
-    """Return where S3 is, None for Amazon's own. Raises ConfigError where it holds a password."""
+    """Return the S3 endpoint, None for AWS. Raises ConfigError if it contains a password."""
     name = "AWS_ENDPOINT_URL_S3" if variables["AWS_ENDPOINT_URL_S3"] else "AWS_ENDPOINT_URL"
     endpoint = variables[name] or None
     if endpoint and ("@" in endpoint or has_user(endpoint)):
         raise ConfigError(
             f"{name} carries credentials; put them into AWS_ACCESS_KEY_ID and "
-            f"AWS_SECRET_ACCESS_KEY, and say {name}=https://host:port"
+            f"AWS_SECRET_ACCESS_KEY, and set {name}=https://host:port"
         )
     return endpoint
 
@@ -104,7 +102,7 @@ def _s3(bucket: str, environment: _Environment, timeout_s: float, tries: int) ->
         region=region or ("us-east-1" if endpoint else pafs.resolve_s3_region(bucket)),
         tls_ca_file_path=variables["AWS_CA_BUNDLE"],
         connect_timeout=CONNECT_TIMEOUT_S,
-        request_timeout=timeout_s,  # without a byte; libcurl takes 6 s more to see it mid-body
+        request_timeout=timeout_s,  # without a byte; in a body libcurl notices it 6 s later
         allow_delayed_open=True,  # one PutObject for a small file, not three requests
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=tries),
     )
@@ -115,16 +113,18 @@ def _gcs() -> Any:
     return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=15))
 
 
-def s3_client(timeout_s: float | None = None) -> Any:
-    """Return boto3's client, for what pyarrow lacks: a removal of one key, conditional puts.
+def s3_client(timeout_s: float) -> Any:
+    """Return the boto3 client, for operations that pyarrow lacks: delete one key, conditional put.
 
-    It makes a request once: `store.call_s3` makes it again. timeout_s: without a byte; None: the
-    job's.
+    It makes a request once; `Storage.call_s3` retries it.
+
+    Args:
+        timeout_s: seconds without a byte after which a request fails.
 
     Raises:
         botocore.exceptions.BotoCoreError: no profile has the name in AWS_PROFILE.
     """
-    return _s3_requests(_environment(), timeout_s or retry.retry_policy().request_timeout_s)
+    return _s3_requests(_environment(), timeout_s)
 
 
 @lru_cache(maxsize=4)
@@ -140,14 +140,14 @@ def _s3_requests(environment: _Environment, timeout_s: float) -> Any:
         read_timeout=timeout_s,
         retries={"mode": "standard", "total_max_attempts": 1},
     )
-    # A session of its own: boto3's shared one keeps the credentials it saw first.
+    # A new session: the shared session of boto3 keeps the first credentials that it got.
     return boto3.session.Session().client(
         "s3", region_name=region or ("us-east-1" if endpoint else None), config=config
     )
 
 
 def describe_boto_error(error: Exception) -> str:
-    """Return the name and the status of what boto3 raised, as pyarrow's complaints have them."""
+    """Return the name and status of a boto3 error in the form of a pyarrow error message."""
     from botocore.exceptions import (
         ClientError,
         ConnectionError,

@@ -1,4 +1,8 @@
-"""A small file that several processes write in turn: each only over what it has seen there."""
+"""Write a small file on condition that it has not changed: compare-and-swap for several processes.
+
+A local file is created exclusively; S3 has conditional puts. Google Cloud Storage has conditions
+too, but pyarrow's client cannot use them.
+"""
 
 from __future__ import annotations
 
@@ -9,72 +13,78 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from cvbatch.core.errors import NotFoundError
-from cvbatch.storage import store
 from cvbatch.storage.clients import Location, describe_boto_error, s3_client
 from cvbatch.storage.retry import retry, translate
+from cvbatch.storage.store import Storage
 
 T = TypeVar("T")
-_LIMIT_S = 5.0  # of one request: who asks has little patience
-_IS_OTHERS = {404, 409, 412}  # the answers to a condition that does not hold
-_IS_BUSY = {429, 500, 502, 503, 504}
-_NO_CONDITIONS = {400, 501}  # the answers of a store that does not know conditions
+_TIMEOUT_S = 5.0  # of one request; shorter than the job's, because heartbeats must not be late
+_CONDITION_FAILED = {404, 409, 412}  # HTTP statuses if the condition does not hold
+_BUSY = {429, 500, 502, 503, 504}
+_CONDITIONS_UNSUPPORTED = {400, 501}
 
 
 class Content(NamedTuple):
-    """What a slot held when it was read."""
+    """Content of a conditional file at the time of a read."""
 
     data: bytes
-    tag: str  # the store's own word for this content
+    tag: str  # ETag in S3; "" for a local file
 
 
 class ConditionalFile(Protocol):
-    """One file that is read and replaced."""
+    """One file that is read, and replaced if it has not changed."""
 
     def read(self) -> Content | None:
-        """Return what is there; None where nothing is."""
+        """Return the content, None if the file does not exist."""
 
-    def put(self, data: bytes, seen: Content | None) -> bool:
-        """Write over what was seen (None: nothing); say False where something else is there.
+    def put(self, data: bytes, expected: Content | None) -> bool:
+        """Write the file if its content is `expected`; return whether it was written.
 
-        A store that does not know conditions is written to anyhow: read back who came last.
+        A store without conditional writes writes in any case: read back which process was last.
+
+        Args:
+            data: New content.
+            expected: Result of the last `read`; None: the file must not exist.
         """
 
     def remove(self) -> None:
-        """Remove the file, and the folders that were made for it if they are empty."""
+        """Remove the file, and the folders that were created for it if they are empty."""
 
 
-def conditional_file(uri: str) -> ConditionalFile | None:
-    """Return the slot at a URI; None where the store has no way to write on a condition."""
-    place = Location.of(uri)
-    if place.scheme == "gs":
-        return None  # pyarrow's client cannot
-    return _LocalSlot(place.uri) if place.scheme == "file" else _ObjectSlot(place)
+def conditional_file(storage: Storage, uri: str) -> ConditionalFile | None:
+    """Return the conditional file at a URI, None if the store has no conditional writes."""
+    location = Location.of(uri)
+    if location.scheme == "gs":
+        return None
+    if location.scheme == "file":
+        return _LocalFile(storage, location.uri)
+    return _S3Object(storage, location)
 
 
-class _LocalSlot:
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._folders: list[Path] = []  # made for the file; the deepest one first
+class _LocalFile:
+    def __init__(self, storage: Storage, uri: str) -> None:
+        self._storage, self._uri = storage, uri
+        self._created_folders: list[Path] = []  # the deepest one first
 
     def read(self) -> Content | None:
         try:
-            return Content(store.read_bytes(self._uri), "")
+            return Content(self._storage.read_bytes(self._uri), "")
         except NotFoundError:
             return None
 
-    def put(self, data: bytes, seen: Content | None) -> bool:
-        if seen is None:
+    def put(self, data: bytes, expected: Content | None) -> bool:
+        if expected is None:
             return self._create(data)
-        if self.read() != seen:
+        if self.read() != expected:
             return False
-        store.put_bytes(self._uri, data)
+        self._storage.put_bytes(self._uri, data)
         return True
 
     def _create(self, data: bytes) -> bool:
         try:
-            folders = [one for one in Path(self._uri).parents if not one.exists()]
+            folders = [folder for folder in Path(self._uri).parents if not folder.exists()]
             Path(self._uri).parent.mkdir(parents=True, exist_ok=True)
-            self._folders += folders
+            self._created_folders += folders
             handle = os.open(self._uri, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             with open(handle, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
                 file.write(data)
@@ -85,82 +95,82 @@ class _LocalSlot:
         return True
 
     def remove(self) -> None:
-        store.delete(self._uri)
-        with suppress(OSError):  # something else is in it by now
-            for folder in self._folders:
+        self._storage.delete(self._uri)
+        with suppress(OSError):  # a folder with other files stays
+            for folder in self._created_folders:
                 folder.rmdir()
 
 
-class _ObjectSlot:
-    """An S3 object, by boto3: pyarrow cannot put on a condition."""
+class _S3Object:
+    """An S3 object, written by boto3: pyarrow has no conditional puts."""
 
-    def __init__(self, place: Location) -> None:
-        self._uri = place.uri
-        bucket, key = place.path.split("/", 1)
+    def __init__(self, storage: Storage, location: Location) -> None:
+        self._storage, self._uri = storage, location.uri
+        bucket, key = location.path.split("/", 1)
         self._name = {"Bucket": bucket, "Key": key}
 
     @property
     def _client(self) -> Any:
-        return s3_client(_LIMIT_S)
+        return s3_client(_TIMEOUT_S)
 
     def read(self) -> Content | None:
         def get() -> Content:
-            answer = self._client.get_object(**self._name)
-            return Content(answer["Body"].read(), answer["ETag"])
+            response = self._client.get_object(**self._name)
+            return Content(response["Body"].read(), response["ETag"])
 
         try:
-            return self._ask(get)
+            return self._request(get)
         except _RefusedError as refusal:
             if refusal.status == 404:
                 return None
             raise translate(refusal, self._uri) from None
 
-    def put(self, data: bytes, seen: Content | None) -> bool:
-        condition = {"IfNoneMatch": "*"} if seen is None else {"IfMatch": seen.tag}
+    def put(self, data: bytes, expected: Content | None) -> bool:
+        condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected.tag}
         try:
             self._put(data, **condition)
         except _RefusedError as refusal:
-            if refusal.status in _IS_OTHERS:
+            if refusal.status in _CONDITION_FAILED:
                 return False
-            if refusal.status not in _NO_CONDITIONS:
+            if refusal.status not in _CONDITIONS_UNSUPPORTED:
                 raise translate(refusal, self._uri) from None
-            self._put_anyhow(data)
+            self._put_unconditionally(data)
         return True
 
-    def _put_anyhow(self, data: bytes) -> None:
+    def _put_unconditionally(self, data: bytes) -> None:
         try:
             self._put(data)
         except _RefusedError as refusal:
             raise translate(refusal, self._uri) from None
 
     def _put(self, data: bytes, **condition: str) -> None:
-        self._ask(lambda: self._client.put_object(Body=data, **self._name, **condition))
+        self._request(lambda: self._client.put_object(Body=data, **self._name, **condition))
 
-    def _ask(self, request: Callable[[], T]) -> T:
-        """Return the answer, asked for again while the store is busy or away."""
+    def _request(self, send: Callable[[], T]) -> T:
+        """Return the response, retried while the store is busy or unreachable."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        def asked() -> T:
+        def attempt() -> T:
             try:
-                return request()
+                return send()
             except ClientError as error:
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                told = f"{error.response['Error']['Code']} (HTTP status {status})"
-                if status in _IS_BUSY:
-                    raise OSError(told) from None
-                raise _RefusedError(status, told) from None
-            except BotoCoreError as error:  # its words hold the URL
+                message = f"{error.response['Error']['Code']} (HTTP status {status})"
+                if status in _BUSY:
+                    raise OSError(message) from None
+                raise _RefusedError(status, message) from None
+            except BotoCoreError as error:  # its message contains the URL
                 raise OSError(describe_boto_error(error)) from None
 
-        return retry(asked, self._uri)
+        return retry(attempt, self._uri, self._storage.policy)
 
     def remove(self) -> None:
-        store.delete(self._uri)
+        self._storage.delete(self._uri)
 
 
 class _RefusedError(Exception):
-    """An answer of the store that trying again would not change."""
+    """A response of the store that a retry would not change."""
 
-    def __init__(self, status: int, told: str) -> None:
-        super().__init__(told)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from cvbatch.core.errors import AccessDeniedError, CvbatchError, SinkError, StoreError
 from cvbatch.storage import store
 from cvbatch.storage.conditional_write import ConditionalFile, Content, conditional_file
+from cvbatch.storage.store import Storage
 
 log = logging.getLogger(__name__)
 
@@ -134,25 +135,26 @@ def _process_start_time(pid: int) -> str | None:
     return None if state in "ZX" else fields[18]
 
 
-def current_holder(sink_uri: str) -> Holder | None:
+def current_holder(storage: Storage, sink_uri: str) -> Holder | None:
     """Return the run that has the lease of a sink, None if there is none or it is known dead."""
-    file = _lease_file(sink_uri)
+    file = _lease_file(storage, sink_uri)
     content = file.read() if file else None
     holder = Holder.parse(content) if content else None
     return None if holder is None or holder.is_known_dead else holder
 
 
-def check_token(sink_uri: str, token: str) -> None:
+def check_token(storage: Storage, sink_uri: str, token: str) -> None:
     """Check, in another process than the one that has the lease, that its run still has it.
 
     Args:
+        storage: Reads the lease file.
         sink_uri: The sink.
         token: `Lease.token` of the run; "" if the store has no leases.
 
     Raises:
         CvbatchError: Another run has taken over the sink.
     """
-    file = _lease_file(sink_uri) if token else None
+    file = _lease_file(storage, sink_uri) if token else None
     if file is None:
         return
     content = file.read()
@@ -160,8 +162,8 @@ def check_token(sink_uri: str, token: str) -> None:
         raise _lost(sink_uri, content)
 
 
-def _lease_file(sink_uri: str) -> ConditionalFile | None:
-    return conditional_file(store.join(store.absolute(sink_uri), LEASE_PATH))
+def _lease_file(storage: Storage, sink_uri: str) -> ConditionalFile | None:
+    return conditional_file(storage, store.join(store.absolute(sink_uri), LEASE_PATH))
 
 
 def _lost(sink_uri: str, content: Content | None) -> CvbatchError:
@@ -176,12 +178,14 @@ class Lease:
     """The right to write into a sink, from `acquire` to the end of the `with` block.
 
     Args:
+        storage: Reads and writes the lease file.
         sink_uri: The sink.
         say: Receives a line if the run has to wait, or if the store has no leases.
         clock: The clock.
     """
 
-    def __init__(self, sink_uri: str, say: Say, clock: Clock = CLOCK) -> None:
+    def __init__(self, storage: Storage, sink_uri: str, say: Say, clock: Clock = CLOCK) -> None:
+        self._storage = storage
         self._sink_uri, self._say, self._clock = sink_uri, say, clock
         self._abandoned: Content | None = None  # a lease file whose run counts as dead
         self._holder: Holder | None = None  # this run, once it has the lease
@@ -208,7 +212,7 @@ class Lease:
 
     @cached_property
     def _file(self) -> ConditionalFile | None:
-        return _lease_file(self._sink_uri)
+        return _lease_file(self._storage, self._sink_uri)
 
     def wait_until_free(self) -> Content | None:
         """Return the lease file of a dead run, None if there is none. Nothing is written.

@@ -1,6 +1,6 @@
-"""What files a source URI stands for, as one table, however many there are.
+"""List the files of a URI - a file, a folder or a pattern - as an Arrow table.
 
-Names that start with `_` or `.`, and all below such folders, are not data and are left out.
+Names that start with `_` or `.` and everything below such folders are not data; they are left out.
 """
 
 from __future__ import annotations
@@ -18,57 +18,67 @@ import pyarrow.fs as pafs
 from cvbatch.core.errors import SourceError
 from cvbatch.storage.clients import REQUEST_TRIES, Location
 from cvbatch.storage.retry import translate
-from cvbatch.storage.store import attempt
+from cvbatch.storage.store import Storage
 
 FILES = pa.schema([("uri", pa.large_string()), ("size", pa.int64()), ("version", pa.string())])
 _BATCH_FILES = 65_536
 _THREADS = 16
-_SPREAD_LEVELS = 3  # folders listed one by one, level for level, until there are enough to share
+_SPREAD_LEVELS = 3  # of folders that are listed one by one to get enough folders for the threads
 _HIDDEN = r"(?:^|/)[._]"
 
-Progress = Callable[[int], None]  # called with the number of files found so far
+Progress = Callable[[int], None]  # receives the number of files listed so far
 Row = tuple[str, int, str]
 
 
 class Listing(NamedTuple):
-    """The files a source URI stands for."""
+    """Files of a URI."""
 
-    base: str  # all URIs begin with it; ends with "/"
+    base: str  # common beginning of all URIs; ends with "/"
     files: pa.Table  # uri: large_string, size: int64 bytes, version: string (changes with the file)
 
 
-def list_files(uri: str, on_progress: Progress | None = None) -> Listing:
-    """Return the files of one source URI, in no particular order.
+def list_files(storage: Storage, uri: str, on_progress: Progress | None = None) -> Listing:
+    """Return the files of one URI, in no particular order.
 
-    uri: a file, a folder (all below it), or a pattern: `*`, `?` and `[...]` stay within one name,
-    `**` goes through folders, a trailing `/` means all below. A name that exists is taken
-    literally, whatever signs are in it. The base is the folder, the file's folder, or what stands
-    before the pattern's first wild name.
+    Args:
+        storage: Lists the store.
+        uri: A file, a folder (with all folders below it), or a pattern: `*`, `?` and `[...]` match
+            within one name, `**` matches across folders, a trailing `/` means all files below. A
+            name that exists is taken literally, also with these characters.
+        on_progress: Receives the number of files listed so far.
 
-    Raises NotFoundError or AccessDeniedError, SourceError for a name that is not Unicode.
+    Returns:
+        The files. Their base is the folder, the folder of the file, or the part of a pattern before
+        its first name with a wildcard.
+
+    Raises:
+        NotFoundError: The file or folder does not exist.
+        AccessDeniedError: It may not be read.
+        SourceError: A file name is not Unicode.
     """
-    place = Location.of(uri)
-    info = attempt(place, lambda files: files.get_file_info(place.path))
+    location = Location.of(uri)
+    info = storage.attempt(location, lambda files: files.get_file_info(location.path))
     counter = _Counter(on_progress)
     if info.type == pafs.FileType.File:
-        name = place.uri
+        name = location.uri
         return Listing(name[: name.rindex("/") + 1], _table([(name, info.size, _version(info))]))
     if info.type == pafs.FileType.Directory:
-        return _list_folder(place, counter)
+        return _list_folder(storage, location, counter)
     folder, pattern = _split_pattern(uri)
     if pattern is None:
-        return _list_folder(place, counter)  # an object store says so only now that it is missing
-    listing = _list_folder(Location.of(folder), counter)
+        # An object store has no folders: only the listing shows that it is missing.
+        return _list_folder(storage, location, counter)
+    listing = _list_folder(storage, Location.of(folder), counter)
     names = pc.utf8_slice_codeunits(listing.files["uri"], len(listing.base))
-    wanted = pc.match_substring_regex(names, _pattern_regex(pattern))
-    return Listing(listing.base, listing.files.filter(wanted))
+    is_match = pc.match_substring_regex(names, _pattern_regex(pattern))
+    return Listing(listing.base, listing.files.filter(is_match))
 
 
-def _list_folder(place: Location, counter: _Counter) -> Listing:
-    base = place.uri.rstrip("/") + "/"
-    walk = _walk_local(place) if place.scheme == "file" else _walk_remote(place)
+def _list_folder(storage: Storage, location: Location, counter: _Counter) -> Listing:
+    base = location.uri.rstrip("/") + "/"
+    is_local = location.scheme == "file"
     batches = []
-    for batch in walk:
+    for batch in _walk_local(location) if is_local else _walk_remote(storage, location):
         names = pc.utf8_slice_codeunits(batch["uri"], len(base))
         batches.append(batch.filter(pc.invert(pc.match_substring_regex(names, _HIDDEN))))
         counter.add(batch.num_rows)
@@ -76,15 +86,15 @@ def _list_folder(place: Location, counter: _Counter) -> Listing:
 
 
 class _Counter:
-    """Tells how many files were found so far."""
+    """Counts the files and reports the count."""
 
     def __init__(self, on_progress: Progress | None) -> None:
-        self._on_progress, self._found = on_progress, 0
+        self._on_progress, self._count = on_progress, 0
 
-    def add(self, found: int) -> None:
-        self._found += found
+    def add(self, num_files: int) -> None:
+        self._count += num_files
         if self._on_progress:
-            self._on_progress(self._found)
+            self._on_progress(self._count)
 
 
 def _table(rows: list[Row]) -> pa.Table:
@@ -98,87 +108,89 @@ def _batch(rows: list[Row]) -> pa.RecordBatch:
             [pa.array(c, f.type) for c, f in zip(columns, FILES, strict=True)], schema=FILES
         )
     except UnicodeError:
-        bad = next(uri for uri, _, _ in rows if _is_odd(uri))
+        bad = next(uri for uri, _, _ in rows if not _is_unicode(uri))
         raise SourceError(
             f"the name of {os.fsencode(bad)!r} is not Unicode (UTF-8), which a Parquet string "
             "must be; rename the file"
         ) from None
 
 
-def _is_odd(name: str) -> bool:
+def _is_unicode(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        return False
+    return True
 
 
 def _version(info: Any) -> str:
     return str(info.mtime_ns or 0)
 
 
-def _walk_local(place: Location) -> Iterator[pa.RecordBatch]:
-    """Yield what lies below a folder; links are followed, except into a folder on the way down."""
+def _walk_local(location: Location) -> Iterator[pa.RecordBatch]:
+    """Yield the files below a folder; links are followed, except to a folder that contains them."""
     rows: list[Row] = []
     try:
-        for row in _scan(place.path):
+        for row in _scan(location.path):
             rows.append(row)
             if len(rows) == _BATCH_FILES:
                 yield _batch(rows)
                 rows = []
     except OSError as error:
-        raise translate(error, error.filename or place.uri) from None
+        raise translate(error, error.filename or location.uri) from None
     yield _batch(rows)
 
 
 def _scan(top: str) -> Iterator[Row]:
     folders: list[tuple[str, frozenset[str]]] = [(top, frozenset([os.path.realpath(top)]))]
     while folders:
-        folder, above = folders.pop()
+        folder, ancestors = folders.pop()
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith((".", "_")):
                     continue
                 if entry.is_dir():
                     real = os.path.realpath(entry.path)
-                    if real not in above:
-                        folders.append((entry.path, above | {real}))
+                    if real not in ancestors:
+                        folders.append((entry.path, ancestors | {real}))
                 elif entry.is_file():
-                    facts = entry.stat()
-                    yield entry.path, facts.st_size, str(facts.st_mtime_ns)
-                elif entry.is_symlink():  # to nothing: listed, so that it becomes a failed row
+                    stat = entry.stat()
+                    yield entry.path, stat.st_size, str(stat.st_mtime_ns)
+                elif entry.is_symlink():  # a broken link is listed, so that it becomes a failed row
                     yield entry.path, 0, "0"
 
 
-def _walk_remote(place: Location) -> Iterator[pa.RecordBatch]:
-    """Yield what lies below a prefix, listed by many threads at once."""
-    folders = [place]
+def _walk_remote(storage: Storage, location: Location) -> Iterator[pa.RecordBatch]:
+    """Yield the files below a prefix, listed by several threads."""
+    folders = [location]
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in range(_SPREAD_LEVELS):
-            level = list(pool.map(lambda folder: _select(folder, recursive=False), folders))
-            below = [i for infos in level for i in infos if i.type == pafs.FileType.Directory]
+            level = list(
+                pool.map(lambda folder: _select(storage, folder, recursive=False), folders)
+            )
+            subfolders = [i for infos in level for i in infos if i.type == pafs.FileType.Directory]
             folders = [
-                Location(place.scheme, info.path)
-                for info in below
+                Location(location.scheme, info.path)
+                for info in subfolders
                 if not info.base_name.startswith((".", "_"))
             ]
             for infos in level:
-                yield from _batches(place.scheme, infos)
+                yield from _batches(location.scheme, infos)
             if len(folders) >= _THREADS or not folders:
                 break
-        for infos in pool.map(lambda folder: _select(folder, recursive=True), folders):
-            yield from _batches(place.scheme, infos)
+        for infos in pool.map(lambda folder: _select(storage, folder, recursive=True), folders):
+            yield from _batches(location.scheme, infos)
 
 
-def _select(folder: Location, *, recursive: bool) -> list[Any]:
-    def listed(files: Any) -> list[Any]:
+def _select(storage: Storage, folder: Location, *, recursive: bool) -> list[Any]:
+    def list_folder(files: Any) -> list[Any]:
         return list(files.get_file_info(pafs.FileSelector(folder.path, recursive=recursive)))
 
-    return attempt(folder, listed, REQUEST_TRIES)
+    return storage.attempt(folder, list_folder, REQUEST_TRIES)
 
 
 def _batches(scheme: str, infos: list[Any]) -> Iterator[pa.RecordBatch]:
-    """Yield the files among what pyarrow listed, taking them off the end to free them."""
+    """Yield the files of a listing; entries are removed from the end of `infos` to free them."""
     while infos:
         some, infos[-_BATCH_FILES:] = infos[-_BATCH_FILES:], []
         yield _batch(
@@ -191,7 +203,7 @@ def _batches(scheme: str, infos: list[Any]) -> Iterator[pa.RecordBatch]:
 
 
 def _split_pattern(uri: str) -> tuple[str, str | None]:
-    """Return the fixed folder and the pattern below it, None where no name is wild."""
+    """Return the fixed folder and the pattern below it, None if no name has a wildcard."""
     parts = uri.split("/")
     wild = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), None)
     if wild is None:
@@ -203,18 +215,18 @@ def _split_pattern(uri: str) -> tuple[str, str | None]:
 
 
 def _pattern_regex(pattern: str) -> str:
-    """Return the regular expression (RE2) that matches a whole relative name."""
-    signs = re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL)
-    return "(?s)^" + "".join(_sign_regex(sign) for sign in signs) + r"\z"
+    """Return the regular expression (RE2) that matches a full relative name."""
+    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL)
+    return "(?s)^" + "".join(_token_regex(token) for token in tokens) + r"\z"
 
 
-def _sign_regex(sign: str) -> str:
+def _token_regex(token: str) -> str:
     wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    if sign in wild:
-        return wild[sign]
-    if len(sign) > 1:  # [...]
-        inside = sign[1:-1]
+    if token in wild:
+        return wild[token]
+    if len(token) > 1:  # [...]
+        inside = token[1:-1]
         negated = inside.startswith("!")
         members = inside[negated:].replace("\\", r"\\").replace("[", r"\[").replace("]", r"\]")
         return f"[{'^/' if negated else ''}{members}]"
-    return re.escape(sign)
+    return re.escape(token)

@@ -1,4 +1,4 @@
-"""What a store's complaints mean: which deserve another try, and the names of the others here."""
+"""Retry requests to a store, and translate the errors of pyarrow and boto3."""
 
 from __future__ import annotations
 
@@ -21,32 +21,18 @@ log = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 16.0
-LEAST_TRIES = 3  # of a request, however long each takes
+LEAST_TRIES = 3  # of a request, also if they exceed the retry budget
 
-# What pyarrow and the AWS SDK raise; a wrong path is ArrowInvalid, which is a ValueError.
+# Errors of pyarrow and the AWS SDK; a wrong path raises ArrowInvalid, which is a ValueError.
 STORE_FAULTS = (OSError, pa.ArrowException, UnicodeError)
 
 
-_policy = RetryPolicy()
-
-
-def retry_policy() -> RetryPolicy:
-    """Return the retry policy of this process."""
-    return _policy
-
-
-def set_retry_policy(policy: RetryPolicy) -> None:
-    """Let all requests of this process follow `policy` from now on."""
-    global _policy
-    _policy = policy
-
-
 class CredentialsError(AccessDeniedError):
-    """The store does not accept these credentials at all, whatever the name asked for."""
+    """The store does not accept these credentials for any file."""
 
 
 class TooLargeError(StoreError):
-    """The file is larger than the reader allows; `size` says how large, in bytes."""
+    """The file is larger than the reader allows; `size` is its size in bytes."""
 
     def __init__(self, message: str, size: int) -> None:
         super().__init__(message)
@@ -54,14 +40,14 @@ class TooLargeError(StoreError):
 
 
 class ShortReadError(StoreError):
-    """The store sent fewer bytes than it promised, at every try."""
+    """The store sent fewer bytes than it announced, at every try."""
 
 
 class _BusyError(StoreError):
-    """Busy, throttled or unreachable: worth another try."""
+    """The store is busy, throttles or is unreachable; the request is retried."""
 
 
-# By the word the AWS SDK or Google's client puts into its message.
+# Names of errors in the messages of the AWS SDK and of Google's client.
 _BAD_CREDENTIALS = (
     "SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|INVALID_SIGNATURE|"
     "MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED|"
@@ -93,12 +79,12 @@ _NOT_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTDIR, err
 
 
 def is_full(error: OSError) -> bool:
-    """Say whether there was no room to write: trying again would not help."""
+    """Return whether a write failed for lack of space, which a retry does not change."""
     return error.errno in _FULL
 
 
 def translate(error: Exception, uri: str) -> StoreError:
-    """Return the project's error for one that pyarrow or the system raised over `uri`."""
+    """Return the StoreError for an error that pyarrow or the system raised about `uri`."""
     text = str(error)
     if isinstance(error, FileNotFoundError):
         return NotFoundError(f"{uri} does not exist; check the name")
@@ -109,7 +95,7 @@ def translate(error: Exception, uri: str) -> StoreError:
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return AccessDeniedError(f"{uri} cannot be written: its file system is read-only")
     if isinstance(error, (pa.ArrowInvalid, UnicodeError)):
-        return NotFoundError(f"{uri!r} is not a name this store can hold; rename the file")
+        return NotFoundError(f"{uri!r} is not a valid name in this store; rename the file")
     if isinstance(error, OSError) and error.errno in _NOT_A_NAME:
         return NotFoundError(f"{uri!r} is not the name of a file")
     for pattern, kind, sentence in _COMPLAINTS:
@@ -149,31 +135,39 @@ _COMPLAINTS: tuple[tuple[str, type[StoreError], str], ...] = (
 )
 
 
-def retry(action: Callable[[], T], uri: str) -> T:
-    """Return what `action` returns, trying again while the store is busy or unreachable.
+def retry(action: Callable[[], T], uri: str, policy: RetryPolicy) -> T:
+    """Return the result of `action`, which is retried while the store is busy or unreachable.
 
     Waits grow from 0.5 s to 16 s, each shortened by up to a half at random. They end when waits and
-    failed tries have together taken the retry budget, but not before the third try.
-    Raises the error of the last try; a refusal or a missing name is raised at once.
+    failed tries have used up the retry budget, but not before LEAST_TRIES tries.
+
+    Args:
+        action: Makes the request; called once for each try.
+        uri: Names the file in error messages.
+        policy: Sets the retry budget and the function that waits.
+
+    Raises:
+        StoreError: The error of the last try. NotFoundError and AccessDeniedError are raised at
+            once.
     """
-    lost_s, longest, tries = 0.0, FIRST_WAIT_S, 0
+    lost_s, longest_wait_s, tries = 0.0, FIRST_WAIT_S, 0
     while True:
-        begun, tries = time.monotonic(), tries + 1
+        started, tries = time.monotonic(), tries + 1
         try:
             return action()
         except STORE_FAULTS as error:
             fault = translate(error, uri)
         except ShortReadError as error:
             fault = error
-        lost_s += time.monotonic() - begun
+        lost_s += time.monotonic() - started
         is_transient = isinstance(fault, (_BusyError, ShortReadError))
-        if not is_transient or (tries >= LEAST_TRIES and lost_s >= retry_policy().retry_budget_s):
-            raise fault from None  # the original may quote the request, credentials in it
-        wait = longest * random.uniform(0.5, 1.0)
-        log.warning("trying again in %.1f s: %s", wait, fault)
-        retry_policy().sleep(wait)
-        lost_s += wait
-        longest = min(2 * longest, LONGEST_WAIT_S)
+        if not is_transient or (tries >= LEAST_TRIES and lost_s >= policy.retry_budget_s):
+            raise fault from None  # the original may contain the request with its credentials
+        wait_s = longest_wait_s * random.uniform(0.5, 1.0)
+        log.warning("trying again in %.1f s: %s", wait_s, fault)
+        policy.sleep(wait_s)
+        lost_s += wait_s
+        longest_wait_s = min(2 * longest_wait_s, LONGEST_WAIT_S)
 
 
 _NAMES = (
@@ -184,7 +178,7 @@ _NAMES = (
 
 
 def _detail(text: str) -> str:
-    """Return the complaint's own name; a store's further words may quote the request."""
-    found = (re.search(name, text) for name in _NAMES)
-    name = next((match[1] for match in found if match), None)
+    """Return the name of the error; the rest of its message may contain the request."""
+    matches = (re.search(pattern, text) for pattern in _NAMES)
+    name = next((match[1] for match in matches if match), None)
     return hidden(name or next(iter(text.splitlines()), "no reason given"))[:200]

@@ -23,6 +23,7 @@ import pyarrow.fs as pafs
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError
 from cvbatch.storage import atomic, store
 from cvbatch.storage.lease import CLOCK, Clock, Lease, Say
+from cvbatch.storage.store import Storage
 
 T = TypeVar("T")
 _THREADS = 8
@@ -55,7 +56,7 @@ class Sink:
     As a context manager it refuses a sink that a living run uses, and at the end it releases the
     lease that `acquire` took:
 
-        with Sink(uri, "evaluate", listener.say) as sink:
+        with Sink(storage, uri, "evaluate", listener.say) as sink:
             state = sink.open(fingerprint, overwrite=False)  # refusals; nothing is written
             ...
             sink.acquire()
@@ -63,6 +64,7 @@ class Sink:
             for result in sink.guarded(results): ...
 
     Args:
+        storage: Lists, reads and writes the files.
         uri: The folder, in any store.
         command: A key of OWNERS.
         say: Receives a line if the run has to wait, or if the store has no leases.
@@ -70,11 +72,16 @@ class Sink:
     """
 
     def __init__(
-        self, uri: str, command: str, say: Say = lambda line: None, clock: Clock = CLOCK
+        self,
+        storage: Storage,
+        uri: str,
+        command: str,
+        say: Say = lambda line: None,
+        clock: Clock = CLOCK,
     ) -> None:
-        self.uri = uri
+        self.storage, self.uri = storage, uri
         self._owner = OWNERS[command]
-        self._lease = Lease(uri, say, clock)
+        self._lease = Lease(storage, uri, say, clock)
         self._state: bytes | None = None  # the state file when `open` read it
 
     def __enter__(self) -> Sink:
@@ -96,7 +103,7 @@ class Sink:
     def put(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write one file of the sink. Raises CvbatchError if another run has taken it over."""
         self.check()
-        store.put_bytes(self.join(name), data)
+        self.storage.put_bytes(self.join(name), data)
 
     # --- state -----------------------------------------------------------------------------------
 
@@ -154,7 +161,7 @@ class Sink:
 
     def _read_state_file(self) -> bytes | None:
         try:
-            return store.read_bytes(self.join(self._state_path))
+            return self.storage.read_bytes(self.join(self._state_path))
         except NotFoundError:
             return None
 
@@ -172,14 +179,14 @@ class Sink:
     def _refuse_other_commands(self) -> None:
         for command, owner in OWNERS.items():
             path = f"_cvbatch/{owner.state}.json"
-            if owner.is_exclusive and owner != self._owner and store.exists(self.join(path)):
+            if owner.is_exclusive and owner != self._owner and self.storage.exists(self.join(path)):
                 raise SinkError(
                     f"sink {self.uri} contains {path}: it belongs to `cvbatch {command}`; use "
                     "another sink"
                 )
 
     def _refuse_foreign_files(self) -> None:
-        for name in fnmatch.filter(store.list_names(self.uri), self._owner.foreign):
+        for name in fnmatch.filter(self.storage.list_names(self.uri), self._owner.foreign):
             raise SinkError(
                 f"sink {self.uri} contains {name!r}, which cvbatch did not write; use an empty "
                 "folder"
@@ -233,7 +240,7 @@ class Sink:
             SinkError: The sink cannot be accessed.
         """
         with self._accessing():
-            return [info.base_name for info in _list(store.Location.of(self.uri))]
+            return [info.base_name for info in self._list(store.Location.of(self.uri))]
 
     def remove(self, *patterns: str) -> None:
         """Remove files, and folders with their content; links are not followed.
@@ -244,14 +251,14 @@ class Sink:
         scheme = store.Location.of(self.uri).scheme
         for pattern in patterns:
             folder, _, name = pattern.rpartition("/")
-            infos = _list(store.Location.of(self.join(folder)))
-            found = [info for info in infos if fnmatch.fnmatchcase(info.base_name, name)]
+            infos = self._list(store.Location.of(self.join(folder)))
+            matches = [info for info in infos if fnmatch.fnmatchcase(info.base_name, name)]
             if scheme == "file":
-                for info in found:
+                for info in matches:
                     _remove_local(Path(info.path))
                 continue
             with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(store.delete, _objects(scheme, found)))
+                list(pool.map(self.storage.delete, self._objects(scheme, matches)))
 
     def clear(self, *patterns: str) -> None:
         """Remove the result that `open` found; in a sink without a state file do nothing.
@@ -281,12 +288,21 @@ class Sink:
             for below, _, _ in os.walk(top / folder):
                 atomic.remove_leftovers(Path(below), ".")
 
+    def _list(self, location: store.Location) -> list[Any]:
+        """Return the pyarrow.fs.FileInfo of each file and folder in a folder."""
+        selector = pafs.FileSelector(location.path, allow_not_found=True)
+        infos: list[Any] = self.storage.attempt(
+            location, lambda files: files.get_file_info(selector)
+        )
+        return infos
 
-def _list(location: store.Location) -> list[Any]:
-    """Return the pyarrow.fs.FileInfo of each file and folder in a folder."""
-    selector = pafs.FileSelector(location.path, allow_not_found=True)
-    infos: list[Any] = store.attempt(location, lambda files: files.get_file_info(selector))
-    return infos
+    def _objects(self, scheme: str, infos: Iterable[Any]) -> Iterator[str]:
+        """Yield the URIs of objects, and of all objects in folders."""
+        for info in infos:
+            if info.type == pafs.FileType.File:
+                yield f"{scheme}://{info.path}"
+            else:
+                yield from self._objects(scheme, self._list(store.Location(scheme, info.path)))
 
 
 def _remove_local(path: Path) -> None:
@@ -294,12 +310,3 @@ def _remove_local(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _objects(scheme: str, infos: Iterable[Any]) -> Iterator[str]:
-    """Yield the URIs of objects, and of all objects in folders."""
-    for info in infos:
-        if info.type == pafs.FileType.File:
-            yield f"{scheme}://{info.path}"
-        else:
-            yield from _objects(scheme, _list(store.Location(scheme, info.path)))

@@ -1,7 +1,7 @@
-"""One way to list, read and put files, wherever they lie: local folders, S3, Google Cloud Storage.
+"""Storage: list, read and write files in local folders, S3 and Google Cloud Storage.
 
-A URI is a plain path, `file://`, `s3://bucket/key` or `gs://bucket/key`. Keys and plain paths stand
-as they are, without percent escapes. Credentials come from the environment, never from a URI.
+A URI is a plain path, `file://`, `s3://bucket/key` or `gs://bucket/key`. Keys and plain paths are
+taken literally, without percent escapes. Credentials come from the environment, never from a URI.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
+from cvbatch.core.types import RetryPolicy
 from cvbatch.storage.atomic import replacing
 from cvbatch.storage.clients import REQUEST_TRIES, Location, describe_boto_error, s3_client
 from cvbatch.storage.retry import (
@@ -28,7 +30,6 @@ from cvbatch.storage.retry import (
     ShortReadError,
     TooLargeError,
     retry,
-    set_retry_policy,
     translate,
 )
 
@@ -36,123 +37,200 @@ __all__ = [
     "CredentialsError",
     "Location",
     "ShortReadError",
+    "Storage",
     "TooLargeError",
     "absolute",
-    "attempt",
-    "call_s3",
-    "delete",
-    "exists",
-    "fetch",
     "join",
-    "list_names",
-    "open_input",
-    "open_stream",
-    "put_bytes",
-    "read_bytes",
-    "set_retry_policy",
 ]
 
 T = TypeVar("T")
-STREAM_BYTES = 4 << 20  # read at once where reading goes straight on
+STREAM_BYTES = 4 << 20  # read at once from a file that is read from front to back
 _COPY_BYTES = 16 << 20
-_PART_BYTES = 10_000_000  # more than that goes up in parts
-_MARKS = (0xA5, 0x5A)  # no byte is both
-
-
-def attempt(place: Location, action: Callable[[Any], T], tries: int = 1) -> T:
-    """Return `action(file system)`, tried again while the store is busy.
-
-    tries: of a single request inside the action; more than one where it makes many.
-
-    Raises NotFoundError, AccessDeniedError, CredentialsError, or StoreError when the waiting was
-    in vain.
-    """
-    try:
-        return retry(lambda: action(place.client(tries)), place.uri)
-    except AccessDeniedError as error:
-        raise _reason(place, error) from None
-
-
-def _reason(place: Location, refusal: AccessDeniedError) -> StoreError:
-    """Return why access was refused: the answer to HEAD has no words, the one to a listing has."""
-    if place.scheme != "s3" or isinstance(refusal, CredentialsError):
-        return refusal
-    try:
-        place.files.get_file_info(pafs.FileSelector(place.path, allow_not_found=True))
-    except STORE_FAULTS as error:
-        reason = translate(error, place.uri)
-        return reason if isinstance(reason, (CredentialsError, NotFoundError)) else refusal
-    return refusal
+_PART_BYTES = 10_000_000  # a larger file is uploaded in parts
+_MARKS = (0xA5, 0x5A)  # no byte equals both
 
 
 def absolute(uri: str) -> str:
-    """Return the one spelling of a URI, the same in whatever folder a process works."""
+    """Return the normalized form of a URI, which does not depend on the working directory."""
     return Location.of(uri).uri
 
 
 def join(uri: str, *parts: str) -> str:
-    """Return the URI of something below `uri`."""
+    """Return the URI of a file or folder below `uri`."""
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def exists(uri: str) -> bool:
-    """Return whether a file (not a folder) has that name."""
-    place = Location.of(uri)
-    info = attempt(place, lambda files: files.get_file_info(place.path))
-    return bool(info.type == pafs.FileType.File)
+@dataclass(frozen=True)
+class Storage:
+    """All stores, with one policy for the retries of a failed request.
 
-
-def list_names(uri: str) -> dict[str, int]:
-    """Return the files of one folder, name → size in bytes; {} where there is no such folder.
-
-    Raises NotFoundError where there is no such bucket.
+    Every method raises NotFoundError, AccessDeniedError or CredentialsError at once, and StoreError
+    if the store is still busy or unreachable when the retries end. Instances can be pickled.
     """
-    place = Location.of(uri)
 
-    def listed(files: Any) -> list[Any]:
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+
+    def attempt(self, location: Location, action: Callable[[Any], T], tries: int = 1) -> T:
+        """Return `action(file system)`, retried while the store is busy.
+
+        Args:
+            location: on the file system that the action gets (a pyarrow.fs.FileSystem).
+            action: may be called several times.
+            tries: how often the client itself makes each request of the action; use more than one
+                for an action of many requests.
+        """
         try:
-            return list(files.get_file_info(pafs.FileSelector(place.path)))
-        except FileNotFoundError:
-            return []
+            return retry(
+                lambda: action(self.file_system(location, tries)), location.uri, self.policy
+            )
+        except AccessDeniedError as error:
+            raise self._reason(location, error) from None
 
-    infos = attempt(place, listed, REQUEST_TRIES)
-    return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
+    def file_system(self, location: Location, tries: int = REQUEST_TRIES) -> Any:
+        """Return the pyarrow.fs.FileSystem of a location, which makes a request `tries` times."""
+        return location.client(self.policy.request_timeout_s, tries)
 
+    def _reason(self, location: Location, refusal: AccessDeniedError) -> StoreError:
+        """Return why access was refused: a HEAD response has no message, that of a listing has."""
+        if location.scheme != "s3" or isinstance(refusal, CredentialsError):
+            return refusal
+        selector = pafs.FileSelector(location.path, allow_not_found=True)
+        try:
+            self.file_system(location).get_file_info(selector)
+        except STORE_FAULTS as error:
+            reason = translate(error, location.uri)
+            return reason if isinstance(reason, (CredentialsError, NotFoundError)) else refusal
+        return refusal
 
-def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
-    """Return a file's bytes.
+    def exists(self, uri: str) -> bool:
+        """Return whether `uri` is a file (not a folder)."""
+        location = Location.of(uri)
+        info = self.attempt(location, lambda files: files.get_file_info(location.path))
+        return bool(info.type == pafs.FileType.File)
 
-    Raises NotFoundError, AccessDeniedError, TooLargeError (before reading, above `max_bytes`),
-    ShortReadError, or StoreError when the store does not answer.
-    """
-    place = Location.of(uri)
+    def list_names(self, uri: str) -> dict[str, int]:
+        """Return name → size in bytes of the files in one folder; {} if there is no such folder.
 
-    def read(files: Any) -> bytes:
-        with _open(files, place) as file:
-            size = file.size()
-            if max_bytes is not None and size > max_bytes:
-                raise TooLargeError(f"{uri} has {size} bytes; the limit is {max_bytes}", size)
-            return _exactly(file, 0, size, uri)
+        Raises:
+            NotFoundError: the bucket does not exist.
+        """
+        location = Location.of(uri)
 
-    return attempt(place, read)
+        def listed(files: Any) -> list[Any]:
+            try:
+                return list(files.get_file_info(pafs.FileSelector(location.path)))
+            except FileNotFoundError:
+                return []
 
+        infos = self.attempt(location, listed, REQUEST_TRIES)
+        return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
 
-def open_input(uri: str) -> io.RawIOBase:
-    """Return a file to read from anywhere in it; each read is tried again as `read_bytes` is."""
-    return _Input(Location.of(uri))
+    def read_bytes(self, uri: str, max_bytes: int | None = None) -> bytes:
+        """Return the content of a file.
 
+        Raises:
+            TooLargeError: the file has more than `max_bytes`; nothing is read.
+            ShortReadError: the store sent fewer bytes than the size of the file, at every try.
+        """
+        location = Location.of(uri)
 
-def open_stream(uri: str) -> io.BufferedReader:
-    """Return a file to read from front to back, a few MiB held at a time."""
-    return io.BufferedReader(_Input(Location.of(uri)), STREAM_BYTES)
+        def read(files: Any) -> bytes:
+            with _open(files, location) as file:
+                size = file.size()
+                if max_bytes is not None and size > max_bytes:
+                    raise TooLargeError(f"{uri} has {size} bytes; the limit is {max_bytes}", size)
+                return _read_exactly(file, 0, size, uri)
+
+        return self.attempt(location, read)
+
+    def open_input(self, uri: str) -> io.RawIOBase:
+        """Return a file for random access; each read is retried as in `read_bytes`."""
+        return _Input(self, Location.of(uri))
+
+    def open_stream(self, uri: str) -> io.BufferedReader:
+        """Return a file to read from front to back; STREAM_BYTES are in memory at a time."""
+        return io.BufferedReader(_Input(self, Location.of(uri)), STREAM_BYTES)
+
+    def put_bytes(self, uri: str, data: bytes | pa.Buffer) -> None:
+        """Write a file atomically: a reader sees the complete file or none.
+
+        A local file is written as a temporary file (`.name-*.tmp`) and renamed; missing folders are
+        created. An object store shows an upload when it is complete.
+        """
+        location = Location.of(uri)
+
+        def put(files: Any) -> None:
+            if location.scheme == "file":
+                _put_local(Path(location.path), data)
+                return
+            # One write: a stream that is closed, also by an error, uploads all data or nothing.
+            with files.open_output_stream(location.path) as stream:
+                stream.write(data)
+
+        self.attempt(location, put, REQUEST_TRIES if len(data) > _PART_BYTES else 1)
+
+    def call_s3(self, uri: str, action: Callable[[Any], T]) -> T:
+        """Return `action(boto3 client)` about an S3 URI, retried while the store is busy.
+
+        The action handles the refusals that it expects (`botocore.exceptions.ClientError`).
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        def request() -> T:
+            try:
+                return action(s3_client(self.policy.request_timeout_s))
+            except (BotoCoreError, ClientError) as error:
+                raise OSError(describe_boto_error(error)) from None
+
+        return retry(request, uri, self.policy)
+
+    def delete(self, uri: str) -> None:
+        """Remove a file; do nothing if there is none."""
+        location = Location.of(uri)
+        if location.scheme == "s3":  # pyarrow would create an object for the folder
+            bucket, key = location.path.split("/", 1)
+            self.call_s3(location.uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
+            return
+        with suppress(NotFoundError):
+            self.attempt(location, lambda files: files.delete_file(location.path))
+
+    def fetch(self, uri: str) -> Path:
+        """Return a local path of a file: itself if it is local, otherwise a cached copy.
+
+        The name of the copy depends on size and modification time, so a file that has changed is
+        downloaded again.
+        """
+        location = Location.of(uri)
+        if location.scheme == "file":
+            if not Path(location.path).is_file():
+                raise NotFoundError(f"{uri} does not exist as a file; check the name")
+            return Path(location.path)
+        info = self.attempt(location, lambda files: files.get_file_info(location.path))
+        if info.type != pafs.FileType.File:
+            raise NotFoundError(f"{uri} does not exist as a file; check the name")
+        identity = f"{location.uri}\n{info.size}\n{info.mtime_ns}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        target = _cache_folder() / f"{key}-{Path(location.path).name[-100:]}"
+        if not target.exists():
+            self._download(uri, target)
+        return target
+
+    def _download(self, uri: str, target: Path) -> None:
+        with self.open_input(uri) as source:
+            try:
+                with replacing(target, "") as file:
+                    while piece := source.read(_COPY_BYTES):
+                        file.write(piece)
+            except OSError as error:  # from writing the copy: reading raises errors of its own
+                raise translate(error, str(target)) from None
 
 
 class _Input(io.RawIOBase):
-    """A file in any store whose reads survive the store's bad moments."""
+    """A file whose reads are retried."""
 
-    def __init__(self, place: Location) -> None:
-        self._place = place
-        self._file = attempt(place, lambda files: _open(files, place))
+    def __init__(self, storage: Storage, location: Location) -> None:
+        self._storage, self._location = storage, location
+        self._file = storage.attempt(location, lambda files: _open(files, location))
         self._size: int = self._file.size()
         self._position = 0
 
@@ -175,17 +253,18 @@ class _Input(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1, /) -> bytes:
-        rest = max(0, self._size - self._position)
-        wanted = rest if size is None or size < 0 else min(size, rest)
-        if wanted == 0:
+        remaining = max(0, self._size - self._position)
+        count = remaining if size is None or size < 0 else min(size, remaining)
+        if count == 0:
             return b""
-        data = attempt(
-            self._place, lambda _: _exactly(self._file, self._position, wanted, self._place.uri)
+        data = self._storage.attempt(
+            self._location,
+            lambda _: _read_exactly(self._file, self._position, count, self._location.uri),
         )
-        self._position += wanted
+        self._position += count
         return data
 
-    def readinto(self, buffer: Any, /) -> int:  # filled as far as the file goes
+    def readinto(self, buffer: Any, /) -> int:
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -196,53 +275,34 @@ class _Input(io.RawIOBase):
         super().close()
 
 
-def _exactly(file: Any, position: int, wanted: int, uri: str) -> bytes:
-    """Return the bytes at `position`, all that are wanted.
+def _read_exactly(file: Any, position: int, count: int, uri: str) -> bytes:
+    """Return `count` bytes at `position`.
 
-    An S3 file of pyarrow (26.0) says it gave all, however few came, and leaves the rest of the
-    buffer as it was. So the last byte is marked before; where the mark is still there it may be the
-    file's own byte, and another mark tells.
+    An S3 file of pyarrow (26.0) reports that it has read all bytes even if the response was
+    shorter, and leaves the rest of the buffer unchanged. So the last byte of the buffer is set to a
+    mark before. If the mark is still there, it may be the byte of the file; a second mark decides.
 
     Raises:
-        ShortReadError: fewer came.
+        ShortReadError: the response was shorter.
     """
-    if wanted == 0:
+    if count == 0:
         return b""
     for mark in _MARKS:
-        buffer = bytearray(wanted)
+        buffer = bytearray(count)
         buffer[-1] = mark
         file.seek(position)
-        if file.readinto(buffer) == wanted and buffer[-1] != mark:
+        if file.readinto(buffer) == count and buffer[-1] != mark:
             return bytes(buffer)
     raise ShortReadError(
-        f"{uri} gave fewer than the {wanted} bytes it promised at {position}; put it there again"
+        f"{uri}: the store sent fewer than {count} bytes at offset {position}; upload it again"
     )
 
 
-def _open(files: Any, place: Location) -> Any:
-    local = Path(place.path)
-    if place.scheme == "file" and local.exists() and not local.is_file():
-        raise NotFoundError(f"{place.uri} is not a file")  # a pipe would block for ever
-    return files.open_input_file(place.path)
-
-
-def put_bytes(uri: str, data: bytes | pa.Buffer) -> None:
-    """Write a file whole or not at all: no reader ever sees a part of it.
-
-    Locally by a temporary file (`.name-*.tmp`) and a rename; in an object store by one upload,
-    which counts when it is complete. A local folder that is missing is made.
-    """
-    place = Location.of(uri)
-
-    def put(files: Any) -> None:
-        if place.scheme == "file":
-            _put_local(Path(place.path), data)
-            return
-        # One write: what is closed, by us or by the stream's own end, is the whole or an error.
-        with files.open_output_stream(place.path) as stream:
-            stream.write(data)
-
-    attempt(place, put, REQUEST_TRIES if len(data) > _PART_BYTES else 1)
+def _open(files: Any, location: Location) -> Any:
+    local = Path(location.path)
+    if location.scheme == "file" and local.exists() and not local.is_file():
+        raise NotFoundError(f"{location.uri} is not a file")  # opening a pipe would block for ever
+    return files.open_input_file(location.path)
 
 
 def _put_local(path: Path, data: bytes | pa.Buffer) -> None:
@@ -264,71 +324,6 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def call_s3(uri: str, action: Callable[[Any], T]) -> T:
-    """Return `action(boto3 client)` about a URI in S3, tried again while the store is busy.
-
-    What the action itself expects of a refusal it catches (`botocore.exceptions.ClientError`).
-
-    Raises:
-        StoreError: as `attempt`.
-    """
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    def asked() -> T:
-        try:
-            return action(s3_client())
-        except (BotoCoreError, ClientError) as error:
-            raise OSError(describe_boto_error(error)) from None
-
-    return retry(asked, uri)
-
-
-def delete(uri: str) -> None:
-    """Remove a file; nothing where there is none.
-
-    Raises:
-        StoreError: the store does not let us, or does not answer.
-    """
-    place = Location.of(uri)
-    if place.scheme == "s3":  # pyarrow would leave an object for the folder in its place
-        bucket, key = place.path.split("/", 1)
-        call_s3(place.uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
-        return
-    with suppress(NotFoundError):
-        attempt(place, lambda files: files.delete_file(place.path))
-
-
-def fetch(uri: str) -> Path:
-    """Return a local path that holds the file: itself when local, otherwise a cached copy.
-
-    The copy's name holds size and modification time, so a file that changed is fetched again.
-    """
-    place = Location.of(uri)
-    if place.scheme == "file":
-        if not Path(place.path).is_file():
-            raise NotFoundError(f"{uri} does not exist as a file; check the name")
-        return Path(place.path)
-    info = attempt(place, lambda files: files.get_file_info(place.path))
-    if info.type != pafs.FileType.File:
-        raise NotFoundError(f"{uri} does not exist as a file; check the name")
-    identity = f"{place.uri}\n{info.size}\n{info.mtime_ns}"
-    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    target = _cache_folder() / f"{key}-{Path(place.path).name[-100:]}"
-    if not target.exists():
-        _download(uri, target)
-    return target
-
-
-def _download(uri: str, target: Path) -> None:
-    with open_input(uri) as source:
-        try:
-            with replacing(target, "") as file:
-                while piece := source.read(_COPY_BYTES):
-                    file.write(piece)
-        except OSError as error:  # of the copy: the source has errors of its own
-            raise translate(error, str(target)) from None
 
 
 def _cache_folder() -> Path:

@@ -25,6 +25,7 @@ from cvbatch.core.types import Failure, InputKey, TrainingExample
 from cvbatch.datasets.examples import LabelledRow, example_of, in_order, read_rows, shuffled
 from cvbatch.datasets.reader import Split, Wanted
 from cvbatch.images.decode import Limits
+from cvbatch.storage.store import Storage
 from cvbatch.train.augmentation import Augmentation, resized_examples, size_of_step
 from cvbatch.train.batches import Batch
 
@@ -46,6 +47,7 @@ class Share(NamedTuple):
 class Laying:
     """How rows become examples."""
 
+    storage: Storage
     wanted: Wanted
     key: InputKey
     limits: Limits
@@ -109,7 +111,9 @@ class Reader:
             at = np.flatnonzero(own[:, 0] == group)
             at = at[np.argsort(own[at, 1], kind="stable")]
             column = self._laying.wanted.column
-            found = read_rows(self.split.groups[group], own[at, 1].tolist(), column)
+            found = read_rows(
+                self._laying.storage, self.split.groups[group], own[at, 1].tolist(), column
+            )
             return list(zip(at.tolist(), found, strict=True))
 
         with ThreadPoolExecutor(_READING) as pool:

@@ -30,6 +30,7 @@ from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.models import model_files
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 from cvbatch.train import network
 from cvbatch.train.capacity import check_count, check_memory, choose_workers
 
@@ -96,13 +97,13 @@ def train(
         CvbatchError: stopped midway; the last checkpoint stays, the same call goes on.
     """
     started = time.perf_counter()
-    store.set_retry_policy(job.run.retry_policy)
+    storage = Storage(job.run.retry_policy)
     job = _with_absolute_uris(job)
     with ExitStack() as stack:
-        sink = stack.enter_context(Sink(job.sink.uri, "train", listener.say))
+        sink = stack.enter_context(Sink(storage, job.sink.uri, "train", listener.say))
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        data = _chosen(find_labelled(job.source.uri, wanted_of(job)), job)
-        identity = fingerprint(job, [data.identity, _model_identity(job)])
+        data = _chosen(find_labelled(storage, job.source.uri, wanted_of(job)), job)
+        identity = fingerprint(job, [data.identity, _model_identity(storage, job)])
         state: _State | None = sink.open(identity, overwrite=overwrite, parse=_State.parse)
         if resume and state is None:
             raise SinkError(f"--resume: sink {sink.uri} contains no training; omit --resume")
@@ -112,10 +113,10 @@ def train(
         check_count(len(data.splits["train"]), job, wiring.num_actors)
         with tempfile.TemporaryDirectory(prefix="cvbatch-begun-") as folder:
             begun = None
-            with _asked(job, data, listener) if joins_a_cluster() else nullcontext():
+            with _asked(storage, job, data, listener) if joins_a_cluster() else nullcontext():
                 if state is None:
                     begun = Path(folder) / "begun.keras"
-                    state = _begin(job, data, identity, wiring, begun)
+                    state = _begin(storage, job, data, identity, wiring, begun)
                 check_memory(job, state.ready, wiring, resources)
             sink.acquire()
             if begun is not None:
@@ -186,40 +187,49 @@ def _chosen(found: Labelled, job: TrainJob) -> Labelled:
     return Labelled(found.classes, chosen, found.identity)
 
 
-def _model_identity(job: TrainJob) -> str:
+def _model_identity(storage: Storage, job: TrainJob) -> str:
     """Return what the model is beyond its name: the SHA-256 of the files it names."""
     named = (job.model.model, job.model.weights or "")
     digests = []
     for uri in named:
         if uri.endswith((".keras", ".h5")):
-            digest = model_files.sha256(model_files.fetch(uri))
+            digest = model_files.sha256(model_files.fetch(storage, uri))
             model_files.check(uri, digest, job.model.sha256)
             digests.append(digest)
     return json.dumps(digests)
 
 
-def _asked(job: TrainJob, data: Labelled, listener: Listener) -> AbstractContextManager[None]:
+def _asked(
+    storage: Storage, job: TrainJob, data: Labelled, listener: Listener
+) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
     from cvbatch.distributed.preflight import nodes_checked
 
     source_uri = data.splits["train"].groups[0].uri
-    return nodes_checked(job.sink.uri, source_uri, job.run.retry_policy, listener.say)
+    return nodes_checked(storage, job.sink.uri, source_uri, listener.say)
 
 
-def _begin(job: TrainJob, data: Labelled, identity: str, wiring: Allocation, begun: Path) -> _State:
+def _begin(
+    storage: Storage,
+    job: TrainJob,
+    data: Labelled,
+    identity: str,
+    wiring: Allocation,
+    begun: Path,
+) -> _State:
     """Build the network into a local file; return what will be said of the training."""
     anchors = None
     if job.model.fits_anchors:
-        anchors = _anchors(data.splits["train"], job)
-    ready = network.make_ready(job, data.classes, anchors, begun)
+        anchors = _anchors(storage, data.splits["train"], job)
+    ready = network.make_ready(storage, job, data.classes, anchors, begun)
     return _State(identity, wiring.num_actors, ready)
 
 
-def _anchors(split: Split, job: TrainJob) -> Sequence[Sequence[float]]:
+def _anchors(storage: Storage, split: Split, job: TrainJob) -> Sequence[Sequence[float]]:
     from cvbatch.geometry.anchors import fit_anchors
 
     try:
-        found = fit_anchors(box_shapes(split), job.model.anchors, job.training.seed)
+        found = fit_anchors(box_shapes(storage, split), job.model.anchors, job.training.seed)
     except ValueError as error:
         raise SourceError(
             f"the anchors cannot be fitted to the boxes of split {split.name!r} ({error}); say "
@@ -259,6 +269,7 @@ def _teach(
     gpus = wiring.gpus_per_actor
     run = job.run.model_copy(update={"workers": state.workers, "gpus_per_worker": gpus})
     lessons = WorkerSpec(
+        storage=sink.storage,
         job=job.model_copy(update={"run": run}),
         data=data,
         wanted=wanted_of(job),

@@ -15,7 +15,7 @@ from cvbatch.core.child_process import ChildProcess
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.models import model_files
 from cvbatch.models.metadata import DEMO_FILES, read_card, write_card
-from cvbatch.storage.retry import set_retry_policy
+from cvbatch.storage.store import Storage
 
 if TYPE_CHECKING:
     import keras
@@ -41,7 +41,11 @@ class Ready:
 
 
 def make_ready(
-    job: TrainJob, classes: Sequence[str], anchors: Sequence[Sequence[float]] | None, file: Path
+    storage: Storage,
+    job: TrainJob,
+    classes: Sequence[str],
+    anchors: Sequence[Sequence[float]] | None,
+    file: Path,
 ) -> Ready:
     """Build the job's network and save it in `file`, in a process that ends and takes its memory.
 
@@ -51,18 +55,12 @@ def make_ready(
         RefusedError: the network cannot be had, or does not fit the task, its classes, its recipe
             or its metric.
     """
-    building = ChildProcess(
-        _make_ready,
-        job,
-        tuple(classes),
-        anchors,
-        file,
-        initializer=partial(set_retry_policy, job.run.retry_policy),
-    )
+    building = ChildProcess(_make_ready, storage, job, tuple(classes), anchors, file)
     return building.result(f"builds model {job.model.model!r}", "choose a smaller one or make room")
 
 
 def _make_ready(
+    storage: Storage,
     job: TrainJob,
     classes: tuple[str, ...],
     anchors: Sequence[Sequence[float]] | None,
@@ -75,13 +73,13 @@ def _make_ready(
     from cvbatch.train.phases import freeze
 
     keras.utils.set_random_seed(job.training.seed)
-    _check_card(job, classes)
+    _check_card(storage, job, classes)
     options = dict(job.model.build or {})
     if job.model.multi_label:
         options = {"multi_label": True} | options
     if anchors is not None:
         options = {"anchors": anchors} | options
-    model = _network(job, len(classes), options)
+    model = _network(storage, job, len(classes), options)
     size = _image_size(job, model)
     model = _plain(model)
     model.save(file)
@@ -105,7 +103,9 @@ def _make_ready(
     )
 
 
-def _network(job: TrainJob, num_classes: int, options: dict[str, Any]) -> keras.Model:
+def _network(
+    storage: Storage, job: TrainJob, num_classes: int, options: dict[str, Any]
+) -> keras.Model:
     """Return the job's network with its weights.
 
     A file of a keras.applications network with ImageNet's classes serves any others: the head is
@@ -122,7 +122,7 @@ def _network(job: TrainJob, num_classes: int, options: dict[str, Any]) -> keras.
             registry.load_model,
             said.model,
             said.weights,
-            local_file=lambda uri: model_files.download(uri, Path(folder), said.sha256),
+            local_file=lambda uri: model_files.download(storage, uri, Path(folder), said.sha256),
             image_size=said.image_size,
             options=options,
         )
@@ -158,12 +158,12 @@ def _at_its_largest(job: TrainJob, model: keras.Model, trained: keras.Model) -> 
     return resized[-1] if resized else trained
 
 
-def _check_card(job: TrainJob, classes: tuple[str, ...]) -> None:
+def _check_card(storage: Storage, job: TrainJob, classes: tuple[str, ...]) -> None:
     """Refuse a trained file whose classes are called otherwise than the data's."""
     model = job.model.model
     file = DEMO_FILES.get(model) if job.model.weights == "demo" else None
     if model.endswith(".keras"):
-        file = model_files.fetch(model)
+        file = model_files.fetch(storage, model)
     card = read_card(file) if file else None
     if card is not None and card.classes != classes:
         raise ModelError(

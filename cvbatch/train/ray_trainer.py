@@ -119,7 +119,7 @@ def _trainer(lessons: WorkerSpec, ledger: Any) -> Any:
         run_config=ray.train.RunConfig(
             name="training",
             storage_path=place.path,
-            storage_filesystem=place.files,
+            storage_filesystem=lessons.storage.file_system(place),
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=lessons.job.training.keep),
         ),

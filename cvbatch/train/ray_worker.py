@@ -52,13 +52,13 @@ class TrainingWorker:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         self._replicas = Replicas(strategy)
         keras.utils.set_random_seed(job.training.seed)
-        store.set_retry_policy(job.run.retry_policy)
-        self._begun = store.fetch(lessons.begun_uri)
+        self._begun = lessons.storage.fetch(lessons.begun_uri)
         with self._replicas.strategy.scope():
             model = network.load(self._begun, job.model.model, job.training.precision)
             self._learner = network.learner_of(job, model, len(lessons.data.classes))
         self._share = Share(self._replicas.worker, lessons.num_workers, job.training.batch_size)
         self._laying = Laying(
+            storage=lessons.storage,
             wanted=lessons.wanted,
             key=InputKey(*lessons.image_size, job.model.resize),
             limits=Limits(job.source.max_bytes, job.source.max_pixels),
@@ -205,7 +205,7 @@ class TrainingWorker:
     def _check_lease(self) -> None:
         """Stop if another run has the sink, also while the driver, which has the lease, hangs."""
         if self._replicas.is_chief:
-            check_token(self._lessons.sink_uri, self._lessons.lease_token)
+            check_token(self._lessons.storage, self._lessons.sink_uri, self._lessons.lease_token)
 
     def _leave(self) -> None:
         """Put what the epochs came to so far into the sink."""
@@ -216,7 +216,7 @@ class TrainingWorker:
         self._put(_EVENTS, _event_file(rows))
 
     def _put(self, name: str, data: bytes) -> None:
-        store.put_bytes(store.join(self._lessons.sink_uri, name), data)
+        self._lessons.storage.put_bytes(store.join(self._lessons.sink_uri, name), data)
 
 
 def _event_file(rows: list[Row]) -> bytes:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from cvbatch.config.train import TrainJob
 from cvbatch.datasets.reader import Labelled, Wanted
+from cvbatch.storage.store import Storage
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
     """All that a worker must know."""
 
+    storage: Storage
     job: TrainJob
     data: Labelled
     wanted: Wanted

@@ -12,6 +12,7 @@ from cvbatch.datasets.examples import example_of, in_order, read_rows, shuffled
 from cvbatch.datasets.reader import RowGroup, Split, Wanted, box_shapes, find_labelled
 from cvbatch.geometry.resize import boxes_to_input, boxes_to_original, make_placement, mask_to_input
 from cvbatch.images.decode import Limits
+from cvbatch.storage.store import Storage
 from tests.support import datasets
 
 LABELS, SINGLE, BOXES, MASKS = (
@@ -50,28 +51,28 @@ def places(split, order):
 
 def test_of_nothing_nothing_is_found(tmp_path):
     with pytest.raises(SourceError, match="holds no labelled Parquet; import the data"):
-        find_labelled([str(tmp_path)], LABELS)
+        find_labelled(Storage(), [str(tmp_path)], LABELS)
     split = Split("train", (), 0)
     assert len(split) == 0
     assert list(shuffled(split, 0, 0, 10)) == list(in_order(split)) == []
 
 
 def test_splits_classes_and_counts(voc):
-    found = find_labelled([voc], BOXES)
+    found = find_labelled(Storage(), [voc], BOXES)
     assert found.classes == ("cat", "dog")
     assert {name: len(split) for name, split in found.splits.items()} == {
         "train": 3,
         "validation": 1,
     }
-    again = find_labelled([f"{voc}/"], BOXES)
+    again = find_labelled(Storage(), [f"{voc}/"], BOXES)
     assert (again.identity, again.splits) == (found.identity, found.splits)
 
 
 def test_images_without_the_one_label_are_left_out_and_counted(voc):
-    train = find_labelled([voc], Wanted("boxes", True)).splits["train"]
+    train = find_labelled(Storage(), [voc], Wanted("boxes", True)).splits["train"]
     assert (len(train), train.num_unlabelled) == (1, 2)
     (order,) = in_order(train)
-    rows = read_rows(train.groups[order[0, 0]], order[:, 1].tolist(), "boxes")
+    rows = read_rows(Storage(), train.groups[order[0, 0]], order[:, 1].tolist(), "boxes")
     assert [row.image_id for row in rows] == ["JPEGImages/a.png"]
 
 
@@ -101,7 +102,7 @@ def test_a_refusal_says_why(given, told, voc, folders, tmp_path):
         files = {f"bird/{i}.png": datasets.picture(seed=i) for i in range(3)}
         datasets.imported("folders", datasets.put(tmp_path / "in", files), tmp_path / "o")
     with pytest.raises(SourceError, match=told):
-        find_labelled(uris, wanted)
+        find_labelled(Storage(), uris, wanted)
 
 
 def test_what_cvbatch_did_not_write_is_refused(tmp_path):
@@ -109,19 +110,19 @@ def test_what_cvbatch_did_not_write_is_refused(tmp_path):
 
     pq.write_table(pa.table({"image_id": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="is not labelled data as cvbatch writes it"):
-        find_labelled([str(tmp_path)], LABELS)
+        find_labelled(Storage(), [str(tmp_path)], LABELS)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 cut short")
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(SourceError, match="cannot be read as labelled Parquet"):
-        find_labelled([str(tmp_path)], LABELS)
+        find_labelled(Storage(), [str(tmp_path)], LABELS)
     (tmp_path / "_cvbatch").mkdir()
     (tmp_path / "_cvbatch/job.json").write_text(json.dumps({}))
     with pytest.raises(SourceError, match="result of a prediction"):
-        find_labelled([str(tmp_path)], LABELS)
+        find_labelled(Storage(), [str(tmp_path)], LABELS)
 
 
 def test_every_image_comes_once_in_an_epoch_in_an_order_of_its_own(folders):
-    train = find_labelled([folders], SINGLE).splits["train"]
+    train = find_labelled(Storage(), [folders], SINGLE).splits["train"]
     whole = places(train, in_order(train))
     assert len(set(whole)) == len(whole) == 9
     first = places(train, shuffled(train, 0, 0, 100))
@@ -141,21 +142,21 @@ def test_a_pool_is_of_whole_row_groups_and_as_small_as_it_may_be():
 
 
 def test_rows_come_as_asked_for(voc):
-    train = find_labelled([voc], BOXES).splits["train"]
+    train = find_labelled(Storage(), [voc], BOXES).splits["train"]
     (order,) = in_order(train)
-    whole = read_rows(train.groups[0], order[:, 1].tolist(), "boxes")
-    assert read_rows(train.groups[0], [2, 0], "boxes") == [whole[2], whole[0]]
+    whole = read_rows(Storage(), train.groups[0], order[:, 1].tolist(), "boxes")
+    assert read_rows(Storage(), train.groups[0], [2, 0], "boxes") == [whole[2], whole[0]]
     assert {row.image_id[-5] for row in whole} == {"a", "b", "d"}
     (row,) = (row for row in whole if row.image_id.endswith("b.png"))
     assert row.boxes == ((0.0, 0.0, 5.0, 5.0, 0), (5.0, 1.0, 20.0, 12.0, 1))
     with pytest.raises(TrainingError, match="cannot be read any more"):
-        read_rows(train.groups[0]._replace(number=7), [0], "boxes")
+        read_rows(Storage(), train.groups[0]._replace(number=7), [0], "boxes")
 
 
 def test_shapes_are_parts_of_the_image(voc):
-    train = find_labelled([voc], BOXES).splits["train"]
+    train = find_labelled(Storage(), [voc], BOXES).splits["train"]
     expected = [[6 / 12, 10 / 20], [5 / 12, 5 / 20], [11 / 12, 15 / 20]]
-    found = box_shapes(train)
+    found = box_shapes(Storage(), train)
     np.testing.assert_allclose(found[np.lexsort(found.T[::-1])], sorted(expected), rtol=1e-6)
 
 
@@ -195,9 +196,9 @@ def test_a_mask_is_laid_as_its_image(resize):
 
 
 def test_an_example_is_what_the_row_says(voc):
-    train = find_labelled([voc], BOXES).splits["train"]
+    train = find_labelled(Storage(), [voc], BOXES).splits["train"]
     key = InputKey(24, 40, "stretch")  # twice the image
-    rows = read_rows(train.groups[0], [0, 1, 2], "boxes")
+    rows = read_rows(Storage(), train.groups[0], [0, 1, 2], "boxes")
     rows.sort(key=lambda row: row.image_id)
     one, two, none = (example_of(row, key, Limits()) for row in rows)
     assert one.pixels.shape == (24, 40, 3) and one.mask is None
@@ -216,16 +217,16 @@ def test_masks_are_found_without_being_read(tmp_path):
         images=str(tmp_path / "images"), masks=str(tmp_path / "masks"),
         classes=("left", "right"), values=(0, 1), split=(1.0, 0.0, 0.0),
     )  # fmt: skip
-    found = find_labelled([str(tmp_path / "out")], MASKS)
-    (row,) = read_rows(found.splits["train"].groups[0], [0], "mask")
+    found = find_labelled(Storage(), [str(tmp_path / "out")], MASKS)
+    (row,) = read_rows(Storage(), found.splits["train"].groups[0], [0], "mask")
     example = example_of(row, InputKey(6, 10, "stretch"), Limits())
     assert found.classes == ("left", "right")
     assert (example.mask == mask[::2, ::2]).all()
 
 
 def test_a_broken_image_and_a_mask_of_another_size_are_failures(voc):
-    train = find_labelled([voc], BOXES).splits["train"]
-    (row,) = read_rows(train.groups[0], [0], "boxes")
+    train = find_labelled(Storage(), [voc], BOXES).splits["train"]
+    (row,) = read_rows(Storage(), train.groups[0], [0], "boxes")
     key = InputKey(8, 8, "stretch")
     assert example_of(row._replace(data=b"text"), key, Limits()).kind == "not_an_image"
     for mask in (b"text", datasets.label_png(np.zeros((5, 5), np.uint8))):

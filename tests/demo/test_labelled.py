@@ -12,6 +12,7 @@ from cvbatch.demo.labelled import write_labelled
 from cvbatch.demo.render import load_backgrounds, render_scene, scene_seed
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
 from cvbatch.images.masks import decode_png
+from cvbatch.storage.store import Storage
 
 SPLITS = {"train": (5, 4), "test": (6, 2)}
 SIDES = ("x_min", "y_min", "x_max", "y_max")
@@ -27,7 +28,7 @@ def test_no_scenes_write_no_file(tmp_path):
 )
 def test_a_training_finds_every_task_in_them(column, classes, tmp_path):
     write_labelled(tmp_path, SPLITS)
-    found = find_labelled([str(tmp_path)], Wanted(column))
+    found = find_labelled(Storage(), [str(tmp_path)], Wanted(column))
     assert found.classes == classes
     assert {name: len(split) for name, split in found.splits.items()} == {"train": 4, "test": 2}
     assert all(split.num_unlabelled == 0 for split in found.splits.values())

@@ -18,6 +18,7 @@ from cvbatch.inference import builder
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.predict import memory_check
 from cvbatch.predict.memory_check import check_batch
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 
 GIB = 1 << 30
@@ -221,9 +222,9 @@ def test_a_program_takes_no_less_than_is_said(tmp_path):
 
     raw = {"task": "segmentation", "model": "encoder_decoder", "weights": "random"}
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": [raw]})
-    said = programs.identify(job.models[0])
+    said = programs.identify(Storage(), job.models[0])
     request = programs.BuildRequest(job.models[0], said, "litert", "float32", 8)
-    built = builder.build(request)
+    built = builder.build(Storage(), request)
     path = tmp_path / "program.zip"
     path.write_bytes(built.to_bytes())
     done = subprocess.run(
@@ -272,7 +273,7 @@ def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
     needed_by_3 = memory_check.prediction_need([BuiltProgram.from_bytes(kept.read_bytes())]).of(3)
 
     # A later run, whose programs are kept, is held to its memory as well.
-    monkeypatch.setattr(prediction, "Building", None)
+    monkeypatch.setattr(prediction, "ProgramBuilder", None)
     next((tmp_path / "sink").glob("*.parquet")).unlink()
     before = sorted(path for path in (tmp_path / "sink").rglob("*"))
     with pytest.raises(ConfigError, match="the largest that would fit is 2"):

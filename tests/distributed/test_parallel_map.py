@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from cvbatch.core.errors import CvbatchError, SourceError
-from cvbatch.core.types import RetryPolicy
 from cvbatch.distributed.parallel_map import ParallelMap, stateless
 from tests.support.jobs import Ear
 
@@ -67,7 +66,7 @@ def alone(monkeypatch):
 
 
 def spread(workers):
-    return ParallelMap(workers, RetryPolicy(), Ear())
+    return ParallelMap(workers, Ear())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

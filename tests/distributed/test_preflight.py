@@ -8,11 +8,12 @@ import pytest
 
 from cvbatch.core.errors import ConfigError, SinkError
 from cvbatch.core.types import RetryPolicy
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.local_cluster import working_folder
 from tests.support.small_disk import needs_mounts
 
-IMPATIENT = RetryPolicy(retry_budget_s=0)
+IMPATIENT = Storage(RetryPolicy(retry_budget_s=0))
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def archive(tmp_path):
 def errand(archive, tmp_path):
     from cvbatch.distributed.preflight import Errand
 
-    return Errand(str(tmp_path / "sink"), "token", str(archive / "a.jpg"), IMPATIENT)
+    return Errand(IMPATIENT, str(tmp_path / "sink"), "token", str(archive / "a.jpg"))
 
 
 @pytest.mark.ray
@@ -33,22 +34,20 @@ class TestErrand:
 
     def test_all_in_order(self, errand):
         from cvbatch.distributed.preflight import run_errand
-        from cvbatch.storage import store
 
-        store.put_bytes(errand.mark, b"token")
+        Storage().put_bytes(errand.mark, b"token")
         assert run_errand(errand, "n1") == ("", "")
-        assert store.read_bytes(errand.mark_of("n1")) == b"token"
+        assert Storage().read_bytes(errand.mark_of("n1")) == b"token"
 
     def test_another_sink_of_the_same_name(self, errand, tmp_path):
         from cvbatch.distributed.preflight import run_errand
-        from cvbatch.storage import store
 
         assert run_errand(errand, "n1") == (
             "sink",
             "it does not see there what this process writes",
         )
         assert not (tmp_path / "sink").exists()
-        store.put_bytes(errand.mark, b"of another run")
+        Storage().put_bytes(errand.mark, b"of another run")
         what, how = run_errand(errand, "n1")
         assert what == "sink" and "did not write" in how
 
@@ -80,7 +79,7 @@ class TestNodesAsked:
         from cvbatch.distributed.preflight import nodes_checked
 
         say = (said if said is not None else []).append
-        return nodes_checked(str(sink), str(source), IMPATIENT, say)
+        return nodes_checked(IMPATIENT, str(sink), str(source), say)
 
     def test_nothing_stays_of_it(self, ray_session, archive, tmp_path):
         said = []

@@ -28,6 +28,7 @@ from cvbatch.images.decode import Limits, decode
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.metrics.counts import INTERVAL_PERCENTILES, bootstrap_weights
 from cvbatch.results.result import Result
+from cvbatch.storage.store import Storage
 from tests.support.evaluations import write_truth
 from tests.support.jobs import write_parquet
 from tests.support.results import predicted
@@ -114,16 +115,16 @@ def make_spec(sink, resize="stretch", truth=None, batch_size=4, steps=8, others=
     class_of = {} if truth is None else {name: np.arange(2) for name in truth}
     limits = SourceConfig(uri=[str(sink.parent / "in")])
     keys = (model.input_key, *others)
-    reader = Result(str(sink)).reader
+    reader = Result(Storage(), str(sink)).reader
     return HeatmapSpec(reader, program, keys, limits, 60.0, class_of, steps, 0.15, SEED)
 
 
 def group_of(sink, truth=None):
     """Return all images of a result as one group."""
-    result = Result(str(sink))
+    result = Result(Storage(), str(sink))
     if truth is None:
         return predictions_only(result).parts
-    return join(result, load_ground_truth([str(truth)], None), None).parts
+    return join(result, load_ground_truth(Storage(), [str(truth)], None), None).parts
 
 
 def score_result(sink, truth=None, columns=(), batch_size=4, **options):

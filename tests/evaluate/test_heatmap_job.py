@@ -17,6 +17,7 @@ from cvbatch.evaluate.job import evaluate
 from cvbatch.evaluate.join import predictions_only
 from cvbatch.predict.job import predict
 from cvbatch.results.result import Result
+from cvbatch.storage.store import Storage
 from tests.support.evaluations import write_result, write_truth
 from tests.support.jobs import Ear, carry_programs, cvbatch, write_files, write_job
 from tests.support.networks import segmenter
@@ -210,7 +211,7 @@ def test_without_truth_or_stored_program_the_network_is_compiled_again(archive, 
 @pytest.mark.keras
 @pytest.mark.ray
 def test_a_sample_is_a_subset_of_a_larger_one_and_depends_on_the_seed(archive):
-    result = Result(str(archive / "out"))
+    result = Result(Storage(), str(archive / "out"))
     source, parts = load_heatmap_source(result), predictions_only(result).parts
 
     def sample(count, seed):

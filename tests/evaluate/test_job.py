@@ -18,6 +18,7 @@ from cvbatch.evaluate.scoring import merge_scores
 from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH, current_holder
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 from tests.metrics.test_average_precision import COCO_FIGURES, pycoco
 from tests.support.evaluations import Heard, write_result, write_truth
 from tests.support.jobs import cvbatch, write_job
@@ -501,7 +502,7 @@ def test_a_lost_lease_stops_the_evaluation_and_nothing_is_written(tmp_path, monk
     monkeypatch.setattr(job_module, "Sink", partial(Sink, clock=clock))
 
     def merge(parts):
-        assert current_holder(str(out)).pid == os.getpid()
+        assert current_holder(Storage(), str(out)).pid == os.getpid()
         next(parts)
         (out / LEASE_PATH).write_bytes(FAR.to_json())
         clock.sleep(HEARTBEAT_S)

@@ -13,6 +13,7 @@ from cvbatch.evaluate.join import join, load_ground_truth, read_joined_part
 from cvbatch.evaluate.metrics_table import to_parquet
 from cvbatch.evaluate.scoring import EvaluationSpec, merge_scores
 from cvbatch.results.result import Result
+from cvbatch.storage.store import Storage
 from tests.evaluate.test_job import all_tasks, random_masks
 from tests.support.evaluations import write_result, write_truth
 
@@ -37,8 +38,8 @@ def tables(folder, rows, truth, classes):
     """Return predictions and labels of all images as tables in the same order."""
     write_result(folder / "predictions", rows, classes, part_images=100)
     write_truth(folder / "truth", truth, classes)
-    result = Result(str(folder / "predictions"))
-    (part,) = join(result, load_ground_truth([str(folder / "truth")], None), None).parts
+    result = Result(Storage(), str(folder / "predictions"))
+    (part,) = join(result, load_ground_truth(Storage(), [str(folder / "truth")], None), None).parts
     columns = [column for column in COLUMNS if column in classes]
     extra = ["box_is_crowd"] if "boxes" in classes else []
     return read_joined_part(part, ["image_id", "status", *columns], [*columns, *extra])

@@ -21,6 +21,7 @@ from cvbatch.exporters.options import ExportOptions
 from cvbatch.planning.plan import make_plan
 from cvbatch.results import writer
 from cvbatch.results.safe_names import split_name, unique_stem
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.datasets import picture
 from tests.support.results import SIZE, exported, predicted, row, saw, tree
@@ -66,7 +67,9 @@ def test_hostile_names_stay_inside_and_apart(tmp_path, result, seen, format_):
     kind = pa.schema([(field.name, field.type) for field in file.schema_arrow])
     chunk_id = part[0].stem.removeprefix("part-")
     metadata = file.metadata.metadata[b"cvbatch"]
-    writer.write_part(str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata)
+    writer.write_part(
+        Storage(), str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata
+    )
     before = tree(tmp_path)
     report = exported(format_, result, tmp_path / "out" / "in", images="none")
     assert report["images"]["written"] == len(HOSTILE)
@@ -168,7 +171,7 @@ def test_chunks_not_predicted_yet_are_told(tmp_path, result):
 
 def test_a_chunk_planned_again_is_not_predicted_yet(tmp_path, result, seen):
     (tmp_path / "images" / "set" / "i 00.png").write_bytes(picture(*SIZE, seed=99) + b"more")
-    plan = make_plan(SourceConfig(uri=str(tmp_path / "images")), str(result), 4, 1 << 30)
+    plan = make_plan(Storage(), SourceConfig(uri=str(tmp_path / "images")), str(result), 4, 1 << 30)
     plan.commit()
     report = exported("coco", result, tmp_path / "out")
     assert report["images"]["not_predicted"] == 4
@@ -186,7 +189,9 @@ def damage(result):
     kind = pa.schema([(field.name, field.type) for field in file.schema_arrow])
     metadata = file.metadata.metadata[b"cvbatch"]
     chunk_id = path.stem.removeprefix("part-")
-    writer.write_part(str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata)
+    writer.write_part(
+        Storage(), str(result), chunk_id, [pa.Table.from_pylist(rows, kind)], kind, metadata
+    )
     return lambda: path.write_bytes(whole)
 
 

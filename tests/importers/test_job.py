@@ -12,9 +12,9 @@ from cvbatch.importers import job
 from cvbatch.importers.import_report import NUM_EXAMPLES, Report
 from cvbatch.importers.rules import KINDS, RULES, actions_by_kind
 from cvbatch.results import schema
-from cvbatch.storage import store
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH
 from cvbatch.storage.sink import Sink
+from cvbatch.storage.store import Storage
 from tests.support.datasets import files, imported, picture, put, rows, voc
 from tests.support.lease_holder import FAR, lease_holder, tree
 from tests.support.s3_server import S3Server
@@ -119,21 +119,19 @@ def test_a_refusal_leaves_what_was_there(source, tmp_path):
     assert files(out) == before
 
 
-def test_an_import_cut_short_begins_again_and_ends_the_same(source, tmp_path, monkeypatch):
+def test_an_import_cut_short_begins_again_and_ends_the_same(source, tmp_path):
     imported("voc", source, tmp_path / "whole", shard_images=2)
-    put_bytes = store.put_bytes
-    left = [4]
+    num_left = [4]
 
-    def failing(uri, data):
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-        put_bytes(uri, data)
+    class Interrupted(Storage):
+        def put_bytes(self, uri, data):
+            num_left[0] -= 1
+            if not num_left[0]:
+                raise KeyboardInterrupt
+            super().put_bytes(uri, data)
 
-    monkeypatch.setattr(store, "put_bytes", failing)
     with pytest.raises(KeyboardInterrupt):
-        imported("voc", source, tmp_path / "out", shard_images=2)
-    monkeypatch.undo()
+        imported("voc", source, tmp_path / "out", shard_images=2, storage=Interrupted())
     assert 0 < len(files(tmp_path / "out")) < len(files(tmp_path / "whole"))
     summary = tmp_path / "out" / STATE
     assert json.loads(summary.read_text())["is_complete"] is False

@@ -25,6 +25,7 @@ from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
 from cvbatch.results import schema, writer
 from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.datasets import boxes_of, check_sums, imported, kinds
 
@@ -43,13 +44,17 @@ def result(source, out, tasks=TASKS, format_="images", **options):
         schema.ResultModel(one, ModelSpec("m", one.task, CLASSES, 4, 6, "stretch", "f" * 64))
         for one in job.models
     ]
-    plan = make_plan(SourceConfig(uri=str(source), format=format_), str(out), 3, 1 << 30)
+    plan = make_plan(Storage(), SourceConfig(uri=str(source), format=format_), str(out), 3, 1 << 30)
     plan.commit()
     for ref in plan.chunks:
-        images = list(ChunkReader(plan.format, "image").read(plan.read_chunk(ref), 1 << 20))
+        images = list(
+            ChunkReader(Storage(), plan.format, "image").read(plan.read_chunk(ref), 1 << 20)
+        )
         table = schema.to_rows(said(images, tasks), models, schema.result_schema(models))
         metadata = schema.result_metadata(models, "abc", "1")
-        writer.write_part(str(out), ref.chunk_id, [table], schema.result_schema(models), metadata)
+        writer.write_part(
+            Storage(), str(out), ref.chunk_id, [table], schema.result_schema(models), metadata
+        )
     return plan
 
 
@@ -191,7 +196,9 @@ def test_chunks_that_were_planned_again_since_are_told_too(tmp_path):
     source = archive(tmp_path / "images")
     plan = result(source, tmp_path / "result")
     (source / "i000.png").write_bytes(jobs.encoded_image(1))  # its rows are of other pixels
-    again = make_plan(SourceConfig(uri=str(source)), str(tmp_path / "result"), 3, 1 << 30)
+    again = make_plan(
+        Storage(), SourceConfig(uri=str(source)), str(tmp_path / "result"), 3, 1 << 30
+    )
     again.commit()
     assert again.num_changed == 1
     report, rows = imported("predictions", tmp_path / "result", tmp_path / "out")

@@ -14,6 +14,7 @@ from cvbatch.core.types import ModelSpec
 from cvbatch.inference import programs
 from cvbatch.models import model_files
 from cvbatch.models.metadata import write_card
+from cvbatch.storage.store import Storage
 
 CLASSES = ("a", "b", "c", "d", "e", "f", "g")
 
@@ -25,7 +26,7 @@ def config(model, **fields):
 
 def request(model, **fields):
     said = config(model, **fields)
-    return programs.BuildRequest(said, programs.identify(said), "litert", "float32", 2)
+    return programs.BuildRequest(said, programs.identify(Storage(), said), "litert", "float32", 2)
 
 
 def fake_file(path, content=b"x"):
@@ -54,10 +55,15 @@ def test_the_identity_follows_the_content_and_the_class_names(tmp_path):
     one = fake_file(tmp_path / "one.keras")
     same = fake_file(tmp_path / "same.keras")
     other = fake_file(tmp_path / "other.keras", b"y")
-    assert programs.identify(config(one)) == replace(programs.identify(config(same)), file=one)
-    assert programs.identify(config(one)).content != programs.identify(config(other)).content
-    before = programs.identify(config(one)).fingerprint
-    assert programs.identify(config(one, classes=["a"])).fingerprint != before
+    assert programs.identify(Storage(), config(one)) == replace(
+        programs.identify(Storage(), config(same)), file=one
+    )
+    assert (
+        programs.identify(Storage(), config(one)).content
+        != programs.identify(Storage(), config(other)).content
+    )
+    before = programs.identify(Storage(), config(one)).fingerprint
+    assert programs.identify(Storage(), config(one, classes=["a"])).fingerprint != before
 
 
 def test_a_pin_holds_a_file_and_changes_nothing_else(tmp_path):
@@ -74,9 +80,9 @@ def test_a_pin_of_a_zoo_network_is_about_its_weights_file(tmp_path):
     weights.write_bytes(b"w")
     digest = hashlib.sha256(b"w").hexdigest()
     said = {"weights": str(weights), "sha256": digest}
-    assert programs.identify(config("mini_xception", **said)).sha256 == digest
+    assert programs.identify(Storage(), config("mini_xception", **said)).sha256 == digest
     with pytest.raises(ModelError, match=rf"w.weights.h5 has the SHA-256 {digest}, not a{{64}}"):
-        programs.identify(config("mini_xception", **said | {"sha256": "a" * 64}))
+        programs.identify(Storage(), config("mini_xception", **said | {"sha256": "a" * 64}))
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "random", "demo"])
@@ -93,32 +99,32 @@ def test_a_pin_is_64_hexadecimal_digits(tmp_path, pin):
 
 def test_what_is_loaded_is_what_was_hashed(tmp_path):
     path = fake_file(tmp_path / "net.keras")
-    before = programs.identify(config(path)).sha256
+    before = programs.identify(Storage(), config(path)).sha256
     copies = tmp_path / "copies"
     copies.mkdir()
-    taken = model_files.download(str(path), copies, before)
+    taken = model_files.download(Storage(), str(path), copies, before)
     fake_file(path, b"another")
     assert hashlib.sha256(taken.read_bytes()).hexdigest() == before
     with pytest.raises(ModelError, match=f"not {before}: .*changed while the job began"):
-        model_files.download(str(path), copies, before)
+        model_files.download(Storage(), str(path), copies, before)
 
 
 def test_class_names_come_from_the_job_a_file_or_the_card(tmp_path):
     path = fake_file(tmp_path / "net.keras")
-    assert programs.identify(config(path)).classes is None
+    assert programs.identify(Storage(), config(path)).classes is None
     write_card(path, ("x", "y"), "classification")
-    assert programs.identify(config(path)).classes == ("x", "y")
+    assert programs.identify(Storage(), config(path)).classes == ("x", "y")
     names = tmp_path / "names.txt"
     names.write_text("cat\n\n dog \n")
-    assert programs.identify(config(path, classes=str(names))).classes == ("cat", "dog")
-    assert programs.identify(config(path, classes=["p"])).classes == ("p",)
+    assert programs.identify(Storage(), config(path, classes=str(names))).classes == ("cat", "dog")
+    assert programs.identify(Storage(), config(path, classes=["p"])).classes == ("p",)
     names.write_text("\n")
     with pytest.raises(ModelError, match="is empty"):
-        programs.identify(config(path, classes=str(names)))
+        programs.identify(Storage(), config(path, classes=str(names)))
 
 
 def test_the_demo_networks_are_known_by_their_files():
-    identity = programs.identify(config("demo_classifier", weights="demo"))
+    identity = programs.identify(Storage(), config("demo_classifier", weights="demo"))
     assert "star" in identity.classes
     assert identity.file.is_file()
 
@@ -144,7 +150,7 @@ class TestBuilding:
         from cvbatch.inference.compile import build, weights_sha256
 
         path = keras_files / "nested_classifier.keras"
-        program = build(request(path, heatmap={}, classes=list(CLASSES)))
+        program = build(Storage(), request(path, heatmap={}, classes=list(CLASSES)))
         assert (program.engine, program.note) == ("litert", "")
         assert program.spec.name == "nested_classifier"
         assert program.spec.classes == CLASSES
@@ -163,7 +169,7 @@ class TestBuilding:
         asked = request(fake_file(tmp_path / "net.keras"))
         fake_file(tmp_path / "net.keras", b"another")
         with pytest.raises(ModelError, match="changed while the job began"):
-            build(asked)
+            build(Storage(), asked)
 
     def test_what_litert_lacks_runs_in_tensorflow_and_is_said(self, tmp_path):
         import keras
@@ -197,7 +203,12 @@ class TestBuilding:
         from cvbatch.inference.compile import build
 
         with pytest.raises(ModelError, match="zebra"):
-            build(programs.BuildRequest(said, programs.identify(said), "litert", "float32", 2))
+            build(
+                Storage(),
+                programs.BuildRequest(
+                    said, programs.identify(Storage(), said), "litert", "float32", 2
+                ),
+            )
 
     def test_random_weights_are_the_same_every_time(self):
         first, again = (build_one("mini_xception", weights="random") for _ in range(2))
@@ -218,4 +229,4 @@ class TestBuilding:
 def build_one(path, **fields):
     from cvbatch.inference.compile import build
 
-    return build(request(path, **fields))
+    return build(Storage(), request(path, **fields))

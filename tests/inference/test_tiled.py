@@ -13,6 +13,7 @@ from cvbatch.images.masks import decode_png
 from cvbatch.inference import builder, programs
 from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.results import schema
+from cvbatch.storage.store import Storage
 from tests.support.reference_arrays import suppress_reference
 
 KERAS = [
@@ -61,9 +62,9 @@ def loaded(configs, batch_size=4):
     models = []
     for config in configs:
         request = programs.BuildRequest(
-            config, programs.identify(config), "litert", "float32", batch_size
+            config, programs.identify(Storage(), config), "litert", "float32", batch_size
         )
-        built = builder.build(request)
+        built = builder.build(Storage(), request)
         models.append(LoadedModel(config, built.spec, built.load(1), batch_size))
     return models
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.faulty_proxy import CUT_UPLOAD, Fault, Proxy, Request, proxied
 from tests.support.watched_job import WatchedJob
@@ -186,7 +186,7 @@ def in_s3(setting: Setting, done: Path, s3, name: str, kills: list[str], seed: i
         torment = Torment(job_file, sink, random.Random(seed), environment, proxy)
         torment.run(kills)
     check(torment, sink, done, setting.num_chunks)
-    assert stray(store.list_names(uri)) == []
+    assert stray(Storage().list_names(uri)) == []
 
 
 def test_nothing_is_stray_in_nothing_and_temporary_files_are():

@@ -31,6 +31,7 @@ from cvbatch.sources.base import InputFormat, ReadItems, ReadOptions, image_id_i
 from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.sources.units import UNITS
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 
 METADATA = b'{"schema_version": 1, "fingerprint": "abc", "models": []}'
@@ -98,13 +99,13 @@ def job(tmp_path: Path, keras_files: Path) -> JobConfig:
 
 
 def planned(job: JobConfig) -> Plan:
-    return make_plan(job.source, job.sink.uri, job.run.chunk_images, job.run.chunk_bytes)
+    return make_plan(Storage(), job.source, job.sink.uri, job.run.chunk_images, job.run.chunk_bytes)
 
 
 def write_chunks(job: JobConfig, plan: Plan, count: int | None = None) -> list[ImageBatch]:
     """Read, decode and write what is left of a plan, as a worker without models."""
-    order = PredictSpec(job, plan.format, (), (), METADATA, 1, plan.revisions)
-    reader = ChunkReader(plan.format, job.source.image_column)
+    order = PredictSpec(Storage(), job, plan.format, (), (), METADATA, 1, plan.revisions)
+    reader = ChunkReader(Storage(), plan.format, job.source.image_column)
     arrow_schema = schema.result_schema([])
     batches = []
     for ref in plan.pending[:count]:
@@ -118,7 +119,7 @@ def write_chunks(job: JobConfig, plan: Plan, count: int | None = None) -> list[I
         ]
         table = pa.Table.from_pylist(rows, arrow_schema)
         metadata = part_files.with_revision(METADATA, plan.revisions.get(ref.chunk_id, 0))
-        writer.write_part(job.sink.uri, ref.chunk_id, [table], arrow_schema, metadata)
+        writer.write_part(Storage(), job.sink.uri, ref.chunk_id, [table], arrow_schema, metadata)
         batches += of_chunk
     return batches
 

@@ -27,6 +27,7 @@ from cvbatch.results import writer
 from cvbatch.sources import discovery
 from cvbatch.storage import store
 from cvbatch.storage.listing import Listing
+from cvbatch.storage.store import Storage
 from tests.support.s3_server import S3Server
 
 NO_COLUMNS = pa.schema([("status", pa.string())])
@@ -61,16 +62,18 @@ class Archive:
 
     def plan(self, **source: str) -> Plan:
         uri = self.uri or [str(self.root / "in")]
-        return make_plan(Source(uri, **source), self.sink, self.chunk_images, self.chunk_bytes)
+        return make_plan(
+            Storage(), Source(uri, **source), self.sink, self.chunk_images, self.chunk_bytes
+        )
 
     def finish(self, plan: Plan, num_chunks: int | None = None) -> None:
         for ref in plan.pending[:num_chunks]:
             rows = writer.encode_part(
                 [], NO_COLUMNS, part_files.with_revision(b"{}", plan.revisions.get(ref.chunk_id, 0))
             )
-            store.put_bytes(store.join(self.sink, part_files.part_name(ref.chunk_id)), rows)
+            Storage().put_bytes(store.join(self.sink, part_files.part_name(ref.chunk_id)), rows)
         for chunk_id in plan.stale:
-            store.delete(store.join(self.sink, part_files.part_name(chunk_id)))
+            Storage().delete(store.join(self.sink, part_files.part_name(chunk_id)))
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def archive(tmp_path: Path) -> Archive:
 
 
 def items(plan: Plan) -> list[Item]:
-    return [item for ref in plan.chunks for item in read_chunk(ref).items]
+    return [item for ref in plan.chunks for item in read_chunk(Storage(), ref).items]
 
 
 def ids(plan: Plan) -> list[str]:
@@ -102,7 +105,7 @@ def test_a_source_without_images_is_refused_in_one_sentence(archive: Archive) ->
     with pytest.raises(SourceError, match="the 1 files there are of other kinds"):
         archive.plan()
     with pytest.raises(SourceError, match="nowhere does not exist"):
-        make_plan(Source([str(archive.root / "nowhere")]), archive.sink, 4, 100)
+        make_plan(Storage(), Source([str(archive.root / "nowhere")]), archive.sink, 4, 100)
 
 
 def test_every_image_is_planned_once_in_order_of_ids(archive: Archive) -> None:
@@ -141,9 +144,9 @@ def test_the_sink_is_not_read(archive: Archive) -> None:
     sink = str(archive.root / "in" / "results")
     source = Source([str(archive.root / "in")])
     archive.add("a.jpg", "results/part-0123456789abcdef.parquet", "results/sheet.jpg")
-    assert make_plan(source, sink, 4, 100).num_images == 1
+    assert make_plan(Storage(), source, sink, 4, 100).num_images == 1
     with pytest.raises(SourceError, match="own folder"):
-        make_plan(source, source.uri[0], 4, 100)
+        make_plan(Storage(), source, source.uri[0], 4, 100)
 
 
 # --- ids -----------------------------------------------------------------------------------------
@@ -185,7 +188,9 @@ def test_a_manifest_is_not_listed(archive: Archive) -> None:
     pq.write_table(pa.table({"n": [1, 2, 3, 4], "path": uris}), folder / "one.parquet")
     for number, name in enumerate(["list.txt", "list.parquet", "one.parquet"]):
         archive.uri = [str(folder / name)]
-        plan = make_plan(Source(archive.uri, "manifest"), f"{archive.sink}{number}", 4, 100)
+        plan = make_plan(
+            Storage(), Source(archive.uri, "manifest"), f"{archive.sink}{number}", 4, 100
+        )
         plan.commit()
         assert plan.format == "images"
         assert ids(plan) == ["/else/d.jpg", "b.jpg", "s3://k/c%20#.jpg", "sub/a b.jpg"]
@@ -224,8 +229,8 @@ def test_the_order_of_the_listing_does_not_matter(
     data = Path(uri).read_bytes()
     list_files = discovery.list_files
 
-    def shuffled(uri: str, on_progress: Callable[[int], None] | None) -> Listing:
-        base, files = list_files(uri, on_progress)
+    def shuffled(storage: Storage, uri: str, on_progress: Callable[[int], None] | None) -> Listing:
+        base, files = list_files(storage, uri, on_progress)
         order = random.Random(5).sample(range(files.num_rows), files.num_rows)
         return Listing(base, files.take(order))
 
@@ -268,7 +273,7 @@ def test_only_new_images_of_a_finished_job_are_pending(archive: Archive) -> None
     fourth = archive.plan()
     assert (fourth.pending, fourth.num_new) == ((), 0)
     assert fourth.chunks == third.chunks
-    assert len(manifest.generation_uris(archive.sink)) == 2
+    assert len(manifest.generation_uris(Storage(), archive.sink)) == 2
 
 
 # --- changed and removed files -------------------------------------------------------------------
@@ -276,7 +281,7 @@ def test_only_new_images_of_a_finished_job_are_pending(archive: Archive) -> None
 
 def versions(plan: Plan, chunk: int = 0) -> list[str]:
     """Return the versions of the files of a chunk when it was planned last."""
-    values: list[str] = manifest.units_of([plan.chunks[chunk]])["version"].to_pylist()
+    values: list[str] = manifest.units_of(Storage(), [plan.chunks[chunk]])["version"].to_pylist()
     return values
 
 
@@ -321,7 +326,7 @@ def test_a_run_killed_between_manifest_and_part_is_resumed(archive: Archive) -> 
     assert (resumed.num_changed, resumed.pending) == (0, resumed.chunks)
     archive.finish(resumed)
     assert archive.plan().is_finished
-    assert len(manifest.generation_uris(archive.sink)) == 2
+    assert len(manifest.generation_uris(Storage(), archive.sink)) == 2
 
 
 def test_a_chunk_is_revised_whenever_its_files_change(archive: Archive) -> None:
@@ -343,7 +348,7 @@ def test_a_chunk_is_revised_whenever_its_files_change(archive: Archive) -> None:
             archive.finish(plan)
             assert archive.plan().is_finished
     assert versions(plan) == versions(first)
-    assert len(manifest.generation_uris(archive.sink)) == 4
+    assert len(manifest.generation_uris(Storage(), archive.sink)) == 4
 
 
 def test_one_of_two_concurrent_revisions_is_refused(archive: Archive) -> None:
@@ -396,7 +401,7 @@ def test_changed_new_and_removed_files_give_one_generation(archive: Archive) -> 
     again.commit()
     assert ids(again) == [f"{name}.jpg" for name in "abcdefg"]
     assert [ref.chunk_id for ref in again.pending] == chunk_ids(again)[1:]
-    assert len(manifest.generation_uris(archive.sink)) == 2
+    assert len(manifest.generation_uris(Storage(), archive.sink)) == 2
     archive.finish(again)
     assert archive.plan().is_finished
 
@@ -477,9 +482,9 @@ def test_one_of_two_concurrent_plannings_is_refused(archive: Archive) -> None:
         one.commit()
     assert ids(archive.plan()) == ["a.jpg", "b.jpg"]
     rival = manifest.generation_uri(archive.sink, 0, ["0"])
-    store.put_bytes(rival, b"")  # withdrawn
+    Storage().put_bytes(rival, b"")  # withdrawn
     assert archive.plan().chunks == two.chunks
-    store.put_bytes(rival, b"x")
+    Storage().put_bytes(rival, b"x")
     with pytest.raises(SinkError, match="two jobs planned at once"):
         archive.plan()
 
@@ -541,7 +546,7 @@ def test_many_row_groups_and_generations_are_read_back(
     expected = [f"{i:03d}.jpg" for i in range(50)] + [f"x{i:03d}.jpg" for i in range(20)]
     assert ids(second) == expected
     for ref in random.Random(3).sample(second.chunks, len(second.chunks)):
-        chunk = read_chunk(ref)
+        chunk = read_chunk(Storage(), ref)
         assert (chunk.chunk_id, len(chunk.items)) == (ref.chunk_id, ref.num_items)
         assert sum(item.num_rows for item in chunk.items) == ref.num_images
         assert sum(item.size_bytes for item in chunk.items) == ref.size_bytes
@@ -674,12 +679,12 @@ def test_a_tar_is_a_chunk(archive: Archive) -> None:
 def test_source_and_sink_on_s3(s3: S3Server, tmp_path: Path) -> None:
     root = f"s3://bucket/{tmp_path.name}"
     for name in ["b.jpg", "a b.jpg", "x/é#.png"]:
-        store.put_bytes(f"{root}/in/{name}", b"x")
+        Storage().put_bytes(f"{root}/in/{name}", b"x")
     source, sink = Source([f"{root}/in/"]), f"{root}/out"
-    plan = make_plan(source, sink, 2, 100)
+    plan = make_plan(Storage(), source, sink, 2, 100)
     plan.commit()
     assert ids(plan) == ["a b.jpg", "b.jpg", "x/é#.png"]
-    again = make_plan(source, f"{sink}/", 2, 100)
+    again = make_plan(Storage(), source, f"{sink}/", 2, 100)
     assert again.chunks == plan.chunks
     local = Archive(tmp_path, 2).add("b.jpg", "a b.jpg", "x/é#.png", size=1).plan()
     assert chunk_ids(local) == chunk_ids(plan)
@@ -689,15 +694,15 @@ def test_a_changed_object_is_planned_again(s3: S3Server, tmp_path: Path) -> None
     """The size is the same; S3 reports another time."""
     root = f"s3://bucket/{tmp_path.name}"
     for name in "ab":
-        store.put_bytes(f"{root}/in/{name}.jpg", b"old")
+        Storage().put_bytes(f"{root}/in/{name}.jpg", b"old")
     source, sink_uri = Source([f"{root}/in/"]), f"{root}/out"
-    make_plan(source, sink_uri, 2, 100).commit()
-    assert make_plan(source, sink_uri, 2, 100).num_changed == 0
+    make_plan(Storage(), source, sink_uri, 2, 100).commit()
+    assert make_plan(Storage(), source, sink_uri, 2, 100).num_changed == 0
     deadline = time.monotonic() + 10
-    plan = make_plan(source, sink_uri, 2, 100)
+    plan = make_plan(Storage(), source, sink_uri, 2, 100)
     while not plan.num_changed and time.monotonic() < deadline:  # S3 times are in seconds
-        store.put_bytes(f"{root}/in/a.jpg", b"new")
-        plan = make_plan(source, sink_uri, 2, 100)
+        Storage().put_bytes(f"{root}/in/a.jpg", b"new")
+        plan = make_plan(Storage(), source, sink_uri, 2, 100)
     assert (plan.num_changed, plan.num_removed) == (1, 0)
     assert plan.revisions == {plan.chunks[0].chunk_id: 1}
 
@@ -718,11 +723,11 @@ def test_unusable_stores_are_refused_in_one_sentence(
     ]
     for source, sink_uri, kind, message in cases:
         with pytest.raises(kind, match=message):
-            make_plan(source, sink_uri, 2, 100)
+            make_plan(Storage(), source, sink_uri, 2, 100)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     for source, sink_uri, kind, message in wrong_keys:
         with pytest.raises(kind, match=message) as refusal:
-            make_plan(source, sink_uri, 2, 100)
+            make_plan(Storage(), source, sink_uri, 2, 100)
         assert "\n" not in str(refusal.value)
 
 

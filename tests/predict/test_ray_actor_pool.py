@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from cvbatch.core.errors import CvbatchError, SinkError
 from cvbatch.core.types import Chunk, ChunkRef, ChunkReport, Item
 from cvbatch.distributed.resources import Allocation
 from cvbatch.predict import ray_actor_pool
+from cvbatch.storage.store import Storage
 
 pytestmark = pytest.mark.ray
 
@@ -25,11 +27,11 @@ def _pickle_by_value(ray_session):
 class Worker:
     """A stub of FusedWorker that behaves as the id of the chunk says.
 
-    Its spec is a folder, in which it writes a file for each attempt.
+    It writes a file for each attempt into the folder of its spec.
     """
 
-    def load(self, folder):
-        self._folder = folder
+    def load(self, spec):
+        self._folder = folder = spec.folder
         if (folder / "no start").exists():
             os._exit(1)
 
@@ -54,8 +56,9 @@ def run(monkeypatch, folder, names, num_actors=1, max_actors=1):
     monkeypatch.setattr(ray_actor_pool, "FusedWorker", Worker)
     monkeypatch.setattr(ray_actor_pool, "_POLL_INTERVAL_S", 0.1)
     refs = [ChunkRef(name, "", 0, 0, 1, 1, 1) for name in names]
+    spec = SimpleNamespace(folder=folder, storage=Storage())
     allocation = Allocation("fused", num_actors, 0.5, 0.0, max_actors)
-    return [report.chunk_id for report in ray_actor_pool.ActorPool(allocation).run(refs, folder)]
+    return [report.chunk_id for report in ray_actor_pool.ActorPool(allocation).run(refs, spec)]
 
 
 def attempts(folder, name):
@@ -91,7 +94,9 @@ def test_a_chunk_is_retried_and_then_isolated(monkeypatch, tmp_path, deaths, exp
 
 def test_a_chunk_that_crashes_when_isolated_stops_the_job(monkeypatch, tmp_path):
     items = (Item("/a/first.jpg", "first.jpg", 1), Item("/a/last.jpg", "last.jpg", 1))
-    monkeypatch.setattr(ray_actor_pool, "read_chunk", lambda ref: Chunk(ref.chunk_id, items))
+    monkeypatch.setattr(
+        ray_actor_pool, "read_chunk", lambda storage, ref: Chunk(ref.chunk_id, items)
+    )
     message = "chunk dies4 crashed its worker 4 times.* 'first.jpg' to 'last.jpg'"
     with pytest.raises(CvbatchError, match=message):
         run(monkeypatch, tmp_path, ["before", "dies4", "after"])
@@ -119,7 +124,7 @@ def test_the_job_stops_if_no_actor_can_start(monkeypatch, tmp_path):
     pool = ray_actor_pool.ActorPool(Allocation("fused", 1, 64.0, 0.0, 1))
     monkeypatch.setattr(ray_actor_pool, "_POLL_INTERVAL_S", 0.1)
     with pytest.raises(CvbatchError, match=r"no worker: each needs 64 CPU and 0 GPU"):
-        list(pool.run(refs, tmp_path))
+        list(pool.run(refs, SimpleNamespace(storage=Storage())))
 
 
 def test_an_exception_of_a_worker_is_not_retried(monkeypatch, tmp_path):

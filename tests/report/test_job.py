@@ -16,6 +16,7 @@ from cvbatch.report.columns import tints_of
 from cvbatch.report.job import write_report
 from cvbatch.results import writer
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 from tests.report.conftest import CLASSES, EXACT, HOSTILE, SCRIPT
 from tests.support import jobs
 from tests.support.datasets import picture
@@ -212,10 +213,10 @@ def test_a_result_in_a_store_has_its_page_there(result, s3):
     uri = store.join(s3.bucket_uri, "page")
     for path in result.rglob("*"):
         if path.is_file():
-            store.put_bytes(store.join(uri, str(path.relative_to(result))), path.read_bytes())
+            Storage().put_bytes(store.join(uri, str(path.relative_to(result))), path.read_bytes())
     report = write_report(uri)
     assert report.report == store.join(uri, "_cvbatch/report.html") and report.num_images == 17
-    page = store.read_bytes(report.report)
+    page = Storage().read_bytes(report.report)
     assert page.startswith(b"<!doctype html>") and len(page) == report.num_bytes
 
 
@@ -323,7 +324,9 @@ def of_another_version(folder):
     path = sorted(folder.glob("part-*.parquet"))[-1]
     table = jobs.pq.read_table(path)
     said = json.dumps({"schema_version": 9, "fingerprint": "abc", "models": []}).encode()
-    writer.write_part(str(folder), path.stem.removeprefix("part-"), [table], table.schema, said)
+    writer.write_part(
+        Storage(), str(folder), path.stem.removeprefix("part-"), [table], table.schema, said
+    )
 
 
 def without_a_job(folder):

@@ -8,6 +8,7 @@ import pytest
 from cvbatch.report import statistics
 from cvbatch.report.statistics import LEAST_CONFIDENT, OF_CLASS, collect_statistics
 from cvbatch.results.result import Result
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.evaluations import write_result
 
@@ -26,7 +27,7 @@ def answers(count, seed=3):
 
 
 def test_of_nothing_nothing_is_counted(tmp_path):
-    found = collect_statistics(Result(str(write_result(tmp_path, {}, CLASSES))))
+    found = collect_statistics(Result(Storage(), str(write_result(tmp_path, {}, CLASSES))))
     assert (found.num_rows, found.num_failed, found.sampled) == (0, 0, [])
     assert found.picks_least_confident() == [] and found.picks_of_class("labels") == {}
     assert found.is_complete
@@ -45,7 +46,7 @@ def named(folder, picks):
 
 
 def test_counts_are_those_of_the_rows(seen):
-    found, rows = collect_statistics(Result(str(seen))), jobs.rows(seen)
+    found, rows = collect_statistics(Result(Storage(), str(seen))), jobs.rows(seen)
     ok = [row for row in rows if row["status"] == "ok"]
     assert (found.num_rows, found.num_failed) == (50, 50 - len(ok))
     assert found.num_images["labels"] == Counter(row["labels"][0]["class_id"] for row in ok)
@@ -60,14 +61,14 @@ def test_counts_are_those_of_the_rows(seen):
 
 
 def test_the_least_certain_are_those_with_the_lowest_best_score(seen):
-    found = named(seen, collect_statistics(Result(str(seen))).picks_least_confident())
+    found = named(seen, collect_statistics(Result(Storage(), str(seen))).picks_least_confident())
     ok = [row for row in jobs.rows(seen) if row["status"] == "ok"]
     lowest = sorted(ok, key=lambda row: row["labels"][0]["score"])[:LEAST_CONFIDENT]
     assert [row["image_id"] for row in found] == [row["image_id"] for row in lowest]
 
 
 def test_rows_of_a_class_have_it_and_are_not_all_from_one_end(seen):
-    found = collect_statistics(Result(str(seen)))
+    found = collect_statistics(Result(Storage(), str(seen)))
     for column in ("labels", "boxes"):
         for class_id, picks in found.picks_of_class(column).items():
             rows = named(seen, picks)
@@ -79,9 +80,9 @@ def test_rows_of_a_class_have_it_and_are_not_all_from_one_end(seen):
 
 
 def test_the_same_is_found_however_many_rows_are_held(seen, monkeypatch):
-    whole = collect_statistics(Result(str(seen)))
+    whole = collect_statistics(Result(Storage(), str(seen)))
     monkeypatch.setattr(statistics, "_BATCH_ROWS", 2)
-    piece = collect_statistics(Result(str(seen)))
+    piece = collect_statistics(Result(Storage(), str(seen)))
     for key in ("num_rows", "failures", "examples", "num_images", "num_elements", "score_bins"):
         assert getattr(piece, key) == getattr(whole, key), key
     assert piece.picks_least_confident() == whole.picks_least_confident()
@@ -90,7 +91,7 @@ def test_the_same_is_found_however_many_rows_are_held(seen, monkeypatch):
 
 def test_of_many_files_some_at_equal_distances_are_looked_at(seen, monkeypatch):
     monkeypatch.setattr(statistics, "MAX_FILES", 3)
-    result = Result(str(seen))
+    result = Result(Storage(), str(seen))
     found = collect_statistics(result)
     assert [result.done.index(ref) for ref in found.sampled] == [0, 4, 7]  # 3.5 rounds to even
     assert not found.is_complete and found.num_rows == 7 + 7 + 1

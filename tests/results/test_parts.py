@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cvbatch.core.errors import SourceError
 from cvbatch.results import parts
 from cvbatch.results.parts import box_corners, take_rows
+from cvbatch.storage.store import Storage
 
 ROWS = [{"n": i, "boxes": [{"class_id": k, "score": k / 2} for k in range(i % 3)]}
         for i in range(23)]  # fmt: skip
@@ -27,8 +28,10 @@ def path(tmp_path_factory):
 def test_rows_by_number_are_those_of_a_whole_read(path, rows, batch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "_TAKEN_ROWS", batch)
-        table = take_rows(path, np.array(rows, np.int64), None)
-        leaves = take_rows(path, np.array(rows, np.int64), ["boxes.list.element.class_id", "none"])
+        table = take_rows(Storage(), path, np.array(rows, np.int64), None)
+        leaves = take_rows(
+            Storage(), path, np.array(rows, np.int64), ["boxes.list.element.class_id", "none"]
+        )
     assert table.to_pylist() == [ROWS[i] for i in rows]
     assert leaves.to_pylist() == [
         {"boxes": [{"class_id": box["class_id"]} for box in ROWS[i]["boxes"]]} for i in rows
@@ -37,16 +40,16 @@ def test_rows_by_number_are_those_of_a_whole_read(path, rows, batch):
 
 def test_of_a_file_without_a_row_none_is_taken(tmp_path):
     pq.write_table(pa.table({"n": pa.array([], pa.int64())}), tmp_path / "a.parquet")
-    table = take_rows(str(tmp_path / "a.parquet"), np.zeros(0, np.int64), ["n"])
+    table = take_rows(Storage(), str(tmp_path / "a.parquet"), np.zeros(0, np.int64), ["n"])
     assert (table.num_rows, table.column_names) == (0, ["n"])
 
 
 def test_a_row_that_is_not_there_and_a_damaged_file_are_refused(path, tmp_path):
     with pytest.raises(SourceError, match="cannot be read as Parquet"):
-        take_rows(path, np.array([len(ROWS)]), None)
+        take_rows(Storage(), path, np.array([len(ROWS)]), None)
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
     with pytest.raises(SourceError, match="cannot be read as Parquet"):
-        take_rows(str(tmp_path / "b.parquet"), np.array([0]), None)
+        take_rows(Storage(), str(tmp_path / "b.parquet"), np.array([0]), None)
 
 
 def test_boxes_are_arrays_of_corners():

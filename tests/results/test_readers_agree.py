@@ -19,6 +19,7 @@ from cvbatch.planning.plan import make_plan
 from cvbatch.report.statistics import collect_statistics
 from cvbatch.results import writer
 from cvbatch.results.result import Result
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.datasets import boxes_of, imported, picture
 from tests.support.evaluations import write_truth
@@ -66,15 +67,15 @@ def case(request, tmp_path):
     out = predicted(tmp_path / "out", tmp_path / "source", said, format_=request.param)
     change_last_chunk()
     source = SourceConfig(uri=str(tmp_path / "source"), format=request.param)
-    make_plan(source, str(out), 4, 1 << 30).commit()
+    make_plan(Storage(), source, str(out), 4, 1 << 30).commit()
     return out, dict(list(seen.items())[:8])
 
 
 def test_of_no_row_all_see_nothing(tmp_path):
     jobs.write_files(tmp_path / "source", FILES)
     out = tmp_path / "out"
-    make_plan(SourceConfig(uri=str(tmp_path / "source")), str(out), 4, 1 << 30).commit()
-    result = Result(str(out))
+    make_plan(Storage(), SourceConfig(uri=str(tmp_path / "source")), str(out), 4, 1 << 30).commit()
+    result = Result(Storage(), str(out))
     assert (list(result), result.done, result.image_ids(), result.classes) == ([], [], [], {})
     assert len(result.missing) == 3
     assert collect_statistics(result).num_rows == 0
@@ -103,7 +104,7 @@ def test_rows_are_read_with_masks_boxes_and_images(case):
 
 def test_columns_are_chosen_and_low_scores_left_out(case):
     out, seen = case
-    result = Result(str(out))
+    result = Result(Storage(), str(out))
     rows = [row for ref in result.done for row in result.rows(ref, ["boxes"], num_rows=3)]
     assert [row.image_id for row in rows] == list(seen)
     for row in rows:
@@ -152,7 +153,7 @@ def test_an_import_has_the_same_rows(case, tmp_path):
 
 def test_a_report_counts_the_same_rows(case):
     out, seen = case
-    found = collect_statistics(Result(str(out)))
+    found = collect_statistics(Result(Storage(), str(out)))
     ok = [one for one in seen.values() if one]
     assert (found.num_rows, found.num_failed) == (len(seen), len(seen) - len(ok))
     boxes = Counter(box["class_id"] for one in ok for box in one["boxes"])
@@ -161,11 +162,11 @@ def test_a_report_counts_the_same_rows(case):
 
 def test_an_evaluation_joins_the_same_rows(case, tmp_path):
     out, seen = case
-    result = Result(str(out))
+    result = Result(Storage(), str(out))
     mask = np.zeros(SIZE, np.uint8)
     truth = {image_id: {"mask": mask} for image_id in reversed(seen)}
     write_truth(tmp_path / "truth", truth, {"mask": CLASSES})
-    joined = join(result, load_ground_truth([str(tmp_path / "truth")], None), None)
+    joined = join(result, load_ground_truth(Storage(), [str(tmp_path / "truth")], None), None)
     assert (joined.num_images, len(joined.no_truth), len(joined.no_prediction)) == (8, 0, 0)
     for piece in joined.parts:
         said, truth = read_joined_part(piece, ["image_id", "mask"], ["image_id"])
@@ -194,8 +195,8 @@ READERS = {
     "read": lambda out, to: list(cvbatch.read(out)),
     "export": lambda out, to: exported("coco", out, to),
     "import": lambda out, to: imported("predictions", out, to),
-    "report": lambda out, to: collect_statistics(Result(str(out))),
-    "evaluate": lambda out, to: predictions_only(Result(str(out))),
+    "report": lambda out, to: collect_statistics(Result(Storage(), str(out))),
+    "evaluate": lambda out, to: predictions_only(Result(Storage(), str(out))),
 }
 
 
@@ -205,7 +206,7 @@ def test_a_damaged_part_is_refused_by_every_reader(tmp_path, message, reader):
     jobs.write_files(tmp_path / "source", FILES)
     out = predicted(tmp_path / "out", tmp_path / "source", {"a0.png": saw(0)})
     READERS[reader](out, tmp_path / "whole")
-    last = out / f"part-{Result(str(out)).done[-1].chunk_id}.parquet"
+    last = out / f"part-{Result(Storage(), str(out)).done[-1].chunk_id}.parquet"
     DAMAGES[message](last)
     with pytest.raises(SourceError, match=message) as refused:
         READERS[reader](out, tmp_path / "damaged")
@@ -216,7 +217,7 @@ def test_a_result_of_which_a_chunk_has_no_image_is_read_by_all(tmp_path):
     jobs.write_tar(tmp_path / "source" / "a.tar", {})
     jobs.write_tar(tmp_path / "source" / "b.tar", {"0.png": b"broken"})
     out = predicted(tmp_path / "out", tmp_path / "source", {}, format_="webdataset")
-    result = Result(str(out))
+    result = Result(Storage(), str(out))
     assert [len(ids) for ids in result.image_ids()] == [0, 1]
     assert [len(piece.part_row) for piece in predictions_only(result).parts] == [0, 1]
     (pick,) = collect_statistics(result).first_rows

@@ -18,6 +18,7 @@ from cvbatch.planning.plan import make_plan
 from cvbatch.results import writer
 from cvbatch.results.result import Result
 from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.datasets import picture
 from tests.support.results import SIZE, predicted, saw, saw_all
@@ -50,7 +51,7 @@ def planned(folder, files):
     """Plan a source of files; return the sink, in which nothing is done."""
     jobs.write_files(folder / "images", files)
     source = SourceConfig(uri=str(folder / "images"), format="images")
-    make_plan(source, str(folder / "out"), 2, 1 << 30).commit()
+    make_plan(Storage(), source, str(folder / "out"), 2, 1 << 30).commit()
     return folder / "out"
 
 
@@ -176,7 +177,7 @@ def of_tar(folder, files):
 
 
 def test_of_a_container_only_what_is_wanted_is_read(tmp_path, files):
-    result = Result(str(of_tar(tmp_path, files)))
+    result = Result(Storage(), str(of_tar(tmp_path, files)))
     wanted = [f"all.tar#{NAMES[0]}"]
     assert [one.image_id for one in result.images(result.done[0], wanted)] == wanted
     with (tmp_path / "tars" / "all.tar").open("r+b") as tar:
@@ -241,7 +242,7 @@ def test_rows_whose_chunk_was_planned_again_are_left_out(tmp_path, files):
     out = predicted(tmp_path / "out", tmp_path / "images", said)
     (tmp_path / "images" / NAMES[0]).write_bytes(picture(50, 50))
     source = SourceConfig(uri=str(tmp_path / "images"), format="images")
-    make_plan(source, str(out), 4, 1 << 30).commit()
+    make_plan(Storage(), source, str(out), 4, 1 << 30).commit()
     result = cvbatch.read(out)
     assert [row.image_id for row in result] == NAMES[4:]
     assert result.table().num_rows == len(NAMES) - 4
@@ -272,11 +273,13 @@ def test_a_damaged_file_is_told_when_it_is_reached(folder, tmp_path):
 def test_another_version_and_another_job_are_refused(folder, tmp_path, change, told):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    last = Result(str(copy)).done[-1]
+    last = Result(Storage(), str(copy)).done[-1]
     path = copy / part_files.part_name(last.chunk_id)
     table = pq.read_table(path)
     said = {**json.loads(pq.read_metadata(path).metadata[b"cvbatch"]), **change}
-    writer.write_part(str(copy), last.chunk_id, [table], table.schema, json.dumps(said).encode())
+    writer.write_part(
+        Storage(), str(copy), last.chunk_id, [table], table.schema, json.dumps(said).encode()
+    )
     with pytest.raises(SourceError, match=told):
         list(cvbatch.read(copy))
 
@@ -293,7 +296,7 @@ def test_a_damaged_manifest_is_one_sentence(folder, tmp_path):
 def test_a_result_in_a_store_is_read_alike(folder, s3, rows):
     sink_uri = store.join(s3.bucket_uri, "read", "out")
     for path in folder.rglob("*.parquet"):
-        store.put_bytes(store.join(sink_uri, str(path.relative_to(folder))), path.read_bytes())
+        Storage().put_bytes(store.join(sink_uri, str(path.relative_to(folder))), path.read_bytes())
     result = cvbatch.read(sink_uri)
     found = {row.image_id: row for row in result}
     assert set(found) == set(rows)

@@ -22,6 +22,7 @@ from cvbatch.core.types import (
 from cvbatch.images.masks import decode_png
 from cvbatch.planning import part_files
 from cvbatch.results import schema, writer
+from cvbatch.storage.store import Storage
 
 CLASSES = ("background", "cat", "dog")
 
@@ -223,4 +224,4 @@ def test_failed_rows_are_found_from_the_footer(tmp_path):
     for name, tables, has_failed in (("a", [table], True), ("b", [table.slice(0, 1)], False)):
         path = tmp_path / part_files.part_name(name)
         path.write_bytes(writer.encode_part(tables, arrow_schema, b"{}"))
-        assert writer.has_failed_rows(str(path)) is has_failed
+        assert writer.has_failed_rows(Storage(), str(path)) is has_failed

@@ -16,6 +16,7 @@ from cvbatch.core.errors import CvbatchError, SourceError
 from cvbatch.core.types import Chunk, Item
 from cvbatch.sources.discovery import find_files
 from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.store import Storage
 from tests.security.bounded import say_of_each
 
 FILE_LIMIT_S = 20.0
@@ -27,8 +28,8 @@ CHUNK_IMAGES = 64
 def rows_of(path: Path, format: str) -> dict[str, object]:
     """Return what a file comes to, alone: `refused`, or how many rows of which kind."""
     try:
-        found = find_files([str(path)], format, "/nowhere")
-        units = found.format.expand(found.files, "image", CHUNK_IMAGES)
+        found = find_files(Storage(), [str(path)], format, "/nowhere")
+        units = found.format.expand(Storage(), found.files, "image", CHUNK_IMAGES)
     except SourceError as error:
         return {"refused": str(error)}
     kinds: Counter[str] = Counter()
@@ -41,7 +42,7 @@ def rows_of(path: Path, format: str) -> dict[str, object]:
         )
         chunk = Chunk("0" * 16, (item,))
         try:
-            for image in ChunkReader(format, "image").read(chunk, MAX_BYTES):
+            for image in ChunkReader(Storage(), format, "image").read(chunk, MAX_BYTES):
                 said = image.failure
                 kinds[f"{said.stage}/{said.kind}" if said else "read"] += 1
                 assert said is None or 0 < len(said.message) < 1000

@@ -15,6 +15,7 @@ from cvbatch.core.types import Chunk, Failure, Item
 from cvbatch.images.decode import Limits, decode
 from cvbatch.sources.discovery import find_files
 from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.store import Storage
 from tests.security import containers, images
 from tests.support import jobs
 from tests.support.s3_server import S3Server
@@ -57,10 +58,10 @@ def programs(keras_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     folder = tmp_path_factory.mktemp("compiled")
     job = parse_job(values(folder, folder, "images", keras_files))
-    (request,) = requests_for(job, [identify(job.models[0])], "litert")
+    (request,) = requests_for(job, [identify(Storage(), job.models[0])], "litert")
     path = Path(program_uri(str(folder), request))
     path.parent.mkdir(parents=True)
-    path.write_bytes(build(request).to_bytes())
+    path.write_bytes(build(Storage(), request).to_bytes())
     return folder
 
 
@@ -116,7 +117,7 @@ class TestJobs:
             path = source / name
             item = Item(str(path), name, path.stat().st_size, num_rows=0)
             chunk = Chunk("0" * 16, (item,))
-            alone = ChunkReader("webdataset", "image").read(chunk, 256 << 20)
+            alone = ChunkReader(Storage(), "webdataset", "image").read(chunk, 256 << 20)
             assert found[name] == sum(1 for _ in alone), name
 
     def test_parquet(self, tmp_path: Path, keras_files: Path, programs: Path) -> None:
@@ -143,8 +144,8 @@ class TestJobs:
 
 
 def rows_planned(path: Path) -> int:
-    found = find_files([str(path)], "parquet", "/nowhere")
-    return sum(found.format.expand(found.files, "image", 1_000)["num_rows"].to_pylist())
+    found = find_files(Storage(), [str(path)], "parquet", "/nowhere")
+    return sum(found.format.expand(Storage(), found.files, "image", 1_000)["num_rows"].to_pylist())
 
 
 def test_a_name_that_is_no_text_is_refused_by_name_with_the_remedy(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_a_name_that_is_no_text_is_refused_by_name_with_the_remedy(tmp_path: Pat
     with pytest.raises(
         SourceError, match=r"bad \\xff\\xfe\.jpg.* is not Unicode .*rename the file"
     ):
-        find_files([str(tmp_path)], "images", str(tmp_path / "sink"))
+        find_files(Storage(), [str(tmp_path)], "images", str(tmp_path / "sink"))
 
 
 def test_odd_names_in_a_bucket_are_kept_apart(s3: S3Server, tmp_path: Path) -> None:
@@ -162,10 +163,10 @@ def test_odd_names_in_a_bucket_are_kept_apart(s3: S3Server, tmp_path: Path) -> N
         place = s3.bucket / tmp_path.name / name
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(name.encode())
-    found = find_files([f"s3://bucket/{tmp_path.name}"], "images", "/nowhere")
+    found = find_files(Storage(), [f"s3://bucket/{tmp_path.name}"], "images", "/nowhere")
     assert sorted(found.files["image_id"].to_pylist()) == sorted(names)
     items = [
         Item(one["uri"], one["image_id"], one["size_bytes"]) for one in found.files.to_pylist()
     ]
-    for image in ChunkReader("images", "").read(Chunk("0" * 16, tuple(items)), 10_000):
+    for image in ChunkReader(Storage(), "images", "").read(Chunk("0" * 16, tuple(items)), 10_000):
         assert (image.failure, image.data.decode()) == (None, image.image_id)

@@ -10,13 +10,14 @@ from cvbatch.core.errors import StoreError
 from cvbatch.core.types import Chunk, Item
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import retry, store
+from cvbatch.storage.store import Storage
 from tests.support.reading import LIMIT, kinds, read
 from tests.support.s3_server import S3Server
 
 
 def put_files(home: str, count: int) -> list[Item]:
     for i in range(count):
-        store.put_bytes(f"{home}/{i} #é.jpg", b"%d" % i * i)
+        Storage().put_bytes(f"{home}/{i} #é.jpg", b"%d" % i * i)
     return [Item(f"{home}/{i} #é.jpg", f"{i} #é.jpg", i) for i in range(count)]
 
 
@@ -39,41 +40,40 @@ def test_a_bad_file_fails_one_row(tmp_path: Path) -> None:
     assert [i.image_id for i in images] == [i.image_id for i in items]
 
 
-def test_errors_of_the_store_become_the_right_failures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_of_the_store_become_the_right_failures(tmp_path: Path) -> None:
     items = put_files(str(tmp_path), 3)
     answers: dict[str, StoreError] = {
         items[0].uri: store.ShortReadError("half"),
         items[1].uri: retry.AccessDeniedError("no"),
     }
 
-    def answer(uri: str, max_bytes: int) -> bytes:
-        if uri in answers:
-            raise answers[uri]
-        return b"x"
+    class Failing(Storage):
+        def read_bytes(self, uri: str, max_bytes: int | None = None) -> bytes:
+            if uri in answers:
+                raise answers[uri]
+            return b"x"
 
-    monkeypatch.setattr(store, "read_bytes", answer)
-    assert kinds(read(items, "images")) == ["short_read", "denied", None]
+    assert kinds(read(items, "images", storage=Failing())) == ["short_read", "denied", None]
     for fatal in (StoreError("gone"), store.CredentialsError("expired")):
         answers[items[2].uri] = fatal
         with pytest.raises(type(fatal), match=str(fatal)):
-            read(items, "images")
+            read(items, "images", storage=Failing())
 
 
-def test_few_files_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_files_are_held_at_a_time(tmp_path: Path) -> None:
     items = put_files(str(tmp_path), 50)
     fetched: list[str] = []
     lock = threading.Lock()
-    read_bytes = store.read_bytes
 
-    def counted(uri: str, max_bytes: int) -> bytes:
-        with lock:
-            fetched.append(uri)
-        return read_bytes(uri, max_bytes)
+    class Counting(Storage):
+        def read_bytes(self, uri: str, max_bytes: int | None = None) -> bytes:
+            with lock:
+                fetched.append(uri)
+            return super().read_bytes(uri, max_bytes)
 
-    monkeypatch.setattr(store, "read_bytes", counted)
-    images = ChunkReader("images", "image", threads=3).read(Chunk("0" * 16, tuple(items)), LIMIT)
+    images = ChunkReader(Counting(), "images", "image", threads=3).read(
+        Chunk("0" * 16, tuple(items)), LIMIT
+    )
     for taken, _ in enumerate(images, 1):
         assert len(fetched) <= taken + 2 * 3
         if taken == 10:

@@ -11,7 +11,7 @@ import pytest
 
 from cvbatch.core.types import Chunk, Item
 from cvbatch.sources.readers import ChunkReader
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 from tests.support.reading import LIMIT, kinds, read
 from tests.support.s3_server import S3Server
 
@@ -55,15 +55,17 @@ def test_slices_give_every_row_once(parquet: Path, step: int) -> None:
     assert sorted(backwards, key=lambda i: int(i.image_id[10:])) == images
 
 
-def test_a_reader_decodes_a_row_group_once_and_another_begins_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_decodes_a_row_group_once_and_another_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [b"%d" % i for i in range(40)]}), path, row_group_size=15)
     opened: list[str] = []
-    open_input = store.open_input
-    monkeypatch.setattr(store, "open_input", lambda uri: (opened.append(uri), open_input(uri))[1])
-    reader = ChunkReader("parquet", "image")
+
+    class Counting(Storage):
+        def open_input(self, uri: str) -> io.RawIOBase:
+            opened.append(uri)
+            return super().open_input(uri)
+
+    reader = ChunkReader(Counting(), "parquet", "image")
     for item in slices(path, 2):  # each as a chunk of its own
         read([item], "parquet", reader=reader)
     assert len(opened) == 3
@@ -81,7 +83,7 @@ def test_readers_that_alternate_on_one_row_group_give_their_own_rows(tmp_path: P
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [b"%d" % i for i in range(20)]}), path)
     first, last = Item(str(path), "a", 1, 0, 0, 10, 0), Item(str(path), "a", 1, 0, 10, 10, 10)
-    reader = ChunkReader("parquet", "image")
+    reader = ChunkReader(Storage(), "parquet", "image")
     of_each = [reader.read(Chunk("0" * 16, (item,)), LIMIT) for item in (first, last, last, first)]
     rows = [[image.data for image in images] for images in zip(*of_each, strict=True)]
     assert rows == [[b"%d" % n for n in (i, i + 10, i + 10, i)] for i in range(10)]
@@ -111,5 +113,5 @@ def test_parquet_from_s3(s3: S3Server, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.table({"image": [b"%d" % i for i in range(40)]}), buffer, row_group_size=15)
     uri = f"s3://bucket/{tmp_path.name}/a.parquet"
-    store.put_bytes(uri, buffer.getvalue())
+    Storage().put_bytes(uri, buffer.getvalue())
     assert [i.data for i in read(slices(uri, 4), "parquet")] == [b"%d" % i for i in range(40)]

@@ -12,6 +12,7 @@ from cvbatch.sources.discovery import find_files
 from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.sources.units import UNITS
+from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.reading import LIMIT, read
 
@@ -23,7 +24,7 @@ def test_nothing_in_nothing_out(key: str) -> None:
     assert read([], key) == []
     assert INPUT_FORMATS[key].select([], ["a.jpg"]) == ()
     files = pa.schema([UNITS.field(name) for name in UNITS.names[:4]]).empty_table()
-    assert INPUT_FORMATS[key].expand(files, "image", 4).equals(UNITS.empty_table())
+    assert INPUT_FORMATS[key].expand(Storage(), files, "image", 4).equals(UNITS.empty_table())
 
 
 def chunk_of(folder: Path, key: str) -> Chunk:
@@ -40,8 +41,8 @@ def chunk_of(folder: Path, key: str) -> Chunk:
                 (source / "list.txt").write_text("\n".join(IMAGES))
     uri = source / "list.txt" if key == "manifest" else source
     suffix = "/*.jpg" if key == "images" else ""
-    found = find_files([f"{uri}{suffix}"], key, str(folder / "out"))
-    units = found.format.expand(found.files, "image", 4).drop(["version"])
+    found = find_files(Storage(), [f"{uri}{suffix}"], key, str(folder / "out"))
+    units = found.format.expand(Storage(), found.files, "image", 4).drop(["version"])
     return Chunk("0" * 16, tuple(Item(**unit) for unit in units.to_pylist()))
 
 
@@ -54,7 +55,7 @@ def test_some_images_are_read_as_all_of_them_are(
     tmp_path: Path, key: str, numbers: set[int]
 ) -> None:
     chunk = chunk_of(tmp_path, key)
-    reader = ChunkReader(key, "image")
+    reader = ChunkReader(Storage(), key, "image")
     images = list(reader.read(chunk, LIMIT))
     assert sorted(image.data for image in images) == sorted(IMAGES.values())
     wanted = {images[n].image_id for n in numbers}

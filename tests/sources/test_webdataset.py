@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cvbatch.core.types import EncodedImage, Item
 from cvbatch.sources.tar import read_tar
-from cvbatch.storage import store
+from cvbatch.storage.store import Storage
 from tests.support.reading import LIMIT, kinds, read
 from tests.support.s3_server import S3Server
 
@@ -129,6 +129,6 @@ def test_a_false_size_costs_no_memory_and_no_time(size: int, kind: bytes) -> Non
 
 def test_a_tar_from_s3(s3: S3Server, tmp_path: Path) -> None:
     uri = f"s3://bucket/{tmp_path.name}/t.tar"
-    store.put_bytes(uri, make_tar(MEMBERS))
+    Storage().put_bytes(uri, make_tar(MEMBERS))
     images = read([Item(uri, "t.tar", 1, num_rows=0)], "webdataset")
     assert [i.image_id for i in images] == IDS

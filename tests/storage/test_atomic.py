@@ -1,4 +1,4 @@
-"""What a killed writer leaves is removed; what a living one writes never is."""
+"""The temporary file of a killed writer is removed, that of a living writer never."""
 
 import multiprocessing
 import os
@@ -12,12 +12,12 @@ from cvbatch.storage.atomic import remove_leftovers, replacing
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def test_an_empty_or_missing_folder_holds_no_leftovers(tmp_path):
+def test_an_empty_or_missing_folder_has_no_leftovers(tmp_path):
     assert remove_leftovers(tmp_path, ".") == 0
     assert remove_leftovers(tmp_path / "missing", ".") == 0
 
 
-def test_a_file_comes_whole_or_not_at_all(tmp_path):
+def test_a_file_is_written_completely_or_not_at_all(tmp_path):
     target = tmp_path / "part"
     with replacing(target, ".part-") as file:
         file.write(b"first")
@@ -29,7 +29,7 @@ def test_a_file_comes_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def _write_for_ever(folder, is_writing):
+def _write_forever(folder, is_writing):
     with replacing(folder / "part", ".part-") as file:
         file.write(b"half")
         file.flush()
@@ -37,23 +37,23 @@ def _write_for_ever(folder, is_writing):
         signal.pause()
 
 
-def test_a_living_writer_keeps_its_file_and_a_killed_one_leaves_it_to_us(tmp_path):
+def test_only_the_file_of_a_killed_writer_is_removed(tmp_path):
     is_writing = SPAWN.Event()
-    writer = SPAWN.Process(target=_write_for_ever, args=(tmp_path, is_writing))
+    writer = SPAWN.Process(target=_write_forever, args=(tmp_path, is_writing))
     writer.start()
     assert is_writing.wait(60)
-    (left,) = tmp_path.iterdir()
+    (temporary,) = tmp_path.iterdir()
     assert remove_leftovers(tmp_path, ".part-") == 0
-    assert left.exists()
+    assert temporary.exists()
     os.kill(writer.pid, signal.SIGKILL)
     writer.join()
-    assert left.read_bytes() == b"half"
+    assert temporary.read_bytes() == b"half"
     assert remove_leftovers(tmp_path, ".other-") == 0
     assert remove_leftovers(tmp_path, ".part-") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_other_names_stay(tmp_path):
+def test_files_with_other_names_stay(tmp_path):
     for name in (".part-a", "part-a.tmp", ".part-a.parquet"):
         (tmp_path / name).touch()
     (tmp_path / ".part-folder.tmp").mkdir()
@@ -61,8 +61,8 @@ def test_files_of_other_names_stay(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_whoever_removes_all_the_time_costs_no_writer_its_file(tmp_path):
-    """The moment between a file's making and its lock is the one to be caught."""
+def test_constant_removal_costs_no_writer_its_file(tmp_path):
+    """A removal between the creation of a file and its lock must not break the write."""
     is_done = threading.Event()
 
     def remove():
@@ -74,10 +74,10 @@ def test_whoever_removes_all_the_time_costs_no_writer_its_file(tmp_path):
     try:
         for number in range(500):
             with replacing(tmp_path / str(number), ".part-") as file:
-                file.write(b"whole")
+                file.write(b"complete")
     finally:
         is_done.set()
         remover.join()
-    found = list(tmp_path.iterdir())
-    assert len(found) == 500
-    assert {path.read_bytes() for path in found} == {b"whole"}
+    paths = list(tmp_path.iterdir())
+    assert len(paths) == 500
+    assert {path.read_bytes() for path in paths} == {b"complete"}

@@ -1,4 +1,4 @@
-"""What the answers of a store to a write on a condition mean, status by status."""
+"""A conditional write is done, refused or repeated, depending on the HTTP status."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 
 from cvbatch.core.errors import AccessDeniedError, StoreError
 from cvbatch.storage.conditional_write import Content, conditional_file
+from cvbatch.storage.store import Storage
 from tests.support.s3_server import s3_env
 
 
 class Store(ThreadingHTTPServer):
-    """A store that answers every PUT on a condition with `status`, and every other with 200."""
+    """A store that responds to conditional PUTs with `status`, and to other PUTs with 200."""
 
     daemon_threads = True
 
@@ -50,7 +51,7 @@ def server() -> Iterator[Store]:
 
 @pytest.fixture
 def store(server: Store, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store, which gives the answer of the test's parameter."""
+    """The store with the status of the test's parameter."""
     for name, value in s3_env(f"http://127.0.0.1:{server.server_port}").items():
         monkeypatch.setenv(name, value)
     server.status, server.puts = request.param, []
@@ -58,7 +59,9 @@ def store(server: Store, request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 
 CONDITIONS = [(None, ("*", None)), (Content(b"old", '"tag"'), (None, '"tag"'))]
-each_condition = pytest.mark.parametrize(("seen", "sent"), CONDITIONS, ids=["new", "replaced"])
+each_condition = pytest.mark.parametrize(
+    ("expected", "headers"), CONDITIONS, ids=["new", "replaced"]
+)
 
 
 def statuses(*values: int) -> pytest.MarkDecorator:
@@ -67,29 +70,29 @@ def statuses(*values: int) -> pytest.MarkDecorator:
 
 @statuses(200)
 @each_condition
-def test_a_condition_that_holds_writes_once(store, seen, sent):
-    assert conditional_file("s3://bucket/key").put(b"new", seen)
-    assert store.puts == [(*sent, b"new")]
+def test_a_condition_that_holds_writes_once(store, expected, headers):
+    assert conditional_file(Storage(), "s3://bucket/key").put(b"new", expected)
+    assert store.puts == [(*headers, b"new")]
 
 
 @statuses(404, 409, 412)
 @each_condition
-def test_a_condition_that_does_not_hold_writes_nothing(store, seen, sent):
-    assert not conditional_file("s3://bucket/key").put(b"new", seen)
-    assert store.puts == [(*sent, b"new")]
+def test_a_condition_that_does_not_hold_writes_nothing(store, expected, headers):
+    assert not conditional_file(Storage(), "s3://bucket/key").put(b"new", expected)
+    assert store.puts == [(*headers, b"new")]
 
 
 @statuses(400, 501)
 @each_condition
-def test_a_store_without_conditions_is_written_to_without_one(store, seen, sent):
-    assert conditional_file("s3://bucket/key").put(b"new", seen)
-    assert store.puts == [(*sent, b"new"), (None, None, b"new")]
+def test_a_store_without_conditional_writes_gets_an_unconditional_put(store, expected, headers):
+    assert conditional_file(Storage(), "s3://bucket/key").put(b"new", expected)
+    assert store.puts == [(*headers, b"new"), (None, None, b"new")]
 
 
 @statuses(401, 403, 405)
 @each_condition
-def test_any_other_refusal_is_an_error(store, seen, sent):
+def test_any_other_refusal_is_an_error(store, expected, headers):
     with pytest.raises(StoreError) as error:
-        conditional_file("s3://bucket/key").put(b"new", seen)
-    assert store.puts == [(*sent, b"new")]
+        conditional_file(Storage(), "s3://bucket/key").put(b"new", expected)
+    assert store.puts == [(*headers, b"new")]
     assert isinstance(error.value, AccessDeniedError) == (store.status == 403)

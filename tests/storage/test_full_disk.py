@@ -1,4 +1,4 @@
-"""A local disk that is full, or may not be written: an error in a sentence, and no half file."""
+"""A write to a full or read-only local disk is an error in one line and leaves no partial file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tests.support.small_disk import needs_mounts, on_small_disk
 
 PUT = """
 import sys
-from cvbatch.storage import store
 from cvbatch.core.errors import StoreError
+from cvbatch.storage.store import Storage
 try:
-    store.put_bytes(sys.argv[1], bytes(int(sys.argv[2])))
+    Storage().put_bytes(sys.argv[1], bytes(int(sys.argv[2])))
     print("put")
 except StoreError as error:
     print(type(error).__name__, error)
@@ -21,7 +21,7 @@ except StoreError as error:
 
 
 @needs_mounts
-def test_a_full_disk_is_told_and_holds_no_half_file(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_has_no_partial_file(tmp_path: Path) -> None:
     (tmp_path / "put.py").write_text(PUT)
     script = f"""
 put() {{ "$PYTHON" {tmp_path}/put.py "$@"; }}
@@ -36,9 +36,9 @@ mount -o remount,ro "$DISK"
 put "$DISK/third" 1
 ls -A "$DISK"
 """
-    said = on_small_disk(tmp_path / "disk", script).splitlines()
+    lines = on_small_disk(tmp_path / "disk", script).splitlines()
     second = tmp_path / "disk" / "second"
-    assert said == [
+    assert lines == [
         "put",
         "put",
         f"StoreError {second} cannot be written: no space is left on its device; make room",
@@ -53,11 +53,11 @@ ls -A "$DISK"
     ]
 
 
-def test_a_file_too_large_for_the_process_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_too_large_for_the_process_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-    words = [sys.executable, "-c", limited + PUT, str(tmp_path / "x"), "100001"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert "larger than this process may write (ulimit -f); make room" in done.stdout
+    command = [sys.executable, "-c", limited + PUT, str(tmp_path / "x"), "100001"]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "larger than this process may write (ulimit -f); make room" in process.stdout
     assert list(tmp_path.iterdir()) == []
-    words[-1] = "100000"
-    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "put\n"
+    command[-1] = "100000"
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "put\n"

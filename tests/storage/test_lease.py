@@ -30,6 +30,7 @@ from cvbatch.storage.lease import (
     check_token,
     current_holder,
 )
+from cvbatch.storage.store import Storage
 from tests.support.lease_holder import FAR, FastClock, lease_holder
 from tests.support.s3_server import S3Server
 from tests.support.simulated_clock import SimulatedClock
@@ -37,16 +38,19 @@ from tests.support.waiting import wait_for
 
 
 class Conditional(ThreadingHTTPServer):
-    """Stands before the S3 server, which does not know conditions, and answers them.
+    """A proxy that adds conditional writes to the S3 server, which lacks them.
 
-    knows: whether it holds writers to them, or says that it cannot (501).
+    Args:
+        endpoint: URL of the S3 server.
+        is_supported: Whether conditions are checked, or refused with status 501.
     """
 
     daemon_threads = True
 
-    def __init__(self, behind: str, *, knows: bool) -> None:
+    def __init__(self, endpoint: str, *, is_supported: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.behind, self.knows = behind.removeprefix("http://"), knows
+        self.upstream = endpoint.removeprefix("http://")
+        self.is_supported = is_supported
         self.tags: dict[str, str] = {}
         self.lock = threading.Lock()
 
@@ -57,10 +61,10 @@ class Conditional(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or the body of an answer waits 40 ms for an ACK
+    disable_nagle_algorithm = True  # or the body of a response waits 40 ms for an ACK
     server: Conditional
 
-    def _answer(self) -> None:
+    def _forward(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
         if len(body) < length:  # the client was killed
@@ -69,23 +73,23 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             tag = server.tags.get(self.path)
             fresh, same = self.headers.get("If-None-Match"), self.headers.get("If-Match")
-            if (fresh or same) and not server.knows:
+            if (fresh or same) and not server.is_supported:
                 return self._send(501, {}, b"<Error><Code>NotImplemented</Code></Error>")
             if (fresh and tag) or (same and same != tag):
                 return self._send(412, {}, b"<Error><Code>PreconditionFailed</Code></Error>")
-            behind = http.client.HTTPConnection(server.behind)
-            behind.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            client = http.client.HTTPConnection(server.upstream)
+            client.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
-                behind.putheader(name, value)
-            behind.endheaders(body)
-            answer = behind.getresponse()
-            data = answer.read()
-            behind.close()
+                client.putheader(name, value)
+            client.endheaders(body)
+            response = client.getresponse()
+            data = response.read()
+            client.close()
             if self.command == "PUT":
-                server.tags[self.path] = answer.headers["ETag"]
+                server.tags[self.path] = response.headers["ETag"]
             elif self.command == "DELETE":
                 server.tags.pop(self.path, None)
-        return self._send(answer.status, dict(answer.headers.items()), data)
+        return self._send(response.status, dict(response.headers.items()), data)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response_only(status)
@@ -98,22 +102,29 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    do_GET = do_PUT = do_DELETE = do_HEAD = do_POST = _answer  # noqa: N815 - their names
+    do_GET = do_PUT = do_DELETE = do_HEAD = do_POST = _forward  # noqa: N815 - names of the base class
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
-KINDS = ["local", "s3 that ignores conditions", "s3 that knows them", "s3 that refuses them"]
+KINDS = [
+    "local",
+    "s3 that ignores conditions",
+    "s3 that supports conditions",
+    "s3 that refuses conditions",
+]
 
 
 @pytest.fixture(scope="module")
 def endpoints(s3_server: S3Server) -> Iterator[dict[str, str]]:
-    """An S3 server of every kind; a client of each is made once, which takes a while."""
+    """An S3 server of every kind; shared, because the first client of an endpoint takes a while."""
     with ExitStack() as stack:
         urls = {KINDS[1]: s3_server.endpoint}
         for kind in KINDS[2:]:
-            proxy = stack.enter_context(Conditional(s3_server.endpoint, knows="knows" in kind))
+            proxy = stack.enter_context(
+                Conditional(s3_server.endpoint, is_supported="supports" in kind)
+            )
             threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
             stack.callback(proxy.shutdown)
             urls[kind] = proxy.endpoint
@@ -128,7 +139,7 @@ def sink(
     endpoints: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> str:
-    """A sink of every kind that there is."""
+    """A new sink in every kind of store."""
     if request.param == "local":
         return str(tmp_path / "out")
     for name, value in s3_server.env.items():
@@ -147,7 +158,7 @@ def silent(line: str) -> None:
 
 
 def write_lease(sink: str, data: bytes) -> None:
-    store.put_bytes(store.join(sink, LEASE_PATH), data)
+    Storage().put_bytes(store.join(sink, LEASE_PATH), data)
 
 
 def is_lost(lease: Lease) -> bool:
@@ -163,18 +174,18 @@ def is_lost(lease: Lease) -> bool:
 
 @pytest.mark.parametrize("sink", KINDS, indirect=True)
 def test_a_file_is_replaced_only_if_it_has_not_changed(sink: str, request) -> None:
-    file = conditional_file(store.join(sink, LEASE_PATH))
+    file = conditional_file(Storage(), store.join(sink, LEASE_PATH))
     assert file is not None
     assert file.read() is None
     assert file.put(b"one", None)
-    one = file.read()
-    assert one is not None
-    assert one.data == b"one"
-    assert file.put(b"two", one)
-    knows = "ignores" not in request.node.name and "refuses" not in request.node.name
-    assert file.put(b"three", None) is not knows
-    assert file.put(b"four", one) is not knows
-    assert file.read().data == (b"two" if knows else b"four")  # type: ignore[union-attr]
+    first = file.read()
+    assert first is not None
+    assert first.data == b"one"
+    assert file.put(b"two", first)
+    is_supported = "ignores" not in request.node.name and "refuses" not in request.node.name
+    assert file.put(b"three", None) is not is_supported
+    assert file.put(b"four", first) is not is_supported
+    assert file.read().data == (b"two" if is_supported else b"four")  # type: ignore[union-attr]
     file.remove()
     assert file.read() is None
 
@@ -186,30 +197,30 @@ def test_a_new_sink_is_free_and_nothing_is_written_before_the_lease_is_acquired(
     sink: str, clock: SimulatedClock
 ) -> None:
     lines: list[str] = []
-    with Lease(sink, lines.append, clock) as lease:
+    with Lease(Storage(), sink, lines.append, clock) as lease:
         assert lease.wait_until_free() is None
-        assert current_holder(sink) is None
+        assert current_holder(Storage(), sink) is None
         assert lease.token == ""
-    assert store.list_names(store.join(sink, "_cvbatch")) == {}
+    assert Storage().list_names(store.join(sink, "_cvbatch")) == {}
     assert (lines, clock.now()) == ([], 0.0)
 
 
 def test_it_names_the_run_counts_heartbeats_and_is_released(
     sink: str, clock: SimulatedClock
 ) -> None:
-    with Lease(sink, silent, clock) as lease:
+    with Lease(Storage(), sink, silent, clock) as lease:
         lease.acquire()
-        holder = current_holder(sink)
+        holder = current_holder(Storage(), sink)
         assert holder is not None
         assert (holder.pid, holder.is_known_dead, holder.beat) == (os.getpid(), False, 0)
         assert holder.token == lease.token
         clock.sleep(3 * HEARTBEAT_S)
-        assert current_holder(sink) == holder._replace(beat=3)
+        assert current_holder(Storage(), sink) == holder._replace(beat=3)
         lease.check()
-        check_token(sink, lease.token)
-    assert store.list_names(store.join(sink, "_cvbatch")) == {}
+        check_token(Storage(), sink, lease.token)
+    assert Storage().list_names(store.join(sink, "_cvbatch")) == {}
     clock.sleep(3 * HEARTBEAT_S)
-    assert store.list_names(store.join(sink, "_cvbatch")) == {}  # heartbeats have ended
+    assert Storage().list_names(store.join(sink, "_cvbatch")) == {}  # heartbeats have ended
 
 
 def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path: Path) -> None:
@@ -217,7 +228,7 @@ def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path: Path) -> None:
         sink = tmp_path / name
         if name == "mine":
             sink.mkdir()
-        with Lease(str(sink), silent, SimulatedClock()) as lease:
+        with Lease(Storage(), str(sink), silent, SimulatedClock()) as lease:
             lease.acquire()
             if name == "used":
                 (sink / "x").touch()
@@ -228,14 +239,17 @@ def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, CvbatchError, SystemExit])
 def test_it_is_released_however_the_run_ends(tmp_path: Path, error) -> None:
-    with pytest.raises(error), Lease(str(tmp_path), silent, SimulatedClock()) as lease:
+    with pytest.raises(error), Lease(Storage(), str(tmp_path), silent, SimulatedClock()) as lease:
         lease.acquire()
         raise error
     assert not (tmp_path / LEASE_PATH).exists()
 
 
 def test_a_store_that_failed_gets_no_further_request(tmp_path: Path) -> None:
-    with pytest.raises(StoreError), Lease(str(tmp_path), silent, SimulatedClock()) as lease:
+    with (
+        pytest.raises(StoreError),
+        Lease(Storage(), str(tmp_path), silent, SimulatedClock()) as lease,
+    ):
         lease.acquire()
         raise StoreError("down")
     assert (tmp_path / LEASE_PATH).exists()
@@ -244,57 +258,60 @@ def test_a_store_that_failed_gets_no_further_request(tmp_path: Path) -> None:
 def test_a_heartbeat_that_fails_does_not_end_the_run(
     tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(uri: str, data: bytes) -> None:
+    def failing(storage: Storage, uri: str, data: bytes) -> None:
         raise StoreError("down")
 
-    with Lease(str(tmp_path), silent, clock) as lease:
+    with Lease(Storage(), str(tmp_path), silent, clock) as lease:
         lease.acquire()
         with monkeypatch.context() as patch:
-            patch.setattr(store, "put_bytes", failing)
+            patch.setattr(Storage, "put_bytes", failing)
             clock.sleep(2 * HEARTBEAT_S)
         lease.check()
         clock.sleep(HEARTBEAT_S)
-        assert current_holder(str(tmp_path)).beat == 1  # type: ignore[union-attr]
+        assert current_holder(Storage(), str(tmp_path)).beat == 1  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("sink", KINDS, indirect=True)
-def test_a_second_run_is_refused_at_the_first_heartbeat_and_told_who_runs(
+def test_a_second_run_is_refused_at_the_first_heartbeat_with_the_holder(
     sink: str, clock: SimulatedClock
 ) -> None:
-    with Lease(sink, silent, clock) as first:
+    with Lease(Storage(), sink, silent, clock) as first:
         first.acquire()
         lines: list[str] = []
         for begin in (Lease.wait_until_free, Lease.acquire):
             started_s = clock.now()
-            with pytest.raises(SinkError) as refusal, Lease(sink, lines.append, clock) as second:
+            with (
+                pytest.raises(SinkError) as refusal,
+                Lease(Storage(), sink, lines.append, clock) as second,
+            ):
                 begin(second)
             assert f"(process {os.getpid()})" in str(refusal.value)
             assert "\n" not in str(refusal.value)
             assert clock.now() - started_s <= HEARTBEAT_S + 1
         assert "waiting up to 20 s for its heartbeat" in lines[0]
         first.check()
-        assert current_holder(sink).token == first.token  # type: ignore[union-attr]
+        assert current_holder(Storage(), sink).token == first.token  # type: ignore[union-attr]
 
 
 def test_a_run_elsewhere_without_a_heartbeat_is_replaced_after_the_timeout(
     sink: str, clock: SimulatedClock
 ) -> None:
     write_lease(sink, FAR.to_json())
-    with Lease(sink, silent, clock) as lease:
+    with Lease(Storage(), sink, silent, clock) as lease:
         lease.wait_until_free()
         assert clock.now() == pytest.approx(LEASE_TIMEOUT_S)
         lease.acquire()
         assert clock.now() == pytest.approx(LEASE_TIMEOUT_S)  # it is not watched a second time
-        assert current_holder(sink).token == lease.token  # type: ignore[union-attr]
-    assert current_holder(sink) is None
+        assert current_holder(Storage(), sink).token == lease.token  # type: ignore[union-attr]
+    assert current_holder(Storage(), sink) is None
 
 
 def test_a_run_that_ends_while_it_is_watched_is_replaced_at_once(
     sink: str, clock: SimulatedClock
 ) -> None:
     write_lease(sink, FAR.to_json())
-    clock.repeat(lambda: store.delete(store.join(sink, LEASE_PATH)), 3.0)
-    with Lease(sink, silent, clock) as lease:
+    clock.repeat(lambda: Storage().delete(store.join(sink, LEASE_PATH)), 3.0)
+    with Lease(Storage(), sink, silent, clock) as lease:
         assert lease.wait_until_free() is None
         assert clock.now() < 4.0
 
@@ -302,26 +319,26 @@ def test_a_run_that_ends_while_it_is_watched_is_replaced_at_once(
 def test_a_run_that_lost_the_lease_stops_and_does_not_remove_it(
     sink: str, clock: SimulatedClock
 ) -> None:
-    with Lease(sink, silent, clock) as lease:
+    with Lease(Storage(), sink, silent, clock) as lease:
         lease.acquire()
         write_lease(sink, FAR.to_json())
         clock.sleep(HEARTBEAT_S)
-        for check in (lease.check, lambda: check_token(sink, lease.token)):
+        for check in (lease.check, lambda: check_token(Storage(), sink, lease.token)):
             with pytest.raises(CvbatchError, match=r"taken over by a run on far\.example") as error:
                 check()
             assert error.value.exit_status == 1
         clock.sleep(HEARTBEAT_S)
-    assert current_holder(sink) == FAR
+    assert current_holder(Storage(), sink) == FAR
 
 
 def test_a_lease_that_another_run_took_and_released_is_lost(
     sink: str, clock: SimulatedClock
 ) -> None:
-    with Lease(sink, silent, clock) as lease:
+    with Lease(Storage(), sink, silent, clock) as lease:
         lease.acquire()
-        store.delete(store.join(sink, LEASE_PATH))
+        Storage().delete(store.join(sink, LEASE_PATH))
         clock.sleep(HEARTBEAT_S)
-        for check in (lease.check, lambda: check_token(sink, lease.token)):
+        for check in (lease.check, lambda: check_token(Storage(), sink, lease.token)):
             with pytest.raises(CvbatchError, match="another run, which has ended since"):
                 check()
 
@@ -331,7 +348,7 @@ def test_a_damaged_lease_is_watched_like_any_other(
     tmp_path: Path, clock: SimulatedClock, data: bytes
 ) -> None:
     write_lease(str(tmp_path), data)
-    with Lease(str(tmp_path), silent, clock) as lease:
+    with Lease(Storage(), str(tmp_path), silent, clock) as lease:
         lease.acquire()
         assert clock.now() == pytest.approx(LEASE_TIMEOUT_S)
         assert json.loads((tmp_path / LEASE_PATH).read_text())["token"] == lease.token
@@ -344,7 +361,7 @@ def test_of_many_runs_that_start_at_once_one_remains(
     if is_abandoned:
         write_lease(sink, FAR.to_json())
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
-        runs = [stack.enter_context(Lease(sink, silent, clock)) for _ in range(4)]
+        runs = [stack.enter_context(Lease(Storage(), sink, silent, clock)) for _ in range(4)]
         ready = threading.Barrier(4)
 
         def acquire(run: Lease) -> bool:
@@ -360,17 +377,17 @@ def test_of_many_runs_that_start_at_once_one_remains(
         # In a store without conditional writes several may start; the next heartbeats leave one.
         clock.sleep(2 * HEARTBEAT_S)
         (last,) = [run for run in holders if not is_lost(run)]
-        assert current_holder(sink).token == last.token  # type: ignore[union-attr]
-    assert current_holder(sink) is None
+        assert current_holder(Storage(), sink).token == last.token  # type: ignore[union-attr]
+    assert current_holder(Storage(), sink) is None
 
 
 # --- processes -----------------------------------------------------------------------------------
 
 
 def test_the_real_clock_sends_heartbeats_until_the_end(tmp_path: Path) -> None:
-    with Lease(str(tmp_path), silent, FastClock()) as lease:
+    with Lease(Storage(), str(tmp_path), silent, FastClock()) as lease:
         lease.acquire()
-        wait_for(lambda: (current_holder(str(tmp_path)) or FAR).beat >= 1)
+        wait_for(lambda: (current_holder(Storage(), str(tmp_path)) or FAR).beat >= 1)
     assert [thread for thread in threading.enumerate() if thread.name == "heartbeat"] == []
 
 
@@ -379,12 +396,12 @@ def test_a_killed_process_of_this_machine_is_replaced_at_once(
 ) -> None:
     sink = str(tmp_path)
     with lease_holder(sink) as process:
-        assert current_holder(sink).pid == process.pid  # type: ignore[union-attr]
+        assert current_holder(Storage(), sink).pid == process.pid  # type: ignore[union-attr]
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie
-        assert current_holder(sink) is None
+        assert current_holder(Storage(), sink) is None
         process.wait()
-        with Lease(sink, silent, clock) as lease:
+        with Lease(Storage(), sink, silent, clock) as lease:
             lease.acquire()
             assert clock.now() == 0.0
 
@@ -392,11 +409,11 @@ def test_a_killed_process_of_this_machine_is_replaced_at_once(
 def test_a_stopped_process_is_replaced_and_loses_the_lease_when_it_goes_on(
     tmp_path: Path, clock: SimulatedClock
 ) -> None:
-    """Like a machine that sleeps: it is not dead, but nobody can know."""
+    """Like the process of a suspended machine: it looks dead, and is not."""
     with lease_holder(tmp_path) as process:
         process.send_signal(signal.SIGSTOP)
         wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T")
-        with Lease(str(tmp_path), silent, clock) as lease:
+        with Lease(Storage(), str(tmp_path), silent, clock) as lease:
             lease.acquire()
             process.send_signal(signal.SIGCONT)
             assert process.stdin is not None and process.stdout is not None
@@ -420,13 +437,13 @@ def test_the_lease_file_has_the_keys_of_earlier_versions() -> None:
     assert Holder.parse(Content(FAR.to_json(), "")) == FAR
 
 
-def test_a_store_without_conditional_writes_says_so_once(clock: SimulatedClock) -> None:
+def test_a_store_without_conditional_writes_is_reported_once(clock: SimulatedClock) -> None:
     lines: list[str] = []
-    with Lease("gs://bucket/out", lines.append, clock) as lease:
+    with Lease(Storage(), "gs://bucket/out", lines.append, clock) as lease:
         assert lease.wait_until_free() is None
         lease.acquire()
         lease.check()
-        check_token("gs://bucket/out", lease.token)
+        check_token(Storage(), "gs://bucket/out", lease.token)
     assert len(lines) == 1
     assert "do not let a second run" in lines[0]
 
@@ -438,4 +455,4 @@ def test_a_sink_that_may_not_be_written_is_refused(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     for begin in (Lease.wait_until_free, Lease.acquire):
         with pytest.raises(SinkError, match="the sink cannot be used"):
-            begin(Lease(sink, silent, SimulatedClock()))
+            begin(Lease(Storage(), sink, silent, SimulatedClock()))

@@ -15,6 +15,7 @@ from cvbatch.core.errors import CvbatchError, SinkError
 from cvbatch.storage import store
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH
 from cvbatch.storage.sink import OWNERS, Sink
+from cvbatch.storage.store import Storage
 from tests.support.lease_holder import FAR, lease_holder
 from tests.support.simulated_clock import SimulatedClock
 
@@ -42,7 +43,7 @@ def tree(folder: Path) -> set[str]:
 
 
 def explanation(folder: Path | str, clock: SimulatedClock | None = None) -> Sink:
-    return Sink(str(folder), "explain", clock=clock or SimulatedClock())
+    return Sink(Storage(), str(folder), "explain", clock=clock or SimulatedClock())
 
 
 @contextmanager
@@ -60,12 +61,12 @@ def running(folder: Path | str, clock: SimulatedClock | None = None) -> Iterator
 
 @pytest.mark.parametrize("command", OWNERS)
 def test_a_new_sink_has_no_state_and_nothing_is_written(home: str, command: str) -> None:
-    with Sink(home, command) as sink:
+    with Sink(Storage(), home, command) as sink:
         assert sink.open("a") is None
         assert sink.open("a", overwrite=True) is None
         assert sink.read_state(dict) is None
         assert sink.names() == []
-    assert store.list_names(home) == store.list_names(store.join(home, "_cvbatch")) == {}
+    assert Storage().list_names(home) == Storage().list_names(store.join(home, "_cvbatch")) == {}
 
 
 @pytest.mark.parametrize("own", OWNERS)
@@ -75,7 +76,7 @@ def test_a_sink_belongs_to_the_command_that_wrote_into_it(
     tmp_path: Path, own: str, other: str, overwrite: bool
 ) -> None:
     write(tmp_path, f"_cvbatch/{OWNERS[other].state}.json", '{"fingerprint": "a"}')
-    sink = Sink(str(tmp_path), own)
+    sink = Sink(Storage(), str(tmp_path), own)
     if own == other:
         sink.open("a", overwrite=overwrite)
         return
@@ -125,11 +126,11 @@ def test_a_state_that_cannot_be_parsed_is_damaged(tmp_path: Path, error: type[Ex
 def test_files_that_cvbatch_did_not_write_are_refused(
     home: str, command: str, name: str, overwrite: bool
 ) -> None:
-    store.put_bytes(store.join(home, name), b"")
+    Storage().put_bytes(store.join(home, name), b"")
     with pytest.raises(SinkError, match=f"contains '{name}', which cvbatch did not write"):
-        Sink(home, command).open("a", overwrite=overwrite)
-    Sink(home, command).write_state({"fingerprint": "a"})
-    assert Sink(home, command).open("a") == {"fingerprint": "a"}
+        Sink(Storage(), home, command).open("a", overwrite=overwrite)
+    Sink(Storage(), home, command).write_state({"fingerprint": "a"})
+    assert Sink(Storage(), home, command).open("a") == {"fingerprint": "a"}
 
 
 def test_a_sink_that_cannot_be_accessed_is_refused(s3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,20 +149,20 @@ def test_a_sink_that_cannot_be_accessed_is_refused(s3, monkeypatch: pytest.Monke
 def test_a_sink_in_use_is_refused_and_unchanged(home: str) -> None:
     clock = SimulatedClock()
     with running(home, clock) as first:
-        before = store.list_names(store.join(home, "_cvbatch")).keys()
+        before = Storage().list_names(store.join(home, "_cvbatch")).keys()
         second = explanation(home, clock)
         for start in (second.__enter__, second.acquire):
             with pytest.raises(SinkError, match=rf"in use by a run on .* \(process {os.getpid()}"):
                 start()
-        assert store.list_names(store.join(home, "_cvbatch")).keys() == before
+        assert Storage().list_names(store.join(home, "_cvbatch")).keys() == before
         first.check()
-    assert store.list_names(store.join(home, "_cvbatch")).keys() == before - {"lease.json"}
+    assert Storage().list_names(store.join(home, "_cvbatch")).keys() == before - {"lease.json"}
 
 
 def test_another_process_is_refused_until_it_is_killed(tmp_path: Path) -> None:
     with lease_holder(tmp_path) as process:
         with pytest.raises(SinkError, match=rf"in use by .*process {process.pid}\)"):
-            Sink(str(tmp_path), "explain").__enter__()
+            Sink(Storage(), str(tmp_path), "explain").__enter__()
         process.kill()
         process.wait()
         with explanation(tmp_path) as sink:
@@ -191,18 +192,18 @@ def test_a_run_is_refused_if_another_ran_between_its_checks_and_its_lease(
 def test_a_run_that_lost_its_lease_gets_no_further_item_and_writes_nothing(home: str) -> None:
     clock = SimulatedClock()
     with running(home, clock) as sink:
-        seen = []
+        items = []
         with pytest.raises(CvbatchError, match="taken over by a run on far") as error:
             for item in sink.guarded(range(5)):
-                seen.append(item)
+                items.append(item)
                 if item == 1:
-                    store.put_bytes(store.join(home, LEASE_PATH), FAR.to_json())
+                    Storage().put_bytes(store.join(home, LEASE_PATH), FAR.to_json())
                     clock.sleep(HEARTBEAT_S)
-        assert (seen, error.value.exit_status) == ([0, 1], 1)
+        assert (items, error.value.exit_status) == ([0, 1], 1)
         for action in (sink.check, lambda: sink.put("x", b""), lambda: sink.write_state({})):
             with pytest.raises(CvbatchError, match="taken over"):
                 action()
-    assert store.list_names(home) == {}
+    assert Storage().list_names(home) == {}
     assert explanation(home).open("a") == {"fingerprint": "a", "is_complete": False}
 
 
@@ -214,13 +215,13 @@ FILES = ["part-1.parquet", "part-2.parquet", "other.txt", "images/a/b.png", "ima
 
 def test_what_is_overwritten_is_removed_and_nothing_else(home: str) -> None:
     for name in FILES:
-        store.put_bytes(store.join(home, name), b"x")
+        Storage().put_bytes(store.join(home, name), b"x")
     explanation(home).write_state({"fingerprint": "a", "is_complete": True})
     with explanation(home) as sink:
         sink.open("b", overwrite=True)
         sink.acquire()
         sink.clear("part-*.parquet", "images", "deep/part-*", "_cvbatch/training", "missing/*")
-        assert [name for name in FILES if store.exists(sink.join(name))] == [
+        assert [name for name in FILES if Storage().exists(sink.join(name))] == [
             "other.txt", "deep/keep.txt",
         ]  # fmt: skip
         assert set(sink.names()) == {"other.txt", "deep", "_cvbatch"}
@@ -232,11 +233,11 @@ def test_what_is_overwritten_is_removed_and_nothing_else(home: str) -> None:
 
 
 def test_nothing_is_cleared_in_a_sink_without_a_state(home: str) -> None:
-    store.put_bytes(store.join(home, "images/mine.png"), b"x")
+    Storage().put_bytes(store.join(home, "images/mine.png"), b"x")
     sink = explanation(home)
     sink.open("a", overwrite=True)
     sink.clear("images")
-    assert store.exists(sink.join("images/mine.png"))
+    assert Storage().exists(sink.join("images/mine.png"))
     assert sink.read_state(dict) is None
 
 
@@ -279,6 +280,6 @@ def test_the_state_file_is_plain_json_where_earlier_versions_look_for_it(tmp_pat
     names = {"predict": "job", "train": "training", "evaluate": "evaluation",
              "explain": "explain", "import": "import", "export": "export"}  # fmt: skip
     for command, name in names.items():
-        Sink(str(tmp_path / command), command).write_state({"fingerprint": "ä"})
+        Sink(Storage(), str(tmp_path / command), command).write_state({"fingerprint": "ä"})
         path = tmp_path / command / "_cvbatch" / f"{name}.json"
         assert json.loads(path.read_bytes()) == {"fingerprint": "ä"}

@@ -20,6 +20,7 @@ from cvbatch.planning import manifest
 from cvbatch.results import writer as sink
 from cvbatch.results.schema import COLUMN_TYPES
 from cvbatch.sources.units import UNITS
+from cvbatch.storage.store import Storage
 
 Box = tuple[float, float, float, float, int, float]  # xyxy, class, score (crowd: true in a truth)
 Answers = Mapping[str, Any]  # labels: [(class, score)], boxes: [Box], mask: (h, w); failed: True
@@ -56,12 +57,12 @@ def write_result(
         generation = manifest.Generation(
             units, offsets, chunk_ids, manifest.group_offsets(offsets), {"format": "images"}
         )
-        manifest.write(generation, manifest.generation_uri(str(folder), 0, chunk_ids))
+        manifest.write(Storage(), generation, manifest.generation_uri(str(folder), 0, chunk_ids))
     if is_replanned:
         first = manifest.Generation(
             units[: offsets[1]], offsets[:2], chunk_ids[:1], offsets[:2], {"format": "images"}
         )
-        manifest.write(first, manifest.generation_uri(str(folder), 1, ["again"]))
+        manifest.write(Storage(), first, manifest.generation_uri(str(folder), 1, ["again"]))
     state = folder / "_cvbatch" / "job.json"
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_text(json.dumps({"schema_version": version, "fingerprint": "f" * 64}))
@@ -79,7 +80,9 @@ def write_result(
     for chunk_id, (start, end) in done[: len(done) - left]:
         part = [_answer(i, rows[i], classes) for i in ids[start:end]]
         table = pa.Table.from_pylist(part, schema)
-        sink.write_part(str(folder), chunk_id, [table], schema, json.dumps(said).encode())
+        sink.write_part(
+            Storage(), str(folder), chunk_id, [table], schema, json.dumps(said).encode()
+        )
     return folder
 
 
@@ -122,7 +125,7 @@ def write_truth(
         multi_label,
         lambda report: iter(()),
     )
-    writer = ShardWriter(str(folder), about, "made", shard_images)
+    writer = ShardWriter(Storage(), str(folder), about, "made", shard_images)
     for image_id, said in rows.items():
         boxes = np.array(said.get("boxes", []), np.float32).reshape(-1, 6)
         writer.add(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cvbatch.core.errors import CvbatchError
 from cvbatch.storage.lease import Clock, Holder, Lease
+from cvbatch.storage.store import Storage
 from tests.support.waiting import wait_for
 
 HEARTBEAT_S = 0.1
@@ -45,7 +46,7 @@ def lease_holder(sink: Path | str) -> Iterator[subprocess.Popen[str]]:
 
 
 if __name__ == "__main__":
-    with Lease(sys.argv[1], print, FastClock()) as lease:
+    with Lease(Storage(), sys.argv[1], print, FastClock()) as lease:
         lease.acquire()
         print("acquired", flush=True)
         if sys.stdin.read():  # the test is going to take the lease away

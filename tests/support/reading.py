@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from cvbatch.core.types import Chunk, EncodedImage, Item
 from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.store import Storage
 
 LIMIT = 100_000
 
 
 def read(
-    items: list[Item], format: str, max_bytes: int = LIMIT, reader: ChunkReader | None = None
+    items: list[Item],
+    format: str,
+    max_bytes: int = LIMIT,
+    reader: ChunkReader | None = None,
+    storage: Storage | None = None,
 ) -> list[EncodedImage]:
-    reader = reader or ChunkReader(format, "image", threads=3)
+    reader = reader or ChunkReader(storage or Storage(), format, "image", threads=3)
     return list(reader.read(Chunk("0" * 16, tuple(items)), max_bytes))
 
 

@@ -16,6 +16,7 @@ from cvbatch.exporters.options import ExportOptions
 from cvbatch.images.masks import decode_png, encode_png
 from cvbatch.planning.plan import make_plan
 from cvbatch.results import schema, writer
+from cvbatch.storage.store import Storage
 
 CLASSES = ("background", "cat", "dög <b> & co")
 TASKS = ("classification", "segmentation", "detection")
@@ -75,7 +76,7 @@ def predicted(out, source, said, tasks=TASKS, classes=CLASSES, format_="images",
         for one in job.models
     ]
     kind = schema.result_schema(models)
-    plan = make_plan(SourceConfig(uri=str(source), format=format_), str(out), 4, 1 << 30)
+    plan = make_plan(Storage(), SourceConfig(uri=str(source), format=format_), str(out), 4, 1 << 30)
     plan.commit()
     metadata = schema.result_metadata(models, "abc", "1")
     for ref in plan.chunks:
@@ -85,7 +86,7 @@ def predicted(out, source, said, tasks=TASKS, classes=CLASSES, format_="images",
             for image_id in ids_of(item, format_)
         ]
         table = pa.Table.from_pylist(rows, kind)
-        writer.write_part(str(out), ref.chunk_id, [table], kind, metadata)
+        writer.write_part(Storage(), str(out), ref.chunk_id, [table], kind, metadata)
     return out
 
 

@@ -8,6 +8,7 @@ from cvbatch.core.types import InputKey
 from cvbatch.datasets.examples import in_order
 from cvbatch.datasets.reader import Labelled, Wanted, find_labelled
 from cvbatch.images.decode import Limits
+from cvbatch.storage.store import Storage
 from cvbatch.train.augmentation import Augmentation
 from cvbatch.train.input_pipeline import (
     Laying,
@@ -21,7 +22,7 @@ from cvbatch.train.input_pipeline import (
 from tests.support import datasets
 
 WANTED = Wanted("labels", True)
-LAYING = Laying(WANTED, InputKey(8, 8, "stretch"), Limits())
+LAYING = Laying(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits())
 COUNT = 21
 
 
@@ -33,7 +34,7 @@ def data(tmp_path_factory) -> Labelled:
     }
     source = datasets.put(folder / "in", files)
     datasets.imported("folders", source, folder / "out", split=(1.0, 0.0, 0.0), shard_images=5)
-    return find_labelled([str(folder / "out")], WANTED)
+    return find_labelled(Storage(), [str(folder / "out")], WANTED)
 
 
 def feed(data, worker, workers, batch, augmentation=None, laying=LAYING, pool=10):
@@ -136,7 +137,7 @@ def test_resumed_behind_its_images_a_worker_pads_in_the_steps_size(data):
 
 
 def test_an_image_that_cannot_be_used_is_left_out_and_noted(data):
-    small = Laying(WANTED, InputKey(8, 8, "stretch"), Limits(max_pixels=10))
+    small = Laying(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits(max_pixels=10))
     one = feed(data, 0, 1, 8, laying=small)
     with pytest.raises(TrainingError, match="none of the first 8 images can be used, such as"):
         list(one(0, 0))
@@ -151,7 +152,7 @@ def test_an_image_that_cannot_be_used_is_left_out_and_noted(data):
 
 
 def test_a_network_that_takes_grey_gets_it(data):
-    grey = Laying(WANTED, InputKey(8, 8, "stretch"), Limits(), channels=1)
+    grey = Laying(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits(), channels=1)
     colour, luma = (next(iter(feed(data, 0, 1, 8, laying=one)(0, 0))) for one in (LAYING, grey))
     expected = colour.pixels @ np.array([0.299, 0.587, 0.114])
     assert luma.pixels.shape == (8, 8, 8, 1)

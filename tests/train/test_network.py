@@ -8,6 +8,7 @@ from cvbatch.config.train import parse_training
 from cvbatch.core.errors import ModelError
 from cvbatch.models import registry
 from cvbatch.models.applications import IMAGENET_CLASSES
+from cvbatch.storage.store import Storage
 from cvbatch.train import network
 
 pytestmark = pytest.mark.keras
@@ -35,7 +36,9 @@ def imagenets(tmp_path_factory):
 
 def test_a_weights_file_of_imagenets_classes_serves_others_with_a_new_head(imagenets, tmp_path):
     whole, path = imagenets
-    ready = network.make_ready(job(path), ("cat", "dog", "fox"), None, tmp_path / "begun.keras")
+    ready = network.make_ready(
+        Storage(), job(path), ("cat", "dog", "fox"), None, tmp_path / "begun.keras"
+    )
     assert (ready.image_size, ready.metric) == (SIZE, "accuracy")
     begun = registry.load_file("begun", tmp_path / "begun.keras")
     assert begun.output_shape == (None, 3)
@@ -52,7 +55,7 @@ def test_a_file_that_serves_neither_is_refused_by_the_first_layer(imagenets, tmp
     _, path = imagenets
     wider = job(path, build={"alpha": 0.5})
     with pytest.raises(ModelError, match=r"mobilenet\.weights\.h5"):
-        network.make_ready(wider, ("cat", "dog"), None, tmp_path / "begun.keras")
+        network.make_ready(Storage(), wider, ("cat", "dog"), None, tmp_path / "begun.keras")
     assert not (tmp_path / "begun.keras").exists()
 
 
@@ -60,7 +63,9 @@ def test_a_file_of_the_datas_own_classes_keeps_its_head(tmp_path):
     keras.utils.set_random_seed(2)
     own = registry.build("MobileNet", 2, SIZE, OPTIONS)
     own.save_weights(tmp_path / "own.weights.h5")
-    network.make_ready(job(tmp_path / "own.weights.h5"), ("a", "b"), None, tmp_path / "begun.keras")
+    network.make_ready(
+        Storage(), job(tmp_path / "own.weights.h5"), ("a", "b"), None, tmp_path / "begun.keras"
+    )
     begun = registry.load_file("begun", tmp_path / "begun.keras")
     for mine, theirs in zip(begun.weights, own.weights, strict=True):
         np.testing.assert_array_equal(mine, theirs)
