@@ -146,7 +146,7 @@ def score_counts(rows):
     predicted, truth, num_classes = rows.column("counts")
     every, hit = np.arange(len(truth)), np.array(predicted) == np.array(truth)
     true, answer = np.array(truth), np.array(predicted)
-    rows.metrics.metrics["counts_tally"] = rows.empty_counts(num_classes).add(
+    rows.sums.metrics["counts_tally"] = rows.empty_counts(num_classes).add(
         count_by_class(rows.weights, every[hit], true[hit], num_classes),
         count_by_class(rows.weights, every, true, num_classes),
         count_by_class(rows.weights, every, answer, num_classes),

@@ -31,7 +31,7 @@ _AP_METRICS = ("ap", "ap50", "ap75", "voc_ap")
 
 def score_boxes(rows: ScoredRows) -> None:
     """Add the metric sums of the boxes of some images."""
-    spec, scores = rows.spec, rows.scores
+    spec, scores = rows.spec, rows.sums
     is_labelled = rows.truth["boxes"].is_valid()
     scores.counts["detection_unlabelled"] += rows.truth["boxes"].null_count
     predicted, truth = rows.predicted.filter(is_labelled), rows.truth.filter(is_labelled)

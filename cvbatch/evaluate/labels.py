@@ -51,7 +51,7 @@ def _score_single_label(rows: ScoredRows) -> None:
     predicted, truth, num_classes = rows.column("labels")
     structs, true_image = flatten_lists(truth)
     is_used = np.bincount(true_image, minlength=len(truth)) == 1
-    rows.scores.counts["classification_unlabelled"] += int((~is_used).sum())
+    rows.sums.counts["classification_unlabelled"] += int((~is_used).sum())
     true_class = np.full(len(truth), -1)
     true_class[true_image] = struct_values(structs, "class_id")
     image_index, class_id, score = _predicted(rows.spec, predicted)
@@ -66,8 +66,8 @@ def _score_single_label(rows: ScoredRows) -> None:
     is_hit = top_class[used] == true_class[used]
     is_predicted = top_class[used] < num_classes
     is_probability = is_predicted & (top_score[used] >= 0) & (top_score[used] <= 1)
-    rows.scores.counts["scores_outside_0_1"] += int((is_predicted & ~is_probability).sum())
-    rows.scores.metrics["calibration"] = Calibration.empty().add_predictions(
+    rows.sums.counts["scores_outside_0_1"] += int((is_predicted & ~is_probability).sum())
+    rows.sums.metrics["calibration"] = Calibration.empty().add_predictions(
         is_hit[is_probability], top_score[used][is_probability]
     )
 
@@ -93,7 +93,7 @@ def _add_single_label(
     rank: np.ndarray,  # (n,) of the true class
     weights: np.ndarray,  # (n, 1 + R)
 ) -> None:
-    ks, metrics, num_classes = rows.spec.ks, rows.scores.metrics, rows.column("labels")[2]
+    ks, metrics, num_classes = rows.spec.ks, rows.sums.metrics, rows.column("labels")[2]
     metrics["top_k"] = TopK.empty(ks).add_ranks(rank)
     if num_classes <= MAX_CONFUSION_CLASSES:
         metrics["confusion"] = Confusion.empty(num_classes).add(true_class, top_class)
@@ -116,7 +116,7 @@ def _add_single_label(
 def _score_multi_label(rows: ScoredRows) -> None:
     predicted, truth, num_classes = rows.column("labels")
     used = np.flatnonzero(truth.is_valid().to_numpy())
-    rows.scores.counts["classification_unlabelled"] += len(truth) - len(used)
+    rows.sums.counts["classification_unlabelled"] += len(truth) - len(used)
     structs, true_image = flatten_lists(truth)
     is_positive = np.zeros((len(truth), num_classes), bool)
     is_positive[true_image, struct_values(structs, "class_id")] = True
@@ -125,17 +125,17 @@ def _score_multi_label(rows: ScoredRows) -> None:
     scores[image_index, class_id] = score
     is_positive, scores, weights = is_positive[used], scores[used], rows.weights[used]
     precision = MultiLabelPrecision.empty(num_classes).add(is_positive, scores)
-    rows.scores.metrics["precision"] = precision
+    rows.sums.metrics["precision"] = precision
     is_predicted = scores >= rows.spec.score_threshold
 
     def count(mask: np.ndarray) -> np.ndarray:  # (n, C) bool → (1 + R, C)
         image_index, classes = np.nonzero(mask)
         return count_by_class(weights, image_index, classes, num_classes)
 
-    rows.scores.metrics["labels_tally"] = rows.empty_counts(num_classes).add(
+    rows.sums.metrics["labels_tally"] = rows.empty_counts(num_classes).add(
         count(is_positive & is_predicted), count(is_positive), count(is_predicted)
     )
-    rows.scores.counts["classification_images"] += len(used)
+    rows.sums.counts["classification_images"] += len(used)
 
 
 def label_metric_rows(

@@ -26,7 +26,7 @@ def score_masks(rows: ScoredRows) -> None:
     A predicted mask that differs in size from the ground truth counts as missing.
     """
     predicted, truth, num_classes = rows.column("mask")
-    image_counts = rows.scores.counts
+    image_counts = rows.sums.counts
     class_of = rows.spec.class_of["mask"]
     lut = np.full(256, num_classes, np.uint8)  # num_classes: no prediction
     lut[: len(class_of)] = np.where(class_of < 0, num_classes, class_of)
@@ -51,8 +51,8 @@ def score_masks(rows: ScoredRows) -> None:
             *(count_by_class(weights, image_index, classes, num_classes, a) for a in amounts)
         )
         image_counts["segmentation_images"] += 1
-    rows.scores.metrics["pixels"] = confusion
-    rows.scores.metrics["mask_tally"] = class_counts
+    rows.sums.metrics["pixels"] = confusion
+    rows.sums.metrics["mask_tally"] = class_counts
 
 
 def _predicted_mask(

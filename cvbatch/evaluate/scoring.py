@@ -69,13 +69,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Predictions and labels of n images in the same order, and the scores to add them to."""
+    """Predictions and labels of n images in the same order, and the sums to add theirs to."""
 
     spec: EvaluationSpec
     predicted: pa.Table  # n rows
     truth: pa.Table  # n rows
     weights: np.ndarray  # (n, 1 + R) of each image: 1, then its count in each replicate
-    scores: Scores
+    sums: Scores
 
     def column(self, name: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray, int]:
         """Return predictions and labels of a column, and its number of ground-truth classes."""
