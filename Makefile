@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup browser demo test test-jobs-a test-jobs-l test-models test-others test-fast test-soak check bench bench-training bench-long bench-page bench-scale
+.PHONY: help setup browser demo test test-fast test-soak check bench bench-training bench-long bench-page bench-scale
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 ~/' | column -t -s '~'
@@ -24,24 +24,14 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## Run the prediction job on a small rendered archive; print the path of the result
 	$(BIN)/cvbatch demo --out demo-out
 
-# Three in parallel on two cores: whole jobs wait for process starts longer than they compute.
+# Three processes on two cores: whole jobs wait for process starts longer than they compute.
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup
+
 test: setup ## Run every test
-	$(MAKE) --no-print-directory --jobs=3 --output-sync test-models test-jobs-a test-others test-jobs-l
+	$(PYTEST) --durations=25
 
-test-jobs-a:
-	$(BIN)/pytest --durations=12 tests/integration
-
-test-jobs-l:
-	$(BIN)/pytest --durations=12 tests/predict tests/distributed tests/evaluate tests/explain
-
-test-models:
-	$(BIN)/pytest --durations=12 tests/models tests/security tests/train
-
-test-others:
-	$(BIN)/pytest --durations=12 $(addprefix --ignore=tests/,integration predict distributed evaluate explain models security train)
-
-test-fast: setup ## Run the tests that need neither Ray nor TensorFlow
-	$(BIN)/pytest -m "not ray and not keras and not soak"
+test-fast: setup ## Run the tests without Ray, TensorFlow, servers, browsers and other processes
+	$(PYTEST) -m "not ray and not keras and not process and not soak"
 
 test-soak: setup ## Run the tests that take minutes: repeated kills and storage failures
 	$(BIN)/pytest -m soak

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cvbatch.core.types import VOID_CLASS, Boxes
-from cvbatch.datasets.reader import Wanted, find_labelled
+from cvbatch.datasets.reader import LabelSpec, scan_dataset
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.average_precision import AveragePrecision
 from cvbatch.metrics.box_matching import GroundTruthBoxes
@@ -113,5 +113,5 @@ _COLUMNS = {"classification": "labels", "segmentation": "mask", "detection": "bo
 
 def score(task: str, result: Path, labels: Path) -> Figures:
     """Return the metrics of a result on labelled images, for the classes of the labels."""
-    classes = find_labelled(Storage(), [str(labels)], Wanted(_COLUMNS[task])).classes
+    classes = scan_dataset(Storage(), [str(labels)], LabelSpec(_COLUMNS[task])).classes
     return SCORES[task](result, labels, classes)

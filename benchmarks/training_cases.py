@@ -115,7 +115,7 @@ def training_cases(data_sets: DataSets, folder: Path) -> dict[str, TrainingCase]
     for name, recipe in demo.RECIPES.items():
         title = f"shapes, demo_{name}, 2 workers"
         metric, job = recipe.metric, recipe.job(f"demo_{name}", workers=2)
-        found[name] = TrainingCase(title, metric, recipe.bar, "shapes", job)
+        found[name] = TrainingCase(title, metric, recipe.min_metric, "shapes", job)
     return found
 
 

@@ -20,7 +20,7 @@ from cvbatch.evaluate import columns as evaluation
 from cvbatch.evaluate.metrics_table import overall_rows, to_json
 from cvbatch.evaluate.scoring import EvaluationSpec, merge_scores
 from cvbatch.exporters.job import EXPORTS
-from cvbatch.importers.validation import Row as ImportedRow
+from cvbatch.importers.validation import LabelledImage as ImportedRow
 from cvbatch.inference.postprocess import POSTPROCESSORS, Postprocessor, no_tiles
 from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.metrics.counts import ClassCounts, count_by_class
@@ -97,7 +97,7 @@ def test_images_are_cut_for_tasks_that_merge_tiles():
 def test_every_column_is_imported_and_exported():
     no_boxes = np.zeros((0, 4), np.float32), *(np.zeros(0, kind) for kind in ("i4", "f4", bool))
     row = ImportedRow("a", b"", 1, 1, "train", [], *no_boxes, None)
-    assert set(row.occurring) == set(CLASS_COLUMNS)
+    assert set(row.classes_present) == set(CLASS_COLUMNS)
     assert {column for one in EXPORTS.values() for column in one.COLUMNS} == set(CLASS_COLUMNS)
 
 

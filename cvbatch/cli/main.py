@@ -18,8 +18,8 @@ from cvbatch.core.errors import ConfigError, CvbatchError
 from cvbatch.core.json_log import Ending, end_with, logging_as, new_run
 from cvbatch.core.redaction import hidden
 from cvbatch.core.version import __version__
-from cvbatch.exporters.options import EXPORT_MEANINGS, FLAGS, ExportOptions
-from cvbatch.importers.flags import FORMAT_MEANINGS, actions_in, flags_of
+from cvbatch.exporters.options import EXPORT_DESCRIPTIONS, FLAGS, ExportOptions
+from cvbatch.importers.flags import FORMAT_DESCRIPTIONS, chosen_actions, format_flags
 
 if TYPE_CHECKING:
     from cvbatch.cli.model_listing import Table
@@ -119,11 +119,11 @@ def _count(text: str) -> int:
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
     formats = parser.add_subparsers(title="formats", required=True, metavar="FORMAT")
-    for name, meaning in FORMAT_MEANINGS.items():
+    for name, meaning in FORMAT_DESCRIPTIONS.items():
         one = formats.add_parser(name, help=meaning, description=meaning)
         one.add_argument("source", metavar="SRC", help="a folder, here or in a store")
         one.add_argument("sink", metavar="DST", help="where the Parquet goes: an empty folder")
-        for flag in flags_of(name):
+        for flag in format_flags(name):
             one.add_argument(flag.name, **flag.options)
         one.add_argument("--overwrite", action="store_true", help="replace labelled data in DST")
         one.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
@@ -132,7 +132,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     formats = parser.add_subparsers(title="formats", required=True, metavar="FORMAT")
-    for name, meaning in EXPORT_MEANINGS.items():
+    for name, meaning in EXPORT_DESCRIPTIONS.items():
         one = formats.add_parser(name, help=meaning, description=meaning)
         one.add_argument("source", metavar="DIR", help="the sink of `cvbatch predict`")
         one.add_argument("sink", metavar="DST", help="an empty folder, here or in a store")
@@ -346,15 +346,15 @@ def _list_models(arguments: argparse.Namespace) -> Ending:
 
 def _import(arguments: argparse.Namespace) -> Ending:
     from cvbatch.importers.job import import_labels
-    from cvbatch.importers.options import options_of
+    from cvbatch.importers.options import parse_import_options
 
     said = vars(arguments)
     report = import_labels(
         arguments.format,
         arguments.source,
         arguments.sink,
-        options_of(said),
-        actions_in(said),
+        parse_import_options(said),
+        chosen_actions(said),
         lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())

@@ -1,4 +1,4 @@
-"""Labelled Parquet, as an import writes it, is found and held to what a training needs of it."""
+"""Scan labelled Parquet: splits, classes and row groups, without reading an image."""
 
 from __future__ import annotations
 
@@ -20,83 +20,91 @@ from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
 _THREADS = 16
-_SUMMARY = "_cvbatch/import.json"
+_IMPORT_STATE = "_cvbatch/import.json"
 _REMEDY = "import the data with cvbatch import"
 
 
 class RowGroup(NamedTuple):
-    """Rows that lie together in a file and are all of one split."""
+    """The rows of one Parquet row group that belong to one split and have the label."""
 
     uri: str
-    number: int  # in the file
-    rows: tuple[int, ...] | None  # those that are used, ascending; None: all
+    number: int  # of the row group in the file
+    rows: tuple[int, ...] | None  # row numbers in the row group, ascending; None: all
     num_images: int
-    size_bytes: int
+    size_bytes: int  # estimated, uncompressed
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split that have the labels which are asked for, in the files' order."""
+    """The images of one split that have the label, in the order of the files."""
 
     name: str
     groups: tuple[RowGroup, ...]
-    num_unlabelled: int  # others, that are left out
+    num_unlabelled: int  # images of the split without the label
 
     def __len__(self) -> int:
         return sum(group.num_images for group in self.groups)
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Labelled data, as far as it is known without reading an image."""
+class LabelledDataset:
+    """Classes and splits of labelled Parquet, for one label column."""
 
-    classes: tuple[str, ...]  # of the column that is learnt
+    classes: tuple[str, ...]  # of the label column
     splits: dict[str, Split]
     identity: str  # SHA-256 of the files' names and sizes
 
 
-class Wanted(NamedTuple):
-    """What of labelled data is learnt: a column, and how many of its labels an image has."""
+class LabelSpec(NamedTuple):
+    """The label column that is used, and whether an image needs exactly one label."""
 
     column: str  # a key of LABEL_COLUMNS
-    is_single: bool = False  # exactly one label, or box, an image
+    is_single: bool = False  # exactly one label, or box, per image
 
 
 @dataclass(frozen=True)
 class _File:
     uri: str
-    classes: tuple[str, ...] | None  # None: it has no such column
-    groups: tuple[tuple[str, RowGroup, int], ...]  # split, group, rows of it without the label
+    classes: tuple[str, ...] | None  # None: the file lacks the column
+    groups: tuple[tuple[str, RowGroup, int], ...]  # split, row group, rows without the label
 
 
-def find_labelled(storage: Storage, uris: Sequence[str], wanted: Wanted) -> Labelled:
-    """Return what labelled data there is, from the footers and the labels: no image is read.
+def scan_dataset(storage: Storage, uris: Sequence[str], spec: LabelSpec) -> LabelledDataset:
+    """Return the classes and splits of labelled Parquet, from its footers and label columns.
 
-    uris: folders, or files of them.
+    Args:
+        storage: reads the files.
+        uris: folders, or single files.
+        spec: the label column.
 
     Raises:
-        SourceError: nothing is found, an import is not finished, files have other classes than
-            the first, or none has the column.
+        SourceError: there is no file, an import is incomplete, a file lacks the column, or the
+            classes of two files differ.
     """
-    named = [found for uri in uris for found in files_of(storage, store.absolute(uri))]
-    if not named:
-        raise SourceError(f"source {', '.join(uris)} holds no labelled Parquet; {_REMEDY}")
+    uri_sizes = [pair for uri in uris for pair in list_parquet_files(storage, store.absolute(uri))]
+    if not uri_sizes:
+        raise SourceError(f"source {', '.join(uris)} contains no labelled Parquet; {_REMEDY}")
     with ThreadPoolExecutor(_THREADS) as pool:
-        files = list(pool.map(lambda one: _read_file(storage, one[0], wanted), named))
-    classes = _common_classes(files, wanted)
+        files = list(pool.map(lambda pair: _scan_file(storage, pair[0], spec), uri_sizes))
+    classes = _common_classes(files, spec)
     names = dict.fromkeys(split for file in files for split, _, _ in file.groups)
     splits = {}
     for name in names:
-        groups = [(g, less) for file in files for split, g, less in file.groups if split == name]
-        used = tuple(group for group, _ in groups if group.num_images)
-        splits[name] = Split(name, used, sum(less for _, less in groups))
-    files_are = [[uri.rpartition("/")[2], size] for uri, size in named]
-    identity = hashlib.sha256(json.dumps(files_are).encode())
-    return Labelled(classes, splits, identity.hexdigest())
+        entries = [entry for file in files for entry in file.groups if entry[0] == name]
+        groups = tuple(group for _, group, _ in entries if group.num_images)
+        splits[name] = Split(name, groups, sum(unlabelled for _, _, unlabelled in entries))
+    name_sizes = [[uri.rpartition("/")[2], size] for uri, size in uri_sizes]
+    identity = hashlib.sha256(json.dumps(name_sizes).encode())
+    return LabelledDataset(classes, splits, identity.hexdigest())
 
 
-def files_of(storage: Storage, uri: str) -> list[tuple[str, int]]:
-    """Return the Parquet files of a folder, or the file itself, with their sizes."""
+def list_parquet_files(storage: Storage, uri: str) -> list[tuple[str, int]]:
+    """Return (URI, bytes) of the Parquet files of a folder, or of the file itself.
+
+    Raises:
+        SourceError: the folder or file does not exist, its import is incomplete, or it is a result
+            of `cvbatch predict`.
+    """
     folder, _, name = uri.rpartition("/")
     is_file = name.endswith(".parquet")
     try:
@@ -116,15 +124,15 @@ def files_of(storage: Storage, uri: str) -> list[tuple[str, int]]:
 
 
 def _check_import(storage: Storage, folder: str) -> None:
-    """Refuse a folder whose import was not finished, or that holds a prediction's result."""
+    """Raise if the import of a folder is incomplete, or if it is a result of a prediction."""
     if storage.exists(store.join(folder, "_cvbatch/job.json")):
         raise SourceError(
-            f"source {folder} is the result of a prediction, not labelled data; make it that with "
+            f"source {folder} is the result of a prediction, not labelled data; convert it with "
             "cvbatch import predictions"
         )
     try:
-        said = json.loads(storage.read_bytes(store.join(folder, _SUMMARY)))
-        is_complete = bool(said["is_complete"])
+        state = json.loads(storage.read_bytes(store.join(folder, _IMPORT_STATE)))
+        is_complete = bool(state["is_complete"])
     except NotFoundError:
         return
     except (ValueError, LookupError, TypeError):
@@ -135,20 +143,20 @@ def _check_import(storage: Storage, folder: str) -> None:
         )
 
 
-def _read_file(storage: Storage, uri: str, wanted: Wanted) -> _File:
+def _scan_file(storage: Storage, uri: str, spec: LabelSpec) -> _File:
     try:
         with storage.open_input(uri) as source:
             file = pq.ParquetFile(source)
-            said = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
-            if not isinstance(said, dict) or said.get("kind") != "labels":
-                raise SourceError(f"{uri} is not labelled data as cvbatch writes it; {_REMEDY}")
-            if wanted.column not in file.schema_arrow.names:
+            metadata = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
+            if not isinstance(metadata, dict) or metadata.get("kind") != "labels":
+                raise SourceError(f"{uri} is not labelled Parquet of cvbatch; {_REMEDY}")
+            if spec.column not in file.schema_arrow.names:
                 return _File(uri, None, ())
-            classes = tuple(said["classes"].get(wanted.column, ()))
+            classes = tuple(metadata["classes"].get(spec.column, ()))
             groups = [
                 group
                 for number in range(file.num_row_groups)
-                for group in _split_group(uri, file, number, wanted)
+                for group in _split_group(uri, file, number, spec)
             ]
             return _File(uri, classes, tuple(groups))
     except (pa.ArrowException, OSError, ValueError, LookupError, AttributeError) as error:
@@ -158,56 +166,57 @@ def _read_file(storage: Storage, uri: str, wanted: Wanted) -> _File:
 
 
 def _split_group(
-    uri: str, file: pq.ParquetFile, number: int, wanted: Wanted
+    uri: str, file: pq.ParquetFile, number: int, spec: LabelSpec
 ) -> Iterator[tuple[str, RowGroup, int]]:
-    """Yield a row group's part in each split, with the number of its rows that lack the label."""
-    table = file.read_row_group(number, ["split", LABEL_COLUMNS[wanted.column].presence])
-    column = table[wanted.column].combine_chunks()
-    if wanted.is_single:
+    """Yield the part of a row group in each split, and how many of its rows lack the label."""
+    table = file.read_row_group(number, ["split", LABEL_COLUMNS[spec.column].presence])
+    column = table[spec.column].combine_chunks()
+    if spec.is_single:
         lengths = pc.fill_null(pc.list_value_length(column), 0)
         has_label = pc.equal(lengths, 1).to_numpy(zero_copy_only=False)
     else:
         has_label = column.is_valid().to_numpy(zero_copy_only=False)
-    meta = file.metadata.row_group(number)
-    of_split = np.array(table["split"].to_pylist(), object)
-    for split in dict.fromkeys(of_split.tolist()):
-        is_here = of_split == split
-        rows = np.flatnonzero(is_here & has_label)
-        named = None if len(rows) == table.num_rows else tuple(rows.tolist())
-        size = meta.total_byte_size * len(rows) // table.num_rows
-        group = RowGroup(uri, number, named, len(rows), size)
-        yield str(split), group, int(np.sum(is_here & ~has_label))
+    total_bytes = file.metadata.row_group(number).total_byte_size
+    split_of_row = np.array(table["split"].to_pylist(), object)
+    for split in dict.fromkeys(split_of_row.tolist()):
+        in_split = split_of_row == split
+        rows = np.flatnonzero(in_split & has_label)
+        numbers = None if len(rows) == table.num_rows else tuple(rows.tolist())
+        size_bytes = total_bytes * len(rows) // table.num_rows
+        group = RowGroup(uri, number, numbers, len(rows), size_bytes)
+        yield str(split), group, int(np.sum(in_split & ~has_label))
 
 
-def _common_classes(files: Sequence[_File], wanted: Wanted) -> tuple[str, ...]:
+def _common_classes(files: Sequence[_File], spec: LabelSpec) -> tuple[str, ...]:
     lacking = [file.uri for file in files if file.classes is None]
     if lacking:
         raise SourceError(
-            f"{lacking[0]} has no column {wanted.column!r}, which this task learns; import labels "
-            "of that kind, or name another task"
+            f"{lacking[0]} has no column {spec.column!r}, which this task requires; import such "
+            "labels, or set another task"
         )
     first = files[0]
     for file in files:
         if file.classes != first.classes:
             raise SourceError(
-                f"classes differ: {file.uri} has {_shown(file.classes)}, {first.uri} has "
-                f"{_shown(first.classes)}; import both with the same --classes"
+                f"classes differ: {file.uri} has {_list_text(file.classes)}, {first.uri} has "
+                f"{_list_text(first.classes)}; import both with the same --classes"
             )
     if not first.classes:
-        raise SourceError(f"{first.uri} names no classes for {wanted.column!r}; {_REMEDY}")
+        raise SourceError(f"{first.uri} has no class names for column {spec.column!r}; {_REMEDY}")
     return first.classes
 
 
-def _shown(classes: tuple[str, ...] | None) -> str:
+def _list_text(classes: tuple[str, ...] | None) -> str:
     names = classes or ()
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def box_shapes(
-    storage: Storage, split: Split
-) -> np.ndarray:  # (N, 2) float64 heights, widths as parts of the image
-    """Return the shapes of all boxes of a split, of crowds too; no image is read."""
-    shapes = [np.empty((0, 2))]
+def relative_box_sizes(storage: Storage, split: Split) -> np.ndarray:  # (N, 2) float64
+    """Return (height, width) of all boxes of a split, crowds included, as fractions of the image.
+
+    Only label columns are read.
+    """
+    sizes = [np.empty((0, 2))]
     leaves = ("x_min", "y_min", "x_max", "y_max")
     for group in split.groups:
         names = ["width", "height", *(f"boxes.list.element.{leaf}" for leaf in leaves)]
@@ -216,13 +225,13 @@ def box_shapes(
         if group.rows is not None:
             table = table.take(pa.array(group.rows, pa.int64()))
         boxes = table["boxes"].combine_chunks()
-        of_image = np.repeat(
-            np.arange(table.num_rows), pc.fill_null(pc.list_value_length(boxes), 0).to_numpy()
+        num_boxes = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy()
+        flat = boxes.flatten()
+        x_min, y_min, x_max, y_max = (
+            pc.struct_field(flat, leaf).to_numpy(zero_copy_only=False) for leaf in leaves
         )
-        corners = boxes.flatten()
-        at = [pc.struct_field(corners, leaf).to_numpy(zero_copy_only=False) for leaf in leaves]
-        sides = np.stack([at[3] - at[1], at[2] - at[0]], axis=1)
-        whole = np.stack([table[n].to_numpy() for n in ("height", "width")], axis=1)[of_image]
-        shapes.append(sides / whole)
-    found = np.concatenate(shapes)
-    return found[(found > 0).all(axis=1)]
+        box_hw = np.stack([y_max - y_min, x_max - x_min], axis=1)
+        image_hw = np.stack([table[name].to_numpy() for name in ("height", "width")], axis=1)
+        sizes.append(box_hw / np.repeat(image_hw, num_boxes, axis=0))
+    relative = np.concatenate(sizes)
+    return relative[(relative > 0).all(axis=1)]

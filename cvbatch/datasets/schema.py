@@ -34,7 +34,7 @@ LABEL_COLUMNS: dict[str, LabelColumn] = {
         {"boxes": COLUMN_TYPES["boxes"], "box_is_crowd": pa.list_(pa.bool_())},
         "boxes.list.element.class_id",
     ),
-    "mask": LabelColumn({"mask": IMAGE}, "mask.path"),  # always null, so it takes no reading
+    "mask": LabelColumn({"mask": IMAGE}, "mask.path"),  # always null, so cheap to read
 }
 _ALWAYS = {
     "image_id": pa.string(),
@@ -44,11 +44,11 @@ _ALWAYS = {
     "split": pa.string(),
 }
 _COLUMNS = _ALWAYS | {
-    name: kind for one in LABEL_COLUMNS.values() for name, kind in one.types.items()
+    name: type_ for column in LABEL_COLUMNS.values() for name, type_ in column.types.items()
 }
 
 
-def with_extras(columns: Iterable[str]) -> list[str]:
+def expand_label_columns(columns: Iterable[str]) -> list[str]:
     """Return the names of label columns and of the columns that belong to them.
 
     Args:

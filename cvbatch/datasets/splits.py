@@ -1,4 +1,7 @@
-"""Which split an image belongs to: by its id alone, so that new images never move the old ones."""
+"""Assign images to train, validation and test by a hash of their id.
+
+The id alone decides, so that additional images never change the split of existing ones.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,17 @@ _TOLERANCE = 1e-6
 
 
 def parse_shares(text: str) -> Shares:
-    """Return shares that were written as `0.8,0.1,0.1`.
+    """Parse the shares of train, validation and test, such as `0.8,0.1,0.1`.
 
     Raises:
-        ConfigError: they are not three, do not sum to 1, or leave nothing to train on.
+        ConfigError: there are not three, they do not sum to 1, or the share of train is 0.
     """
     try:
         shares = tuple(float(part) for part in text.split(","))
     except ValueError:
         shares = ()
-    is_whole = len(shares) == 3 and abs(sum(shares) - 1) <= _TOLERANCE
-    if not is_whole or min(shares) < 0 or shares[0] == 0:
+    is_complete = len(shares) == 3 and abs(sum(shares) - 1) <= _TOLERANCE
+    if not is_complete or min(shares) < 0 or shares[0] == 0:
         raise ConfigError(
             f"the split {text!r} must be three shares for train, validation and test that sum to "
             "1, the first above 0, such as 0.8,0.1,0.1"
@@ -30,23 +33,28 @@ def parse_shares(text: str) -> Shares:
     return shares[0], shares[1], shares[2]
 
 
-def place_of(image_id: str, seed: int) -> float:
-    """Return where an image stands between 0 and 1, evenly over all ids."""
+def _hash_fraction(image_id: str, seed: int) -> float:
+    """Return a number in [0, 1) that is uniformly distributed over image ids."""
     digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
     return int.from_bytes(digest[:7]) / 256**7  # 56 bits: below 1 also as a float
 
 
-def choose_split(image_id: str, own: str | None, shares: Shares, seed: int) -> str:
-    """Return "train", "validation" or "test".
+def choose_split(image_id: str, declared: str | None, shares: Shares, seed: int) -> str:
+    """Return the split of an image: "train", "validation" or "test".
 
-    own: the data set's word. "trainval" is divided as `shares` divide the two, None in three.
+    Args:
+        image_id: the id that is hashed.
+        declared: the split in the data set. "trainval" is divided between train and validation,
+            None between all three; any other split is returned unchanged.
+        shares: shares of train, validation and test; they sum to 1.
+        seed: seed of the hash.
     """
-    if own is not None and own != "trainval":
-        return own
-    place = place_of(image_id, seed)
+    if declared is not None and declared != "trainval":
+        return declared
+    fraction = _hash_fraction(image_id, seed)
     train, validation, test = shares
-    if own == "trainval":
-        place *= train + validation
-    if place < train:
+    if declared == "trainval":
+        fraction *= train + validation
+    if fraction < train:
         return "train"
-    return "validation" if place < train + validation or test == 0 else "test"
+    return "validation" if fraction < train + validation or test == 0 else "test"

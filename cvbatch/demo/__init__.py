@@ -1,1 +1,1 @@
-"""`cvbatch demo`: a rendered archive and three small networks trained for it."""
+"""`cvbatch demo`: a rendered image archive, and three small networks trained on such images."""

@@ -1,4 +1,4 @@
-"""The demonstration: render an archive, run the main job on it, draw what came out."""
+"""Run the demo: render an image archive, predict over it, write the report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cvbatch.predict.job import predict
 from cvbatch.predict.summary import Summary
 from cvbatch.report.job import write_report
 
-SEED = 20_260  # no scene of this archive was trained on
+SEED = 20_260  # differs from the seeds of the training scenes
 _JOB = """\
 # cvbatch predict --config {folder}/job.yaml
-# The demonstration's job: three small networks over a rendered archive.
+# The job of the demo: three small networks over rendered images.
 source:
   uri: {folder}/images
   format: images
@@ -39,13 +39,13 @@ models:
 run:
   batch_size: 16
   chunk_images: 16
-  max_failure_fraction: 0.1         # the archive holds three broken files on purpose
+  max_failure_fraction: 0.1         # the archive contains three broken files on purpose
 """
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """What the demonstration left, and where."""
+class DemoResult:
+    """Summary of the prediction, and the paths of what the demo wrote."""
 
     summary: Summary
     result: Path
@@ -53,16 +53,16 @@ class Demonstration:
     job_file: Path
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON-ready values."""
-        places = {
+        """Return the summary and the paths as JSON-ready values."""
+        paths = {
             "result": self.result,
             "page": self.page,
             "job_file": self.job_file,
         }
-        return {**self.summary.as_json(), **{key: str(path) for key, path in places.items()}}
+        return {**self.summary.as_json(), **{key: str(path) for key, path in paths.items()}}
 
     def as_text(self) -> str:
-        """Return what a person wants to know next."""
+        """Return the summary and the paths as text for the terminal."""
         failed = "; ".join(f"{kind}: {n}" for kind, n in sorted(self.summary.failures.items()))
         return (
             f"images     {self.summary.num_images}, of which failed {self.summary.num_failed}"
@@ -73,11 +73,16 @@ class Demonstration:
         )
 
 
-def run_demo(folder: str, num_images: int, listener: Listener) -> Demonstration:
-    """Make an archive of `num_images` scenes below `folder`, run the job, draw what came of it.
+def run_demo(folder: str, num_images: int, listener: Listener) -> DemoResult:
+    """Render an archive into `folder`, predict over it, and write the report.
+
+    Args:
+        folder: empty, or the folder of an earlier demo, which is replaced.
+        num_images: number of scenes; photographs and broken files are added.
+        listener: receives the progress.
 
     Raises:
-        ConfigError: the folder holds something that is not a demonstration.
+        ConfigError: the folder contains other files.
     """
     root = Path(folder).absolute()
     _clear(root)
@@ -89,17 +94,16 @@ def run_demo(folder: str, num_images: int, listener: Listener) -> Demonstration:
     summary = predict(load_job(job_file), listener)
     page = root / "report.html"
     write_report(str(root / "result"), str(page))
-    return Demonstration(summary, root / "result", page, job_file)
+    return DemoResult(summary, root / "result", page, job_file)
 
 
 def _clear(root: Path) -> None:
-    """Remove an earlier demonstration, and nothing else."""
+    """Remove an earlier demo, and nothing else."""
     if not root.exists() or not any(root.iterdir()):
         return
     if not (root / "job.yaml").is_file():
         raise ConfigError(
-            f"--out {root}: the folder is not empty and holds no earlier demonstration; name "
-            "another"
+            f"--out {root}: the folder is not empty and not of an earlier demo; use another folder"
         )
     for name in ("images", "result"):
         shutil.rmtree(root / name, ignore_errors=True)

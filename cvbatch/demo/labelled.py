@@ -1,4 +1,4 @@
-"""Rendered scenes are written here as labelled Parquet, so that any training job can learn them."""
+"""Write rendered scenes as labelled Parquet, the input of a training job."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cvbatch.demo.render import Scene, encode_jpeg, load_backgrounds, render_sce
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.shard_writer import ShardWriter
-from cvbatch.importers.validation import Row
+from cvbatch.importers.validation import LabelledImage
 from cvbatch.storage.store import Storage
 
-_TRUTH = AnnotatedDataset(
+_DATASET = AnnotatedDataset(
     columns=("labels", "boxes", "mask"),
     classes={"labels": CLASSES, "boxes": CLASSES, "mask": MASK_CLASSES},
     is_multi_label=False,
@@ -24,22 +24,26 @@ _SHARD_IMAGES = 256
 
 
 def write_labelled(folder: str | Path, splits: Mapping[str, tuple[int, int]]) -> None:
-    """Write scenes with their labels, boxes and masks below `folder`, as an import would.
+    """Write scenes with labels, boxes and masks into `folder`, in the format of `cvbatch import`.
 
-    splits: split → (seed of its archive, number of scenes). The same splits give the same bytes.
+    The same splits give the same bytes.
+
+    Args:
+        folder: an empty folder.
+        splits: split → (seed of its archive, number of scenes).
     """
     backgrounds = load_backgrounds()
-    writer = ShardWriter(Storage(), str(folder), _TRUTH, "rendered", _SHARD_IMAGES)
+    writer = ShardWriter(Storage(), str(folder), _DATASET, "rendered", _SHARD_IMAGES)
     for split, (seed, count) in splits.items():
         for i in range(count):
             scene = render_scene(scene_seed(seed, i), backgrounds)
-            writer.add(_row(f"{split}/scene-{i:05d}.jpg", split, scene))
+            writer.add(_labelled_image(f"{split}/scene-{i:05d}.jpg", split, scene))
     writer.close()
 
 
-def _row(image_id: str, split: str, scene: Scene) -> Row:
+def _labelled_image(image_id: str, split: str, scene: Scene) -> LabelledImage:
     height, width = scene.mask.shape
-    return Row(
+    return LabelledImage(
         image_id=image_id,
         data=encode_jpeg(scene.image),
         width=width,

@@ -1,9 +1,8 @@
-"""The demo's archive is drawn here, because only a drawn image has exact labels, boxes and masks.
+"""Render the images of the demo, with exact labels, boxes and masks.
 
-A scene shows one to four objects over a crop of a photograph. Objects are drawn in turn, so a
-later one may cover a little of an earlier one; boxes and masks tell what is still visible.
-The main object covers at least `MAIN_RATIO` times the visible area of every other one, and its
-class is the image's label.
+A scene shows one to four objects over a crop of a photograph. Later objects may partly cover
+earlier ones; boxes and masks contain the visible pixels. The main object has at least `MAIN_RATIO`
+times the visible area of every other object, and its class is the label of the image.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.demo.shapes import CLASSES, Shape, draw
+from cvbatch.demo.shapes import CLASSES, Shape, draw_shape
 from cvbatch.images.masks import encode_png
 
 SIZES_HW = ((240, 320), (256, 256), (320, 240), (240, 360))
 MAIN_RATIO = 1.8
-MIN_VISIBLE = 0.8  # of an object's own area, whatever is drawn over it later
-MAIN_SIDE = (0.28, 0.42)  # square root of an object's area, in shorter sides of the image
+MIN_VISIBLE = 0.8  # fraction of an object's area
+MAIN_SIDE = (0.28, 0.42)  # range of √area of the main object / shorter side of the image
 OTHER_SIDE = (0.15, 0.26)
 JPEG_QUALITY = 92
 
@@ -39,7 +38,7 @@ _BOX = pa.struct(
     [pa.field(name, pa.float32()) for name in ("x_min", "y_min", "x_max", "y_max")]
     + [("class_id", pa.int32()), ("label", pa.string()), ("score", pa.float32())]
 )
-_TRUTH = pa.schema(
+_GROUND_TRUTH_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("width", pa.int32()),
@@ -53,52 +52,58 @@ _TRUTH = pa.schema(
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn image and the truth about it."""
+    """A rendered image and its ground truth."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
-    label: int  # of `CLASSES`: the main object's
-    boxes: np.ndarray  # (M, 4) float32 xyxy, half-open pixels, tight around what is visible
-    box_class_id: np.ndarray  # (M,) int32, of `CLASSES`
-    mask: np.ndarray  # (H, W) uint8, of `MASK_CLASSES`
+    label: int  # class id of the main object
+    boxes: np.ndarray  # (M, 4) float32 half-open xyxy, around the visible pixels
+    box_class_id: np.ndarray  # (M,) int32, index into CLASSES
+    mask: np.ndarray  # (H, W) uint8, index into MASK_CLASSES
 
 
 def load_backgrounds() -> tuple[np.ndarray, ...]:  # each (H, W, 3) uint8 RGB
-    """Return the photographs that scenes are drawn over; none where scikit-image is absent."""
+    """Return the background photographs; none if scikit-image is not installed."""
     folder = _photograph_folder()
     return () if folder is None else tuple(_read_rgb(folder / name) for name in _BACKGROUNDS)
 
 
 def render_scene(seed: int, backgrounds: Sequence[np.ndarray] = ()) -> Scene:
-    """Return the scene of that seed: the same seed and backgrounds give the same pixels.
+    """Return the scene of a seed. The same seed and backgrounds give the same pixels.
 
-    seed: not negative. backgrounds: photographs, (H, W, 3) uint8 RGB; without any, the ground
-    is smooth noise.
+    Args:
+        seed: 0 or more.
+        backgrounds: photographs, (H, W, 3) uint8 RGB; if there are none, the background is smooth
+            noise.
     """
     rng = np.random.default_rng(seed)
     height, width = SIZES_HW[rng.integers(len(SIZES_HW))]
-    canvas = _ground(rng, height, width, backgrounds).astype(np.float32)
-    shapes = _place(rng, canvas)
+    canvas = _background(rng, height, width, backgrounds).astype(np.float32)
+    shapes = _place_objects(rng, canvas)
     for shape in shapes:
-        cover = shape.alpha[..., None]
-        canvas = canvas * (1.0 - cover) + shape.paint * cover
-    order = _instances(shapes, height, width)
+        alpha = shape.alpha[..., None]
+        canvas = canvas * (1.0 - alpha) + shape.paint * alpha
+    instance = _instance_map(shapes, height, width)
     class_id = np.array([shape.class_id for shape in shapes], np.int32)
-    area = np.bincount(order.ravel(), minlength=len(shapes) + 1)[1:]
+    area = np.bincount(instance.ravel(), minlength=len(shapes) + 1)[1:]
     return Scene(
         image=np.clip(canvas + 0.5, 0, 255).astype(np.uint8),
         label=int(class_id[np.argmax(area)]),
-        boxes=np.array([_box(order == i + 1) for i in range(len(shapes))], np.float32),
+        boxes=np.array([_box(instance == i + 1) for i in range(len(shapes))], np.float32),
         box_class_id=class_id,
-        mask=np.concatenate([[0], class_id + 1]).astype(np.uint8)[order],
+        mask=np.concatenate([[0], class_id + 1]).astype(np.uint8)[instance],
     )
 
 
 def render_archive(folder: str | Path, num_images: int, seed: int) -> None:
-    """Write the demo's archive under `folder`.
+    """Write the image archive of the demo and its ground truth into a folder.
 
-    `folder`/images is the archive itself: `num_images` scenes, two photographs where
-    scikit-image is installed, and three broken files. `folder`/truth.parquet has a row for
-    every scene, its image_id being the file's path below `folder`/images.
+    `images` contains the scenes, two photographs if scikit-image is installed, and three broken
+    files. `truth.parquet` has one row per scene; its image_id is the path below `images`.
+
+    Args:
+        folder: created if it does not exist.
+        num_images: number of scenes.
+        seed: seed of the archive, 0 or more.
     """
     images = Path(folder) / "images"
     for name in ("scenes", "photos", "broken"):
@@ -109,33 +114,36 @@ def render_archive(folder: str | Path, num_images: int, seed: int) -> None:
         scene = render_scene(scene_seed(seed, i), backgrounds)
         image_id = f"scenes/scene-{i:05d}.jpg"
         (images / image_id).write_bytes(encode_jpeg(scene.image))
-        rows.append(_truth_row(image_id, scene))
-    pq.write_table(pa.Table.from_pylist(rows, _TRUTH), Path(folder) / "truth.parquet")
+        rows.append(_ground_truth_row(image_id, scene))
+    pq.write_table(pa.Table.from_pylist(rows, _GROUND_TRUTH_SCHEMA), Path(folder) / "truth.parquet")
     _write_photographs(images / "photos")
     _write_broken(images / "broken")
 
 
 def scene_seed(seed: int, index: int) -> int:
-    """Return the seed of scene `index` of an archive: no two archives share a scene."""
+    """Return the seed of scene `index` of the archive with seed `seed`.
+
+    Archives with different seeds share no scene if each has at most 10 million.
+    """
     return seed * 10_000_000 + index
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:  # (H, W, 3) uint8 RGB
-    """Return the image as a JPEG of quality `JPEG_QUALITY`."""
+    """Return the image as JPEG with quality `JPEG_QUALITY`."""
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
-def _place(rng: np.random.Generator, canvas: np.ndarray) -> list[Shape]:
-    """Return the objects in drawing order; what breaks the rules of a scene is not placed."""
+def _place_objects(rng: np.random.Generator, canvas: np.ndarray) -> list[Shape]:
+    """Return the objects in drawing order; candidates that violate a rule are rejected."""
     height, width = canvas.shape[:2]
-    shapes = [draw(rng, canvas, rng.uniform(*MAIN_SIDE) * min(height, width))]
-    wanted = rng.integers(4)
-    for _ in range(4 * wanted):
-        if len(shapes) > wanted:
+    shapes = [draw_shape(rng, canvas, rng.uniform(*MAIN_SIDE) * min(height, width))]
+    num_others = rng.integers(4)
+    for _ in range(4 * num_others):
+        if len(shapes) > num_others:
             break
-        shape = draw(rng, canvas, rng.uniform(*OTHER_SIDE) * min(height, width))
-        # The main object may come to lie over or under the others.
+        shape = draw_shape(rng, canvas, rng.uniform(*OTHER_SIDE) * min(height, width))
+        # The main object may be drawn before or after the others.
         candidate = [shape, *shapes] if rng.random() < 0.5 else [*shapes, shape]
         if _is_clear(candidate, height, width):
             shapes = candidate
@@ -143,37 +151,38 @@ def _place(rng: np.random.Generator, canvas: np.ndarray) -> list[Shape]:
 
 
 def _is_clear(shapes: list[Shape], height: int, width: int) -> bool:
-    """Tell whether objects keep their distance and the main one is far the largest."""
-    for i, one in enumerate(shapes):
-        for other in shapes[:i]:
-            reach = one.radius + other.radius
-            if np.hypot(*(one.center - other.center)) < 0.75 * reach:
-                return False
-    full = np.array([np.count_nonzero(shape.inside) for shape in shapes])
-    order = _instances(shapes, height, width)
-    visible = np.bincount(order.ravel(), minlength=len(shapes) + 1)[1:]
-    second, largest = np.sort(visible)[-2:]
-    return bool((visible >= MIN_VISIBLE * full).all() and largest >= MAIN_RATIO * second)
-
-
-def _instances(shapes: list[Shape], height: int, width: int) -> np.ndarray:  # (H, W) uint8
-    """Return for each pixel 1 + the index of the object seen there, or 0."""
-    order = np.zeros((height, width), np.uint8)
+    """Return whether objects are far enough apart and the main one is the largest by far."""
     for i, shape in enumerate(shapes):
-        order[shape.inside] = i + 1
-    return order
+        for other in shapes[:i]:
+            contact_distance = shape.radius + other.radius
+            if np.hypot(*(shape.center - other.center)) < 0.75 * contact_distance:
+                return False
+    full_area = np.array([np.count_nonzero(shape.inside) for shape in shapes])
+    instance = _instance_map(shapes, height, width)
+    visible_area = np.bincount(instance.ravel(), minlength=len(shapes) + 1)[1:]
+    second, largest = np.sort(visible_area)[-2:]
+    is_visible = (visible_area >= MIN_VISIBLE * full_area).all()
+    return bool(is_visible and largest >= MAIN_RATIO * second)
 
 
-def _ground(
+def _instance_map(shapes: list[Shape], height: int, width: int) -> np.ndarray:  # (H, W) uint8
+    """Return for each pixel 1 + the index of its topmost object, or 0."""
+    instance = np.zeros((height, width), np.uint8)
+    for i, shape in enumerate(shapes):
+        instance[shape.inside] = i + 1
+    return instance
+
+
+def _background(
     rng: np.random.Generator, height: int, width: int, backgrounds: Sequence[np.ndarray]
 ) -> np.ndarray:  # (H, W, 3) uint8
-    """Return a random crop of a random photograph, or smooth noise where there is none."""
+    """Return a random crop of a random photograph, or smooth noise if there is none."""
     if not backgrounds:
         coarse = rng.integers(40, 216, (6, 8, 3), dtype=np.uint8)
         return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     photograph = backgrounds[int(rng.integers(len(backgrounds)))]
-    room = min(photograph.shape[0] / height, photograph.shape[1] / width)
-    scale = rng.uniform(0.5 * room, room)
+    max_scale = min(photograph.shape[0] / height, photograph.shape[1] / width)
+    scale = rng.uniform(0.5 * max_scale, max_scale)
     crop_h, crop_w = int(height * scale), int(width * scale)
     top = rng.integers(photograph.shape[0] - crop_h + 1)
     left = rng.integers(photograph.shape[1] - crop_w + 1)
@@ -182,12 +191,12 @@ def _ground(
     return cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _box(seen: np.ndarray) -> tuple[int, int, int, int]:  # (H, W) bool
-    x, y, width, height = cv2.boundingRect(seen.astype(np.uint8))
+def _box(region: np.ndarray) -> tuple[int, int, int, int]:  # (H, W) bool
+    x, y, width, height = cv2.boundingRect(region.astype(np.uint8))
     return x, y, x + width, y + height
 
 
-def _truth_row(image_id: str, scene: Scene) -> dict[str, object]:
+def _ground_truth_row(image_id: str, scene: Scene) -> dict[str, object]:
     names = ("x_min", "y_min", "x_max", "y_max")
     boxes = [
         dict(zip(names, box, strict=True), class_id=k, label=CLASSES[k], score=1.0)
@@ -204,7 +213,7 @@ def _truth_row(image_id: str, scene: Scene) -> dict[str, object]:
 
 
 def _photograph_folder() -> Path | None:
-    """Return where scikit-image keeps the photographs of its wheel, without importing it."""
+    """Return the folder of scikit-image's photographs, without importing it; None if absent."""
     spec = importlib.util.find_spec("skimage")
     return None if spec is None or spec.origin is None else Path(spec.origin).parent / "data"
 
@@ -224,7 +233,7 @@ def _write_photographs(folder: Path) -> None:
 
 
 def _write_broken(folder: Path) -> None:
-    whole = encode_jpeg(render_scene(0).image)
-    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 3])
+    jpeg = encode_jpeg(render_scene(0).image)
+    (folder / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 3])
     (folder / "not-an-image.jpg").write_text("This was never an image.\n")
     (folder / "empty.png").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""What the demo's scenes show: five kinds of flat shape, painted so that they stand out."""
+"""Draw the five shapes of the demo images, in colours that contrast with the background."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ MASK_CLASSES = ("background", *CLASSES)
 
 @dataclass(frozen=True)
 class Shape:
-    """One object, ready to be laid over a canvas of its size."""
+    """One object, to be blended over a canvas of its size."""
 
     class_id: int
     center: np.ndarray  # (2,) x, y in pixels
-    radius: float  # of the circle round it
-    alpha: np.ndarray  # (H, W) float32 coverage, 0..1
-    paint: np.ndarray  # (H, W, 3) float32
+    radius: float  # of the enclosing circle, in pixels
+    alpha: np.ndarray  # (H, W) float32 coverage, 0 to 1
+    paint: np.ndarray  # (H, W, 3) float32 RGB, 0 to 255
 
     @property
     def inside(self) -> np.ndarray:  # (H, W) bool
-        """Return the pixels that count as the object's."""
+        """Return the pixels that belong to the object: at least half covered."""
         return self.alpha >= 0.5
 
 
 def _on_circle(count: int, radius: float = 1.0, phase: float = 0.0) -> np.ndarray:  # → (count, 2)
-    """Return `count` points at even angles; `phase` turns them by that part of a step."""
+    """Return `count` points at equal angles; `phase` rotates them, in steps between points."""
     angle = 2.0 * np.pi * (np.arange(count) + phase) / count
     return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-_CONTOURS = {  # outlines in the unit circle, filled by the even-odd rule
+_CONTOURS = {  # contours in the unit circle, filled by the even-odd rule
     "disc": (_on_circle(96),),
     "ring": (_on_circle(96), _on_circle(96, radius=0.55)),
     "square": (_on_circle(4),),
@@ -43,31 +43,41 @@ _CONTOURS = {  # outlines in the unit circle, filled by the even-odd rule
 _UNIT_AREA = {"disc": 3.14, "ring": 2.19, "square": 2.0, "triangle": 1.30, "star": 1.32}
 
 
-def draw(rng: np.random.Generator, canvas: np.ndarray, side: float) -> Shape:
-    """Return an object of area side² somewhere wholly inside the canvas (H, W, 3)."""
+def draw_shape(
+    rng: np.random.Generator,
+    canvas: np.ndarray,  # (H, W, 3)
+    side: float,
+) -> Shape:
+    """Return a random object of area side² at a random position inside the canvas.
+
+    Args:
+        rng: source of class, position, rotation and paint.
+        canvas: the image so far; the paint contrasts with its pixels.
+        side: square root of the area, in pixels.
+    """
     height, width = canvas.shape[:2]
     class_id = int(rng.integers(len(CLASSES)))
     name = CLASSES[class_id]
     radius = side / np.sqrt(_UNIT_AREA[name])
     center = rng.uniform(radius + 1, np.array([width, height]) - radius - 1)
     angle = rng.uniform(0.0, 2.0 * np.pi)
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    fixed = [
-        np.round((points @ turn * radius + center) * 16.0).astype(np.int32)
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    contours = [  # fixed-point coordinates, 4 fractional bits
+        np.round((points @ rotation * radius + center) * 16.0).astype(np.int32)
         for points in _CONTOURS[name]
     ]
     alpha = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(alpha, fixed, 255, cv2.LINE_AA, shift=4)
+    cv2.fillPoly(alpha, contours, 255, cv2.LINE_AA, shift=4)
     paint = _paint(rng, canvas[alpha >= 128].mean(axis=0), height, width)
     return Shape(class_id, center, radius, alpha.astype(np.float32) / 255.0, paint)
 
 
 def _paint(
-    rng: np.random.Generator, behind: np.ndarray, height: int, width: int
+    rng: np.random.Generator, background: np.ndarray, height: int, width: int
 ) -> np.ndarray:  # (3,) → (H, W, 3) float32
-    """Return a shaded, textured colour that stands out against the colour behind it."""
+    """Return a shaded, textured colour that contrasts with the background colour."""
     color = rng.uniform(20, 235, 3)
-    while np.abs(color - behind).max() < 70:
+    while np.abs(color - background).max() < 70:
         color = rng.uniform(20, 235, 3)
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
     angle, pitch = rng.uniform(0, 2 * np.pi), rng.uniform(6, 20)

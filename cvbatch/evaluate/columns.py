@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from cvbatch.core.errors import SourceError
 from cvbatch.core.tasks import CLASS_COLUMNS
-from cvbatch.datasets.schema import with_extras
+from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.evaluate import boxes, labels, masks
 from cvbatch.evaluate.join import JoinedPart, read_joined_part
 from cvbatch.evaluate.metrics_table import MetricRow, Replicates
@@ -73,7 +73,7 @@ def score_part(spec: EvaluationSpec, part: JoinedPart) -> Scores:
     """
     columns = list(spec.classes)
     predicted, truth = read_joined_part(
-        part, ["image_id", "status", *columns], with_extras(columns)
+        part, ["image_id", "status", *columns], expand_label_columns(columns)
     )
     return score_rows(spec, predicted, truth, part.part_uri)
 

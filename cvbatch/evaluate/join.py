@@ -22,7 +22,7 @@ from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.core.types import ChunkRef
-from cvbatch.datasets.reader import files_of
+from cvbatch.datasets.reader import list_parquet_files
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
 from cvbatch.storage import store
@@ -97,7 +97,7 @@ def load_ground_truth(
         SourceError: there is no labelled Parquet, its files differ in their classes, or no image
             is in one of the splits.
     """
-    files = [file for uri in uris for file in files_of(storage, store.absolute(uri))]
+    files = [file for uri in uris for file in list_parquet_files(storage, store.absolute(uri))]
     if not files:
         raise SourceError(
             f"truth {', '.join(uris)} contains no labelled Parquet; import the data with cvbatch "

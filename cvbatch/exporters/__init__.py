@@ -1,1 +1,1 @@
-"""`cvbatch export`: a result in the formats of other tools."""
+"""`cvbatch export`: convert a result to COCO, Pascal VOC, YOLO or FiftyOne."""

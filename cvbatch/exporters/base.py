@@ -1,4 +1,4 @@
-"""What every format of an export is asked: which columns it keeps, and to take one image more."""
+"""Exporter protocol: which columns a format stores, and how one image is written."""
 
 from __future__ import annotations
 
@@ -8,59 +8,59 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from cvbatch.exporters.folder import Folder
+from cvbatch.exporters.folder import ExportFolder
 from cvbatch.results.row import Row
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 
 
-class Placed(NamedTuple):
-    """Where an image stands in an export."""
+class ImageTarget(NamedTuple):
+    """File name and split of an image in an export."""
 
-    stem: str  # below the folder of its kind, "/" between folders
-    suffix: str  # of the image, with its point; "" where it is not known
+    stem: str  # path without suffix, below the folder of its kind; "/" between folders
+    suffix: str  # of the image file, such as ".jpg"; "" if it is not known
     split: str  # a value of SPLIT_NAMES
 
     @property
     def name(self) -> str:
-        """Return the name of the image's file."""
+        """Return the path of the image file below the folder of its kind."""
         return f"{self.stem}{self.suffix}"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a format is given once."""
+class ExportContext:
+    """What an exporter needs to know about the export."""
 
-    folder: Folder
-    classes: dict[str, tuple[str, ...]]  # of each column that the result has and the format keeps
-    has_images: bool
-    is_inside: bool  # the images lie in containers
+    folder: ExportFolder
+    classes: dict[str, tuple[str, ...]]  # of each column that the result has and the format stores
+    has_images: bool  # images are copied or linked
+    is_inside: bool  # the images are in containers: Parquet files or tars
     is_multi_label: bool
 
 
-class Format(ABC):
-    """One format. An instance serves one export."""
+class Exporter(ABC):
+    """Writes one format. An instance serves one export."""
 
-    COLUMNS: ClassVar[tuple[str, ...]]  # of "labels", "boxes", "mask": one of them there must be
-    TOPS: ClassVar[tuple[str, ...]]  # the files and folders it writes, below the export's folder
-    IS_FLAT: ClassVar[bool] = False  # names have neither folders nor white space
+    COLUMNS: ClassVar[tuple[str, ...]]  # of "labels", "boxes", "mask"; a result needs one of them
+    OUTPUT_NAMES: ClassVar[tuple[str, ...]]  # files and folders written, below the export's folder
+    IS_FLAT: ClassVar[bool] = False  # file names have neither folders nor white space
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.odd: Counter[str] = Counter()  # what is worth telling at the end
+    def __init__(self, context: ExportContext) -> None:
+        self.context = context
+        self.warnings: Counter[str] = Counter()  # message → count, reported at the end
 
-    @staticmethod  # noqa: B027 - most formats hold any name
+    @staticmethod  # noqa: B027 - most formats allow any class name
     def check_classes(column: str, names: Sequence[str]) -> None:
-        """Raise ConfigError where the format has no way to say a class's name."""
+        """Raise ConfigError if the format cannot store one of the class names."""
 
     @abstractmethod
-    def image_file(self, placed: Placed) -> str:
-        """Return where an image's file goes."""
+    def image_file(self, target: ImageTarget) -> str:
+        """Return the path of an image file below the export's folder."""
 
     @abstractmethod
-    def add(self, row: Row, placed: Placed) -> None:
-        """Take an image: write its own files, and note it for the documents."""
+    def add(self, row: Row, target: ImageTarget) -> None:
+        """Write the annotation files of an image, and add it to the documents."""
 
     @abstractmethod
     def close(self) -> None:
-        """Write the documents of all images."""
+        """Write the documents that contain all images."""

@@ -1,9 +1,11 @@
-"""A result as COCO: boxes in instances_*.json, masks class by class in stuff_*.json.
+"""Write COCO: boxes in instances_*.json and results_*.json, masks per class in stuff_*.json.
 
-Boxes are (x, y, width, height) in pixels, exactly those of the result; annotations carry the score,
-which the format knows in results_*.json alone. A mask says classes, not objects: one annotation for
-each class in an image, as run lengths; a class called background is the absence of one.
-Category ids are class ids + 1. (cocodataset.org/#format-data, #format-results)
+Boxes are (x, y, width, height) in pixels, with the exact values of the result. Annotations contain
+the score, which COCO defines only for results_*.json. A mask has classes, not objects: it gives one
+run-length encoded annotation for each class of an image, without a class named "background".
+Category ids are class ids + 1.
+
+Source: https://cocodataset.org/#format-data, https://cocodataset.org/#format-results
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
-from cvbatch.exporters.folder import Folder
-from cvbatch.exporters.json_stream import Items, plain, put_document
+from cvbatch.exporters.base import SPLIT_NAMES, ExportContext, Exporter, ImageTarget
+from cvbatch.exporters.folder import ExportFolder
+from cvbatch.exporters.json_stream import ItemSpool, to_json, write_document
 from cvbatch.images.rle import compress_rle, encode_rle
 from cvbatch.results.row import Row
 
@@ -23,75 +25,76 @@ from cvbatch.results.row import Row
 class _Split:
     """The documents of one split."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.images = Items(folder)
-        self.annotations = {"boxes": Items(folder), "mask": Items(folder)}
-        self.results = Items(folder)
+    def __init__(self, folder: ExportFolder) -> None:
+        self.images = ItemSpool(folder)
+        self.annotations = {"boxes": ItemSpool(folder), "mask": ItemSpool(folder)}
+        self.results = ItemSpool(folder)
 
 
-class Coco(Format):
+class Coco(Exporter):
     """Writes COCO."""
 
     COLUMNS = ("boxes", "mask")
-    TOPS = ("annotations", "images")
+    OUTPUT_NAMES = ("annotations", "images")
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
-        self._splits = {split: _Split(plan.folder) for split in SPLIT_NAMES.values()}
+    def __init__(self, context: ExportContext) -> None:
+        super().__init__(context)
+        self._splits = {split: _Split(context.folder) for split in SPLIT_NAMES.values()}
         self._num_images = 0
         self._background = {
-            i for i, name in enumerate(plan.classes.get("mask", ())) if _is_background(name)
+            i for i, name in enumerate(context.classes.get("mask", ())) if _is_background(name)
         }
 
-    def image_file(self, placed: Placed) -> str:
-        """Return where an image's file goes."""
-        return f"images/{placed.split}/{placed.name}"
+    def image_file(self, target: ImageTarget) -> str:
+        """Return the path of an image file below the export's folder."""
+        return f"images/{target.split}/{target.name}"
 
-    def add(self, row: Row, placed: Placed) -> None:
-        """Take an image."""
-        split = self._splits[placed.split]
+    def add(self, row: Row, target: ImageTarget) -> None:
+        """Add an image to the documents of its split."""
+        split = self._splits[target.split]
         self._num_images += 1
-        key = self._num_images
+        image_id = self._num_images
         size = {"width": row.width, "height": row.height}
-        split.images.add(plain({"id": key, "file_name": placed.name, **size, "uri": row.uri}))
-        for result in _boxes(row, key):
-            split.results.add(plain(result))
+        image = {"id": image_id, "file_name": target.name, **size, "uri": row.uri}
+        split.images.add(to_json(image))
+        for result in _boxes(row, image_id):
+            split.results.add(to_json(result))
             self._annotate(split, "boxes", {**result, "segmentation": []})
         if row.mask is not None:
             for region in _regions(row.mask, self._background):
-                self._annotate(split, "mask", {"image_id": key, **region})
+                self._annotate(split, "mask", {"image_id": image_id, **region})
 
-    def _annotate(self, split: _Split, column: str, said: dict[str, Any]) -> None:
+    def _annotate(self, split: _Split, column: str, annotation: dict[str, Any]) -> None:
         items = split.annotations[column]
-        _, _, width, height = said["bbox"]
-        area = said.get("area", width * height)
-        items.add(plain({"id": items.count + 1, **said, "area": area, "iscrowd": 0}))
+        _, _, width, height = annotation["bbox"]
+        area = annotation.get("area", width * height)
+        items.add(to_json({"id": items.count + 1, **annotation, "area": area, "iscrowd": 0}))
 
     def close(self) -> None:
-        """Write the documents: of every split that has an image; of train at least."""
+        """Write the documents of every split that has an image; without images those of train."""
         for name, split in self._splits.items():
             if not split.images.count and (name != "train" or self._num_images):
                 continue
             for column, kind in (("boxes", "instances"), ("mask", "stuff")):
-                if column in self.plan.classes:
-                    self._put(f"annotations/{kind}_{name}.json", column, split)
-            if "boxes" in self.plan.classes:
-                pieces = ("[\n", split.results, "\n]\n")
-                put_document(self.plan.folder, f"annotations/results_{name}.json", pieces)
+                if column in self.context.classes:
+                    self._write(f"annotations/{kind}_{name}.json", column, split)
+            if "boxes" in self.context.classes:
+                content = ("[\n", split.results, "\n]\n")
+                write_document(self.context.folder, f"annotations/results_{name}.json", content)
 
-    def _put(self, name: str, column: str, split: _Split) -> None:
+    def _write(self, name: str, column: str, split: _Split) -> None:
         background = self._background if column == "mask" else set()
         categories = [
             {"id": i + 1, "name": label}
-            for i, label in enumerate(self.plan.classes[column])
+            for i, label in enumerate(self.context.classes[column])
             if i not in background
         ]
-        put_document(
-            self.plan.folder,
+        write_document(
+            self.context.folder,
             name,
             (
                 '{"info": {"description": "a prediction of cvbatch"},\n"categories": ',
-                plain(categories),
+                to_json(categories),
                 ',\n"images": [\n',
                 split.images,
                 '\n],\n"annotations": [\n',
@@ -105,19 +108,25 @@ def _is_background(name: str) -> bool:
     return name.strip().lower() == "background"
 
 
-def _boxes(row: Row, key: int) -> Iterator[dict[str, Any]]:
+def _boxes(row: Row, image_id: int) -> Iterator[dict[str, Any]]:
+    """Yield the boxes of an image as COCO results."""
     for box in row.boxes or ():
         left, top = box["x_min"], box["y_min"]
         bbox = [left, top, box["x_max"] - left, box["y_max"] - top]
         category_id = box["class_id"] + 1
-        yield {"image_id": key, "category_id": category_id, "bbox": bbox, "score": box["score"]}
+        yield {
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": bbox,
+            "score": box["score"],
+        }
 
 
 def _regions(
     mask: np.ndarray,  # (h, w) uint8
     background: set[int],
 ) -> Iterator[dict[str, Any]]:
-    """Yield each class of a mask that is something, with the box round it."""
+    """Yield each class of a mask with its bounding box; not background and void."""
     for class_id in np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)[:-1]).tolist():
         if class_id in background:
             continue

@@ -1,9 +1,10 @@
-"""A result as FiftyOne reads it: detections, classifications and masks as fields of one data set.
+"""Write a FiftyOne dataset: detections, classifications and masks.
 
 `detections.json` is a FiftyOneImageDetectionDataset, `classifications.json` a
-FiftyOneImageClassificationDataset, `masks` an ImageSegmentationDirectory, all over the images of
-`data`; `data.json` says where images lie that were not copied.
-(docs.voxel51.com/user_guide/dataset_creation/datasets.html)
+FiftyOneImageClassificationDataset and `masks` an ImageSegmentationDirectory, all for the images of
+`data`. If images are not copied, `data.json` maps their names to their URIs.
+
+Source: https://docs.voxel51.com/user_guide/dataset_creation/datasets.html
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.exporters.base import Format, Placed, Plan
-from cvbatch.exporters.json_stream import Items, plain, put_document
+from cvbatch.exporters.base import ExportContext, Exporter, ImageTarget
+from cvbatch.exporters.json_stream import ItemSpool, to_json, write_document
 from cvbatch.images.masks import encode_png
 from cvbatch.results.parts import box_corners
 from cvbatch.results.row import Row
@@ -21,63 +22,65 @@ from cvbatch.results.row import Row
 _DOCUMENTS = {"boxes": "detections.json", "labels": "classifications.json"}
 
 
-class FiftyOne(Format):
-    """Writes what FiftyOne imports."""
+class FiftyOne(Exporter):
+    """Writes a dataset that FiftyOne imports."""
 
     COLUMNS = ("labels", "boxes", "mask")
-    TOPS = ("data", "data.json", "masks", "mask_targets.json", *_DOCUMENTS.values())
+    OUTPUT_NAMES = ("data", "data.json", "masks", "mask_targets.json", *_DOCUMENTS.values())
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
+    def __init__(self, context: ExportContext) -> None:
+        super().__init__(context)
         self._items = {
-            column: Items(plan.folder) for column in _DOCUMENTS if column in plan.classes
+            column: ItemSpool(context.folder) for column in _DOCUMENTS if column in context.classes
         }
-        self._places = Items(plan.folder)
+        self._image_uris = ItemSpool(context.folder)
 
-    def image_file(self, placed: Placed) -> str:
-        """Return where an image's file goes."""
-        return f"data/{placed.name}"
+    def image_file(self, target: ImageTarget) -> str:
+        """Return the path of an image file below the export's folder."""
+        return f"data/{target.name}"
 
-    def add(self, row: Row, placed: Placed) -> None:
-        """Take an image."""
-        said = {"boxes": self._detections, "labels": self._labels}
+    def add(self, row: Row, target: ImageTarget) -> None:
+        """Write the mask of an image, and add its boxes and labels to the documents."""
+        convert = {"boxes": self._detections, "labels": self._labels}
         for column, items in self._items.items():
-            items.add(f"{plain(placed.stem)}: {plain(said[column](row))}")
+            items.add(f"{to_json(target.stem)}: {to_json(convert[column](row))}")
         if row.mask is not None:
-            self.plan.folder.put(f"masks/{placed.stem}.png", encode_png(row.mask))
-        if not self.plan.has_images and not self.plan.is_inside:
-            # FiftyOne takes the suffix off, and must not find another one
-            name = f"{placed.stem}{placed.suffix or '.bin'}"
-            self._places.add(f"{plain(name)}: {plain(row.uri)}")
+            self.context.folder.put(f"masks/{target.stem}.png", encode_png(row.mask))
+        if not self.context.has_images and not self.context.is_inside:
+            # FiftyOne removes one suffix from the name, so a stem with a dot needs a suffix.
+            name = f"{target.stem}{target.suffix or '.bin'}"
+            self._image_uris.add(f"{to_json(name)}: {to_json(row.uri)}")
 
     def _detections(self, row: Row) -> list[dict[str, Any]]:
+        """Return the boxes as (x, y, width, height) relative to the image size."""
         size, xyxy = np.array(row.size_hw[::-1]), box_corners(row.boxes)
-        boxes = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
-        parts = boxes / np.concatenate([size, size])
-        names = self.plan.classes["boxes"]
+        xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
+        relative = xywh / np.concatenate([size, size])
+        names = self.context.classes["boxes"]
         return [
             {"label": names[box["class_id"]], "bounding_box": sides, "confidence": box["score"]}
-            for box, sides in zip(row.boxes or (), parts.tolist(), strict=True)
+            for box, sides in zip(row.boxes or (), relative.tolist(), strict=True)
         ]
 
     def _labels(self, row: Row) -> Any:
-        names = self.plan.classes["labels"]
-        said = [
-            {"label": names[one["class_id"]], "confidence": one["score"]}
-            for one in row.labels or ()
+        """Return all labels of a multi-label result; otherwise the best label or None."""
+        names = self.context.classes["labels"]
+        labels = [
+            {"label": names[label["class_id"]], "confidence": label["score"]}
+            for label in row.labels or ()
         ]
-        if self.plan.is_multi_label:
-            return said
-        return said[0] if said else None
+        if self.context.is_multi_label:
+            return labels
+        return labels[0] if labels else None
 
     def close(self) -> None:
         """Write the documents."""
-        folder, classes = self.plan.folder, self.plan.classes
+        folder, classes = self.context.folder, self.context.classes
         for column, items in self._items.items():
-            said = f'{{"classes": {plain(list(classes[column]))},\n"labels": {{\n'
-            put_document(folder, _DOCUMENTS[column], (said, items, "\n}}\n"))
+            head = f'{{"classes": {to_json(list(classes[column]))},\n"labels": {{\n'
+            write_document(folder, _DOCUMENTS[column], (head, items, "\n}}\n"))
         if "mask" in classes:
             targets = {str(i): name for i, name in enumerate(classes["mask"])}
-            folder.put("mask_targets.json", plain(targets).encode())
-        if self._places.count:
-            put_document(folder, "data.json", ("{\n", self._places, "\n}\n"))
+            folder.put("mask_targets.json", to_json(targets).encode())
+        if self._image_uris.count:
+            write_document(folder, "data.json", ("{\n", self._image_uris, "\n}\n"))

@@ -1,7 +1,7 @@
-"""Where an export goes: an empty folder, files put there side by side, and a mark when it is whole.
+"""Target folder of an export: empty-folder check, parallel writes, completion state.
 
-The mark, `_cvbatch/export.json`, says from the first moment that an export is under way; half a one
-is never taken for the whole, and the same command clears it away and begins again.
+`_cvbatch/export.json` is written before the first file and says that the export is not complete. If
+the export is interrupted, the same command removes its files and starts again.
 """
 
 from __future__ import annotations
@@ -24,22 +24,26 @@ from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
 
 _THREADS = 8
-_PIECE_BYTES = 4 << 20
-_SPOOLED_BYTES = 1 << 20  # of a temporary file that stays in memory
-_WAITING = 32  # files held in memory until they are written
+_COPY_BYTES = 4 << 20
+_SPOOLED_BYTES = 1 << 20  # a larger temporary file is on disk, not in memory
+_MAX_PENDING = 32  # writes; their files are in memory
 
 
-class Folder:
-    """The folder of one export. As a context it waits for its files, and lets go of its threads."""
+class ExportFolder:
+    """The folder of one export.
+
+    Use as a context manager: on exit it waits for pending writes (or cancels them after an error),
+    stops its threads and deletes its temporary files.
+    """
 
     def __init__(self, sink: Sink) -> None:
         self.uri = sink.uri
         self._sink = sink
         self._pool = ThreadPoolExecutor(_THREADS)
-        self._waiting: deque[Future[None]] = deque()
-        self._scratch = ExitStack()
+        self._pending: deque[Future[None]] = deque()
+        self._temporary_files = ExitStack()
 
-    def __enter__(self) -> Folder:
+    def __enter__(self) -> ExportFolder:
         return self
 
     def __exit__(
@@ -49,93 +53,105 @@ class Folder:
         at: TracebackType | None,
     ) -> None:
         self._pool.shutdown(cancel_futures=kind is not None)
-        self._scratch.close()
+        self._temporary_files.close()
 
     @property
     def is_local(self) -> bool:
-        """Return whether it lies on this machine."""
+        """Return whether it is a local folder."""
         return store.Location.of(self.uri).scheme == "file"
 
-    def scratch(self) -> IO[bytes]:
-        """Return a temporary file on this machine that is gone with the context."""
-        return self._scratch.enter_context(tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))
+    def temporary_file(self) -> IO[bytes]:
+        """Return a local temporary file, which is deleted when the context exits."""
+        return self._temporary_files.enter_context(tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file, soon."""
-        self._soon(
-            self._pool.submit(self._sink.storage.put_bytes, store.join(self.uri, name), data)
-        )
+        """Write a file in the background."""
+        uri = store.join(self.uri, name)
+        self._submit(self._pool.submit(self._sink.storage.put_bytes, uri, data))
 
     def link(self, name: str, target: str) -> None:
-        """Make a symbolic link to a file on this machine, soon."""
-        self._soon(self._pool.submit(_link, Path(self.uri, name), target))
+        """Make a symbolic link to a local file in the background."""
+        self._submit(self._pool.submit(_link, Path(self.uri, name), target))
 
-    def _soon(self, one: Future[None]) -> None:
-        self._waiting.append(one)
-        while len(self._waiting) > _WAITING:
-            self._waiting.popleft().result()
+    def _submit(self, write: Future[None]) -> None:
+        self._pending.append(write)
+        while len(self._pending) > _MAX_PENDING:
+            self._pending.popleft().result()
 
     def wait(self) -> None:
-        """Return once all files are written."""
-        while self._waiting:
-            self._waiting.popleft().result()
+        """Wait until all files are written; raise the error of a failed write."""
+        while self._pending:
+            self._pending.popleft().result()
 
-    def put_long(self, name: str, file: IO[bytes]) -> None:
-        """Write what a temporary file on this machine holds, a piece held at a time."""
+    def put_file(self, name: str, file: IO[bytes]) -> None:
+        """Upload a local temporary file without loading it into memory."""
         path = PurePosixPath(store.Location.of(store.join(self.uri, name)).path)
         written = path.with_name(f".{path.name}-.tmp") if self.is_local else path
 
         def put(files: Any) -> None:
             file.seek(0)
             with files.open_output_stream(str(written)) as stream:
-                shutil.copyfileobj(file, stream, _PIECE_BYTES)
-            if written != path:  # a store shows what was closed alone
+                shutil.copyfileobj(file, stream, _COPY_BYTES)
+            if written != path:  # an object store shows only complete objects
                 files.move(str(written), str(path))
 
         if self.is_local:
             Path(path.parent).mkdir(parents=True, exist_ok=True)
         self._sink.storage.attempt(store.Location.of(self.uri), put)
 
-    def mark(self, said: dict[str, Any]) -> None:
-        """Say how far the export is."""
-        self._sink.write_state({"kind": "export", "schema_version": SCHEMA_VERSION, **said})
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write `_cvbatch/export.json`."""
+        self._sink.write_state({"kind": "export", "schema_version": SCHEMA_VERSION, **state})
 
 
-def begin(
-    storage: Storage, uri: str, source: str, format_: str, tops: Iterable[str], *, overwrite: bool
-) -> Folder:
-    """Return the folder of an export, cleared of an earlier one, and marked as under way.
+def open_folder(
+    storage: Storage,
+    uri: str,
+    source: str,
+    format_: str,
+    output_names: Iterable[str],
+    *,
+    overwrite: bool,
+) -> ExportFolder:
+    """Prepare the folder of an export: remove an earlier export, write the state "not complete".
 
-    tops: names of the files and folders in it that the export writes.
+    Args:
+        storage: reads and writes the folder.
+        uri: of the folder.
+        source: URI of the result.
+        format_: a key of `EXPORTS`.
+        output_names: files and folders that the export writes, below the folder.
+        overwrite: replace a complete export.
 
     Raises:
-        SinkError: it holds something, or lies in the result.
+        SinkError: the folder contains other files or a complete export, or is inside the result.
     """
     if f"{uri}/".startswith(f"{source}/"):
         raise SinkError(f"the export would be inside the result {source}; use another folder")
     sink = Sink(storage, uri, "export")
-    found = set(sink.names())
-    earlier = sink.read_state(_parse_mark)
-    if found and earlier is None:
+    names = set(sink.names())
+    earlier = sink.read_state(_parse_state)
+    if names and earlier is None:
         raise SinkError(
-            f"{uri} contains {min(found)!r}, which no export wrote; use an empty folder"
+            f"{uri} contains {min(names)!r}, which is not part of an export; use an empty folder"
         )
     if earlier is not None and earlier.get("is_complete") and not overwrite:
         raise SinkError(f"{uri} contains an export; use another folder or --overwrite")
-    folder = Folder(sink)
-    said = {"is_complete": False, "format": format_}
+    folder = ExportFolder(sink)
+    state = {"is_complete": False, "format": format_}
     if earlier is not None:
         sink.remove_leftovers()
-        folder.mark({**said, "tops": sorted({*tops, *earlier["tops"]})})
-        sink.remove(*map(glob.escape, found.intersection(earlier["tops"])))
-    folder.mark({**said, "tops": sorted(tops)})
+        folder.write_state({**state, "tops": sorted({*output_names, *earlier["tops"]})})
+        sink.remove(*map(glob.escape, names.intersection(earlier["tops"])))
+    folder.write_state({**state, "tops": sorted(output_names)})
     return folder
 
 
-def _parse_mark(mark: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(mark["tops"], list) or not all(isinstance(top, str) for top in mark["tops"]):
+def _parse_state(state: dict[str, Any]) -> dict[str, Any]:
+    names = state["tops"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TypeError
-    return mark
+    return state
 
 
 def _link(path: Path, target: str) -> None:

@@ -1,4 +1,4 @@
-"""Documents that grow with the result, kept in temporary files until they are whole."""
+"""Stream large JSON documents through temporary files."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import tempfile
 from collections.abc import Sequence
 from typing import IO, Any
 
-from cvbatch.exporters.folder import Folder
+from cvbatch.exporters.folder import ExportFolder
 from cvbatch.storage.retry import translate
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
-class Items:
-    """Texts one after the other, between which a separator stands; as many as the disk takes."""
+class ItemSpool:
+    """Append-only list of texts with separators, in a temporary file."""
 
-    def __init__(self, folder: Folder, separator: str = ",\n") -> None:
+    def __init__(self, folder: ExportFolder, separator: str = ",\n") -> None:
         self.count = 0
         self._separator = separator.encode()
-        self._file = folder.scratch()
+        self._file = folder.temporary_file()
 
     def add(self, text: str) -> None:
-        """Add a text. Raises StoreError where this machine has no room for it."""
+        """Append a text. Raises StoreError if the local disk is full."""
         try:
             self._file.write((self._separator if self.count else b"") + text.encode())
         except OSError as error:
@@ -31,26 +31,26 @@ class Items:
         self.count += 1
 
     def copy_to(self, file: IO[bytes]) -> None:
-        """Write all of it."""
+        """Copy the texts to a file."""
         self._file.seek(0)
         shutil.copyfileobj(self._file, file)
 
 
-def put_document(folder: Folder, name: str, pieces: Sequence[str | Items]) -> None:
-    """Write a file made of pieces. Raises StoreError where this machine has no room for it."""
+def write_document(folder: ExportFolder, name: str, parts: Sequence[str | ItemSpool]) -> None:
+    """Write a file, the concatenation of its parts. Raises StoreError if the local disk is full."""
     with tempfile.TemporaryFile() as file:
         try:
-            for piece in pieces:
-                if isinstance(piece, Items):
-                    piece.copy_to(file)
+            for part in parts:
+                if isinstance(part, ItemSpool):
+                    part.copy_to(file)
                 else:
-                    file.write(piece.encode())
+                    file.write(part.encode())
             file.flush()
         except OSError as error:
             raise translate(error, tempfile.gettempdir()) from None
-        folder.put_long(name, file)
+        folder.put_file(name, file)
 
 
-def plain(value: Any) -> str:
-    """Return a value as JSON on one line."""
+def to_json(value: Any) -> str:
+    """Return a value as JSON on one line; NaN and infinity raise ValueError."""
     return _ENCODER.encode(value)

@@ -1,6 +1,6 @@
-"""What an export is told to do, and which format takes which flag, as one table.
+"""Options of an export, and the table of the flags of each format.
 
-Plain Python alone, so that the command line loads nothing to show its help.
+This module imports no large package, because the command line needs it for `--help`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from cvbatch.core.errors import ConfigError
 from cvbatch.datasets.splits import Shares, parse_shares
 
-EXPORT_MEANINGS = {
+EXPORT_DESCRIPTIONS = {
     "coco": "COCO: annotations/instances_*.json for boxes, stuff_*.json for masks, and results",
     "voc": "Pascal VOC: Annotations, ImageSets, SegmentationClass and JPEGImages",
     "yolo": "YOLO: labels/*.txt, data.yaml and images",
@@ -23,41 +23,50 @@ Images = Literal["copy", "link", "none"]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the flags of an export say."""
+    """Options of an export."""
 
-    min_score: float = 0.0  # of boxes and labels
+    min_score: float = 0.0  # of boxes and labels, 0..1
     images: Images = "copy"
-    split: Shares | None = None  # None: all images are for training
-    seed: int = 0
+    split: Shares | None = None  # train, validation and test; None: all images are for training
+    seed: int = 0  # of the hash that chooses the split
     overwrite: bool = False
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> ExportOptions:
-        """Return what a command line said. Raises ConfigError for what makes no sense."""
-        known = {key: said[key] for key in cls.__dataclass_fields__ if key in said}
-        if known.get("split") is not None:
-            known["split"] = parse_shares(known["split"])
-        options = cls(**known)
+    def of(cls, arguments: Mapping[str, Any]) -> ExportOptions:
+        """Return the options of a parsed command line; other arguments are ignored.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        values = {key: arguments[key] for key in cls.__dataclass_fields__ if key in arguments}
+        if values.get("split") is not None:
+            values["split"] = parse_shares(values["split"])
+        options = cls(**values)
         if not 0 <= options.min_score <= 1:
-            raise ConfigError(f"--min-score {options.min_score} must lie between 0 and 1")
+            raise ConfigError(f"--min-score {options.min_score} must be between 0 and 1")
         return options
 
 
 class Flag(NamedTuple):
-    """A flag, the formats that take it, and argparse's keywords for it."""
+    """A flag, the formats that accept it, and the keyword arguments for argparse."""
 
     name: str
     formats: tuple[str, ...]
     options: dict[str, Any]
 
 
-_ALL = tuple(EXPORT_MEANINGS)
+_ALL = tuple(EXPORT_DESCRIPTIONS)
 _SPLIT = ("coco", "voc", "yolo")
 FLAGS = (
     Flag(
         "--min-score",
         _ALL,
-        {"type": float, "default": 0.0, "metavar": "P", "help": "of boxes; default: %(default)s"},
+        {
+            "type": float,
+            "default": 0.0,
+            "metavar": "P",
+            "help": "minimum score of boxes and labels, 0 to 1; default: %(default)s",
+        },
     ),
     Flag(
         "--images",
@@ -65,7 +74,8 @@ FLAGS = (
         {
             "choices": get_args(Images),
             "default": "copy",
-            "help": "into DST; link: files on this machine alone; default: %(default)s",
+            "help": "copy images into DST, link to local files, or leave images out; default: "
+            "%(default)s",
         },
     ),
     Flag(
@@ -73,13 +83,18 @@ FLAGS = (
         _SPLIT,
         {
             "metavar": "A,B,C",
-            "help": "shares of train, validation and test, by a hash of the image's id, as an "
-            "import makes them; default: all are for training",
+            "help": "shares of train, validation and test, such as 0.8,0.1,0.1; an image's split "
+            "depends on a hash of its id, as in `cvbatch import`; default: all for training",
         },
     ),
     Flag(
         "--seed",
         _SPLIT,
-        {"type": int, "default": 0, "metavar": "N", "help": "of the hash; default: %(default)s"},
+        {
+            "type": int,
+            "default": 0,
+            "metavar": "N",
+            "help": "seed of the hash; default: %(default)s",
+        },
     ),
 )

@@ -1,8 +1,9 @@
-"""A result as YOLO: a text file an image, a line a box, its sides as parts of the image's.
+"""Write YOLO: a text file for each image, a line for each box, coordinates relative to its size.
 
-Boxes are cut off at the image's edge, since tools throw away an image with a number over 1, and
-those with nothing left are counted. Scores and masks have no place in it.
-(docs.ultralytics.com/datasets/detect)
+Boxes are clipped to the image, because tools reject an image with a coordinate above 1; boxes
+without an area inside the image are left out and counted. YOLO stores neither scores nor masks.
+
+Source: https://docs.ultralytics.com/datasets/detect
 """
 
 from __future__ import annotations
@@ -10,53 +11,54 @@ from __future__ import annotations
 import numpy as np
 import yaml
 
-from cvbatch.exporters.base import SPLIT_NAMES, Format, Placed, Plan
+from cvbatch.exporters.base import SPLIT_NAMES, ExportContext, Exporter, ImageTarget
 from cvbatch.results.parts import box_corners
 from cvbatch.results.row import Row
 
 _NO_AREA = "boxes without an area in their image, left out"
 
 
-class Yolo(Format):
+class Yolo(Exporter):
     """Writes YOLO."""
 
     COLUMNS = ("boxes",)
-    TOPS = ("images", "labels", "data.yaml")
-    IS_FLAT = True  # not all tools look into folders
+    OUTPUT_NAMES = ("images", "labels", "data.yaml")
+    IS_FLAT = True  # some tools do not search subfolders
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
+    def __init__(self, context: ExportContext) -> None:
+        super().__init__(context)
         self._num_images = dict.fromkeys(SPLIT_NAMES.values(), 0)
 
-    def image_file(self, placed: Placed) -> str:
-        """Return where an image's file goes."""
-        return f"images/{placed.split}/{placed.name}"
+    def image_file(self, target: ImageTarget) -> str:
+        """Return the path of an image file below the export's folder."""
+        return f"images/{target.split}/{target.name}"
 
-    def add(self, row: Row, placed: Placed) -> None:
-        """Take an image; one without a box has an empty file."""
-        self._num_images[placed.split] += 1
+    def add(self, row: Row, target: ImageTarget) -> None:
+        """Write the text file of an image; it is empty for an image without boxes."""
+        self._num_images[target.split] += 1
         size, xyxy = np.array(row.size_hw[::-1]), box_corners(row.boxes)
         first, last = (np.clip(xyxy[:, i : i + 2], 0, size) for i in (0, 2))
-        is_there = (last > first).all(axis=1)
-        if not is_there.all():
-            self.odd[_NO_AREA] += int((~is_there).sum())
-        parts = np.concatenate([(first + last) / 2 / size, (last - first) / size], axis=1)
+        has_area = (last > first).all(axis=1)
+        if not has_area.all():
+            self.warnings[_NO_AREA] += int((~has_area).sum())
+        relative = np.concatenate([(first + last) / 2 / size, (last - first) / size], axis=1)
+        boxes = zip(row.boxes or (), relative.tolist(), has_area, strict=True)
         lines = [
-            f"{box['class_id']} " + " ".join(f"{part:.9g}" for part in sides) + "\n"
-            for box, sides, has_area in zip(row.boxes or (), parts.tolist(), is_there, strict=True)
-            if has_area
+            f"{box['class_id']} " + " ".join(f"{value:.9g}" for value in xywh) + "\n"
+            for box, xywh, is_kept in boxes
+            if is_kept
         ]
-        name = f"labels/{placed.split}/{placed.stem}.txt"
-        self.plan.folder.put(name, "".join(lines).encode())
+        name = f"labels/{target.split}/{target.stem}.txt"
+        self.context.folder.put(name, "".join(lines).encode())
 
     def close(self) -> None:
-        """Write what a tool reads first: where the splits are, and the classes."""
-        said: dict[str, object] = {
+        """Write data.yaml: the folders of the splits, and the class names."""
+        dataset: dict[str, object] = {
             split: f"images/{split}" for split, count in self._num_images.items() if count
         }
-        # both must be said
-        said.setdefault("train", "images/train")
-        said.setdefault("val", said["train"])
-        said["names"] = dict(enumerate(self.plan.classes["boxes"]))
-        text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
-        self.plan.folder.put("data.yaml", text.encode())
+        # YOLO requires both keys.
+        dataset.setdefault("train", "images/train")
+        dataset.setdefault("val", dataset["train"])
+        dataset["names"] = dict(enumerate(self.context.classes["boxes"]))
+        text = yaml.safe_dump(dataset, sort_keys=False, allow_unicode=True)
+        self.context.folder.put("data.yaml", text.encode())

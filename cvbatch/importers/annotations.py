@@ -1,4 +1,4 @@
-"""The nouns of an import: what a data set says of its images, before anything was checked."""
+"""Annotations of a data set as its format declares them, before validation."""
 
 from __future__ import annotations
 
@@ -9,63 +9,67 @@ from typing import NamedTuple
 import numpy as np
 
 from cvbatch.core.types import Item
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.sources.readers import ChunkReader
 
 NO_BOXES = np.empty((0, 4), np.float64)
-UNKNOWN_CLASS = -1  # of a name that is not in --classes
-
-# "trainval" is divided by hash, as images of no list are divided into three.
-OWN_SPLITS = ("train", "validation", "test", "trainval")
+UNKNOWN_CLASS = -1  # class id of a name that is not in the class table
 
 
 @dataclass(slots=True)
 class Annotation:
-    """What a data set says of one image."""
+    """The annotations of one image: boxes, labels and where its mask is."""
 
     image_id: str
-    split: str | None = None  # one of OWN_SPLITS; None: by hash
+    # "train", "validation", "test", or "trainval" (divided by hash); None: split by hash
+    split: str | None = None
     boxes: np.ndarray = field(default_factory=lambda: NO_BOXES)  # (M, 4) float64 half-open xyxy
     class_id: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))  # (M,), or −1
     score: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # (M,)
     is_crowd: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # (M,)
-    labels: Sequence[tuple[int, float]] | None = None  # (class, score); None: those of the boxes
-    declared_hw: tuple[int, int] | None = None  # the size its annotation says
-    mask_at: str = ""  # where its mask lies; "" where it has none
+    labels: Sequence[tuple[int, float]] | None = None  # (class id, score); None: those of the boxes
+    declared_hw: tuple[int, int] | None = None  # image size in the annotation; None: not declared
+    mask_uri: str = ""  # "": no mask
 
 
-class MaskFault(NamedTuple):
-    """Why an image's mask cannot be used: a kind of oddity, and the details."""
+class MaskIssue(NamedTuple):
+    """Why the mask of an image cannot be used."""
 
-    kind: str
+    kind: str  # a key of ISSUE_KINDS
     message: str
 
 
-# (example, size of the frame its annotation refers to) → its mask: (h, w) uint8 in the same frame,
-# or turned as the image is stored or upright; None where it has none.
-MaskReader = Callable[[Annotation, tuple[int, int]], "np.ndarray | MaskFault | None"]
+# (annotation, size (h, w) of the frame that it refers to) → mask (h, w) uint8 of that frame, or of
+# the image as stored or upright; None if the image has no mask.
+MaskReader = Callable[[Annotation, tuple[int, int]], "np.ndarray | MaskIssue | None"]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images that are read together, and what is said of them."""
+class AnnotatedBatch:
+    """Images that are read together, and their annotations."""
 
     items: Sequence[Item]
-    examples: Mapping[str, Annotation]  # by image_id; images that are not in it are passed over
+    annotations: Mapping[str, Annotation]  # by image_id; images without an entry are skipped
     reader: ChunkReader
 
 
 @dataclass(frozen=True)
 class AnnotatedDataset:
-    """What a data set says of all its images.
+    """The annotations of a data set.
 
-    `batches` may be called again and then gives the same; what is found and odd only on the way
-    is counted in the report it is given.
+    Args:
+        columns: some of labels, boxes, box_is_crowd and mask.
+        classes: class names of labels, boxes and mask, by class id.
+        is_multi_label: an image may have several labels.
+        batches: yields all images. It can be called again and then yields the same. It counts
+            images and issues that appear only during the iteration in the given report.
+        read_mask: reads the mask of one image; None if the data set has no masks.
+        is_upright: boxes and masks refer to upright pixels, whatever `--orientation` is.
     """
 
-    columns: tuple[str, ...]  # of labels, boxes, box_is_crowd, mask
-    classes: dict[str, tuple[str, ...]]  # for labels, boxes and mask
+    columns: tuple[str, ...]
+    classes: dict[str, tuple[str, ...]]
     is_multi_label: bool
-    batches: Callable[[Report], Iterator[Batch]]
+    batches: Callable[[ImportReport], Iterator[AnnotatedBatch]]
     read_mask: MaskReader | None = None
-    is_upright: bool = False  # boxes and masks refer to upright pixels, whatever the flags say
+    is_upright: bool = False

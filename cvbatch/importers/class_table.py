@@ -1,4 +1,4 @@
-"""The class table: names in the order of their ids, as found or as said."""
+"""Class table of a data set: class names in the order of their ids."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from cvbatch.importers.annotations import UNKNOWN_CLASS
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Names, and their ids; a name that is not in it is UNKNOWN_CLASS."""
+    """Class names by id, and ids by name."""
 
     names: tuple[str, ...]
     id_of: dict[str, int]
 
     @classmethod
-    def of(cls, found: Iterable[str], said: Sequence[str] | None) -> ClassTable:
-        """Return the table of what was said, or else of what was found, sorted unless in order.
+    def of(cls, dataset_names: Iterable[str], specified: Sequence[str] | None) -> ClassTable:
+        """Return the table of the specified names, or else of the names in the data set.
 
-        found: a set is sorted; a sequence keeps its order.
+        Args:
+            dataset_names: a sequence keeps its order; any other iterable is sorted.
+            specified: the names of `--classes`; None or empty: use those of the data set.
         """
-        names = found if isinstance(found, Sequence) else sorted(found)
-        names = tuple(said) if said else tuple(names)
+        is_ordered = isinstance(dataset_names, Sequence)
+        names = tuple(specified or (dataset_names if is_ordered else sorted(dataset_names)))
         return cls(names, {name: i for i, name in enumerate(names)})
 
     def ids(self, names: Iterable[str]) -> np.ndarray:  # (M,) int32
-        """Return the ids of names."""
+        """Return the id of each name; UNKNOWN_CLASS for a name that is not in the table."""
         return np.array([self.id_of.get(name, UNKNOWN_CLASS) for name in names], np.int32)

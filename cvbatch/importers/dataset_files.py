@@ -1,4 +1,4 @@
-"""Finds a data set's files, pairs them by name, and reads the lists it keeps of its splits."""
+"""List the files of a data set, pair them by stem, and read its split lists."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.core.types import Item
 from cvbatch.images.signatures import IMAGE_SUFFIXES
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.parsing import read_lines
 from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
 from cvbatch.storage.store import Storage
 
-_IMAGE_ENDS = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-# Of an image that two lists name, the first split here is taken: a test must not be learned.
+_IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+# The first of these that lists an image is its split, so that no test image is trained on.
 _PRECEDENCE = ("test", "validation", "train", "trainval")
 _LIST_NAMES = {
     "train": "train",
@@ -27,104 +27,121 @@ _LIST_NAMES = {
 }
 
 
-class File(NamedTuple):
+class DatasetFile(NamedTuple):
     """A file of a data set."""
 
     uri: str
-    image_id: str  # its name below the data set's folder, which is its id if it is an image
+    image_id: str  # path below the folder of the data set
     size_bytes: int
 
 
-class Tree(NamedTuple):
-    """All files below a folder, by their names below it, in order."""
+class FileTree(NamedTuple):
+    """All files below a folder, sorted."""
 
-    base: str  # ends with "/"
-    files: dict[str, File]
+    base: str  # URI of the folder; ends with "/"
+    files: dict[str, DatasetFile]  # by path below the folder
 
-    def below(self, folder: str) -> dict[str, File]:
-        """Return the files below one folder, by their names below that."""
-        start = f"{folder}/"
+    def below(self, folder: str) -> dict[str, DatasetFile]:
+        """Return the files below a folder of the tree, by path below that folder."""
+        prefix = f"{folder}/"
         return {
-            name[len(start) :]: file for name, file in self.files.items() if name.startswith(start)
+            name[len(prefix) :]: file
+            for name, file in self.files.items()
+            if name.startswith(prefix)
         }
 
 
-def list_tree(storage: Storage, uri: str, root: str | None = None) -> Tree:
+def list_tree(storage: Storage, uri: str, root: str | None = None) -> FileTree:
     """Return the files below a folder; names that begin with "_" or "." are left out.
 
-    root: the data set's folder; ids are names below it where the folder lies in it.
+    Args:
+        storage: lists the folder.
+        uri: the folder.
+        root: folder of the data set. If it contains `uri`, image ids are paths below `root`,
+            otherwise paths below `uri`.
 
     Raises:
-        SourceError: there is no such folder, or it may not be read.
+        SourceError: the folder does not exist, or access is denied.
     """
     try:
         base, table = list_files(storage, uri)
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
-    start = base
+    id_base = base
     if root is not None:
-        whole = store.absolute(root).rstrip("/") + "/"
-        start = whole if base.startswith(whole) else base
-    found = sorted(zip(table["uri"].to_pylist(), table["size"].to_pylist(), strict=True))
-    files = {name[len(base) :]: File(name, name[len(start) :], size) for name, size in found}
-    return Tree(base, files)
+        root_base = store.absolute(root).rstrip("/") + "/"
+        id_base = root_base if base.startswith(root_base) else base
+    entries = sorted(zip(table["uri"].to_pylist(), table["size"].to_pylist(), strict=True))
+    files = {
+        name[len(base) :]: DatasetFile(name, name[len(id_base) :], size) for name, size in entries
+    }
+    return FileTree(base, files)
 
 
 def is_image(name: str) -> bool:
-    """Return whether a name ends like an image's."""
-    return name.lower().endswith(_IMAGE_ENDS)
+    """Return whether a name has the suffix of an image format."""
+    return name.lower().endswith(_IMAGE_SUFFIXES)
 
 
 def stem_of(name: str) -> str:
-    """Return a file's name without its suffix; folders above it stay."""
+    """Return a path without the suffix of its file name."""
     folder, _, last = name.rpartition("/")
     stem = last.rpartition(".")[0] or last
     return f"{folder}/{stem}" if folder else stem
 
 
-def images_by_stem(files: Mapping[str, File], report: Report) -> dict[str, File]:
-    """Return the images by stem; of two with one stem the first counts, the other is reported."""
-    found: dict[str, File] = {}
+def images_by_stem(
+    files: Mapping[str, DatasetFile], report: ImportReport
+) -> dict[str, DatasetFile]:
+    """Return the images by stem; later images with the same stem are recorded as duplicates."""
+    images: dict[str, DatasetFile] = {}
     for name, file in sorted(files.items()):
         if not is_image(name):
             report.num_ignored += 1
-        elif stem_of(name) in found:
+        elif stem_of(name) in images:
             report.num_found += 1
-            report.note("duplicate", file.uri)
+            report.record("duplicate", file.uri)
         else:
-            found[stem_of(name)] = file
-    return found
+            images[stem_of(name)] = file
+    return images
 
 
-def item_of(file: File) -> Item:
-    """Return an image file as what is read."""
+def to_item(file: DatasetFile) -> Item:
+    """Return an image file as an item of a chunk."""
     return Item(file.uri, file.image_id, file.size_bytes)
 
 
-def scattered(items: Iterable[Item]) -> list[Item]:
-    """Return images in the order of their ids' hashes: neighbours share no folder or class."""
+def in_hash_order(items: Iterable[Item]) -> list[Item]:
+    """Return images sorted by the hash of their ids, which mixes folders and classes."""
     return sorted(items, key=lambda item: hashlib.sha256(item.image_id.encode()).digest())
 
 
-def read_lists(storage: Storage, files: Mapping[str, File], report: Report) -> dict[str, str]:
-    """Return stem → split of a data set's own lists, {} where it has none.
+def read_split_lists(
+    storage: Storage, files: Mapping[str, DatasetFile], report: ImportReport
+) -> dict[str, str]:
+    """Return stem → split of the split lists of a data set; {} if it has none.
 
-    files: a folder's, by name; `train.txt`, `val.txt`, `test.txt` and `trainval.txt` are its lists.
-    A `trainval.txt` beside the other two says nothing more.
+    `trainval.txt` is ignored if `train.txt` and `val.txt` exist.
+
+    Args:
+        storage: reads the lists.
+        files: the files of a folder by name; `train.txt`, `val.txt`, `validation.txt`, `test.txt`
+            and `trainval.txt` are split lists.
+        report: records the images that are in two lists.
     """
     lists = {
         split: files[f"{name}.txt"] for name, split in _LIST_NAMES.items() if f"{name}.txt" in files
     }
     if "train" in lists and "validation" in lists:
         lists.pop("trainval", None)
-    found: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for split in _PRECEDENCE:
         if split not in lists:
             continue
         for line in read_lines(storage, lists[split].uri):
             stem = stem_of(line) if is_image(line) else line
-            first = found.setdefault(stem, split)
-            is_part = split == "trainval" and first != "test"  # of which train is a part
-            if first != split and not is_part:
-                report.note("in_two_splits", f"{stem} in {first} and {split}")
-    return found
+            first = split_of.setdefault(stem, split)
+            is_subset = split == "trainval" and first != "test"
+            if first != split and not is_subset:
+                report.record("in_two_splits", f"{stem} in {first} and {split}")
+    return split_of

@@ -1,6 +1,6 @@
-"""The flags of an import, as one table: which format takes which, and how argparse is told.
+"""Command line flags of `cvbatch import`, by format.
 
-Plain Python alone, so that the command line loads nothing to show its help.
+This module imports nothing heavy, so that the command line can show its help at once.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from cvbatch.importers.rules import FORMAT_MEANINGS, KINDS, RULES
+from cvbatch.importers.rules import FORMAT_DESCRIPTIONS, ISSUE_KINDS, RULES
 
-__all__ = ["FORMAT_MEANINGS", "Flag", "actions_in", "flags_of"]
+__all__ = ["FORMAT_DESCRIPTIONS", "Flag", "chosen_actions", "format_flags"]
 
-_ALL = tuple(FORMAT_MEANINGS)
-_LABELLED = ("folders", "voc", "coco", "trimaps")  # not by a model
+_ALL = tuple(FORMAT_DESCRIPTIONS)
+_GROUND_TRUTH = ("folders", "voc", "coco", "trimaps")
 
 
 class Flag(NamedTuple):
-    """A flag, the formats that take it, and argparse's keywords for it."""
+    """A flag, the formats that have it, and its keyword arguments of `add_argument`."""
 
     name: str
     formats: tuple[str, ...]
@@ -27,43 +27,63 @@ class Flag(NamedTuple):
 _FLAGS = (
     Flag(
         "--classes",
-        _LABELLED,
-        {"metavar": "NAMES", "help": "a,b,c or a .txt file, in order; default: those found"},
+        _GROUND_TRUTH,
+        {
+            "metavar": "NAMES",
+            "help": "class names in the order of their ids: a,b,c or a .txt file with one name per "
+            "line; default: the classes in the data set",
+        },
     ),
     Flag(
         "--images",
         ("coco", "trimaps"),
-        {"metavar": "DIR", "help": "where images lie, if elsewhere"},
+        {"metavar": "DIR", "help": "folder of the images; default: the format's folder in SRC"},
     ),
     Flag(
         "--masks",
         ("trimaps",),
-        {"metavar": "DIR", "help": "PNG masks of your own; say their --classes"},
+        {"metavar": "DIR", "help": "folder of other PNG masks; requires --classes"},
     ),
     Flag(
         "--values",
         ("trimaps",),
-        {"metavar": "V,V", "help": "pixel value of each class; default: 1,2,3, of --masks 0,1,..."},
+        {
+            "metavar": "V,V",
+            "help": "pixel value of each class in the masks; default: 1,2,3, or 0,1,... with "
+            "--masks",
+        },
     ),
     Flag(
         "--masks",
         ("coco",),
-        {"dest": "has_masks", "action": "store_true", "help": "draw masks from the outlines"},
+        {
+            "dest": "has_masks",
+            "action": "store_true",
+            "help": "write masks, drawn from the segmentations",
+        },
     ),
     Flag(
         "--no-masks",
         ("voc",),
-        {"dest": "has_masks", "action": "store_false", "help": "leave SegmentationClass out"},
+        {"dest": "has_masks", "action": "store_false", "help": "ignore SegmentationClass"},
     ),
     Flag(
         "--mask-classes",
         ("voc",),
-        {"metavar": "NAMES", "help": "of mask values, from 0 on; default: Pascal VOC's own"},
+        {
+            "metavar": "NAMES",
+            "help": "class names of the mask values, from 0; default: background and the 20 "
+            "classes of Pascal VOC",
+        },
     ),
     Flag(
         "--lists",
         ("voc",),
-        {"metavar": "NAME", "default": "Main", "help": "of ImageSets; default: %(default)s"},
+        {
+            "metavar": "NAME",
+            "default": "Main",
+            "help": "folder in ImageSets with the split lists; default: %(default)s",
+        },
     ),
     Flag(
         "--orientation",
@@ -71,52 +91,63 @@ _FLAGS = (
         {
             "choices": ("auto", "stored", "upright"),
             "default": "auto",
-            "help": "what labels of images with an EXIF orientation refer to; default: the pixels "
-            "as stored, unless the annotation gives the size of the upright image",
+            "help": "pixels that the labels of images with an EXIF orientation refer to; auto: the "
+            "pixels as stored, unless the annotation gives the size of the upright image; default: "
+            "%(default)s",
         },
     ),
     Flag(
         "--min-score",
         ("predictions",),
-        {"type": float, "default": 0.5, "metavar": "P", "help": "default: %(default)s"},
+        {
+            "type": float,
+            "default": 0.5,
+            "metavar": "P",
+            "help": "minimum score of a pseudo-label, 0 to 1; default: %(default)s",
+        },
     ),
     Flag(
         "--split",
         _ALL,
         {
             "metavar": "A,B,C",
-            "help": "shares of train, validation and test, by a hash of the image's id; default: "
-            "the data set's own splits, 0.8,0.1,0.1 where it has none",
+            "help": "shares of train, validation and test, assigned by a hash of the image id; "
+            "default: the splits of the data set, or 0.8,0.1,0.1 if it has none",
         },
     ),
     Flag(
         "--seed",
         _ALL,
-        {"type": int, "default": 0, "metavar": "N", "help": "of the hash; default: 0"},
+        {"type": int, "default": 0, "metavar": "N", "help": "seed of the hash; default: 0"},
     ),
     Flag(
         "--shard-images",
         _ALL,
-        {"type": int, "default": 256, "metavar": "N", "help": "in a file; default: %(default)s"},
+        {
+            "type": int,
+            "default": 256,
+            "metavar": "N",
+            "help": "maximum number of images per Parquet file; default: %(default)s",
+        },
     ),
 )
 
 
-def flags_of(format_: str) -> Iterator[Flag]:
-    """Yield the flags a format takes, those about oddities last."""
+def format_flags(format_: str) -> Iterator[Flag]:
+    """Yield the flags of a format, those of data issues last."""
     yield from (flag for flag in _FLAGS if format_ in flag.formats)
     for rule in RULES:
         if format_ in rule.formats:
-            meant = "; ".join(KINDS[kind].meaning for kind in rule.kinds)
+            descriptions = "; ".join(ISSUE_KINDS[kind].description for kind in rule.kinds)
             options = {
                 "choices": rule.actions,
                 "default": rule.actions[0],
-                "help": f"{meant}; default: %(default)s",
+                "help": f"{descriptions}; default: %(default)s",
             }
             yield Flag(f"--{rule.flag}", rule.formats, options)
 
 
-def actions_in(said: Mapping[str, Any]) -> dict[str, str]:
-    """Return flag of a rule → action, of what the command line said."""
+def chosen_actions(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return flag → action of the parsed command line; flags that it does not have are left out."""
     keys = {rule.flag: rule.flag.replace("-", "_") for rule in RULES}
-    return {flag: said[key] for flag, key in keys.items() if key in said}
+    return {flag: arguments[key] for flag, key in keys.items() if key in arguments}

@@ -1,4 +1,4 @@
-"""Counts what an import found, kept, mended and left out, so that nothing happens in silence."""
+"""Report of an import: counts of images, objects and issues, as JSON or text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvbatch.core.errors import SourceError
-from cvbatch.importers.rules import FLAG_OF, KINDS, actions_by_kind
+from cvbatch.importers.rules import FLAG_OF, ISSUE_KINDS, actions_by_kind
 
 NUM_EXAMPLES = 5
-_SHOWN_CLASSES = 20
-_SHOWN_LETTERS = 200
+_MAX_TEXT_CLASSES = 20
+_MAX_EXAMPLE_CHARS = 200
 SPLITS = ("train", "validation", "test")
-_PAST = {
+_PAST_TENSE = {
     "clip": "clipped",
     "drop": "dropped",
     "keep": "kept",
@@ -24,34 +24,43 @@ _PAST = {
 
 
 @dataclass
-class Oddity:
-    """How often something odd was met, and where first."""
+class Issue:
+    """How often a kind of issue occurred, and its first examples."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
 
-class Report:
-    """What an import came to; counts of images found = written + dropped, and so for objects."""
+class ImportReport:
+    """Counts of one import. Found = written + dropped, for images and for objects.
+
+    Args:
+        chosen: flag → action, for flags that do not have their default.
+    """
 
     def __init__(self, chosen: Mapping[str, str]) -> None:
-        """Start at nothing. chosen: flag → action, where it is not the default."""
         self.actions = actions_by_kind(chosen)
-        self.oddities: dict[str, Oddity] = {}
-        self.num_found = 0  # images, whatever became of them
-        self.num_objects_found = 0  # boxes of all those images
-        self.num_objects_left = 0  # of images that were dropped
-        self.num_ignored = 0  # files that are no part of the data set
+        self.issues: dict[str, Issue] = {}
+        self.num_found = 0  # images, written or not
+        self.num_objects_found = 0  # boxes of these images
+        self.num_objects_of_dropped_images = 0
+        self.num_ignored = 0  # files that are not part of the data set
         self.images: Counter[str] = Counter()  # split → images written
         self.objects: Counter[str] = Counter()  # split → boxes written
-        self.classes: dict[str, Counter[str]] = {}  # column → class → how often
+        self.classes: dict[str, Counter[str]] = {}  # column → class → images or boxes that have it
 
-    def note(self, kind: str, where: str, count: int = 1) -> str:
-        """Count an oddity; return what is to be done about it. "refuse" is done at the end."""
-        oddity = self.oddities.setdefault(kind, Oddity())
-        oddity.count += count
-        if len(oddity.examples) < NUM_EXAMPLES:
-            oddity.examples.append(" ".join(where.split())[:_SHOWN_LETTERS])
+    def record(self, kind: str, example: str, count: int = 1) -> str:
+        """Count an issue and return its action. `check` applies "refuse", at the end.
+
+        Args:
+            kind: a key of ISSUE_KINDS.
+            example: where the issue occurred. Only the first NUM_EXAMPLES are stored.
+            count: number of images or objects that have the issue.
+        """
+        issue = self.issues.setdefault(kind, Issue())
+        issue.count += count
+        if len(issue.examples) < NUM_EXAMPLES:
+            issue.examples.append(" ".join(example.split())[:_MAX_EXAMPLE_CHARS])
         return self.actions[kind]
 
     @property
@@ -60,39 +69,44 @@ class Report:
         return sum(self.images.values())
 
     def num_dropped(self, unit: str) -> int:
-        """Return how many things of a unit were dropped."""
+        """Return how many images or objects were dropped.
+
+        Args:
+            unit: "image" or "object".
+        """
         return sum(
-            oddity.count
-            for kind, oddity in self.oddities.items()
-            if KINDS[kind].unit == unit and self.actions[kind] in ("drop", "refuse")
+            issue.count
+            for kind, issue in self.issues.items()
+            if ISSUE_KINDS[kind].unit == unit and self.actions[kind] in ("drop", "refuse")
         )
 
     def check(self, source: str) -> None:
-        """Refuse where a flag says so, or where nothing is left.
+        """Raise if an issue has the action "refuse", or if no image can be written.
 
         Raises:
-            SourceError: with every kind that is refused and its remedy, in one sentence.
+            SourceError: the message names every refused kind of issue and its flag.
         """
-        refused = [kind for kind in self.oddities if self.actions[kind] == "refuse"]
+        refused = [kind for kind in self.issues if self.actions[kind] == "refuse"]
         if refused:
-            told = "; ".join(self._refusal(kind) for kind in refused)
-            raise SourceError(f"{source} is refused: {told}")
+            reasons = "; ".join(self._refusal(kind) for kind in refused)
+            raise SourceError(f"{source} is refused: {reasons}")
         if not self.num_written:
-            why = ", ".join(
-                f"{KINDS[kind].meaning}: {oddity.count:,}" for kind, oddity in self.oddities.items()
+            reasons = ", ".join(
+                f"{ISSUE_KINDS[kind].description}: {issue.count:,}"
+                for kind, issue in self.issues.items()
             )
             raise SourceError(
-                f"{source} holds no labelled image that can be used ({why or 'it is empty'}); "
-                "check the folder and the flags"
+                f"{source} contains no usable labelled image ({reasons or 'it is empty'}); check "
+                "the folder and the flags"
             )
 
     def _refusal(self, kind: str) -> str:
-        oddity = self.oddities[kind]
-        told = f"{KINDS[kind].meaning} ({oddity.count:,}), such as {oddity.examples[0]}"
-        return f"{told}; mend them, or --{FLAG_OF[kind]} drop"
+        issue = self.issues[kind]
+        occurrence = f"{ISSUE_KINDS[kind].description} ({issue.count:,}), such as"
+        return f"{occurrence} {issue.examples[0]}; fix them, or use --{FLAG_OF[kind]} drop"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values; the same source gives the same."""
+        """Return the report as JSON-ready values. The same source gives the same values."""
         return {
             "images": {
                 "found": self.num_found,
@@ -103,7 +117,7 @@ class Report:
                 "found": self.num_objects_found,
                 "written": sum(self.objects.values()),
                 "dropped": self.num_dropped("object"),
-                "of_dropped_images": self.num_objects_left,
+                "of_dropped_images": self.num_objects_of_dropped_images,
             },
             "ignored_files": self.num_ignored,
             "splits": {
@@ -115,34 +129,34 @@ class Report:
             "oddities": [
                 {
                     "kind": kind,
-                    "meaning": KINDS[kind].meaning,
+                    "meaning": ISSUE_KINDS[kind].description,
                     "action": self.actions[kind],
-                    "count": oddity.count,
-                    "examples": oddity.examples,
+                    "count": issue.count,
+                    "examples": issue.examples,
                 }
-                for kind, oddity in sorted(self.oddities.items())
+                for kind, issue in sorted(self.issues.items())
             ],
         }
 
     def as_text(self) -> str:
-        """Return the report for a person."""
-        said = self.as_json()
-        images, objects = said["images"], said["objects"]
+        """Return the report as text for the terminal."""
+        report = self.as_json()
+        images, objects = report["images"], report["objects"]
         lines = [f"images   {images['found']:,} found, {images['written']:,} written"]
         if objects["found"]:
             lines.append(f"objects  {objects['found']:,} found, {objects['written']:,} written")
-        for split, counts in said["splits"].items():
-            told = f", {counts['objects']:,} objects" if objects["found"] else ""
-            lines.append(f"  {split:<11} {counts['images']:,} images{told}")
-        for column, counts in said["classes"].items():
-            shown = list(counts.items())[:_SHOWN_CLASSES]
-            told = ", ".join(f"{name} {count:,}" for name, count in shown)
-            more = f" and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
-            lines.append(f"{column:<8} {told}{more}")
-        for oddity in said["oddities"]:
-            count, meaning = oddity["count"], oddity["meaning"]
-            lines.append(f"odd      {meaning}: {count:,} {_PAST[oddity['action']]}")
-            lines += [f"           {example}" for example in oddity["examples"]]
+        for split, counts in report["splits"].items():
+            suffix = f", {counts['objects']:,} objects" if objects["found"] else ""
+            lines.append(f"  {split:<11} {counts['images']:,} images{suffix}")
+        for column, counts in report["classes"].items():
+            first = list(counts.items())[:_MAX_TEXT_CLASSES]
+            listed = ", ".join(f"{name} {count:,}" for name, count in first)
+            more = f" and {len(counts) - len(first):,} more" if len(counts) > len(first) else ""
+            lines.append(f"{column:<8} {listed}{more}")
+        for issue in report["oddities"]:
+            action = _PAST_TENSE[issue["action"]]
+            lines.append(f"issue    {issue['meaning']}: {issue['count']:,} {action}")
+            lines += [f"           {example}" for example in issue["examples"]]
         if self.num_ignored:
-            lines.append(f"ignored  {self.num_ignored:,} files that are no part of the data set")
+            lines.append(f"ignored  {self.num_ignored:,} files that are not part of the data set")
         return "\n".join(lines)

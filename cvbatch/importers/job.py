@@ -16,26 +16,26 @@ from cvbatch.datasets.schema import KIND
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.coco import read_coco
 from cvbatch.importers.folders import read_folders
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.predictions import read_predictions
 from cvbatch.importers.shard_writer import ShardWriter
 from cvbatch.importers.trimaps import read_trimaps
-from cvbatch.importers.validation import Row, examined
+from cvbatch.importers.validation import LabelledImage, validated_images
 from cvbatch.importers.voc import read_voc
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 
-FORMATS: dict[str, Callable[[str, ImportOptions, Report], AnnotatedDataset]] = {
+FORMATS: dict[str, Callable[[str, ImportOptions, ImportReport], AnnotatedDataset]] = {
     "folders": read_folders,
     "voc": read_voc,
     "coco": read_coco,
     "trimaps": read_trimaps,
     "predictions": read_predictions,
 }
-_TOLD_IMAGES = 2000
+_PROGRESS_IMAGES = 2000
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def import_labels(
@@ -44,80 +44,87 @@ def import_labels(
     sink: str,
     options: ImportOptions,
     chosen: Mapping[str, str],
-    say: Say,
-) -> Report:
-    """Write a data set as labelled Parquet; return what was found and what became of it.
+    log: Log,
+) -> ImportReport:
+    """Write a data set as labelled Parquet; return the report.
 
-    format_: a key of FORMATS. chosen: flag of `RULES` → action, where it is not the default.
+    Args:
+        format_: a key of FORMATS.
+        source: folder or file of the data set.
+        sink: an empty folder, or one with an interrupted import.
+        options: options of the format.
+        chosen: flag of `RULES` → action, for flags that do not have their default.
+        log: receives progress messages.
 
     Raises:
         RefusedError: nothing was written.
-        CvbatchError: stopped midway; the same call begins again.
+        CvbatchError: the import was interrupted; the same call starts again.
     """
     source, sink_uri = store.absolute(source), store.absolute(sink)
     if source == sink_uri:
         raise SinkError(f"the source and the sink are both {source}; use another folder as sink")
-    with Sink(options.storage, sink_uri, "import", say) as target:
+    with Sink(options.storage, sink_uri, "import", log) as target:
         _check_sink(target, options.overwrite)
-        report = Report(chosen)
-        truth = FORMATS[format_](source, options, report)
-        report.classes = _no_counts(truth)
-        for _ in _told(examined(truth, options, report), "checked", say):
+        report = ImportReport(chosen)
+        dataset = FORMATS[format_](source, options, report)
+        report.classes = _no_counts(dataset)
+        for _ in _with_progress(validated_images(dataset, options, report), "checked", log):
             pass
         report.check(source)
         target.acquire()
         target.clear("part-*.parquet")
         _write_summary(target, {"is_complete": False})
-        writer = ShardWriter(target.storage, sink_uri, truth, format_, options.shard_images)
-        again = Report(chosen)
-        again.classes = _no_counts(truth)
-        for row in _told(target.guarded(examined(truth, options, again)), "read", say):
-            writer.add(row)
+        writer = ShardWriter(target.storage, sink_uri, dataset, format_, options.shard_images)
+        second_pass = ImportReport(chosen)
+        second_pass.classes = _no_counts(dataset)
+        images = target.guarded(validated_images(dataset, options, second_pass))
+        for image in _with_progress(images, "read", log):
+            writer.add(image)
         writer.close()
-        if (again.images, again.classes) != (report.images, report.classes):
+        if (second_pass.images, second_pass.classes) != (report.images, report.classes):
             raise CvbatchError(
-                f"{source} changed while it was imported: {report.num_written:,} images were in "
-                f"order, then {again.num_written:,}"
+                f"{source} changed while it was imported: {report.num_written:,} valid images, "
+                f"then {second_pass.num_written:,}; run the import again"
             )
-        said = said_of(format_, truth, report, writer.files)
-        _write_summary(target, {"is_complete": True, **said})
+        summary = _summary(format_, dataset, report, writer.files)
+        _write_summary(target, {"is_complete": True, **summary})
         target.remove_leftovers()
     return report
 
 
-def said_of(
-    format_: str, truth: AnnotatedDataset, report: Report, files: Mapping[str, int]
+def _summary(
+    format_: str, dataset: AnnotatedDataset, report: ImportReport, files: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return the summary of an import as JSON-ready values; the same source gives the same."""
+    """Return the summary of an import as JSON-ready values."""
     return {
         "format": format_,
-        "columns": list(truth.columns),
+        "columns": list(dataset.columns),
         **report.as_json(),
         "files": dict(files),
     }
 
 
-def _no_counts(truth: AnnotatedDataset) -> dict[str, Counter[str]]:
+def _no_counts(dataset: AnnotatedDataset) -> dict[str, Counter[str]]:
     return {
-        column: Counter(dict.fromkeys(truth.classes[column], 0))
-        for column in truth.columns
-        if column in truth.classes
+        column: Counter(dict.fromkeys(dataset.classes[column], 0))
+        for column in dataset.columns
+        if column in dataset.classes
     }
 
 
-def _told(rows: Iterator[Row], verb: str, say: Say) -> Iterator[Row]:
-    """Yield the rows; say now and then how far it is."""
-    num_rows = 0
-    for row in rows:
-        num_rows += 1
-        yield row
-        if num_rows % _TOLD_IMAGES == 0:
-            say(f"{verb} {num_rows:,} images")
-    say(f"{verb} {num_rows:,} images")
+def _with_progress(images: Iterator[LabelledImage], verb: str, log: Log) -> Iterator[LabelledImage]:
+    """Yield the images; log their number every 2000 images and at the end."""
+    num_images = 0
+    for image in images:
+        num_images += 1
+        yield image
+        if num_images % _PROGRESS_IMAGES == 0:
+            log(f"{verb} {num_images:,} images")
+    log(f"{verb} {num_images:,} images")
 
 
 def _check_sink(sink: Sink, overwrite: bool) -> None:
-    """Refuse a sink with labelled data, except what an interrupted import left."""
+    """Raise if the sink contains labelled data, unless an interrupted import wrote it."""
     state = sink.open(overwrite=overwrite)
     if state is not None and state.get("is_complete") is not False:
         raise SinkError(

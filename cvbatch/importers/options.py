@@ -1,4 +1,4 @@
-"""What an import is told to do, once it was found to make sense."""
+"""Options of an import, parsed and validated from the command line."""
 
 from __future__ import annotations
 
@@ -8,54 +8,55 @@ from typing import Any, Literal
 
 from cvbatch.core.errors import ConfigError
 from cvbatch.datasets.splits import Shares, parse_shares
-from cvbatch.importers.parsing import read_names
+from cvbatch.importers.parsing import read_class_names
 from cvbatch.storage.store import Storage
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the flags of an import say; each format reads those that are about it."""
+    """Options of an import. Each format uses those that have a flag for it."""
 
-    classes: tuple[str, ...] | None = None  # None: those found
-    mask_classes: tuple[str, ...] | None = None  # of the masks of Pascal VOC, background first
-    images: str | None = None  # a folder, where images do not lie beside the annotations
-    masks: str | None = None  # a folder of masks
-    has_masks: bool = True  # whether masks that Pascal VOC has, or COCO could have, are taken
-    values: tuple[int, ...] | None = None  # in a mask file: the value of each class
-    lists: str = "Main"  # the folder of ImageSets whose lists count
-    orientation: Literal["auto", "stored", "upright"] = "auto"  # what boxes and masks refer to
+    classes: tuple[str, ...] | None = None  # None: the classes in the data set
+    mask_classes: tuple[str, ...] | None = None  # of Pascal VOC masks, background first
+    images: str | None = None  # folder of the images; None: the format's folder in the source
+    masks: str | None = None  # folder of the masks; None: the format's folder in the source
+    has_masks: bool = True  # import Pascal VOC masks, or draw masks from COCO segmentations
+    values: tuple[int, ...] | None = None  # pixel value of each class in a mask file
+    lists: str = "Main"  # folder in ImageSets with the split lists
+    orientation: Literal["auto", "stored", "upright"] = "auto"  # pixels that labels refer to
     min_score: float = 0.5
-    split: Shares | None = None  # None: the set's own, or DEFAULT_SHARES
+    split: Shares | None = None  # None: the splits of the data set, or else DEFAULT_SHARES
     seed: int = 0
     shard_images: int = 256
     overwrite: bool = False
     storage: Storage = field(default_factory=Storage)
 
 
-def options_of(said: Mapping[str, Any]) -> ImportOptions:
-    """Return what a command line said; what its format has no flag for is left at the default.
+def parse_import_options(arguments: Mapping[str, Any]) -> ImportOptions:
+    """Return the options of a parsed command line; an option without a flag has its default.
 
     Raises:
-        ConfigError: something that makes no sense.
+        ConfigError: an option is invalid.
         SourceError: a file of class names cannot be read.
     """
-    known = {key: said[key] for key in ImportOptions.__dataclass_fields__ if key in said}
+    fields = ImportOptions.__dataclass_fields__
+    values = {key: arguments[key] for key in fields if key in arguments}
     for key in ("classes", "mask_classes"):
-        if known.get(key) is not None:
-            known[key] = read_names(Storage(), known[key])
-    if known.get("values") is not None:
-        known["values"] = _values(known["values"])
-    if known.get("split") is not None:
-        known["split"] = parse_shares(known["split"])
-    options = ImportOptions(**known)
+        if values.get(key) is not None:
+            values[key] = read_class_names(Storage(), values[key])
+    if values.get("values") is not None:
+        values["values"] = _pixel_values(values["values"])
+    if values.get("split") is not None:
+        values["split"] = parse_shares(values["split"])
+    options = ImportOptions(**values)
     if not 0 <= options.min_score <= 1:
-        raise ConfigError(f"--min-score {options.min_score} must lie between 0 and 1")
+        raise ConfigError(f"--min-score {options.min_score} must be between 0 and 1")
     if options.shard_images < 1:
         raise ConfigError(f"--shard-images {options.shard_images} must be 1 or more")
     return options
 
 
-def _values(text: str) -> tuple[int, ...]:
+def _pixel_values(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in text.split(",")):
         raise ConfigError(f"--values {text!r} must be pixel values such as 0,255")
     return tuple(int(part) for part in text.split(","))

@@ -1,7 +1,9 @@
-"""Segmentations as COCO writes them, polygons and run lengths, as pixels.
+"""Rasterize COCO segmentations: polygons and run-length encoding (RLE).
 
-A pixel belongs to a polygon when its centre lies inside, by the even-odd rule; run lengths say
-themselves which pixels they mean.
+A pixel belongs to a polygon if its centre is inside, by the even-odd rule. RLE lists the pixels
+itself. `cvbatch.images.rle` writes it.
+
+Source: cocodataset.org/#format-data; pycocotools, maskApi.c.
 """
 
 from __future__ import annotations
@@ -12,23 +14,23 @@ import numpy as np
 
 from cvbatch.core.errors import SourceError
 from cvbatch.images.orientation import Size
-from cvbatch.importers.parsing import numbers, whole
+from cvbatch.importers.parsing import finite_numbers, non_negative_int
 
-_CELLS_AT_ONCE = 1 << 20  # rows × edges, or rows × columns, looked at in one step
-_FARTHEST_PX = 1e7  # of a corner, either way; beyond, slopes lose their meaning
-_MAX_SHIFT = 60  # bits of a run length: more would be a number no image has
+_CELLS_AT_ONCE = 1 << 20  # rows × edges, or rows × columns, in one step
+_MAX_COORDINATE_PX = 1e7  # beyond it the slopes of edges lose their precision
+_MAX_SHIFT = 60  # bits of a run length; no image has longer runs
 
 
-def paint_polygon(
-    region: np.ndarray,  # (h, w) bool, changed
+def fill_polygon(
+    region: np.ndarray,  # (h, w) bool, changed in place
     corners: np.ndarray,  # (K, 2) float64 x, y in pixels
 ) -> None:
-    """Add to a region the pixels whose centres lie inside a closed polygon, even-odd."""
+    """Add to a region the pixels whose centres are inside a closed polygon (even-odd rule)."""
     height, width = region.shape
     x, y = corners.T
     x_next, y_next = np.roll(x, -1), np.roll(y, -1)
-    is_rising = y_next != y  # an edge along a row is crossed by none
-    x, y, x_next, y_next = x[is_rising], y[is_rising], x_next[is_rising], y_next[is_rising]
+    is_crossed = y_next != y  # no row crosses a horizontal edge
+    x, y, x_next, y_next = x[is_crossed], y[is_crossed], x_next[is_crossed], y_next[is_crossed]
     if not len(x):
         return
     slope = (x_next - x) / (y_next - y)
@@ -46,36 +48,38 @@ def paint_polygon(
         region[start:end] |= np.cumsum(toggles, axis=1)[:, :width] % 2 == 1
 
 
-def decode_runs(counts: np.ndarray, size: Size) -> np.ndarray:  # (R,) → (h, w) bool
-    """Return the region that run lengths mean: out, in, out, ..., down the columns.
+def decode_rle(counts: np.ndarray, size: Size) -> np.ndarray:  # (R,) → (h, w) bool
+    """Return the region of run lengths: outside, inside, outside, ..., column by column.
 
     Raises:
-        ValueError: they do not sum to the size.
+        ValueError: the runs do not sum to the number of pixels.
     """
     height, width = size
-    is_odd = counts.min(initial=0) < 0 or counts.max(initial=0) > height * width
-    if is_odd or int(counts.sum()) != height * width:
-        raise ValueError(f"its runs do not sum to {height} x {width} pixels")
-    is_in = np.arange(len(counts)) % 2 == 1
-    return np.repeat(is_in, counts).reshape(width, height).T
+    is_invalid = counts.min(initial=0) < 0 or counts.max(initial=0) > height * width
+    if is_invalid or int(counts.sum()) != height * width:
+        raise ValueError(f"the runs do not sum to {height} x {width} pixels")
+    is_inside = np.arange(len(counts)) % 2 == 1
+    return np.repeat(is_inside, counts).reshape(width, height).T
 
 
-def unpack_runs(text: str) -> np.ndarray:  # (R,) int64
-    """Return the run lengths in COCO's compressed string.
+def parse_compressed_rle(text: str) -> np.ndarray:  # (R,) int64
+    """Return the run lengths of COCO's compressed string.
 
-    Five bits a letter, least first, from "0" on; bit 5 says that more follow, bit 4 of the last
-    is the sign. From the fourth on a number is the difference to the one two before.
-    (pycocotools, maskApi.c, rleFrString.)
+    A character contains five bits of a number, least significant first, as an offset from "0".
+    Bit 5 is set if more characters follow; bit 4 of the last one is the sign. From the fourth
+    number on it is the difference to the number two before.
+
+    Source: pycocotools, maskApi.c, rleFrString.
 
     Raises:
-        ValueError: it is not such a string.
+        ValueError: the string is not valid.
     """
     counts: list[int] = []
     value = shift = 0
-    for letter in text:
-        bits = ord(letter) - 48
+    for character in text:
+        bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > _MAX_SHIFT:
-            raise ValueError(f"{letter!r} is no letter of a run length")
+            raise ValueError(f"{character!r} is not a character of a run length")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -85,52 +89,62 @@ def unpack_runs(text: str) -> np.ndarray:  # (R,) int64
         counts.append(value + counts[-2] if len(counts) > 2 else value)
         value = shift = 0
     if shift:
-        raise ValueError("its last run length is cut off")
+        raise ValueError("the last run length is truncated")
     try:
         return np.array(counts, np.int64)
     except OverflowError:
         raise ValueError("a run length is larger than any image") from None
 
 
-def check_outline(value: Any, where: str) -> list[np.ndarray] | dict[str, Any]:
-    """Return a segmentation as polygons, (K, 2) float64 each, or as the run lengths it has.
+def parse_segmentation(value: Any, where: str) -> list[np.ndarray] | dict[str, Any]:
+    """Return a segmentation as polygons, (K, 2) float64 each, or as RLE with size and counts.
+
+    Args:
+        value: the JSON value.
+        where: its place in the document, for error messages.
 
     Raises:
-        SourceError: it is neither.
+        SourceError: the value is neither.
     """
     if isinstance(value, dict):
         size, counts = value.get("size"), value.get("counts")
         if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, list | str):
-            raise SourceError(f"{where} has no size [h, w] and counts; it is no run-length mask")
-        height, width = (whole(side, f"{where}: size") for side in size)
+            raise SourceError(f"{where} is not RLE: size [h, w] or counts is missing")
+        height, width = (non_negative_int(side, f"{where}: size") for side in size)
         if isinstance(counts, list):
-            counts = np.array([whole(count, f"{where}: counts") for count in counts], np.int64)
+            counts = np.array(
+                [non_negative_int(count, f"{where}: counts") for count in counts], np.int64
+            )
         return {"size": (height, width), "counts": counts}
     if not isinstance(value, list):
-        raise SourceError(f"{where} is neither a list of polygons nor run lengths")
+        raise SourceError(f"{where} is neither a list of polygons nor RLE")
     polygons = []
     for polygon in value:
         if not isinstance(polygon, list) or len(polygon) % 2 or len(polygon) < 6:
-            raise SourceError(f"{where} has a polygon that is not x, y of three corners or more")
-        corners = np.array(numbers(polygon, len(polygon), where), np.float64)
-        if np.abs(corners).max() > _FARTHEST_PX:
-            raise SourceError(f"{where} has a corner at {np.abs(corners).max():g}, on no image")
+            raise SourceError(f"{where} has a polygon that is not x, y of at least three corners")
+        corners = np.array(finite_numbers(polygon, len(polygon), where), np.float64)
+        if np.abs(corners).max() > _MAX_COORDINATE_PX:
+            raise SourceError(
+                f"{where} has a corner at {np.abs(corners).max():g}; no image is that large"
+            )
         polygons.append(corners.reshape(-1, 2))
     return polygons
 
 
-def region_of(outline: list[np.ndarray] | dict[str, Any], size: Size) -> np.ndarray:  # (h, w) bool
-    """Return the pixels of a checked segmentation; of several polygons, their union.
+def rasterize(
+    segmentation: list[np.ndarray] | dict[str, Any], size: Size
+) -> np.ndarray:  # (h, w) bool
+    """Return the pixels of a parsed segmentation: RLE, or the union of its polygons.
 
     Raises:
-        ValueError: it is of another size, or its runs are no runs.
+        ValueError: the RLE has another size, or is not valid.
     """
-    if isinstance(outline, dict):
-        if outline["size"] != size:
-            raise ValueError(f"it is of {outline['size']} pixels, its image of {size}")
-        counts = outline["counts"]
-        return decode_runs(unpack_runs(counts) if isinstance(counts, str) else counts, size)
+    if isinstance(segmentation, dict):
+        if segmentation["size"] != size:
+            raise ValueError(f"the RLE is of {segmentation['size']} pixels, the image of {size}")
+        counts = segmentation["counts"]
+        return decode_rle(parse_compressed_rle(counts) if isinstance(counts, str) else counts, size)
     region = np.zeros(size, bool)
-    for polygon in outline:
-        paint_polygon(region, polygon)
+    for polygon in segmentation:
+        fill_polygon(region, polygon)
     return region

@@ -1,6 +1,6 @@
-"""What may be odd in a labelled data set, and what is done about it: one table, one flag a row.
+"""Table of data issues: how a report names each, and which actions its flag allows.
 
-Plain Python alone, so that the command line can offer the flags without loading anything.
+This module imports nothing heavy, so that the command line can list the flags at start.
 """
 
 from __future__ import annotations
@@ -12,52 +12,52 @@ Unit = Literal["image", "object", "entry"]
 
 
 class Rule(NamedTuple):
-    """What may be done about oddities; the first action is the default."""
+    """A flag, and the actions it allows for some kinds of issues; the first is the default."""
 
     flag: str
     actions: tuple[str, ...]
     kinds: tuple[str, ...]
-    formats: tuple[str, ...]  # that can have them
+    formats: tuple[str, ...]  # formats in which these issues can occur
 
 
-class Kind(NamedTuple):
-    """An oddity: what it befalls, and how a report calls it."""
+class IssueKind(NamedTuple):
+    """A kind of issue: the unit that is counted and dropped, and its name in a report."""
 
-    unit: Unit  # what is counted, and what is dropped
-    meaning: str
+    unit: Unit
+    description: str
 
 
-KINDS: dict[str, Kind] = {
-    "box_partly_outside": Kind("object", "boxes partly outside their image"),
-    "box_outside": Kind("object", "boxes wholly outside their image"),
-    "box_no_area": Kind("object", "boxes of no area"),
-    "class_unknown": Kind("object", "objects of a class that is not listed"),
-    "folder_unknown": Kind("image", "images in a folder that is not in --classes"),
-    "mask_value": Kind("image", "masks with a value that is no class"),
-    "mask_size": Kind("image", "masks of another size than their image"),
-    "mask_unreadable": Kind("image", "masks that cannot be read"),
-    "declared_size": Kind("image", "images of another size than their annotation says"),
-    "image_missing": Kind("image", "annotations without an image"),
-    "annotation_missing": Kind("image", "images without an annotation"),
-    "object_astray": Kind("object", "objects of an image that is not listed"),
-    "image_unreadable": Kind("image", "images that cannot be read"),
-    "duplicate": Kind("image", "images that are there twice"),
-    "in_two_splits": Kind("entry", "images listed in two splits, kept in the one for testing"),
-    "unlisted": Kind("image", "images in none of the data set's own lists"),
-    "failed": Kind("image", "images whose prediction failed"),
-    "below_score": Kind("image", "images without a label of the minimum score"),
-    "turned": Kind("entry", "images with an EXIF orientation, turned upright with their labels"),
-    "no_objects": Kind("entry", "images without an object"),
+ISSUE_KINDS: dict[str, IssueKind] = {
+    "box_partly_outside": IssueKind("object", "boxes partly outside their image"),
+    "box_outside": IssueKind("object", "boxes wholly outside their image"),
+    "box_no_area": IssueKind("object", "boxes without area"),
+    "class_unknown": IssueKind("object", "objects of a class that is not listed"),
+    "folder_unknown": IssueKind("image", "images in a folder that is not in --classes"),
+    "mask_value": IssueKind("image", "masks with a value that is not a class"),
+    "mask_size": IssueKind("image", "masks whose size differs from their image"),
+    "mask_unreadable": IssueKind("image", "masks that cannot be read"),
+    "declared_size": IssueKind("image", "images whose size differs from their annotation"),
+    "image_missing": IssueKind("image", "annotations without an image"),
+    "annotation_missing": IssueKind("image", "images without an annotation"),
+    "object_astray": IssueKind("object", "objects of an image that is not listed"),
+    "image_unreadable": IssueKind("image", "images that cannot be read"),
+    "duplicate": IssueKind("image", "duplicate images"),
+    "in_two_splits": IssueKind("entry", "images listed in two splits; test takes precedence"),
+    "unlisted": IssueKind("image", "images in none of the split lists of the data set"),
+    "failed": IssueKind("image", "images whose prediction failed"),
+    "below_score": IssueKind("image", "images without a label of the minimum score"),
+    "turned": IssueKind("entry", "images with an EXIF orientation, rotated with their labels"),
+    "no_objects": IssueKind("entry", "images without an object"),
 }
 
-FORMAT_MEANINGS = {
+FORMAT_DESCRIPTIONS = {
     "folders": "class folders: SRC/class/*.jpg, or SRC/train/class/*.jpg",
     "voc": "Pascal VOC: SRC/Annotations, JPEGImages, ImageSets and SegmentationClass",
     "coco": "COCO: SRC/annotations/instances_*.json, or one such file as SRC",
-    "trimaps": "Oxford-IIIT Pets: SRC/images and SRC/annotations/trimaps; or masks of your own",
-    "predictions": "the sink of `cvbatch predict`: what a model said, as labels for another",
+    "trimaps": "Oxford-IIIT Pets: SRC/images and SRC/annotations/trimaps; or any PNG masks",
+    "predictions": "the sink of `cvbatch predict`: predictions as pseudo-labels",
 }
-_ALL = tuple(FORMAT_MEANINGS)
+_ALL = tuple(FORMAT_DESCRIPTIONS)
 _BOXES = ("voc", "coco", "predictions")
 
 RULES = (
@@ -89,16 +89,19 @@ RULES = (
     Rule("unlisted", ("drop", "split", "refuse"), ("unlisted",), ("voc", "trimaps")),
 )
 
-# What no flag changes: a prediction without a label is none, an image without objects is a label.
-_FIXED = {"failed": "drop", "below_score": "drop", "turned": "keep", "no_objects": "keep"}
+# No flag changes these: a prediction without a label is of no use, an image without objects is.
+_FIXED_ACTIONS = {"failed": "drop", "below_score": "drop", "turned": "keep", "no_objects": "keep"}
 
 FLAG_OF = {kind: rule.flag for rule in RULES for kind in rule.kinds}
 
 
 def actions_by_kind(chosen: Mapping[str, str]) -> dict[str, str]:
-    """Return what is done about every kind of oddity.
+    """Return the action for every kind of issue.
 
-    chosen: flag → action, where it is not the default; the command line allows no others.
+    Args:
+        chosen: flag → action, for flags that do not have their default.
     """
-    said = {kind: chosen.get(rule.flag, rule.actions[0]) for rule in RULES for kind in rule.kinds}
-    return said | _FIXED
+    actions = {
+        kind: chosen.get(rule.flag, rule.actions[0]) for rule in RULES for kind in rule.kinds
+    }
+    return actions | _FIXED_ACTIONS

@@ -1,4 +1,4 @@
-"""Writes labelled images as Parquet shards: the same rows give the same files, name by name."""
+"""Write labelled images as Parquet shards; the same images give the same file names and bytes."""
 
 from __future__ import annotations
 
@@ -13,62 +13,73 @@ import pyarrow.parquet as pq
 from cvbatch.datasets.schema import label_metadata, label_schema
 from cvbatch.images.masks import encode_png
 from cvbatch.importers.annotations import AnnotatedDataset
-from cvbatch.importers.validation import Row
+from cvbatch.importers.validation import LabelledImage
 from cvbatch.results.writer import repeating_leaves
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
 ROW_GROUP_ROWS = 64
-MAX_SHARD_BYTES = 64 << 20  # of images and masks; three shards grow at a time, one a split
+MAX_SHARD_BYTES = 64 << 20  # images and masks; one shard per split is in memory
 
 
 class ShardWriter:
-    """Puts rows into the sink, a file for every `shard_images` of a split; holds no more."""
+    """Writes labelled images into a sink, one shard per split at a time.
+
+    Args:
+        storage: writes the shards.
+        sink_uri: the sink.
+        dataset: its columns and classes go into the metadata.
+        format_: the format of the data set, for the metadata.
+        shard_images: maximum number of images per shard.
+    """
 
     def __init__(
         self,
         storage: Storage,
         sink_uri: str,
-        truth: AnnotatedDataset,
+        dataset: AnnotatedDataset,
         format_: str,
         shard_images: int,
     ) -> None:
         self.files: dict[str, int] = {}  # name → bytes
         self._storage, self._sink_uri = storage, sink_uri
-        self._schema = label_schema(truth.columns)
-        self._classes = truth.classes
-        self._metadata = label_metadata(truth.columns, truth.classes, truth.is_multi_label, format_)
+        self._schema = label_schema(dataset.columns)
+        self._classes = dataset.classes
+        self._metadata = label_metadata(
+            dataset.columns, dataset.classes, dataset.is_multi_label, format_
+        )
         self._shard_images = shard_images
-        self._growing: dict[str, list[dict[str, Any]]] = {}
-        self._sizes: Counter[str] = Counter()
-        self._numbers: Counter[str] = Counter()
+        self._rows: dict[str, list[dict[str, Any]]] = {}  # by split, not yet written
+        self._num_bytes: Counter[str] = Counter()  # of these rows
+        self._num_shards: Counter[str] = Counter()  # written, by split
 
-    def add(self, row: Row) -> None:
-        """Take a row; put the file it fills.
+    def add(self, image: LabelledImage) -> None:
+        """Add an image, and write the shard if it is full.
 
         Raises:
-            StoreError: the file could not be put; nothing of it is then visible.
+            StoreError: the shard could not be written; nothing of it is visible.
         """
-        growing = self._growing.setdefault(row.split, [])
-        values = self._values(row)
-        growing.append(values)
-        mask = values["mask"]
-        self._sizes[row.split] += len(row.data) + (len(mask["bytes"]) if mask else 0)
-        if len(growing) >= self._shard_images or self._sizes[row.split] >= MAX_SHARD_BYTES:
-            self._put(row.split)
+        split = image.split
+        rows = self._rows.setdefault(split, [])
+        row = self._row(image)
+        rows.append(row)
+        mask = row["mask"]
+        self._num_bytes[split] += len(image.data) + (len(mask["bytes"]) if mask else 0)
+        if len(rows) >= self._shard_images or self._num_bytes[split] >= MAX_SHARD_BYTES:
+            self._write_shard(split)
 
     def close(self) -> None:
-        """Put what is left. Raises StoreError as `add` does."""
-        for split in sorted(self._growing):
-            self._put(split)
+        """Write the last shard of each split. Raises StoreError as `add` does."""
+        for split in sorted(self._rows):
+            self._write_shard(split)
 
-    def _put(self, split: str) -> None:
-        rows = self._growing.pop(split)
-        del self._sizes[split]
+    def _write_shard(self, split: str) -> None:
+        rows = self._rows.pop(split)
+        del self._num_bytes[split]
         data = self._encode(rows)
         digest = hashlib.sha256(data).hexdigest()[:16]
-        name = f"part-{split}-{self._numbers[split]:05d}-{digest}.parquet"
-        self._numbers[split] += 1
+        name = f"part-{split}-{self._num_shards[split]:05d}-{digest}.parquet"
+        self._num_shards[split] += 1
         self._storage.put_bytes(store.join(self._sink_uri, name), data)
         self.files[name] = data.size
 
@@ -91,30 +102,30 @@ class ShardWriter:
             writer.add_key_value_metadata({"cvbatch": self._metadata})
         return buffer.getvalue()
 
-    def _values(self, row: Row) -> dict[str, Any]:
-        mask = None if row.mask is None else encode_png(np.ascontiguousarray(row.mask))
+    def _row(self, image: LabelledImage) -> dict[str, Any]:
+        mask = None if image.mask is None else encode_png(np.ascontiguousarray(image.mask))
         return {
-            "image_id": row.image_id,
-            "image": {"bytes": row.data, "path": row.image_id},
-            "width": row.width,
-            "height": row.height,
-            "split": row.split,
-            "labels": self._labels(row),
-            "boxes": self._boxes(row),
-            "box_is_crowd": row.is_crowd.tolist(),
+            "image_id": image.image_id,
+            "image": {"bytes": image.data, "path": image.image_id},
+            "width": image.width,
+            "height": image.height,
+            "split": image.split,
+            "labels": self._labels(image),
+            "boxes": self._boxes(image),
+            "box_is_crowd": image.is_crowd.tolist(),
             "mask": None if mask is None else {"bytes": mask, "path": None},
         }
 
-    def _labels(self, row: Row) -> list[dict[str, Any]]:
+    def _labels(self, image: LabelledImage) -> list[dict[str, Any]]:
         names = self._classes.get("labels", ())
         if not names:
             return []
         return [
             {"class_id": label, "label": names[label], "score": score}
-            for label, score in row.labels
+            for label, score in image.labels
         ]
 
-    def _boxes(self, row: Row) -> list[dict[str, Any]]:
+    def _boxes(self, image: LabelledImage) -> list[dict[str, Any]]:
         names = self._classes.get("boxes", ())
         return [
             {
@@ -127,6 +138,6 @@ class ShardWriter:
                 "score": score,
             }
             for (x_min, y_min, x_max, y_max), class_id, score in zip(
-                row.boxes.tolist(), row.class_id.tolist(), row.score.tolist(), strict=True
+                image.boxes.tolist(), image.class_id.tolist(), image.score.tolist(), strict=True
             )
         ]

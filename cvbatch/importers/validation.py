@@ -1,4 +1,4 @@
-"""One image and what is said of it → one row, or a reason; every rule about oddities is here."""
+"""Validate images and their annotations: each becomes a labelled image or an issue."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from cvbatch.images.orientation import (
     Size,
     read_image_info,
 )
-from cvbatch.importers.annotations import UNKNOWN_CLASS, AnnotatedDataset, Annotation, MaskFault
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.annotations import UNKNOWN_CLASS, AnnotatedDataset, Annotation, MaskIssue
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 
-_NO_SIDE = 0.01  # pixels
+_MIN_SIDE_PX = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A labelled image as it is written; all in pixels of the upright image."""
+class LabelledImage:
+    """One row of labelled Parquet. Coordinates are pixels of the upright image."""
 
     image_id: str
     data: bytes
     width: int
     height: int
     split: str
-    labels: list[tuple[int, float]]  # (class, score)
+    labels: list[tuple[int, float]]  # (class id, score)
     boxes: np.ndarray  # (M, 4) float32 half-open xyxy, inside the image
     class_id: np.ndarray  # (M,) int32
     score: np.ndarray  # (M,) float32
@@ -41,169 +41,176 @@ class Row:
     mask: np.ndarray | None  # (height, width) uint8
 
     @property
-    def occurring(self) -> dict[str, list[int]]:
-        """Return the classes in each column, once for each image or box that has them."""
+    def classes_present(self) -> dict[str, list[int]]:
+        """Return column → class ids: one per label and box, and each class of the mask once."""
         in_mask = [] if self.mask is None else class_areas(self.mask, MAX_MASK_CLASSES)[0].tolist()
         labels = [label for label, _ in self.labels]
         return {"labels": labels, "boxes": self.class_id.tolist(), "mask": in_mask}
 
 
-def examined(truth: AnnotatedDataset, options: ImportOptions, report: Report) -> Iterator[Row]:
-    """Yield the rows of a data set, counting in the report what is found, left out and mended.
+def validated_images(
+    dataset: AnnotatedDataset, options: ImportOptions, report: ImportReport
+) -> Iterator[LabelledImage]:
+    """Yield the valid images of a data set; count images, objects and issues in the report.
 
     Raises:
-        StoreError: the store does not answer.
+        StoreError: the storage does not respond.
     """
-    examination = _Examination(truth, options, report)
-    for batch in truth.batches(report):
+    validator = _Validator(dataset, options, report)
+    for batch in dataset.batches(report):
         for image in batch.reader.read(Chunk("", tuple(batch.items)), DEFAULT_LIMITS.max_bytes):
-            example = batch.examples.get(image.image_id)
-            if example is None:
+            annotation = batch.annotations.get(image.image_id)
+            if annotation is None:
                 continue
-            report.num_objects_found += len(example.boxes)
-            row = examination.row(image, example)
-            if row is None:
-                report.num_objects_left += len(example.boxes)
+            report.num_objects_found += len(annotation.boxes)
+            labelled = validator.validate(image, annotation)
+            if labelled is None:
+                report.num_objects_of_dropped_images += len(annotation.boxes)
                 continue
-            report.images[row.split] += 1
-            report.objects[row.split] += len(row.boxes)
-            for column, ids in row.occurring.items():
-                if column in truth.columns:
-                    names = truth.classes[column]
+            report.images[labelled.split] += 1
+            report.objects[labelled.split] += len(labelled.boxes)
+            for column, ids in labelled.classes_present.items():
+                if column in dataset.columns:
+                    names = dataset.classes[column]
                     report.classes[column].update(names[class_id] for class_id in ids)
-            yield row
+            yield labelled
 
 
 @dataclass(frozen=True)
-class _Examination:
-    """The rules of one import, and where their findings are counted."""
+class _Validator:
+    """Applies the rules of one import to one image at a time."""
 
-    truth: AnnotatedDataset
+    dataset: AnnotatedDataset
     options: ImportOptions
-    report: Report
+    report: ImportReport
 
-    def row(self, image: EncodedImage, example: Annotation) -> Row | None:
-        """Return the row of one image, or None where it is dropped; the report says why."""
+    def validate(self, image: EncodedImage, annotation: Annotation) -> LabelledImage | None:
+        """Return the labelled image, or None if it is dropped; the report counts the reason."""
         if image.failure is not None:
             kind = "image_missing" if image.failure.kind == "missing" else "image_unreadable"
-            self.report.note(kind, image.failure.message)
+            self.report.record(kind, image.failure.message)
             return None
-        picture = read_image_info(image.data)
-        if isinstance(picture, Failure):
-            self.report.note("image_unreadable", f"{image.uri}: {picture.message}")
+        info = read_image_info(image.data)
+        if isinstance(info, Failure):
+            self.report.record("image_unreadable", f"{image.uri}: {info.message}")
             return None
-        if example.labels is not None and UNKNOWN_CLASS in dict(example.labels):
-            self.report.note("folder_unknown", image.uri)
+        if annotation.labels is not None and UNKNOWN_CLASS in dict(annotation.labels):
+            self.report.record("folder_unknown", image.uri)
             return None
-        frame = LabelCoordinates(picture, self._refers_to_upright(picture, example))
-        if example.declared_hw is not None and example.declared_hw != frame.size_hw:
-            told = f"{image.uri} is {_size(frame.size_hw)}, not {_size(example.declared_hw)}"
-            if self.report.note("declared_size", told) != "keep":
+        frame = LabelCoordinates(info, self._refers_to_upright(info, annotation))
+        if annotation.declared_hw is not None and annotation.declared_hw != frame.size_hw:
+            declared = _format_size(annotation.declared_hw)
+            example = f"{image.uri} is {_format_size(frame.size_hw)}, not {declared}"
+            if self.report.record("declared_size", example) != "keep":
                 return None
-        mask = self._mask(example, frame)
-        if isinstance(mask, MaskFault):
-            self.report.note(mask.kind, mask.message or image.uri)
+        mask = self._mask(annotation, frame)
+        if isinstance(mask, MaskIssue):
+            self.report.record(mask.kind, mask.message or image.uri)
             return None
-        return self._labelled(image, example, frame, mask)
+        return self._labelled(image, annotation, frame, mask)
 
-    def _refers_to_upright(self, picture: ImageInfo, example: Annotation) -> bool:
-        """Say whether labels refer to the upright image rather than to the pixels as stored.
+    def _refers_to_upright(self, info: ImageInfo, annotation: Annotation) -> bool:
+        """Return whether labels refer to the upright image instead of the pixels as stored.
 
-        Where nobody said, the size in the annotation tells, if it is the one and not the other.
-        Otherwise it is the stored pixels: what most annotations were made with knows no EXIF.
+        With `auto` they refer to the upright image only if its size is the declared one and the
+        stored size is not, because most annotation tools ignore EXIF.
         """
-        if self.truth.is_upright:
+        if self.dataset.is_upright:
             return True
         if self.options.orientation != "auto":
             return self.options.orientation == "upright"
-        return example.declared_hw == picture.upright_hw != picture.stored_hw
+        return annotation.declared_hw == info.upright_hw != info.stored_hw
 
-    def _mask(self, example: Annotation, frame: LabelCoordinates) -> np.ndarray | MaskFault | None:
-        """Return the mask upright, (H, W) uint8; None where the image has none."""
-        if self.truth.read_mask is None:
+    def _mask(
+        self, annotation: Annotation, frame: LabelCoordinates
+    ) -> np.ndarray | MaskIssue | None:  # (H, W) uint8, upright
+        if self.dataset.read_mask is None:
             return None
-        found = self.truth.read_mask(example, frame.size_hw)
-        if found is None or isinstance(found, MaskFault):
-            return found
-        upright = frame.mask_to_upright(found)
-        if upright is None and self.options.orientation == "auto":  # its shape tells better
-            upright = LabelCoordinates(frame.image_info, not frame.is_upright).mask_to_upright(
-                found
-            )
-        return MaskFault("mask_size", example.mask_at) if upright is None else upright
+        mask = self.dataset.read_mask(annotation, frame.size_hw)
+        if mask is None or isinstance(mask, MaskIssue):
+            return mask
+        upright = frame.mask_to_upright(mask)
+        if upright is None and self.options.orientation == "auto":
+            # The shape of the mask is that of the other frame.
+            other_frame = LabelCoordinates(frame.image_info, not frame.is_upright)
+            upright = other_frame.mask_to_upright(mask)
+        return MaskIssue("mask_size", annotation.mask_uri) if upright is None else upright
 
     def _labelled(
         self,
         image: EncodedImage,
-        example: Annotation,
+        annotation: Annotation,
         frame: LabelCoordinates,
         mask: np.ndarray | None,  # (H, W) uint8
-    ) -> Row:
+    ) -> LabelledImage:
         height, width = frame.image_info.upright_hw
-        boxes = frame.boxes_to_upright(example.boxes)
-        keep, boxes = _judge(boxes, example.class_id, (height, width), image.uri, self.report)
-        class_id = example.class_id[keep]
-        labels = example.labels
+        boxes = frame.boxes_to_upright(annotation.boxes)
+        keep, boxes = _validate_boxes(
+            boxes, annotation.class_id, (height, width), image.uri, self.report
+        )
+        class_id = annotation.class_id[keep]
+        labels = annotation.labels
         if labels is None:
             labels = [(label, 1.0) for label in np.unique(class_id).tolist()]
         if frame.image_info.orientation != 1:
-            self.report.note("turned", image.uri)
+            self.report.record("turned", image.uri)
         if not len(class_id) and not labels and mask is None:
-            self.report.note("no_objects", image.uri)
+            self.report.record("no_objects", image.uri)
         shares, seed = self.options.split or DEFAULT_SHARES, self.options.seed
-        return Row(
-            image_id=example.image_id,
+        return LabelledImage(
+            image_id=annotation.image_id,
             data=image.data,
             width=width,
             height=height,
-            split=choose_split(example.image_id, example.split, shares, seed),
+            split=choose_split(annotation.image_id, annotation.split, shares, seed),
             labels=list(labels),
             boxes=boxes[keep].astype(np.float32),
             class_id=class_id,
-            score=example.score[keep],
-            is_crowd=example.is_crowd[keep],
+            score=annotation.score[keep],
+            is_crowd=annotation.is_crowd[keep],
             mask=mask,
         )
 
 
-def _judge(
+def _validate_boxes(
     boxes: np.ndarray,  # (M, 4) float64 upright
     class_id: np.ndarray,  # (M,)
     size: Size,
     uri: str,
-    report: Report,
+    report: ImportReport,
 ) -> tuple[np.ndarray, np.ndarray]:  # (M,) bool, (M, 4)
-    """Return which boxes stay, and all of them clipped to the image. A box has one fault at most.
+    """Return which boxes are kept, and all boxes clipped to the image.
 
-    A side of less than a hundredth of a pixel is none: it is what rounding leaves of nothing.
+    At most one issue is recorded per box. A side under 0.01 pixels counts as no side, because
+    rounding can leave that much of an empty box.
     """
     height, width = size
     limits = (width, height, width, height)
     clipped = np.clip(boxes, 0, limits)
     is_unknown = class_id == UNKNOWN_CLASS
-    is_flat = _least_side(boxes) < _NO_SIDE
-    is_outside = _least_side(clipped) < _NO_SIDE
-    is_partly = np.any(clipped != boxes, axis=1)
+    is_flat = _shorter_sides(boxes) < _MIN_SIDE_PX
+    is_outside = _shorter_sides(clipped) < _MIN_SIDE_PX
+    is_partly_outside = np.any(clipped != boxes, axis=1)
     keep = np.ones(len(boxes), bool)
     for i in range(len(boxes)):
-        for fault, kind in (
+        for has_issue, kind in (
             (is_unknown, "class_unknown"),
             (is_flat, "box_no_area"),
             (is_outside, "box_outside"),
-            (is_partly, "box_partly_outside"),
+            (is_partly_outside, "box_partly_outside"),
         ):
-            if fault[i]:
-                told = ", ".join(f"{side:g}" for side in boxes[i])
-                keep[i] = report.note(kind, f"{uri} ({told})") == "clip"
+            if has_issue[i]:
+                corners = ", ".join(f"{corner:g}" for corner in boxes[i])
+                keep[i] = report.record(kind, f"{uri} ({corners})") == "clip"
                 break
     return keep, clipped
 
 
-def _least_side(boxes: np.ndarray) -> np.ndarray:  # (M, 4) → (M,)
-    with np.errstate(over="ignore"):  # of numbers that are on no image
+def _shorter_sides(boxes: np.ndarray) -> np.ndarray:  # (M, 4) → (M,)
+    with np.errstate(over="ignore"):  # an annotation may contain any finite number
         sides = boxes[:, 2:] - boxes[:, :2]
     return np.asarray(sides.min(axis=1, initial=np.inf))
 
 
-def _size(size: Size) -> str:
+def _format_size(size: Size) -> str:
     return f"{size[1]} x {size[0]}"

@@ -1,9 +1,11 @@
-"""Pascal VOC: one XML file an image, lists of splits, and masks as palette pictures.
+"""Parse Pascal VOC: one XML file per image, split lists, and masks as palette PNGs.
 
-A box's corners are the first and the last pixel in it, counted from 1; half-open from 0 they are
-(xmin − 1, ymin − 1, xmax, ymax). Corners that coincide were a click, not a box: of no area. Where
-the development kit counts differently, nothing in a file says so.
-(Everingham et al., The PASCAL Visual Object Classes Challenge 2012 development kit, section 3.)
+The corners of a box are the first and the last pixel inside it, counted from 1. As half-open
+coordinates from 0 they are (xmin − 1, ymin − 1, xmax, ymax). A box whose corners coincide is a
+click and has no area. A file does not declare whether its tool counts differently.
+
+Source: Everingham et al., The PASCAL Visual Object Classes Challenge 2012 development kit,
+section 3.
 """
 
 from __future__ import annotations
@@ -19,21 +21,21 @@ import numpy as np
 
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.types import MAX_MASK_CLASSES, Item
-from cvbatch.importers.annotations import AnnotatedDataset, Annotation, Batch
+from cvbatch.importers.annotations import AnnotatedBatch, AnnotatedDataset, Annotation
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import (
-    File,
+    DatasetFile,
     images_by_stem,
-    item_of,
+    in_hash_order,
     list_tree,
-    read_lists,
-    scattered,
+    read_split_lists,
     stem_of,
+    to_item,
 )
-from cvbatch.importers.import_report import Report
-from cvbatch.importers.mask_files import MaskFiles
+from cvbatch.importers.import_report import ImportReport
+from cvbatch.importers.mask_files import PngMasks
 from cvbatch.importers.options import ImportOptions
-from cvbatch.importers.parsing import number_in, read_xml, text_of
+from cvbatch.importers.parsing import non_empty_text, parse_number, read_xml
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.store import Storage
 
@@ -45,11 +47,11 @@ VOC_CLASSES = (
 _SIDES = ("height", "width")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _THREADS = 16
-_AHEAD = 1024  # annotations parsed at once
+_FILES_AT_ONCE = 1024
 
 
-class _Annotation(NamedTuple):
-    """What one XML file says."""
+class _ParsedFile(NamedTuple):
+    """The content of one XML file."""
 
     names: list[str]  # M
     boxes: np.ndarray  # (M, 4) float64
@@ -57,109 +59,111 @@ class _Annotation(NamedTuple):
     declared_hw: tuple[int, int] | None
 
 
-def read_voc(source: str, options: ImportOptions, report: Report) -> AnnotatedDataset:
-    """Return what a folder with `Annotations` and `JPEGImages` says.
+def read_voc(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
+    """Return the annotations of a folder that contains `Annotations` and `JPEGImages`.
 
     Raises:
-        SourceError: it is not such a folder, or a file in it is not what it must be.
-        ConfigError: it has masks, and what their values mean is neither said nor known.
+        SourceError: the folder or a file in it is not in Pascal VOC format.
+        ConfigError: the folder contains masks with unknown classes, or with too many.
     """
     storage = options.storage
     tree = list_tree(storage, source)
-    annotations = {
+    xml_files = {
         stem_of(name): file
         for name, file in tree.below("Annotations").items()
         if name.lower().endswith(".xml")
     }
-    if not annotations:
+    if not xml_files:
         raise SourceError(
-            f"{source} holds no Annotations/*.xml; name the folder that has Annotations and "
-            "JPEGImages in it"
+            f"{source} contains no Annotations/*.xml; use the folder that contains Annotations and "
+            "JPEGImages"
         )
     images = images_by_stem(tree.below("JPEGImages"), report)
-    lists = (
-        {}
-        if options.split
-        else read_lists(storage, tree.below(f"ImageSets/{options.lists}"), report)
-    )
-    stems = _usable(annotations, images, lists, report)
-    parsed = dict(_parse(storage, {stem: annotations[stem] for stem in stems}))
-    table = ClassTable.of({name for one in parsed.values() for name in one.names}, options.classes)
+    list_files = tree.below(f"ImageSets/{options.lists}")
+    lists = {} if options.split else read_split_lists(storage, list_files, report)
+    stems = _usable_stems(xml_files, images, lists, report)
+    parsed = dict(_parse(storage, {stem: xml_files[stem] for stem in stems}))
+    names = {name for file in parsed.values() for name in file.names}
+    table = ClassTable.of(names, options.classes)
     masks = tree.below("SegmentationClass") if options.has_masks else {}
-    mask_of = {
+    mask_uris = {
         stem_of(name): file.uri for name, file in masks.items() if name.lower().endswith(".png")
     }
-    items = {stem: item_of(images[stem]) for stem in stems}
-    examples = {
-        items[stem].image_id: _example(items[stem], said, table, lists.get(stem), mask_of.get(stem))
-        for stem, said in parsed.items()
+    items = {stem: to_item(images[stem]) for stem in stems}
+    annotations = {
+        items[stem].image_id: _annotation(
+            items[stem], file, table, lists.get(stem), mask_uris.get(stem)
+        )
+        for stem, file in parsed.items()
     }
-    batch = Batch(scattered(items.values()), examples, ChunkReader(storage, "images", "image"))
+    batch = AnnotatedBatch(
+        in_hash_order(items.values()), annotations, ChunkReader(storage, "images", "image")
+    )
     classes = {"labels": table.names, "boxes": table.names}
     columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
-    if not mask_of:
+    if not mask_uris:
         return AnnotatedDataset(columns, classes, True, lambda _: iter([batch]))
     classes["mask"] = _mask_classes(table.names, options)
-    reader = MaskFiles(storage, tuple(range(len(classes["mask"]))))
+    reader = PngMasks(storage, tuple(range(len(classes["mask"]))))
     return AnnotatedDataset((*columns, "mask"), classes, True, lambda _: iter([batch]), reader.read)
 
 
-def _example(
-    item: Item, said: _Annotation, table: ClassTable, split: str | None, mask_uri: str | None
+def _annotation(
+    item: Item, file: _ParsedFile, table: ClassTable, split: str | None, mask_uri: str | None
 ) -> Annotation:
     return Annotation(
         image_id=item.image_id,
         split=split,
-        boxes=said.boxes,
-        class_id=table.ids(said.names),
-        score=np.ones(len(said.names), np.float32),
-        is_crowd=np.array(said.is_difficult, bool),
-        declared_hw=said.declared_hw,
-        mask_at=mask_uri or "",
+        boxes=file.boxes,
+        class_id=table.ids(file.names),
+        score=np.ones(len(file.names), np.float32),
+        is_crowd=np.array(file.is_difficult, bool),
+        declared_hw=file.declared_hw,
+        mask_uri=mask_uri or "",
     )
 
 
-def _usable(
-    annotations: Mapping[str, File],
-    images: Mapping[str, File],
+def _usable_stems(
+    xml_files: Mapping[str, DatasetFile],
+    images: Mapping[str, DatasetFile],
     lists: Mapping[str, str],
-    report: Report,
+    report: ImportReport,
 ) -> list[str]:
-    """Return the stems that have an image and an annotation and are in a list, if there are any."""
-    stems = sorted(annotations.keys() | images.keys() | lists.keys())
+    """Return the stems with an image and an annotation, and in a split list if there are lists."""
+    stems = sorted(xml_files.keys() | images.keys() | lists.keys())
     report.num_found += len(stems)
     usable = []
     for stem in stems:
-        if lists and stem not in lists and report.note("unlisted", stem) != "split":
+        if lists and stem not in lists and report.record("unlisted", stem) != "split":
             continue
         if stem not in images:
-            report.note("image_missing", stem)
-        elif stem not in annotations:
-            report.note("annotation_missing", images[stem].uri)
+            report.record("image_missing", stem)
+        elif stem not in xml_files:
+            report.record("annotation_missing", images[stem].uri)
         else:
             usable.append(stem)
     return usable
 
 
-def _parse(storage: Storage, files: Mapping[str, File]) -> Iterator[tuple[str, _Annotation]]:
-    waiting = iter(files.items())
+def _parse(storage: Storage, files: Mapping[str, DatasetFile]) -> Iterator[tuple[str, _ParsedFile]]:
+    remaining = iter(files.items())
     with ThreadPoolExecutor(_THREADS) as pool:
-        while some := list(islice(waiting, _AHEAD)):
-            said = pool.map(partial(_read_annotation, storage), [file.uri for _, file in some])
-            yield from zip([stem for stem, _ in some], said, strict=True)
+        while batch := list(islice(remaining, _FILES_AT_ONCE)):
+            parsed = pool.map(partial(_parse_file, storage), [file.uri for _, file in batch])
+            yield from zip([stem for stem, _ in batch], parsed, strict=True)
 
 
-def _read_annotation(storage: Storage, uri: str) -> _Annotation:
+def _parse_file(storage: Storage, uri: str) -> _ParsedFile:
     root = read_xml(storage, uri)
     if root.tag != "annotation":
-        raise SourceError(f"{uri} is a <{root.tag[:40]}>, not an <annotation> of Pascal VOC")
+        raise SourceError(f"{uri} is a <{root.tag[:40]}>, not a Pascal VOC <annotation>")
     names, boxes, is_difficult = [], [], []
     for i, item in enumerate(root.findall("object")):
         where = f"{uri}: object {i + 1}"
-        names.append(text_of(item.findtext("name"), f"{where}: name"))
+        names.append(non_empty_text(item.findtext("name"), f"{where}: name"))
         boxes.append(_box(item, where))
         is_difficult.append((item.findtext("difficult") or "0").strip() not in ("0", ""))
-    return _Annotation(
+    return _ParsedFile(
         names,
         np.array(boxes, np.float64).reshape(-1, 4),
         is_difficult,
@@ -170,37 +174,38 @@ def _read_annotation(storage: Storage, uri: str) -> _Annotation:
 def _box(item: ET.Element, where: str) -> tuple[float, float, float, float]:
     box = item.find("bndbox")
     if box is None:
-        raise SourceError(f"{where} has no <bndbox>; mend the file or take the object out")
+        raise SourceError(f"{where} has no <bndbox>; add it or remove the object")
     x_min, y_min, x_max, y_max = (
-        number_in(box.findtext(corner), f"{where}: {corner}") for corner in _CORNERS
+        parse_number(box.findtext(corner), f"{where}: {corner}") for corner in _CORNERS
     )
-    # a click: its last pixel is its first, so the half-open box closes upon it
+    # In a click the last pixel is the first one, which gives an empty half-open box.
     right = x_max if x_max > x_min else x_min - 1
     bottom = y_max if y_max > y_min else y_min - 1
     return x_min - 1, y_min - 1, right, bottom
 
 
 def _declared_size(root: ET.Element, uri: str) -> tuple[int, int] | None:
-    """Return (height, width); many tools leave the size out or write 0."""
+    """Return (height, width), or None: many tools omit the size or write 0."""
     size = root.find("size")
     if size is None:
         return None
-    height, width = (number_in(size.findtext(side) or "0", f"{uri}: {side}") for side in _SIDES)
+    height, width = (parse_number(size.findtext(side) or "0", f"{uri}: {side}") for side in _SIDES)
     return (int(height), int(width)) if height > 0 and width > 0 else None
 
 
 def _mask_classes(names: tuple[str, ...], options: ImportOptions) -> tuple[str, ...]:
-    """Return what the values of the masks mean, from 0 on."""
+    """Return the class names of the mask values, from 0."""
     if options.mask_classes:
         if len(options.mask_classes) > MAX_MASK_CLASSES:
             raise ConfigError(
-                f"{len(options.mask_classes)} classes: a mask holds at most {MAX_MASK_CLASSES}"
+                f"{len(options.mask_classes)} classes: a mask can have at most {MAX_MASK_CLASSES}"
             )
         return options.mask_classes
     if set(names) <= set(VOC_CLASSES):
         return ("background", *VOC_CLASSES)
     other = min(set(names) - set(VOC_CLASSES))
     raise ConfigError(
-        f"SegmentationClass holds masks, and with classes such as {other!r} what their values mean "
-        "is not known; say --mask-classes background,a,b in the order of the values, or --no-masks"
+        f"SegmentationClass contains masks, and {other!r} is not a Pascal VOC class, so the names "
+        "of the mask values are unknown; set --mask-classes background,a,b in the order of the "
+        "values, or use --no-masks"
     )

@@ -1,8 +1,8 @@
-"""A model file is looked over before Keras opens it: it may come from anyone.
+"""Check an untrusted model file before Keras opens it.
 
-Keras' safe mode refuses code, and checks as it goes along. Here a file is refused as a whole, by
-what may stand in one: members by name, classes by the module they come from, arrays of numbers.
-Whatever it claims to hold is held against its own size first. Nothing is built, unpacked or run.
+Keras' safe mode checks while it builds the network. Here a file is rejected before anything is
+built, unpacked or run, by allowlists: names of archive members, modules of classes, numeric arrays.
+Sizes that the file states are compared with the size of the file.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from cvbatch.models.metadata import CARD_MEMBER
 WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras file
 _CONFIG_MEMBER = "config.json"
 _MEMBERS = {_CONFIG_MEMBER, "metadata.json", WEIGHTS_MEMBER, CARD_MEMBER}
-_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_LOCAL_HEADER = struct.Struct("<26xHH")  # before a member's bytes: how long its name is, its extras
-_IS_ENCRYPTED = 1  # among a member's flags
+_COMPRESSION_TYPES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the member's name and of its extra field
+_IS_ENCRYPTED = 1  # bit of a member's flags
 _MAX_CONFIG_BYTES = 64 << 20
-_MAX_EXPANSION = 100  # of what is compressed; Keras compresses nothing
-_SPARE_BYTES = 1 << 20  # that may expand more
-_MAX_OBJECTS = 200_000  # groups and arrays of an .h5 file
-_MAX_DEPTH = 100  # of its groups, and of the lists and objects of a config
-_NUMBERS = "biufcV"  # kinds of NumPy types; V: bfloat16, which NumPy does not know
+_MAX_EXPANSION = 100  # ratio of decompressed to compressed bytes; Keras does not compress
+_TOLERANCE_BYTES = 1 << 20  # added to every size limit
+_MAX_OBJECTS = 200_000  # groups and arrays of an HDF5 file
+_MAX_DEPTH = 100  # nesting of HDF5 groups, and of lists and objects in a config
+_NUMERIC_KINDS = "biufcV"  # kinds of NumPy dtypes; V: bfloat16, which NumPy does not know
 
-# Classes that are Keras' own and yet run what a file brings along, or read what it names.
-_CODE = {
+# Classes of Keras that run code from the file, or read files that it names.
+_CODE_CLASSES = {
     "__lambda__": "a Lambda",
     "Lambda": "a Lambda layer",
     "TFSMLayer": "a SavedModel (TFSMLayer)",
@@ -47,58 +47,60 @@ _CODE = {
 
 
 class UnsafeFileError(ModelError):
-    """A model file holds what no model file should."""
+    """A model file contains something that is not allowed in a model file."""
 
 
 def inspect_model_file(path: Path, name: str) -> int:
-    """Return the bytes of all weights in a .keras, .weights.h5 or .h5 file that may be opened.
+    """Check a .keras, .weights.h5 or .h5 file and return the size of its weights in bytes.
 
-    name: what the user knows the file as.
+    Args:
+        path: local file.
+        name: file as the user named it, for messages.
 
     Raises:
-        UnsafeFileError: it may not.
-        OSError, BadZipFile, RuntimeError, ...: it is damaged, or of another kind; those of
-            `LOAD_ERRORS`.
+        UnsafeFileError: the file is not safe to open.
+        OSError, BadZipFile, RuntimeError, ...: it is damaged, or not a model file; one of
+            `cvbatch.models.weights.LOAD_ERRORS`.
     """
     try:
         if path.name.endswith(".keras"):
             with zipfile.ZipFile(path) as archive:
-                return _vet_archive(archive, path.stat().st_size)
+                return _check_archive(archive, path.stat().st_size)
         with path.open("rb") as file:
-            return _vet_weights(file, path.stat().st_size)
+            return _check_weights(file, path.stat().st_size)
     except UnsafeFileError as error:
         raise UnsafeFileError(f"{name} is refused: {error}") from None
 
 
-def _vet_archive(archive: zipfile.ZipFile, file_bytes: int) -> int:
+def _check_archive(archive: zipfile.ZipFile, file_bytes: int) -> int:
     members = archive.infolist()
     names = [member.filename for member in members]
     for member in members:
-        _vet_member(member, file_bytes)
+        _check_member(member, file_bytes)
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UnsafeFileError(f"its archive holds {twice!r} twice; save the model again")
-    damaged = archive.testzip()  # Keras reads past check sums
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise UnsafeFileError(f"its archive contains {duplicate!r} twice; save the model again")
+    damaged = archive.testzip()  # Keras does not check the checksums
     if damaged is not None:
         raise zipfile.BadZipFile(f"its member {damaged} is damaged")
-    _vet_config(archive.read(_CONFIG_MEMBER))
+    _check_config(archive.read(_CONFIG_MEMBER))
     if WEIGHTS_MEMBER not in names:
         return 0
-    held = archive.getinfo(WEIGHTS_MEMBER)
-    if held.compress_type != zipfile.ZIP_STORED:  # going back and forth in it would take for ever
-        return _vet_weights(io.BytesIO(archive.read(held)), held.file_size)
-    with _Stored(archive, held) as weights:
-        return _vet_weights(weights, held.file_size)
+    member = archive.getinfo(WEIGHTS_MEMBER)
+    if member.compress_type != zipfile.ZIP_STORED:  # seeking in compressed data is too slow
+        return _check_weights(io.BytesIO(archive.read(member)), member.file_size)
+    with _StoredMember(archive, member) as weights:
+        return _check_weights(weights, member.file_size)
 
 
-class _Stored(io.RawIOBase):
-    """A member as it lies in its archive, not packed.
+class _StoredMember(io.RawIOBase):
+    """Seekable reader of an uncompressed archive member.
 
-    zipfile's own reader goes back by reading the member again from its start.
+    zipfile's reader seeks backwards by reading the member again from its start.
     """
 
     def __init__(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-        archive.open(member).close()  # which checks the header before the bytes
+        archive.open(member).close()  # checks the member's local header
         self._file = Path(str(archive.filename)).open("rb")  # noqa: SIM115
         self._file.seek(member.header_offset)
         name_bytes, extra_bytes = _LOCAL_HEADER.unpack(self._file.read(_LOCAL_HEADER.size))
@@ -120,9 +122,9 @@ class _Stored(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        wanted = min(len(buffer), max(0, self._size - self._position))
+        num_bytes = min(len(buffer), max(0, self._size - self._position))
         self._file.seek(self._start + self._position)
-        read: int = self._file.readinto(memoryview(buffer)[:wanted])
+        read: int = self._file.readinto(memoryview(buffer)[:num_bytes])
         self._position += read
         return read
 
@@ -131,25 +133,25 @@ class _Stored(io.RawIOBase):
         super().close()
 
 
-def _vet_member(member: zipfile.ZipInfo, file_bytes: int) -> None:
+def _check_member(member: zipfile.ZipInfo, file_bytes: int) -> None:
     name = member.filename
     parts = name.rstrip("/").split("/")
     is_asset = parts[0] == "assets" and not {"", ".", ".."} & set(parts) and "\\" not in name
     if name not in _MEMBERS and not is_asset:
         raise UnsafeFileError(
-            f"its archive holds {name[:100]!r}, which is not of a .keras file; save the model "
-            "again with model.save('NAME.keras')"
+            f"its archive contains {name[:100]!r}, which is not part of a .keras file; save the "
+            "model again with model.save('NAME.keras')"
         )
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise UnsafeFileError(f"its member {name!r} is a link or a device, not a file")
-    if member.compress_type not in _PACKINGS or member.flag_bits & _IS_ENCRYPTED:
-        raise UnsafeFileError(f"its member {name!r} is encrypted, or packed as Keras packs nothing")
+    if member.compress_type not in _COMPRESSION_TYPES or member.flag_bits & _IS_ENCRYPTED:
+        raise UnsafeFileError(f"its member {name!r} is encrypted, or compressed in an unknown way")
     stored = min(member.compress_size, file_bytes)
     limit = stored * (1 if member.compress_type == zipfile.ZIP_STORED else _MAX_EXPANSION)
-    if member.file_size > limit + _SPARE_BYTES:
+    if member.file_size > limit + _TOLERANCE_BYTES:
         raise UnsafeFileError(
             f"its member {name!r} claims {member.file_size} bytes, of which {stored} are stored: "
-            "a bomb, or damaged"
+            "it is a bomb, or damaged"
         )
     if name == _CONFIG_MEMBER and member.file_size > _MAX_CONFIG_BYTES:
         raise UnsafeFileError(
@@ -157,105 +159,109 @@ def _vet_member(member: zipfile.ZipInfo, file_bytes: int) -> None:
         )
 
 
-def _vet_config(text: bytes | str) -> None:
-    """Raise UnsafeFileError where a network's description asks for code from outside Keras."""
+def _check_config(text: bytes | str) -> None:
+    """Raise UnsafeFileError if a network's JSON config names code of neither Keras nor cvbatch."""
     try:
         config = json.loads(text)
     except RecursionError:
-        raise UnsafeFileError("its config is nested too deep") from None
+        raise UnsafeFileError("its config is nested too deeply") from None
     for part in _objects(config):
         if "class_name" in part:
-            _vet_class(part)
+            _check_class(part)
 
 
 def _objects(config: Any) -> Iterator[dict[str, Any]]:
     """Yield every JSON object in a value, at any depth."""
-    waiting = [(config, 0)]
-    while waiting:
-        value, depth = waiting.pop()
+    pending = [(config, 0)]
+    while pending:
+        value, depth = pending.pop()
         if depth > _MAX_DEPTH:
-            raise UnsafeFileError(f"its config is nested more than {_MAX_DEPTH} deep")
+            raise UnsafeFileError(f"its config is nested more than {_MAX_DEPTH} levels deep")
         if isinstance(value, dict):
             yield value
-            waiting += [(inner, depth + 1) for inner in value.values()]
+            pending += [(inner, depth + 1) for inner in value.values()]
         elif isinstance(value, list):
-            waiting += [(inner, depth + 1) for inner in value]
+            pending += [(inner, depth + 1) for inner in value]
 
 
-def _vet_class(said: dict[str, Any]) -> None:
-    kind, module, known_as = said["class_name"], said.get("module"), said.get("registered_name")
-    if not all(isinstance(one, str | None) for one in (kind, module, known_as)):
-        raise UnsafeFileError("its config names a class by what is no text")
-    for one in (kind, str(known_as).rpartition(">")[2]):
-        if one in _CODE:
+def _check_class(config: dict[str, Any]) -> None:
+    """Raise UnsafeFileError if a serialised object is not of an allowed class."""
+    class_name, module = config["class_name"], config.get("module")
+    registered_name = config.get("registered_name")
+    if not all(isinstance(name, str | None) for name in (class_name, module, registered_name)):
+        raise UnsafeFileError("its config names a class by a value that is not a string")
+    for name in (class_name, str(registered_name).rpartition(">")[2]):
+        if name in _CODE_CLASSES:
             raise UnsafeFileError(
-                f"it holds {_CODE[one]}, which could run any code; build it again from Keras' own "
-                "layers, or from one registered with keras.saving.register_keras_serializable"
+                f"it holds {_CODE_CLASSES[name]}, which could run any code; build the network "
+                "again from Keras layers, or from one registered with "
+                "keras.saving.register_keras_serializable"
             )
-    is_own = str(known_as).startswith("cvbatch>") and str(module).startswith("cvbatch.")
-    if not is_own and module not in (None, "builtins", "keras") and module[:6] != "keras.":
+    is_cvbatch = str(registered_name).startswith("cvbatch>") and str(module).startswith("cvbatch.")
+    if not is_cvbatch and module not in (None, "builtins", "keras") and module[:6] != "keras.":
         raise UnsafeFileError(
-            f"it needs the class {kind!r} of {module!r}, which is neither Keras' nor cvbatch's: "
-            "code from outside is not run; build the network again from Keras' own layers"
+            f"it needs the class {class_name!r} of {module!r}, which is neither Keras' nor "
+            "cvbatch's: code from outside is not run; build the network again from Keras layers"
         )
 
 
-def _vet_weights(file: IO[bytes] | io.RawIOBase, file_bytes: int) -> int:
-    """Return the bytes of all arrays in an HDF5 file; raise UnsafeFileError for what is no array.
-
-    Links are told from what they link to before anything is opened.
-    """
+def _check_weights(file: IO[bytes] | io.RawIOBase, file_bytes: int) -> int:
+    """Return the size of all arrays in an HDF5 file; raise UnsafeFileError for other objects."""
     total = 0
     with h5py.File(file, "r") as root:
-        for where, found in _walk(root):
-            if isinstance(found, h5py.Dataset):
-                total += _vet_array(where, found)
-                if total > file_bytes * _MAX_EXPANSION + _SPARE_BYTES:
+        for path, item in _walk(root):
+            if isinstance(item, h5py.Dataset):
+                total += _check_array(path, item)
+                if total > file_bytes * _MAX_EXPANSION + _TOLERANCE_BYTES:
                     raise UnsafeFileError(
                         f"its arrays claim more than {total} bytes, and the file has {file_bytes}: "
-                        "a bomb, or damaged"
+                        "it is a bomb, or damaged"
                     )
-        if (config := root.attrs.get("model_config")) is not None:  # as Keras 2 put it there
-            _vet_config(config)
+        if (config := root.attrs.get("model_config")) is not None:  # written by Keras 2
+            _check_config(config)
     return total
 
 
 def _walk(root: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
-    """Yield all groups and arrays below a group, each once, however they are linked."""
-    seen: set[int] = set()
-    waiting = [("", root, 0)]
-    while waiting:
-        where, group, depth = waiting.pop()
+    """Yield path and object of all groups and arrays below a group, each object once.
+
+    The type of a link is checked before the object is opened.
+    """
+    visited: set[int] = set()  # addresses in the file
+    pending = [("", root, 0)]
+    while pending:
+        parent, group, depth = pending.pop()
         for key in group:
-            path = f"{where}/{key}"
+            path = f"{parent}/{key}"
             link = group.get(key, getlink=True)
             if not isinstance(link, h5py.HardLink):
                 raise UnsafeFileError(f"its {path[:200]!r} is a link to {_target(link)!r}")
-            found = group[key]
-            address = h5py.h5o.get_info(found.id).addr
-            if address in seen:
+            item = group[key]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in visited:
                 continue
-            seen.add(address)
-            if len(seen) > _MAX_OBJECTS or depth > _MAX_DEPTH:
+            visited.add(address)
+            if len(visited) > _MAX_OBJECTS or depth > _MAX_DEPTH:
                 raise UnsafeFileError(
-                    f"it holds more than {_MAX_OBJECTS} arrays, or more than {_MAX_DEPTH} deep"
+                    f"it holds more than {_MAX_OBJECTS} groups and arrays, or they are nested more "
+                    f"than {_MAX_DEPTH} levels deep"
                 )
-            yield path, found
-            if isinstance(found, h5py.Group):
-                waiting.append((path, found, depth + 1))
+            yield path, item
+            if isinstance(item, h5py.Group):
+                pending.append((path, item, depth + 1))
 
 
 def _target(link: Any) -> str:
     return str(getattr(link, "filename", "") or link.path)[:200]
 
 
-def _vet_array(where: str, array: h5py.Dataset) -> int:
-    """Return the bytes of an array, or of one of its pieces where that is more."""
+def _check_array(path: str, array: h5py.Dataset) -> int:
+    """Return the size of an array in bytes, or of one HDF5 chunk of it if that is larger."""
     if array.external or array.is_virtual:
-        raise UnsafeFileError(f"its array {where[:200]!r} lies in another file")
-    if array.dtype.kind not in _NUMBERS or array.dtype.fields or array.dtype.itemsize > 16:
+        raise UnsafeFileError(f"its array {path[:200]!r} is stored in another file")
+    if array.dtype.kind not in _NUMERIC_KINDS or array.dtype.fields or array.dtype.itemsize > 16:
         raise UnsafeFileError(
-            f"its array {where[:200]!r} holds {str(array.dtype)[:50]}, not numbers"
+            f"its array {path[:200]!r} holds {str(array.dtype)[:50]}, not numbers"
         )
     shape = array.shape or ()
     return int(max(math.prod(shape), math.prod(array.chunks or ())) * array.dtype.itemsize)

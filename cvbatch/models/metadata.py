@@ -1,7 +1,7 @@
-"""A .keras file says what it computes but not what its classes are called; a card does.
+"""Class names and task of a .keras file, stored as an additional member of its zip archive.
 
-The card is one more member of the .keras zip, which Keras passes over. This module reads and
-writes it without loading Keras, so that a job file is checked in a moment.
+Keras ignores the member. It is read and written without loading Keras, so that checking a job file
+is fast.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cvbatch.core.errors import ModelError
 
 CARD_MEMBER = "cvbatch.json"
 MAX_CARD_BYTES = 4 * 2**20
-_ZIP_ERRORS = (  # what reading a member of a damaged archive, or of an odd one, raises
+_ZIP_ERRORS = (  # raised by reading a member of a damaged archive
     zipfile.BadZipFile,
     OSError,
     EOFError,
@@ -27,7 +27,7 @@ _ZIP_ERRORS = (  # what reading a member of a damaged archive, or of an odd one,
     lzma.LZMAError,
 )
 _DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "weights"
-DEMO_FILES = {  # zoo name → the .keras file that `weights: demo` stands for
+DEMO_FILES = {  # zoo name → .keras file of `weights: demo`
     f"demo_{name}": _DEMO_FOLDER / f"{name}.keras"
     for name in ("classifier", "segmenter", "detector")
 }
@@ -35,14 +35,19 @@ DEMO_FILES = {  # zoo name → the .keras file that `weights: demo` stands for
 
 @dataclass(frozen=True)
 class Card:
-    """What a .keras file's network is for."""
+    """Class names and task of the network in a .keras file."""
 
     classes: tuple[str, ...]  # in the order of the network's outputs
     task: str
 
 
 def write_card(path: str | Path, classes: tuple[str, ...], task: str) -> None:
-    """Put a card into a .keras file, in place of one that is there; the other members stay.
+    """Store class names and task in a .keras file; an earlier card is replaced.
+
+    Args:
+        path: local .keras file, replaced atomically.
+        classes: names in the order of the network's outputs.
+        task: a key of `cvbatch.core.tasks.TASKS`.
 
     Raises:
         ModelError: `path` is not a .keras file.
@@ -53,19 +58,19 @@ def write_card(path: str | Path, classes: tuple[str, ...], task: str) -> None:
             members = [(m, old.read(m)) for m in old.infolist() if m.filename != CARD_MEMBER]
     except (zipfile.BadZipFile, FileNotFoundError) as error:
         raise _unreadable(path) from error
-    beside = Path(f"{path}.part")
-    with zipfile.ZipFile(beside, "w") as new:
+    temporary = Path(f"{path}.part")
+    with zipfile.ZipFile(temporary, "w") as new:
         for member, data in members:
             new.writestr(member, data)
         new.writestr(zipfile.ZipInfo(CARD_MEMBER), text)
-    beside.replace(path)
+    temporary.replace(path)
 
 
 def read_card(path: str | Path) -> Card | None:
-    """Return the card of a .keras file, or None where it has none.
+    """Return the card of a .keras file, or None if it has none.
 
     Raises:
-        ModelError: `path` is not a .keras file, or its card is not what `write_card` writes.
+        ModelError: `path` is not a .keras file, or its card is malformed.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -89,21 +94,21 @@ def _parse(path: str | Path, content: object) -> Card:
         raise _malformed(path, "is not a JSON object")
     classes, task = content.get("classes"), content.get("task")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise _malformed(path, "has no list of names under `classes`")
+        raise _malformed(path, "has no list of strings under `classes`")
     if not isinstance(task, str):
-        raise _malformed(path, "has no text under `task`")
+        raise _malformed(path, "has no string under `task`")
     return Card(tuple(classes), task)
 
 
 def _unreadable(path: str | Path) -> ModelError:
     return ModelError(
         f"{path} is not a .keras file (a zip archive that Keras 3 writes); "
-        "save the model with model.save('NAME.keras') and name that file"
+        "save the model with model.save('NAME.keras') and use that file"
     )
 
 
-def _malformed(path: str | Path, fault: str) -> ModelError:
+def _malformed(path: str | Path, problem: str) -> ModelError:
     return ModelError(
-        f"{CARD_MEMBER} in {path} {fault}; write it again with "
+        f"{CARD_MEMBER} in {path} {problem}; write it again with "
         "cvbatch.models.metadata.write_card(path, classes, task)"
     )

@@ -1,4 +1,4 @@
-"""The files that a job's models are named by, here: fetched from wherever they lie, and hashed."""
+"""Fetch the model files of a job and check their SHA-256."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cvbatch.storage.store import Storage
 
 
 def fetch(storage: Storage, uri: str) -> Path:
-    """Return a local path that holds a model file.
+    """Return the path of a local copy of a model file.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: the file cannot be read.
     """
     try:
         return storage.fetch(uri)
@@ -23,31 +23,34 @@ def fetch(storage: Storage, uri: str) -> Path:
 
 
 def download(storage: Storage, uri: str, folder: Path, expected: str | None) -> Path:
-    """Return a copy of a model file in a folder of this process alone, which nobody changes.
+    """Copy a model file into a private folder, where no other process can change it.
 
-    expected: the SHA-256 that the copy must have, in hex; None: any.
+    Args:
+        uri: model file.
+        folder: private to this process.
+        expected: SHA-256 of the file, in hex; None: any.
 
     Raises:
-        ModelError: the file cannot be had, or is another by now.
+        ModelError: the file cannot be read or copied, or has another SHA-256.
     """
-    held = fetch(storage, uri)
-    copy = folder / held.name
+    source = fetch(storage, uri)
+    copy = folder / source.name
     try:
-        shutil.copyfile(held, copy)
+        shutil.copyfile(source, copy)
     except OSError as error:
-        raise ModelError(f"model file {uri} cannot be copied: {error}; make room") from None
+        raise ModelError(f"model file {uri} cannot be copied: {error}; free disk space") from None
     if expected is not None:
         check(uri, sha256(copy), expected)
     return copy
 
 
-def check(uri: str, found: str, expected: str | None) -> None:
-    """Raise ModelError where a model file's SHA-256 is not the one expected."""
-    if expected is not None and found != expected:
+def check(uri: str, actual: str, expected: str | None) -> None:
+    """Raise ModelError if the SHA-256 of a model file is not the expected one; None: any."""
+    if expected is not None and actual != expected:
         raise ModelError(
-            f"model file {uri} has the SHA-256 {found}, not {expected}: it is another file than "
-            "the one pinned by sha256 in the job file, or it changed while the job began; name the "
-            "right one, or pin what is there now"
+            f"model file {uri} has the SHA-256 {actual}, not {expected}: it is not the file pinned "
+            "by sha256 in the job file, or it changed while the job started; correct model or "
+            "sha256"
         )
 
 

@@ -1,9 +1,9 @@
-"""Keeps networks away from a fault of oneDNN, by which TensorFlow computes convolutions on CPUs.
+"""Avoid a memory corruption bug of oneDNN, the convolution library of TensorFlow on CPUs.
 
-The gradients of a 1×1 convolution with a stride and fewer than 16 input channels are written past
-the end of a buffer (oneDNN issue 6035, open; shown with TensorFlow 2.21 and 4 to 15 channels):
-another array is overwritten, or the process dies some networks later. Taking every stride-th pixel
-first and convolving these without a stride is the same sum, and has no such gradient.
+The gradients of a 1×1 convolution with strides and fewer than 16 input channels are written past
+the end of a buffer (oneDNN issue 6035, open; reproduced with TensorFlow 2.21 and 4 to 15 channels):
+another array is overwritten, or the process crashes later. Slicing every stride-th pixel first and
+then convolving without strides gives the same result, and its gradient has no such bug.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-_CHANNELS = 16  # in a block of oneDNN's; layers with as many are computed rightly
+_BLOCK_CHANNELS = 16  # of oneDNN; layers with at least as many input channels are not affected
 
 
 def avoid_onednn_bug(model: keras.Model) -> keras.Model:
-    """Return the model, its narrow strided 1×1 convolutions computed the other way.
+    """Replace the affected convolutions of a model in place, and return the model.
 
-    In place, and nothing that is saved changes: a model that is loaded or cloned needs it again.
+    Saved files do not change: a model that is loaded or cloned needs the call again.
     """
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             avoid_onednn_bug(layer)
-        elif _is_at_fault(layer):
-            layer.convolution_op = _strided_first(layer)
+        elif _is_affected(layer):
+            layer.convolution_op = _slice_then_convolve(layer)
     return model
 
 
-def _is_at_fault(layer: keras.Layer) -> bool:
+def _is_affected(layer: keras.Layer) -> bool:
     return (
         isinstance(layer, layers.Conv2D)
         and layer.kernel_size == (1, 1)
         and layer.strides != (1, 1)
-        and layer.kernel.shape[2] < _CHANNELS
+        and layer.kernel.shape[2] < _BLOCK_CHANNELS
         and layer.data_format == "channels_last"
     )
 
 
-def _strided_first(layer: keras.layers.Conv2D) -> Any:
-    down, across = layer.strides
+def _slice_then_convolve(layer: keras.layers.Conv2D) -> Any:
+    rows, columns = layer.strides
 
     def convolve(x: Any, kernel: Any) -> Any:  # (B, H, W, C), (1, 1, C, F) → (B, ⌈H/s⌉, ⌈W/s⌉, F)
-        return ops.conv(x[:, ::down, ::across], kernel, strides=1, padding="valid")
+        return ops.conv(x[:, ::rows, ::columns], kernel, strides=1, padding="valid")
 
     return convolve

@@ -42,7 +42,7 @@ def select_output(
         rank: number of dimensions, the batch among them.
 
     Raises:
-        ModelError: there is none, or several and none was named.
+        ModelError: no output matches, or several do and `name` is None.
     """
     matches = {key: tensor for key, tensor in outputs.items() if len(tensor.shape) == rank}
     if name is not None:

@@ -1,4 +1,4 @@
-"""Rebuild a model with another dtype policy."""
+"""Rebuild a model with another precision (Keras dtype policy)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from cvbatch.models.onednn_workaround import avoid_onednn_bug
 
 
 def with_precision(model: keras.Model, policy: str) -> keras.Model:
-    """Return the model computing under a mixed-precision policy, its weights unchanged."""
+    """Return a copy of a model with another dtype policy and the same weights.
 
-    def converted(layer: keras.Layer) -> keras.Layer:
+    Args:
+        model: functional or sequential.
+        policy: Keras dtype policy, such as "mixed_float16" or "mixed_bfloat16".
+    """
+
+    def with_policy(layer: keras.Layer) -> keras.Layer:
         return layer.__class__.from_config({**layer.get_config(), "dtype": policy})
 
-    clone = keras.models.clone_model(model, clone_function=converted, recursive=True)
+    clone = keras.models.clone_model(model, clone_function=with_policy, recursive=True)
     clone.set_weights(model.get_weights())
     return avoid_onednn_bug(clone)

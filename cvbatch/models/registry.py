@@ -1,4 +1,4 @@
-"""The table of named networks (`ZOO`), and loading of networks and .keras files."""
+"""Table of named networks (`ZOO`); build a network by name, or load it from a .keras file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from cvbatch.models.classifiers import CLASSIFIERS, mini_xception
 from cvbatch.models.file_safety import inspect_model_file
 from cvbatch.models.metadata import DEMO_FILES
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
-from cvbatch.models.weights import ENDINGS, LOAD_ERRORS, first_line, load_weights
+from cvbatch.models.weights import LOAD_ERRORS, WEIGHTS_SUFFIXES, first_line, load_weights
 from cvbatch.models.zoo_entry import ZooEntry
 
-_FEW_WEIGHTS = 100_000  # that a file need not hold: states of random layers, say
+_WEIGHTS_TOLERANCE = 100_000  # weights that a file need not contain, such as random states
 _DEMO_ANCHORS = ((0.19, 0.19), (0.22, 0.28), (0.28, 0.22), (0.36, 0.36), (0.5, 0.5))
 
 
-# Name → builder and defaults of every network that a job file can name.
+# Name in a job file → builder and defaults.
 ZOO: dict[str, ZooEntry] = {
     **CLASSIFIERS,
     "encoder_decoder": ZooEntry(segmenters.encoder_decoder, "segmentation", 3, (200, 200), 8),
@@ -70,43 +70,49 @@ def build(
     image_size: tuple[int, int] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> keras.Model:
-    """Return the named network with random weights; it takes RGB 0..255 (or grey, where it says).
+    """Build a named network with random weights; its input is RGB (or grey) 0..255.
 
-    image_size: (height, width) in pixels. Both this and the number of classes have a default
-    in `ZOO`. options: further arguments of the network's own function, such as `width`.
+    Args:
+        name: a key of `ZOO`.
+        num_classes: None: the default in `ZOO`.
+        image_size: (height, width) in pixels. None: the default in `ZOO`.
+        options: other arguments of the network's builder, such as `width`. `num_classes` in it
+            replaces the argument.
 
     Raises:
-        ModelError: no network has that name, or it cannot have that size, number of classes or
-            option.
+        ModelError: the name is unknown, or the network does not support the image size, the number
+            of classes or an option.
     """
     entry = find_entry(name)
     size = image_size or entry.image_size
     _check_size(name, entry, size)
-    said = dict(options or {})
-    count = said.pop("num_classes", None) or num_classes or entry.num_classes
-    _check_options(name, entry, said)
+    arguments = dict(options or {})
+    count = arguments.pop("num_classes", None) or num_classes or entry.num_classes
+    _check_options(name, entry, arguments)
     try:
-        return avoid_onednn_bug(entry.build(count, size, **said))
+        return avoid_onednn_bug(entry.build(count, size, **arguments))
     except (ValueError, TypeError) as error:
-        told = f"{count} classes, image size {size[0]}×{size[1]} and options {said}"
-        raise ModelError(f"{name} cannot be built with {told}: {first_line(error)}") from error
+        raise ModelError(
+            f"{name} cannot be built with {count} classes, image size {size[0]}×{size[1]} and "
+            f"options {arguments}: {first_line(error)}"
+        ) from error
 
 
 def find_entry(name: str) -> ZooEntry:
-    """Return the entry of that name.
+    """Return the entry of a named network.
 
     Raises:
-        ModelError: no network has that name; the message says which are nearest.
+        ModelError: the name is unknown; the message suggests known names.
     """
     if name in ZOO:
         return ZOO[name]
     raise ModelError(
-        f"no network is called {name!r}; {offer(name, ZOO)}; a file of your own must end in .keras"
+        f"no network is called {name!r}; {offer(name, ZOO)}; a model file must end in .keras"
     )
 
 
 def _check_size(name: str, entry: ZooEntry, size: tuple[int, int]) -> None:
-    """Refuse sides the network cannot have, with the rule and the nearest size it can have."""
+    """Raise ModelError with the rule and the nearest allowed size if a size is not allowed."""
     multiple = entry.multiple_of
     fits = [
         side >= least and side % multiple == 0
@@ -127,10 +133,10 @@ def _check_size(name: str, entry: ZooEntry, size: tuple[int, int]) -> None:
     )
 
 
-def _check_options(name: str, entry: ZooEntry, said: Mapping[str, Any]) -> None:
-    """Refuse an option that the network's function does not have."""
+def _check_options(name: str, entry: ZooEntry, options: Mapping[str, Any]) -> None:
+    """Raise ModelError for an option that the network's builder does not have."""
     parameters = list(inspect.signature(entry.build).parameters)[2:]
-    for option in said:
+    for option in options:
         if option not in parameters:
             near = nearest(option, parameters, likeness=0.3)
             hint = f"; the nearest is {near[0]!r}" if near else ""
@@ -147,36 +153,39 @@ def load_model(
     image_size: tuple[int, int] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> keras.Model:
-    """Return the network a job file names, with its weights, in safe mode.
+    """Return the network that a job file names, with its weights, in Keras' safe mode.
 
-    model: a name in `ZOO`, or the path or URI of a .keras file. weights: None for a .keras
-    file; otherwise "imagenet" (of the whole network, or of its backbone alone: see
-    `is_head_trained`), "demo" (shipped with the package), "random", or the path or URI
-    of a .weights.h5, .h5 or .keras file. local_file: returns a local path, with the same
-    ending, for a path or URI. The others are `build`'s and go with a name only.
+    Args:
+        model: a key of `ZOO`, or the path or URI of a .keras file.
+        weights: None for a .keras file. Otherwise "imagenet" (of the network, or of its backbone
+            only: see `is_head_trained`), "demo" (shipped with the package), "random", or the path
+            or URI of a .weights.h5, .h5 or .keras file.
+        local_file: returns a local path with the same suffix for a path or URI.
+        num_classes, image_size, options: as in `build`; ignored for a .keras file.
 
     Raises:
-        ModelError: the name, the file, or the two together are wrong.
+        ModelError: the name is unknown, a file is missing, damaged or unsafe, or model and weights
+            do not match.
     """
     if model.endswith(".keras"):
         if weights is not None:
             raise ModelError(
-                f"weights {weights!r} for {model}: a .keras file holds its own; leave weights out"
+                f"weights {weights!r} for {model}: a .keras file has its own; remove weights"
             )
         return load_file(model, local_file(model))
     find_entry(model)
     if weights is None:
         raise ModelError(
-            f"model {model!r} is given no weights; say weights: imagenet, demo, a file, or, if "
-            "an untrained network is wanted, random"
+            f"model {model!r} has no weights; set weights to imagenet, demo or a file, or to "
+            "random for an untrained network"
         )
     if weights == "demo":
         return _load_demo(model)
     if weights == "imagenet":
         return build(model, num_classes, image_size, _imagenet_option(model) | dict(options or {}))
-    if weights != "random" and not weights.endswith(ENDINGS):
+    if weights != "random" and not weights.endswith(WEIGHTS_SUFFIXES):
         raise ModelError(
-            f"weights {weights!r} of {model}: must be imagenet, demo, random, or a file ending "
+            f"weights {weights!r} of {model}: must be imagenet, demo, random, or a file that ends "
             "in .weights.h5, .h5 or .keras"
         )
     network = build(model, num_classes, image_size, options)
@@ -186,11 +195,11 @@ def load_model(
 
 
 def is_head_trained(model: str, weights: str | None, num_classes: int | None) -> bool:
-    """Say whether every layer of what `load_model` returns has seen training.
+    """Return whether `load_model` returns a network without untrained layers that nobody requested.
 
-    ImageNet's weights leave a head of other classes, and all that is not a classifier of
-    keras.applications, with a random head on a trained backbone. Untrained on purpose
-    (`weights: random`) counts as trained.
+    With "imagenet" weights only the classifiers of keras.applications with ImageNet's classes have
+    a trained head; others have a random head on a trained backbone. "random" weights are requested
+    explicitly and count as trained.
     """
     return weights != "imagenet" or (
         model in APPLICATIONS and num_classes in (None, IMAGENET_CLASSES)
@@ -198,58 +207,62 @@ def is_head_trained(model: str, weights: str | None, num_classes: int | None) ->
 
 
 def load_file(model: str, path: Path) -> keras.Model:
-    """Return the network of a .keras file at `path`, which the user knows as `model`.
+    """Load the network of an untrusted .keras file.
+
+    Args:
+        model: file as the user named it, for messages.
+        path: local file.
 
     Raises:
-        ModelError: it is not a .keras file, needs code that is not run, or claims more weights
-            than it holds.
+        ModelError: it is not a .keras file, contains code, or has more weights than its size
+            allows.
     """
     try:
-        _check_claim(model, path, inspect_model_file(path, model))
+        _check_num_weights(model, path, inspect_model_file(path, model))
         loaded: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except LOAD_ERRORS as error:
-        raise ModelError(_refusal(model, path, error)) from error
+        raise ModelError(_load_message(model, path, error)) from error
     return avoid_onednn_bug(loaded)
 
 
-def _check_claim(model: str, path: Path, held_bytes: int) -> None:
-    """Raise ModelError where a file's network has more weights than the file can hold.
+def _check_num_weights(model: str, path: Path, weights_bytes: int) -> None:
+    """Raise ModelError if the network has more weights than a file with `weights_bytes` can store.
 
-    Keras would make all of them, at random, before it looks for those in the file.
+    Keras would allocate and initialise all of them before it reads those in the file.
     """
     with zipfile.ZipFile(path) as archive:
         config = json.loads(archive.read("config.json"))
     with cost.skip_weight_allocation():
         network = keras.saving.deserialize_keras_object({**config, "compile_config": None})
-    needed = sum(math.prod(weight.shape) for weight in network.weights)
-    if needed > held_bytes + _FEW_WEIGHTS:
+    num_weights = sum(math.prod(weight.shape) for weight in network.weights)
+    if num_weights > weights_bytes + _WEIGHTS_TOLERANCE:
         raise ModelError(
-            f"{model} is refused: its layers have {needed} weights, and the file holds "
-            f"{held_bytes} bytes of them: a bomb, or damaged"
+            f"{model} is refused: its layers have {num_weights} weights, and the file contains "
+            f"{weights_bytes} bytes of weights: it is a bomb, or damaged"
         )
 
 
-def _refusal(model: str, path: Path, error: BaseException) -> str:
-    """Return in one sentence why a .keras file is not loaded."""
+def _load_message(model: str, path: Path, error: BaseException) -> str:
+    """Return the error message for a .keras file that cannot be loaded."""
     text = str(error)
     if not path.is_file():
         return f"model file {model} does not exist; check the path"
     if not zipfile.is_zipfile(path):
         return (
             f"{model} cannot be loaded: it is not a .keras file (a zip archive that Keras 3 "
-            "writes), or is cut short; copy it again, or save it with model.save('NAME.keras')"
+            "writes), or is truncated; copy it again, or save it with model.save('NAME.keras')"
         )
     if "Lambda" in text or "safe_mode" in text:
         return (
-            f"{model} holds a Lambda layer, which could run any code and is refused; build "
-            "it again from Keras' own layers, or from one registered with "
+            f"{model} holds a Lambda layer, which could run any code and is refused; build the "
+            "network again from Keras layers, or from one registered with "
             "keras.saving.register_keras_serializable"
         )
     unknown = re.search(r"Could not (?:locate|deserialize) (?:class|function)? ?'([^']+)'", text)
     if unknown:
         return (
             f"{model} needs the class {unknown[1]!r}, which is neither Keras' nor cvbatch's: code "
-            "from outside is not run; build the network again from Keras' own layers"
+            "from outside is not run; build the network again from Keras layers"
         )
     return (
         f"{model} cannot be loaded as a .keras file of Keras {keras.__version__} "
@@ -258,21 +271,22 @@ def _refusal(model: str, path: Path, error: BaseException) -> str:
 
 
 def _imagenet_option(model: str) -> dict[str, str]:
-    """Return what makes the network's function load ImageNet's weights."""
+    """Return the option with which the network's builder loads ImageNet weights."""
     parameters = inspect.signature(ZOO[model].build).parameters
     for option in ("weights", "backbone_weights"):
         if option in parameters:
             return {option: "imagenet"}
     raise ModelError(
-        f"weights: imagenet for {model!r}: Keras has them for its own networks only, such "
-        "as MobileNetV2, and for what is built on them, such as fcn8s; name a weights file"
+        f"weights: imagenet for {model!r}: ImageNet weights exist for networks of "
+        "keras.applications, such as MobileNetV2, and for networks with such a backbone, such as "
+        "fcn8s; set weights to a weights file"
     )
 
 
 def _load_demo(model: str) -> keras.Model:
     if model not in DEMO_FILES:
         raise ModelError(
-            f"weights: demo for {model!r}: they exist for {', '.join(DEMO_FILES)} only; name a "
-            "weights file"
+            f"weights: demo for {model!r}: demo weights exist for {', '.join(DEMO_FILES)} only; "
+            "set weights to a weights file"
         )
     return load_file(model, DEMO_FILES[model])

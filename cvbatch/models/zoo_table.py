@@ -1,6 +1,6 @@
-"""The zoo in figures, kept in a file so that `cvbatch models` lists it without loading Keras.
+"""Summary of every named network, stored in a file so that `cvbatch models` does not load Keras.
 
-`python -m cvbatch.models.zoo_table` works them out again and writes the file and docs/models.md.
+`python -m cvbatch.models.zoo_table` computes the summaries and writes the file and docs/models.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TITLES = ("name", "task", "input", "classes", "parameters", "multiply-adds")
 
 @dataclass(frozen=True)
 class NetworkSummary:
-    """A network of the zoo as it is built where nothing else is said."""
+    """Cost of a named network at its default input size and number of classes."""
 
     name: str
     task: Task
@@ -40,48 +40,49 @@ class NetworkSummary:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Return the figures as a row of a table, under `titles()`."""
+        """Return the summary as a row of a table, under `column_titles()`."""
         size = f"{self.height}×{self.width}×{self.channels}"
         counts = (self.num_classes, self.parameters, self.multiply_adds)
         return (self.name, self.task, size, *(f"{count:,}" for count in counts))
 
 
 def column_titles() -> tuple[str, ...]:
-    """Return what stands over the columns of a table of figures."""
+    """Return the column titles of a table of summaries."""
     return _TITLES
 
 
 def read_summaries() -> list[NetworkSummary]:
-    """Return the figures of every network in the zoo, in its order."""
+    """Return the stored summary of every named network, in the order of the zoo."""
     return [NetworkSummary(**row) for row in json.loads(_FILE.read_text(encoding="utf-8"))]
 
 
-def as_markdown(figures: Sequence[NetworkSummary]) -> str:
+def as_markdown(summaries: Sequence[NetworkSummary]) -> str:
     """Return the page docs/models.md."""
     rows: list[tuple[str, ...]] = [_TITLES, ("---", "---", "---", "---:", "---:", "---:")]
-    rows += [(f"`{row[0]}`", *row[1:]) for row in (figure.cells for figure in figures)]
+    rows += [(f"`{row[0]}`", *row[1:]) for row in (summary.cells for summary in summaries)]
     return _OPENING + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def compute_summaries(names: Sequence[str] | None = None) -> Iterator[NetworkSummary]:
-    """Yield the figures worked out from the networks. Imports TensorFlow; all take half a minute.
+    """Build networks and yield their summaries. Imports TensorFlow; all take half a minute.
 
-    names: of the networks; all of the zoo where nothing is said.
+    Args:
+        names: networks; None: all of the zoo.
 
     Raises:
-        ModelError: a layer of a network does not tell its multiply-adds.
+        ModelError: the multiply-adds of a layer are unknown.
     """
     from cvbatch.models import cost, registry
 
     for name in registry.ZOO if names is None else names:
         with cost.skip_weight_allocation():
             model = registry.build(name)
-        found = cost.compute_cost(model)
-        if found.is_at_least:
-            silent = [row.path for row in found.layers if row.multiply_adds is None]
+        network_cost = cost.compute_cost(model)
+        if network_cost.is_at_least:
+            unknown = [row.path for row in network_cost.layers if row.multiply_adds is None]
             raise ModelError(
-                f"{name}: nothing tells the multiply-adds of {', '.join(silent)}; give its layer a "
-                "method multiply_adds(input_shape, output_shape)"
+                f"{name}: the multiply-adds of {', '.join(unknown)} are unknown; add a method "
+                "multiply_adds(input_shape, output_shape) to the layer"
             )
         _, height, width, channels = model.input_shape
         yield NetworkSummary(
@@ -91,17 +92,17 @@ def compute_summaries(names: Sequence[str] | None = None) -> Iterator[NetworkSum
             width=width,
             channels=channels,
             num_classes=registry.ZOO[name].num_classes,
-            parameters=found.parameters,
-            multiply_adds=found.multiply_adds,
+            parameters=network_cost.parameters,
+            multiply_adds=network_cost.multiply_adds,
         )
 
 
 def main() -> None:
-    """Write the figures of the zoo as it is, and the page that lists them."""
-    figures = list(compute_summaries())
-    lines = ",\n".join(json.dumps(asdict(figure)) for figure in figures)
+    """Write the summaries of all named networks, and the page that lists them."""
+    summaries = list(compute_summaries())
+    lines = ",\n".join(json.dumps(asdict(summary)) for summary in summaries)
     _FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    _DOCUMENT.write_text(as_markdown(figures), encoding="utf-8")
+    _DOCUMENT.write_text(as_markdown(summaries), encoding="utf-8")
 
 
 if __name__ == "__main__":

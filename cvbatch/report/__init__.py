@@ -1,1 +1,1 @@
-"""`cvbatch report`: one HTML page over a result, an evaluation or a training."""
+"""`cvbatch report`: one HTML page about a prediction, an evaluation or a training."""

@@ -1,4 +1,4 @@
-"""Find the images whose predictions differ most from their labels, one by one in a sample."""
+"""Find the images whose predictions differ most from their labels."""
 
 from __future__ import annotations
 
@@ -11,160 +11,164 @@ import pyarrow as pa
 
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.types import VOID_CLASS
-from cvbatch.datasets.schema import with_extras
+from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.evaluate.class_map import make_evaluation_spec
 from cvbatch.evaluate.columns import score_rows
 from cvbatch.evaluate.join import JoinedPart, join, load_ground_truth, read_joined_part
 from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.counts import ClassCounts
-from cvbatch.report.statistics import Pick
+from cvbatch.report.statistics import RowRef
 from cvbatch.results.parts import box_corners
 from cvbatch.results.result import Result
 
-MOST_DIFFERENT = 16  # images kept
-MAX_PIECES = 48
-_ROWS_OF_PIECE = 24
+MAX_DIFFERENT = 16  # images returned
+MAX_PARTS = 48  # part files that are read
+_ROWS_PER_PART = 24
 
 
 @dataclass(frozen=True)
-class Against:
-    """The labels of an image, and how far the predictions agree with them."""
+class LabelComparison:
+    """The labels of an image, and the agreement of the predictions with them."""
 
     agreement: dict[str, float]  # column → F1 of its labels, boxes or pixels, 0..1
     labels: tuple[str, ...]
     xyxy: np.ndarray  # (M, 4) float32 pixels of the image
-    names: tuple[str, ...]  # M, of the boxes
+    names: tuple[str, ...]  # M, class names of the boxes
     mask: np.ndarray | None  # (h, w) uint8 true classes; VOID_CLASS: not counted
     predicted: np.ndarray | None  # (h, w) uint8 true classes of the predicted mask
     data: bytes | None  # the encoded image that is stored with the labels
 
     @property
     def disagreement(self) -> float:
-        """Return 1 minus the mean agreement: 0 where all predictions are right, 1 where none is."""
+        """Return 1 minus the mean agreement: 0 if all predictions are correct, 1 if none is."""
         return 1 - float(np.mean(list(self.agreement.values()))) if self.agreement else 0.0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The images that differ most from their labels, those that differ most first."""
+    """The images that differ most from their labels."""
 
-    num_images: int  # on both sides
+    num_images: int  # both predicted and labelled
     num_compared: int
-    differing: dict[Pick, Against]
+    most_different: dict[RowRef, LabelComparison]  # the lowest agreement first
 
 
-def compare(
+def compare_with_labels(
     result: Result,
-    truth_uris: Sequence[str],
+    label_uris: Sequence[str],
     splits: Sequence[str] | None,
     evaluation: dict[str, Any],
 ) -> Comparison:
-    """Return some images that are on both sides, compared; of a large result a sample.
+    """Compare predictions with labels, image by image; a sample of a large result.
 
     Args:
         result: the predictions.
-        truth_uris: labelled Parquet.
+        label_uris: labelled Parquet.
         splits: of the labels; None: all.
-        evaluation: an evaluation section, whose thresholds, class map and join are used.
+        evaluation: `evaluation` section of a job file: thresholds, class map and join.
 
     Raises:
-        SourceError: a side cannot be read, or no image is on both sides.
+        SourceError: predictions or labels cannot be read, or they have no image in common.
         ConfigError: the class tables differ.
     """
     config = EvaluationConfig(**{**evaluation, "bootstrap": 0})
-    truth = load_ground_truth(result.storage, truth_uris, splits)
-    order = make_evaluation_spec(config, result, truth)
-    joined = join(result, truth, config.join)
-    pieces = [_sample(piece) for piece in _spread(joined.parts)]
-    ranked: list[tuple[float, int, int]] = []
-    for number, piece in enumerate(pieces):
-        agreements = _agreements(order, piece)
+    ground_truth = load_ground_truth(result.storage, label_uris, splits)
+    spec = make_evaluation_spec(config, result, ground_truth)
+    joined = join(result, ground_truth, config.join)
+    parts = [_sample_rows(part) for part in _sample_parts(joined.parts)]
+    ranked: list[tuple[float, int, int]] = []  # mean agreement, index into parts, row in the part
+    for number, part in enumerate(parts):
         ranked += [
-            (float(np.mean(list(one.values()))), number, i)
-            for i, one in enumerate(agreements)
-            if one
+            (float(np.mean(list(agreement.values()))), number, i)
+            for i, agreement in enumerate(_agreements(spec, part))
+            if agreement
         ]
     ranked.sort()
-    differing = {}
-    for agreement, number, i in ranked[:MOST_DIFFERENT]:
-        if agreement < 1:
-            piece = pieces[number]
-            pick = Pick(piece.ref, int(piece.part_row[i]))
-            differing[pick] = _against(order, piece, i)
-    return Comparison(joined.num_images, sum(len(one.part_row) for one in pieces), differing)
+    most_different = {}
+    for mean_agreement, number, i in ranked[:MAX_DIFFERENT]:
+        if mean_agreement < 1:
+            part = parts[number]
+            row_ref = RowRef(part.ref, int(part.part_row[i]))
+            most_different[row_ref] = _compare_image(spec, part, i)
+    num_compared = sum(len(part.part_row) for part in parts)
+    return Comparison(joined.num_images, num_compared, most_different)
 
 
-def _spread(pieces: list[JoinedPart]) -> list[JoinedPart]:
-    places = np.linspace(0, len(pieces) - 1, min(len(pieces), MAX_PIECES)).round().astype(int)
-    return [pieces[i] for i in np.unique(places)]
+def _sample_parts(parts: list[JoinedPart]) -> list[JoinedPart]:
+    indices = np.linspace(0, len(parts) - 1, min(len(parts), MAX_PARTS)).round().astype(int)
+    return [parts[i] for i in np.unique(indices)]
 
 
-def _sample(piece: JoinedPart) -> JoinedPart:
-    count = min(len(piece.part_row), _ROWS_OF_PIECE)
-    return piece.take(np.linspace(0, len(piece.part_row) - 1, count).round().astype(int))
+def _sample_rows(part: JoinedPart) -> JoinedPart:
+    count = min(len(part.part_row), _ROWS_PER_PART)
+    return part.take(np.linspace(0, len(part.part_row) - 1, count).round().astype(int))
 
 
-def _agreements(order: EvaluationSpec, piece: JoinedPart) -> list[dict[str, float]]:
-    """Return the F1 of labels, boxes and pixels of each image of a piece."""
-    predicted, truth = _read(order, piece)
-    return [_agreement(order, predicted.slice(i, 1), truth.slice(i, 1), piece.part_uri)
+def _agreements(spec: EvaluationSpec, part: JoinedPart) -> list[dict[str, float]]:
+    """Return the F1 of labels, boxes and pixels of each image of a part."""
+    predicted, labelled = _read(spec, part)
+    return [_agreement(spec, predicted.slice(i, 1), labelled.slice(i, 1), part.part_uri)
             for i in range(predicted.num_rows)]  # fmt: skip
 
 
-def _read(order: EvaluationSpec, piece: JoinedPart, *extra: str) -> tuple[pa.Table, pa.Table]:
+def _read(spec: EvaluationSpec, part: JoinedPart, *extra: str) -> tuple[pa.Table, pa.Table]:
     """Return the compared columns of predictions and labels; of labels `extra` columns too."""
-    columns = list(order.classes)
+    columns = list(spec.classes)
     return read_joined_part(
-        piece, ["image_id", "status", *columns], [*with_extras(columns), *extra]
+        part, ["image_id", "status", *columns], [*expand_label_columns(columns), *extra]
     )
 
 
 def _agreement(
-    order: EvaluationSpec, predicted: pa.Table, truth: pa.Table, name: str
+    spec: EvaluationSpec, predicted: pa.Table, labelled: pa.Table, part_uri: str
 ) -> dict[str, float]:  # one row each
-    scored = score_rows(order, predicted.combine_chunks(), truth.combine_chunks(), name)
+    scores = score_rows(spec, predicted.combine_chunks(), labelled.combine_chunks(), part_uri)
     agreement = {}
-    for column in order.classes:
-        tally = scored.metric(f"{column}_tally", ClassCounts)
-        hits, support, answered = (
-            int(part[0].sum()) for part in (tally.hits, tally.support, tally.predicted)
+    for column in spec.classes:
+        counts = scores.metric(f"{column}_tally", ClassCounts)
+        hits, support, num_predicted = (
+            int(values[0].sum()) for values in (counts.hits, counts.support, counts.predicted)
         )
-        if support + answered:
-            agreement[column] = 2 * hits / (support + answered)
+        if support + num_predicted:
+            agreement[column] = 2 * hits / (support + num_predicted)
     return agreement
 
 
-def _against(order: EvaluationSpec, piece: JoinedPart, index: int) -> Against:
-    """Return the labels of one image, compared."""
-    predicted, truth = _read(order, piece.take(np.array([index])), "image")
-    row, answer = truth.to_pylist()[0], predicted.to_pylist()[0]
-    boxes = row.get("boxes") or []
-    mask, answered = _masks(order, row, answer)
-    return Against(
-        agreement=_agreement(order, predicted, truth, piece.part_uri),
-        labels=tuple(order.classes["labels"][one["class_id"]] for one in row.get("labels") or []),
+def _compare_image(spec: EvaluationSpec, part: JoinedPart, index: int) -> LabelComparison:
+    """Return the labels of one image of a part, compared with its predictions."""
+    predicted, labelled = _read(spec, part.take(np.array([index])), "image")
+    label_row = labelled.to_pylist()[0]
+    boxes = label_row.get("boxes") or []
+    mask, predicted_mask = _masks(spec, label_row, predicted.to_pylist()[0])
+    label_names, box_names = (spec.classes.get(column, ()) for column in ("labels", "boxes"))
+    return LabelComparison(
+        agreement=_agreement(spec, predicted, labelled, part.part_uri),
+        labels=tuple(label_names[label["class_id"]] for label in label_row.get("labels") or []),
         xyxy=box_corners(boxes).astype(np.float32),
-        names=tuple(order.classes["boxes"][box["class_id"]] for box in boxes),
+        names=tuple(box_names[box["class_id"]] for box in boxes),
         mask=mask,
-        predicted=answered,
-        data=(row.get("image") or {}).get("bytes"),
+        predicted=predicted_mask,
+        data=(label_row.get("image") or {}).get("bytes"),
     )
 
 
 def _masks(
-    order: EvaluationSpec, row: dict[str, Any], answer: dict[str, Any]
+    spec: EvaluationSpec, label_row: dict[str, Any], predicted_row: dict[str, Any]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:  # (h, w) uint8 each
-    true, predicted = ((one.get("mask") or {}).get("bytes") for one in (row, answer))
-    if true is None:
+    """Return the true mask, and the predicted one in true classes."""
+    true_png, predicted_png = (
+        (row.get("mask") or {}).get("bytes") for row in (label_row, predicted_row)
+    )
+    if true_png is None:
         return None, None
-    mask = decode_png(true)
-    if order.ignored_class is not None:
-        mask = np.where(mask == order.ignored_class, np.uint8(VOID_CLASS), mask)
-    if predicted is None:
+    mask = decode_png(true_png)
+    if spec.ignored_class is not None:
+        mask = np.where(mask == spec.ignored_class, np.uint8(VOID_CLASS), mask)
+    if predicted_png is None:
         return mask, None
-    table = np.full(256, VOID_CLASS, np.uint8)
-    class_of = order.class_of["mask"]
-    table[: len(class_of)] = np.where(class_of < 0, VOID_CLASS, class_of)
-    answered = table[decode_png(predicted)]
-    return mask, answered if answered.shape == mask.shape else None
+    true_class = np.full(256, VOID_CLASS, np.uint8)  # indexed by the predicted class
+    class_of = spec.class_of["mask"]
+    true_class[: len(class_of)] = np.where(class_of < 0, VOID_CLASS, class_of)
+    predicted = true_class[decode_png(predicted_png)]
+    return mask, predicted if predicted.shape == mask.shape else None

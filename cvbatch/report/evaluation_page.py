@@ -1,4 +1,4 @@
-"""The parts of a page that are about an evaluation: its figures, tables and pictures."""
+"""Report sections of an evaluation: metrics, tables, plots."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ from cvbatch.core.errors import NotFoundError, SourceError
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.evaluate.columns import COLUMN_EVALUATIONS
 from cvbatch.report import charts
-from cvbatch.report.html import Cell, Section, count, el, name, paragraph, shortened, table, tiles
-from cvbatch.report.overlays import Budget
+from cvbatch.report.html import (
+    Cell,
+    Section,
+    el,
+    format_count,
+    metric_tiles,
+    name_element,
+    paragraph,
+    shorten,
+    table,
+)
+from cvbatch.report.overlays import ByteBudget
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
 STATE = "_cvbatch/evaluation.json"
 MAX_CLASSES = 200
-_MAX_CONFUSED = 24  # classes of a matrix that is a table
-_MAX_PICTURES = 12
-_WIDE = 900  # pixels of a picture that has a row for itself
-# Task → the metrics that are shown first, those of them that there are.
+_MAX_CONFUSION_CLASSES = 24  # of a confusion matrix that is shown as a table
+_MAX_PLOTS = 12
+_WIDE = 900  # pixels; a wider plot has its own row
+# Task → metrics that are shown first, if they exist.
 _LEADING = {
     CLASS_COLUMNS[column]: evaluation.leading for column, evaluation in COLUMN_EVALUATIONS.items()
 } | {"heatmap": ("insertion_auc", "deletion_auc", "pointing_game")}
@@ -31,189 +41,204 @@ _LEADING = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What lies in an evaluation's sink."""
+    """State and metrics in the sink of an evaluation."""
 
     storage: Storage
     uri: str
     state: dict[str, Any]
-    metrics: dict[str, Any]  # {} where it did not come to its end
+    metrics: dict[str, Any]  # {} if the evaluation is not complete
 
     @property
     def predictions(self) -> str:
-        """Return the sink of the prediction that was scored."""
+        """Return the URI of the evaluated prediction."""
         return str(self.state.get("predictions", {}).get("uri", ""))
 
 
-def find(storage: Storage, uri: str) -> Evaluation:
-    """Return what an evaluation's sink says.
+def load(storage: Storage, uri: str) -> Evaluation:
+    """Read the state and the metrics of an evaluation.
 
     Raises:
-        SourceError: there is none, it is damaged, or of another schema version.
+        SourceError: the folder is not an evaluation, is damaged, or has another schema version.
     """
     uri = store.absolute(uri)
     state = read_json(storage, store.join(uri, STATE))
     if state is None:
         raise SourceError(
-            f"{uri} holds no evaluation: it has no {STATE}; name the sink of a `cvbatch evaluate`"
+            f"{uri} is not an evaluation: {STATE} is missing; use the sink of `cvbatch evaluate`"
         )
     version = state.get("schema_version")
     if version != EVALUATION_VERSION:
         raise SourceError(
-            f"{uri} is an evaluation of schema version {version!r}, and {EVALUATION_VERSION} is "
-            "read here; evaluate again, or use the cvbatch that wrote it"
+            f"{uri} has schema version {version!r}, but this cvbatch reads {EVALUATION_VERSION}; "
+            "evaluate again, or use the version of cvbatch that wrote it"
         )
     is_complete = bool(state.get("is_complete"))
     metrics = read_json(storage, store.join(uri, "metrics.json")) if is_complete else {}
     if metrics is None:
-        raise SourceError(f"{uri} lacks metrics.json; evaluate again with --overwrite")
+        raise SourceError(f"{uri}/metrics.json is missing; evaluate again with --overwrite")
     return Evaluation(storage, uri, state, metrics)
 
 
 def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
-    """Return the object in a JSON file; None where there is no such file.
+    """Read a JSON object; return None if the file does not exist.
 
     Raises:
-        SourceError: it is damaged.
+        SourceError: the file is not a JSON object.
     """
     try:
-        said = json.loads(storage.read_bytes(uri))
+        values = json.loads(storage.read_bytes(uri))
     except NotFoundError:
         return None
     except ValueError as error:
         raise SourceError(f"{uri} is damaged ({error}); write it again") from None
-    if not isinstance(said, dict):
-        raise SourceError(f"{uri} is damaged: it holds no object; write it again")
-    return said
+    if not isinstance(values, dict):
+        raise SourceError(f"{uri} is damaged: it is not a JSON object; write it again")
+    return values
 
 
-def sections(found: Evaluation, budget: Budget) -> list[Section]:
-    """Return the figures of every task, and the pictures.
+def sections(evaluation: Evaluation, budget: ByteBudget) -> list[Section]:
+    """Return the metrics of every task, and the plots.
 
     Raises:
         SourceError: metrics.json is damaged.
     """
-    if not found.metrics:
-        told = "The evaluation did not come to its end: run its command again."
-        return [Section("scores", "Scores", [paragraph(told, kind="note")])]
+    if not evaluation.metrics:
+        text = "The evaluation is not complete: run the same command again to resume."
+        return [Section("scores", "Metrics", [paragraph(text, kind="note")])]
     try:
-        tasks = found.metrics["tasks"]
-        body = [_leading(tasks), _sides(found)]
-        made = [Section("scores", "Scores", body)]
-        made += [Section(f"scores-{task}", task.capitalize(), _task(tasks[task])) for task in tasks]
+        tasks = evaluation.metrics["tasks"]
+        body = [_leading_metrics(tasks), _image_counts(evaluation)]
+        result = [Section("scores", "Metrics", body)]
+        result += [
+            Section(f"scores-{task}", task.capitalize(), _task(tasks[task])) for task in tasks
+        ]
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
-            f"{found.uri}/metrics.json is damaged ({error!r}); evaluate again with --overwrite"
+            f"{evaluation.uri}/metrics.json is damaged ({error!r}); evaluate again with --overwrite"
         ) from None
-    drawn = _pictures(found.storage, found.uri, budget)
-    return [*made, Section("curves", "Curves", drawn)] if drawn else made
+    plots = _plots(evaluation.storage, evaluation.uri, budget)
+    return [*result, Section("curves", "Curves", plots)] if plots else result
 
 
-def _leading(tasks: Mapping[str, Any]) -> Element:
-    figures = []
-    for task, said in tasks.items():
-        for metric in _LEADING.get(task, tuple(said["overall"])[:1]):
-            if metric in said["overall"]:
-                one = said["overall"][metric]
-                figures.append((f"{task}: {_words(metric)}", _value(one), _interval(one)))
-    return tiles(figures)
+def _leading_metrics(tasks: Mapping[str, Any]) -> Element:
+    tiles = []
+    for task, scores in tasks.items():
+        overall = scores["overall"]
+        for metric in _LEADING.get(task, tuple(overall)[:1]):
+            if metric in overall:
+                value, interval = _value(overall[metric]), _interval(overall[metric])
+                tiles.append((f"{task}: {_title(metric)}", value, interval))
+    return metric_tiles(tiles)
 
 
-def _sides(found: Evaluation) -> Element:
-    """Return which images were compared."""
-    images = found.metrics.get("images", {})
-    words = {
-        "images": "on both sides",
-        "failed": "of them failed",
-        "no_truth": "predicted, without a truth",
-        "no_prediction": "labelled, not predicted",
+def _image_counts(evaluation: Evaluation) -> Element:
+    """Return how many images were compared, and why others were not."""
+    images = evaluation.metrics.get("images", {})
+    descriptions = {
+        "images": "compared",
+        "failed": "of these failed",
+        "no_truth": "predicted, without ground truth",
+        "no_prediction": "labelled, without prediction",
         "other_splits": "of other splits",
-        "heatmaps_judged": "whose heatmaps were judged",
-        "heatmaps_left_out": "whose heatmaps were left out",
+        "heatmaps_judged": "with evaluated heatmaps",
+        "heatmaps_left_out": "with heatmaps left out",
     }
-    told = [f"{count(images[key])} {said}" for key, said in words.items() if images.get(key)]
-    kind = found.metrics.get("joined_by")
+    counts = [
+        f"{format_count(images[key])} {text}"
+        for key, text in descriptions.items()
+        if images.get(key)
+    ]
+    kind = evaluation.metrics.get("joined_by")
     joined = f"; joined by {kind}" if kind else ""
-    return paragraph(f"Images: {', '.join(told) or 'none'}{joined}.")
+    return paragraph(f"Images: {', '.join(counts) or 'none'}{joined}.")
 
 
-def _words(metric: str) -> str:
+def _title(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def _value(one: Mapping[str, Any]) -> str:
-    return "undefined" if one["value"] is None else f"{one['value']:.4f}"
+def _value(metric: Mapping[str, Any]) -> str:
+    return "undefined" if metric["value"] is None else f"{metric['value']:.4f}"
 
 
-def _interval(one: Mapping[str, Any]) -> str:
-    return "" if one.get("low") is None else f"{one['low']:.4f} to {one['high']:.4f}"
+def _interval(metric: Mapping[str, Any]) -> str:
+    return "" if metric.get("low") is None else f"{metric['low']:.4f} to {metric['high']:.4f}"
 
 
-def _cell(one: Mapping[str, Any] | None) -> Cell | str:
-    if one is None or one["value"] is None:
+def _cell(metric: Mapping[str, Any] | None) -> Cell | str:
+    if metric is None or metric["value"] is None:
         return "–"
-    return Cell(f"{one['value']:.3f}", one["value"])
+    return Cell(f"{metric['value']:.3f}", metric["value"])
 
 
-def _task(said: Mapping[str, Any]) -> list[Element]:
+def _task(scores: Mapping[str, Any]) -> list[Element]:
+    """Return the tables and charts of one task."""
     rows = [
-        (_words(metric), _value(one), _interval(one), count(one["count"]))
-        for metric, one in said["overall"].items()
+        (_title(name), _value(metric), _interval(metric), format_count(metric["count"]))
+        for name, metric in scores["overall"].items()
     ]
     head = ("metric", "value", "95 % interval", "count")
-    body = [table("Over all classes", head, rows, "tnnn")]
-    by_class = said.get("classes", {})
-    if by_class:
-        body.append(_by_class(by_class))
-    if "calibration" in said:
-        body.append(_calibration(said["calibration"]))
-    confusion = said.get("confusion")
-    if confusion and len(confusion["classes"]) <= _MAX_CONFUSED:
-        body.append(_confusion(confusion["classes"], confusion["counts"]))
+    body = [table("Metrics over all classes", head, rows, "tnnn")]
+    class_metrics = scores.get("classes", {})
+    if class_metrics:
+        body.append(_class_table(class_metrics))
+    if "calibration" in scores:
+        body.append(_calibration(scores["calibration"]))
+    confusion = scores.get("confusion")
+    if confusion and len(confusion["classes"]) <= _MAX_CONFUSION_CLASSES:
+        body.append(_confusion_matrix(confusion["classes"], confusion["counts"]))
     return body
 
 
-def _by_class(classes: Mapping[str, Any]) -> Element:
-    """Return a row a class, those with most of it first."""
-    metrics = list(dict.fromkeys(metric for one in classes.values() for metric in one))
-    weight = {label: max(f["count"] for f in one.values()) for label, one in classes.items()}
-    order = sorted(classes, key=lambda label: -weight[label])[:MAX_CLASSES]
+def _class_table(classes: Mapping[str, Any]) -> Element:
+    """Return a row for each class, those with the largest count first."""
+    metrics = list(dict.fromkeys(name for values in classes.values() for name in values))
+    counts = {
+        label: max(metric["count"] for metric in values.values())
+        for label, values in classes.items()
+    }
+    order = sorted(classes, key=lambda label: -counts[label])[:MAX_CLASSES]
     rows = []
     for label in order:
         values = (_cell(classes[label].get(metric)) for metric in metrics)
-        rows.append((name(label), *values, count(weight[label])))
+        rows.append((name_element(label), *values, format_count(counts[label])))
     more = "" if len(classes) <= MAX_CLASSES else f" ({MAX_CLASSES} of {len(classes):,})"
-    head = ("class", *map(_words, metrics), "count")
-    return table(f"Class by class{more}", head, rows, "t" + "n" * (len(metrics) + 1))
+    head = ("class", *map(_title, metrics), "count")
+    return table(f"Metrics per class{more}", head, rows, "t" + "n" * (len(metrics) + 1))
 
 
 def _calibration(bins: Mapping[str, Sequence[Any]]) -> Element:
-    chart = charts.reliability(bins["score"], bins["accuracy"], bins["counts"])
+    chart = charts.reliability_diagram(bins["score"], bins["accuracy"], bins["counts"])
     return el("div", {"class": "charts"}, chart)
 
 
-def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Element:
-    """Return which class was taken for which: a row for each true one."""
+def _confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Element:
+    """Return the confusion matrix: a row for each true class."""
     rows = []
-    for label, line in zip(names, counts, strict=True):
-        whole = sum(line) or 1
-        cells: list[Cell | str] = [Cell(count(n), n / whole) if n else "·" for n in line]
-        rows.append((name(label), *cells))
-    head = ("true class", *(shortened(label, 24) for label in names), "none")
-    return table("What each true class was taken for", head, rows, "t" + "n" * (len(names) + 1))
+    for label, row_counts in zip(names, counts, strict=True):
+        total = sum(row_counts) or 1
+        cells: list[Cell | str] = [
+            Cell(format_count(n), n / total) if n else "·" for n in row_counts
+        ]
+        rows.append((name_element(label), *cells))
+    head = ("true class", *(shorten(label, 24) for label in names), "none")
+    return table(
+        "Confusion matrix: true class by predicted class", head, rows, "t" + "n" * (len(names) + 1)
+    )
 
 
-def _pictures(storage: Storage, uri: str, budget: Budget) -> list[Element]:
-    """Return the pictures beside the figures: curves of precision over recall, matrices."""
-    names = sorted(one for one in storage.list_names(uri) if one.endswith(".png"))
-    made = []
-    for one in names[:_MAX_PICTURES]:
-        picture = storage.read_bytes(store.join(uri, one))
-        data = budget.spend(picture, "png")
+def _plots(storage: Storage, uri: str, budget: ByteBudget) -> list[Element]:
+    """Return the PNG files of the sink: precision-recall curves, confusion matrices."""
+    names = sorted(name for name in storage.list_names(uri) if name.endswith(".png"))
+    figures = []
+    for name in names[:_MAX_PLOTS]:
+        png = storage.read_bytes(store.join(uri, name))
+        data = budget.embed(png, "png")
         if data:
-            is_wide = int.from_bytes(picture[16:20]) > _WIDE  # as its header says
-            title = one.removesuffix(".png").replace("_", " ")
-            alt = f"Picture {title}; the figures stand in the tables above"
+            is_wide = int.from_bytes(png[16:20]) > _WIDE  # width, in the PNG header
+            title = name.removesuffix(".png").replace("_", " ")
+            alt = f"Plot of {title}; the tables above have the values"
             image = el("img", {"src": data, "alt": alt, "class": "plot"})
             kind = "plot-box wide" if is_wide else "plot-box"
-            made.append(el("figure", {"class": kind}, image, el("figcaption", {}, title)))
-    return [el("div", {"class": "plots"}, *made)] if made else []
+            figures.append(el("figure", {"class": kind}, image, el("figcaption", {}, title)))
+    return [el("div", {"class": "plots"}, *figures)] if figures else []

@@ -1,4 +1,4 @@
-"""A folder becomes a page: what lies in it is found, looked into, and written as one HTML file."""
+"""Write the HTML report of a prediction, an evaluation or a training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from cvbatch.core.errors import (
 from cvbatch.core.redaction import hidden
 from cvbatch.core.version import __version__
 from cvbatch.report import evaluation_page, prediction_page, training_page
-from cvbatch.report.disagreements import Comparison, compare
-from cvbatch.report.html import Section, count, el, paragraph, shortened
-from cvbatch.report.overlays import Budget
+from cvbatch.report.disagreements import Comparison, compare_with_labels
+from cvbatch.report.html import Section, el, format_count, paragraph, shorten
+from cvbatch.report.overlays import ByteBudget
 from cvbatch.report.prediction_page import Prediction
 from cvbatch.report.statistics import collect_statistics
 from cvbatch.results.result import Result
@@ -32,24 +32,24 @@ from cvbatch.results.run_history import latest
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
-PICTURE_BYTES = 12_000_000  # a third more as text; with all else a page stays below 25 MB
+IMAGE_BYTES = 12_000_000  # 16 MB as base64; with everything else a page stays below 25 MB
 _DEFAULT = "_cvbatch/report.html"
-_MAX_RUNS = 40  # shown
+_MAX_RUNS = 40  # rows of the table
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and what it is about."""
+    """Summary of a written report."""
 
     kind: str  # prediction | evaluation | training
-    source: str
-    report: str
+    source: str  # URI of the folder
+    report: str  # URI of the page
     num_bytes: int
     num_images: int
-    notes: list[str]  # what the page lacks, and why
+    notes: list[str]  # about missing content
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON-ready values."""
+        """Return the summary as JSON-ready values."""
         return asdict(self)
 
 
@@ -59,53 +59,59 @@ def write_report(
     evaluation_uri: str | None = None,
     truth: Sequence[str] = (),
 ) -> Report:
-    """Write a page over a prediction, an evaluation or a training; return where it is.
+    """Write one HTML page about a prediction, an evaluation or a training.
 
-    out: a file, here or in a store; None: `_cvbatch/report.html` in the folder itself.
-    evaluation_uri, truth: of a prediction, its evaluation, or labelled Parquet to hold it against.
+    Args:
+        uri: the sink of the job.
+        out: URI of the page; None: `_cvbatch/report.html` in the sink.
+        evaluation_uri: only for a prediction: the sink of its evaluation, shown with it.
+        truth: only for a prediction: URIs of labelled Parquet to compare it with.
 
     Raises:
-        SourceError: the folder holds none of them, or what it holds is damaged.
-        ConfigError: `out` is a folder, or what is asked for is about something else.
+        SourceError: the folder is not a sink of cvbatch, or is damaged.
+        ConfigError: `out` is a folder, or an option does not apply to this job.
     """
     storage, uri = Storage(), store.absolute(uri)
     target = store.join(uri, _DEFAULT) if out is None else store.absolute(out)
     if store.Location.of(target).scheme == "file" and Path(target).is_dir():
-        raise ConfigError(f"--out {out} is a folder; name a file in it, such as report.html")
+        raise ConfigError(f"--out {out} is a folder; use a file name, such as {out}/report.html")
     kind = _kind_of(storage, uri)
     if kind != "prediction" and (evaluation_uri or truth):
         raise ConfigError(
-            f"--evaluation and --truth are about a prediction, and {uri} holds a {kind}; leave "
+            f"--evaluation and --truth need a prediction, but {uri} is of kind {kind!r}; leave "
             "them out"
         )
-    budget, notes, num_images = Budget(PICTURE_BYTES), list[str](), 0
+    budget, notes, num_images = ByteBudget(IMAGE_BYTES), list[str](), 0
     if kind == "training":
-        trained = training_page.find(storage, uri)
-        made = training_page.sections(trained)
-        title = f"A training of {count(len(trained.history), 'epoch')}"
+        training = training_page.load(storage, uri)
+        sections = training_page.sections(training)
+        title = f"Training, {format_count(len(training.history), 'epoch')}"
     elif kind == "evaluation":
-        made, num_images = _of_evaluation(evaluation_page.find(storage, uri), budget, notes)
-        title = "Predictions against the truth"
+        sections, num_images = _evaluation_sections(
+            evaluation_page.load(storage, uri), budget, notes
+        )
+        title = "Evaluation"
     else:
-        found = _prediction(storage, uri)
-        compared, scores = _against(found, evaluation_uri, truth, budget, notes)
-        made = _of_prediction(found, compared, scores, budget, notes)
-        num_images, num_models = found.num_images, len(found.result.metadata.get("models", []))
-        title = f"{count(num_images, 'image')} through {count(num_models, 'network')}"
-    page = compose(title, uri, kind, made)
+        prediction = _load_prediction(storage, uri)
+        comparison, scores = _compare(prediction, evaluation_uri, truth, budget, notes)
+        sections = _prediction_sections(prediction, comparison, scores, budget, notes)
+        num_images = prediction.num_images
+        num_networks = len(prediction.result.metadata.get("models", []))
+        title = f"{format_count(num_images, 'image')}, {format_count(num_networks, 'network')}"
+    page = render_page(title, uri, kind, sections)
     storage.put_bytes(target, page)
     return Report(kind, uri, target, len(page), num_images, notes)
 
 
 def _kind_of(storage: Storage, uri: str) -> str:
-    """Return what lies in a folder. Raises SourceError where it is nothing of cvbatch's."""
-    marks = {
+    """Return the kind of job that wrote a folder. Raises SourceError if none did."""
+    state_files = {
         "evaluation": [evaluation_page.STATE],
         "training": [training_page.STATE, "history.parquet"],
         "prediction": ["_cvbatch/job.json"],
     }
     try:
-        for kind, names in marks.items():
+        for kind, names in state_files.items():
             if any(storage.exists(store.join(uri, name)) for name in names):
                 return kind
         if storage.list_names(store.join(uri, "_cvbatch/manifest")):
@@ -113,174 +119,190 @@ def _kind_of(storage: Storage, uri: str) -> str:
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     raise SourceError(
-        f"{uri} holds no result: name the sink of a `cvbatch predict`, `evaluate` or `train`"
+        f"{uri} contains no result: use the sink of `cvbatch predict`, `evaluate` or `train`"
     )
 
 
-def _prediction(storage: Storage, uri: str) -> Prediction:
+def _load_prediction(storage: Storage, uri: str) -> Prediction:
     result = Result(storage, uri)
     runs = tuple(islice(latest(storage, result.uri), _MAX_RUNS))
     return Prediction(result, collect_statistics(result), runs)
 
 
-def _against(
-    found: Prediction,
+def _compare(
+    prediction: Prediction,
     evaluation_uri: str | None,
     truth: Sequence[str],
-    budget: Budget,
+    budget: ByteBudget,
     notes: list[str],
 ) -> tuple[Comparison | None, list[Section]]:
-    """Return the images that differ from what was asked for as the truth, and the figures."""
-    if (truth or evaluation_uri) and not found.statistics.num_rows:
-        notes.append("The result holds no row yet: there is nothing to hold against the truth.")
+    """Return the comparison with labels and the sections of the evaluation, as requested."""
+    if (truth or evaluation_uri) and not prediction.statistics.num_rows:
+        notes.append("The result has no rows yet, so it cannot be compared with ground truth.")
         return None, []
     if evaluation_uri is None:
-        return (_compare(found, truth, {}) if truth else None), []
-    scored = evaluation_page.find(found.result.storage, evaluation_uri)
-    identity = scored.state.get("predictions", {}).get("identity")
-    if identity != found.result.identity:
+        return (_compare_with_labels(prediction, truth, {}) if truth else None), []
+    evaluation = evaluation_page.load(prediction.result.storage, evaluation_uri)
+    identity = evaluation.state.get("predictions", {}).get("identity")
+    if identity != prediction.result.identity:
         raise ConfigError(
-            f"--evaluation {evaluation_uri} is about {scored.predictions} as it was then, not "
-            f"about {found.result.uri} as it is; evaluate this result"
+            f"--evaluation {evaluation_uri} does not match the current state of "
+            f"{prediction.result.uri}: it is of {evaluation.predictions}; evaluate this result"
         )
-    sections = evaluation_page.sections(scored, budget)
+    sections = evaluation_page.sections(evaluation, budget)
     if truth:
-        said = scored.state.get("evaluation", {})
-        return _compare(found, truth, said), sections
-    return _compared(found, scored, notes), sections
+        options = evaluation.state.get("evaluation", {})
+        return _compare_with_labels(prediction, truth, options), sections
+    return _compare_with_evaluation(prediction, evaluation, notes), sections
 
 
-def _compare(found: Prediction, truth: Sequence[str], said: dict[str, Any]) -> Comparison:
-    """Return the images that differ from the truth that was asked for."""
+def _compare_with_labels(
+    prediction: Prediction, truth: Sequence[str], options: dict[str, Any]
+) -> Comparison:
+    """Compare with the labels of --truth; options: an `evaluation` section."""
     try:
-        return compare(found.result, truth, None, said)
+        return compare_with_labels(prediction.result, truth, None, options)
     except ConfigError as error:
         raise ConfigError(
-            f"--truth: {error}; a job file of cvbatch evaluate can say it: then name its sink with "
+            f"--truth: {error}; or set it in a job file of cvbatch evaluate and use its sink as "
             "--evaluation"
         ) from None
 
 
-def _compared(
-    found: Prediction, scored: evaluation_page.Evaluation, notes: list[str]
+def _compare_with_evaluation(
+    prediction: Prediction, evaluation: evaluation_page.Evaluation, notes: list[str]
 ) -> Comparison | None:
-    """Return the images that differ from the truth of an evaluation, where it still is."""
-    job = scored.state.get("job", {}).get("truth")
-    if not job:  # heatmaps were judged, and nothing else
+    """Compare with the labels of an evaluation; None if they are missing or were not used."""
+    labels = evaluation.state.get("job", {}).get("truth")
+    if not labels:  # only heatmaps were evaluated
         return None
     try:
-        return compare(
-            found.result,
-            job["uri"],
-            job.get("splits"),
-            scored.state.get("evaluation", {}),
+        return compare_with_labels(
+            prediction.result,
+            labels["uri"],
+            labels.get("splits"),
+            evaluation.state.get("evaluation", {}),
         )
     except CvbatchError as error:
-        notes.append(f"No image is held against its truth here: {error}")
+        notes.append(f"No image is compared with its labels: {error}")
         return None
 
 
-def _of_evaluation(
-    scored: evaluation_page.Evaluation, budget: Budget, notes: list[str]
+def _evaluation_sections(
+    evaluation: evaluation_page.Evaluation, budget: ByteBudget, notes: list[str]
 ) -> tuple[list[Section], int]:
-    """Return the sections of an evaluation, with those of its prediction where that still is."""
-    scores = evaluation_page.sections(scored, budget)
-    own = _present(
-        [
-            prediction_page.job_file(
-                scored.state.get("job"), "evaluation-job", "Evaluation's job file"
-            )
-        ]
+    """Return the sections of an evaluation, and of its prediction if that still exists."""
+    scores = evaluation_page.sections(evaluation, budget)
+    job_file = prediction_page.job_file_section(
+        evaluation.state.get("job"), "evaluation-job", "Job file of the evaluation"
     )
-    num_images = int(scored.metrics.get("images", {}).get("images", 0))
+    job_section = _not_none([job_file])
+    num_images = int(evaluation.metrics.get("images", {}).get("images", 0))
     try:
-        found = _prediction(scored.storage, scored.predictions)
+        prediction = _load_prediction(evaluation.storage, evaluation.predictions)
     except CvbatchError as error:
         notes.append(f"The prediction cannot be shown: {error}")
-        extra = Section("prediction", "Prediction", prediction_page.notes(notes))
-        return [*scores, extra, *own], num_images
-    compared = _compared(found, scored, notes)
-    return [*_of_prediction(found, compared, scores, budget, notes), *own], num_images
+        note = Section("prediction", "Prediction", prediction_page.note_paragraphs(notes))
+        return [*scores, note, *job_section], num_images
+    comparison = _compare_with_evaluation(prediction, evaluation, notes)
+    sections = _prediction_sections(prediction, comparison, scores, budget, notes)
+    return [*sections, *job_section], num_images
 
 
-def _of_prediction(
-    found: Prediction,
-    compared: Comparison | None,
+def _prediction_sections(
+    prediction: Prediction,
+    comparison: Comparison | None,
     scores: Sequence[Section],
-    budget: Budget,
+    budget: ByteBudget,
     notes: list[str],
 ) -> list[Section]:
-    shown = prediction_page.pictures(found, compared, budget)
-    shown = shown._replace(body=[*prediction_page.notes(notes), *shown.body])
-    glance = prediction_page.counts(found)
-    first = [*scores[:1], glance] if scores else [glance]
+    gallery = prediction_page.gallery_section(prediction, comparison, budget)
+    gallery = gallery._replace(body=[*prediction_page.note_paragraphs(notes), *gallery.body])
+    summary = prediction_page.summary_section(prediction)
+    first = [*scores[:1], summary] if scores else [summary]
     rest = [
-        shown,
+        gallery,
         *scores[1:],
-        prediction_page.failures(found),
-        prediction_page.classes(found),
-        prediction_page.speed(found),
-        prediction_page.networks(found),
-        prediction_page.job_file(found.result.job.get("job")),
+        prediction_page.failures_section(prediction),
+        prediction_page.classes_section(prediction),
+        prediction_page.runs_section(prediction),
+        prediction_page.networks_section(prediction),
+        prediction_page.job_file_section(prediction.result.job.get("job")),
     ]
-    return [*first, *_present(rest)]
+    return [*first, *_not_none(rest)]
 
 
-def _present(sections: Sequence[Section | None]) -> list[Section]:
-    return [one for one in sections if one is not None]
+def _not_none(sections: Sequence[Section | None]) -> list[Section]:
+    return [section for section in sections if section is not None]
 
 
-def compose(title: str, where: str, kind: str, sections: Sequence[Section]) -> bytes:
-    """Return the page. It loads nothing: style and script are in it, named by their hash."""
+def render_page(title: str, source: str, kind: str, sections: Sequence[Section]) -> bytes:
+    """Return a self-contained HTML page.
+
+    Style and script are embedded. The content security policy allows them by their hash and blocks
+    everything else, so a page opened from an untrusted archive makes no request.
+
+    Args:
+        title: of the page.
+        source: URI of the folder, shown without credentials.
+        kind: of the job, shown above the title.
+        sections: in order.
+    """
     files = resources.files("cvbatch.report")
-    style, script = (files.joinpath(one).read_text("utf-8") for one in ("page.css", "page.js"))
-    rules = (
+    style, script = (files.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    menu = el("ul")
+    for section in sections:
+        menu.append(el("li", {}, el("a", {"href": f"#{section.key}"}, section.title)))
+    header = el(
+        "header",
+        {"class": "top"},
+        el("p", {"class": "kind"}, kind),
+        el("h1", {}, title),
+        el("p", {"class": "where"}, el("code", {}, shorten(hidden(source), 400))),
+    )
+    main = el("main", {"id": "main"}, *map(_section_element, sections))
+    text = f"Written by cvbatch {__version__}. This page makes no requests."
+    footer = el("footer", {}, paragraph(text))
+    body = el(
+        "body",
+        {"class": "show-boxes"},
+        el("a", {"class": "skip", "href": "#main"}, "Skip to content"),
+        header,
+        el("nav", {"aria-label": "Sections"}, menu),
+        main,
+        footer,
+        el("script", {}, script),
+    )
+    page = el("html", {"lang": "en"}, _head(title, style, script), body)
+    html = tostring(page, encoding="unicode", method="html")
+    return f"<!doctype html>\n{html}\n".encode("utf-8", "replace")
+
+
+def _head(title: str, style: str, script: str) -> Element:
+    """Return the head of the page, with the content security policy and the style."""
+    policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
         f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
-    head = el(
+    return el(
         "head",
         {},
         el("meta", {"charset": "utf-8"}),
-        el("meta", {"http-equiv": "Content-Security-Policy", "content": rules}),
+        el("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
         el("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         el("meta", {"name": "color-scheme", "content": "light dark"}),
         el("title", {}, f"{title} · cvbatch"),
         el("style", {}, style),
     )
-    menu = el("ul")
-    for one in sections:
-        menu.append(el("li", {}, el("a", {"href": f"#{one.key}"}, one.title)))
-    top = el(
-        "header",
-        {"class": "top"},
-        el("p", {"class": "kind"}, kind),
-        el("h1", {}, title),
-        el("p", {"class": "where"}, el("code", {}, shortened(hidden(where), 400))),
-    )
-    main = el("main", {"id": "main"}, *(_section(one) for one in sections))
-    foot = el("footer", {}, paragraph(f"Written by cvbatch {__version__}. Nothing here is loaded."))
-    body = el(
-        "body",
-        {"class": "show-boxes"},
-        el("a", {"class": "skip", "href": "#main"}, "To the content"),
-        top,
-        el("nav", {"aria-label": "Sections"}, menu),
-        main,
-        foot,
-        el("script", {}, script),
-    )
-    page = el("html", {"lang": "en"}, head, body)
-    text = tostring(page, encoding="unicode", method="html")
-    return f"<!doctype html>\n{text}\n".encode("utf-8", "replace")
 
 
-def _section(one: Section) -> Element:
-    heading = el("h2", {"id": f"{one.key}-title"}, one.title)
-    said = {"id": one.key, "aria-labelledby": f"{one.key}-title"}
-    return el("section", said, heading, *one.body)
+def _section_element(section: Section) -> Element:
+    title_id = f"{section.key}-title"
+    heading = el("h2", {"id": title_id}, section.title)
+    attributes = {"id": section.key, "aria-labelledby": title_id}
+    return el("section", attributes, heading, *section.body)
 
 
 def _hash(text: str) -> str:
-    """Return what a content security policy names a piece of text by."""
+    """Return the hash source of an inline style or script for a content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""Pictures small enough to stand in a page: an image, and what lies over it, as data URIs."""
+"""Encode thumbnails and overlays (mask, heatmap, differences) as data URIs."""
 
 from __future__ import annotations
 
@@ -13,36 +13,41 @@ from cvbatch.core.types import VOID_CLASS
 from cvbatch.images.drawing import PALETTE
 from cvbatch.images.heatmaps import apply_colormap
 
-LONGER_SIDE = 560  # pixels of a picture in the page, at most
-_HEATMAP_SIDE = 200  # is smooth: the browser stretches it further
+MAX_SIDE = 560  # pixels of the longer side of a thumbnail
+_HEATMAP_SIDE = 200  # a heatmap is smooth, so the browser enlarges it without visible loss
 _QUALITY = 78
 _MASK_ALPHA, _BACKGROUND_ALPHA, _HEATMAP_ALPHA = 150, 110, 215
-_WRONG = (255, 0, 60)  # where mask and truth differ
+_DIFFERENCE_COLOUR = (255, 0, 60)
 
 
-class Budget:
-    """Bytes that pictures may take, so that a page never outgrows its limit."""
+class ByteBudget:
+    """Limits the bytes of all images of a page."""
 
     def __init__(self, num_bytes: int) -> None:
-        self.left = num_bytes
-        self.num_refused = 0
+        self.remaining = num_bytes
+        self.num_omitted = 0
 
-    def spend(self, data: bytes, kind: str) -> str | None:
-        """Return the picture as a data URI; None where no room is left for it."""
-        if len(data) > self.left:
-            self.num_refused += 1
+    def embed(self, data: bytes, kind: str) -> str | None:
+        """Return an encoded image as a data URI; None if the budget is spent.
+
+        Args:
+            data: the encoded image.
+            kind: its MIME subtype, such as "png".
+        """
+        if len(data) > self.remaining:
+            self.num_omitted += 1
             return None
-        self.left -= len(data)
+        self.remaining -= len(data)
         return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def fitted_hw(height: int, width: int) -> tuple[int, int]:
-    """Return the size of a picture in the page: the image's own, or smaller in its shape."""
-    scale = min(1.0, LONGER_SIDE / max(height, width))
+def thumbnail_hw(height: int, width: int) -> tuple[int, int]:
+    """Return the size of a thumbnail: same aspect ratio, at most `MAX_SIDE`, never enlarged."""
+    scale = min(1.0, MAX_SIDE / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def photo(pixels: np.ndarray) -> bytes:  # (h, w, 3) uint8 RGB
+def encode_photo(pixels: np.ndarray) -> bytes:  # (h, w, 3) uint8 RGB
     """Return an image as WebP."""
     return _webp(Image.fromarray(pixels))
 
@@ -51,31 +56,31 @@ def mask_layer(
     mask: np.ndarray,  # (H, W) uint8
     size_hw: tuple[int, int],
 ) -> bytes:
-    """Return a mask as a PNG to lie over its image: class 0 darkens, void shows the image."""
+    """Return a mask as a PNG overlay of `size_hw`: class 0 darkens, void is transparent."""
     height, width = size_hw
     small = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     alpha = np.full(256, _MASK_ALPHA, np.uint8)
     alpha[0], alpha[VOID_CLASS] = _BACKGROUND_ALPHA, 0
-    return _indexed(small, PALETTE, alpha)
+    return _indexed_png(small, PALETTE, alpha)
 
 
 def difference_layer(
     is_wrong: np.ndarray,  # (H, W) bool
     size_hw: tuple[int, int],
 ) -> bytes:
-    """Return a PNG that is red where a mask differs from the truth, and else shows the image."""
+    """Return a PNG overlay of `size_hw`: red where a mask is wrong, transparent elsewhere."""
     height, width = size_hw
     level = cv2.resize(is_wrong.astype(np.uint8), (width, height), interpolation=cv2.INTER_AREA)
     palette, alpha = np.zeros((256, 3), np.uint8), np.zeros(256, np.uint8)
-    palette[1], alpha[1] = _WRONG, 190
-    return _indexed(level, palette, alpha)
+    palette[1], alpha[1] = _DIFFERENCE_COLOUR, 190
+    return _indexed_png(level, palette, alpha)
 
 
 def heatmap_layer(
     values: np.ndarray,  # (h, w) in 0..1, over all of the image
     size_hw: tuple[int, int],
 ) -> bytes:
-    """Return a heatmap as WebP, the less to be seen the lower it is."""
+    """Return a heatmap as a WebP overlay with the aspect ratio of `size_hw`; 0 is transparent."""
     scale = min(1.0, _HEATMAP_SIDE / max(size_hw))
     height, width = (max(1, round(side * scale)) for side in size_hw)
     smooth = cv2.resize(np.nan_to_num(values), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -90,7 +95,7 @@ def _webp(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _indexed(
+def _indexed_png(
     classes: np.ndarray,  # (h, w) uint8
     palette: np.ndarray,  # (256, 3) uint8
     alpha: np.ndarray,  # (256,) uint8

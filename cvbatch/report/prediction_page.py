@@ -1,4 +1,4 @@
-"""Sections about a prediction: counts, failures, gallery, throughput, networks, job file."""
+"""Report sections of a prediction: counts, failures, gallery, throughput, networks, job file."""
 
 from __future__ import annotations
 
@@ -11,100 +11,101 @@ import yaml
 
 from cvbatch.core.redaction import hidden
 from cvbatch.report import charts
-from cvbatch.report.columns import COLUMN_PAGES, tints_of
+from cvbatch.report.columns import COLUMN_PAGES, class_colours
 from cvbatch.report.disagreements import Comparison
 from cvbatch.report.gallery import gallery
 from cvbatch.report.html import (
     Cell,
     Child,
     Section,
-    count,
-    duration,
+    code_block,
     el,
-    listing,
-    name,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_percent,
+    metric_tiles,
+    name_element,
     paragraph,
-    share,
-    shortened,
-    size,
+    shorten,
     table,
-    tiles,
 )
-from cvbatch.report.overlays import Budget
+from cvbatch.report.overlays import ByteBudget
 from cvbatch.report.samples import read_cards
-from cvbatch.report.statistics import BINS, Pick, Statistics
+from cvbatch.report.statistics import NUM_BINS, RowRef, Statistics
 from cvbatch.results.result import Result
 from cvbatch.results.run_history import Run
 
 MAX_CLASSES = 200  # rows of a table
-_SHOWN_OF_CLASSES = 48  # images that show the classes
+_MAX_CLASS_IMAGES = 48  # images in the group "class" of the gallery
 _MAX_TEXT = 100_000  # characters of a job file
 _GROUPS = {
-    "truth": "Differs most from the truth",
-    "class": "Some of each class",
-    "low": "Least certain",
-    "any": "Some images",
+    "truth": "Lowest agreement with ground truth",
+    "class": "Examples of each class",
+    "low": "Least confident",
+    "any": "Examples",
 }
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A result and what a page shows of it."""
+    """A result with its statistics and run history."""
 
     result: Result
     statistics: Statistics
-    runs: tuple[Run, ...]  # the last ones, the last first
+    runs: tuple[Run, ...]  # the latest first
 
     @property
     def num_images(self) -> int:
-        """Return how many images are done, failed ones too; of tars those of the sample."""
+        """Return the number of processed images, failed ones included.
+
+        If only a sample of the part files was counted, tar files count with the sampled rows only.
+        """
         planned = sum(ref.num_images for ref in self.result.done)
         num_rows = self.statistics.num_rows
         return num_rows if self.statistics.is_complete else max(planned, num_rows)
 
 
-def counts(prediction: Prediction) -> Section:
-    """Return the main figures, and how many rows they were counted in."""
+def summary_section(prediction: Prediction) -> Section:
+    """Return the main figures, and how many rows were counted."""
     result, stats = prediction.result, prediction.statistics
     num_missing = len(result.missing)
-    figures = [
-        ("Images", count(prediction.num_images), ""),
-        ("Failed", count(stats.num_failed), share(stats.num_failed, stats.num_rows)),
-        (
-            "Files",
-            count(len(result.done)),
-            size(sum(result.sizes.values())) + (f", {num_missing:,} to do" if num_missing else ""),
-        ),
+    file_note = format_bytes(sum(result.sizes.values()))
+    if num_missing:
+        file_note += f", {num_missing:,} pending"
+    failed_share = format_percent(stats.num_failed, stats.num_rows)
+    tiles = [
+        ("Images", format_count(prediction.num_images), ""),
+        ("Failed", format_count(stats.num_failed), failed_share),
+        ("Files", format_count(len(result.done)), file_note),
     ]
+    num_ok = max(stats.num_rows - stats.num_failed, 1)
     for column, page in COLUMN_PAGES.items():
         if page.unit and column in result.classes:
-            elements = stats.num_elements[page.counted].total()
-            ok = max(stats.num_rows - stats.num_failed, 1)
-            figures.append((page.title, count(elements), f"{elements / ok:.3g} an image"))
+            num_elements = stats.num_elements[page.counted_column].total()
+            per_image = f"{num_elements / num_ok:.3g} per image"
+            tiles.append((page.title, format_count(num_elements), per_image))
     if prediction.runs and prediction.runs[0].images_per_second:
-        speed = f"{prediction.runs[0].images_per_second:,.4g}"
-        figures.append(("Speed", speed, "images/s, last run"))
-    body = [tiles(figures)]
+        throughput = f"{prediction.runs[0].images_per_second:,.4g}"
+        tiles.append(("Throughput", throughput, "images/s, last run"))
+    body = [metric_tiles(tiles)]
     if num_missing:
-        body.append(
-            paragraph(
-                f"{count(num_missing, 'chunk')} of the job {'is' if num_missing == 1 else 'are'} "
-                "not done: run the same command again to go on.", kind="note"
-            )
-        )  # fmt: skip
+        verb = "is" if num_missing == 1 else "are"
+        chunks = format_count(num_missing, "chunk")
+        text = f"{chunks} of the job {verb} pending: run the same command again to resume."
+        body.append(paragraph(text, kind="note"))
     if not stats.is_complete:
-        body.append(
-            paragraph(
-                f"Counted in {count(stats.num_rows, 'row')} of "
-                f"{count(len(stats.sampled), 'file')}, spread evenly over all "
-                f"{count(stats.num_chunks)}.", kind="note"
-            )
-        )  # fmt: skip
-    return Section("counts", "At a glance", body)
+        text = (
+            f"Counted in {format_count(stats.num_rows, 'row')} of "
+            f"{format_count(len(stats.sampled), 'file')}, a sample at equal distances of all "
+            f"{format_count(stats.num_chunks)}."
+        )
+        body.append(paragraph(text, kind="note"))
+    return Section("counts", "Summary", body)
 
 
-def failures(prediction: Prediction) -> Section:
-    """Return the failed images by kind, with some examples of each."""
+def failures_section(prediction: Prediction) -> Section:
+    """Return the failed images by stage and kind, with examples."""
     stats = prediction.statistics
     if not stats.num_failed:
         return Section("failures", "Failures", [paragraph("No image failed.")])
@@ -112,139 +113,141 @@ def failures(prediction: Prediction) -> Section:
     for kind, number in stats.failures.most_common():
         examples = el("ul", {"class": "plain"})
         for image_id, message in stats.examples.get(kind, []):
-            reason = el("span", {"class": "quiet"}, f": {shortened(hidden(message), 300)}")
-            examples.append(el("li", {}, name(image_id), reason))
-        rows.append((kind, Cell(count(number), number / stats.num_failed), examples))
-    title = f"{count(stats.num_failed, 'image')} failed, by stage and kind"
+            reason = el("span", {"class": "quiet"}, f": {shorten(hidden(message), 300)}")
+            examples.append(el("li", {}, name_element(image_id), reason))
+        rows.append((kind, Cell(format_count(number), number / stats.num_failed), examples))
+    title = f"{format_count(stats.num_failed, 'image')} failed, by stage and kind"
     return Section(
-        "failures", "Failures", [table(title, ("kind", "images", "such as"), rows, "tn")]
+        "failures", "Failures", [table(title, ("kind", "images", "examples"), rows, "tn")]
     )
 
 
-def classes(prediction: Prediction) -> Section | None:
-    """Return how often each class was predicted, and the distribution of scores."""
-    stats, body, tables = prediction.statistics, list[Element](), list[Element]()
-    class_tables = prediction.result.classes
-    drawn = [
-        charts.histogram(page.score_title, stats.score_bins[page.counted], BINS)
+def classes_section(prediction: Prediction) -> Section | None:
+    """Return the number of predictions of each class, and the distribution of scores."""
+    stats, result = prediction.statistics, prediction.result
+    histograms = [
+        charts.histogram(page.score_title, stats.score_bins[page.counted_column], NUM_BINS)
         for page in COLUMN_PAGES.values()
-        if stats.score_bins[page.counted]
+        if stats.score_bins[page.counted_column]
         and stats.score_range[0] >= 0
         and stats.score_range[1] <= 1
     ]
-    if drawn:
-        body.append(el("div", {"class": "charts"}, *drawn))
-    for column, page in COLUMN_PAGES.items():
-        if column not in class_tables:
-            continue
-        names, num_images = class_tables[column], stats.num_images[page.counted]
-        order = sorted(range(len(names)), key=lambda k: (-num_images[k], k))[:MAX_CLASSES]
-        most = max(num_images.values(), default=1)
-        head = ["class", "images" if page.has_one_class else "images with it"]
-        head += [page.unit] if page.unit else []
-        rows = []
-        for k in order:
-            share_of_most = num_images[k] / most
-            cells: list[Child | Cell] = [name(names[k]), Cell(count(num_images[k]), share_of_most)]
-            if page.unit:
-                cells.append(count(stats.num_elements[page.counted][k]))
-            rows.append(cells)
-        more = "" if len(names) <= MAX_CLASSES else f" ({MAX_CLASSES} of {len(names):,} classes)"
-        tables.append(table(f"{page.title}{more}", head, rows, "tnn"))
-    if tables:
-        body.append(el("div", {"class": "side-by-side"}, *tables))
+    tables = [
+        _class_table(prediction, column) for column in COLUMN_PAGES if column in result.classes
+    ]
+    body = [el("div", {"class": "charts"}, *histograms)] if histograms else []
+    body += [el("div", {"class": "side-by-side"}, *tables)] if tables else []
     return Section("classes", "Classes", body) if body else None
 
 
-def pictures(prediction: Prediction, compared: Comparison | None, budget: Budget) -> Section:
-    """Return the gallery."""
-    differing = compared.differing if compared else {}
-    cards = read_cards(prediction.result, _picks(prediction, differing), differing)
+def _class_table(prediction: Prediction, column: str) -> Element:
+    """Return the number of images and elements of each class, the most frequent class first."""
+    page, stats = COLUMN_PAGES[column], prediction.statistics
+    names, num_images = prediction.result.classes[column], stats.num_images[page.counted_column]
+    order = sorted(range(len(names)), key=lambda k: (-num_images[k], k))[:MAX_CLASSES]
+    max_images = max(num_images.values(), default=1)
+    head = ["class", "images" if page.has_one_class else "images with it"]
+    head += [page.unit] if page.unit else []
+    rows = []
+    for k in order:
+        image_cell = Cell(format_count(num_images[k]), num_images[k] / max_images)
+        cells: list[Child | Cell] = [name_element(names[k]), image_cell]
+        if page.unit:
+            cells.append(format_count(stats.num_elements[page.counted_column][k]))
+        rows.append(cells)
+    more = "" if len(names) <= MAX_CLASSES else f" ({MAX_CLASSES} of {len(names):,} classes)"
+    return table(f"{page.title}{more}", head, rows, "tnn")
+
+
+def gallery_section(
+    prediction: Prediction, comparison: Comparison | None, budget: ByteBudget
+) -> Section:
+    """Return the gallery; comparison: with labels, if there are any."""
+    most_different = comparison.most_different if comparison else {}
+    cards = read_cards(prediction.result, _row_groups(prediction, most_different), most_different)
     body = []
-    if compared is not None:
-        body.append(
-            paragraph(
-                f"{count(compared.num_compared)} of {count(compared.num_images, 'image')} that "
-                f"are on both sides were compared, image by image; the {len(differing)} that "
-                "differ most are here."
-            )
+    if comparison is not None:
+        text = (
+            f"{format_count(comparison.num_compared)} of "
+            f"{format_count(comparison.num_images, 'image')} with predictions and ground truth "
+            f"were compared; the gallery shows the {len(most_different)} with the lowest agreement."
         )
-    return Section(
-        "gallery",
-        "Gallery",
-        [*body, *gallery(cards, _GROUPS, tints_of(prediction.result.classes), budget)],
-    )
+        body.append(paragraph(text))
+    colours = class_colours(prediction.result.classes)
+    return Section("gallery", "Gallery", [*body, *gallery(cards, _GROUPS, colours, budget)])
 
 
-def _picks(prediction: Prediction, differing: Collection[Pick]) -> dict[Pick, set[str]]:
-    """Return the rows to show, each with the groups of the gallery that it is in."""
+def _row_groups(
+    prediction: Prediction, most_different: Collection[RowRef]
+) -> dict[RowRef, set[str]]:
+    """Return the rows to show, each with its groups of the gallery."""
     stats = prediction.statistics
     groups = {
-        "truth": differing,
-        "class": _of_classes(prediction),
-        "low": stats.picks_least_confident(),
+        "truth": most_different,
+        "class": _rows_by_class(prediction),
+        "low": stats.least_confident_rows(),
     }
     if not any(groups.values()):
-        groups = {"any": stats.first_rows[:_SHOWN_OF_CLASSES]}
-    picks: dict[Pick, set[str]] = {}
+        groups = {"any": stats.first_rows[:_MAX_CLASS_IMAGES]}
+    row_groups: dict[RowRef, set[str]] = {}
     for group, rows in groups.items():
-        for pick in rows:
-            picks.setdefault(pick, set()).add(group)
-    return picks
+        for row_ref in rows:
+            row_groups.setdefault(row_ref, set()).add(group)
+    return row_groups
 
 
-def _of_classes(prediction: Prediction) -> list[Pick]:
+def _rows_by_class(prediction: Prediction) -> list[RowRef]:
     """Return rows that show the classes of the first column that has any."""
     for column, page in COLUMN_PAGES.items():
-        by_class = prediction.statistics.picks_of_class(page.counted)
+        by_class = prediction.statistics.rows_of_class(page.counted_column)
         if column in prediction.result.classes and by_class:
-            num_images = prediction.statistics.num_images[page.counted]
-            order = sorted(by_class, key=lambda k: (-num_images[k], k))[:_SHOWN_OF_CLASSES]
-            per_class = max(1, _SHOWN_OF_CLASSES // len(order))
-            return list(dict.fromkeys(pick for k in order for pick in by_class[k][:per_class]))
+            num_images = prediction.statistics.num_images[page.counted_column]
+            order = sorted(by_class, key=lambda k: (-num_images[k], k))[:_MAX_CLASS_IMAGES]
+            per_class = max(1, _MAX_CLASS_IMAGES // len(order))
+            return list(dict.fromkeys(ref for k in order for ref in by_class[k][:per_class]))
     return []
 
 
-def speed(prediction: Prediction) -> Section | None:
-    """Return the images, failures and throughput of every run of the job."""
+def runs_section(prediction: Prediction) -> Section | None:
+    """Return images, failures and throughput of every run of the job."""
     if not prediction.runs:
         return None
     fastest = max(run.images_per_second for run in prediction.runs) or 1
     rows = [
         (
             f"{run.ended:%Y-%m-%d %H:%M:%S}",
-            count(run.num_images),
-            count(run.num_failed),
-            count(run.num_chunks),
-            duration(run.seconds),
+            format_count(run.num_images),
+            format_count(run.num_failed),
+            format_count(run.num_chunks),
+            format_duration(run.seconds),
             Cell(f"{run.images_per_second:,.4g}", run.images_per_second / fastest),
         )
         for run in prediction.runs
     ]
     head = ("ended (UTC)", "images", "failed", "chunks", "time", "images/s")
-    title = f"Runs of the job, the last one first ({len(rows)})"
+    title = f"Runs of the job, latest first ({len(rows)})"
     return Section("runs", "Throughput", [table(title, head, rows, "tnnnnn")])
 
 
-def networks(prediction: Prediction) -> Section | None:
-    """Return the networks of the job with their parameters and multiply-adds, where known."""
+def networks_section(prediction: Prediction) -> Section | None:
+    """Return the networks of the job, with parameters and multiply-adds if they are known."""
     models = prediction.result.metadata.get("models", [])
     if not models:
         return None
     costs = prediction.result.job.get("networks")
-    if not isinstance(costs, list) or [type(one) for one in costs] != [dict] * len(models):
+    if not isinstance(costs, list) or [type(cost) for cost in costs] != [dict] * len(models):
         costs = [{}] * len(models)
     rows = []
     for model, cost in zip(models, costs, strict=True):
         height, width = model.get("input_size", (0, 0))
         rows.append(
             (
-                name(hidden(model["name"])),
+                name_element(hidden(model["name"])),
                 model["task"],
                 f"{height} × {width}, {model.get('resize', '')}",
-                count(len(model["classes"])),
-                _whole(cost.get("parameters")),
-                _whole(cost.get("multiply_adds")),
+                format_count(len(model["classes"])),
+                _integer(cost.get("parameters")),
+                _integer(cost.get("multiply_adds")),
                 el("code", {}, str(model.get("weights_sha256", ""))[:12]),
             )
         )
@@ -253,29 +256,29 @@ def networks(prediction: Prediction) -> Section | None:
     return Section("networks", "Networks", body)
 
 
-def _whole(number: Any) -> str:
+def _integer(number: Any) -> str:
     return f"{number:,}" if isinstance(number, int) else "–"
 
 
-def job_file(
+def job_file_section(
     job: Mapping[str, Any] | None, key: str = "job", title: str = "Job file"
 ) -> Section | None:
-    """Return a resolved job as YAML, with secrets hidden."""
+    """Return a resolved job as YAML, without secrets."""
     if not job:
         return None
     text = hidden(yaml.safe_dump(_without_nulls(job), sort_keys=False, allow_unicode=True))
     if len(text) > _MAX_TEXT:
-        text = f"{text[:_MAX_TEXT]}\n# {len(text) - _MAX_TEXT:,} characters more\n"
-    return Section(key, title, [listing(text, f"{title}, resolved")])
+        text = f"{text[:_MAX_TEXT]}\n# {len(text) - _MAX_TEXT:,} more characters\n"
+    return Section(key, title, [code_block(text, f"{title}, resolved")])
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return a job without the keys that are null: those that were not given."""
+    """Return a job without the keys whose value is null: those that are not set."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def notes(messages: Sequence[str]) -> list[Element]:
-    """Return what is missing on the page, and why, as paragraphs."""
-    return [paragraph(hidden(shortened(one, 600)), kind="note") for one in messages]
+def note_paragraphs(messages: Sequence[str]) -> list[Element]:
+    """Return messages about missing content as paragraphs."""
+    return [paragraph(hidden(shorten(message, 600)), kind="note") for message in messages]

@@ -1,8 +1,8 @@
-"""Class and score statistics of a result, and the rows that its gallery shows.
+"""Class and score statistics of a result, and the choice of the rows for the gallery.
 
 Only columns of classes and scores are read: no mask, no heatmap, no image. Of a large result a
-sample is read: whole part files, spread evenly over it, up to a number of rows. Which rows are
-picked follows from their places alone, so the same result gives the same page.
+sample of the part files is read, at equal distances. The choice of rows depends only on their
+positions, so the same result gives the same page.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from cvbatch.results.result import Result
 
 MAX_FILES = 2048
 MAX_ROWS = 1 << 20
-LEAST_CONFIDENT = 16  # rows picked
-OF_CLASS = 6  # rows picked for each class
-EXAMPLES = 4  # images named for each kind of failure
-BINS = 20
-_THREADS = 16  # that wait for a store
+MAX_LEAST_CONFIDENT = 16  # rows
+ROWS_PER_CLASS = 6
+MAX_EXAMPLES = 4  # of images for each kind of failure
+NUM_BINS = 20
+_THREADS = 16  # for reading part files
 _BATCH_ROWS = 8192
 
 
-class Pick(NamedTuple):
-    """A row of a result by its place."""
+class RowRef(NamedTuple):
+    """A row of a result."""
 
     ref: ChunkRef
-    row: int
+    row: int  # index in the part file
 
 
 class _RankedRows(NamedTuple):
-    """Rows with a rank each; those of the lowest ranks are kept, some for each group."""
+    """Rows with a group and a rank each, of which the lowest ranks of each group are kept."""
 
     group: np.ndarray  # (n,) int64
     rank: np.ndarray  # (n,) float64
-    file: np.ndarray  # (n,) int64 index of a sampled chunk
-    row: np.ndarray  # (n,) int64 number in its part file
+    file: np.ndarray  # (n,) int64 index into the sampled chunks
+    row: np.ndarray  # (n,) int64 index in the part file
 
     @classmethod
     def of(cls, group: Any, rank: np.ndarray, file: int, row: np.ndarray) -> _RankedRows:
-        """Return rows of one file; group: of each, or of all."""
+        """Return rows of one file; group: of each row, or one for all."""
         return cls(np.broadcast_to(group, row.shape), rank, np.full(row.shape, file), row)
 
     def lowest(self, other: _RankedRows, count: int) -> _RankedRows:
-        """Return the `count` rows of the lowest ranks of each group, of both."""
+        """Merge both; return the `count` rows of the lowest ranks of each group."""
         rows = _RankedRows(*map(np.concatenate, zip(self, other, strict=True)))
         order = np.lexsort((rows.row, rows.file, rows.rank, rows.group))
         _, start, size = np.unique(rows.group[order], return_index=True, return_counts=True)
-        place = np.arange(len(order)) - np.repeat(start, size)
-        chosen = order[place < count]
+        rank_in_group = np.arange(len(order)) - np.repeat(start, size)
+        chosen = order[rank_in_group < count]
         return _RankedRows(*(column[chosen] for column in rows))
 
 
@@ -71,7 +71,7 @@ def _counters() -> dict[str, Counter[int]]:
 
 @dataclass
 class Statistics:
-    """Counts over a result, and picked rows."""
+    """Counts over a result, and the rows chosen for the gallery."""
 
     sampled: list[ChunkRef]  # the chunks whose rows are counted
     num_chunks: int = 0  # of the whole result
@@ -83,156 +83,162 @@ class Statistics:
     num_elements: dict[str, Counter[int]] = field(default_factory=_counters)
     score_bins: dict[str, Counter[int]] = field(default_factory=_counters)  # column → bin → scores
     score_range: tuple[float, float] = (0.0, 1.0)
-    of_class: dict[str, _RankedRows] = field(default_factory=lambda: defaultdict(lambda: _NO_ROWS))
+    class_samples: dict[str, _RankedRows] = field(
+        default_factory=lambda: defaultdict(lambda: _NO_ROWS)
+    )
     least_confident: _RankedRows = _NO_ROWS
-    first_rows: list[Pick] = field(default_factory=list)  # of the sampled chunks that have rows
+    first_rows: list[RowRef] = field(default_factory=list)  # of the sampled chunks that have rows
 
     @property
     def is_complete(self) -> bool:
-        """Say whether every row was counted."""
+        """Return whether every row was counted, not a sample."""
         return self.num_chunks == len(self.sampled)
 
-    def picks_of_class(self, column: str) -> dict[int, list[Pick]]:
-        """Return rows in which a class occurs, spread over the result, by class."""
-        picks: dict[int, list[Pick]] = defaultdict(list)
-        rows = self.of_class[column]
-        for class_id, pick in zip(rows.group.tolist(), self._picks(rows), strict=True):
-            picks[class_id].append(pick)
-        return picks
+    def rows_of_class(self, column: str) -> dict[int, list[RowRef]]:
+        """Return for each class some rows that contain it, spread over the result.
 
-    def picks_least_confident(self) -> list[Pick]:
-        """Return the rows whose best score is lowest, that of the lowest first."""
-        return self._picks(self.least_confident)
+        Args:
+            column: "labels", "boxes" or "mask_areas".
+        """
+        row_refs: dict[int, list[RowRef]] = defaultdict(list)
+        rows = self.class_samples[column]
+        for class_id, row_ref in zip(rows.group.tolist(), self._row_refs(rows), strict=True):
+            row_refs[class_id].append(row_ref)
+        return row_refs
 
-    def _picks(self, rows: _RankedRows) -> list[Pick]:
-        places = zip(rows.file.tolist(), rows.row.tolist(), strict=True)
-        return [Pick(self.sampled[file], row) for file, row in places]
+    def least_confident_rows(self) -> list[RowRef]:
+        """Return the rows with the lowest best scores, lowest first."""
+        return self._row_refs(self.least_confident)
+
+    def _row_refs(self, rows: _RankedRows) -> list[RowRef]:
+        pairs = zip(rows.file.tolist(), rows.row.tolist(), strict=True)
+        return [RowRef(self.sampled[file], row) for file, row in pairs]
 
     def add(self, other: Statistics) -> None:
-        """Count the rows of another file in."""
+        """Add the counts of another part file."""
         self.num_rows += other.num_rows
         self.num_failed += other.num_failed
         self.failures.update(other.failures)
         for kind, examples in other.examples.items():
-            self.examples[kind] = (self.examples.get(kind, []) + examples)[:EXAMPLES]
+            self.examples[kind] = (self.examples.get(kind, []) + examples)[:MAX_EXAMPLES]
         for name in ("num_images", "num_elements", "score_bins"):
             for column, counts in getattr(other, name).items():
                 getattr(self, name)[column].update(counts)
         low, high = other.score_range
         self.score_range = min(low, self.score_range[0]), max(high, self.score_range[1])
-        for column, rows in other.of_class.items():
-            self.of_class[column] = self.of_class[column].lowest(rows, OF_CLASS)
+        for column, rows in other.class_samples.items():
+            self.class_samples[column] = self.class_samples[column].lowest(rows, ROWS_PER_CLASS)
         rows = other.least_confident
-        self.least_confident = self.least_confident.lowest(rows, LEAST_CONFIDENT)
+        self.least_confident = self.least_confident.lowest(rows, MAX_LEAST_CONFIDENT)
 
 
 def collect_statistics(result: Result) -> Statistics:
-    """Return the statistics of a result; of a large one, those of a sample of its parts.
+    """Return the statistics of a result; of a large one, those of a sample of its part files.
 
     Raises:
-        SourceError: a part is damaged, of another schema version, or of another job than the rest.
+        SourceError: a part file is damaged, of another schema version, or of another job.
     """
     total = Statistics(_sample(result.done), len(result.done))
     leaves = [
-        f"{page.counted}.list.element.{leaf}"
+        f"{page.counted_column}.list.element.{leaf}"
         for page in COLUMN_PAGES.values()
-        if page.counted in result.footer.columns
+        if page.counted_column in result.footer.columns
         for leaf in (("class_id", "score") if page.score_title else ("class_id",))
     ]
     with ThreadPoolExecutor(_THREADS) as pool:
         counted = pool.map(lambda item: _count(result, leaves, *item), enumerate(total.sampled))
-        for ref, one in zip(total.sampled, counted, strict=True):
-            total.add(one)
-            total.first_rows += [Pick(ref, 0)] if one.num_rows else []
+        for ref, stats in zip(total.sampled, counted, strict=True):
+            total.add(stats)
+            total.first_rows += [RowRef(ref, 0)] if stats.num_rows else []
     return total
 
 
 def _sample(done: Sequence[ChunkRef]) -> list[ChunkRef]:
-    """Return the chunks to count: all, or some at equal distances."""
+    """Return the chunks to count: all, or a sample at equal distances."""
     count = min(len(done), MAX_FILES)
     rows = sum(max(ref.num_images, 1) for ref in done)
     if rows > MAX_ROWS:
         count = max(1, min(count, len(done) * MAX_ROWS // rows))
-    places = np.linspace(0, max(len(done) - 1, 0), count).round().astype(int)
-    return [done[i] for i in places]
+    indices = np.linspace(0, max(len(done) - 1, 0), count).round().astype(int)
+    return [done[i] for i in indices]
 
 
 def _count(result: Result, leaves: Sequence[str], file: int, ref: ChunkRef) -> Statistics:
-    """Return the statistics of one chunk, the one of index `file`."""
-    one = Statistics([])
+    """Return the statistics of one chunk; file: its index into the sampled chunks."""
+    stats = Statistics([])
     columns = ["status", "error.stage", "error.kind", *leaves]
     try:
         for batch in result.batches(ref, columns, _BATCH_ROWS):
-            _count_batch(one, batch, file)
-            one.num_rows += batch.num_rows
-        if one.num_failed:
-            _find_examples(one, result, ref)
+            _count_batch(stats, batch, file)
+            stats.num_rows += batch.num_rows
+        if stats.num_failed:
+            _record_examples(stats, result, ref)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
-            f"{result.uri_of(ref)} has rows that cvbatch never writes ({error!r:.200}); predict "
-            "again"
+            f"{result.uri_of(ref)} has rows that cvbatch never writes ({error!r:.200}); run the "
+            "prediction again"
         ) from None
-    return one
+    return stats
 
 
-def _find_examples(one: Statistics, result: Result, ref: ChunkRef) -> None:
-    """Name some images of every kind of failure in a chunk."""
-    num_wanted = sum(min(count, EXAMPLES) for count in one.failures.values())
+def _record_examples(stats: Statistics, result: Result, ref: ChunkRef) -> None:
+    """Record up to `MAX_EXAMPLES` images of every kind of failure in a chunk."""
+    num_missing = sum(min(count, MAX_EXAMPLES) for count in stats.failures.values())
     for row in result.rows(ref, (), _BATCH_ROWS):
         if row.error is not None:
-            named = one.examples.setdefault(f"{row.error.stage}/{row.error.kind}", [])
-            if len(named) < EXAMPLES:
-                named.append((row.image_id, row.error.message))
-                num_wanted -= 1
-        if not num_wanted:
+            examples = stats.examples.setdefault(f"{row.error.stage}/{row.error.kind}", [])
+            if len(examples) < MAX_EXAMPLES:
+                examples.append((row.image_id, row.error.message))
+                num_missing -= 1
+        if not num_missing:
             return
 
 
-def _count_batch(one: Statistics, batch: pa.RecordBatch, file: int) -> None:
+def _count_batch(stats: Statistics, batch: pa.RecordBatch, file: int) -> None:
     is_failed = pc.not_equal(batch["status"], "ok").to_numpy(zero_copy_only=False)
-    one.num_failed += int(is_failed.sum())
+    stats.num_failed += int(is_failed.sum())
     if is_failed.any():
         errors = batch["error"].filter(pa.array(is_failed))
         stage, kind = (pc.struct_field(errors, name) for name in ("stage", "kind"))
-        one.failures.update(pc.binary_join_element_wise(stage, kind, "/").to_pylist())
-    best = np.full(batch.num_rows, np.inf)  # of the first column with scores
+        stats.failures.update(pc.binary_join_element_wise(stage, kind, "/").to_pylist())
+    best = np.full(batch.num_rows, np.inf)  # score; of the first column with scores
     for page in COLUMN_PAGES.values():
-        column = page.counted
+        column = page.counted_column
         if column not in batch.schema.names:
             continue
         lengths = pc.fill_null(pc.list_value_length(batch[column]), 0).to_numpy()
         image = np.repeat(np.arange(batch.num_rows), lengths)
         structs = batch[column].flatten()
         class_id = pc.struct_field(structs, "class_id").to_numpy(zero_copy_only=False)
-        _count_classes(one, page, class_id, image, file)
+        _count_classes(stats, page, class_id, image, file)
         if page.score_title:
             score = pc.struct_field(structs, "score").to_numpy(zero_copy_only=False)
             highest = np.full(batch.num_rows, -np.inf)
             np.maximum.at(highest, image, score)
-            _count_scores(one, column, highest[lengths > 0] if page.has_one_class else score)
+            _count_scores(stats, column, highest[lengths > 0] if page.has_one_class else score)
             best = np.where((lengths > 0) & ~np.isfinite(best), highest, best)
     rows = np.flatnonzero(np.isfinite(best))
-    ranked = _RankedRows.of(0, best[rows], file, one.num_rows + rows)
-    one.least_confident = one.least_confident.lowest(ranked, LEAST_CONFIDENT)
+    ranked = _RankedRows.of(0, best[rows], file, stats.num_rows + rows)
+    stats.least_confident = stats.least_confident.lowest(ranked, MAX_LEAST_CONFIDENT)
 
 
 def _count_classes(
-    one: Statistics,
+    stats: Statistics,
     page: ColumnPage,
     class_id: np.ndarray,  # (m,) int32
     image: np.ndarray,  # (m,) int64 row in the batch, ascending
     file: int,
 ) -> None:
-    column = page.counted
-    one.num_elements[column].update(_counts(class_id))
+    column = page.counted_column
+    stats.num_elements[column].update(_counts(class_id))
     if page.has_one_class:
         _, first = np.unique(image, return_index=True)
         image, class_id = image[first], class_id[first]
-    pairs = np.unique(class_id.astype(np.int64) << 32 | image)  # the rows of a class ascend
-    classes, rows = pairs >> 32, one.num_rows + (pairs & 0xFFFFFFFF)
-    one.num_images[column].update(_counts(classes))
-    ranked = _RankedRows.of(classes, _shuffled(file, rows).astype(np.float64), file, rows)
-    one.of_class[column] = one.of_class[column].lowest(ranked, OF_CLASS)
+    pairs = np.unique(class_id.astype(np.int64) << 32 | image)  # sorted by class, then by row
+    classes, rows = pairs >> 32, stats.num_rows + (pairs & 0xFFFFFFFF)
+    stats.num_images[column].update(_counts(classes))
+    ranked = _RankedRows.of(classes, _pseudo_random(file, rows).astype(np.float64), file, rows)
+    stats.class_samples[column] = stats.class_samples[column].lowest(ranked, ROWS_PER_CLASS)
 
 
 def _counts(values: np.ndarray) -> dict[int, int]:
@@ -240,15 +246,21 @@ def _counts(values: np.ndarray) -> dict[int, int]:
     return dict(zip(unique.tolist(), counts.tolist(), strict=True))
 
 
-def _count_scores(one: Statistics, column: str, score: np.ndarray) -> None:  # (m,) float32
+def _count_scores(stats: Statistics, column: str, score: np.ndarray) -> None:  # (m,) float32
     score = score[np.isfinite(score)].astype(np.float64)
-    one.score_bins[column].update(_counts(np.clip(np.floor(score * BINS), 0, BINS - 1).astype(int)))
-    low, high = one.score_range
-    one.score_range = float(score.min(initial=low)), float(score.max(initial=high))
+    stats.score_bins[column].update(
+        _counts(np.clip(np.floor(score * NUM_BINS), 0, NUM_BINS - 1).astype(int))
+    )
+    low, high = stats.score_range
+    stats.score_range = float(score.min(initial=low)), float(score.max(initial=high))
 
 
-def _shuffled(file: int, rows: np.ndarray) -> np.ndarray:  # (n,) → (n,) uint64
-    """Return a pseudo-random number for each row, always the same one (splitmix64)."""
+def _pseudo_random(file: int, rows: np.ndarray) -> np.ndarray:  # (n,) → (n,) uint64
+    """Return a reproducible pseudo-random number for each row.
+
+    Source: splitmix64, Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+    OOPSLA 2014.
+    """
     with np.errstate(over="ignore"):
         z = (np.uint64(file) << np.uint64(32)) + rows.astype(np.uint64)
         z = (z + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

@@ -1,4 +1,4 @@
-"""The parts of a page that are about a training: its curves, what it came to, its job."""
+"""Report sections of a training: curves, metrics, epochs, job file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from cvbatch.core.errors import NotFoundError, SourceError
 from cvbatch.core.redaction import hidden
 from cvbatch.report import charts
 from cvbatch.report.evaluation_page import read_json
-from cvbatch.report.html import Section, count, duration, el, listing, paragraph, table, tiles
+from cvbatch.report.html import (
+    Section,
+    code_block,
+    el,
+    format_count,
+    format_duration,
+    metric_tiles,
+    paragraph,
+    table,
+)
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 from cvbatch.train.history import columns_of
@@ -27,25 +36,25 @@ _MAX_TEXT = 100_000
 
 @dataclass(frozen=True)
 class Training:
-    """What lies in a training's sink."""
+    """State, history, metrics and job file in the sink of a training."""
 
     uri: str
     state: dict[str, Any]
-    history: list[dict[str, Any]]  # an epoch each
-    metrics: dict[str, dict[str, Any]]  # by split; {} before the end
+    history: list[dict[str, Any]]  # one row per epoch
+    metrics: dict[str, dict[str, Any]]  # by split; {} if the training is not complete
     config: str
 
     @property
     def done(self) -> dict[str, Any]:
-        """Return the summary of the run that came to its end; {} before."""
+        """Return the summary of the completed run; {} if the training is not complete."""
         return self.state.get("done") or {}
 
 
-def find(storage: Storage, uri: str) -> Training:
-    """Return what a training's sink says.
+def load(storage: Storage, uri: str) -> Training:
+    """Read the state, history and metrics of a training.
 
     Raises:
-        SourceError: it is damaged.
+        SourceError: a file is damaged.
     """
     uri = store.absolute(uri)
     try:
@@ -61,8 +70,8 @@ def find(storage: Storage, uri: str) -> Training:
     )
 
 
-def _splits(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {split: values for split, values in said.items() if isinstance(values, dict)}
+def _splits(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {split: values for split, values in metrics.items() if isinstance(values, dict)}
 
 
 def _history(storage: Storage, uri: str) -> list[dict[str, Any]]:
@@ -78,87 +87,101 @@ def _history(storage: Storage, uri: str) -> list[dict[str, Any]]:
     return rows
 
 
-def sections(found: Training) -> list[Section]:
-    """Return what a training came to, its curves, its epochs one by one, its job."""
-    made = [Section("counts", "At a glance", _glance(found))]
-    if found.history:
-        made.append(Section("curves", "Curves", [_curves(found)]))
-        made.append(Section("epochs", "Epochs", [_epochs(found)]))
-    if found.metrics:
-        made.append(Section("scores", "Scores", [_scores(found)]))
-    if found.config:
-        text = hidden(found.config[:_MAX_TEXT])
-        made.append(Section("job", "Job file", [listing(text, "The resolved job file")]))
-    return made
+def sections(training: Training) -> list[Section]:
+    """Return summary, curves, a table of the epochs, metrics of the best network, and job file."""
+    result = [Section("counts", "Summary", _summary(training))]
+    if training.history:
+        result.append(Section("curves", "Curves", [_curves(training)]))
+        result.append(Section("epochs", "Epochs", [_epochs(training)]))
+    if training.metrics:
+        result.append(Section("scores", "Metrics", [_metrics(training)]))
+    if training.config:
+        text = hidden(training.config[:_MAX_TEXT])
+        result.append(Section("job", "Job file", [code_block(text, "Resolved job file")]))
+    return result
 
 
-def _glance(found: Training) -> list[Element]:
-    history, done = found.history, found.done
+def _summary(training: Training) -> list[Element]:
+    history, done = training.history, training.done
     seconds = sum(float(row.get("seconds") or 0) for row in history)
     waited = sum(float(row.get("waited_seconds") or 0) for row in history)
     steps = max((int(row["step"]) for row in history if row.get("step") is not None), default=0)
-    figures = [
-        ("Epochs", count(len(history)), f"{steps:,} steps"),
+    tiles = [
+        ("Epochs", format_count(len(history)), f"{steps:,} steps"),
         ("Best epoch", str(done.get("best_epoch") or "–"), ""),
-        ("Time", duration(seconds), f"{duration(waited)} of it waiting for images"),
+        (
+            "Time",
+            format_duration(seconds),
+            f"of which {format_duration(waited)} waiting for images",
+        ),
     ]
     for split, number in (done.get("images") or {}).items():
-        figures.append((f"Images: {split}", count(int(number)), ""))
-    for split, values in found.metrics.items():
+        tiles.append((f"Images: {split}", format_count(int(number)), ""))
+    for split, values in training.metrics.items():
         for metric, value in list(values.items())[:1]:
-            figures.append((f"{split}: {metric.replace('_', ' ')}", _figure(value), ""))
-    body = [tiles(figures)]
+            tiles.append((f"{split}: {metric.replace('_', ' ')}", _format_metric(value), ""))
+    body = [metric_tiles(tiles)]
     if not history:
-        body.append(paragraph("No epoch is over yet.", kind="note"))
+        body.append(paragraph("No epoch is complete yet.", kind="note"))
     if not done:
-        told = "The training did not come to its end yet: run its command again to go on."
-        body.append(paragraph(told, kind="note"))
+        text = "The training is not complete: run the same command again to resume."
+        body.append(paragraph(text, kind="note"))
     return body
 
 
-def _figure(value: object) -> str:
+def _format_metric(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) and math.isfinite(value) else "–"
 
 
-def _curves(found: Training) -> Element:
-    """Return a curve for each number, lowest to highest."""
-    rows = found.history
+def _curves(training: Training) -> Element:
+    """Return a chart for each numeric column of the history."""
+    rows = training.history
     phases = [row.get("phase") for row in rows]
     breaks = [i for i in range(1, len(rows)) if phases[i] != phases[i - 1]]
-    kept = found.done.get("best_epoch")
-    best = next((i for i, row in enumerate(rows) if kept and row.get("epoch") == kept), None)
+    best_epoch = training.done.get("best_epoch")
+    best = next(
+        (i for i, row in enumerate(rows) if best_epoch and row.get("epoch") == best_epoch), None
+    )
     labels = [str(row.get("epoch", i + 1)) for i, row in enumerate(rows)]
-    drawn = []
+    curves = []
     for key in columns_of(rows):
         if key in _NOT_DRAWN:
             continue
         values = [
             float(row[key]) if isinstance(row.get(key), int | float) else math.nan for row in rows
         ]
-        drawn.append(charts.line(key.replace("_", " "), values, labels, breaks, best))
-    return el("div", {"class": "charts"}, *drawn)
+        curves.append(charts.line_chart(key.replace("_", " "), values, labels, breaks, best))
+    return el("div", {"class": "charts"}, *curves)
 
 
-def _epochs(found: Training) -> Element:
-    keys = columns_of(found.history)
-    rows = [tuple(_plain(row.get(key)) for key in keys) for row in found.history[-_MAX_EPOCHS:]]
+def _epochs(training: Training) -> Element:
+    keys = columns_of(training.history)
+    rows = [
+        tuple(_format_value(row.get(key)) for key in keys)
+        for row in training.history[-_MAX_EPOCHS:]
+    ]
     head = [key.replace("_", " ") for key in keys]
-    more = "" if len(found.history) <= _MAX_EPOCHS else f" (the last {_MAX_EPOCHS})"
+    more = "" if len(training.history) <= _MAX_EPOCHS else f" (the last {_MAX_EPOCHS})"
     numeric = "".join("t" if key == "phase" else "n" for key in keys)
-    return table(f"Epoch by epoch{more}", head, rows, numeric)
+    return table(f"Metrics per epoch{more}", head, rows, numeric)
 
 
-def _plain(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "–"
     return "–" if value is None else str(value)
 
 
-def _scores(found: Training) -> Element:
-    metrics = list(dict.fromkeys(key for values in found.metrics.values() for key in values))
+def _metrics(training: Training) -> Element:
+    metrics = list(dict.fromkeys(key for values in training.metrics.values() for key in values))
     rows = [
-        (metric.replace("_", " "), *(_figure(one.get(metric)) for one in found.metrics.values()))
+        (
+            metric.replace("_", " "),
+            *(_format_metric(values.get(metric)) for values in training.metrics.values()),
+        )
         for metric in metrics
     ]
-    head = ("metric", *found.metrics)
-    return table("The kept network on each split", head, rows, "t" + "n" * len(found.metrics))
+    head = ("metric", *training.metrics)
+    return table(
+        "Metrics of the best network by split", head, rows, "t" + "n" * len(training.metrics)
+    )

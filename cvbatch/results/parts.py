@@ -26,16 +26,16 @@ from cvbatch.storage.store import Storage
 
 BATCH_ROWS = 64  # in memory together, with masks and heatmaps
 MISSING = Failure("read", "missing", "the source no longer has it")
-_TAKEN_ROWS = 256  # read together; with 64, taking most rows of a part lasts a quarter longer
+_TAKEN_ROWS = 256  # rows of one read; 64 is a quarter slower if most rows of a part are taken
 _BUFFER_BYTES = 1 << 20  # of one column: a row group's masks are never in memory together
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
 
 
 @dataclass(frozen=True)
 class Footer:
-    """What the footer of a part file says of its job."""
+    """Footer of a part file: metadata of its job, and columns."""
 
-    document: dict[str, Any]  # JSON of the metadata key `cvbatch`; {} without a part
+    document: dict[str, Any]  # JSON of the metadata key `cvbatch`; {} if there is no part
     columns: tuple[str, ...]
 
     @property
@@ -96,7 +96,7 @@ def read_batches(
         uri: part file.
         columns: names of columns or Parquet leaves; None: all columns.
         num_rows: rows of one batch, at most.
-        fingerprint: job that the part must be of.
+        fingerprint: of the job that must have written the part.
 
     Raises:
         SourceError: the file is damaged, or is a part of another job or schema version.
@@ -117,7 +117,7 @@ def take_rows(
 ) -> pa.Table:
     """Return some rows of a Parquet file, of a result or of labelled images.
 
-    Row groups without one of the rows, and what follows the last of them, are not read.
+    Row groups without any of the rows, and rows after the last of them, are not read.
 
     Args:
         uri: Parquet file.
@@ -133,26 +133,27 @@ def take_rows(
     with read_errors(uri), storage.open_input(uri) as source:
         file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         if columns is not None:
-            columns = [one for one in columns if one.split(".")[0] in file.schema_arrow.names]
+            names = set(file.schema_arrow.names)
+            columns = [column for column in columns if column.split(".")[0] in names]
         sizes = np.array([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         ends = np.cumsum(sizes)
         groups, index = np.unique(np.searchsorted(ends, rows, "right"), return_inverse=True)
         skipped = (ends - sizes)[groups] - np.cumsum([0, *sizes[groups]])[:-1]  # rows before each
-        places = rows - skipped[index]
-        chosen, order = np.unique(places, return_inverse=True)
+        positions = rows - skipped[index]  # in the row groups that are read
+        chosen, order = np.unique(positions, return_inverse=True)
         tables, start = [file.read_row_groups([], columns)], 0
         for batch in file.iter_batches(_TAKEN_ROWS, groups.tolist(), columns):
             if start > chosen[-1]:
                 break
-            own = chosen[(start <= chosen) & (chosen < start + len(batch))] - start
-            tables.append(pa.Table.from_batches([batch.take(pa.array(own))]))
+            in_batch = chosen[(start <= chosen) & (chosen < start + len(batch))] - start
+            tables.append(pa.Table.from_batches([batch.take(pa.array(in_batch))]))
             start += len(batch)
         return pa.concat_tables(tables).take(pa.array(order))
 
 
 @contextmanager
 def read_errors(uri: str) -> Iterator[None]:
-    """Turn errors of reading Parquet into SourceError, which names the file or folder."""
+    """Convert errors of reading Parquet to a SourceError that names the file or folder."""
     try:
         yield
     except (pa.ArrowException, OSError, LookupError, UnicodeDecodeError) as error:
@@ -168,22 +169,22 @@ def box_corners(boxes: Sequence[Mapping[str, Any]] | None) -> np.ndarray:  # (M,
 
 
 def read_images(
-    ref: ChunkRef, reader: ChunkReader, max_bytes: int, wanted: Collection[str] | None = None
+    ref: ChunkRef, reader: ChunkReader, max_bytes: int, image_ids: Collection[str] | None = None
 ) -> Generator[EncodedImage, None, None]:
-    """Yield the encoded images of a chunk in the order of its rows, as the prediction read them.
+    """Yield the encoded images of a chunk in the order of its rows, read from the source.
 
     Args:
         ref: chunk.
         reader: of the result's source.
         max_bytes: of one encoded image; a larger one fails as too_large.
-        wanted: ids of images; None: all. As little as possible is read of the others: a tar is
-            read from its beginning up to the last image that is wanted.
+        image_ids: images to read; None: all. As little as possible of the others is read: a tar
+            is read from its beginning up to the last of the images.
 
     Raises:
-        StoreError: the store does not answer, or the manifest is gone.
+        StoreError: the store does not respond, or the manifest is missing.
     """
     chunk = read_chunk(reader.storage, ref)
-    if wanted is None:
+    if image_ids is None:
         yield from reader.read(chunk, max_bytes)
     else:
-        yield from reader.read_some(chunk, wanted, max_bytes)
+        yield from reader.read_some(chunk, image_ids, max_bytes)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "Row"]
 
-_THREADS = 16  # that wait for a store
+_THREADS = 16  # most of which wait for the store
 _ID_ROWS = 1 << 16
 _JOB = "_cvbatch/job.json"
 _COMMON = ("image_id", "uri", "width", "height", "status", "error")
@@ -39,18 +39,18 @@ _LIMITS = ("max_bytes", "max_pixels")
 
 
 class Result:
-    """The result of `cvbatch predict`: iterate it for `Row`s, a few dozen in memory at a time.
+    """The result of `cvbatch predict`, an iterable of `Row`s; a few dozen are in memory at a time.
 
-    Opening reads the manifest and lists the folder. Every part that is read later is compared with
-    the first one: all must be of one job and of this schema version.
+    The constructor reads the manifest and lists the folder. All parts that are read must have the
+    fingerprint of the first one and this schema version.
 
     Attributes:
         uri: the folder.
-        done: the chunks whose rows are there, as they were planned last, in the manifest's order.
+        done: chunks with a part written since they were last planned, in the manifest's order.
         missing: the other chunks of the manifest.
-        sizes: bytes of the part of each chunk that is done.
-        job: what `_cvbatch/job.json` holds; {} where there is none.
-        limits: of the images, as the job had them.
+        sizes: size in bytes of the part of each chunk that is done.
+        job: content of `_cvbatch/job.json`; {} if there is none.
+        limits: the job's limits of image sizes.
     """
 
     def __init__(self, storage: Storage, uri: str, *, needs_rows: bool = False) -> None:
@@ -59,13 +59,13 @@ class Result:
         Args:
             storage: reads the files.
             uri: folder, local or in a store.
-            needs_rows: refuse a result of which no chunk is done.
+            needs_rows: raise an error if no chunk is done.
 
         Raises:
-            SourceError: there is no result, no row although one is needed, or it is damaged.
+            SourceError: there is no result, it is damaged, or no chunk is done but rows are needed.
         """
         self.storage, self.uri = storage, store.absolute(uri)
-        known, sizes, job = self._opened()
+        known, sizes, job = self._read_state()
         if known.reading is None and job is None:
             raise SourceError(
                 f"{self.uri} holds no result of a prediction: it has no _cvbatch/manifest; name "
@@ -95,7 +95,7 @@ class Result:
                 f"{self.uri}: no chunk of the prediction is done; run its `cvbatch predict` first"
             )
 
-    def _opened(self) -> tuple[manifest.StoredManifest, dict[str, int], dict[str, Any] | None]:
+    def _read_state(self) -> tuple[manifest.StoredManifest, dict[str, int], dict[str, Any] | None]:
         """Return the manifest, the size of every file in the folder, and job.json."""
         try:
             known = manifest.read(self.storage, manifest.generation_uris(self.storage, self.uri))
@@ -112,7 +112,7 @@ class Result:
 
     @cached_property
     def footer(self) -> Footer:
-        """Return the footer of the first part; an empty one where no chunk is done.
+        """Return the footer of the first part; an empty one if no chunk is done.
 
         Raises:
             SourceError: the part is damaged, or has another schema version.
@@ -123,7 +123,7 @@ class Result:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Return the job's metadata: models, box format, versions; {} where no chunk is done.
+        """Return the job's metadata: models, box format, versions; {} if no chunk is done.
 
         Raises:
             SourceError: as `footer`.
@@ -137,17 +137,17 @@ class Result:
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
-        """Return the class table of labels, boxes and mask, those that there are."""
+        """Return the class names of those of labels, boxes and mask that the result has."""
         return {column: tuple(model["classes"]) for column, model in self.models.items()}
 
     @property
     def is_multi_label(self) -> bool:
-        """Say whether an image may have several labels, or none."""
+        """Return whether an image may have several labels, or none."""
         return bool(self.models.get("labels", {}).get("options", {}).get("multi_label"))
 
     @property
     def num_chunks_left(self) -> int:
-        """Return how many chunks are planned and not done; 0 for a finished job."""
+        """Return the number of chunks that are planned but not done; 0 for a finished job."""
         return len(self.missing)
 
     @property
@@ -186,15 +186,15 @@ class Result:
         Raises:
             SourceError: the part is damaged, of another job or another schema version.
         """
-        wanted = None if columns is None else (*_COMMON, *columns)
-        for batch in self.batches(ref, wanted, num_rows):
+        names = None if columns is None else (*_COMMON, *columns)
+        for batch in self.batches(ref, names, num_rows):
             yield from (Row.of(values, self, ref) for values in batch.to_pylist())
 
     def images(
-        self, ref: ChunkRef, wanted: Collection[str] | None = None
+        self, ref: ChunkRef, image_ids: Collection[str] | None = None
     ) -> Generator[EncodedImage, None, None]:
         """Yield the encoded images of a chunk, as `cvbatch.results.parts.read_images`."""
-        return parts.read_images(ref, self.reader, self.limits.max_bytes, wanted)
+        return parts.read_images(ref, self.reader, self.limits.max_bytes, image_ids)
 
     def image_ids(self) -> list[pa.Array]:
         """Return the image ids of every chunk that is done, (n,) large_string each.
@@ -202,7 +202,7 @@ class Result:
         Raises:
             SourceError: a part is damaged, of another job or another schema version.
         """
-        _ = self.footer  # read once, before the threads
+        _ = self.footer  # read once, before the threads need it
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(self._image_ids, self.done))
 
@@ -225,7 +225,7 @@ class Result:
         Raises:
             SourceError: a part is damaged.
         """
-        import pyarrow.dataset as ds  # most readers do not need it, and it takes a second
+        import pyarrow.dataset as ds  # slow to import, and most callers do not need it
 
         paths = [store.Location.of(self.uri_of(ref)).path for ref in self.done]
         if not paths:
@@ -235,7 +235,7 @@ class Result:
             return ds.dataset(paths, format="parquet", filesystem=filesystem)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows as one pyarrow table, whole in memory.
+        """Return all rows as one pyarrow table in memory.
 
         Args:
             columns: names; None: all columns.
@@ -255,7 +255,7 @@ class Result:
 
 
 def _read_job(storage: Storage, uri: str) -> dict[str, Any] | None:
-    """Return a job.json; None where there is none."""
+    """Return a job.json; None if there is none."""
     try:
         job = json.loads(storage.read_bytes(uri))
     except NotFoundError:

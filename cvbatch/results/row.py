@@ -30,7 +30,7 @@ _MASK_OPACITY = 0.5
 
 @dataclass(frozen=True)
 class Row:
-    """One image and its predictions; None where no model of the job predicts that kind."""
+    """One image and its predictions; None if no model of the job predicts that kind."""
 
     image_id: str
     uri: str
@@ -106,7 +106,7 @@ class Row:
 
     @cached_property
     def mask(self) -> np.ndarray | None:  # (height, width) uint8
-        """Return the class of every pixel, at the size of the image; 255: the model saw nothing.
+        """Return the class of every pixel at the image's size; 255: outside of the network's input.
 
         Raises:
             SourceError: the PNG is damaged.
@@ -120,7 +120,7 @@ class Row:
     def with_min_score(self, min_score: float) -> Row:
         """Return the row with the labels and boxes of a minimum score."""
         labels, boxes = (
-            elements and [one for one in elements if one["score"] >= min_score]
+            elements and [element for element in elements if element["score"] >= min_score]
             for elements in (self.labels, self.boxes)
         )
         return replace(self, labels=labels, boxes=boxes)
@@ -129,34 +129,33 @@ class Row:
     def heatmaps(self) -> list[dict[str, Any]] | None:
         """Return the heatmaps: model, layer, class_id, label, score, and values, (h, w) float32.
 
-        Values are in 0..1 on the layer's own grid, which covers the network's input: the borders of
-        a letterbox too, and not what a crop left out. `heat` resamples them to the image.
+        Values are in 0..1 on the layer's grid, which covers the network's input, with a letterbox's
+        borders and without what is cropped. `heat` resamples them to the image.
         """
         stored = self._values.get("heatmaps")
         return stored and [
             {
-                **{key: one[key] for key in ("model", "layer", "class_id", "label", "score")},
-                "values": np.array(one["values"], np.float32).reshape(one["height"], one["width"]),
+                **{key: row[key] for key in ("model", "layer", "class_id", "label", "score")},
+                "values": np.array(row["values"], np.float32).reshape(row["height"], row["width"]),
             }
-            for one in stored
+            for row in stored
         ]
 
     def heat(self, number: int = 0) -> np.ndarray:  # (h, w) float64 in 0..1
-        """Return a heatmap over the whole image, 0 where the network saw nothing.
+        """Return a heatmap over the image, 0 outside of the network's input.
 
-        It has the image's size, or its shape where a side is longer than
-        `cvbatch.geometry.resampling.MAX_SIDE`.
+        It has the image's size, each side limited to `cvbatch.geometry.resampling.MAX_SIDE`.
 
         Args:
             number: index into `heatmaps`.
         """
         values = np.nan_to_num((self.heatmaps or [])[number]["values"])
         models = self._result.metadata["models"]
-        model = next(one for one in models if "heatmap" in one["options"])
+        model = next(model for model in models if "heatmap" in model["options"])
         return heatmap_to_original(values, _placement(model, *self.size_hw))
 
     def image(self) -> Image:
-        """Return the image as the models saw it, upright and RGB, read from its source.
+        """Read the image from its source and return it as the models received it, upright and RGB.
 
         Raises:
             SourceError: the job could not read it, or it is missing or has changed since.
@@ -169,21 +168,21 @@ class Row:
         """Return the image with its predictions drawn over it.
 
         Args:
-            *layers: what is drawn; default: mask and boxes, or the heatmap if there is neither.
+            *layers: layers to draw; default: mask and boxes, or the heatmap if there is neither.
 
         Raises:
             SourceError: as `image`.
         """
         from PIL import Image
 
-        has_places = self.boxes is not None or self._values.get("mask") is not None
-        drawn = layers or (("mask", "boxes") if has_places else ("heatmap",))
+        has_regions = self.boxes is not None or self._values.get("mask") is not None
+        drawn = layers or (("mask", "boxes") if has_regions else ("heatmap",))
         pixels = self._pixels()
         if "mask" in drawn and self.mask is not None:
             pixels = paint_mask(pixels, self.mask, _MASK_OPACITY)
         if "heatmap" in drawn and self.heatmaps:
             pixels = overlay(pixels, self.heat())
-        # a box with NaN or infinity has no place in the image
+        # A box with NaN or infinity cannot be drawn.
         finite = np.flatnonzero(np.isfinite(self.xyxy).all(axis=1)).tolist()
         if "boxes" in drawn and self.boxes and finite:
             boxes = [self.boxes[i] for i in finite]
@@ -192,7 +191,7 @@ class Row:
                 self.xyxy[finite],
                 [box["label"] for box in boxes],
                 np.array([box["score"] for box in boxes], np.float32),
-                # a mask's class 0 is the background: + 1 gives a box the colour of its mask class
+                # Class 0 of a mask is the background; + 1 gives a box the colour of its mask class.
                 np.array([box["class_id"] for box in boxes], np.int64) + 1,
             )
         return Image.fromarray(pixels)
@@ -200,10 +199,10 @@ class Row:
     def decoded(
         self, image: EncodedImage | None, size_hw: tuple[int, int]
     ) -> np.ndarray | Failure:  # (h, w, 3) uint8 RGB
-        """Return the row's image at some size, or why it is not the image of the prediction.
+        """Decode the row's image, or return why it is not the image that the job read.
 
         Args:
-            image: as it was read again; None: it was not there.
+            image: read from the source now; None: missing.
             size_hw: height and width to decode to.
         """
         if image is None:
@@ -211,12 +210,12 @@ class Row:
         if image.failure is not None:
             return image.failure
         key = InputKey(*size_hw, "stretch")
-        found = decode(image.data, [key], self._result.limits)
-        if isinstance(found, Failure):
-            return found
-        if (found.height, found.width) != (self.height, self.width):
-            return Failure("read", "changed", f"it is {found.width} x {found.height} now")
-        return found.pixels[key]
+        decoded = decode(image.data, [key], self._result.limits)
+        if isinstance(decoded, Failure):
+            return decoded
+        if (decoded.height, decoded.width) != (self.height, self.width):
+            return Failure("read", "changed", f"it is {decoded.width} x {decoded.height} now")
+        return decoded.pixels[key]
 
     def _pixels(self) -> np.ndarray:  # (height, width, 3) uint8 RGB
         size_hw = self.size_hw
@@ -236,12 +235,12 @@ def _input_key(model: dict[str, Any]) -> InputKey:
 
 
 def _placement(model: dict[str, Any], height: int, width: int) -> Placement:
-    """Return where a heatmap of a model of the metadata is on an image."""
+    """Return how a heatmap of a model (from the metadata) maps to an image."""
     key = _input_key(model)
     tiles = model["options"].get("tiles")
     if tiles is not None:
         tile_height, tile_width = tiles.get("size") or model["input_size"]
-        cut = key._replace(tiling=Tiling(tile_height, tile_width, 0, 0))
-        if len(tile_placements(height, width, cut)) > 1:
-            key = key._replace(resize="stretch")  # heatmaps of several tiles are merged to the size
+        tiled = key._replace(tiling=Tiling(tile_height, tile_width, 0, 0))
+        if len(tile_placements(height, width, tiled)) > 1:
+            key = key._replace(resize="stretch")  # merged heatmaps of tiles cover the image
     return make_placement(height, width, key)

@@ -1,4 +1,4 @@
-"""What each run of a prediction did lies under its sink, one small file a run."""
+"""Summaries of the runs of a prediction, one JSON file per run under the sink."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
-_NAME = "%Y%m%dT%H%M%S.%fZ.json"  # names sort by the time they were made
+_NAME = "%Y%m%dT%H%M%S.%fZ.json"  # names sort by time
 
 
 class Run(NamedTuple):
-    """What one run did."""
+    """Summary of one run; its end is in UTC."""
 
     ended: datetime
     num_images: int
@@ -25,25 +25,25 @@ class Run(NamedTuple):
 
 
 def write_run(storage: Storage, sink_uri: str, summary: Mapping[str, Any]) -> None:
-    """Write what the run that ends now did."""
+    """Write the summary of the run that ends now."""
     uri = store.join(_folder(sink_uri), datetime.now(UTC).strftime(_NAME))
     storage.put_bytes(uri, json.dumps(summary, indent=1).encode())
 
 
 def latest(storage: Storage, sink_uri: str) -> Iterator[Run]:
-    """Yield the runs, the last one first; each is read when it is asked for.
+    """Yield the runs, the last one first, each read when it is requested.
 
-    What is damaged, or was put there by hand, is left out: it says nothing of the others.
+    Files that are damaged or are not summaries are skipped.
     """
     folder = _folder(sink_uri)
     for name in sorted(storage.list_names(folder), reverse=True):
         try:
             ended = datetime.strptime(name, _NAME).replace(tzinfo=UTC)
-            said = json.loads(storage.read_bytes(store.join(folder, name)))
+            summary = json.loads(storage.read_bytes(store.join(folder, name)))
             images, failed, chunks = (
-                int(said[key]) for key in ("num_images", "num_failed", "num_chunks")
+                int(summary[key]) for key in ("num_images", "num_failed", "num_chunks")
             )
-            seconds, rate = (float(said[key]) for key in ("seconds", "images_per_second"))
+            seconds, rate = (float(summary[key]) for key in ("seconds", "images_per_second"))
         except (ValueError, TypeError, LookupError):
             continue
         yield Run(ended, images, failed, chunks, seconds, rate)

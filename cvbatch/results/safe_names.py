@@ -1,8 +1,8 @@
-"""Names for files of an export: those of the images where they can stand, and never a way out.
+"""Safe, unique file names for exported images, derived from untrusted image ids.
 
-A name is made of the image's id alone and of whether another image would have the same: no order,
-no counter. What two images would share carries a hash of the id; a name that looks as if it
-carried one gets one as well, so that none can be made to meet another.
+A name depends only on the image's id and on whether another image has the same name, not on the
+order. Names that collide get a hash of the id; a name that ends like such a hash gets one too, so
+that no id can be chosen to collide with another name. No name leaves the export's folder.
 """
 
 from __future__ import annotations
@@ -17,28 +17,34 @@ import numpy as np
 from cvbatch.images.signatures import IMAGE_SUFFIXES
 
 _IMAGE_SUFFIX = re.compile(rf"\.(?:{'|'.join(IMAGE_SUFFIXES)})\Z", re.IGNORECASE)
-# a folder so called could be in the way of a file, or of what a tool makes of the path
-_ODD_FOLDER = re.compile(
+# A folder with such a suffix could collide with a file, or be taken for one by other tools.
+_FOLDER_WITH_SUFFIX = re.compile(
     rf"\.({'|'.join((*IMAGE_SUFFIXES, 'txt', 'xml', 'json'))})\Z", re.IGNORECASE
 )
 _HASHED = re.compile(r"-[0-9a-f]{16}\Z", re.IGNORECASE)
-_MAX_BYTES = 180  # of one name: file systems take 255, and a suffix and a hash are to come
+_MAX_BYTES = 180  # of one name; file systems allow 255, and a hash and a suffix are appended
 _MAX_FOLDERS = 12
 
 
 def split_name(image_id: str, *, is_inside: bool, is_flat: bool) -> tuple[str, str]:
-    """Return the stem below an export's folder, "/" between folders, and the image's suffix.
+    """Return the path of an image below the export's folder, as stem and suffix.
 
-    is_inside: the image lies in a container, its id has "#" before the key. is_flat: no folders
-    and no white space. The suffix is "" where the id has none of an image.
+    Args:
+        image_id: any string.
+        is_inside: the image is in a container; its id has "#" before the key.
+        is_flat: no folders and no white space in the name.
+
+    Returns:
+        Stem, with "/" between folders, and suffix with its dot; "" if the id has no suffix of an
+        image format.
     """
     text = image_id.partition("://")[2] if "://" in image_id else image_id
     text = text.replace("#", "/") if is_inside else text
-    found = _IMAGE_SUFFIX.search(text)
-    suffix = found[0] if found else ""
+    match = _IMAGE_SUFFIX.search(text)
+    suffix = match[0] if match else ""
     parts = [_clean(part) for part in text.removesuffix(suffix).split("/") if part not in ("", ".")]
     *folders, last = parts or ["image"]
-    folders = [_ODD_FOLDER.sub(r"_\1", folder) for folder in folders]
+    folders = [_FOLDER_WITH_SUFFIX.sub(r"_\1", folder) for folder in folders]
     if len(folders) > _MAX_FOLDERS:
         folders = ["_".join(folders)]
     stem = "/".join([*folders, last])
@@ -48,9 +54,9 @@ def split_name(image_id: str, *, is_inside: bool, is_flat: bool) -> tuple[str, s
 
 
 def _clean(part: str) -> str:
-    """Return one part of a path without what tools stumble over, or would overlook."""
-    shown = "".join("_" if sign == "\\" or not sign.isprintable() else sign for sign in part)
-    return shown.strip(" ").lstrip("._ ") or "x"
+    """Return a path component without backslashes, control characters and leading dots."""
+    printable = "".join("_" if char == "\\" or not char.isprintable() else char for char in part)
+    return printable.strip(" ").lstrip("._ ") or "x"
 
 
 def _shortened(part: str) -> str:
@@ -61,24 +67,24 @@ def _shortened(part: str) -> str:
     return f"{data[: _MAX_BYTES - 17].decode(errors='ignore')}_{digest}"
 
 
-def unique_stem(stem: str, image_id: str, taken_twice: frozenset[int]) -> str:
-    """Return the stem, with a hash of the id where others would have it too."""
-    if key_of(stem) not in taken_twice and not _HASHED.search(stem):
+def unique_stem(stem: str, image_id: str, collisions: frozenset[int]) -> str:
+    """Return the stem, with a hash of the id if its `key_of` is in `collisions`."""
+    if key_of(stem) not in collisions and not _HASHED.search(stem):
         return stem
     return f"{stem}-{hashlib.sha256(image_id.encode()).hexdigest()[:16]}"
 
 
 def key_of(stem: str) -> int:
-    """Return 63 bits that names share which a file system could take for one another."""
+    """Return a 63-bit key, equal for names that a file system could treat as the same."""
     return digest_of(unicodedata.normalize("NFC", stem).casefold())
 
 
 def digest_of(text: str) -> int:
-    """Return 63 bits of a hash."""
+    """Return a 63-bit hash."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 def repeated(keys: Iterable[np.ndarray]) -> Iterator[int]:  # (N,) int64 each
-    """Yield what occurs more than once in all of them."""
-    found, counts = np.unique(np.concatenate([np.empty(0, np.int64), *keys]), return_counts=True)
-    yield from found[counts > 1].tolist()
+    """Yield the keys that occur more than once in all arrays together."""
+    unique, counts = np.unique(np.concatenate([np.empty(0, np.int64), *keys]), return_counts=True)
+    yield from unique[counts > 1].tolist()

@@ -65,7 +65,7 @@ _COMMON = [
 
 @dataclass(frozen=True)
 class ResultModel:
-    """What the result stores of a model of the job."""
+    """A model of the job, as the result describes it."""
 
     config: ModelConfig
     spec: ModelSpec
@@ -90,7 +90,7 @@ def result_metadata(models: Sequence[ResultModel], job_fingerprint: str, version
             "options": model.config.model_dump(
                 mode="json",
                 exclude={"task", "model", "weights", "classes", "image_size", "resize"},
-                exclude_none=True,  # options of later versions leave the files as they were
+                exclude_none=True,  # new optional settings do not change the metadata of old jobs
             ),
         }
         for model in models
@@ -179,12 +179,12 @@ def _heatmaps_columns(
     filled: _Filled, batch: Predictions, is_failed: np.ndarray
 ) -> dict[str, pa.Array]:
     """Return the heatmaps of all models: of each image first those of the job's first model."""
-    maps = [(model, one.heatmaps) for model, one in filled if one.heatmaps is not None]
+    maps = [(model, p.heatmaps) for model, p in filled if p.heatmaps is not None]
     if not maps:
         return {}
-    image_index = np.concatenate([one.image_index for _, one in maps])
+    image_index = np.concatenate([heatmaps.image_index for _, heatmaps in maps])
     order = np.argsort(image_index, kind="stable")
-    structs = pa.concat_arrays([_heatmap_structs(model, one) for model, one in maps])
+    structs = pa.concat_arrays([_heatmap_structs(model, heatmaps) for model, heatmaps in maps])
     return {"heatmaps": _lists(structs.take(pa.array(order)), image_index[order], is_failed)}
 
 
@@ -218,11 +218,11 @@ def _mask_columns(
     class_ids, areas, counts = [], [], []
     is_original = getattr(model.config, "mask_size", "original") == "original"
     key = model.spec.input_key
-    pictures = pictures_of(masks.class_id, masks.height, masks.width)
-    for mask, i in zip(pictures, masks.image_index, strict=True):
+    arrays = pictures_of(masks.class_id, masks.height, masks.width)
+    for mask, i in zip(arrays, masks.image_index, strict=True):
         placed = mask
         size = int(batch.height[i]), int(batch.width[i])
-        if is_original and count_tiles(*size, key) == 1:  # masks of several tiles have that size
+        if is_original and count_tiles(*size, key) == 1:  # merged masks of tiles have that size
             placed = mask_to_original(mask, make_placement(*size, key))
         png[i] = mask_arrays.encode_png(placed)
         class_id, area = mask_arrays.class_areas(placed, len(model.spec.classes))
@@ -249,10 +249,10 @@ def _mask_columns(
 class PredictionKind(NamedTuple):
     """How predictions of one kind are stored.
 
-    Args:
+    Attributes:
         types: column → Parquet type of the columns that the kind has.
         write: function of (models with their predictions, batch, is_failed (N,)) that returns the
-            columns for N images, or none of them where the models have no predictions.
+            columns for N images, or no columns if no image of the batch has predictions.
     """
 
     types: dict[str, pa.DataType]
@@ -281,7 +281,7 @@ def result_schema(models: Sequence[ResultModel]) -> pa.Schema:
 def to_rows(
     predictions: Predictions, models: Sequence[ResultModel], schema: pa.Schema
 ) -> pa.Table:  # N rows
-    """Return one row for every image of the batch, in its order.
+    """Return one row per image of the batch, in its order.
 
     In a failed row all but `image_id`, `uri`, `status`, `error` and a known size is null.
     """
@@ -290,7 +290,7 @@ def to_rows(
     columns: dict[str, pa.Array] = _common_columns(predictions, is_failed)
     by_model = list(zip(models, predictions.models, strict=True))
     for kind in PREDICTION_KINDS.values():
-        filled = [one for one in by_model if not kind.types.keys().isdisjoint(one[0].columns)]
+        filled = [pair for pair in by_model if not kind.types.keys().isdisjoint(pair[0].columns)]
         if filled:
             columns |= {name: pa.nulls(len(is_failed), type_) for name, type_ in kind.types.items()}
             columns |= kind.write(filled, predictions, is_failed)

@@ -23,10 +23,10 @@ def write_part(
     schema: pa.Schema,
     metadata: bytes,
 ) -> int:
-    """Put the tables' rows into the sink as the chunk's file; return its size in bytes.
+    """Write the rows as the part file of a chunk; return its size in bytes.
 
     Raises:
-        StoreError: the file could not be put; nothing of it is then visible.
+        StoreError: the file could not be written; no partial file is visible.
     """
     data = encode_part(tables, schema, metadata)
     storage.put_bytes(store.join(sink_uri, part_name(chunk_id)), data)
@@ -53,7 +53,7 @@ def encode_part(tables: Iterable[pa.Table], schema: pa.Schema, metadata: bytes) 
 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Return the leaf columns whose few values repeat: statuses, names of classes."""
+    """Return the leaf columns with few distinct values: statuses, names of classes."""
     return ["status", "error.stage", "error.kind", *repeating_leaves(schema)]
 
 
@@ -69,7 +69,7 @@ def repeating_leaves(schema: pa.Schema) -> list[str]:
 
 
 def has_failed_rows(storage: Storage, uri: str) -> bool:
-    """Say whether a part holds a failed row, from the statistics in its footer."""
+    """Return whether a part has a failed row, from the statistics in its footer."""
     with storage.open_input(uri) as file:
         footer = pq.ParquetFile(file).metadata
     column = footer.schema.names.index("status")

@@ -1,8 +1,7 @@
 """Input format: how files of one kind become units of work, and units become encoded images.
 
-A new input format is one module with a subclass of `InputFormat` and one row of
-`cvbatch.sources.formats.INPUT_FORMATS`. A test names the one other place that has to know its key:
-the type of `source.format` in the job file.
+A new input format is one module with a subclass of `InputFormat`, one row of
+`cvbatch.sources.formats.INPUT_FORMATS` and one value of `source.format` in the job file.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ ReadItems = Callable[[Sequence[Item], ReadOptions], Iterator[EncodedImage]]
 
 
 class InputFormat(ABC):
-    """One input format, without state: what has to be remembered is in a reader.
+    """One input format. It has no state; a reader may have.
 
     Attributes:
         name: Format as a sink's manifest stores it; a key of `INPUT_FORMATS` with which the sink's
             images are read again.
         noun: One file of the format, in messages; its plural ends in "s".
         suffixes: Suffixes of its files, lower case, without the leading dot, the most common one
-            first. `source.format: auto` recognises files by them; empty: it never does.
+            first, by which `source.format: auto` recognises files. Empty: auto never chooses it.
         key: What follows "#" in an image's id: the number of its row, or the name of a member of
             the file. "" where every file is one image, whose id is the file's.
         is_split: Whether a file may be several units, each with a part of the file's bytes.
@@ -103,24 +102,24 @@ class InputFormat(ABC):
     def new_reader(self, storage: Storage) -> ReadItems:
         """Return a function that yields every image of the items, in order.
 
-        The function may remember where the last item ended. What is wrong with one file is the
-        Failure (stage "read") of its images; a store that does not answer raises StoreError, one
-        that refuses the keys CredentialsError.
+        The function may store where the last item ended. An error of one file becomes a Failure
+        (stage "read") of its images. The function raises StoreError if the store does not respond,
+        CredentialsError if it rejects the credentials.
         """
 
-    def select(self, items: Sequence[Item], wanted: Collection[str]) -> tuple[Item, ...]:
-        """Return the items to read for some images, in order, and nothing else where possible.
+    def select(self, items: Sequence[Item], image_ids: Collection[str]) -> tuple[Item, ...]:
+        """Return the items to read for some images, in order, with as few others as possible.
 
         Args:
             items: Items of a chunk.
-            wanted: Image ids; those of other chunks do not matter.
+            image_ids: Images to read; ids of other chunks are ignored.
         """
         if self.key:
             return tuple(items)
-        return tuple(item for item in items if item.image_id in wanted)
+        return tuple(item for item in items if item.image_id in image_ids)
 
     def reading(self, image_column: str) -> dict[str, str]:
-        """Return what a sink's manifest stores of how its source is read."""
+        """Return the part of a sink's manifest that states how its source is read."""
         return {"format": self.name}
 
 
@@ -133,7 +132,7 @@ def read_failure(error: StoreError) -> Failure:
     """Return the Failure of an image that could not be read.
 
     Raises:
-        StoreError: The error itself, where it is not about one file.
+        StoreError: The error itself, if it is not about one file.
     """
     if not isinstance(error, store.CredentialsError):
         for error_type, kind in _FAILURE_KINDS:

@@ -1,7 +1,7 @@
 """Find the files of a source, recognise their input format and form their ids.
 
-A file's id is its URI below the folder that all entries of the source share, or the whole URI where
-the file is not below it. So ids are unique, and depend on the job file, not on other files.
+A file's id is its URI below the folder that all entries of the source share, or the full URI if the
+file is not below it. So ids are unique, and depend on the job file, not on other files.
 """
 
 from __future__ import annotations
@@ -59,23 +59,23 @@ def find_files(
         raise SourceError(f"the source and the sink are both {sink}; give the sink its own folder")
     base = shared_folder([listing.base for listing in listings])
     files = pa.concat_tables([listing.files for listing in listings])
-    del listings  # the table of a large archive is not in memory twice
-    files = _keep(files, pc.invert(pc.starts_with(files["uri"], sink)))
+    del listings  # so that the table of a large archive is in memory once
+    files = _select(files, pc.invert(pc.starts_with(files["uri"], sink)))
     num_listed = files.num_rows
     files, input_format = _of_format(files, format_, uris)
     num_ignored = num_listed - files.num_rows
     columns = dict(zip(files.schema.names, files.columns, strict=True))
     del files
-    return SourceFiles(input_format, _identified(columns, base), num_ignored)
+    return SourceFiles(input_format, _with_ids(columns, base), num_ignored)
 
 
-def _keep(table: pa.Table, wanted: pa.ChunkedArray) -> pa.Table:
-    """Return the rows wanted; the table itself, not a copy, where that is all of them."""
-    return table if pc.all(wanted, min_count=0).as_py() else table.filter(wanted)
+def _select(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
+    """Return the rows where the mask is true; the table itself, not a copy, if it is all rows."""
+    return table if pc.all(mask, min_count=0).as_py() else table.filter(mask)
 
 
 def shared_folder(bases: Sequence[str]) -> str:
-    """Return the longest folder, ending in "/", that all begin with; "" where there is none."""
+    """Return the longest common folder, with a trailing "/"; "" if there is none."""
     split = [base.split("/")[:-1] for base in bases]
     shared = []
     for names in zip(*split, strict=False):
@@ -98,13 +98,13 @@ def _of_format(files: pa.Table, format_: str, uris: Sequence[str]) -> tuple[pa.T
         if not files.num_rows:
             raise SourceError(f"the source {source} holds no file; check source.uri")
         return files, INPUT_FORMATS[format_]
-    known = [(key, one) for key, one in INPUT_FORMATS.items() if one.suffixes]
-    masks = {key: _has_suffix(files["uri"], one.suffixes) for key, one in known}
+    known = {key: value for key, value in INPUT_FORMATS.items() if value.suffixes}
+    masks = {key: _has_suffix(files["uri"], value.suffixes) for key, value in known.items()}
     counts = Counter({key: pc.sum(mask).as_py() or 0 for key, mask in masks.items()})
     present = [key for key, count in counts.items() if count]
     if not present:
         others = f"; the {files.num_rows} files there are of other kinds" if files.num_rows else ""
-        *nouns, last = (one.noun for _, one in known)
+        *nouns, last = (value.noun for value in known.values())
         raise SourceError(
             f"the source {source} holds no {', '.join(nouns)} or {last}{others}; check source.uri, "
             "or set source.format"
@@ -113,10 +113,10 @@ def _of_format(files: pa.Table, format_: str, uris: Sequence[str]) -> tuple[pa.T
         mixture = ", ".join(f"{counts[key]} of format {key}" for key in present)
         suffix = INPUT_FORMATS[counts.most_common(1)[0][0]].suffixes[0]
         raise SourceError(
-            f"the source {source} mixes {mixture}; name files of one kind in source.uri, such as "
-            f"**/*.{suffix}"
+            f"the source {source} mixes {mixture}; select files of one format in source.uri, such "
+            f"as **/*.{suffix}"
         )
-    return _keep(files, masks[present[0]]), INPUT_FORMATS[present[0]]
+    return _select(files, masks[present[0]]), INPUT_FORMATS[present[0]]
 
 
 def _has_suffix(uris: pa.ChunkedArray, suffixes: Sequence[str]) -> pa.ChunkedArray:
@@ -124,7 +124,7 @@ def _has_suffix(uris: pa.ChunkedArray, suffixes: Sequence[str]) -> pa.ChunkedArr
     return pc.match_substring_regex(uris, rf"(?i)\.(?:{ends})\z")
 
 
-def _identified(columns: dict[str, pa.ChunkedArray], base: str) -> pa.Table:
+def _with_ids(columns: dict[str, pa.ChunkedArray], base: str) -> pa.Table:
     """Return the files with their ids, sorted by id, each URI once. Empties `columns`."""
     uris = columns.pop("uri")
     ids = pc.utf8_slice_codeunits(uris, len(base))
@@ -137,4 +137,4 @@ def _identified(columns: dict[str, pa.ChunkedArray], base: str) -> pa.Table:
     versions = columns.pop("version").combine_chunks().take(order)
     is_first = pa.chunked_array([[True] * min(1, len(ids)), pc.not_equal(ids[1:], ids[:-1])])
     table = pa.table([ids, uris, sizes, versions], UNITS.names[:4])
-    return _keep(table, is_first)
+    return _select(table, is_first)

@@ -8,7 +8,7 @@ from cvbatch.sources.manifest_list import ManifestList
 from cvbatch.sources.parquet import Parquet
 from cvbatch.sources.webdataset import WebDataset
 
-# By `source.format` of the job file. Planning, reading, allocation, reports and exports ask it.
+# Key: `source.format` of the job file.
 INPUT_FORMATS: dict[str, InputFormat] = {
     "images": ImageFiles(),
     "parquet": Parquet(),

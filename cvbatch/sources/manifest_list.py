@@ -15,33 +15,33 @@ from cvbatch.storage.store import Storage
 
 
 class ManifestList(ImageFiles):
-    """Image files that a list names. The sink's manifest stores the format of its files."""
+    """Lists of image files. The sink's manifest stores the format of the files, "images"."""
 
     suffixes = ()
 
     def list_files(self, storage: Storage, uri: str, on_progress: Progress | None) -> Listing:
-        """Return the files of a list; those without a scheme or leading "/" are relative to it.
+        """Return the files of a list; paths without a scheme or leading "/" are relative to it.
 
         Sizes and versions are not looked up: 0 and "".
 
         Raises:
-            SourceError: The list is not text or Parquet, or names what is not a path.
+            SourceError: The list is not text or Parquet, or has an entry that is not a path.
         """
-        place = store.absolute(uri)
-        base = place[: place.rindex("/") + 1]
-        read = _parquet_lines if place.endswith(".parquet") else _text_lines
-        lines = read(storage, place)
+        list_uri = store.absolute(uri)
+        base = list_uri[: list_uri.rindex("/") + 1]
+        read = _parquet_lines if list_uri.endswith(".parquet") else _text_lines
+        lines = read(storage, list_uri)
         has_scheme = pc.match_substring_regex(lines, r"^[A-Za-z][A-Za-z0-9+.-]*://")
         is_known = pc.match_substring_regex(lines, r"^(?:s3|gs)://[^@/]+/")
         bad = lines.filter(pc.and_(has_scheme, pc.invert(is_known)))
         if len(bad):
             raise SourceError(
                 f"the manifest {uri} names {bad[0].as_py()!r}, not an s3:// or gs:// URI or a "
-                "path; credentials belong into the environment"
+                "path; credentials belong in the environment"
             )
-        is_whole = pc.or_(is_known, pc.starts_with(lines, "/"))
-        folder, nothing = (pa.scalar(text, pa.large_string()) for text in (base, ""))
-        uris = pc.if_else(is_whole, lines, pc.binary_join_element_wise(folder, lines, nothing))
+        is_absolute = pc.or_(is_known, pc.starts_with(lines, "/"))
+        folder, empty = (pa.scalar(text, pa.large_string()) for text in (base, ""))
+        uris = pc.if_else(is_absolute, lines, pc.binary_join_element_wise(folder, lines, empty))
         sizes = pa.array(np.zeros(len(uris), np.int64))
         versions = pa.repeat(pa.scalar("", pa.string()), len(uris))
         return Listing(base, pa.table([uris, sizes, versions], schema=FILES))
@@ -66,7 +66,7 @@ def _parquet_lines(storage: Storage, uri: str) -> pa.Array:
             if "uri" not in strings and len(strings) != 1:
                 raise SourceError(
                     f"the manifest {uri} has the columns {reader.schema_arrow.names}; it needs a "
-                    "string column `uri`, or one string column alone"
+                    "string column `uri`, or exactly one string column"
                 )
             name = "uri" if "uri" in strings else strings[0]
             column = reader.read([name])[name].cast(pa.large_string()).combine_chunks()

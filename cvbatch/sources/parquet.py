@@ -25,8 +25,8 @@ from cvbatch.storage.store import Storage
 _BUFFER_BYTES = 4 << 20
 _BATCH_ROWS = 16
 _THREADS = 16
-_MAX_ROWS_OF_BYTE = 8  # of a Parquet file: the same image over and over takes a bit or two each
-_MAX_GROUP_BYTES = 1 << 44  # of one row group's images, unpacked
+_MAX_ROWS_PER_BYTE = 8  # of a Parquet file; repeated images take one or two bits each
+_MAX_GROUP_BYTES = 1 << 44  # of one row group's images, uncompressed
 
 
 class Parquet(InputFormat):
@@ -65,19 +65,19 @@ class Parquet(InputFormat):
         """Return a function that reads slices; see `_SliceReader`."""
         return _SliceReader(storage).read
 
-    def select(self, items: Sequence[Item], wanted: Collection[str]) -> tuple[Item, ...]:
-        """Return the wanted rows of the slices, adjacent ones as one slice."""
-        return tuple(part for item in items for part in _runs(item, wanted))
+    def select(self, items: Sequence[Item], image_ids: Collection[str]) -> tuple[Item, ...]:
+        """Return the rows of the images as slices, adjacent rows as one slice."""
+        return tuple(part for item in items for part in _runs(item, image_ids))
 
     def reading(self, image_column: str) -> dict[str, str]:
         """Return the format and the column."""
         return {**super().reading(image_column), "image_column": image_column}
 
 
-def _runs(item: Item, wanted: Collection[str]) -> Iterator[Item]:
+def _runs(item: Item, image_ids: Collection[str]) -> Iterator[Item]:
     start = 0
     for index in range(item.num_rows + 1):
-        if index < item.num_rows and image_id_in(item, item.first_row + index) in wanted:
+        if index < item.num_rows and image_id_in(item, item.first_row + index) in image_ids:
             continue
         if index > start:
             yield replace(
@@ -101,7 +101,7 @@ class _RowGroup:
         """Read and drop the rows before a position."""
         deque(islice(self, position - self.position), maxlen=0)
 
-    def __iter__(self) -> Iterator[Any]:  # of binary scalars, null where there is no image
+    def __iter__(self) -> Iterator[Any]:  # binary scalars; null if there is no image
         return self
 
     def __next__(self) -> Any:
@@ -122,9 +122,9 @@ def _image_values(storage: Storage, uri: str, row_group: int, column: str) -> It
 
 
 class _SliceReader:
-    """Reads slices of row groups, and keeps the row group in which the last one ended.
+    """Reads slices of row groups; stores the row group in which the last slice ended.
 
-    The next slice mostly continues there: it is read on, and what is before it not decoded again.
+    The next slice usually continues there, so that the rows before it are not decoded again.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -133,7 +133,7 @@ class _SliceReader:
         self._last: deque[_RowGroup] = deque(maxlen=1)
 
     def read(self, items: Sequence[Item], options: ReadOptions) -> Iterator[EncodedImage]:
-        """Yield the rows of slices: as many as were planned, whatever became of the file."""
+        """Yield as many rows as were planned, even if the file has changed since."""
         for item in items:
             yield from self._read_slice(item, options)
 
@@ -156,7 +156,7 @@ class _SliceReader:
         rows = self._take(item, column)
         end = item.row_start + item.num_rows
         for value in islice(rows, item.num_rows):
-            if rows.position == end:  # before the last yield: a reader of few images stops there
+            if rows.position == end:  # before the last yield, after which the caller may stop
                 self._last.append(rows)
             yield value.as_py()
 
@@ -200,7 +200,7 @@ def _slices(
 
 
 def _row_groups(storage: Storage, uri: str, image_column: str) -> list[tuple[int, int]]:
-    """Return (rows, bytes of the image column) for each row group of a file."""
+    """Return (rows, uncompressed bytes of the image column) for each row group of a file."""
     try:
         with storage.open_input(uri) as file:
             size = file.seek(0, io.SEEK_END)
@@ -210,32 +210,32 @@ def _row_groups(storage: Storage, uri: str, image_column: str) -> list[tuple[int
         raise SourceError(f"the source cannot be read: {error}") from None
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
-            f"{uri} is not readable as Parquet ({error}); take it out of source.uri"
+            f"{uri} is not readable as Parquet ({error}); remove it from source.uri"
         ) from None
     _check_column(uri, schema, image_column)
-    wanted = [
+    leaves = [
         i
         for i in range(metadata.num_columns)
         if f"{metadata.schema.column(i).path}.".startswith(f"{image_column}.")
     ]
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    _check_footer(uri, metadata.num_rows, groups, wanted, size)
+    _check_footer(uri, metadata.num_rows, groups, leaves, size)
     return [
-        (group.num_rows, sum(group.column(i).total_uncompressed_size for i in wanted))
+        (group.num_rows, sum(group.column(i).total_uncompressed_size for i in leaves))
         for group in groups
     ]
 
 
 def _check_footer(
-    uri: str, num_rows: int, groups: Sequence[Any], wanted: Sequence[int], file_bytes: int
+    uri: str, num_rows: int, groups: Sequence[Any], leaves: Sequence[int], file_bytes: int
 ) -> None:
-    """Raise SourceError where a footer contradicts itself or the file.
+    """Raise SourceError if a footer contradicts itself or the file; leaves: column numbers.
 
-    What it says becomes the plan: rows that are not there would be planned, and failed, one by one.
+    The plan is made from the footer: rows that do not exist would be planned and fail one by one.
     """
-    columns = [(group.num_rows, group.column(i)) for group in groups for i in wanted]
+    columns = [(group.num_rows, group.column(i)) for group in groups for i in leaves]
     if (
-        not 0 <= num_rows <= _MAX_ROWS_OF_BYTE * file_bytes
+        not 0 <= num_rows <= _MAX_ROWS_PER_BYTE * file_bytes
         or any(group.num_rows < 0 for group in groups)
         or sum(group.num_rows for group in groups) != num_rows
         or any(column.num_values != rows for rows, column in columns)
@@ -247,18 +247,19 @@ def _check_footer(
     ):
         raise SourceError(
             f"{uri} is a damaged Parquet file: its footer claims {num_rows} rows in "
-            f"{len(groups)} row groups, which do not fit one another or the {file_bytes} bytes of "
-            "the file; take it out of source.uri, or write it again"
+            f"{len(groups)} row groups, which contradict one another or the {file_bytes} bytes of "
+            "the file; remove it from source.uri, or write it again"
         )
 
 
 def _check_column(uri: str, schema: pa.Schema, image_column: str) -> None:
     if image_column not in schema.names:
         raise SourceError(
-            f"{uri} has no column {image_column!r} but {schema.names}; set source.image_column"
+            f"{uri} has no column {image_column!r}; set source.image_column to one of "
+            f"{schema.names}"
         )
     if schema.names.count(image_column) > 1:
-        raise SourceError(f"{uri} has {image_column!r} for the name of more than one column")
+        raise SourceError(f"{uri} has more than one column {image_column!r}; rename all but one")
     type_ = schema.field(image_column).type
     inner = type_.field("bytes").type if is_struct_of_bytes(type_) else type_
     if not is_binary(inner):

@@ -15,8 +15,8 @@ from cvbatch.storage.store import Storage
 class ChunkReader:
     """Reads chunks of one source.
 
-    Whoever reads chunk after chunk keeps one reader: a chunk that continues the last one's Parquet
-    row group is read on from there. Pickled, it begins anew.
+    Use one reader for consecutive chunks: it continues in the Parquet row group in which the
+    previous chunk ended. Pickling drops this position.
 
     Example:
         reader = ChunkReader(storage, plan.format, "image")
@@ -26,7 +26,7 @@ class ChunkReader:
     """
 
     def __init__(self, storage: Storage, format: str, image_column: str, threads: int = 8) -> None:
-        """Make a reader.
+        """Create a reader.
 
         Args:
             storage: Reads the files.
@@ -48,25 +48,25 @@ class ChunkReader:
         corrupt (Parquet), truncated (tar), unsupported (a tar member that is no plain file).
 
         Raises:
-            StoreError: The store does not answer.
-            CredentialsError: The store refuses the keys.
+            StoreError: The store does not respond.
+            CredentialsError: The store rejects the credentials.
         """
         _, _, image_column, threads = self._arguments
         return self._read(chunk.items, ReadOptions(image_column, max_bytes, threads))
 
     def read_some(
-        self, chunk: Chunk, wanted: Collection[str], max_bytes: int
+        self, chunk: Chunk, image_ids: Collection[str], max_bytes: int
     ) -> Iterator[EncodedImage]:
-        """Yield the wanted images of a chunk, in its order, and read little else.
+        """Yield some images of a chunk, in its order, and read as few others as possible.
 
         Args:
             chunk: The chunk.
-            wanted: Image ids.
+            image_ids: Images to read; ids of other chunks are ignored.
             max_bytes: As in `read`, which raises the same errors.
         """
-        missing = set(wanted)
-        few = replace(chunk, items=self.format.select(chunk.items, missing))
-        images = self.read(few, max_bytes)
+        missing = set(image_ids)
+        selected = replace(chunk, items=self.format.select(chunk.items, missing))
+        images = self.read(selected, max_bytes)
         while missing and (image := next(images, None)) is not None:
             if image.image_id in missing:
                 missing.remove(image.image_id)

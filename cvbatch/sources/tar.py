@@ -18,7 +18,7 @@ _MAX_HEADER_BYTES = 1 << 17  # of a long name or an extended header
 _MAX_GLOBAL_HEADERS = 100  # values that apply to all members; tarfile stores them all
 _MAX_NAME = 4096  # characters of a member's name; longer ones lose their start
 _MAX_EXPANSION = 200  # bytes that one byte of a compressed tar may expand to
-_ALWAYS_ALLOWED_BYTES = 1 << 30  # whatever the size of the tar
+_ALWAYS_ALLOWED_BYTES = 1 << 30  # decompressed, for a tar of any size
 _READ_BYTES = 1 << 18
 _HEADER_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
@@ -41,7 +41,7 @@ _TAR_ERRORS = (
     RecursionError,
 )
 _DOTTED_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-# tarfile itself would decompress 256 KiB of input at once, whatever size that expands to.
+# tarfile would decompress 256 KiB of input at once, however large the output is.
 _UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
     (b"BZh", bz2.BZ2File),
@@ -71,7 +71,7 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
             fileobj=_unpacked(stream), mode="r|", tarinfo=_StrictHeader, bufsize=_READ_BYTES
         ) as tar:
             while (header := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
+                tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile stores every header
                 if not 0 <= header.size <= end - header.offset_data:
                     raise tarfile.ReadError(
                         f"a header claims {header.size} bytes, and the tar may come to {end}"
@@ -86,7 +86,7 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
 
 
 def _unpacked(stream: BinaryIO) -> IO[bytes]:
-    """Return a tar's stream decompressed, which holds little in memory at a time."""
+    """Return the decompressed stream of a tar; little of it is in memory at a time."""
     start = stream.read(8)
     stream.seek(0)
     for mark, unpacker in _UNPACKERS:
@@ -108,7 +108,7 @@ def _member(tar: tarfile.TarFile, header: tarfile.TarInfo, max_bytes: int) -> Me
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """A header that raises an error where tarfile takes a damaged one for the end of the tar."""
+    """A header that raises an error if it is damaged; tarfile would treat it as the end."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictHeader:
@@ -127,7 +127,7 @@ class _StrictHeader(tarfile.TarInfo):
         """Return the header of one block.
 
         Raises:
-            tarfile.ReadError: The block is not a header, or one that is not supported.
+            tarfile.ReadError: The block is not a header, or an unsupported one.
         """
         try:
             header = super().frombuf(buf, encoding, errors)

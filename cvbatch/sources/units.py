@@ -24,7 +24,7 @@ def units_of_files(files: pa.Table, num_rows: int) -> pa.Table:
 
     Args:
         files: The first columns of `UNITS`, N rows: image_id, uri, size_bytes, version.
-        num_rows: Images of each file; 0 where only reading can count them.
+        num_rows: Images of each file; 0 if only reading can count them.
 
     Returns:
         Columns of `UNITS`, N rows.

@@ -51,9 +51,11 @@ def _read_tars(
 
 
 def _unique(name: str, numbers: dict[str, int]) -> str:
-    """Return the name, with ~2, ~3, ... added where the tar has it again.
+    """Return the name, with ~2, ~3, ... appended to repeated names.
 
-    numbers: the last number that was added to each name so far; the new name is added.
+    Args:
+        name: of a member.
+        numbers: last number appended to each name so far; the returned name is added.
     """
     unique, number = name, numbers.get(name, 1)
     while unique in numbers:

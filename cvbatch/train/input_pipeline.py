@@ -22,8 +22,8 @@ import numpy as np
 
 from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import Failure, InputKey, TrainingExample
-from cvbatch.datasets.examples import LabelledRow, example_of, in_order, read_rows, shuffled
-from cvbatch.datasets.reader import Split, Wanted
+from cvbatch.datasets.examples import LabelledRow, decode_example, in_order, read_rows, shuffled
+from cvbatch.datasets.reader import LabelSpec, Split
 from cvbatch.images.decode import Limits
 from cvbatch.storage.store import Storage
 from cvbatch.train.augmentation import Augmentation, resized_examples, size_of_step
@@ -48,7 +48,7 @@ class Laying:
     """How rows become examples."""
 
     storage: Storage
-    wanted: Wanted
+    wanted: LabelSpec
     key: InputKey
     limits: Limits
     channels: int = 3
@@ -144,7 +144,7 @@ class Reader:
 
     def _laid(self, row: LabelledRow) -> TrainingExample | Failure:
         wanted = self._laying.wanted
-        example = example_of(row, self._laying.key, self._laying.limits)
+        example = decode_example(row, self._laying.key, self._laying.limits)
         if isinstance(example, Failure):
             return example
         if wanted.is_single and wanted.column == "boxes" and len(example.boxes_xyxy) != 1:

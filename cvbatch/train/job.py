@@ -24,7 +24,13 @@ from cvbatch.config.train import TrainJob, fingerprint
 from cvbatch.core.errors import SinkError, SourceError
 from cvbatch.core.progress import Listener
 from cvbatch.core.tasks import TASKS
-from cvbatch.datasets.reader import Labelled, Split, Wanted, box_shapes, find_labelled
+from cvbatch.datasets.reader import (
+    LabelledDataset,
+    LabelSpec,
+    Split,
+    relative_box_sizes,
+    scan_dataset,
+)
 from cvbatch.distributed.resources import Allocation, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.models import model_files
@@ -102,7 +108,7 @@ def train(
     with ExitStack() as stack:
         sink = stack.enter_context(Sink(storage, job.sink.uri, "train", listener.say))
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        data = _chosen(find_labelled(storage, job.source.uri, wanted_of(job)), job)
+        data = _chosen(scan_dataset(storage, job.source.uri, wanted_of(job)), job)
         identity = fingerprint(job, [data.identity, _model_identity(storage, job)])
         state: _State | None = sink.open(identity, overwrite=overwrite, parse=_State.parse)
         if resume and state is None:
@@ -136,7 +142,7 @@ def train(
     return summary
 
 
-def _announcement(job: TrainJob, data: Labelled, wiring: Allocation) -> str:
+def _announcement(job: TrainJob, data: LabelledDataset, wiring: Allocation) -> str:
     images = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     return (
         f"{images} images, {len(data.classes)} classes, {wiring.num_actors} workers with batches "
@@ -151,13 +157,13 @@ def _with_absolute_uris(job: TrainJob) -> TrainJob:
     return job.model_copy(update={"sink": sink, "source": source})
 
 
-def wanted_of(job: TrainJob) -> Wanted:
+def wanted_of(job: TrainJob) -> LabelSpec:
     """Return what of the labelled data the job learns."""
     task = TASKS[job.model.task]
-    return Wanted(task.label_column, task.is_whole_image and not job.model.multi_label)
+    return LabelSpec(task.label_column, task.is_whole_image and not job.model.multi_label)
 
 
-def _chosen(found: Labelled, job: TrainJob) -> Labelled:
+def _chosen(found: LabelledDataset, job: TrainJob) -> LabelledDataset:
     """Return the data with the job's splits alone, by the names of their roles.
 
     Raises:
@@ -184,7 +190,7 @@ def _chosen(found: Labelled, job: TrainJob) -> Labelled:
                 f"no labelled image belongs to split {name!r} ({role}); there are {there}: import "
                 f"the data with --split 0.8,0.1,0.1{null}"
             )
-    return Labelled(found.classes, chosen, found.identity)
+    return LabelledDataset(found.classes, chosen, found.identity)
 
 
 def _model_identity(storage: Storage, job: TrainJob) -> str:
@@ -200,7 +206,7 @@ def _model_identity(storage: Storage, job: TrainJob) -> str:
 
 
 def _asked(
-    storage: Storage, job: TrainJob, data: Labelled, listener: Listener
+    storage: Storage, job: TrainJob, data: LabelledDataset, listener: Listener
 ) -> AbstractContextManager[None]:
     """Ask the nodes of a cluster that was joined whether they can do the job."""
     from cvbatch.distributed.preflight import nodes_checked
@@ -212,7 +218,7 @@ def _asked(
 def _begin(
     storage: Storage,
     job: TrainJob,
-    data: Labelled,
+    data: LabelledDataset,
     identity: str,
     wiring: Allocation,
     begun: Path,
@@ -229,7 +235,9 @@ def _anchors(storage: Storage, split: Split, job: TrainJob) -> Sequence[Sequence
     from cvbatch.geometry.anchors import fit_anchors
 
     try:
-        found = fit_anchors(box_shapes(storage, split), job.model.anchors, job.training.seed)
+        found = fit_anchors(
+            relative_box_sizes(storage, split), job.model.anchors, job.training.seed
+        )
     except ValueError as error:
         raise SourceError(
             f"the anchors cannot be fitted to the boxes of split {split.name!r} ({error}); say "
@@ -256,7 +264,7 @@ def _commit(job: TrainJob, sink: Sink, state: _State, begun: Path) -> None:
 def _teach(
     job: TrainJob,
     sink: Sink,
-    data: Labelled,
+    data: LabelledDataset,
     state: _State,
     wiring: Allocation,
     listener: Listener,

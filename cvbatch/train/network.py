@@ -113,7 +113,7 @@ def _network(
     """
     from cvbatch.models import registry
     from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES
-    from cvbatch.models.weights import ENDINGS
+    from cvbatch.models.weights import WEIGHTS_SUFFIXES
 
     said = job.model
     is_own = said.model.endswith(".keras") or said.weights == "demo"
@@ -129,7 +129,7 @@ def _network(
         try:
             return load(num_classes=None if is_own else num_classes)
         except ModelError as refusal:
-            if said.model not in APPLICATIONS or not str(said.weights).endswith(ENDINGS):
+            if said.model not in APPLICATIONS or not str(said.weights).endswith(WEIGHTS_SUFFIXES):
                 raise
             try:
                 whole = load(num_classes=IMAGENET_CLASSES)

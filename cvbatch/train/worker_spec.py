@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cvbatch.config.train import TrainJob
-from cvbatch.datasets.reader import Labelled, Wanted
+from cvbatch.datasets.reader import LabelledDataset, LabelSpec
 from cvbatch.storage.store import Storage
 
 
@@ -15,8 +15,8 @@ class WorkerSpec:
 
     storage: Storage
     job: TrainJob
-    data: Labelled
-    wanted: Wanted
+    data: LabelledDataset
+    wanted: LabelSpec
     image_size: tuple[int, int]
     channels: int
     metric: str

@@ -1,1 +1,1 @@
-"""Holds what a platform engineer applies against the schemas of what it is applied to."""
+"""Validate cluster manifests, images and launcher files against the schemas of their tools."""

@@ -1,4 +1,4 @@
-"""Reads the manifests and the schemas they are held against, and applies overlays to them."""
+"""Read manifests and their JSON schemas, and apply kustomize overlays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOLDERS = [
 
 @cache
 def documents() -> dict[str, list[Any]]:
-    """Return all that is applied, as written: path below `cluster/kuberay` → documents."""
+    """Return the manifests as written: path below `cluster/kuberay` → documents."""
     return {
         str(path.relative_to(KUBERAY)): list(yaml.safe_load_all(path.read_text()))
         for path in sorted(KUBERAY.rglob("*.yaml"))
@@ -44,24 +44,24 @@ def key_of(document: dict[str, Any]) -> str:
 def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
     """Yield the pod templates at any depth of a document."""
     if isinstance(value, list):
-        for one in value:
-            yield from pod_templates(one)
+        for item in value:
+            yield from pod_templates(item)
     elif isinstance(value, dict):
         if "containers" in value.get("spec", ()):
             yield value
         else:
-            for one in value.values():
-                yield from pod_templates(one)
+            for item in value.values():
+                yield from pod_templates(item)
 
 
 @cache
 def schemas() -> dict[str, Any]:
-    """Return the schemas by apiVersion/Kind, and of pod templates."""
-    held: dict[str, Any] = {}
+    """Return the schemas by apiVersion/Kind, and the one of PodTemplateSpec."""
+    by_key: dict[str, Any] = {}
     for path in SCHEMAS.iterdir():
         text = path.read_text()
-        held |= (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))["schemas"]
-    return held
+        by_key |= (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))["schemas"]
+    return by_key
 
 
 @cache
@@ -72,17 +72,17 @@ def _registry() -> Registry[Any]:
     )
 
 
-def faults(document: dict[str, Any]) -> list[str]:
-    """Return what its schema says against a document."""
+def schema_errors(document: dict[str, Any]) -> list[str]:
+    """Return the errors of a document against its schema; no schema is an error, too."""
     schema = schemas().get(key_of(document))
     if schema is None:
         return [f"no schema of {key_of(document)}"]
-    found = Draft202012Validator(schema, registry=_registry()).iter_errors(document)
-    return [f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in found]
+    errors = Draft202012Validator(schema, registry=_registry()).iter_errors(document)
+    return [f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in errors]
 
 
 def render(folder: str) -> list[Any]:
-    """Return what kustomize makes of a folder. Raises FileNotFoundError where there is none."""
+    """Return the output of kustomize for a folder. Raises FileNotFoundError if it fails."""
     command = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
     done = subprocess.run(
         [*command, str(KUBERAY / folder)], capture_output=True, text=True, check=False, timeout=60
@@ -93,55 +93,56 @@ def render(folder: str) -> list[Any]:
 
 
 def assemble(folder: str, *components: str) -> list[Any]:
-    """Return what a folder comes to by our own, much smaller reading of kustomize."""
-    held: list[Any] = []
-    for place in (folder, *components):
-        _accumulate(KUBERAY / place, held)
-    return held
+    """Return the documents of a folder by a small reimplementation of kustomize."""
+    assembled: list[Any] = []
+    for name in (folder, *components):
+        _accumulate(KUBERAY / name, assembled)
+    return assembled
 
 
-def _accumulate(place: Path, held: list[Any]) -> None:
-    """Add what a folder has to what is held already, which a component also changes."""
-    said = yaml.safe_load((place / "kustomization.yaml").read_text())
-    for name in said.get("resources", ()):
-        if (place / name).is_dir():
-            held += assemble(str((place / name).resolve().relative_to(KUBERAY)))
+def _accumulate(folder: Path, assembled: list[Any]) -> None:
+    """Add the resources of a folder to the assembled documents, and apply its patches to all."""
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    for name in kustomization.get("resources", ()):
+        if (folder / name).is_dir():
+            assembled += assemble(str((folder / name).resolve().relative_to(KUBERAY)))
         else:
-            held += copy.deepcopy(list(yaml.safe_load_all((place / name).read_text())))
-    for name in said.get("components", ()):
-        _accumulate(place / name, held)
-    for patch in said.get("patches", ()):
-        targets = [one for one in held if one["kind"] == patch["target"]["kind"]]
+            assembled += copy.deepcopy(list(yaml.safe_load_all((folder / name).read_text())))
+    for name in kustomization.get("components", ()):
+        _accumulate(folder / name, assembled)
+    for patch in kustomization.get("patches", ()):
+        kind = patch["target"]["kind"]
+        targets = [document for document in assembled if document["kind"] == kind]
         if not targets:
-            raise LookupError(f"{place}: there is no {patch['target']['kind']} to patch")
+            raise LookupError(f"{folder}: there is no {kind} to patch")
         for target in targets:
             for step in yaml.safe_load(patch["patch"]):
                 _apply(step, target)
-    for image in said.get("images", ()):
-        _rename(held, image)
+    for image in kustomization.get("images", ()):
+        _set_image(assembled, image)
 
 
 def _apply(step: dict[str, Any], document: Any) -> None:
     """Apply one step of a JSON patch (RFC 6902: test, add, remove)."""
-    *above, last = [
+    *parents, last = [
         part.replace("~1", "/").replace("~0", "~") for part in step["path"].split("/")[1:]
     ]
-    for part in above:
+    for part in parents:
         document = document[int(part) if isinstance(document, list) else part]
-    at: Any = int(last) if isinstance(document, list) and last != "-" else last
-    if step["op"] == "test" and document[at] != step["value"]:
-        raise LookupError(f"{step['path']} is {document[at]!r}, not {step['value']!r}")
+    key: Any = int(last) if isinstance(document, list) and last != "-" else last
+    if step["op"] == "test" and document[key] != step["value"]:
+        raise LookupError(f"{step['path']} is {document[key]!r}, not {step['value']!r}")
     if step["op"] == "remove":
-        del document[at]
+        del document[key]
     if step["op"] == "add":
         if isinstance(document, list):
-            document.insert(len(document) if at == "-" else at, step["value"])
+            document.insert(len(document) if key == "-" else key, step["value"])
         else:
-            document[at] = step["value"]
+            document[key] = step["value"]
 
 
-def _rename(held: Any, image: dict[str, str]) -> None:
-    for document in held:
+def _set_image(assembled: Any, image: dict[str, str]) -> None:
+    for document in assembled:
         for pod in pod_templates(document):
             for container in pod["spec"]["containers"]:
                 if container["image"] == image["name"]:

@@ -1,4 +1,4 @@
-"""Makes a small, strict schema from a whole one: only the fields that the manifests use.
+"""Reduce a JSON schema to the fields that the manifests use, with unknown fields as errors.
 
     pip download --no-deps kubernetes-validate && unzip kubernetes_validate-*.whl
     python -m tests.cluster.shrink kubernetes \\
@@ -10,13 +10,13 @@
     python -m tests.cluster.shrink compute \\
         googleapiclient/discovery_cache/documents/compute.v1.json
 
-The first writes `schemas/kubernetes.json`, the third `schemas/compute.json`. The second prints the
-schemas of custom resources from the definitions that an operator's release ships, to be held
-against `schemas/ray.yaml` and `schemas/kueue.yaml`; pod templates stand whole in those definitions
-and become a reference here.
+The first command writes `schemas/kubernetes.json`, the third `schemas/compute.json`. The second
+prints the schemas of custom resources from the definitions in an operator's release, to be compared
+with `schemas/ray.yaml` and `schemas/kueue.yaml`; the pod templates in those definitions become a
+reference.
 
-A field that no manifest uses is unknown afterwards, as a misspelt one is: whoever adds one makes
-the schemas again.
+A field that no manifest uses is then an error, like a misspelt one: to use a new field, run these
+commands again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import yaml
 
 from tests.cluster.manifests import FOLDERS, SCHEMAS, VM, assemble, documents, key_of, pod_templates
 
-KEPT = (
+COPIED_KEYS = (
     "enum",
     "minimum",
     "maximum",
@@ -46,22 +46,25 @@ Resolve = Callable[[str], dict[str, Any]]
 
 
 def shrink(schema: dict[str, Any], values: Sequence[Any], resolve: Resolve) -> dict[str, Any]:
-    """Return a schema of what `values` use of `schema`; unknown keys are errors in it.
+    """Return the part of a schema that some values use; other keys are errors in it.
 
-    resolve: from the address in a `$ref` to the schema there.
+    Args:
+        schema: the complete schema.
+        values: the values.
+        resolve: returns the schema of a `$ref`.
     """
     if schema == POD_TEMPLATE:
         return schema
     while "$ref" in schema:
         schema = resolve(schema["$ref"])
-    small = {key: schema[key] for key in KEPT if key in schema}
+    small = {key: schema[key] for key in COPIED_KEYS if key in schema}
     if types := _types(schema):
         small["type"] = types[0] if len(types) == 1 else types
     objects = [value for value in values if isinstance(value, dict)]
     if "properties" in schema:
         used = {key for value in objects for key in value} | set(schema.get("required", ()))
         properties = {
-            key: shrink(inner, [one[key] for one in objects if key in one], resolve)
+            key: shrink(inner, [value[key] for value in objects if key in value], resolve)
             for key, inner in sorted(schema["properties"].items())
             if key in used
         }
@@ -69,20 +72,20 @@ def shrink(schema: dict[str, Any], values: Sequence[Any], resolve: Resolve) -> d
         if "required" in schema:
             small["required"] = schema["required"]
     elif isinstance(inner := schema.get("additionalProperties"), dict):
-        held = [one for value in objects for one in value.values()]
-        small["additionalProperties"] = shrink(inner, held, resolve)
+        items = [item for value in objects for item in value.values()]
+        small["additionalProperties"] = shrink(inner, items, resolve)
     if "items" in schema:
-        held = [one for value in values if isinstance(value, list) for one in value]
-        small["items"] = shrink(schema["items"], held, resolve)
+        items = [item for value in values if isinstance(value, list) for item in value]
+        small["items"] = shrink(schema["items"], items, resolve)
     return small
 
 
 def _types(schema: dict[str, Any]) -> list[str]:
-    """Return the types a value may have; null, which stands for leaving it out, is none of ours."""
+    """Return the allowed types of a value, without null: the manifests omit such fields."""
     alternatives = [schema, *schema.get("anyOf", ()), *schema.get("oneOf", ())]
-    said = [one["type"] for one in alternatives if "type" in one]
-    flat = {name for one in said for name in ([one] if isinstance(one, str) else one)}
-    return sorted(flat - {"null"})
+    types = [schema["type"] for schema in alternatives if "type" in schema]
+    names = {name for type_ in types for name in ([type_] if isinstance(type_, str) else type_)}
+    return sorted(names - {"null"})
 
 
 def of_definition(definition: dict[str, Any], manifests: Iterable[Any]) -> dict[str, Any]:
@@ -91,11 +94,11 @@ def of_definition(definition: dict[str, Any], manifests: Iterable[Any]) -> dict[
     schemas = {}
     for version in spec["versions"]:
         key = f"{spec['group']}/{version['name']}/{spec['names']['kind']}"
-        mine = [manifest for manifest in manifests if key_of(manifest) == key]
-        if mine:
-            whole = _without_pods(version["schema"]["openAPIV3Schema"])
-            whole["properties"]["metadata"] = _METADATA
-            schemas[key] = shrink(whole, mine, {}.__getitem__)  # there are no references in it
+        instances = [manifest for manifest in manifests if key_of(manifest) == key]
+        if instances:
+            complete = _without_pods(version["schema"]["openAPIV3Schema"])
+            complete["properties"]["metadata"] = _METADATA
+            schemas[key] = shrink(complete, instances, {}.__getitem__)  # it has no references
     return schemas
 
 
@@ -109,28 +112,29 @@ _METADATA = {
 
 
 def _without_pods(schema: Any) -> Any:
-    """Return the schema with the pod templates in it taken out; ours are Kubernetes' own."""
+    """Return the schema with its pod templates replaced by a reference to those of Kubernetes."""
     if isinstance(schema, list):
-        return [_without_pods(one) for one in schema]
+        return [_without_pods(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "containers" in schema.get("properties", {}).get("spec", {}).get("properties", {}):
         return POD_TEMPLATE
-    return {key: _without_pods(one) for key, one in schema.items()}
+    return {key: _without_pods(item) for key, item in schema.items()}
 
 
 def _manifests() -> list[Any]:
-    """Return all documents, as written and as the folders come to."""
-    return [one for held in [*documents().values(), *map(assemble, FOLDERS)] for one in held]
+    """Return all documents, as written and as assembled."""
+    groups = [*documents().values(), *map(assemble, FOLDERS)]
+    return [document for group in groups for document in group]
 
 
-def _kubernetes(everything: Path) -> None:
-    folder = everything.parent
-    said = json.loads((folder / "_definitions.json").read_text())["$defs"]
+def _kubernetes(all_schemas: Path) -> None:
+    folder = all_schemas.parent
+    definitions = json.loads((folder / "_definitions.json").read_text())["$defs"]
 
     def resolve(address: str) -> dict[str, Any]:
-        found: dict[str, Any] = said[address.rsplit("/", 1)[1]]
-        return found
+        schema: dict[str, Any] = definitions[address.rsplit("/", 1)[1]]
+        return schema
 
     manifests = _manifests()
     kinds = {
@@ -140,11 +144,17 @@ def _kubernetes(everything: Path) -> None:
         "batch/v1/CronJob": "io.k8s.api.batch.v1.CronJob",
     }
     schemas = {
-        key: shrink(said[name], [one for one in manifests if key_of(one) == key], resolve)
+        key: shrink(
+            definitions[name],
+            [manifest for manifest in manifests if key_of(manifest) == key],
+            resolve,
+        )
         for key, name in kinds.items()
     }
-    pods = [pod for one in manifests for pod in pod_templates(one)]
-    schemas["PodTemplateSpec"] = shrink(said["io.k8s.api.core.v1.PodTemplateSpec"], pods, resolve)
+    pods = [pod for manifest in manifests for pod in pod_templates(manifest)]
+    schemas["PodTemplateSpec"] = shrink(
+        definitions["io.k8s.api.core.v1.PodTemplateSpec"], pods, resolve
+    )
     text = {
         "source": "Kubernetes' API (Apache-2.0), as the package kubernetes-validate 1.37.0 has it",
         "version": folder.name,
@@ -154,14 +164,16 @@ def _kubernetes(everything: Path) -> None:
 
 
 def _compute(discovery: Path) -> None:
-    said = json.loads(discovery.read_text())
+    document = json.loads(discovery.read_text())
     machines = yaml.safe_load((VM / "gcp.yaml").read_text())["available_node_types"].values()
     schema = shrink(
-        {"$ref": "Instance"}, [one["node_config"] for one in machines], said["schemas"].__getitem__
+        {"$ref": "Instance"},
+        [machine["node_config"] for machine in machines],
+        document["schemas"].__getitem__,
     )
     text = {
         "source": "Google's Compute Engine API, as google-api-python-client (Apache-2.0) has it",
-        "version": f"{said['version']}, revision {said['revision']}",
+        "version": f"{document['version']}, revision {document['revision']}",
         "schemas": {"compute/v1/Instance": schema},
     }
     (SCHEMAS / "compute.json").write_text(json.dumps(text, indent=1) + "\n")

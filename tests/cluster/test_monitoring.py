@@ -1,4 +1,4 @@
-"""Dashboard and alerts ask for metrics that the job has, and speak of the runs they should."""
+"""Dashboard and alerts use existing metrics and labels, and alerts fire for the right runs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ EXPORTED = {
     for name, meter in METRIC_SPECS.items()
 }
 needs_promtool = pytest.mark.skipif(
-    not shutil.which("promtool"), reason="no promtool here (Debian's package prometheus has it)"
+    not shutil.which("promtool"),
+    reason="promtool is not installed (it is in Debian's package prometheus)",
 )
 
 
 def expressions() -> list[str]:
-    shown = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-    return [*shown, *(rule["expr"] for rule in RULES)]
+    panels = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    return [*panels, *(rule["expr"] for rule in RULES)]
 
 
 def promtool(*arguments: str | Path) -> str:
@@ -40,24 +41,23 @@ def promtool(*arguments: str | Path) -> str:
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
-def test_every_metric_that_is_asked_for_is_one_the_job_has():
-    asked = [name for text in expressions() for name in re.findall(r"ray_\w+", text)]
-    assert set(asked) <= set(EXPORTED)
-    assert set(EXPORTED) <= set(asked)  # and there is none that nobody looks at
+def test_used_metrics_are_the_exported_ones():
+    used = [name for text in expressions() for name in re.findall(r"ray_\w+", text)]
+    assert set(used) == set(EXPORTED)
 
 
-def test_metrics_are_told_apart_by_labels_they_have():
+def test_expressions_use_labels_of_their_metrics():
     for text in expressions():
-        had = set[str]().union(*(EXPORTED[name] for name in re.findall(r"ray_\w+", text)))
+        labels = set[str]().union(*(EXPORTED[name] for name in re.findall(r"ray_\w+", text)))
         used = re.findall(r"[{,](\w+)=", text)
         used += [
             name for names in re.findall(r"(?:by|on) \((.*?)\)", text) for name in names.split(",")
         ]
         assert used
-        assert {name.strip() for name in used} <= had, text
+        assert {name.strip() for name in used} <= labels, text
 
 
-def test_counters_are_looked_at_by_their_rate_and_gauges_as_they_are():
+def test_counters_are_used_as_rates_and_gauges_directly():
     for text in expressions():
         for name in re.findall(r"ray_\w+", text):
             is_rate = re.search(rf"(?:rate|increase)\({name}", text) is not None
@@ -65,40 +65,40 @@ def test_counters_are_looked_at_by_their_rate_and_gauges_as_they_are():
 
 
 def test_panels_do_not_overlap_and_show_the_chosen_run():
-    taken = set()
+    occupied = set()
     for panel in DASHBOARD["panels"]:
-        place = panel["gridPos"]
+        position = panel["gridPos"]
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(position["x"], position["x"] + position["w"])
+            for y in range(position["y"], position["y"] + position["h"])
         }
-        assert not cells & taken, panel["title"]
+        assert not cells & occupied, panel["title"]
         assert max(x for x, _ in cells) < 24
-        taken |= cells
+        occupied |= cells
         assert all("$run" in target["expr"] for target in panel["targets"])
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
-    assert {one["name"] for one in DASHBOARD["templating"]["list"]} == {"source", "run"}
+    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"source", "run"}
 
 
-def test_every_alert_is_in_the_operations_page():
+def test_every_alert_is_documented():
     page = (ROOT / "docs/operations.md").read_text()
     assert RULES
     assert [rule["alert"] for rule in RULES if rule["alert"] not in page] == []
 
 
-def test_pods_are_found_by_what_they_are_called():
+def test_pods_have_the_label_and_port_of_the_scrape_config():
     (pods, _) = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
     key, value = pods["kubernetes_sd_configs"][0]["selectors"][0]["label"].split("=")
     port = pods["relabel_configs"][0]["regex"]
     for document in assemble("base"):
         for pod in pod_templates(document):
             assert pod["metadata"]["labels"][key] == value
-            assert port in [one["name"] for one in pod["spec"]["containers"][0]["ports"]]
+            assert port in [entry["name"] for entry in pod["spec"]["containers"][0]["ports"]]
 
 
 @needs_promtool
-def test_prometheus_reads_the_rules_and_what_the_panels_ask(tmp_path):
+def test_prometheus_accepts_the_rules_and_the_expressions_of_the_panels(tmp_path):
     assert promtool("check", "rules", MONITORING / "alerts.yaml") == ""
     panels = tmp_path / "panels.yaml"
     rules = [{"record": f"panel:{i}", "expr": text} for i, text in enumerate(expressions())]
@@ -107,11 +107,11 @@ def test_prometheus_reads_the_rules_and_what_the_panels_ask(tmp_path):
 
 
 @needs_promtool
-def test_prometheus_reads_what_is_to_be_scraped(tmp_path):
+def test_prometheus_accepts_the_scrape_config(tmp_path):
     config: Any = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
     config["scrape_configs"] = [
-        one for one in config["scrape_configs"] if "kubernetes_sd_configs" not in one
-    ]  # Debian's build does not know Kubernetes
+        entry for entry in config["scrape_configs"] if "kubernetes_sd_configs" not in entry
+    ]  # Debian's build has no Kubernetes discovery
     config["rule_files"] = []
     path = tmp_path / "prometheus.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -119,7 +119,7 @@ def test_prometheus_reads_what_is_to_be_scraped(tmp_path):
 
 
 @needs_promtool
-def test_alerts_speak_of_the_runs_they_should(tmp_path):
+def test_alerts_fire_for_the_right_runs(tmp_path):
     text = (Path(__file__).with_name("alerts_test.yaml")).read_text()
     path = tmp_path / "alerts_test.yaml"
     path.write_text(text.replace("ALERTS", str(MONITORING / "alerts.yaml")))

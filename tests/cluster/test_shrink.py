@@ -1,4 +1,4 @@
-"""A schema made smaller takes what the whole one took of the manifests, and nothing else."""
+"""A reduced schema accepts the values it was reduced for, and no other fields."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from tests.cluster.shrink import of_definition, shrink
 
-WHOLE = {
+COMPLETE = {
     "type": "object",
     "required": ["name"],
     "properties": {
@@ -23,8 +23,8 @@ INNER = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type"
 POD = {"properties": {"spec": {"properties": {"containers": {"type": "array"}}}}}
 
 
-def small(*values):
-    return shrink(WHOLE, values, lambda address: INNER)
+def reduced(*values):
+    return shrink(COMPLETE, values, lambda address: INNER)
 
 
 def accepts(schema, value):
@@ -35,8 +35,8 @@ def accepts(schema, value):
     return True
 
 
-def test_of_nothing_only_what_is_required_is_left():
-    assert small() == {
+def test_without_values_only_required_fields_remain():
+    assert reduced() == {
         "type": "object",
         "properties": {"name": {"type": "string"}},
         "additionalProperties": False,
@@ -53,12 +53,12 @@ def test_of_nothing_only_what_is_required_is_left():
         {"name": "n", "inner": {"x": 1}, "many": [{"x": 1}, {"y": 2}], "labels": {"any": "text"}},
     ],
 )
-def test_what_it_was_made_from_is_accepted(value):
-    assert accepts(small(value), value)
+def test_the_values_it_was_reduced_for_are_accepted(value):
+    assert accepts(reduced(value), value)
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    "invalid",
     [
         {},
         {"name": 3},
@@ -67,12 +67,12 @@ def test_what_it_was_made_from_is_accepted(value):
         {"name": "n", "kind": "c"},
         {"name": "n", "size": "three"},
         {"name": "n", "inner": {"x": 1, "z": 3}},
-        {"name": "n", "inner": {"y": 1}},  # in the whole schema, but nobody uses it
+        {"name": "n", "inner": {"y": 1}},  # in the complete schema, but unused
         {"name": "n", "many": [{"x": "1"}]},
         {"name": "n", "labels": {"any": 3}},
     ],
 )
-def test_what_is_wrong_is_refused(spoilt):
+def test_invalid_values_are_refused(invalid):
     used = {
         "name": "n",
         "kind": "a",
@@ -81,11 +81,11 @@ def test_what_is_wrong_is_refused(spoilt):
         "many": [{"x": 1}],
         "labels": {"l": "t"},
     }
-    assert accepts(small(used), used)
-    assert not accepts(small(used), spoilt)
+    assert accepts(reduced(used), used)
+    assert not accepts(reduced(used), invalid)
 
 
-def test_of_a_custom_resource_the_pods_are_kubernetes_own():
+def test_pods_of_a_custom_resource_are_a_reference():
     spec = {"type": "object", "properties": {"template": POD, "replicas": {"type": "integer"}}}
     definition = {
         "spec": {
@@ -98,6 +98,6 @@ def test_of_a_custom_resource_the_pods_are_kubernetes_own():
         }
     }
     thing = {"apiVersion": "g.io/v1", "kind": "Thing", "spec": {"template": {"spec": {}}}}
-    (made,) = of_definition(definition, [thing]).items()
-    assert made[0] == "g.io/v1/Thing"
-    assert made[1]["properties"]["spec"]["properties"] == {"template": {"$ref": "PodTemplateSpec"}}
+    ((key, schema),) = of_definition(definition, [thing]).items()
+    assert key == "g.io/v1/Thing"
+    assert schema["properties"]["spec"]["properties"] == {"template": {"$ref": "PodTemplateSpec"}}

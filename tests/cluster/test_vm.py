@@ -1,4 +1,4 @@
-"""The launcher's files are what `ray up`, EC2 and Compute Engine accept."""
+"""Launcher files are valid for `ray up`, EC2 and Compute Engine."""
 
 from __future__ import annotations
 
@@ -27,51 +27,51 @@ def launcher(name: str) -> Any:
     return yaml.safe_load((VM / name).read_text())
 
 
-def ec2_faults(node_config: dict[str, Any]) -> str:
+def ec2_errors(node_config: dict[str, Any]) -> str:
     ec2 = botocore.session.Session().get_service_model("ec2")
     shape = ec2.operation_model("RunInstances").input_shape
-    asked = node_config | {"MinCount": 1, "MaxCount": 1}  # the launcher adds how many
-    return str(ParamValidator().validate(asked, shape).generate_report())
+    request = node_config | {"MinCount": 1, "MaxCount": 1}  # the launcher adds these
+    return str(ParamValidator().validate(request, shape).generate_report())
 
 
-def compute_faults(node_config: dict[str, Any]) -> list[str]:
+def compute_errors(node_config: dict[str, Any]) -> list[str]:
     instance = Draft202012Validator(schemas()["compute/v1/Instance"])
     return [error.message for error in instance.iter_errors(node_config)]
 
 
-def test_every_cloud_is_here():
+def test_every_cloud_has_a_file():
     assert sorted(path.name for path in VM.iterdir()) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ray_takes_it(name):
+def test_ray_accepts_the_file(name):
     assert [error.message for error in SCHEMA.iter_errors(launcher(name))] == []
     validate_config(prepare_config(launcher(name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ray_does_not_take_a_misspelt_one(name):
-    spoilt = launcher(name)
-    spoilt["available_node_types"]["cpu"]["maximum_workers"] = 3
-    assert list(SCHEMA.iter_errors(spoilt))
-    spoilt = launcher(name)
-    spoilt["idle_timeout_min"] = 3
+def test_ray_rejects_a_misspelt_key(name):
+    invalid = launcher(name)
+    invalid["available_node_types"]["cpu"]["maximum_workers"] = 3
+    assert list(SCHEMA.iter_errors(invalid))
+    invalid = launcher(name)
+    invalid["idle_timeout_min"] = 3
     with pytest.raises(ValidationError):
-        validate_config(prepare_config(spoilt))
+        validate_config(prepare_config(invalid))
 
 
-def test_ec2_takes_the_machines():
+def test_ec2_accepts_the_machines():
     for node in launcher("aws.yaml")["available_node_types"].values():
-        assert ec2_faults(node["node_config"]) == ""
-        assert "InstanceTyp" in ec2_faults({"InstanceTyp": "m7i.large"})
+        assert ec2_errors(node["node_config"]) == ""
+        assert "InstanceTyp" in ec2_errors({"InstanceTyp": "m7i.large"})
 
 
-def test_compute_engine_takes_the_machines():
+def test_compute_engine_accepts_the_machines():
     for node in launcher("gcp.yaml")["available_node_types"].values():
-        assert compute_faults(node["node_config"]) == []
-        spoilt = copy.deepcopy(node["node_config"])
-        spoilt["disks"][0]["autodelete"] = True
-        assert compute_faults(spoilt)
+        assert compute_errors(node["node_config"]) == []
+        invalid = copy.deepcopy(node["node_config"])
+        invalid["disks"][0]["autodelete"] = True
+        assert compute_errors(invalid)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +86,7 @@ def test_groups_scale_and_nothing_is_scheduled_on_the_head(name):
     assert sum(node["max_workers"] for node in nodes.values()) <= launcher(name)["max_workers"]
 
 
-def test_workers_are_from_the_spot_market_and_the_head_is_not():
+def test_workers_are_spot_machines_and_the_head_is_not():
     aws = launcher("aws.yaml")["available_node_types"]
     gcp = launcher("gcp.yaml")["available_node_types"]
     for group in ("cpu", "gpu"):
@@ -97,7 +97,7 @@ def test_workers_are_from_the_spot_market_and_the_head_is_not():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gpu_workers_have_their_own_image_and_nothing_is_installed_that_the_image_has(name):
+def test_gpu_workers_have_the_gpu_image_and_nothing_is_installed(name):
     config = launcher(name)
     image = config["docker"]["image"]
     assert image.endswith("-cpu")

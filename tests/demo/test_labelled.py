@@ -1,4 +1,4 @@
-"""The rendered labels must be what was drawn, in the form that a training reads."""
+"""Rendered labels equal the scenes, in the format that a training job reads."""
 
 import io
 
@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cvbatch.datasets.reader import Wanted, find_labelled
+from cvbatch.datasets.reader import LabelSpec, scan_dataset
 from cvbatch.demo.labelled import write_labelled
 from cvbatch.demo.render import load_backgrounds, render_scene, scene_seed
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
@@ -26,15 +26,15 @@ def test_no_scenes_write_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("column", "classes"), [("labels", CLASSES), ("boxes", CLASSES), ("mask", MASK_CLASSES)]
 )
-def test_a_training_finds_every_task_in_them(column, classes, tmp_path):
+def test_the_labels_of_every_task_are_present(column, classes, tmp_path):
     write_labelled(tmp_path, SPLITS)
-    found = find_labelled(Storage(), [str(tmp_path)], Wanted(column))
-    assert found.classes == classes
-    assert {name: len(split) for name, split in found.splits.items()} == {"train": 4, "test": 2}
-    assert all(split.num_unlabelled == 0 for split in found.splits.values())
+    dataset = scan_dataset(Storage(), [str(tmp_path)], LabelSpec(column))
+    assert dataset.classes == classes
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 4, "test": 2}
+    assert all(split.num_unlabelled == 0 for split in dataset.splits.values())
 
 
-def test_rows_say_what_was_drawn_and_come_again(tmp_path):
+def test_rows_equal_the_scenes_and_are_reproducible(tmp_path):
     for name in ("one", "two"):
         write_labelled(tmp_path / name, SPLITS)
     one, two = (sorted((tmp_path / name).glob("*.parquet")) for name in ("one", "two"))

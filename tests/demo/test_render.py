@@ -1,4 +1,4 @@
-"""What the demo draws, and says of it, must agree to the pixel."""
+"""Rendered scenes and their labels, boxes and masks agree to the pixel."""
 
 import cv2
 import numpy as np
@@ -8,16 +8,16 @@ import pytest
 from cvbatch.demo import render
 from cvbatch.demo.shapes import CLASSES
 
-GROUND = (np.full((300, 400, 3), 128, np.uint8),)
+BACKGROUNDS = (np.full((300, 400, 3), 128, np.uint8),)
 SEEDS = range(40)
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[render.Scene]:
-    return [render.render_scene(seed, GROUND) for seed in SEEDS]
+    return [render.render_scene(seed, BACKGROUNDS) for seed in SEEDS]
 
 
-def test_an_archive_of_no_scenes_still_has_its_truth_and_its_broken_files(tmp_path):
+def test_an_archive_without_scenes_has_ground_truth_and_broken_files(tmp_path):
     render.render_archive(tmp_path, 0, seed=1)
 
     assert pq.read_table(tmp_path / "truth.parquet").num_rows == 0
@@ -29,7 +29,7 @@ def test_an_archive_of_no_scenes_still_has_its_truth_and_its_broken_files(tmp_pa
     ]
 
 
-def test_the_same_seed_gives_the_same_archive_and_another_seed_another(tmp_path):
+def test_archives_depend_on_the_seed(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         render.render_archive(tmp_path / name, 2, seed)
     files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
@@ -38,11 +38,11 @@ def test_the_same_seed_gives_the_same_archive_and_another_seed_another(tmp_path)
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     for scene in ("scene-00000.jpg", "scene-00001.jpg"):
-        one, other = (tmp_path / name / "images/scenes" / scene for name in "ac")
-        assert one.read_bytes() != other.read_bytes()
+        first, second = (tmp_path / name / "images/scenes" / scene for name in "ac")
+        assert first.read_bytes() != second.read_bytes()
 
 
-def test_a_longer_archive_begins_as_a_shorter_one(tmp_path):
+def test_a_longer_archive_starts_with_the_shorter_one(tmp_path):
     render.render_archive(tmp_path / "short", 1, seed=3)
     render.render_archive(tmp_path / "long", 2, seed=3)
 
@@ -50,7 +50,7 @@ def test_a_longer_archive_begins_as_a_shorter_one(tmp_path):
     assert (tmp_path / "short" / first).read_bytes() == (tmp_path / "long" / first).read_bytes()
 
 
-def test_the_truth_tells_what_was_drawn(tmp_path):
+def test_the_ground_truth_equals_the_scenes(tmp_path):
     render.render_archive(tmp_path, 3, seed=4)
     rows = pq.read_table(tmp_path / "truth.parquet").to_pylist()
     backgrounds = render.load_backgrounds()
@@ -69,7 +69,7 @@ def test_the_truth_tells_what_was_drawn(tmp_path):
         assert [b["label"] for b in row["boxes"]] == [CLASSES[k] for k in scene.box_class_id]
 
 
-def test_the_photographs_and_the_broken_files_are_what_they_say(tmp_path):
+def test_photographs_are_valid_and_the_truncated_file_is_not(tmp_path):
     pytest.importorskip("skimage")
     render.render_archive(tmp_path, 0, seed=0)
     photographs = sorted((tmp_path / "images/photos").iterdir())
@@ -81,7 +81,7 @@ def test_the_photographs_and_the_broken_files_are_what_they_say(tmp_path):
     assert truncated[-2:] != b"\xff\xd9"
 
 
-def test_without_photographs_the_ground_is_drawn_too():
+def test_without_photographs_the_background_is_noise():
     scene = render.render_scene(5)
 
     assert scene.image[scene.mask == 0].std() > 5
@@ -93,7 +93,7 @@ def test_every_class_and_every_number_of_objects_occurs(scenes):
     assert {len(scene.boxes) for scene in scenes} == {1, 2, 3, 4}
 
 
-def test_masks_hold_the_classes_of_the_boxes_and_nothing_else(scenes):
+def test_masks_contain_exactly_the_classes_of_the_boxes(scenes):
     for scene in scenes:
         assert set(np.unique(scene.mask)) == {0, *(scene.box_class_id + 1)}
 
@@ -101,26 +101,26 @@ def test_masks_hold_the_classes_of_the_boxes_and_nothing_else(scenes):
 def test_the_boxes_of_a_class_are_tight_around_its_pixels(scenes):
     for scene in scenes:
         for class_id in np.unique(scene.box_class_id):
-            mine = scene.boxes[scene.box_class_id == class_id]
+            boxes = scene.boxes[scene.box_class_id == class_id]
             ys, xs = np.nonzero(scene.mask == class_id + 1)
-            assert xs.min() == mine[:, 0].min()
-            assert ys.min() == mine[:, 1].min()
-            assert xs.max() + 1 == mine[:, 2].max()
-            assert ys.max() + 1 == mine[:, 3].max()
+            assert xs.min() == boxes[:, 0].min()
+            assert ys.min() == boxes[:, 1].min()
+            assert xs.max() + 1 == boxes[:, 2].max()
+            assert ys.max() + 1 == boxes[:, 3].max()
 
 
-def test_a_lone_object_is_drawn_where_its_mask_says(scenes):
-    lone = [scene for scene in scenes if len(scene.boxes) == 1]
-    for scene in lone:
+def test_a_single_object_is_drawn_inside_its_mask(scenes):
+    single = [scene for scene in scenes if len(scene.boxes) == 1]
+    for scene in single:
         drawn = np.abs(scene.image.astype(int) - 128).max(axis=-1) > 40
         assert np.count_nonzero(drawn != (scene.mask > 0)) < 0.1 * np.count_nonzero(scene.mask)
-    assert lone
+    assert single
 
 
-def test_the_label_is_the_class_with_far_the_largest_object(scenes):
+def test_the_label_is_the_class_of_the_largest_object_by_far(scenes):
     for scene in scenes:
         area = np.bincount(scene.mask.ravel(), minlength=len(CLASSES) + 1)[1:]
-        main = area[scene.label]
+        main_area = area[scene.label]
         for class_id in set(scene.box_class_id.tolist()) - {scene.label}:
             count = np.count_nonzero(scene.box_class_id == class_id)
-            assert main >= render.MAIN_RATIO * area[class_id] / count
+            assert main_area >= render.MAIN_RATIO * area[class_id] / count

@@ -1,4 +1,4 @@
-"""The demo's networks are trained by the training job: its files must say what it takes."""
+"""Recipes of the demo networks are valid training jobs, and the training script works."""
 
 import itertools
 import subprocess
@@ -15,27 +15,27 @@ from cvbatch.models.metadata import read_card
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("name", train.RECIPES)
-def test_a_recipe_is_a_job_whose_step_sees_as_many_images_on_any_workers(name, workers):
+def test_a_recipe_has_the_same_images_per_step_on_any_number_of_workers(name, workers):
     recipe = train.RECIPES[name]
-    places = {"source": {"uri": "scenes"}, "sink": {"uri": "trained"}}
-    job = parse_training({**places, **recipe.job(f"demo_{name}", workers)})
+    locations = {"source": {"uri": "scenes"}, "sink": {"uri": "trained"}}
+    job = parse_training({**locations, **recipe.job(f"demo_{name}", workers)})
     assert job.run.workers == workers
     assert job.training.batch_size * workers == recipe.images_per_step
     assert job.training.epochs == recipe.epochs
 
 
 def test_no_scene_is_in_two_splits():
-    ends = sorted((seed * 10_000_000, count) for seed, count in train.SPLITS.values())
-    for (first, count), (after, _) in itertools.pairwise(ends):
-        assert first + count <= after
+    ranges = sorted((seed * 10_000_000, count) for seed, count in train.SPLITS.values())
+    for (start, count), (next_start, _) in itertools.pairwise(ranges):
+        assert start + count <= next_start
 
 
 @pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.keras
-def test_a_short_lesson_leaves_a_network_with_its_card(tmp_path):
-    words = ["--out", tmp_path, "--only", "classifier", "--epochs", 1, "--scenes", 32]
-    command = [sys.executable, "-m", "cvbatch.demo.train", *map(str, words)]
+def test_a_short_training_writes_a_network_with_its_card(tmp_path):
+    arguments = ["--out", tmp_path, "--only", "classifier", "--epochs", 1, "--scenes", 32]
+    command = [sys.executable, "-m", "cvbatch.demo.train", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("classifier: accuracy 0.")

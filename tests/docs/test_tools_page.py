@@ -1,6 +1,6 @@
-"""What docs/tools.md says of DuckDB, Polars, pandas, pyarrow, Spark and datasets is what happens.
+"""The examples of docs/tools.md run: DuckDB, Polars, pandas, pyarrow, Spark and datasets.
 
-Each tool takes the folder for one table and sees every value of every column.
+Each tool reads the folder as one table with every value of every column.
 """
 
 import ast
@@ -30,24 +30,24 @@ TOOLS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A result with all columns, of 12 images and two that failed."""
-    place = tmp_path_factory.mktemp("tools")
-    seen = {f"set/i {n:02d}.png": saw_all(n) for n in range(12)}
-    files = {name: picture(*SIZE, seed=n) for n, name in enumerate(seen)}
-    jobs.write_files(place / "images", files | jobs.BROKEN)
+    """A result with all columns: 12 images, and two that failed."""
+    root = tmp_path_factory.mktemp("tools")
+    predictions = {f"set/i {n:02d}.png": saw_all(n) for n in range(12)}
+    files = {name: picture(*SIZE, seed=n) for n, name in enumerate(predictions)}
+    jobs.write_files(root / "images", files | jobs.BROKEN)
     heatmap = {"heatmap": {"layer": "auto"}}
-    return predicted(place / "result", place / "images", seen, classification=heatmap)
+    return predicted(root / "result", root / "images", predictions, classification=heatmap)
 
 
 @pytest.fixture(scope="module")
 def rows(folder):
-    """The rows as Parquet's own reader gives them, file by file."""
-    found = [pq.ParquetFile(path).read() for path in sorted(folder.glob("*.parquet"))]
-    return {row["image_id"]: row for table in found for row in table.to_pylist()}
+    """image_id → row, read with pyarrow file by file."""
+    tables = [pq.ParquetFile(path).read() for path in sorted(folder.glob("*.parquet"))]
+    return {row["image_id"]: row for table in tables for row in table.to_pylist()}
 
 
 def run(tool, folder):
-    """Return what the last line of an example is."""
+    """Run the example of a tool; return the value of its last line."""
     if importlib.util.find_spec(TOOLS[tool]) is None:
         pytest.skip(f"{TOOLS[tool]} is not installed")
     *before, last = ast.parse(EXAMPLES[tool].replace("demo-out/result", str(folder))).body
@@ -56,28 +56,28 @@ def run(tool, folder):
     return eval(compile(ast.Expression(last.value), "docs/tools.md", "eval"), scope)
 
 
-def test_the_page_has_an_example_for_every_tool_and_the_result_every_column(rows):
+def test_every_tool_has_an_example_and_every_column_a_value(rows):
     assert set(EXAMPLES) == set(TOOLS)
     assert len(rows) == 14
     assert set(COLUMN_TYPES) <= set(rows["set/i 05.png"])
     assert all(rows["set/i 05.png"][name] for name in COLUMN_TYPES)
 
 
-def test_python_draws_every_image(folder, rows):
-    found = run("Python", folder)
-    assert set(found) == {name for name, row in rows.items() if row["status"] == "ok"}
-    assert all(one.size == SIZE[::-1] for one in found.values())
+def test_python_draws_every_ok_image(folder, rows):
+    images = run("Python", folder)
+    assert set(images) == {name for name, row in rows.items() if row["status"] == "ok"}
+    assert all(image.size == SIZE[::-1] for image in images.values())
 
 
-def test_duckdb_finds_the_surest_boxes(folder, rows):
+def test_duckdb_finds_the_most_confident_boxes(folder, rows):
     boxes = [
         (box["score"], name, box["label"], np.float32(box["x_max"]) - np.float32(box["x_min"]))
         for name, row in rows.items()
         for box in row["boxes"] or []
     ]
     best = sorted(boxes, key=lambda box: (-box[0], box[1]))[:10]
-    found = run("DuckDB", folder).fetchall()
-    assert found == [(name, label, score, width) for score, name, label, width in best]
+    result = run("DuckDB", folder).fetchall()
+    assert result == [(name, label, score, width) for score, name, label, width in best]
 
 
 def test_polars_counts_the_best_classes(folder):
@@ -88,61 +88,64 @@ def test_pandas_counts_failures(folder):
     assert run("pandas", folder).to_dict() == {"truncated": 2}
 
 
-def test_pyarrow_gives_arrays(folder, rows):
+def test_pyarrow_returns_arrays(folder, rows):
     arrays = run("pyarrow", folder)
     assert len(arrays) == 12
     for name, (mask, maps) in arrays.items():
         assert np.array_equal(mask, decode_png(rows[name]["mask"]["bytes"]))
         (heatmap,) = rows[name]["heatmaps"]
-        assert [one.tolist() for one in maps] == [[heatmap["values"][:3], heatmap["values"][3:]]]
+        assert [values.tolist() for values in maps] == [
+            [heatmap["values"][:3], heatmap["values"][3:]]
+        ]
 
 
-@pytest.mark.skipif(shutil.which("java") is None, reason="Spark wants a Java, and there is none")
-def test_spark_gives_every_box(folder, rows):
-    found = run("Spark", folder)
+@pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java, which is not installed")
+def test_spark_returns_every_box(folder, rows):
+    table = run("Spark", folder)
     boxes = sorted(
         (name, box["x_min"], box["label"], box["score"])
         for name, row in rows.items()
         for box in row["boxes"] or []
     )
     columns = ["image_id", "x_min", "label", "score"]
-    assert list(found[columns].itertuples(index=False, name=None)) == boxes
+    assert list(table[columns].itertuples(index=False, name=None)) == boxes
     from pyspark.sql import SparkSession
 
     spark = SparkSession.builder.getOrCreate()
-    whole = spark.read.parquet(str(folder)).collect()
-    assert plain({row["image_id"]: row.asDict(recursive=True) for row in whole}) == plain(rows)
+    spark_rows = spark.read.parquet(str(folder)).collect()
+    as_dicts = {row["image_id"]: row.asDict(recursive=True) for row in spark_rows}
+    assert to_python(as_dicts) == to_python(rows)
     spark.stop()
 
 
-def test_datasets_take_the_mask_for_a_picture(folder, rows, tmp_path, monkeypatch):
+def test_datasets_read_the_mask_as_an_image(folder, rows, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    found = run("Hugging Face datasets", folder)
-    assert found.num_rows == 14
-    for row in found:
-        truth = rows[row["image_id"]]["mask"]
-        if truth is not None:
-            assert np.array_equal(np.asarray(row["mask"]), decode_png(truth["bytes"]))
+    dataset = run("Hugging Face datasets", folder)
+    assert dataset.num_rows == 14
+    for row in dataset:
+        expected = rows[row["image_id"]]["mask"]
+        if expected is not None:
+            assert np.array_equal(np.asarray(row["mask"]), decode_png(expected["bytes"]))
 
 
-def plain(value):
-    """Return nested values of any tool as Python's own."""
+def to_python(value):
+    """Convert nested values of any tool to built-in Python types."""
     if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: to_python(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [plain(one) for one in value]
+        return [to_python(item) for item in value]
     if isinstance(value, bytearray):
         return bytes(value)
     if isinstance(value, np.generic):
         return value.item()
-    return None if value is None or value != value else value  # NaN is pandas' null
+    return None if value is None or value != value else value  # pandas represents null as NaN
 
 
 def read_duckdb(folder):
     import duckdb
 
-    found = duckdb.sql(f"select * from '{folder}/*.parquet'")
-    return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+    table = duckdb.sql(f"select * from '{folder}/*.parquet'")
+    return [dict(zip(table.columns, row, strict=True)) for row in table.fetchall()]
 
 
 def read_polars(folder):
@@ -165,6 +168,6 @@ def read_pyarrow(folder):
 
 @pytest.mark.parametrize("read", [read_duckdb, read_polars, read_pandas, read_pyarrow])
 def test_the_folder_is_one_table_with_every_value(folder, rows, read):
-    found = plain({row["image_id"]: row for row in read(folder)})
-    assert len(found) == len(rows)
-    assert found == plain(rows)
+    by_id = to_python({row["image_id"]: row for row in read(folder)})
+    assert len(by_id) == len(rows)
+    assert by_id == to_python(rows)

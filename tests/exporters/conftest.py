@@ -1,4 +1,4 @@
-"""A finished result over a small archive, for tests of what is made of results."""
+"""A finished prediction over a small archive."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tests.support.results import SIZE, predicted, saw
 
 
 @pytest.fixture
-def seen():
-    """What was seen in each image: image_id → as `saw` says it."""
+def predictions():
+    """image_id → predictions of the image, as returned by `saw`."""
     return {f"set/i {n:02d}.png": saw(n) for n in range(12)}
 
 
 @pytest.fixture
-def result(tmp_path, seen):
-    """The result over images that hold it, and two that failed."""
-    files = {name: picture(*SIZE, seed=n) for n, name in enumerate(seen)}
+def result(tmp_path, predictions):
+    """The result with those predictions, and two failed images."""
+    files = {name: picture(*SIZE, seed=n) for n, name in enumerate(predictions)}
     jobs.write_files(tmp_path / "images", files | jobs.BROKEN)
-    return predicted(tmp_path / "result", tmp_path / "images", seen)
+    return predicted(tmp_path / "result", tmp_path / "images", predictions)

@@ -1,4 +1,4 @@
-"""A result in other tools' formats says what it said, boxes, classes, masks, and no more."""
+"""Exports contain the boxes, classes and masks of the result, as other tools read them."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def split_of(image_id):
 
 
 @pytest.mark.parametrize("format_", EXPORTS)
-def test_nothing_seen_is_a_whole_export_of_nothing(tmp_path, format_):
+def test_a_result_without_ok_images_gives_an_empty_export(tmp_path, format_):
     jobs.write_files(tmp_path / "images", jobs.BROKEN)
     predicted(tmp_path / "result", tmp_path / "images", {})
     report = exported(format_, tmp_path / "result", tmp_path / "out")
@@ -43,32 +43,33 @@ def test_nothing_seen_is_a_whole_export_of_nothing(tmp_path, format_):
     assert not [name for name in tree(tmp_path / "out") if re.search(r"text|empty", name)]
 
 
-def test_coco_comes_back_to_the_last_bit(tmp_path, result, seen):
+def test_coco_import_restores_boxes_exactly(tmp_path, result, predictions):
     report = exported("coco", result, tmp_path / "out", split=SHARES)
     assert report["images"] == {"written": 12, "failed": 2, "not_predicted": 0}
-    assert report["boxes"] == sum(len(said["boxes"]) for said in seen.values()) > 0
+    assert report["boxes"] == sum(len(p["boxes"]) for p in predictions.values()) > 0
     _, rows = imported("coco", tmp_path / "out", tmp_path / "back")
-    assert {image_id.split("/", 2)[2] for image_id in rows} == set(seen)
-    for image_id, found in rows.items():
-        said = seen[image_id.split("/", 2)[2]]
-        assert found["split"] == split_of(image_id.split("/", 2)[2])
-        assert [box[0] for box in boxes_of(found)] == [box["label"] for box in said["boxes"]]
-        back = np.array([box[1:] for box in boxes_of(found)], np.float32).reshape(-1, 4)
-        assert np.array_equal(back, corners(said))
+    assert {image_id.split("/", 2)[2] for image_id in rows} == set(predictions)
+    for image_id, row in rows.items():
+        name = image_id.split("/", 2)[2]
+        prediction = predictions[name]
+        assert row["split"] == split_of(name)
+        assert [box[0] for box in boxes_of(row)] == [box["label"] for box in prediction["boxes"]]
+        xyxy = np.array([box[1:] for box in boxes_of(row)], np.float32).reshape(-1, 4)
+        assert np.array_equal(xyxy, corners(prediction))
 
 
-def test_coco_is_what_pycocotools_reads(tmp_path, result, seen):
+def test_pycocotools_reads_boxes_scores_and_masks(tmp_path, result, predictions):
     exported("coco", result, tmp_path / "out")
     annotations = tmp_path / "out" / "annotations"
     truth = COCO(str(annotations / "instances_train.json"))
     results = truth.loadRes(str(annotations / "results_train.json"))
     stuff = COCO(str(annotations / "stuff_train.json"))
-    assert {image["file_name"] for image in truth.imgs.values()} == set(seen)
+    assert {image["file_name"] for image in truth.imgs.values()} == set(predictions)
     scores = [ann["score"] for ann in results.anns.values()]
-    told = [np.float32(box["score"]) for said in seen.values() for box in said["boxes"]]
-    assert sorted(scores) == sorted(told)
+    expected = [np.float32(box["score"]) for p in predictions.values() for box in p["boxes"]]
+    assert sorted(scores) == sorted(expected)
     for key, image in stuff.imgs.items():
-        mask = decode_png(seen[image["file_name"]]["mask"]["bytes"])
+        mask = decode_png(predictions[image["file_name"]]["mask"]["bytes"])
         drawn = np.zeros_like(mask)
         for annotation in stuff.imgToAnns[key]:
             region = stuff.annToMask(annotation).astype(bool)
@@ -80,123 +81,124 @@ def test_coco_is_what_pycocotools_reads(tmp_path, result, seen):
         assert np.array_equal(drawn, np.where(mask == 255, 0, mask))
 
 
-def test_cocos_masks_are_drawn_again_by_the_import(tmp_path, result, seen):
+def test_coco_import_restores_masks(tmp_path, result, predictions):
     exported("coco", result, tmp_path / "out")
     document = tmp_path / "out" / "annotations" / "stuff_train.json"
     images = str(tmp_path / "out" / "images" / "train")
     _, rows = imported("coco", document, tmp_path / "back", images=images, has_masks=True)
-    assert set(rows) == set(seen)
-    for image_id, found in rows.items():
-        mask = decode_png(seen[image_id]["mask"]["bytes"])
-        back = decode_png(found["mask"]["bytes"])
-        assert np.array_equal(back, np.where(mask == 255, 0, mask))
+    assert set(rows) == set(predictions)
+    for image_id, row in rows.items():
+        mask = decode_png(predictions[image_id]["mask"]["bytes"])
+        imported_mask = decode_png(row["mask"]["bytes"])
+        assert np.array_equal(imported_mask, np.where(mask == 255, 0, mask))
 
 
-def test_voc_comes_back_to_the_pixel(tmp_path, result, seen):
+def test_voc_import_restores_boxes_to_the_pixel(tmp_path, result, predictions):
     exported("voc", result, tmp_path / "out", split=SHARES)
     names = {"mask_classes": CLASSES, "classes": CLASSES}
     assert (tmp_path / "out" / "classes.txt").read_text().splitlines() == list(CLASSES)
     report, rows = imported("voc", tmp_path / "out", tmp_path / "back", **names)
-    by_id = {f"JPEGImages/{name.replace('/', '_').replace(' ', '_')}": name for name in seen}
+    by_id = {f"JPEGImages/{name.replace('/', '_').replace(' ', '_')}": name for name in predictions}
     assert set(rows) == set(by_id)
     num_thin = 0
-    for image_id, found in rows.items():
-        said = seen[by_id[image_id]]
-        assert found["split"] == split_of(by_id[image_id])
-        assert np.array_equal(decode_png(found["mask"]["bytes"]), decode_png(said["mask"]["bytes"]))
-        whole = np.floor(corners(said).astype(np.float64) + 0.5)
-        is_thin = (whole[:, 2:] - whole[:, :2] <= 1).any(axis=1)
+    for image_id, row in rows.items():
+        prediction = predictions[by_id[image_id]]
+        assert row["split"] == split_of(by_id[image_id])
+        mask = decode_png(prediction["mask"]["bytes"])
+        assert np.array_equal(decode_png(row["mask"]["bytes"]), mask)
+        rounded = np.floor(corners(prediction).astype(np.float64) + 0.5)
+        is_thin = (rounded[:, 2:] - rounded[:, :2] <= 1).any(axis=1)
         num_thin += is_thin.sum()
-        kept = [box for box, thin in zip(said["boxes"], is_thin, strict=True) if not thin]
-        assert [box[0] for box in boxes_of(found)] == [box["label"] for box in kept]
-        back = np.array([box[1:] for box in boxes_of(found)]).reshape(-1, 4)
-        assert np.array_equal(back, whole[~is_thin])
-        assert np.abs(back - corners(said)[~is_thin]).max(initial=0) <= 0.5
-    lost = report.oddities.get("box_no_area")
-    assert (lost.count if lost else 0) == num_thin
+        boxes = [b for b, thin in zip(prediction["boxes"], is_thin, strict=True) if not thin]
+        assert [box[0] for box in boxes_of(row)] == [box["label"] for box in boxes]
+        xyxy = np.array([box[1:] for box in boxes_of(row)]).reshape(-1, 4)
+        assert np.array_equal(xyxy, rounded[~is_thin])
+        assert np.abs(xyxy - corners(prediction)[~is_thin]).max(initial=0) <= 0.5
+    dropped = report.issues.get("box_no_area")
+    assert (dropped.count if dropped else 0) == num_thin
 
 
-def test_voc_is_valid_and_says_which_boxes_are_one_pixel(tmp_path):
+def test_voc_counts_the_boxes_of_one_pixel(tmp_path):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
     boxes = boxes_at((3.1, 3.1, 3.4, 9), (59.8, 0, 60, 40), (-2, -3, 70, 50))
-    said = {"a.png": {**saw(1), "boxes": boxes}}
-    predicted(tmp_path / "result", tmp_path / "images", said)
+    prediction = {**saw(1), "boxes": boxes}
+    predicted(tmp_path / "result", tmp_path / "images", {"a.png": prediction})
     report = exported("voc", tmp_path / "result", tmp_path / "out")
     assert report["odd"] == {"boxes of one pixel, which an import takes for clicks": 2}
     root = ET.parse(tmp_path / "out" / "Annotations" / "a.xml").getroot()
-    found = [[int(side.text) for side in box] for box in root.iter("bndbox")]
-    assert found == [[4, 4, 4, 9], [60, 1, 60, 40], [1, 1, 60, 40]]
+    corner_values = [[int(side.text) for side in box] for box in root.iter("bndbox")]
+    assert corner_values == [[4, 4, 4, 9], [60, 1, 60, 40], [1, 1, 60, 40]]
     with Image.open(tmp_path / "out" / "SegmentationClass" / "a.png") as mask:
         assert mask.mode == "P"
         assert mask.getpalette()[:12] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
         assert mask.getpalette()[-3:] == [224, 224, 192]
 
 
-def test_yolo_says_the_boxes_that_lie_in_the_image(tmp_path, result, seen):
+def test_yolo_has_the_boxes_inside_the_image(tmp_path, result, predictions):
     exported("yolo", result, tmp_path / "out", split=SHARES)
     out = tmp_path / "out"
-    said = yaml.safe_load((out / "data.yaml").read_text())
-    assert said["names"] == dict(enumerate(CLASSES))
-    found = {str(path.relative_to(out / "labels")): path for path in out.glob("labels/**/*.txt")}
-    assert len(found) == 12
-    for name, truth in seen.items():
+    dataset = yaml.safe_load((out / "data.yaml").read_text())
+    assert dataset["names"] == dict(enumerate(CLASSES))
+    paths = {str(path.relative_to(out / "labels")): path for path in out.glob("labels/**/*.txt")}
+    assert len(paths) == 12
+    for name, prediction in predictions.items():
         short = SHORT[split_of(name)]
-        assert said[short] == f"images/{short}"
+        assert dataset[short] == f"images/{short}"
         flat = re.sub("[ /]", "_", name)
         assert (out / "images" / short / flat).is_file()
-        lines = found[f"{short}/{flat.removesuffix('.png')}.txt"].read_text().splitlines()
-        back = np.array([line.split() for line in lines], np.float64).reshape(-1, 5)
-        assert back[:, 0].tolist() == [box["class_id"] for box in truth["boxes"]]
-        centre, half = back[:, 1:3] * [60, 40], back[:, 3:] * [60, 40] / 2
-        drawn = np.concatenate([centre - half, centre + half], axis=1)
-        assert np.allclose(drawn, corners(truth), rtol=0, atol=1e-6)
+        lines = paths[f"{short}/{flat.removesuffix('.png')}.txt"].read_text().splitlines()
+        values = np.array([line.split() for line in lines], np.float64).reshape(-1, 5)
+        assert values[:, 0].tolist() == [box["class_id"] for box in prediction["boxes"]]
+        centre, half = values[:, 1:3] * [60, 40], values[:, 3:] * [60, 40] / 2
+        xyxy = np.concatenate([centre - half, centre + half], axis=1)
+        assert np.allclose(xyxy, corners(prediction), rtol=0, atol=1e-6)
 
 
-def test_yolo_has_no_number_over_one(tmp_path):
+def test_yolo_has_no_coordinate_above_one(tmp_path):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
     boxes = boxes_at((-5, -5, 70, 50), (61, 3, 70, 9))
-    said = {"a.png": {**saw(1), "boxes": boxes}}
-    predicted(tmp_path / "result", tmp_path / "images", said)
+    prediction = {**saw(1), "boxes": boxes}
+    predicted(tmp_path / "result", tmp_path / "images", {"a.png": prediction})
     report = exported("yolo", tmp_path / "result", tmp_path / "out")
     assert (tmp_path / "out" / "labels" / "train" / "a.txt").read_text() == "1 0.5 0.5 1 1\n"
     assert report["odd"] == {"boxes without an area in their image, left out": 1}
 
 
-def test_fiftyone_has_a_label_for_every_image_of_data(tmp_path, result, seen):
+def test_fiftyone_has_a_label_for_every_image(tmp_path, result, predictions):
     exported("fiftyone", result, tmp_path / "out")
     out = tmp_path / "out"
     stems = {
         str(path.relative_to(out / "data").with_suffix("")) for path in out.glob("data/**/*.*")
     }
-    assert stems == {name.removesuffix(".png") for name in seen}
+    assert stems == {name.removesuffix(".png") for name in predictions}
     detections = json.loads((out / "detections.json").read_text())
     labels = json.loads((out / "classifications.json").read_text())
     assert detections["classes"] == labels["classes"] == list(CLASSES)
     assert set(detections["labels"]) == set(labels["labels"]) == stems
-    for name, said in seen.items():
+    for name, prediction in predictions.items():
         stem = name.removesuffix(".png")
-        found = detections["labels"][stem]
-        assert [one["label"] for one in found] == [box["label"] for box in said["boxes"]]
-        box = np.array([one["bounding_box"] for one in found]).reshape(-1, 4) * [60, 40, 60, 40]
-        box[:, 2:] += box[:, :2]
-        assert np.allclose(box, corners(said), rtol=0, atol=1e-9)
+        boxes = detections["labels"][stem]
+        assert [box["label"] for box in boxes] == [box["label"] for box in prediction["boxes"]]
+        sides = np.array([box["bounding_box"] for box in boxes]).reshape(-1, 4) * [60, 40, 60, 40]
+        sides[:, 2:] += sides[:, :2]
+        assert np.allclose(sides, corners(prediction), rtol=0, atol=1e-9)
         confidence = float(np.float32(0.7))
         assert labels["labels"][stem] == {"label": "cat", "confidence": confidence}
         mask = (out / "masks" / f"{stem}.png").read_bytes()
-        assert np.array_equal(decode_png(mask), decode_png(said["mask"]["bytes"]))
+        assert np.array_equal(decode_png(mask), decode_png(prediction["mask"]["bytes"]))
 
 
-def test_fiftyone_finds_images_that_were_not_copied_by_name(tmp_path):
+def test_fiftyone_maps_names_to_uris_if_images_are_not_copied(tmp_path):
     names = ("a.b.png", "c.png")
     jobs.write_files(tmp_path / "images", dict.fromkeys(names, picture(*SIZE)))
-    said = {name: saw(2) for name in names}
-    several = {"multi_label": True}
-    predicted(tmp_path / "result", tmp_path / "images", said, classification=several)
+    predictions = {name: saw(2) for name in names}
+    multi_label = {"multi_label": True}
+    predicted(tmp_path / "result", tmp_path / "images", predictions, classification=multi_label)
     exported("fiftyone", tmp_path / "result", tmp_path / "out", images="none")
-    places = json.loads((tmp_path / "out" / "data.json").read_text())
-    assert places == {name: str(tmp_path / "images" / name) for name in names}
+    uris = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert uris == {name: str(tmp_path / "images" / name) for name in names}
     labels = json.loads((tmp_path / "out" / "classifications.json").read_text())["labels"]
-    assert {name: len(found) for name, found in labels.items()} == {"a.b": 2, "c": 2}
+    assert {name: len(image_labels) for name, image_labels in labels.items()} == {"a.b": 2, "c": 2}
 
 
 @given(
@@ -205,28 +207,29 @@ def test_fiftyone_finds_images_that_were_not_copied_by_name(tmp_path):
     )
 )
 @settings(max_examples=100, deadline=None)
-def test_runs_are_those_of_pycocotools(columns):
+def test_rle_equals_that_of_pycocotools(columns):
     region = np.array(columns, bool).T
-    told = coco_masks.encode(np.asfortranarray(region.astype(np.uint8)))
-    assert compress_rle(encode_rle(region)) == told["counts"].decode()
+    expected = coco_masks.encode(np.asfortranarray(region.astype(np.uint8)))
+    assert compress_rle(encode_rle(region)) == expected["counts"].decode()
 
 
-def test_long_runs_are_those_of_pycocotools():
+def test_rle_of_long_runs_equals_that_of_pycocotools():
     rng = np.random.default_rng(0)
     region = np.zeros((700, 900), np.uint8)
     for start, length in rng.integers(0, 600_000, (40, 2)):
         region.T.reshape(-1)[start : start + length // 50] ^= 1
         region = np.asfortranarray(region)
-    told = coco_masks.encode(region)["counts"].decode()
-    assert compress_rle(encode_rle(region.astype(bool))) == told
+    expected = coco_masks.encode(region)["counts"].decode()
+    assert compress_rle(encode_rle(region.astype(bool))) == expected
 
 
-def test_a_mask_of_the_networks_size_is_laid_back(tmp_path):
+def test_a_mask_of_the_input_size_is_resized_to_the_image(tmp_path):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
-    small = np.zeros((20, 20), np.uint8)  # letterbox: 40 x 60 lies in 13 rows of 20, 3 above
+    small = np.zeros((20, 20), np.uint8)  # letterbox: 40 x 60 becomes 13 rows of 20, 3 rows above
     small[3:16, 10:] = 2
-    said = {"a.png": {**saw(1), "mask": {"bytes": encode_png(small)}}}
-    predicted(tmp_path / "result", tmp_path / "images", said, segmentation={"mask_size": "model"})
+    predictions = {"a.png": {**saw(1), "mask": {"bytes": encode_png(small)}}}
+    segmentation = {"mask_size": "model"}
+    predicted(tmp_path / "result", tmp_path / "images", predictions, segmentation=segmentation)
     exported("fiftyone", tmp_path / "result", tmp_path / "out")
     mask = decode_png((tmp_path / "out" / "masks" / "a.png").read_bytes())
     assert mask.shape == SIZE
@@ -234,41 +237,41 @@ def test_a_mask_of_the_networks_size_is_laid_back(tmp_path):
     assert (mask[:, 30:] == 2).all()
 
 
-def test_min_score_leaves_out_what_is_below(tmp_path, result, seen):
+def test_min_score_leaves_out_boxes_below_it(tmp_path, result, predictions):
     report = exported("coco", result, tmp_path / "out", min_score=0.6)
-    scores = [box["score"] for said in seen.values() for box in said["boxes"]]
+    scores = [box["score"] for p in predictions.values() for box in p["boxes"]]
     assert report["boxes"] == sum(np.float32(score) >= 0.6 for score in scores)
     assert 0 < report["boxes"] < len(scores)
     assert report["images"]["written"] == 12
 
 
 @pytest.mark.parametrize("format_", ["coco", "voc"])
-def test_a_turned_image_is_told_and_comes_back_upright(tmp_path, format_):
+def test_a_rotated_image_is_counted_and_imported_upright(tmp_path, format_):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE, orientation=3)})
-    said = {"a.png": {"boxes": boxes_at((3.2, 4.4, 20.6, 30)), "size": SIZE}}
-    predicted(tmp_path / "result", tmp_path / "images", said, ("detection",))
+    prediction = {"boxes": boxes_at((3.2, 4.4, 20.6, 30)), "size": SIZE}
+    predicted(tmp_path / "result", tmp_path / "images", {"a.png": prediction}, ("detection",))
     report = exported(format_, tmp_path / "result", tmp_path / "out")
     assert list(report["odd"].values()) == [1]
     _, rows = imported(format_, tmp_path / "out", tmp_path / "back", orientation="upright")
-    (found,) = rows.values()
-    back = np.array([box[1:] for box in boxes_of(found)])
-    assert np.abs(back - corners(said["a.png"])).max() <= (0.5 if format_ == "voc" else 0)
+    (row,) = rows.values()
+    xyxy = np.array([box[1:] for box in boxes_of(row)])
+    assert np.abs(xyxy - corners(prediction)).max() <= (0.5 if format_ == "voc" else 0)
 
 
 @pytest.mark.parametrize(
-    ("classes", "told"),
+    ("classes", "message"),
     [
         (("a", "b", "a"), "two classes called 'a'"),
         (("a", "new\nline", "b"), "one printable line"),
         (("a", " ", "b"), "one printable line"),
     ],
 )
-def test_names_that_xml_cannot_hold_are_refused_and_json_can(tmp_path, classes, told):
+def test_class_names_that_voc_cannot_store_are_refused(tmp_path, classes, message):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
     predicted(tmp_path / "result", tmp_path / "images", {"a.png": saw(4)}, classes=classes)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         exported("voc", tmp_path / "result", tmp_path / "out")
     for format_ in ("coco", "yolo", "fiftyone"):
         exported(format_, tmp_path / "result", tmp_path / format_)
-    said = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
-    assert tuple(said["names"].values()) == classes
+    dataset = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
+    assert tuple(dataset["names"].values()) == classes

@@ -1,3 +1,5 @@
+"""Grad-CAM reference values, colormap and overlay of heatmaps."""
+
 from __future__ import annotations
 
 import cv2
@@ -11,7 +13,7 @@ from tests.support import reference_arrays
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5)])
-def test_nothing_active_is_zero(shape: tuple[int, int, int]) -> None:
+def test_without_positive_evidence_the_heatmap_is_zero(shape: tuple[int, int, int]) -> None:
     zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)
     for features, gradients in ((zeros, ones), (ones, zeros), (ones, -ones)):
         np.testing.assert_array_equal(
@@ -25,7 +27,9 @@ def test_nothing_active_is_zero(shape: tuple[int, int, int]) -> None:
     st.integers(0, 2**32 - 1),
     st.sampled_from([1e-30, 1.0, 1e30]),
 )
-def test_equals_the_sums_of_the_paper(shape: tuple[int, int, int], seed: int, scale: float) -> None:
+def test_grad_cam_equals_the_formula_of_the_paper(
+    shape: tuple[int, int, int], seed: int, scale: float
+) -> None:
     rng = np.random.default_rng(seed)
     features = (rng.normal(size=shape) * scale).astype(np.float32)
     gradients = (rng.normal(size=shape) * scale).astype(np.float32)
@@ -53,7 +57,7 @@ def test_the_order_of_the_channels_does_not_matter() -> None:
     )
 
 
-def test_colours_run_from_blue_over_green_to_red() -> None:
+def test_the_colormap_runs_from_blue_over_green_to_red() -> None:
     cold, middle, hot = h.apply_colormap(np.array([[0, 0.5, 1]], np.float32))[0].astype(int)
     assert cold.argmax() == 2 and middle.argmax() == 1 and hot.argmax() == 0
     np.testing.assert_array_equal(
@@ -61,13 +65,13 @@ def test_colours_run_from_blue_over_green_to_red() -> None:
     )
 
 
-def test_an_overlay_blends_the_stretched_colours_at_forty_percent() -> None:
+def test_an_overlay_blends_the_resized_heatmap_with_opacity_0_4() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     heatmap = np.random.default_rng(1).random((4, 6)).astype(np.float32)
     before = image.copy()
-    got = h.overlay(image, heatmap)
-    stretched = cv2.resize(heatmap, (60, 40), interpolation=cv2.INTER_LINEAR)
-    want = 0.6 * image + 0.4 * h.apply_colormap(stretched).astype(np.float64)
-    assert np.abs(got - want).max() <= 0.5 + 1e-6
+    blended = h.overlay(image, heatmap)
+    resized = cv2.resize(heatmap, (60, 40), interpolation=cv2.INTER_LINEAR)
+    expected = 0.6 * image + 0.4 * h.apply_colormap(resized).astype(np.float64)
+    assert np.abs(blended - expected).max() <= 0.5 + 1e-6
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(h.overlay(image, heatmap, opacity=0), image)

@@ -1,4 +1,4 @@
-"""What an image does to its decoder is the image's own affair, and its pixels stay the same."""
+"""Decoding in a child process: same results, and a crashing image fails alone."""
 
 import signal
 import subprocess
@@ -20,12 +20,12 @@ from tests.support.jobs import encoded_image
 
 KEYS = [InputKey(20, 30, "letterbox"), InputKey(16, 16, "stretch", Tiling(16, 16, 4, 4))]
 SMALL = Limits(max_bytes=10**6, max_pixels=10**6, max_tile_bytes=10**6)
-LIMIT_S = 60.0  # more than a good image takes on any machine
+TIMEOUT_S = 60.0  # longer than a good image takes on any machine
 
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """The children of this process meet poison; the process itself has started without."""
+    """Make images crash the child processes, but not this process, which has started."""
     folder = write_stub(tmp_path / "stub")
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("POISON", " ".join(KINDS))
@@ -40,15 +40,15 @@ def assert_same(result, expected):
         assert result.pixels[key].dtype == pixels.dtype
 
 
-def test_nothing_in_no_child():
+def test_no_image_starts_no_child():
     before = psutil.Process().children()
-    with IsolatedDecoder(LIMIT_S):
+    with IsolatedDecoder(TIMEOUT_S):
         assert psutil.Process().children() == before
 
 
-def test_the_same_pixels_and_the_same_failures_as_without_care():
+def test_results_equal_those_of_decode():
     large = cv2.imencode(".png", np.zeros((1001, 1000, 3), np.uint8))[1].tobytes()
-    with IsolatedDecoder(LIMIT_S) as decode_one:
+    with IsolatedDecoder(TIMEOUT_S) as decode_one:
         for data in (b"", b"no image", large, encoded_image(1)[:-30]):
             assert decode_one(data, KEYS, SMALL) == decode(data, KEYS, SMALL)
         for index in range(6):
@@ -59,44 +59,44 @@ def test_the_same_pixels_and_the_same_failures_as_without_care():
 @pytest.mark.parametrize(
     ("kind", "timeout_s", "expected"),
     [
-        ("abort", LIMIT_S, "crashed: the process that decoded it was ended by SIGABRT"),
+        ("abort", TIMEOUT_S, "crashed: the process that decoded it was ended by SIGABRT"),
         ("hang", 1.0, "timeout: decoding took longer than 1 s; see run.image_timeout_s"),
-        ("allocate", LIMIT_S, "too_large: decoding it takes more memory than one image may have"),
+        ("allocate", TIMEOUT_S, "too_large: decoding it takes more memory than one image may have"),
     ],
 )
-def test_poison_fails_alone(stub, kind, timeout_s, expected):
+def test_a_crashing_image_fails_alone(stub, kind, timeout_s, expected):
     good, bad = encoded_image(1), poisoned(2, kind)
     with IsolatedDecoder(timeout_s) as decode_one:
         failure = decode_one(bad, KEYS, SMALL)
         assert isinstance(failure, Failure)
         assert (failure.stage, f"{failure.kind}: {failure.message}") == ("decode", expected)
-    with IsolatedDecoder(LIMIT_S) as decode_one:
+    with IsolatedDecoder(TIMEOUT_S) as decode_one:
         assert_same(decode_one(good, KEYS, SMALL), decode(good, KEYS, SMALL))
-    if kind != "hang":  # again in one block: the child is replaced
-        with IsolatedDecoder(LIMIT_S) as decode_one:
+    if kind != "hang":  # the child is replaced
+        with IsolatedDecoder(TIMEOUT_S) as decode_one:
             for _ in range(2):
                 assert decode_one(bad, KEYS, SMALL) == failure
                 assert_same(decode_one(good, KEYS, SMALL), decode(good, KEYS, SMALL))
 
 
-def test_an_image_is_blamed_only_for_what_it_does_twice(stub):
+def test_an_image_fails_only_if_it_crashes_two_children(stub):
     data = poisoned(1, "once")
-    with IsolatedDecoder(LIMIT_S) as decode_one:
+    with IsolatedDecoder(TIMEOUT_S) as decode_one:
         assert_same(decode_one(data, KEYS, SMALL), decode(data, KEYS, SMALL))
     assert (stub / "lost").exists()
 
 
-def test_no_child_outlives_its_block(stub):
-    mine = psutil.Process()
-    before = set(mine.children())
+def test_no_child_outlives_the_context(stub):
+    process = psutil.Process()
+    before = set(process.children())
     with IsolatedDecoder(1.0) as decode_one:
         decode_one(poisoned(1, "hang"), KEYS, SMALL)
         decode_one(encoded_image(1), KEYS, SMALL)
-        assert len(set(mine.children()) - before) == 1
-    assert set(mine.children()) == before
+        assert len(set(process.children()) - before) == 1
+    assert set(process.children()) == before
 
 
-def test_a_child_that_hangs_ends_with_its_owner(stub, tmp_path):
+def test_a_hanging_child_ends_with_its_parent(stub, tmp_path):
     (tmp_path / "bad").write_bytes(poisoned(1, "hang"))
     code = f"""
 from cvbatch.images.isolated_decode import *
@@ -105,29 +105,29 @@ with IsolatedDecoder(1e6) as decode_one:
     decode_one(data, [], Limits())
 """
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, env=poisoned_env(stub)) as owner:
+    with subprocess.Popen(command, env=poisoned_env(stub)) as parent:
         deadline = time.monotonic() + 60
-        while not (children := psutil.Process(owner.pid).children()):
+        while not (children := psutil.Process(parent.pid).children()):
             assert time.monotonic() < deadline
         while not (stub / "lost").exists():
             assert time.monotonic() < deadline
-        owner.kill()
-    gone, alive = psutil.wait_procs(children, timeout=30)
-    assert (len(gone), alive) == (1, [])
+        parent.kill()
+    ended, alive = psutil.wait_procs(children, timeout=30)
+    assert (len(ended), alive) == (1, [])
 
 
 def test_a_child_that_cannot_start_stops_the_job(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("import os; os._exit(7)")
     monkeypatch.syspath_prepend(str(tmp_path))
     with (
-        IsolatedDecoder(LIMIT_S) as decode_one,
+        IsolatedDecoder(TIMEOUT_S) as decode_one,
         pytest.raises(CvbatchError, match="did not start: it ended with status 7"),
     ):
         decode_one(encoded_image(1), KEYS, SMALL)
 
 
 @pytest.mark.parametrize("kind", ["none", "hang"])
-def test_with_an_alarm_the_process_ends_and_not_a_moment_before(stub, tmp_path, kind):
+def test_the_alarm_ends_the_process_only_if_decoding_takes_too_long(stub, tmp_path, kind):
     data = encoded_image(1) if kind == "none" else poisoned(1, kind)
     (tmp_path / "image").write_bytes(data)
     code = f"""
@@ -135,14 +135,14 @@ import time
 from cvbatch.images.isolated_decode import *
 data = open({str(tmp_path / "image")!r}, "rb").read()
 decode_with_alarm(1.0)(data, [], Limits())
-time.sleep(1.5)  # longer than the timer, which no longer runs
+time.sleep(1.5)  # longer than the timeout; the timer must have been cancelled
 """
-    done = subprocess.run([sys.executable, "-c", code], env=poisoned_env(stub), check=False)
-    assert done.returncode == (0 if kind == "none" else -signal.SIGALRM)
+    process = subprocess.run([sys.executable, "-c", code], env=poisoned_env(stub), check=False)
+    assert process.returncode == (0 if kind == "none" else -signal.SIGALRM)
 
 
-def test_a_timer_costs_less_than_a_hundredth_of_decoding():
-    """Against a photo of the usual size: it takes some 3 of 3,000 µs."""
+def test_the_timer_costs_less_than_one_percent_of_decoding():
+    """For a photo of 640×480 it takes about 3 of 3,000 µs."""
     rng = np.random.default_rng(1)
     pixels = cv2.resize(rng.integers(0, 256, (60, 80, 3), np.uint8), (640, 480))
     data = cv2.imencode(".jpg", pixels)[1].tobytes()
@@ -162,7 +162,7 @@ def test_a_timer_costs_less_than_a_hundredth_of_decoding():
     assert timing < decoding / 100
 
 
-def test_the_memory_of_an_image_follows_the_limits():
+def test_the_memory_limit_follows_the_image_limits():
     plain = [KEYS[0]]
     small = decode_memory_bytes(plain, SMALL)
     assert small > SMALL.max_pixels * 10

@@ -1,3 +1,5 @@
+"""Masks as PNG and areas of their classes, compared with Pillow, NumPy and pycocotools."""
+
 from __future__ import annotations
 
 import io
@@ -23,23 +25,23 @@ LABELS = arrays(
 
 @settings(max_examples=100, deadline=None)
 @given(MASK)
-def test_a_png_tells_the_mask_to_us_and_to_pillow(mask: np.ndarray) -> None:
+def test_png_round_trip_also_with_pillow(mask: np.ndarray) -> None:
     data = m.encode_png(mask)
     assert data == m.encode_png(mask.copy(order="F"))
     np.testing.assert_array_equal(m.decode_png(data), mask)
-    picture = Image.open(io.BytesIO(data))
-    assert (picture.format, picture.mode) == ("PNG", "L")
-    np.testing.assert_array_equal(np.asarray(picture), mask)
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.mode) == ("PNG", "L")
+    np.testing.assert_array_equal(np.asarray(image), mask)
 
 
-def test_a_pillow_png_is_read() -> None:
+def test_a_png_of_pillow_is_decoded() -> None:
     mask = np.random.default_rng(0).integers(0, 256, (30, 41), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG")
     np.testing.assert_array_equal(m.decode_png(buffer.getvalue()), mask)
 
 
-def test_what_is_not_a_grey_png_is_refused() -> None:
+def test_bytes_that_are_not_a_grey_png_are_refused() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (3, 2)).save(buffer, "PNG")
     png = m.encode_png(np.zeros((9, 9), np.uint8))
@@ -48,7 +50,7 @@ def test_what_is_not_a_grey_png_is_refused() -> None:
             m.decode_png(data)
 
 
-def test_nothing_seen_has_no_areas() -> None:
+def test_a_void_mask_has_no_areas() -> None:
     class_id, area = m.class_areas(np.full((5, 7), VOID_CLASS, np.uint8), 255)
     assert (class_id.tolist(), area.tolist()) == ([], [])
     assert (class_id.dtype, area.dtype) == (np.int32, np.int64)
@@ -56,7 +58,7 @@ def test_nothing_seen_has_no_areas() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(LABELS)
-def test_areas_are_those_of_numpy_and_pycocotools(mask: np.ndarray) -> None:
+def test_areas_equal_numpy_and_pycocotools(mask: np.ndarray) -> None:
     class_id, area = m.class_areas(mask, 255)
     counts = np.bincount(mask.reshape(-1), minlength=256)[:255]
     expected = sorted((-int(count), c) for c, count in enumerate(counts) if count)
@@ -65,11 +67,11 @@ def test_areas_are_those_of_numpy_and_pycocotools(mask: np.ndarray) -> None:
         assert coco.area(coco.encode(np.asfortranarray(mask == c).astype(np.uint8))) == a
 
 
-def test_areas_do_not_depend_on_where_the_pixels_are() -> None:
+def test_areas_do_not_depend_on_positions() -> None:
     mask = np.random.default_rng(1).integers(0, 9, (40, 50), dtype=np.uint8)
     shuffled = np.random.default_rng(2).permutation(mask.reshape(-1)).reshape(50, 40)
-    for one, other in zip(m.class_areas(mask, 9), m.class_areas(shuffled, 9), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for actual, expected in zip(m.class_areas(shuffled, 9), m.class_areas(mask, 9), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_areas_are_exact_beyond_float32() -> None:

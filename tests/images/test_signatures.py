@@ -1,4 +1,4 @@
-"""Laws of telling formats: every encoder's output is recognised and complete, cut files are not."""
+"""Format detection: encoded files are recognised and complete, truncated ones incomplete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def encoded(format: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-READ = {
+FILES = {
     "JPEG": encoded("JPEG"),
     "PNG": encoded("PNG"),
     "WebP": encoded("WEBP"),
@@ -35,26 +35,26 @@ def test_other_bytes_have_no_format(data: bytes) -> None:
     assert detect_format(data) is None
 
 
-@pytest.mark.parametrize("name", READ)
-def test_whole_files_are_recognised_and_complete(name: str) -> None:
+@pytest.mark.parametrize("name", FILES)
+def test_encoded_files_are_recognised_and_complete(name: str) -> None:
     format_name = name.partition(",")[0]
-    assert detect_format(READ[name]) == format_name
-    assert is_complete(format_name, READ[name])
+    assert detect_format(FILES[name]) == format_name
+    assert is_complete(format_name, FILES[name])
 
 
-@pytest.mark.parametrize("name", READ)
-def test_cut_files_are_recognised_and_not_complete(name: str) -> None:
+@pytest.mark.parametrize("name", FILES)
+def test_truncated_files_are_recognised_and_incomplete(name: str) -> None:
     format_name = name.partition(",")[0]
     for tenth in range(1, 10):
-        cut = READ[name][: len(READ[name]) * tenth // 10]
-        assert detect_format(cut) == format_name
-        assert not is_complete(format_name, cut)
+        truncated = FILES[name][: len(FILES[name]) * tenth // 10]
+        assert detect_format(truncated) == format_name
+        assert not is_complete(format_name, truncated)
     for length in range(16):
-        assert not is_complete(format_name, READ[name][:length])
+        assert not is_complete(format_name, FILES[name][:length])
 
 
-def test_a_png_whose_chunk_claims_more_than_there_is_is_not_complete() -> None:
-    data = bytearray(READ["PNG"])
+def test_a_png_with_a_chunk_longer_than_the_file_is_incomplete() -> None:
+    data = bytearray(FILES["PNG"])
     start = data.index(b"IDAT") - 4
     data[start] = 0x7F
     assert not is_complete("PNG", bytes(data))

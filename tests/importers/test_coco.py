@@ -1,4 +1,4 @@
-"""COCO comes in with dense classes and half-open boxes; hostile JSON is refused in a sentence."""
+"""Import of COCO: consecutive class ids, half-open boxes, errors for malformed JSON."""
 
 import json
 
@@ -11,25 +11,25 @@ from tests.support.datasets import boxes_of, check_sums, coco, imported, kinds, 
 
 
 def folder(path, text, images=("a.png",), name="instances_train2017"):
-    """A data set of one split in COCO's own layout."""
-    place = name.removeprefix("instances_")
-    put(path, {f"{place}/{image}": picture() for image in images})
+    """Write a data set of one split in the layout of COCO."""
+    split_folder = name.removeprefix("instances_")
+    put(path, {f"{split_folder}/{image}": picture() for image in images})
     return put(path, {f"annotations/{name}.json": text})
 
 
-def refused(tmp_path, text, told, **options):
+def check_refused(tmp_path, text, message, **options):
     source = folder(tmp_path / "in", text)
-    with pytest.raises(SourceError, match=told) as caught:
+    with pytest.raises(SourceError, match=message) as error:
         imported("coco", source, tmp_path / "out", **options)
-    assert len(str(caught.value)) < 600
+    assert len(str(error.value)) < 600
     assert not (tmp_path / "out").exists()
 
 
 def test_no_images_are_refused(tmp_path):
-    refused(tmp_path, coco([]), "holds no labelled image")
+    check_refused(tmp_path, coco([]), "contains no usable labelled image")
 
 
-def test_an_image_without_annotations_is_a_label(tmp_path):
+def test_an_image_without_annotations_is_imported(tmp_path):
     source = folder(tmp_path / "in", coco([{"id": 1, "file_name": "a.png"}]))
     report, rows = imported("coco", source, tmp_path / "out")
     assert rows["train2017/a.png"]["boxes"] == []
@@ -38,12 +38,12 @@ def test_an_image_without_annotations_is_a_label(tmp_path):
     check_sums(report)
 
 
-def test_boxes_and_dense_classes_in_the_order_of_the_ids(tmp_path):
-    said = [
+def test_class_ids_are_consecutive_in_the_order_of_the_category_ids(tmp_path):
+    annotations = [
         {"image_id": 1, "category_id": 7, "bbox": [2, 3, 4.5, 5], "iscrowd": 1},
         {"image_id": 1, "category_id": 3, "bbox": [0, 0, 20, 12]},
     ]
-    source = folder(tmp_path / "in", coco([{"id": 1, "file_name": "a.png"}], said))
+    source = folder(tmp_path / "in", coco([{"id": 1, "file_name": "a.png"}], annotations))
     report, rows = imported("coco", source, tmp_path / "out")
     row = rows["train2017/a.png"]
     assert boxes_of(row) == [("cat", 2, 3, 6.5, 8), ("dog", 0, 0, 20, 12)]
@@ -53,9 +53,9 @@ def test_boxes_and_dense_classes_in_the_order_of_the_ids(tmp_path):
     assert report.classes["boxes"] == {"dog": 1, "cat": 1}
 
 
-def test_classes_may_be_said_and_others_dropped(tmp_path):
-    said = [{"image_id": 1, "category_id": 7}, {"image_id": 1, "category_id": 3}]
-    text = coco([{"id": 1, "file_name": "a.png"}], said)
+def test_classes_can_be_set_and_others_dropped(tmp_path):
+    annotations = [{"image_id": 1, "category_id": 7}, {"image_id": 1, "category_id": 3}]
+    text = coco([{"id": 1, "file_name": "a.png"}], annotations)
     source = folder(tmp_path / "in", text)
     with pytest.raises(SourceError, match="class that is not listed"):
         imported("coco", source, tmp_path / "out", classes=("cat",))
@@ -64,30 +64,30 @@ def test_classes_may_be_said_and_others_dropped(tmp_path):
     check_sums(report)
 
 
-def test_splits_are_the_files_and_a_single_file_needs_its_images(tmp_path):
+def test_splits_are_the_files_and_a_single_file_requires_images(tmp_path):
     source = folder(tmp_path / "in", coco([{"id": 1, "file_name": "a.png"}]))
     folder(source, coco([{"id": 1, "file_name": "a.png"}]), name="instances_val2017")
     report, rows = imported("coco", source, tmp_path / "out")
     splits = {name: row["split"] for name, row in rows.items()}
     assert splits == {"train2017/a.png": "train", "val2017/a.png": "validation"}
     check_sums(report)
-    one = source / "annotations" / "instances_val2017.json"
+    file = source / "annotations" / "instances_val2017.json"
     with pytest.raises(ConfigError, match="--images DIR"):
-        imported("coco", one, tmp_path / "one")
-    _, rows = imported("coco", one, tmp_path / "one", images=str(source / "val2017"))
+        imported("coco", file, tmp_path / "file")
+    _, rows = imported("coco", file, tmp_path / "file", images=str(source / "val2017"))
     assert {name: row["split"] for name, row in rows.items()} == {"a.png": "validation"}
     assert imported("coco", source, tmp_path / "s", split=(1.0, 0, 0))[0].images["train"] == 2
 
 
-def test_what_belongs_to_nothing_is_told(tmp_path):
+def test_duplicates_missing_images_and_unassigned_objects_are_counted(tmp_path):
     images = [
         {"id": 1, "file_name": "a.png"},
         {"id": 2, "file_name": "gone.png"},
         {"id": 3, "file_name": "./a.png"},
         {"id": 1, "file_name": "b.png"},
     ]
-    said = [{"image_id": key} for key in (1, 2, 3, 3, 9)]
-    source = folder(tmp_path / "in", coco(images, said), images=("a.png", "b.png"))
+    annotations = [{"image_id": key} for key in (1, 2, 3, 3, 9)]
+    source = folder(tmp_path / "in", coco(images, annotations), images=("a.png", "b.png"))
     report, rows = imported("coco", source, tmp_path / "out")
     assert list(rows) == ["train2017/a.png"]
     assert kinds(report) == {"duplicate": 2, "image_missing": 1, "object_astray": 1}
@@ -95,26 +95,26 @@ def test_what_belongs_to_nothing_is_told(tmp_path):
     check_sums(report)
 
 
-def test_the_order_in_the_file_does_not_matter_to_the_images(tmp_path):
+def test_the_order_in_the_file_does_not_change_the_result(tmp_path):
     images = [{"id": i, "file_name": f"{i}.png"} for i in range(6)]
     names = [image["file_name"] for image in images]
-    said = [{"image_id": i, "bbox": [i, 1, 2, 2]} for i in range(6)]
-    for place, step in (("x", 1), ("y", -1)):
-        folder(tmp_path / place, coco(images[::step], said[::step]), images=names)
-        imported("coco", tmp_path / place, tmp_path / f"{place}-out")
+    annotations = [{"image_id": i, "bbox": [i, 1, 2, 2]} for i in range(6)]
+    for name, step in (("x", 1), ("y", -1)):
+        folder(tmp_path / name, coco(images[::step], annotations[::step]), images=names)
+        imported("coco", tmp_path / name, tmp_path / f"{name}-out")
     first, second = (sorted((tmp_path / f"{p}-out").glob("*.parquet")) for p in "xy")
     assert [path.name for path in first] == [path.name for path in second]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_masks_are_drawn_from_outlines_small_upon_large(tmp_path):
+def test_masks_are_drawn_with_smaller_objects_over_larger(tmp_path):
     square = [[2, 2, 10, 2, 10, 10, 2, 10]]
     runs = np.zeros((12, 20), bool)
     runs[4:6, 3:7] = True
     flat = runs.T.reshape(-1)
     changes = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
-    said = [
+    annotations = [
         {"image_id": 1, "category_id": 7, "segmentation": {"size": [12, 20], "counts": counts}},
         {"image_id": 1, "category_id": 3, "segmentation": square},
     ]
@@ -123,16 +123,16 @@ def test_masks_are_drawn_from_outlines_small_upon_large(tmp_path):
     expected[4:6, 3:7] = 2
     images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
     for name, step in (("one", 1), ("two", -1)):
-        text = coco(images, said[::step])
+        text = coco(images, annotations[::step])
         source = folder(tmp_path / name, text, images=("a.png", "b.png"))
         report, rows = imported("coco", source, tmp_path / f"{name}-out", has_masks=True)
-        found = decode_png(rows["train2017/a.png"]["mask"]["bytes"])
-        np.testing.assert_array_equal(found, expected)
+        mask = decode_png(rows["train2017/a.png"]["mask"]["bytes"])
+        np.testing.assert_array_equal(mask, expected)
         assert not decode_png(rows["train2017/b.png"]["mask"]["bytes"]).any()
         assert report.classes["mask"] == {"background": 2, "dog": 1, "cat": 1}
 
 
-def test_runs_of_another_size_drop_their_row(tmp_path):
+def test_rle_of_another_size_drops_the_image(tmp_path):
     runs = {"size": [6, 20], "counts": [120]}
     text = coco(
         [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
@@ -149,7 +149,7 @@ IMAGE = {"id": 1, "file_name": "a.png"}
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "is not JSON"),
         ("[1, 2", "is not JSON"),
@@ -177,15 +177,15 @@ IMAGE = {"id": 1, "file_name": "a.png"}
         (coco([IMAGE], [{"image_id": 1, "iscrowd": "no"}]), "iscrowd"),
         (coco([IMAGE], [{"image_id": 1, "category_id": 99}]), "class that is not listed"),
         (coco([IMAGE], categories={1: "cat", 2: "cat"}), "has two ids"),
-        (coco([IMAGE], categories={1: ""}), "must be a name"),
+        (coco([IMAGE], categories={1: ""}), "must be a non-empty name"),
     ],
 )  # fmt: skip
-def test_hostile_json_is_refused_in_a_sentence(tmp_path, text, told):
-    refused(tmp_path, text, told)
+def test_malformed_json_is_refused_with_a_short_message(tmp_path, text, message):
+    check_refused(tmp_path, text, message)
 
 
 @pytest.mark.parametrize(
-    "outline",
+    "segmentation",
     [
         None,
         3,
@@ -198,19 +198,19 @@ def test_hostile_json_is_refused_in_a_sentence(tmp_path, text, told):
         {"size": [12, 20], "counts": [-1, 241]},
     ],
 )
-def test_hostile_outlines_are_refused_in_a_sentence(tmp_path, outline):
-    text = coco([IMAGE], [{"image_id": 1, "segmentation": outline}])
-    refused(tmp_path, text, "segmentation", has_masks=True)
+def test_malformed_segmentations_are_refused(tmp_path, segmentation):
+    text = coco([IMAGE], [{"image_id": 1, "segmentation": segmentation}])
+    check_refused(tmp_path, text, "segmentation", has_masks=True)
 
 
-def test_json_too_large_is_refused_unread(tmp_path, monkeypatch):
+def test_too_large_json_is_refused(tmp_path, monkeypatch):
     from cvbatch.importers import parsing
 
     monkeypatch.setattr(parsing, "MAX_JSON_BYTES", 10)
-    refused(tmp_path, coco([IMAGE]), "the limit is 10")
+    check_refused(tmp_path, coco([IMAGE]), "the limit is 10")
 
 
-def test_a_folder_that_is_none_of_coco_is_refused(tmp_path):
+def test_a_folder_that_is_not_coco_is_refused(tmp_path):
     with pytest.raises(SourceError, match=r"instances_\*.json"):
         imported("coco", put(tmp_path / "in", {"annotations/x.json": "{}"}), tmp_path / "out")
     source = put(tmp_path / "no", {"annotations/instances_val.json": coco([IMAGE])})
@@ -218,8 +218,8 @@ def test_a_folder_that_is_none_of_coco_is_refused(tmp_path):
         imported("coco", source, tmp_path / "out")
 
 
-def test_more_classes_than_a_mask_holds_are_refused(tmp_path):
+def test_more_classes_than_a_mask_allows_are_refused(tmp_path):
     text = coco([IMAGE], categories={i: f"c{i}" for i in range(255)})
-    with pytest.raises(ConfigError, match="a mask holds at most 255"):
+    with pytest.raises(ConfigError, match="a mask can have at most 255"):
         imported("coco", folder(tmp_path / "in", text), tmp_path / "out", has_masks=True)
     assert json.loads(text)["categories"][254]["name"] == "c254"

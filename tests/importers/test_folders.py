@@ -1,4 +1,4 @@
-"""Class folders come in as labels, with the splits they have, or by a hash that never moves one."""
+"""Import of class folders: labels, split folders, and splits by a stable hash."""
 
 import pytest
 
@@ -16,15 +16,15 @@ def labels(rows):
 
 
 @pytest.mark.parametrize("names", [(), ("loose.png",), ("notes/readme.txt",)])
-def test_nothing_labelled_is_refused(tmp_path, names):
+def test_a_source_without_labels_is_refused(tmp_path, names):
     source = put(tmp_path / "in", images(*names))
     source.mkdir(exist_ok=True)
-    with pytest.raises(SourceError, match="holds no labelled image"):
+    with pytest.raises(SourceError, match="contains no usable labelled image"):
         imported("folders", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_class_is_its_folder_and_all_below(tmp_path):
+def test_subfolders_belong_to_the_class_folder(tmp_path):
     source = put(tmp_path / "in", images("dog/a.png", "dog/old/b.png", "cat/a.png", "loose.png"))
     put(source, {"dog/notes.txt": "", "cat/c.png": b"broken"})
     report, rows = imported("folders", source, tmp_path / "out", split=(1.0, 0.0, 0.0))
@@ -52,19 +52,19 @@ def test_folders_named_like_splits_are_splits(tmp_path):
     assert {split for _, split in labels(rows).values()} == {"train"}
 
 
-def test_folders_named_like_splits_without_folders_in_them_are_classes(tmp_path):
+def test_split_names_without_subfolders_are_classes(tmp_path):
     source = put(tmp_path / "in", images("train/a.png", "test/b.png"))
     report, _ = imported("folders", source, tmp_path / "out")
     assert report.classes["labels"] == {"test": 1, "train": 1}
 
 
-def test_a_mixture_of_splits_and_others_is_refused(tmp_path):
+def test_split_folders_mixed_with_others_are_refused(tmp_path):
     source = put(tmp_path / "in", images("train/cat/a.png", "extra/b.png"))
     with pytest.raises(SourceError, match=r"mixes splits, such as 'train', .* 'extra'"):
         imported("folders", source, tmp_path / "out")
 
 
-def test_classes_said_keep_their_order_and_others_are_refused_or_dropped(tmp_path):
+def test_set_classes_keep_their_order_and_others_are_refused_or_dropped(tmp_path):
     source = put(tmp_path / "in", images("dog/a.png", "cat/a.png", "bird/a.png"))
     with pytest.raises(SourceError, match=r"in a folder that is not in --classes \(1\)"):
         imported("folders", source, tmp_path / "out", classes=("dog", "cat"))
@@ -82,23 +82,23 @@ def test_classes_said_keep_their_order_and_others_are_refused_or_dropped(tmp_pat
 SHARES = (0.8, 0.1, 0.1)
 
 
-def test_shares_by_hash_are_about_those_asked_for():
+def test_hashed_shares_are_close_to_the_requested_ones():
     splits = [choose_split(f"{i}.jpg", None, SHARES, 0) for i in range(10_000)]
     for split, share in zip(("train", "validation", "test"), SHARES, strict=True):
         deviation = (share * (1 - share) / 10_000) ** 0.5
         assert abs(splits.count(split) / 10_000 - share) < 5 * deviation
-    others = [choose_split(f"{i}.jpg", None, SHARES, 1) for i in range(10_000)]
-    assert others != splits
+    other_seed = [choose_split(f"{i}.jpg", None, SHARES, 1) for i in range(10_000)]
+    assert other_seed != splits
 
 
-def test_no_share_no_image():
+def test_a_share_of_zero_gets_no_image():
     for shares in ((1.0, 0.0, 0.0), (0.5, 0.5, 0.0), (0.5, 0.0, 0.5)):
-        found = {choose_split(f"{i}.jpg", None, shares, 0) for i in range(500)}
+        splits = {choose_split(f"{i}.jpg", None, shares, 0) for i in range(500)}
         names = ("train", "validation", "test")
-        assert found == {name for name, share in zip(names, shares, strict=True) if share}
+        assert splits == {name for name, share in zip(names, shares, strict=True) if share}
 
 
-def test_new_images_never_move_the_old_ones(tmp_path):
+def test_new_images_do_not_change_existing_splits(tmp_path):
     names = [f"cat/{i}.png" for i in range(12)]
     source = put(tmp_path / "in", images(*names[:6]))
     _, before = imported("folders", source, tmp_path / "before")
@@ -113,11 +113,11 @@ def test_new_images_never_move_the_old_ones(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "1", "0.8,0.2", "0.8,0.1,0.2", "0,0.5,0.5", "1.2,-0.1,-0.1", "a,b,c", "nan,0,1"]
 )
-def test_shares_that_are_none_are_refused(text):
+def test_invalid_shares_are_refused(text):
     with pytest.raises(ConfigError, match=r"three shares"):
         parse_shares(text)
 
 
-def test_shares_are_read():
+def test_shares_are_parsed():
     assert parse_shares("0.7,0.2,0.1") == (0.7, 0.2, 0.1)
     assert parse_shares("1, 0, 0") == (1, 0, 0)

@@ -1,4 +1,4 @@
-"""The shards of an import: the same source gives the same files, and a refusal leaves none."""
+"""Import jobs: deterministic shards, refusals that write nothing, leases, interruption."""
 
 import json
 from functools import partial
@@ -9,8 +9,8 @@ import pytest
 
 from cvbatch.core.errors import CvbatchError, SinkError, SourceError
 from cvbatch.importers import job
-from cvbatch.importers.import_report import NUM_EXAMPLES, Report
-from cvbatch.importers.rules import KINDS, RULES, actions_by_kind
+from cvbatch.importers.import_report import NUM_EXAMPLES, ImportReport
+from cvbatch.importers.rules import ISSUE_KINDS, RULES, actions_by_kind
 from cvbatch.results import schema
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH
 from cvbatch.storage.sink import Sink
@@ -30,7 +30,7 @@ def source(tmp_path):
     return voc(tmp_path / "in", boxes, train=stems[:4], val=stems[4:6], test=stems[6:])
 
 
-def test_an_import_twice_gives_the_same_files(source, tmp_path):
+def test_two_imports_give_the_same_files(source, tmp_path):
     for name in ("one", "two"):
         imported("voc", source, tmp_path / name, shard_images=3)
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -49,30 +49,28 @@ def test_a_moved_source_gives_the_same_files(source, tmp_path):
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_every_row_lies_in_a_file_of_its_split_in_full_shards(source, tmp_path):
+def test_every_row_is_in_a_shard_of_its_split(source, tmp_path):
     _, by_id = imported("voc", source, tmp_path / "out", shard_images=2)
-    seen = []
+    image_ids = []
     for path in sorted((tmp_path / "out").glob("*.parquet")):
         table = pq.ParquetFile(path).read()
         assert set(table["split"].to_pylist()) == {path.name.split("-")[1]}
         assert 1 <= table.num_rows <= 2
-        seen += table["image_id"].to_pylist()
-    assert sorted(seen) == sorted(by_id)
+        image_ids += table["image_id"].to_pylist()
+    assert sorted(image_ids) == sorted(by_id)
 
 
-def test_the_types_are_those_of_a_result_and_the_footer_says_what_the_columns_mean(
-    source, tmp_path
-):
+def test_types_are_those_of_a_result_and_the_footer_has_the_classes(source, tmp_path):
     imported("voc", source, tmp_path / "out")
     file = pq.ParquetFile(next((tmp_path / "out").glob("*.parquet")))
     assert set(file.metadata.metadata) == {b"cvbatch"}
-    said = json.loads(file.metadata.metadata[b"cvbatch"])
-    assert said["kind"] == "labels"
-    assert said["schema_version"] == 1
-    assert said["columns"] == ["labels", "boxes", "box_is_crowd"]
-    assert said["classes"] == {"labels": ["cat"], "boxes": ["cat"]}
-    assert said["is_multi_label"] is True
-    assert said["mask_void"] == 255
+    metadata = json.loads(file.metadata.metadata[b"cvbatch"])
+    assert metadata["kind"] == "labels"
+    assert metadata["schema_version"] == 1
+    assert metadata["columns"] == ["labels", "boxes", "box_is_crowd"]
+    assert metadata["classes"] == {"labels": ["cat"], "boxes": ["cat"]}
+    assert metadata["is_multi_label"] is True
+    assert metadata["mask_void"] == 255
     types = {field.name: field.type for field in file.schema_arrow}
     by_task = schema.COLUMN_TYPES
     assert types["labels"].value_type == by_task["labels"].value_type
@@ -84,7 +82,7 @@ def test_the_types_are_those_of_a_result_and_the_footer_says_what_the_columns_me
     ]  # fmt: skip
 
 
-def test_a_sink_in_use_is_refused_until_overwritten(source, tmp_path):
+def test_a_sink_with_data_is_refused_without_overwrite(source, tmp_path):
     out = tmp_path / "out"
     imported("voc", source, out, shard_images=2)
     before = files(out)
@@ -109,7 +107,7 @@ def test_a_sink_in_use_is_refused_until_overwritten(source, tmp_path):
     imported("voc", source, damaged, overwrite=True)
 
 
-def test_a_refusal_leaves_what_was_there(source, tmp_path):
+def test_a_refusal_keeps_the_existing_files(source, tmp_path):
     out = tmp_path / "out"
     imported("voc", source, out)
     before = files(out)
@@ -119,19 +117,19 @@ def test_a_refusal_leaves_what_was_there(source, tmp_path):
     assert files(out) == before
 
 
-def test_an_import_cut_short_begins_again_and_ends_the_same(source, tmp_path):
+def test_an_interrupted_import_restarts_and_gives_the_same_files(source, tmp_path):
     imported("voc", source, tmp_path / "whole", shard_images=2)
-    num_left = [4]
+    remaining = [4]
 
-    class Interrupted(Storage):
+    class InterruptedStorage(Storage):
         def put_bytes(self, uri, data):
-            num_left[0] -= 1
-            if not num_left[0]:
+            remaining[0] -= 1
+            if not remaining[0]:
                 raise KeyboardInterrupt
             super().put_bytes(uri, data)
 
     with pytest.raises(KeyboardInterrupt):
-        imported("voc", source, tmp_path / "out", shard_images=2, storage=Interrupted())
+        imported("voc", source, tmp_path / "out", shard_images=2, storage=InterruptedStorage())
     assert 0 < len(files(tmp_path / "out")) < len(files(tmp_path / "whole"))
     summary = tmp_path / "out" / STATE
     assert json.loads(summary.read_text())["is_complete"] is False
@@ -141,7 +139,7 @@ def test_an_import_cut_short_begins_again_and_ends_the_same(source, tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_sink_in_use_is_refused_until_its_run_is_killed(source, tmp_path, overwrite):
+def test_a_sink_is_refused_while_another_run_has_its_lease(source, tmp_path, overwrite):
     out = tmp_path / "out"
     if overwrite:
         imported("voc", source, out)
@@ -157,8 +155,8 @@ def test_a_sink_in_use_is_refused_until_its_run_is_killed(source, tmp_path, over
     assert not (out / LEASE_PATH).exists()
 
 
-def test_of_two_imports_that_check_at_the_same_time_one_writes(source, tmp_path):
-    """The second one has passed its checks before the first one takes the lease."""
+def test_only_one_of_two_concurrent_imports_writes(source, tmp_path):
+    """The inner import takes the lease after the outer one has passed its checks."""
     out = tmp_path / "out"
 
     def say(line):
@@ -171,7 +169,7 @@ def test_of_two_imports_that_check_at_the_same_time_one_writes(source, tmp_path)
     assert not (out / LEASE_PATH).exists()
 
 
-def test_an_import_that_loses_its_lease_stops(source, tmp_path, monkeypatch):
+def test_an_import_stops_when_it_loses_its_lease(source, tmp_path, monkeypatch):
     clock = SimulatedClock()
     monkeypatch.setattr(job, "Sink", partial(Sink, clock=clock))
     out = tmp_path / "out"
@@ -187,7 +185,7 @@ def test_an_import_that_loses_its_lease_stops(source, tmp_path, monkeypatch):
     assert (out / LEASE_PATH).read_bytes() == FAR.to_json()
 
 
-def test_a_source_that_changes_underway_is_told(source, tmp_path):
+def test_a_source_that_changes_during_the_import_is_reported(source, tmp_path):
     def say(line):
         if line == "checked 7 images":
             (source / "JPEGImages/i02.png").write_bytes(b"")
@@ -197,7 +195,7 @@ def test_a_source_that_changes_underway_is_told(source, tmp_path):
     assert not json.loads((tmp_path / "out" / STATE).read_text())["is_complete"]
 
 
-def test_large_images_fill_a_shard_sooner(source, tmp_path, monkeypatch):
+def test_a_shard_has_a_maximum_number_of_bytes(source, tmp_path, monkeypatch):
     from cvbatch.importers import shard_writer
 
     monkeypatch.setattr(shard_writer, "MAX_SHARD_BYTES", len(picture()))
@@ -205,7 +203,7 @@ def test_large_images_fill_a_shard_sooner(source, tmp_path, monkeypatch):
     assert [len(pq.ParquetFile(p).read()) for p in (tmp_path / "out").glob("*.parquet")] == [1] * 7
 
 
-def test_from_one_bucket_into_another_folder(source, tmp_path, s3: S3Server):
+def test_source_and_sink_can_be_in_a_bucket(source, tmp_path, s3: S3Server):
     imported("voc", source, tmp_path / "out")
     (s3.bucket / "set").mkdir()
     for path in source.rglob("*.*"):
@@ -221,17 +219,17 @@ def test_from_one_bucket_into_another_folder(source, tmp_path, s3: S3Server):
         imported("voc", source, "s3://no-such-bucket/labels")
 
 
-def test_every_kind_has_one_rule_or_none_and_the_default_comes_first():
+def test_every_issue_kind_has_at_most_one_rule_and_its_default_is_first():
     ruled = [kind for rule in RULES for kind in rule.kinds]
     assert len(ruled) == len(set(ruled))
-    assert set(actions_by_kind({})) == set(KINDS)
+    assert set(actions_by_kind({})) == set(ISSUE_KINDS)
     assert actions_by_kind({"outside": "drop"})["box_partly_outside"] == "drop"
 
 
-def test_a_report_holds_the_first_examples_and_no_line_breaks():
-    report = Report({})
+def test_a_report_has_the_first_examples_without_line_breaks():
+    report = ImportReport({})
     assert report.as_json()["images"] == {"found": 0, "written": 0, "dropped": 0}
     for i in range(9):
-        report.note("image_missing", f"a\n{i}")
-    assert report.oddities["image_missing"].examples == [f"a {i}" for i in range(NUM_EXAMPLES)]
+        report.record("image_missing", f"a\n{i}")
+    assert report.issues["image_missing"].examples == [f"a {i}" for i in range(NUM_EXAMPLES)]
     assert "annotations without an image: 9 dropped" in report.as_text()

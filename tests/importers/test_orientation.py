@@ -1,4 +1,4 @@
-"""Boxes and masks turn with the pixels they were drawn on, whatever EXIF says."""
+"""Boxes and masks are rotated with the pixels that they refer to, for all EXIF orientations."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from cvbatch.images.masks import decode_png
 from cvbatch.images.orientation import ImageInfo, LabelCoordinates
-from cvbatch.importers.annotations import MaskFault
+from cvbatch.importers.annotations import MaskIssue
 from cvbatch.importers.mask_files import read_mask_file
 from tests.support.datasets import (
     boxes_of,
@@ -28,15 +28,15 @@ ORIENTATIONS = range(1, 9)
 BOX = (3, 2, 11, 5)  # half-open, of 12 x 20 pixels as stored
 
 
-def drawn(orientation):
-    """An image of zeros with BOX in white, with an EXIF orientation."""
+def box_image(orientation):
+    """A black PNG with BOX in white and an EXIF orientation."""
     pixels = np.zeros((12, 20), np.uint8)
     pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 255
     return encoded(Image.fromarray(pixels), orientation)
 
 
 def upright(data):
-    """What Pillow, not this project, makes of the orientation."""
+    """The upright pixels according to Pillow (independent oracle)."""
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
 
 
@@ -45,7 +45,7 @@ def extent(mask):
     return (x.min(), y.min(), x.max() + 1, y.max() + 1)
 
 
-def test_no_boxes_turn_into_no_boxes():
+def test_no_boxes_stay_no_boxes():
     assert LabelCoordinates(ImageInfo((3, 4), 6), False).boxes_to_upright(
         np.empty((0, 4))
     ).shape == (0, 4)
@@ -58,8 +58,8 @@ def voc_of(tmp_path, data, size):
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_boxes_of_stored_pixels_are_turned_with_them(tmp_path, orientation):
-    data = drawn(orientation)
+def test_boxes_of_stored_pixels_are_rotated(tmp_path, orientation):
+    data = box_image(orientation)
     report, rows = imported("voc", voc_of(tmp_path, data, (12, 20)), tmp_path / "out")
     row = rows["JPEGImages/a.png"]
     pixels = upright(data)
@@ -70,57 +70,61 @@ def test_boxes_of_stored_pixels_are_turned_with_them(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_an_annotation_of_the_upright_size_is_taken_at_its_word(tmp_path, orientation):
-    source = voc_of(tmp_path, drawn(orientation), (20, 12))
+def test_an_annotation_with_the_upright_size_refers_to_upright_pixels(tmp_path, orientation):
+    source = voc_of(tmp_path, box_image(orientation), (20, 12))
     _, rows = imported("voc", source, tmp_path / "out")
     assert boxes_of(rows["JPEGImages/a.png"]) == [("cat", *BOX)]
     report, rows = imported(
         "voc", source, tmp_path / "x", {"declared-size": "keep"}, orientation="stored"
     )
-    assert boxes_of(rows["JPEGImages/a.png"]) == [("cat", *extent(upright(drawn(orientation))))]
+    assert boxes_of(rows["JPEGImages/a.png"]) == [("cat", *extent(upright(box_image(orientation))))]
     assert kinds(report)["declared_size"] == 1
 
 
-def test_what_the_annotation_cannot_tell_a_flag_does(tmp_path):
-    source = voc_of(tmp_path, drawn(3), (12, 20))
+def test_the_orientation_flag_decides_ambiguous_cases(tmp_path):
+    source = voc_of(tmp_path, box_image(3), (12, 20))
     _, rows = imported("voc", source, tmp_path / "out", orientation="upright")
     assert boxes_of(rows["JPEGImages/a.png"]) == [("cat", *BOX)]
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_masks_are_turned_with_the_pixels(tmp_path, orientation):
-    data = drawn(orientation)
+def test_masks_are_rotated(tmp_path, orientation):
+    data = box_image(orientation)
     stored = (np.asarray(Image.open(io.BytesIO(data))) > 0).astype(np.uint8)
     expected = (upright(data) > 0).astype(np.uint8)
-    said = {"classes": ("no", "yes"), "images": str(tmp_path / "i"), "masks": str(tmp_path / "m")}
+    options = {
+        "classes": ("no", "yes"),
+        "images": str(tmp_path / "i"),
+        "masks": str(tmp_path / "m"),
+    }
     put(tmp_path, {"i/a.png": data, "m/a.png": label_png(stored)})
-    _, rows = imported("trimaps", tmp_path / "i", tmp_path / "out", **said)
+    _, rows = imported("trimaps", tmp_path / "i", tmp_path / "out", **options)
     np.testing.assert_array_equal(decode_png(rows["a.png"]["mask"]["bytes"]), expected)
-    put(tmp_path, {"m/a.png": label_png(expected)})  # sideways, its own shape says so
+    put(tmp_path, {"m/a.png": label_png(expected)})  # if rotated by 90°, its shape shows it
     _, rows = imported(
-        "trimaps", tmp_path / "i", tmp_path / "out2", **said,
+        "trimaps", tmp_path / "i", tmp_path / "out2", **options,
         orientation="auto" if orientation > 4 else "upright",
     )  # fmt: skip
     np.testing.assert_array_equal(decode_png(rows["a.png"]["mask"]["bytes"]), expected)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_outlines_are_turned_with_the_pixels(tmp_path, orientation):
-    data = drawn(orientation)
+def test_segmentations_are_rotated(tmp_path, orientation):
+    data = box_image(orientation)
     x0, y0, x1, y1 = BOX
-    said = {"image_id": 1, "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}
-    text = coco([{"id": 1, "file_name": "a.png"}], [said])
+    annotation = {"image_id": 1, "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}
+    text = coco([{"id": 1, "file_name": "a.png"}], [annotation])
     source = put(tmp_path / "in", {"train/a.png": data, "annotations/instances_train.json": text})
     _, rows = imported("coco", source, tmp_path / "out", has_masks=True)
-    found = decode_png(rows["train/a.png"]["mask"]["bytes"])
-    np.testing.assert_array_equal(found > 0, upright(data) > 0)
+    mask = decode_png(rows["train/a.png"]["mask"]["bytes"])
+    np.testing.assert_array_equal(mask > 0, upright(data) > 0)
 
 
 VALUES = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
 
 
 def grey_png(bits):
-    """Return VALUES as a grey PNG of few bits, written by hand: Pillow and OpenCV write 8."""
+    """Return VALUES as a grey PNG with few bits; Pillow and OpenCV can only write 8."""
     import struct
     import zlib
 
@@ -155,7 +159,7 @@ def grey_png(bits):
     ],
     ids=["grey", "palette", "2 bits", "4 bits", "16 bits"],
 )
-def test_a_mask_is_the_values_in_its_file_however_stored(data):
+def test_mask_values_are_read_from_every_kind_of_png(data):
     np.testing.assert_array_equal(read_mask_file(data, (3, 4)), VALUES)
 
 
@@ -171,7 +175,7 @@ def test_a_mask_is_the_values_in_its_file_however_stored(data):
         (cv2.imencode(".png", np.full((3, 4), 300, np.uint16))[1].tobytes(), "mask_value"),
     ],
 )
-def test_what_is_no_mask_says_why(data, kind):
-    fault = read_mask_file(data, (3, 4))
-    assert isinstance(fault, MaskFault)
-    assert fault.kind == kind
+def test_an_invalid_mask_is_an_issue(data, kind):
+    issue = read_mask_file(data, (3, 4))
+    assert isinstance(issue, MaskIssue)
+    assert issue.kind == kind

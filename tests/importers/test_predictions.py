@@ -1,4 +1,4 @@
-"""What one model said is another's truth: certain labels, boxes and masks, wherever images lay."""
+"""Import of predictions as pseudo-labels, over image files, Parquet and tar archives."""
 
 import io
 import re
@@ -33,16 +33,16 @@ CLASSES = ("background", "cat", "dog")
 TASKS = ("classification", "segmentation", "detection")
 
 
-def result(source, out, tasks=TASKS, format_="images", **options):
-    """Write a prediction's result over `source`: of image i, label 1 has the score 0.3 + 0.2 i.
+def write_result(source, out, tasks=TASKS, format_="images", **options):
+    """Write a result of predictions over `source`; label 1 of image i has the score 0.3 + 0.2 i.
 
-    The image that is no image fails; every image has the boxes of scores 0.9 and 0.2.
+    The empty file fails; every other image has boxes with the scores 0.9 and 0.2.
     """
     configs = [{"task": task, "model": "m.keras", **options.get(task, {})} for task in tasks]
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": configs})
     models = [
-        schema.ResultModel(one, ModelSpec("m", one.task, CLASSES, 4, 6, "stretch", "f" * 64))
-        for one in job.models
+        schema.ResultModel(model, ModelSpec("m", model.task, CLASSES, 4, 6, "stretch", "f" * 64))
+        for model in job.models
     ]
     plan = make_plan(Storage(), SourceConfig(uri=str(source), format=format_), str(out), 3, 1 << 30)
     plan.commit()
@@ -50,7 +50,7 @@ def result(source, out, tasks=TASKS, format_="images", **options):
         images = list(
             ChunkReader(Storage(), plan.format, "image").read(plan.read_chunk(ref), 1 << 20)
         )
-        table = schema.to_rows(said(images, tasks), models, schema.result_schema(models))
+        table = schema.to_rows(predictions(images, tasks), models, schema.result_schema(models))
         metadata = schema.result_metadata(models, "abc", "1")
         writer.write_part(
             Storage(), str(out), ref.chunk_id, [table], schema.result_schema(models), metadata
@@ -58,13 +58,15 @@ def result(source, out, tasks=TASKS, format_="images", **options):
     return plan
 
 
-def said(images, tasks):
+def predictions(images, tasks):
     pixels = [cv2.imdecode(np.frombuffer(i.data, np.uint8), 1) if i.data else None for i in images]
     failures = {
-        i: Failure("decode", "not_an_image", "no") for i, one in enumerate(pixels) if one is None
+        i: Failure("decode", "not_an_image", "no")
+        for i, image in enumerate(pixels)
+        if image is None
     }
-    index = np.array([i for i, one in enumerate(pixels) if one is not None], np.int64)
-    shapes = [(0, 0) if one is None else one.shape[:2] for one in pixels]
+    index = np.array([i for i, image in enumerate(pixels) if image is not None], np.int64)
+    shapes = [(0, 0) if image is None else image.shape[:2] for image in pixels]
     number = np.array([_number(images[i].image_id) for i in index])
     score = (0.3 + 0.2 * number).astype(np.float32)
     twice = np.repeat(index, 2)
@@ -105,7 +107,7 @@ def test_no_result_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(SourceError, match="holds no result of a prediction"):
         imported("predictions", tmp_path / "in", tmp_path / "out")
-    result(archive(tmp_path / "images"), tmp_path / "result")
+    write_result(archive(tmp_path / "images"), tmp_path / "result")
     for path in (tmp_path / "result").glob("*.parquet"):
         path.unlink()
     with pytest.raises(SourceError, match="no chunk of the prediction is done"):
@@ -113,15 +115,17 @@ def test_no_result_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_certain_is_the_label(tmp_path):
+def test_predictions_with_the_minimum_score_are_labels(tmp_path):
     source = archive(tmp_path / "images")
-    result(source, tmp_path / "result")
+    write_result(source, tmp_path / "result")
     report, rows = imported("predictions", tmp_path / "result", tmp_path / "out", min_score=0.5)
     assert sorted(rows) == [f"i{i:03d}.png" for i in range(4)]
     last = rows["i003.png"]
     assert last["image"]["bytes"] == (source / "i003.png").read_bytes()
-    assert [(one["label"], round(one["score"], 4)) for one in last["labels"]] == [("cat", 0.9)]
-    assert rows["i000.png"]["labels"] == []  # 0.3: not certain, but its boxes and mask are
+    assert [(label["label"], round(label["score"], 4)) for label in last["labels"]] == [
+        ("cat", 0.9)
+    ]
+    assert rows["i000.png"]["labels"] == []  # score 0.3; its boxes and mask are imported
     assert boxes_of(last) == [("cat", 1, 2, 5, 6)]
     assert last["boxes"][0]["score"] == np.float32(0.9)
     assert (decode_png(rows["i002.png"]["mask"]["bytes"]) == 2).all()
@@ -130,16 +134,16 @@ def test_what_is_certain_is_the_label(tmp_path):
     check_sums(report)
 
 
-def test_a_classifiers_doubt_is_no_label(tmp_path):
-    result(archive(tmp_path / "images"), tmp_path / "result", ("classification",))
+def test_images_below_the_minimum_score_are_dropped_in_classification(tmp_path):
+    write_result(archive(tmp_path / "images"), tmp_path / "result", ("classification",))
     report, rows = imported("predictions", tmp_path / "result", tmp_path / "out", min_score=0.6)
     assert sorted(rows) == ["i002.png", "i003.png"]
     assert kinds(report) == {"failed": 1, "below_score": 2}
     check_sums(report)
 
 
-def test_many_labels_or_none_are_a_label_where_they_do_not_exclude_each_other(tmp_path):
-    result(
+def test_multi_label_images_can_have_several_labels_or_none(tmp_path):
+    write_result(
         archive(tmp_path / "images"), tmp_path / "result", ("classification",),
         classification={"multi_label": True},
     )  # fmt: skip
@@ -156,46 +160,46 @@ def test_many_labels_or_none_are_a_label_where_they_do_not_exclude_each_other(tm
         ("webdataset", jobs.write_tar, "a.tar#i00{}.png"),
     ],
 )
-def test_images_inside_containers_are_found_again(tmp_path, format_, write, name):
+def test_images_in_containers_are_read(tmp_path, format_, write, name):
     files = {f"i{i:03d}.png": jobs.encoded_image(3 * i) for i in range(5)}
     write(tmp_path / "images" / name.partition("#")[0], files)
-    result(tmp_path / "images", tmp_path / "result", format_=format_)
+    write_result(tmp_path / "images", tmp_path / "result", format_=format_)
     report, rows = imported("predictions", tmp_path / "result", tmp_path / "out")
     names = [name.format(i) for i in range(5)]
     assert sorted(rows) == names
-    assert [rows[one]["image"]["bytes"] for one in names] == list(files.values())
+    assert [rows[name]["image"]["bytes"] for name in names] == list(files.values())
     assert (decode_png(rows[names[4]]["mask"]["bytes"]) == 1).all()
     check_sums(report)
 
 
-def test_masks_are_those_of_their_images_in_any_order(tmp_path):
+def test_masks_belong_to_their_images_in_any_order(tmp_path):
     files = {f"i{i:03d}.png": jobs.encoded_image(3 * i) for i in range(5)}
     tar = jobs.write_tar(tmp_path / "images" / "a.tar", files)
-    result(tmp_path / "images", tmp_path / "result", format_="webdataset")
+    write_result(tmp_path / "images", tmp_path / "result", format_="webdataset")
     _, before = imported("predictions", tmp_path / "result", tmp_path / "before")
-    with tarfile.open(tar, "w") as turned:  # since the prediction
+    with tarfile.open(tar, "w") as reversed_tar:  # after the prediction
         for name, data in reversed(files.items()):
             member = tarfile.TarInfo(name)
             member.size = len(data)
-            turned.addfile(member, io.BytesIO(data))
+            reversed_tar.addfile(member, io.BytesIO(data))
     _, after = imported("predictions", tmp_path / "result", tmp_path / "after")
     assert len(before) == 5 and before == after
 
 
-def test_chunks_not_done_are_told(tmp_path):
-    plan = result(archive(tmp_path / "images"), tmp_path / "result")
-    gone = plan.chunks[0]
-    (tmp_path / "result" / part_files.part_name(gone.chunk_id)).unlink()
+def test_missing_chunks_are_counted(tmp_path):
+    plan = write_result(archive(tmp_path / "images"), tmp_path / "result")
+    missing = plan.chunks[0]
+    (tmp_path / "result" / part_files.part_name(missing.chunk_id)).unlink()
     report, rows = imported("predictions", tmp_path / "result", tmp_path / "out")
-    assert kinds(report)["annotation_missing"] == gone.num_images == 3
+    assert kinds(report)["annotation_missing"] == missing.num_images == 3
     assert len(rows) == 1
     check_sums(report)
 
 
-def test_chunks_that_were_planned_again_since_are_told_too(tmp_path):
+def test_chunks_planned_again_after_the_prediction_are_counted(tmp_path):
     source = archive(tmp_path / "images")
-    plan = result(source, tmp_path / "result")
-    (source / "i000.png").write_bytes(jobs.encoded_image(1))  # its rows are of other pixels
+    plan = write_result(source, tmp_path / "result")
+    (source / "i000.png").write_bytes(jobs.encoded_image(1))  # its row belongs to the old bytes
     again = make_plan(
         Storage(), SourceConfig(uri=str(source)), str(tmp_path / "result"), 3, 1 << 30
     )
@@ -207,11 +211,11 @@ def test_chunks_that_were_planned_again_since_are_told_too(tmp_path):
     check_sums(report)
 
 
-def test_masks_of_the_networks_size_are_told_and_a_part_of_another_job_refused(tmp_path):
+def test_changed_images_and_damaged_parts_are_refused(tmp_path):
     source = archive(tmp_path / "images")
-    result(source, tmp_path / "result", segmentation={"mask_size": "model"})
+    write_result(source, tmp_path / "result", segmentation={"mask_size": "model"})
     _, rows = imported("predictions", tmp_path / "result", tmp_path / "out")
-    assert len(rows) == 4  # these masks have the images' size all the same
+    assert len(rows) == 4  # these masks have the size of the images
     (tmp_path / "images" / "i000.png").write_bytes(jobs.encoded_image(1))
     with pytest.raises(SourceError, match=r"such as .*i000\.png"):
         imported("predictions", tmp_path / "result", tmp_path / "x", {"declared-size": "refuse"})

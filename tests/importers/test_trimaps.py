@@ -1,4 +1,4 @@
-"""Masks in files come in as class ids, the pets' trimaps by default."""
+"""Import of image and mask folders: Oxford-IIIT Pets trimaps, or any PNG masks."""
 
 import numpy as np
 import pytest
@@ -20,15 +20,15 @@ def pets(folder, stems, **lists):
     return folder
 
 
-def test_nothing_is_refused(tmp_path):
-    with pytest.raises(SourceError, match="holds no images"):
+def test_empty_folders_are_refused(tmp_path):
+    with pytest.raises(SourceError, match="contains no images"):
         imported("trimaps", put(tmp_path / "in", {"x.txt": ""}), tmp_path / "out")
-    with pytest.raises(SourceError, match="holds no masks"):
+    with pytest.raises(SourceError, match="contains no masks"):
         imported("trimaps", put(tmp_path / "i", {"images/a.png": picture()}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_trimaps_are_their_values_less_one(tmp_path):
+def test_class_ids_are_trimap_values_minus_one(tmp_path):
     report, rows = imported("trimaps", pets(tmp_path / "in", "a"), tmp_path / "out")
     stored = decode_png(rows["images/a.png"]["mask"]["bytes"])
     np.testing.assert_array_equal(stored, TRIMAP - 1)
@@ -36,10 +36,10 @@ def test_trimaps_are_their_values_less_one(tmp_path):
     assert set(rows["images/a.png"]) == {"image_id", "image", "width", "height", "split", "mask"}
 
 
-def test_lists_and_pairs_that_are_none(tmp_path):
+def test_split_lists_and_missing_images_are_counted(tmp_path):
     source = pets(tmp_path / "in", "abcd", trainval="ab", test=["c", "ghost"])
     (source / "images/b.png").unlink()
-    put(source, {"annotations/trimaps/._a.png": b"what a Mac leaves"})
+    put(source, {"annotations/trimaps/._a.png": b"AppleDouble file of macOS"})
     report, rows = imported("trimaps", source, tmp_path / "out")
     assert {name: row["split"] == "test" for name, row in rows.items()} == {
         "images/a.png": False,
@@ -54,11 +54,11 @@ def test_lists_and_pairs_that_are_none(tmp_path):
     [
         (label_png(np.ones((6, 20), np.uint8)), "mask_size", "mask-size"),
         (label_png(np.ones((20, 12), np.uint8)), "mask_size", "mask-size"),
-        (b"no picture", "mask_unreadable", "unreadable"),
+        (b"not an image", "mask_unreadable", "unreadable"),
         (label_png(np.zeros((12, 20), np.uint8)), "mask_value", "unknown"),
     ],
 )
-def test_an_odd_mask_drops_its_row_or_is_refused_as_said(tmp_path, mask, kind, flag):
+def test_an_invalid_mask_is_dropped_or_refused(tmp_path, mask, kind, flag):
     source = put(pets(tmp_path / "in", "ab"), {"annotations/trimaps/b.png": mask})
     report, rows = imported("trimaps", source, tmp_path / "out", {flag: "drop"})
     assert list(rows) == ["images/a.png"]
@@ -68,29 +68,33 @@ def test_an_odd_mask_drops_its_row_or_is_refused_as_said(tmp_path, mask, kind, f
         imported("trimaps", source, tmp_path / "refused", {flag: "refuse"})
 
 
-def test_masks_of_ones_own(tmp_path):
+def test_other_masks_with_their_classes(tmp_path):
     mask = np.zeros((12, 20), np.uint8)
     mask[3:] = 255
     put(tmp_path, {"i/x/a.png": picture(), "m/x/a.png": label_png(mask)})
-    own = {"images": str(tmp_path / "i"), "masks": str(tmp_path / "m"), "classes": ("cell", "wall")}
-    _, rows = imported("trimaps", tmp_path, tmp_path / "out", values=(255, 0), **own)
+    options = {
+        "images": str(tmp_path / "i"),
+        "masks": str(tmp_path / "m"),
+        "classes": ("cell", "wall"),
+    }
+    _, rows = imported("trimaps", tmp_path, tmp_path / "out", values=(255, 0), **options)
     assert list(rows) == ["i/x/a.png"]
     np.testing.assert_array_equal(decode_png(rows["i/x/a.png"]["mask"]["bytes"]), mask == 0)
-    _, rows = imported("trimaps", tmp_path, tmp_path / "void", **own)  # 255 is void otherwise
+    _, rows = imported("trimaps", tmp_path, tmp_path / "void", **options)  # 255 is void otherwise
     np.testing.assert_array_equal(decode_png(rows["i/x/a.png"]["mask"]["bytes"]), mask)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"masks": "m"}, "need --classes"),
-        ({"values": (0, 1)}, "need --classes"),
-        ({"classes": ("a", "b")}, "one value, each another"),
-        ({"classes": ("a", "b"), "values": (1, 1)}, "one value, each another"),
-        ({"classes": ("a", "b"), "values": (1, 256)}, "the pixels of a mask are 0 to 255"),
+        ({"masks": "m"}, "require --classes"),
+        ({"values": (0, 1)}, "require --classes"),
+        ({"classes": ("a", "b")}, "different values, one for each class"),
+        ({"classes": ("a", "b"), "values": (1, 1)}, "different values, one for each class"),
+        ({"classes": ("a", "b"), "values": (1, 256)}, "pixel values of a mask are 0 to 255"),
         ({"classes": tuple(map(str, range(256))), "masks": "m"}, "at most 255"),
     ],
 )
-def test_a_meaning_that_is_none_is_refused(tmp_path, options, told):
-    with pytest.raises(ConfigError, match=told):
+def test_classes_and_values_that_disagree_are_refused(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
         imported("trimaps", pets(tmp_path / "in", "a"), tmp_path / "out", **options)

@@ -1,4 +1,4 @@
-"""Pascal VOC comes in with its boxes, lists and masks; what is odd in it is told, not lost."""
+"""Import of Pascal VOC: boxes, split lists and masks; issues are counted, not lost."""
 
 import numpy as np
 import pytest
@@ -19,16 +19,16 @@ from tests.support.datasets import (
 )
 
 
-def test_no_annotations_are_refused_and_nothing_is_written(tmp_path):
+def test_a_source_without_annotations_is_refused(tmp_path):
     source = put(tmp_path / "in", {"JPEGImages/a.png": picture()})
-    with pytest.raises(SourceError, match=r"holds no Annotations/\*.xml"):
+    with pytest.raises(SourceError, match=r"contains no Annotations/\*.xml"):
         imported("voc", source, tmp_path / "out")
     with pytest.raises(SourceError, match="does not exist"):
         imported("voc", tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_image_without_objects_is_a_label(tmp_path):
+def test_an_image_without_objects_is_imported(tmp_path):
     report, rows = imported("voc", voc(tmp_path / "in", {"a": []}), tmp_path / "out")
     row = rows["JPEGImages/a.png"]
     assert (row["labels"], row["boxes"], row["box_is_crowd"]) == ([], [], [])
@@ -38,12 +38,12 @@ def test_an_image_without_objects_is_a_label(tmp_path):
     check_sums(report)
 
 
-def test_boxes_go_there_and_back_and_labels_are_the_classes_present(tmp_path):
-    said = [("dog", 1, 1, 20, 12), ("cat", 3, 4, 5, 9), ("dog", 2, 2, 4.5, 3.5)]
-    _, rows = imported("voc", voc(tmp_path / "in", {"a": said}), tmp_path / "out")
+def test_boxes_are_half_open_and_labels_are_the_classes_of_the_boxes(tmp_path):
+    boxes = [("dog", 1, 1, 20, 12), ("cat", 3, 4, 5, 9), ("dog", 2, 2, 4.5, 3.5)]
+    _, rows = imported("voc", voc(tmp_path / "in", {"a": boxes}), tmp_path / "out")
     row = rows["JPEGImages/a.png"]
-    back = [(name, x0 + 1, y0 + 1, x1, y1) for name, x0, y0, x1, y1 in boxes_of(row)]
-    assert back == said
+    voc_boxes = [(name, x0 + 1, y0 + 1, x1, y1) for name, x0, y0, x1, y1 in boxes_of(row)]
+    assert voc_boxes == boxes
     assert row["labels"] == [
         {"class_id": 0, "label": "cat", "score": 1.0},
         {"class_id": 1, "label": "dog", "score": 1.0},
@@ -52,14 +52,14 @@ def test_boxes_go_there_and_back_and_labels_are_the_classes_present(tmp_path):
     assert {box["score"] for box in row["boxes"]} == {1.0}
 
 
-def test_difficult_stands_beside_its_box(tmp_path):
+def test_difficult_objects_are_crowd_boxes(tmp_path):
     source = voc(tmp_path / "in", {"a": [("cat", 1, 1, 5, 5)]})
     put(source, {"Annotations/a.xml": voc_xml([("cat", 1, 1, 5, 5)], difficult=1)})
     _, rows = imported("voc", source, tmp_path / "out")
     assert rows["JPEGImages/a.png"]["box_is_crowd"] == [True]
 
 
-ODD = [
+INVALID_BOXES = [
     (("cat", 15, 2, 25, 6), "box_partly_outside", "clip", [("cat", 14, 1, 20, 6)]),
     (("cat", 0, 2, 5, 6), "box_partly_outside", "clip", [("cat", 0, 1, 5, 6)]),
     (("cat", 15, 2, 25, 6), "box_partly_outside", "drop", []),
@@ -77,31 +77,31 @@ FLAG = {
 }
 
 
-@pytest.mark.parametrize(("box", "kind", "action", "left"), ODD)
-def test_an_odd_box_is_clipped_or_dropped_as_said_and_counted(tmp_path, box, kind, action, left):
+@pytest.mark.parametrize(("box", "kind", "action", "remaining"), INVALID_BOXES)
+def test_an_invalid_box_is_clipped_or_dropped(tmp_path, box, kind, action, remaining):
     good = ("dog", 2, 2, 5, 5)
     source = voc(tmp_path / "in", {"a": [good, box], "b": [good]})
     report, rows = imported(
         "voc", source, tmp_path / "out", {FLAG[kind]: action}, classes=("cat", "dog")
     )
     assert kinds(report) == {kind: 1}
-    assert boxes_of(rows["JPEGImages/a.png"]) == [("dog", 1, 1, 5, 5), *left]
-    assert "a.png" in report.oddities[kind].examples[0]
+    assert boxes_of(rows["JPEGImages/a.png"]) == [("dog", 1, 1, 5, 5), *remaining]
+    assert "a.png" in report.issues[kind].examples[0]
     check_sums(report)
 
 
-@pytest.mark.parametrize("box", [box for box, _, action, _ in ODD if action == "drop"])
-def test_the_same_box_is_refused_as_said_in_one_sentence(tmp_path, box):
+@pytest.mark.parametrize("box", [box for box, _, action, _ in INVALID_BOXES if action == "drop"])
+def test_an_invalid_box_can_be_refused(tmp_path, box):
     source = voc(tmp_path / "in", {"a": [box], "b": [("dog", 2, 2, 5, 5)]})
     chosen = dict.fromkeys(FLAG.values(), "refuse")
     with pytest.raises(
-        SourceError, match=r"is refused: .* \(1\), such as .*a\.png .*; mend them, or --"
+        SourceError, match=r"is refused: .* \(1\), such as .*a\.png .*; fix them, or use --"
     ):
         imported("voc", source, tmp_path / "out", chosen, classes=("cat", "dog"))
     assert not (tmp_path / "out").exists()
 
 
-def test_its_own_lists_are_the_splits_and_what_is_in_none_is_told(tmp_path):
+def test_splits_come_from_the_lists_and_unlisted_images_are_counted(tmp_path):
     good = [("cat", 1, 1, 5, 5)]
     source = voc(
         tmp_path / "in", dict.fromkeys("abcde", good),
@@ -120,7 +120,7 @@ def test_its_own_lists_are_the_splits_and_what_is_in_none_is_told(tmp_path):
     assert len(rows) == 5
 
 
-def test_a_trainval_list_alone_is_divided_in_two(tmp_path):
+def test_a_single_trainval_list_is_divided(tmp_path):
     stems = [f"i{i:02d}" for i in range(60)]
     source = voc(
         tmp_path / "in", {stem: [("cat", 1, 1, 5, 5)] for stem in stems},
@@ -133,7 +133,7 @@ def test_a_trainval_list_alone_is_divided_in_two(tmp_path):
     assert tested == {f"JPEGImages/{stem}.png" for stem in stems[50:]}
 
 
-def test_images_and_annotations_without_each_other_are_told(tmp_path):
+def test_missing_and_duplicate_files_are_counted(tmp_path):
     source = voc(tmp_path / "in", {"a": [], "b": [], "c": []})
     (source / "JPEGImages/a.png").unlink()
     (source / "Annotations/b.xml").unlink()
@@ -143,7 +143,7 @@ def test_images_and_annotations_without_each_other_are_told(tmp_path):
     )
     put(source, {"Annotations/d.xml": voc_xml()})
     report, rows = imported("voc", source, tmp_path / "out")
-    assert list(rows) == ["JPEGImages/c.jpg"]  # of two with one stem the first by name
+    assert list(rows) == ["JPEGImages/c.jpg"]  # the first of the two names with the same stem
     assert kinds(report) == {
         "image_missing": 1, "annotation_missing": 1, "duplicate": 1, "image_unreadable": 1,
         "no_objects": 1,
@@ -152,7 +152,7 @@ def test_images_and_annotations_without_each_other_are_told(tmp_path):
     check_sums(report)
 
 
-def test_another_size_than_declared_is_told_and_no_size_is_none(tmp_path):
+def test_a_wrong_declared_size_is_counted(tmp_path):
     source = voc(tmp_path / "in", {"a": [], "b": [], "c": []})
     put(
         source,
@@ -183,7 +183,7 @@ def test_masks_keep_their_palette_indices_and_void(tmp_path):
     assert "mask" not in rows["JPEGImages/a.png"]
 
 
-def test_masks_of_unknown_meaning_are_refused_until_it_is_said(tmp_path):
+def test_masks_with_unknown_classes_require_mask_classes(tmp_path):
     mask = np.full((12, 20), 1, np.uint8)
     source = voc(tmp_path / "in", {"a": [("RBC", 4, 3, 9, 5)]})
     put(source, {"SegmentationClass/a.png": label_png(mask)})
@@ -200,7 +200,7 @@ BOMB = (
 
 
 @pytest.mark.parametrize(
-    ("xml", "told"),
+    ("xml", "message"),
     [
         ("", "is not XML"),
         ("<annotation><object>", "is not XML"),
@@ -218,16 +218,16 @@ BOMB = (
         ("<annotation>" * 100_000, "is not XML"),
     ],
 )
-def test_hostile_xml_is_refused_in_a_sentence(tmp_path, xml, told):
+def test_malformed_xml_is_refused_with_a_short_message(tmp_path, xml, message):
     source = put(voc(tmp_path / "in", {"a": []}), {"Annotations/a.xml": xml})
-    with pytest.raises(SourceError, match=told) as caught:
+    with pytest.raises(SourceError, match=message) as error:
         imported("voc", source, tmp_path / "out")
-    assert "a.xml" in str(caught.value)
-    assert len(str(caught.value)) < 500
+    assert "a.xml" in str(error.value)
+    assert len(str(error.value)) < 500
     assert not (tmp_path / "out").exists()
 
 
-def test_xml_too_large_is_refused_unread(tmp_path, monkeypatch):
+def test_too_large_xml_is_refused(tmp_path, monkeypatch):
     from cvbatch.importers import parsing
 
     monkeypatch.setattr(parsing, "MAX_XML_BYTES", 10)
@@ -235,7 +235,7 @@ def test_xml_too_large_is_refused_unread(tmp_path, monkeypatch):
         imported("voc", voc(tmp_path / "in", {"a": []}), tmp_path / "out")
 
 
-def test_coordinates_as_large_as_numbers_go_are_only_outside(tmp_path):
+def test_extreme_coordinates_are_outside_the_image(tmp_path):
     source = voc(
         tmp_path / "in", {"a": [("cat", -1e308, 3, 1e308, 5), ("cat", 1e308, 3, 1.1e308, 5)]}
     )

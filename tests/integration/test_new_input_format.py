@@ -48,7 +48,9 @@ class ZipFiles(InputFormat):
     key = "member"
     is_split = True
 
-    def expand(self, files: pa.Table, image_column: str, chunk_images: int) -> pa.Table:
+    def expand(
+        self, storage: Storage, files: pa.Table, image_column: str, chunk_images: int
+    ) -> pa.Table:
         units = []
         for file in files.to_pylist():
             with zipfile.ZipFile(file["uri"]) as archive:
@@ -59,7 +61,7 @@ class ZipFiles(InputFormat):
                 units.append({**file, **place, "size_bytes": sum(some), "num_rows": len(some)})
         return pa.Table.from_pylist(units, UNITS)
 
-    def new_reader(self) -> ReadItems:
+    def new_reader(self, storage: Storage) -> ReadItems:
         return _read_zips
 
     def select(self, items: Sequence[Item], wanted: Collection[str]) -> tuple[Item, ...]:

@@ -1,4 +1,4 @@
-"""Average precision is that of pycocotools, and VOC's that of its definition in a slow loop."""
+"""Average precision equals pycocotools, and VOC average precision equals its definition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cvbatch.metrics.average_precision import AveragePrecision
 from cvbatch.metrics.box_matching import GroundTruthBoxes
 from tests.support.average_precision import average_precision_of_image
 
-COCO_FIGURES = (
+COCO_METRICS = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
     *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
 )
@@ -30,12 +30,12 @@ def keys(count: int) -> list[str]:
     return [f"{i:04}.jpg" for i in range(count)]
 
 
-def found_rows(rows: list[Row]) -> Boxes:  # image, class, score, x, y, right, bottom
+def detections_of(rows: list[Row]) -> Boxes:  # image, class, score, x, y, right, bottom
     table = np.array(rows, np.float64).reshape(-1, 7)
     return Boxes(table[:, 3:], table[:, 2], table[:, 1].astype(int), table[:, 0].astype(int))
 
 
-def true_rows(
+def ground_truth_of(
     rows: list[Row],
 ) -> GroundTruthBoxes:  # image, class, is_crowd, area, x, y, right, bottom
     table = np.array(rows, np.float64).reshape(-1, 8)
@@ -43,7 +43,11 @@ def true_rows(
     return GroundTruthBoxes(table[:, 4:], class_id, image_index, table[:, 2] > 0, table[:, 3])
 
 
-def pycoco(found: Boxes, truth: GroundTruthBoxes, num_images: int, num_classes: int) -> COCOeval:
+def evaluate_with_pycocotools(
+    detections: Boxes, ground_truth: GroundTruthBoxes, num_images: int, num_classes: int
+) -> COCOeval:
+    """Return the evaluation by pycocotools."""
+
     def annotations(boxes: Boxes | GroundTruthBoxes) -> list[dict[str, Any]]:
         rows = zip(boxes.image_index, boxes.class_id, boxes.xyxy.tolist(), strict=True)
         return [
@@ -52,23 +56,23 @@ def pycoco(found: Boxes, truth: GroundTruthBoxes, num_images: int, num_classes: 
             for n, (i, k, (x, y, right, bottom)) in enumerate(rows)
         ]
 
-    there, said = annotations(truth), annotations(found)
-    for row, crowd, area in zip(there, truth.is_crowd, truth.area, strict=True):
+    true_rows, detected_rows = annotations(ground_truth), annotations(detections)
+    for row, crowd, area in zip(true_rows, ground_truth.is_crowd, ground_truth.area, strict=True):
         row |= {"iscrowd": int(crowd), "area": float(area)}
-    for row, score in zip(said, found.score, strict=True):
+    for row, score in zip(detected_rows, detections.score, strict=True):
         row["score"] = float(score)
     with contextlib.redirect_stdout(io.StringIO()):
-        sides = []
-        for rows in (there, said):
-            side = COCO()
-            side.dataset = {
+        datasets = []
+        for rows in (true_rows, detected_rows):
+            dataset = COCO()
+            dataset.dataset = {
                 "images": [{"id": i} for i in range(num_images)],
                 "categories": [{"id": k} for k in range(num_classes)],
                 "annotations": rows,
             }
-            side.createIndex()
-            sides.append(side)
-        evaluation = COCOeval(*sides, "bbox")
+            dataset.createIndex()
+            datasets.append(dataset)
+        evaluation = COCOeval(*datasets, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -84,48 +88,56 @@ def exact_iou(a: list[int], b: list[int]) -> Fraction:
     return Fraction(shared, union) if union else Fraction(0)
 
 
-def slow_voc(found: Boxes, truth: GroundTruthBoxes, class_id: int) -> float | None:
-    """Box by box down the scores, then recall by recall: the maximum precision at that or more."""
-    there = [n for n in range(len(truth.xyxy)) if truth.class_id[n] == class_id]
-    num_objects = sum(not truth.is_crowd[n] for n in there)
+def slow_voc(detections: Boxes, ground_truth: GroundTruthBoxes, class_id: int) -> float | None:
+    """Return 11-point interpolated average precision by loops; None without ground truth."""
+    true_ids = [n for n in range(len(ground_truth.xyxy)) if ground_truth.class_id[n] == class_id]
+    num_objects = sum(not ground_truth.is_crowd[n] for n in true_ids)
     if not num_objects:
         return None
-    mine = [m for m in range(len(found.xyxy)) if found.class_id[m] == class_id]
-    mine.sort(key=lambda m: (-found.score[m], found.image_index[m], m))
-    taken, hits, wrong = set(), 0, 0
+    detected_ids = [m for m in range(len(detections.xyxy)) if detections.class_id[m] == class_id]
+    detected_ids.sort(key=lambda m: (-detections.score[m], detections.image_index[m], m))
+    matched, num_correct, num_wrong = set(), 0, 0
     points = []
-    for m in mine:
+    for m in detected_ids:
         best, best_iou = None, Fraction(0)
-        for n in there:
-            if truth.image_index[n] == found.image_index[m]:
-                overlap = exact_iou(found.xyxy[m].astype(int).tolist(), truth.xyxy[n].astype(int))
+        for n in true_ids:
+            if ground_truth.image_index[n] == detections.image_index[m]:
+                overlap = exact_iou(
+                    detections.xyxy[m].astype(int).tolist(), ground_truth.xyxy[n].astype(int)
+                )
                 if overlap > best_iou:
                     best, best_iou = n, overlap
-        if best_iou >= Fraction(1, 2) and truth.is_crowd[best]:
+        if best_iou >= Fraction(1, 2) and ground_truth.is_crowd[best]:
             continue
-        is_hit = best_iou >= Fraction(1, 2) and best not in taken
-        taken.add(best if is_hit else None)
-        hits, wrong = hits + is_hit, wrong + (not is_hit)
-        points.append((Fraction(hits, num_objects), Fraction(hits, hits + wrong)))
-    at = [max([p for r, p in points if r >= Fraction(i, 10)], default=0) for i in range(11)]
-    return float(sum(at, Fraction(0)) / 11)
+        is_correct = best_iou >= Fraction(1, 2) and best not in matched
+        matched.add(best if is_correct else None)
+        num_correct, num_wrong = num_correct + is_correct, num_wrong + (not is_correct)
+        precision = Fraction(num_correct, num_correct + num_wrong)
+        points.append((Fraction(num_correct, num_objects), precision))
+    interpolated = [
+        max([p for r, p in points if r >= Fraction(i, 10)], default=0) for i in range(11)
+    ]
+    return float(sum(interpolated, Fraction(0)) / 11)
 
 
-def assert_equals_oracles(
-    found: Boxes, truth: GroundTruthBoxes, num_images: int, num_classes: int
+def assert_equals_references(
+    detections: Boxes, ground_truth: GroundTruthBoxes, num_images: int, num_classes: int
 ) -> AveragePrecision:
-    score = AveragePrecision.empty(num_classes).add(keys(num_images), found, truth)
-    curves, evaluation = score.curves, pycoco(found, truth, num_images, num_classes)
-    got = np.nan_to_num(curves.precision, nan=-1)
-    np.testing.assert_allclose(got, evaluation.eval["precision"][..., -1], rtol=0, atol=1e-12)
-    got = np.nan_to_num(curves.recall, nan=-1)
-    np.testing.assert_allclose(got, evaluation.eval["recall"], rtol=0, atol=1e-12)
-    told = score.as_dict()
-    got = np.array([-1 if told[name] is None else told[name] for name in COCO_FIGURES])
-    np.testing.assert_allclose(got, evaluation.stats, rtol=0, atol=1e-12)
+    score = AveragePrecision.empty(num_classes).add(keys(num_images), detections, ground_truth)
+    curves, evaluation = (
+        score.curves,
+        evaluate_with_pycocotools(detections, ground_truth, num_images, num_classes),
+    )
+    actual = np.nan_to_num(curves.precision, nan=-1)
+    np.testing.assert_allclose(actual, evaluation.eval["precision"][..., -1], rtol=0, atol=1e-12)
+    actual = np.nan_to_num(curves.recall, nan=-1)
+    np.testing.assert_allclose(actual, evaluation.eval["recall"], rtol=0, atol=1e-12)
+    values = score.as_dict()
+    actual = np.array([-1 if values[name] is None else values[name] for name in COCO_METRICS])
+    np.testing.assert_allclose(actual, evaluation.stats, rtol=0, atol=1e-12)
 
     assert not (score.is_true_positive & score.is_ignored).any()
-    by_class = [slow_voc(found, truth, k) for k in range(num_classes)]
+    by_class = [slow_voc(detections, ground_truth, k) for k in range(num_classes)]
     expected = np.array([np.nan if value is None else value for value in by_class])
     np.testing.assert_allclose(score.per_class()["voc_ap"], expected, rtol=0, atol=1e-12)
     return score
@@ -133,22 +145,33 @@ def assert_equals_oracles(
 
 LARGE, A, B = (0, 0, 200, 100), (10, 10, 50, 50), (12, 10, 52, 50)  # A and B: IoU 19 / 21
 HALF = (10, 10, 50, 30)  # of A
-# images, classes, detections (image, class, score, box), truths (image, class, crowd, area, box)
+# images, classes, detections (image, class, score, box), ground truth (image, class, crowd, area,
+# box)
 CASES: dict[str, tuple[int, int, list[Row], list[Row]]] = {
     "no images": (0, 1, [], []),
     "no boxes": (2, 2, [], []),
-    "no truth": (1, 1, [(0, 0, 0.9, *A)], []),
+    "no ground truth": (1, 1, [(0, 0, 0.9, *A)], []),
     "no detections": (1, 1, [], [(0, 0, 0, 1600, *A)]),
-    "one of one": (1, 1, [(0, 0, 0.9, *A)], [(0, 0, 0, 1600, *A)]),
+    "one correct detection": (1, 1, [(0, 0, 0.9, *A)], [(0, 0, 0, 1600, *A)]),
     "another class": (1, 2, [(0, 0, 0.9, *A)], [(0, 1, 0, 1600, *A)]),
     "another image": (2, 1, [(1, 0, 0.9, *A)], [(0, 0, 0, 1600, *A)]),
-    "a class in the truth alone": (1, 2, [(0, 0, 1, *A)], [(0, k, 0, 99, *A) for k in (0, 1)]),
-    "a class in the answer alone": (1, 2, [(0, k, 1, *A) for k in (0, 1)], [(0, 0, 0, 99, *A)]),
-    "half an overlap": (1, 1, [(0, 0, 0.9, *HALF)], [(0, 0, 0, 1600, *A)]),
-    "found twice": (1, 1, [(0, 0, s, *A) for s in (0.9, 0.8)], [(0, 0, 0, 1600, *A)]),
-    "equal truths": (1, 1, [(0, 0, s, *A) for s in (0.9, 0.8)], [(0, 0, 0, 9e3, *A)] * 2),
+    "a class only in the ground truth": (
+        1,
+        2,
+        [(0, 0, 1, *A)],
+        [(0, k, 0, 99, *A) for k in (0, 1)],
+    ),
+    "a class only in the detections": (1, 2, [(0, k, 1, *A) for k in (0, 1)], [(0, 0, 0, 99, *A)]),
+    "IoU 0.5": (1, 1, [(0, 0, 0.9, *HALF)], [(0, 0, 0, 1600, *A)]),
+    "detected twice": (1, 1, [(0, 0, s, *A) for s in (0.9, 0.8)], [(0, 0, 0, 1600, *A)]),
+    "equal ground truth boxes": (
+        1,
+        1,
+        [(0, 0, s, *A) for s in (0.9, 0.8)],
+        [(0, 0, 0, 9e3, *A)] * 2,
+    ),
     "equal scores": (1, 1, [(0, 0, 0.5, *box) for box in (B, A)], [(0, 0, 0, 1600, *A)]),
-    "equal scores over images": (
+    "equal scores across images": (
         3,
         1,
         [(0, 0, 0.5, *LARGE), (1, 0, 0.5, *A), (2, 0, 0.5, *LARGE), (2, 0, 0.5, *B)],
@@ -163,20 +186,20 @@ CASES: dict[str, tuple[int, int, list[Row], list[Row]]] = {
         )
         for side, x in (("first", -10), ("second", 30))
     },
-    "the better is taken": (
+    "the larger IoU is matched": (
         1,
         1,
         [(0, 0, 0.9, *A), (0, 0, 0.8, *A)],
         [(0, 0, 0, 1600, *A), (0, 0, 0, 1600, *B)],
     ),
     "only a crowd": (1, 1, [(0, 0, 0.9, *A)], [(0, 0, 1, 2e4, *LARGE)]),
-    "a crowd takes many, one is outside": (
+    "a crowd matches many, one is outside": (
         1,
         1,
         [(0, 0, s, *A) for s in (0.9, 0.8, 0.7)] + [(0, 0, 0.95, 300, 300, 340, 340)],
         [(0, 0, 1, 2e4, *LARGE), (0, 0, 0, 1600, 400, 400, 440, 440)],
     ),
-    "a crowd yields to an object": (
+    "an object is matched before a crowd": (
         1,
         1,
         [(0, 0, 0.9, *A), (0, 0, 0.8, *A)],
@@ -200,7 +223,7 @@ CASES: dict[str, tuple[int, int, list[Row], list[Row]]] = {
         [(i, 0, 0.9, 0, 0, s, s) for i, s in enumerate((32, 33, 96, 97))],
         [(i, 0, 0, 5000, 500, 500, 570, 570) for i in range(4)],
     ),
-    "an object out of range takes its detection along": (
+    "an object out of the area range and its detection are ignored": (
         1,
         1,
         [(0, 0, 0.9, *A), (0, 0, 0.8, *A)],
@@ -213,14 +236,14 @@ CASES: dict[str, tuple[int, int, list[Row], list[Row]]] = {
         [(0, 0, 0, 0, 10, 10, 10, 50), (0, 0, 1, 0, 10, 10, 10, 10), (0, 0, 0, 1600, *A)],
     ),
     "no area inside a crowd": (1, 1, [(0, 0, 0.9, 20, 20, 20, 30)], [(0, 0, 1, 2e4, *LARGE)]),
-    "more than 100 an image, the right one last": (
+    "more than 100 per image, the correct one last": (
         2,
         2,
         [(0, 0, 1 - n / 1000, 300 + n, 0, 340 + n, 40) for n in range(130)]
         + [(0, 0, 0.5, *A), (0, 1, 0.4, *A), (1, 0, 0.01, *A)],
         [(i, k, 0, 1600, *A) for i in range(2) for k in range(2)],
     ),
-    "recalls that are no round floats": (
+    "recalls that are inexact in float": (
         1,
         1,
         [(0, 0, 1 - n / 10, 50 * n, 0, 50 * n + 40, 40) for n in (0, 2, 1, 5, 7, 3, 12)],
@@ -231,8 +254,10 @@ CASES: dict[str, tuple[int, int, list[Row], list[Row]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_pycocotools_and_the_definition(case: str) -> None:
-    num_images, num_classes, found, truth = CASES[case]
-    assert_equals_oracles(found_rows(found), true_rows(truth), num_images, num_classes)
+    num_images, num_classes, detections, ground_truth = CASES[case]
+    assert_equals_references(
+        detections_of(detections), ground_truth_of(ground_truth), num_images, num_classes
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -245,7 +270,7 @@ def test_equals_pycocotools_and_the_definition(case: str) -> None:
     scale=st.sampled_from([1, 8, 32]),
     levels=st.sampled_from([1, 4, 1000]),  # of score: few levels, many ties
 )
-def test_equals_them_on_random_boxes(
+def test_equals_pycocotools_and_the_definition_on_random_boxes(
     seed: int, num_images: int, num_classes: int, per_image: int, grid: int, scale: int, levels: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -255,53 +280,53 @@ def test_equals_them_on_random_boxes(
         corner = rng.integers(0, grid, (count, 2))
         return np.hstack([corner, corner + rng.integers(0, grid // 2 + 2, (count, 2))]) * scale
 
-    there, said = boxes(num_truths), boxes(num_found)
+    true_boxes, detected_boxes = boxes(num_truths), boxes(num_found)
     if num_truths:
         is_near = rng.random(num_found) < 0.6
-        near = there[rng.integers(0, num_truths, is_near.sum())]
-        said[is_near] = near + rng.integers(-1, 2, (is_near.sum(), 4))
-        said[:, 2:] = np.maximum(said[:, 2:], said[:, :2])
+        near = true_boxes[rng.integers(0, num_truths, is_near.sum())]
+        detected_boxes[is_near] = near + rng.integers(-1, 2, (is_near.sum(), 4))
+        detected_boxes[:, 2:] = np.maximum(detected_boxes[:, 2:], detected_boxes[:, :2])
     areas = rng.choice([0, 1024, 1024.1, 9216, 9215.9, 2e10], num_truths)
-    own_area = (there[:, 2:] - there[:, :2]).prod(axis=1)
-    truth = GroundTruthBoxes(
-        there.astype(np.float32),
+    box_area = (true_boxes[:, 2:] - true_boxes[:, :2]).prod(axis=1)
+    ground_truth = GroundTruthBoxes(
+        true_boxes.astype(np.float32),
         rng.integers(0, num_classes, num_truths),
         rng.integers(0, num_images, num_truths),
         rng.random(num_truths) < 0.2,
-        np.where(rng.random(num_truths) < 0.5, own_area, areas),
+        np.where(rng.random(num_truths) < 0.5, box_area, areas),
     )
-    found = Boxes(
-        said.astype(np.float32),
+    detections = Boxes(
+        detected_boxes.astype(np.float32),
         (rng.integers(0, levels + 1, num_found) / levels).astype(np.float32),
         rng.integers(0, num_classes, num_found).astype(np.int32),
         rng.integers(0, num_images, num_found),
     )
-    assert_equals_oracles(found, truth, num_images, num_classes)
+    assert_equals_references(detections, ground_truth, num_images, num_classes)
 
 
-def test_many_boxes_score_between_nothing_and_all() -> None:
+def test_noisy_boxes_have_metrics_between_0_and_1() -> None:
     rng = np.random.default_rng(1)
     corner = rng.uniform(0, 400, (150, 2))
-    there = np.hstack([corner, corner + rng.uniform(10, 120, (150, 2))]).astype(int)
-    said = np.repeat(there, 3, axis=0) + rng.integers(-6, 7, (450, 4))
+    true_boxes = np.hstack([corner, corner + rng.uniform(10, 120, (150, 2))]).astype(int)
+    detected_boxes = np.repeat(true_boxes, 3, axis=0) + rng.integers(-6, 7, (450, 4))
     index, class_id = rng.integers(0, 10, 150), rng.integers(0, 3, 150)
-    area = (there[:, 2:] - there[:, :2]).prod(axis=1)
-    truth = GroundTruthBoxes(there, class_id, index, np.zeros(150, bool), area)
-    found = Boxes(said, rng.random(450), np.repeat(class_id, 3), np.repeat(index, 3))
-    score = assert_equals_oracles(found, truth, 10, 3)
-    assert all(0.05 < score.as_dict()[name] < 0.95 for name in COCO_FIGURES)
+    area = (true_boxes[:, 2:] - true_boxes[:, :2]).prod(axis=1)
+    ground_truth = GroundTruthBoxes(true_boxes, class_id, index, np.zeros(150, bool), area)
+    detections = Boxes(detected_boxes, rng.random(450), np.repeat(class_id, 3), np.repeat(index, 3))
+    score = assert_equals_references(detections, ground_truth, 10, 3)
+    assert all(0.05 < score.as_dict()[name] < 0.95 for name in COCO_METRICS)
     assert score.per_class()["num_objects"].tolist() == np.bincount(class_id).tolist()
     assert score.as_dict()["ap50"] == pytest.approx(score.per_class()["ap50"].mean())
 
 
-def test_an_area_not_given_is_the_boxs_and_no_crowd_given_is_none() -> None:
+def test_the_default_area_is_the_boxs_and_no_box_is_a_crowd() -> None:
     box = np.array([[0, 0, 40, 40]], np.float32)
-    told = average_precision_of_image(
+    score_of_image = average_precision_of_image(
         "a", box, np.ones(1), np.zeros(1, int), box, np.zeros(1, int), num_classes=1
     )
-    assert told.num_objects.tolist() == [[1, 0, 1, 0, 1]]
-    assert told.as_dict()["ap_medium"] == told.as_dict()["voc_ap"] == 1
-    assert told.as_dict()["ap_small"] is None
+    assert score_of_image.num_objects.tolist() == [[1, 0, 1, 0, 1]]
+    assert score_of_image.as_dict()["ap_medium"] == score_of_image.as_dict()["voc_ap"] == 1
+    assert score_of_image.as_dict()["ap_small"] is None
     crowd = average_precision_of_image(
         *("a", box, np.ones(1), np.zeros(1, int), box, np.zeros(1, int)),
         num_classes=1,
@@ -312,33 +337,35 @@ def test_an_area_not_given_is_the_boxs_and_no_crowd_given_is_none() -> None:
     assert set(crowd.as_dict().values()) == {None}
 
 
-def test_images_one_by_one_are_a_batch() -> None:
-    num_images, num_classes, found, truth = CASES["more than 100 an image, the right one last"]
-    said, there = found_rows(found), true_rows(truth)
-    whole = AveragePrecision.empty(num_classes).add(keys(num_images), said, there)
+def test_adding_single_images_equals_adding_a_batch() -> None:
+    num_images, num_classes, detections, ground_truth = CASES[
+        "more than 100 per image, the correct one last"
+    ]
+    boxes, true_boxes = detections_of(detections), ground_truth_of(ground_truth)
+    batch = AveragePrecision.empty(num_classes).add(keys(num_images), boxes, true_boxes)
     parts = []
     for i, key in enumerate(keys(num_images)):
-        m, n = said.image_index == i, there.image_index == i
+        m, n = boxes.image_index == i, true_boxes.image_index == i
         parts.append(
             average_precision_of_image(
-                *(key, said.xyxy[m], said.score[m], said.class_id[m]),
-                *(there.xyxy[n], there.class_id[n]),
+                *(key, boxes.xyxy[m], boxes.score[m], boxes.class_id[m]),
+                *(true_boxes.xyxy[n], true_boxes.class_id[n]),
                 num_classes=num_classes,
-                is_crowd=there.is_crowd[n],
-                area=there.area[n],
+                is_crowd=true_boxes.is_crowd[n],
+                area=true_boxes.area[n],
             )
         )
-    assert parts[1].merge(parts[0]).to_state() == whole.to_state()
+    assert parts[1].merge(parts[0]).to_state() == batch.to_state()
 
 
-def test_swapped_corners_are_a_wrong_box_of_no_area() -> None:
+def test_a_box_with_swapped_corners_is_wrong_and_has_no_area() -> None:
     box = np.array([[0, 0, 40, 40]])
     swapped = np.array([[30, 0, 10, 40], [30, 30, 10, 10], [0, 0, 40, 40]])
     score, class_id = np.array([0.9, 0.8, 0.7]), np.zeros(3, int)
-    told = average_precision_of_image(
+    score_of_image = average_precision_of_image(
         "a", swapped, score, class_id, box, class_id[:1], num_classes=1
     )
-    assert told.as_dict()["ap"] == pytest.approx(1 / 3)
+    assert score_of_image.as_dict()["ap"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -351,19 +378,19 @@ def test_swapped_corners_are_a_wrong_box_of_no_area() -> None:
         ({"truth_class_id": np.array([-1])}, "class id -1 is not one of 2 classes"),
     ],
 )
-def test_what_has_no_sense_is_refused(change: dict[str, np.ndarray], message: str) -> None:
+def test_invalid_boxes_are_refused(change: dict[str, np.ndarray], message: str) -> None:
     box, zero = np.array([[0.0, 0, 1, 1]]), np.zeros(1, int)
-    good = {"xyxy": box, "score": np.ones(1), "class_id": zero}
-    good |= {"truth_xyxy": box, "truth_class_id": zero}
+    valid = {"xyxy": box, "score": np.ones(1), "class_id": zero}
+    valid |= {"truth_xyxy": box, "truth_class_id": zero}
     with pytest.raises(ValueError, match=message):
-        average_precision_of_image("a", **(good | change), num_classes=2)
+        average_precision_of_image("a", **(valid | change), num_classes=2)
 
 
-def test_an_image_counts_once() -> None:
+def test_an_image_can_be_added_only_once() -> None:
     box, zero = np.array([[0.0, 0, 1, 1]]), np.zeros(1, int)
-    one = average_precision_of_image("a.jpg", box, np.ones(1), zero, box, zero, num_classes=1)
+    score = average_precision_of_image("a.jpg", box, np.ones(1), zero, box, zero, num_classes=1)
     with pytest.raises(ValueError, match=r"'a\.jpg' occurs twice.*counted once"):
-        one.merge(one)
-    nothing = found_rows([]), true_rows([])
+        score.merge(score)
+    no_boxes = detections_of([]), ground_truth_of([])
     with pytest.raises(ValueError, match="'b' occurs twice"):
-        one.add(["b", "c", "b"], *nothing)
+        score.add(["b", "c", "b"], *no_boxes)

@@ -1,4 +1,4 @@
-"""Any classifier serves as a backbone, cut where its head begins."""
+"""Any classifier without its head is a backbone."""
 
 import keras
 import pytest
@@ -11,14 +11,14 @@ from cvbatch.models.classifiers import CLASSIFIERS
 
 pytestmark = [
     pytest.mark.keras,
-    # TensorFlow's variables do not know NumPy 2's `copy`, and Keras passes it.
+    # TensorFlow variables do not support the `copy` argument of NumPy 2, which Keras passes.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 
 
 @pytest.fixture(autouse=True)
-def no_values():
-    """Shapes are all that is asked here."""
+def no_weight_values():
+    """Skip the allocation of weights: the tests compare shapes only."""
     with keras.StatelessScope(initialize_variables=False):
         yield
 
@@ -30,7 +30,7 @@ def strided(size, *strides):
     return keras.Model(image, x, name="strided")
 
 
-def test_an_application_is_had_without_its_top():
+def test_an_application_is_built_without_its_top():
     backbone = build_backbone("MobileNetV2", (64, 96))
 
     assert backbone.output_shape == (None, 2, 3, 1280)
@@ -38,20 +38,21 @@ def test_an_application_is_had_without_its_top():
 
 
 @pytest.mark.parametrize("name", ["mini_xception", "residual_convnet", "googlenet", "se_resnet34"])
-def test_a_classifier_of_the_zoo_is_cut_before_its_head(name):
-    backbone, whole = build_backbone(name, (64, 96)), CLASSIFIERS[name].build(2, (64, 96))
-    head = whole.get_layer("scores").count_params()
+def test_a_named_classifier_is_cut_before_its_head(name):
+    backbone = build_backbone(name, (64, 96))
+    classifier = CLASSIFIERS[name].build(2, (64, 96))
+    head = classifier.get_layer("scores").count_params()
 
     assert len(backbone.output_shape) == 4
     assert backbone.input_shape == (None, 64, 96, 3)
-    assert backbone.count_params() == whole.count_params() - head
+    assert backbone.count_params() == classifier.count_params() - head
 
 
-def test_the_last_map_of_a_stride_is_found():
+def test_the_last_feature_map_of_a_stride_is_returned():
     model = strided((32, 48), 2, 2, 1, 2)
 
-    found = [feature_map_at_stride(model, stride) for stride in (2, 4, 8)]
-    assert [tensor.shape for tensor in found] == [
+    feature_maps = [feature_map_at_stride(model, stride) for stride in (2, 4, 8)]
+    assert [tensor.shape for tensor in feature_maps] == [
         (None, 16, 24, 1),
         (None, 8, 12, 3),
         (None, 4, 6, 4),
@@ -62,23 +63,23 @@ def test_the_last_map_of_a_stride_is_found():
 
 
 @pytest.mark.parametrize(("size", "strides"), [((30, 32), (4,)), ((8, 16), (2, 2, 2, 2))])
-def test_a_stride_that_is_no_whole_number_is_refused(size, strides):
-    with pytest.raises(ModelError, match=r"no whole stride"):
+def test_a_fractional_stride_is_refused(size, strides):
+    with pytest.raises(ModelError, match=r"not a whole stride"):
         total_stride(strided(size, *strides))
 
 
 @pytest.mark.parametrize(
     ("name", "size", "weights", "message"),
     [
-        ("mobilenet-v2", (64, 64), None, r"no backbone is called .* nearest are .*MobileNetV2"),
-        ("###", (64, 64), None, r"there are small_convnet, .*Xception"),
+        ("mobilenet-v2", (64, 64), None, r"unknown backbone 'mobilenet-v2'.*MobileNetV2"),
+        ("###", (64, 64), None, r"'###'.*small_convnet, .*Xception"),
         ("resnet34", (64, 64), "imagenet", r"'resnet34' has no imagenet weights"),
         ("lenet5", (64, 64), None, r"takes grey images"),
         ("small_convnet", (8, 8), None, r"'small_convnet' cannot be built at 8×8"),
         ("VGG16", (8, 8), None, r"VGG16 cannot be built with image size 8×8"),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_remedy(name, size, weights, message):
+def test_unusable_backbones_are_refused_with_a_remedy(name, size, weights, message):
     with pytest.raises(ModelError, match=message) as error:
         build_backbone(name, size, weights)
     assert "\n" not in str(error.value)

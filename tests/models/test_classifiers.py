@@ -1,4 +1,4 @@
-"""Every classifier has exactly its parameters, takes any size it can have, and is saved whole."""
+"""Classifiers: parameters, feature map sizes, minimum image sizes, saving."""
 
 import inspect
 import math
@@ -13,19 +13,19 @@ from cvbatch.models.metadata import DEMO_FILES
 
 pytestmark = [
     pytest.mark.keras,
-    # TensorFlow's variables do not know NumPy 2's `copy`, and Keras passes it.
+    # TensorFlow variables do not support the `copy` argument of NumPy 2, which Keras passes.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 GREY = {"mnist_convnet", "fashion_convnet", "lenet5", "lenet5_original"}
-NARROW = {  # options that make a network small enough to run in a moment
+NARROW = {  # options that make a network small enough to run fast
     name: {"width": 8} for name in CLASSIFIERS if not name.startswith("lenet5")
 } | {"resnet152": {"width": 4, "units": (1, 2, 1, 1)}}
-MINIMUM = {  # pixels a side, from the last map backwards: a valid 3×3 adds 2, a pool doubles
+MINIMUM = {  # side in pixels, from the last map backwards: a valid 3×3 adds 2, a pool doubles
     "small_convnet": 2 * (2 * (2 * (2 * 3 + 2) + 2) + 2) + 2,
     "small_convnet_150": 2 * (2 * (2 * (2 * 1 + 2) + 2) + 2) + 2,
     "mnist_convnet": 2 * (2 * 3 + 2) + 2,
     "fashion_convnet": 2 * 2 * 2,
-    "residual_convnet": 1,  # whatever is padded keeps its one pixel
+    "residual_convnet": 1,  # padded layers keep one pixel
     "mini_xception": 5,
     "lenet5": 2 * (2 * 5 + 4) + 4,
     "lenet5_original": 2 * (2 * 5 + 4) + 4,
@@ -39,7 +39,7 @@ MINIMUM = {  # pixels a side, from the last map backwards: a valid 3×3 adds 2, 
 
 
 def unallocated(name, *args, **options):
-    """Return the network without memory for its weights: enough to count and measure it."""
+    """Return the network without allocating its weights: enough for shapes and counts."""
     with cost.skip_weight_allocation():
         return CLASSIFIERS[name].build(*args, **options)
 
@@ -58,10 +58,10 @@ def maps_of(model, *names):
     return [model.get_layer(name).output.shape[1:] for name in names]
 
 
-# ---------------------------------------------------------------- what holds for all
+# ---------------------------------------------------------------- all classifiers
 
 
-def test_every_classifier_is_called_alike():
+def test_all_builders_have_the_same_signature():
     assert set(MINIMUM) == set(CLASSIFIERS)
     for name, entry in CLASSIFIERS.items():
         parameters = inspect.signature(entry.build).parameters
@@ -71,35 +71,35 @@ def test_every_classifier_is_called_alike():
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("num_classes", [1, 3])
-def test_a_classifier_answers_in_shares_or_each_class_by_itself(name, num_classes):
+def test_outputs_are_a_softmax_or_one_sigmoid_per_class(name, num_classes):
     model = unallocated(name, num_classes, (MINIMUM[name] + 4, MINIMUM[name] + 9))
-    both = unallocated(name, num_classes, (MINIMUM[name], MINIMUM[name]), multi_label=True)
-    maps = 1 if name in GREY else 3
+    multi_label = unallocated(name, num_classes, (MINIMUM[name], MINIMUM[name]), multi_label=True)
+    channels = 1 if name in GREY else 3
 
     assert model.input.name == "image"
-    assert model.input_shape == (None, MINIMUM[name] + 4, MINIMUM[name] + 9, maps)
-    assert model.output_shape == both.output_shape == (None, num_classes)
+    assert model.input_shape == (None, MINIMUM[name] + 4, MINIMUM[name] + 9, channels)
+    assert model.output_shape == multi_label.output_shape == (None, num_classes)
     assert not any(isinstance(layer, keras.Model) for layer in model.layers)
     assert model.layers[-1].name == "scores"
-    wanted = "sigmoid" if num_classes == 1 else "softmax"
-    assert model.layers[-1].activation.__name__ == wanted
-    assert both.layers[-1].activation.__name__ == "sigmoid"
+    expected = "sigmoid" if num_classes == 1 else "softmax"
+    assert model.layers[-1].activation.__name__ == expected
+    assert multi_label.layers[-1].activation.__name__ == "sigmoid"
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_a_saved_classifier_comes_back_whole(name, tmp_path):
+def test_saving_and_loading_keeps_a_classifier(name, tmp_path):
     model = narrow(name)
     model.save(tmp_path / "net.keras")
     loaded = keras.saving.load_model(tmp_path / "net.keras", safe_mode=True)
     images = pixels(model)
-    answer = np.asarray(model(images))
+    scores = np.asarray(model(images))
 
-    np.testing.assert_allclose(answer.sum(axis=1), 1, rtol=1e-5)
-    assert np.ptp(answer, axis=0).max() > 0  # it looks at the image
-    np.testing.assert_array_equal(loaded(images), answer)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
+    assert np.ptp(scores, axis=0).max() > 0  # scores depend on the image
+    np.testing.assert_array_equal(loaded(images), scores)
 
 
-def keeps_every_map(name, size, **options):
+def has_no_empty_map(name, size, **options):
     try:
         model = unallocated(name, 2, size, **options)
     except ValueError as error:
@@ -110,21 +110,21 @@ def keeps_every_map(name, size, **options):
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_the_minimum_is_where_every_map_keeps_a_position(name):
+def test_the_minimum_size_is_the_smallest_without_an_empty_map(name):
     side = MINIMUM[name]
 
-    assert keeps_every_map(name, (side, side))
-    assert not keeps_every_map(name, (side - 1, side))
-    assert not keeps_every_map(name, (side, side - 1))
+    assert has_no_empty_map(name, (side, side))
+    assert not has_no_empty_map(name, (side - 1, side))
+    assert not has_no_empty_map(name, (side, side - 1))
 
 
 @pytest.mark.parametrize(
     ("name", "options", "side"),
     [("mnist_convnet", {"pools": False}, 7), ("googlenet", {"auxiliary": True}, 65)],
 )
-def test_options_move_the_minimum(name, options, side):
-    assert keeps_every_map(name, (side, side), **options)
-    assert not keeps_every_map(name, (side - 1, side), **options)
+def test_options_change_the_minimum_size(name, options, side):
+    assert has_no_empty_map(name, (side, side), **options)
+    assert not has_no_empty_map(name, (side - 1, side), **options)
 
 
 # ---------------------------------------------------------------- parameters
@@ -147,20 +147,20 @@ def test_options_move_the_minimum(name, options, side):
         ("resnet152", 1000, {}, 60_419_944),
     ],
 )
-def test_a_classifier_has_exactly_its_parameters(name, num_classes, options, parameters):
+def test_parameter_counts_are_exact(name, num_classes, options, parameters):
     assert unallocated(name, num_classes, **options).count_params() == parameters
 
 
-def convolution(maps_in, maps_out, kernel):
-    return maps_in * maps_out * kernel**2 + maps_out
+def convolution(channels_in, channels_out, kernel):
+    return channels_in * channels_out * kernel**2 + channels_out
 
 
-def squeeze(maps):
-    narrowed = maps // 16
-    return maps * narrowed + narrowed + narrowed * maps + maps
+def squeeze(channels):
+    reduced = channels // 16
+    return channels * reduced + reduced + reduced * channels + channels
 
 
-# Szegedy et al. 2015, table 1: maps in; 1×1; reduction, 3×3; reduction, 5×5; after the pool.
+# Szegedy et al. 2015, table 1: channels in; 1×1; reduction, 3×3; reduction, 5×5; after the pool.
 MODULES = [
     (192, 64, 96, 128, 16, 32, 32),
     (256, 128, 128, 192, 32, 96, 64),
@@ -174,7 +174,7 @@ MODULES = [
 ]
 
 
-def test_googlenet_has_the_parameters_of_its_table():
+def test_googlenet_parameters_follow_the_papers_table():
     stem = convolution(3, 64, 7) + convolution(64, 64, 1) + convolution(64, 192, 3)
     modules = [
         convolution(c, a, 1) + convolution(c, b, 1) + convolution(b, d, 3)
@@ -191,10 +191,10 @@ def test_googlenet_has_the_parameters_of_its_table():
     plain = stem + sum(modules) + head
     assert unallocated("googlenet", 1000).count_params() == plain == 6_998_552
 
-    # At 224 an auxiliary head reads 14×14; its pool of 5×5 and stride 3 leaves 4×4 of 128 maps.
+    # At 224 an auxiliary head reads 14×14; its pool of 5×5 and stride 3 returns 4×4×128.
     auxiliary = [
-        convolution(maps, 128, 1) + (4 * 4 * 128 * 1024 + 1024) + (1024 * 1000 + 1000)
-        for maps in (512, 528)
+        convolution(channels, 128, 1) + (4 * 4 * 128 * 1024 + 1024) + (1024 * 1000 + 1000)
+        for channels in (512, 528)
     ]
     with_heads = unallocated("googlenet", 1000, auxiliary=True).count_params()
     assert with_heads == plain + sum(auxiliary) == 13_378_280
@@ -204,7 +204,7 @@ def test_googlenet_has_the_parameters_of_its_table():
     assert squeezed == plain + sum(squeezes) == 7_478_655
 
 
-def test_a_squeezed_resnet_has_a_squeeze_more_in_each_unit():
+def test_se_resnet_has_one_squeeze_per_unit():
     squeezes = 3 * squeeze(64) + 4 * squeeze(128) + 6 * squeeze(256) + 3 * squeeze(512)
     # 3·580 + 4·2,184 + 6·8,464 + 3·33,312
     assert squeezes == 161_196
@@ -212,12 +212,12 @@ def test_a_squeezed_resnet_has_a_squeeze_more_in_each_unit():
     assert parameters == 21_814_696 + squeezes == 21_975_892
 
 
-def test_the_original_lenet_has_sixty_thousand_trainable_parameters():
+def test_the_original_lenet_has_60000_trainable_parameters():
     model = lenet.lenet5_original(10)
     trainable = {
         "c1": 6 * (25 + 1),
         "s2": 6 * (1 + 1),
-        "c3": 25 * (6 * 3 + 9 * 4 + 1 * 6) + 16,  # six maps read 3, nine read 4, one reads 6
+        "c3": 25 * (6 * 3 + 9 * 4 + 1 * 6) + 16,  # six channels read 3, nine read 4, one reads 6
         "s4": 16 * (1 + 1),
         "c5": 120 * (16 * 25 + 1),
         "f6": 84 * (120 + 1),
@@ -227,16 +227,16 @@ def test_the_original_lenet_has_sixty_thousand_trainable_parameters():
         assert model.get_layer(name).count_params() == parameters
     assert sum(math.prod(weight.shape) for weight in model.trainable_weights) == 60_000
     assert model.count_params() == 60_000 + 10 * 84
-    assert [len(sources) for sources in lenet.C3_CONNECTIONS] == [3] * 6 + [4] * 9 + [6]
+    assert [len(inputs) for inputs in lenet.C3_CONNECTIONS] == [3] * 6 + [4] * 9 + [6]
     assert len(set(lenet.C3_CONNECTIONS)) == 16
-    for source in range(6):  # the paper's symmetry: every map of S2 is read by ten of C3
-        assert sum(source in sources for sources in lenet.C3_CONNECTIONS) == 10
+    for channel in range(6):  # each channel of S2 is read by ten of C3
+        assert sum(channel in inputs for inputs in lenet.C3_CONNECTIONS) == 10
 
 
-# ---------------------------------------------------------------- maps, as the papers list them
+# ---------------------------------------------------------------- feature map sizes in the papers
 
 
-def test_alexnets_maps_are_those_of_its_paper():
+def test_alexnet_maps_match_the_paper():
     names = ("conv_1", "pool_1", "conv_2", "pool_2", "conv_3", "conv_4", "conv_5")
     assert maps_of(unallocated("alexnet", 1000), *names) == [
         (55, 55, 96), (27, 27, 96), (27, 27, 256), (13, 13, 256),
@@ -244,7 +244,7 @@ def test_alexnets_maps_are_those_of_its_paper():
     ]  # fmt: skip
 
 
-def test_googlenets_maps_are_those_of_its_paper():
+def test_googlenet_maps_match_the_paper():
     names = ("conv_1", "pool_1", "conv_2", "pool_2", "pool_3b", "pool_4e")
     modules = [f"inception_{module}_out" for module in ("3a", "3b", "4a", "4d", "4e", "5a", "5b")]
     assert maps_of(unallocated("googlenet", 1000), *names, *modules) == [
@@ -254,7 +254,7 @@ def test_googlenets_maps_are_those_of_its_paper():
     ]  # fmt: skip
 
 
-def test_resnets_maps_are_those_of_their_paper():
+def test_resnet_maps_match_the_paper():
     plain = [f"stage{stage}_unit1_out" for stage in (1, 2, 3, 4)]
     deep = [f"conv{stage}_block3_out" for stage in (2, 3, 4, 5)]
     sides = [(56, 56), (28, 28), (14, 14), (7, 7)]
@@ -266,32 +266,32 @@ def test_resnets_maps_are_those_of_their_paper():
     assert maps == [(*side, 4 * width) for side, width in zip(sides, widths, strict=True)]
 
 
-# ---------------------------------------------------------------- one by one
+# ---------------------------------------------------------------- single classifiers
 
 
-def test_resnet152_has_the_weights_of_keras_in_the_same_order():
+def test_resnet152_has_keras_weights_in_the_same_order():
     with cost.skip_weight_allocation():
-        theirs = keras.applications.ResNet152(weights=None)
-    ours = unallocated("resnet152", 1000)
+        reference = keras.applications.ResNet152(weights=None)
+    network = unallocated("resnet152", 1000)
 
-    assert [w.shape for w in ours.weights] == [w.shape for w in theirs.weights]
-    named = [layer.name for layer in theirs.layers if layer.weights][:-1]
-    assert [layer.name for layer in ours.layers if layer.weights] == [*named, "scores"]
-
-
-def test_resnet152_shortened_computes_what_keras_resnet50_does():
-    theirs = keras.applications.ResNet50(weights=None, input_shape=(32, 33, 3), classes=4)
-    ours = resnets.resnet152(4, (32, 33), units=(3, 4, 6, 3))
-    ours.set_weights(theirs.get_weights())
-    images = pixels(ours)
-    # Its own preprocessing: blue, green, red, ImageNet's mean of each taken off.
-    wanted = theirs(keras.applications.resnet.preprocess_input(images.copy()))
-
-    assert np.ptp(wanted) > 1e-3
-    np.testing.assert_allclose(ours(images), wanted, rtol=1e-3, atol=1e-6)
+    assert [w.shape for w in network.weights] == [w.shape for w in reference.weights]
+    names = [layer.name for layer in reference.layers if layer.weights][:-1]
+    assert [layer.name for layer in network.layers if layer.weights] == [*names, "scores"]
 
 
-def test_the_demos_file_is_what_the_builder_lays():
+def test_resnet152_with_the_units_of_resnet50_equals_keras_resnet50():
+    reference = keras.applications.ResNet50(weights=None, input_shape=(32, 33, 3), classes=4)
+    network = resnets.resnet152(4, (32, 33), units=(3, 4, 6, 3))
+    network.set_weights(reference.get_weights())
+    images = pixels(network)
+    # Preprocessing: to BGR, minus the ImageNet mean.
+    expected = reference(keras.applications.resnet.preprocess_input(images.copy()))
+
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(network(images), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_demo_file_matches_its_builder():
     shipped = keras.saving.load_model(DEMO_FILES["demo_classifier"], compile=False)
     built = mini_xception(5, (96, 96), width=16, num_blocks=4)
     built.set_weights(shipped.get_weights())
@@ -301,22 +301,22 @@ def test_the_demos_file_is_what_the_builder_lays():
     np.testing.assert_allclose(built(images), shipped(images), rtol=1e-5)
 
 
-def test_auxiliary_heads_are_two_more_classifiers_of_one_network():
+def test_auxiliary_heads_are_additional_outputs():
     model = googlenet.googlenet(3, (65, 70), auxiliary=True, width=8)
-    answer = model(pixels(model))
+    outputs = model(pixels(model))
 
-    assert list(answer) == ["scores", "auxiliary_1", "auxiliary_2"]
-    for scores in answer.values():
+    assert list(outputs) == ["scores", "auxiliary_1", "auxiliary_2"]
+    for scores in outputs.values():
         np.testing.assert_allclose(np.asarray(scores).sum(axis=1), 1, rtol=1e-5)
-    alone = googlenet.googlenet(3, (65, 70), width=8)
+    plain = googlenet.googlenet(3, (65, 70), width=8)
     main = [w for layer in model.layers if "auxiliary" not in layer.name for w in layer.weights]
-    for mine, theirs in zip(alone.weights, main, strict=True):
-        mine.assign(theirs)
-    np.testing.assert_allclose(alone(pixels(alone)), answer["scores"], rtol=1e-4, atol=1e-6)
+    for weight, value in zip(plain.weights, main, strict=True):
+        weight.assign(value)
+    np.testing.assert_allclose(plain(pixels(plain)), outputs["scores"], rtol=1e-4, atol=1e-6)
     assert googlenet.AUXILIARY_LOSS_WEIGHT == 0.3
 
 
-def test_auxiliary_heads_read_the_modules_of_the_paper():
+def test_auxiliary_heads_read_the_papers_modules():
     model = unallocated("googlenet", 1000, auxiliary=True)
     assert maps_of(model, "auxiliary_1_pool", "auxiliary_2_pool") == [(4, 4, 512), (4, 4, 528)]
     for head, module in (("auxiliary_1", "4a"), ("auxiliary_2", "4d")):
@@ -325,8 +325,8 @@ def test_auxiliary_heads_read_the_modules_of_the_paper():
 
 
 @pytest.mark.parametrize(("num_classes", "multi_label"), [(1, False), (1, True), (4, True)])
-def test_the_original_lenets_classes_hold_by_themselves_near_their_codes(num_classes, multi_label):
-    """A vector of no code's side scores one half; a code itself one, its opposite nothing."""
+def test_the_original_lenet_has_independent_sigmoids(num_classes, multi_label):
+    """The zero vector scores 0.5, a code scores 1, its negative 0."""
     model = lenet.lenet5_original(num_classes, multi_label=multi_label)
     vector = keras.Input((84,))
     x = vector
@@ -340,14 +340,14 @@ def test_the_original_lenets_classes_hold_by_themselves_near_their_codes(num_cla
     np.testing.assert_allclose(np.diag(head(-codes)), 0, atol=1e-6)
 
 
-def test_the_original_lenet_ranks_by_nearness():
+def test_the_original_lenet_is_a_softmax_of_negative_distances():
     model = lenet.lenet5_original(10)
     images = pixels(model, 3)
-    squashed = keras.Model(model.input, model.get_layer("f6_tanh").output)(images)
+    features = keras.Model(model.input, model.get_layer("f6_tanh").output)(images)
     codes = np.asarray(model.get_layer("rbf").codes)
-    distances = ((np.asarray(squashed)[:, None] - codes) ** 2).sum(axis=-1)
-    nearness = np.exp(-(distances - distances.min(axis=1, keepdims=True)))
+    distances = ((np.asarray(features)[:, None] - codes) ** 2).sum(axis=-1)
+    exponentials = np.exp(-(distances - distances.min(axis=1, keepdims=True)))
 
     np.testing.assert_allclose(
-        model(images), nearness / nearness.sum(axis=1, keepdims=True), rtol=1e-3, atol=1e-6
+        model(images), exponentials / exponentials.sum(axis=1, keepdims=True), rtol=1e-3, atol=1e-6
     )

@@ -1,5 +1,4 @@
-"""What a network costs, held to the textbook's example, to Keras' summary, to TensorFlow's
-profiler, and to loops that multiply and count."""
+"""Costs, compared with a textbook example, Keras' summary, TensorFlow's profiler and loops."""
 
 import itertools
 import json
@@ -28,7 +27,7 @@ NETWORKS = [  # name, image size
 
 
 def describe(*layers, shape=(5, 6, 3), **options):
-    """The cost of a stack of layers."""
+    """Return the cost of a stack of layers."""
     import keras
 
     from cvbatch.models import cost
@@ -50,7 +49,7 @@ def built(name, size):
 # ---------------------------------------------------------------- definitions
 
 
-def test_a_network_that_does_nothing_costs_its_image():
+def test_a_network_without_layers_costs_its_image():
     cost = describe(shape=(4, 5, 3))
     assert [row.path for row in cost.layers] == ["image"]
     assert (cost.parameters, cost.multiply_adds, cost.working_bytes) == (0, 0, 0)
@@ -58,8 +57,8 @@ def test_a_network_that_does_nothing_costs_its_image():
     assert not cost.is_at_least
 
 
-def test_the_worked_example():
-    """A 5×5 convolution of 200 maps over 150×100×3, same padding (Géron, chapter 14)."""
+def test_the_textbook_example():
+    """A 5×5 convolution with 200 filters over 150×100×3, same padding (Géron, chapter 14)."""
     from keras import layers
 
     cost = describe(layers.Conv2D(200, 5, padding="same"), shape=(150, 100, 3))
@@ -69,42 +68,42 @@ def test_the_worked_example():
     assert cost.layers[-1].output_shapes == ((None, 150, 100, 200),)
 
 
-def test_the_totals_of_maps_are_what_the_layers_read_and_write():
+def test_activation_totals_are_inputs_and_outputs_of_layers():
     import keras
     from keras import layers
 
     from cvbatch.models.cost import compute_cost
 
     image = keras.Input((8, 8, 1))
-    wide = layers.Conv2D(10, 1)(image)  # 640 numbers
+    wide = layers.Conv2D(10, 1)(image)  # 640 values
     small = layers.Conv2D(10, 3, strides=2, padding="same")(wide)  # 160
     back = layers.UpSampling2D(2)(small)  # 640
-    joined = layers.Add()([wide, back])  # 640, from two that are as large
+    joined = layers.Add()([wide, back])  # 640, from two inputs of the same size
     cost = compute_cost(keras.Model(image, joined))
-    numbers = [row.output_bytes // 4 for row in cost.layers]
-    assert numbers == [64, 640, 160, 640, 640]
-    assert cost.training_bytes == 4 * sum(numbers)
+    sizes = [row.output_bytes // 4 for row in cost.layers]
+    assert sizes == [64, 640, 160, 640, 640]
+    assert cost.training_bytes == 4 * sum(sizes)
     assert cost.inference_bytes == 4 * 3 * 640
     assert cost.working_bytes == 4 * (640 + 160)
     assert (cost.weight_bytes, cost.trainable_bytes) == (4 * cost.parameters,) * 2
 
 
-def test_json_is_the_whole_of_it():
+def test_json_has_all_values():
     from keras import layers
 
     cost = describe(layers.Conv2D(2, 3), layers.BatchNormalization())
-    said = json.loads(json.dumps(cost.as_json()))
-    assert [row["path"] for row in said["layers"]] == [row.path for row in cost.layers]
-    assert said["parameters"] == sum(row["parameters"] for row in said["layers"]) == 56 + 8
-    assert said["trainable_parameters"] == 56 + 4
-    assert said["weight_bytes"] == 4 * 64
+    document = json.loads(json.dumps(cost.as_json()))
+    assert [row["path"] for row in document["layers"]] == [row.path for row in cost.layers]
+    assert document["parameters"] == sum(row["parameters"] for row in document["layers"]) == 56 + 8
+    assert document["trainable_parameters"] == 56 + 4
+    assert document["weight_bytes"] == 4 * 64
 
 
-# ---------------------------------------------------------------- loops that count
+# ---------------------------------------------------------------- compared with loops
 
 
 def convolve(x, kernel, groups, stride):
-    """Valid convolution by loops; returns it and how often it multiplied."""
+    """Compute a valid convolution by loops; return it and the number of multiplications."""
     side, _, inputs, filters = kernel.shape
     rows, columns = ((n - side) // stride + 1 for n in x.shape[:2])
     result, count = np.zeros((rows, columns, filters)), 0
@@ -117,7 +116,7 @@ def convolve(x, kernel, groups, stride):
 
 
 @pytest.mark.parametrize(("groups", "stride"), [(1, 1), (1, 2), (2, 1), (4, 3)])
-def test_a_convolution_multiplies_as_often_as_a_loop_does(groups, stride):
+def test_a_convolutions_multiply_adds_equal_those_of_loops(groups, stride):
     import keras
     from keras import layers
 
@@ -131,8 +130,8 @@ def test_a_convolution_multiplies_as_often_as_a_loop_does(groups, stride):
     assert cost.compute_cost(model).multiply_adds == count
 
 
-def spread(x, kernel, stride):
-    """Valid transposed convolution by loops; returns it and how often it multiplied."""
+def convolve_transposed(x, kernel, stride):
+    """Compute a valid transposed convolution by loops; return it and its multiplications."""
     side, _, filters, _ = kernel.shape
     rows, columns, inputs = x.shape
     result = np.zeros((*((n - 1) * stride + side for n in (rows, columns)), filters))
@@ -145,7 +144,7 @@ def spread(x, kernel, stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_a_transposed_convolution_multiplies_as_often_as_a_loop_does(stride):
+def test_a_transposed_convolutions_multiply_adds_equal_those_of_loops(stride):
     import keras
     from keras import layers
 
@@ -154,13 +153,13 @@ def test_a_transposed_convolution_multiplies_as_often_as_a_loop_does(stride):
     layer = layers.Conv2DTranspose(5, 3, strides=stride, use_bias=False)
     model = keras.Sequential([keras.Input((4, 3, 2)), layer])
     x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
-    result, count = spread(x, layer.get_weights()[0], stride)
+    result, count = convolve_transposed(x, layer.get_weights()[0], stride)
     np.testing.assert_allclose(model(x[None]).numpy()[0], result, atol=1e-5)
     assert cost.compute_cost(model).multiply_adds == count
 
 
 def table_of_layers():
-    """Each with its input and its multiply-adds written out as position × taps × channels."""
+    """Return layers with input shape and multiply-adds, as positions × taps × channels."""
     from keras import layers
 
     return [
@@ -188,7 +187,7 @@ def table_of_layers():
 
 
 @pytest.mark.parametrize("index", range(16))
-def test_every_kind_of_layer(index):
+def test_multiply_adds_of_every_kind_of_layer(index):
     layer, shape, multiply_adds = table_of_layers()[index]
     cost = describe(layer, shape=shape)
     assert cost.layers[-1].multiply_adds == multiply_adds
@@ -196,7 +195,7 @@ def test_every_kind_of_layer(index):
     assert cost.parameters == layer.count_params()
 
 
-def test_attention_is_its_projections_and_two_products():
+def test_attention_counts_projections_and_two_products():
     import keras
     from keras import layers
 
@@ -207,15 +206,15 @@ def test_attention_is_its_projections_and_two_products():
     cost = compute_cost(keras.Model([query, value], attention(query, value)))
     projections = 5 * 6 * 8 + 7 * 3 * 8 + 7 * 3 * 16 + 5 * 16 * 6
     assert cost.layers[-1].multiply_adds == projections + 2 * (5 * 7 * 4 + 5 * 7 * 8)
-    itself = keras.Model(query, layers.MultiHeadAttention(2, 4)(query, query))
-    assert compute_cost(itself).multiply_adds == 4 * 5 * 6 * 8 + 2 * 2 * 5 * 5 * 4
+    self_attention = keras.Model(query, layers.MultiHeadAttention(2, 4)(query, query))
+    assert compute_cost(self_attention).multiply_adds == 4 * 5 * 6 * 8 + 2 * 2 * 5 * 5 * 4
 
 
 # ---------------------------------------------------------------- whole networks
 
 
 @pytest.mark.parametrize(("name", "size"), NETWORKS)
-def test_parameters_and_shapes_are_those_of_keras_summary(name, size):
+def test_parameters_and_shapes_equal_keras_summary(name, size):
     import keras
 
     from cvbatch.models import cost
@@ -224,23 +223,23 @@ def test_parameters_and_shapes_are_those_of_keras_summary(name, size):
     lines = []
     model.summary(print_fn=lines.append, line_length=200)
     text = "\n".join(lines)
-    told = [
+    counts = [
         int(re.search(rf"{kind} params: ([\d,]+)", text)[1].replace(",", ""))
         for kind in ("Total", "Trainable")
     ]
-    found = cost.compute_cost(model)
-    assert [found.parameters, found.trainable_parameters] == told
-    rows = {row.path: row for row in found.layers}
+    network_cost = cost.compute_cost(model)
+    assert [network_cost.parameters, network_cost.trainable_parameters] == counts
+    rows = {row.path: row for row in network_cost.layers}
     for layer in model.layers:
         outputs = keras.tree.flatten(layer.output)
         assert list(rows[layer.name].output_shapes) == [tensor.shape for tensor in outputs]
         assert rows[layer.name].parameters == layer.count_params()
-    assert sum(row.parameters for row in found.layers) == found.parameters
+    assert sum(row.parameters for row in network_cost.layers) == network_cost.parameters
 
 
 @pytest.mark.parametrize(("name", "size"), NETWORKS)
-def test_multiply_adds_are_half_the_operations_of_tensorflows_profiler(name, size):
-    """Its operations count a multiplication and an addition as two."""
+def test_multiply_adds_are_half_the_operations_of_tensorflow_profiler(name, size):
+    """The profiler counts a multiplication and an addition as two operations."""
     import tensorflow as tf
 
     from cvbatch.models import cost
@@ -249,21 +248,23 @@ def test_multiply_adds_are_half_the_operations_of_tensorflows_profiler(name, siz
     traced = tf.function(lambda images: model(images, training=False))
     graph = traced.get_concrete_function(tf.TensorSpec((1, *size, 3))).graph
     profiler = tf.compat.v1.profiler
-    said = profiler.profile(graph, options=profiler.ProfileOptionBuilder.float_operation())
+    profile = profiler.profile(graph, options=profiler.ProfileOptionBuilder.float_operation())
     multiplying = {"Conv2D", "DepthwiseConv2dNative", "MatMul", "Conv2DBackpropInput"}
     kinds = {op.name: op.type for op in graph.get_operations()}
-    operations, waiting = 0, list(said.children)
-    while waiting:
-        node = waiting.pop()
-        waiting += node.children
+    operations, pending = 0, list(profile.children)
+    while pending:
+        node = pending.pop()
+        pending += node.children
         operations += node.float_ops if kinds.get(node.name) in multiplying else 0
-    found = cost.compute_cost(model)
-    assert not found.is_at_least
-    assert found.multiply_adds == operations / 2
-    assert 0 < found.working_bytes <= found.inference_bytes < found.training_bytes
+    network_cost = cost.compute_cost(model)
+    assert not network_cost.is_at_least
+    assert network_cost.multiply_adds == operations / 2
+    assert (
+        0 < network_cost.working_bytes <= network_cost.inference_bytes < network_cost.training_bytes
+    )
 
 
-def test_a_model_inside_a_model_is_flattened_and_a_shared_one_counted_once():
+def test_nested_models_are_flattened_and_shared_weights_counted_once():
     import keras
     from keras import layers
 
@@ -274,15 +275,15 @@ def test_a_model_inside_a_model_is_flattened_and_a_shared_one_counted_once():
     outer = keras.Model(outer_image, layers.Flatten(name="flat")(inner(outer_image)), name="out")
     left, right = keras.Input((8, 8, 3), name="left"), keras.Input((8, 8, 3), name="right")
     twice = keras.Model([left, right], layers.Subtract(name="minus")([outer(left), outer(right)]))
-    found = cost.compute_cost(twice)
+    network_cost = cost.compute_cost(twice)
     paths = ["out/in/conv", "out/flat"]
-    assert [row.path for row in found.layers] == ["left", "right", *paths, *paths, "minus"]
-    assert found.parameters == twice.count_params() == 3 * 3 * 3 * 4 + 4
-    assert [row.parameters for row in found.layers] == [0, 0, 112, 0, 0, 0, 0]
-    assert found.multiply_adds == 2 * 6 * 6 * 4 * 27
+    assert [row.path for row in network_cost.layers] == ["left", "right", *paths, *paths, "minus"]
+    assert network_cost.parameters == twice.count_params() == 3 * 3 * 3 * 4 + 4
+    assert [row.parameters for row in network_cost.layers] == [0, 0, 112, 0, 0, 0, 0]
+    assert network_cost.multiply_adds == 2 * 6 * 6 * 4 * 27
 
 
-def test_operations_between_layers_count_their_maps_and_products():
+def test_operations_between_layers_are_counted():
     import keras
     from keras import ops
 
@@ -290,17 +291,17 @@ def test_operations_between_layers_count_their_maps_and_products():
 
     image = keras.Input((5, 6))
     product = ops.matmul(image, ops.transpose(image, (0, 2, 1)))
-    found = cost.compute_cost(keras.Model(image, ops.relu(product) + 1))
-    assert [row.kind for row in found.layers] == [
+    network_cost = cost.compute_cost(keras.Model(image, ops.relu(product) + 1))
+    assert [row.kind for row in network_cost.layers] == [
         "InputLayer", "Transpose", "Matmul", "Relu", "Add",
     ]  # fmt: skip
-    assert found.multiply_adds == 5 * 5 * 6
+    assert network_cost.multiply_adds == 5 * 5 * 6
 
 
-# ---------------------------------------------------------------- layers of one's own
+# ---------------------------------------------------------------- custom layers
 
 
-def own_layer(**methods):
+def custom_layer(**methods):
     import keras
 
     def build(self, shape):
@@ -309,10 +310,10 @@ def own_layer(**methods):
     def call(self, x):
         return x * self.kernel
 
-    return type("Own", (keras.Layer,), {"build": build, "call": call, **methods})()
+    return type("Custom", (keras.Layer,), {"build": build, "call": call, **methods})()
 
 
-def test_a_layer_of_ones_own_says_how_often_it_multiplies():
+def test_a_custom_layer_states_its_multiply_adds():
     import keras
 
     shapes = []
@@ -321,21 +322,21 @@ def test_a_layer_of_ones_own_says_how_often_it_multiplies():
         shapes.append((input_shape, output_shape))
         return math.prod(output_shape[1:])
 
-    cost = describe(own_layer(multiply_adds=multiply_adds))
+    cost = describe(custom_layer(multiply_adds=multiply_adds))
     assert cost.multiply_adds == 5 * 6 * 3
     assert shapes == [((None, 5, 6, 3), (None, 5, 6, 3))]
-    silent = describe(own_layer(), keras.layers.Dense(2))
-    assert silent.is_at_least
-    assert silent.layers[1].multiply_adds is None
-    assert silent.multiply_adds == 5 * 6 * 3 * 2
-    derived = type("Mine", (keras.layers.Dense,), {})(2)
+    unknown = describe(custom_layer(), keras.layers.Dense(2))
+    assert unknown.is_at_least
+    assert unknown.layers[1].multiply_adds is None
+    assert unknown.multiply_adds == 5 * 6 * 3 * 2
+    derived = type("Derived", (keras.layers.Dense,), {})(2)
     assert describe(derived).multiply_adds == 5 * 6 * 3 * 2
 
 
 # ---------------------------------------------------------------- sizes
 
 
-def test_an_open_size_is_described_at_the_one_that_is_said():
+def test_a_variable_image_size_needs_an_explicit_size():
     import keras
     from keras import layers
 
@@ -347,10 +348,11 @@ def test_an_open_size_is_described_at_the_one_that_is_said():
         return keras.Model(image, layers.Conv2D(2, 3)(inner(image)))
 
     model = convolutions((None, None, 3))
-    said, meant = cost.compute_cost(model, (20, 30)), cost.compute_cost(convolutions((20, 30, 3)))
-    assert said.multiply_adds == meant.multiply_adds
-    assert said.inference_bytes == meant.inference_bytes
-    with pytest.raises(ModelError, match="leaves its image size open"):
+    variable = cost.compute_cost(model, (20, 30))
+    fixed = cost.compute_cost(convolutions((20, 30, 3)))
+    assert variable.multiply_adds == fixed.multiply_adds
+    assert variable.inference_bytes == fixed.inference_bytes
+    with pytest.raises(ModelError, match="has a variable image size"):
         cost.compute_cost(model)
     with pytest.raises(ModelError, match=r"takes \[20, 30\] only"):
         cost.compute_cost(convolutions((20, 30, 3)), (20, 31))
@@ -358,12 +360,15 @@ def test_an_open_size_is_described_at_the_one_that_is_said():
         describe(layers.Dense(2), shape=(4,), image_size=(4, 4))
 
 
-def test_what_is_no_graph_of_layers_is_refused():
+def test_models_without_a_graph_are_refused():
     import keras
 
     from cvbatch.models import cost
 
-    for model in (type("Own", (keras.Model,), {})(), keras.Sequential([keras.layers.Dense(2)])):
+    for model in (
+        type("Subclassed", (keras.Model,), {})(),
+        keras.Sequential([keras.layers.Dense(2)]),
+    ):
         with pytest.raises(ModelError, match="is not a graph of layers"):
             cost.compute_cost(model)
 
@@ -371,25 +376,24 @@ def test_what_is_no_graph_of_layers_is_refused():
 # ---------------------------------------------------------------- without weights
 
 
-def test_a_network_without_weights_costs_the_same_and_takes_no_memory():
+def test_a_network_without_weights_costs_the_same_and_allocates_nothing():
     import keras
 
     from cvbatch.models import cost, registry
 
-    without, plain = (
+    unallocated, allocated = (
         cost.compute_cost(model)
         for model in (built("yolo", (32, 32)), registry.build("yolo", image_size=(32, 32)))
     )
-    paths = [row.path for row in plain.layers]  # Keras numbers the layers of a process on and on
-    renamed = [replace(row, path=path) for row, path in zip(without.layers, paths, strict=True)]
-    assert replace(without, layers=tuple(renamed)) == plain
+    paths = [row.path for row in allocated.layers]  # Keras numbers the layers of a process
+    renamed = [replace(row, path=path) for row, path in zip(unallocated.layers, paths, strict=True)]
+    assert replace(unallocated, layers=tuple(renamed)) == allocated
     before = psutil.Process().memory_info().rss
     model = built("VGG16", (224, 224))
     assert cost.compute_cost(model).parameters == 138_357_544
-    # What works out a shape afterwards, as Keras does for layers that do not tell theirs, would
-    # have given the weights their values.
+    # Inferring a shape later, as Keras does for a Lambda, must not allocate the weights.
     keras.Model(model.input, keras.layers.Lambda(lambda x: x + 1)(model.output))
     assert psutil.Process().memory_info().rss - before < 100 << 20
-    # ... and a network built afterwards has its own.
+    # A layer built later has weights.
     dense = keras.layers.Dense(2)
     assert dense(np.ones((1, 3), "float32")).shape == (1, 2)

@@ -1,4 +1,4 @@
-"""Every layer that Keras lacks computes what its formula says, is saved whole, and converts."""
+"""Custom layers compute their formulas, survive saving and convert to LiteRT."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ from cvbatch.models.custom_layers import (
 
 pytestmark = [
     pytest.mark.keras,
-    # TensorFlow's variables do not know NumPy 2's `copy`, and Keras passes it.
+    # TensorFlow variables do not support the `copy` argument of NumPy 2, which Keras passes.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 FIRST_SIGNS = "-++-+---+++-"
@@ -41,8 +41,8 @@ def values(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
-def trained(case):
-    """Return a model of one layer whose weights all differ, and two inputs."""
+def model_and_inputs(case):
+    """Return a model of one layer with distinct random weights, and a batch of two inputs."""
     shape, make = LAYERS[case]
     model = keras.Sequential([keras.Input(shape), make()])
     for i, weight in enumerate(model.trainable_weights):
@@ -50,15 +50,15 @@ def trained(case):
     return model, values(2, *shape)
 
 
-@pytest.mark.parametrize("case", sorted(LAYERS.keys() - {"partial"}))  # TensorFlow bars that one
-def test_no_images_give_no_rows(case):
-    model, images = trained(case)
+@pytest.mark.parametrize("case", sorted(LAYERS.keys() - {"partial"}))  # TensorFlow refuses it
+def test_an_empty_batch_gives_an_empty_batch(case):
+    model, images = model_and_inputs(case)
     assert model(images[:0]).shape == (0, *model.output_shape[1:])
 
 
 @pytest.mark.parametrize("case", LAYERS)
-def test_a_saved_layer_comes_back_whole(case, tmp_path):
-    model, images = trained(case)
+def test_saving_and_loading_keeps_a_layer(case, tmp_path):
+    model, images = model_and_inputs(case)
     model.save(tmp_path / "layer.keras")
     loaded = keras.saving.load_model(tmp_path / "layer.keras", safe_mode=True)
 
@@ -67,11 +67,11 @@ def test_a_saved_layer_comes_back_whole(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", LAYERS)
-def test_litert_computes_the_same(case):
+def test_litert_computes_the_same_values(case):
     import tensorflow as tf
     from ai_edge_litert.interpreter import Interpreter
 
-    model, images = trained(case)
+    model, images = model_and_inputs(case)
     signature = [tf.TensorSpec(images.shape)]
     function = tf.function(lambda x: model(x), input_signature=signature, autograph=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
@@ -79,99 +79,101 @@ def test_litert_computes_the_same(case):
     program.allocate_tensors()
     program.set_tensor(program.get_input_details()[0]["index"], images)
     program.invoke()
-    answer = program.get_tensor(program.get_output_details()[0]["index"])
+    output = program.get_tensor(program.get_output_details()[0]["index"])
 
-    np.testing.assert_allclose(answer, model(images), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output, model(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 2, 4), (1, 2, 2, 9)])
 @pytest.mark.parametrize("radius", [0, 1, 2, 5])
-def test_response_normalization_is_tensorflows(shape, radius):
+def test_response_normalization_equals_tensorflows(shape, radius):
     import tensorflow as tf
 
     x = values(*shape) * 100
-    ours = LocalResponseNormalization(radius, alpha=2e-3, beta=0.75, bias=2.0)(x)
-    theirs = tf.nn.local_response_normalization(x, radius, bias=2.0, alpha=2e-3, beta=0.75)
+    normalized = LocalResponseNormalization(radius, alpha=2e-3, beta=0.75, bias=2.0)(x)
+    reference = tf.nn.local_response_normalization(x, radius, bias=2.0, alpha=2e-3, beta=0.75)
 
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    np.testing.assert_allclose(normalized, reference, rtol=1e-5)
 
 
-def test_response_normalization_has_no_bounds_in_half_precision():
-    x = np.full((1, 1, 1, 3), 400, np.float16)  # whose square float16 cannot hold
-    ours = LocalResponseNormalization(radius=1, dtype="float16")(x)
+def test_response_normalization_does_not_overflow_in_half_precision():
+    x = np.full((1, 1, 1, 3), 400, np.float16)  # its square overflows float16
+    normalized = LocalResponseNormalization(radius=1, dtype="float16")(x)
 
     energy = np.array([2, 3, 2]) * 400.0**2
-    wanted = 400 * (1 + 2e-5 * energy) ** -0.75
-    np.testing.assert_allclose(np.asarray(ours)[0, 0, 0], wanted, rtol=1e-3)
+    expected = 400 * (1 + 2e-5 * energy) ** -0.75
+    np.testing.assert_allclose(np.asarray(normalized)[0, 0, 0], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("shape", "size"), [((1, 1, 1, 1), 1), ((2, 4, 6, 3), 2), ((1, 7, 5, 2), 3)]
 )
-def test_subsampling_is_average_pooling_before_it_is_trained(shape, size):
+def test_untrained_subsampling_is_average_pooling(shape, size):
     x = values(*shape)
     pool = layers.AveragePooling2D(size)
 
     np.testing.assert_allclose(TrainableSubsampling(size)(x), pool(x), rtol=1e-5, atol=1e-6)
 
 
-def test_subsampling_has_a_coefficient_and_a_bias_for_each_map():
-    model, x = trained("subsampling")
+def test_subsampling_has_one_coefficient_and_one_bias_per_channel():
+    model, x = model_and_inputs("subsampling")
     coefficient, offset = (np.asarray(w) for w in model.weights)
-    answer = np.asarray(model(x))
+    output = np.asarray(model(x))
 
     assert model.count_params() == 3 + 3
-    assert answer.shape == (2, 2, 3, 3)
-    for b, i, j, c in np.ndindex(answer.shape):
+    assert output.shape == (2, 2, 3, 3)
+    for b, i, j, c in np.ndindex(output.shape):
         total = x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c].sum()
-        assert answer[b, i, j, c] == pytest.approx(total * coefficient[c] + offset[c], abs=1e-5)
+        assert output[b, i, j, c] == pytest.approx(total * coefficient[c] + offset[c], abs=1e-5)
 
 
-def test_a_partial_convolution_reads_only_what_it_is_connected_to():
-    model, x = trained("partial")
+def test_a_partial_convolution_reads_only_its_connections():
+    model, x = model_and_inputs("partial")
     kernel, bias = (np.asarray(w) for w in model.weights)
-    answer = np.asarray(model(x))
+    output = np.asarray(model(x))
 
     assert model.count_params() == 3 * 3 * (1 + 2 + 2 + 3) + 4
-    assert answer.shape == (2, 4, 3, 4)
-    for b, i, j in np.ndindex(answer.shape[:3]):
+    assert output.shape == (2, 4, 3, 4)
+    for b, i, j in np.ndindex(output.shape[:3]):
         connection = 0
-        for map_id, sources in enumerate(CONNECTIONS):
-            total = bias[map_id]
-            for source in sources:
-                window = x[b, i : i + 3, j : j + 3, source]
+        for channel_out, channels_in in enumerate(CONNECTIONS):
+            total = bias[channel_out]
+            for channel_in in channels_in:
+                window = x[b, i : i + 3, j : j + 3, channel_in]
                 total += (window * kernel[:, :, connection]).sum()
                 connection += 1
-            assert answer[b, i, j, map_id] == pytest.approx(total, abs=1e-4)
+            assert output[b, i, j, channel_out] == pytest.approx(total, abs=1e-4)
 
 
-def test_a_partial_convolution_with_every_connection_is_a_convolution():
+def test_a_partial_convolution_with_all_connections_is_a_convolution():
     x = values(2, 5, 6, 3)
     partial = PartialConv2D([range(3)] * 4, 3)
     partial.build(x.shape)
-    whole = layers.Conv2D(4, 3)
-    whole.build(x.shape)
-    # connections go map by map, each from every source
+    convolution = layers.Conv2D(4, 3)
+    convolution.build(x.shape)
+    # Connections are ordered by output channel, then input channel.
     kernel = np.asarray(partial.kernel).reshape(3, 3, 4, 3).transpose(0, 1, 3, 2)
-    whole.set_weights([kernel, values(4)])
+    convolution.set_weights([kernel, values(4)])
     partial.bias.assign(values(4))
 
-    np.testing.assert_allclose(partial(x), whole(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(partial(x), convolution(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_connection_from_a_map_that_is_not_there_is_refused():
-    with pytest.raises(ModelError, match=r"reads map 3, but its input has 3 maps; .* 0 to 2"):
+def test_a_connection_to_an_unknown_channel_is_refused():
+    with pytest.raises(
+        ModelError, match=r"reads channel 3, but the input has 3 channels; .* 0 to 2"
+    ):
         PartialConv2D([(0, 3)], 3)(values(1, 4, 4, 3))
 
 
-def test_a_radial_basis_is_minus_the_squared_distance_to_each_code():
-    model, x = trained("radial")
+def test_a_radial_basis_returns_minus_the_squared_distance_to_each_code():
+    model, x = model_and_inputs("radial")
     codes = np.asarray(model.weights[0])
-    answer = np.asarray(model(x))
+    output = np.asarray(model(x))
 
-    for b, unit in np.ndindex(answer.shape):
+    for b, unit in np.ndindex(output.shape):
         distance = sum((x[b, i] - codes[unit, i]) ** 2 for i in range(7))
-        assert answer[b, unit] == pytest.approx(-distance, abs=1e-4)
+        assert output[b, unit] == pytest.approx(-distance, abs=1e-4)
     np.testing.assert_array_equal(np.asarray(model(codes)).argmax(axis=1), range(5))
 
 
@@ -182,28 +184,28 @@ def codes_of(num_classes):
     return np.asarray(layer.codes)
 
 
-def test_codes_are_the_same_always_and_far_apart():
-    first, many = codes_of(10), codes_of(1000)
+def test_codes_are_constant_and_far_apart():
+    few, many = codes_of(10), codes_of(1000)
 
     assert codes_of(1).shape == (1, 84)
     assert set(np.unique(many)) == {-1, 1}
-    np.testing.assert_array_equal(first, many[:10])
-    places = (84 - many @ many.T) / 2  # in which two codes differ
-    assert places[~np.eye(1000, dtype=bool)].min() >= 16
-    assert places[:10, :10][~np.eye(10, dtype=bool)].min() >= 30
-    # These very ones, whatever NumPy does: a saved network was trained towards them.
-    assert "".join("+" if x > 0 else "-" for x in first[0, :12]) == FIRST_SIGNS
+    np.testing.assert_array_equal(few, many[:10])
+    differences = (84 - many @ many.T) / 2  # number of values in which two codes differ
+    assert differences[~np.eye(1000, dtype=bool)].min() >= 16
+    assert differences[:10, :10][~np.eye(10, dtype=bool)].min() >= 30
+    # The codes must not change with NumPy, because saved networks were trained for them.
+    assert "".join("+" if x > 0 else "-" for x in few[0, :12]) == FIRST_SIGNS
 
 
-def test_the_scaled_tanh_is_one_at_one_and_odd():
+def test_scaled_tanh_is_odd_and_1_at_1():
     x = np.array([-1e3, -1, 0, 1, 1e3], np.float32)
-    wanted = [-1.7159, -1, 0, 1, 1.7159]
+    expected = [-1.7159, -1, 0, 1, 1.7159]
 
-    np.testing.assert_allclose(scaled_tanh(x), wanted, atol=1e-4)
+    np.testing.assert_allclose(scaled_tanh(x), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("layer", "received", "wanted"),
+    ("layer", "input_shape", "expected"),
     [
         (TrainableSubsampling(2), (28, 28, 6), 14 * 14 * 6),
         (PartialConv2D(CONNECTIONS, 3), (3, 3, 3), 9 * 8),
@@ -211,6 +213,6 @@ def test_the_scaled_tanh_is_one_at_one_and_odd():
         (RadialBasis(10), (84,), 84 * 10),
     ],
 )
-def test_multiplications_are_those_of_the_formula(layer, received, wanted):
-    answer = layer(keras.Input(received))
-    assert layer.multiply_adds((None, *received), answer.shape) == wanted
+def test_multiply_adds_follow_the_formula(layer, input_shape, expected):
+    output = layer(keras.Input(input_shape))
+    assert layer.multiply_adds((None, *input_shape), output.shape) == expected

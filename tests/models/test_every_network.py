@@ -1,4 +1,4 @@
-"""Every network of the zoo, one by one: it builds, saves, loads, predicts and explains itself."""
+"""Build, save, load, predict and explain with every named network."""
 
 import gc
 
@@ -21,20 +21,20 @@ from tests.support.reference_arrays import grad_cam
 
 pytestmark = [
     pytest.mark.keras,
-    # TensorFlow's variables do not know NumPy 2's `copy`, and Keras passes it.
+    # TensorFlow variables do not support the `copy` argument of NumPy 2, which Keras passes.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 NUM_CLASSES = 3
-SMALL = 64  # pixels a side, or the least the network can have
-# Heads of millions of weights in the networks' own sizes: the same layers, fewer units.
-THINNER = {
+SMALL = 64  # side in pixels; larger if the network's minimum is
+# Options for heads with fewer weights and the same layers.
+NARROW = {
     "alexnet": {"width": 12},
     "fcn32s": {"units": 16},
     "fcn16s": {"units": 16},
     "fcn8s": {"units": 16},
     "sliding_fcn": {"units": 16},
 }
-# The same builders as their smaller siblings, with larger numbers: minutes more, and gigabytes.
+# Larger variants of networks that are tested: they take minutes and gigabytes.
 LARGER = (
     *(f"ConvNeXt{size}" for size in ("Small", "Base", "Large", "XLarge")),
     *(f"DenseNet{depth}" for depth in (169, 201)),
@@ -55,8 +55,8 @@ CONFIGS = {
 
 def small_size(entry):
     sides = []
-    for least in entry.minimum:
-        side = max(SMALL, least)
+    for minimum in entry.minimum:
+        side = max(SMALL, minimum)
         sides.append(-(-side // entry.multiple_of) * entry.multiple_of)
     return tuple(sides)
 
@@ -64,36 +64,36 @@ def small_size(entry):
 def build_small(name):
     entry = registry.find_entry(name)
     keras.utils.set_random_seed(0)
-    model = registry.build(name, NUM_CLASSES, small_size(entry), THINNER.get(name))
-    calibrate(model, pictures(4, *model.input_shape[1:3]))
+    model = registry.build(name, NUM_CLASSES, small_size(entry), NARROW.get(name))
+    calibrate(model, random_images(4, *model.input_shape[1:3]))
     return model
 
 
-def pictures(count, height, width):  # → (count, H, W, 3) uint8
-    """Return coarse patches of colour: noise would look the same to every deep layer."""
+def random_images(count, height, width):  # → (count, H, W, 3) uint8
+    """Return coarse patches of colour; noise would give the same features everywhere."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), np.uint8)
-    return np.stack([cv2.resize(one, (width, height)) for one in coarse])
+    return np.stack([cv2.resize(patches, (width, height)) for patches in coarse])
 
 
-def as_input(model, images):  # uint8 → what the network takes, float32
+def as_input(model, images):  # uint8 → float32 with the network's channels
     grey = np.array([[0.299], [0.587], [0.114]], np.float32)
     pixels = images.astype("float32")
     return pixels if model.input_shape[3] == 3 else pixels @ grey
 
 
 def calibrate(model, images):
-    """Give normalisation the statistics of a batch: untrained ones let features die or explode."""
-    kept = [
+    """Set the statistics of normalisation layers from a batch, so that features do not vanish."""
+    settings = [
         (layer, name, getattr(layer, name))
         for layer in model.layers
-        for name in ("momentum", "rate")  # of normalisation, and of dropout, which disturbs it
+        for name in ("momentum", "rate")  # of normalisation and dropout
         if hasattr(layer, name)
     ]
-    for layer, name, _ in kept:
+    for layer, name, _ in settings:
         setattr(layer, name, 0.0)
-    if kept:
+    if settings:
         model(as_input(model, images), training=True)
-    for layer, name, value in kept:
+    for layer, name, value in settings:
         setattr(layer, name, value)
 
 
@@ -107,8 +107,8 @@ def scores_to_explain(task, outputs):  # → (B, classes)
 
 
 @pytest.fixture(autouse=True)
-def _forgotten():
-    """Let go of each network before the next: together they would not fit."""
+def _collect_garbage():
+    """Free each network before the next one, because memory is limited."""
     yield
     gc.collect()
 
@@ -117,63 +117,63 @@ def _forgotten():
     "name",
     [pytest.param(n, marks=pytest.mark.soak if n in LARGER else ()) for n in sorted(registry.ZOO)],
 )
-def test_a_network_saves_loads_predicts_and_explains_itself(name, tmp_path):
+def test_a_network_saves_loads_predicts_and_explains(name, tmp_path):
     task, built = registry.find_entry(name).task, build_small(name)
     built.save(tmp_path / "net.keras")
     loaded = registry.load_file("net", tmp_path / "net.keras")
-    (tmp_path / "net.keras").unlink()  # pytest keeps the folder, and these are gigabytes
-    images = pictures(1, *loaded.input_shape[1:3])
+    (tmp_path / "net.keras").unlink()  # pytest keeps the folder
+    images = random_images(1, *loaded.input_shape[1:3])
 
     config = CONFIGS[task](task=task, model="net.keras")
     assert num_classes(loaded, config) == NUM_CLASSES
-    path, served, heatmaps = serve_and_explain(loaded, config, images)
-    answered, wanted = answer_and_explain_by_tape(built, task, images, path)
+    path, predictions, heatmaps = predict_and_explain(loaded, config, images)
+    outputs, expected = predict_and_explain_by_tape(built, task, images, path)
 
     if task == "classification":
-        np.testing.assert_allclose(served["scores"], answered, rtol=1e-2, atol=1e-4)
-        np.testing.assert_allclose(np.sum(served["scores"], axis=1), 1, rtol=1e-4)
+        np.testing.assert_allclose(predictions["scores"], outputs, rtol=1e-2, atol=1e-4)
+        np.testing.assert_allclose(np.sum(predictions["scores"], axis=1), 1, rtol=1e-4)
     elif task == "segmentation":
-        assert (np.asarray(served["mask"]) == np.argmax(answered, axis=-1)).mean() > 0.999
+        assert (np.asarray(predictions["mask"]) == np.argmax(outputs, axis=-1)).mean() > 0.999
     else:
-        for key, tensor in served.items():
+        for key, tensor in predictions.items():
             wanted_key = "boxes" if key == "box" else key
             np.testing.assert_allclose(
-                np.squeeze(tensor), np.squeeze(answered[wanted_key]), rtol=1e-3, atol=1e-3
+                np.squeeze(tensor), np.squeeze(outputs[wanted_key]), rtol=1e-3, atol=1e-3
             )
-    np.testing.assert_allclose(heatmaps, wanted, atol=5e-3)
+    np.testing.assert_allclose(heatmaps, expected, atol=5e-3)
     assert heatmaps.max() == pytest.approx(1)
 
 
-def serve_and_explain(model, config, images):  # → path of the layer, results, (classes, h, w)
-    """Return what the job computes, and the heatmaps of all classes, from one graph."""
-    found = {}
+def predict_and_explain(model, config, images):  # → path of the layer, results, (classes, h, w)
+    """Return the predictions of a job and the heatmaps of all classes, from one graph."""
+    recorded = {}
 
     @tf.function(autograph=False)
     def graph(pixels):
         with gradcam.recorded_calls(model) as calls:
             results = ServingGraph(model, config)(pixels)
-            scores = scores_to_explain(config.task, found["outputs"])
-        at = gradcam.find_feature_map(calls, scores, "auto")
-        found["path"] = calls.path[at]
-        return results, gradcam.heatmaps(calls, scores, tf.range(NUM_CLASSES)[None], at)
+            scores = scores_to_explain(config.task, recorded["outputs"])
+        index = gradcam.find_feature_map(calls, scores, "auto")
+        recorded["path"] = calls.path[index]
+        return results, gradcam.heatmaps(calls, scores, tf.range(NUM_CLASSES)[None], index)
 
-    answer = model.call
+    original_call = model.call
 
     def call(*args, **kwargs):
-        found["outputs"] = answer(*args, **kwargs)
-        return found["outputs"]
+        recorded["outputs"] = original_call(*args, **kwargs)
+        return recorded["outputs"]
 
     model.call = call
     results, heatmaps = graph(tf.constant(images))
-    return found["path"], results, np.asarray(heatmaps)[0]
+    return recorded["path"], results, np.asarray(heatmaps)[0]
 
 
-def answer_and_explain_by_tape(model, task, images, path):  # → outputs, (classes, h, w)
-    (step,) = [one for one in model.operations if one.name == path]
-    both = keras.Model(model.input, [step.output, model.output])
+def predict_and_explain_by_tape(model, task, images, path):  # → outputs, (classes, h, w)
+    (layer,) = [operation for operation in model.operations if operation.name == path]
+    both = keras.Model(model.input, [layer.output, model.output])
     with tf.GradientTape(persistent=True) as tape:
         features, outputs = both(as_input(model, images), training=False)
         scores = scores_to_explain(task, outputs)
-        of_class = [scores[:, i] for i in range(NUM_CLASSES)]
-    gradients = [tape.gradient(score, features)[0].numpy() for score in of_class]
-    return outputs, np.stack([grad_cam(features[0].numpy(), one) for one in gradients])
+        class_scores = [scores[:, i] for i in range(NUM_CLASSES)]
+    gradients = [tape.gradient(score, features)[0].numpy() for score in class_scores]
+    return outputs, np.stack([grad_cam(features[0].numpy(), gradient) for gradient in gradients])

@@ -1,4 +1,4 @@
-"""A converted head says in every cell what the dense one says of that window of the map."""
+"""Conversion of dense heads: every cell equals the dense head on its window of the map."""
 
 import keras
 import numpy as np
@@ -12,10 +12,10 @@ from tests.support import networks
 
 pytestmark = [
     pytest.mark.keras,
-    # TensorFlow's variables do not know NumPy 2's `copy`, and Keras passes it.
+    # TensorFlow variables do not support the `copy` argument of NumPy 2, which Keras passes.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-OWN, LARGER = (12, 16), (20, 28)
+ORIGINAL, LARGER = (12, 16), (20, 28)
 
 
 def trunk(x, name="map"):
@@ -37,41 +37,41 @@ def pooled_head(pooling):
     return head
 
 
-def kept_dimensions_head(x):
-    """As MobileNet's: pooled to 1 × 1, a convolution, then a vector."""
+def convolutional_head(x):
+    """Head of MobileNet: pooling to 1 × 1, a convolution, then a vector."""
     x = layers.Dropout(0.1)(layers.GlobalAveragePooling2D(keepdims=True)(x))
     x = layers.Reshape((4,))(layers.Conv2D(4, 1)(x))
     return layers.Activation("softmax")(x)
 
 
-def excited(head):
-    """A squeeze-and-excitation block, whose pooling is no head, and then a head."""
+def after_squeeze(head):
+    """A squeeze-and-excitation block, whose pooling is not a head, then a head."""
 
-    def behind(x):
+    def block_and_head(x):
         scale = layers.Dense(6, activation="sigmoid")(layers.GlobalAveragePooling2D()(x))
         x = layers.Multiply()([x, layers.Reshape((1, 1, 6))(scale)])
         return head(layers.Identity(name="excited")(x))
 
-    return behind
+    return block_and_head
 
 
 HEADS = {
     "flatten": dense_head,
     "average": pooled_head(layers.GlobalAveragePooling2D),
     "maximum": pooled_head(layers.GlobalMaxPooling2D),
-    "kept dimensions": kept_dimensions_head,
-    "excited": excited(dense_head),
+    "convolutional": convolutional_head,
+    "squeeze": after_squeeze(dense_head),
 }
 
 
 def randomised(model, seed=0):
-    """Give every weight a value, so that no bias or statistic is a 0 or 1 that hides a mistake."""
+    """Set random weights, because biases of 0 and statistics of 1 could hide a mistake."""
     rng = np.random.default_rng(seed)
     model.set_weights([rng.uniform(0.1, 0.9, w.shape) - 0.4 * (w.ndim > 1) for w in model.weights])
     return model
 
 
-def classifier(head, size=OWN):
+def classifier(head, size=ORIGINAL):
     keras.utils.set_random_seed(0)
     image = keras.Input((*size, 3), name="image")
     return randomised(keras.Model(image, head(trunk(image)), name="classifier"))
@@ -81,41 +81,41 @@ def images(size, count=2, seed=1):
     return np.random.default_rng(seed).integers(0, 256, (count, *size, 3)).astype("float32")
 
 
-def slid(head, features, window):  # (B, H, W, c) → (B, H − h + 1, W − w + 1, units)
-    """Return the dense head's answer to every window of the map, one at a time."""
+def slide(head, features, window):  # (B, H, W, c) → (B, H − h + 1, W − w + 1, units)
+    """Return the dense head's output for every window of the map, one at a time."""
     rows, columns = (features.shape[i + 1] - window[i] + 1 for i in range(2))
-    answers = [
+    outputs = [
         [head(features[:, y : y + window[0], x : x + window[1]]) for x in range(columns)]
         for y in range(rows)
     ]
-    return np.array(answers).transpose(2, 0, 1, 3)
+    return np.array(outputs).transpose(2, 0, 1, 3)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_at_its_own_size_the_answer_is_one_cell(name):
+def test_at_the_original_size_the_output_has_one_cell(name):
     model = classifier(HEADS[name])
-    answer = to_fully_convolutional(model)(images(OWN))
+    output = to_fully_convolutional(model)(images(ORIGINAL))
 
-    assert answer.shape == (2, 1, 1, 4)
-    np.testing.assert_allclose(answer[:, 0, 0], model(images(OWN)), rtol=1e-5, atol=1e-6)
+    assert output.shape == (2, 1, 1, 4)
+    np.testing.assert_allclose(output[:, 0, 0], model(images(ORIGINAL)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_every_cell_is_the_dense_head_on_its_window(name):
+def test_every_cell_equals_the_dense_head_on_its_window(name):
     model = classifier(HEADS[name])
     converted = to_fully_convolutional(model, LARGER)
-    cut = "excited" if name == "excited" else "map"
+    cut = "excited" if name == "squeeze" else "map"
     features = keras.Model(converted.input, output_of(converted, cut))(images(LARGER))
-    fresh = keras.Input(output_of(model, cut).shape[1:])
+    head_input = keras.Input(output_of(model, cut).shape[1:])
     head = keras.Model(output_of(model, cut), model.output)
-    head = keras.Model(fresh, apply_graph(head, [fresh]))
+    head = keras.Model(head_input, apply_graph(head, [head_input]))
 
-    answer = converted(images(LARGER))
-    assert answer.shape == (2, 5, 7, 4)
-    np.testing.assert_allclose(answer, slid(head, features, (6, 8)), rtol=1e-4, atol=1e-5)
+    output = converted(images(LARGER))
+    assert output.shape == (2, 5, 7, 4)
+    np.testing.assert_allclose(output, slide(head, features, (6, 8)), rtol=1e-4, atol=1e-5)
 
 
-def test_same_padding_keeps_the_maps_sides():
+def test_same_padding_keeps_the_size_of_the_map():
     model = classifier(dense_head)
     same = np.asarray(to_fully_convolutional(model, LARGER, "same")(images(LARGER)))
     valid = np.asarray(to_fully_convolutional(model, LARGER)(images(LARGER)))
@@ -124,50 +124,50 @@ def test_same_padding_keeps_the_maps_sides():
     np.testing.assert_allclose(same[:, 2:7, 3:10], valid, rtol=1e-5, atol=1e-6)
 
 
-def test_a_sequential_and_a_nested_network_are_laid_open_and_converted():
+def test_sequential_and_nested_models_are_flattened_and_converted():
     for model, size in (
         (networks.plain_classifier(), (33, 32)),
         (networks.nested_classifier(), (32, 32)),
     ):
         converted = to_fully_convolutional(model)
         assert not any(isinstance(layer, keras.Model) for layer in converted.layers)
-        answer = np.asarray(converted(images(size)))[:, 0, 0]
-        np.testing.assert_allclose(answer, model(images(size)), rtol=1e-5, atol=1e-6)
+        output = np.asarray(converted(images(size)))[:, 0, 0]
+        np.testing.assert_allclose(output, model(images(size)), rtol=1e-5, atol=1e-6)
 
 
-def test_every_head_is_converted_and_other_outputs_stay():
+def test_all_heads_are_converted_and_other_outputs_stay():
     model = randomised(networks.two_headed())
     larger = to_fully_convolutional(model, (48, 40))(images((48, 40)))
-    own = to_fully_convolutional(model)(images((32, 32)))
+    original = to_fully_convolutional(model)(images((32, 32)))
     dense = model(images((32, 32)))
 
     assert {name: value.shape for name, value in larger.items()} == {
         "classes": (2, 5, 3, 4),
         "maps": (2, 48, 40, 2),
     }
-    np.testing.assert_allclose(own["classes"][:, 0, 0], dense["classes"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(own["maps"], dense["maps"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(original["classes"][:, 0, 0], dense["classes"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(original["maps"], dense["maps"], rtol=1e-5, atol=1e-6)
 
 
-def test_the_weights_are_copies_and_as_many():
+def test_the_weights_are_copies():
     model = classifier(dense_head)
     converted = to_fully_convolutional(model, LARGER)
-    before = model(images(OWN))
+    before = model(images(ORIGINAL))
     converted.set_weights([weight * 0 for weight in converted.get_weights()])
 
     assert converted.count_params() == model.count_params()
-    np.testing.assert_array_equal(model(images(OWN)), before)
+    np.testing.assert_array_equal(model(images(ORIGINAL)), before)
 
 
-def test_a_converted_network_survives_saving(tmp_path):
-    converted = to_fully_convolutional(classifier(excited(dense_head)), LARGER)
+def test_a_converted_network_can_be_saved(tmp_path):
+    converted = to_fully_convolutional(classifier(after_squeeze(dense_head)), LARGER)
     converted.save(tmp_path / "net.keras")
     loaded = keras.saving.load_model(tmp_path / "net.keras", safe_mode=True)
 
     np.testing.assert_array_equal(loaded(images(LARGER)), converted(images(LARGER)))
 
 
-def test_vggs_own_head_has_its_7_by_7_window():
+def test_the_head_of_vgg16_has_a_7_by_7_window():
     with keras.StatelessScope(initialize_variables=False):
         model = keras.applications.VGG16(weights=None)
         converted = to_fully_convolutional(model, (224, 320))
@@ -178,12 +178,12 @@ def test_vggs_own_head_has_its_7_by_7_window():
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_network_without_its_head_ends_in_the_map_the_head_read(name):
+def test_without_head_ends_at_the_input_of_the_head(name):
     model = classifier(HEADS[name])
-    cut = "excited" if name == "excited" else "map"
-    wanted = keras.Model(model.input, output_of(model, cut))(images(OWN))
+    cut = "excited" if name == "squeeze" else "map"
+    expected = keras.Model(model.input, output_of(model, cut))(images(ORIGINAL))
 
-    np.testing.assert_array_equal(without_head(model)(images(OWN)), wanted)
+    np.testing.assert_array_equal(without_head(model)(images(ORIGINAL)), expected)
 
 
 def two_images():
@@ -191,18 +191,21 @@ def two_images():
     return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Add()(inputs))))
 
 
-def refused(*head):
+def model_with(*head):
     return keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(2, 3), *head])
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: refused(), "has no head to convert"),
-        (lambda: refused(layers.Flatten()), "ends in a Flatten"),
-        (lambda: refused(layers.Flatten(), layers.LayerNormalization()), "LayerNormalization"),
-        (lambda: refused(layers.Flatten(), layers.BatchNormalization(), layers.Dense(2)), "behind"),
-        (lambda: refused(layers.Flatten(), layers.Softmax()), r"\(Softmax\) in the head"),
+        (lambda: model_with(), "has no head"),
+        (lambda: model_with(layers.Flatten()), "ends in a Flatten"),
+        (lambda: model_with(layers.Flatten(), layers.LayerNormalization()), "LayerNormalization"),
+        (
+            lambda: model_with(layers.Flatten(), layers.BatchNormalization(), layers.Dense(2)),
+            "after a Dense",
+        ),
+        (lambda: model_with(layers.Flatten(), layers.Softmax()), r"\(Softmax\) in the head"),
         (lambda: keras.Sequential([layers.Flatten()]), "without a graph"),
         (lambda: keras.Sequential([keras.Input((5,)), layers.Dense(2)]), "has no head"),
         (two_images, r"it must take one, \(batch"),
@@ -214,42 +217,44 @@ def refused(*head):
         ),
     ],
 )
-def test_what_has_no_such_head_is_refused(model, message):
+def test_models_without_a_convertible_head_are_refused(model, message):
     with pytest.raises(ModelError, match=message):
         to_fully_convolutional(model(), (16, 16))
 
 
-def test_an_image_below_the_window_is_refused():
-    with pytest.raises(ModelError, match=r"8×16: 'classifier' .* at least its own, 12×16"):
+def test_an_image_smaller_than_the_window_is_refused():
+    with pytest.raises(
+        ModelError, match=r"8×16: 'classifier' .* at least its original size, 12×16"
+    ):
         to_fully_convolutional(classifier(dense_head), (8, 16))
     with pytest.raises(ModelError, match="has no head"):
         without_head(networks.segmenter())
 
 
-def test_a_flat_network_is_left_as_it_is_and_a_nested_one_shares_its_layers():
+def test_flatten_returns_a_flat_model_itself_and_shares_nested_layers():
     model, nested = classifier(dense_head), networks.nested_classifier()
-    opened = flatten(nested)
+    flat = flatten(nested)
 
     assert flatten(model) is model
-    assert not any(isinstance(call.operation, keras.Model) for call in calls_of(opened))
-    assert {id(v) for v in opened.variables} <= {id(v) for v in nested.variables}
-    np.testing.assert_allclose(opened(images((32, 32))), nested(images((32, 32))), rtol=1e-6)
+    assert not any(isinstance(call.operation, keras.Model) for call in calls_of(flat))
+    assert {id(v) for v in flat.variables} <= {id(v) for v in nested.variables}
+    np.testing.assert_allclose(flat(images((32, 32))), nested(images((32, 32))), rtol=1e-6)
 
 
-def test_a_resized_network_shares_weights_and_survives_saving(tmp_path):
+def test_a_resized_network_shares_weights_and_can_be_saved(tmp_path):
     model = classifier(pooled_head(layers.GlobalAveragePooling2D))
     larger = with_image_size(model, LARGER)
     larger.save(tmp_path / "larger.keras")
     loaded = keras.saving.load_model(tmp_path / "larger.keras", safe_mode=True)
-    answer = np.asarray(larger(images(LARGER)))
+    output = np.asarray(larger(images(LARGER)))
 
     assert all(a is b for a, b in zip(model.variables, larger.variables, strict=True))
-    np.testing.assert_array_equal(loaded(images(LARGER)), answer)
+    np.testing.assert_array_equal(loaded(images(LARGER)), output)
     assert output_of(larger, "map").shape == (None, 10, 14, 6)
     model.set_weights([weight * 0.5 for weight in model.get_weights()])
-    assert not np.array_equal(larger(images(LARGER)), answer)
+    assert not np.array_equal(larger(images(LARGER)), output)
 
 
-def test_a_network_bound_to_its_size_is_not_resized():
+def test_a_model_with_a_fixed_size_head_cannot_be_resized():
     with pytest.raises(ModelError, match=r"of 12×16 cannot take images of 20×28.*build it at"):
         with_image_size(classifier(dense_head), LARGER)

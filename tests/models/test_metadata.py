@@ -1,4 +1,4 @@
-"""A card is a member of the .keras zip, readable without Keras."""
+"""Cards of .keras files: written, read and replaced without Keras."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def archive(tmp_path):
     return path
 
 
-def put(path, text):
+def add_card(path, text):
     with zipfile.ZipFile(path, "a") as members:
         members.writestr(CARD_MEMBER, text)
 
@@ -29,7 +29,7 @@ def test_a_file_without_a_card_has_none(archive):
     assert read_card(archive) is None
 
 
-def test_a_card_is_read_as_it_was_written_and_the_rest_is_untouched(archive):
+def test_a_card_round_trips_and_other_members_stay(archive):
     write_card(archive, ("cat", "größer", ""), "classification")
 
     assert read_card(archive) == Card(("cat", "größer", ""), "classification")
@@ -38,36 +38,36 @@ def test_a_card_is_read_as_it_was_written_and_the_rest_is_untouched(archive):
         assert members.namelist() == ["config.json", "model.weights.h5", CARD_MEMBER]
 
 
-def test_a_second_card_takes_the_place_of_the_first(archive):
+def test_a_second_card_replaces_the_first(archive):
     write_card(archive, ("cat",), "classification")
-    once = archive.read_bytes()
+    first = archive.read_bytes()
     write_card(archive, ("dog",), "classification")
     write_card(archive, ("cat",), "classification")
 
-    assert archive.read_bytes() == once
+    assert archive.read_bytes() == first
     assert list(archive.parent.iterdir()) == [archive]
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "problem"),
     [
         ("no json", "is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
         ("[]", "is not a JSON object"),
-        (json.dumps({"classes": "cat", "task": "x"}), "no list of names"),
-        (json.dumps({"classes": [1], "task": "x"}), "no list of names"),
-        (json.dumps({"classes": []}), "no text under `task`"),
+        (json.dumps({"classes": "cat", "task": "x"}), "no list of strings"),
+        (json.dumps({"classes": [1], "task": "x"}), "no list of strings"),
+        (json.dumps({"classes": []}), "no string under `task`"),
         (" " * (MAX_CARD_BYTES + 1), "is longer than"),
     ],
 )
-def test_a_malformed_card_is_refused(archive, text, fault):
-    put(archive, text)
+def test_a_malformed_card_is_refused(archive, text, problem):
+    add_card(archive, text)
 
-    with pytest.raises(ModelError, match=fault):
+    with pytest.raises(ModelError, match=problem):
         read_card(archive)
 
 
-def test_what_is_no_keras_file_is_refused(tmp_path):
+def test_a_file_that_is_not_keras_is_refused(tmp_path):
     (tmp_path / "text.keras").write_text("not a zip")
 
     for path in (tmp_path / "text.keras", tmp_path / "missing.keras"):
@@ -77,8 +77,10 @@ def test_what_is_no_keras_file_is_refused(tmp_path):
             write_card(path, (), "classification")
 
 
-def test_cards_are_read_without_tensorflow():
+def test_reading_a_card_does_not_import_keras():
     code = "import sys, cvbatch.models.metadata; print({'tensorflow', 'keras'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
 
-    assert done.stdout.strip() == "set()"
+    assert process.stdout.strip() == "set()"

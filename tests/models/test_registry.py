@@ -1,4 +1,4 @@
-"""Every network has the parameters it must have, and whatever cannot be loaded is refused."""
+"""Building and loading networks: parameters, files, weights, and error messages."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from cvbatch.models.metadata import DEMO_FILES, read_card, write_card
 
 pytestmark = [
     pytest.mark.keras,
-    # TensorFlow's variables do not know NumPy 2's `copy`, and Keras passes it.
+    # TensorFlow variables do not support the `copy` argument of NumPy 2, which Keras passes.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 
@@ -43,18 +43,18 @@ def saved(tmp_path):
         ("MobileNetV2", 1000, 3_538_984),
     ],
 )
-def test_a_network_has_exactly_its_parameters(name, num_classes, parameters):
+def test_parameter_counts_are_exact(name, num_classes, parameters):
     assert registry.build(name, num_classes).count_params() == parameters
 
 
-def test_a_segmenter_answers_for_every_pixel():
-    answer = np.asarray((model := registry.build("encoder_decoder", 3, (16, 24)))(pixels(model)))
+def test_a_segmenter_returns_scores_for_every_pixel():
+    output = np.asarray((model := registry.build("encoder_decoder", 3, (16, 24)))(pixels(model)))
 
-    assert answer.shape == (1, 16, 24, 3)
-    np.testing.assert_allclose(answer.sum(axis=-1), 1, rtol=1e-5)
+    assert output.shape == (1, 16, 24, 3)
+    np.testing.assert_allclose(output.sum(axis=-1), 1, rtol=1e-5)
 
 
-def test_a_file_is_fetched_and_loaded_as_it_was_saved(saved):
+def test_a_saved_file_is_fetched_and_loaded(saved):
     path, model = saved
     fetched = []
 
@@ -78,16 +78,16 @@ def test_a_detector_with_a_card_loads_in_a_fresh_process(tmp_path):
         "model = cvbatch.load_model(sys.argv[1])\n"
         "print({name: value.shape for name, value in model.output.items()})"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
     )
 
-    assert done.stdout.strip() == "{'boxes': (None, 500, 4), 'scores': (None, 500, 5)}"
+    assert process.stdout.strip() == "{'boxes': (None, 500, 4), 'scores': (None, 500, 5)}"
     assert read_card(path).classes == ("a", "b", "c", "d", "e")
 
 
-# Between them every layer, activation and initializer of our own.
-OF_OUR_OWN = {
+# Together these networks use all custom layers, activations and initializers.
+WITH_CUSTOM_LAYERS = {
     "lenet5_original": ((32, 32), {}),
     "alexnet": ((67, 67), {"width": 12}),
     "se_googlenet": ((32, 32), {"width": 8}),
@@ -98,12 +98,12 @@ OF_OUR_OWN = {
 }
 
 
-def test_all_our_layers_load_in_a_fresh_process_that_imports_cvbatch_alone(tmp_path):
-    for name, (size, options) in OF_OUR_OWN.items():
+def test_all_custom_layers_load_in_a_fresh_process_that_imports_only_cvbatch(tmp_path):
+    for name, (size, options) in WITH_CUSTOM_LAYERS.items():
         model = registry.build(name, 3, size, options)
         model.save(tmp_path / f"{name}.keras")
-        answer = model(np.full((1, *model.input_shape[1:]), 100.0, np.float32))
-        outputs = answer if isinstance(answer, dict) else {"output": answer}
+        output = model(np.full((1, *model.input_shape[1:]), 100.0, np.float32))
+        outputs = output if isinstance(output, dict) else {"output": output}
         np.savez(tmp_path / f"{name}.npz", **{key: np.asarray(x) for key, x in outputs.items()})
     code = (
         "import sys, pathlib, cvbatch\n"
@@ -111,41 +111,41 @@ def test_all_our_layers_load_in_a_fresh_process_that_imports_cvbatch_alone(tmp_p
         "for path in sorted(pathlib.Path(sys.argv[1]).glob('*.keras')):\n"
         "    model = cvbatch.load_model(path)\n"
         "    import numpy as np\n"
-        "    answer = model(np.full((1, *model.input_shape[1:]), 100.0, np.float32))\n"
-        "    outputs = answer if isinstance(answer, dict) else {'output': answer}\n"
-        "    for key, wanted in np.load(path.with_suffix('.npz')).items():\n"
-        "        np.testing.assert_allclose(outputs[key], wanted, rtol=1e-4, atol=1e-5)\n"
+        "    output = model(np.full((1, *model.input_shape[1:]), 100.0, np.float32))\n"
+        "    outputs = output if isinstance(output, dict) else {'output': output}\n"
+        "    for key, expected in np.load(path.with_suffix('.npz')).items():\n"
+        "        np.testing.assert_allclose(outputs[key], expected, rtol=1e-4, atol=1e-5)\n"
         "    print(path.stem)\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False
     )
 
-    assert done.stdout.split() == sorted(OF_OUR_OWN), done.stderr[-2000:]
+    assert process.stdout.split() == sorted(WITH_CUSTOM_LAYERS), process.stderr[-2000:]
 
 
-def test_random_weights_are_had_only_by_saying_so():
+def test_random_weights_must_be_requested():
     assert registry.load_model("demo_detector", "random", local_file=Path).name == "yolo"
-    with pytest.raises(ModelError, match=r"given no weights.*random"):
+    with pytest.raises(ModelError, match=r"has no weights.*random"):
         registry.load_model("demo_detector", None, local_file=Path)
 
 
 @pytest.mark.parametrize(
     ("model", "weights", "message"),
     [
-        ("mobilenet-v2", "random", "nearest are .*MobileNetV2"),
-        ("Resnet152", "random", "nearest are resnet152, ResNet152, "),
-        ("demo_detektor", "demo", "nearest are demo_detector"),
-        ("###", "random", "no network is called '###'; there are small_convnet"),
+        ("mobilenet-v2", "random", "'mobilenet-v2'.*MobileNetV2"),
+        ("Resnet152", "random", "'Resnet152'.*resnet152, ResNet152"),
+        ("demo_detektor", "demo", "'demo_detektor'.*demo_detector"),
+        ("###", "random", "no network is called '###'.*small_convnet"),
         ("yolo", "demo", "demo_classifier.* only"),
-        ("yolo", "imagenet", "its own networks only"),
-        ("yolo", "somewhere/file.pt", "ending in .weights.h5"),
-        ("net.keras", "imagenet", "holds its own; leave weights out"),
+        ("yolo", "imagenet", "exist for networks of keras.applications"),
+        ("yolo", "somewhere/file.pt", "ends in .weights.h5"),
+        ("net.keras", "imagenet", "has its own; remove weights"),
         ("net.keras", None, "net.keras does not exist"),
         ("yolo", "missing.weights.h5", "missing.weights.h5 does not exist"),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_remedy(model, weights, message, tmp_path):
+def test_wrong_models_and_weights_are_refused_with_a_remedy(model, weights, message, tmp_path):
     with pytest.raises(ModelError, match=message) as error:
         registry.load_model(model, weights, local_file=lambda uri: tmp_path / uri)
     assert "\n" not in str(error.value)
@@ -159,7 +159,7 @@ def test_what_cannot_be_is_refused_with_a_remedy(model, weights, message, tmp_pa
         ("Xception", (70, 70), r"at least 71×71"),
     ],
 )
-def test_sides_that_a_network_cannot_have_are_refused(name, size, message):
+def test_unsupported_image_sizes_are_refused(name, size, message):
     with pytest.raises(ModelError, match=message):
         registry.build(name, 2, size)
 
@@ -171,19 +171,19 @@ def test_sides_that_a_network_cannot_have_are_refused(name, size, message):
         ({"width": "wide"}, "cannot be built with .* {'width': 'wide'}"),
     ],
 )
-def test_options_a_network_does_not_have_are_refused(options, message):
+def test_unknown_options_are_refused(options, message):
     with pytest.raises(ModelError, match=message):
         registry.build("mini_xception", 2, (64, 64), options)
 
 
-def test_an_option_reaches_the_networks_function():
+def test_options_reach_the_builder():
     narrow = registry.build("encoder_decoder", 2, (16, 16), {"width": 2, "num_classes": 5})
 
     assert narrow.output_shape == (None, 16, 16, 5)
     assert narrow.layers[2].filters == 2
 
 
-def test_a_network_without_weights_has_shapes_alone():
+def test_a_network_without_allocated_weights_has_shapes():
     with skip_weight_allocation():
         model = registry.build("VGG16")
 
@@ -197,25 +197,25 @@ def test_a_network_without_weights_has_shapes_alone():
         ("MobileNetV2", "imagenet", None, True),
         ("MobileNetV2", "imagenet", 1000, True),
         ("MobileNetV2", "imagenet", 3, False),
-        ("MobileNetV2", "random", 3, True),  # meant so
+        ("MobileNetV2", "random", 3, True),  # requested
         ("fcn8s", "imagenet", None, False),
         ("anything.keras", None, 3, True),
     ],
 )
-def test_a_head_of_other_classes_is_untrained(name, weights, num_classes, trained):
+def test_a_head_for_other_classes_is_untrained(name, weights, num_classes, trained):
     assert registry.is_head_trained(name, weights, num_classes) is trained
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
-        ("text", "is not a .keras file .* or is cut short"),
-        ("cut", "is not a .keras file .* or is cut short"),
+        ("text", "is not a .keras file .* or is truncated"),
+        ("cut", "is not a .keras file .* or is truncated"),
         ("no config", "cannot be loaded as a .keras file of Keras"),
         ("odd config", "needs the class 'Nobody'.*code from outside is not run"),
     ],
 )
-def test_a_damaged_file_is_refused(saved, damage, told):
+def test_a_damaged_file_is_refused(saved, damage, message):
     path, _ = saved
     if damage == "text":
         path.write_text("not a model")
@@ -226,13 +226,13 @@ def test_a_damaged_file_is_refused(saved, damage, told):
             members.writestr("metadata.json", "{}")
             if damage == "odd config":
                 members.writestr("config.json", '{"class_name": "Nobody", "config": {}}')
-    with pytest.raises(ModelError, match=told) as error:
+    with pytest.raises(ModelError, match=message) as error:
         registry.load_model(str(path), None, local_file=Path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 
 
-def test_a_lambda_is_refused(tmp_path):
+def test_a_lambda_layer_is_refused(tmp_path):
     path = tmp_path / "code.keras"
     inputs = keras.Input((2,))
     keras.Model(inputs, layers.Lambda(lambda x: x * 2, output_shape=(2,))(inputs)).save(path)
@@ -241,7 +241,7 @@ def test_a_lambda_is_refused(tmp_path):
         registry.load_model(str(path), None, local_file=Path)
 
 
-def test_the_demos_networks_are_shipped_small_and_with_their_classes():
+def test_the_demo_networks_are_small_and_have_cards():
     for name, path in DEMO_FILES.items():
         card = read_card(path)
         assert card is not None

@@ -641,7 +641,10 @@ def test_a_parquet_file_without_rows_makes_its_chunk_stale(archive: Archive) -> 
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ({"jpeg": [b"x"], "n": [1]}, r"no column 'image' but \['jpeg', 'n'\]"),
+        (
+            {"jpeg": [b"x"], "n": [1]},
+            r"no column 'image'; set source.image_column to one of \['jpeg', 'n'\]",
+        ),
         ({"image": ["x"]}, "is string; it must be binary"),
         ({"image": [{"data": b"x"}]}, "must be binary"),
         ({"image": [{"bytes": "x"}]}, "must be binary"),

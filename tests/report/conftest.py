@@ -1,4 +1,4 @@
-"""Results, an evaluation and a training to make pages over, small and with names that bite."""
+"""A small prediction, evaluation and training with untrusted names, and their reports."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from tests.support.datasets import picture
 from tests.support.evaluations import write_truth
 from tests.support.results import SIZE, predicted, saw_all
 
-SCRIPT = "<script>document.title='bitten'</script>"
+SCRIPT = "<script>document.title='executed'</script>"
 CLASSES = ("background", SCRIPT, 'dög "q" & <b>co</b>')
 NAMES = [f"set/i {n:02d}.png" for n in range(13)]
 HOSTILE = "set/<img src=x onerror=alert(1)>'\"&.png"
-EXACT = "set/as the truth.png"
+EXACT = "set/as labelled.png"
 
 
 @pytest.fixture(scope="session")
 def result(tmp_path_factory):
-    """A result with every column: an image as the truth says, one of a hostile name, two failed."""
+    """A result with every column: one image agrees with its labels, two images failed."""
     folder = tmp_path_factory.mktemp("page")
     names = [*NAMES, HOSTILE, EXACT]
     files = {name: picture(*SIZE, seed=n) for n, name in enumerate(names)}
     jobs.write_files(folder / "images", files | jobs.BROKEN)
-    said = {name: saw_all(n + 1, CLASSES) for n, name in enumerate(names)}
+    predictions = {name: saw_all(n + 1, CLASSES) for n, name in enumerate(names)}
     options = {"classification": {"heatmap": {"layer": "auto"}}}
-    out = predicted(folder / "result", folder / "images", said, classes=CLASSES, **options)
+    out = predicted(folder / "result", folder / "images", predictions, classes=CLASSES, **options)
     runs = out / "_cvbatch" / "runs"
     runs.mkdir()
     run = {"num_images": 17, "num_failed": 2, "num_chunks": 5, "seconds": 3.5}
-    told = json.dumps({**run, "images_per_second": 6.25})
-    (runs / "20260102T030405.000006Z.json").write_text(told)
+    summary = json.dumps({**run, "images_per_second": 6.25})
+    (runs / "20260102T030405.000006Z.json").write_text(summary)
     job = {"source": {"uri": [f"{folder}/images"]}, "sink": {"uri": str(out)}, "note": SCRIPT}
     costs = [(1234, 56_789), (4321, None), (None, None)]
     networks = [{"parameters": p, "multiply_adds": m} for p, m in costs]
@@ -48,10 +48,10 @@ def result(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def truth(result):
-    """Labels, boxes and masks: of one image what was predicted, of the others something else."""
+    """Labels, boxes and masks: one image as predicted, all others different."""
     rows = {row["image_id"]: row for row in jobs.rows(result) if row["status"] == "ok"}
     sides = ("x_min", "y_min", "x_max", "y_max")
-    said = {}
+    labels = {}
     for name in rows:
         row = rows[name]
         boxes = [
@@ -60,13 +60,13 @@ def truth(result):
             if box["score"] >= 0.5
         ]
         is_exact = name == EXACT
-        said[name] = {
+        labels[name] = {
             "labels": [(row["labels"][0]["class_id"] if is_exact else 0, 1.0)],
             "boxes": boxes if is_exact else [(1, 2, 30, 20, 2, 0.0)],
             "mask": decoded(row) if is_exact else np.full(SIZE, 2, np.uint8),
         }
     classes = {"labels": CLASSES, "boxes": CLASSES, "mask": CLASSES}
-    return write_truth(result.parent / "truth", said, classes)
+    return write_truth(result.parent / "truth", labels, classes)
 
 
 def decoded(row):
@@ -92,7 +92,7 @@ def evaluation(result, truth):
 
 @pytest.fixture(scope="session")
 def training(tmp_path_factory):
-    """What a training of six epochs in two phases leaves, but for its network."""
+    """The sink of a training of six epochs in two phases, without its network."""
     folder = tmp_path_factory.mktemp("training")
     rows = [
         {"epoch": n + 1, "step": 10 * n, "phase": "head" if n < 2 else "all", "seconds": 1.5,
@@ -111,10 +111,10 @@ def training(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pages(result, truth, evaluation, training, tmp_path_factory):
-    """The page over each of them, by its kind."""
+    """kind → path of its report."""
     folder = tmp_path_factory.mktemp("pages")
-    made = {"prediction": result, "evaluation": evaluation, "training": training}
-    for kind, source in made.items():
+    sources = {"prediction": result, "evaluation": evaluation, "training": training}
+    for kind, source in sources.items():
         labels = [str(truth)] if kind == "prediction" else []
         write_report(str(source), str(folder / f"{kind}.html"), None, labels)
-    return {kind: folder / f"{kind}.html" for kind in made}
+    return {kind: folder / f"{kind}.html" for kind in sources}

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file by number are those that a whole read gives, batch by batch."""
+"""Rows taken from a Parquet file by number equal those of reading the file."""
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ def path(tmp_path_factory):
 
 @given(rows=st.lists(st.integers(0, len(ROWS) - 1), max_size=30), batch=st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
-def test_rows_by_number_are_those_of_a_whole_read(path, rows, batch):
+def test_rows_by_number_equal_those_of_the_file(path, rows, batch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "_TAKEN_ROWS", batch)
         table = take_rows(Storage(), path, np.array(rows, np.int64), None)
@@ -38,13 +38,13 @@ def test_rows_by_number_are_those_of_a_whole_read(path, rows, batch):
     ]
 
 
-def test_of_a_file_without_a_row_none_is_taken(tmp_path):
+def test_no_rows_are_taken_from_an_empty_file(tmp_path):
     pq.write_table(pa.table({"n": pa.array([], pa.int64())}), tmp_path / "a.parquet")
     table = take_rows(Storage(), str(tmp_path / "a.parquet"), np.zeros(0, np.int64), ["n"])
     assert (table.num_rows, table.column_names) == (0, ["n"])
 
 
-def test_a_row_that_is_not_there_and_a_damaged_file_are_refused(path, tmp_path):
+def test_a_missing_row_and_a_damaged_file_are_refused(path, tmp_path):
     with pytest.raises(SourceError, match="cannot be read as Parquet"):
         take_rows(Storage(), path, np.array([len(ROWS)]), None)
     (tmp_path / "b.parquet").write_bytes(b"PAR1")

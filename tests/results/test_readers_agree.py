@@ -1,4 +1,4 @@
-"""All readers of a result see the same rows, masks and images, and refuse the same damage."""
+"""All readers of a result return the same rows, masks and images and refuse the same damage."""
 
 import io
 import json
@@ -26,52 +26,52 @@ from tests.support.evaluations import write_truth
 from tests.support.results import CLASSES, SIZE, corners, exported, predicted, saw
 
 FILES = {f"{name}{n}.png": picture(*SIZE, seed=n) for n, name in enumerate("aaaabbbbcc")}
-BROKEN = ("a2.png", "b5.png")  # their predictions failed
+FAILED_FILES = ("a2.png", "b5.png")
 
 
-def over_images(folder):
+def write_images(folder):
     jobs.write_files(folder, FILES)
     return list(FILES), lambda: jobs.write_files(folder, {"c8.png": FILES["c8.png"] + b"more"})
 
 
-def over_parquet(folder):
+def write_parquet(folder):
     ids = []
     for name in "abc":
-        own = {key: data for key, data in FILES.items() if key.startswith(name)}
-        path = jobs.write_parquet(folder / f"{name}.parquet", own)
-        ids += [f"{path.name}#{row}" for row in range(len(own))]
+        members = {key: data for key, data in FILES.items() if key.startswith(name)}
+        path = jobs.write_parquet(folder / f"{name}.parquet", members)
+        ids += [f"{path.name}#{row}" for row in range(len(members))]
     return ids, lambda: jobs.write_parquet(folder / "c.parquet", {"c8.png": FILES["c8.png"]})
 
 
-def over_tars(folder):
+def write_tars(folder):
     ids = []
     for name in "abc":
-        own = {key: data for key, data in FILES.items() if key.startswith(name)}
-        path = jobs.write_tar(folder / f"{name}.tar", own)
-        ids += [f"{path.name}#{key}" for key in own]
+        members = {key: data for key, data in FILES.items() if key.startswith(name)}
+        path = jobs.write_tar(folder / f"{name}.tar", members)
+        ids += [f"{path.name}#{key}" for key in members]
     return ids, lambda: jobs.write_tar(folder / "c.tar", {"c8.png": FILES["c8.png"]})
 
 
-SOURCES = {"images": over_images, "parquet": over_parquet, "webdataset": over_tars}
+SOURCES = {"images": write_images, "parquet": write_parquet, "webdataset": write_tars}
 
 
 @pytest.fixture(params=SOURCES)
 def case(request, tmp_path):
-    """A result of 8 of 10 images, and what was seen in each: image id → as of `saw`, or None."""
+    """A result of 8 of 10 images, and their predictions: image id → as of `saw`; None: failed."""
     ids, change_last_chunk = SOURCES[request.param](tmp_path / "source")
-    seen = {
-        image_id: None if name in BROKEN else saw(n)
+    predictions = {
+        image_id: None if name in FAILED_FILES else saw(n)
         for n, (image_id, name) in enumerate(zip(ids, FILES, strict=True))
     }
-    said = {image_id: one for image_id, one in seen.items() if one}
-    out = predicted(tmp_path / "out", tmp_path / "source", said, format_=request.param)
+    successful = {key: prediction for key, prediction in predictions.items() if prediction}
+    out = predicted(tmp_path / "out", tmp_path / "source", successful, format_=request.param)
     change_last_chunk()
     source = SourceConfig(uri=str(tmp_path / "source"), format=request.param)
     make_plan(Storage(), source, str(out), 4, 1 << 30).commit()
-    return out, dict(list(seen.items())[:8])
+    return out, dict(list(predictions.items())[:8])
 
 
-def test_of_no_row_all_see_nothing(tmp_path):
+def test_without_rows_all_readers_return_nothing(tmp_path):
     jobs.write_files(tmp_path / "source", FILES)
     out = tmp_path / "out"
     make_plan(Storage(), SourceConfig(uri=str(tmp_path / "source")), str(out), 4, 1 << 30).commit()
@@ -87,96 +87,107 @@ def test_of_no_row_all_see_nothing(tmp_path):
 
 
 def test_rows_are_read_with_masks_boxes_and_images(case):
-    out, seen = case
+    out, predictions = case
     result = cvbatch.read(out)
     rows = list(result)
-    assert [row.image_id for row in rows] == list(seen)
-    assert [row.image_id for row in rows if row.error] == [key for key in seen if not seen[key]]
+    assert [row.image_id for row in rows] == list(predictions)
+    assert [row.image_id for row in rows if row.error] == [
+        key for key in predictions if not predictions[key]
+    ]
     for row, data in zip(rows, FILES.values(), strict=False):
         if row.error is None:
-            said = seen[row.image_id]
-            assert np.array_equal(row.xyxy, corners(said))
-            assert np.array_equal(row.mask, decode_png(said["mask"]["bytes"]))
+            prediction = predictions[row.image_id]
+            assert np.array_equal(row.xyxy, corners(prediction))
+            assert np.array_equal(row.mask, decode_png(prediction["mask"]["bytes"]))
             assert np.array_equal(row.image(), Image.open(io.BytesIO(data)).convert("RGB"))
-    assert [one for ids in result.image_ids() for one in ids.to_pylist()] == list(seen)
+    assert [key for ids in result.image_ids() for key in ids.to_pylist()] == list(predictions)
     assert result.num_chunks_left == 1
 
 
-def test_columns_are_chosen_and_low_scores_left_out(case):
-    out, seen = case
+def test_columns_and_minimum_scores_are_selected(case):
+    out, predictions = case
     result = Result(Storage(), str(out))
     rows = [row for ref in result.done for row in result.rows(ref, ["boxes"], num_rows=3)]
-    assert [row.image_id for row in rows] == list(seen)
+    assert [row.image_id for row in rows] == list(predictions)
     for row in rows:
         assert row.labels is None and row.mask is None
-        boxes = (seen[row.image_id] or {"boxes": []})["boxes"]
+        boxes = (predictions[row.image_id] or {"boxes": []})["boxes"]
         scores = [np.float32(box["score"]) for box in boxes]
-        kept = row.with_min_score(0.5).boxes or []
-        assert [box["score"] for box in kept] == [one for one in scores if one >= 0.5]
+        selected = row.with_min_score(0.5).boxes or []
+        assert [box["score"] for box in selected] == [score for score in scores if score >= 0.5]
 
 
 def test_an_export_has_the_same_rows(case, tmp_path):
-    out, seen = case
+    out, predictions = case
     exported("fiftyone", out, tmp_path / "export")
     lines = {
-        name: [json.loads(one) for one in (tmp_path / "export" / "_cvbatch" / f"{name}.jsonl")
+        name: [json.loads(line) for line in (tmp_path / "export" / "_cvbatch" / f"{name}.jsonl")
                .read_text().splitlines()]
         for name in ("images", "failed")
     }  # fmt: skip
-    assert [one["image_id"] for one in lines["images"]] == [key for key in seen if seen[key]]
-    assert [one["image_id"] for one in lines["failed"]] == [key for key in seen if not seen[key]]
-    originals = dict(zip(seen, FILES.values(), strict=False))
+    assert [line["image_id"] for line in lines["images"]] == [
+        key for key in predictions if predictions[key]
+    ]
+    assert [line["image_id"] for line in lines["failed"]] == [
+        key for key in predictions if not predictions[key]
+    ]
+    originals = dict(zip(predictions, FILES.values(), strict=False))
     detections = json.loads((tmp_path / "export" / "detections.json").read_text())["labels"]
     for line in lines["images"]:
-        said, name = seen[line["image_id"]], line["name"]
+        prediction, name = predictions[line["image_id"]], line["name"]
         assert (tmp_path / "export" / "data" / name).read_bytes() == originals[line["image_id"]]
         stem = name.rpartition(".")[0]
         mask = (tmp_path / "export" / "masks" / f"{stem}.png").read_bytes()
-        assert np.array_equal(decode_png(mask), decode_png(said["mask"]["bytes"]))
-        assert len(detections[stem]) == len(said["boxes"])
+        assert np.array_equal(decode_png(mask), decode_png(prediction["mask"]["bytes"]))
+        assert len(detections[stem]) == len(prediction["boxes"])
 
 
 def test_an_import_has_the_same_rows(case, tmp_path):
-    out, seen = case
+    out, predictions = case
     report, rows = imported("predictions", out, tmp_path / "labels", min_score=0.0)
-    assert set(rows) == {key for key in seen if seen[key]}
-    assert report.oddities["failed"].count == 2
-    assert report.oddities["annotation_missing"].count >= 1
-    originals = dict(zip(seen, FILES.values(), strict=False))
+    assert set(rows) == {key for key in predictions if predictions[key]}
+    assert report.issues["failed"].count == 2
+    assert report.issues["annotation_missing"].count >= 1
+    originals = dict(zip(predictions, FILES.values(), strict=False))
     for image_id, row in rows.items():
-        said = seen[image_id]
+        prediction = predictions[image_id]
         assert row["image"]["bytes"] == originals[image_id]
-        assert np.array_equal(decode_png(row["mask"]["bytes"]), decode_png(said["mask"]["bytes"]))
-        found = np.array([box[1:] for box in boxes_of(row)], np.float32).reshape(-1, 4)
-        assert np.array_equal(found, corners(said))
+        expected = decode_png(prediction["mask"]["bytes"])
+        assert np.array_equal(decode_png(row["mask"]["bytes"]), expected)
+        xyxy = np.array([box[1:] for box in boxes_of(row)], np.float32).reshape(-1, 4)
+        assert np.array_equal(xyxy, corners(prediction))
 
 
 def test_a_report_counts_the_same_rows(case):
-    out, seen = case
-    found = collect_statistics(Result(Storage(), str(out)))
-    ok = [one for one in seen.values() if one]
-    assert (found.num_rows, found.num_failed) == (len(seen), len(seen) - len(ok))
-    boxes = Counter(box["class_id"] for one in ok for box in one["boxes"])
-    assert found.num_elements["boxes"] == boxes
+    out, predictions = case
+    statistics = collect_statistics(Result(Storage(), str(out)))
+    ok = [prediction for prediction in predictions.values() if prediction]
+    assert (statistics.num_rows, statistics.num_failed) == (
+        len(predictions),
+        len(predictions) - len(ok),
+    )
+    boxes = Counter(box["class_id"] for prediction in ok for box in prediction["boxes"])
+    assert statistics.num_elements["boxes"] == boxes
 
 
 def test_an_evaluation_joins_the_same_rows(case, tmp_path):
-    out, seen = case
+    out, predictions = case
     result = Result(Storage(), str(out))
     mask = np.zeros(SIZE, np.uint8)
-    truth = {image_id: {"mask": mask} for image_id in reversed(seen)}
+    truth = {image_id: {"mask": mask} for image_id in reversed(predictions)}
     write_truth(tmp_path / "truth", truth, {"mask": CLASSES})
     joined = join(result, load_ground_truth(Storage(), [str(tmp_path / "truth")], None), None)
     assert (joined.num_images, len(joined.no_truth), len(joined.no_prediction)) == (8, 0, 0)
     for piece in joined.parts:
-        said, truth = read_joined_part(piece, ["image_id", "mask"], ["image_id"])
-        assert said["image_id"].to_pylist() == truth["image_id"].to_pylist()
-        for row in said.to_pylist():
-            own = seen[row["image_id"]]
-            assert (row["mask"] or {}).get("bytes") == (own and own["mask"]["bytes"])
+        predicted_rows, true_rows = read_joined_part(piece, ["image_id", "mask"], ["image_id"])
+        assert predicted_rows["image_id"].to_pylist() == true_rows["image_id"].to_pylist()
+        for row in predicted_rows.to_pylist():
+            prediction = predictions[row["image_id"]]
+            expected = prediction and prediction["mask"]["bytes"]
+            assert (row["mask"] or {}).get("bytes") == expected
 
 
-def other_metadata(path, **change):
+def change_metadata(path, **change):
     file = pq.ParquetFile(path)
     metadata = {**json.loads(file.metadata.metadata[b"cvbatch"]), **change}
     table = file.read()
@@ -186,9 +197,9 @@ def other_metadata(path, **change):
 
 
 DAMAGES = {
-    "is of another job than the rest": lambda path: other_metadata(path, fingerprint="other"),
-    "has schema version 9": lambda path: other_metadata(path, schema_version=9),
-    "metadata is incomplete": lambda path: other_metadata(path, models=None),
+    "is of another job than the rest": lambda path: change_metadata(path, fingerprint="other"),
+    "has schema version 9": lambda path: change_metadata(path, schema_version=9),
+    "metadata is incomplete": lambda path: change_metadata(path, models=None),
     "is not a part of a prediction's result": lambda path: path.write_bytes(b"PAR1"),
 }
 READERS = {
@@ -205,7 +216,7 @@ READERS = {
 def test_a_damaged_part_is_refused_by_every_reader(tmp_path, message, reader):
     jobs.write_files(tmp_path / "source", FILES)
     out = predicted(tmp_path / "out", tmp_path / "source", {"a0.png": saw(0)})
-    READERS[reader](out, tmp_path / "whole")
+    READERS[reader](out, tmp_path / "intact")
     last = out / f"part-{Result(Storage(), str(out)).done[-1].chunk_id}.parquet"
     DAMAGES[message](last)
     with pytest.raises(SourceError, match=message) as refused:
@@ -213,7 +224,7 @@ def test_a_damaged_part_is_refused_by_every_reader(tmp_path, message, reader):
     assert last.name in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_result_of_which_a_chunk_has_no_image_is_read_by_all(tmp_path):
+def test_all_readers_accept_a_chunk_without_images(tmp_path):
     jobs.write_tar(tmp_path / "source" / "a.tar", {})
     jobs.write_tar(tmp_path / "source" / "b.tar", {"0.png": b"broken"})
     out = predicted(tmp_path / "out", tmp_path / "source", {}, format_="webdataset")

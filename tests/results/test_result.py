@@ -1,4 +1,4 @@
-"""`cvbatch.read` gives what the Parquet holds, arrays and pictures at the original's size."""
+"""`cvbatch.read`: rows, arrays, images and overlays at the size of the original."""
 
 import io
 import json
@@ -35,20 +35,20 @@ def files():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, files):
     """A result with all columns over image files, two of which failed."""
-    place = tmp_path_factory.mktemp("read")
-    jobs.write_files(place / "images", files | jobs.BROKEN)
-    said = {name: saw_all(n) for n, name in enumerate(NAMES)}
-    return predicted(place / "result", place / "images", said, classification=HEATMAP)
+    root = tmp_path_factory.mktemp("read")
+    jobs.write_files(root / "images", files | jobs.BROKEN)
+    predictions = {name: saw_all(n) for n, name in enumerate(NAMES)}
+    return predicted(root / "result", root / "images", predictions, classification=HEATMAP)
 
 
 @pytest.fixture(scope="module")
 def rows(folder):
-    """The rows as Parquet's own reader gives them."""
+    """The rows as pyarrow reads them."""
     return {row["image_id"]: row for row in jobs.rows(folder)}
 
 
 def planned(folder, files):
-    """Plan a source of files; return the sink, in which nothing is done."""
+    """Plan a source of files; return the sink, in which no chunk is done."""
     jobs.write_files(folder / "images", files)
     source = SourceConfig(uri=str(folder / "images"), format="images")
     make_plan(Storage(), source, str(folder / "out"), 2, 1 << 30).commit()
@@ -59,7 +59,7 @@ def pixels(data):
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def test_of_nothing_done_there_is_no_row(tmp_path, files):
+def test_a_result_without_done_chunks_has_no_rows(tmp_path, files):
     result = cvbatch.read(planned(tmp_path, files))
     assert list(result) == []
     assert result.table().num_rows == 0
@@ -73,8 +73,8 @@ def test_a_folder_without_a_result_is_refused(tmp_path):
             cvbatch.read(folder)
 
 
-def under(values, y, x):
-    """Return a map at a place in cells, interpolated between the centres of four of them."""
+def interpolate(values, y, x):
+    """Return a heatmap at a position in cells, interpolated between four cell centres."""
     height, width = values.shape
     y, x = np.clip(y - 0.5, 0, height - 1), np.clip(x - 0.5, 0, width - 1)
     top, left = int(y), int(x)
@@ -85,21 +85,24 @@ def under(values, y, x):
     return upper * (1 - down) + lower * down
 
 
-def test_a_heatmap_lies_over_the_image_as_the_network_was_fed_it(folder):
+def test_a_heatmap_covers_the_image_as_letterboxed_for_the_network(folder):
     row = next(row for row in cvbatch.read(folder) if row.error is None)
     values, heat = row.heatmaps[0]["values"], row.heat()
     # 40 × 60 pixels in the middle of an input of 20 × 20: 13 of its rows, from the third on
     expected = [
-        [under(values, (3 + (y + 0.5) * 13 / 40) * 2 / 20, (x + 0.5) * 3 / 60) for x in range(60)]
+        [
+            interpolate(values, (3 + (y + 0.5) * 13 / 40) * 2 / 20, (x + 0.5) * 3 / 60)
+            for x in range(60)
+        ]
         for y in range(40)
     ]
     assert np.allclose(heat, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("tiles", "is_cut"), [({"size": 30}, True), ({"size": [40, 60]}, False), ({}, True)]
+    ("tiles", "is_tiled"), [({"size": 30}, True), ({"size": [40, 60]}, False), ({}, True)]
 )
-def test_a_heatmap_of_an_image_that_was_cut_covers_all_of_it(tmp_path, files, tiles, is_cut):
+def test_a_heatmap_of_a_tiled_image_covers_the_image(tmp_path, files, tiles, is_tiled):
     name = NAMES[0]
     jobs.write_files(tmp_path / "images", {name: files[name]})
     options = {**HEATMAP, "tiles": tiles}
@@ -108,48 +111,49 @@ def test_a_heatmap_of_an_image_that_was_cut_covers_all_of_it(tmp_path, files, ti
     )
     (row,) = cvbatch.read(out)
     values = row.heatmaps[0]["values"]
-    covering = [
-        [under(values, (y + 0.5) * 2 / 40, (x + 0.5) * 3 / 60) for x in range(60)]
+    expected = [
+        [interpolate(values, (y + 0.5) * 2 / 40, (x + 0.5) * 3 / 60) for x in range(60)]
         for y in range(40)
     ]
-    assert np.allclose(row.heat(), covering, atol=1e-6) == is_cut
+    assert np.allclose(row.heat(), expected, atol=1e-6) == is_tiled
 
 
-def test_every_row_is_as_the_parquet_says(folder, rows):
+def test_rows_equal_the_parquet_rows(folder, rows):
     result = cvbatch.read(folder)
-    found = list(result)
-    assert [row.image_id for row in found] == sorted(rows)  # the order of the manifest
-    for row in found:
-        said = rows[row.image_id]
+    read_rows = list(result)
+    assert [row.image_id for row in read_rows] == sorted(rows)  # the order of the manifest
+    for row in read_rows:
+        stored = rows[row.image_id]
         for key in ("uri", "width", "height", "labels", "boxes", "mask_areas"):
-            assert getattr(row, key) == said[key]
-        assert (row.error is None) == (said["status"] == "ok")
-        assert row.error is None or vars(row.error) == said["error"]
+            assert getattr(row, key) == stored[key]
+        assert (row.error is None) == (stored["status"] == "ok")
+        assert row.error is None or vars(row.error) == stored["error"]
     assert result.metadata["models"][0]["task"] == "classification"
     assert result.num_chunks_left == 0
 
 
-def test_arrays_are_what_was_stored(folder, rows):
+def test_arrays_equal_the_stored_values(folder, rows):
     for row in cvbatch.read(folder):
-        said = rows[row.image_id]
+        stored_row = rows[row.image_id]
         if row.error is not None:
             assert row.mask is None and row.heatmaps is None and row.xyxy.shape == (0, 4)
             continue
-        assert np.array_equal(row.mask, decode_png(said["mask"]["bytes"]))
+        assert np.array_equal(row.mask, decode_png(stored_row["mask"]["bytes"]))
         assert row.mask.shape == SIZE
-        (heatmap,), (stored,) = row.heatmaps, said["heatmaps"]
+        (heatmap,), (stored,) = row.heatmaps, stored_row["heatmaps"]
         assert heatmap["values"].tolist() == [stored["values"][:3], stored["values"][3:]]
         assert row.xyxy.tolist() == [
-            [box[side] for side in ("x_min", "y_min", "x_max", "y_max")] for box in said["boxes"]
+            [box[side] for side in ("x_min", "y_min", "x_max", "y_max")]
+            for box in stored_row["boxes"]
         ]
 
 
-def test_a_mask_of_the_networks_size_comes_at_the_images(tmp_path, files):
+def test_a_mask_stored_at_the_networks_size_is_mapped_to_the_image(tmp_path, files):
     halves = np.repeat([[1] * 10 + [2] * 10], 20, axis=0).astype(np.uint8)  # of a 20 x 20 input
-    said = {**saw(1), "mask": {"bytes": encode_png(halves)}}
+    prediction = {**saw(1), "mask": {"bytes": encode_png(halves)}}
     jobs.write_files(tmp_path / "images", {"a.png": files[NAMES[0]]})
     options = {"segmentation": {"mask_size": "model"}}
-    predicted(tmp_path / "out", tmp_path / "images", {"a.png": said}, **options)
+    predicted(tmp_path / "out", tmp_path / "images", {"a.png": prediction}, **options)
     (row,) = cvbatch.read(tmp_path / "out")
     height, width = SIZE
     assert row.mask.tolist() == [[1] * (width // 2) + [2] * (width // 2)] * height
@@ -161,37 +165,37 @@ def test_images_are_read_from_files_parquet_and_tars(folder, files, tmp_path):
             assert np.array_equal(np.asarray(row.image()), pixels(files[row.image_id]))
     stored = list(files.values())
     jobs.write_parquet(tmp_path / "p" / "all.parquet", files, row_group_size=4)
-    said = {f"all.parquet#{n}": saw(n) for n in range(len(files))}
-    inside = predicted(tmp_path / "of-parquet", tmp_path / "p", said, format_="parquet")
-    found = [np.asarray(row.image()) for row in cvbatch.read(inside)]
-    assert all(np.array_equal(a, pixels(b)) for a, b in zip(found, stored, strict=True))
-    found = [np.asarray(row.image()) for row in cvbatch.read(of_tar(tmp_path, files))]
-    assert all(np.array_equal(a, pixels(b)) for a, b in zip(found, stored, strict=True))
+    predictions = {f"all.parquet#{n}": saw(n) for n in range(len(files))}
+    result = predicted(tmp_path / "of-parquet", tmp_path / "p", predictions, format_="parquet")
+    images = [np.asarray(row.image()) for row in cvbatch.read(result)]
+    assert all(np.array_equal(a, pixels(b)) for a, b in zip(images, stored, strict=True))
+    images = [np.asarray(row.image()) for row in cvbatch.read(predict_tar(tmp_path, files))]
+    assert all(np.array_equal(a, pixels(b)) for a, b in zip(images, stored, strict=True))
 
 
-def of_tar(folder, files):
-    """Write a result over a tar."""
+def predict_tar(folder, files):
+    """Write a tar of the files and a result over it; return the result."""
     jobs.write_tar(folder / "tars" / "all.tar", files)
-    said = {f"all.tar#{name}": saw(n) for n, name in enumerate(files)}
-    return predicted(folder / "of-tar", folder / "tars", said, format_="webdataset")
+    predictions = {f"all.tar#{name}": saw(n) for n, name in enumerate(files)}
+    return predicted(folder / "of-tar", folder / "tars", predictions, format_="webdataset")
 
 
-def test_of_a_container_only_what_is_wanted_is_read(tmp_path, files):
-    result = Result(Storage(), str(of_tar(tmp_path, files)))
-    wanted = [f"all.tar#{NAMES[0]}"]
-    assert [one.image_id for one in result.images(result.done[0], wanted)] == wanted
+def test_selected_images_of_a_tar_are_read_without_its_rest(tmp_path, files):
+    result = Result(Storage(), str(predict_tar(tmp_path, files)))
+    image_ids = [f"all.tar#{NAMES[0]}"]
+    assert [image.image_id for image in result.images(result.done[0], image_ids)] == image_ids
     with (tmp_path / "tars" / "all.tar").open("r+b") as tar:
-        tar.truncate(len(files[NAMES[0]]) + 1024)  # nothing behind the first image is looked at
-    assert [one.failure for one in result.images(result.done[0], wanted)] == [None]
+        tar.truncate(len(files[NAMES[0]]) + 1024)  # nothing after the first image is read
+    assert [image.failure for image in result.images(result.done[0], image_ids)] == [None]
 
 
-def test_an_overlay_shows_what_was_found(folder):
+def test_overlays_show_masks_heatmaps_and_boxes(folder):
     for row in cvbatch.read(folder):
         if row.error is not None:
             continue
         image = np.asarray(row.image())
         drawn = {name: np.asarray(row.overlay(name)) for name in ("mask", "heatmap", "boxes")}
-        assert all(one.shape == image.shape for one in drawn.values())
+        assert all(overlay.shape == image.shape for overlay in drawn.values())
         assert not np.array_equal(drawn["mask"], image)
         assert np.array_equal(drawn["mask"][row.mask == 255], image[row.mask == 255])  # void
         assert not np.array_equal(drawn["heatmap"], image)
@@ -199,13 +203,13 @@ def test_an_overlay_shows_what_was_found(folder):
         assert np.array_equal(row.overlay(), row.overlay("mask", "boxes"))
 
 
-def test_a_failed_image_and_one_that_changed_have_no_picture(folder, tmp_path, files):
+def test_failed_and_changed_images_cannot_be_read(folder, tmp_path, files):
     failed = next(row for row in cvbatch.read(folder) if row.error)
     with pytest.raises(SourceError, match=r"failed in the job \(truncated"):
         failed.overlay()
     jobs.write_files(tmp_path / "images", {name: files[name] for name in NAMES[:2]})
-    said = {name: saw(n) for n, name in enumerate(NAMES)}
-    first, second = cvbatch.read(predicted(tmp_path / "out", tmp_path / "images", said))
+    predictions = {name: saw(n) for n, name in enumerate(NAMES)}
+    first, second = cvbatch.read(predicted(tmp_path / "out", tmp_path / "images", predictions))
     (tmp_path / "images" / NAMES[0]).write_bytes(picture(8, 9))
     with pytest.raises(SourceError, match="it is 9 x 8 now"):
         first.image()
@@ -214,7 +218,7 @@ def test_a_failed_image_and_one_that_changed_have_no_picture(folder, tmp_path, f
         second.image()
 
 
-def test_the_jobs_limits_hold(tmp_path, files):
+def test_the_limits_of_the_job_apply(tmp_path, files):
     jobs.write_files(tmp_path / "images", {"a.png": files[NAMES[0]]})
     out = predicted(tmp_path / "out", tmp_path / "images", {"a.png": saw(1)})
     job = {"job": {"source": {"max_pixels": SIZE[0] * SIZE[1] - 1}}}
@@ -224,7 +228,7 @@ def test_the_jobs_limits_hold(tmp_path, files):
         row.image()
 
 
-def test_table_and_dataset_hold_every_row(folder, rows):
+def test_table_and_dataset_have_every_row(folder, rows):
     result = cvbatch.read(folder)
     assert result.table().num_rows == result.dataset().count_rows() == len(rows)
     table = result.table(["image_id", "status"])
@@ -236,10 +240,10 @@ def test_table_and_dataset_hold_every_row(folder, rows):
         result.table(["mask_area"])
 
 
-def test_rows_whose_chunk_was_planned_again_are_left_out(tmp_path, files):
+def test_rows_of_chunks_planned_again_are_omitted(tmp_path, files):
     jobs.write_files(tmp_path / "images", files)
-    said = {name: saw(n) for n, name in enumerate(NAMES)}
-    out = predicted(tmp_path / "out", tmp_path / "images", said)
+    predictions = {name: saw(n) for n, name in enumerate(NAMES)}
+    out = predicted(tmp_path / "out", tmp_path / "images", predictions)
     (tmp_path / "images" / NAMES[0]).write_bytes(picture(50, 50))
     source = SourceConfig(uri=str(tmp_path / "images"), format="images")
     make_plan(Storage(), source, str(out), 4, 1 << 30).commit()
@@ -249,42 +253,42 @@ def test_rows_whose_chunk_was_planned_again_are_left_out(tmp_path, files):
     assert result.num_chunks_left == 1
 
 
-def test_a_damaged_file_is_told_when_it_is_reached(folder, tmp_path):
+def test_a_damaged_part_raises_when_it_is_read(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     result = cvbatch.read(copy)
     last = result.uri_of(result.done[-1])
-    before = len(pq.read_table(folder)) - pq.read_metadata(last).num_rows
+    num_rows_before = len(pq.read_table(folder)) - pq.read_metadata(last).num_rows
     with open(last, "wb") as file:  # noqa: PTH123
         file.write(b"PAR1 no more")
-    seen = iter(result)
-    assert len([next(seen) for _ in range(before)]) == before
+    iterator = iter(result)
+    assert len([next(iterator) for _ in range(num_rows_before)]) == num_rows_before
     with pytest.raises(SourceError, match=r"is not a part of a prediction's result"):
-        next(seen)
+        next(iterator)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"schema_version": 9}, "schema version 9, and this cvbatch reads 1"),
         ({"fingerprint": "other"}, "is of another job than the rest"),
     ],
 )
-def test_another_version_and_another_job_are_refused(folder, tmp_path, change, told):
+def test_parts_of_another_version_or_job_are_refused(folder, tmp_path, change, message):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     last = Result(Storage(), str(copy)).done[-1]
     path = copy / part_files.part_name(last.chunk_id)
     table = pq.read_table(path)
-    said = {**json.loads(pq.read_metadata(path).metadata[b"cvbatch"]), **change}
+    metadata = {**json.loads(pq.read_metadata(path).metadata[b"cvbatch"]), **change}
     writer.write_part(
-        Storage(), str(copy), last.chunk_id, [table], table.schema, json.dumps(said).encode()
+        Storage(), str(copy), last.chunk_id, [table], table.schema, json.dumps(metadata).encode()
     )
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=message):
         list(cvbatch.read(copy))
 
 
-def test_a_damaged_manifest_is_one_sentence(folder, tmp_path):
+def test_a_damaged_manifest_is_reported(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (manifest,) = (copy / "_cvbatch" / "manifest").iterdir()
@@ -293,13 +297,13 @@ def test_a_damaged_manifest_is_one_sentence(folder, tmp_path):
         cvbatch.read(copy)
 
 
-def test_a_result_in_a_store_is_read_alike(folder, s3, rows):
+def test_a_result_in_s3_is_read_the_same(folder, s3, rows):
     sink_uri = store.join(s3.bucket_uri, "read", "out")
     for path in folder.rglob("*.parquet"):
         Storage().put_bytes(store.join(sink_uri, str(path.relative_to(folder))), path.read_bytes())
     result = cvbatch.read(sink_uri)
-    found = {row.image_id: row for row in result}
-    assert set(found) == set(rows)
-    row = found[NAMES[3]]
+    read_rows = {row.image_id: row for row in result}
+    assert set(read_rows) == set(rows)
+    row = read_rows[NAMES[3]]
     assert np.array_equal(row.mask, decode_png(rows[NAMES[3]]["mask"]["bytes"]))
     assert result.table().num_rows == len(rows)

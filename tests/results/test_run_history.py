@@ -1,4 +1,4 @@
-"""Runs are told as they were kept, the last one first; what is damaged is not among them."""
+"""Run history: summaries round trip, the last one first; damaged files are skipped."""
 
 import json
 from datetime import UTC, datetime
@@ -8,10 +8,16 @@ import pytest
 from cvbatch.results import run_history
 from cvbatch.storage.store import Storage
 
-DID = {"num_images": 7, "num_failed": 2, "num_chunks": 3, "seconds": 1.5, "images_per_second": 9.0}
+SUMMARY = {
+    "num_images": 7,
+    "num_failed": 2,
+    "num_chunks": 3,
+    "seconds": 1.5,
+    "images_per_second": 9.0,
+}
 
 
-def test_a_sink_without_runs_tells_of_none(tmp_path):
+def test_a_sink_without_runs_has_no_history(tmp_path):
     assert list(run_history.latest(Storage(), str(tmp_path))) == []
 
 
@@ -19,12 +25,12 @@ def test_the_last_run_comes_first(tmp_path):
     began = datetime.now(UTC)
     for number in range(3):
         run_history.write_run(
-            Storage(), str(tmp_path), {**DID, "num_images": number, "more": "of it"}
+            Storage(), str(tmp_path), {**SUMMARY, "num_images": number, "more": "ignored"}
         )
-    found = list(run_history.latest(Storage(), str(tmp_path)))
-    assert [run.num_images for run in found] == [2, 1, 0]
-    assert began <= found[-1].ended <= found[0].ended <= datetime.now(UTC)
-    assert found[0]._asdict() == {**DID, "num_images": 2, "ended": found[0].ended}
+    runs = list(run_history.latest(Storage(), str(tmp_path)))
+    assert [run.num_images for run in runs] == [2, 1, 0]
+    assert began <= runs[-1].ended <= runs[0].ended <= datetime.now(UTC)
+    assert runs[0]._asdict() == {**SUMMARY, "num_images": 2, "ended": runs[0].ended}
 
 
 @pytest.mark.parametrize(
@@ -32,12 +38,12 @@ def test_the_last_run_comes_first(tmp_path):
     [
         ("99991231T235959.000000Z.json", "{"),
         ("99991231T235959.000000Z.json", "[]"),
-        ("99991231T235959.000000Z.json", json.dumps({**DID, "seconds": None})),
+        ("99991231T235959.000000Z.json", json.dumps({**SUMMARY, "seconds": None})),
         ("99991231T235959.000000Z.json", json.dumps({"num_images": 3})),
-        ("notes.txt", json.dumps(DID)),
+        ("notes.txt", json.dumps(SUMMARY)),
     ],
 )
-def test_what_is_no_summary_hides_no_other(tmp_path, name, text):
-    run_history.write_run(Storage(), str(tmp_path), DID)
+def test_files_that_are_not_summaries_are_skipped(tmp_path, name, text):
+    run_history.write_run(Storage(), str(tmp_path), SUMMARY)
     (tmp_path / "_cvbatch" / "runs" / name).write_text(text)
     assert [run.num_failed for run in run_history.latest(Storage(), str(tmp_path))] == [2]

@@ -1,6 +1,8 @@
-"""Rows and files keep the promises of the result: one row an image, plain types, same bytes."""
+"""Result files: one row per image, plain Parquet types, reproducible bytes."""
 
 import json
+from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pyarrow as pa
@@ -82,15 +84,15 @@ def rows(**changes):
     return schema.to_rows(predictions(), models, schema.result_schema(models)).to_pylist()
 
 
-def test_no_images_no_rows():
+def test_no_images_give_no_rows():
     models = result_models()
-    nothing = Predictions("c", [], [], np.zeros(0, np.int32), np.zeros(0, np.int32), {}, ())
-    none = nothing.__class__(**{**vars(nothing), "models": (ModelPredictions(),) * 3})
-    table = schema.to_rows(none, models, schema.result_schema(models))
+    empty = Predictions("c", [], [], np.zeros(0, np.int32), np.zeros(0, np.int32), {}, ())
+    empty = replace(empty, models=(ModelPredictions(),) * 3)
+    table = schema.to_rows(empty, models, schema.result_schema(models))
     assert table.num_rows == 0
 
 
-def test_every_image_is_a_row_in_order_and_a_failed_one_says_why():
+def test_every_image_is_one_row_in_order_and_failed_ones_have_an_error():
     first, failed, last = rows()
     assert [row["image_id"] for row in (first, failed, last)] == ["a.png", "b.png", "c.png"]
     assert [row["status"] for row in (first, failed, last)] == ["ok", "failed", "ok"]
@@ -122,7 +124,7 @@ def test_labels_boxes_and_heatmaps_belong_to_their_images():
     np.testing.assert_allclose(heatmap["values"], np.arange(12, 18) / 17, rtol=1e-6)
 
 
-def test_a_mask_has_the_size_of_the_original_and_its_areas_are_counted():
+def test_masks_and_areas_have_the_size_of_the_original():
     first, _, last = rows()
     assert decode_png(first["mask"]["bytes"]).shape == (4, 6)
     mask = decode_png(last["mask"]["bytes"])
@@ -136,11 +138,11 @@ def test_a_mask_has_the_size_of_the_original_and_its_areas_are_counted():
     ]
 
 
-def test_a_mask_may_stay_at_the_networks_size():
+def test_masks_can_be_stored_at_the_networks_size():
     assert decode_png(rows(mask_size="model")[2]["mask"]["bytes"]).shape == (4, 6)
 
 
-def test_a_column_exists_when_a_model_fills_it():
+def test_a_column_exists_only_if_a_model_fills_it():
     classifier, segmenter, detector = result_models()
     assert schema.result_schema([classifier]).names[6:] == ["labels", "heatmaps"]
     assert schema.result_schema([segmenter]).names[6:] == ["mask", "mask_areas"]
@@ -155,23 +157,23 @@ def part(tables=None):
     return writer.encode_part(tables, arrow_schema, metadata)
 
 
-def test_a_part_reads_back_and_says_what_made_it():
+def test_a_part_round_trips_with_its_metadata():
     file = pq.ParquetFile(pa.BufferReader(part()))
     assert file.read().to_pylist() == rows()
     assert set(file.metadata.metadata) == {b"cvbatch"}
-    said = json.loads(file.metadata.metadata[b"cvbatch"])
-    assert said["fingerprint"] == "abc"
-    assert said["schema_version"] == 1
-    assert [model["task"] for model in said["models"]] == [
+    document = json.loads(file.metadata.metadata[b"cvbatch"])
+    assert document["fingerprint"] == "abc"
+    assert document["schema_version"] == 1
+    assert [model["task"] for model in document["models"]] == [
         "classification", "segmentation", "detection",
     ]  # fmt: skip
-    model = said["models"][1]
+    model = document["models"][1]
     assert model["classes"] == list(CLASSES)
     assert model["input_size"] == [4, 6]
     assert model["weights_sha256"] == "f" * 64
 
 
-def test_the_types_are_those_promised():
+def test_column_types():
     file = pq.ParquetFile(pa.BufferReader(part()))
     types = {field.name: str(field.type) for field in file.schema_arrow}
     element = "class_id: int32, label: string, score: float"
@@ -195,29 +197,29 @@ def test_the_types_are_those_promised():
     }
 
 
-def test_the_same_rows_are_the_same_bytes_and_no_rows_are_a_file():
+def test_equal_rows_give_equal_bytes_and_no_rows_give_a_valid_file():
     assert part() == part()
     assert pq.ParquetFile(pa.BufferReader(part([]))).metadata.num_rows == 0
 
 
-def test_other_readers_agree(tmp_path):
+def test_duckdb_polars_and_pandas_read_the_same_rows(tmp_path):
     duckdb, polars, pandas = (pytest.importorskip(n) for n in ("duckdb", "polars", "pandas"))
     folder = tmp_path / "result"
     (folder / "_cvbatch").mkdir(parents=True)
     path = folder / part_files.part_name("0011")
     path.write_bytes(part())
     (folder / "_cvbatch" / "job.json").write_text("{}")
-    found = duckdb.sql(f"select image_id, status, len(boxes) from '{folder}/*.parquet'").fetchall()
-    assert found == [("a.png", "ok", 2), ("b.png", "failed", None), ("c.png", "ok", 1)]
+    selected = duckdb.sql(
+        f"select image_id, status, len(boxes) from '{folder}/*.parquet'"
+    ).fetchall()
+    assert selected == [("a.png", "ok", 2), ("b.png", "failed", None), ("c.png", "ok", 1)]
     assert polars.read_parquet(folder / "*.parquet")["status"].to_list() == ["ok", "failed", "ok"]
     assert len(pandas.read_parquet(path)) == 3
     png = pandas.read_parquet(path)["mask"][0]["bytes"]
-    from io import BytesIO
-
     assert Image.open(BytesIO(png)).size == (6, 4)
 
 
-def test_failed_rows_are_found_from_the_footer(tmp_path):
+def test_failed_rows_are_detected_from_the_footer(tmp_path):
     models = result_models()
     arrow_schema = schema.result_schema(models)
     table = schema.to_rows(predictions(), models, arrow_schema)

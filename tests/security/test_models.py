@@ -105,7 +105,7 @@ def test_no_archive_climbs_or_bursts(honest: Path, canary: Path) -> None:
         said[name] = refusal(path, canary)
     for name, words in said.items():
         if name.startswith("member"):
-            assert "which is not of a .keras file" in words
+            assert "which is not part of a .keras file" in words
         if "bomb" in name or name == "a claim of 4 GB":
             assert "a bomb" in words
     assert "is a link" in said["a link"] and "twice" in said["config twice"]

@@ -1,3 +1,5 @@
+"""The table of input formats is consistent with job files, manifests and itself."""
+
 from __future__ import annotations
 
 from itertools import permutations
@@ -7,21 +9,19 @@ from cvbatch.config.predict import SourceConfig
 from cvbatch.sources.formats import INPUT_FORMATS
 
 
-def test_the_job_file_allows_auto_and_every_format() -> None:
+def test_job_files_allow_auto_and_every_format() -> None:
     allowed = get_args(SourceConfig.model_fields["format"].annotation)
     assert set(allowed) == {"auto", *INPUT_FORMATS}
 
 
-def test_the_name_that_a_manifest_stores_is_the_key_of_a_format_of_that_name() -> None:
-    for one in INPUT_FORMATS.values():
-        stored = INPUT_FORMATS[one.reading("image")["format"]]
-        assert stored.name == one.name
-        assert (stored.key, stored.is_split, stored.is_sequential) == (
-            (one.key, one.is_split, one.is_sequential)
-        )  # fmt: skip
+def test_the_format_stored_in_a_manifest_reads_like_the_original() -> None:
+    for input_format in INPUT_FORMATS.values():
+        stored = INPUT_FORMATS[input_format.reading("image")["format"]]
+        for name in ("name", "key", "is_split", "is_sequential"):
+            assert getattr(stored, name) == getattr(input_format, name)
 
 
-def test_no_file_is_recognised_as_two_formats() -> None:
-    for one, other in permutations(INPUT_FORMATS.values(), 2):
-        for suffix in one.suffixes:
-            assert not any(f".{suffix}".endswith(f".{end}") for end in other.suffixes)
+def test_no_suffix_belongs_to_two_formats() -> None:
+    for first, second in permutations(INPUT_FORMATS.values(), 2):
+        for suffix in first.suffixes:
+            assert not any(f".{suffix}".endswith(f".{other}") for other in second.suffixes)

@@ -1,3 +1,5 @@
+"""Chunk readers: some images of a chunk equal those of reading all of it."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -20,7 +22,7 @@ IMAGES = {f"{n}.jpg": b"%d" % n * n for n in range(13)}
 
 
 @pytest.mark.parametrize("key", INPUT_FORMATS)
-def test_nothing_in_nothing_out(key: str) -> None:
+def test_no_items_give_no_images(key: str) -> None:
     assert read([], key) == []
     assert INPUT_FORMATS[key].select([], ["a.jpg"]) == ()
     files = pa.schema([UNITS.field(name) for name in UNITS.names[:4]]).empty_table()
@@ -41,8 +43,8 @@ def chunk_of(folder: Path, key: str) -> Chunk:
                 (source / "list.txt").write_text("\n".join(IMAGES))
     uri = source / "list.txt" if key == "manifest" else source
     suffix = "/*.jpg" if key == "images" else ""
-    found = find_files(Storage(), [f"{uri}{suffix}"], key, str(folder / "out"))
-    units = found.format.expand(Storage(), found.files, "image", 4).drop(["version"])
+    source_files = find_files(Storage(), [f"{uri}{suffix}"], key, str(folder / "out"))
+    units = source_files.format.expand(Storage(), source_files.files, "image", 4).drop(["version"])
     return Chunk("0" * 16, tuple(Item(**unit) for unit in units.to_pylist()))
 
 
@@ -51,13 +53,13 @@ def chunk_of(folder: Path, key: str) -> Chunk:
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(numbers=st.sets(st.integers(0, len(IMAGES) - 1)))
-def test_some_images_are_read_as_all_of_them_are(
+def test_selected_images_equal_those_of_a_full_read(
     tmp_path: Path, key: str, numbers: set[int]
 ) -> None:
     chunk = chunk_of(tmp_path, key)
     reader = ChunkReader(Storage(), key, "image")
     images = list(reader.read(chunk, LIMIT))
     assert sorted(image.data for image in images) == sorted(IMAGES.values())
-    wanted = {images[n].image_id for n in numbers}
-    some = list(reader.read_some(chunk, wanted | {"of another chunk"}, LIMIT))
-    assert some == [image for image in images if image.image_id in wanted]
+    image_ids = {images[n].image_id for n in numbers}
+    selected = list(reader.read_some(chunk, image_ids | {"of another chunk"}, LIMIT))
+    assert selected == [image for image in images if image.image_id in image_ids]

@@ -1,3 +1,5 @@
+"""Reading images from tars: order, truncation, damage, false sizes, repeated names."""
+
 from __future__ import annotations
 
 import io
@@ -41,7 +43,7 @@ IDS = ["t.tar#a/0.jpg", "t.tar#1 é#.PNG", "t.tar#" + "x/" * 90 + "2.gif"]
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-def test_the_images_of_a_tar_come_in_order(tmp_path: Path, mode: str) -> None:
+def test_images_of_a_tar_are_read_in_order(tmp_path: Path, mode: str) -> None:
     images = read_tar_file(tmp_path / "t.tar", make_tar(MEMBERS, mode))
     assert [i.image_id for i in images] == IDS
     assert [i.data for i in images] == [b"zero", b"one", b""]
@@ -49,43 +51,43 @@ def test_the_images_of_a_tar_come_in_order(tmp_path: Path, mode: str) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "t.tar"]
 
 
-def test_an_empty_tar_has_no_rows_but_no_tar_has_one(tmp_path: Path) -> None:
+def test_an_empty_tar_has_no_images_and_an_unreadable_one_has_a_failure(tmp_path: Path) -> None:
     assert read_tar_file(tmp_path / "t.tar", make_tar([])) == []
     for data in [b"", b"not a tar", os.urandom(5000), b"\x1f\x8b\x08junk", b"BZh9junk" * 99]:
         images = read_tar_file(tmp_path / "t.tar", data)
         assert [(i.image_id, *kinds([i])) for i in images] == [("t.tar#", "truncated")]
     (tmp_path / "t.tar").unlink()
-    gone = read([Item(str(tmp_path / "t.tar"), "t.tar", 1, num_rows=0)], "webdataset")
-    assert [(i.image_id, *kinds([i])) for i in gone] == [("t.tar#", "missing")]
+    missing = read([Item(str(tmp_path / "t.tar"), "t.tar", 1, num_rows=0)], "webdataset")
+    assert [(i.image_id, *kinds([i])) for i in missing] == [("t.tar#", "missing")]
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 @settings(max_examples=60, deadline=None)
 @given(share=st.floats(0, 0.999))
-def test_a_tar_cut_anywhere_gives_its_whole_images_and_one_failure(mode: str, share: float) -> None:
+def test_a_truncated_tar_has_its_complete_images_and_one_failure(mode: str, share: float) -> None:
     members = [(f"{i}.jpg", os.urandom(700)) for i in range(8)]
-    whole = make_tar(members, mode)
-    end = 8 * (512 + 1024) if mode == "w" else len(whole)  # then come only the marks of the end
-    found = list(read_tar(io.BytesIO(whole[: int(share * end)]), LIMIT))
-    images = [(m.name, m.data) for m in found if m.name]
+    data = make_tar(members, mode)
+    end = 8 * (512 + 1024) if mode == "w" else len(data)  # without the end-of-archive blocks
+    read_members = list(read_tar(io.BytesIO(data[: int(share * end)]), LIMIT))
+    images = [(m.name, m.data) for m in read_members if m.name]
     assert images == members[: len(images)]
     if mode == "w" or len(images) < 8:
-        assert [m.failure and m.failure.kind for m in found[len(images) :]] == ["truncated"]
+        assert [m.failure and m.failure.kind for m in read_members[len(images) :]] == ["truncated"]
 
 
 @settings(max_examples=150, deadline=None)
 @given(position=st.integers(0, 8 * 1536 - 1), junk=st.binary(min_size=1, max_size=40))
-def test_a_damaged_tar_never_loses_an_image_silently(position: int, junk: bytes) -> None:
+def test_a_damaged_tar_loses_no_image_silently(position: int, junk: bytes) -> None:
     members = [(f"{i}.jpg", b"%d" % i * 700) for i in range(8)]
     data = bytearray(make_tar(members))
     data[position : position + len(junk)] = junk
-    found = list(read_tar(io.BytesIO(bytes(data)), LIMIT))
-    whole = [m for m in found if m.name]
-    broke_off = found[-1].name == ""
-    assert len(whole) == 8 or broke_off
+    read_members = list(read_tar(io.BytesIO(bytes(data)), LIMIT))
+    num_images = sum(bool(m.name) for m in read_members)
+    has_failure = read_members[-1].name == ""
+    assert num_images == 8 or has_failure
 
 
-def test_what_is_no_regular_file_fails_its_row(tmp_path: Path) -> None:
+def test_members_that_are_not_regular_files_fail(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, kind in [
@@ -103,14 +105,14 @@ def test_what_is_no_regular_file_fails_its_row(tmp_path: Path) -> None:
     assert kinds(images) == ["unsupported"] * 3
 
 
-def test_equal_names_get_different_ids(tmp_path: Path) -> None:
+def test_repeated_names_get_different_ids(tmp_path: Path) -> None:
     members = [("a.jpg", b"1"), ("a.jpg", b"2"), ("a.jpg~2", b""), ("a.jpg", b"3")]
     images = read_tar_file(tmp_path / "t.tar", make_tar(members))
     assert [i.image_id for i in images] == ["t.tar#a.jpg", "t.tar#a.jpg~2", "t.tar#a.jpg~3"]
     assert [i.data for i in images] == [b"1", b"2", b"3"]
 
 
-def test_a_member_over_the_limit_is_not_read(tmp_path: Path) -> None:
+def test_a_member_over_the_size_limit_fails(tmp_path: Path) -> None:
     members = [("a.jpg", b"x" * 101), ("b.jpg", b"x" * 100)]
     images = read_tar_file(tmp_path / "t.tar", make_tar(members), 100)
     assert kinds(images) == ["too_large", None]
@@ -118,16 +120,16 @@ def test_a_member_over_the_limit_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1 << 35, 1 << 37, 1 << 62])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_false_size_costs_no_memory_and_no_time(size: int, kind: bytes) -> None:
+def test_a_false_size_ends_reading_with_a_failure(size: int, kind: bytes) -> None:
     header = tarfile.TarInfo("a.jpg")
     header.size, header.type = size, kind
     data = header.tobuf(tarfile.GNU_FORMAT) + b"x" * 2000
-    found = list(read_tar(io.BytesIO(data), LIMIT))
-    assert found[-1].name == ""
-    assert len(found) <= 2
+    members = list(read_tar(io.BytesIO(data), LIMIT))
+    assert members[-1].name == ""
+    assert len(members) <= 2
 
 
-def test_a_tar_from_s3(s3: S3Server, tmp_path: Path) -> None:
+def test_a_tar_is_read_from_s3(s3: S3Server, tmp_path: Path) -> None:
     uri = f"s3://bucket/{tmp_path.name}/t.tar"
     Storage().put_bytes(uri, make_tar(MEMBERS))
     images = read([Item(uri, "t.tar", 1, num_rows=0)], "webdataset")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cvbatch.importers.import_report import Report
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.job import import_labels
 from cvbatch.importers.options import ImportOptions
 
@@ -99,7 +99,7 @@ def imported(
     chosen: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda line: None,
     **options: object,
-) -> tuple[Report, dict[str, dict[str, object]]]:
+) -> tuple[ImportReport, dict[str, dict[str, object]]]:
     """Import, and return the report and the rows by image_id."""
     said = ImportOptions(**{"has_masks": format_ != "coco", **options})
     report = import_labels(format_, str(source), str(sink), said, chosen or {}, say)
@@ -122,11 +122,11 @@ def boxes_of(row: Mapping[str, object]) -> list[tuple[object, ...]]:
     return [tuple(box[key] for key in keys) for box in row["boxes"]]
 
 
-def kinds(report: Report) -> dict[str, int]:
-    return {kind: oddity.count for kind, oddity in report.oddities.items()}
+def kinds(report: ImportReport) -> dict[str, int]:
+    return {kind: oddity.count for kind, oddity in report.issues.items()}
 
 
-def check_sums(report: Report) -> None:
+def check_sums(report: ImportReport) -> None:
     """Everything found was written or is accounted for."""
     said = report.as_json()
     images, objects = said["images"], said["objects"]

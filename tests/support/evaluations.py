@@ -15,7 +15,7 @@ from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.images.masks import encode_png
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.shard_writer import ShardWriter
-from cvbatch.importers.validation import Row
+from cvbatch.importers.validation import LabelledImage
 from cvbatch.planning import manifest
 from cvbatch.results import writer as sink
 from cvbatch.results.schema import COLUMN_TYPES
@@ -129,7 +129,7 @@ def write_truth(
     for image_id, said in rows.items():
         boxes = np.array(said.get("boxes", []), np.float32).reshape(-1, 6)
         writer.add(
-            Row(
+            LabelledImage(
                 image_id=image_id,
                 data=b"not looked at",
                 width=200,

@@ -6,7 +6,7 @@ import pytest
 from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import InputKey
 from cvbatch.datasets.examples import in_order
-from cvbatch.datasets.reader import Labelled, Wanted, find_labelled
+from cvbatch.datasets.reader import LabelledDataset, LabelSpec, scan_dataset
 from cvbatch.images.decode import Limits
 from cvbatch.storage.store import Storage
 from cvbatch.train.augmentation import Augmentation
@@ -21,20 +21,20 @@ from cvbatch.train.input_pipeline import (
 )
 from tests.support import datasets
 
-WANTED = Wanted("labels", True)
+WANTED = LabelSpec("labels", True)
 LAYING = Laying(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits())
 COUNT = 21
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Labelled:
+def data(tmp_path_factory) -> LabelledDataset:
     folder = tmp_path_factory.mktemp("labelled")
     files = {
         f"{'cat' if i % 2 else 'dog'}/{i:02d}.png": datasets.picture(seed=i) for i in range(COUNT)
     }
     source = datasets.put(folder / "in", files)
     datasets.imported("folders", source, folder / "out", split=(1.0, 0.0, 0.0), shard_images=5)
-    return find_labelled(Storage(), [str(folder / "out")], WANTED)
+    return scan_dataset(Storage(), [str(folder / "out")], WANTED)
 
 
 def feed(data, worker, workers, batch, augmentation=None, laying=LAYING, pool=10):
