@@ -19,7 +19,7 @@ from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH, current_holder
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
-from tests.metrics.test_average_precision import COCO_FIGURES, pycoco
+from tests.metrics.test_average_precision import COCO_METRICS, evaluate_with_pycocotools
 from tests.support.evaluations import Heard, write_result, write_truth
 from tests.support.jobs import cvbatch, write_job
 from tests.support.lease_holder import FAR, lease_holder, tree
@@ -355,9 +355,9 @@ def test_detection_equals_pycocotools(case, tmp_path):
     xyxy, class_id, index, crowd = flat(truth, names)
     area = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)
     labelled = GroundTruthBoxes(xyxy, class_id, index, crowd.astype(bool), area)
-    oracle = pycoco(predicted, labelled, len(names), 2)
+    oracle = evaluate_with_pycocotools(predicted, labelled, len(names), 2)
     values = overall(tmp_path, "detection")
-    actual = np.array([-1 if values[name] is None else values[name] for name in COCO_FIGURES])
+    actual = np.array([-1 if values[name] is None else values[name] for name in COCO_METRICS])
     np.testing.assert_allclose(actual, oracle.stats, rtol=0, atol=1e-6)
 
 
