@@ -84,7 +84,7 @@ def plan_once(kind: str, num_images: int, folder: str, answers: Any) -> None:
         started = time.process_time()  # CPU time of all threads, independent of other processes
         plan = make_plan(Storage(), source, folder, CHUNK_IMAGES, CHUNK_BYTES)
         planned = time.process_time()
-        num_left = len(plan.left)
+        num_left = len(plan.pending)
         plan.commit()
     answers.put(
         {
@@ -93,7 +93,7 @@ def plan_once(kind: str, num_images: int, folder: str, answers: Any) -> None:
             "mib": peak_mib(),
             "num_chunks": len(plan.chunks),
             "num_left": num_left,
-            "names": [part_files.part_name(ref.chunk_id) for ref in plan.left],
+            "names": [part_files.part_name(ref.chunk_id) for ref in plan.pending],
         }
     )
 

@@ -17,8 +17,8 @@ from cvbatch.core.tasks import CLASS_COLUMNS, TASKS, Task, TaskInfo
 from cvbatch.core.types import ImageBatch, InputKey, Labels, ModelPredictions, ModelSpec
 from cvbatch.datasets.schema import LABEL_COLUMNS, LabelColumn
 from cvbatch.evaluate import columns as evaluation
-from cvbatch.evaluate.metrics_table import averages, to_json
-from cvbatch.evaluate.scoring import Order, merged
+from cvbatch.evaluate.metrics_table import overall_rows, to_json
+from cvbatch.evaluate.scoring import EvaluationSpec, merge_scores
 from cvbatch.exporters.job import EXPORTS
 from cvbatch.importers.validation import LabelledImage as ImportedRow
 from cvbatch.inference.postprocess import POSTPROCESSORS, Postprocessor, tiles_unsupported
@@ -143,10 +143,10 @@ def test_a_new_task_is_predicted_and_stored_through_its_rows(monkeypatch, tmp_pa
 
 
 def score_counts(rows):
-    predicted, truth, num_classes = rows.of("counts")
+    predicted, truth, num_classes = rows.column("counts")
     every, hit = np.arange(len(truth)), np.array(predicted) == np.array(truth)
     true, answer = np.array(truth), np.array(predicted)
-    rows.scored.scores["counts_tally"] = rows.tally(num_classes).add(
+    rows.sums.metrics["counts_tally"] = rows.empty_counts(num_classes).add(
         count_by_class(rows.weights, every[hit], true[hit], num_classes),
         count_by_class(rows.weights, every, true, num_classes),
         count_by_class(rows.weights, every, answer, num_classes),
@@ -155,7 +155,9 @@ def score_counts(rows):
 
 def test_a_new_column_is_evaluated_through_its_rows(monkeypatch):
     def figures(order, scored, replicates):
-        return averages("counting", scored.score("counts_tally", ClassCounts), ("accuracy",), 4)
+        return overall_rows(
+            "counting", scored.metric("counts_tally", ClassCounts), ("accuracy",), 4
+        )
 
     row = evaluation.ColumnEvaluation(
         score_counts, figures, lambda *_: {"more": 1}, lambda *_: {}, ("accuracy",)
@@ -163,17 +165,17 @@ def test_a_new_column_is_evaluated_through_its_rows(monkeypatch):
     monkeypatch.setitem(CLASS_COLUMNS, "counts", "counting")
     monkeypatch.setitem(LABEL_COLUMNS, "counts", LabelColumn({"counts": pa.int32()}, "counts"))
     monkeypatch.setitem(evaluation.COLUMN_EVALUATIONS, "counts", row)
-    order = Order({"counts": ("none", "one")}, {}, (), False, None, 0.5, 0.5, 0, 0)
+    order = EvaluationSpec({"counts": ("none", "one")}, {}, (), False, None, 0.5, 0.5, 0, 0)
     predicted = pa.table({"image_id": list("abcd"), "status": ["ok"] * 4, "counts": [0, 1, 1, 1]})
     truth = pa.table({"counts": [0, 1, 1, 0]})
 
-    scored = merged(
+    scored = merge_scores(
         evaluation.score_rows(order, predicted.slice(i, 2), truth.slice(i, 2), "here")
         for i in (0, 2)
     )
 
-    (figure,) = evaluation.figures_of(order, scored, {})
+    (figure,) = evaluation.metric_rows(order, scored, {})
     assert (figure.task, figure.metric, figure.value) == ("counting", "accuracy", 0.75)
-    details = evaluation.details_of(order, scored)
+    details = evaluation.metric_details(order, scored)
     assert b'"more": 1' in to_json([figure], {}, details)
-    assert evaluation.pictures_of(order, scored) == {}
+    assert evaluation.plot_files(order, scored) == {}

@@ -10,9 +10,15 @@ import numpy as np
 
 from cvbatch.core.types import Boxes
 from cvbatch.evaluate import metrics_table
-from cvbatch.evaluate.metrics_table import Figure, Replicates
+from cvbatch.evaluate.metrics_table import MetricRow, Replicates
 from cvbatch.evaluate.plots import ClassCaptions, draw_precision_recall
-from cvbatch.evaluate.scoring import Order, Scored, ScoredRows, flatten, values_of
+from cvbatch.evaluate.scoring import (
+    EvaluationSpec,
+    ScoredRows,
+    Scores,
+    flatten_lists,
+    struct_values,
+)
 from cvbatch.metrics.average_precision import RECALLS, AveragePrecision
 from cvbatch.metrics.base import nan_mean
 from cvbatch.metrics.box_matching import AREA_RANGES, IOU_THRESHOLDS, GroundTruthBoxes
@@ -20,118 +26,129 @@ from cvbatch.metrics.counts import ClassCounts, bootstrap_weights, count_by_clas
 
 _TASK = "detection"
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
-_AP = ("ap", "ap50", "ap75", "voc_ap")
+_AP_METRICS = ("ap", "ap50", "ap75", "voc_ap")
 
 
 def score_boxes(rows: ScoredRows) -> None:
-    """Add the scores of the boxes of some images."""
-    order, scored = rows.order, rows.scored
+    """Add the metric sums of the boxes of some images."""
+    spec, scores = rows.spec, rows.sums
     is_labelled = rows.truth["boxes"].is_valid()
-    scored.counts["detection_unlabelled"] += rows.truth["boxes"].null_count
+    scores.counts["detection_unlabelled"] += rows.truth["boxes"].null_count
     predicted, truth = rows.predicted.filter(is_labelled), rows.truth.filter(is_labelled)
-    names = predicted["image_id"].to_pylist()
-    structs, image = flatten(predicted["boxes"])
-    class_id = order.class_of["boxes"][values_of(structs, "class_id")]
-    kept = class_id >= 0
+    image_ids = predicted["image_id"].to_pylist()
+    structs, image_index = flatten_lists(predicted["boxes"])
+    class_id = spec.class_of["boxes"][struct_values(structs, "class_id")]
+    is_used = class_id >= 0
     boxes = Boxes(
-        _corners(structs)[kept], values_of(structs, "score")[kept], class_id[kept], image[kept]
+        _corners(structs)[is_used],
+        struct_values(structs, "score")[is_used],
+        class_id[is_used],
+        image_index[is_used],
     )
-    structs, image = flatten(truth["boxes"])
-    is_crowd = np.zeros(len(image), bool)
+    structs, image_index = flatten_lists(truth["boxes"])
+    is_crowd = np.zeros(len(image_index), bool)
     if "box_is_crowd" in truth.column_names:
-        flags, of_image = flatten(truth["box_is_crowd"])
-        if np.array_equal(of_image, image):
+        flags, flag_image_index = flatten_lists(truth["box_is_crowd"])
+        if np.array_equal(flag_image_index, image_index):
             is_crowd = flags.to_numpy(zero_copy_only=False).astype(bool)
-    true = GroundTruthBoxes(_corners(structs), values_of(structs, "class_id"), image, is_crowd)
-    part = AveragePrecision.empty(len(order.classes["boxes"])).add(names, boxes, true)
-    scored.scores["average_precision"] = part
-    scored.scores["boxes_tally"] = _tally(order, part, true, names)
-    scored.counts["detection_images"] += len(names)
+    true_boxes = GroundTruthBoxes(
+        _corners(structs), struct_values(structs, "class_id"), image_index, is_crowd
+    )
+    precision = AveragePrecision.empty(len(spec.classes["boxes"]))
+    precision = precision.add(image_ids, boxes, true_boxes)
+    scores.metrics["average_precision"] = precision
+    scores.metrics["boxes_tally"] = _class_counts(spec, precision, true_boxes, image_ids)
+    scores.counts["detection_images"] += len(image_ids)
 
 
 def _corners(structs: Any) -> np.ndarray:  # M structs → (M, 4) float32
-    return np.stack([values_of(structs, side) for side in _SIDES], axis=1).astype(np.float32)
+    return np.stack([struct_values(structs, s) for s in _SIDES], axis=1).astype(np.float32)
 
 
-def _tally(
-    order: Order, part: AveragePrecision, truth: GroundTruthBoxes, names: Sequence[str]
+def _class_counts(
+    spec: EvaluationSpec,
+    part: AveragePrecision,
+    truth: GroundTruthBoxes,
+    image_ids: Sequence[str],
 ) -> ClassCounts:
-    """Return the counts at the thresholds of score and IoU; crowds are neither right nor wrong."""
+    """Return the counts at the thresholds of score and IoU; matches with crowds do not count."""
     num_classes = part.num_classes
-    weights = bootstrap_weights(part.image_key.tolist(), order.num_replicates, order.seed)
-    bit = int(np.argmin(np.abs(IOU_THRESHOLDS - order.iou_threshold))) * len(AREA_RANGES)
-    is_answer = (part.score >= order.score_threshold) & (part.is_ignored >> bit & 1 == 0)
-    is_hit = is_answer & (part.is_true_positive >> bit & 1 == 1)
-    counts = ~np.asarray(truth.is_crowd, bool)
-    place = np.searchsorted(part.image_key, np.array(names, np.str_))[truth.image_index]
-    return ClassCounts.empty(num_classes, order.num_replicates).add(
+    weights = bootstrap_weights(part.image_key.tolist(), spec.num_replicates, spec.seed)
+    bit = int(np.argmin(np.abs(IOU_THRESHOLDS - spec.iou_threshold))) * len(AREA_RANGES)
+    is_counted = (part.score >= spec.score_threshold) & (part.is_ignored >> bit & 1 == 0)
+    is_hit = is_counted & (part.is_true_positive >> bit & 1 == 1)
+    is_object = ~np.asarray(truth.is_crowd, bool)
+    true_image = np.searchsorted(part.image_key, np.array(image_ids, np.str_))[truth.image_index]
+    return ClassCounts.empty(num_classes, spec.num_replicates).add(
         hits=count_by_class(weights, part.image_index[is_hit], part.class_id[is_hit], num_classes),
-        support=count_by_class(weights, place[counts], truth.class_id[counts], num_classes),
+        support=count_by_class(
+            weights, true_image[is_object], truth.class_id[is_object], num_classes
+        ),
         predicted=count_by_class(
-            weights, part.image_index[is_answer], part.class_id[is_answer], num_classes
+            weights, part.image_index[is_counted], part.class_id[is_counted], num_classes
         ),
     )
 
 
-def box_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterator[Figure]:
-    """Yield the figures of boxes, those over all classes first."""
-    score = scored.score("average_precision", AveragePrecision)
-    tally = scored.score("boxes_tally", ClassCounts)
+def box_metric_rows(
+    spec: EvaluationSpec, scores: Scores, replicates: Replicates
+) -> Iterator[MetricRow]:
+    """Yield the metrics of boxes, those over all classes first."""
+    precision = scores.metric("average_precision", AveragePrecision)
+    counts = scores.metric("boxes_tally", ClassCounts)
     drawn = [replicates[r] for r in sorted(replicates)]
-    num_objects = int(tally.support[0].sum())
-    for metric, value in score.as_dict().items():
-        figure = metrics_table.plain_figure(_TASK, None, metric, value, num_objects)
-        values = [nan_mean(one[metric]) for one in drawn] if metric in _AP else []
-        yield _with_interval(figure, values)
-    yield from metrics_table.averages(
-        _TASK, tally, (*metrics_table.MICRO, *metrics_table.AVERAGES), num_objects
+    num_objects = int(counts.support[0].sum())
+    for metric, value in precision.as_dict().items():
+        row = metrics_table.metric_row(_TASK, None, metric, value, num_objects)
+        has_replicates = metric in _AP_METRICS
+        values = [nan_mean(replicate[metric]) for replicate in drawn if has_replicates]
+        yield _with_interval(row, values)
+    yield from metrics_table.overall_rows(
+        _TASK, counts, (*metrics_table.MICRO, *metrics_table.AVERAGES), num_objects
     )
-    per_class = score.per_class()
-    for k, name in enumerate(order.classes["boxes"]):
-        support = int(tally.support[0, k])
-        for metric in _AP:
-            figure = metrics_table.plain_figure(
-                _TASK, name, metric, float(per_class[metric][k]), support
-            )
-            yield _with_interval(figure, [float(one[metric][k]) for one in drawn])
-        yield from metrics_table.of_class(_TASK, tally, name, k, metrics_table.RATIOS)
+    per_class = precision.per_class()
+    for k, name in enumerate(spec.classes["boxes"]):
+        support = int(counts.support[0, k])
+        for metric in _AP_METRICS:
+            value = float(per_class[metric][k])
+            row = metrics_table.metric_row(_TASK, name, metric, value, support)
+            yield _with_interval(row, [float(replicate[metric][k]) for replicate in drawn])
+        yield from metrics_table.class_rows(_TASK, counts, name, k, metrics_table.RATIOS)
 
 
-def _with_interval(figure: Figure, drawn: Sequence[float | None]) -> Figure:
-    return metrics_table.with_interval(figure, np.array([math.nan, *drawn])) if drawn else figure
+def _with_interval(row: MetricRow, drawn: Sequence[float | None]) -> MetricRow:
+    return metrics_table.with_interval(row, np.array([math.nan, *drawn])) if drawn else row
 
 
-def box_pictures(order: Order, scored: Scored) -> dict[str, np.ndarray]:
-    """Return the curves of precision over recall at IoU 0.5, by kind of picture."""
-    score = scored.score("average_precision", AveragePrecision)
+def box_plots(spec: EvaluationSpec, scores: Scores) -> dict[str, np.ndarray]:
+    """Return precision-recall curves at IoU 0.5, by kind of plot."""
+    precision = scores.metric("average_precision", AveragePrecision)
     captions = ClassCaptions(
-        "AP50", score.per_class()["ap50"], score.num_objects[:, 0], order.classes["boxes"]
+        "AP50", precision.per_class()["ap50"], precision.num_objects[:, 0], spec.classes["boxes"]
     )
-    return {
-        "precision_recall": draw_precision_recall(lambda k: (RECALLS, score.curve(k)), captions)
-    }
+    plot = draw_precision_recall(lambda k: (RECALLS, precision.curve(k)), captions)
+    return {"precision_recall": plot}
 
 
-class Resampling(NamedTuple):
-    """Average precisions that are still to be computed for each replicate of the images."""
+class BootstrapInput(NamedTuple):
+    """Input of `bootstrap_average_precision`."""
 
-    score: AveragePrecision
+    precision: AveragePrecision
     num_objects: np.ndarray  # (1 + R, C) in the images and in each replicate
     seed: int
 
 
-def resampling_of(order: Order, scored: Scored) -> Resampling | None:
-    """Return the input of `resample`; None where there are no boxes or no replicates."""
-    score = scored.scores.get("average_precision")
-    if not isinstance(score, AveragePrecision) or not order.num_replicates:
+def bootstrap_input(spec: EvaluationSpec, scores: Scores) -> BootstrapInput | None:
+    """Return the input of `bootstrap_average_precision`; None without boxes or replicates."""
+    precision = scores.metrics.get("average_precision")
+    if not isinstance(precision, AveragePrecision) or not spec.num_replicates:
         return None
-    return Resampling(score, scored.score("boxes_tally", ClassCounts).support, order.seed)
+    num_objects = scores.metric("boxes_tally", ClassCounts).support
+    return BootstrapInput(precision, num_objects, spec.seed)
 
 
-def resample(resampling: Resampling, numbers: range) -> Replicates:
+def bootstrap_average_precision(data: BootstrapInput, numbers: range) -> Replicates:
     """Return the average precisions of each class in some replicates, numbered from 1."""
-    names = resampling.score.image_key.tolist()
-    weights = bootstrap_weights(names, len(resampling.num_objects) - 1, resampling.seed)
-    return {
-        r: resampling.score.resampled(weights[:, r], resampling.num_objects[r]) for r in numbers
-    }
+    image_ids = data.precision.image_key.tolist()
+    weights = bootstrap_weights(image_ids, len(data.num_objects) - 1, data.seed)
+    return {r: data.precision.resampled(weights[:, r], data.num_objects[r]) for r in numbers}

@@ -1,8 +1,8 @@
-"""Which true class a predicted one stands for, and what an evaluation can ask, is settled here."""
+"""Match predicted classes to ground-truth classes, and check that an evaluation is possible."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,167 +11,178 @@ from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.suggestions import nearest, offer
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.evaluate.join import GroundTruth
-from cvbatch.evaluate.scoring import Order
+from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.results.result import Result
 
 _TOP_K = (1, 5)
-_PLACES = ("boxes", "mask")  # columns that say where a class is
-_MOST = 5  # classes named in a refusal
+_LOCALIZED = ("boxes", "mask")  # ground-truth columns that locate a class in the image
+_MAX_NAMED = 5  # classes in an error message
+Classes = dict[str, tuple[str, ...]]  # column → class names
 
 
-def make_order(said: EvaluationConfig, result: Result, truth: GroundTruth | None) -> Order:
-    """Return what is scored: every task that both sides have.
+def make_evaluation_spec(
+    config: EvaluationConfig, result: Result, truth: GroundTruth | None
+) -> EvaluationSpec:
+    """Return the spec of an evaluation of all columns that predictions and labels share.
 
-    Where heatmaps are asked for there may be none.
+    If heatmaps are evaluated, they may share none.
 
     Raises:
-        SourceError: they have none in common, or the masks are not those of the originals.
-        ConfigError: class tables differ and `class_map` does not say how, or a name or number of
-            the evaluation section does not fit them.
+        SourceError: no column is shared, or the predicted masks have the size of the network.
+        ConfigError: class tables differ and `class_map` does not cover that, or a name or number
+            of the evaluation section does not fit them.
     """
-    there = truth.classes if truth else {}
-    columns = [name for name in CLASS_COLUMNS if name in result.classes and name in there]
-    if not columns and not (said.heatmaps and (truth is None or there.keys() & _PLACES)):
+    labelled: Classes = truth.classes if truth else {}
+    columns = [name for name in CLASS_COLUMNS if name in result.classes and name in labelled]
+    if not columns and not (config.heatmaps and (truth is None or labelled.keys() & _LOCALIZED)):
         raise SourceError(
-            f"predictions have {_listed(result.classes)}, the truth has {_listed(there)}: "
+            f"predictions have {_listed(result.classes)}, the truth has {_listed(labelled)}: "
             "there is nothing to compare; import labels of that kind"
         )
-    compared = [(result.classes[name], there[name]) for name in columns]
-    if said.heatmaps and said.heatmaps.class_map is None:
-        compared += [(result.classes.get("labels", ()), there.get(name, ())) for name in _PLACES]
-    _check_names(said.class_map, "evaluation.class_map", compared)
+    tables = [(result.classes[name], labelled[name]) for name in columns]
+    if config.heatmaps and config.heatmaps.class_map is None:
+        predicted = result.classes.get("labels", ())
+        tables += [(predicted, labelled.get(name, ())) for name in _LOCALIZED]
+    _check_names(config.class_map, "evaluation.class_map", tables)
     options = {column: result.models[column].get("options", {}) for column in columns}
     if options.get("mask", {}).get("mask_size") == "model":
         raise SourceError(
-            f"predictions {result.uri}: their masks have the network's size; predict with "
-            "mask_size: original to compare them"
+            f"predictions {result.uri}: the masks have the size of the network input; predict "
+            "with mask_size: original to evaluate them"
         )
-    several = bool(options.get("labels", {}).get("multi_label"))
-    several |= truth is not None and truth.is_multi_label
-    return Order(
-        classes={column: there[column] for column in columns},
+    is_multi_label = bool(options.get("labels", {}).get("multi_label"))
+    is_multi_label |= truth is not None and truth.is_multi_label
+    return EvaluationSpec(
+        classes={column: labelled[column] for column in columns},
         class_of={
-            column: match_classes(result.classes[column], there[column], said.class_map, column)
+            column: match_classes(
+                result.classes[column], labelled[column], config.class_map, column
+            )
             for column in columns
         },
-        ks=_top_k(said, result, several) if "labels" in columns else (),
-        is_multi_label=several,
-        ignored=_ignored(said, there),
-        score_threshold=said.score_threshold,
-        iou_threshold=said.iou_threshold,
-        num_replicates=said.bootstrap,
-        seed=said.seed,
+        ks=_top_k(config, result, is_multi_label) if "labels" in columns else (),
+        is_multi_label=is_multi_label,
+        ignored_class=_ignored_class(config, labelled),
+        score_threshold=config.score_threshold,
+        iou_threshold=config.iou_threshold,
+        num_replicates=config.bootstrap,
+        seed=config.seed,
     )
 
 
 def match_classes(
-    predicted: Sequence[str], true: Sequence[str], class_map: dict[str, str | None], column: str
+    predicted: Sequence[str], true: Sequence[str], class_map: Mapping[str, str | None], column: str
 ) -> np.ndarray:  # (P,) int64
-    """Return the true class of each predicted one, by name; −1: its answers are left out.
+    """Return the ground-truth class of each predicted class, by name; −1: it is ignored.
 
     Raises:
-        ConfigError: a predicted class is neither a true one nor in the map.
+        ConfigError: a predicted class is neither a ground-truth class nor in the map.
     """
     number = {name: i for i, name in enumerate(true)}
-    named = [class_map.get(name, name) for name in predicted]
-    strangers = [
-        said for said, name in zip(predicted, named, strict=True) if name and name not in number
+    targets = [class_map.get(name, name) for name in predicted]
+    unknown = [
+        name
+        for name, target in zip(predicted, targets, strict=True)
+        if target and target not in number
     ]
-    if strangers:
-        near = {name: nearest(name, true) for name in strangers[:_MOST]}
-        told = ", ".join(
-            f"{n!r}" + (f" (nearest is {m[0]!r})" if m else "") for n, m in near.items()
+    if unknown:
+        near = {name: nearest(name, true) for name in unknown[:_MAX_NAMED]}
+        listed = ", ".join(
+            f"{name!r}" + (f" (nearest is {matches[0]!r})" if matches else "")
+            for name, matches in near.items()
         )
-        more = f" and {len(strangers) - _MOST} more" if len(strangers) > _MOST else ""
-        meant = (near[strangers[0]] or list(true))[0]
+        more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
+        example = (near[unknown[0]] or list(true))[0]
         raise ConfigError(
-            f"evaluation.class_map: the class tables of column {column!r} differ: predicted are "
-            f"{told}{more}, which the truth does not have; say which true class each of them is, "
-            f"or null to leave its answers out, such as class_map: {{{strangers[0]}: {meant}}}"
+            f"evaluation.class_map: column {column!r} has predicted classes that the truth does "
+            f"not have: {listed}{more}; map each to a class of the truth, or to null to ignore "
+            f"its predictions, such as class_map: {{{unknown[0]}: {example}}}"
         )
-    return np.array([-1 if name is None else number[name] for name in named], np.int64)
+    return np.array([-1 if name is None else number[name] for name in targets], np.int64)
 
 
-def never_predicted(order: Order) -> dict[str, list[str]]:
-    """Return the true classes of each column that no predicted class stands for."""
+def unmatched_classes(spec: EvaluationSpec) -> dict[str, list[str]]:
+    """Return the ground-truth classes of each column that no predicted class is matched to."""
     return {
-        column: [name for k, name in enumerate(names) if not (order.class_of[column] == k).any()]
-        for column, names in order.classes.items()
+        column: [name for k, name in enumerate(names) if not (spec.class_of[column] == k).any()]
+        for column, names in spec.classes.items()
     }
 
 
-def places_of_classes(
-    said: EvaluationConfig, result: Result, truth: GroundTruth | None
+def match_heatmap_classes(
+    config: EvaluationConfig, result: Result, truth: GroundTruth | None
 ) -> dict[str, np.ndarray]:  # column → (P,) int64
-    """Return for boxes and masks of the truth which of their classes each heatmap's class is.
+    """Return the ground-truth class of boxes and masks that each class of the heatmaps matches.
 
-    By name, or as the class map says; −1 for a class that is none of theirs: whether its heatmaps
-    point at the right place is not asked. {} where the truth says of no place.
+    Classes match by name or by the class map. −1: no match; such heatmaps are not compared with
+    boxes or masks. {}: the truth has neither.
 
     Raises:
-        ConfigError: no class has a counterpart and no map was given, or a name of it does not fit.
+        ConfigError: no class matches and there is no map, or a name of the map is unknown.
     """
-    there = {name: truth.classes[name] for name in _PLACES if truth and name in truth.classes}
+    labelled = {n: truth.classes[n] for n in _LOCALIZED if truth and n in truth.classes}
     predicted = result.classes["labels"]
-    own = said.heatmaps.class_map if said.heatmaps else None
-    if own is not None:
-        compared = [(predicted, names) for names in (*there.values(), ())]
-        _check_names(own, "evaluation.heatmaps.class_map", compared)
-    meant = said.class_map if own is None else own
+    heatmap_map = config.heatmaps.class_map if config.heatmaps else None
+    if heatmap_map is not None:
+        tables = [(predicted, names) for names in (*labelled.values(), ())]
+        _check_names(heatmap_map, "evaluation.heatmaps.class_map", tables)
+    class_map = config.class_map if heatmap_map is None else heatmap_map
+    targets = [class_map.get(name, name) for name in predicted]
     class_of = {
-        column: np.array(
-            [names.index(n) if (n := meant.get(one, one)) in names else -1 for one in predicted]
-        )
-        for column, names in there.items()
+        column: np.array([names.index(name) if name in names else -1 for name in targets])
+        for column, names in labelled.items()
     }
-    if own is None and class_of and all((classes < 0).all() for classes in class_of.values()):
-        some = next(iter(there.values()))
+    is_unmatched = class_of and all((classes < 0).all() for classes in class_of.values())
+    if heatmap_map is None and is_unmatched:
+        example = next(iter(labelled.values()))[-1]
         raise ConfigError(
-            f"evaluation.heatmaps.class_map: no predicted class, such as {predicted[0]!r}, is one "
-            f"of the truth's {' or '.join(there)}, such as {some[-1]!r}; say which of them is "
-            f"which, such as class_map: {{{predicted[0]}: {some[-1]}}}, or {{}} for none"
+            f"evaluation.heatmaps.class_map: no predicted class, such as {predicted[0]!r}, is a "
+            f"class of the truth's {' or '.join(labelled)}, such as {example!r}; map them, such "
+            f"as class_map: {{{predicted[0]}: {example}}}, or set class_map: {{}} for no match"
         )
     return class_of
 
 
 def _check_names(
-    class_map: dict[str, str | None],
-    where: str,
-    compared: Sequence[tuple[Sequence[str], Sequence[str]]],  # predicted, true
+    class_map: Mapping[str, str | None],
+    key: str,
+    tables: Sequence[tuple[Sequence[str], Sequence[str]]],  # predicted, true
 ) -> None:
-    known = dict.fromkeys(name for names, _ in compared for name in names)
-    meant = dict.fromkeys(name for _, names in compared for name in names)
+    predicted = dict.fromkeys(name for names, _ in tables for name in names)
+    true = dict.fromkeys(name for _, names in tables for name in names)
     for name, target in class_map.items():
-        if name not in known:
-            raise ConfigError(f"{where}: {name!r} is no predicted class; {offer(name, known)}")
-        if target is not None and target not in meant:
-            raise ConfigError(f"{where}: {target!r} is no true class; {offer(target, meant)}")
+        if name not in predicted:
+            raise ConfigError(f"{key}: {name!r} is no predicted class; {offer(name, predicted)}")
+        if target is not None and target not in true:
+            raise ConfigError(f"{key}: {target!r} is no true class; {offer(target, true)}")
 
 
-def _top_k(said: EvaluationConfig, result: Result, several: bool) -> tuple[int, ...]:
+def _top_k(config: EvaluationConfig, result: Result, is_multi_label: bool) -> tuple[int, ...]:
     num_classes = len(result.classes["labels"])
-    kept = min(result.models["labels"].get("options", {}).get("top_k", num_classes), num_classes)
-    if said.top_k is None or several:
-        return tuple(k for k in _TOP_K if k <= kept)
-    if said.top_k[-1] > kept:
+    options = result.models["labels"].get("options", {})
+    num_stored = min(options.get("top_k", num_classes), num_classes)
+    if config.top_k is None or is_multi_label:
+        return tuple(k for k in _TOP_K if k <= num_stored)
+    if config.top_k[-1] > num_stored:
         raise ConfigError(
-            f"evaluation.top_k: {said.top_k[-1]} is more than the {kept} best classes that the "
-            "result keeps of an image; lower it, or predict with a larger top_k"
+            f"evaluation.top_k: {config.top_k[-1]} is more than the {num_stored} best classes "
+            "that the result stores of each image; lower it, or predict with a larger top_k"
         )
-    return tuple(said.top_k)
+    return tuple(config.top_k)
 
 
-def _ignored(said: EvaluationConfig, there: dict[str, tuple[str, ...]]) -> int | None:
-    if said.ignored_class is None:
+def _ignored_class(config: EvaluationConfig, labelled: Classes) -> int | None:
+    if config.ignored_class is None:
         return None
-    names = there.get("mask", ())
-    if said.ignored_class not in names:
+    names = labelled.get("mask", ())
+    if config.ignored_class not in names:
+        remedy = offer(config.ignored_class, names) if names else "there are no masks; leave it out"
         raise ConfigError(
-            f"evaluation.ignored_class: {said.ignored_class!r} is no class of the true masks; "
-            + (offer(said.ignored_class, names) if names else "there are no masks; leave it out")
+            f"evaluation.ignored_class: {config.ignored_class!r} is no class of the true masks; "
+            + remedy
         )
-    return names.index(said.ignored_class)
+    return names.index(config.ignored_class)
 
 
-def _listed(columns: dict[str, tuple[str, ...]]) -> str:
+def _listed(columns: Classes) -> str:
     return ", ".join(columns) or "no labels"

@@ -1,4 +1,4 @@
-"""Table of evaluation by column: scores, figures, details and pictures."""
+"""Table of evaluations by column: scores, metrics, details and plots."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cvbatch.core.errors import SourceError
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.evaluate import boxes, labels, masks
-from cvbatch.evaluate.join import Piece, read_piece
-from cvbatch.evaluate.metrics_table import Figure, Replicates
-from cvbatch.evaluate.scoring import Order, Scored, ScoredRows
+from cvbatch.evaluate.join import JoinedPart, read_joined_part
+from cvbatch.evaluate.metrics_table import MetricRow, Replicates
+from cvbatch.evaluate.scoring import EvaluationSpec, ScoredRows, Scores
 from cvbatch.images.drawing import to_png
 from cvbatch.metrics.counts import bootstrap_weights
 
@@ -24,116 +24,116 @@ class ColumnEvaluation(NamedTuple):
     """How a column with a class table is evaluated against labels.
 
     Args:
-        score: function of ScoredRows that adds the scores of some images, among them the tally
-            `<column>_tally`.
-        figures: function of (order, scored, replicates) that yields metrics with their intervals.
-        details: function of (order, scored) that returns what metrics.json has beside the figures.
-        pictures: function of (order, scored) that returns (h, w, 3) uint8 RGB by kind of picture.
+        score: function of ScoredRows that adds the metric sums of some images; one of them is the
+            ClassCounts named `<column>_tally`.
+        metric_rows: function of (spec, scores, replicates) that yields metrics with intervals.
+        details: function of (spec, scores) that returns what metrics.json has beside the metrics.
+        plots: function of (spec, scores) that returns (h, w, 3) uint8 RGB by kind of plot.
         leading: metrics that a report shows first.
     """
 
     score: Callable[[ScoredRows], None]
-    figures: Callable[[Order, Scored, Replicates], Iterable[Figure]]
-    details: Callable[[Order, Scored], dict[str, Any]]
-    pictures: Callable[[Order, Scored], dict[str, np.ndarray]]
+    metric_rows: Callable[[EvaluationSpec, Scores, Replicates], Iterable[MetricRow]]
+    details: Callable[[EvaluationSpec, Scores], dict[str, Any]]
+    plots: Callable[[EvaluationSpec, Scores], dict[str, np.ndarray]]
     leading: tuple[str, ...]
 
 
-# In the order of the figures.
+# In the order of the metrics.
 COLUMN_EVALUATIONS: dict[str, ColumnEvaluation] = {
     "labels": ColumnEvaluation(
         labels.score_labels,
-        labels.label_figures,
+        labels.label_metric_rows,
         labels.label_details,
-        labels.label_pictures,
+        labels.label_plots,
         ("accuracy", "mean_average_precision"),
     ),
     "mask": ColumnEvaluation(
         masks.score_masks,
-        masks.mask_figures,
+        masks.mask_metric_rows,
         masks.mask_details,
-        masks.mask_pictures,
+        masks.mask_plots,
         ("mean_iou",),
     ),
     "boxes": ColumnEvaluation(
         boxes.score_boxes,
-        boxes.box_figures,
-        lambda order, scored: {},
-        boxes.box_pictures,
+        boxes.box_metric_rows,
+        lambda spec, scores: {},
+        boxes.box_plots,
         ("ap",),
     ),
 }
 
 
-def score_piece(order: Order, piece: Piece) -> Scored:
-    """Return the scores of a piece's images. A failed row has no predictions.
+def score_part(spec: EvaluationSpec, part: JoinedPart) -> Scores:
+    """Return the scores of the images of a part. A failed row has no predictions.
 
     Raises:
-        SourceError: a file cannot be read any more, or has rows that cvbatch never writes.
+        SourceError: a file cannot be read any more, or has values that cvbatch never writes.
     """
-    columns = list(order.classes)
-    predicted, truth = read_piece(
-        piece, ["image_id", "status", *columns], expand_label_columns(columns)
+    columns = list(spec.classes)
+    predicted, truth = read_joined_part(
+        part, ["image_id", "status", *columns], expand_label_columns(columns)
     )
-    return score_rows(order, predicted, truth, piece.part_uri)
+    return score_rows(spec, predicted, truth, part.part_uri)
 
 
-def score_rows(order: Order, predicted: pa.Table, truth: pa.Table, name: str) -> Scored:
+def score_rows(spec: EvaluationSpec, predicted: pa.Table, truth: pa.Table, name: str) -> Scores:
     """Return the scores of some images.
 
     Args:
-        order: what is scored, and how.
+        spec: columns, classes and options.
         predicted: n rows of a result.
         truth: n rows of labelled data, in the same order.
-        name: where the rows are from, for messages.
+        name: source of the rows, for messages.
 
     Raises:
-        SourceError: they have values that cvbatch never writes.
+        SourceError: the rows have values that cvbatch never writes.
     """
-    names = predicted["image_id"].to_pylist()
-    weights = bootstrap_weights(names, order.num_replicates, order.seed)
+    image_ids = predicted["image_id"].to_pylist()
+    weights = bootstrap_weights(image_ids, spec.num_replicates, spec.seed)
     is_failed = pc.not_equal(predicted["status"], "ok").to_numpy()
-    scored = Scored(failed=[names[i] for i in np.flatnonzero(is_failed)])
-    scored.counts.update(images=len(names), failed=int(is_failed.sum()))
-    rows = ScoredRows(order, predicted, truth, weights, scored)
+    scores = Scores(failed=[image_ids[i] for i in np.flatnonzero(is_failed)])
+    scores.counts.update(images=len(image_ids), failed=int(is_failed.sum()))
+    rows = ScoredRows(spec, predicted, truth, weights, scores)
     try:
         for column, evaluation in COLUMN_EVALUATIONS.items():
-            if column in order.classes:
+            if column in spec.classes:
                 evaluation.score(rows)
     except (ValueError, IndexError, KeyError) as error:
         raise SourceError(f"{name} or its truth is damaged: {error}") from None
-    return scored
+    return scores
 
 
-def figures_of(order: Order, scored: Scored, replicates: Replicates) -> list[Figure]:
-    """Return every figure of the scores, task by task, those over all classes first.
+def metric_rows(spec: EvaluationSpec, scores: Scores, replicates: Replicates) -> list[MetricRow]:
+    """Return all metrics, task by task, those over all classes first.
 
     Args:
-        order: what was scored.
-        scored: scores of all images.
-        replicates: all of those of `cvbatch.evaluate.boxes.resample`, for the intervals of average
-            precision.
+        spec: columns, classes and options.
+        scores: of all images.
+        replicates: all of `cvbatch.evaluate.boxes.bootstrap_average_precision`, for the intervals
+            of average precision.
     """
     return [
-        figure
+        row
         for column, evaluation in COLUMN_EVALUATIONS.items()
-        if column in order.classes
-        for figure in evaluation.figures(order, scored, replicates)
+        if column in spec.classes
+        for row in evaluation.metric_rows(spec, scores, replicates)
     ]
 
 
-def details_of(order: Order, scored: Scored) -> dict[str, dict[str, Any]]:
-    """Return what metrics.json has beside the figures, by task."""
+def metric_details(spec: EvaluationSpec, scores: Scores) -> dict[str, dict[str, Any]]:
+    """Return what metrics.json has beside the metrics, by task."""
     return {
-        CLASS_COLUMNS[column]: COLUMN_EVALUATIONS[column].details(order, scored)
-        for column in order.classes
+        CLASS_COLUMNS[column]: COLUMN_EVALUATIONS[column].details(spec, scores)
+        for column in spec.classes
     }
 
 
-def pictures_of(order: Order, scored: Scored) -> dict[str, bytes]:
-    """Return the pictures by file name, as PNG."""
+def plot_files(spec: EvaluationSpec, scores: Scores) -> dict[str, bytes]:
+    """Return the plots as PNG, by file name."""
     return {
-        f"{kind}_{CLASS_COLUMNS[column]}.png": to_png(picture)
-        for column in order.classes
-        for kind, picture in COLUMN_EVALUATIONS[column].pictures(order, scored).items()
+        f"{kind}_{CLASS_COLUMNS[column]}.png": to_png(plot)
+        for column in spec.classes
+        for kind, plot in COLUMN_EVALUATIONS[column].plots(spec, scores).items()
     }

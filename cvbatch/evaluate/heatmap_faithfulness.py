@@ -1,8 +1,9 @@
-"""How faithful heatmaps are is judged here, image by image, by asking their network again.
+"""Faithfulness of heatmaps: insertion and deletion curves, pointing game and box IoU per image.
 
-Of a heatmap four curves are drawn: its class's score while pixels come into the blurred image in
-the map's order (insertion) or give way to grey (deletion), and both for the same map misplaced at
-random. Where there is a truth, the map's maximum and a box round it are held against that.
+The network runs again on perturbed images. Each heatmap gives four curves of the score of its
+class: pixels are inserted into the blurred image, or replaced by grey (deletion), in the order of
+the heatmap, and of the same map mirrored and shifted at random. With ground truth, the maximum of
+the map and a box around it are compared with boxes or masks of the class.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import numpy as np
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import SourceError
 from cvbatch.core.types import Decoded, Failure, InputKey
-from cvbatch.evaluate.join import Piece, read_piece
+from cvbatch.evaluate.join import JoinedPart, read_joined_part
 from cvbatch.evaluate.perturbation import (
-    blurred,
-    drawing,
-    exchanged,
-    greyed,
-    misplaced,
+    blur,
+    grey_like,
+    mirror_and_shift,
     pixel_order,
+    replace_pixels,
+    seeded_rng,
 )
 from cvbatch.geometry.boxes import iou
 from cvbatch.geometry.resampling import heatmap_to_original, peak_in_original
@@ -40,21 +41,21 @@ from cvbatch.results.parts import MISSING, box_corners, read_images
 from cvbatch.sources.readers import ChunkReader
 
 CURVES = ("insertion", "deletion", "random_insertion", "random_deletion")
-MAX_TILE_BYTES = 64 << 20  # of one image; while it is judged twenty times that are held
-Share = Sequence[Piece]
+MAX_TILE_BYTES = 64 << 20  # of one image; evaluating it takes about twenty times that memory
+ImageGroup = Sequence[JoinedPart]
 _ROW = ("image_id", "width", "height", "heatmaps")
-_SAME_SCORE = 0.002  # within which machines may differ
+_SCORE_TOLERANCE = 0.002  # scores of different machines may differ by this
 
 
 @dataclass(frozen=True)
-class HeatmapOrder:
-    """What is asked of heatmaps, and the network that they are of."""
+class HeatmapSpec:
+    """Options of a heatmap evaluation, and the network of the heatmaps."""
 
     reader: ChunkReader  # of the images of the result
     program: BuiltProgram
-    keys: tuple[InputKey, ...]  # of all models of the job: large JPEGs are read to suit them all
+    keys: tuple[InputKey, ...]  # of all models of the job: they decide how large JPEGs are decoded
     source: SourceConfig
-    timeout_s: float  # that decoding one image may take
+    timeout_s: float  # maximum to decode one image
     class_of: dict[str, np.ndarray]  # boxes, mask → (P,) true class of each predicted one; −1: none
     steps: int
     box_threshold: float
@@ -62,138 +63,155 @@ class HeatmapOrder:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What one heatmap came to; in pairs the second is of the map misplaced at random."""
+class HeatmapScore:
+    """Scores of one heatmap; in pairs, the second value is of the random map."""
 
     image_id: str
     class_id: int
     label: str
     score: float
     curves: np.ndarray  # (4, S + 1) float64, of CURVES
-    is_hit: tuple[float, float]  # the maximum is on the object: 1 or 0; NaN: there is none
-    box_iou: tuple[float, float]  # with the object's box it fits best; NaN: there is none
+    is_hit: tuple[float, float]  # the maximum is on an object of the class: 1 or 0; NaN: no object
+    box_iou: tuple[float, float]  # largest IoU with a box of the class; NaN: no box
     box_xyxy: np.ndarray  # (M, 4) float32, M is 0 or 1
 
 
 @dataclass
-class Judgement:
-    """What the heatmaps of some images came to, and which images could not be judged."""
+class HeatmapScores:
+    """Scores of the heatmaps of some images, and images that cannot be evaluated."""
 
-    judged: list[Judged] = field(default_factory=list)
-    left_out: dict[str, Failure] = field(default_factory=dict)  # by image id
+    scores: list[HeatmapScore] = field(default_factory=list)
+    excluded: dict[str, Failure] = field(default_factory=dict)  # by image id
 
 
-class _Truth(NamedTuple):
-    """Where the objects of one class are in one image."""
+class _Objects(NamedTuple):
+    """Ground-truth objects of one class in one image."""
 
     boxes_xyxy: np.ndarray  # (K, 4)
-    mask: np.ndarray | None  # (h, w) bool; None: not known, or none is there
+    mask: np.ndarray | None  # (h, w) bool; None: no mask, or no pixel of the class
 
     @property
-    def has_object(self) -> bool:
+    def exist(self) -> bool:
         return len(self.boxes_xyxy) > 0 or self.mask is not None
 
 
-def judge_share(order: HeatmapOrder, program: Program, share: Share) -> Judgement:
-    """Return what the heatmaps of some images of the result come to.
+def score_group(spec: HeatmapSpec, program: Program, group: ImageGroup) -> HeatmapScores:
+    """Return the scores of the heatmaps of some images.
 
-    program: of the order, loaded. An image that is gone, changed, cannot be decoded any more or
-    comes to more than `MAX_TILE_BYTES` of tiles is left out and named.
+    An image that is missing, changed, not decodable or larger than `MAX_TILE_BYTES` of tiles is
+    excluded.
+
+    Args:
+        spec: options and network.
+        program: that of the spec, loaded.
+        group: images of the result.
 
     Raises:
-        SourceError: the result or the truth is damaged.
+        SourceError: the result or the ground truth is damaged.
     """
-    found = Judgement()
-    source = order.source
+    result = HeatmapScores()
+    source = spec.source
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg, MAX_TILE_BYTES)
-    with IsolatedDecoder(order.timeout_s) as decode_one:
-        for piece in share:
-            said, truth = read_piece(piece, _ROW, list(order.class_of))
-            truths = truth.to_pylist() if truth.num_columns else [{}] * said.num_rows
-            rows = {row["image_id"]: row for row in said.to_pylist()}
-            known = dict(zip(rows, truths, strict=True))
-            found.left_out |= dict.fromkeys(rows, MISSING)
-            for image in read_images(piece.ref, order.reader, limits.max_bytes, rows):
-                row = rows[image.image_id]
-                decoded = image.failure or decode_one(image.data, order.keys, limits)
-                judged = _judge(order, program, row, known[image.image_id], decoded)
-                if isinstance(judged, Failure):
-                    found.left_out[image.image_id] = judged
+    with IsolatedDecoder(spec.timeout_s) as decode_one:
+        for part in group:
+            predicted, truth = read_joined_part(part, _ROW, list(spec.class_of))
+            labels = truth.to_pylist() if truth.num_columns else [{}] * predicted.num_rows
+            rows = {row["image_id"]: row for row in predicted.to_pylist()}
+            labels_of = dict(zip(rows, labels, strict=True))
+            result.excluded |= dict.fromkeys(rows, MISSING)
+            for image in read_images(part.ref, spec.reader, limits.max_bytes, rows):
+                image_id = image.image_id
+                decoded = image.failure or decode_one(image.data, spec.keys, limits)
+                scores = _score_image(spec, program, rows[image_id], labels_of[image_id], decoded)
+                if isinstance(scores, Failure):
+                    result.excluded[image_id] = scores
                 else:
-                    del found.left_out[image.image_id]
-                    found.judged += judged
-    return found
+                    del result.excluded[image_id]
+                    result.scores += scores
+    return result
 
 
-def _judge(
-    order: HeatmapOrder,
+def _score_image(
+    spec: HeatmapSpec,
     program: Program,
     row: dict[str, Any],
-    truth: dict[str, Any],
+    labels: dict[str, Any],
     decoded: Decoded | Failure,
-) -> list[Judged] | Failure:
+) -> list[HeatmapScore] | Failure:
     if isinstance(decoded, Failure):
         return decoded
     height, width = decoded.height, decoded.width
     if (height, width) != (row["height"], row["width"]):
-        was = f"it is {width} x {height} pixels and was {row['width']} x {row['height']}"
-        return Failure("read", "changed", was)
-    key = order.program.spec.input_key
+        sizes = f"it is {width} x {height} pixels and was {row['width']} x {row['height']}"
+        return Failure("read", "changed", sizes)
+    key = spec.program.spec.input_key
     pixels = decoded.pixels[key]
     placements = tile_placements(height, width, key)
     tiles = pixels if key.tiling is not None else pixels[None]
-    maps = [_values(one) for one in row["heatmaps"]]
-    drawn = [drawing(order.seed, f"{one['class_id']}/{row['image_id']}") for one in row["heatmaps"]]
-    pairs = [(own, misplaced(own, rng)) for own, rng in zip(maps, drawn, strict=True)]
-    orders = [
-        pixel_order(values, placements, rng)
-        for pair, rng in zip(pairs, drawn, strict=True)
-        for values in pair
+    pairs, orders = _maps_and_orders(spec, row, placements)
+    scores = _class_scores(spec, program, _variants(tiles, placements, orders, spec.steps))
+    for heatmap in row["heatmaps"]:
+        score, stored_score = float(scores[0, heatmap["class_id"]]), heatmap["score"]
+        if not abs(score - stored_score) <= _SCORE_TOLERANCE:
+            scores_differ = (
+                f"its score for {heatmap['label']!r} is {score:.4f} and was {stored_score:.4f}"
+            )
+            return Failure("read", "changed", scores_differ)
+    map_placement = placements[0]
+    if len(placements) > 1:  # a heatmap of a tiled image covers the original
+        map_placement = make_placement(height, width, key._replace(resize="stretch", tiling=None))
+    curves = _curves(scores, len(orders), spec.steps).reshape(len(pairs), 4, spec.steps + 1, -1)
+    return [
+        _score_map(spec, row, m, pair, map_placement, labels, curves[m])
+        for m, pair in enumerate(pairs)
     ]
-    scores = _scores(order, program, _variants(tiles, placements, orders, order.steps))
-    for one in row["heatmaps"]:
-        now, was = float(scores[0, one["class_id"]]), one["score"]
-        if not abs(now - was) <= _SAME_SCORE:
-            told = f"its score for {one['label']!r} is {now:.4f} and was {was:.4f}"
-            return Failure("read", "changed", told)
-    seen = placements[0]
-    if len(placements) > 1:  # its maps are over the whole original
-        seen = make_placement(height, width, key._replace(resize="stretch", tiling=None))
-    curves = _curves(scores, len(orders), order.steps).reshape(len(pairs), 4, order.steps + 1, -1)
-    return [_judge_map(order, row, m, pair, seen, truth, curves[m]) for m, pair in enumerate(pairs)]
 
 
-def _judge_map(
-    order: HeatmapOrder,
+def _maps_and_orders(
+    spec: HeatmapSpec, row: dict[str, Any], placements: Sequence[Placement]
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
+    """Return (heatmap, random map), (h, w) each, of each heatmap, and the pixel orders of all."""
+    pairs, orders = [], []
+    for heatmap in row["heatmaps"]:
+        rng = seeded_rng(spec.seed, f"{heatmap['class_id']}/{row['image_id']}")
+        values = _map_values(heatmap)
+        pair = (values, mirror_and_shift(values, rng))
+        pairs.append(pair)
+        orders += [pixel_order(values, placements, rng) for values in pair]
+    return pairs, orders
+
+
+def _score_map(
+    spec: HeatmapSpec,
     row: dict[str, Any],
-    m: int,  # which of the row's heatmaps
-    pair: tuple[np.ndarray, np.ndarray],  # the map, and misplaced
-    seen: Placement,
-    truth: dict[str, Any],
+    m: int,  # index in the heatmaps of the row
+    pair: tuple[np.ndarray, np.ndarray],  # heatmap, random map
+    placement: Placement,
+    labels: dict[str, Any],
     curves: np.ndarray,  # (4, S + 1, C)
-) -> Judged:
-    said, size = row["heatmaps"][m], (row["height"], row["width"])
-    there = _truth_of(order, truth, said["class_id"], size)
-    own, other = (
-        boxes_from_heatmap(heatmap_to_original(values, seen), *size, order.box_threshold)
+) -> HeatmapScore:
+    heatmap, size = row["heatmaps"][m], (row["height"], row["width"])
+    objects = _objects(spec, labels, heatmap["class_id"], size)
+    box, random_box = (
+        boxes_from_heatmap(heatmap_to_original(values, placement), *size, spec.box_threshold)
         for values in pair
     )
-    return Judged(
+    return HeatmapScore(
         image_id=row["image_id"],
-        class_id=said["class_id"],
-        label=said["label"],
-        score=said["score"],
-        curves=curves[..., said["class_id"]].astype(np.float64),
+        class_id=heatmap["class_id"],
+        label=heatmap["label"],
+        score=heatmap["score"],
+        curves=curves[..., heatmap["class_id"]].astype(np.float64),
         is_hit=(
-            _hit(peak_in_original(pair[0], seen), there),
-            _hit(peak_in_original(pair[1], seen), there),
+            _hit(peak_in_original(pair[0], placement), objects),
+            _hit(peak_in_original(pair[1], placement), objects),
         ),
-        box_iou=(_best_iou(own, there), _best_iou(other, there)),
-        box_xyxy=own,
+        box_iou=(_best_iou(box, objects), _best_iou(random_box, objects)),
+        box_xyxy=box,
     )
 
 
-def _values(heatmap: dict[str, Any]) -> np.ndarray:  # (h, w) float32
+def _map_values(heatmap: dict[str, Any]) -> np.ndarray:  # (h, w) float32
     try:
         return np.array(heatmap["values"], np.float32).reshape(heatmap["height"], heatmap["width"])
     except ValueError as error:
@@ -206,12 +224,12 @@ def _variants(
     orders: Sequence[np.ndarray],  # each (P,)
     steps: int,
 ) -> Iterator[np.ndarray]:  # of (T, H, W, 3) uint8
-    """Yield the image, the blurred and the grey one; then for each order what is between them."""
-    vague, grey = blurred(tiles, placements), greyed(tiles)
-    yield from (tiles, vague, grey)
+    """Yield the original, blurred and grey image, then the steps between them for each order."""
+    blurred, grey = blur(tiles, placements), grey_like(tiles)
+    yield from (tiles, blurred, grey)
     for order in orders:
-        yield from exchanged(vague, tiles, order, steps)
-        yield from exchanged(tiles, grey, order, steps)
+        yield from replace_pixels(blurred, tiles, order, steps)
+        yield from replace_pixels(tiles, grey, order, steps)
 
 
 def _curves(
@@ -219,33 +237,33 @@ def _curves(
     num_orders: int,
     steps: int,
 ) -> np.ndarray:  # (N, 2, S + 1, C): insertion, deletion
-    whole, vague, grey = scores[:3]
+    original, blurred, grey = scores[:3]
     between = scores[3:].reshape(num_orders, 2, steps - 1, scores.shape[1])
     curves = np.empty((num_orders, 2, steps + 1, scores.shape[1]), scores.dtype)
     curves[:, :, 1:-1] = between
-    curves[:, 0, 0], curves[:, 0, -1] = vague, whole
-    curves[:, 1, 0], curves[:, 1, -1] = whole, grey
+    curves[:, 0, 0], curves[:, 0, -1] = blurred, original
+    curves[:, 1, 0], curves[:, 1, -1] = original, grey
     return curves
 
 
-def _scores(
-    order: HeatmapOrder, program: Program, variants: Iterable[np.ndarray]
+def _class_scores(
+    spec: HeatmapSpec, program: Program, variants: Iterable[np.ndarray]
 ) -> np.ndarray:  # (V, C)
-    """Return the class scores of V variants of an image; each the best of its tiles'.
+    """Return the class scores of V variants of an image: the maximum over its tiles.
 
-    An image begins a batch of its own, so its scores do not depend on what is judged before it.
+    Every image starts a new batch, so its scores do not depend on other images.
     """
-    size, key = order.program.batch_size, order.program.spec.input_key
+    size, key = spec.program.batch_size, spec.program.spec.input_key
     rows, num_variants = [], 0
 
-    def tiles() -> Iterator[np.ndarray]:
+    def iterate_tiles() -> Iterator[np.ndarray]:
         nonlocal num_variants
         for variant in variants:
             num_variants += 1
             yield from variant
 
-    flow = tiles()
-    while batch := list(islice(flow, size)):
+    tiles = iterate_tiles()
+    while batch := list(islice(tiles, size)):
         pixels = np.zeros((size, key.height, key.width, 3), np.uint8)
         pixels[: len(batch)] = batch
         rows.append(program(pixels)["scores"][: len(batch)].copy())
@@ -254,47 +272,47 @@ def _scores(
     return best
 
 
-def _truth_of(
-    order: HeatmapOrder, truth: dict[str, Any], class_id: int, size: tuple[int, int]
-) -> _Truth:
-    """Return the objects of the true class that a predicted one stands for."""
+def _objects(
+    spec: HeatmapSpec, labels: dict[str, Any], class_id: int, size: tuple[int, int]
+) -> _Objects:
+    """Return the objects of the ground-truth class that a predicted class matches."""
     boxes, mask = np.zeros((0, 4)), None
-    for column, classes in order.class_of.items():
-        true_class, found = int(classes[class_id]), truth.get(column)
-        if true_class < 0 or found is None:
+    for column, classes in spec.class_of.items():
+        true_class, label = int(classes[class_id]), labels.get(column)
+        if true_class < 0 or label is None:
             continue
         if column == "boxes":
-            boxes = box_corners([box for box in found if box["class_id"] == true_class])
-        elif found["bytes"] is not None:
-            is_there = _mask(found["bytes"]) == true_class
-            mask = is_there if is_there.any() and is_there.shape == size else None
-    return _Truth(boxes, mask)
+            boxes = box_corners([box for box in label if box["class_id"] == true_class])
+        elif label["bytes"] is not None:
+            is_class = _decode_mask(label["bytes"]) == true_class
+            mask = is_class if is_class.any() and is_class.shape == size else None
+    return _Objects(boxes, mask)
 
 
-def _mask(png: bytes) -> np.ndarray:  # (h, w) uint8
+def _decode_mask(png: bytes) -> np.ndarray:  # (h, w) uint8
     try:
         return decode_png(png)
     except ValueError as error:
         raise SourceError(f"a mask of the truth is damaged: {error}") from None
 
 
-def _hit(point: tuple[float, float] | None, truth: _Truth) -> float:
-    """Return 1 where the point is in a box of the class, or on its mask if it has no box; else 0.
+def _hit(point: tuple[float, float] | None, objects: _Objects) -> float:
+    """Return 1 if the point is in a box of the class, or, without boxes, on its mask; else 0.
 
-    NaN where the class is not there.
+    NaN if the image has no object of the class.
     """
-    if not truth.has_object:
+    if not objects.exist:
         return float("nan")
     if point is None:
         return 0.0
     x, y = point
-    if len(truth.boxes_xyxy):
-        left, top, right, bottom = truth.boxes_xyxy.T
+    if len(objects.boxes_xyxy):
+        left, top, right, bottom = objects.boxes_xyxy.T
         return float(((left <= x) & (x < right) & (top <= y) & (y < bottom)).any())
-    return float(truth.mask is not None and truth.mask[int(y), int(x)])
+    return float(objects.mask is not None and objects.mask[int(y), int(x)])
 
 
-def _best_iou(box: np.ndarray, truth: _Truth) -> float:  # (M, 4), M is 0 or 1
-    if not len(truth.boxes_xyxy):
+def _best_iou(box: np.ndarray, objects: _Objects) -> float:  # (M, 4), M is 0 or 1
+    if not len(objects.boxes_xyxy):
         return float("nan")
-    return float(iou(box, truth.boxes_xyxy).max(initial=0))
+    return float(iou(box, objects.boxes_xyxy).max(initial=0))

@@ -1,7 +1,7 @@
-"""Evaluate the heatmaps of a result: check, sample, and run their network again.
+"""Evaluate the heatmaps of a result: check it, sample images, and run the network on them again.
 
-Nothing is written here. The network is the program that the prediction stored under its sink, or is
-built again from the prediction's job.
+Nothing is written. The network is the program that the prediction stored in its sink; if it is not
+there, it is compiled again from the job of the prediction.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ from cvbatch.core.progress import Listener
 from cvbatch.core.tasks import TASKS
 from cvbatch.core.types import InputKey
 from cvbatch.distributed.parallel_map import ParallelMap
-from cvbatch.evaluate.heatmap_faithfulness import HeatmapOrder, Judgement, Share, judge_share
-from cvbatch.evaluate.heatmap_metrics import all_of
-from cvbatch.evaluate.join import Piece
+from cvbatch.evaluate.heatmap_faithfulness import (
+    HeatmapScores,
+    HeatmapSpec,
+    ImageGroup,
+    score_group,
+)
+from cvbatch.evaluate.heatmap_metrics import merge_heatmap_scores
+from cvbatch.evaluate.join import JoinedPart
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
     BuildRequest,
@@ -41,60 +46,64 @@ from cvbatch.inference.programs import (
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
 
-_SHARE_IMAGES = 16  # judged by one call: a decoding process and a loaded program for each
+_GROUP_IMAGES = 16  # evaluated by one call, with its own decoding process
 _THREADS = 16
-_SHOWN = 3
+_MAX_NAMED = 3  # images in a message
 _CLASS_OF_HEATMAP = "heatmaps.list.element.class_id"
 
 
-class Subject(NamedTuple):
-    """A result with heatmaps, and what is needed to run their network again."""
+class HeatmapSource(NamedTuple):
+    """A result with heatmaps, and the job and network that made them."""
 
     result: Result
     job: JobConfig
     request: BuildRequest
-    weights_sha256: str  # that the network had
-    keys: tuple[InputKey, ...]  # what all models of the job were fed
+    weights_sha256: str
+    keys: tuple[InputKey, ...]  # of all models of the job
 
 
-def find_subject(result: Result) -> Subject:
-    """Return the job and the network of a result's heatmaps.
+def load_heatmap_source(result: Result) -> HeatmapSource:
+    """Return the job and network of a result with heatmaps.
 
     Raises:
-        SourceError: there are no heatmaps, or nothing says which job made them.
-        ModelError: the model's file is gone.
+        SourceError: the result has no heatmaps, or its job is not stored or not valid.
+        ModelError: the model file is missing.
     """
-    about = result.models.get("labels", {})
-    if not about.get("options", {}).get("heatmap"):
+    metadata = result.models.get("labels", {})
+    if not metadata.get("options", {}).get("heatmap"):
         raise SourceError(
             f"predictions {result.uri}: the result has no heatmaps; predict with heatmap: {{layer: "
             "auto}, or leave out evaluation.heatmaps"
         )
     if "job" not in result.job:
         raise SourceError(
-            f"predictions {result.uri}: its _cvbatch/job.json does not say which job made it, "
+            f"predictions {result.uri}: its _cvbatch/job.json does not contain the job, "
             "because an earlier version wrote it; predict again, into an empty folder"
         )
     try:
         job = JobConfig.model_validate(result.job["job"])
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, first["loc"]))
         raise SourceError(
-            f"predictions {result.uri}: the job in its _cvbatch/job.json is none of this version "
-            f"({where}: {first['msg']}); predict again, into an empty folder"
+            f"predictions {result.uri}: the job in its _cvbatch/job.json is not valid in this "
+            f"version ({key}: {first['msg']}); predict again, into an empty folder"
         ) from None
-    config = next(one for one in job.models if getattr(one, "heatmap", None) is not None)
-    alone = job.model_copy(update={"models": [config]})
-    (request,) = build_requests(alone, [identify(result.storage, config)], result.job["engine"])
-    keys = keys_of(job, result.models)
-    return Subject(result, job, request, about["weights_sha256"], keys)
+    config = next(model for model in job.models if getattr(model, "heatmap", None) is not None)
+    single_model = job.model_copy(update={"models": [config]})
+    (request,) = requests_for(
+        single_model, [identify(result.storage, config)], result.job["engine"]
+    )
+    keys = input_keys(job, result.models)
+    return HeatmapSource(result, job, request, metadata["weights_sha256"], keys)
 
 
-def keys_of(job: JobConfig, models: dict[str, dict[str, Any]]) -> tuple[InputKey, ...]:
-    """Return what a job's models are fed.
+def input_keys(job: JobConfig, models: dict[str, dict[str, Any]]) -> tuple[InputKey, ...]:
+    """Return the distinct input sizes and resize modes of all models of a job.
 
-    models: what the result's files say of the model that filled a column.
+    Args:
+        job: the job of a result.
+        models: metadata of the result: column → its model.
     """
     keys = []
     for config in job.models:
@@ -104,122 +113,120 @@ def keys_of(job: JobConfig, models: dict[str, dict[str, Any]]) -> tuple[InputKey
     return tuple(dict.fromkeys(keys))
 
 
-def have_program(subject: Subject) -> BuiltProgram:
-    """Return the network compiled: as the prediction left it, or built again.
+def load_or_build_program(source: HeatmapSource) -> BuiltProgram:
+    """Return the compiled network: stored by the prediction, or compiled again.
 
     Raises:
-        ModelError: it cannot be built, or is not the one that the result is of.
+        ModelError: it cannot be compiled, or has other weights than that of the result.
     """
-    uri = program_uri(subject.result.uri, subject.request)
-    if subject.result.storage.exists(uri):
-        program = BuiltProgram.from_bytes(subject.result.storage.read_bytes(uri))
+    uri = program_uri(source.result.uri, source.request)
+    storage = source.result.storage
+    if storage.exists(uri):
+        program = BuiltProgram.from_bytes(storage.read_bytes(uri))
     else:
-        (program,) = ProgramBuilder(subject.result.storage, [subject.request]).result()
-    if program.spec.weights_sha256 != subject.weights_sha256:
+        (program,) = ProgramBuilder(storage, [source.request]).result()
+    if program.spec.weights_sha256 != source.weights_sha256:
         raise ModelError(
-            f"model {subject.request.config.model!r} is not the one that made the result "
-            f"{subject.result.uri}: its weights differ; put that file back, or predict again"
+            f"model {source.request.config.model!r} is not the one that made the result "
+            f"{source.result.uri}: its weights differ; restore that file, or predict again"
         )
     return program
 
 
-def choose_shares(
-    subject: Subject, pieces: Sequence[Piece], said: HeatmapsConfig, seed: int
-) -> list[Share]:
-    """Return a sample of the images that have heatmaps, cut into what one call judges.
+def sample_images(
+    source: HeatmapSource, parts: Sequence[JoinedPart], config: HeatmapsConfig, seed: int
+) -> list[ImageGroup]:
+    """Return a sample of the images that have heatmaps, in groups of at most 16.
 
-    Which images are in it follows from the seed and their ids.
+    The sample depends only on the seed and the image ids.
 
     Raises:
-        SourceError: none has any.
+        SourceError: no image has a heatmap.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda piece: _smallest(piece, said.sample, seed), pieces)
-        keyed = ((*one, number) for number, some in enumerate(found) for one in some)
-        chosen = heapq.nsmallest(said.sample, keyed)
+        candidates = pool.map(lambda part: _smallest_hashes(part, config.sample, seed), parts)
+        hashes = ((*item, p) for p, items in enumerate(candidates) for item in items)
+        chosen = heapq.nsmallest(config.sample, hashes)
     if not chosen:
         raise SourceError(
-            f"predictions {subject.result.uri}: no image that is compared has a heatmap; look at "
-            "the rows with status = 'failed'"
+            f"predictions {source.result.uri}: no evaluated image has a heatmap; look at the "
+            "rows with status = 'failed'"
         )
-    places = sorted((number, place) for _, _, place, number in chosen)
-    shares: list[Share] = []
-    for start in range(0, len(places), _SHARE_IMAGES):
-        some = groupby(places[start : start + _SHARE_IMAGES], key=lambda one: one[0])
-        shares.append(
-            [pieces[number].take(np.array([place for _, place in own])) for number, own in some]
-        )
-    return shares
+    sample = sorted((p, row) for _, _, row, p in chosen)
+    groups: list[ImageGroup] = []
+    for start in range(0, len(sample), _GROUP_IMAGES):
+        by_part = groupby(sample[start : start + _GROUP_IMAGES], key=lambda item: item[0])
+        groups.append([parts[p].take(np.array([row for _, row in rows])) for p, rows in by_part])
+    return groups
 
 
-def _smallest(piece: Piece, count: int, seed: int) -> list[tuple[bytes, str, int]]:
-    """Return of the images with heatmaps those whose hashes are smallest: hash, id, place."""
-    rows = take_rows(
-        piece.storage, piece.part_uri, piece.part_row, ["image_id", "status", _CLASS_OF_HEATMAP]
-    )
+def _smallest_hashes(part: JoinedPart, count: int, seed: int) -> list[tuple[bytes, str, int]]:
+    """Return hash, id and row of the images with heatmaps whose hashes are smallest."""
+    columns = ["image_id", "status", _CLASS_OF_HEATMAP]
+    rows = take_rows(part.storage, part.part_uri, part.part_row, columns)
     num_maps = pc.fill_null(pc.list_value_length(rows["heatmaps"]), 0)
-    has_any = pc.and_(pc.equal(rows["status"], "ok"), pc.greater(num_maps, 0)).to_numpy()
-    names = rows["image_id"].to_pylist()
+    has_heatmap = pc.and_(pc.equal(rows["status"], "ok"), pc.greater(num_maps, 0)).to_numpy()
+    ids = rows["image_id"].to_pylist()
     key = seed.to_bytes(8, "little")
     return heapq.nsmallest(
         count,
         (
-            (hashlib.blake2b(names[i].encode(), digest_size=8, key=key).digest(), names[i], i)
-            for i in np.flatnonzero(has_any).tolist()
+            (hashlib.blake2b(ids[i].encode(), digest_size=8, key=key).digest(), ids[i], i)
+            for i in np.flatnonzero(has_heatmap).tolist()
         ),
     )
 
 
-def judge(
-    subject: Subject,
+def evaluate_heatmaps(
+    source: HeatmapSource,
     program: BuiltProgram,
-    shares: Sequence[Share],
-    class_of: dict[str, np.ndarray],
-    said: EvaluationConfig,
-    work: ParallelMap,
-) -> Judgement:
-    """Return what the heatmaps of the sampled images come to.
+    groups: Sequence[ImageGroup],
+    class_of: dict[str, np.ndarray],  # column → (P,) of `match_heatmap_classes`
+    config: EvaluationConfig,
+    workers: ParallelMap,
+) -> HeatmapScores:
+    """Return the scores of the heatmaps of sampled images.
 
     Raises:
-        SourceError: no image is left as the prediction read it.
+        SourceError: no image can be evaluated.
     """
-    asked = said.heatmaps or HeatmapsConfig()
-    order = HeatmapOrder(
-        subject.result.reader,
+    options = config.heatmaps or HeatmapsConfig()
+    spec = HeatmapSpec(
+        source.result.reader,
         program,
-        subject.keys,
-        subject.job.source,
-        subject.job.run.image_timeout_s,
+        source.keys,
+        source.job.source,
+        source.job.run.image_timeout_s,
         class_of,
-        asked.steps,
-        asked.box_threshold,
-        said.seed,
+        options.steps,
+        options.box_threshold,
+        config.seed,
     )
-    what = f"shares of {_SHARE_IMAGES} images with heatmaps judged"
-    found = all_of(list(work.run(judge_there, order, shares, what)))
-    if not found.judged:
-        name, why = next(iter(found.left_out.items()))
+    unit = f"groups of {_GROUP_IMAGES} images with heatmaps evaluated"
+    scores = merge_heatmap_scores(list(workers.run(group_scorer, spec, groups, unit)))
+    if not scores.scores:
+        image_id, failure = next(iter(scores.excluded.items()))
         raise SourceError(
-            f"of {len(found.left_out):,} images with heatmaps none is there as the prediction read "
-            f"it, such as {name!r} ({why.kind}: {why.message}); put them back, or leave out "
+            f"none of {len(scores.excluded):,} sampled images can be evaluated, such as "
+            f"{image_id!r} ({failure.kind}: {failure.message}); restore the files, or leave out "
             "evaluation.heatmaps"
         )
-    _tell(found, work.listener)
-    return found
+    _report_excluded(scores, workers.listener)
+    return scores
 
 
-def judge_there(order: HeatmapOrder) -> Callable[[Share], Judgement]:
-    """Return the evaluation of one share, with the program loaded into this process."""
-    with silent_stderr():  # LiteRT writes about its delegate to the terminal
-        program = order.program.load(1)
-    return partial(judge_share, order, program)
+def group_scorer(spec: HeatmapSpec) -> Callable[[ImageGroup], HeatmapScores]:
+    """Return a function that scores one group, with the program loaded into this process."""
+    with silent_stderr():  # LiteRT prints its delegate
+        program = spec.program.load(1)
+    return partial(score_group, spec, program)
 
 
-def _tell(found: Judgement, listener: Listener) -> None:
-    if found.left_out:
-        names = [f"{name} ({why.kind})" for name, why in found.left_out.items()]
-        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+def _report_excluded(scores: HeatmapScores, listener: Listener) -> None:
+    if scores.excluded:
+        names = [f"{image_id} ({failure.kind})" for image_id, failure in scores.excluded.items()]
+        more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
         listener.say(
-            f"{len(names):,} sampled images are not there as the prediction read them, and their "
-            f"heatmaps are left out: {', '.join(names[:_SHOWN])}{more}"
+            f"{len(names):,} sampled images cannot be evaluated, and their heatmaps are left out: "
+            f"{', '.join(names[:_MAX_NAMED])}{more}"
         )

@@ -1,4 +1,4 @@
-"""What the judgements on heatmaps come to: figures beside those of random maps, curves, boxes."""
+"""Aggregate heatmap scores: metrics compared with random maps, mean curves, heatmap boxes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvbatch.evaluate.heatmap_faithfulness import CURVES, Judged, Judgement
-from cvbatch.evaluate.metrics_table import Figure, make_figure
-from cvbatch.evaluate.perturbation import area_under
-from cvbatch.evaluate.scoring import Order
+from cvbatch.evaluate.heatmap_faithfulness import CURVES, HeatmapScore, HeatmapScores
+from cvbatch.evaluate.metrics_table import MetricRow, bootstrapped_row
+from cvbatch.evaluate.perturbation import area_under_curve
+from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.metrics.base import ratio
 from cvbatch.metrics.counts import bootstrap_weights
 
 METRICS = ("insertion_auc", "deletion_auc", "pointing_game", "box_iou", "box_iou_50")
-_COLUMNS = [f"{who}{metric}" for metric in METRICS for who in ("", "random_")]
+_COLUMNS = [f"{prefix}{metric}" for metric in METRICS for prefix in ("", "random_")]
 _BOXES = pa.schema(
     [
         ("image_id", pa.string()),
@@ -26,80 +26,85 @@ _BOXES = pa.schema(
         ("class_id", pa.int32()),
         ("label", pa.string()),
         ("score", pa.float32()),  # of the class, in the image
-        ("iou", pa.float64()),  # null: the truth has no such box
+        ("iou", pa.float64()),  # null: no ground-truth box of the class
     ]
 )
 
 
-def all_of(parts: Sequence[Judgement]) -> Judgement:
-    """Return the judgements on all images, in the images' order whatever that of the parts."""
-    return Judgement(
+def merge_heatmap_scores(parts: Sequence[HeatmapScores]) -> HeatmapScores:
+    """Return the scores of all images, ordered by image; the order of the parts does not matter."""
+    return HeatmapScores(
         sorted(
-            (one for part in parts for one in part.judged),
-            key=lambda one: (one.image_id, -one.score, one.class_id),
+            (score for part in parts for score in part.scores),
+            key=lambda score: (score.image_id, -score.score, score.class_id),
         ),
-        dict(sorted(item for part in parts for item in part.left_out.items())),
+        dict(sorted(item for part in parts for item in part.excluded.items())),
     )
 
 
-def heatmap_figures(judged: Sequence[Judged], order: Order) -> Iterator[Figure]:
-    """Yield the means over all heatmaps, then over those of each class; images are resampled.
+def heatmap_metric_rows(
+    scores: Sequence[HeatmapScore], spec: EvaluationSpec
+) -> Iterator[MetricRow]:
+    """Yield the means over all heatmaps, then those of each class.
 
-    What no image has a truth for is left out.
+    The intervals resample images. A metric that no image has ground truth for is left out.
     """
-    if not judged:
+    if not scores:
         return
-    values = np.array([_measured(one) for one in judged])  # (M, metrics)
-    weights = bootstrap_weights([one.image_id for one in judged], order.num_replicates, order.seed)
-    labels = np.array([one.label for one in judged])
-    is_given = ~np.isnan(values).all(axis=0)
+    values = np.array([_metric_values(score) for score in scores])  # (M, metrics)
+    image_ids = [score.image_id for score in scores]
+    weights = bootstrap_weights(image_ids, spec.num_replicates, spec.seed)
+    labels = np.array([score.label for score in scores])
+    is_available = ~np.isnan(values).all(axis=0)
     for label in (None, *np.unique(labels).tolist()):
         rows = np.ones(len(labels), bool) if label is None else labels == label
-        for column in np.flatnonzero(is_given):
-            mine, own = values[rows, column], weights[rows]
-            known = ~np.isnan(mine)
-            above = (own[known] * mine[known, None]).sum(axis=0)  # (1 + R,)
-            means = ratio(above, own[known].sum(axis=0))
-            yield make_figure("heatmap", label, _COLUMNS[column], means, int(known.sum()))
+        for column in np.flatnonzero(is_available):
+            class_values, class_weights = values[rows, column], weights[rows]
+            is_defined = ~np.isnan(class_values)
+            defined = class_weights[is_defined]
+            sums = (defined * class_values[is_defined, None]).sum(axis=0)  # (1 + R,)
+            means = ratio(sums, defined.sum(axis=0))
+            count = int(is_defined.sum())
+            yield bootstrapped_row("heatmap", label, _COLUMNS[column], means, count)
 
 
-def _measured(one: Judged) -> list[float]:
-    """Return a heatmap's values of all metrics, NaN where undefined."""
-    inserted, deleted, random_inserted, random_deleted = area_under(one.curves).tolist()
-    over_half = [np.nan if np.isnan(value) else float(value >= 0.5) for value in one.box_iou]
-    pairs = ((inserted, random_inserted), (deleted, random_deleted), one.is_hit, one.box_iou)
-    return [value for pair in (*pairs, over_half) for value in pair]
+def _metric_values(score: HeatmapScore) -> list[float]:
+    """Return the values of `_COLUMNS` for one heatmap, NaN where undefined."""
+    inserted, deleted, random_inserted, random_deleted = area_under_curve(score.curves).tolist()
+    is_over_half = [np.nan if np.isnan(value) else float(value >= 0.5) for value in score.box_iou]
+    pairs = ((inserted, random_inserted), (deleted, random_deleted), score.is_hit, score.box_iou)
+    return [value for pair in (*pairs, is_over_half) for value in pair]
 
 
-def heatmap_details(found: Judgement) -> dict[str, Any]:
-    """Return the mean curves, and why images were left out, as JSON-ready values."""
-    kinds = Counter(f"{why.stage}/{why.kind}" for why in found.left_out.values())
+def heatmap_details(scores: HeatmapScores) -> dict[str, Any]:
+    """Return the mean curves, and counts of excluded images by reason, as JSON-ready values."""
+    kinds = Counter(f"{failure.stage}/{failure.kind}" for failure in scores.excluded.values())
     return {
-        "curves": {name: curve.tolist() for name, curve in mean_curves(found.judged).items()},
+        "curves": {name: curve.tolist() for name, curve in mean_curves(scores.scores).items()},
         "left_out": dict(sorted(kinds.items())),
     }
 
 
-def mean_curves(judged: Sequence[Judged]) -> dict[str, np.ndarray]:  # each (S + 1,)
-    """Return the share of pixels that was exchanged, and the mean of each of `CURVES` there."""
-    mean = np.mean([one.curves for one in judged], axis=0)
+def mean_curves(scores: Sequence[HeatmapScore]) -> dict[str, np.ndarray]:  # each (S + 1,)
+    """Return "share", the share of pixels that is replaced, and the mean of each of `CURVES`."""
+    mean = np.mean([score.curves for score in scores], axis=0)
     share = np.linspace(0, 1, mean.shape[1])
     return {"share": share, **dict(zip(CURVES, mean, strict=True))}
 
 
-def boxes_to_parquet(judged: Sequence[Judged]) -> pa.Buffer:
-    """Return the boxes round the heatmaps as a Parquet file, a box a row."""
+def boxes_to_parquet(scores: Sequence[HeatmapScore]) -> pa.Buffer:
+    """Return the boxes of the heatmaps as a Parquet file, one a row."""
     rows = [
         {
-            "image_id": one.image_id,
+            "image_id": score.image_id,
             **dict(zip(_BOXES.names[1:5], box.tolist(), strict=True)),
-            "class_id": one.class_id,
-            "label": one.label,
-            "score": one.score,
-            "iou": None if np.isnan(one.box_iou[0]) else one.box_iou[0],
+            "class_id": score.class_id,
+            "label": score.label,
+            "score": score.score,
+            "iou": None if np.isnan(score.box_iou[0]) else score.box_iou[0],
         }
-        for one in judged
-        for box in one.box_xyxy
+        for score in scores
+        for box in score.box_xyxy
     ]
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, _BOXES), buffer, store_schema=False)

@@ -1,7 +1,7 @@
-"""Run an evaluation job: check it, join predictions and truth, score the parts, write metrics.
+"""Run an evaluation job: validate it, join predictions and labels, score the parts, write metrics.
 
-Nothing is written before both sides are checked. The sink's `_cvbatch/evaluation.json` says what
-is compared and whether that is complete.
+Nothing is written before both inputs are checked. `_cvbatch/evaluation.json` in the sink records
+what is evaluated and whether the evaluation is complete.
 """
 
 from __future__ import annotations
@@ -24,77 +24,95 @@ from cvbatch.distributed.parallel_map import ParallelMap, stateless
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connected, joins_a_cluster
 from cvbatch.evaluate import boxes, columns, heatmap_metrics, metrics_table, plots
-from cvbatch.evaluate.class_map import make_order, never_predicted, places_of_classes
-from cvbatch.evaluate.heatmap_faithfulness import Judgement, Share
-from cvbatch.evaluate.heatmap_job import Subject, choose_shares, find_subject, have_program, judge
-from cvbatch.evaluate.join import GroundTruth, Joined, find_truth, join, only_predicted
-from cvbatch.evaluate.scoring import Order, Scored, merged
+from cvbatch.evaluate.class_map import (
+    make_evaluation_spec,
+    match_heatmap_classes,
+    unmatched_classes,
+)
+from cvbatch.evaluate.heatmap_faithfulness import HeatmapScores, ImageGroup
+from cvbatch.evaluate.heatmap_job import (
+    HeatmapSource,
+    evaluate_heatmaps,
+    load_heatmap_source,
+    load_or_build_program,
+    sample_images,
+)
+from cvbatch.evaluate.join import (
+    GroundTruth,
+    JoinResult,
+    join,
+    load_ground_truth,
+    predictions_only,
+)
+from cvbatch.evaluate.metrics_table import MetricRow, Replicates
+from cvbatch.evaluate.scoring import EvaluationSpec, Scores, merge_scores
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.results.result import Result
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
 
-_SHOWN = 3  # ids named on the terminal
-_REPLICATES = 10  # drawn by one task
-# Items that are worth a worker: with fewer for each, starting Ray takes longer than the work.
-_PARTS_A_WORKER = 16
-_SHARES_A_WORKER = 2  # of images with heatmaps
-_BOXES = "heatmap_boxes.parquet"
-_CLEARED = (_BOXES, "precision_recall_*.png", "confusion_*.png", plots.CURVES)
+_MAX_NAMED = 3  # ids or classes in a message
+_TASK_REPLICATES = 10  # bootstrap replicates of one task
+# Minimum items for each worker: with fewer, starting Ray takes longer than the work.
+_PARTS_PER_WORKER = 16
+_GROUPS_PER_WORKER = 2  # groups of images with heatmaps
+_BOXES_FILE = "heatmap_boxes.parquet"
+_CLEARED = (_BOXES_FILE, "precision_recall_*.png", "confusion_*.png", plots.CURVES_FILE)
 _UNMATCHED = pa.schema([("image_id", pa.string()), ("side", pa.string()), ("reason", pa.string())])
 
 
 @dataclass
 class EvaluationSummary:
-    """What an evaluation came to."""
+    """Summary of an evaluation."""
 
     sink: str
     fingerprint: str
-    joined_by: str
-    images: dict[str, int]
-    num_chunks_left: int  # of the prediction, when it was compared
-    figures: list[dict[str, Any]] = field(default_factory=list)  # those over all classes
+    joined_by: str  # key of the join
+    images: dict[str, int]  # counts of images
+    num_chunks_left: int  # pending chunks of the prediction
+    figures: list[dict[str, Any]] = field(default_factory=list)  # metrics over all classes
     seconds: float = 0.0
-    is_new: bool = True  # False: it was done before
+    is_new: bool = True  # False: the evaluation was complete before
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
         return asdict(self)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the figures as cells: task, metric, value, 95 % interval, count."""
+        """Return the metrics as table cells: task, metric, value, 95 % interval, count."""
         return [
             (
-                one["task"],
-                one["metric"],
-                _cell(one["value"]),
-                "" if one["low"] is None else f"{one['low']:.4f} to {one['high']:.4f}",
-                f"{one['count']:,}",
+                row["task"],
+                row["metric"],
+                "undefined" if row["value"] is None else f"{row['value']:.4f}",
+                "" if row["low"] is None else f"{row['low']:.4f} to {row['high']:.4f}",
+                f"{row['count']:,}",
             )
-            for one in self.figures
+            for row in self.figures
         ]
 
 
-def _cell(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
-
-
 class _Heatmaps(NamedTuple):
-    """Heatmaps that were found to be in order, and which of them are judged."""
+    """Validated heatmaps, and the sample of images to evaluate."""
 
-    subject: Subject
+    source: HeatmapSource
     class_of: dict[str, np.ndarray]
-    shares: list[Share]
+    groups: list[ImageGroup]
     program: BuiltProgram
 
 
 def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -> EvaluationSummary:
-    """Run the job; return what came of it.
+    """Run a job. A complete evaluation of the same inputs is not repeated.
+
+    Args:
+        job: the job.
+        listener: receives the progress.
+        overwrite: replace another evaluation in the sink.
 
     Raises:
         RefusedError: nothing was written.
-        CvbatchError: stopped midway; the same call begins again.
+        CvbatchError: the job was interrupted; the same call starts it again.
     """
     storage = Storage(job.run.retry_policy)
     with Sink(storage, store.absolute(job.sink.uri), "evaluate", listener.say) as sink:
@@ -106,174 +124,206 @@ def _evaluate(
 ) -> EvaluationSummary:
     started = time.perf_counter()
     result = Result(sink.storage, job.predictions.uri, needs_rows=True)
-    truth = find_truth(sink.storage, job.truth.uri, job.truth.splits) if job.truth else None
-    order = make_order(job.evaluation, result, truth)
-    identity = fingerprint(job, [result.identity, truth.identity if truth else ""])
-    done = sink.open(identity, overwrite=overwrite)
-    if done and done.get("summary"):
-        return EvaluationSummary(**{**done["summary"], "is_new": False})
-    joined = join(result, truth, job.evaluation.join) if truth else only_predicted(result)
-    heatmaps = _find_heatmaps(job, result, truth, joined)
-    _warn(result, order, joined, listener)
-    scored, replicates, judgement = _work(job, sink, order, joined, heatmaps, listener)
-    figures = columns.figures_of(order, scored, replicates)
-    figures += heatmap_metrics.heatmap_figures(judgement.judged, order)
+    truth = None
+    if job.truth:
+        truth = load_ground_truth(sink.storage, job.truth.uri, job.truth.splits)
+    spec = make_evaluation_spec(job.evaluation, result, truth)
+    job_fingerprint = fingerprint(job, [result.identity, truth.identity if truth else ""])
+    state = sink.open(job_fingerprint, overwrite=overwrite)
+    if state and state.get("summary"):
+        return EvaluationSummary(**{**state["summary"], "is_new": False})
+    joined = join(result, truth, job.evaluation.join) if truth else predictions_only(result)
+    heatmaps = _load_heatmaps(job, result, truth, joined)
+    _report_differences(result, spec, joined, listener)
+    scores, replicates, heatmap_scores = _score(job, sink, spec, joined, heatmaps, listener)
+    metrics = columns.metric_rows(spec, scores, replicates)
+    metrics += heatmap_metrics.heatmap_metric_rows(heatmap_scores.scores, spec)
     summary = EvaluationSummary(
         sink.uri,
-        identity,
-        joined.kind,
-        _count_images(scored, joined, judgement if heatmaps else None),
+        job_fingerprint,
+        joined.key,
+        _count_images(scores, joined, heatmap_scores if heatmaps else None),
         result.num_chunks_left,
-        [asdict(figure) for figure in figures if figure.class_name is None],
+        [asdict(row) for row in metrics if row.class_name is None],
     )
-    about = _about(job, result, truth, summary)
+    header = _state(job, result, truth, summary)
     sink.clear(*_CLEARED)
-    sink.write_state({**about, "is_complete": False})
-    for name, data in _files(order, scored, judgement, figures, joined, about):
+    sink.write_state({**header, "is_complete": False})
+    for name, data in _files(spec, scores, heatmap_scores, metrics, joined, header):
         sink.put(name, data)
     summary.seconds = time.perf_counter() - started
-    sink.write_state({**about, "is_complete": True, "summary": summary.as_json()})
+    sink.write_state({**header, "is_complete": True, "summary": summary.as_json()})
     sink.remove_leftovers()
     return summary
 
 
-def _find_heatmaps(
-    job: EvaluateJob, result: Result, truth: GroundTruth | None, joined: Joined
+def _load_heatmaps(
+    job: EvaluateJob, result: Result, truth: GroundTruth | None, joined: JoinResult
 ) -> _Heatmaps | None:
-    """Return the heatmaps that are asked for; None: none are."""
-    said = job.evaluation
-    if said.heatmaps is None:
+    """Return the heatmaps to evaluate; None if the job does not evaluate heatmaps."""
+    config = job.evaluation
+    if config.heatmaps is None:
         return None
-    subject = find_subject(result)
-    class_of = places_of_classes(said, result, truth)
-    shares = choose_shares(subject, joined.pieces, said.heatmaps, said.seed)
-    return _Heatmaps(subject, class_of, shares, have_program(subject))
+    source = load_heatmap_source(result)
+    class_of = match_heatmap_classes(config, result, truth)
+    groups = sample_images(source, joined.parts, config.heatmaps, config.seed)
+    return _Heatmaps(source, class_of, groups, load_or_build_program(source))
 
 
-def _work(
+def _score(
     job: EvaluateJob,
     sink: Sink,
-    order: Order,
-    joined: Joined,
+    spec: EvaluationSpec,
+    joined: JoinResult,
     heatmaps: _Heatmaps | None,
     listener: Listener,
-) -> tuple[Scored, metrics_table.Replicates, Judgement]:
-    """Return all scores, the replicates that are still to be formed, and what heatmaps came to."""
-    pieces = joined.pieces if joined.kind else []
+) -> tuple[Scores, Replicates, HeatmapScores]:
+    """Return the scores of all images, bootstrap replicates, and the scores of heatmaps."""
+    parts = joined.parts if joined.key else []
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        workers = _choose_workers(job, resources, len(pieces), _PARTS_A_WORKER)
-        work = ParallelMap(workers, listener)
-        judging = _judging(job, resources, heatmaps, listener)
-        if work.needs_ray or judging.needs_ray:
+        num_workers = _choose_workers(job, resources, len(parts), _PARTS_PER_WORKER)
+        workers = ParallelMap(num_workers, listener)
+        heatmap_workers = _heatmap_workers(job, resources, heatmaps, listener)
+        if workers.needs_ray or heatmap_workers.needs_ray:
             stack.enter_context(connected())
         sink.acquire()
-        parts_scored = work.run(stateless(columns.score_piece), order, pieces, "parts scored")
-        scored = merged(sink.guarded(parts_scored))
-        replicates: metrics_table.Replicates = {}
-        asked = boxes.resampling_of(order, scored)
-        if asked is not None:
-            numbers = range(1, order.num_replicates + 1)
-            shares = [numbers[i : i + _REPLICATES] for i in range(0, len(numbers), _REPLICATES)]
-            what = "shares of replicates drawn"
-            draws = work.run(stateless(boxes.resample), asked, shares, what)
-            for some in sink.guarded(draws):
-                replicates |= some
+        part_scores = workers.run(stateless(columns.score_part), spec, parts, "parts scored")
+        scores = merge_scores(sink.guarded(part_scores))
+        replicates = _bootstrap(sink, spec, scores, workers)
         if heatmaps is None:
-            return scored, replicates, Judgement()
-        subject, class_of, chosen, program = heatmaps
-        judged = judge(subject, program, chosen, class_of, job.evaluation, judging)
-        return scored, replicates, judged
+            return scores, replicates, HeatmapScores()
+        heatmap_scores = evaluate_heatmaps(
+            heatmaps.source,
+            heatmaps.program,
+            heatmaps.groups,
+            heatmaps.class_of,
+            job.evaluation,
+            heatmap_workers,
+        )
+        return scores, replicates, heatmap_scores
 
 
-def _judging(
+def _bootstrap(
+    sink: Sink, spec: EvaluationSpec, scores: Scores, workers: ParallelMap
+) -> Replicates:
+    """Return bootstrap replicates of average precision; {} without boxes."""
+    replicates: Replicates = {}
+    data = boxes.bootstrap_input(spec, scores)
+    if data is not None:
+        numbers = range(1, spec.num_replicates + 1)
+        ranges = [
+            numbers[i : i + _TASK_REPLICATES] for i in range(0, len(numbers), _TASK_REPLICATES)
+        ]
+        unit = f"groups of {_TASK_REPLICATES} bootstrap replicates computed"
+        call = stateless(boxes.bootstrap_average_precision)
+        for some in sink.guarded(workers.run(call, data, ranges, unit)):
+            replicates |= some
+    return replicates
+
+
+def _heatmap_workers(
     job: EvaluateJob, resources: Resources, heatmaps: _Heatmaps | None, listener: Listener
 ) -> ParallelMap:
-    """Return who judges heatmaps: on a cluster's GPUs where the network runs in TensorFlow."""
+    """Return the workers that evaluate heatmaps; with a GPU each if the engine is TensorFlow."""
     if heatmaps is None:
         return ParallelMap(1, listener)
-    workers = _choose_workers(job, resources, len(heatmaps.shares), _SHARES_A_WORKER)
+    num_workers = _choose_workers(job, resources, len(heatmaps.groups), _GROUPS_PER_WORKER)
     if heatmaps.program.engine != "tensorflow" or resources.num_gpus < 1:
-        return ParallelMap(workers, listener)
-    return ParallelMap(min(workers, int(resources.num_gpus)), listener, gpus=1.0)
+        return ParallelMap(num_workers, listener)
+    num_workers = min(num_workers, int(resources.num_gpus))
+    return ParallelMap(num_workers, listener, gpus=1.0)
 
 
-def _count_images(scored: Scored, joined: Joined, judgement: Judgement | None) -> dict[str, int]:
-    """Return how many images are what; those with heatmaps where these were asked for."""
-    counts = dict(sorted(scored.counts.items()))
-    one_sided = {"no_truth": len(joined.no_truth), "no_prediction": len(joined.no_prediction)}
-    counts |= {**one_sided, "other_splits": joined.num_other_splits}
-    if judgement is None:
+def _count_images(
+    scores: Scores, joined: JoinResult, heatmap_scores: HeatmapScores | None
+) -> dict[str, int]:
+    """Return counts of images; heatmap_scores: None if heatmaps are not evaluated."""
+    counts = dict(sorted(scores.counts.items()))
+    unmatched = {"no_truth": len(joined.no_truth), "no_prediction": len(joined.no_prediction)}
+    counts |= {**unmatched, "other_splits": joined.num_other_splits}
+    if heatmap_scores is None:
         return counts
-    num_judged = len({one.image_id for one in judgement.judged})
-    with_heatmaps = {"heatmaps_judged": num_judged, "heatmaps_left_out": len(judgement.left_out)}
-    return {"images": num_judged, **counts, **with_heatmaps}
+    num_images = len({score.image_id for score in heatmap_scores.scores})
+    with_heatmaps = {
+        "heatmaps_judged": num_images,
+        "heatmaps_left_out": len(heatmap_scores.excluded),
+    }
+    return {"images": num_images, **counts, **with_heatmaps}
 
 
 def _files(
-    order: Order,
-    scored: Scored,
-    judgement: Judgement,
-    figures: Sequence[metrics_table.Figure],
-    joined: Joined,
-    about: dict[str, Any],
+    spec: EvaluationSpec,
+    scores: Scores,
+    heatmap_scores: HeatmapScores,
+    metrics: Sequence[MetricRow],
+    joined: JoinResult,
+    header: dict[str, Any],
 ) -> Iterator[tuple[str, bytes | pa.Buffer]]:
-    """Yield what an evaluation leaves, by name."""
-    yield "metrics.parquet", metrics_table.to_parquet(figures)
-    yield "unmatched.parquet", _unmatched(joined, scored, judgement)
-    yield from columns.pictures_of(order, scored).items()
-    details = columns.details_of(order, scored)
-    if judgement.judged:
-        yield _BOXES, heatmap_metrics.boxes_to_parquet(judgement.judged)
-        yield plots.CURVES, plots.curves_of(heatmap_metrics.mean_curves(judgement.judged))
-        details["heatmap"] = heatmap_metrics.heatmap_details(judgement)
-    told = {key: about[key] for key in ("schema_version", "images", "joined_by", "evaluation")}
-    yield "metrics.json", metrics_table.to_json(figures, told, details)
+    """Yield name and contents of the files of an evaluation."""
+    yield "metrics.parquet", metrics_table.to_parquet(metrics)
+    yield "unmatched.parquet", _unmatched(joined, scores, heatmap_scores)
+    yield from columns.plot_files(spec, scores).items()
+    details = columns.metric_details(spec, scores)
+    if heatmap_scores.scores:
+        yield _BOXES_FILE, heatmap_metrics.boxes_to_parquet(heatmap_scores.scores)
+        mean_curves = heatmap_metrics.mean_curves(heatmap_scores.scores)
+        yield plots.CURVES_FILE, plots.draw_faithfulness_curves(mean_curves)
+        details["heatmap"] = heatmap_metrics.heatmap_details(heatmap_scores)
+    keys = ("schema_version", "images", "joined_by", "evaluation")
+    yield (
+        "metrics.json",
+        metrics_table.to_json(metrics, {key: header[key] for key in keys}, details),
+    )
 
 
 def _choose_workers(
-    job: EvaluateJob, resources: Resources, num_items: int, worth_a_worker: int
+    job: EvaluateJob, resources: Resources, num_items: int, items_per_worker: int
 ) -> int:
-    """Return how many work at once; one alone that joins no cluster needs no Ray."""
-    room = max(1, int(resources.num_cpus))
-    if job.run.workers is not None and job.run.workers > room:
+    """Return the number of workers; 1 needs no Ray unless a cluster was joined."""
+    num_cpus = max(1, int(resources.num_cpus))
+    if job.run.workers is not None and job.run.workers > num_cpus:
         raise ConfigError(
             f"run.workers: {job.run.workers} do not fit a cluster of {resources.num_cpus:g} CPU; "
-            f"{room} would"
+            f"{num_cpus} would"
         )
-    wanted = job.run.workers or min(room, num_items // worth_a_worker)
+    wanted = job.run.workers or min(num_cpus, num_items // items_per_worker)
     return max(1, min(wanted, num_items))
 
 
-def _warn(result: Result, order: Order, joined: Joined, listener: Listener) -> None:
-    """Say what is not compared."""
+def _report_differences(
+    result: Result, spec: EvaluationSpec, joined: JoinResult, listener: Listener
+) -> None:
+    """Report images and classes that are not evaluated."""
     if result.num_chunks_left:
         listener.say(
             f"the prediction is not finished: {result.num_chunks_left:,} of its chunks are not "
             "done, their images count as not predicted"
         )
-    for column, names in never_predicted(order).items():
+    for column, names in unmatched_classes(spec).items():
         if names:
             listener.say(
-                f"{CLASS_COLUMNS[column]}: no predicted class stands for "
-                f"{_named(names, len(names))}; all of it counts as missed"
+                f"{CLASS_COLUMNS[column]}: no predicted class matches "
+                f"{_named(names, len(names))}; these count as missed"
             )
     for ids, lacks in ((joined.no_truth, "no truth"), (joined.no_prediction, "no prediction")):
         if len(ids):
-            shown = _named(ids.slice(0, _SHOWN).to_pylist(), len(ids))
-            listener.say(f"{len(ids):,} images have {lacks} and are left out: {shown}")
+            first = _named(ids.slice(0, _MAX_NAMED).to_pylist(), len(ids))
+            listener.say(f"{len(ids):,} images have {lacks} and are left out: {first}")
     if joined.num_other_splits:
-        listener.say(f"{joined.num_other_splits:,} images are of other splits and are left out")
-    if joined.kind:
-        listener.say(f"{joined.num_images:,} images are on both sides, joined by {joined.kind}")
+        listener.say(f"{joined.num_other_splits:,} images are in other splits and are left out")
+    if joined.key:
+        listener.say(
+            f"{joined.num_images:,} images are predicted and labelled, joined by {joined.key}"
+        )
 
 
 def _named(names: Sequence[str], count: int) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown + (f" and {count - _SHOWN:,} more" if count > _SHOWN else "")
+    first = ", ".join(names[:_MAX_NAMED])
+    return first + (f" and {count - _MAX_NAMED:,} more" if count > _MAX_NAMED else "")
 
 
-def _about(
+def _state(
     job: EvaluateJob, result: Result, truth: GroundTruth | None, summary: EvaluationSummary
 ) -> dict[str, Any]:
     return {
@@ -288,21 +338,25 @@ def _about(
     }
 
 
-def _unmatched(joined: Joined, scored: Scored, judgement: Judgement) -> pa.Buffer:
-    """Return every image that is on one side only, or has no answer, as a Parquet file.
+def _unmatched(joined: JoinResult, scores: Scores, heatmap_scores: HeatmapScores) -> pa.Buffer:
+    """Return the images without labels, predictions or evaluated heatmaps, as a Parquet file.
 
-    Of those whose heatmaps could not be judged the side is that of the originals.
+    For images whose heatmaps cannot be evaluated, the side is "originals".
     """
-    left_out = judgement.left_out
-    kinds = [
+    excluded = heatmap_scores.excluded
+    groups = [
         (joined.no_truth, "predictions", ["no_truth"] * len(joined.no_truth)),
         (joined.no_prediction, "truth", ["no_prediction"] * len(joined.no_prediction)),
-        (pa.array(scored.failed, pa.string()), "predictions", ["failed"] * len(scored.failed)),
-        (pa.array(left_out, pa.string()), "originals", [why.kind for why in left_out.values()]),
+        (pa.array(scores.failed, pa.string()), "predictions", ["failed"] * len(scores.failed)),
+        (
+            pa.array(excluded, pa.string()),
+            "originals",
+            [failure.kind for failure in excluded.values()],
+        ),
     ]
-    ids = pa.chunked_array([one.cast(pa.string()) for one, _, _ in kinds])
-    sides = [side for one, side, _ in kinds for _ in range(len(one))]
-    reasons = [reason for _, _, said in kinds for reason in said]
+    ids = pa.chunked_array([group_ids.cast(pa.string()) for group_ids, _, _ in groups])
+    sides = [side for group_ids, side, _ in groups for _ in range(len(group_ids))]
+    reasons = [reason for _, _, group_reasons in groups for reason in group_reasons]
     buffer = pa.BufferOutputStream()
     table = pa.table([ids, sides, reasons], schema=_UNMATCHED)
     pq.write_table(table, buffer, store_schema=False)

@@ -1,7 +1,7 @@
-"""Join predicted and labelled images by their ids, without reading predictions or labels.
+"""Join predicted and labelled images by a key, without reading predictions or labels.
 
-The key is one of three: the `image_id`; the row, where the labelled Parquet itself was predicted
-and the image's id is `<file>#<row>`; or the file's name.
+The key is the `image_id`; the row, if the labelled Parquet itself was predicted, so that the image
+id is `<file>#<row>`; or the file name.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from cvbatch.results.result import Result
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
-KINDS = ("image_id", "row", "name")
+JOIN_KEYS = ("image_id", "row", "name")
 _THREADS = 16
-_SHOWN = 3
+_MAX_NAMED = 3  # ids of a side in a message
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,22 @@ class GroundTruth:
     image_id: pa.Array  # N, large_string
     file: np.ndarray  # (N,) int32 into uris
     row: np.ndarray  # (N,) int64 in the file
-    is_wanted: np.ndarray  # (N,) bool: of a split that is evaluated
+    is_evaluated: np.ndarray  # (N,) bool: in a split that is evaluated
     identity: str  # SHA-256 of the files' names and sizes
 
 
-class Piece(NamedTuple):
-    """Images of one part of a result, with the places of their labels."""
+class JoinedPart(NamedTuple):
+    """Images of one part of a result, with the locations of their labels."""
 
     storage: Storage
     ref: ChunkRef
     part_uri: str
     part_row: np.ndarray  # (n,) int64
     truth_uris: tuple[str, ...]
-    truth_file: np.ndarray  # (n,) int64 into truth_uris; (0,) without a truth
-    truth_row: np.ndarray  # (n,) int64; (0,) without a truth
+    truth_file: np.ndarray  # (n,) int64 into truth_uris; (0,) without labels
+    truth_row: np.ndarray  # (n,) int64; (0,) without labels
 
-    def take(self, rows: np.ndarray) -> Piece:  # (k,) int64
+    def take(self, rows: np.ndarray) -> JoinedPart:  # (k,) int64
         """Return some of the images."""
         has_truth = len(self.truth_uris) > 0
         return self._replace(
@@ -68,71 +68,74 @@ class Piece(NamedTuple):
         )
 
 
-class Joined(NamedTuple):
-    """The images that are both predicted and labelled, and those that are only one of it."""
+class JoinResult(NamedTuple):
+    """Images that are predicted and labelled, and images that are only one of the two."""
 
-    kind: str  # one of KINDS; "" where there is no truth
-    pieces: list[Piece]
+    key: str  # one of JOIN_KEYS; "" without labels
+    parts: list[JoinedPart]
     no_truth: pa.Array  # ids of predicted images
     no_prediction: pa.Array  # ids of labelled images
-    num_other_splits: int  # predicted images whose labels are of a split that is not evaluated
+    num_other_splits: int  # predicted images in a split that is not evaluated
 
     @property
     def num_images(self) -> int:
-        """Return how many images are on both sides."""
-        return sum(len(piece.part_row) for piece in self.pieces)
+        """Return the number of images that are predicted and labelled."""
+        return sum(len(part.part_row) for part in self.parts)
 
 
-def find_truth(storage: Storage, uris: Sequence[str], splits: Sequence[str] | None) -> GroundTruth:
-    """Return the images of labelled Parquet; no image and no label is read.
+def load_ground_truth(
+    storage: Storage, uris: Sequence[str], splits: Sequence[str] | None
+) -> GroundTruth:
+    """Return ids, splits and classes of labelled Parquet, without its images and labels.
 
     Args:
+        storage: of the files.
         uris: files or folders.
-        splits: that are evaluated; None: all.
+        splits: splits to evaluate; None: all.
 
     Raises:
-        SourceError: there is no such file, the files differ in their classes, or no image is of a
-            split.
+        SourceError: there is no labelled Parquet, its files differ in their classes, or no image
+            is in one of the splits.
     """
-    named = [file for uri in uris for file in list_parquet_files(storage, store.absolute(uri))]
-    if not named:
+    files = [file for uri in uris for file in list_parquet_files(storage, store.absolute(uri))]
+    if not files:
         raise SourceError(
-            f"truth {', '.join(uris)} holds no labelled Parquet; import the data with cvbatch "
+            f"truth {', '.join(uris)} contains no labelled Parquet; import the data with cvbatch "
             "import"
         )
     with ThreadPoolExecutor(_THREADS) as pool:
-        read = list(pool.map(lambda one: _read(storage, one[0]), named))
-    about = read[0][0]
-    for (uri, _), (other, _) in zip(named, read, strict=True):
-        if other != about:
+        contents = list(pool.map(lambda file: _read_ids(storage, file[0]), files))
+    class_tables = contents[0][0]
+    for (uri, _), (other, _) in zip(files, contents, strict=True):
+        if other != class_tables:
             raise SourceError(
-                f"truth: {uri} and {named[0][0]} differ in their columns or classes; import both "
+                f"truth: {uri} and {files[0][0]} differ in their columns or classes; import both "
                 "with the same --classes, or evaluate them one by one"
             )
-    counts = [table.num_rows for _, table in read]
-    split = pa.concat_tables([table for _, table in read])
-    missing = sorted(set(splits or ()) - set(pc.unique(split["split"]).to_pylist()))
+    counts = [ids.num_rows for _, ids in contents]
+    images = pa.concat_tables([ids for _, ids in contents])
+    missing = sorted(set(splits or ()) - set(pc.unique(images["split"]).to_pylist()))
     if missing:
-        known = ", ".join(map(repr, pc.unique(split["split"]).to_pylist())) or "none"
-        raise SourceError(f"truth.splits: no image is of split {missing[0]!r}; there are {known}")
-    is_wanted = np.ones(split.num_rows, bool)
+        known = ", ".join(map(repr, pc.unique(images["split"]).to_pylist())) or "none"
+        raise SourceError(f"truth.splits: no image is in split {missing[0]!r}; there are {known}")
+    is_evaluated = np.ones(images.num_rows, bool)
     if splits:
-        is_wanted = pc.is_in(split["split"], pa.array(splits)).to_numpy()
-    identity = [[uri.rpartition("/")[2], size] for uri, size in named]
+        is_evaluated = pc.is_in(images["split"], pa.array(splits)).to_numpy()
+    identity = [[uri.rpartition("/")[2], size] for uri, size in files]
     return GroundTruth(
-        uris=tuple(uri for uri, _ in named),
-        classes={name: tuple(names) for name, names in about["classes"].items()},
-        is_multi_label=bool(about["is_multi_label"]),
-        image_id=split["image_id"].combine_chunks(),
+        uris=tuple(uri for uri, _ in files),
+        classes={name: tuple(names) for name, names in class_tables["classes"].items()},
+        is_multi_label=bool(class_tables["is_multi_label"]),
+        image_id=images["image_id"].combine_chunks(),
         file=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
         row=np.concatenate([np.arange(count, dtype=np.int64) for count in counts]),
-        is_wanted=is_wanted,
+        is_evaluated=is_evaluated,
         identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
     )
 
 
-def _read(storage: Storage, uri: str) -> tuple[dict[str, Any], pa.Table]:
-    """Return a file's class tables, and the ids and splits of its images."""
+def _read_ids(storage: Storage, uri: str) -> tuple[dict[str, Any], pa.Table]:
+    """Return the class tables of a file, and image_id and split of its images."""
     try:
         with storage.open_input(uri) as source:
             file = pq.ParquetFile(source)
@@ -154,128 +157,129 @@ def _read(storage: Storage, uri: str) -> tuple[dict[str, Any], pa.Table]:
             f"{uri} cannot be read as labelled Parquet ({str(error)[:200]}); import the data again"
         ) from None
     ids = table["image_id"].cast(pa.large_string())
-    about = {"classes": classes, "is_multi_label": metadata["is_multi_label"]}
-    return about, table.set_column(0, "image_id", ids)
+    class_tables = {"classes": classes, "is_multi_label": metadata["is_multi_label"]}
+    return class_tables, table.set_column(0, "image_id", ids)
 
 
-def join(result: Result, truth: GroundTruth, kind: str | None) -> Joined:
-    """Return which predicted image has which labels.
+def join(result: Result, truth: GroundTruth, key: str | None) -> JoinResult:
+    """Join the images of predictions and labels.
 
     Args:
-        result: the predictions; of their rows only the image ids are read.
+        result: the predictions; only image ids are read.
         truth: the labels.
-        kind: one of KINDS; None: image_id or row, the one by which images are common.
+        key: one of JOIN_KEYS; None: image_id or row, whichever finds common images.
 
     Raises:
-        SourceError: no image is on both sides, two of one side have the same key, or the result
-            is damaged.
-        ConfigError: images are common by both kinds.
+        SourceError: no image is predicted and labelled, two images have the same key, or the
+            result is damaged.
+        ConfigError: key is None, and both image_id and row find common images.
     """
     ids_of_parts = result.image_ids()
     ids = pa.chunked_array(ids_of_parts, pa.large_string()).combine_chunks()
-    kind = kind or _common_kind(ids, truth)
-    true_keys, keys = _truth_keys(truth, kind), _keys(ids, kind)
-    for side, own in (("truth", true_keys), ("predictions", keys)):
-        if pc.count_distinct(own).as_py() < len(own):
-            twice = pc.value_counts(own).sort(order="descending", by="counts")[0]["values"]
+    key = key or _common_key(ids, truth)
+    true_keys, keys = _truth_keys(truth, key), _keys(ids, key)
+    for side, values in (("truth", true_keys), ("predictions", keys)):
+        if pc.count_distinct(values).as_py() < len(values):
+            duplicate = pc.value_counts(values).sort(order="descending", by="counts")[0]["values"]
             raise SourceError(
-                f"{side}: {twice} names more than one image; join by another of {', '.join(KINDS)} "
-                "(evaluation.join), or evaluate fewer folders at once"
+                f"{side}: {duplicate} names more than one image; join by another of "
+                f"{', '.join(JOIN_KEYS)} (evaluation.join), or evaluate fewer folders at once"
             )
-    places = pc.fill_null(pc.index_in(keys, value_set=true_keys), -1).to_numpy().astype(np.int64)
-    has_truth = places >= 0
+    index = pc.fill_null(pc.index_in(keys, value_set=true_keys), -1).to_numpy().astype(np.int64)
+    has_truth = index >= 0
     if not has_truth.any():
-        raise _nothing_common(ids, truth, kind)
-    is_scored = has_truth & truth.is_wanted[places]
+        raise _no_common_image(ids, truth, key)
+    is_scored = has_truth & truth.is_evaluated[index]
     if not is_scored.any():
         raise SourceError(
-            "truth.splits: every image that is on both sides is of another split; name the one "
-            "that was predicted"
+            "truth.splits: all images that are predicted and labelled are in other splits; set the "
+            "split that was predicted"
         )
     is_predicted = np.zeros(len(truth.row), bool)
-    is_predicted[places[has_truth]] = True
-    return Joined(
-        kind,
-        _pieces(result, ids_of_parts, truth, np.where(is_scored, places, -1)),
+    is_predicted[index[has_truth]] = True
+    return JoinResult(
+        key,
+        _joined_parts(result, ids_of_parts, truth, np.where(is_scored, index, -1)),
         ids.filter(pa.array(~has_truth)),
-        truth.image_id.filter(pa.array(truth.is_wanted & ~is_predicted)),
+        truth.image_id.filter(pa.array(truth.is_evaluated & ~is_predicted)),
         int((has_truth & ~is_scored).sum()),
     )
 
 
-def only_predicted(result: Result) -> Joined:
-    """Return all predicted images, where there are no labels.
+def predictions_only(result: Result) -> JoinResult:
+    """Return all predicted images, without labels.
 
     Raises:
         SourceError: the result is damaged.
     """
     none = np.zeros(0, np.int64)
-    pieces = [
-        Piece(result.storage, ref, result.uri_of(ref), np.arange(len(ids)), (), none, none)
+    parts = [
+        JoinedPart(result.storage, ref, result.uri_of(ref), np.arange(len(ids)), (), none, none)
         for ref, ids in zip(result.done, result.image_ids(), strict=True)
     ]
     no_ids = pa.array([], pa.large_string())
-    return Joined("", pieces, no_ids, no_ids, 0)
+    return JoinResult("", parts, no_ids, no_ids, 0)
 
 
-def _pieces(
+def _joined_parts(
     result: Result,
     ids_of_parts: Sequence[pa.Array],
     truth: GroundTruth,
-    places: np.ndarray,  # (P,) of each predicted image in the truth; -1: not scored
-) -> list[Piece]:
-    pieces, start = [], 0
+    index: np.ndarray,  # (P,) row of each predicted image in the truth; −1: not evaluated
+) -> list[JoinedPart]:
+    parts, start = [], 0
     for ref, ids in zip(result.done, ids_of_parts, strict=True):
-        own = places[start : start + len(ids)]
+        part_index = index[start : start + len(ids)]
         start += len(ids)
-        rows = np.flatnonzero(own >= 0)
+        rows = np.flatnonzero(part_index >= 0)
         if len(rows):
-            files, file = np.unique(truth.file[own[rows]], return_inverse=True)
+            truth_rows = part_index[rows]
+            files, file = np.unique(truth.file[truth_rows], return_inverse=True)
             uris = tuple(truth.uris[i] for i in files)
-            pieces.append(
-                Piece(
-                    result.storage, ref, result.uri_of(ref), rows, uris, file, truth.row[own[rows]]
+            parts.append(
+                JoinedPart(
+                    result.storage, ref, result.uri_of(ref), rows, uris, file, truth.row[truth_rows]
                 )
             )
-    return pieces
+    return parts
 
 
-def _common_kind(ids: pa.Array, truth: GroundTruth) -> str:
-    """Return the kind of key that finds common images."""
+def _common_key(ids: pa.Array, truth: GroundTruth) -> str:
+    """Return the key that finds common images."""
     shared = [
-        kind
-        for kind in ("image_id", "row")
-        if pc.any(pc.is_in(_keys(ids, kind), value_set=_truth_keys(truth, kind))).as_py()
+        key
+        for key in ("image_id", "row")
+        if pc.any(pc.is_in(_keys(ids, key), value_set=_truth_keys(truth, key))).as_py()
     ]
     if len(shared) > 1:
         raise ConfigError(
             "evaluation.join: images are common by their image_id and by their row in the labelled "
-            "files; say which of the two is meant"
+            "files; set one of the two"
         )
     if not shared:
-        raise _nothing_common(ids, truth, "image_id or row")
+        raise _no_common_image(ids, truth, "image_id or row")
     return shared[0]
 
 
-def _nothing_common(ids: pa.Array, truth: GroundTruth, kind: str) -> SourceError:
+def _no_common_image(ids: pa.Array, truth: GroundTruth, key: str) -> SourceError:
     by_name = pc.is_in(_keys(ids, "name"), value_set=_truth_keys(truth, "name"))
     remedy = "evaluate against the labels of the images that were predicted"
-    if kind != "name" and pc.any(by_name).as_py():
-        remedy = "say evaluation.join: name, as some have the same file name"
-    shown = [", ".join(side.slice(0, _SHOWN).to_pylist()) for side in (ids, truth.image_id)]
+    if key != "name" and pc.any(by_name).as_py():
+        remedy = "set evaluation.join: name, as some have the same file name"
+    shown = [", ".join(side.slice(0, _MAX_NAMED).to_pylist()) for side in (ids, truth.image_id)]
     return SourceError(
-        f"predictions and truth have no image in common by {kind}: predicted are {shown[0]}, ..., "
+        f"predictions and truth have no image in common by {key}: predicted are {shown[0]}, ..., "
         f"labelled are {shown[1]}, ...; {remedy}"
     )
 
 
-def _keys(ids: pa.Array, kind: str) -> pa.Array:
-    return ids if kind == "image_id" else pc.replace_substring_regex(ids, r"^.*/", "")
+def _keys(ids: pa.Array, key: str) -> pa.Array:
+    return ids if key == "image_id" else pc.replace_substring_regex(ids, r"^.*/", "")
 
 
-def _truth_keys(truth: GroundTruth, kind: str) -> pa.Array:
-    if kind != "row":
-        return _keys(truth.image_id, kind)
+def _truth_keys(truth: GroundTruth, key: str) -> pa.Array:
+    if key != "row":
+        return _keys(truth.image_id, key)
     names = pa.array([uri.rpartition("/")[2] for uri in truth.uris], pa.large_string())
     numbers = pa.array(truth.row).cast(pa.large_string())
     return pc.binary_join_element_wise(
@@ -283,23 +287,23 @@ def _truth_keys(truth: GroundTruth, kind: str) -> pa.Array:
     )
 
 
-def read_piece(
-    piece: Piece, columns: Sequence[str], truth_columns: Sequence[str]
+def read_joined_part(
+    part: JoinedPart, columns: Sequence[str], truth_columns: Sequence[str]
 ) -> tuple[pa.Table, pa.Table]:
-    """Return columns of the predicted rows of a piece, and of their labels, in the same order.
+    """Return columns of the predictions of a part, and of its labels, in the same order.
 
-    Where there are no labels, the second table has no columns.
+    Without labels, the second table has no columns.
 
     Raises:
-        SourceError: a file is not what it was when the job began.
+        SourceError: a file has changed since the job started.
     """
-    predicted = take_rows(piece.storage, piece.part_uri, piece.part_row, columns)
-    if not piece.truth_uris:
+    predicted = take_rows(part.storage, part.part_uri, part.part_row, columns)
+    if not part.truth_uris:
         return predicted, predicted.select([])
-    tables, places = [], []
-    for number, uri in enumerate(piece.truth_uris):
-        place = np.flatnonzero(piece.truth_file == number)
-        tables.append(take_rows(piece.storage, uri, piece.truth_row[place], truth_columns))
-        places.append(place)
-    order = np.argsort(np.concatenate(places))
+    tables, positions = [], []
+    for number, uri in enumerate(part.truth_uris):
+        position = np.flatnonzero(part.truth_file == number)
+        tables.append(take_rows(part.storage, uri, part.truth_row[position], truth_columns))
+        positions.append(position)
+    order = np.argsort(np.concatenate(positions))
     return predicted, pa.concat_tables(tables).take(pa.array(order))

@@ -1,4 +1,4 @@
-"""Evaluation of labels: accuracy, top-k, calibration, confusion, or multi-label precision."""
+"""Evaluation of labels: accuracy, top-k, calibration and confusion, or multi-label precision."""
 
 from __future__ import annotations
 
@@ -10,148 +10,181 @@ import numpy as np
 import pyarrow as pa
 
 from cvbatch.evaluate import metrics_table
-from cvbatch.evaluate.metrics_table import Figure, Replicates
+from cvbatch.evaluate.metrics_table import MetricRow, Replicates
 from cvbatch.evaluate.plots import ClassCaptions, draw_confusion, draw_precision_recall
-from cvbatch.evaluate.scoring import Order, Scored, ScoredRows, flatten, values_of
+from cvbatch.evaluate.scoring import (
+    EvaluationSpec,
+    ScoredRows,
+    Scores,
+    flatten_lists,
+    struct_values,
+)
 from cvbatch.metrics.base import nan_mean
 from cvbatch.metrics.classification import Calibration, Confusion, MultiLabelPrecision, TopK
 from cvbatch.metrics.counts import ClassCounts, count_by_class
 
-MAX_CONFUSION_CLASSES = 1000  # beyond, the matrix is larger than all else
+MAX_CONFUSION_CLASSES = 1000  # a larger matrix would dominate metrics.json
 _TASK = "classification"
-_NEVER = np.iinfo(np.int64).max  # a rank that no k reaches
+_UNRANKED = np.iinfo(np.int64).max  # a rank that no k reaches
 _NOT_PREDICTED = -np.finfo(np.float64).max  # score of a class that the result does not list
 
 
 def score_labels(rows: ScoredRows) -> None:
-    """Add the scores of the labels of some images."""
-    (_score_multi_label if rows.order.is_multi_label else _score_single_label)(rows)
+    """Add the metric sums of the labels of some images."""
+    (_score_multi_label if rows.spec.is_multi_label else _score_single_label)(rows)
 
 
 def _predicted(
-    order: Order, column: pa.ChunkedArray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (M,) image index, true class, score
-    """Return the labels in their order; of two predicted for one true class the better one."""
-    structs, image = flatten(column)
-    class_id = order.class_of["labels"][values_of(structs, "class_id")]
-    key = image * len(order.classes["labels"]) + class_id
+    spec: EvaluationSpec, column: pa.ChunkedArray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (M,) image index, ground-truth class, score
+    """Return the labels in their order; if two stand for one ground-truth class, the first."""
+    structs, image_index = flatten_lists(column)
+    class_id = spec.class_of["labels"][struct_values(structs, "class_id")]
+    key = image_index * len(spec.classes["labels"]) + class_id
     _, first = np.unique(key, return_index=True)
     kept = np.sort(first[class_id[first] >= 0])
-    return image[kept], class_id[kept], values_of(structs, "score")[kept].astype(np.float64)
+    scores = struct_values(structs, "score")[kept].astype(np.float64)
+    return image_index[kept], class_id[kept], scores
 
 
 def _score_single_label(rows: ScoredRows) -> None:
-    predicted, truth, num_classes = rows.of("labels")
-    structs, of_image = flatten(truth)
-    is_used = np.bincount(of_image, minlength=len(truth)) == 1
-    rows.scored.counts["classification_unlabelled"] += int((~is_used).sum())
+    predicted, truth, num_classes = rows.column("labels")
+    structs, true_image = flatten_lists(truth)
+    is_used = np.bincount(true_image, minlength=len(truth)) == 1
+    rows.sums.counts["classification_unlabelled"] += int((~is_used).sum())
     true_class = np.full(len(truth), -1)
-    true_class[of_image] = values_of(structs, "class_id")
-    image, class_id, score = _predicted(rows.order, predicted)
-    best = np.full(len(truth), num_classes)  # no class
-    best_score, own_score = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
-    _, first = np.unique(image, return_index=True)
-    best[image[first]], best_score[image[first]] = class_id[first], score[first]
-    is_own = class_id == true_class[image]
-    own_score[image[is_own]] = score[is_own]
-    beaten_by = np.bincount(image[score > own_score[image]], minlength=len(truth))
-    rank = np.where(np.isnan(own_score), _NEVER, beaten_by)
+    true_class[true_image] = struct_values(structs, "class_id")
+    image_index, class_id, score = _predicted(rows.spec, predicted)
+    top_class = np.full(len(truth), num_classes)  # num_classes: no prediction
+    top_score = np.full(len(truth), np.nan)
+    _, first = np.unique(image_index, return_index=True)
+    top_class[image_index[first]], top_score[image_index[first]] = class_id[first], score[first]
+    rank = _true_class_rank(true_class, image_index, class_id, score)
 
     used = np.flatnonzero(is_used)
-    true, answer, ranks, own = true_class[used], best[used], rank[used], rows.weights[used]
-    ks, scores = rows.order.ks, rows.scored.scores
-    scores["top_k"] = TopK.empty(ks).add_ranks(ranks)
+    _add_single_label(rows, true_class[used], top_class[used], rank[used], rows.weights[used])
+    is_hit = top_class[used] == true_class[used]
+    is_predicted = top_class[used] < num_classes
+    is_probability = is_predicted & (top_score[used] >= 0) & (top_score[used] <= 1)
+    rows.sums.counts["scores_outside_0_1"] += int((is_predicted & ~is_probability).sum())
+    rows.sums.metrics["calibration"] = Calibration.empty().add_predictions(
+        is_hit[is_probability], top_score[used][is_probability]
+    )
+
+
+def _true_class_rank(
+    true_class: np.ndarray,  # (n,); −1: none
+    image_index: np.ndarray,  # (M,)
+    class_id: np.ndarray,  # (M,)
+    score: np.ndarray,  # (M,)
+) -> np.ndarray:  # (n,)
+    """Return how many classes of each image score above its true class."""
+    true_score = np.full(len(true_class), np.nan)
+    is_true = class_id == true_class[image_index]
+    true_score[image_index[is_true]] = score[is_true]
+    num_above = np.bincount(image_index[score > true_score[image_index]], minlength=len(true_class))
+    return np.where(np.isnan(true_score), _UNRANKED, num_above)
+
+
+def _add_single_label(
+    rows: ScoredRows,
+    true_class: np.ndarray,  # (n,)
+    top_class: np.ndarray,  # (n,); C: no prediction
+    rank: np.ndarray,  # (n,) of the true class
+    weights: np.ndarray,  # (n, 1 + R)
+) -> None:
+    ks, metrics, num_classes = rows.spec.ks, rows.sums.metrics, rows.column("labels")[2]
+    metrics["top_k"] = TopK.empty(ks).add_ranks(rank)
     if num_classes <= MAX_CONFUSION_CLASSES:
-        scores["confusion"] = Confusion.empty(num_classes).add(true, answer)
-    is_hit, has_answer = answer == true, answer < num_classes
-    every = np.arange(len(used))
-    scores["labels_tally"] = rows.tally(num_classes).add(
-        hits=count_by_class(own, every[is_hit], true[is_hit], num_classes),
-        support=count_by_class(own, every, true, num_classes),
-        predicted=count_by_class(own, every[has_answer], answer[has_answer], num_classes),
+        metrics["confusion"] = Confusion.empty(num_classes).add(true_class, top_class)
+    is_hit, is_predicted = top_class == true_class, top_class < num_classes
+    index = np.arange(len(true_class))
+    metrics["labels_tally"] = rows.empty_counts(num_classes).add(
+        hits=count_by_class(weights, index[is_hit], true_class[is_hit], num_classes),
+        support=count_by_class(weights, index, true_class, num_classes),
+        predicted=count_by_class(
+            weights, index[is_predicted], top_class[is_predicted], num_classes
+        ),
     )
-    at, place = np.nonzero(ranks[:, None] < np.array(ks))
-    whole = np.repeat(own.sum(axis=0)[:, None], len(ks), axis=1)
-    scores["top_k_tally"] = rows.tally(len(ks)).add(
-        hits=count_by_class(own, at, place, len(ks)), support=whole
-    )
-    is_probability = has_answer & (best_score[used] >= 0) & (best_score[used] <= 1)
-    rows.scored.counts["scores_outside_0_1"] += int((has_answer & ~is_probability).sum())
-    scores["calibration"] = Calibration.empty().add_predictions(
-        is_hit[is_probability], best_score[used][is_probability]
+    hit_image, hit_k = np.nonzero(rank[:, None] < np.array(ks))
+    support = np.repeat(weights.sum(axis=0)[:, None], len(ks), axis=1)
+    metrics["top_k_tally"] = rows.empty_counts(len(ks)).add(
+        hits=count_by_class(weights, hit_image, hit_k, len(ks)), support=support
     )
 
 
 def _score_multi_label(rows: ScoredRows) -> None:
-    predicted, truth, num_classes = rows.of("labels")
+    predicted, truth, num_classes = rows.column("labels")
     used = np.flatnonzero(truth.is_valid().to_numpy())
-    rows.scored.counts["classification_unlabelled"] += len(truth) - len(used)
-    structs, of_image = flatten(truth)
+    rows.sums.counts["classification_unlabelled"] += len(truth) - len(used)
+    structs, true_image = flatten_lists(truth)
     is_positive = np.zeros((len(truth), num_classes), bool)
-    is_positive[of_image, values_of(structs, "class_id")] = True
-    image, class_id, score = _predicted(rows.order, predicted)
+    is_positive[true_image, struct_values(structs, "class_id")] = True
+    image_index, class_id, score = _predicted(rows.spec, predicted)
     scores = np.full((len(truth), num_classes), _NOT_PREDICTED)
-    scores[image, class_id] = score
-    is_positive, scores, own = is_positive[used], scores[used], rows.weights[used]
-    rows.scored.scores["precision"] = MultiLabelPrecision.empty(num_classes).add(
-        is_positive, scores
+    scores[image_index, class_id] = score
+    is_positive, scores, weights = is_positive[used], scores[used], rows.weights[used]
+    precision = MultiLabelPrecision.empty(num_classes).add(is_positive, scores)
+    rows.sums.metrics["precision"] = precision
+    is_predicted = scores >= rows.spec.score_threshold
+
+    def count(mask: np.ndarray) -> np.ndarray:  # (n, C) bool → (1 + R, C)
+        image_index, classes = np.nonzero(mask)
+        return count_by_class(weights, image_index, classes, num_classes)
+
+    rows.sums.metrics["labels_tally"] = rows.empty_counts(num_classes).add(
+        count(is_positive & is_predicted), count(is_positive), count(is_predicted)
     )
-    is_predicted = scores >= rows.order.score_threshold
+    rows.sums.counts["classification_images"] += len(used)
 
-    def events(where: np.ndarray) -> np.ndarray:  # (n, C) bool → (1 + R, C)
-        image_index, classes = np.nonzero(where)
-        return count_by_class(own, image_index, classes, num_classes)
 
-    rows.scored.scores["labels_tally"] = rows.tally(num_classes).add(
-        events(is_positive & is_predicted), events(is_positive), events(is_predicted)
+def label_metric_rows(
+    spec: EvaluationSpec, scores: Scores, replicates: Replicates
+) -> Iterator[MetricRow]:
+    """Yield the metrics of labels, those over all classes first."""
+    yield from (_multi_label_rows if spec.is_multi_label else _single_label_rows)(spec, scores)
+
+
+def _multi_label_rows(spec: EvaluationSpec, scores: Scores) -> Iterator[MetricRow]:
+    counts = scores.metric("labels_tally", ClassCounts)
+    num_images = scores.counts["classification_images"]
+    values = scores.metric("precision", MultiLabelPrecision).average_precision
+    yield metrics_table.metric_row(
+        _TASK, None, "mean_average_precision", nan_mean(values), num_images
     )
-    rows.scored.counts["classification_images"] += len(used)
-
-
-def label_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterator[Figure]:
-    """Yield the figures of labels, those over all classes first."""
-    yield from (_multi_label if order.is_multi_label else _single_label)(order, scored)
-
-
-def _multi_label(order: Order, scored: Scored) -> Iterator[Figure]:
-    tally = scored.score("labels_tally", ClassCounts)
-    count = scored.counts["classification_images"]
-    values = scored.score("precision", MultiLabelPrecision).average_precision
-    yield metrics_table.plain_figure(_TASK, None, "mean_average_precision", nan_mean(values), count)
-    yield from metrics_table.averages(
-        _TASK, tally, (*metrics_table.MICRO, *metrics_table.AVERAGES), count
+    yield from metrics_table.overall_rows(
+        _TASK, counts, (*metrics_table.MICRO, *metrics_table.AVERAGES), num_images
     )
-    for k, name in enumerate(order.classes["labels"]):
-        support = int(tally.support[0, k])
-        yield metrics_table.plain_figure(
-            _TASK, name, "average_precision", float(values[k]), support
-        )
-        yield from metrics_table.of_class(_TASK, tally, name, k, metrics_table.RATIOS)
+    for k, name in enumerate(spec.classes["labels"]):
+        support = int(counts.support[0, k])
+        yield metrics_table.metric_row(_TASK, name, "average_precision", float(values[k]), support)
+        yield from metrics_table.class_rows(_TASK, counts, name, k, metrics_table.RATIOS)
 
 
-def _single_label(order: Order, scored: Scored) -> Iterator[Figure]:
-    tally = scored.score("labels_tally", ClassCounts)
-    top_k = scored.score("top_k", TopK)
-    yield from metrics_table.averages(_TASK, tally, ("accuracy",), top_k.num_images)
-    hits = scored.score("top_k_tally", ClassCounts).per_class()["recall"]
-    for place, k in enumerate(top_k.ks):
-        yield metrics_table.make_figure(_TASK, None, f"top_{k}", hits[:, place], top_k.num_images)
-    yield from metrics_table.averages(_TASK, tally, metrics_table.AVERAGES, top_k.num_images)
-    calibration = scored.score("calibration", Calibration)
-    if not scored.counts["scores_outside_0_1"]:  # scores that are logits have no calibration
+def _single_label_rows(spec: EvaluationSpec, scores: Scores) -> Iterator[MetricRow]:
+    counts = scores.metric("labels_tally", ClassCounts)
+    top_k = scores.metric("top_k", TopK)
+    num_images = top_k.num_images
+    yield from metrics_table.overall_rows(_TASK, counts, ("accuracy",), num_images)
+    hits = scores.metric("top_k_tally", ClassCounts).per_class()["recall"]
+    for column, k in enumerate(top_k.ks):
+        yield metrics_table.bootstrapped_row(_TASK, None, f"top_{k}", hits[:, column], num_images)
+    yield from metrics_table.overall_rows(_TASK, counts, metrics_table.AVERAGES, num_images)
+    calibration = scores.metric("calibration", Calibration)
+    if not scores.counts["scores_outside_0_1"]:  # scores that are logits have no calibration
+        num_predictions = int(calibration.counts.sum())
         for metric, error in calibration.as_dict().items():
-            count = int(calibration.counts.sum())
-            yield metrics_table.plain_figure(_TASK, None, metric, error, count)
-    for k, name in enumerate(order.classes["labels"]):
-        yield from metrics_table.of_class(_TASK, tally, name, k, metrics_table.RATIOS)
+            yield metrics_table.metric_row(_TASK, None, metric, error, num_predictions)
+    for k, name in enumerate(spec.classes["labels"]):
+        yield from metrics_table.class_rows(_TASK, counts, name, k, metrics_table.RATIOS)
 
 
-def label_details(order: Order, scored: Scored) -> dict[str, Any]:
-    """Return the confusion counts and the bins of the calibration, those that were scored."""
-    details = metrics_table.confusion_counts(
-        scored.scores.get("confusion"), order.classes["labels"]
+def label_details(spec: EvaluationSpec, scores: Scores) -> dict[str, Any]:
+    """Return the confusion matrix and the bins of the calibration, if computed."""
+    details = metrics_table.confusion_details(
+        scores.metrics.get("confusion"), spec.classes["labels"]
     )
-    calibration = scored.scores.get("calibration")
+    calibration = scores.metrics.get("calibration")
     if isinstance(calibration, Calibration):
         bins = calibration.per_bin().items()
         details["calibration"] = {key: _with_nulls(values) for key, values in bins}
@@ -162,15 +195,15 @@ def _with_nulls(values: np.ndarray) -> list[float | None]:  # (B,)
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def label_pictures(order: Order, scored: Scored) -> dict[str, np.ndarray]:
-    """Return curves of precision over recall, or the confusion matrix, by kind of picture."""
-    names, pictures = order.classes["labels"], {}
-    precision = scored.scores.get("precision")
+def label_plots(spec: EvaluationSpec, scores: Scores) -> dict[str, np.ndarray]:
+    """Return precision-recall curves or the confusion matrix, by kind of plot."""
+    names, plots = spec.classes["labels"], {}
+    precision = scores.metrics.get("precision")
     if isinstance(precision, MultiLabelPrecision):
         support = np.bincount(precision.class_id, precision.num_positive, precision.num_classes)
         captions = ClassCaptions("AP", precision.average_precision, support.astype(int), names)
-        pictures["precision_recall"] = draw_precision_recall(precision.curve, captions)
-    confusion = scored.scores.get("confusion")
+        plots["precision_recall"] = draw_precision_recall(precision.curve, captions)
+    confusion = scores.metrics.get("confusion")
     if isinstance(confusion, Confusion):
-        pictures["confusion"] = draw_confusion(confusion, names)
-    return pictures
+        plots["confusion"] = draw_confusion(confusion, names)
+    return plots

@@ -1,4 +1,4 @@
-"""Evaluation of masks: pixel accuracy, IoU and confusion of classes, pixel by pixel."""
+"""Evaluation of masks: pixel accuracy, IoU and confusion matrix, counted in pixels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.evaluate import metrics_table
-from cvbatch.evaluate.metrics_table import Figure, Replicates
+from cvbatch.evaluate.metrics_table import MetricRow, Replicates
 from cvbatch.evaluate.plots import draw_confusion
-from cvbatch.evaluate.scoring import Order, Scored, ScoredRows
+from cvbatch.evaluate.scoring import EvaluationSpec, ScoredRows, Scores
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.classification import Confusion
 from cvbatch.metrics.counts import ClassCounts, count_by_class
@@ -20,45 +21,57 @@ _TASK = "segmentation"
 
 
 def score_masks(rows: ScoredRows) -> None:
-    """Add the scores of the masks of some images; a mask of another size counts as missing."""
-    predicted, truth, num_classes = rows.of("mask")
-    counts = rows.scored.counts
-    lut = np.full(256, num_classes, np.uint8)  # no class
-    class_of = rows.order.class_of["mask"]
+    """Add the metric sums of the masks of some images.
+
+    A predicted mask that differs in size from the ground truth counts as missing.
+    """
+    predicted, truth, num_classes = rows.column("mask")
+    image_counts = rows.sums.counts
+    class_of = rows.spec.class_of["mask"]
+    lut = np.full(256, num_classes, np.uint8)  # num_classes: no prediction
     lut[: len(class_of)] = np.where(class_of < 0, num_classes, class_of)
-    total = Confusion.empty(num_classes)
-    tally = rows.tally(num_classes)
-    image, classes = np.zeros(num_classes, np.int64), np.arange(num_classes)
-    for i, (answer, true) in enumerate(zip(predicted, truth, strict=True)):
-        true_png = true["bytes"].as_py() if true.is_valid else None
+    confusion = Confusion.empty(num_classes)
+    class_counts = rows.empty_counts(num_classes)
+    image_index, classes = np.zeros(num_classes, np.int64), np.arange(num_classes)
+    for i, (prediction, label) in enumerate(zip(predicted, truth, strict=True)):
+        true_png = label["bytes"].as_py() if label.is_valid else None
         if true_png is None:
-            counts["segmentation_unlabelled"] += 1
+            image_counts["segmentation_unlabelled"] += 1
             continue
-        mask = decode_png(true_png)
-        answered = np.full(mask.shape, num_classes, np.uint8)
-        if answer.is_valid:
-            stored = decode_png(answer["bytes"].as_py())
-            if stored.shape == mask.shape:
-                answered = lut[stored]
-            else:
-                counts["mask_size_differs"] += 1
-        pixels = _pixel_counts(mask, answered, num_classes, rows.order.ignored)
-        total = total.add_counts(pixels)
-        own = rows.weights[i : i + 1]
+        true_mask = decode_png(true_png)
+        mask = _predicted_mask(prediction, true_mask.shape, lut)
+        if mask is None:
+            image_counts["mask_size_differs"] += 1
+            mask = np.full(true_mask.shape, num_classes, np.uint8)
+        pixels = _confusion_counts(true_mask, mask, num_classes, rows.spec.ignored_class)
+        confusion = confusion.add_counts(pixels)
+        weights = rows.weights[i : i + 1]
         amounts = (np.diagonal(pixels), pixels.sum(axis=1), pixels[:, :-1].sum(axis=0))
-        tally = tally.add(
-            *(count_by_class(own, image, classes, num_classes, amount) for amount in amounts)
+        class_counts = class_counts.add(
+            *(count_by_class(weights, image_index, classes, num_classes, a) for a in amounts)
         )
-        counts["segmentation_images"] += 1
-    rows.scored.scores["pixels"] = total
-    rows.scored.scores["mask_tally"] = tally
+        image_counts["segmentation_images"] += 1
+    rows.sums.metrics["pixels"] = confusion
+    rows.sums.metrics["mask_tally"] = class_counts
 
 
-def _pixel_counts(
+def _predicted_mask(
+    prediction: pa.StructScalar,
+    shape: tuple[int, ...],  # (h, w) of the ground truth
+    lut: np.ndarray,  # (256,) uint8 predicted → ground-truth class; C: no prediction
+) -> np.ndarray | None:  # (h, w) uint8
+    """Return a mask in ground-truth classes; None if its size differs."""
+    if not prediction.is_valid:
+        return np.full(shape, lut[-1], np.uint8)
+    mask = decode_png(prediction["bytes"].as_py())
+    return lut[mask] if mask.shape == shape else None
+
+
+def _confusion_counts(
     truth: np.ndarray,  # (h, w) uint8
-    predicted: np.ndarray,  # (h, w) uint8, num_classes: none
+    predicted: np.ndarray,  # (h, w) uint8; C: no prediction
     num_classes: int,
-    ignored: int | None,
+    ignored_class: int | None,
 ) -> np.ndarray:  # (C, C + 1) int64
     pairs = truth.astype(np.uint16) << 8 | predicted
     counts = np.bincount(pairs.reshape(-1), minlength=1 << 16).reshape(256, 256)
@@ -66,29 +79,32 @@ def _pixel_counts(
         wrong = int(np.flatnonzero(counts[num_classes:VOID_CLASS].any(axis=1))[0]) + num_classes
         raise ValueError(f"a mask has class {wrong}, and its table ends at {num_classes - 1}")
     counts = counts[:num_classes, : num_classes + 1]
-    if ignored is not None:
-        counts[ignored] = 0
+    if ignored_class is not None:
+        counts[ignored_class] = 0
     return counts
 
 
-def mask_figures(order: Order, scored: Scored, replicates: Replicates) -> Iterator[Figure]:
-    """Yield the figures of masks, those over all classes first."""
-    tally = scored.score("mask_tally", ClassCounts)
-    num_pixels = int(tally.support[0].sum())
-    overall = tally.overall()
-    yield metrics_table.make_figure(_TASK, None, "pixel_accuracy", overall["accuracy"], num_pixels)
-    yield from metrics_table.averages(
-        _TASK, tally, ("mean_iou", *metrics_table.AVERAGES), num_pixels
+def mask_metric_rows(
+    spec: EvaluationSpec, scores: Scores, replicates: Replicates
+) -> Iterator[MetricRow]:
+    """Yield the metrics of masks, those over all classes first."""
+    counts = scores.metric("mask_tally", ClassCounts)
+    num_pixels = int(counts.support[0].sum())
+    accuracy = counts.overall()["accuracy"]
+    yield metrics_table.bootstrapped_row(_TASK, None, "pixel_accuracy", accuracy, num_pixels)
+    yield from metrics_table.overall_rows(
+        _TASK, counts, ("mean_iou", *metrics_table.AVERAGES), num_pixels
     )
-    for k, name in enumerate(order.classes["mask"]):
-        yield from metrics_table.of_class(_TASK, tally, name, k, ("iou", *metrics_table.RATIOS))
+    for k, name in enumerate(spec.classes["mask"]):
+        metrics = ("iou", *metrics_table.RATIOS)
+        yield from metrics_table.class_rows(_TASK, counts, name, k, metrics)
 
 
-def mask_details(order: Order, scored: Scored) -> dict[str, Any]:
-    """Return the confusion counts, in pixels."""
-    return metrics_table.confusion_counts(scored.scores["pixels"], order.classes["mask"])
+def mask_details(spec: EvaluationSpec, scores: Scores) -> dict[str, Any]:
+    """Return the confusion matrix, in pixels."""
+    return metrics_table.confusion_details(scores.metrics["pixels"], spec.classes["mask"])
 
 
-def mask_pictures(order: Order, scored: Scored) -> dict[str, np.ndarray]:
-    """Return the confusion matrix, by kind of picture."""
-    return {"confusion": draw_confusion(scored.score("pixels", Confusion), order.classes["mask"])}
+def mask_plots(spec: EvaluationSpec, scores: Scores) -> dict[str, np.ndarray]:
+    """Return the confusion matrix, by kind of plot."""
+    return {"confusion": draw_confusion(scores.metric("pixels", Confusion), spec.classes["mask"])}

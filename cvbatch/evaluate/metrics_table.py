@@ -1,4 +1,4 @@
-"""Metrics of an evaluation as a table: one figure a row, with its interval and its count."""
+"""Table of metrics (metrics.parquet, metrics.json): value, 95 % interval and count of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cvbatch.metrics.base import Metric
 from cvbatch.metrics.classification import Confusion
 from cvbatch.metrics.counts import ClassCounts, percentile_interval
 
-Replicates = dict[int, dict[str, np.ndarray]]  # number → metric → (C,)
+Replicates = dict[int, dict[str, np.ndarray]]  # number of the replicate → metric → (C,)
 _SCHEMA = pa.schema(
     [
         ("task", pa.string()),
@@ -29,84 +29,89 @@ _SCHEMA = pa.schema(
     ]
 )
 RATIOS = ("precision", "recall", "f1")
-AVERAGES = [f"{how}_{what}" for how in ("macro", "weighted") for what in RATIOS]
-MICRO = [f"micro_{what}" for what in RATIOS]
+AVERAGES = [f"{average}_{metric}" for average in ("macro", "weighted") for metric in RATIOS]
+MICRO = [f"micro_{metric}" for metric in RATIOS]
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One number, and how sure it is."""
+class MetricRow:
+    """One metric with its 95 % bootstrap interval."""
 
     task: str
     class_name: str | None  # None: over all classes
     metric: str
     value: float | None  # None: undefined
-    low: float | None  # the 95 % interval; None: there is none
+    low: float | None  # None: no interval
     high: float | None
-    count: int  # images, objects or pixels it is about
+    count: int  # images, objects or pixels behind the value
 
 
-def plain_figure(
+def metric_row(
     task: str, class_name: str | None, metric: str, value: float | None, count: int
-) -> Figure:
-    """Return a figure without an interval; value: NaN is undefined, as None is."""
-    known = None if value is None or math.isnan(value) else float(value)
-    return Figure(task, class_name, metric, known, None, None, count)
+) -> MetricRow:
+    """Return a row without an interval; `value` is None or NaN if undefined."""
+    defined = None if value is None or math.isnan(value) else float(value)
+    return MetricRow(task, class_name, metric, defined, None, None, count)
 
 
-def with_interval(figure: Figure, values: np.ndarray) -> Figure:  # (1 + R,)
-    """Return a figure with its interval; values: of the images, then of each replicate."""
-    ends = None if figure.value is None else percentile_interval(values)
-    return figure if ends is None else replace(figure, low=ends[0], high=ends[1])
+def with_interval(row: MetricRow, values: np.ndarray) -> MetricRow:  # (1 + R,)
+    """Return the row with its interval; `values`: of the images, then of each replicate."""
+    ends = None if row.value is None else percentile_interval(values)
+    return row if ends is None else replace(row, low=ends[0], high=ends[1])
 
 
-def make_figure(
+def bootstrapped_row(
     task: str,
     class_name: str | None,
     metric: str,
     values: np.ndarray,  # (1 + R,)
     count: int,
-) -> Figure:
-    """Return a figure with its interval.
+) -> MetricRow:
+    """Return a row with its interval.
 
     Args:
-        task: whose metric it is.
+        task: task of the metric.
         class_name: None: over all classes.
-        metric: its name.
-        values: of the images, then of each replicate of them; NaN: undefined.
-        count: images, objects or pixels that it is about.
+        metric: name of the metric.
+        values: of the images, then of each replicate; NaN: undefined.
+        count: images, objects or pixels behind the value.
     """
-    return with_interval(plain_figure(task, class_name, metric, float(values[0]), count), values)
+    return with_interval(metric_row(task, class_name, metric, float(values[0]), count), values)
 
 
-def averages(task: str, tally: ClassCounts, metrics: Sequence[str], count: int) -> Iterator[Figure]:
-    """Yield metrics of a tally over all classes, with their intervals."""
-    overall = tally.overall()
+def overall_rows(
+    task: str, counts: ClassCounts, metrics: Sequence[str], num_items: int
+) -> Iterator[MetricRow]:
+    """Yield metrics over all classes, with their intervals."""
+    overall = counts.overall()
     for metric in metrics:
-        yield make_figure(task, None, metric, overall[metric], count)
+        yield bootstrapped_row(task, None, metric, overall[metric], num_items)
 
 
-def of_class(
-    task: str, tally: ClassCounts, name: str, k: int, metrics: Sequence[str]
-) -> Iterator[Figure]:
-    """Yield metrics of class `k` of a tally, with their intervals."""
-    figures = tally.per_class()
+def class_rows(
+    task: str, counts: ClassCounts, name: str, k: int, metrics: Sequence[str]
+) -> Iterator[MetricRow]:
+    """Yield metrics of class `k`, with their intervals."""
+    per_class = counts.per_class()
     for metric in metrics:
-        yield make_figure(task, name, metric, figures[metric][:, k], int(tally.support[0, k]))
+        values = per_class[metric][:, k]
+        yield bootstrapped_row(task, name, metric, values, int(counts.support[0, k]))
 
 
-def confusion_counts(score: Metric | None, names: Sequence[str]) -> dict[str, Any]:
-    """Return the counts of a confusion as details of metrics.json; {} where it was not scored."""
-    if not isinstance(score, Confusion):
+def confusion_details(confusion: Metric | None, names: Sequence[str]) -> dict[str, Any]:
+    """Return a confusion matrix as details of metrics.json; {} if there is none.
+
+    Rows are ground-truth classes; the last column counts images or pixels without a prediction.
+    """
+    if not isinstance(confusion, Confusion):
         return {}
-    # rows: true class; last column: no class predicted
-    return {"confusion": {"classes": list(names), "counts": score.counts.tolist()}}
+    return {"confusion": {"classes": list(names), "counts": confusion.counts.tolist()}}
 
 
-def to_parquet(figures: Sequence[Figure]) -> pa.Buffer:
-    """Return the figures as a Parquet file, a figure a row."""
+def to_parquet(rows: Sequence[MetricRow]) -> pa.Buffer:
+    """Return the metrics as a Parquet file, one a row."""
     names = [item if item != "class" else "class_name" for item in _SCHEMA.names]
-    columns = [[getattr(figure, name) for figure in figures] for name in names]
+    columns = [[getattr(row, name) for row in rows] for name in names]
     arrays = [pa.array(c, kind) for c, kind in zip(columns, _SCHEMA.types, strict=True)]
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table(arrays, schema=_SCHEMA), buffer, store_schema=False)
@@ -114,26 +119,26 @@ def to_parquet(figures: Sequence[Figure]) -> pa.Buffer:
 
 
 def to_json(
-    figures: Sequence[Figure],
-    about: dict[str, Any],
+    rows: Sequence[MetricRow],
+    header: dict[str, Any],
     details: dict[str, dict[str, Any]],
 ) -> bytes:
-    """Return the figures by task and class.
+    """Return the metrics by task and class.
 
     Args:
-        figures: of all tasks.
-        about: what precedes them: the images, where they come from.
-        details: what else is known of a task, by its name.
+        rows: metrics of all tasks.
+        header: what precedes them: counts of images, sources.
+        details: further values, by task.
     """
     tasks: dict[str, dict[str, Any]] = {}
-    for figure in figures:
-        task = tasks.setdefault(figure.task, {"overall": {}, "classes": {}})
-        row = asdict(figure)
-        stored = {key: row[key] for key in ("value", "low", "high", "count")}
-        if figure.class_name is None:
-            task["overall"][figure.metric] = stored
+    for row in rows:
+        task = tasks.setdefault(row.task, {"overall": {}, "classes": {}})
+        values = asdict(row)
+        stored = {key: values[key] for key in ("value", "low", "high", "count")}
+        if row.class_name is None:
+            task["overall"][row.metric] = stored
         else:
-            task["classes"].setdefault(figure.class_name, {})[figure.metric] = stored
+            task["classes"].setdefault(row.class_name, {})[row.metric] = stored
     for name, more in details.items():
         tasks[name] |= more
-    return json.dumps({**about, "tasks": tasks}, indent=1, ensure_ascii=False).encode()
+    return json.dumps({**header, "tasks": tasks}, indent=1, ensure_ascii=False).encode()

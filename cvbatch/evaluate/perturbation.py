@@ -1,7 +1,7 @@
-"""Pixels are put into an image or taken from it in a heatmap's order, to see what a network heeds.
+"""Delete or insert pixels in the order of a heatmap, to measure its faithfulness.
 
-V. Petsiuk, A. Das and K. Saenko, RISE: Randomized Input Sampling for Explanation of Black-box
-Models, BMVC 2018, section 4.2.
+Source: V. Petsiuk, A. Das and K. Saenko, RISE: Randomized Input Sampling for Explanation of
+Black-box Models, BMVC 2018, section 4.2.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import numpy as np
 from cvbatch.geometry.resampling import heatmap_to_input
 from cvbatch.geometry.resize import PADDING_GREY, Placement, divide_rounded
 
-BLUR = 0.1  # standard deviation, of the input's shorter side
+BLUR = 0.1  # standard deviation, as a fraction of the shorter side of the input
 
 
-def drawing(seed: int, name: str) -> np.random.Generator:
-    """Return the random numbers that belong to a name, whatever was drawn before."""
+def seeded_rng(seed: int, name: str) -> np.random.Generator:
+    """Return a generator whose numbers depend only on the seed and the name."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
-def misplaced(
+def mirror_and_shift(
     values: np.ndarray,  # (h, w)
     rng: np.random.Generator,
 ) -> np.ndarray:  # (h, w)
-    """Return the same map mirrored and shifted round its grid at random.
+    """Return the map mirrored and shifted at random, cyclically: a random map to compare with.
 
-    As smooth as it was, with the same values, and its maximum in any cell as likely as in another.
+    It has the same values and is as smooth; its maximum is equally likely in every cell.
     """
     for axis, side in enumerate(values.shape):
         values = np.flip(values, axis) if rng.integers(2) else values
@@ -43,10 +43,9 @@ def pixel_order(
     placements: Sequence[Placement],  # T
     rng: np.random.Generator,
 ) -> np.ndarray:  # (P,) int64 positions in the T · H · W pixels of the input
-    """Return the image's pixels, where the map is strongest first; those beside it are left out.
+    """Return the pixels of the image, highest heatmap value first; padding is left out.
 
-    What a map is equally strong about, most often not at all, goes by another that is drawn: cells
-    of noise, as coarse as the map's own.
+    Pixels of equal value, often 0, are ordered by random noise on a grid as coarse as the heatmap.
     """
     inside = np.flatnonzero(_is_image(placements))
     strength = heatmap_to_input(values, placements).reshape(-1)[inside]
@@ -54,11 +53,11 @@ def pixel_order(
     return inside[np.lexsort((-noise, -strength))]
 
 
-def blurred(
+def blur(
     pixels: np.ndarray,  # (T, H, W, 3) uint8
     placements: Sequence[Placement],  # T
 ) -> np.ndarray:  # (T, H, W, 3) uint8
-    """Return the image so blurred that only its colours are left; what is beside it as it was."""
+    """Return the image with strong Gaussian blur (`BLUR`); padding does not change."""
     result = pixels.copy()
     for tile, (rows, columns) in zip(result, _rectangles(placements), strict=True):
         sigma = BLUR * min(tile.shape[:2])
@@ -66,29 +65,29 @@ def blurred(
     return result
 
 
-def greyed(pixels: np.ndarray) -> np.ndarray:  # (T, H, W, 3) uint8 → the same
-    """Return the grey that letterboxed images are padded with, everywhere."""
+def grey_like(pixels: np.ndarray) -> np.ndarray:  # (T, H, W, 3) uint8 → the same
+    """Return an image filled with the grey of letterbox padding."""
     return np.full_like(pixels, PADDING_GREY)
 
 
-def exchanged(
+def replace_pixels(
     pixels: np.ndarray,  # (T, H, W, 3) uint8
-    others: np.ndarray,  # (T, H, W, 3) uint8
+    replacement: np.ndarray,  # (T, H, W, 3) uint8
     order: np.ndarray,  # (P,) of `pixel_order`
     steps: int,
 ) -> Iterator[np.ndarray]:  # steps − 1 of (T, H, W, 3) uint8
-    """Yield the image with the first 1, 2, ..., steps − 1 of `steps` parts from the other one."""
-    changing, source = pixels.reshape(-1, 3).copy(), others.reshape(-1, 3)
-    done = 0
+    """Yield the image with the first s / steps of its pixels replaced, s = 1, ..., steps − 1."""
+    current, source = pixels.reshape(-1, 3).copy(), replacement.reshape(-1, 3)
+    start = 0
     for step in range(1, steps):
         end = divide_rounded(step * len(order), steps)
-        changing[order[done:end]] = source[order[done:end]]
-        done = end
-        yield changing.reshape(pixels.shape).copy()
+        current[order[start:end]] = source[order[start:end]]
+        start = end
+        yield current.reshape(pixels.shape).copy()
 
 
-def area_under(curve: np.ndarray) -> np.ndarray:  # (..., S + 1) → (...)
-    """Return the area under a curve over 0..1, by the trapezoid rule."""
+def area_under_curve(curve: np.ndarray) -> np.ndarray:  # (..., S + 1) → (...)
+    """Return the area under a curve sampled evenly over 0..1, by the trapezoid rule."""
     area: np.ndarray = (curve[..., 1:] + curve[..., :-1]).mean(axis=-1) / 2
     return area
 

@@ -1,6 +1,6 @@
-"""What is scored and how, and scores of pieces of the images as sums that merge.
+"""What an evaluation compares (EvaluationSpec), and metric sums of some images that merge (Scores).
 
-How the images were cut into pieces does not change the merged scores. Nothing here imports Ray.
+The merged sums do not depend on how the images were divided. This module does not import Ray.
 """
 
 from __future__ import annotations
@@ -19,19 +19,32 @@ from cvbatch.metrics.base import Metric
 from cvbatch.metrics.classification import MultiLabelPrecision
 from cvbatch.metrics.counts import ClassCounts
 
-ScoreType = TypeVar("ScoreType")
-_RECORDS = (AveragePrecision, MultiLabelPrecision)  # grow with the images; merged once
+MetricType = TypeVar("MetricType")
+# These grow with the number of images, so all parts are merged in one call.
+_GROWING_METRICS = (AveragePrecision, MultiLabelPrecision)
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is scored, and how."""
+class EvaluationSpec:
+    """Columns and classes that are compared, and the options of the metrics.
 
-    classes: dict[str, tuple[str, ...]]  # column → the true classes; the columns that are scored
-    class_of: dict[str, np.ndarray]  # column → (P,) true class of each predicted one; −1: none
+    Args:
+        classes: column → names of the ground-truth classes; only columns that are evaluated.
+        class_of: column → (P,) int64 ground-truth class of each predicted class; −1: ignored.
+        ks: k of each top-k accuracy.
+        is_multi_label: an image has any number of labels.
+        ignored_class: ground-truth mask class whose pixels are not counted; None: none.
+        score_threshold: minimum score of predictions for precision, recall and F1.
+        iou_threshold: minimum IoU of a true positive for precision, recall and F1 of boxes.
+        num_replicates: R, bootstrap replicates; 0: no intervals.
+        seed: of the bootstrap.
+    """
+
+    classes: dict[str, tuple[str, ...]]
+    class_of: dict[str, np.ndarray]
     ks: tuple[int, ...]
     is_multi_label: bool
-    ignored: int | None  # class of the true masks
+    ignored_class: int | None
     score_threshold: float
     iou_threshold: float
     num_replicates: int
@@ -39,67 +52,67 @@ class Order:
 
 
 @dataclass
-class Scored:
-    """The scores of some images by name, and counts of images by what is odd with them."""
+class Scores:
+    """Metric sums of some images by name, and counts of images by their condition."""
 
-    scores: dict[str, Metric] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)  # ids of images without predictions
 
-    def score(self, name: str, kind: type[ScoreType]) -> ScoreType:
-        """Return a score by its name. Raises TypeError where it is of another kind."""
-        score = self.scores[name]
-        if not isinstance(score, kind):
-            raise TypeError(f"score {name} is a {type(score).__name__}, not a {kind.__name__}")
-        return score
+    def metric(self, name: str, kind: type[MetricType]) -> MetricType:
+        """Return a metric by its name. Raises TypeError if it is of another type."""
+        metric = self.metrics[name]
+        if not isinstance(metric, kind):
+            raise TypeError(f"metric {name} is a {type(metric).__name__}, not a {kind.__name__}")
+        return metric
 
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Predicted rows and their labels in the same order, and the scores that they are added to."""
+    """Predictions and labels of n images in the same order, and the sums to add theirs to."""
 
-    order: Order
+    spec: EvaluationSpec
     predicted: pa.Table  # n rows
     truth: pa.Table  # n rows
-    weights: np.ndarray  # (n, 1 + R)
-    scored: Scored
+    weights: np.ndarray  # (n, 1 + R) of each image: 1, then its count in each replicate
+    sums: Scores
 
-    def of(self, column: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray, int]:
-        """Return predictions and labels of a column, and its number of true classes."""
-        return self.predicted[column], self.truth[column], len(self.order.classes[column])
+    def column(self, name: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray, int]:
+        """Return predictions and labels of a column, and its number of ground-truth classes."""
+        return self.predicted[name], self.truth[name], len(self.spec.classes[name])
 
-    def tally(self, num_classes: int) -> ClassCounts:
+    def empty_counts(self, num_classes: int) -> ClassCounts:
         """Return empty counts for all replicates."""
-        return ClassCounts.empty(num_classes, self.order.num_replicates)
+        return ClassCounts.empty(num_classes, self.spec.num_replicates)
 
 
-def merged(parts: Iterable[Scored]) -> Scored:
-    """Return the scores of all the images; parts in any order give the same."""
-    total, records = Scored(), dict[str, list[Metric]]()
+def merge_scores(parts: Iterable[Scores]) -> Scores:
+    """Return the scores of all images. The order of the parts does not matter."""
+    total, growing = Scores(), dict[str, list[Metric]]()
     for part in parts:
         total.counts.update(part.counts)
         total.failed += part.failed
-        for name, score in part.scores.items():
-            if isinstance(score, _RECORDS):
-                records.setdefault(name, []).append(score)
-            elif name in total.scores:
-                total.scores[name] = total.scores[name].merge(score)
+        for name, metric in part.metrics.items():
+            if isinstance(metric, _GROWING_METRICS):
+                growing.setdefault(name, []).append(metric)
+            elif name in total.metrics:
+                total.metrics[name] = total.metrics[name].merge(metric)
             else:
-                total.scores[name] = score
-    for name, (first, *others) in records.items():
-        total.scores[name] = first.merge(*others)
+                total.metrics[name] = metric
+    for name, (first, *rest) in growing.items():
+        total.metrics[name] = first.merge(*rest)
     total.failed.sort()
     return total
 
 
-def flatten(column: pa.ChunkedArray) -> tuple[Any, np.ndarray]:  # M structs, (M,) image index
-    """Return the elements of a list column, one after the other."""
+def flatten_lists(column: pa.ChunkedArray) -> tuple[Any, np.ndarray]:
+    """Return the M elements of a list column in order, and their image index, (M,) int64."""
     lists = column.combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     return lists.flatten(), np.repeat(np.arange(len(lists)), lengths)
 
 
-def values_of(structs: Any, name: str) -> np.ndarray:  # M structs → (M,)
+def struct_values(structs: Any, name: str) -> np.ndarray:  # M structs → (M,)
     """Return one field of structs."""
     values: np.ndarray = pc.struct_field(structs, name).to_numpy(zero_copy_only=False)
     return values

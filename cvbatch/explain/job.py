@@ -205,9 +205,9 @@ def _choose_workers(job: ExplainJob, resources: Resources, plan: Plan | None) ->
             )
         return job.run.workers
     if joins_a_cluster():
-        return max_workers
-    num_chunks = len(plan.left) if plan else 0
-    return max(1, min(max_workers, num_chunks // _MIN_CHUNKS_PER_WORKER))
+        return room
+    num_chunks = len(plan.pending) if plan else 0
+    return max(1, min(room, num_chunks // _WORTH_A_WORKER))
 
 
 def _runs_in_process(workers: int) -> bool:
@@ -291,9 +291,9 @@ def _pending_units(spec: ExplainSpec, plan: Plan | None, overwrite: bool) -> lis
             if overwrite or output_uri(spec, unit).rsplit("/", 1)[1] not in names:
                 pending.append(unit)
     if plan is not None:
-        refs = plan.chunks if overwrite else plan.left
-        pending += [WorkUnit(IMAGES, ref=ref) for ref in refs]
-    return pending
+        refs = plan.chunks if overwrite else plan.pending
+        left += [Piece(IMAGES, ref=ref) for ref in refs]
+    return left
 
 
 def _describe(units: Sequence[WorkUnit]) -> str:

@@ -1,4 +1,4 @@
-"""Name a chunk's Parquet file and read its revision."""
+"""Name the Parquet file of a chunk (a part), and read its revision."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from cvbatch.storage.store import Storage
 
 
 def part_name(chunk_id: str) -> str:
-    """Return the name of the file that holds a chunk's rows."""
+    """Return the file name of a chunk's rows."""
     return f"part-{chunk_id}.parquet"
 
 
-def revised(metadata: bytes, revision: int) -> bytes:
-    """Return the metadata of a part whose chunk was planned again; the 0th says nothing of it."""
+def with_revision(metadata: bytes, revision: int) -> bytes:
+    """Return the metadata of a part with its revision; revision 0 is not stored."""
     if not revision:
         return metadata
     document = {**json.loads(metadata), "revision": revision}
     return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
 
 
-def revision_of(storage: Storage, uri: str) -> int:
-    """Return which revision of its chunk a part holds, -1 where it is not readable as a part."""
+def read_revision(storage: Storage, uri: str) -> int:
+    """Return the revision of a part; −1 if the file is not a readable part."""
     with storage.open_input(uri) as file:
         try:
             metadata = pq.ParquetFile(file).metadata.metadata or {}

@@ -1,8 +1,8 @@
-"""From a source to chunks: what there is to do, what is done, and what is left, at any moment.
+"""Plan the chunks of a source: new, done and pending.
 
-Planning writes nothing. `Plan.commit` adds what is new to the manifest; chunks that were planned
-before keep their ids and their order, and the same new images always give the same chunks. A chunk
-whose files changed is planned again as a revision, and is done when its file says so.
+Planning writes nothing; `Plan.commit` adds new chunks to the manifest. Chunks that were planned
+before keep their ids and order, and the same new images always give the same chunks. A chunk whose
+files changed is planned again as a revision; it is done when its part has that revision.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
 from cvbatch.core.types import Chunk, ChunkRef
 from cvbatch.planning import manifest, part_files
-from cvbatch.planning.manifest import Book, Generation, read_chunk
-from cvbatch.planning.revisions import Changes, Revision, compare, num_files, revise
+from cvbatch.planning.manifest import ChunkIndex, Generation, read_chunk
+from cvbatch.planning.revisions import Changes, Revision, compare_files, num_files, revise
 from cvbatch.sources.discovery import SourceFiles, find_files
 from cvbatch.storage import store
 from cvbatch.storage.listing import Progress
@@ -36,11 +36,11 @@ _THREADS = 16
 
 
 class Source(Protocol):
-    """What a job file says of its source."""
+    """The source section of a job file."""
 
     @property
     def uri(self) -> Sequence[str]:
-        """Files, folders, patterns, or manifests."""
+        """Files, folders, globs or manifest lists."""
 
     @property
     def format(self) -> str:
@@ -48,30 +48,30 @@ class Source(Protocol):
 
     @property
     def image_column(self) -> str:
-        """Of Parquet files."""
+        """Image column of Parquet files."""
 
 
 @dataclass
 class Plan:
     """All chunks of a job, in order, and which of them are done."""
 
-    format: str  # a key of INPUT_FORMATS: how `left` is to be read
+    format: str  # a key of INPUT_FORMATS
     chunks: tuple[ChunkRef, ...]
-    done: frozenset[str]  # ids of chunks whose file lies in the sink, as they were planned last
-    stale: tuple[str, ...]  # ids of chunks that hold nothing any more, but have a file in the sink
-    revisions: dict[str, int]  # of the chunks that were planned again: how often
-    num_images: int  # of all chunks, where they are known before reading
+    done: frozenset[str]  # ids of chunks whose part is in the sink, with the last revision
+    stale: tuple[str, ...]  # ids of chunks without units whose part is still in the sink
+    revisions: dict[str, int]  # of chunks that were planned again: chunk id → revision
+    num_images: int  # of all chunks; a tar counts 0 before it is read
     num_bytes: int
-    num_new: int  # files that no earlier planning knew
-    num_changed: int  # files that changed since they were planned; their chunks are done again
-    num_removed: int  # files that were planned and are not in the source any more: rows stay
+    num_new: int  # files that were not planned before
+    num_changed: int  # files that changed since they were planned; their chunks are processed again
+    num_removed: int  # planned files that are no longer in the source; their rows stay
     num_ignored_files: int  # files in the source that are not of its format
     _storage: Storage
-    _new: tuple[Generation, str] | None = None  # what commit writes, and where
+    _new: tuple[Generation, str] | None = None  # for `commit`: generation and its URI
 
     @property
-    def left(self) -> tuple[ChunkRef, ...]:
-        """Return the chunks still to be done, in order."""
+    def pending(self) -> tuple[ChunkRef, ...]:
+        """Return the chunks that are not done, in order."""
         return tuple(chunk for chunk in self.chunks if chunk.chunk_id not in self.done)
 
     def read_chunk(self, ref: ChunkRef) -> Chunk:
@@ -82,13 +82,14 @@ class Plan:
 
     @property
     def is_finished(self) -> bool:
-        """Say whether there is nothing at all to write: no chunk, nothing new, nothing stale."""
-        return not (self.left or self.stale or self._new)
+        """Return whether there is nothing to write: no pending, new or stale chunk."""
+        return not (self.pending or self.stale or self._new)
 
     def commit(self) -> None:
-        """Write what is new into the manifest; nothing where nothing is new.
+        """Add new and revised chunks to the manifest, if there are any.
 
-        Raises CvbatchError where another job planned into the same sink at the same moment.
+        Raises:
+            CvbatchError: another job planned into the same sink at the same time.
         """
         if self._new:
             manifest.write(self._storage, *self._new)
@@ -105,12 +106,20 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a job; nothing is written.
 
-    A chunk holds at most `chunk_images` images and `chunk_bytes` bytes, or one unit: an image
-    file, a slice of a row group, or a tar. A file whose images only reading can count (a tar) is
-    always a chunk of its own. on_progress is
-    called with the number of files found so far.
+    Args:
+        storage: of source and sink.
+        source: files and their format.
+        sink_uri: the sink, whose manifest and parts are read.
+        chunk_images: maximum of images in a chunk.
+        chunk_bytes: maximum of encoded bytes in a chunk. Both may be exceeded by a chunk of one
+            unit: an image file, a slice of a row group, or a tar. A tar is always its own chunk,
+            because its images can only be counted by reading it.
+        on_progress: called with the number of files found so far.
 
-    Raises SourceError, SinkError (another format's manifest, not accessible), or StoreError.
+    Raises:
+        SourceError: there is no image, or the source cannot be read.
+        SinkError: the sink has a manifest of another format, or is not accessible.
+        StoreError: a request failed.
     """
     files = find_files(storage, source.uri, source.format, sink_uri, on_progress)
     return plan_files(storage, files, source.image_column, sink_uri, chunk_images, chunk_bytes)
@@ -118,40 +127,41 @@ def make_plan(
 
 def plan_files(
     storage: Storage,
-    found: SourceFiles,
+    source: SourceFiles,
     image_column: str,
     sink_uri: str,
     chunk_images: int,
     chunk_bytes: int,
 ) -> Plan:
-    """Return the plan for files already found; otherwise as `make_plan`."""
+    """Return the plan for files that are already listed; otherwise as `make_plan`."""
     try:
-        uris = manifest.generations(storage, sink_uri)
-        known = manifest.read(storage, uris)
+        uris = manifest.generation_uris(storage, sink_uri)
+        stored = manifest.read(storage, uris)
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
-    reading = found.format.reading(image_column)
-    if known.reading not in (None, reading):
+    reading = source.format.reading(image_column)
+    if stored.reading not in (None, reading):
         raise SinkError(
-            f"the sink {sink_uri} was planned with {known.reading}, this job reads {reading}; use "
+            f"the sink {sink_uri} was planned with {stored.reading}, this job has {reading}; use "
             "another sink"
         )
-    book, holders = known.book, known.holders
-    changes = compare(found, known)
-    del known
-    if holders and changes.new.num_rows:
-        ids = manifest.units_of(storage, holders, ["image_id"])["image_id"].combine_chunks()
-        _refuse_clash(changes.new, ids, sink_uri)
-    revision = revise(storage, changes, found, image_column, chunk_images)
-    fresh = found.format.expand(storage, changes.new, image_column, chunk_images)
-    units = pa.concat_tables([revision.further, fresh])
+    index, refs = stored.chunk_index, stored.refs
+    changes = compare_files(source, stored)
+    del stored  # releases its units
+    if refs and changes.new.num_rows:
+        ids = manifest.units_of(storage, refs, ["image_id"])["image_id"].combine_chunks()
+        _refuse_duplicate_ids(changes.new, ids, sink_uri)
+    revision = revise(storage, changes, source, image_column, chunk_images)
+    new_units = source.format.expand(storage, changes.new, image_column, chunk_images)
+    units = pa.concat_tables([revision.added, new_units])
     new = None
     if units.num_rows or changes.changed.num_rows:
         generation, contents = _generation(revision, units, reading, chunk_images, chunk_bytes)
         number = int(uris[-1].rsplit("/", 1)[1][:6]) + 1 if uris else 0
         new = (generation, manifest.generation_uri(sink_uri, number, contents))
-        manifest.enter(book, manifest.refs(*new), generation.emptied)
-    return _plan(storage, found, sink_uri, book, changes, num_files(fresh, found.format), new)
+        manifest.add_generation(index, manifest.chunk_refs(*new), generation.emptied)
+    num_new = num_files(new_units, source.format)
+    return _make_plan(storage, source, sink_uri, index, changes, num_new, new)
 
 
 def _generation(
@@ -161,7 +171,7 @@ def _generation(
     chunk_images: int,
     chunk_bytes: int,
 ) -> tuple[Generation, list[str]]:
-    """Return what is to be added to the manifest, and the words its file is named after."""
+    """Return the next generation, and the strings that its file name is a hash of."""
     cuts = cut(units, chunk_images, chunk_bytes)
     ids = _digests(units, cuts, reading["format"], "image_id")
     offsets = np.concatenate([revision.offsets, revision.offsets[-1] + cuts[1:]])
@@ -177,81 +187,86 @@ def _generation(
     return generation, [*ids, *revision.chunk_ids, *contents, *revision.emptied]
 
 
-def _plan(
+def _make_plan(
     storage: Storage,
-    found: SourceFiles,
+    source: SourceFiles,
     sink_uri: str,
-    book: Book,
+    index: ChunkIndex,
     changes: Changes,
     num_new: int,
     new: tuple[Generation, str] | None,
 ) -> Plan:
-    chunks = tuple(entry.ref for entry in book.values() if entry.ref)
-    if not chunks and not book:
-        raise SourceError("the source holds no image; check source.uri")
+    chunks = tuple(entry.ref for entry in index.values() if entry.ref)
+    if not chunks and not index:
+        raise SourceError("the source contains no image; check source.uri")
     try:
-        written = _written(storage, sink_uri)
-        done = _done(storage, sink_uri, book, written)
+        written = _written_chunks(storage, sink_uri)
+        done = _done_chunks(storage, sink_uri, index, written)
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
     return Plan(
-        format=found.format.name,
+        format=source.format.name,
         chunks=chunks,
         done=done,
-        stale=tuple(name for name, entry in book.items() if not entry.ref and name in written),
-        revisions={name: entry.revision for name, entry in book.items() if entry.revision},
+        stale=tuple(name for name, entry in index.items() if not entry.ref and name in written),
+        revisions={name: entry.revision for name, entry in index.items() if entry.revision},
         num_images=sum(chunk.num_images for chunk in chunks),
         num_bytes=sum(chunk.size_bytes for chunk in chunks),
         num_new=num_new,
         num_changed=changes.changed.num_rows,
         num_removed=changes.num_removed,
-        num_ignored_files=found.num_ignored,
+        num_ignored_files=source.num_ignored,
         _storage=storage,
         _new=new,
     )
 
 
-def _written(storage: Storage, sink_uri: str) -> frozenset[str]:
-    """Return the ids of the chunks that have a file in the sink."""
+def _written_chunks(storage: Storage, sink_uri: str) -> frozenset[str]:
+    """Return the ids of chunks whose part is in the sink."""
     matches = map(_PART.fullmatch, storage.list_names(sink_uri))
     return frozenset(match[1] for match in matches if match)
 
 
-def _done(storage: Storage, sink_uri: str, book: Book, written: frozenset[str]) -> frozenset[str]:
-    """Return which of them hold their chunk as it was planned last.
+def _done_chunks(
+    storage: Storage, sink_uri: str, index: ChunkIndex, written: frozenset[str]
+) -> frozenset[str]:
+    """Return the ids of chunks whose part has the last revision.
 
-    Only of a chunk that was planned again the file must be asked.
+    Only the parts of chunks that were planned again are opened.
     """
-    done = {name for name, entry in book.items() if entry.ref and name in written}
-    asked = [name for name in done if book[name].revision]
+    done = {name for name, entry in index.items() if entry.ref and name in written}
+    revised = [name for name in done if index[name].revision]
 
-    def held(name: str) -> int:
-        return part_files.revision_of(storage, store.join(sink_uri, part_files.part_name(name)))
+    def revision_in_part(name: str) -> int:
+        return part_files.read_revision(storage, store.join(sink_uri, part_files.part_name(name)))
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        revisions = dict(zip(asked, pool.map(held, asked), strict=True))
-    return frozenset(name for name in done if revisions.get(name, 0) >= book[name].revision)
+        revisions = dict(zip(revised, pool.map(revision_in_part, revised), strict=True))
+    return frozenset(name for name in done if revisions.get(name, 0) >= index[name].revision)
 
 
-def _refuse_clash(new: pa.Table, known_ids: pa.Array, sink_uri: str) -> None:
-    """Raise SinkError where a new file's id is known from another place: it would stand twice."""
-    clash = new.filter(pc.is_in(new["image_id"], known_ids))
-    if clash.num_rows:
+def _refuse_duplicate_ids(new: pa.Table, known_ids: pa.Array, sink_uri: str) -> None:
+    """Raise SinkError if the id of a new file is in the sink, with another URI."""
+    duplicates = new.filter(pc.is_in(new["image_id"], known_ids))
+    if duplicates.num_rows:
         raise SinkError(
-            f"{clash.num_rows} images have ids that the sink {sink_uri} has from another place, "
-            f"such as {clash['image_id'][0].as_py()!r}, now at {clash['uri'][0].as_py()}; use "
-            "another sink for another source"
+            f"{duplicates.num_rows} images have ids that the sink {sink_uri} has of another URI, "
+            f"such as {duplicates['image_id'][0].as_py()!r}, now at "
+            f"{duplicates['uri'][0].as_py()}; use another sink for another source"
         )
 
 
 def cut(units: pa.Table, chunk_images: int, chunk_bytes: int) -> np.ndarray:  # (C + 1,)
-    """Return the offsets of chunks: each as long as the bounds allow, never empty.
+    """Return the offsets of chunks: each as long as the limits allow, at least one unit.
 
-    units: num_rows (N,), size_bytes (N,). A unit whose images only reading can count stands alone.
+    Args:
+        units: N units with num_rows and size_bytes; num_rows 0 (a tar) is its own chunk.
+        chunk_images: maximum of images in a chunk.
+        chunk_bytes: maximum of bytes in a chunk.
     """
     rows = units["num_rows"].to_numpy()
-    images = _running(np.where(rows == 0, chunk_images, rows))  # (N + 1,)
-    sizes = _running(units["size_bytes"].to_numpy())  # (N + 1,)
+    images = _cumulative(np.where(rows == 0, chunk_images, rows))  # (N + 1,)
+    sizes = _cumulative(units["size_bytes"].to_numpy())  # (N + 1,)
     offsets = [0]
     while (start := offsets[-1]) < units.num_rows:
         end = min(
@@ -263,14 +278,18 @@ def cut(units: pa.Table, chunk_images: int, chunk_bytes: int) -> np.ndarray:  # 
     return np.array(offsets, np.int64)
 
 
-def _running(values: np.ndarray) -> np.ndarray:  # (N,) → (N + 1,)
+def _cumulative(values: np.ndarray) -> np.ndarray:  # (N,) → (N + 1,)
     return np.concatenate([[0], np.cumsum(values)])
 
 
 def _digests(units: pa.Table, offsets: np.ndarray, salt: str, column: str) -> list[str]:
-    """Return for each chunk 16 hex digits of the SHA-256 of what it holds, wherever it lies.
+    """Return 16 hex digits of the SHA-256 of each chunk's units, without their URIs.
 
-    column: of strings, what tells its units beside their sizes and rows.
+    Args:
+        units: of all chunks.
+        offsets: (C + 1,) of the chunks.
+        salt: hashed first.
+        column: string column that identifies a unit, together with its size and rows.
     """
     borders, text = _text_of(units[column].cast(pa.large_string()).combine_chunks())
     numbers = np.stack(
@@ -288,7 +307,7 @@ def _digests(units: pa.Table, offsets: np.ndarray, salt: str, column: str) -> li
 
 
 def _text_of(strings: pa.Array) -> tuple[np.ndarray, memoryview]:
-    """Return (N + 1,) borders and the UTF-8 bytes between them of a large_string array."""
+    """Return offsets, (N + 1,) int64, and UTF-8 bytes of a large_string array."""
     _, borders, text = strings.buffers()
     all_borders = np.frombuffer(borders, np.int64)
     return all_borders[strings.offset : strings.offset + len(strings) + 1], memoryview(text)

@@ -1,1 +1,1 @@
-"""`cvbatch predict`: models over an image archive."""
+"""`cvbatch predict`: run models on an image archive."""

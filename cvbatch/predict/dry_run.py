@@ -1,4 +1,4 @@
-"""Says before a run what it would come to: chunks, images, bytes, time, size. Writes nothing."""
+"""Estimate chunks, images, bytes, time and output size of a prediction; write nothing."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ SAMPLE_IMAGES = 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job would come to."""
+    """Estimate of a job."""
 
     num_chunks: int
     num_chunks_done: int
-    num_images: int  # of all chunks; 0 where only reading can count them
+    num_images: int  # of all chunks; 0 if unknown before reading
     num_images_left: int
-    num_new: int  # files that no earlier run knew
-    num_changed: int  # files that changed since: their chunks are done again
-    num_removed: int  # files that are gone: their rows stay
+    num_new: int  # files that were not planned before
+    num_changed: int  # files that changed since they were planned; their chunks are processed again
+    num_removed: int  # planned files that are no longer in the source; their rows stay
     num_bytes: int  # of the source
-    num_ignored_files: int  # that are not images
+    num_ignored_files: int  # files that are not images
     arrangement: str
     num_actors: int
-    needed_bytes: int  # of an actor's memory, at least; 0 where nothing is left to do
-    actor_memory_bytes: int | None  # that it has; None where nobody tells
+    needed_bytes: int  # minimum memory of an actor; 0 if nothing is pending
+    actor_memory_bytes: int | None  # available memory of an actor; None: unknown
     sampled_images: int
     sampled_failures: int
-    seconds: float  # estimated, start-up left out
+    seconds: float  # estimated, without start-up
     result_bytes: int  # estimated
 
     def as_json(self) -> dict[str, object]:
@@ -60,21 +60,22 @@ class Estimate:
         return asdict(self)
 
     def as_text(self) -> str:
-        """Return the estimate as a table for a person."""
-        unknown = "known after reading" if not self.num_images else ""
-        has = self.actor_memory_bytes
+        """Return the estimate as lines of text."""
+        images = "known after reading"
+        if self.num_images:
+            images = f"{self.num_images:,}, of which pending {self.num_images_left:,}"
+        memory = self.actor_memory_bytes
+        memory_text = "an unknown number" if memory is None else f"{memory:,}"
         return "\n".join(
             [
                 f"chunks            {self.num_chunks:,}, of which done {self.num_chunks_done:,}",
-                f"images            {unknown or f'{self.num_images:,}'}"
-                f"{'' if unknown else f', of which left {self.num_images_left:,}'}",
+                f"images            {images}",
                 f"files             {self.num_new:,} new, {self.num_changed:,} changed, "
-                f"{self.num_removed:,} gone since they were planned",
+                f"{self.num_removed:,} removed since the last run",
                 f"source bytes      {self.num_bytes:,}",
-                f"other files       {self.num_ignored_files:,}, left alone",
+                f"other files       {self.num_ignored_files:,}, ignored",
                 f"arrangement       {self.arrangement}, {self.num_actors} actors",
-                f"actor's memory    {self.needed_bytes:,} bytes at least, of "
-                f"{'an unknown number' if has is None else f'{has:,}'}",
+                f"actor's memory    {self.needed_bytes:,} bytes at least, of {memory_text}",
                 f"sampled           {self.sampled_images} images, {self.sampled_failures} failed",
                 f"estimated time    {self.seconds:,.1f} s",
                 f"estimated result  {self.result_bytes:,} bytes",
@@ -83,51 +84,50 @@ class Estimate:
 
 
 def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> Estimate:
-    """Return what the job would come to, from the plan and a timed sample of its first images.
+    """Return the estimate of a job, from its plan and a timed sample of its first images.
 
     Raises:
-        RefusedError: as the job itself would.
+        RefusedError: as `cvbatch.predict.job.predict`.
     """
     with ExitStack() as stack:
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        storage = Storage(job.run.retry_policy)
-        sink = Sink(storage, job.sink.uri, "predict", listener.say)
+        sink = Sink(Storage(job.run.retry_policy), job.sink.uri, "predict", listener.say)
         ready = prepare(job, sink, listener, resources, overwrite=overwrite)
     if holder := current_holder(sink.storage, sink.uri):
-        listener.say(f"the sink is in use by {holder}: until that run ends, this job is refused")
+        listener.say(f"the sink is in use by {holder}: this job is refused until that run ends")
     plan = ready.plan
-    left = list(plan.chunks if overwrite else plan.left)
-    wiring = choose_allocation(job, plan.format, resources, max(1, len(left)))
-    requests = build_requests(job, ready.identities, ready.engine)
-    programs = ProgramBuilder(sink.storage, requests).result() if left else []
-    need = actor_need(programs, wiring)
-    memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
-    check_batch(job.run.batch_size, need, memory, wiring.num_actors)
+    pending = list(plan.chunks if overwrite else plan.pending)
+    allocation = choose_allocation(job, plan.format, resources, max(1, len(pending)))
+    requests = requests_for(job, ready.identities, ready.engine)
+    programs = ProgramBuilder(sink.storage, requests).result() if pending else []
+    need = actor_need(programs, allocation)
+    memory = memory_of_each(job.run.actor_memory_bytes, allocation, resources)
+    check_batch(job.run.batch_size, need, memory, allocation.num_actors)
     listener.say(f"sampling up to {SAMPLE_IMAGES} images")
-    sample = _sample(ready, left[0], programs) if left else _Sample(0, 0, 0, 0.0, 0)
-    images_left = sum(ref.num_images for ref in left)
-    if images_left:
-        share = images_left / max(1, sample.num_images)
-    else:  # only reading can count them: their bytes stand for them
-        share = sum(ref.size_bytes for ref in left) / max(1, sample.num_bytes)
+    sample = _sample(ready, pending[0], programs) if pending else _Sample(0, 0, 0, 0.0, 0)
+    num_pending = sum(ref.num_images for ref in pending)
+    if num_pending:
+        scale = num_pending / max(1, sample.num_images)
+    else:  # unknown before reading: scale by bytes
+        scale = sum(ref.size_bytes for ref in pending) / max(1, sample.num_bytes)
     return Estimate(
         num_chunks=len(plan.chunks),
-        num_chunks_done=len(plan.chunks) - len(left),
+        num_chunks_done=len(plan.chunks) - len(pending),
         num_images=plan.num_images,
-        num_images_left=images_left,
+        num_images_left=num_pending,
         num_new=plan.num_new,
         num_changed=plan.num_changed,
         num_removed=plan.num_removed,
         num_bytes=plan.num_bytes,
         num_ignored_files=plan.num_ignored_files,
-        arrangement=wiring.arrangement,
-        num_actors=wiring.num_actors,
-        needed_bytes=need.of(job.run.batch_size) if left else 0,
+        arrangement=allocation.arrangement,
+        num_actors=allocation.num_actors,
+        needed_bytes=need.of(job.run.batch_size) if pending else 0,
         actor_memory_bytes=memory,
         sampled_images=sample.num_images,
         sampled_failures=sample.num_failed,
-        seconds=round(sample.seconds * share / wiring.num_actors, 3),
-        result_bytes=int(sample.result_bytes * share),
+        seconds=round(sample.seconds * scale / allocation.num_actors, 3),
+        result_bytes=int(sample.result_bytes * scale),
     )
 
 
@@ -140,9 +140,9 @@ class _Sample(NamedTuple):
 
 
 def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> _Sample:
-    """Return what the first images of a chunk came to, worked in this process."""
+    """Process the first images of a chunk in this process and time them."""
     job = ready.job
-    with silent_stderr():  # LiteRT tells the terminal of its delegate
+    with silent_stderr():  # LiteRT prints its delegate
         models = [
             LoadedModel(config, built.spec, built.load(1), built.batch_size)
             for config, built in zip(job.models, programs, strict=True)
@@ -157,22 +157,22 @@ def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> 
     limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
     num_bytes = 0
 
-    def weighed() -> Iterator[EncodedImage]:
+    def count_bytes() -> Iterator[EncodedImage]:
         nonlocal num_bytes
         for image in islice(images, SAMPLE_IMAGES):
             num_bytes += len(image.data)
             yield image
 
-    # With care, as nobody knows these images yet: they must not end the command.
+    # Unknown images may crash the decoder; that must not end the command.
     with IsolatedDecoder(job.run.image_timeout_s) as decode_one:
-        decode_one(b"", keys, limits)  # starts its process, which is not the sample's time
+        decode_one(b"", keys, limits)  # starts the child process before the time is measured
         started = time.perf_counter()
         batches = decode_images(
-            weighed(), keys, limits, chunk.chunk_id, job.run.batch_size, decode_one
+            count_bytes(), keys, limits, chunk.chunk_id, job.run.batch_size, decode_one
         )
-        said = [predictor(batch) for batch in batches]
-    rows = [schema.to_rows(one, result_models, arrow_schema) for one in said]
+        predictions = [predictor(batch) for batch in batches]
+    rows = [schema.to_rows(batch, result_models, arrow_schema) for batch in predictions]
     size = writer.encode_part(rows, arrow_schema, b"{}").size
     seconds = time.perf_counter() - started
-    num_failed = sum(len(one.failures) for one in said)
-    return _Sample(sum(map(len, said)), num_failed, num_bytes, seconds, size)
+    num_failed = sum(len(batch.failures) for batch in predictions)
+    return _Sample(sum(map(len, predictions)), num_failed, num_bytes, seconds, size)

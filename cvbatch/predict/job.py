@@ -1,7 +1,7 @@
-"""A prediction job from its file to its summary: refuse, plan, build, run, sum up.
+"""Run a prediction job: validate, plan, compile the models, process chunks, summarize.
 
-Until the models are built and the plan is made nothing is written, so that every refusal leaves
-the sink as it was.
+Nothing is written before the plan is made and the models are compiled, so a refused job does not
+change the sink.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Preparation:
-    """A job that was found to be in order, and what it comes to."""
+    """A validated job and its plan."""
 
     job: JobConfig
     sink: Sink
@@ -57,10 +57,17 @@ class Preparation:
 def prepare(
     job: JobConfig, sink: Sink, listener: Listener, resources: Resources, *, overwrite: bool = False
 ) -> Preparation:
-    """Return the job planned. Writes nothing.
+    """Validate and plan a job. Writes nothing.
+
+    Args:
+        job: the job.
+        sink: its sink.
+        listener: receives progress and changes of the source.
+        resources: of the cluster; they choose the engine if it is auto.
+        overwrite: accept a sink with another result.
 
     Raises:
-        RefusedError: a model file, the source or the sink is not as the job needs it.
+        RefusedError: a model file, the source or the sink does not fit the job.
     """
     identities = [identify(sink.storage, config) for config in job.models]
     engine = job.run.engine
@@ -69,9 +76,9 @@ def prepare(
     if engine == "litert" and job.run.precision != "float32":
         raise ConfigError(
             f"run.precision {job.run.precision}: this cluster has no GPU, so run.engine auto is "
-            "litert, which computes in float32; say engine: tensorflow, or precision: float32"
+            "litert, which computes in float32; set engine: tensorflow, or precision: float32"
         )
-    job_fingerprint = fingerprint(job, [one.fingerprint for one in identities], engine)
+    job_fingerprint = fingerprint(job, [identity.fingerprint for identity in identities], engine)
     sink.open(job_fingerprint, overwrite=overwrite)
     plan = make_plan(
         sink.storage,
@@ -83,8 +90,8 @@ def prepare(
     )
     if plan.num_changed or plan.num_removed:
         listener.say(
-            f"since they were planned {plan.num_changed:,} files have changed and "
-            f"{plan.num_removed:,} are gone; {plan.num_new:,} are new"
+            f"source changed since the last run: {plan.num_new:,} new, {plan.num_changed:,} "
+            f"changed, {plan.num_removed:,} removed files"
         )
     return Preparation(job, sink, identities, engine, job_fingerprint, plan)
 
@@ -97,13 +104,18 @@ def predict(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> Summary:
-    """Run the job; return what was done. Whatever was done before is not done again.
+    """Run a job, or resume it: chunks that are done are not processed again.
 
-    run: the id that metrics and summary carry; None for a new one.
+    Args:
+        job: the job.
+        listener: receives the progress.
+        run: id of the run in metrics and summary; None: a new one.
+        overwrite: remove another result from the sink, and process all chunks.
+        retry_failed: also process done chunks that have failed rows.
 
     Raises:
         RefusedError: nothing was written.
-        CvbatchError: stopped midway; what is written stays, the same call goes on.
+        CvbatchError: the job was interrupted; the same call resumes it.
     """
     started = time.perf_counter()
     storage = Storage(job.run.retry_policy)
@@ -112,23 +124,23 @@ def predict(
         resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
         ready = prepare(job, sink, listener, resources, overwrite=overwrite)
         summary = Summary.of(ready.plan, sink.uri, ready.fingerprint, run or new_run())
-        left = list(ready.plan.chunks if overwrite else ready.plan.left)
+        pending = list(ready.plan.chunks if overwrite else ready.plan.pending)
         if retry_failed and not overwrite:
-            left = _with_failed(ready, left)
-        summary.num_chunks_before = len(ready.plan.chunks) - len(left)
-        summary.num_planned = sum(ref.num_images for ref in left)
-        has_work = bool(left) or not ready.plan.is_finished
-        if left:
-            _run(ready, left, summary, resources, listener, stack, overwrite=overwrite)
-        elif has_work:  # of what changed nothing is left
+            pending = _with_failed(ready, pending)
+        summary.num_chunks_before = len(ready.plan.chunks) - len(pending)
+        summary.num_planned = sum(ref.num_images for ref in pending)
+        has_work = bool(pending) or not ready.plan.is_finished
+        if pending:
+            _run(ready, pending, summary, resources, listener, stack, overwrite=overwrite)
+        elif has_work:  # changed files have no image any more
             sink.acquire()
             _commit_plan(ready)
     summary.seconds = time.perf_counter() - started
-    summary.num_chunks_left = len(left) - summary.num_chunks
-    if not left:
-        worked = (run for run in run_history.latest(storage, sink.uri) if run.num_images)
-        summary.before = next(((run.num_images, run.num_failed) for run in worked), None)
-    summary.judge(job.run.max_failure_fraction)
+    summary.num_chunks_left = len(pending) - summary.num_chunks
+    if not pending:
+        runs = (run for run in run_history.latest(storage, sink.uri) if run.num_images)
+        summary.before = next(((run.num_images, run.num_failed) for run in runs), None)
+    summary.check_failure_limit(job.run.max_failure_fraction)
     sink.remove_leftovers()
     if has_work:
         run_history.write_run(storage, sink.uri, summary.as_json())
@@ -137,7 +149,7 @@ def predict(
 
 def _run(
     ready: Preparation,
-    left: list[ChunkRef],
+    pending: list[ChunkRef],
     summary: Summary,
     resources: Resources,
     listener: Listener,
@@ -145,46 +157,48 @@ def _run(
     *,
     overwrite: bool,
 ) -> None:
-    """Build the models, start the actors, write the chunks that are left."""
+    """Compile the models, start the actors and process the pending chunks."""
     job, sink = ready.job, ready.sink
-    wiring = choose_allocation(job, ready.plan.format, resources, len(left))
-    memory = memory_of_each(job.run.actor_memory_bytes, wiring, resources)
-    requests = build_requests(job, ready.identities, ready.engine)
+    allocation = choose_allocation(job, ready.plan.format, resources, len(pending))
+    memory = memory_of_each(job.run.actor_memory_bytes, allocation, resources)
+    requests = requests_for(job, ready.identities, ready.engine)
     uris = [program_uri(sink.uri, request) for request in requests]
     is_built = all(map(sink.storage.exists, uris))
-    building = None if is_built else ProgramBuilder(sink.storage, requests)
-    # The models are building; Ray, imported and started only now, keeps them company.
+    builder = None if is_built else ProgramBuilder(sink.storage, requests)
+    # Ray is imported and started while a child process compiles the models.
     from cvbatch.predict.ray_metrics import RunMetrics
     from cvbatch.predict.ray_pipeline import run_chunks, start_actors
 
     is_joined = joins_a_cluster()
     if not is_joined:
         stack.enter_context(connected())
-    with _asked(ready, left[0], listener) if is_joined else nullcontext():
-        actors = start_actors(wiring)
-        built = building.result() if building else _read_programs(sink.storage, uris)
-    check_batch(job.run.batch_size, actor_need(built, wiring), memory, wiring.num_actors)
+    with _check_nodes(ready, pending[0], listener) if is_joined else nullcontext():
+        pool = start_actors(allocation)
+        built = builder.result() if builder else _read_programs(sink.storage, uris)
+    check_batch(job.run.batch_size, actor_need(built, allocation), memory, allocation.num_actors)
     for program in built:
         if program.note:
             listener.say(program.note)
     sink.acquire()
     if overwrite:
         sink.clear("part-*.parquet")
-    order = _commit(ready, uris, built)
-    listener.begun(len(left), summary.num_planned)
-    begun = time.perf_counter()
-    meters = RunMetrics(summary.run, len(left))
-    with closing(run_chunks(order, left, wiring, actors, meters)) as reports:
+    spec = _commit(ready, uris, built)
+    listener.begun(len(pending), summary.num_planned)
+    started = time.perf_counter()
+    metrics = RunMetrics(summary.run, len(pending))
+    with closing(run_chunks(spec, pending, allocation, pool, metrics)) as reports:
         for report in sink.guarded(reports):
             summary.add(report)
-            summary.images_per_second = summary.num_images / (time.perf_counter() - begun)
+            summary.images_per_second = summary.num_images / (time.perf_counter() - started)
             listener.written(report, summary)
-            if summary.is_beyond_hope(job.run.max_failure_fraction):
+            if summary.must_stop(job.run.max_failure_fraction):
                 break
 
 
-def _asked(ready: Preparation, ref: ChunkRef, listener: Listener) -> AbstractContextManager[None]:
-    """Ask the nodes of a cluster that was joined whether they can do the job."""
+def _check_nodes(
+    ready: Preparation, ref: ChunkRef, listener: Listener
+) -> AbstractContextManager[None]:
+    """Check that all nodes of the joined cluster can run the job."""
     from cvbatch.distributed.preflight import nodes_checked
 
     source_uri = ready.plan.read_chunk(ref).items[0].uri
@@ -192,14 +206,17 @@ def _asked(ready: Preparation, ref: ChunkRef, listener: Listener) -> AbstractCon
 
 
 def _read_programs(storage: Storage, uris: Sequence[str]) -> list[BuiltProgram]:
-    """Return the programs that an earlier run left in the sink."""
+    """Return the programs that an earlier run stored in the sink."""
     return [BuiltProgram.from_bytes(storage.read_bytes(uri)) for uri in uris]
 
 
 def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgram]) -> PredictSpec:
-    """Write what the workers and the next run need; return the workers' order.
+    """Write programs, state and manifest to the sink; return the spec of the workers.
 
-    uris: where the programs belong.
+    Args:
+        ready: the job.
+        uris: of the programs.
+        built: the programs.
     """
     job, storage = ready.job, ready.sink.storage
     for uri, program in zip(uris, built, strict=True):
@@ -210,7 +227,9 @@ def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgra
             "schema_version": SCHEMA_VERSION,
             "fingerprint": ready.fingerprint,
             "engine": ready.engine,
-            "job": job.model_dump(mode="json"),  # resolved; one with credentials was refused
+            "job": job.model_dump(
+                mode="json"
+            ),  # resolved; credentials in it are refused at load time
             "networks": [
                 {"parameters": program.parameters, "multiply_adds": program.multiply_adds}
                 for program in built
@@ -235,24 +254,22 @@ def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgra
 
 
 def _commit_plan(ready: Preparation) -> None:
-    """Write what is planned, and remove the files of chunks that hold nothing any more."""
+    """Write the manifest, and delete the parts of chunks without units."""
     ready.plan.commit()
     for chunk_id in ready.plan.stale:
         ready.sink.storage.delete(ready.sink.join(part_files.part_name(chunk_id)))
 
 
-def _with_failed(ready: Preparation, left: list[ChunkRef]) -> list[ChunkRef]:
-    """Return the chunks left and those done that have failed rows, in the plan's order."""
+def _with_failed(ready: Preparation, pending: list[ChunkRef]) -> list[ChunkRef]:
+    """Return pending chunks and done chunks with failed rows, in the order of the plan."""
 
     def has_failed(chunk_id: str) -> bool:
-        return writer.has_failed_rows(
-            ready.sink.storage, ready.sink.join(part_files.part_name(chunk_id))
-        )
+        uri = ready.sink.join(part_files.part_name(chunk_id))
+        return writer.has_failed_rows(ready.sink.storage, uri)
 
     done = sorted(ready.plan.done)
     with ThreadPoolExecutor(_THREADS) as pool:
-        again = {
-            name for name, failed in zip(done, pool.map(has_failed, done), strict=True) if failed
-        }
-    again |= {ref.chunk_id for ref in left}
-    return [ref for ref in ready.plan.chunks if ref.chunk_id in again]
+        are_failed = pool.map(has_failed, done)
+        chosen = {name for name, failed in zip(done, are_failed, strict=True) if failed}
+    chosen |= {ref.chunk_id for ref in pending}
+    return [ref for ref in ready.plan.chunks if ref.chunk_id in chosen]

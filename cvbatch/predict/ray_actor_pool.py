@@ -1,9 +1,10 @@
-"""The actors of the fused wiring: given chunk after chunk, replaced when they die.
+"""Fused mode: a pool of actors that work on chunks and are replaced when they die.
 
-Ray's own pool and restarts would hide what died of which chunk, and wait for actors that do not
-come. Here an actor lives once. Its chunk goes back to the front of the queue, another actor is
-asked for, and while there is no room for it the others go on. A chunk that keeps taking its
-actors down is done carefully (`cvbatch.images.isolated_decode`), and at last stops the job.
+Ray's own pool and restarts would hide which chunk an actor died of, and would wait for actors that
+cannot start. Here actors never restart: the chunk of a dead actor returns to the front of the
+queue, a new actor is requested, and the other actors continue while there are no resources for it.
+A chunk that keeps crashing its actors is decoded in a child process
+(`cvbatch.images.isolated_decode`); if it crashes them still, the job stops.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from cvbatch.planning.plan import read_chunk
 from cvbatch.predict.steps import FusedWorker, PredictSpec
 from cvbatch.storage.store import Storage
 
-CAREFUL_AFTER = 2  # deaths of its workers: from then on a chunk is done carefully
-GIVEN_UP_AFTER = 4  # deaths: two of them of the careful way
-_START_LIMIT = 3  # actors that may die in a row before one is ready
-_LOOK_S = 5.0  # between two looks at what the cluster has
-_PATIENCE_S = 1800.0  # without any actor: a cluster that scales may have to order a machine
+ISOLATE_AFTER = 2  # crashes: from then on the images of a chunk are decoded in a child process
+MAX_DEATHS = 4  # crashes of a chunk, two of them with isolated decoding; then the job stops
+_MAX_FAILED_STARTS = 3  # actors that die in a row before one is ready; then the job stops
+_POLL_INTERVAL_S = 5.0  # between two looks at the resources of the cluster
+_NO_ACTOR_TIMEOUT_S = 1800.0  # a cluster that scales may have to start a machine
 
-# What Ray says of a worker that is gone, with its process, its node, or for want of memory. Our
-# own errors come as other types: a job that is wrong is not tried again.
+# Ray raises these if a worker is gone: its process or its node died, or memory ran out. Our own
+# errors have other types, so that a faulty job is not retried.
 _DEATHS = (
     RayActorError,
     WorkerCrashedError,
@@ -48,154 +49,148 @@ _DEATHS = (
 
 
 class _Call(NamedTuple):
-    """What an actor is busy with: a chunk, or (None) coming up."""
+    """A running call of an actor."""
 
     actor: Any
-    ref: ChunkRef | None
+    ref: ChunkRef | None  # None: `load`
 
 
 class ActorPool:
-    """The actors of one job, and who does what.
+    """The actors of one job and their calls.
 
-    Made, it asks for its first actors: they start while the models still build.
+    The constructor requests the actors, so that they start while the models are compiled.
     """
 
-    def __init__(self, wiring: Allocation) -> None:
-        self._wiring = wiring
+    def __init__(self, allocation: Allocation) -> None:
+        self._allocation = allocation
         self._class = ray.remote(FusedWorker).options(
-            num_cpus=wiring.cpus_per_actor,
-            num_gpus=wiring.gpus_per_actor,
+            num_cpus=allocation.cpus_per_actor,
+            num_gpus=allocation.gpus_per_actor,
             max_restarts=0,
             max_task_retries=0,
         )
-        self._wanted = wiring.num_actors
-        self._asked = [self._class.remote() for _ in range(wiring.num_actors)]
+        self._num_wanted = allocation.num_actors
+        self._starting = [self._class.remote() for _ in range(allocation.num_actors)]
         self._idle: list[Any] = []
-        self._calls: dict[Any, _Call] = {}  # by the reference to the answer
-        self._storage: Storage  # of the job, from `run` on
+        self._calls: dict[Any, _Call] = {}  # by the reference to the result
+        self._storage: Storage  # of the job; set by `run`
         self._queue: deque[ChunkRef] = deque()
-        self._deaths: Counter[str] = Counter()  # by chunk
-        self._failed_starts = 0  # since an actor last answered
+        self._deaths: Counter[str] = Counter()  # by chunk id
+        self._num_failed_starts = 0  # since an actor last returned a result
         self._last_cause = ""
-        self._last_life = self._last_look = time.monotonic()
+        self._last_active = self._last_poll = time.monotonic()
 
     def run(
-        self, refs: Sequence[ChunkRef], order: PredictSpec
+        self, refs: Sequence[ChunkRef], spec: PredictSpec
     ) -> Generator[ChunkReport, None, None]:
-        """Do the chunks; yield each one's report as its file is written. The actors end with it.
+        """Process the chunks; yield the report of each once its file is written.
+
+        The actors end when the generator ends.
 
         Raises:
-            CvbatchError: a chunk keeps taking its worker down, or there are no workers.
-            ray.exceptions.RayError: what else stopped an actor.
+            CvbatchError: a chunk keeps crashing its actors, or no actor can start.
+            ray.exceptions.RayError: any other error of an actor.
         """
         self._queue.extend(refs)
-        self._last_life = time.monotonic()
-        self._storage, shared = order.storage, ray.put(order)
+        self._last_active = time.monotonic()
+        self._storage, shared_spec = spec.storage, ray.put(spec)
         try:
             while self._queue or self.num_working:
-                self._ask_for_actors(shared)
-                self._hand_out()
-                answers, _ = ray.wait(list(self._calls), num_returns=1, timeout=_LOOK_S)
-                for answer in answers:
-                    report = self._hear(answer)
+                self._request_actors(shared_spec)
+                self._submit_chunks()
+                done, _ = ray.wait(list(self._calls), num_returns=1, timeout=_POLL_INTERVAL_S)
+                for result in done:
+                    report = self._receive(result)
                     if report is not None:
                         yield report
-                self._look_round()
+                self._poll_cluster()
         finally:
-            for actor in [
-                *self._asked,
-                *self._idle,
-                *(call.actor for call in self._calls.values()),
-            ]:
+            busy = [call.actor for call in self._calls.values()]
+            for actor in [*self._starting, *self._idle, *busy]:
                 ray.kill(actor)
 
     @property
     def num_working(self) -> int:
-        """The chunks that are being worked on."""
+        """Number of chunks in progress."""
         return sum(call.ref is not None for call in self._calls.values())
 
-    def _ask_for_actors(self, shared: Any) -> None:
-        """Ask for as many actors as are wanted and could still find a chunk."""
-        useful = min(self._wanted, len(self._queue) + self.num_working)
-        lacking = useful - len(self._asked) - len(self._idle) - len(self._calls)
-        if self._failed_starts >= _START_LIMIT:
-            self._go_on_without_new_ones()
-        else:
-            self._asked.extend(self._class.remote() for _ in range(lacking))
-        while self._asked:
-            actor = self._asked.pop()
-            self._calls[actor.load.remote(shared)] = _Call(actor, None)
-
-    def _go_on_without_new_ones(self) -> None:
-        if not (self._calls or self._idle):
+    def _request_actors(self, shared_spec: Any) -> None:
+        """Request as many actors as are wanted and have a chunk to work on."""
+        num_useful = min(self._num_wanted, len(self._queue) + self.num_working)
+        num_missing = num_useful - len(self._starting) - len(self._idle) - len(self._calls)
+        if self._num_failed_starts < _MAX_FAILED_STARTS:
+            self._starting.extend(self._class.remote() for _ in range(num_missing))
+        elif not (self._calls or self._idle):
             raise CvbatchError(
-                f"{self._failed_starts} workers in a row died before they were ready, the last: "
-                f"{self._last_cause}; look at Ray's logs, and whether every node has this version "
-                "of cvbatch and memory for the models, then run again"
+                f"{self._num_failed_starts} workers in a row died before they were ready, the "
+                f"last: {self._last_cause}; look at Ray's logs, check that every node has this "
+                "version of cvbatch and memory for the models, then run again"
             )
+        while self._starting:
+            actor = self._starting.pop()
+            self._calls[actor.load.remote(shared_spec)] = _Call(actor, None)
 
-    def _hand_out(self) -> None:
-        """Give chunks to the actors that have answered and have none."""
+    def _submit_chunks(self) -> None:
+        """Submit chunks to idle actors."""
         while self._queue and self._idle:
             actor, ref = self._idle.pop(), self._queue.popleft()
-            is_careful = self._deaths[ref.chunk_id] >= CAREFUL_AFTER
-            self._calls[actor.work.remote(ref, is_careful=is_careful)] = _Call(actor, ref)
+            is_isolated = self._deaths[ref.chunk_id] >= ISOLATE_AFTER
+            self._calls[actor.work.remote(ref, is_isolated=is_isolated)] = _Call(actor, ref)
 
-    def _hear(self, answer: Any) -> ChunkReport | None:
-        """Return the report that an actor gives; None if it came up, or died."""
-        call = self._calls.pop(answer)
+    def _receive(self, result: Any) -> ChunkReport | None:
+        """Return the report of an actor; None if the actor became ready or died."""
+        call = self._calls.pop(result)
         try:
-            report: ChunkReport | None = ray.get(answer)
+            report: ChunkReport | None = ray.get(result)
         except _DEATHS as error:
-            ray.kill(call.actor)  # one that is only out of reach must not go on beside its heir
-            self._bury(call.ref, _cause(error))
+            ray.kill(call.actor)  # an actor that is only unreachable must not continue
+            self._handle_death(call.ref, _cause(error))
             return None
         self._idle.append(call.actor)
-        self._failed_starts = 0
+        self._num_failed_starts = 0
         return report
 
-    def _bury(self, ref: ChunkRef | None, cause: str) -> None:
-        """Put the chunk of an actor that died back; count the death."""
+    def _handle_death(self, ref: ChunkRef | None, cause: str) -> None:
+        """Count the death of an actor and return its chunk to the queue."""
         if ref is not None:
             self._deaths[ref.chunk_id] += 1
-            if self._deaths[ref.chunk_id] >= GIVEN_UP_AFTER:
-                raise given_up(self._storage, ref, cause)
+            if self._deaths[ref.chunk_id] >= MAX_DEATHS:
+                raise crashing_chunk_error(self._storage, ref, cause)
             self._queue.appendleft(ref)
         else:
-            self._failed_starts += 1
+            self._num_failed_starts += 1
             self._last_cause = cause
 
-    def _look_round(self) -> None:
-        """See whether the cluster has grown, and whether there is anyone left."""
+    def _poll_cluster(self) -> None:
+        """Want more actors if the cluster has grown; fail if there has been none for long."""
         now = time.monotonic()
         if self.num_working or self._idle:
-            self._last_life = now
-        if now - self._last_life > _PATIENCE_S:
+            self._last_active = now
+        if now - self._last_active > _NO_ACTOR_TIMEOUT_S:
             raise CvbatchError(
-                f"for {_PATIENCE_S / 60:g} minutes there was no worker: each asks for "
-                f"{self._wiring.cpus_per_actor:g} CPU and {self._wiring.gpus_per_actor:g} GPU, and "
-                f"the cluster has room for {actors_now(self._wiring)}, free or taken; run again "
-                "when it has some that are free"
+                f"for {_NO_ACTOR_TIMEOUT_S / 60:g} minutes there was no worker: each needs "
+                f"{self._allocation.cpus_per_actor:g} CPU and "
+                f"{self._allocation.gpus_per_actor:g} GPU, and the cluster has room for "
+                f"{actors_now(self._allocation)}, free or in use; run again when it has free ones"
             )
-        if now - self._last_look > _LOOK_S:
-            self._last_look = now
-            self._wanted = max(self._wanted, actors_now(self._wiring))
+        if now - self._last_poll > _POLL_INTERVAL_S:
+            self._last_poll = now
+            self._num_wanted = max(self._num_wanted, actors_now(self._allocation))
 
 
-def given_up(storage: Storage, ref: ChunkRef, cause: str) -> CvbatchError:
-    """Return the error of a chunk that its workers die of, however carefully it is done."""
+def crashing_chunk_error(storage: Storage, ref: ChunkRef, cause: str) -> CvbatchError:
+    """Return the error of a chunk that crashes its workers even with isolated decoding."""
     items = read_chunk(storage, ref).items
     return CvbatchError(
-        f"chunk {ref.chunk_id} took its worker down {GIVEN_UP_AFTER} times, at last with its "
-        "images decoded in a process of their own, so it is the models or the reading, or there is "
-        f"too little memory ({cause}). Its images are {items[0].image_id!r} to "
-        f"{items[-1].image_id!r}; look at Ray's logs, give the workers more memory or leave these "
-        "images out, then run again"
+        f"chunk {ref.chunk_id} crashed its worker {MAX_DEATHS} times, the last times with its "
+        "images decoded in a child process, so the models or reading crash, or memory is too "
+        f"small ({cause}). Its images are {items[0].image_id!r} to {items[-1].image_id!r}; look "
+        "at Ray's logs, give the workers more memory or remove these images, then run again"
     )
 
 
 def _cause(error: Exception) -> str:
-    """Return what Ray says first, without its advice; of an actor that raised, what it raised."""
+    """Return the first line of Ray's message; for a constructor that raised, its exception."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = lines[-1] if "creation task" in lines[0] else lines[0]
     return line[:300].rstrip(". ")

@@ -1,7 +1,7 @@
-"""Counts what is begun and never ended, where Ray begins it again unasked, and for ever.
+"""Count attempts per chunk, because Ray restarts failed tasks without a limit.
 
-Ray Data's tasks and actors are started again as often as they die. What dies of its own doing would
-never stop; so the work is entered here before it is begun, and struck out when it is done.
+Ray Data restarts its tasks and actors as often as they die. A task whose input crashes it would
+restart for ever, so each attempt is registered before it starts and removed when it has ended.
 """
 
 from __future__ import annotations
@@ -12,36 +12,37 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-MODELS, DECODE, WRITE = "models", "decode", "write"  # what is attempted
+MODELS, DECODE, WRITE = "models", "decode", "write"  # stages
 
 
 class Attempts:
-    """The counts of one job, as a Ray actor: `start_attempts`."""
+    """Attempts of one job; runs as a Ray actor, see `start_attempts`."""
 
     def __init__(self) -> None:
-        self._begun: Counter[tuple[str, str]] = Counter()
-        self._decoded: set[str] = set()  # chunks that nobody has begun to write
+        self._started: Counter[tuple[str, str]] = Counter()
+        self._decoded: set[str] = set()  # ids of chunks whose writing has not started
 
-    def begin(self, what: str, chunk_id: str = "") -> int:
-        """Return how often it was begun before since it was last done; count this time in."""
-        if what == WRITE:
+    def begin(self, stage: str, chunk_id: str = "") -> int:
+        """Register an attempt; return the number of earlier ones that have not ended."""
+        if stage == WRITE:
             self._decoded.discard(chunk_id)
-        self._begun[what, chunk_id] += 1
-        return self._begun[what, chunk_id] - 1
+        self._started[stage, chunk_id] += 1
+        return self._started[stage, chunk_id] - 1
 
-    def end(self, what: str, chunk_id: str = "") -> None:
-        """Hear that it is done."""
-        if what == DECODE:
+    def end(self, stage: str, chunk_id: str = "") -> None:
+        """Remove all attempts of a stage that is done."""
+        if stage == DECODE:
             self._decoded.add(chunk_id)
-        del self._begun[what, chunk_id]
+        del self._started[stage, chunk_id]
 
     def depths(self) -> dict[str, int]:
-        """Return how many chunks each stage has before it or in it."""
-        begun = Counter(what for what, _ in self._begun)
-        return {"decode": begun[DECODE], "predict": len(self._decoded), "write": begun[WRITE]}
+        """Return the number of chunks in each stage or queued for it."""
+        started = Counter(stage for stage, _ in self._started)
+        return {"decode": started[DECODE], "predict": len(self._decoded), "write": started[WRITE]}
 
 
 def start_attempts() -> Any:
-    """Start the counts beside the driver, with which they may die; they end with their handle."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
+    """Start the actor on the driver's node; it ends when its handle is deleted."""
+    node_id = ray.get_runtime_context().get_node_id()
+    driver_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=driver_node).remote()

@@ -1,7 +1,7 @@
-"""What a prediction job tells Prometheus, by the endpoint that every Ray node has.
+"""Prometheus metrics of a prediction job, exported by the endpoint of every Ray node.
 
-The driver counts, from the reports of chunks whose files are written: a chunk that was begun again
-counts once, and Ray ends workers too abruptly for them to hand in their last counts.
+The driver counts from the reports of written chunks: a chunk that was attempted twice counts once,
+and Ray stops workers too abruptly for them to export their last counts.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from cvbatch.core.types import ChunkReport
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One metric; Ray puts `ray_` before its name, and `_total` after a counter's."""
+    """One metric. Ray adds the prefix `ray_` to its name, and `_total` to a counter's."""
 
     kind: type[metrics.Counter] | type[metrics.Gauge]
     description: str
-    tag: str = ""  # beside `run`, which all have
+    tag: str = ""  # in addition to `run`, which every metric has
 
 
-METERS = {
+METRIC_SPECS = {
     "cvbatch_images": MetricSpec(
         metrics.Counter, "Rows written, by status: ok or failed.", "status"
     ),
@@ -39,29 +39,34 @@ METERS = {
     "cvbatch_chunks": MetricSpec(metrics.Counter, "Chunks written."),
     "cvbatch_chunks_left": MetricSpec(metrics.Gauge, "Chunks that are not written yet."),
     "cvbatch_queue_depth": MetricSpec(
-        metrics.Gauge, "Chunks in a stage or waiting for it, when one was last written.", "stage"
+        metrics.Gauge,
+        "Chunks in a stage or queued for it, when a chunk was last written.",
+        "stage",
     ),
 }
 
 
 class RunMetrics:
-    """The metrics of one run. Ray must be connected."""
+    """The metrics of one run. Ray must be connected.
+
+    Args:
+        run: id of the run, the value of the tag `run`.
+        num_chunks: chunks that the run has to write.
+    """
 
     def __init__(self, run: str, num_chunks: int) -> None:
-        self._all: dict[str, Any] = {}
-        for name, meter in METERS.items():
-            made = meter.kind(
-                name, meter.description, ("run", meter.tag) if meter.tag else ("run",)
-            )
-            made.set_default_tags({"run": run})
-            self._all[name] = made
-        self._num_left = num_chunks
+        self._metrics: dict[str, Any] = {}
+        for name, spec in METRIC_SPECS.items():
+            metric = spec.kind(name, spec.description, ("run", spec.tag) if spec.tag else ("run",))
+            metric.set_default_tags({"run": run})
+            self._metrics[name] = metric
+        self._num_pending = num_chunks
         self._set("cvbatch_chunks_left", num_chunks)
 
-    def written(self, report: ChunkReport) -> None:
-        """Count a chunk in whose file is there."""
-        self._num_left -= 1
-        self._set("cvbatch_chunks_left", self._num_left)
+    def add_chunk(self, report: ChunkReport) -> None:
+        """Count a written chunk."""
+        self._num_pending -= 1
+        self._set("cvbatch_chunks_left", self._num_pending)
         self._add("cvbatch_chunks", 1)
         self._add("cvbatch_images", report.num_images - report.num_failed, "ok")
         self._add("cvbatch_images", report.num_failed, "failed")
@@ -72,16 +77,16 @@ class RunMetrics:
         for stage, seconds in report.seconds.items():
             self._add("cvbatch_stage_seconds", seconds, stage)
 
-    def waiting(self, stage: str, num_chunks: int) -> None:
-        """Say how many chunks are in a stage, or wait for it; "fused" is all of them in one."""
+    def set_queue_depth(self, stage: str, num_chunks: int) -> None:
+        """Report the chunks in a stage or queued for it; stage "fused" is all stages in one."""
         self._set("cvbatch_queue_depth", num_chunks, stage)
 
     def _add(self, name: str, value: float, tag: str = "") -> None:
-        if value > 0:  # Ray refuses to add nothing
-            self._all[name].inc(value, self._tags(name, tag))
+        if value > 0:  # Ray refuses to add 0
+            self._metrics[name].inc(value, self._tags(name, tag))
 
     def _set(self, name: str, value: float, tag: str = "") -> None:
-        self._all[name].set(value, self._tags(name, tag))
+        self._metrics[name].set(value, self._tags(name, tag))
 
     def _tags(self, name: str, tag: str) -> dict[str, str]:
-        return {METERS[name].tag: tag} if tag else {}
+        return {METRIC_SPECS[name].tag: tag} if tag else {}

@@ -1,12 +1,11 @@
-"""The conductor of a prediction job: the same plain callables, wired in two ways.
+"""Run the steps of a prediction on Ray, in fused or streaming mode.
 
-*Fused*: a chunk stays in one Ray actor from read to write. Best where the models run on CPUs: they
-are the bottleneck and nothing is carried between processes.
+*Fused*: one Ray actor reads, decodes, predicts and writes a chunk. Best if the models run on CPUs:
+they are the bottleneck, and no data moves between processes.
 
-*Streaming*, by Ray Data: chunks are read and decoded by CPU tasks, predicted by actors that hold
-the models, encoded and written by CPU tasks. Best where there are GPUs: CPU nodes feed them. A
-chunk is one block all the way, so its file is written by one task, and no pixel goes further than
-the models.
+*Streaming*, with Ray Data: CPU tasks read and decode chunks, actors with the models predict, CPU
+tasks encode and write. Best if there are GPUs: CPU nodes prepare their batches. A chunk stays one
+block, so one task writes its file, and pixels are not sent further than the models.
 """
 
 from __future__ import annotations
@@ -25,7 +24,12 @@ from cvbatch.core.errors import CvbatchError
 from cvbatch.core.types import ChunkRef, ChunkReport
 from cvbatch.distributed.resources import Allocation
 from cvbatch.predict import steps
-from cvbatch.predict.ray_actor_pool import CAREFUL_AFTER, GIVEN_UP_AFTER, ActorPool, given_up
+from cvbatch.predict.ray_actor_pool import (
+    ISOLATE_AFTER,
+    MAX_DEATHS,
+    ActorPool,
+    crashing_chunk_error,
+)
 from cvbatch.predict.ray_attempts import DECODE, MODELS, WRITE, start_attempts
 from cvbatch.predict.ray_metrics import RunMetrics
 from cvbatch.predict.serialization import (
@@ -43,167 +47,178 @@ if TYPE_CHECKING:
     import ray.data
 
 
-def start_actors(wiring: Allocation) -> ActorPool | None:
-    """Start the fused wiring's actors, empty: they come up while the models still build.
+def start_actors(allocation: Allocation) -> ActorPool | None:
+    """Start the actors of fused mode, without models; None in streaming mode.
 
-    Ray Data starts those of the streaming wiring itself.
+    They start while the models are compiled. Ray Data starts the actors of streaming mode.
     """
-    return ActorPool(wiring) if wiring.arrangement == "fused" else None
+    return ActorPool(allocation) if allocation.arrangement == "fused" else None
 
 
 def run_chunks(
-    order: PredictSpec,
+    spec: PredictSpec,
     refs: Sequence[ChunkRef],
-    wiring: Allocation,
-    crew: ActorPool | None,
-    meters: RunMetrics,
+    allocation: Allocation,
+    pool: ActorPool | None,
+    metrics: RunMetrics,
 ) -> Generator[ChunkReport, None, None]:
-    """Do the chunks on the connected cluster; yield each one's report as its file is written.
+    """Process the chunks on the connected cluster; yield the report of each written chunk.
 
-    crew: from `start_actors`. meters: hear of chunks that are written, and of those under way.
+    Args:
+        spec: for the workers.
+        refs: the chunks.
+        allocation: number and resources of actors.
+        pool: of `start_actors`.
+        metrics: receive the reports and the queue depths.
 
     Raises:
-        CvbatchError: what stopped a worker, as it was raised there.
+        CvbatchError: the error that stopped a worker.
     """
     if not refs:
         return
-    wired = crew.run(refs, order) if crew else _streaming(refs, order, wiring, meters)
+    running = pool.run(refs, spec) if pool else _streaming(refs, spec, allocation, metrics)
     try:
-        with closing(wired) as reports:
+        with closing(running) as reports:
             for report in reports:
-                meters.written(report)
-                if crew:
-                    meters.waiting("fused", crew.num_working)
+                metrics.add_chunk(report)
+                if pool:
+                    metrics.set_queue_depth("fused", pool.num_working)
                 yield report
     except ray.exceptions.RayError as error:
-        raise _told(error) from None
+        raise _original_error(error) from None
 
 
 def _streaming(
-    refs: Sequence[ChunkRef], order: PredictSpec, wiring: Allocation, meters: RunMetrics
+    refs: Sequence[ChunkRef], spec: PredictSpec, allocation: Allocation, metrics: RunMetrics
 ) -> Generator[ChunkReport, None, None]:
-    """Let Ray Data stream the chunks through decoding, models and writing."""
-    attempts = start_attempts()  # lives as long as this generator holds it
-    tables = _dataset(refs, order, wiring, attempts).iter_batches(
+    """Process the chunks with Ray Data."""
+    attempts = start_attempts()  # the handle keeps the actor alive
+    tables = _dataset(refs, spec, allocation, attempts).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
     )
     for table in tables:
         for stage, num_chunks in ray.get(attempts.depths.remote()).items():
-            meters.waiting(stage, num_chunks)
+            metrics.set_queue_depth(stage, num_chunks)
         for row in table.to_pylist():
             maps = {name: dict(row[name]) for name in ("failures", "examples", "seconds")}
             yield ChunkReport(**{**row, **maps})
 
 
 def _dataset(
-    refs: Sequence[ChunkRef], order: PredictSpec, wiring: Allocation, attempts: Any
+    refs: Sequence[ChunkRef], spec: PredictSpec, allocation: Allocation, attempts: Any
 ) -> ray.data.Dataset:
-    import ray.data  # takes seconds, and only this wiring needs it
+    import ray.data  # takes seconds, and only this mode needs it
 
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = None  # a chunk is one block, never split
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # listener and errors tell it all
+    # Listener and exceptions report progress and errors.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     chunks = ray.data.from_items([asdict(ref) for ref in refs], override_num_blocks=len(refs))
     decoded = chunks.map_batches(
         _decode,
-        fn_args=(order, attempts),
+        fn_args=(spec, attempts),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=1,
     )
     predicted = decoded.map_batches(
         _PredictActor,
-        fn_constructor_args=(order, attempts, wiring.num_actors + GIVEN_UP_AFTER),
-        batch_size=1,  # a row is a batch of images; Ray wants a number where there are GPUs
+        fn_constructor_args=(spec, attempts, allocation.num_actors + MAX_DEATHS),
+        batch_size=1,  # a row is a batch of images; Ray requires a number if there are GPUs
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=wiring.num_actors),
-        num_cpus=wiring.cpus_per_actor,
-        num_gpus=wiring.gpus_per_actor,
+        compute=ray.data.ActorPoolStrategy(size=allocation.num_actors),
+        num_cpus=allocation.cpus_per_actor,
+        num_gpus=allocation.gpus_per_actor,
     )
     return predicted.map_batches(
         _write,
-        fn_args=(order, attempts),
+        fn_args=(spec, attempts),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0.5,
     )
 
 
-_COUNT = "chunk_images"  # rides along, so that no writer takes a part for the whole
-_EFFORT = "effort"  # of each row, as JSON
+_NUM_IMAGES = "chunk_images"  # of the chunk; the writer checks that its block is complete
+_TIMER = "timer"  # StageTimer as JSON
 
 
 class _PredictActor:
-    def __init__(self, order: PredictSpec, attempts: Any, max_starts: int) -> None:
+    def __init__(self, spec: PredictSpec, attempts: Any, max_starts: int) -> None:
         self._attempts = attempts
         self._has_worked = False
-        self._starts = ray.get(attempts.begin.remote(MODELS))
-        self._is_refused = self._starts >= max_starts  # told when called: Ray garbles it here
+        self._num_starts = ray.get(attempts.begin.remote(MODELS))
+        self._is_refused = self._num_starts >= max_starts  # Ray garbles an error raised here
         if not self._is_refused:
-            self._predictor = steps.load_predictor(order)
+            self._predictor = steps.load_predictor(spec)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._is_refused:
             raise CvbatchError(
-                f"the models took their workers down {self._starts} times in a row: look whether "
-                "they fit the memory of a worker and at Ray's logs, then run again"
+                f"the models crashed their workers {self._num_starts} times in a row: check that "
+                "they fit the memory of a worker, look at Ray's logs, then run again"
             )
-        effort = StageTimer.of(table[_EFFORT].to_pylist())
+        timer = StageTimer.from_json(table[_TIMER].to_pylist())
         batches = table_to_image_batches(table)
-        said = predictions_to_table(list(effort.along("predict", map(self._predictor, batches))))
+        predictions = list(timer.measure_items("predict", map(self._predictor, batches)))
         if not self._has_worked:
             self._has_worked = True
             self._attempts.end.remote(MODELS)
-        return _with_effort(said.append_column(_COUNT, table[_COUNT]), effort)
+        predicted = predictions_to_table(predictions)
+        return _with_timer(predicted.append_column(_NUM_IMAGES, table[_NUM_IMAGES]), timer)
 
 
-def _decode(table: pa.Table, order: PredictSpec, attempts: Any) -> pa.Table:
+def _decode(table: pa.Table, spec: PredictSpec, attempts: Any) -> pa.Table:
     (ref,) = _refs(table)
-    deaths = ray.get(attempts.begin.remote(DECODE, ref.chunk_id))
-    if deaths:  # in the actor, where Ray has put decoding there: the models were not to blame
+    num_deaths = ray.get(attempts.begin.remote(DECODE, ref.chunk_id))
+    if num_deaths:  # Ray may run this task in an actor's process: then decoding crashed, no model
         attempts.end.remote(MODELS)
-    if deaths >= GIVEN_UP_AFTER:
-        raise given_up(order.storage, ref, "its decoding was begun as often and never ended")
-    is_careful = deaths >= CAREFUL_AFTER
-    effort = StageTimer()
-    reader = _reader(order.storage, order.source_format, order.job.source.image_column)
+    if num_deaths >= MAX_DEATHS:
+        raise crashing_chunk_error(
+            spec.storage, ref, "its decoding started as often and never ended"
+        )
+    timer = StageTimer()
+    reader = _reader(spec.storage, spec.source_format, spec.job.source.image_column)
+    is_isolated = num_deaths >= ISOLATE_AFTER
     batches = image_batches_to_table(
-        list(steps.read_and_decode(order, reader, ref, effort, is_careful=is_careful))
+        list(steps.read_and_decode(spec, reader, ref, timer, is_isolated=is_isolated))
     )
     ray.get(attempts.end.remote(DECODE, ref.chunk_id))
-    counts = pa.array([ref.num_images] * len(batches), pa.int64())
-    return _with_effort(batches.append_column(_COUNT, counts), effort)
+    num_images = pa.array([ref.num_images] * len(batches), pa.int64())
+    return _with_timer(batches.append_column(_NUM_IMAGES, num_images), timer)
 
 
-@lru_cache(maxsize=1)  # tasks are plain calls: only their process lasts from chunk to chunk
+@lru_cache(maxsize=1)  # tasks are plain calls: only the process outlives a chunk
 def _reader(storage: Storage, source_format: str, image_column: str) -> ChunkReader:
     return ChunkReader(storage, source_format, image_column)
 
 
-def _with_effort(table: pa.Table, effort: StageTimer) -> pa.Table:
-    """Return the table with what all of it took in the first row, and nothing in the others."""
-    said = [effort.as_json(), *[StageTimer().as_json()] * (len(table) - 1)][: len(table)]
-    return table.append_column(_EFFORT, pa.array(said, pa.string()))
+def _with_timer(table: pa.Table, timer: StageTimer) -> pa.Table:
+    """Return the table with the timer in the first row and empty timers in the others."""
+    timers = [timer.as_json(), *[StageTimer().as_json()] * (len(table) - 1)][: len(table)]
+    return table.append_column(_TIMER, pa.array(timers, pa.string()))
 
 
-def _write(table: pa.Table, order: PredictSpec, attempts: Any) -> pa.Table:
-    (num_images,) = set(table[_COUNT].to_pylist())
+def _write(table: pa.Table, spec: PredictSpec, attempts: Any) -> pa.Table:
+    (num_images,) = set(table[_NUM_IMAGES].to_pylist())
     predictions = table_to_predictions(table)
-    (chunk_id,) = {said.chunk_id for said in predictions}
-    if sum(map(len, predictions)) != num_images:
+    (chunk_id,) = {batch.chunk_id for batch in predictions}
+    num_predicted = sum(map(len, predictions))
+    if num_predicted != num_images:
         raise CvbatchError(
-            f"chunk {chunk_id} came to its writer with {sum(map(len, predictions))} of "
-            f"{num_images} images: Ray split its block; use run.arrangement: fused, and report it"
+            f"chunk {chunk_id} reached its writer with {num_predicted} of {num_images} images: "
+            "Ray split its block; use run.arrangement: fused, and report it"
         )
-    if (deaths := ray.get(attempts.begin.remote(WRITE, chunk_id))) >= GIVEN_UP_AFTER:
+    if (num_deaths := ray.get(attempts.begin.remote(WRITE, chunk_id))) >= MAX_DEATHS:
         raise CvbatchError(
-            f"writing the file of chunk {chunk_id} took its worker down {deaths} times; look at "
-            "Ray's logs and for memory to spare, then run again"
+            f"writing the file of chunk {chunk_id} crashed its worker {num_deaths} times; look at "
+            "Ray's logs, give the workers more memory, then run again"
         )
-    report = steps.write(order, chunk_id, predictions, StageTimer.of(table[_EFFORT].to_pylist()))
+    timer = StageTimer.from_json(table[_TIMER].to_pylist())
+    report = steps.write(spec, chunk_id, predictions, timer)
     ray.get(attempts.end.remote(WRITE, chunk_id))
     return _report_table([report])
 
@@ -238,12 +253,12 @@ def _report_table(reports: Sequence[ChunkReport]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=_REPORT)
 
 
-def _told(error: ray.exceptions.RayError) -> CvbatchError:
-    """Return what stopped a worker: our own error as it was raised there, or the first cause."""
+def _original_error(error: ray.exceptions.RayError) -> CvbatchError:
+    """Return the error of a worker: our own as it was raised there, otherwise the first cause."""
     causes: list[BaseException] = [error]
     while (inner := getattr(causes[-1], "cause", None) or causes[-1].__cause__) is not None:
         causes.append(inner)
-    # Ray appends advice of its own to messages: the first line is the one that was raised.
+    # Ray appends advice to messages: the first line is the one that was raised.
     lines = {cause: (str(cause).strip().splitlines() or [""])[0][:500] for cause in causes}
     for cause, line in lines.items():
         if isinstance(cause, CvbatchError) and not isinstance(cause, ray.exceptions.RayError):

@@ -1,7 +1,7 @@
-"""Batches as columns of plain bytes, for the way from one Ray task to the next.
+"""Serialize image batches and predictions as Arrow columns between Ray Data tasks.
 
-A batch is one row: a JSON head that says what it holds, and one body of all its arrays. No pickle,
-no tensor extension; the arrays read back are views into the body, not copies.
+A batch is one row: a JSON header with its fields and array layout, and a body with the bytes of all
+arrays. There is no pickle and no tensor extension; the arrays read back are views of the body.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from cvbatch.core.types import (
     Tiling,
 )
 
-# large_binary: the pixels of a chunk may pass the 2 GiB that 32-bit offsets reach.
+# large_binary: the pixels of a chunk may exceed 2 GiB, the limit of 32-bit offsets.
 SCHEMA = pa.schema([("head", pa.string()), ("body", pa.large_binary())])
 _ALIGNMENT = 64
-# Fields of ModelPredictions → the data type of each, which is None where the model lacks it.
-_KINDS: dict[str, type[Any]] = {
+# Field of ModelPredictions → its data type. A field is None if the task does not predict it.
+_TYPES: dict[str, type[Any]] = {
     name: get_args(optional)[0] for name, optional in get_type_hints(ModelPredictions).items()
 }
 _Arrays = list[np.ndarray]
 
 
-def image_batches_to_table(batches: Sequence[ImageBatch]) -> pa.Table:  # one row a batch
-    """Return decoded batches as rows."""
+def image_batches_to_table(batches: Sequence[ImageBatch]) -> pa.Table:
+    """Return decoded batches as a table of `SCHEMA`, one row a batch."""
     rows = []
     for batch in batches:
         keys = list(batch.pixels)
@@ -45,7 +45,7 @@ def image_batches_to_table(batches: Sequence[ImageBatch]) -> pa.Table:  # one ro
 
 
 def table_to_image_batches(table: pa.Table) -> list[ImageBatch]:
-    """Return the batches in rows of `image_batches_to_table`."""
+    """Return the batches of a table of `image_batches_to_table`."""
     batches = []
     for head, arrays in _from_table(table):
         keys = [_input_key(*key) for key in head.pop("keys")]
@@ -61,35 +61,35 @@ def table_to_image_batches(table: pa.Table) -> list[ImageBatch]:
     return batches
 
 
-def predictions_to_table(predictions: Sequence[Predictions]) -> pa.Table:  # one row a batch
-    """Return predictions as rows."""
+def predictions_to_table(predictions: Sequence[Predictions]) -> pa.Table:
+    """Return predictions as a table of `SCHEMA`, one row a batch."""
     rows = []
-    for said in predictions:
-        arrays: _Arrays = [said.width, said.height]
+    for batch in predictions:
+        arrays: _Arrays = [batch.width, batch.height]
         models = []
-        for model in said.models:
-            kinds = [name for name in _KINDS if getattr(model, name) is not None]
-            models.append(kinds)
-            for name in kinds:
+        for model in batch.models:
+            names = [name for name in _TYPES if getattr(model, name) is not None]
+            models.append(names)
+            for name in names:
                 value = getattr(model, name)
                 arrays += [getattr(value, field.name) for field in fields(value)]
-        rows.append((_common_head(said) | {"models": models}, arrays))
+        rows.append((_common_head(batch) | {"models": models}, arrays))
     return _to_table(rows)
 
 
 def table_to_predictions(table: pa.Table) -> list[Predictions]:
-    """Return the predictions in rows of `predictions_to_table`."""
+    """Return the predictions of a table of `predictions_to_table`."""
     result = []
     for head, (width, height, *rest) in _from_table(table):
         arrays = iter(rest)
         models = [
             ModelPredictions(
                 **{
-                    name: _KINDS[name](*(next(arrays) for _ in fields(_KINDS[name])))
-                    for name in kinds
+                    name: _TYPES[name](*(next(arrays) for _ in fields(_TYPES[name])))
+                    for name in names
                 }
             )
-            for kinds in head.pop("models")
+            for names in head.pop("models")
         ]
         result.append(
             Predictions(**_common_fields(head), width=width, height=height, models=tuple(models))
@@ -120,11 +120,11 @@ def _to_table(rows: Sequence[tuple[dict[str, Any], _Arrays]]) -> pa.Table:
         arrays = [np.ascontiguousarray(array) for array in arrays]
         layout = [[array.dtype.str, array.shape] for array in arrays]
         heads.append(json.dumps(head | {"layout": layout}))
-        bodies.append(b"".join(part for array in arrays for part in (array.data, _gap(array))))
+        bodies.append(b"".join(part for array in arrays for part in (array.data, _padding(array))))
     return pa.table([heads, pa.array(bodies, pa.large_binary())], schema=SCHEMA)
 
 
-def _gap(array: np.ndarray) -> bytes:
+def _padding(array: np.ndarray) -> bytes:
     return b"\0" * (-array.nbytes % _ALIGNMENT)
 
 
@@ -134,10 +134,10 @@ def _from_table(table: pa.Table) -> list[tuple[dict[str, Any], _Arrays]]:
     for text, body in zip(table["head"].to_pylist(), bodies, strict=True):
         head = json.loads(text)
         buffer, start, arrays = body.as_buffer(), 0, []
-        for kind, shape in head.pop("layout"):
+        for dtype, shape in head.pop("layout"):
             count = int(np.prod(shape))
-            array = np.frombuffer(buffer, np.dtype(kind), count, start).reshape(shape)
+            array = np.frombuffer(buffer, np.dtype(dtype), count, start).reshape(shape)
             arrays.append(array)
-            start += array.nbytes + len(_gap(array))
+            start += array.nbytes + len(_padding(array))
         rows.append((head, arrays))
     return rows

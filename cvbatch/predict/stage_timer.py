@@ -1,4 +1,4 @@
-"""What a chunk takes, counted where it is worked on: seconds of each stage, bytes that are read."""
+"""Measure seconds per stage and bytes read of a chunk."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ STAGES = ("read", "decode", "predict", "write")
 class StageTimer:
     """A clock that runs for one stage at a time, so that no second counts twice.
 
-    Stages ask one another for their next thing: whoever is asked has the clock until it answers.
-    Files are fetched ahead, so the seconds of reading are those that somebody waited.
+    Stages are nested generators: while a stage waits for the next item of the stage before it, the
+    clock runs for that one. Files are fetched ahead, so "read" is only the time spent waiting.
     """
 
     def __init__(self) -> None:
@@ -25,42 +25,42 @@ class StageTimer:
         self._stage, self._since = "", 0.0
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> StageTimer:
-        """Return the sum of efforts that were written as JSON."""
-        whole = cls()
-        for said in map(json.loads, texts):
+    def from_json(cls, texts: Iterable[str]) -> StageTimer:
+        """Return the sum of timers that `as_json` wrote."""
+        total = cls()
+        for values in map(json.loads, texts):
             for stage in STAGES:
-                whole.seconds[stage] += said["seconds"][stage]
-            whole.num_bytes_read += said["num_bytes_read"]
-        return whole
+                total.seconds[stage] += values["seconds"][stage]
+            total.num_bytes_read += values["num_bytes_read"]
+        return total
 
     def as_json(self) -> str:
-        """Return the effort as text, for the way between two processes."""
+        """Return seconds and bytes as JSON, to pass them to another process."""
         return json.dumps({"seconds": self.seconds, "num_bytes_read": self.num_bytes_read})
 
     @contextmanager
-    def at(self, stage: str) -> Iterator[None]:
-        """Have the clock run for a stage; after the block for the one before."""
-        before = self._turn_to(stage)
+    def measure(self, stage: str) -> Iterator[None]:
+        """Run the clock for a stage; after the block, for the stage before."""
+        before = self._switch_to(stage)
         try:
             yield
         finally:
-            self._turn_to(before)
+            self._switch_to(before)
 
-    def along(self, stage: str, things: Iterable[T]) -> Iterator[T]:
-        """Yield the things as they come; the clock runs for the stage while they are made."""
-        waiting = iter(things)
+    def measure_items(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items; the clock runs for the stage while each is produced."""
+        iterator = iter(items)
         while True:
-            with self.at(stage):
+            with self.measure(stage):
                 try:
-                    thing = next(waiting)
+                    item = next(iterator)
                 except StopIteration:
                     return
-            yield thing
-            del thing  # a batch of pixels: not held while the next one is made
+            yield item
+            del item  # releases a batch of pixels before the next one is produced
 
-    def _turn_to(self, stage: str) -> str:
-        """Give the clock to a stage, "" for none; return who had it."""
+    def _switch_to(self, stage: str) -> str:
+        """Run the clock for a stage, "" for none; return the stage before."""
         now, before = time.perf_counter(), self._stage
         if before:
             self.seconds[before] += now - self._since

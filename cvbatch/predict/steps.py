@@ -1,7 +1,7 @@
-"""The three steps of a chunk as plain callables: read and decode, predict, write.
+"""Steps of a chunk as plain callables: read and decode, predict, write.
 
-Ray wires them one of two ways (`cvbatch.predict.ray_pipeline`); a test calls them as they are. All
-a step needs to know comes in one small `PredictSpec`, so a step that died starts again anywhere.
+Ray runs them in one of two modes (`cvbatch.predict.ray_pipeline`); tests call them directly. A step
+gets all it needs in a small `PredictSpec`, so it can be retried on any node.
 """
 
 from __future__ import annotations
@@ -36,127 +36,137 @@ from cvbatch.storage.store import Storage
 
 @dataclass(frozen=True)
 class PredictSpec:
-    """What the workers of a job must know; small, whatever the models weigh."""
+    """What the workers of a job need; small, because programs are read from the sink."""
 
     storage: Storage
     job: JobConfig
     source_format: str  # never "auto"
     specs: tuple[ModelSpec, ...]
     program_uris: tuple[str, ...]
-    metadata: bytes  # of every Parquet file
+    metadata: bytes  # of every part
     threads: int  # of one program
     revisions: dict[str, int] = field(default_factory=dict)  # of chunks that were planned again
 
     def new_reader(self) -> ChunkReader:
-        """Return a reader of the job's chunks."""
+        """Return a reader of the chunks of the job."""
         return ChunkReader(self.storage, self.source_format, self.job.source.image_column)
 
     @property
     def result_models(self) -> list[schema.ResultModel]:
-        """Return the models as the result knows them."""
+        """Return the models of the result's schema."""
         pairs = zip(self.job.models, self.specs, strict=True)
         return [schema.ResultModel(config, spec) for config, spec in pairs]
 
 
 def read_and_decode(
-    order: PredictSpec,
+    spec: PredictSpec,
     reader: ChunkReader,
     ref: ChunkRef,
-    effort: StageTimer,
+    timer: StageTimer,
     *,
-    is_careful: bool = False,
+    is_isolated: bool = False,
 ) -> Iterator[ImageBatch]:
-    """Yield the chunk's images, decoded and resized for every model, in the manifest's order.
+    """Yield the images of a chunk, decoded and resized for all models, in manifest order.
 
-    reader: of the order's source. effort: what it takes is added there.
-
-    An image that crashes its decoder, or takes longer than `run.image_timeout_s`, ends this
-    process; with `is_careful` another one, and fails alone.
+    Args:
+        spec: the job.
+        reader: of the source of the job.
+        ref: the chunk.
+        timer: seconds and bytes are added to it.
+        is_isolated: decode in a child process. An image that crashes its decoder, or takes longer
+            than `run.image_timeout_s`, then fails alone; otherwise it ends this process.
     """
-    source = order.job.source
-    images = reader.read(read_chunk(order.storage, ref), source.max_bytes)
-    keys = list(dict.fromkeys(spec.input_key for spec in order.specs))
+    source = spec.job.source
+    images = reader.read(read_chunk(spec.storage, ref), source.max_bytes)
+    keys = list(dict.fromkeys(model.input_key for model in spec.specs))
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg)
-    timeout_s = order.job.run.image_timeout_s
+    timeout_s = spec.job.run.image_timeout_s
     with ExitStack() as stack:
         decode_one = (
             stack.enter_context(IsolatedDecoder(timeout_s))
-            if is_careful
+            if is_isolated
             else decode_with_alarm(timeout_s)
         )
-        read = _weighed(effort.along("read", images), effort)
+        encoded = _count_bytes(timer.measure_items("read", images), timer)
         batches = decode_images(
-            read, keys, limits, ref.chunk_id, order.job.run.batch_size, decode_one
+            encoded, keys, limits, ref.chunk_id, spec.job.run.batch_size, decode_one
         )
-        yield from effort.along("decode", batches)
+        yield from timer.measure_items("decode", batches)
 
 
-def _weighed(images: Iterable[EncodedImage], effort: StageTimer) -> Iterator[EncodedImage]:
+def _count_bytes(images: Iterable[EncodedImage], timer: StageTimer) -> Iterator[EncodedImage]:
     for image in images:
-        effort.num_bytes_read += len(image.data)
+        timer.num_bytes_read += len(image.data)
         yield image
 
 
-def load_predictor(order: PredictSpec) -> Predictor:
-    """Return the job's models, loaded into this process."""
+def load_predictor(spec: PredictSpec) -> Predictor:
+    """Return the models of the job, loaded into this process."""
     models = []
-    for config, uri in zip(order.job.models, order.program_uris, strict=True):
-        built = BuiltProgram.from_bytes(order.storage.read_bytes(uri))
-        program = built.load(order.threads)
+    for config, uri in zip(spec.job.models, spec.program_uris, strict=True):
+        built = BuiltProgram.from_bytes(spec.storage.read_bytes(uri))
+        program = built.load(spec.threads)
         models.append(LoadedModel(config, built.spec, program, built.batch_size))
     return Predictor(models)
 
 
 def write(
-    order: PredictSpec, chunk_id: str, predictions: Iterable[Predictions], effort: StageTimer
+    spec: PredictSpec, chunk_id: str, predictions: Iterable[Predictions], timer: StageTimer
 ) -> ChunkReport:
-    """Write the chunk's rows as its file; return what it holds, and what it took until now."""
-    models = order.result_models
+    """Write the rows of a chunk as its part.
+
+    Args:
+        spec: the job.
+        chunk_id: the chunk.
+        predictions: of all its images, in order.
+        timer: of the steps before; the report has its seconds and bytes.
+    """
+    models = spec.result_models
     arrow_schema = schema.result_schema(models)
-    counts: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
     examples: Examples = {}
     tables, num_images = [], 0
-    with effort.at("write"):
-        for said in predictions:
-            num_images += len(said)
-            note(counts, examples, said.image_id, said.failures)
-            tables.append(schema.to_rows(said, models, arrow_schema))
-        metadata = part_files.revised(order.metadata, order.revisions.get(chunk_id, 0))
+    with timer.measure("write"):
+        for batch in predictions:
+            num_images += len(batch)
+            note(failures, examples, batch.image_id, batch.failures)
+            tables.append(schema.to_rows(batch, models, arrow_schema))
+        metadata = part_files.with_revision(spec.metadata, spec.revisions.get(chunk_id, 0))
         num_bytes = writer.write_part(
-            order.storage, order.job.sink.uri, chunk_id, tables, arrow_schema, metadata
+            spec.storage, spec.job.sink.uri, chunk_id, tables, arrow_schema, metadata
         )
     return ChunkReport(
         chunk_id,
         num_images,
-        dict(counts),
+        dict(failures),
         num_bytes,
         examples,
-        effort.num_bytes_read,
-        effort.seconds,
+        timer.num_bytes_read,
+        timer.seconds,
     )
 
 
 class FusedWorker:
-    """A chunk from read to write in one process: pixels never leave it.
+    """All steps of a chunk in one process: pixels do not leave it.
 
-    It is made empty, so that it can start before there is an order, and told the order once.
+    The constructor takes no spec, so that workers start before it is known; `load` sets it.
     """
 
     def __init__(self) -> None:
-        self._order: PredictSpec | None = None
+        self._spec: PredictSpec | None = None
         self._predictor: Predictor | None = None
         self._reader: ChunkReader | None = None
 
-    def load(self, order: PredictSpec) -> None:
-        """Take the order and load its models."""
-        self._order, self._predictor = order, load_predictor(order)
-        self._reader = order.new_reader()
+    def load(self, spec: PredictSpec) -> None:
+        """Load the models of a job."""
+        self._spec, self._predictor = spec, load_predictor(spec)
+        self._reader = spec.new_reader()
 
-    def work(self, ref: ChunkRef, *, is_careful: bool) -> ChunkReport:
-        """Return the report of a chunk, its file written. The order must have been told."""
-        if self._order is None or self._predictor is None or self._reader is None:
+    def work(self, ref: ChunkRef, *, is_isolated: bool) -> ChunkReport:
+        """Process a chunk and write its part. `load` must have been called."""
+        if self._spec is None or self._predictor is None or self._reader is None:
             raise RuntimeError("FusedWorker.work before FusedWorker.load")
-        effort = StageTimer()
-        batches = read_and_decode(self._order, self._reader, ref, effort, is_careful=is_careful)
-        predictions = effort.along("predict", map(self._predictor, batches))
-        return write(self._order, ref.chunk_id, predictions, effort)
+        timer = StageTimer()
+        batches = read_and_decode(self._spec, self._reader, ref, timer, is_isolated=is_isolated)
+        predictions = timer.measure_items("predict", map(self._predictor, batches))
+        return write(self._spec, ref.chunk_id, predictions, timer)

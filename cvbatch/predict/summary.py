@@ -1,4 +1,4 @@
-"""What a run did, and whether it still can keep the failures it is allowed."""
+"""Summary of a prediction run, and the limit of its failures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cvbatch.core.failures import are_too_many, as_json, merge
 from cvbatch.core.types import ChunkReport, Examples
 from cvbatch.planning.plan import Plan
 
-SEEN_BEFORE_STOPPING = 200  # images of a run, before its failures may stop it
+MIN_IMAGES_BEFORE_STOPPING = 200  # images of a run before its failures may stop it
 
 
 @dataclass
@@ -19,14 +19,14 @@ class Summary:
 
     sink: str
     fingerprint: str
-    run: str = ""  # its id
-    num_new: int = 0  # files of the source that no earlier run knew
-    num_changed: int = 0  # files that had changed since they were planned; done again
-    num_removed: int = 0  # files that are not in the source any more; their rows stay
+    run: str = ""  # id
+    num_new: int = 0  # files of the source that no earlier run planned
+    num_changed: int = 0  # files that changed since they were planned; processed again
+    num_removed: int = 0  # files that are no longer in the source; their rows stay
     num_chunks: int = 0
-    num_chunks_before: int = 0  # were done before this run
-    num_chunks_left: int = 0  # where the run stopped early
-    num_planned: int = 0  # images that this run was to do; 0 where only reading tells
+    num_chunks_before: int = 0  # done before this run
+    num_chunks_left: int = 0  # pending, if the run stopped early
+    num_planned: int = 0  # images of the chunks to process; 0 if unknown before reading
     num_images: int = 0
     num_failed: int = 0
     failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
@@ -34,18 +34,18 @@ class Summary:
     num_bytes: int = 0  # of the files written
     num_bytes_read: int = 0  # of encoded images
     stage_seconds: dict[str, float] = field(default_factory=dict)  # summed over the workers
-    seconds: float = 0.0  # start-up in
-    images_per_second: float = 0.0  # while chunks were worked on, the workers' start-up in
+    seconds: float = 0.0  # of the run, including start-up
+    images_per_second: float = 0.0  # since chunks were submitted, including start-up of workers
     is_over_failure_limit: bool = False
-    before: tuple[int, int] | None = None  # images and failures of the run that left nothing to do
+    before: tuple[int, int] | None = None  # images and failures of the last run, if none is pending
 
     @classmethod
     def of(cls, plan: Plan, sink: str, fingerprint: str, run: str) -> Summary:
-        """Return the summary of a run that has done nothing yet."""
+        """Return the summary of a run that has not started."""
         return cls(sink, fingerprint, run, plan.num_new, plan.num_changed, plan.num_removed)
 
     def add(self, report: ChunkReport) -> None:
-        """Count a chunk in."""
+        """Count a written chunk."""
         self.num_chunks += 1
         self.num_images += report.num_images
         self.num_failed += report.num_failed
@@ -56,27 +56,29 @@ class Summary:
         for stage, seconds in report.seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
 
-    def is_beyond_hope(self, max_failure_fraction: float) -> bool:
-        """Say whether more images have failed already than may fail of all that are planned."""
-        is_known = self.num_planned > 0 and self.num_images >= SEEN_BEFORE_STOPPING
+    def must_stop(self, max_failure_fraction: float) -> bool:
+        """Return whether more images have failed than may fail of all planned images."""
+        is_known = self.num_planned > 0 and self.num_images >= MIN_IMAGES_BEFORE_STOPPING
         return is_known and self.num_failed > max_failure_fraction * self.num_planned
 
-    def judge(self, max_failure_fraction: float) -> None:
-        """Say whether too many failed: of this run's images, or where there were none to do, of the
-        last run's. A job that is tried again until it ends with 0 would hide them otherwise.
+    def check_failure_limit(self, max_failure_fraction: float) -> None:
+        """Set `is_over_failure_limit` from the images of this run.
+
+        If nothing was pending, the last run counts: a job that is repeated until it exits with 0
+        must not hide its failures.
         """
         counted = self.before or (self.num_images, self.num_failed)
         self.is_over_failure_limit = are_too_many(*counted, max_failure_fraction)
 
     @property
     def changes(self) -> str:
-        """Return what became of files that earlier runs knew, as the end of a sentence."""
-        told = ""
+        """Return the numbers of changed and removed files, as the end of a sentence."""
+        text = ""
         if self.num_changed:
-            told += f"; {_files(self.num_changed)} had changed and were done again"
+            text += f"; {_files(self.num_changed)} changed, processed again"
         if self.num_removed:
-            told += f"; {_files(self.num_removed)} gone from the source, their rows stay"
-        return told
+            text += f"; {_files(self.num_removed)} removed from the source, rows kept"
+        return text
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""

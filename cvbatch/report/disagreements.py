@@ -12,10 +12,10 @@ import pyarrow as pa
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.datasets.schema import expand_label_columns
-from cvbatch.evaluate.class_map import make_order
+from cvbatch.evaluate.class_map import make_evaluation_spec
 from cvbatch.evaluate.columns import score_rows
-from cvbatch.evaluate.join import Piece, find_truth, join, read_piece
-from cvbatch.evaluate.scoring import Order
+from cvbatch.evaluate.join import JoinedPart, join, load_ground_truth, read_joined_part
+from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.counts import ClassCounts
 from cvbatch.report.statistics import RowRef
@@ -73,10 +73,10 @@ def compare_with_labels(
         ConfigError: the class tables differ.
     """
     config = EvaluationConfig(**{**evaluation, "bootstrap": 0})
-    ground_truth = find_truth(result.storage, label_uris, splits)
-    spec = make_order(config, result, ground_truth)
+    ground_truth = load_ground_truth(result.storage, label_uris, splits)
+    spec = make_evaluation_spec(config, result, ground_truth)
     joined = join(result, ground_truth, config.join)
-    parts = [_sample_rows(part) for part in _sample_parts(joined.pieces)]
+    parts = [_sample_rows(part) for part in _sample_parts(joined.parts)]
     ranked: list[tuple[float, int, int]] = []  # mean agreement, index into parts, row in the part
     for number, part in enumerate(parts):
         ranked += [
@@ -95,38 +95,38 @@ def compare_with_labels(
     return Comparison(joined.num_images, num_compared, most_different)
 
 
-def _sample_parts(parts: list[Piece]) -> list[Piece]:
+def _sample_parts(parts: list[JoinedPart]) -> list[JoinedPart]:
     indices = np.linspace(0, len(parts) - 1, min(len(parts), MAX_PARTS)).round().astype(int)
     return [parts[i] for i in np.unique(indices)]
 
 
-def _sample_rows(part: Piece) -> Piece:
+def _sample_rows(part: JoinedPart) -> JoinedPart:
     count = min(len(part.part_row), _ROWS_PER_PART)
     return part.take(np.linspace(0, len(part.part_row) - 1, count).round().astype(int))
 
 
-def _agreements(spec: Order, part: Piece) -> list[dict[str, float]]:
+def _agreements(spec: EvaluationSpec, part: JoinedPart) -> list[dict[str, float]]:
     """Return the F1 of labels, boxes and pixels of each image of a part."""
     predicted, labelled = _read(spec, part)
     return [_agreement(spec, predicted.slice(i, 1), labelled.slice(i, 1), part.part_uri)
             for i in range(predicted.num_rows)]  # fmt: skip
 
 
-def _read(spec: Order, part: Piece, *extra: str) -> tuple[pa.Table, pa.Table]:
+def _read(spec: EvaluationSpec, part: JoinedPart, *extra: str) -> tuple[pa.Table, pa.Table]:
     """Return the compared columns of predictions and labels; of labels `extra` columns too."""
     columns = list(spec.classes)
-    return read_piece(
+    return read_joined_part(
         part, ["image_id", "status", *columns], [*expand_label_columns(columns), *extra]
     )
 
 
 def _agreement(
-    spec: Order, predicted: pa.Table, labelled: pa.Table, part_uri: str
+    spec: EvaluationSpec, predicted: pa.Table, labelled: pa.Table, part_uri: str
 ) -> dict[str, float]:  # one row each
     scores = score_rows(spec, predicted.combine_chunks(), labelled.combine_chunks(), part_uri)
     agreement = {}
     for column in spec.classes:
-        counts = scores.score(f"{column}_tally", ClassCounts)
+        counts = scores.metric(f"{column}_tally", ClassCounts)
         hits, support, num_predicted = (
             int(values[0].sum()) for values in (counts.hits, counts.support, counts.predicted)
         )
@@ -135,7 +135,7 @@ def _agreement(
     return agreement
 
 
-def _compare_image(spec: Order, part: Piece, index: int) -> LabelComparison:
+def _compare_image(spec: EvaluationSpec, part: JoinedPart, index: int) -> LabelComparison:
     """Return the labels of one image of a part, compared with its predictions."""
     predicted, labelled = _read(spec, part.take(np.array([index])), "image")
     label_row = labelled.to_pylist()[0]
@@ -154,7 +154,7 @@ def _compare_image(spec: Order, part: Piece, index: int) -> LabelComparison:
 
 
 def _masks(
-    spec: Order, label_row: dict[str, Any], predicted_row: dict[str, Any]
+    spec: EvaluationSpec, label_row: dict[str, Any], predicted_row: dict[str, Any]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:  # (h, w) uint8 each
     """Return the true mask, and the predicted one in true classes."""
     true_png, predicted_png = (
@@ -163,8 +163,8 @@ def _masks(
     if true_png is None:
         return None, None
     mask = decode_png(true_png)
-    if spec.ignored is not None:
-        mask = np.where(mask == spec.ignored, np.uint8(VOID_CLASS), mask)
+    if spec.ignored_class is not None:
+        mask = np.where(mask == spec.ignored_class, np.uint8(VOID_CLASS), mask)
     if predicted_png is None:
         return mask, None
     true_class = np.full(256, VOID_CLASS, np.uint8)  # indexed by the predicted class

@@ -79,9 +79,12 @@ class Result:
         self.missing: list[ChunkRef] = []
         self.sizes: dict[str, int] = {}
         for ref in known.chunks:
-            name, revision = part_files.part_name(ref.chunk_id), known.book[ref.chunk_id].revision
+            name, revision = (
+                part_files.part_name(ref.chunk_id),
+                known.chunk_index[ref.chunk_id].revision,
+            )
             if name in sizes and (
-                not revision or part_files.revision_of(storage, self.uri_of(ref)) == revision
+                not revision or part_files.read_revision(storage, self.uri_of(ref)) == revision
             ):
                 self.done.append(ref)
                 self.sizes[ref.chunk_id] = sizes[name]
@@ -92,10 +95,10 @@ class Result:
                 f"{self.uri}: no chunk of the prediction is done; run its `cvbatch predict` first"
             )
 
-    def _read_state(self) -> tuple[manifest.Known, dict[str, int], dict[str, Any] | None]:
+    def _read_state(self) -> tuple[manifest.StoredManifest, dict[str, int], dict[str, Any] | None]:
         """Return the manifest, the size of every file in the folder, and job.json."""
         try:
-            known = manifest.read(self.storage, manifest.generations(self.storage, self.uri))
+            known = manifest.read(self.storage, manifest.generation_uris(self.storage, self.uri))
             sizes = self.storage.list_names(self.uri)
             job = _read_job(self.storage, store.join(self.uri, _JOB))
         except (NotFoundError, AccessDeniedError) as error:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ray.util import metrics
 
-from cvbatch.predict.ray_metrics import METERS
+from cvbatch.predict.ray_metrics import METRIC_SPECS
 from tests.cluster.manifests import ROOT, assemble, pod_templates
 
 MONITORING = ROOT / "cluster/monitoring"
@@ -21,7 +21,7 @@ DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 RULES = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"][0]["rules"]
 EXPORTED = {
     f"ray_{name}_total" if meter.kind is metrics.Counter else f"ray_{name}": {"run", meter.tag}
-    for name, meter in METERS.items()
+    for name, meter in METRIC_SPECS.items()
 }
 needs_promtool = pytest.mark.skipif(
     not shutil.which("promtool"),

@@ -1,4 +1,4 @@
-"""An evaluation says how faithful heatmaps are: real predictions of a network made by hand."""
+"""Heatmap evaluation of real predictions, by a network whose weights are set by hand."""
 
 import json
 import shutil
@@ -12,9 +12,9 @@ from cvbatch.config.evaluate import parse_evaluation
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError, ModelError, SourceError
 from cvbatch.core.types import InputKey, Tiling
-from cvbatch.evaluate.heatmap_job import choose_shares, find_subject, keys_of
+from cvbatch.evaluate.heatmap_job import input_keys, load_heatmap_source, sample_images
 from cvbatch.evaluate.job import evaluate
-from cvbatch.evaluate.join import only_predicted
+from cvbatch.evaluate.join import predictions_only
 from cvbatch.predict.job import predict
 from cvbatch.results.result import Result
 from cvbatch.storage.store import Storage
@@ -32,7 +32,7 @@ FILES = (
 
 
 def network(path, gain=1.0):
-    """Save a classifier of what is redder than green and greener than red, by weights made up."""
+    """Save a classifier of green and red objects, with weights set by hand."""
     import keras
     from keras import layers
 
@@ -49,9 +49,9 @@ def network(path, gain=1.0):
 
 
 def scenes():
-    """Return JPEGs by name, with the box and the class of what is on each.
+    """Return JPEGs by name, and the box and class of the object in each.
 
-    They are so large that how they are read depends on all models of a job.
+    They are so large that their decoding depends on all models of the job.
     """
     files, boxes = {}, {}
     for i in range(COUNT):
@@ -84,8 +84,8 @@ def prediction(folder, model, sink, chunk_images=15):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, ray_session):
-    """A folder with images `in`, one broken, their result `out`, and the `truth`."""
+def archive(tmp_path_factory, ray_session):
+    """A folder with images `in`, one of them broken, their result `out`, and `truth`."""
     folder = tmp_path_factory.mktemp("heatmaps")
     files, boxes = scenes()
     write_files(folder / "in", files | {"broken.png": b"text"})
@@ -97,12 +97,12 @@ def made(tmp_path_factory, ray_session):
     return folder
 
 
-def run(folder, sink, listener=None, result="out", truth="truth", workers=1, **said):
-    heatmaps = {"sample": 12, "steps": 8, **said.pop("heatmaps", {})}
+def run(folder, sink, listener=None, result="out", truth="truth", workers=1, **options):
+    heatmaps = {"sample": 12, "steps": 8, **options.pop("heatmaps", {})}
     job = {
         "predictions": {"uri": str(folder / result)},
         "sink": {"uri": str(sink)},
-        "evaluation": {"bootstrap": 20, "heatmaps": heatmaps, **said},
+        "evaluation": {"bootstrap": 20, "heatmaps": heatmaps, **options},
         "run": {"workers": workers},
     }
     if truth:
@@ -114,38 +114,38 @@ def metrics(sink):
     return json.loads((sink / "metrics.json").read_text())
 
 
-def copied(made, folder):
-    """Return a copy that a test may spoil; its job still names the first one's images."""
-    shutil.copytree(made / "out", folder / "out")
-    shutil.copytree(made / "truth", folder / "truth")
+def copy_archive(archive, folder):
+    """Copy result and labels, so that a test may change them; the job has the original URIs."""
+    shutil.copytree(archive / "out", folder / "out")
+    shutil.copytree(archive / "truth", folder / "truth")
     return folder
 
 
-def spoil_job(folder, **changes):
+def change_job(folder, **changes):
     path = folder / "out" / "_cvbatch" / "job.json"
-    held = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in {**held, **changes}.items() if v is not None}))
-    return held
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in {**state, **changes}.items() if v is not None}))
+    return state
 
 
 @pytest.mark.keras
 @pytest.mark.ray
-def test_maps_of_a_network_that_sees_colours_are_faithful(made, tmp_path):
-    summary = run(made, tmp_path / "eval", heatmaps={"sample": 200})
-    found = metrics(tmp_path / "eval")
-    assert found["images"]["heatmaps_judged"] == COUNT and found["images"]["failed"] == 0
-    overall = {name: one["value"] for name, one in found["tasks"]["heatmap"]["overall"].items()}
+def test_heatmaps_of_a_colour_network_are_faithful(archive, tmp_path):
+    summary = run(archive, tmp_path / "eval", heatmaps={"sample": 200})
+    document = metrics(tmp_path / "eval")
+    assert document["images"]["heatmaps_judged"] == COUNT and document["images"]["failed"] == 0
+    overall = {name: row["value"] for name, row in document["tasks"]["heatmap"]["overall"].items()}
     assert overall["pointing_game"] == 1.0 > 0.5 > overall["random_pointing_game"]
     assert overall["insertion_auc"] > overall["random_insertion_auc"] + 0.03
     assert overall["deletion_auc"] < overall["random_deletion_auc"] - 0.1
     assert overall["box_iou"] > 0.4 > 0.2 > overall["random_box_iou"]
-    assert set(found["tasks"]["heatmap"]["classes"]) == set(CLASSES)
-    assert found["tasks"]["classification"]["overall"]["accuracy"]["value"] == 1.0
-    curves = found["tasks"]["heatmap"]["curves"]
+    assert set(document["tasks"]["heatmap"]["classes"]) == set(CLASSES)
+    assert document["tasks"]["classification"]["overall"]["accuracy"]["value"] == 1.0
+    curves = document["tasks"]["heatmap"]["curves"]
     assert curves["share"] == [i / 8 for i in range(9)]
     scores = [
         row["heatmaps"][0]["score"]
-        for path in (made / "out").glob("*.parquet")
+        for path in (archive / "out").glob("*.parquet")
         for row in pq.read_table(path).to_pylist()
         if row["status"] == "ok"
     ]
@@ -160,27 +160,28 @@ def test_maps_of_a_network_that_sees_colours_are_faithful(made, tmp_path):
 
 @pytest.mark.keras
 @pytest.mark.ray
-def test_the_figures_depend_neither_on_chunks_nor_on_who_works(made, tmp_path, monkeypatch):
-    carry_programs(made / "out", tmp_path / "finer")
-    job = prediction(made, made / "net.keras", tmp_path / "finer", chunk_images=3)
+def test_metrics_depend_neither_on_chunks_nor_on_workers(archive, tmp_path, monkeypatch):
+    carry_programs(archive / "out", tmp_path / "finer")
+    job = prediction(archive, archive / "net.keras", tmp_path / "finer", chunk_images=3)
     predict(parse_job(job), Ear())
-    sinks = [tmp_path / name for name in ("one", "tasks", "cut", "processes")]
-    alone = {
-        "predictions": {"uri": str(made / "out")},
-        "truth": {"uri": str(made / "truth")},
+    sinks = [tmp_path / name for name in ("one", "tasks", "chunks", "processes")]
+    job = {
+        "predictions": {"uri": str(archive / "out")},
+        "truth": {"uri": str(archive / "truth")},
         "sink": {"uri": str(sinks[0])},
         "evaluation": {"bootstrap": 20, "heatmaps": {"sample": 34, "steps": 8}},
     }
-    status, said, told = cvbatch("evaluate", "--config", write_job(tmp_path / "job.yaml", alone))
-    assert status == 0, told
-    assert "heatmap" in said and "random_pointing_game" in said
-    assert told.splitlines()[-1].startswith("cvbatch: done, 40 images compared into")
-    assert "XNNPACK" not in told
-    run(made, sinks[1], heatmaps={"sample": 34}, workers=2)
-    with monkeypatch.context() as patch:  # as where no Ray runs
+    config = write_job(tmp_path / "job.yaml", job)
+    status, stdout, stderr = cvbatch("evaluate", "--config", config)
+    assert status == 0, stderr
+    assert "heatmap" in stdout and "random_pointing_game" in stdout
+    assert stderr.splitlines()[-1].startswith("cvbatch: done, 40 images compared into")
+    assert "XNNPACK" not in stderr
+    run(archive, sinks[1], heatmaps={"sample": 34}, workers=2)
+    with monkeypatch.context() as patch:  # as without Ray
         patch.setattr("cvbatch.distributed.parallel_map.joins_a_cluster", lambda: False)
-        run(made, sinks[3], heatmaps={"sample": 34}, workers=2)
-    shutil.copytree(made / "truth", tmp_path / "truth")
+        run(archive, sinks[3], heatmaps={"sample": 34}, workers=2)
+    shutil.copytree(archive / "truth", tmp_path / "truth")
     run(tmp_path, sinks[2], result="finer", heatmaps={"sample": 34})
     for name in FILES:
         assert len({(sink / name).read_bytes() for sink in sinks}) == 1, name
@@ -188,42 +189,43 @@ def test_the_figures_depend_neither_on_chunks_nor_on_who_works(made, tmp_path, m
 
 @pytest.mark.keras
 @pytest.mark.ray
-def test_without_truth_and_without_programs_it_is_built_again(made, tmp_path):
-    copied(made, tmp_path)
+def test_without_truth_or_stored_program_the_network_is_compiled_again(archive, tmp_path):
+    copy_archive(archive, tmp_path)
     shutil.rmtree(tmp_path / "out" / "_cvbatch" / "programs")
     before = sorted((tmp_path / "out").rglob("*"))
-    run(made, tmp_path / "whole")
-    summary = run(tmp_path, tmp_path / "alone", truth=None)
+    run(archive, tmp_path / "labelled")
+    summary = run(tmp_path, tmp_path / "unlabelled", truth=None)
     assert (summary.joined_by, summary.images["images"]) == ("", 12)
     assert sorted((tmp_path / "out").rglob("*")) == before
-    (whole, alone) = (metrics(tmp_path / name)["tasks"] for name in ("whole", "alone"))
-    assert list(alone) == ["heatmap"]
-    assert set(alone["heatmap"]["overall"]) == {
+    labelled = metrics(tmp_path / "labelled")["tasks"]
+    unlabelled = metrics(tmp_path / "unlabelled")["tasks"]
+    assert list(unlabelled) == ["heatmap"]
+    assert set(unlabelled["heatmap"]["overall"]) == {
         "insertion_auc", "random_insertion_auc", "deletion_auc", "random_deletion_auc",
     }  # fmt: skip
-    assert alone["heatmap"]["curves"] == whole["heatmap"]["curves"]
-    rows = pq.read_table(tmp_path / "alone" / "heatmap_boxes.parquet").to_pylist()
+    assert unlabelled["heatmap"]["curves"] == labelled["heatmap"]["curves"]
+    rows = pq.read_table(tmp_path / "unlabelled" / "heatmap_boxes.parquet").to_pylist()
     assert len(rows) == 12 and {row["iou"] for row in rows} == {None}
 
 
 @pytest.mark.keras
 @pytest.mark.ray
-def test_a_sample_is_a_part_of_a_larger_one_and_follows_the_seed(made):
-    result = Result(Storage(), str(made / "out"))
-    subject, pieces = find_subject(result), only_predicted(result).pieces
+def test_a_sample_is_a_subset_of_a_larger_one_and_depends_on_the_seed(archive):
+    result = Result(Storage(), str(archive / "out"))
+    source, parts = load_heatmap_source(result), predictions_only(result).parts
 
     def sample(count, seed):
-        said = parse_evaluation(
+        config = parse_evaluation(
             {"predictions": {"uri": "p"}, "sink": {"uri": "s"},
              "evaluation": {"heatmaps": {"sample": count}}}
         ).evaluation.heatmaps  # fmt: skip
-        shares = choose_shares(subject, pieces, said, seed)
-        assert all(sum(len(piece.part_row) for piece in share) <= 16 for share in shares)
+        groups = sample_images(source, parts, config, seed)
+        assert all(sum(len(part.part_row) for part in group) <= 16 for group in groups)
         return {
-            (piece.part_uri, row)
-            for share in shares
-            for piece in share
-            for row in piece.part_row.tolist()
+            (part.part_uri, row)
+            for group in groups
+            for part in group
+            for row in part.part_row.tolist()
         }
 
     assert len(sample(1000, 0)) == COUNT
@@ -233,33 +235,33 @@ def test_a_sample_is_a_part_of_a_larger_one_and_follows_the_seed(made):
 
 @pytest.mark.keras
 @pytest.mark.ray
-def test_images_that_are_gone_are_named_and_left_out_and_none_left_is_refused(made, tmp_path):
+def test_missing_images_are_reported_and_a_sample_without_images_is_refused(archive, tmp_path):
     files, _ = scenes()
     source = write_files(tmp_path / "in", files)
-    carry_programs(made / "out", tmp_path / "out")
-    shutil.copy(made / "masks.keras", tmp_path)
-    predict(parse_job(prediction(tmp_path, made / "net.keras", tmp_path / "out")), Ear())
-    shutil.copytree(made / "truth", tmp_path / "truth")
+    carry_programs(archive / "out", tmp_path / "out")
+    shutil.copy(archive / "masks.keras", tmp_path)
+    predict(parse_job(prediction(tmp_path, archive / "net.keras", tmp_path / "out")), Ear())
+    shutil.copytree(archive / "truth", tmp_path / "truth")
     (source / "03.jpg").unlink()
     (source / "04.jpg").write_bytes(files["05.jpg"])
-    heard = Ear()
-    summary = run(tmp_path, tmp_path / "eval", heard, heatmaps={"sample": 40})
+    listener = Ear()
+    summary = run(tmp_path, tmp_path / "eval", listener, heatmaps={"sample": 40})
     assert summary.images["heatmaps_judged"] == 38
     assert summary.images["heatmaps_left_out"] == 2
-    assert "2 sampled images are not there" in "\n".join(heard.lines)
-    assert "03.jpg (missing), 04.jpg (changed)" in "\n".join(heard.lines)
+    assert "2 sampled images cannot be evaluated" in "\n".join(listener.lines)
+    assert "03.jpg (missing), 04.jpg (changed)" in "\n".join(listener.lines)
     unmatched = pq.read_table(tmp_path / "eval" / "unmatched.parquet").to_pylist()
     assert [(row["image_id"], row["side"], row["reason"]) for row in unmatched] == [
         ("03.jpg", "originals", "missing"),
         ("04.jpg", "originals", "changed"),
     ]
     shutil.rmtree(source)
-    with pytest.raises(SourceError, match=r"none is there as the prediction read it, such as '"):
+    with pytest.raises(SourceError, match=r"none of 12 sampled images can be evaluated, such as '"):
         run(tmp_path, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
-def test_what_all_models_were_fed_is_known():
+def test_input_keys_of_all_models():
     models = [
         {"task": "classification", "model": "a.keras", "resize": "crop"},
         {"task": "segmentation", "model": "b.keras", "tiles": {"overlap": 8}},
@@ -267,8 +269,8 @@ def test_what_all_models_were_fed_is_known():
     ]
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models})
     sizes = {"labels": (48, 32), "mask": (64, 80), "boxes": (48, 32)}
-    said = {column: {"input_size": list(size)} for column, size in sizes.items()}
-    assert keys_of(job, said) == (
+    metadata = {column: {"input_size": list(size)} for column, size in sizes.items()}
+    assert input_keys(job, metadata) == (
         InputKey(48, 32, "crop"),
         InputKey(64, 80, "stretch", Tiling(64, 80, 8, 8)),
     )
@@ -284,18 +286,18 @@ def test_a_result_without_heatmaps_is_refused(tmp_path):
 
 @pytest.mark.keras
 @pytest.mark.ray
-def test_a_network_that_cannot_be_had_again_is_refused(made, tmp_path):
-    copied(made, tmp_path)
-    held = spoil_job(tmp_path, job=None)
+def test_a_missing_or_different_network_is_refused(archive, tmp_path):
+    copy_archive(archive, tmp_path)
+    state = change_job(tmp_path, job=None)
     cases = {
-        "does not say which job made it": (SourceError, None),
-        "is none of this version .models.0.*top_q": (SourceError, {"top_q": 3}),
+        "does not contain the job": (SourceError, None),
+        "is not valid in this version .models.0.*top_q": (SourceError, {"top_q": 3}),
         "gone.keras": (ModelError, {"model": str(tmp_path / "gone.keras")}),
         "its weights differ": (ModelError, {"model": str(network(tmp_path / "other.keras", 2.0))}),
     }
     for message, (kind, change) in cases.items():
-        model = {**held["job"]["models"][0], **(change or {})}
-        spoil_job(tmp_path, job=change and {**held["job"], "models": [model]})
+        model = {**state["job"]["models"][0], **(change or {})}
+        change_job(tmp_path, job=change and {**state["job"], "models": [model]})
         with pytest.raises(kind, match=message) as caught:
             run(tmp_path, tmp_path / "eval")
         assert "\n" not in str(caught.value)
@@ -304,29 +306,31 @@ def test_a_network_that_cannot_be_had_again_is_refused(made, tmp_path):
 
 @pytest.mark.keras
 @pytest.mark.ray
-def test_classes_of_places_go_by_name_and_map(made, tmp_path):
+def test_classes_of_boxes_match_by_name_and_map(archive, tmp_path):
     _, boxes = scenes()
     plants = {name: {"boxes": [(*box[:4], 0, 0)]} for name, box in boxes.items()}
     write_truth(tmp_path / "truth", plants, {"boxes": ("plant",)})
-    shutil.copytree(made / "out", tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"such as 'leaf', is one of the truth's boxes, such as"):
+    shutil.copytree(archive / "out", tmp_path / "out")
+    with pytest.raises(
+        ConfigError, match=r"such as 'leaf', is a class of the truth's boxes, such as"
+    ):
         run(tmp_path, tmp_path / "eval")
     with pytest.raises(ConfigError, match=r"heatmaps.class_map: 'tree' is no true class; there"):
         run(tmp_path, tmp_path / "eval", heatmaps={"class_map": {"leaf": "tree"}})
     assert not (tmp_path / "eval").exists()
     run(tmp_path, tmp_path / "eval", heatmaps={"class_map": {"leaf": "plant", "poppy": None}})
-    found = metrics(tmp_path / "eval")["tasks"]["heatmap"]
-    assert found["classes"]["leaf"]["pointing_game"]["value"] == 1.0
-    assert found["classes"]["poppy"]["pointing_game"]["value"] is None
+    heatmap = metrics(tmp_path / "eval")["tasks"]["heatmap"]
+    assert heatmap["classes"]["leaf"]["pointing_game"]["value"] == 1.0
+    assert heatmap["classes"]["poppy"]["pointing_game"]["value"] is None
 
 
 @pytest.mark.keras
 @pytest.mark.ray
-def test_an_overwritten_sink_keeps_nothing_of_heatmaps(made, tmp_path):
-    run(made, tmp_path / "eval")
+def test_an_overwritten_sink_has_no_files_of_heatmaps(archive, tmp_path):
+    run(archive, tmp_path / "eval")
     job = {
-        "predictions": {"uri": str(made / "out")},
-        "truth": {"uri": str(made / "truth")},
+        "predictions": {"uri": str(archive / "out")},
+        "truth": {"uri": str(archive / "truth")},
         "sink": {"uri": str(tmp_path / "eval")},
     }
     evaluate(parse_evaluation(job), Ear(), overwrite=True)

@@ -387,4 +387,4 @@ def test_a_run_that_cannot_keep_its_failures_stops_early_and_goes_on(
 )
 def test_when_a_run_is_beyond_hope(seen, failed, planned, is_over):
     summary = Summary("out", "f", num_planned=planned, num_images=seen, num_failed=failed)
-    assert summary.is_beyond_hope(0.01) is is_over
+    assert summary.must_stop(0.01) is is_over

@@ -110,7 +110,7 @@ def write_chunks(job: JobConfig, plan: Plan, count: int | None = None) -> list[I
     reader = ChunkReader(Storage(), plan.format, job.source.image_column)
     arrow_schema = schema.result_schema([])
     batches = []
-    for ref in plan.left[:count]:
+    for ref in plan.pending[:count]:
         of_chunk = list(read_and_decode(order, reader, ref, StageTimer()))
         rows = [
             {"image_id": image_id, "uri": uri, "width": width, "height": height, "status": "ok"}
@@ -120,7 +120,7 @@ def write_chunks(job: JobConfig, plan: Plan, count: int | None = None) -> list[I
             )
         ]
         table = pa.Table.from_pylist(rows, arrow_schema)
-        metadata = part_files.revised(METADATA, plan.revisions.get(ref.chunk_id, 0))
+        metadata = part_files.with_revision(METADATA, plan.revisions.get(ref.chunk_id, 0))
         writer.write_part(Storage(), job.sink.uri, ref.chunk_id, [table], arrow_schema, metadata)
         batches += of_chunk
     return batches
@@ -146,7 +146,7 @@ def test_it_is_found_planned_resumed_read_and_read_again(job: JobConfig, tmp_pat
 
     first = write_chunks(job, plan, 1)
     resumed = planned(job)
-    assert (resumed.left, resumed.num_new) == (plan.chunks[1:], 0)
+    assert (resumed.pending, resumed.num_new) == (plan.chunks[1:], 0)
     batches = [*first, *write_chunks(job, resumed)]
     assert [image_id for batch in batches for image_id in batch.image_id] == list(EXPECTED)
     assert not any(batch.failures for batch in batches)
@@ -161,7 +161,7 @@ def test_it_is_found_planned_resumed_read_and_read_again(job: JobConfig, tmp_pat
     changed = write_zip(tmp_path / "in" / "b.zip", dict(list(SECOND.items())[1:]))
     os.utime(changed, ns=(1, 1))
     revised = planned(job)
-    assert (revised.num_changed, revised.num_new, len(revised.left)) == (1, 0, 1)
+    assert (revised.num_changed, revised.num_new, len(revised.pending)) == (1, 0, 1)
     revised.commit()
     write_chunks(job, revised)
     assert [row.image_id for row in cvbatch.read(job.sink.uri)][-2:] == list(EXPECTED)[-2:]

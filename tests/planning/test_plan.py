@@ -1,3 +1,5 @@
+"""Plans: chunks of a source, their revisions, and what is pending."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -40,7 +42,7 @@ class Source:
 
 @dataclass
 class Archive:
-    """A source folder and a sink beside it."""
+    """A source folder and a sink next to it."""
 
     root: Path
     chunk_images: int = 4
@@ -64,10 +66,10 @@ class Archive:
             Storage(), Source(uri, **source), self.sink, self.chunk_images, self.chunk_bytes
         )
 
-    def finish(self, plan: Plan, how_many: int | None = None) -> None:
-        for ref in plan.left[:how_many]:
+    def finish(self, plan: Plan, num_chunks: int | None = None) -> None:
+        for ref in plan.pending[:num_chunks]:
             rows = writer.encode_part(
-                [], NO_COLUMNS, part_files.revised(b"{}", plan.revisions.get(ref.chunk_id, 0))
+                [], NO_COLUMNS, part_files.with_revision(b"{}", plan.revisions.get(ref.chunk_id, 0))
             )
             Storage().put_bytes(store.join(self.sink, part_files.part_name(ref.chunk_id)), rows)
         for chunk_id in plan.stale:
@@ -92,10 +94,10 @@ def chunk_ids(plan: Plan) -> list[str]:
     return [ref.chunk_id for ref in plan.chunks]
 
 
-# --- what is planned -----------------------------------------------------------------------------
+# --- planned images ------------------------------------------------------------------------------
 
 
-def test_nothing_found_is_refused_in_one_sentence(archive: Archive) -> None:
+def test_a_source_without_images_is_refused_in_one_sentence(archive: Archive) -> None:
     with pytest.raises(SourceError, match="holds no image") as refusal:
         archive.plan()
     assert "\n" not in str(refusal.value)
@@ -106,7 +108,7 @@ def test_nothing_found_is_refused_in_one_sentence(archive: Archive) -> None:
         make_plan(Storage(), Source([str(archive.root / "nowhere")]), archive.sink, 4, 100)
 
 
-def test_every_image_is_planned_once_in_the_order_of_ids(archive: Archive) -> None:
+def test_every_image_is_planned_once_in_order_of_ids(archive: Archive) -> None:
     names = ["b.JPG", "a/é.png", "a/z.jpeg", "Z.gif", "a b.webp", "c#.tiff", "d%20.bmp"]
     plan = archive.add(*names, "notes.txt", "x.json", "_skip.jpg").plan()
     assert (plan.format, plan.num_images, plan.num_bytes) == ("images", 7, 70)
@@ -117,7 +119,7 @@ def test_every_image_is_planned_once_in_the_order_of_ids(archive: Archive) -> No
         assert item.uri == str(archive.root / "in" / item.image_id)
         assert item == Item(item.uri, item.image_id, 10)
     assert [ref.num_items for ref in plan.chunks] == [4, 3]
-    assert plan.left == plan.chunks
+    assert plan.pending == plan.chunks
 
 
 def test_planning_writes_nothing(archive: Archive) -> None:
@@ -127,12 +129,12 @@ def test_planning_writes_nothing(archive: Archive) -> None:
     assert [p.name for p in Path(archive.sink).iterdir()] == ["_cvbatch"]
 
 
-def test_an_explicit_format_takes_every_file(archive: Archive) -> None:
+def test_an_explicit_format_accepts_every_file(archive: Archive) -> None:
     plan = archive.add("a.jpg", "b", "c.txt").plan(format="images")
     assert plan.num_images == 3
 
 
-def test_a_mixture_is_refused_with_counts(archive: Archive) -> None:
+def test_mixed_formats_are_refused_with_counts(archive: Archive) -> None:
     archive.add("a.jpg", "b.jpg", "c.tar", "d.parquet")
     with pytest.raises(SourceError, match=r"2 of format images.*1 of .*\*\*/\*\.jpg"):
         archive.plan()
@@ -163,40 +165,40 @@ def test_the_sink_is_not_read(archive: Archive) -> None:
         (["/a/", "s3://b/"], ""),
     ],
 )
-def test_shared_folder(bases: list[str], shared: str) -> None:
-    for some in (bases, bases[::-1]):
-        assert discovery.shared_folder(some) == shared
+def test_the_shared_folder_does_not_depend_on_order(bases: list[str], shared: str) -> None:
+    for ordered in (bases, bases[::-1]):
+        assert discovery.shared_folder(ordered) == shared
 
 
 def test_sources_with_equal_names_keep_their_folders(archive: Archive) -> None:
     archive.add("x/1.jpg", "y/1.jpg", "y/2.jpg")
-    inside = str(archive.root / "in")
-    archive.uri = [f"{inside}/x", f"{inside}/y/*.jpg", f"{inside}/y/2.jpg", f"{inside}/x/"]
+    folder = str(archive.root / "in")
+    archive.uri = [f"{folder}/x", f"{folder}/y/*.jpg", f"{folder}/y/2.jpg", f"{folder}/x/"]
     plan = archive.plan()
     plan.commit()
     assert ids(plan) == ["x/1.jpg", "y/1.jpg", "y/2.jpg"]
 
 
 def test_a_manifest_is_not_listed(archive: Archive) -> None:
-    inside = archive.root / "in"
+    folder = archive.root / "in"
     lines = ["# mine", "", "b.jpg", "  ", "sub/a b.jpg", "b.jpg", "s3://k/c%20#.jpg", "/else/d.jpg"]
-    (inside / "list.txt").write_text("\r\n".join(lines) + "\n")
+    (folder / "list.txt").write_text("\r\n".join(lines) + "\n")
     uris = ["b.jpg", "s3://k/c%20#.jpg", "sub/a b.jpg", "/else/d.jpg"]
-    pq.write_table(pa.table({"n": [1, 2, 3, 4], "uri": uris}), inside / "list.parquet")
-    pq.write_table(pa.table({"n": [1, 2, 3, 4], "path": uris}), inside / "one.parquet")
+    pq.write_table(pa.table({"n": [1, 2, 3, 4], "uri": uris}), folder / "list.parquet")
+    pq.write_table(pa.table({"n": [1, 2, 3, 4], "path": uris}), folder / "one.parquet")
     for number, name in enumerate(["list.txt", "list.parquet", "one.parquet"]):
-        archive.uri = [str(inside / name)]
+        archive.uri = [str(folder / name)]
         plan = make_plan(
             Storage(), Source(archive.uri, "manifest"), f"{archive.sink}{number}", 4, 100
         )
         plan.commit()
         assert plan.format == "images"
         assert ids(plan) == ["/else/d.jpg", "b.jpg", "s3://k/c%20#.jpg", "sub/a b.jpg"]
-        assert items(plan)[1].uri == str(inside / "b.jpg")
+        assert items(plan)[1].uri == str(folder / "b.jpg")
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "message"),
     [
         (b"", "holds no file"),
         (b"\xff\xfe", "not text"),
@@ -204,10 +206,10 @@ def test_a_manifest_is_not_listed(archive: Archive) -> None:
         (b"s3://key:secret@bucket/x.jpg", "credentials belong"),
     ],
 )
-def test_a_bad_manifest_is_refused(archive: Archive, text: bytes, why: str) -> None:
+def test_an_invalid_manifest_is_refused(archive: Archive, text: bytes, message: str) -> None:
     (archive.root / "list.txt").write_bytes(text)
     archive.uri = [str(archive.root / "list.txt")]
-    with pytest.raises(SourceError, match=why):
+    with pytest.raises(SourceError, match=message):
         archive.plan(format="manifest")
     pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), archive.root / "two.parquet")
     archive.uri = [str(archive.root / "two.parquet")]
@@ -215,15 +217,15 @@ def test_a_bad_manifest_is_refused(archive: Archive, text: bytes, why: str) -> N
         archive.plan(format="manifest")
 
 
-# --- the same again ------------------------------------------------------------------------------
+# --- planning again ------------------------------------------------------------------------------
 
 
-def test_the_listings_order_does_not_matter(
+def test_the_order_of_the_listing_does_not_matter(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = archive.add(*(f"{i % 7}/{i}.jpg" for i in range(50))).plan()
     plan.commit()
-    uri, wanted = plan.chunks[0].manifest_uri, chunk_ids(plan)
+    uri, expected = plan.chunks[0].manifest_uri, chunk_ids(plan)
     data = Path(uri).read_bytes()
     list_files = discovery.list_files
 
@@ -236,54 +238,54 @@ def test_the_listings_order_does_not_matter(
     Path(uri).unlink()
     again = archive.plan()
     again.commit()
-    assert chunk_ids(again) == wanted
+    assert chunk_ids(again) == expected
     assert again.chunks == plan.chunks
     assert Path(uri).read_bytes() == data
 
 
-def test_chunk_ids_depend_on_content_alone(tmp_path: Path) -> None:
+def test_chunk_ids_depend_on_the_units_only(tmp_path: Path) -> None:
     names = [f"{i}.jpg" for i in range(10)]
     one, other, larger = (Archive(tmp_path / name) for name in ("one", "other", "larger"))
-    wanted = chunk_ids(one.add(*names).plan())
-    assert chunk_ids(other.add(*reversed(names)).plan()) == wanted
-    assert set(chunk_ids(larger.add(*names, size=11).plan())).isdisjoint(wanted)
-    assert chunk_ids(other.add("z.jpg").plan())[:2] == wanted[:2]
+    expected = chunk_ids(one.add(*names).plan())
+    assert chunk_ids(other.add(*reversed(names)).plan()) == expected
+    assert set(chunk_ids(larger.add(*names, size=11).plan())).isdisjoint(expected)
+    assert chunk_ids(other.add("z.jpg").plan())[:2] == expected[:2]
 
 
-def test_a_finished_job_has_nothing_left_and_a_grown_one_only_the_new(archive: Archive) -> None:
+def test_only_new_images_of_a_finished_job_are_pending(archive: Archive) -> None:
     first = archive.add("b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg").plan()
     first.commit()
     archive.finish(first, 1)
     second = archive.plan()
     assert second.chunks == first.chunks
     assert second.done == {first.chunks[0].chunk_id}
-    assert second.left == first.chunks[1:]
+    assert second.pending == first.chunks[1:]
     archive.finish(second)
     archive.add("a.jpg", "bb.jpg")
     third = archive.plan()
     assert third.num_new == 2
     assert third.chunks[:2] == first.chunks
-    assert len(third.left) == 1
+    assert len(third.pending) == 1
     third.commit()
-    third.commit()  # the second time there is nothing to write
+    third.commit()  # nothing is left to write
     assert ids(third) == ["b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg", "a.jpg", "bb.jpg"]
     archive.finish(third)
     fourth = archive.plan()
-    assert (fourth.left, fourth.num_new) == ((), 0)
+    assert (fourth.pending, fourth.num_new) == ((), 0)
     assert fourth.chunks == third.chunks
-    assert len(manifest.generations(Storage(), archive.sink)) == 2
+    assert len(manifest.generation_uris(Storage(), archive.sink)) == 2
 
 
-# --- files that change or go ---------------------------------------------------------------------
+# --- changed and removed files -------------------------------------------------------------------
 
 
 def versions(plan: Plan, chunk: int = 0) -> list[str]:
-    """Return how a chunk's files were when it was planned last."""
-    told: list[str] = manifest.units_of(Storage(), [plan.chunks[chunk]])["version"].to_pylist()
-    return told
+    """Return the versions of the files of a chunk when it was planned last."""
+    values: list[str] = manifest.units_of(Storage(), [plan.chunks[chunk]])["version"].to_pylist()
+    return values
 
 
-def test_nothing_changed_is_nothing_to_do(archive: Archive) -> None:
+def test_an_unchanged_source_has_nothing_pending(archive: Archive) -> None:
     plan = archive.add("a.jpg", "b.jpg").plan()
     plan.commit()
     archive.finish(plan)
@@ -293,65 +295,63 @@ def test_nothing_changed_is_nothing_to_do(archive: Archive) -> None:
     assert again.revisions == {}
 
 
-@pytest.mark.parametrize("how", ["size", "time"])
-def test_a_changed_file_makes_its_chunk_a_revision_and_leaves_the_others(
-    archive: Archive, how: str
-) -> None:
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_a_changed_file_revises_its_chunk_only(archive: Archive, change: str) -> None:
     plan = archive.add(*"abcdefghi", size=10).plan(format="images")
     plan.commit()
     archive.finish(plan)
-    path, facts = archive.root / "in" / "f", (archive.root / "in" / "f").stat()
-    if how == "size":
+    path, stat = archive.root / "in" / "f", (archive.root / "in" / "f").stat()
+    if change == "size":
         path.write_bytes(b"x" * 20)
-        os.utime(path, ns=(facts.st_mtime_ns, facts.st_mtime_ns))
+        os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
     else:
-        os.utime(path, ns=(facts.st_mtime_ns, facts.st_mtime_ns + 1))
+        os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns + 1))
     again = archive.plan(format="images")
     assert (again.num_changed, again.num_new, again.num_removed) == (1, 0, 0)
     assert chunk_ids(again) == chunk_ids(plan)
-    assert again.left == (again.chunks[1],)
+    assert again.pending == (again.chunks[1],)
     assert (again.chunks[0], again.chunks[2]) == (plan.chunks[0], plan.chunks[2])
     again.commit()
     assert ids(again) == ids(plan) == list("abcdefghi")
     assert again.revisions == {plan.chunks[1].chunk_id: 1}
-    assert again.chunks[1].size_bytes == (50 if how == "size" else 40)
+    assert again.chunks[1].size_bytes == (50 if change == "size" else 40)
 
 
-def test_a_kill_between_the_manifest_and_the_file_is_resumed(archive: Archive) -> None:
+def test_a_run_killed_between_manifest_and_part_is_resumed(archive: Archive) -> None:
     plan = archive.add("a.jpg", "b.jpg").plan()
     plan.commit()
     archive.finish(plan)
-    archive.add("a.jpg", size=20).plan().commit()  # and killed before the file is written
+    archive.add("a.jpg", size=20).plan().commit()  # killed before the part is written
     resumed = archive.plan()
-    assert (resumed.num_changed, resumed.left) == (0, resumed.chunks)
+    assert (resumed.num_changed, resumed.pending) == (0, resumed.chunks)
     archive.finish(resumed)
     assert archive.plan().is_finished
-    assert len(manifest.generations(Storage(), archive.sink)) == 2
+    assert len(manifest.generation_uris(Storage(), archive.sink)) == 2
 
 
-def test_a_chunk_is_revised_as_often_as_its_files_change(archive: Archive) -> None:
-    """Also back to what they were: the file in the sink holds what it was in between."""
+def test_a_chunk_is_revised_whenever_its_files_change(archive: Archive) -> None:
+    """Also if a file changes back: the part has the version in between."""
     first = archive.add("a.jpg", "b.jpg").plan()
     first.commit()
     archive.finish(first)
     path = archive.root / "in" / "a.jpg"
-    as_it_was = path.stat().st_mtime_ns
+    mtime_ns = path.stat().st_mtime_ns
     for number, size in enumerate([20, 30, 10], start=1):
         path.write_bytes(b"x" * size)
         if size == 10:
-            os.utime(path, ns=(as_it_was, as_it_was))
+            os.utime(path, ns=(mtime_ns, mtime_ns))
         plan = archive.plan()
         plan.commit()
         assert plan.revisions == {first.chunks[0].chunk_id: number}
-        assert plan.left == plan.chunks
-        if size != 20:  # the first of them is never written
+        assert plan.pending == plan.chunks
+        if size != 20:  # the first revision is never written
             archive.finish(plan)
             assert archive.plan().is_finished
     assert versions(plan) == versions(first)
-    assert len(manifest.generations(Storage(), archive.sink)) == 4
+    assert len(manifest.generation_uris(Storage(), archive.sink)) == 4
 
 
-def test_of_two_revisions_planned_at_once_one_steps_back(archive: Archive) -> None:
+def test_one_of_two_concurrent_revisions_is_refused(archive: Archive) -> None:
     archive.add("a.jpg").plan().commit()
     one = archive.add("a.jpg", size=20).plan()
     two = archive.add("a.jpg", size=30).plan()
@@ -361,7 +361,7 @@ def test_of_two_revisions_planned_at_once_one_steps_back(archive: Archive) -> No
     assert [item.size_bytes for item in items(archive.plan())] == [30]
 
 
-def test_a_removed_file_keeps_its_row_and_nothing_is_done(archive: Archive) -> None:
+def test_a_removed_file_keeps_its_row_and_nothing_is_pending(archive: Archive) -> None:
     plan = archive.add("a.jpg", "b.jpg", "c.jpg").plan()
     plan.commit()
     archive.finish(plan)
@@ -372,7 +372,7 @@ def test_a_removed_file_keeps_its_row_and_nothing_is_done(archive: Archive) -> N
     assert ids(again) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
-def test_a_removed_file_that_comes_back_after_its_chunk_was_done_again_is_read_again(
+def test_a_removed_file_that_returns_after_a_revision_is_processed_again(
     archive: Archive,
 ) -> None:
     plan = archive.add("a.jpg", "b.jpg").plan()
@@ -383,15 +383,15 @@ def test_a_removed_file_that_comes_back_after_its_chunk_was_done_again_is_read_a
     plan.commit()
     archive.finish(plan)
     assert (plan.num_removed, archive.plan().is_finished) == (1, True)
-    kept.rename(archive.root / "in" / "b.jpg")  # as it was, by size and time
+    kept.rename(archive.root / "in" / "b.jpg")  # with the same size and time
     back = archive.plan()
-    assert (back.num_removed, back.num_changed, len(back.left)) == (0, 1, 1)
+    assert (back.num_removed, back.num_changed, len(back.pending)) == (0, 1, 1)
     back.commit()
     archive.finish(back)
     assert archive.plan().is_finished
 
 
-def test_changed_new_and_removed_files_come_in_one_generation(archive: Archive) -> None:
+def test_changed_new_and_removed_files_give_one_generation(archive: Archive) -> None:
     plan = archive.add(*(f"{name}.jpg" for name in "abcdef")).plan()
     plan.commit()
     archive.finish(plan)
@@ -400,8 +400,8 @@ def test_changed_new_and_removed_files_come_in_one_generation(archive: Archive) 
     assert (again.num_new, again.num_changed, again.num_removed) == (1, 1, 1)
     again.commit()
     assert ids(again) == [f"{name}.jpg" for name in "abcdefg"]
-    assert [ref.chunk_id for ref in again.left] == chunk_ids(again)[1:]
-    assert len(manifest.generations(Storage(), archive.sink)) == 2
+    assert [ref.chunk_id for ref in again.pending] == chunk_ids(again)[1:]
+    assert len(manifest.generation_uris(Storage(), archive.sink)) == 2
     archive.finish(again)
     assert archive.plan().is_finished
 
@@ -417,14 +417,16 @@ def test_the_images_of_a_manifest_never_change(archive: Archive) -> None:
     (archive.root / "list.txt").write_text("in/a.jpg\n")
     again = archive.plan(format="manifest")
     assert (again.num_changed, again.num_removed, again.is_finished) == (0, 1, True)
-    archive.uri = [str(archive.root / "in")]  # listed: now their versions are known
+    archive.uri = [str(archive.root / "in")]  # a listing gives their versions
     assert archive.plan(format="images").is_finished
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.data())
-def test_whatever_happens_every_file_is_planned_once_as_it_is_now(data: st.DataObject) -> None:
-    """An archive that lives: what the chunks hold is what was ever there, as it last was."""
+def test_after_any_changes_every_file_is_planned_once_with_its_last_state(
+    data: st.DataObject,
+) -> None:
+    """The chunks have every file that ever existed, with its last size."""
     with tempfile.TemporaryDirectory() as folder:
         archive = Archive(Path(folder), chunk_images=3)
         (archive.root / "in").mkdir()
@@ -452,7 +454,7 @@ def test_whatever_happens_every_file_is_planned_once_as_it_is_now(data: st.DataO
             assert archive.plan(format="images").is_finished
 
 
-def test_ids_known_from_another_place_are_refused(archive: Archive) -> None:
+def test_ids_of_another_source_are_refused(archive: Archive) -> None:
     archive.add("x/1.jpg", "y/1.jpg")
     archive.uri = [str(archive.root / "in" / "x")]
     archive.plan().commit()
@@ -470,7 +472,7 @@ def test_another_format_in_the_same_sink_is_refused(archive: Archive) -> None:
         archive.plan()
 
 
-def test_of_two_plannings_at_once_one_steps_back(archive: Archive) -> None:
+def test_one_of_two_concurrent_plannings_is_refused(archive: Archive) -> None:
     one = archive.add("a.jpg").plan()
     two = archive.add("b.jpg").plan()
     same = archive.plan()
@@ -487,7 +489,7 @@ def test_of_two_plannings_at_once_one_steps_back(archive: Archive) -> None:
         archive.plan()
 
 
-# --- cutting -------------------------------------------------------------------------------------
+# --- chunk sizes ---------------------------------------------------------------------------------
 
 
 UNITS_ST = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 1000)), max_size=60)
@@ -495,7 +497,7 @@ UNITS_ST = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 1000)), max_siz
 
 @settings(max_examples=200, deadline=None)
 @given(UNITS_ST, st.integers(1, 50), st.integers(1, 2000))
-def test_a_cut_keeps_all_within_bounds_and_no_chunk_could_be_longer(
+def test_chunks_are_within_limits_and_as_long_as_possible(
     rows_and_sizes: list[tuple[int, int]], chunk_images: int, chunk_bytes: int
 ) -> None:
     rows, sizes = np.array(rows_and_sizes, np.int64).reshape(-1, 2).T
@@ -529,7 +531,7 @@ def test_row_groups_begin_on_chunk_borders(counts: list[int]) -> None:
     assert all(0 < size <= limit for size in np.diff(groups))
 
 
-def test_many_row_groups_and_generations_are_read_as_planned(
+def test_many_row_groups_and_generations_are_read_back(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(manifest, "ROW_GROUP_ROWS", 8)
@@ -541,8 +543,8 @@ def test_many_row_groups_and_generations_are_read_as_planned(
     assert second.chunks[: len(first.chunks)] == first.chunks
     assert archive.plan().chunks == second.chunks
     assert max(ref.row_group for ref in second.chunks) > 1
-    wanted = [f"{i:03d}.jpg" for i in range(50)] + [f"x{i:03d}.jpg" for i in range(20)]
-    assert ids(second) == wanted
+    expected = [f"{i:03d}.jpg" for i in range(50)] + [f"x{i:03d}.jpg" for i in range(20)]
+    assert ids(second) == expected
     for ref in random.Random(3).sample(second.chunks, len(second.chunks)):
         chunk = read_chunk(Storage(), ref)
         assert (chunk.chunk_id, len(chunk.items)) == (ref.chunk_id, ref.num_items)
@@ -562,7 +564,7 @@ def write_parquet(path: Path, num_rows: int, row_group_size: int, *, as_struct: 
 
 
 @pytest.mark.parametrize("as_struct", [False, True])
-def test_row_groups_are_cut_into_slices_that_cover_every_row(
+def test_row_groups_are_divided_into_slices_that_cover_every_row(
     archive: Archive, as_struct: bool
 ) -> None:
     write_parquet(archive.root / "in" / "b.parquet", 11, 6, as_struct=as_struct)
@@ -571,8 +573,7 @@ def test_row_groups_are_cut_into_slices_that_cover_every_row(
     plan = archive.add("_SUCCESS", "readme.md").plan()
     plan.commit()
     assert (plan.format, plan.num_images, plan.num_ignored_files) == ("parquet", 14, 1)
-    found = [(i.image_id, i.row_group, i.row_start, i.num_rows, i.first_row) for i in items(plan)]
-    assert found == [
+    assert positions(plan) == [
         ("a.parquet", 0, 0, 3, 0),
         ("b.parquet", 0, 0, 4, 0),
         ("b.parquet", 0, 4, 2, 4),
@@ -587,12 +588,11 @@ def test_row_groups_are_cut_into_slices_that_cover_every_row(
 
 
 def positions(plan: Plan) -> list[tuple[str, int, int, int, int]]:
-    found = items(plan)
-    return [(i.image_id, i.row_group, i.row_start, i.num_rows, i.first_row) for i in found]
+    return [(i.image_id, i.row_group, i.row_start, i.num_rows, i.first_row) for i in items(plan)]
 
 
-def test_a_changed_parquet_file_keeps_the_slices_it_still_has(archive: Archive) -> None:
-    """Slices that are gone leave their chunk, an empty chunk its file; further ones are new."""
+def test_a_changed_parquet_file_keeps_its_remaining_slices(archive: Archive) -> None:
+    """Removed slices leave their chunk, added slices are new, an empty chunk is stale."""
     path = archive.root / "in" / "a.parquet"
     write_parquet(path, 11, 6, as_struct=False)
     write_parquet(archive.root / "in" / "b.parquet", 3, 6, as_struct=False)
@@ -607,22 +607,22 @@ def test_a_changed_parquet_file_keeps_the_slices_it_still_has(archive: Archive) 
     assert (short.num_new, short.num_changed, short.num_removed) == (0, 1, 0)
     short.commit()
     assert positions(short) == [("a.parquet", 0, 0, 3, 0), ("b.parquet", 0, 0, 3, 0)]
-    assert chunk_ids(short) == [written[0], written[3]]  # the last one held the end of a
+    assert chunk_ids(short) == [written[0], written[3]]  # the last one had the end of a
     assert short.stale == (written[1], written[2])
-    assert short.left == short.chunks
+    assert short.pending == short.chunks
     archive.finish(short)
     assert archive.plan().is_finished
 
-    write_parquet(path, 11, 6, as_struct=False)  # and as it was: the same slices have the same ids
+    write_parquet(path, 11, 6, as_struct=False)  # as before: the same slices have the same ids
     long = archive.plan()
     long.commit()
     assert sorted(positions(long)) == sorted(positions(plan))
-    assert {ref.chunk_id for ref in long.left}.isdisjoint({written[3]})
+    assert {ref.chunk_id for ref in long.pending}.isdisjoint({written[3]})
     archive.finish(long)
     assert archive.plan().is_finished
 
 
-def test_a_parquet_file_that_lost_all_its_rows_leaves_none(archive: Archive) -> None:
+def test_a_parquet_file_without_rows_makes_its_chunk_stale(archive: Archive) -> None:
     path = archive.root / "in" / "a.parquet"
     write_parquet(path, 3, 6, as_struct=False)
     plan = archive.plan()
@@ -630,16 +630,16 @@ def test_a_parquet_file_that_lost_all_its_rows_leaves_none(archive: Archive) -> 
     archive.finish(plan)
     write_parquet(path, 0, 6, as_struct=False)
     empty = archive.plan()
-    assert (empty.chunks, empty.left, empty.is_finished) == ((), (), False)
+    assert (empty.chunks, empty.pending, empty.is_finished) == ((), (), False)
     empty.commit()
     assert empty.stale == (plan.chunks[0].chunk_id,)
-    assert archive.plan().stale == empty.stale  # killed before its file was removed
+    assert archive.plan().stale == empty.stale  # killed before the part was deleted
     archive.finish(empty)
     assert archive.plan().is_finished
 
 
 @pytest.mark.parametrize(
-    ("column", "why"),
+    ("column", "message"),
     [
         (
             {"jpeg": [b"x"], "n": [1]},
@@ -650,15 +650,15 @@ def test_a_parquet_file_that_lost_all_its_rows_leaves_none(archive: Archive) -> 
         ({"image": [{"bytes": "x"}]}, "must be binary"),
     ],
 )
-def test_a_column_that_holds_no_images_is_refused(
-    archive: Archive, column: dict[str, list[object]], why: str
+def test_a_column_without_images_is_refused(
+    archive: Archive, column: dict[str, list[object]], message: str
 ) -> None:
     pq.write_table(pa.table(column), archive.root / "in" / "a.parquet")
-    with pytest.raises(SourceError, match=why):
+    with pytest.raises(SourceError, match=message):
         archive.plan()
 
 
-def test_what_is_not_parquet_is_refused(archive: Archive) -> None:
+def test_a_file_that_is_not_parquet_is_refused(archive: Archive) -> None:
     with pytest.raises(SourceError, match="not readable as Parquet"):
         archive.add("a.parquet").plan()
 
@@ -679,7 +679,7 @@ def test_a_tar_is_a_chunk(archive: Archive) -> None:
 # --- object store --------------------------------------------------------------------------------
 
 
-def test_from_and_to_s3(s3: S3Server, tmp_path: Path) -> None:
+def test_source_and_sink_on_s3(s3: S3Server, tmp_path: Path) -> None:
     root = f"s3://bucket/{tmp_path.name}"
     for name in ["b.jpg", "a b.jpg", "x/é#.png"]:
         Storage().put_bytes(f"{root}/in/{name}", b"x")
@@ -693,8 +693,8 @@ def test_from_and_to_s3(s3: S3Server, tmp_path: Path) -> None:
     assert chunk_ids(local) == chunk_ids(plan)
 
 
-def test_an_object_that_changed_is_planned_again(s3: S3Server, tmp_path: Path) -> None:
-    """Of the same size: S3 then tells another time."""
+def test_a_changed_object_is_planned_again(s3: S3Server, tmp_path: Path) -> None:
+    """The size is the same; S3 reports another time."""
     root = f"s3://bucket/{tmp_path.name}"
     for name in "ab":
         Storage().put_bytes(f"{root}/in/{name}.jpg", b"old")
@@ -703,7 +703,7 @@ def test_an_object_that_changed_is_planned_again(s3: S3Server, tmp_path: Path) -
     assert make_plan(Storage(), source, sink_uri, 2, 100).num_changed == 0
     deadline = time.monotonic() + 10
     plan = make_plan(Storage(), source, sink_uri, 2, 100)
-    while not plan.num_changed and time.monotonic() < deadline:  # it counts whole seconds
+    while not plan.num_changed and time.monotonic() < deadline:  # S3 times are in seconds
         Storage().put_bytes(f"{root}/in/a.jpg", b"new")
         plan = make_plan(Storage(), source, sink_uri, 2, 100)
     assert (plan.num_changed, plan.num_removed) == (1, 0)
@@ -724,15 +724,15 @@ def test_unusable_stores_are_refused_in_one_sentence(
         (Source(["s3://bucket/x"]), str(tmp_path / "out"), SourceError, "refused the credentials"),
         (local, sink, SinkError, "refused the credentials"),
     ]
-    for source, to, kind, why in cases:
-        with pytest.raises(kind, match=why):
-            make_plan(Storage(), source, to, 2, 100)
+    for source, sink_uri, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            make_plan(Storage(), source, sink_uri, 2, 100)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    for source, to, kind, why in wrong_keys:
-        with pytest.raises(kind, match=why) as refusal:
-            make_plan(Storage(), source, to, 2, 100)
+    for source, sink_uri, kind, message in wrong_keys:
+        with pytest.raises(kind, match=message) as refusal:
+            make_plan(Storage(), source, sink_uri, 2, 100)
         assert "\n" not in str(refusal.value)
 
 
-def test_a_plan_is_small_whatever_it_holds() -> None:
+def test_a_chunk_reference_does_not_contain_images() -> None:
     assert {f.name for f in dataclasses.fields(plan.ChunkRef)}.isdisjoint({"items", "uris"})

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a job is what its files hold."""
+"""Prometheus metrics of a job agree with its files."""
 
 from __future__ import annotations
 
@@ -25,49 +25,51 @@ NAMES = {
 }
 
 
-def test_nothing_done_took_nothing():
+def test_a_new_timer_is_empty():
     assert StageTimer().seconds == dict.fromkeys(STAGES, 0.0)
-    assert StageTimer.of([]).as_json() == StageTimer().as_json()
+    assert StageTimer.from_json([]).as_json() == StageTimer().as_json()
 
 
-def test_each_second_is_counted_once_to_the_stage_that_took_it(monkeypatch):
-    """Stages that ask one another: three things, for which each stage takes its own time."""
+def test_each_second_counts_once_for_the_stage_that_took_it(monkeypatch):
+    """Nested stages process three items, each stage with its own duration."""
     now = [0.0]
     monkeypatch.setattr("cvbatch.predict.stage_timer.time.perf_counter", lambda: now[0])
 
-    def taking(seconds, things):
-        for thing in things:
+    def taking(seconds, items):
+        for item in items:
             now[0] += seconds
-            yield thing
+            yield item
 
-    effort = StageTimer()
-    read = effort.along("read", taking(1, "abc"))
-    decoded = effort.along("decode", taking(10, read))
-    now[0] += 10_000  # between the stages: nobody's
-    with effort.at("write"):
-        assert list(taking(1000, effort.along("predict", taking(100, decoded)))) == list("abc")
+    timer = StageTimer()
+    read = timer.measure_items("read", taking(1, "abc"))
+    decoded = timer.measure_items("decode", taking(10, read))
+    now[0] += 10_000  # outside the stages
+    with timer.measure("write"):
+        assert list(taking(1000, timer.measure_items("predict", taking(100, decoded)))) == list(
+            "abc"
+        )
     now[0] += 10_000
-    assert effort.seconds == {"read": 3, "decode": 30, "predict": 300, "write": 3000}
-    twice = StageTimer.of([effort.as_json(), effort.as_json()])
-    assert twice.seconds == {stage: 2 * s for stage, s in effort.seconds.items()}
+    assert timer.seconds == {"read": 3, "decode": 30, "predict": 300, "write": 3000}
+    doubled = StageTimer.from_json([timer.as_json(), timer.as_json()])
+    assert doubled.seconds == {stage: 2 * s for stage, s in timer.seconds.items()}
 
 
 def metrics_of(run, scraped):
     """Return the series of a run: (name without ray_, tag's value) → value."""
-    found = {}
+    series_of_run = {}
     for series, value in scraped.items():
         name, _, tags = series.partition("{")
-        said = dict(re.findall(r'(\w+)="([^"]*)"', tags))
-        if name.startswith("ray_cvbatch_") and said.get("run") == run:
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', tags))
+        if name.startswith("ray_cvbatch_") and labels.get("run") == run:
             name = name.removeprefix("ray_").removesuffix("_total")
-            (own,) = [said[tag] for tag in NAMES[name] - {"run"}] or [""]
-            found[name, own] = found.get((name, own), 0.0) + value
-    return found
+            (value_of_tag,) = [labels[tag] for tag in NAMES[name] - {"run"}] or [""]
+            series_of_run[name, value_of_tag] = series_of_run.get((name, value_of_tag), 0.0) + value
+    return series_of_run
 
 
 @pytest.mark.ray
 @pytest.mark.keras
-def test_the_endpoint_tells_of_a_job_while_it_runs_and_when_it_has_ended(
+def test_the_endpoint_reports_a_job_while_it_runs_and_after_it_ended(
     two_nodes, keras_files, tmp_path
 ):
     names = [f"{i:02}.jpg" for i in range(8)]
@@ -85,13 +87,15 @@ def test_the_endpoint_tells_of_a_job_while_it_runs_and_when_it_has_ended(
     until(lambda: len(jobs.parts(tmp_path / "sink")) == 3, "the chunks that do not wait")
     run_id = events_in(two_nodes.log(job_id))[0]["run"]
 
-    def told():
+    def scraped():
         return metrics_of(run_id, two_nodes.head.scraped())
 
-    midway = until(lambda: told().get(("cvbatch_chunks", "")) == 3 and told(), "three chunks")
-    assert midway["cvbatch_images", "ok"] + midway["cvbatch_images", "failed"] == 6
-    assert midway["cvbatch_chunks_left", ""] == 1
-    assert {stage for name, stage in midway if name == "cvbatch_queue_depth"} == {
+    running = until(
+        lambda: scraped().get(("cvbatch_chunks", "")) == 3 and scraped(), "three chunks"
+    )
+    assert running["cvbatch_images", "ok"] + running["cvbatch_images", "failed"] == 6
+    assert running["cvbatch_chunks_left", ""] == 1
+    assert {stage for name, stage in running if name == "cvbatch_queue_depth"} == {
         "decode", "predict", "write",
     }  # fmt: skip
     (stub / "go").touch()
@@ -100,7 +104,7 @@ def test_the_endpoint_tells_of_a_job_while_it_runs_and_when_it_has_ended(
 
     rows = jobs.rows(tmp_path / "sink")
     failed = [row for row in rows if row["status"] == "failed"]
-    after = until(lambda: told().get(("cvbatch_chunks", "")) == 4 and told(), "all chunks")
+    after = until(lambda: scraped().get(("cvbatch_chunks", "")) == 4 and scraped(), "all chunks")
     assert after["cvbatch_images", "ok"] == len(rows) - len(failed) == 6
     assert after["cvbatch_images", "failed"] == len(failed) == 2
     assert after["cvbatch_failures", "decode/empty"] == 1
@@ -117,12 +121,12 @@ def test_the_endpoint_tells_of_a_job_while_it_runs_and_when_it_has_ended(
     for stage in STAGES:
         seconds = sum(event["seconds"][stage] for event in chunks)
         assert after["cvbatch_stage_seconds", stage] == pytest.approx(seconds)
-    (kept,) = (tmp_path / "sink" / "_cvbatch" / "runs").iterdir()
-    assert json.loads(kept.read_bytes())["run"] == run_id
+    (summary,) = (tmp_path / "sink" / "_cvbatch" / "runs").iterdir()
+    assert json.loads(summary.read_bytes())["run"] == run_id
 
 
 @pytest.mark.ray
-def test_the_names_are_those_that_dashboards_ask_for():
-    from cvbatch.predict.ray_metrics import METERS
+def test_names_and_tags_are_those_of_the_dashboards():
+    from cvbatch.predict.ray_metrics import METRIC_SPECS
 
-    assert {name: {"run", meter.tag} - {""} for name, meter in METERS.items()} == NAMES
+    assert {name: {"run", spec.tag} - {""} for name, spec in METRIC_SPECS.items()} == NAMES

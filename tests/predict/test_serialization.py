@@ -1,4 +1,4 @@
-"""What goes over the wire comes back the same."""
+"""Batches and predictions are the same after serialization."""
 
 import numpy as np
 import pyarrow as pa
@@ -78,25 +78,25 @@ def predictions():
     )
 
 
-def test_nothing_is_nothing():
+def test_no_batch_gives_no_batch():
     assert serialization.table_to_image_batches(serialization.image_batches_to_table([])) == []
     assert serialization.table_to_predictions(serialization.predictions_to_table([])) == []
 
 
-def test_image_batches_come_back():
+def test_image_batches_round_trip():
     batches = [image_batch(3), image_batch(0), image_batch(1)]
     assert same(
         serialization.table_to_image_batches(serialization.image_batches_to_table(batches)), batches
     )
 
 
-def test_predictions_come_back_also_after_the_blocks_are_joined():
+def test_predictions_round_trip_after_blocks_are_concatenated():
     table = serialization.predictions_to_table([predictions()])
-    joined = pa.concat_tables([table, table])
-    assert same(serialization.table_to_predictions(joined), [predictions()] * 2)
+    concatenated = pa.concat_tables([table, table])
+    assert same(serialization.table_to_predictions(concatenated), [predictions()] * 2)
 
 
-def test_widths_and_heights_keep_their_names():
+def test_widths_and_heights_are_not_swapped():
     (read,) = serialization.table_to_predictions(
         serialization.predictions_to_table([predictions()])
     )
@@ -106,6 +106,6 @@ def test_widths_and_heights_keep_their_names():
     assert heatmaps.width.tolist() == masks.width.tolist() == [4, 1, 2]
 
 
-def test_the_wire_has_plain_columns_only():
+def test_columns_have_plain_types():
     table = serialization.image_batches_to_table([image_batch(2)])
     assert [str(field.type) for field in table.schema] == ["string", "large_binary"]

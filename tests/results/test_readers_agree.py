@@ -13,7 +13,7 @@ from PIL import Image
 import cvbatch
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import SourceError
-from cvbatch.evaluate.join import find_truth, join, only_predicted, read_piece
+from cvbatch.evaluate.join import join, load_ground_truth, predictions_only, read_joined_part
 from cvbatch.images.masks import decode_png
 from cvbatch.planning.plan import make_plan
 from cvbatch.report.statistics import collect_statistics
@@ -79,7 +79,7 @@ def test_without_rows_all_readers_return_nothing(tmp_path):
     assert (list(result), result.done, result.image_ids(), result.classes) == ([], [], [], {})
     assert len(result.missing) == 3
     assert collect_statistics(result).num_rows == 0
-    assert only_predicted(result).pieces == []
+    assert predictions_only(result).parts == []
     for read in (lambda: imported("predictions", out, tmp_path / "x"),
                  lambda: exported("coco", out, tmp_path / "x")):  # fmt: skip
         with pytest.raises(SourceError, match="no chunk of the prediction is done"):
@@ -176,10 +176,10 @@ def test_an_evaluation_joins_the_same_rows(case, tmp_path):
     mask = np.zeros(SIZE, np.uint8)
     truth = {image_id: {"mask": mask} for image_id in reversed(predictions)}
     write_truth(tmp_path / "truth", truth, {"mask": CLASSES})
-    joined = join(result, find_truth(Storage(), [str(tmp_path / "truth")], None), None)
+    joined = join(result, load_ground_truth(Storage(), [str(tmp_path / "truth")], None), None)
     assert (joined.num_images, len(joined.no_truth), len(joined.no_prediction)) == (8, 0, 0)
-    for piece in joined.pieces:
-        predicted_rows, true_rows = read_piece(piece, ["image_id", "mask"], ["image_id"])
+    for piece in joined.parts:
+        predicted_rows, true_rows = read_joined_part(piece, ["image_id", "mask"], ["image_id"])
         assert predicted_rows["image_id"].to_pylist() == true_rows["image_id"].to_pylist()
         for row in predicted_rows.to_pylist():
             prediction = predictions[row["image_id"]]
@@ -207,7 +207,7 @@ READERS = {
     "export": lambda out, to: exported("coco", out, to),
     "import": lambda out, to: imported("predictions", out, to),
     "report": lambda out, to: collect_statistics(Result(Storage(), str(out))),
-    "evaluate": lambda out, to: only_predicted(Result(Storage(), str(out))),
+    "evaluate": lambda out, to: predictions_only(Result(Storage(), str(out))),
 }
 
 
@@ -230,7 +230,7 @@ def test_all_readers_accept_a_chunk_without_images(tmp_path):
     out = predicted(tmp_path / "out", tmp_path / "source", {}, format_="webdataset")
     result = Result(Storage(), str(out))
     assert [len(ids) for ids in result.image_ids()] == [0, 1]
-    assert [len(piece.part_row) for piece in only_predicted(result).pieces] == [0, 1]
+    assert [len(piece.part_row) for piece in predictions_only(result).parts] == [0, 1]
     (pick,) = collect_statistics(result).first_rows
     assert pick == (result.done[1], 0)
     shutil.copytree(out, tmp_path / "copy")
