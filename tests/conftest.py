@@ -78,7 +78,7 @@ def stored(
     """
     job = StoredJob(s3_server, keras_files, tmp_path_factory.mktemp("stored"))
     ran = job.run(job.values("calm"), job.env(s3_server.endpoint), "--json")
-    assert ran.status == 0, ran.told
+    assert ran.status == 0, ran.stderr
     yield job
     job.remove()
 

@@ -15,8 +15,8 @@ from cvbatch.config.loader import load_job, parse_options
 from cvbatch.config.train import load_training
 from cvbatch.core import signals
 from cvbatch.core.errors import ConfigError, CvbatchError
-from cvbatch.core.json_log import Ending, end_with, logging_as, new_run
-from cvbatch.core.redaction import hidden
+from cvbatch.core.json_log import CommandResult, log_format, new_run_id, write_last_line
+from cvbatch.core.redaction import redact
 from cvbatch.core.version import __version__
 from cvbatch.exporters.options import EXPORT_DESCRIPTIONS, FLAGS, ExportOptions
 from cvbatch.importers.flags import FORMAT_DESCRIPTIONS, chosen_actions, format_flags
@@ -30,22 +30,24 @@ TOO_MANY_FAILED = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0 done, 1 stopped midway, 2 refused, 3 failures."""
-    arguments = _parser().parse_args(argv)
-    arguments.run = new_run()
+    arguments = build_parser().parse_args(argv)
+    arguments.run = new_run_id()
     signals.install_signal_handlers()
-    with logging_as(getattr(arguments, "log", "text"), arguments.run):
+    with log_format(getattr(arguments, "log", "text"), arguments.run):
         try:
-            command: Callable[[argparse.Namespace], Ending] = arguments.command
-            return end_with(command(arguments))
+            command: Callable[[argparse.Namespace], CommandResult] = arguments.command
+            return write_last_line(command(arguments))
         except CvbatchError as error:
             goes_on = "; run the same command again to go on" if error.exit_status == 1 else ""
-            return end_with(Ending(hidden(f"cvbatch: {error}{goes_on}"), error.exit_status))
+            return write_last_line(
+                CommandResult(redact(f"cvbatch: {error}{goes_on}"), error.exit_status)
+            )
         except (KeyboardInterrupt, SystemExit):  # Ray, while it starts, has handlers that exit
             goes_on = "cvbatch: stopped; run the same command again to go on"
-            signals.leave(end_with(Ending(goes_on, 1)))
+            signals.kill_children_and_exit(write_last_line(CommandResult(goes_on, 1)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cvbatch", description="Keras vision models over image archives, into Parquet."
     )
@@ -173,14 +175,14 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _predict(arguments: argparse.Namespace) -> Ending:
+def _predict(arguments: argparse.Namespace) -> CommandResult:
     job = load_job(arguments.config, arguments.overrides)
     # Ray and pyarrow come only now: a fault in the job file is told in a moment.
-    from cvbatch.core.progress import listening
+    from cvbatch.core.progress import progress_listener
     from cvbatch.predict.dry_run import estimate
     from cvbatch.predict.job import predict
 
-    with listening() as listener:
+    with progress_listener() as listener:
         if arguments.dry_run:
             dry = estimate(job, listener, overwrite=arguments.overwrite)
         else:
@@ -193,13 +195,13 @@ def _predict(arguments: argparse.Namespace) -> Ending:
             )
     if arguments.dry_run:
         print(json.dumps(dry.as_json()) if arguments.json else dry.as_text())
-        return Ending("cvbatch: dry run done, nothing was written", 0)
+        return CommandResult("cvbatch: dry run done, nothing was written", 0)
     if arguments.json:
         print(json.dumps(summary.as_json()))
     return _closing(summary)
 
 
-def _closing(summary: Summary) -> Ending:
+def _closing(summary: Summary) -> CommandResult:
     """Return how a job ends that was done to its end."""
     if not summary.num_chunks:
         told = (
@@ -207,9 +209,9 @@ def _closing(summary: Summary) -> Ending:
             f"{summary.changes}"
         )
         if not summary.before or not summary.is_over_failure_limit:
-            return Ending(told, 0)
+            return CommandResult(told, 0)
         num_images, num_failed = summary.before
-        return Ending(
+        return CommandResult(
             f"{told}; of the run before, {num_failed:,} of {num_images:,} images failed: more than "
             "run.max_failure_fraction allows; mend the images and run again with --retry-failed, "
             "or allow more",
@@ -220,10 +222,10 @@ def _closing(summary: Summary) -> Ending:
         f"{summary.num_failed:,} failed{summary.changes}"
     )
     if not summary.is_over_failure_limit:
-        return Ending(done, 0)
+        return CommandResult(done, 0)
     kinds = ", ".join(f"{kind} {count}" for kind, count in summary.failures.most_common(5))
     if summary.num_chunks_left:
-        return Ending(
+        return CommandResult(
             f"cvbatch: stopped early, {summary.num_failed:,} of {summary.num_images:,} images "
             f"failed: more than run.max_failure_fraction allows for all {summary.num_planned:,} "
             f"({kinds}); look at the rows with status = 'failed', then mend the images, or allow "
@@ -231,76 +233,76 @@ def _closing(summary: Summary) -> Ending:
             f"{summary.num_chunks_left:,} chunks left are done",
             TOO_MANY_FAILED,
         )
-    return Ending(
+    return CommandResult(
         f"{done}: more than run.max_failure_fraction allows ({kinds}); look at the rows with "
         "status = 'failed', then mend the images and run again with --retry-failed",
         TOO_MANY_FAILED,
     )
 
 
-def _train(arguments: argparse.Namespace) -> Ending:
+def _train(arguments: argparse.Namespace) -> CommandResult:
     job = load_training(arguments.config, arguments.overrides)
-    from cvbatch.core.progress import listening
+    from cvbatch.core.progress import progress_listener
     from cvbatch.train.job import train
 
-    with listening() as listener:
+    with progress_listener() as listener:
         summary = train(job, listener, overwrite=arguments.overwrite, resume=arguments.resume)
     if arguments.json:
         print(json.dumps(summary.as_json()))
     done = f"{summary.epochs} epochs into {summary.sink}, {summary.summary_line()}"
-    return Ending(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
+    return CommandResult(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
 
 
-def _evaluate(arguments: argparse.Namespace) -> Ending:
+def _evaluate(arguments: argparse.Namespace) -> CommandResult:
     job = load_evaluation(arguments.config, arguments.overrides)
     from cvbatch.cli.model_listing import Table
-    from cvbatch.core.progress import listening
+    from cvbatch.core.progress import progress_listener
     from cvbatch.evaluate.job import evaluate
 
-    with listening() as listener:
+    with progress_listener() as listener:
         summary = evaluate(job, listener, overwrite=arguments.overwrite)
     if arguments.json:
         print(json.dumps(summary.as_json()))
     else:
         _show(Table(("task", "metric", "value", "95 % interval", "count"), summary.rows(), 2))
     done = f"{summary.images['images']:,} images compared into {summary.sink}"
-    return Ending(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
+    return CommandResult(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
 
 
-def _explain(arguments: argparse.Namespace) -> Ending:
+def _explain(arguments: argparse.Namespace) -> CommandResult:
     job = load_explanation(arguments.config, arguments.overrides)
-    from cvbatch.core.progress import listening
+    from cvbatch.core.progress import progress_listener
     from cvbatch.explain.job import explain
 
-    with listening() as listener:
+    with progress_listener() as listener:
         summary = explain(job, listener, overwrite=arguments.overwrite)
     if arguments.json:
         print(json.dumps(summary.as_json()))
     if not summary.is_over_failure_limit:
-        return Ending(f"cvbatch: {summary.summary_line()}", 0)
-    return Ending(
+        return CommandResult(f"cvbatch: {summary.summary_line()}", 0)
+    return CommandResult(
         f"cvbatch: {summary.summary_line()}; more images failed than run.max_failure_fraction allows; look "
         "at the rows with status = 'failed', fix the images, and run again with --overwrite",
         TOO_MANY_FAILED,
     )
 
 
-def _report(arguments: argparse.Namespace) -> Ending:
+def _report(arguments: argparse.Namespace) -> CommandResult:
     from cvbatch.report.job import write_report
 
     done = write_report(arguments.source, arguments.out, arguments.evaluation, arguments.truth)
     if arguments.json:
         print(json.dumps(done.as_json()))
     for note in done.notes:
-        print(hidden(f"cvbatch: {note}"), file=sys.stderr)
-    return Ending(f"cvbatch: done, {done.num_bytes / 1e6:,.1f} MB into {done.report}", 0)
+        print(redact(f"cvbatch: {note}"), file=sys.stderr)
+    return CommandResult(f"cvbatch: done, {done.num_bytes / 1e6:,.1f} MB into {done.report}", 0)
 
 
-def _demo(arguments: argparse.Namespace) -> Ending:
-    from cvbatch.core.progress import listening
+def _demo(arguments: argparse.Namespace) -> CommandResult:
+    from cvbatch.core.progress import progress_listener
     from cvbatch.demo.job import run_demo
 
-    with listening() as listener:
+    with progress_listener() as listener:
         shown = run_demo(arguments.out, arguments.images, listener)
     if arguments.json:
         print(json.dumps(shown.as_json()))
@@ -309,7 +311,7 @@ def _demo(arguments: argparse.Namespace) -> Ending:
     return _closing(shown.summary)
 
 
-def _models(arguments: argparse.Namespace) -> Ending:
+def _models(arguments: argparse.Namespace) -> CommandResult:
     if arguments.name is None:
         return _list_models(arguments)
     from cvbatch.cli import model_listing
@@ -325,10 +327,10 @@ def _models(arguments: argparse.Namespace) -> Ending:
     else:
         _show(model_listing.layer_table(cost))
         print(model_listing.totals_text(cost, arguments.batch))
-    return Ending(f"cvbatch: {arguments.name}, {len(cost.layers)} layers", 0)
+    return CommandResult(f"cvbatch: {arguments.name}, {len(cost.layers)} layers", 0)
 
 
-def _list_models(arguments: argparse.Namespace) -> Ending:
+def _list_models(arguments: argparse.Namespace) -> CommandResult:
     from cvbatch.cli import model_listing
     from cvbatch.models.zoo_table import read_summaries
 
@@ -341,10 +343,10 @@ def _list_models(arguments: argparse.Namespace) -> Ending:
         print(json.dumps([asdict(network) for network in networks]))
     else:
         _show(model_listing.zoo_table(networks))
-    return Ending(f"cvbatch: {len(networks)} networks; cvbatch models NAME shows one", 0)
+    return CommandResult(f"cvbatch: {len(networks)} networks; cvbatch models NAME shows one", 0)
 
 
-def _import(arguments: argparse.Namespace) -> Ending:
+def _import(arguments: argparse.Namespace) -> CommandResult:
     from cvbatch.importers.job import import_labels
     from cvbatch.importers.options import parse_import_options
 
@@ -358,10 +360,10 @@ def _import(arguments: argparse.Namespace) -> Ending:
         lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
-    return Ending(f"cvbatch: done, {report.num_written:,} images into {arguments.sink}", 0)
+    return CommandResult(f"cvbatch: done, {report.num_written:,} images into {arguments.sink}", 0)
 
 
-def _export(arguments: argparse.Namespace) -> Ending:
+def _export(arguments: argparse.Namespace) -> CommandResult:
     options = ExportOptions.of(vars(arguments))
     from cvbatch.exporters.job import export
 
@@ -374,7 +376,9 @@ def _export(arguments: argparse.Namespace) -> Ending:
     )
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
     failed = f", {report.failures.total():,} failed" if report.failures else ""
-    return Ending(f"cvbatch: done, {report.num_images:,} images into {arguments.sink}{failed}", 0)
+    return CommandResult(
+        f"cvbatch: done, {report.num_images:,} images into {arguments.sink}{failed}", 0
+    )
 
 
 def _show(table: Table) -> None:

@@ -44,7 +44,7 @@ class SinkConfig(Section):
     uri: Name
 
 
-def check_pin(sha256: str | None, model: str, weights: str | None) -> None:
+def check_sha256(sha256: str | None, model: str, weights: str | None) -> None:
     """Raise ValueError where a model is pinned that comes from no file of the user's."""
     if sha256 is not None and not model.endswith(".keras") and weights in NAMED_WEIGHTS:
         raise ValueError(

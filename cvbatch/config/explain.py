@@ -18,8 +18,8 @@ from cvbatch.core.errors import ConfigError
 from cvbatch.core.tasks import TASKS
 
 EXPLANATION_VERSION = 1
-OF_IMAGES = ("activations", "gradcam", "dream")  # the sections that need a source
-OF_THE_MODEL = ("patterns", "weights")
+IMAGE_SECTIONS = ("activations", "gradcam", "dream")  # the sections that need a source
+MODEL_ONLY_SECTIONS = ("patterns", "weights")
 # `all` in the file is None here, as is `auto`: one branch, so that faults name the key.
 All = BeforeValidator(lambda value: None if value == "all" else value)
 # A section with nothing below its name is there, with its defaults.
@@ -115,9 +115,9 @@ class ExplainJob(Section):
     run: ExplainRunConfig = ExplainRunConfig()
 
     @property
-    def wants_images(self) -> bool:
+    def needs_images(self) -> bool:
         """Say whether anything is asked that is about images."""
-        return any(getattr(self, name) is not None for name in OF_IMAGES)
+        return any(getattr(self, name) is not None for name in IMAGE_SECTIONS)
 
 
 def load_explanation(path: str | Path, overrides: Sequence[str] = ()) -> ExplainJob:
@@ -145,11 +145,11 @@ def _checked(job: ExplainJob, name: str) -> ExplainJob:
         for option in _FOREIGN_OPTIONS
         if getattr(job.model, option, None) is not None
     ]
-    sections = (*OF_IMAGES, *OF_THE_MODEL)
+    sections = (*IMAGE_SECTIONS, *MODEL_ONLY_SECTIONS)
     if all(getattr(job, section) is None for section in sections):
         faults.append(f"nothing is asked for; add at least one section of {', '.join(sections)}")
-    if job.wants_images and job.source is None:
-        asked = next(section for section in OF_IMAGES if getattr(job, section) is not None)
+    if job.needs_images and job.source is None:
+        asked = next(section for section in IMAGE_SECTIONS if getattr(job, section) is not None)
         faults.append(f"source: missing; {asked} is about images, say which")
     if job.gradcam and job.gradcam.box and TASKS[job.model.task].is_whole_image:
         faults.append(f"gradcam.box: a {job.model.task} model scores the whole image; leave it out")
@@ -166,7 +166,7 @@ def fingerprint(job: ExplainJob, model_identity: str) -> str:
     model = job.model.model_dump(mode="json", exclude={"model", "weights", "sha256", "classes"})
     sections: dict[str, Any] = {
         name: section.model_dump(mode="json") if section else None
-        for name in (*OF_IMAGES, *OF_THE_MODEL)
+        for name in (*IMAGE_SECTIONS, *MODEL_ONLY_SECTIONS)
         for section in [getattr(job, name)]
     }
     source = job.source and job.source.model_dump(

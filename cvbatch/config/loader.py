@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from cvbatch.config.models import MODEL_SECTIONS
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
-from cvbatch.core.redaction import has_credentials, hidden, is_secret_variable
-from cvbatch.core.suggestions import nearest
+from cvbatch.core.redaction import has_credentials, is_secret_variable, redact
+from cvbatch.core.suggestions import closest_names
 
 MAX_FILE_BYTES = 1 << 20
 Job = TypeVar("Job", bound=BaseModel)
@@ -180,7 +180,7 @@ def _resolve(value: Any, environ: Mapping[str, str], where: str, faults: list[st
             f"{where}: it carries credentials; take them out and put them into the environment "
             "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), from where the store reads them itself"
         )
-        return hidden(text)
+        return redact(text)
     return text
 
 
@@ -190,7 +190,7 @@ def _fault(error: Any, kind: type[BaseModel]) -> str:
     where = _without_tags(location) or "models"  # the one rule about the whole is about them
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], kind)
-        near = nearest(str(location[-1]), known)
+        near = closest_names(str(location[-1]), known)
         remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         return f"{where}: unknown key; {remedy}"
     if error["type"] == "missing":
@@ -199,7 +199,7 @@ def _fault(error: Any, kind: type[BaseModel]) -> str:
         return f"{where}.task: missing; one of {', '.join(MODEL_SECTIONS)}"
     if error["type"] == "union_tag_invalid":
         found = error["ctx"]["tag"]
-        near = nearest(found, MODEL_SECTIONS)
+        near = closest_names(found, MODEL_SECTIONS)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(MODEL_SECTIONS)}"
         return f"{where}.task: {found!r} is not a task; {hint}"
     message = error["msg"].removeprefix("Value error, ")

@@ -16,7 +16,7 @@ from cvbatch.config.base import (
     Section,
     Sha256,
     Size,
-    check_pin,
+    check_sha256,
 )
 from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
@@ -108,7 +108,7 @@ class _ModelConfig(Section):
                         f"{key} for {self.model!r}: a .keras file is a whole network with its "
                         f"weights; leave {key} out"
                     )
-        check_pin(self.sha256, self.model, self.weights)
+        check_sha256(self.sha256, self.model, self.weights)
         return self
 
 

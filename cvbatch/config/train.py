@@ -20,7 +20,7 @@ from cvbatch.config.base import (
     SinkConfig,
     Size,
     Uris,
-    check_pin,
+    check_sha256,
 )
 from cvbatch.config.loader import load, parse
 from cvbatch.core.tasks import Task
@@ -82,7 +82,7 @@ class TrainModelConfig(Section):
                     f"{key} for {self.model!r}: a .keras file is a whole network with its weights; "
                     f"leave {key} out"
                 )
-        check_pin(self.sha256, self.model, self.weights)
+        check_sha256(self.sha256, self.model, self.weights)
         if self.multi_label and self.task != "classification":
             raise ValueError("multi_label is about classification; leave it out")
         return self
@@ -140,13 +140,13 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
 
     @property
-    def augments(self) -> bool:
+    def has_augmentation(self) -> bool:
         """Say whether the images are varied."""
         return self.augment != AugmentConfig()
 
     @model_validator(mode="after")
     def _features_do_not_vary(self) -> TrainingConfig:
-        for key, is_said in (("augment", self.augments), ("image_sizes", self.image_sizes)):
+        for key, is_said in (("augment", self.has_augmentation), ("image_sizes", self.image_sizes)):
             if self.recipe == "features" and is_said:
                 raise ValueError(
                     f"{key} does not go with recipe: features, which looks at every image once; "

@@ -78,7 +78,7 @@ def _answer(
     arguments: tuple[Any, ...],
 ) -> None:
     """Send what the call returns and None, or None and what it raises."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     _prepare(log)
     if initializer is not None:
         initializer()
@@ -90,7 +90,7 @@ def _answer(
     pipe.send(answer)
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """End this process when the one that made it is gone, also when that was killed outright."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -11,7 +11,7 @@ EXAMPLES = 3  # of each kind of failure, in a report
 _EXAMPLE_CHARACTERS = 300  # of a message there
 
 
-def note(
+def add_failures(
     failures: Counter[str],  # "stage/kind" → images
     examples: Examples,
     image_id: Sequence[str],
@@ -26,7 +26,7 @@ def note(
             examples.setdefault(kind, []).append(example)
 
 
-def merge(examples: Examples, others: Examples) -> None:
+def merge_examples(examples: Examples, others: Examples) -> None:
     """Take other examples in; the same ones stay, whichever come first."""
     for kind, some in others.items():
         examples[kind] = sorted(examples.get(kind, []) + some)[:EXAMPLES]
@@ -41,6 +41,6 @@ def as_json(failures: Counter[str], examples: Examples) -> dict[str, object]:
     return {"failures": dict(sorted(failures.items())), "examples": named}
 
 
-def are_too_many(num_images: int, num_failed: int, max_failure_fraction: float) -> bool:
+def is_over_limit(num_images: int, num_failed: int, max_failure_fraction: float) -> bool:
     """Say whether more images failed than may."""
     return num_failed > max_failure_fraction * num_images

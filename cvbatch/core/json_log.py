@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
-from cvbatch.core.redaction import hidden
+from cvbatch.core.redaction import redact
 
 _LEVELS = {logging.WARNING: "warning", logging.ERROR: "error", logging.CRITICAL: "error"}
 
 
-def new_run() -> str:
+def new_run_id() -> str:
     """Return an id for a run: ids sort by the time they were made."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
@@ -34,7 +34,7 @@ class JsonLog(io.TextIOBase):
         self._stream = stream
         self._unfinished = ""
 
-    def put(self, event: str, message: str, level: str = "info", **values: Any) -> None:
+    def write_event(self, event: str, message: str, level: str = "info", **values: Any) -> None:
         """Write one object."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         said = {"time": now, "level": level, "event": event, "message": message, "run": self.run}
@@ -45,7 +45,7 @@ class JsonLog(io.TextIOBase):
         """Take what a library or a traceback prints: each line that is ended is an object."""
         *lines, self._unfinished = (self._unfinished + text).split("\n")
         for line in filter(str.strip, lines):
-            self.put("printed", line)
+            self.write_event("printed", line)
         return len(text)
 
     def writable(self) -> bool:
@@ -60,7 +60,7 @@ class JsonLog(io.TextIOBase):
 def _shown(value: Any) -> Any:
     """Return a value without secrets, and without numbers that JSON does not have."""
     if isinstance(value, str):
-        return hidden(value)
+        return redact(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -77,11 +77,11 @@ class _Records(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = _LEVELS.get(record.levelno, "warning")
-        self._log.put("log", record.getMessage(), level, logger=record.name)
+        self._log.write_event("log", record.getMessage(), level, logger=record.name)
 
 
 @contextmanager
-def logging_as(form: str, run: str) -> Iterator[None]:
+def log_format(form: str, run: str) -> Iterator[None]:
     """Have stderr and Python's log in a form, "text" or "json", until the block ends."""
     if form == "text":
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -98,18 +98,18 @@ def logging_as(form: str, run: str) -> Iterator[None]:
     root.removeHandler(handler)
 
 
-class Ending(NamedTuple):
+class CommandResult(NamedTuple):
     """The last line of a command, and its exit status."""
 
     line: str
     status: int
 
 
-def end_with(ending: Ending) -> int:
+def write_last_line(ending: CommandResult) -> int:
     """Write the last line on stderr, in the log's form; return the status."""
     if isinstance(sys.stderr, JsonLog):
         level = "error" if ending.status else "info"
-        sys.stderr.put("end", ending.line, level, status=ending.status)
+        sys.stderr.write_event("end", ending.line, level, status=ending.status)
     else:
         print(ending.line, file=sys.stderr, flush=True)  # noqa: T201
     return ending.status

@@ -26,13 +26,13 @@ class Totals(Protocol):
 class Listener(Protocol):
     """Receives the progress of a job of any command."""
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """Receive one line about the job."""
 
     def listed(self, num_names: int) -> None:
         """Receive the number of names found in the source so far."""
 
-    def begun(self, num_chunks: int, num_images: int) -> None:
+    def started(self, num_chunks: int, num_images: int) -> None:
         """Receive the amount of work; `num_images` is 0 if only reading can tell it."""
 
     def written(self, report: ChunkReport, totals: Totals) -> None:
@@ -43,7 +43,7 @@ class Listener(Protocol):
 
 
 @contextmanager
-def listening() -> Iterator[Listener]:
+def progress_listener() -> Iterator[Listener]:
     """Yield a listener that writes to stderr, in the form that suits it."""
     if isinstance(sys.stderr, JsonLog):
         yield _Events(sys.stderr)
@@ -69,19 +69,19 @@ class _Events:
         self._log = log
         self._num_chunks = 0
 
-    def say(self, line: str) -> None:
-        self._log.put("note", line)
+    def info(self, line: str) -> None:
+        self._log.write_event("note", line)
 
     def listed(self, num_names: int) -> None:
-        self._log.put("listed", f"listed {num_names:,} names", names=num_names)
+        self._log.write_event("listed", f"listed {num_names:,} names", names=num_names)
 
-    def begun(self, num_chunks: int, num_images: int) -> None:
+    def started(self, num_chunks: int, num_images: int) -> None:
         self._num_chunks = num_chunks
         said = f"{num_chunks:,} chunks{_images(num_images)} to do"
-        self._log.put("begun", said, chunks=num_chunks, images=num_images)
+        self._log.write_event("begun", said, chunks=num_chunks, images=num_images)
 
     def written(self, report: ChunkReport, totals: Totals) -> None:
-        self._log.put(
+        self._log.write_event(
             "chunk",
             _written(report, totals, self._num_chunks),
             chunk=report.chunk_id,
@@ -97,29 +97,29 @@ class _Events:
         )
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
-        self._log.put("epoch", line, **row)
+        self._log.write_event("epoch", line, **row)
 
 
 class _Lines:
     def __init__(self) -> None:
         self._num_chunks = 0
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         stamp = time.strftime("%H:%M:%S")
         print(f"{stamp} {line}", file=sys.stderr, flush=True)  # noqa: T201
 
     def listed(self, num_names: int) -> None:
-        self.say(f"listed {num_names:,} names")
+        self.info(f"listed {num_names:,} names")
 
-    def begun(self, num_chunks: int, num_images: int) -> None:
+    def started(self, num_chunks: int, num_images: int) -> None:
         self._num_chunks = num_chunks
-        self.say(f"{num_chunks:,} chunks{_images(num_images)} to do")
+        self.info(f"{num_chunks:,} chunks{_images(num_images)} to do")
 
     def written(self, report: ChunkReport, totals: Totals) -> None:
-        self.say(_written(report, totals, self._num_chunks))
+        self.info(_written(report, totals, self._num_chunks))
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
-        self.say(line)
+        self.info(line)
 
 
 class _Bars:
@@ -127,13 +127,13 @@ class _Bars:
         self._progress = progress
         self._task = progress.add_task("listing", total=None, told="")
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         self._progress.console.print(line, highlight=False)
 
     def listed(self, num_names: int) -> None:
         self._progress.update(self._task, told=f"{num_names:,} names")
 
-    def begun(self, num_chunks: int, num_images: int) -> None:
+    def started(self, num_chunks: int, num_images: int) -> None:
         self._progress.update(
             self._task, description="predicting", total=num_chunks, told=_images(num_images)
         )
@@ -143,7 +143,7 @@ class _Bars:
         self._progress.update(self._task, advance=1, told=told)
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
-        self.say(line)
+        self.info(line)
 
 
 def _written(report: ChunkReport, totals: Totals, num_chunks: int) -> str:

@@ -37,7 +37,7 @@ def is_secret_variable(name: str) -> bool:
     return bool(is_secret)
 
 
-def has_user(uri: str) -> bool:
+def has_user_info(uri: str) -> bool:
     """Say whether a URI holds a user's name, a password or keys before its host or bucket."""
     return _USER.search(uri) is not None
 
@@ -48,10 +48,10 @@ def has_credentials(text: str) -> bool:
     Not for the names found in a store, which may hold any sign.
     """
     is_signed = "://" in text and _SIGNED.search(text) is not None
-    return is_signed or has_user(text) or any(secret in text for secret in _secrets())
+    return is_signed or has_user_info(text) or any(secret in text for secret in _secrets())
 
 
-def hidden(text: str) -> str:
+def redact(text: str) -> str:
     """Return the text with *** for every credential in it."""
     for secret in _secrets():
         text = text.replace(secret, "***")

@@ -38,7 +38,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def leave(status: int) -> NoReturn:
+def kill_children_and_exit(status: int) -> NoReturn:
     """End this process now, and those it started that outlived the orderly end."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest(name: str, known: Iterable[str], most: int = 1, likeness: float = 0.5) -> list[str]:
+def closest_names(
+    name: str, known: Iterable[str], most: int = 1, likeness: float = 0.5
+) -> list[str]:
     """Return the known names most like one, best first, whatever their case; [] if none is near.
 
     likeness: difflib's ratio, from 0 (nothing in common) to 1.
@@ -18,8 +20,8 @@ def nearest(name: str, known: Iterable[str], most: int = 1, likeness: float = 0.
     return [one for lower in close for one in by_lower[lower]]
 
 
-def offer(name: str, known: Iterable[str]) -> str:
+def hint(name: str, known: Iterable[str]) -> str:
     """Return the words that offer the names nearest to one, or all where none is near."""
     known = list(known)
-    near = nearest(name, known, 3)
+    near = closest_names(name, known, 3)
     return f"nearest are {', '.join(near)}" if near else f"there are {', '.join(known)}"

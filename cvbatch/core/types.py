@@ -258,7 +258,7 @@ def offsets_of(image_index: np.ndarray, num_images: int) -> np.ndarray:  # (M,) 
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 
 
-def pictures_of(
+def unflatten(
     values: np.ndarray,  # (V,) picture after picture, each row by row
     height: np.ndarray,  # (M,)
     width: np.ndarray,  # (M,)

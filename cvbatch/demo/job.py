@@ -86,7 +86,7 @@ def run_demo(folder: str, num_images: int, listener: Listener) -> DemoResult:
     """
     root = Path(folder).absolute()
     _clear(root)
-    listener.say(f"rendering {num_images} scenes, two photographs and three broken files")
+    listener.info(f"rendering {num_images} scenes, two photographs and three broken files")
     root.mkdir(parents=True, exist_ok=True)
     job_file = root / "job.yaml"
     job_file.write_text(_JOB.format(folder=root), encoding="utf-8")

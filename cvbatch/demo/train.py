@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cvbatch.config.train import parse_training
-from cvbatch.core.progress import listening
+from cvbatch.core.progress import progress_listener
 from cvbatch.demo.labelled import write_labelled
 from cvbatch.train.job import train
 
@@ -82,7 +82,7 @@ def train_model(
     job = RECIPES[name].job(f"demo_{name}", WORKERS)
     job["training"] |= training
     locations = {"source": {"uri": str(scenes)}, "sink": {"uri": str(sink)}}
-    with listening() as listener:
+    with progress_listener() as listener:
         return train(parse_training({**locations, **job}), listener).metrics["test"]
 
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cvbatch.distributed import hardware
-from cvbatch.distributed.resources import Allocation, Resources, actors_on
+from cvbatch.distributed.resources import Allocation, Resources, max_actors_on_node
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """The least that a process holds: some whatever the batch, and some for each of its images."""
 
-    held_bytes: int
+    fixed_bytes: int
     bytes_per_image: int
 
     def of(self, batch_size: int) -> int:
         """Return the bytes that a batch of that size takes."""
-        return self.held_bytes + batch_size * self.bytes_per_image
+        return self.fixed_bytes + batch_size * self.bytes_per_image
 
 
 def largest_batch(memory_bytes: int, held_bytes: int, bytes_per_image: int) -> int:
@@ -34,17 +34,19 @@ def largest_batch(memory_bytes: int, held_bytes: int, bytes_per_image: int) -> i
 
 def training_need(
     weight_bytes: int, trainable_bytes: int, training_bytes: int, optimizer_slots: int
-) -> Need:
+) -> MemoryNeed:
     """Return what a training step holds.
 
     trainable_bytes: of the weights that are trained: each has a gradient and as many numbers of
     the optimizer as it has slots (SGD 0, with momentum 1, Adam 2). training_bytes: of one image,
     the maps that the gradient goes back through.
     """
-    return Need(weight_bytes + trainable_bytes * (1 + optimizer_slots), training_bytes)
+    return MemoryNeed(weight_bytes + trainable_bytes * (1 + optimizer_slots), training_bytes)
 
 
-def memory_of_each(said_bytes: int | None, wiring: Allocation, resources: Resources) -> int | None:
+def memory_per_actor(
+    said_bytes: int | None, wiring: Allocation, resources: Resources
+) -> int | None:
     """Return the bytes an actor has for its models, or a worker for training; None: nobody tells.
 
     As the job says; else its share of the GPU it runs on, or of the node with the least for
@@ -58,6 +60,6 @@ def memory_of_each(said_bytes: int | None, wiring: Allocation, resources: Resour
     shares = [
         node.memory_bytes // num_actors
         for node in resources.nodes
-        if node.memory_bytes is not None and (num_actors := actors_on(node, wiring)) > 0
+        if node.memory_bytes is not None and (num_actors := max_actors_on_node(node, wiring)) > 0
     ]
     return min(shares, default=None)

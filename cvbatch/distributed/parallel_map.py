@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-from cvbatch.core.child_process import end_with_parent
+from cvbatch.core.child_process import exit_with_parent
 from cvbatch.core.errors import CvbatchError
 from cvbatch.core.progress import Listener
 from cvbatch.distributed.session import joins_a_cluster
@@ -102,7 +102,7 @@ class ParallelMap:
             yield result
             if time.monotonic() - last > _REPORT_INTERVAL_S:
                 last = time.monotonic()
-                self.listener.say(f"{number:,} of {len(items):,} {what}")
+                self.listener.info(f"{number:,} of {len(items):,} {what}")
 
     def _results(
         self, worker: _Worker[Shared, Item, Result], items: Sequence[Item]
@@ -218,7 +218,7 @@ class _Process(Generic[Shared, Item, Result]):
 
 def _serve(worker: _Worker[Any, Any, Any], pipe: Connection) -> None:
     """Call the function for each item received, until the other side closes the pipe."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     outcome: tuple[Any, Exception | None]
     while True:
         try:

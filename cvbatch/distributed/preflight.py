@@ -38,7 +38,7 @@ Answer = dict[str, Any]  # of a node, in plain values: it may lack all of ours
 
 
 @dataclass(frozen=True)
-class Errand:
+class NodeCheck:
     """What a node is to try."""
 
     storage: Storage
@@ -56,7 +56,7 @@ class Errand:
         return f"{self.mark}-{node}"
 
 
-def run_errand(errand: Errand, node: str) -> tuple[str, str]:
+def run_check(errand: NodeCheck, node: str) -> tuple[str, str]:
     """Return what of "source" or "sink" is not as it must be on this node, and how; "", "" for all.
 
     Called on the node.
@@ -78,7 +78,7 @@ def run_errand(errand: Errand, node: str) -> tuple[str, str]:
         return "sink", str(error)
 
 
-def _question(errand: Errand, names: list[str], node: str) -> Callable[[], Answer]:
+def _question(errand: NodeCheck, names: list[str], node: str) -> Callable[[], Answer]:
     """Return what a node is asked, as a function that needs nothing of ours to be carried there."""
     from ray import cloudpickle
 
@@ -97,18 +97,18 @@ def _question(errand: Errand, names: list[str], node: str) -> Callable[[], Answe
                 said[name] = "none"
         try:
             import cvbatch
-            from cvbatch.distributed.preflight import run_errand
+            from cvbatch.distributed.preflight import run_check
         except ImportError as error:
             return {"versions": said, "missing": str(error)}
         said["cvbatch"] = cvbatch.__version__
-        fault = run_errand(pickle.loads(sealed), node)  # noqa: S301 - the driver's own
+        fault = run_check(pickle.loads(sealed), node)  # noqa: S301 - the driver's own
         return {"versions": said, "fault": fault}
 
     return look
 
 
 @contextmanager
-def nodes_checked(
+def check_nodes(
     storage: Storage, sink_uri: str, source_uri: str | None, say: Callable[[str], None]
 ) -> Iterator[None]:
     """Ask every node that has work to give; at the end of the block hear what they say.
@@ -119,7 +119,7 @@ def nodes_checked(
     Raises:
         RefusedError: a node, or this process, cannot do the job.
     """
-    errand = Errand(storage, sink_uri, secrets.token_hex(8), source_uri)
+    errand = NodeCheck(storage, sink_uri, secrets.token_hex(8), source_uri)
     made = _missing_folders(errand.mark)
     nodes = {
         node["NodeID"]: node["NodeManagerAddress"]
@@ -139,14 +139,14 @@ def nodes_checked(
                 folder.rmdir()
 
 
-def _leave_mark(errand: Errand) -> None:
+def _leave_mark(errand: NodeCheck) -> None:
     try:
         errand.storage.put_bytes(errand.mark, errand.token.encode())
     except (AccessDeniedError, NotFoundError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
 
 
-def _ask(errand: Errand, nodes: Iterable[str]) -> dict[Any, str]:
+def _ask(errand: NodeCheck, nodes: Iterable[str]) -> dict[Any, str]:
     """Return the node by the reference to its answer."""
     names, waiting = _packages(), {}
     for node in nodes:
@@ -158,7 +158,10 @@ def _ask(errand: Errand, nodes: Iterable[str]) -> dict[Any, str]:
 
 
 def _hear(
-    errand: Errand, waiting: dict[Any, str], addresses: dict[str, str], say: Callable[[str], None]
+    errand: NodeCheck,
+    waiting: dict[Any, str],
+    addresses: dict[str, str],
+    say: Callable[[str], None],
 ) -> None:
     expected, deadline = _versions(), time.monotonic() + _LIMIT_S
     while waiting:
@@ -181,7 +184,7 @@ def _hear(
             _judge(errand, node, said, expected)
 
 
-def _judge(errand: Errand, node: str, said: Answer, expected: dict[str, str]) -> None:
+def _judge(errand: NodeCheck, node: str, said: Answer, expected: dict[str, str]) -> None:
     """Raise what is to be said of an answer that is not as it must be."""
     if "missing" in said:
         raise ConfigError(

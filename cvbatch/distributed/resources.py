@@ -25,7 +25,7 @@ class Resources:
     num_gpus: float
     nodes: tuple[Node, ...] = ()  # those that are alive; none where only the sums are known
 
-    def room_for(self, cpus: float, gpus: float) -> int:
+    def actors_that_fit(self, cpus: float, gpus: float) -> int:
         """Return how many actors that ask for `cpus` and `gpus` each the nodes have room for."""
         whole = (Node(self.num_cpus, self.num_gpus, None),)
         return sum(actors_that_fit(node, cpus, gpus) for node in self.nodes or whole)
@@ -48,7 +48,7 @@ class Allocation:
     max_actors: int = 0  # that there may be if the cluster grows
 
 
-def actors_on(node: Node, wiring: Allocation) -> int:
+def max_actors_on_node(node: Node, wiring: Allocation) -> int:
     """Return how many of a job's actors may come to lie on a node."""
     return min(
         actors_that_fit(node, wiring.cpus_per_actor, wiring.gpus_per_actor), wiring.num_actors

@@ -41,12 +41,12 @@ def actors_now(wiring: Allocation) -> int:
     """Return how many of the job's actors the connected cluster has room for as it is now."""
     import ray
 
-    room = _found(ray).room_for(wiring.cpus_per_actor, wiring.gpus_per_actor)
+    room = _found(ray).actors_that_fit(wiring.cpus_per_actor, wiring.gpus_per_actor)
     return min(room, wiring.max_actors)
 
 
 @contextmanager
-def connected() -> Iterator[Resources]:
+def connect_ray() -> Iterator[Resources]:
     """Yield the cluster's resources while connected; a Ray started here ends with the block.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.errors import ConfigError, SourceError
-from cvbatch.core.suggestions import nearest, offer
+from cvbatch.core.suggestions import closest_names, hint
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.evaluate.join import GroundTruth
 from cvbatch.evaluate.scoring import EvaluationSpec
@@ -86,7 +86,7 @@ def match_classes(
         if target and target not in number
     ]
     if unknown:
-        near = {name: nearest(name, true) for name in unknown[:_MAX_NAMED]}
+        near = {name: closest_names(name, true) for name in unknown[:_MAX_NAMED]}
         listed = ", ".join(
             f"{name!r}" + (f" (nearest is {matches[0]!r})" if matches else "")
             for name, matches in near.items()
@@ -152,9 +152,9 @@ def _check_names(
     true = dict.fromkeys(name for _, names in tables for name in names)
     for name, target in class_map.items():
         if name not in predicted:
-            raise ConfigError(f"{key}: {name!r} is no predicted class; {offer(name, predicted)}")
+            raise ConfigError(f"{key}: {name!r} is no predicted class; {hint(name, predicted)}")
         if target is not None and target not in true:
-            raise ConfigError(f"{key}: {target!r} is no true class; {offer(target, true)}")
+            raise ConfigError(f"{key}: {target!r} is no true class; {hint(target, true)}")
 
 
 def _top_k(config: EvaluationConfig, result: Result, is_multi_label: bool) -> tuple[int, ...]:
@@ -176,7 +176,7 @@ def _ignored_class(config: EvaluationConfig, labelled: Classes) -> int | None:
         return None
     names = labelled.get("mask", ())
     if config.ignored_class not in names:
-        remedy = offer(config.ignored_class, names) if names else "there are no masks; leave it out"
+        remedy = hint(config.ignored_class, names) if names else "there are no masks; leave it out"
         raise ConfigError(
             f"evaluation.ignored_class: {config.ignored_class!r} is no class of the true masks; "
             + remedy

@@ -91,7 +91,7 @@ def load_heatmap_source(result: Result) -> HeatmapSource:
         ) from None
     config = next(model for model in job.models if getattr(model, "heatmap", None) is not None)
     single_model = job.model_copy(update={"models": [config]})
-    (request,) = requests_for(
+    (request,) = build_requests(
         single_model, [identify(result.storage, config)], result.job["engine"]
     )
     keys = input_keys(job, result.models)
@@ -226,7 +226,7 @@ def _report_excluded(scores: HeatmapScores, listener: Listener) -> None:
     if scores.excluded:
         names = [f"{image_id} ({failure.kind})" for image_id, failure in scores.excluded.items()]
         more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
-        listener.say(
+        listener.info(
             f"{len(names):,} sampled images cannot be evaluated, and their heatmaps are left out: "
             f"{', '.join(names[:_MAX_NAMED])}{more}"
         )

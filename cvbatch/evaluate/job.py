@@ -22,7 +22,7 @@ from cvbatch.core.progress import Listener
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.distributed.parallel_map import ParallelMap, stateless
 from cvbatch.distributed.resources import Resources, local_resources
-from cvbatch.distributed.session import connected, joins_a_cluster
+from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.evaluate import boxes, columns, heatmap_metrics, metrics_table, plots
 from cvbatch.evaluate.class_map import (
     make_evaluation_spec,
@@ -115,7 +115,7 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
         CvbatchError: the job was interrupted; the same call starts it again.
     """
     storage = Storage(job.run.retry_policy)
-    with Sink(storage, store.absolute(job.sink.uri), "evaluate", listener.say) as sink:
+    with Sink(storage, store.absolute(job.sink.uri), "evaluate", listener.info) as sink:
         return _evaluate(job, sink, listener, overwrite=overwrite)
 
 
@@ -181,12 +181,12 @@ def _score(
     """Return the scores of all images, bootstrap replicates, and the scores of heatmaps."""
     parts = joined.parts if joined.key else []
     with ExitStack() as stack:
-        resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
+        resources = stack.enter_context(connect_ray()) if joins_a_cluster() else local_resources()
         num_workers = _choose_workers(job, resources, len(parts), _PARTS_PER_WORKER)
         workers = ParallelMap(num_workers, listener)
         heatmap_workers = _heatmap_workers(job, resources, heatmaps, listener)
         if workers.needs_ray or heatmap_workers.needs_ray:
-            stack.enter_context(connected())
+            stack.enter_context(connect_ray())
         sink.acquire()
         part_scores = workers.run(stateless(columns.score_part), spec, parts, "parts scored")
         scores = merge_scores(sink.guarded(part_scores))
@@ -296,24 +296,24 @@ def _report_differences(
 ) -> None:
     """Report images and classes that are not evaluated."""
     if result.num_chunks_left:
-        listener.say(
+        listener.info(
             f"the prediction is not finished: {result.num_chunks_left:,} of its chunks are not "
             "done, their images count as not predicted"
         )
     for column, names in unmatched_classes(spec).items():
         if names:
-            listener.say(
+            listener.info(
                 f"{CLASS_COLUMNS[column]}: no predicted class matches "
                 f"{_named(names, len(names))}; these count as missed"
             )
     for ids, lacks in ((joined.no_truth, "no truth"), (joined.no_prediction, "no prediction")):
         if len(ids):
             first = _named(ids.slice(0, _MAX_NAMED).to_pylist(), len(ids))
-            listener.say(f"{len(ids):,} images have {lacks} and are left out: {first}")
+            listener.info(f"{len(ids):,} images have {lacks} and are left out: {first}")
     if joined.num_other_splits:
-        listener.say(f"{joined.num_other_splits:,} images are in other splits and are left out")
+        listener.info(f"{joined.num_other_splits:,} images are in other splits and are left out")
     if joined.key:
-        listener.say(
+        listener.info(
             f"{joined.num_images:,} images are predicted and labelled, joined by {joined.key}"
         )
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from cvbatch.config.explain import ExplainJob
 from cvbatch.core.errors import ModelError
-from cvbatch.core.suggestions import offer
+from cvbatch.core.suggestions import hint
 from cvbatch.core.types import Failure, ImageBatch, InputKey
 from cvbatch.explain import filters, layer_selection
 from cvbatch.explain.class_scores import CLASS_SCORES
@@ -105,7 +105,7 @@ def _check_classes(names: Sequence[str], classes: Sequence[str]) -> None:
         if name not in classes:
             raise ModelError(
                 f"gradcam.classes: {name!r} is not among the model's classes; "
-                f"{offer(name, classes[:50])}"
+                f"{hint(name, classes[:50])}"
             )
 
 

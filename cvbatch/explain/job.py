@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from cvbatch.config.base import SinkConfig
-from cvbatch.config.explain import EXPLANATION_VERSION, OF_THE_MODEL, ExplainJob, fingerprint
+from cvbatch.config.explain import EXPLANATION_VERSION, MODEL_ONLY_SECTIONS, ExplainJob, fingerprint
 from cvbatch.core.child_process import ChildProcess, silent_stderr
 from cvbatch.core.errors import ConfigError
-from cvbatch.core.failures import are_too_many, as_json, merge
+from cvbatch.core.failures import as_json, is_over_limit, merge_examples
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import Examples
 from cvbatch.core.version import __version__
 from cvbatch.distributed.parallel_map import ParallelMap
 from cvbatch.distributed.resources import Resources, local_resources
-from cvbatch.distributed.session import connected, joins_a_cluster
+from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.explain.spec import (
     IMAGES,
     NETWORK,
@@ -46,7 +46,7 @@ from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
 
-_FOLDERS = (*OF_THE_MODEL, PICTURES)
+_FOLDERS = (*MODEL_ONLY_SECTIONS, PICTURES)
 _CLEARED = (f"{IMAGES}/part-*.parquet", *_FOLDERS)  # the manifest of the images is not deleted
 _CHUNK_BYTES = 256 << 20
 _MIN_CHUNKS_PER_WORKER = 4  # with fewer, loading TensorFlow takes longer than the work
@@ -86,19 +86,19 @@ class ExplainSummary:
         self.num_images += report.num_images
         self.num_failed += report.failures.total()
         self.failures.update(report.failures)
-        merge(self.examples, report.examples)
+        merge_examples(self.examples, report.examples)
         self.num_pictures += report.num_pictures
 
     def check_failure_limit(self, counts: tuple[int, int], max_failure_fraction: float) -> None:
         """Set `is_over_failure_limit` from the numbers of images and of failed images."""
-        self.is_over_failure_limit = are_too_many(*counts, max_failure_fraction)
+        self.is_over_failure_limit = is_over_limit(*counts, max_failure_fraction)
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
         return vars(self) | as_json(self.failures, self.examples)
 
     def summary_line(self) -> str:
-        """Return the end of the last line on the terminal."""
+        """Return one line of text for the terminal."""
         if not self.is_new:
             return f"nothing to do, {self.sink} is complete"
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.most_common(5))
@@ -126,8 +126,8 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
     job = _with_absolute_uris(job)
     summary = ExplainSummary(job.sink.uri, "")
     with ExitStack() as stack:
-        sink = stack.enter_context(Sink(storage, job.sink.uri, "explain", listener.say))
-        resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
+        sink = stack.enter_context(Sink(storage, job.sink.uri, "explain", listener.info))
+        resources = stack.enter_context(connect_ray()) if joins_a_cluster() else local_resources()
         identity = identify(storage, job.model)
         summary.fingerprint = fingerprint(job, identity.fingerprint)
         state = sink.open(summary.fingerprint, overwrite=overwrite)
@@ -147,7 +147,7 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
                 sink.clear(*_CLEARED)
             _commit(spec, sink, plan, saved)
         units = _pending_units(spec, plan, overwrite)
-        listener.say(_describe(units))
+        listener.info(_describe(units))
         parallel_map = ParallelMap(workers, listener)
         reports = parallel_map.run(start_worker, spec, units, "units of work done")
         for report in sink.guarded(reports):
@@ -164,10 +164,10 @@ def _check_nodes(
     storage: Storage, job: ExplainJob, plan: Plan | None, listener: Listener
 ) -> AbstractContextManager[None]:
     """Check in the background that each node of the cluster can run the job."""
-    from cvbatch.distributed.preflight import nodes_checked
+    from cvbatch.distributed.preflight import check_nodes
 
     source_uri = plan.read_chunk(plan.chunks[0]).items[0].uri if plan else None
-    return nodes_checked(storage, job.sink.uri, source_uri, listener.say)
+    return check_nodes(storage, job.sink.uri, source_uri, listener.info)
 
 
 def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
@@ -181,7 +181,7 @@ def _with_absolute_uris(job: ExplainJob) -> ExplainJob:
 
 def _plan(storage: Storage, job: ExplainJob, listener: Listener) -> Plan | None:
     """Return the plan of the images; None if no section needs images."""
-    if not job.wants_images or job.source is None:
+    if not job.needs_images or job.source is None:
         return None
     folder = store.join(job.sink.uri, IMAGES)
     return make_plan(
@@ -205,9 +205,9 @@ def _choose_workers(job: ExplainJob, resources: Resources, plan: Plan | None) ->
             )
         return job.run.workers
     if joins_a_cluster():
-        return room
+        return max_workers
     num_chunks = len(plan.pending) if plan else 0
-    return max(1, min(room, num_chunks // _WORTH_A_WORKER))
+    return max(1, min(max_workers, num_chunks // _MIN_CHUNKS_PER_WORKER))
 
 
 def _runs_in_process(workers: int) -> bool:
@@ -284,7 +284,7 @@ def _state(spec: ExplainSpec, counts: tuple[int, int] | None) -> dict[str, Any]:
 def _pending_units(spec: ExplainSpec, plan: Plan | None, overwrite: bool) -> list[WorkUnit]:
     """Return the units of work whose Parquet file does not exist; with `overwrite` all units."""
     pending = []
-    for kind in OF_THE_MODEL:
+    for kind in MODEL_ONLY_SECTIONS:
         names = spec.storage.list_names(spec.uri(kind))
         for layer in spec.facts.layers.get(kind, ()):
             unit = WorkUnit(kind, layer)
@@ -292,14 +292,14 @@ def _pending_units(spec: ExplainSpec, plan: Plan | None, overwrite: bool) -> lis
                 pending.append(unit)
     if plan is not None:
         refs = plan.chunks if overwrite else plan.pending
-        left += [Piece(IMAGES, ref=ref) for ref in refs]
-    return left
+        pending += [WorkUnit(IMAGES, ref=ref) for ref in refs]
+    return pending
 
 
 def _describe(units: Sequence[WorkUnit]) -> str:
     counts = Counter(unit.kind for unit in units)
     num_images = sum(unit.ref.num_images for unit in units if unit.ref)
-    parts = [f"{kind} of {counts[kind]} layers" for kind in OF_THE_MODEL if counts[kind]]
+    parts = [f"{kind} of {counts[kind]} layers" for kind in MODEL_ONLY_SECTIONS if counts[kind]]
     if counts[IMAGES]:
         of_images = f" of {num_images:,} images" if num_images else ""
         parts.append(f"{counts[IMAGES]:,} chunks{of_images}")

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from cvbatch.core.errors import ModelError
-from cvbatch.core.suggestions import nearest
+from cvbatch.core.suggestions import closest_names
 from cvbatch.inference.gradcam import Calls, leaf_operations, matching_paths, record_calls
 from cvbatch.models.custom_layers import PartialConv2D, TrainableSubsampling
 from cvbatch.models.graph_surgery import calls_of, flatten
@@ -55,7 +55,7 @@ def select_layers(
     for name in names:
         paths = matching_paths(list(operations), name)
         if not paths:
-            near = nearest(name, operations, 3, likeness=0.3)
+            near = closest_names(name, operations, 3, cutoff=0.3)
             hint = f"nearest are {', '.join(near)}" if near else "`cvbatch models` lists them"
             raise ModelError(f"{key}: {name!r} is no layer of model {model.name!r}; {hint}")
         selected |= dict.fromkeys(paths)

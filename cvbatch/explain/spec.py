@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cvbatch.config.explain import OF_IMAGES, ExplainJob
-from cvbatch.core.failures import note
+from cvbatch.config.explain import IMAGE_SECTIONS, ExplainJob
+from cvbatch.core.failures import add_failures
 from cvbatch.core.types import ChunkRef, Examples, Failure, ImageBatch
 from cvbatch.explain import tables
 from cvbatch.planning import part_files
@@ -77,7 +77,7 @@ class ExplainSpec:
     @property
     def sections(self) -> tuple[str, ...]:
         """Return the job's sections that need images."""
-        return tuple(name for name in OF_IMAGES if getattr(self.job, name) is not None)
+        return tuple(name for name in IMAGE_SECTIONS if getattr(self.job, name) is not None)
 
     def uri(self, *parts: str) -> str:
         """Return the URI of a path in the sink."""
@@ -103,7 +103,7 @@ class UnitReport:
     def note(self, batch: ImageBatch, failures: dict[int, Failure]) -> None:
         """Add the images and failures of a batch."""
         self.num_images += len(batch)
-        note(self.failures, self.examples, batch.image_id, failures)
+        add_failures(self.failures, self.examples, batch.image_id, failures)
 
 
 def output_uri(spec: ExplainSpec, unit: WorkUnit) -> str:

@@ -146,10 +146,12 @@ def _process_images(
             name = tables.image_name(batch.image_id[position], spec.source_format)
             rows[position] = _write_pictures(spec, name, result, report)
         report.note(batch, failures)
-        rows.append(tables.image_rows(batch, failures, explained, order.sections))
-    metadata = part_files.with_revision(order.metadata, order.revisions.get(ref.chunk_id, 0))
-    schema = tables.images_schema(order.sections)
-    writer.write_part(order.storage, order.uri(IMAGES), ref.chunk_id, rows, schema, metadata)
+        tables_of_batches.append(tables.image_rows(batch, failures, rows, spec.sections))
+    metadata = part_files.with_revision(spec.metadata, spec.revisions.get(ref.chunk_id, 0))
+    schema = tables.images_schema(spec.sections)
+    writer.write_part(
+        spec.storage, spec.uri(IMAGES), ref.chunk_id, tables_of_batches, schema, metadata
+    )
     return report
 
 

@@ -82,7 +82,7 @@ class ExportReport:
         lines += [f"failed   {kind}: {count:,}" for kind, count in self.failures.most_common()]
         if self.num_missing:
             lines.append(f"pending  at least {self.num_missing:,} images are not predicted yet")
-        lines += [f"issue    {message}: {count:,}" for message, count in self.warnings.items()]
+        lines += [f"warning  {message}: {count:,}" for message, count in self.warnings.items()]
         return "\n".join(lines)
 
 

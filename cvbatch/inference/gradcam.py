@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 from cvbatch.core.errors import ModelError
-from cvbatch.core.suggestions import nearest
+from cvbatch.core.suggestions import closest_names
 
 # Layers whose output `layer: auto` does not select: it selects the feature map before them.
 _PASSTHROUGH = (
@@ -111,7 +111,7 @@ def check_layer(model: keras.Model, layer: str) -> None:
     paths = [path for path, _ in leaf_operations(model)]
     if layer == "auto" or matching_paths(paths, layer):
         return
-    near = nearest(layer, paths, likeness=0.3)
+    near = closest_names(layer, paths, cutoff=0.3)
     hint = f"the nearest is {near[0]!r}; " if near else ""
     raise ModelError(
         f"heatmap layer {layer!r} is not in model {model.name!r}; {hint}set layer: auto to select "

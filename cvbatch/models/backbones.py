@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from cvbatch.core.errors import ModelError
-from cvbatch.core.suggestions import offer
+from cvbatch.core.suggestions import hint
 from cvbatch.models.applications import APPLICATIONS, Weights, build_features
 from cvbatch.models.classifiers import CLASSIFIERS
 from cvbatch.models.fully_convolutional import without_head
@@ -34,7 +34,7 @@ def build_backbone(
         return build_features(name, image_size, weights)
     if name not in CLASSIFIERS:
         known = (*CLASSIFIERS, *APPLICATIONS)
-        raise ModelError(f"unknown backbone {name!r}; {offer(name, known)}")
+        raise ModelError(f"unknown backbone {name!r}; {hint(name, known)}")
     if weights is not None:
         raise ModelError(
             f"backbone {name!r} has no {weights} weights; use a network of keras.applications, "

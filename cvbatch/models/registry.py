@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from cvbatch.core.errors import ModelError
-from cvbatch.core.suggestions import nearest, offer
+from cvbatch.core.suggestions import closest_names, hint
 from cvbatch.models import cost, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
 from cvbatch.models.classifiers import CLASSIFIERS, mini_xception
@@ -107,7 +107,7 @@ def find_entry(name: str) -> ZooEntry:
     if name in ZOO:
         return ZOO[name]
     raise ModelError(
-        f"no network is called {name!r}; {offer(name, ZOO)}; a model file must end in .keras"
+        f"no network is called {name!r}; {hint(name, ZOO)}; a model file must end in .keras"
     )
 
 
@@ -138,7 +138,7 @@ def _check_options(name: str, entry: ZooEntry, options: Mapping[str, Any]) -> No
     parameters = list(inspect.signature(entry.build).parameters)[2:]
     for option in options:
         if option not in parameters:
-            near = nearest(option, parameters, likeness=0.3)
+            near = closest_names(option, parameters, cutoff=0.3)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             known = ", ".join(["num_classes", *parameters])
             raise ModelError(f"{name} has no build option {option!r}{hint}; it has {known}")

@@ -34,7 +34,7 @@ def choose_allocation(
     if gpus is None:
         gpus = 1.0 if resources.num_gpus >= 1 else resources.num_gpus
     arrangement = _choose_arrangement(job, source_format, resources)
-    capacity = resources.room_for(run.cpus_per_actor, gpus)
+    capacity = resources.actors_that_fit(run.cpus_per_actor, gpus)
     if arrangement == "streaming":  # one CPU reads and writes
         num_cpus = resources.num_cpus - 1
         capacity = min(capacity, math.floor(num_cpus / run.cpus_per_actor + 1e-9))

@@ -13,9 +13,9 @@ from cvbatch.config.predict import JobConfig
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import ChunkRef, EncodedImage
-from cvbatch.distributed.memory import memory_of_each
+from cvbatch.distributed.memory import memory_per_actor
 from cvbatch.distributed.resources import local_resources
-from cvbatch.distributed.session import connected, joins_a_cluster
+from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.isolated_decode import IsolatedDecoder
 from cvbatch.inference.builder import ProgramBuilder
@@ -90,20 +90,20 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         RefusedError: as `cvbatch.predict.job.predict`.
     """
     with ExitStack() as stack:
-        resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        sink = Sink(Storage(job.run.retry_policy), job.sink.uri, "predict", listener.say)
+        resources = stack.enter_context(connect_ray()) if joins_a_cluster() else local_resources()
+        sink = Sink(Storage(job.run.retry_policy), job.sink.uri, "predict", listener.info)
         ready = prepare(job, sink, listener, resources, overwrite=overwrite)
     if holder := current_holder(sink.storage, sink.uri):
-        listener.say(f"the sink is in use by {holder}: this job is refused until that run ends")
+        listener.info(f"the sink is in use by {holder}: this job is refused until that run ends")
     plan = ready.plan
     pending = list(plan.chunks if overwrite else plan.pending)
     allocation = choose_allocation(job, plan.format, resources, max(1, len(pending)))
-    requests = requests_for(job, ready.identities, ready.engine)
+    requests = build_requests(job, ready.identities, ready.engine)
     programs = ProgramBuilder(sink.storage, requests).result() if pending else []
     need = actor_need(programs, allocation)
-    memory = memory_of_each(job.run.actor_memory_bytes, allocation, resources)
+    memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
     check_batch(job.run.batch_size, need, memory, allocation.num_actors)
-    listener.say(f"sampling up to {SAMPLE_IMAGES} images")
+    listener.info(f"sampling up to {SAMPLE_IMAGES} images")
     sample = _sample(ready, pending[0], programs) if pending else _Sample(0, 0, 0, 0.0, 0)
     num_pending = sum(ref.num_images for ref in pending)
     if num_pending:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from cvbatch.config.predict import SCHEMA_VERSION, JobConfig, fingerprint
 from cvbatch.core.errors import ConfigError
-from cvbatch.core.json_log import new_run
+from cvbatch.core.json_log import new_run_id
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import ChunkRef
 from cvbatch.core.version import __version__
-from cvbatch.distributed.memory import memory_of_each
+from cvbatch.distributed.memory import memory_per_actor
 from cvbatch.distributed.resources import Resources, local_resources
-from cvbatch.distributed.session import connected, joins_a_cluster
+from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
     BuiltProgram,
@@ -89,7 +89,7 @@ def prepare(
         on_progress=listener.listed,
     )
     if plan.num_changed or plan.num_removed:
-        listener.say(
+        listener.info(
             f"source changed since the last run: {plan.num_new:,} new, {plan.num_changed:,} "
             f"changed, {plan.num_removed:,} removed files"
         )
@@ -120,10 +120,10 @@ def predict(
     started = time.perf_counter()
     storage = Storage(job.run.retry_policy)
     with ExitStack() as stack:
-        sink = stack.enter_context(Sink(storage, job.sink.uri, "predict", listener.say))
-        resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
+        sink = stack.enter_context(Sink(storage, job.sink.uri, "predict", listener.info))
+        resources = stack.enter_context(connect_ray()) if joins_a_cluster() else local_resources()
         ready = prepare(job, sink, listener, resources, overwrite=overwrite)
-        summary = Summary.of(ready.plan, sink.uri, ready.fingerprint, run or new_run())
+        summary = Summary.of(ready.plan, sink.uri, ready.fingerprint, run or new_run_id())
         pending = list(ready.plan.chunks if overwrite else ready.plan.pending)
         if retry_failed and not overwrite:
             pending = _with_failed(ready, pending)
@@ -160,8 +160,8 @@ def _run(
     """Compile the models, start the actors and process the pending chunks."""
     job, sink = ready.job, ready.sink
     allocation = choose_allocation(job, ready.plan.format, resources, len(pending))
-    memory = memory_of_each(job.run.actor_memory_bytes, allocation, resources)
-    requests = requests_for(job, ready.identities, ready.engine)
+    memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
+    requests = build_requests(job, ready.identities, ready.engine)
     uris = [program_uri(sink.uri, request) for request in requests]
     is_built = all(map(sink.storage.exists, uris))
     builder = None if is_built else ProgramBuilder(sink.storage, requests)
@@ -171,19 +171,19 @@ def _run(
 
     is_joined = joins_a_cluster()
     if not is_joined:
-        stack.enter_context(connected())
+        stack.enter_context(connect_ray())
     with _check_nodes(ready, pending[0], listener) if is_joined else nullcontext():
         pool = start_actors(allocation)
         built = builder.result() if builder else _read_programs(sink.storage, uris)
     check_batch(job.run.batch_size, actor_need(built, allocation), memory, allocation.num_actors)
     for program in built:
         if program.note:
-            listener.say(program.note)
+            listener.info(program.note)
     sink.acquire()
     if overwrite:
         sink.clear("part-*.parquet")
     spec = _commit(ready, uris, built)
-    listener.begun(len(pending), summary.num_planned)
+    listener.started(len(pending), summary.num_planned)
     started = time.perf_counter()
     metrics = RunMetrics(summary.run, len(pending))
     with closing(run_chunks(spec, pending, allocation, pool, metrics)) as reports:
@@ -199,10 +199,10 @@ def _check_nodes(
     ready: Preparation, ref: ChunkRef, listener: Listener
 ) -> AbstractContextManager[None]:
     """Check that all nodes of the joined cluster can run the job."""
-    from cvbatch.distributed.preflight import nodes_checked
+    from cvbatch.distributed.preflight import check_nodes
 
     source_uri = ready.plan.read_chunk(ref).items[0].uri
-    return nodes_checked(ready.sink.storage, ready.sink.uri, source_uri, listener.say)
+    return check_nodes(ready.sink.storage, ready.sink.uri, source_uri, listener.info)
 
 
 def _read_programs(storage: Storage, uris: Sequence[str]) -> list[BuiltProgram]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cvbatch.core.errors import ConfigError
-from cvbatch.distributed.memory import Need, largest_batch
+from cvbatch.distributed.memory import MemoryNeed, largest_batch
 from cvbatch.distributed.resources import Allocation
 from cvbatch.inference.programs import BuiltProgram
 
 
-def prediction_need(programs: Sequence[BuiltProgram]) -> Need:
+def prediction_need(programs: Sequence[BuiltProgram]) -> MemoryNeed:
     """Return the minimum memory of an actor that has loaded all programs and runs them in turn.
 
     LiteRT keeps the memory of a program's feature maps; TensorFlow releases it before the next.
@@ -18,17 +18,19 @@ def prediction_need(programs: Sequence[BuiltProgram]) -> Need:
     retained = [program.bytes_per_image for program in programs if program.engine == "litert"]
     released = [program.bytes_per_image for program in programs if program.engine != "litert"]
     weight_bytes = sum(program.weight_bytes for program in programs)
-    return Need(weight_bytes, sum(retained) + max(released, default=0))
+    return MemoryNeed(weight_bytes, sum(retained) + max(released, default=0))
 
 
-def actor_need(programs: Sequence[BuiltProgram], allocation: Allocation) -> Need:
+def actor_need(programs: Sequence[BuiltProgram], allocation: Allocation) -> MemoryNeed:
     """Return the minimum of GPU memory if actors have a GPU, otherwise of main memory."""
     if allocation.gpus_per_actor > 0:
         programs = [program for program in programs if program.engine == "tensorflow"]
     return prediction_need(programs)
 
 
-def check_batch(batch_size: int, need: Need, memory_bytes: int | None, num_actors: int) -> None:
+def check_batch(
+    batch_size: int, need: MemoryNeed, memory_bytes: int | None, num_actors: int
+) -> None:
     """Refuse a batch size that cannot fit.
 
     Args:
@@ -44,7 +46,7 @@ def check_batch(batch_size: int, need: Need, memory_bytes: int | None, num_actor
         return
     has = "the actor has" if num_actors == 1 else f"each of {num_actors} actors has"
     fewer = "" if num_actors == 1 else "fewer run.actors, "
-    largest = largest_batch(memory_bytes, need.held_bytes, max(1, need.bytes_per_image))
+    largest = largest_batch(memory_bytes, need.fixed_bytes, max(1, need.bytes_per_image))
     if not largest:
         raise ConfigError(
             f"run.batch_size {batch_size}: not even one image at a time fits: the models need at "

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from cvbatch.config.predict import JobConfig
-from cvbatch.core.failures import note
+from cvbatch.core.failures import add_failures
 from cvbatch.core.types import (
     ChunkRef,
     ChunkReport,
@@ -129,7 +129,7 @@ def write(
     with timer.measure("write"):
         for batch in predictions:
             num_images += len(batch)
-            note(failures, examples, batch.image_id, batch.failures)
+            add_failures(failures, examples, batch.image_id, batch.failures)
             tables.append(schema.to_rows(batch, models, arrow_schema))
         metadata = part_files.with_revision(spec.metadata, spec.revisions.get(chunk_id, 0))
         num_bytes = writer.write_part(

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from cvbatch.core.failures import are_too_many, as_json, merge
+from cvbatch.core.failures import as_json, is_over_limit, merge_examples
 from cvbatch.core.types import ChunkReport, Examples
 from cvbatch.planning.plan import Plan
 
@@ -50,7 +50,7 @@ class Summary:
         self.num_images += report.num_images
         self.num_failed += report.num_failed
         self.failures.update(report.failures)
-        merge(self.examples, report.examples)
+        merge_examples(self.examples, report.examples)
         self.num_bytes += report.num_bytes
         self.num_bytes_read += report.num_bytes_read
         for stage, seconds in report.seconds.items():
@@ -68,7 +68,7 @@ class Summary:
         must not hide its failures.
         """
         counted = self.before or (self.num_images, self.num_failed)
-        self.is_over_failure_limit = are_too_many(*counted, max_failure_fraction)
+        self.is_over_failure_limit = is_over_limit(*counted, max_failure_fraction)
 
     @property
     def changes(self) -> str:

@@ -19,7 +19,7 @@ from cvbatch.core.errors import (
     NotFoundError,
     SourceError,
 )
-from cvbatch.core.redaction import hidden
+from cvbatch.core.redaction import redact
 from cvbatch.core.version import __version__
 from cvbatch.report import evaluation_page, prediction_page, training_page
 from cvbatch.report.disagreements import Comparison, compare_with_labels
@@ -258,7 +258,7 @@ def render_page(title: str, source: str, kind: str, sections: Sequence[Section])
         {"class": "top"},
         el("p", {"class": "kind"}, kind),
         el("h1", {}, title),
-        el("p", {"class": "where"}, el("code", {}, shorten(hidden(source), 400))),
+        el("p", {"class": "where"}, el("code", {}, shorten(redact(source), 400))),
     )
     main = el("main", {"id": "main"}, *map(_section_element, sections))
     text = f"Written by cvbatch {__version__}. This page makes no requests."

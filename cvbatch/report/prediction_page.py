@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 import yaml
 
-from cvbatch.core.redaction import hidden
+from cvbatch.core.redaction import redact
 from cvbatch.report import charts
 from cvbatch.report.columns import COLUMN_PAGES, class_colours
 from cvbatch.report.disagreements import Comparison
@@ -113,7 +113,7 @@ def failures_section(prediction: Prediction) -> Section:
     for kind, number in stats.failures.most_common():
         examples = el("ul", {"class": "plain"})
         for image_id, message in stats.examples.get(kind, []):
-            reason = el("span", {"class": "quiet"}, f": {shorten(hidden(message), 300)}")
+            reason = el("span", {"class": "quiet"}, f": {shorten(redact(message), 300)}")
             examples.append(el("li", {}, name_element(image_id), reason))
         rows.append((kind, Cell(format_count(number), number / stats.num_failed), examples))
     title = f"{format_count(stats.num_failed, 'image')} failed, by stage and kind"
@@ -242,7 +242,7 @@ def networks_section(prediction: Prediction) -> Section | None:
         height, width = model.get("input_size", (0, 0))
         rows.append(
             (
-                name_element(hidden(model["name"])),
+                name_element(redact(model["name"])),
                 model["task"],
                 f"{height} × {width}, {model.get('resize', '')}",
                 format_count(len(model["classes"])),
@@ -266,7 +266,7 @@ def job_file_section(
     """Return a resolved job as YAML, without secrets."""
     if not job:
         return None
-    text = hidden(yaml.safe_dump(_without_nulls(job), sort_keys=False, allow_unicode=True))
+    text = redact(yaml.safe_dump(_without_nulls(job), sort_keys=False, allow_unicode=True))
     if len(text) > _MAX_TEXT:
         text = f"{text[:_MAX_TEXT]}\n# {len(text) - _MAX_TEXT:,} more characters\n"
     return Section(key, title, [code_block(text, f"{title}, resolved")])
@@ -281,4 +281,4 @@ def _without_nulls(value: Any) -> Any:
 
 def note_paragraphs(messages: Sequence[str]) -> list[Element]:
     """Return messages about missing content as paragraphs."""
-    return [paragraph(hidden(shorten(message, 600)), kind="note") for message in messages]
+    return [paragraph(redact(shorten(message, 600)), kind="note") for message in messages]

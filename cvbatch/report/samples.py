@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cvbatch.core.errors import StoreError
-from cvbatch.core.redaction import hidden
+from cvbatch.core.redaction import redact
 from cvbatch.core.types import ChunkRef, EncodedImage, Failure
 from cvbatch.report.disagreements import LabelComparison
 from cvbatch.report.overlays import thumbnail_hw
@@ -95,6 +95,6 @@ def _decode(card: Card, image: EncodedImage | None, store_error: str) -> None:
     pixels = row.decoded(image, thumbnail_hw(*row.size_hw))
     if isinstance(pixels, Failure):
         reason = store_error if image is None and store_error else pixels.message
-        card.missing_reason = hidden(f"no image: {reason}")
+        card.missing_reason = redact(f"no image: {reason}")
     else:
         card.pixels = pixels

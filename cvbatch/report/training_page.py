@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cvbatch.core.errors import NotFoundError, SourceError
-from cvbatch.core.redaction import hidden
+from cvbatch.core.redaction import redact
 from cvbatch.report import charts
 from cvbatch.report.evaluation_page import read_json
 from cvbatch.report.html import (
@@ -96,7 +96,7 @@ def sections(training: Training) -> list[Section]:
     if training.metrics:
         result.append(Section("scores", "Metrics", [_metrics(training)]))
     if training.config:
-        text = hidden(training.config[:_MAX_TEXT])
+        text = redact(training.config[:_MAX_TEXT])
         result.append(Section("job", "Job file", [code_block(text, "Resolved job file")]))
     return result
 

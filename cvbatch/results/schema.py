@@ -20,7 +20,7 @@ from cvbatch.core.types import (
     ModelSpec,
     Predictions,
     offsets_of,
-    pictures_of,
+    unflatten,
 )
 from cvbatch.geometry.resize import make_placement, mask_to_original
 from cvbatch.geometry.tiling import count_tiles
@@ -218,7 +218,7 @@ def _mask_columns(
     class_ids, areas, counts = [], [], []
     is_original = getattr(model.config, "mask_size", "original") == "original"
     key = model.spec.input_key
-    arrays = pictures_of(masks.class_id, masks.height, masks.width)
+    arrays = unflatten(masks.class_id, masks.height, masks.width)
     for mask, i in zip(arrays, masks.image_index, strict=True):
         placed = mask
         size = int(batch.height[i]), int(batch.width[i])

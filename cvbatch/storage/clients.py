@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pyarrow.fs as pafs
 
 from cvbatch.core.errors import ConfigError
-from cvbatch.core.redaction import has_user
+from cvbatch.core.redaction import has_user_info
 
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TRIES = 3  # of one page or part, before the complete listing or file is retried
@@ -47,7 +47,7 @@ class Location(NamedTuple):
             raise ConfigError(
                 f"the scheme of {scheme}://... is not known; use s3://, gs://, file:/// or a path"
             )
-        if has_user(uri):
+        if has_user_info(uri):
             raise ConfigError(
                 f"a {scheme}:// URI carries credentials; put them into the environment "
                 "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and take them out of the URI"
@@ -84,7 +84,7 @@ def _endpoint(variables: dict[str, str | None]) -> str | None:
     """Return the S3 endpoint, None for AWS. Raises ConfigError if it contains a password."""
     name = "AWS_ENDPOINT_URL_S3" if variables["AWS_ENDPOINT_URL_S3"] else "AWS_ENDPOINT_URL"
     endpoint = variables[name] or None
-    if endpoint and ("@" in endpoint or has_user(endpoint)):
+    if endpoint and ("@" in endpoint or has_user_info(endpoint)):
         raise ConfigError(
             f"{name} carries credentials; put them into AWS_ACCESS_KEY_ID and "
             f"AWS_SECRET_ACCESS_KEY, and set {name}=https://host:port"

@@ -13,7 +13,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
-from cvbatch.core.redaction import hidden
+from cvbatch.core.redaction import redact
 from cvbatch.core.types import RetryPolicy
 
 T = TypeVar("T")
@@ -181,4 +181,4 @@ def _detail(text: str) -> str:
     """Return the name of the error; the rest of its message may contain the request."""
     matches = (re.search(pattern, text) for pattern in _NAMES)
     name = next((match[1] for match in matches if match), None)
-    return hidden(name or next(iter(text.splitlines()), "no reason given"))[:200]
+    return redact(name or next(iter(text.splitlines()), "no reason given"))[:200]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError
-from cvbatch.distributed.memory import largest_batch, memory_of_each, training_need
+from cvbatch.distributed.memory import largest_batch, memory_per_actor, training_need
 from cvbatch.distributed.resources import Allocation, Resources
 from cvbatch.train.network import BuiltNetwork
 
@@ -24,7 +24,7 @@ def choose_workers(job: TrainJob, resources: Resources, previous_workers: int | 
     gpus = run.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if resources.num_gpus >= 1 else 0.0
-    max_workers = resources.room_for(run.cpus_per_worker, gpus)
+    max_workers = resources.actors_that_fit(run.cpus_per_worker, gpus)
     num_workers = run.workers or previous_workers or max_workers
     if previous_workers is not None and num_workers != previous_workers:
         raise ConfigError(
@@ -65,14 +65,14 @@ def check_memory(
     Raises:
         ConfigError: it does not; the message contains the largest batch size that fits.
     """
-    memory = memory_of_each(job.run.worker_memory_bytes, allocation, resources)
+    memory = memory_per_actor(job.run.worker_memory_bytes, allocation, resources)
     need = training_need(
         built.weight_bytes, built.trainable_bytes, built.map_bytes, built.optimizer_slots
     )
     batch_size = job.training.batch_size
     if memory is None or need.of(batch_size) <= memory:
         return
-    largest = largest_batch(memory, need.held_bytes, max(1, need.bytes_per_image))
+    largest = largest_batch(memory, need.fixed_bytes, max(1, need.bytes_per_image))
     remedy = f"set training.batch_size: {largest}, or" if largest else "not even one image fits;"
     raise ConfigError(
         f"training.batch_size {batch_size}: a step needs at least {need.of(batch_size):,} bytes "

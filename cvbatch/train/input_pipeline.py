@@ -47,7 +47,7 @@ class DecodeSpec:
     """How rows are read and decoded into training examples."""
 
     storage: Storage
-    wanted: LabelSpec
+    label_spec: LabelSpec
     key: InputKey
     limits: Limits
     channels: int = 3  # 1: greyscale
@@ -116,7 +116,7 @@ class ExampleReader:
         def rows_of(group: int) -> list[tuple[int, LabelledRow]]:
             indices = np.flatnonzero(pool[:, 0] == group)
             indices = indices[np.argsort(pool[indices, 1], kind="stable")]
-            column = self._spec.wanted.column
+            column = self._spec.label_spec.column
             row_group, rows = self.split.groups[group], pool[indices, 1].tolist()
             labelled = read_rows(self._spec.storage, row_group, rows, column)
             return list(zip(indices.tolist(), labelled, strict=True))
@@ -148,11 +148,11 @@ class ExampleReader:
         return examples
 
     def _decode(self, row: LabelledRow) -> TrainingExample | Failure:
-        wanted = self._spec.wanted
-        example = example_of(row, self._spec.key, self._spec.limits)
+        label_spec = self._spec.label_spec
+        example = decode_example(row, self._spec.key, self._spec.limits)
         if isinstance(example, Failure):
             return example
-        if wanted.is_single and wanted.column == "boxes" and len(example.boxes_xyxy) != 1:
+        if label_spec.is_single and label_spec.column == "boxes" and len(example.boxes_xyxy) != 1:
             return Failure("decode", "box", f"{len(example.boxes_xyxy)} visible boxes, must be one")
         return example
 

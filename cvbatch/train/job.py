@@ -24,9 +24,15 @@ from cvbatch.config.train import TrainJob, fingerprint
 from cvbatch.core.errors import SinkError, SourceError
 from cvbatch.core.progress import Listener
 from cvbatch.core.tasks import TASKS
-from cvbatch.datasets.reader import Labelled, Split, Wanted, box_shapes, find_labelled
+from cvbatch.datasets.reader import (
+    LabelledDataset,
+    LabelSpec,
+    Split,
+    relative_box_sizes,
+    scan_dataset,
+)
 from cvbatch.distributed.resources import Allocation, Resources, local_resources
-from cvbatch.distributed.session import connected, joins_a_cluster
+from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.models import model_files
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
@@ -105,9 +111,9 @@ def train(
     job = _with_absolute_uris(job)
     with ExitStack() as stack:
         storage = Storage(job.run.retry_policy)
-        sink = stack.enter_context(Sink(storage, job.sink.uri, "train", listener.say))
-        resources = stack.enter_context(connected()) if joins_a_cluster() else local_resources()
-        data = _select_splits(find_labelled(storage, job.source.uri, wanted_of(job)), job)
+        sink = stack.enter_context(Sink(storage, job.sink.uri, "train", listener.info))
+        resources = stack.enter_context(connect_ray()) if joins_a_cluster() else local_resources()
+        data = _select_splits(scan_dataset(storage, job.source.uri, label_spec_of(job)), job)
         identity = fingerprint(job, [data.identity, _model_identity(storage, job)])
         state: _State | None = sink.open(identity, overwrite=overwrite, parse=_State.parse)
         if resume and state is None:
@@ -119,9 +125,9 @@ def train(
         run = _Run(job, sink, data, identity, allocation, listener)
         is_resumed = state is not None
         state = run.prepare(state, resources)
-        listener.say(run.announcement() + ("; resuming" if is_resumed else ""))
+        listener.info(run.announcement() + ("; resuming" if is_resumed else ""))
         if not joins_a_cluster():
-            stack.enter_context(connected())
+            stack.enter_context(connect_ray())
         # Ray writes messages about lost workers to stdout, which is for results.
         with redirect_stdout(sys.stderr):
             result = run.train_on_ray(state)
@@ -139,7 +145,7 @@ class _Run:
 
     job: TrainJob
     sink: Sink
-    data: Labelled
+    data: LabelledDataset
     fingerprint: str
     allocation: Allocation
     listener: Listener
@@ -160,10 +166,10 @@ class _Run:
 
     def _nodes_checked(self) -> AbstractContextManager[None]:
         """Check that the nodes of the joined cluster can run the job."""
-        from cvbatch.distributed.preflight import nodes_checked
+        from cvbatch.distributed.preflight import check_nodes
 
         source_uri = self.data.splits["train"].groups[0].uri
-        return nodes_checked(self.sink.storage, self.job.sink.uri, source_uri, self.listener.say)
+        return check_nodes(self.sink.storage, self.job.sink.uri, source_uri, self.listener.info)
 
     def _build(self, initial_model: Path) -> _State:
         """Build the network, save it in a local file, and return the state of a new training."""
@@ -212,7 +218,7 @@ class _Run:
             storage=sink.storage,
             job=job.model_copy(update={"run": job.run.model_copy(update=resolved)}),
             data=self.data,
-            wanted=wanted_of(job),
+            label_spec=label_spec_of(job),
             image_size=state.ready.image_size,
             channels=state.ready.channels,
             metric=state.ready.metric,
@@ -232,13 +238,13 @@ def _with_absolute_uris(job: TrainJob) -> TrainJob:
     return job.model_copy(update={"sink": sink, "source": source})
 
 
-def wanted_of(job: TrainJob) -> Wanted:
+def label_spec_of(job: TrainJob) -> LabelSpec:
     """Return the label column that the job's task requires."""
     task = TASKS[job.model.task]
     return LabelSpec(task.label_column, task.is_whole_image and not job.model.multi_label)
 
 
-def _select_splits(labelled: Labelled, job: TrainJob) -> Labelled:
+def _select_splits(labelled: LabelledDataset, job: TrainJob) -> LabelledDataset:
     """Return the data with the job's splits only, named train, validation and test.
 
     Raises:
@@ -250,10 +256,10 @@ def _select_splits(labelled: Labelled, job: TrainJob) -> Labelled:
             continue
         split = labelled.splits.get(name, Split(name, (), 0))
         if split.num_unlabelled and job.source.unlabelled == "refuse":
-            label = "exactly one label" if wanted_of(job).is_single else "a label"
+            label = "exactly one label" if label_spec_of(job).is_single else "a label"
             raise SourceError(
                 f"{split.num_unlabelled:,} images of split {name!r} do not have {label} in column "
-                f"{wanted_of(job).column!r}, which {job.model.task} requires; set "
+                f"{label_spec_of(job).column!r}, which {job.model.task} requires; set "
                 "source.unlabelled: skip to leave them out"
             )
         if len(split):
@@ -265,7 +271,7 @@ def _select_splits(labelled: Labelled, job: TrainJob) -> Labelled:
                 f"no labelled image belongs to split {name!r} ({role}); known splits: {known}; "
                 f"import the data with --split 0.8,0.1,0.1{null}"
             )
-    return Labelled(labelled.classes, selected, labelled.identity)
+    return LabelledDataset(labelled.classes, selected, labelled.identity)
 
 
 def _model_identity(storage: Storage, job: TrainJob) -> str:
@@ -283,7 +289,9 @@ def _fit_anchors(storage: Storage, split: Split, job: TrainJob) -> Sequence[Sequ
     from cvbatch.geometry.anchors import fit_anchors
 
     try:
-        anchors = fit_anchors(box_shapes(storage, split), job.model.anchors, job.training.seed)
+        anchors = fit_anchors(
+            relative_box_sizes(storage, split), job.model.anchors, job.training.seed
+        )
     except ValueError as error:
         raise SourceError(
             f"the anchors cannot be fitted to the boxes of split {split.name!r} ({error}); set "

@@ -138,7 +138,9 @@ def _load_initial(
         try:
             return load(num_classes=None if has_classes else num_classes)
         except ModelError as refusal:
-            if config.model not in APPLICATIONS or not str(config.weights).endswith(ENDINGS):
+            if config.model not in APPLICATIONS or not str(config.weights).endswith(
+                WEIGHTS_SUFFIXES
+            ):
                 raise
             try:
                 pretrained = load(num_classes=IMAGENET_CLASSES)

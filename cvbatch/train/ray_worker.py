@@ -76,7 +76,7 @@ class TrainingWorker:
         shard = Shard(self._replicas.worker, spec.num_workers, job.training.batch_size)
         decode_spec = DecodeSpec(
             storage=spec.storage,
-            wanted=spec.wanted,
+            label_spec=spec.label_spec,
             key=InputKey(*spec.image_size, job.model.resize),
             limits=Limits(job.source.max_bytes, job.source.max_pixels),
             channels=spec.channels,
@@ -144,7 +144,7 @@ class TrainingWorker:
         reader, targets = self._readers["train"], self._learner.targets
         if training.recipe != "features":
             augmentation = None
-            if training.augments:
+            if training.has_augmentation:
                 augmentation = Augmentation(**training.augment.model_dump(), seed=training.seed)
             seed, pool = training.seed, training.shuffle_images
             return TrainingBatches(reader, targets, augmentation, seed, pool, self._sizes()), None

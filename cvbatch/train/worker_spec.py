@@ -15,8 +15,8 @@ class WorkerSpec:
 
     storage: Storage
     job: TrainJob
-    data: Labelled
-    wanted: Wanted
+    data: LabelledDataset
+    label_spec: LabelSpec
     image_size: tuple[int, int]  # height, width
     channels: int  # of the network's input: 3, or 1 for greyscale
     metric: str  # selects the best checkpoint

@@ -245,7 +245,7 @@ def test_commands_are_valid_for_cvbatch_and_ray():
     assert len(commands) == 4
     for program, *arguments in commands:
         assert program == "cvbatch"
-        assert main._parser().parse_args(arguments).command
+        assert main.build_parser().parse_args(arguments).command
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

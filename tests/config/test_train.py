@@ -38,7 +38,7 @@ def test_what_is_not_said_has_defaults():
         "test": "test",
     }
     assert (job.training.recipe, job.training.metric, job.run.workers) == ("finetune", None, None)
-    assert not job.training.augments
+    assert not job.training.has_augmentation
 
 
 def test_a_file_with_overrides_and_variables(tmp_path, monkeypatch):

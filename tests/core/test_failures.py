@@ -12,7 +12,7 @@ CUT, EMPTY = Failure("decode", "truncated", "cut " * 200), Failure("read", "miss
 def noted(first, count, why):
     counts, examples = Counter(), {}
     ids = [f"{i:02d}" for i in range(first, first + count)]
-    f.note(counts, examples, ids, dict.fromkeys(range(count), why))
+    f.add_failures(counts, examples, ids, dict.fromkeys(range(count), why))
     return counts, examples
 
 
@@ -32,13 +32,13 @@ def test_whatever_comes_first_the_same_are_named():
     for order in itertools.permutations(parts):
         merged = {}
         for _, examples in order:
-            f.merge(merged, examples)
+            f.merge_examples(merged, examples)
         assert [image_id for image_id, _ in merged["decode/truncated"]] == ["00", "04", "05"]
         assert [image_id for image_id, _ in merged["read/missing"]] == ["01", "02"]
 
 
 def test_the_limit_itself_may_be_reached():
-    assert not f.are_too_many(0, 0, 0.0)
-    assert not f.are_too_many(100, 1, 0.01)
-    assert f.are_too_many(100, 2, 0.01)
-    assert f.are_too_many(1, 1, 0.99)
+    assert not f.is_over_limit(0, 0, 0.0)
+    assert not f.is_over_limit(100, 1, 0.01)
+    assert f.is_over_limit(100, 2, 0.01)
+    assert f.is_over_limit(1, 1, 0.99)

@@ -12,7 +12,7 @@ from datetime import datetime
 import pytest
 
 from cvbatch.cli.main import main
-from cvbatch.core.json_log import JsonLog, logging_as, new_run
+from cvbatch.core.json_log import JsonLog, log_format, new_run_id
 from tests.support import jobs
 
 ALWAYS = {"time", "level", "event", "message", "run"}
@@ -38,14 +38,14 @@ def test_nothing_said_is_nothing_written():
 
 
 def test_ids_of_runs_differ_and_sort_by_time():
-    ids = [new_run() for _ in range(100)]
+    ids = [new_run_id() for _ in range(100)]
     assert len(set(ids)) == 100
     assert [one[:16] for one in ids] == sorted(one[:16] for one in ids)
 
 
 def test_numbers_stay_numbers_and_what_json_lacks_is_null():
     values = {"a": 1, "b": 0.5, "c": float("nan"), "d": {"e": float("inf")}}
-    (said,) = written(lambda log: log.put("chunk", "hello", **values))
+    (said,) = written(lambda log: log.write_event("chunk", "hello", **values))
     assert (said["event"], said["message"], said["run"]) == ("chunk", "hello", "r")
     assert {name: said[name] for name in "abcd"} == {"a": 1, "b": 0.5, "c": None, "d": {"e": None}}
 
@@ -63,14 +63,16 @@ def test_secrets_are_hidden_wherever_they_stand(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "made-up-and-secret")
 
     def fill(log):
-        log.put("note", "key made-up-and-secret", where={"uri": "s3://a:made-up-and-secret@b/c"})
+        log.write_event(
+            "note", "key made-up-and-secret", where={"uri": "s3://a:made-up-and-secret@b/c"}
+        )
         print("made-up-and-secret", file=log)
 
     assert "made-up-and-secret" not in json.dumps(written(fill))
 
 
 def test_pythons_log_is_events_while_the_block_lasts(capsys):
-    with logging_as("json", "r"):
+    with log_format("json", "r"):
         logging.getLogger("some.where").warning("look out %d", 3)
         print("half a line", end="", file=sys.stderr)
     print("after", file=sys.stderr)

@@ -2,7 +2,7 @@ import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError
-from cvbatch.core.redaction import has_credentials, has_user, hidden, is_secret_variable
+from cvbatch.core.redaction import has_credentials, has_user_info, is_secret_variable, redact
 
 MARK = "MARKEDsecretMARKEDsecret"
 
@@ -29,7 +29,7 @@ def keys(monkeypatch):
 )
 def test_what_holds_no_credentials_stays_as_it_is(text):
     assert not has_credentials(text)
-    assert text == hidden(text) or "token" in text
+    assert text == redact(text) or "token" in text
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,15 @@ def test_what_holds_no_credentials_stays_as_it_is(text):
 def test_credentials_are_found_and_taken_out(text):
     assert has_credentials(text)
     for around in ("{}", "the bucket of {} does not exist", "{!r}: no"):
-        said = hidden(around.format(text))
+        said = redact(around.format(text))
         assert MARK not in said
         assert MARK[5:] not in said
         assert "AKID:" not in said
 
 
 def test_a_name_in_a_store_is_no_user():
-    assert not has_user("s3://bucket/x?X-Amz-Signature=1")
-    assert has_user("s3://key:secret@bucket/x")
+    assert not has_user_info("s3://bucket/x?X-Amz-Signature=1")
+    assert has_user_info("s3://key:secret@bucket/x")
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ SECRETS += ["AWS_CONTAINER_AUTHORIZATION_TOKEN", "RAY_AUTH_TOKEN"]
 @pytest.mark.parametrize("name", SECRETS)
 def test_the_value_of_each_secret_variable_is_hidden(monkeypatch, name):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert hidden(MARK) == MARK
+    assert redact(MARK) == MARK
     monkeypatch.setenv(name, MARK)
     assert has_credentials(f"a {MARK} b")
-    assert hidden(f"a {MARK} b") == "a *** b"
+    assert redact(f"a {MARK} b") == "a *** b"
 
 
 @pytest.mark.parametrize(("length", "is_hidden"), [(9, False), (10, True)])

@@ -10,7 +10,7 @@ import pytest
 from cvbatch.demo.shapes import CLASSES, MASK_CLASSES
 from cvbatch.images.masks import decode_png
 from tests.support import jobs
-from tests.support.reference_metrics import Found, average_precision, confusion, mean_iou
+from tests.support.reference_metrics import ImageBoxes, average_precision, confusion, mean_iou
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 NUM_SCENES = 240
@@ -57,7 +57,7 @@ def test_masks_are_accurate(demo):
 
 def detections(boxes):
     sides = ("x_min", "y_min", "x_max", "y_max")
-    return Found(
+    return ImageBoxes(
         np.array([[box[side] for side in sides] for box in boxes]).reshape(-1, 4),
         np.array([CLASSES.index(box["label"]) for box in boxes], np.int64),
         np.array([box["score"] for box in boxes]),
@@ -75,7 +75,7 @@ def test_the_report_and_the_job_file_are_written(demo):
     folder, summary, _, _ = demo
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert summary["page"] == str(folder / "report.html")
-    assert f"{summary['num_images']:,} images, 3 networks" in page
+    assert f"{summary['num_images']:,} images through 3 networks" in page
     status, _, stderr = jobs.cvbatch("predict", "--config", summary["job_file"])
     assert status == 0
     assert "nothing to do" in stderr

@@ -12,7 +12,7 @@ from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.types import ModelSpec
 from cvbatch.distributed import hardware, memory
-from cvbatch.distributed.memory import Need, largest_batch
+from cvbatch.distributed.memory import MemoryNeed, largest_batch
 from cvbatch.distributed.resources import Allocation, Node, Resources
 from cvbatch.inference import builder
 from cvbatch.inference.programs import BuiltProgram
@@ -45,7 +45,7 @@ def test_the_largest_batch_by_hand(memory_bytes, held_bytes, bytes_per_image, la
 
 @given(SIZES, SIZES, st.integers(1, 1 << 40))
 def test_the_largest_batch_fits_and_one_more_does_not(memory_bytes, held, per_image):
-    need = Need(held, per_image)
+    need = MemoryNeed(held, per_image)
     largest = largest_batch(memory_bytes, held, per_image)
     assert largest >= 0
     assert largest == 0 or need.of(largest) <= memory_bytes
@@ -54,7 +54,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(memory_bytes, held, per_im
 
 @given(SIZES, SIZES, st.integers(1, 1 << 40), st.integers(1, 4096))
 def test_a_batch_is_refused_when_it_is_larger_than_the_largest(memory_bytes, held, each, batch):
-    need = Need(held, each)
+    need = MemoryNeed(held, each)
     largest = largest_batch(memory_bytes, held, each)
     if batch <= largest:
         check_batch(batch, need, memory_bytes, 2)
@@ -68,7 +68,7 @@ def test_a_batch_is_refused_when_it_is_larger_than_the_largest(memory_bytes, hel
 
 
 def test_where_nothing_is_known_nothing_is_refused():
-    check_batch(4096, Need(1 << 60, 1 << 60), None, 1)
+    check_batch(4096, MemoryNeed(1 << 60, 1 << 60), None, 1)
 
 
 def program(engine, weights, per_image):
@@ -77,22 +77,22 @@ def program(engine, weights, per_image):
 
 
 def test_litert_keeps_its_maps_and_tensorflow_gives_them_back():
-    assert memory_check.prediction_need([]) == Need(0, 0)
+    assert memory_check.prediction_need([]) == MemoryNeed(0, 0)
     lite, flow = program("litert", 10, 3), program("tensorflow", 20, 5)
-    assert memory_check.prediction_need([lite, lite]) == Need(20, 6)
-    assert memory_check.prediction_need([flow, flow]) == Need(40, 5)
-    assert memory_check.prediction_need([flow, lite, lite]) == Need(40, 11)
+    assert memory_check.prediction_need([lite, lite]) == MemoryNeed(20, 6)
+    assert memory_check.prediction_need([flow, flow]) == MemoryNeed(40, 5)
+    assert memory_check.prediction_need([flow, lite, lite]) == MemoryNeed(40, 11)
 
 
 def test_on_a_gpu_only_what_runs_there_counts():
     both = [program("litert", 10, 3), program("tensorflow", 20, 5)]
-    assert memory_check.actor_need(both, Allocation("streaming", 1, 1.0, 0.5)) == Need(20, 5)
-    assert memory_check.actor_need(both, Allocation("fused", 1, 1.0, 0.0)) == Need(30, 8)
+    assert memory_check.actor_need(both, Allocation("streaming", 1, 1.0, 0.5)) == MemoryNeed(20, 5)
+    assert memory_check.actor_need(both, Allocation("fused", 1, 1.0, 0.0)) == MemoryNeed(30, 8)
 
 
 def test_training_holds_gradients_and_the_optimizers_numbers():
-    assert memory.training_need(100, 40, 7, 0) == Need(140, 7)
-    assert memory.training_need(100, 40, 7, 2) == Need(100 + 3 * 40, 7)
+    assert memory.training_need(100, 40, 7, 0) == MemoryNeed(140, 7)
+    assert memory.training_need(100, 40, 7, 2) == MemoryNeed(100 + 3 * 40, 7)
 
 
 # ---------------------------------------------------------------- what an actor has
@@ -117,8 +117,8 @@ def test_an_actor_has_its_share(nodes, num_actors, gpus, share, monkeypatch):
     monkeypatch.setattr(hardware, "gpu_memory_bytes", lambda: 16 * GIB)
     wiring = Allocation("fused", num_actors, 1.0, gpus)
     resources = Resources(8.0, 1.0, tuple(nodes))
-    assert memory.memory_of_each(None, wiring, resources) == share
-    assert memory.memory_of_each(77, wiring, resources) == 77
+    assert memory.memory_per_actor(None, wiring, resources) == share
+    assert memory.memory_per_actor(77, wiring, resources) == 77
 
 
 def test_a_gpu_that_nobody_tells_of_is_not_known(monkeypatch):
@@ -126,7 +126,7 @@ def test_a_gpu_that_nobody_tells_of_is_not_known(monkeypatch):
     assert hardware.gpu_memory_bytes() is None
     wiring = Allocation("streaming", 1, 1.0, 1.0)
     resources = Resources(8.0, 1.0, (Node(8.0, 1.0, GIB),))
-    assert memory.memory_of_each(None, wiring, resources) is None
+    assert memory.memory_per_actor(None, wiring, resources) is None
 
 
 def test_nvidia_smi_is_read(monkeypatch, tmp_path):
@@ -255,20 +255,20 @@ def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
         said = [f"run.batch_size={batch_size}", f"run.actor_memory_bytes={memory_bytes}"]
         return parse_job(values, [*litert, *said])
 
-    dry = estimate(job(4, "auto"), jobs.Ear())
+    dry = estimate(job(4, "auto"), jobs.RecordingListener())
     assert 0 < dry.needed_bytes < dry.actor_memory_bytes
     assert f"{dry.needed_bytes:,} bytes at least" in dry.as_text()
     short = dry.needed_bytes - 1
     for work in (prediction.predict, estimate):
         with pytest.raises(ConfigError, match=r"each of 2 actors has") as error:
-            work(job(4, short), jobs.Ear())
+            work(job(4, short), jobs.RecordingListener())
     assert error.value.exit_status == 2
     (named,) = re.findall(r"run.batch_size: (\d+)", str(error.value))
     assert named == "3"
     with pytest.raises(ConfigError, match="not even one image at a time fits"):
-        estimate(job(4, 1), jobs.Ear())
+        estimate(job(4, 1), jobs.RecordingListener())
     assert not (tmp_path / "sink").exists()
-    assert prediction.predict(job(named, short), jobs.Ear()).num_images == 8
+    assert prediction.predict(job(named, short), jobs.RecordingListener()).num_images == 8
     (kept,) = (tmp_path / "sink" / "_cvbatch" / "programs").iterdir()
     needed_by_3 = memory_check.prediction_need([BuiltProgram.from_bytes(kept.read_bytes())]).of(3)
 
@@ -277,5 +277,5 @@ def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
     next((tmp_path / "sink").glob("*.parquet")).unlink()
     before = sorted(path for path in (tmp_path / "sink").rglob("*"))
     with pytest.raises(ConfigError, match="the largest that would fit is 2"):
-        prediction.predict(job(named, needed_by_3 - 1), jobs.Ear())
+        prediction.predict(job(named, needed_by_3 - 1), jobs.RecordingListener())
     assert sorted(path for path in (tmp_path / "sink").rglob("*")) == before

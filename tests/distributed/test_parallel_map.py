@@ -13,7 +13,7 @@ import pytest
 
 from cvbatch.core.errors import CvbatchError, SourceError
 from cvbatch.distributed.parallel_map import ParallelMap, stateless
-from tests.support.jobs import Ear
+from tests.support.jobs import RecordingListener
 
 DEADLINE_S = 30.0
 
@@ -38,10 +38,10 @@ class Counting:
     """Loaded once by a worker."""
 
     def __init__(self, shared):
-        self.shared, self.begun = shared, time.monotonic_ns()
+        self.shared, self.started = shared, time.monotonic_ns()
 
     def __call__(self, item):
-        return os.getpid(), self.begun, self.shared
+        return os.getpid(), self.started, self.shared
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -66,7 +66,7 @@ def alone(monkeypatch):
 
 
 def spread(workers):
-    return ParallelMap(workers, Ear())
+    return ParallelMap(workers, RecordingListener())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

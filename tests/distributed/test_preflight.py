@@ -23,9 +23,9 @@ def archive(tmp_path):
 
 @pytest.fixture
 def errand(archive, tmp_path):
-    from cvbatch.distributed.preflight import Errand
+    from cvbatch.distributed.preflight import NodeCheck
 
-    return Errand(IMPATIENT, str(tmp_path / "sink"), "token", str(archive / "a.jpg"))
+    return NodeCheck(IMPATIENT, str(tmp_path / "sink"), "token", str(archive / "a.jpg"))
 
 
 @pytest.mark.ray
@@ -33,53 +33,53 @@ class TestErrand:
     """What a node does, done here."""
 
     def test_all_in_order(self, errand):
-        from cvbatch.distributed.preflight import run_errand
+        from cvbatch.distributed.preflight import run_check
 
         Storage().put_bytes(errand.mark, b"token")
-        assert run_errand(errand, "n1") == ("", "")
+        assert run_check(errand, "n1") == ("", "")
         assert Storage().read_bytes(errand.mark_of("n1")) == b"token"
 
     def test_another_sink_of_the_same_name(self, errand, tmp_path):
-        from cvbatch.distributed.preflight import run_errand
+        from cvbatch.distributed.preflight import run_check
 
-        assert run_errand(errand, "n1") == (
+        assert run_check(errand, "n1") == (
             "sink",
             "it does not see there what this process writes",
         )
         assert not (tmp_path / "sink").exists()
         Storage().put_bytes(errand.mark, b"of another run")
-        what, how = run_errand(errand, "n1")
+        what, how = run_check(errand, "n1")
         assert what == "sink" and "did not write" in how
 
     def test_a_source_that_is_not_there(self, errand, archive):
-        from cvbatch.distributed.preflight import run_errand
+        from cvbatch.distributed.preflight import run_check
 
         (archive / "a.jpg").unlink()
-        what, how = run_errand(errand, "n1")
+        what, how = run_check(errand, "n1")
         assert what == "source" and str(archive / "a.jpg") in how
 
     def test_a_store_that_refuses(self, errand, s3, monkeypatch):
         from dataclasses import replace
 
-        from cvbatch.distributed.preflight import run_errand
+        from cvbatch.distributed.preflight import run_check
 
         (s3.bucket / "a.jpg").write_bytes(b"here")
         there = replace(errand, source_uri=f"{s3.bucket_uri}/a.jpg")
         there = replace(there, sink_uri=f"{s3.bucket_uri}/preflight")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-made-up-secret")
-        what, how = run_errand(there, "n1")
+        what, how = run_check(there, "n1")
         assert what == "source" and "credentials" in how
-        what, how = run_errand(replace(there, source_uri=errand.source_uri), "n1")
+        what, how = run_check(replace(there, source_uri=errand.source_uri), "n1")
         assert what == "sink" and "credentials" in how
 
 
 @pytest.mark.ray
 class TestNodesAsked:
     def asked(self, sink, source, said=None):
-        from cvbatch.distributed.preflight import nodes_checked
+        from cvbatch.distributed.preflight import check_nodes
 
         say = (said if said is not None else []).append
-        return nodes_checked(IMPATIENT, str(sink), str(source), say)
+        return check_nodes(IMPATIENT, str(sink), str(source), say)
 
     def test_nothing_stays_of_it(self, ray_session, archive, tmp_path):
         said = []

@@ -5,7 +5,7 @@ import pytest
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError
 from cvbatch.distributed.resources import Node, Resources
-from cvbatch.distributed.session import connected
+from cvbatch.distributed.session import connect_ray
 from cvbatch.predict.allocation import choose_allocation
 
 
@@ -98,6 +98,6 @@ def test_a_cluster_with_another_ray_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(ConfigError, match=r"Ray: 2\.1\.0 Python: 3\.8\.1") as caught, connected():
+    with pytest.raises(ConfigError, match=r"Ray: 2\.1\.0 Python: 3\.8\.1") as caught, connect_ray():
         pass
     assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ from cvbatch.images.masks import decode_png
 from cvbatch.results.schema import COLUMN_TYPES
 from tests.support import jobs
 from tests.support.datasets import picture
-from tests.support.results import SIZE, predicted, saw_all
+from tests.support.results import SIZE, random_row, write_predictions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tools.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"## ([\w ]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE, re.DOTALL))
@@ -32,11 +32,11 @@ TOOLS = {
 def folder(tmp_path_factory):
     """A result with all columns: 12 images, and two that failed."""
     root = tmp_path_factory.mktemp("tools")
-    predictions = {f"set/i {n:02d}.png": saw_all(n) for n in range(12)}
+    predictions = {f"set/i {n:02d}.png": random_row(n) for n in range(12)}
     files = {name: picture(*SIZE, seed=n) for n, name in enumerate(predictions)}
     jobs.write_files(root / "images", files | jobs.BROKEN)
     heatmap = {"heatmap": {"layer": "auto"}}
-    return predicted(root / "result", root / "images", predictions, classification=heatmap)
+    return write_predictions(root / "result", root / "images", predictions, classification=heatmap)
 
 
 @pytest.fixture(scope="module")

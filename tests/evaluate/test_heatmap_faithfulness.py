@@ -31,7 +31,7 @@ from cvbatch.results.result import Result
 from cvbatch.storage.store import Storage
 from tests.support.evaluations import write_truth
 from tests.support.jobs import write_parquet
-from tests.support.results import predicted
+from tests.support.results import write_predictions
 
 CLASSES = ("grass", "poppy")
 SIZE = (32, 40)
@@ -104,7 +104,7 @@ def write_scenes(folder, count=6, resize="stretch", maps=None, size=SIZE):
 def write_heatmap_result(sink, source, rows, format_="images"):
     """Write the result of a classifier with heatmaps."""
     tasks = ("classification",)
-    predicted(sink, source, rows, tasks, CLASSES, format_, classification=HEATMAPS)
+    write_predictions(sink, source, rows, tasks, CLASSES, format_, classification=HEATMAPS)
     (sink / "_cvbatch" / "job.json").write_text(json.dumps({"fingerprint": "abc"}))
     return sink
 

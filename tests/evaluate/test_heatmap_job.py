@@ -19,7 +19,7 @@ from cvbatch.predict.job import predict
 from cvbatch.results.result import Result
 from cvbatch.storage.store import Storage
 from tests.support.evaluations import write_result, write_truth
-from tests.support.jobs import Ear, carry_programs, cvbatch, write_files, write_job
+from tests.support.jobs import RecordingListener, carry_programs, cvbatch, write_files, write_job
 from tests.support.networks import segmenter
 
 SIZE = (48, 48)
@@ -91,7 +91,7 @@ def archive(tmp_path_factory, ray_session):
     write_files(folder / "in", files | {"broken.png": b"text"})
     model = network(folder / "net.keras")
     segmenter(size=(96, 96)).save(folder / "masks.keras")
-    predict(parse_job(prediction(folder, model, folder / "out")), Ear())
+    predict(parse_job(prediction(folder, model, folder / "out")), RecordingListener())
     rows = {name: {"labels": [(box[4], 1.0)], "boxes": [box]} for name, box in boxes.items()}
     write_truth(folder / "truth", rows, {"labels": CLASSES, "boxes": CLASSES}, shard_images=9)
     return folder
@@ -107,7 +107,7 @@ def run(folder, sink, listener=None, result="out", truth="truth", workers=1, **o
     }
     if truth:
         job["truth"] = {"uri": str(folder / truth)}
-    return evaluate(parse_evaluation(job), listener or Ear())
+    return evaluate(parse_evaluation(job), listener or RecordingListener())
 
 
 def metrics(sink):
@@ -163,7 +163,7 @@ def test_heatmaps_of_a_colour_network_are_faithful(archive, tmp_path):
 def test_metrics_depend_neither_on_chunks_nor_on_workers(archive, tmp_path, monkeypatch):
     carry_programs(archive / "out", tmp_path / "finer")
     job = prediction(archive, archive / "net.keras", tmp_path / "finer", chunk_images=3)
-    predict(parse_job(job), Ear())
+    predict(parse_job(job), RecordingListener())
     sinks = [tmp_path / name for name in ("one", "tasks", "chunks", "processes")]
     job = {
         "predictions": {"uri": str(archive / "out")},
@@ -240,11 +240,14 @@ def test_missing_images_are_reported_and_a_sample_without_images_is_refused(arch
     source = write_files(tmp_path / "in", files)
     carry_programs(archive / "out", tmp_path / "out")
     shutil.copy(archive / "masks.keras", tmp_path)
-    predict(parse_job(prediction(tmp_path, archive / "net.keras", tmp_path / "out")), Ear())
+    predict(
+        parse_job(prediction(tmp_path, archive / "net.keras", tmp_path / "out")),
+        RecordingListener(),
+    )
     shutil.copytree(archive / "truth", tmp_path / "truth")
     (source / "03.jpg").unlink()
     (source / "04.jpg").write_bytes(files["05.jpg"])
-    listener = Ear()
+    listener = RecordingListener()
     summary = run(tmp_path, tmp_path / "eval", listener, heatmaps={"sample": 40})
     assert summary.images["heatmaps_judged"] == 38
     assert summary.images["heatmaps_left_out"] == 2
@@ -333,7 +336,7 @@ def test_an_overwritten_sink_has_no_files_of_heatmaps(archive, tmp_path):
         "truth": {"uri": str(archive / "truth")},
         "sink": {"uri": str(tmp_path / "eval")},
     }
-    evaluate(parse_evaluation(job), Ear(), overwrite=True)
+    evaluate(parse_evaluation(job), RecordingListener(), overwrite=True)
     names = {path.name for path in (tmp_path / "eval").iterdir()}
     assert "metrics.json" in names
     assert not names & {"heatmap_boxes.parquet", "insertion_deletion.png"}

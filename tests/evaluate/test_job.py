@@ -20,7 +20,7 @@ from cvbatch.storage.lease import HEARTBEAT_S, LEASE_PATH, current_holder
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
 from tests.metrics.test_average_precision import COCO_METRICS, evaluate_with_pycocotools
-from tests.support.evaluations import Heard, write_result, write_truth
+from tests.support.evaluations import TextListener, write_result, write_truth
 from tests.support.jobs import cvbatch, write_job
 from tests.support.lease_holder import FAR, lease_holder, tree
 from tests.support.simulated_clock import SimulatedClock
@@ -56,7 +56,7 @@ def run(tmp_path, rows=None, truth=None, classes=ANIMALS, listener=None, **optio
             "run": {"workers": workers},
         }
     )
-    return evaluate(job, listener or Heard(), overwrite=overwrite)
+    return evaluate(job, listener or TextListener(), overwrite=overwrite)
 
 
 def metrics(tmp_path, task, sink="out"):
@@ -142,7 +142,7 @@ def test_unmatched_and_failed_images_are_counted_and_listed(tmp_path):
     rows, truth = all_cats(6)
     del truth["1.jpg"], rows["2.jpg"], rows["5.jpg"]
     rows["3.jpg"] = {"failed": True}
-    listener = Heard()
+    listener = TextListener()
     summary = run(tmp_path, rows, truth, listener=listener)
     assert summary.images["images"] == 3
     assert "1 images have no truth and are left out: 1.jpg" in listener.text
@@ -159,7 +159,7 @@ def test_unmatched_and_failed_images_are_counted_and_listed(tmp_path):
 
 def test_an_unfinished_result_is_evaluated_on_its_finished_chunks(tmp_path):
     rows, truth = all_cats(5)
-    listener = Heard()
+    listener = TextListener()
     summary = run(tmp_path, rows, truth, part_images=2, left=1, listener=listener)
     assert (summary.images["images"], summary.images["no_prediction"]) == (4, 1)
     assert "1 of its chunks are not done" in listener.text
@@ -167,7 +167,7 @@ def test_an_unfinished_result_is_evaluated_on_its_finished_chunks(tmp_path):
 
 def test_a_part_whose_images_changed_is_not_evaluated(tmp_path):
     rows, truth = all_cats(5)
-    listener = Heard()
+    listener = TextListener()
     summary = run(tmp_path, rows, truth, part_images=2, is_replanned=True, listener=listener)
     assert (summary.images["images"], summary.images["no_prediction"]) == (3, 2)
     assert "1 of its chunks are not done" in listener.text
@@ -270,7 +270,7 @@ def test_predicted_classes_match_true_ones_by_name_and_map(tmp_path):
 
 def test_a_true_class_that_no_predicted_class_matches_is_reported(tmp_path):
     rows, truth = all_cats()
-    listener = Heard()
+    listener = TextListener()
     run(tmp_path, rows, truth, predicted={"labels": ("cat", "dog")}, listener=listener)
     assert "no predicted class matches owl" in listener.text
 

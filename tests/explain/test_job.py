@@ -42,13 +42,13 @@ ALL = {
 class SilentListener:
     """Listener that discards all progress."""
 
-    def say(self, line):
+    def info(self, line):
         pass
 
     def listed(self, num_names):
         pass
 
-    def begun(self, num_chunks, num_images):
+    def started(self, num_chunks, num_images):
         pass
 
     def written(self, report, summary):

@@ -24,7 +24,7 @@ from cvbatch.results.safe_names import split_name, unique_stem
 from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.datasets import picture
-from tests.support.results import SIZE, exported, predicted, row, saw, tree
+from tests.support.results import SIZE, exported, random_predictions, row, tree, write_predictions
 
 
 @pytest.mark.parametrize("format_", EXPORTS)
@@ -65,7 +65,7 @@ def test_untrusted_names_stay_in_the_folder_and_unique(tmp_path, result, predict
     for path in part[1:]:
         path.unlink()
     file = pq.ParquetFile(part[0])
-    rows = [row(name, f"/nowhere/{n}", saw(n + 6)) for n, name in enumerate(HOSTILE)]
+    rows = [row(name, f"/nowhere/{n}", random_predictions(n + 6)) for n, name in enumerate(HOSTILE)]
     kind = pa.schema([(field.name, field.type) for field in file.schema_arrow])
     chunk_id = part[0].stem.removeprefix("part-")
     metadata = file.metadata.metadata[b"cvbatch"]
@@ -151,8 +151,8 @@ def test_missing_images_are_not_linked(tmp_path, result):
 def test_images_in_containers_are_extracted(tmp_path):
     files = {f"{n}.jpg": picture(*SIZE, seed=n) for n in range(5)}  # PNG data, despite the suffix
     jobs.write_parquet(tmp_path / "images" / "a.parquet", files)
-    predictions = {f"a.parquet#{n}": saw(n) for n in range(5) if n != 2}
-    predicted(tmp_path / "result", tmp_path / "images", predictions, format_="parquet")
+    predictions = {f"a.parquet#{n}": random_predictions(n) for n in range(5) if n != 2}
+    write_predictions(tmp_path / "result", tmp_path / "images", predictions, format_="parquet")
     report = exported("coco", tmp_path / "result", tmp_path / "out")
     assert report["images"]["failed"] == 1
     paths = {n: tmp_path / "out" / "images" / "train" / "a.parquet" / f"{n}.png" for n in range(5)}
@@ -187,7 +187,10 @@ def damage(result):
     original = path.read_bytes()
     file = pq.ParquetFile(path)
     rows = file.read().to_pylist()
-    rows[-1] = {**row("last.png", "/x/last.png", saw(3)), "mask": {"bytes": b"no PNG"}}
+    rows[-1] = {
+        **row("last.png", "/x/last.png", random_predictions(3)),
+        "mask": {"bytes": b"no PNG"},
+    }
     kind = pa.schema([(field.name, field.type) for field in file.schema_arrow])
     metadata = file.metadata.metadata[b"cvbatch"]
     chunk_id = path.stem.removeprefix("part-")
@@ -253,8 +256,10 @@ def test_other_files_in_the_folder_are_never_changed(tmp_path, result):
 def test_a_format_that_stores_no_column_of_the_result_is_refused(tmp_path, format_, tasks, message):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
     columns = {"labels"} if tasks == ("classification",) else {"labels", "mask"}
-    prediction = {key: value for key, value in saw(1).items() if key in columns | {"size"}}
-    predicted(tmp_path / "result", tmp_path / "images", {"a.png": prediction}, tasks)
+    prediction = {
+        key: value for key, value in random_predictions(1).items() if key in columns | {"size"}
+    }
+    write_predictions(tmp_path / "result", tmp_path / "images", {"a.png": prediction}, tasks)
     with pytest.raises(ConfigError, match=message):
         exported(format_, tmp_path / "result", tmp_path / "out")
     assert not (tmp_path / "out").exists()

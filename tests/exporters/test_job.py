@@ -20,7 +20,16 @@ from cvbatch.images.masks import decode_png, encode_png
 from cvbatch.images.rle import compress_rle, encode_rle
 from tests.support import jobs
 from tests.support.datasets import boxes_of, imported, picture
-from tests.support.results import CLASSES, SIZE, boxes_at, corners, exported, predicted, saw, tree
+from tests.support.results import (
+    CLASSES,
+    SIZE,
+    boxes_at,
+    corners,
+    exported,
+    random_predictions,
+    tree,
+    write_predictions,
+)
 
 SHARES = (0.5, 0.25, 0.25)
 SHORT = {"train": "train", "validation": "val", "test": "test"}
@@ -33,7 +42,7 @@ def split_of(image_id):
 @pytest.mark.parametrize("format_", EXPORTS)
 def test_a_result_without_ok_images_gives_an_empty_export(tmp_path, format_):
     jobs.write_files(tmp_path / "images", jobs.BROKEN)
-    predicted(tmp_path / "result", tmp_path / "images", {})
+    write_predictions(tmp_path / "result", tmp_path / "images", {})
     report = exported(format_, tmp_path / "result", tmp_path / "out")
     assert report["images"] == {"written": 0, "failed": 2, "not_predicted": 0}
     assert report["failures"] == {"decode, truncated": 2}
@@ -121,8 +130,8 @@ def test_voc_import_restores_boxes_to_the_pixel(tmp_path, result, predictions):
 def test_voc_counts_the_boxes_of_one_pixel(tmp_path):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
     boxes = boxes_at((3.1, 3.1, 3.4, 9), (59.8, 0, 60, 40), (-2, -3, 70, 50))
-    prediction = {**saw(1), "boxes": boxes}
-    predicted(tmp_path / "result", tmp_path / "images", {"a.png": prediction})
+    prediction = {**random_predictions(1), "boxes": boxes}
+    write_predictions(tmp_path / "result", tmp_path / "images", {"a.png": prediction})
     report = exported("voc", tmp_path / "result", tmp_path / "out")
     assert report["odd"] == {"boxes of one pixel, which an import takes for clicks": 2}
     root = ET.parse(tmp_path / "out" / "Annotations" / "a.xml").getroot()
@@ -157,8 +166,8 @@ def test_yolo_has_the_boxes_inside_the_image(tmp_path, result, predictions):
 def test_yolo_has_no_coordinate_above_one(tmp_path):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
     boxes = boxes_at((-5, -5, 70, 50), (61, 3, 70, 9))
-    prediction = {**saw(1), "boxes": boxes}
-    predicted(tmp_path / "result", tmp_path / "images", {"a.png": prediction})
+    prediction = {**random_predictions(1), "boxes": boxes}
+    write_predictions(tmp_path / "result", tmp_path / "images", {"a.png": prediction})
     report = exported("yolo", tmp_path / "result", tmp_path / "out")
     assert (tmp_path / "out" / "labels" / "train" / "a.txt").read_text() == "1 0.5 0.5 1 1\n"
     assert report["odd"] == {"boxes without an area in their image, left out": 1}
@@ -191,9 +200,11 @@ def test_fiftyone_has_a_label_for_every_image(tmp_path, result, predictions):
 def test_fiftyone_maps_names_to_uris_if_images_are_not_copied(tmp_path):
     names = ("a.b.png", "c.png")
     jobs.write_files(tmp_path / "images", dict.fromkeys(names, picture(*SIZE)))
-    predictions = {name: saw(2) for name in names}
+    predictions = {name: random_predictions(2) for name in names}
     multi_label = {"multi_label": True}
-    predicted(tmp_path / "result", tmp_path / "images", predictions, classification=multi_label)
+    write_predictions(
+        tmp_path / "result", tmp_path / "images", predictions, classification=multi_label
+    )
     exported("fiftyone", tmp_path / "result", tmp_path / "out", images="none")
     uris = json.loads((tmp_path / "out" / "data.json").read_text())
     assert uris == {name: str(tmp_path / "images" / name) for name in names}
@@ -227,9 +238,11 @@ def test_a_mask_of_the_input_size_is_resized_to_the_image(tmp_path):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
     small = np.zeros((20, 20), np.uint8)  # letterbox: 40 x 60 becomes 13 rows of 20, 3 rows above
     small[3:16, 10:] = 2
-    predictions = {"a.png": {**saw(1), "mask": {"bytes": encode_png(small)}}}
+    predictions = {"a.png": {**random_predictions(1), "mask": {"bytes": encode_png(small)}}}
     segmentation = {"mask_size": "model"}
-    predicted(tmp_path / "result", tmp_path / "images", predictions, segmentation=segmentation)
+    write_predictions(
+        tmp_path / "result", tmp_path / "images", predictions, segmentation=segmentation
+    )
     exported("fiftyone", tmp_path / "result", tmp_path / "out")
     mask = decode_png((tmp_path / "out" / "masks" / "a.png").read_bytes())
     assert mask.shape == SIZE
@@ -249,7 +262,9 @@ def test_min_score_leaves_out_boxes_below_it(tmp_path, result, predictions):
 def test_a_rotated_image_is_counted_and_imported_upright(tmp_path, format_):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE, orientation=3)})
     prediction = {"boxes": boxes_at((3.2, 4.4, 20.6, 30)), "size": SIZE}
-    predicted(tmp_path / "result", tmp_path / "images", {"a.png": prediction}, ("detection",))
+    write_predictions(
+        tmp_path / "result", tmp_path / "images", {"a.png": prediction}, ("detection",)
+    )
     report = exported(format_, tmp_path / "result", tmp_path / "out")
     assert list(report["odd"].values()) == [1]
     _, rows = imported(format_, tmp_path / "out", tmp_path / "back", orientation="upright")
@@ -268,7 +283,9 @@ def test_a_rotated_image_is_counted_and_imported_upright(tmp_path, format_):
 )
 def test_class_names_that_voc_cannot_store_are_refused(tmp_path, classes, message):
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
-    predicted(tmp_path / "result", tmp_path / "images", {"a.png": saw(4)}, classes=classes)
+    write_predictions(
+        tmp_path / "result", tmp_path / "images", {"a.png": random_predictions(4)}, classes=classes
+    )
     with pytest.raises(ConfigError, match=message):
         exported("voc", tmp_path / "result", tmp_path / "out")
     for format_ in ("coco", "yolo", "fiftyone"):

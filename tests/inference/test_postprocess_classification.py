@@ -6,7 +6,7 @@ from math import floor
 import numpy as np
 import pytest
 
-from cvbatch.core.types import InputKey, Tiling, pictures_of
+from cvbatch.core.types import InputKey, Tiling, unflatten
 from cvbatch.geometry.tiling import canvas_size, tile_placements
 from cvbatch.inference.postprocess_classification import (
     merge_heatmaps,
@@ -57,7 +57,7 @@ def test_no_images_give_no_labels_and_no_heatmaps():
 def test_heatmaps_of_untiled_images_are_unchanged():
     values, classes, scores = tile_outputs(3)
     maps = read_heatmaps(values, classes, scores, np.array([1, 4, 5]))
-    heatmaps = list(pictures_of(maps.values, maps.height, maps.width))
+    heatmaps = list(unflatten(maps.values, maps.height, maps.width))
     np.testing.assert_array_equal(heatmaps, values.reshape(6, 4, 3))
     assert maps.image_index.tolist() == [1, 1, 4, 4, 5, 5]
 
@@ -86,7 +86,7 @@ def test_merged_heatmap_is_the_maximum_over_tiles(size, tiling, top_k, resize):
     np.testing.assert_array_equal(maps.score, best[maps.class_id])
     assert maps.image_index.tolist() == [3] * top_k
     canvas = canvas_size(placements[0], (4, 3))
-    heatmaps = pictures_of(maps.values, maps.height, maps.width)
+    heatmaps = unflatten(maps.values, maps.height, maps.width)
     for class_id, heatmap in zip(maps.class_id, heatmaps, strict=True):
         assert heatmap.shape == canvas
         assert heatmap.max() == 1

@@ -6,7 +6,7 @@ from math import floor
 import numpy as np
 import pytest
 
-from cvbatch.core.types import VOID_CLASS, InputKey, Tiling, pictures_of
+from cvbatch.core.types import VOID_CLASS, InputKey, Tiling, unflatten
 from cvbatch.geometry.tiling import tile_placements
 from cvbatch.inference import postprocess_segmentation
 from cvbatch.inference.postprocess_segmentation import merge_masks, read_masks
@@ -49,7 +49,7 @@ def merge(placements, tiles):
     masks = merge_masks(iter(tiles), 7, placements)
     assert masks.image_index.tolist() == [7]
     assert masks.class_id.dtype == np.uint8
-    (mask,) = pictures_of(masks.class_id, masks.height, masks.width)
+    (mask,) = unflatten(masks.class_id, masks.height, masks.width)
     return mask
 
 
@@ -61,7 +61,7 @@ def test_no_images_give_no_masks():
 def test_masks_of_untiled_images_are_unchanged():
     class_id = np.arange(40, dtype=np.uint8).reshape(2, 4, 5)
     masks = read_masks(class_id, np.array([3, 5]))
-    unflattened = list(pictures_of(masks.class_id, masks.height, masks.width))
+    unflattened = list(unflatten(masks.class_id, masks.height, masks.width))
     np.testing.assert_array_equal(unflattened, class_id)
     assert masks.image_index.tolist() == [3, 5]
 

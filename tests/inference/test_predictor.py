@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cvbatch.config.loader import parse_job
-from cvbatch.core.types import Failure, ImageBatch, InputKey, ModelSpec, pictures_of
+from cvbatch.core.types import Failure, ImageBatch, InputKey, ModelSpec, unflatten
 from cvbatch.geometry.resize import boxes_to_original, make_placement
 from cvbatch.inference.predictor import LoadedModel, Predictor
 
@@ -124,7 +124,7 @@ def test_nan_fails_its_image_in_every_model():
     assert predictions.models[0].labels.image_index.tolist() == [0, 2]
     assert predictions.models[1].masks.image_index.tolist() == [0, 2]
     masks = predictions.models[1].masks
-    arrays = pictures_of(masks.class_id, masks.height, masks.width)
+    arrays = unflatten(masks.class_id, masks.height, masks.width)
     assert [(mask.shape, np.unique(mask).tolist()) for mask in arrays] == [
         ((8, 8), [5]), ((8, 8), [9]),
     ]  # fmt: skip

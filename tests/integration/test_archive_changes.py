@@ -24,10 +24,10 @@ LITERT = ["run.engine=litert", "run.arrangement=fused", "run.gpus_per_actor=0"]
 COUNT = 10  # images, and two broken files: two chunks
 
 
-class Interrupted(jobs.Ear):
+class Interrupted(jobs.RecordingListener):
     """Stops a run when all is committed and no file is written."""
 
-    def begun(self, num_chunks, num_images):
+    def started(self, num_chunks, num_images):
         raise KeyboardInterrupt
 
 
@@ -38,7 +38,7 @@ def values(source, sink, models, **run):
 
 def run(source, sink, models, ear=None, overrides=(), **options):
     job = parse_job(values(source, sink, models), [*LITERT, *overrides])
-    return predict(job, ear or jobs.Ear(), **options)
+    return predict(job, ear or jobs.RecordingListener(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_st
     (source / "set-9").mkdir()
     (source / "set-9" / "new.jpg").write_bytes(jobs.encoded_image(78))
 
-    ear = jobs.Ear()
+    ear = jobs.RecordingListener()
     summary = run(source, sink, keras_files, ear)
     assert (summary.num_new, summary.num_changed, summary.num_removed) == (1, 1, 1)
     assert (summary.num_chunks, summary.num_images) == (2, len(in_first_chunk) + 1)
@@ -131,7 +131,7 @@ def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_st
     assert status == 0 and "nothing to do" in told
     assert told.endswith("; 1 file gone from the source, their rows stay")
 
-    ear, bytes_after = jobs.Ear(), jobs.parts(sink)
+    ear, bytes_after = jobs.RecordingListener(), jobs.parts(sink)
     (sink / lease.LEASE_PATH).write_bytes(FAR.to_json())
     dry = estimate(parse_job(values(source, sink, keras_files), LITERT), ear)
     assert (dry.num_new, dry.num_changed, dry.num_removed) == (0, 0, 1)

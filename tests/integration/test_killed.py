@@ -93,7 +93,7 @@ class Torment:
                 stack.enter_context(job)
                 self._kill_some(job, left)
                 status = job.ended()
-                begun = [one.chunk_id for one in job.begun()]
+                begun = [one.chunk_id for one in job.started()]
                 assert not done & set(begun), "chunks that were done were read again"
                 self.num_begun += len(begun)
                 if status == 0:

@@ -170,7 +170,7 @@ def test_it_is_found_planned_resumed_read_and_read_again(job: JobConfig, tmp_pat
 
 @pytest.mark.keras
 def test_a_dry_run_counts_and_samples_it(job: JobConfig) -> None:
-    estimated = estimate(job, jobs.Ear())
+    estimated = estimate(job, jobs.RecordingListener())
     assert (estimated.num_images, estimated.num_images_left) == (len(EXPECTED), len(EXPECTED))
     assert (estimated.sampled_images, estimated.sampled_failures) == (4, 0)
     assert estimated.result_bytes > 0

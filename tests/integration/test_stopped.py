@@ -67,7 +67,7 @@ def stop(job, number, to_group):
 def test_while_models_build(job_of, tmp_path, how):
     sink = tmp_path / "sink"
     with WatchedJob(job_of(sink), WATCHED_SLOW_MODULE="cvbatch.inference.compile") as job:
-        job.until(job.begun, "a process that builds")
+        job.until(job.started, "a process that builds")
         stop(job, *how)
     assert not sink.exists()
 
@@ -93,7 +93,7 @@ def test_a_driver_killed_while_models_build_leaves_no_process(job_of, tmp_path):
     with WatchedJob(
         job_of(tmp_path / "sink"), WATCHED_SLOW_MODULE="cvbatch.inference.compile"
     ) as job:
-        (builder,) = job.until(job.begun, "a process that builds")
+        (builder,) = job.until(job.started, "a process that builds")
         job.kill_driver()
         until(lambda: not is_in(job, builder.pid), "the end of the process that builds", LIMIT_S)
 

@@ -20,13 +20,13 @@ class Ear:
 
     heard: list[object] = field(default_factory=list)
 
-    def say(self, line):
+    def info(self, line):
         self.heard.append(line)
 
     def listed(self, num_names):
         self.heard.append(num_names)
 
-    def begun(self, num_chunks, num_images):
+    def started(self, num_chunks, num_images):
         self.heard.append((num_chunks, num_images))
 
     def written(self, report, summary):

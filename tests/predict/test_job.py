@@ -23,13 +23,13 @@ class Recorder:
     def __init__(self):
         self.lines, self.reports, self.pending = [], [], None
 
-    def say(self, line):
+    def info(self, line):
         self.lines.append(line)
 
     def listed(self, num_names):
         self.num_names = num_names
 
-    def begun(self, num_chunks, num_images):
+    def started(self, num_chunks, num_images):
         self.pending = (num_chunks, num_images)
 
     def written(self, report, summary):

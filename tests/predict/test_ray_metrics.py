@@ -100,7 +100,7 @@ def test_the_endpoint_reports_a_job_while_it_runs_and_after_it_ended(
     }  # fmt: skip
     (stub / "go").touch()
     ran = two_nodes.ended(job_id)
-    assert ran.status == 0, ran.told
+    assert ran.status == 0, ran.log
 
     rows = jobs.rows(tmp_path / "sink")
     failed = [row for row in rows if row["status"] == "failed"]

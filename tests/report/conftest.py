@@ -14,7 +14,7 @@ from cvbatch.train import history
 from tests.support import jobs
 from tests.support.datasets import picture
 from tests.support.evaluations import write_truth
-from tests.support.results import SIZE, predicted, saw_all
+from tests.support.results import SIZE, random_row, write_predictions
 
 SCRIPT = "<script>document.title='executed'</script>"
 CLASSES = ("background", SCRIPT, 'dög "q" & <b>co</b>')
@@ -30,9 +30,11 @@ def result(tmp_path_factory):
     names = [*NAMES, HOSTILE, EXACT]
     files = {name: picture(*SIZE, seed=n) for n, name in enumerate(names)}
     jobs.write_files(folder / "images", files | jobs.BROKEN)
-    predictions = {name: saw_all(n + 1, CLASSES) for n, name in enumerate(names)}
+    predictions = {name: random_row(n + 1, CLASSES) for n, name in enumerate(names)}
     options = {"classification": {"heatmap": {"layer": "auto"}}}
-    out = predicted(folder / "result", folder / "images", predictions, classes=CLASSES, **options)
+    out = write_predictions(
+        folder / "result", folder / "images", predictions, classes=CLASSES, **options
+    )
     runs = out / "_cvbatch" / "runs"
     runs.mkdir()
     run = {"num_images": 17, "num_failed": 2, "num_chunks": 5, "seconds": 3.5}
@@ -86,7 +88,7 @@ def evaluation(result, truth):
         "evaluation": {"bootstrap": 10},
         "run": {"workers": 1},
     }
-    evaluate(parse_evaluation(job), jobs.Ear())
+    evaluate(parse_evaluation(job), jobs.RecordingListener())
     return sink
 
 

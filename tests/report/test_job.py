@@ -21,7 +21,7 @@ from tests.report.conftest import CLASSES, EXACT, HOSTILE, SCRIPT
 from tests.support import jobs
 from tests.support.datasets import picture
 from tests.support.evaluations import write_result, write_truth
-from tests.support.results import SIZE, predicted, saw_all
+from tests.support.results import SIZE, random_row, write_predictions
 
 KINDS = ("prediction", "evaluation", "training")
 
@@ -258,7 +258,7 @@ def test_many_boxes_and_long_names_are_shortened(tmp_path):
     prediction = {"boxes": boxes, "mask": mask, "labels": [], "size": SIZE}
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
     predictions = {"a.png": prediction}
-    folder = predicted(tmp_path / "out", tmp_path / "images", predictions, classes=classes)
+    folder = write_predictions(tmp_path / "out", tmp_path / "images", predictions, classes=classes)
     report, page = report_of(folder, tmp_path)
     assert "3,000 boxes, 50 with the highest scores drawn" in page.text
     assert report.num_bytes < 120_000
@@ -273,13 +273,15 @@ def empty_mask():
 def test_boxes_with_infinite_corners_are_not_drawn(tmp_path):
     nan, inf = float("nan"), float("inf")
     box = {"x_min": 1.0, "y_min": 1.0, "x_max": 9.0, "y_max": 9.0, "class_id": 1, "label": "cat"}
-    prediction = saw_all(0)
+    prediction = random_row(0)
     boxes = [{**box, "score": nan}, {**box, "x_max": inf, "score": 0.5}, {**box, "score": 0.25}]
     prediction |= {"boxes": boxes, "labels": [{"class_id": 1, "label": "cat", "score": nan}]}
     prediction["heatmaps"][0]["values"] = [nan] * 6
     jobs.write_files(tmp_path / "images", {"a.png": picture(*SIZE)})
     options = {"classification": {"heatmap": {"layer": "auto"}}}
-    folder = predicted(tmp_path / "out", tmp_path / "images", {"a.png": prediction}, **options)
+    folder = write_predictions(
+        tmp_path / "out", tmp_path / "images", {"a.png": prediction}, **options
+    )
     _, page = report_of(folder, tmp_path)
     scores = [box.get("data-score") for box in page.all("g", "class", "box")]
     assert sorted(scores) == ["0.25", "nan"]

@@ -23,7 +23,14 @@ from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.datasets import boxes_of, imported, picture
 from tests.support.evaluations import write_truth
-from tests.support.results import CLASSES, SIZE, corners, exported, predicted, saw
+from tests.support.results import (
+    CLASSES,
+    SIZE,
+    corners,
+    exported,
+    random_predictions,
+    write_predictions,
+)
 
 FILES = {f"{name}{n}.png": picture(*SIZE, seed=n) for n, name in enumerate("aaaabbbbcc")}
 FAILED_FILES = ("a2.png", "b5.png")
@@ -60,11 +67,13 @@ def case(request, tmp_path):
     """A result of 8 of 10 images, and their predictions: image id → as of `saw`; None: failed."""
     ids, change_last_chunk = SOURCES[request.param](tmp_path / "source")
     predictions = {
-        image_id: None if name in FAILED_FILES else saw(n)
+        image_id: None if name in FAILED_FILES else random_predictions(n)
         for n, (image_id, name) in enumerate(zip(ids, FILES, strict=True))
     }
     successful = {key: prediction for key, prediction in predictions.items() if prediction}
-    out = predicted(tmp_path / "out", tmp_path / "source", successful, format_=request.param)
+    out = write_predictions(
+        tmp_path / "out", tmp_path / "source", successful, format_=request.param
+    )
     change_last_chunk()
     source = SourceConfig(uri=str(tmp_path / "source"), format=request.param)
     make_plan(Storage(), source, str(out), 4, 1 << 30).commit()
@@ -215,7 +224,9 @@ READERS = {
 @pytest.mark.parametrize("message", DAMAGES)
 def test_a_damaged_part_is_refused_by_every_reader(tmp_path, message, reader):
     jobs.write_files(tmp_path / "source", FILES)
-    out = predicted(tmp_path / "out", tmp_path / "source", {"a0.png": saw(0)})
+    out = write_predictions(
+        tmp_path / "out", tmp_path / "source", {"a0.png": random_predictions(0)}
+    )
     READERS[reader](out, tmp_path / "intact")
     last = out / f"part-{Result(Storage(), str(out)).done[-1].chunk_id}.parquet"
     DAMAGES[message](last)
@@ -227,7 +238,7 @@ def test_a_damaged_part_is_refused_by_every_reader(tmp_path, message, reader):
 def test_all_readers_accept_a_chunk_without_images(tmp_path):
     jobs.write_tar(tmp_path / "source" / "a.tar", {})
     jobs.write_tar(tmp_path / "source" / "b.tar", {"0.png": b"broken"})
-    out = predicted(tmp_path / "out", tmp_path / "source", {}, format_="webdataset")
+    out = write_predictions(tmp_path / "out", tmp_path / "source", {}, format_="webdataset")
     result = Result(Storage(), str(out))
     assert [len(ids) for ids in result.image_ids()] == [0, 1]
     assert [len(piece.part_row) for piece in predictions_only(result).parts] == [0, 1]

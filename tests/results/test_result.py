@@ -21,7 +21,7 @@ from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.datasets import picture
-from tests.support.results import SIZE, predicted, saw, saw_all
+from tests.support.results import SIZE, random_predictions, random_row, write_predictions
 
 HEATMAP = {"heatmap": {"layer": "auto"}}
 NAMES = [f"set/i {n:02d}.png" for n in range(9)]
@@ -37,8 +37,8 @@ def folder(tmp_path_factory, files):
     """A result with all columns over image files, two of which failed."""
     root = tmp_path_factory.mktemp("read")
     jobs.write_files(root / "images", files | jobs.BROKEN)
-    predictions = {name: saw_all(n) for n, name in enumerate(NAMES)}
-    return predicted(root / "result", root / "images", predictions, classification=HEATMAP)
+    predictions = {name: random_row(n) for n, name in enumerate(NAMES)}
+    return write_predictions(root / "result", root / "images", predictions, classification=HEATMAP)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def test_a_heatmap_of_a_tiled_image_covers_the_image(tmp_path, files, tiles, is_
     name = NAMES[0]
     jobs.write_files(tmp_path / "images", {name: files[name]})
     options = {**HEATMAP, "tiles": tiles}
-    out = predicted(
-        tmp_path / "out", tmp_path / "images", {name: saw_all(0)}, classification=options
+    out = write_predictions(
+        tmp_path / "out", tmp_path / "images", {name: random_row(0)}, classification=options
     )
     (row,) = cvbatch.read(out)
     values = row.heatmaps[0]["values"]
@@ -150,10 +150,10 @@ def test_arrays_equal_the_stored_values(folder, rows):
 
 def test_a_mask_stored_at_the_networks_size_is_mapped_to_the_image(tmp_path, files):
     halves = np.repeat([[1] * 10 + [2] * 10], 20, axis=0).astype(np.uint8)  # of a 20 x 20 input
-    prediction = {**saw(1), "mask": {"bytes": encode_png(halves)}}
+    prediction = {**random_predictions(1), "mask": {"bytes": encode_png(halves)}}
     jobs.write_files(tmp_path / "images", {"a.png": files[NAMES[0]]})
     options = {"segmentation": {"mask_size": "model"}}
-    predicted(tmp_path / "out", tmp_path / "images", {"a.png": prediction}, **options)
+    write_predictions(tmp_path / "out", tmp_path / "images", {"a.png": prediction}, **options)
     (row,) = cvbatch.read(tmp_path / "out")
     height, width = SIZE
     assert row.mask.tolist() == [[1] * (width // 2) + [2] * (width // 2)] * height
@@ -165,8 +165,10 @@ def test_images_are_read_from_files_parquet_and_tars(folder, files, tmp_path):
             assert np.array_equal(np.asarray(row.image()), pixels(files[row.image_id]))
     stored = list(files.values())
     jobs.write_parquet(tmp_path / "p" / "all.parquet", files, row_group_size=4)
-    predictions = {f"all.parquet#{n}": saw(n) for n in range(len(files))}
-    result = predicted(tmp_path / "of-parquet", tmp_path / "p", predictions, format_="parquet")
+    predictions = {f"all.parquet#{n}": random_predictions(n) for n in range(len(files))}
+    result = write_predictions(
+        tmp_path / "of-parquet", tmp_path / "p", predictions, format_="parquet"
+    )
     images = [np.asarray(row.image()) for row in cvbatch.read(result)]
     assert all(np.array_equal(a, pixels(b)) for a, b in zip(images, stored, strict=True))
     images = [np.asarray(row.image()) for row in cvbatch.read(predict_tar(tmp_path, files))]
@@ -176,8 +178,8 @@ def test_images_are_read_from_files_parquet_and_tars(folder, files, tmp_path):
 def predict_tar(folder, files):
     """Write a tar of the files and a result over it; return the result."""
     jobs.write_tar(folder / "tars" / "all.tar", files)
-    predictions = {f"all.tar#{name}": saw(n) for n, name in enumerate(files)}
-    return predicted(folder / "of-tar", folder / "tars", predictions, format_="webdataset")
+    predictions = {f"all.tar#{name}": random_predictions(n) for n, name in enumerate(files)}
+    return write_predictions(folder / "of-tar", folder / "tars", predictions, format_="webdataset")
 
 
 def test_selected_images_of_a_tar_are_read_without_its_rest(tmp_path, files):
@@ -208,8 +210,10 @@ def test_failed_and_changed_images_cannot_be_read(folder, tmp_path, files):
     with pytest.raises(SourceError, match=r"failed in the job \(truncated"):
         failed.overlay()
     jobs.write_files(tmp_path / "images", {name: files[name] for name in NAMES[:2]})
-    predictions = {name: saw(n) for n, name in enumerate(NAMES)}
-    first, second = cvbatch.read(predicted(tmp_path / "out", tmp_path / "images", predictions))
+    predictions = {name: random_predictions(n) for n, name in enumerate(NAMES)}
+    first, second = cvbatch.read(
+        write_predictions(tmp_path / "out", tmp_path / "images", predictions)
+    )
     (tmp_path / "images" / NAMES[0]).write_bytes(picture(8, 9))
     with pytest.raises(SourceError, match="it is 9 x 8 now"):
         first.image()
@@ -220,7 +224,7 @@ def test_failed_and_changed_images_cannot_be_read(folder, tmp_path, files):
 
 def test_the_limits_of_the_job_apply(tmp_path, files):
     jobs.write_files(tmp_path / "images", {"a.png": files[NAMES[0]]})
-    out = predicted(tmp_path / "out", tmp_path / "images", {"a.png": saw(1)})
+    out = write_predictions(tmp_path / "out", tmp_path / "images", {"a.png": random_predictions(1)})
     job = {"job": {"source": {"max_pixels": SIZE[0] * SIZE[1] - 1}}}
     (out / "_cvbatch" / "job.json").write_text(json.dumps(job))
     (row,) = cvbatch.read(out)
@@ -242,8 +246,8 @@ def test_table_and_dataset_have_every_row(folder, rows):
 
 def test_rows_of_chunks_planned_again_are_omitted(tmp_path, files):
     jobs.write_files(tmp_path / "images", files)
-    predictions = {name: saw(n) for n, name in enumerate(NAMES)}
-    out = predicted(tmp_path / "out", tmp_path / "images", predictions)
+    predictions = {name: random_predictions(n) for n, name in enumerate(NAMES)}
+    out = write_predictions(tmp_path / "out", tmp_path / "images", predictions)
     (tmp_path / "images" / NAMES[0]).write_bytes(picture(50, 50))
     source = SourceConfig(uri=str(tmp_path / "images"), format="images")
     make_plan(Storage(), source, str(out), 4, 1 << 30).commit()

@@ -20,7 +20,7 @@ File = TypeVar("File")
 MOST_NAMED = 10
 
 
-def say_of_each(
+def print_outcomes(
     files: Iterable[tuple[str, File]],
     outcome: Callable[[File], object],
     limit_s: float,
@@ -48,7 +48,7 @@ def say_of_each(
     )
 
 
-def hear(module: str, *words: str) -> dict[str, Any]:
+def run_module(module: str, *words: str) -> dict[str, Any]:
     """Return what such a process said; it has to end well."""
     done = subprocess.run(
         [sys.executable, "-m", f"tests.security.{module}", *words],

@@ -12,8 +12,8 @@ import sys
 
 from cvbatch.core.types import Failure, InputKey, Tiling
 from cvbatch.images.decode import Limits, decode
-from tests.security.bounded import say_of_each
-from tests.security.images import PIXEL_LIMIT, hostile_files
+from tests.security.bounded import print_outcomes
+from tests.security.images import PIXEL_LIMIT, malformed_files
 
 FILE_LIMIT_S = 10.0
 ADDRESS_LIMIT = 3 << 29  # of the whole process
@@ -37,11 +37,11 @@ def outcome(data: bytes) -> str:
 
 
 def main() -> None:
-    files = list(hostile_files())
+    files = list(malformed_files())
     if sys.argv[1:] == ["reverse"]:
         files.reverse()
     outcome(files[0][1])  # what decoders hold from their first image on is no growth
-    say_of_each(files, outcome, FILE_LIMIT_S, ADDRESS_LIMIT)
+    print_outcomes(files, outcome, FILE_LIMIT_S, ADDRESS_LIMIT)
 
 
 if __name__ == "__main__":

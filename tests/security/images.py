@@ -322,7 +322,7 @@ def wrong_files(files: dict[str, bytes]) -> Files:
         yield f"wrong/script.{ending}", b"%!PS\n(%pipe%touch /tmp/canary) (w) file\n"
 
 
-def hostile_files() -> Files:
+def malformed_files() -> Files:
     """Yield all of them, each under a name of its own."""
     files = originals()
     for part in (cut_files, flipped_files, lying_files, bomb_files, wrong_files):

@@ -17,7 +17,7 @@ from cvbatch.core.types import Chunk, Item
 from cvbatch.sources.discovery import find_files
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.store import Storage
-from tests.security.bounded import say_of_each
+from tests.security.bounded import print_outcomes
 
 FILE_LIMIT_S = 20.0
 ADDRESS_LIMIT = 4 << 30
@@ -58,7 +58,7 @@ def rows_of(path: Path, format: str) -> dict[str, object]:
 def main() -> None:
     folder, format = Path(sys.argv[1]), sys.argv[2]
     files = [(path.name, path) for path in sorted(folder.iterdir())]
-    say_of_each(files, lambda path: rows_of(path, format), FILE_LIMIT_S, ADDRESS_LIMIT)
+    print_outcomes(files, lambda path: rows_of(path, format), FILE_LIMIT_S, ADDRESS_LIMIT)
 
 
 if __name__ == "__main__":

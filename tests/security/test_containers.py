@@ -11,7 +11,7 @@ import pytest
 from cvbatch.sources import webdataset
 from cvbatch.sources.tar import read_tar
 from tests.security import containers, reading
-from tests.security.bounded import hear
+from tests.security.bounded import run_module
 
 MEMORY_LIMIT = 600 << 20  # a Parquet page is unpacked whole, the largest here has 60 MiB
 TAR_MEMORY_LIMIT = 200 << 20
@@ -24,7 +24,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name, data, num_before[name] in containers.tars():
         (folder / name).write_bytes(data)
     before = sorted(folder.parent.rglob("*"))
-    said = hear("reading", str(folder), "webdataset")
+    said = run_module("reading", str(folder), "webdataset")
     assert sorted(folder.parent.rglob("*")) == before  # nothing was unpacked
     return {**said, "num_before": num_before}
 
@@ -35,13 +35,13 @@ def parquets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     canary = folder.parent / "canary-of-parquets"
     for name, data in containers.parquets(canary):
         (folder / name).write_bytes(data)
-    said = hear("reading", str(folder), "parquet")
+    said = run_module("reading", str(folder), "parquet")
     assert not canary.exists()
     return said
 
 
 def test_no_files_nothing(tmp_path: Path) -> None:
-    assert hear("reading", str(tmp_path), "webdataset")["said"] == {}
+    assert run_module("reading", str(tmp_path), "webdataset")["said"] == {}
 
 
 def test_every_tar_gives_its_images_and_says_where_it_breaks_off(tars: dict[str, Any]) -> None:

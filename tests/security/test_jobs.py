@@ -33,7 +33,7 @@ RUN = {"batch_size": 8, "chunk_images": 60, "max_failure_fraction": 1.0, "actors
 def some_files() -> dict[str, bytes]:
     """Return every bomb, lie and odd name, and a share of the cut and damaged files."""
     found = {}
-    for index, (name, data) in enumerate(images.hostile_files()):
+    for index, (name, data) in enumerate(images.malformed_files()):
         part = name.split("/")[0]
         if part == "bomb" or index % (9 if part in ("lying", "wrong") else 40) == 0:
             found[name.replace(".webp.jpg", ".jpg")] = data

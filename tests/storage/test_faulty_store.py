@@ -20,7 +20,7 @@ from tests.support.faulty_proxy import (
     CUT,
     CUT_UPLOAD,
     HANG,
-    HANG_MIDWAY,
+    HANG_IN_BODY,
     REFUSE,
     SLOW_DOWN,
     Fault,
@@ -96,7 +96,7 @@ def test_nothing_is_lost_over_a_network_that_fails(
     [
         (HANG, "HEAD"),
         (HANG, "GET"),
-        (HANG_MIDWAY, "GET"),
+        (HANG_IN_BODY, "GET"),
         (HANG, "PUT"),
         (HANG, "DELETE"),
     ],
@@ -109,7 +109,7 @@ def test_a_request_that_hangs_takes_its_timeout_and_no_more(
     storage.put_bytes(uri, bytes(100_000))
     storage.delete(uri)  # boto3 is loaded before the clock runs
     storage.put_bytes(uri, bytes(100_000))
-    before = {(it.method, it.path): it.number for it in proxy.seen}
+    before = {(it.method, it.path): it.number for it in proxy.requests}
     proxy.choose = lambda it: (
         fault if it.method == method and it.number == before.get(it[:2], 0) + 1 else None
     )
@@ -130,11 +130,11 @@ def test_a_request_to_a_store_that_stays_down_ends_within_its_budget(
     storage.put_bytes("s3://bucket/down/x", b"abcdef")
     storage = fast_storage(request_timeout_s=1, retry_budget_s=1)
     proxy.choose = lambda it: fault if it.method == "GET" else None
-    proxy.seen.clear()
+    proxy.requests.clear()
     started = time.monotonic()
     with pytest.raises(StoreError, match=r"did not answer.*check"):
         storage.read_bytes("s3://bucket/down/x")
-    tries = sum(it.method == "GET" for it in proxy.seen)
+    tries = sum(it.method == "GET" for it in proxy.requests)
     assert retry.LEAST_TRIES <= tries <= (retry.LEAST_TRIES if fault is HANG else 10)
     assert time.monotonic() - started < 1 + (tries if fault is HANG else 1) * (TIMEOUT_S + 1)
 

@@ -318,7 +318,7 @@ def test_a_request_to_a_busy_store_is_retried(
     storage: Storage, proxy: Proxy, waits: list[float], fault: tuple[int, str]
 ) -> None:
     storage.put_bytes("s3://bucket/busy/x.jpg", b"abc")
-    before = len(proxy.seen)
+    before = len(proxy.requests)
     proxy.choose = lambda it: Fault("answer", *fault) if it.total <= before + 5 else None
     assert storage.read_bytes("s3://bucket/busy/x.jpg") == b"abc"
     assert len(waits) == 5
@@ -335,7 +335,7 @@ def test_a_refusal_is_not_retried(
         storage.read_bytes("s3://bucket/x.jpg")
     assert not isinstance(error.value, store.CredentialsError)
     assert waits == []
-    assert len(proxy.seen) <= 2
+    assert len(proxy.requests) <= 2
 
 
 def test_an_expired_token_is_a_credentials_error(
@@ -381,7 +381,7 @@ def test_a_busy_store_gets_the_least_number_of_requests_without_a_budget(
     proxy.choose = lambda it: Fault("answer", 503, "SlowDown")
     with pytest.raises(StoreError, match=r"did not answer.*check"):
         storage.exists("s3://bucket/busy/x.jpg")
-    assert len(proxy.seen) == retry.LEAST_TRIES == 3
+    assert len(proxy.requests) == retry.LEAST_TRIES == 3
     assert len(waits) == 2
 
 

@@ -147,13 +147,13 @@ def write_truth(
     return folder
 
 
-class Heard:
+class TextListener:
     """A listener that keeps what was said."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         self.lines.append(line)
 
     @property

@@ -40,7 +40,7 @@ SLOW_DOWN = Fault("answer")
 CUT = Fault("cut")  # the length promised, half of the bytes, the connection closed
 CUT_UPLOAD = Fault("cut_upload")  # half of the body reaches the store
 HANG = Fault("hang", share=0.0)  # never an answer
-HANG_MIDWAY = Fault("hang")
+HANG_IN_BODY = Fault("hang")
 LIE = Fault("lie")  # half of the bytes, and a length that says that this is all
 REFUSE = Fault("refuse")  # the connection closed at once
 
@@ -69,7 +69,7 @@ def unwell(seed: int, busy: float = 0.20, cut: float = 0.05, hang: float = 0.05)
         if dice < busy + cut:
             return CUT_UPLOAD if request.method in ("PUT", "POST") else CUT
         if dice < busy + cut + hang:
-            return HANG_MIDWAY if half else HANG
+            return HANG_IN_BODY if half else HANG
         return None
 
     return choose

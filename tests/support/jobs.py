@@ -121,19 +121,19 @@ def cvbatch(*words: object, **options: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-class Ear:
+class RecordingListener:
     """A listener that keeps the lines it hears."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         self.lines.append(line)
 
     def listed(self, num_names: int) -> None:
         pass
 
-    def begun(self, num_chunks: int, num_images: int) -> None:
+    def started(self, num_chunks: int, num_images: int) -> None:
         pass
 
     def written(self, report: object, summary: object) -> None:

@@ -11,7 +11,7 @@ from cvbatch.geometry.boxes import iou
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageBoxes:
     """The boxes of one image: the truth, or what a detector says."""
 
     xyxy: np.ndarray  # (M, 4) pixels
@@ -36,7 +36,10 @@ def mean_iou(summed: np.ndarray) -> float:  # (C, C)
 
 
 def average_precision(
-    truth: Sequence[Found], said: Sequence[Found], num_classes: int, iou_threshold: float = 0.5
+    truth: Sequence[ImageBoxes],
+    said: Sequence[ImageBoxes],
+    num_classes: int,
+    iou_threshold: float = 0.5,
 ) -> float:
     """Return the mean, over the classes in the truth, of the average precision at one IoU.
 
@@ -48,7 +51,7 @@ def average_precision(
 
 
 def _of_class(
-    truth: Sequence[Found], said: Sequence[Found], class_id: int, iou_threshold: float
+    truth: Sequence[ImageBoxes], said: Sequence[ImageBoxes], class_id: int, iou_threshold: float
 ) -> float:
     scores, hits, total = [], [], 0
     for real, guess in zip(truth, said, strict=True):

@@ -23,7 +23,7 @@ TASKS = ("classification", "segmentation", "detection")
 SIZE = (40, 60)
 
 
-def saw(seed, size=SIZE):
+def random_predictions(seed, size=SIZE):
     """Return what a model could have seen in an image: up to five boxes, labels, a mask."""
     rng = np.random.default_rng(seed)
     height, width = size
@@ -42,9 +42,9 @@ def saw(seed, size=SIZE):
     return {"boxes": boxes, "mask": {"bytes": encode_png(mask)}, "labels": labels, "size": size}
 
 
-def saw_all(seed, classes=CLASSES):
+def random_row(seed, classes=CLASSES):
     """Return the same with a heatmap and the mask's areas."""
-    said = saw(seed)
+    said = random_predictions(seed)
     values = np.random.default_rng(seed).random(6).astype(np.float32).tolist()
     named = {"model": "m", "layer": "last", "class_id": 1, "label": classes[1], "score": 0.75}
     heatmap = {**named, "height": 2, "width": 3, "values": values}
@@ -64,10 +64,13 @@ def boxes_at(*sides):
     return [{**dict(zip(names, box, strict=True)), **rest} for box in sides]
 
 
-FAILED = {"status": "failed", "error": {"stage": "decode", "kind": "truncated", "message": "cut\n"}}
+FAILED_ROW = {
+    "status": "failed",
+    "error": {"stage": "decode", "kind": "truncated", "message": "cut\n"},
+}
 
 
-def predicted(out, source, said, tasks=TASKS, classes=CLASSES, format_="images", **options):
+def write_predictions(out, source, said, tasks=TASKS, classes=CLASSES, format_="images", **options):
     """Write a result over `source`; said: image_id → as of `saw` or FAILED, the default."""
     configs = [{"task": task, "model": "m.keras", **options.get(task, {})} for task in tasks]
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": configs})
@@ -81,7 +84,7 @@ def predicted(out, source, said, tasks=TASKS, classes=CLASSES, format_="images",
     metadata = schema.result_metadata(models, "abc", "1")
     for ref in plan.chunks:
         rows = [
-            row(image_id, item.uri, said.get(image_id, FAILED))
+            row(image_id, item.uri, said.get(image_id, FAILED_ROW))
             for item in plan.read_chunk(ref).items
             for image_id in ids_of(item, format_)
         ]

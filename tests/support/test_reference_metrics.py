@@ -6,12 +6,12 @@ import io
 import numpy as np
 import pytest
 
-from tests.support.reference_metrics import Found, average_precision, confusion, mean_iou
+from tests.support.reference_metrics import ImageBoxes, average_precision, confusion, mean_iou
 
 
-def found(rows: list[tuple[float, float, float, float, int, float]]) -> Found:
+def found(rows: list[tuple[float, float, float, float, int, float]]) -> ImageBoxes:
     table = np.array(rows, np.float64).reshape(-1, 6)
-    return Found(table[:, :4], table[:, 4].astype(int), table[:, 5])
+    return ImageBoxes(table[:, :4], table[:, 4].astype(int), table[:, 5])
 
 
 def test_no_box_found_is_a_precision_of_0_and_the_truth_itself_one_of_1():
@@ -40,12 +40,12 @@ def test_average_precision_is_that_of_pycocotools():
         corner = rng.uniform(0, 200, (rng.integers(1, 5), 2))
         boxes = np.hstack([corner, corner + rng.uniform(20, 60, corner.shape)])
         class_id = rng.integers(0, 3, len(boxes))
-        truth.append(Found(boxes, class_id, np.ones(len(boxes))))
+        truth.append(ImageBoxes(boxes, class_id, np.ones(len(boxes))))
         moved = np.vstack([boxes + rng.normal(0, 5, boxes.shape), boxes + 40])
         wrong = np.where(rng.random(len(moved)) < 0.2, 0, np.tile(class_id, 2))
-        said.append(Found(moved, wrong, rng.random(len(moved))))
+        said.append(ImageBoxes(moved, wrong, rng.random(len(moved))))
 
-    def rows(images: list[Found]) -> list[dict[str, object]]:
+    def rows(images: list[ImageBoxes]) -> list[dict[str, object]]:
         out: list[dict[str, object]] = []
         for i, image in enumerate(images):
             for box, k, s in zip(image.xyxy, image.class_id, image.score, strict=True):

@@ -64,7 +64,7 @@ def examples_of(pixels, colour):
     ]
 
 
-def feed_of(pixels, colour, size, worker=0, workers=1):
+def batches_of(pixels, colour, size, worker=0, workers=1):
     """A feed in a new order each epoch; a worker's micro-batch is its slice of the global one."""
 
     def feed(epoch, first):

@@ -142,7 +142,7 @@ def training(replicas, folder):
         return Trainer(
             toy_trainings.ColourLearner(model),
             TRAINING,
-            toy_trainings.feed_of(*made, SIZE, replicas.worker, 2),
+            toy_trainings.batches_of(*made, SIZE, replicas.worker, 2),
             folder / f"checkpoints-{replicas.worker}",
             validation=lambda: [(pixels, toy_trainings.examples_of(pixels, colour))],
             replicas=replicas,
@@ -165,7 +165,7 @@ def normalizing(replicas, folder):
     Trainer(
         toy_trainings.ColourLearner(model),
         Plan(phases_of("scratch", 1, 0.01), 3, SIZE, checkpoint_steps=2),
-        toy_trainings.feed_of(*toy_trainings.images(48), SIZE, replicas.worker, 2),
+        toy_trainings.batches_of(*toy_trainings.images(48), SIZE, replicas.worker, 2),
         folder / f"normalizing-{replicas.worker}",
         replicas=replicas,
         listener=lambda event: heard.append([variable.numpy() for variable in moving]),

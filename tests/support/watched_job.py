@@ -96,7 +96,7 @@ class WatchedJob:
         """Return what stands on stderr so far."""
         return Path(f"/proc/self/fd/{self._told.fileno()}").read_text()
 
-    def begun(self) -> list[Begun]:
+    def started(self) -> list[Begun]:
         """Return which chunks were begun, in order; one that was begun twice stands there twice."""
         lines = Path(self._log.name).read_text().splitlines()
         return [Begun(chunk_id, int(pid)) for chunk_id, pid in map(str.split, lines)]
@@ -154,7 +154,7 @@ class WatchedJob:
 
     def kill_reader_of(self, chunk_id: str) -> None:
         """Kill the worker that was the last to begin a chunk."""
-        pid = next(one.pid for one in reversed(self.begun()) if one.chunk_id == chunk_id)
+        pid = next(one.pid for one in reversed(self.started()) if one.chunk_id == chunk_id)
         (process,) = [process for process in self.family() if process.pid == pid]
         _kill(process)
 

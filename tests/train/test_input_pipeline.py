@@ -21,8 +21,8 @@ from cvbatch.train.input_pipeline import (
 )
 from tests.support import datasets
 
-WANTED = Wanted("labels", True)
-SPEC = DecodeSpec(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits())
+LABELS = LabelSpec("labels", True)
+SPEC = DecodeSpec(Storage(), LABELS, InputKey(8, 8, "stretch"), Limits())
 COUNT = 21
 
 
@@ -34,7 +34,7 @@ def data(tmp_path_factory) -> LabelledDataset:
     }
     source = datasets.put(folder / "in", files)
     datasets.imported("folders", source, folder / "out", split=(1.0, 0.0, 0.0), shard_images=5)
-    return scan_dataset(Storage(), [str(folder / "out")], WANTED)
+    return scan_dataset(Storage(), [str(folder / "out")], LABELS)
 
 
 def batches_of(data, worker, workers, batch, augmentation=None, spec=SPEC, pool=10):
@@ -143,7 +143,7 @@ def test_padding_after_a_resume_has_the_size_of_the_step(data):
 
 
 def test_an_unusable_image_is_left_out_and_reported(data):
-    small = DecodeSpec(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits(max_pixels=10))
+    small = DecodeSpec(Storage(), LABELS, InputKey(8, 8, "stretch"), Limits(max_pixels=10))
     source = batches_of(data, 0, 1, 8, spec=small)
     with pytest.raises(TrainingError, match="none of the first 8 images can be used, for example"):
         list(source(0, 0))
@@ -158,7 +158,7 @@ def test_an_unusable_image_is_left_out_and_reported(data):
 
 
 def test_a_greyscale_network_gets_luma(data):
-    grey = DecodeSpec(Storage(), WANTED, InputKey(8, 8, "stretch"), Limits(), channels=1)
+    grey = DecodeSpec(Storage(), LABELS, InputKey(8, 8, "stretch"), Limits(), channels=1)
     colour, luma = (next(iter(batches_of(data, 0, 1, 8, spec=spec)(0, 0))) for spec in (SPEC, grey))
     expected = colour.pixels @ np.array([0.299, 0.587, 0.114])
     assert luma.pixels.shape == (8, 8, 8, 1)

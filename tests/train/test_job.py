@@ -26,7 +26,7 @@ COLOURS = {"blue": (200, 60, 40), "green": (40, 200, 60), "red": (60, 40, 200)} 
 
 
 class SilentListener:
-    def say(self, line):
+    def info(self, line):
         pass
 
 

@@ -47,7 +47,7 @@ def trainer(folder, plan=PLAN, model=None, learner=None, **options):
     model = model or toy_trainings.normalized(dropout=0.3)
     options = {"validation": validation, **options}
     learner = learner or toy_trainings.ColourLearner(model)
-    batches = options.pop("batches", toy_trainings.feed_of(*IMAGES, plan.batch_size))
+    batches = options.pop("batches", toy_trainings.batches_of(*IMAGES, plan.batch_size))
     return Trainer(learner, plan, batches, folder, **options)
 
 
@@ -287,7 +287,7 @@ def test_every_task_trains(task, build, tmp_path):
 
 def test_training_from_scratch_classifies_the_colours(tmp_path):
     plan = Plan(phases_of("scratch", 10, 0.01), 12, 16, Optimization("adam"))
-    batches = toy_trainings.feed_of(*toy_trainings.images(192, seed=3), 16)
+    batches = toy_trainings.batches_of(*toy_trainings.images(192, seed=3), 16)
     rows = trainer(tmp_path, plan, toy_trainings.plain(), batches=batches).run()
 
     assert max(row["accuracy"] for row in rows) > 0.9
@@ -297,7 +297,7 @@ def test_training_from_scratch_classifies_the_colours(tmp_path):
 
 
 def test_a_nan_loss_names_the_step_and_keeps_the_last_checkpoint(tmp_path):
-    source = toy_trainings.feed_of(*IMAGES, SIZE)
+    source = toy_trainings.batches_of(*IMAGES, SIZE)
 
     def batches(epoch, first):
         for number, batch in enumerate(source(epoch, first), start=first):

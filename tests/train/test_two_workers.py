@@ -185,7 +185,7 @@ def test_a_resumed_training_on_two_workers_equals_one_on_one_worker(workers, tmp
     rows = Trainer(
         toy_trainings.ColourLearner(model),
         plan,
-        toy_trainings.feed_of(*images, plan.batch_size),
+        toy_trainings.batches_of(*images, plan.batch_size),
         tmp_path,
         validation=lambda: [(pixels, toy_trainings.examples_of(pixels, colour))],
     ).run()
