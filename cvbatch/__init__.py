@@ -1,4 +1,4 @@
-"""Keras vision models over image archives, on Ray, into Parquet."""
+"""Distributed batch inference, training and evaluation of Keras vision models with Ray."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["__version__", "load_model", "read"]
 
 
 def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model
-    """Return the network of a .keras file, cvbatch's own layers known, nothing else run.
+    """Load a .keras file in Keras' safe mode, with cvbatch's custom layers registered.
 
-    Keras is imported here, not with the package. Plain `keras.saving.load_model` does the same
-    once `cvbatch.models.registry` was imported.
+    Keras is imported here, not with the package. `keras.saving.load_model` returns the same after
+    `import cvbatch.models.registry`.
 
     Raises:
-        ModelError: there is no such file, it is damaged, or it needs code that safe mode refuses.
+        ModelError: the file does not exist, is damaged, or needs code that safe mode rejects.
     """
     from pathlib import Path
 
@@ -30,12 +30,12 @@ def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model
 
 
 def read(path: str | os.PathLike[str]) -> Result:
-    """Return the result of `cvbatch predict` in a folder, here or in a store, to look into.
+    """Open the results of `cvbatch predict`, in a folder or at a URI.
 
-    Iterate it for rows: labels, boxes, masks and heatmaps as arrays, pictures as PIL images.
+    Iterate over it for rows: labels, boxes, masks and heatmaps as arrays, drawings as PIL images.
 
     Raises:
-        SourceError: there is no result, or it cannot be read.
+        SourceError: there are no results, or they cannot be read.
     """
     from cvbatch.results.result import Result
     from cvbatch.storage.store import Storage

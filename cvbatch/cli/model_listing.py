@@ -1,4 +1,4 @@
-"""What `cvbatch models` shows: the zoo at a glance, or one network layer by layer."""
+"""Tables of `cvbatch models`: all built-in networks, or the layers of one network."""
 
 from __future__ import annotations
 
@@ -9,53 +9,55 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvbatch.core.errors import ModelError
-from cvbatch.models import zoo_table as figures
+from cvbatch.models import zoo_table as summaries
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
     from cvbatch.models.cost import Cost
 
-_ADAM_SLOTS = 2  # numbers it keeps for each weight
+_ADAM_SLOTS = 2  # optimizer variables per weight
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under titles; columns of numbers stand flush right."""
+    """A table of text; columns of numbers are right-aligned."""
 
     titles: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
-    num_text_columns: int  # the first ones; numbers follow
+    num_text_columns: int  # the first columns; the others contain numbers
 
     def as_text(self) -> str:
-        """Return the table in plain aligned columns."""
-        everything = [self.titles, *self.rows]
-        widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
+        """Return the table as aligned plain text."""
+        lines = [self.titles, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(
                 cell.ljust(width) if i < self.num_text_columns else cell.rjust(width)
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
-            for row in everything
+            for row in lines
         )
 
     def as_rich(self) -> RichTable:
-        """Return the table for a terminal."""
+        """Return the table as a `rich` table, for a terminal."""
         from rich.table import Table as RichTable
 
-        drawn = RichTable()
+        table = RichTable()
         for i, title in enumerate(self.titles):
-            drawn.add_column(
+            table.add_column(
                 title, justify="left" if i < self.num_text_columns else "right", overflow="fold"
             )
         for row in self.rows:
-            drawn.add_row(*row)
-        return drawn
+            table.add_row(*row)
+        return table
 
 
-def zoo_table(networks: Sequence[figures.NetworkSummary]) -> Table:
-    """Return the zoo, a network a row."""
-    return Table(figures.column_titles(), [one.cells for one in networks], num_text_columns=3)
+def zoo_table(networks: Sequence[summaries.NetworkSummary]) -> Table:
+    """Return the table of all built-in networks, one row per network."""
+    return Table(
+        summaries.column_titles(), [network.cells for network in networks], num_text_columns=3
+    )
 
 
 def describe_network(
@@ -64,21 +66,24 @@ def describe_network(
     image_size: tuple[int, int] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Cost:
-    """Return what a network costs. Imports TensorFlow.
+    """Return layers, parameters, multiply-adds and memory of a network. Imports TensorFlow.
 
-    name: in the zoo, or the path or URI of a .keras file. image_size: (height, width) in pixels.
-    options: of a network in the zoo, such as its width.
+    Args:
+        name: a built-in network, or the path or URI of a .keras file.
+        num_classes: None: that of the network.
+        image_size: (height, width) in pixels; None: that of the network.
+        options: build options of a built-in network, such as its width.
 
     Raises:
-        ModelError: there is no such network or file, or it cannot have that size or number of
-            classes.
+        ModelError: the network or file does not exist, or the size, the number of classes or an
+            option is not possible.
     """
     from cvbatch.core.child_process import silent_stderr
 
-    is_fixed = num_classes is not None or bool(options)
-    file = _fetch(name, is_fixed) if name.endswith(".keras") else None
+    is_configured = num_classes is not None or bool(options)
+    file = _fetch(name, is_configured) if name.endswith(".keras") else None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with silent_stderr():  # TensorFlow tells the terminal of its start
+    with silent_stderr():  # TensorFlow logs to the terminal when it starts
         from cvbatch.models import cost, registry
 
         if file is not None:
@@ -88,19 +93,19 @@ def describe_network(
         return cost.compute_cost(model)
 
 
-def _fetch(uri: str, is_fixed: bool) -> Path:
-    from cvbatch.models import model_files  # it loads pyarrow, which the list does without
+def _fetch(uri: str, is_configured: bool) -> Path:
+    from cvbatch.models import model_files  # imports pyarrow, which the list does not need
     from cvbatch.storage.store import Storage
 
-    if is_fixed:
+    if is_configured:
         raise ModelError(
-            f"--classes or --build for {uri}: a .keras file is built already; leave them out"
+            f"--classes or --build for {uri}: a .keras file is already built; remove the option"
         )
     return model_files.fetch(Storage(), uri)
 
 
 def layer_table(cost: Cost) -> Table:
-    """Return a network, a call of a layer a row."""
+    """Return the table of layers, one row per layer call."""
     rows = [
         (
             row.path,
@@ -117,10 +122,9 @@ def layer_table(cost: Cost) -> Table:
 
 
 def batch_bytes(cost: Cost, batch_size: int) -> dict[str, int]:
-    """Return what a batch takes in float32, its network's weights included.
+    """Return the memory of a batch in float32, in bytes, including the weights.
 
-    In training the weights that are trained come with a gradient and the two numbers that Adam
-    keeps for each.
+    Training adds a gradient and Adam's two variables for each trainable weight.
     """
     from cvbatch.distributed.memory import training_need
 
@@ -135,22 +139,22 @@ def batch_bytes(cost: Cost, batch_size: int) -> dict[str, int]:
 
 
 def totals_text(cost: Cost, batch_size: int | None = None) -> str:
-    """Return the totals of a network, and of a batch where one is asked for."""
+    """Return the totals of a network, and the memory of a batch if `batch_size` is given."""
     at_least = "at least " if cost.is_at_least else ""
     lines = [
         ("parameters", f"{cost.parameters:,}, of which trainable {cost.trainable_parameters:,}"),
-        ("multiply-adds", f"{at_least}{cost.multiply_adds:,} for one image"),
+        ("multiply-adds", f"{at_least}{cost.multiply_adds:,} per image"),
         ("weights", f"{cost.weight_bytes:,} bytes"),
-        ("inference", f"{cost.inference_bytes:,} bytes an image: what its largest maps take"),
-        ("training", f"{cost.training_bytes:,} bytes an image of the batch: every map"),
+        ("inference", f"{cost.inference_bytes:,} bytes per image: its largest feature maps"),
+        ("training", f"{cost.training_bytes:,} bytes per image: all feature maps"),
     ]
     if batch_size is not None:
-        said = batch_bytes(cost, batch_size)
+        memory = batch_bytes(cost, batch_size)
         lines.append(
             (
                 f"batch of {batch_size:,}",
-                f"{said['inference_bytes']:,} bytes with the weights; {said['training_bytes']:,} "
-                "in training, with gradients and Adam's state",
+                f"{memory['inference_bytes']:,} bytes with the weights; "
+                f"{memory['training_bytes']:,} in training, with gradients and Adam's variables",
             )
         )
     return "\n".join(f"{title:<17} {text}" for title, text in lines)

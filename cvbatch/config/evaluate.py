@@ -1,4 +1,4 @@
-"""The evaluation job's file: what may stand in it, with every fault told before anything starts."""
+"""Schema and fingerprint of an evaluation job."""
 
 from __future__ import annotations
 
@@ -18,55 +18,56 @@ Join = Literal["image_id", "row", "name"]
 
 
 class PredictionsConfig(Section):
-    """The sink of a prediction."""
+    """The predictions to evaluate."""
 
-    uri: Name
+    uri: Name  # the sink of `cvbatch predict`
 
 
 class TruthConfig(Section):
-    """Labelled Parquet, as `cvbatch import` writes it."""
+    """Ground truth: labelled Parquet, as written by `cvbatch import`."""
 
     uri: Uris
-    splits: Annotated[list[Name] | None, Field(min_length=1)] = None  # None: all
+    splits: Annotated[list[Name] | None, Field(min_length=1)] = None  # None: all splits
 
 
 class HeatmapsConfig(Section):
-    """How faithful the result's heatmaps are, over a sample of its images."""
+    """Faithfulness metrics of the stored heatmaps, over a sample of the images."""
 
-    sample: int = Field(200, ge=1, le=100_000)  # images
-    steps: int = Field(20, ge=1, le=1000)  # of the insertion and the deletion curve
-    box_threshold: float = Field(0.15, gt=0, le=1)  # of a map's maximum
-    class_map: dict[Name, Name | None] | None = None  # None: that of evaluation
+    sample: int = Field(200, ge=1, le=100_000)  # number of images
+    steps: int = Field(20, ge=1, le=1000)  # points of the insertion and of the deletion curve
+    box_threshold: float = Field(0.15, gt=0, le=1)  # fraction of the maximum of a heatmap
+    class_map: dict[Name, Name | None] | None = None  # None: evaluation.class_map
 
 
 class EvaluationConfig(Section):
-    """What is compared with what, and which figures are formed."""
+    """How predictions are matched with ground truth, and which metrics are computed."""
 
-    join: Annotated[Join | None, Auto] = None  # what of an image tells which truth is its own
-    class_map: dict[Name, Name | None] = Field({})  # predicted class: true one; null: not counted
-    ignored_class: Name | None = None  # of the true masks: its pixels are not counted
+    # Which key matches an image with its ground truth. None: chosen from the data.
+    join: Annotated[Join | None, Auto] = None
+    class_map: dict[Name, Name | None] = Field({})  # predicted class: true class; null: not counted
+    ignored_class: Name | None = None  # its pixels in true masks are not counted
     top_k: Annotated[list[Annotated[int, Field(ge=1)]] | None, Field(min_length=1)] = None
-    score_threshold: Fraction = 0.5  # of precision, recall and F1 of boxes and of several labels
-    iou_threshold: float = 0.5  # of precision, recall and F1 of boxes
-    bootstrap: int = Field(200, ge=0, le=10_000)  # replicates; 0: no intervals
+    score_threshold: Fraction = 0.5  # for precision, recall and F1 of boxes and multi-label
+    iou_threshold: float = 0.5  # for precision, recall and F1 of boxes
+    bootstrap: int = Field(200, ge=0, le=10_000)  # replicates; 0: no confidence intervals
     seed: int = Field(0, ge=0, lt=2**31)
-    heatmaps: HeatmapsConfig | None = None  # None: they are not looked at
+    heatmaps: HeatmapsConfig | None = None  # None: heatmaps are not evaluated
 
     @field_validator("iou_threshold")
     @classmethod
-    def _one_of_coco(cls, value: float) -> float:
+    def _check_coco_threshold(cls, value: float) -> float:
         if not any(abs(value - step / 100) < 1e-9 for step in range(50, 100, 5)):
-            raise ValueError("it must be one of COCO's thresholds: 0.50, 0.55, 0.60, ..., 0.95")
+            raise ValueError("must be one of COCO's thresholds: 0.50, 0.55, 0.60, ..., 0.95")
         return value
 
     @field_validator("top_k")
     @classmethod
-    def _in_order(cls, value: list[int] | None) -> list[int] | None:
+    def _sort_unique(cls, value: list[int] | None) -> list[int] | None:
         return None if value is None else sorted(set(value))
 
 
 class EvaluationRunConfig(RetryConfig):
-    """Where the work is done; it changes no figure."""
+    """Resources of the job; they do not change the metrics."""
 
     workers: Annotated[int | None, Field(ge=1), Auto] = None
 
@@ -82,32 +83,32 @@ class EvaluateJob(Section):
 
     @field_validator("evaluation")
     @classmethod
-    def _has_something_to_do(
-        cls, value: EvaluationConfig, info: ValidationInfo
-    ) -> EvaluationConfig:
+    def _check_ground_truth(cls, value: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
         if value.heatmaps is None and info.data.get("truth", value) is None:
             raise ValueError(
-                "there is no truth to compare with; name truth.uri, or ask for heatmaps, which can "
-                "be looked at without"
+                "there is no ground truth: set truth.uri, or set evaluation.heatmaps, which needs "
+                "none"
             )
         return value
 
 
-# As `load_job` and `parse_job` of cvbatch.config.loader, which say what is refused.
+# Like `load_job` and `parse_job` of cvbatch.config.loader, with the same errors.
 load_evaluation = partial(load, EvaluateJob)
 parse_evaluation = partial(parse, EvaluateJob)
 
 
 def fingerprint(job: EvaluateJob, identities: Sequence[str]) -> str:
-    """Return the SHA-256 (hex) of all that changes the figures.
+    """Return the SHA-256 (hex) of everything that changes the metrics.
 
-    identities: of the predictions and, where there is one, of the truth, beyond their names.
+    Args:
+        identities: content hashes of the predictions and, if there is one, of the ground truth.
     """
-    unsaid = {"heatmaps"} if job.evaluation.heatmaps is None else None  # as before there were any
-    said = {
+    # Without heatmaps the key is left out: results of versions without it keep their fingerprint.
+    excluded = {"heatmaps"} if job.evaluation.heatmaps is None else None
+    payload = {
         "version": EVALUATION_VERSION,
         "splits": job.truth.splits if job.truth else None,
-        "evaluation": job.evaluation.model_dump(mode="json", exclude=unsaid),
+        "evaluation": job.evaluation.model_dump(mode="json", exclude=excluded),
         "identities": list(identities),
     }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The explanation job's file: what of a network is shown, with every fault told at the door."""
+"""Schema and fingerprint of an explanation job: activations, Grad-CAM, DeepDream, filters."""
 
 from __future__ import annotations
 
@@ -18,150 +18,151 @@ from cvbatch.core.errors import ConfigError
 from cvbatch.core.tasks import TASKS
 
 EXPLANATION_VERSION = 1
-IMAGE_SECTIONS = ("activations", "gradcam", "dream")  # the sections that need a source
+IMAGE_SECTIONS = ("activations", "gradcam", "dream")  # these sections need a source
 MODEL_ONLY_SECTIONS = ("patterns", "weights")
-# `all` in the file is None here, as is `auto`: one branch, so that faults name the key.
+# `all` becomes None, like `auto`: without a union, pydantic's errors name only the key.
 All = BeforeValidator(lambda value: None if value == "all" else value)
-# A section with nothing below its name is there, with its defaults.
-Given = BeforeValidator(lambda value: {} if value is None else value)
+# An empty section (`patterns:`) is requested, with its defaults.
+EmptyMeansDefaults = BeforeValidator(lambda value: {} if value is None else value)
 Layers = Annotated[list[Name] | None, Field(min_length=1)]
-_FOREIGN_OPTIONS = ("tiles", "heatmap")  # of a prediction's model
+_PREDICTION_OPTIONS = ("tiles", "heatmap")  # model options that only prediction jobs accept
 
 
 class ActivationsConfig(Section):
-    """What layers make of an image: every channel, as a grid."""
+    """Activations of layers for an image: every channel, as a grid."""
 
-    layers: Annotated[Layers, All] = None  # None: every convolution and pooling
-    max_channels: int | None = Field(None, ge=1)  # of a layer; None: all
+    layers: Annotated[Layers, All] = None  # None: all convolution and pooling layers
+    max_channels: int | None = Field(None, ge=1)  # per layer; None: all
 
 
 class PatternsConfig(Section):
-    """What each filter of a layer answers to most, by gradient ascent from noise."""
+    """Images that maximise each filter of a layer, by gradient ascent from noise."""
 
-    layers: Annotated[Layers, Auto] = None  # None: one of each size of map, the last convolution
-    filters: int = Field(64, ge=1, le=65_536)  # of a layer, the first ones
+    layers: Annotated[Layers, Auto] = None  # None: the last convolution of each map size
+    filters: int = Field(64, ge=1, le=65_536)  # the first n filters of a layer
     steps: int = Field(30, ge=1, le=100_000)
-    step: float = Field(10.0, gt=0)  # the length of one, where pixels go from 0 to 1
-    crop: int = Field(25, ge=0)  # pixels a side, and never more than a quarter of the picture
+    step: float = Field(10.0, gt=0)  # step length, for pixels in [0, 1]
+    crop: int = Field(25, ge=0)  # pixels cut off each side; at most a quarter of the image
     batch_size: int = Field(16, ge=1, le=1024)
     seed: int = Field(0, ge=0, lt=2**31)
 
 
 class WeightsConfig(Section):
-    """The kernels themselves."""
+    """Images of the convolution kernels."""
 
-    layers: Annotated[Layers, All] = None  # None: every convolution
+    layers: Annotated[Layers, All] = None  # None: all convolution layers
 
 
 class DreamConfig(Section):
-    """DeepDream: what layers see in an image, made more of."""
+    """DeepDream: gradient ascent on layer activations, over several octaves."""
 
-    layers: dict[Name, float] = Field(min_length=1)  # with the weight of each
+    layers: dict[Name, float] = Field(min_length=1)  # layer: weight
     octaves: int = Field(3, ge=1, le=20)
     octave_scale: float = Field(1.4, gt=1, le=4)
-    steps: int = Field(30, ge=1, le=100_000)  # of each octave
-    step: float = Field(10.0, gt=0)  # the length of one, where pixels go from 0 to 1
-    jitter: int = Field(8, ge=0)  # pixels by which the image is shifted round before a step
+    steps: int = Field(30, ge=1, le=100_000)  # per octave
+    step: float = Field(10.0, gt=0)  # step length, for pixels in [0, 1]
+    jitter: int = Field(8, ge=0)  # maximum random shift of the image before each step, in pixels
     seed: int = Field(0, ge=0, lt=2**31)
 
 
 class GradcamConfig(Section):
-    """Where in an image a class has its score from."""
+    """Grad-CAM: which regions of an image the score of a class depends on."""
 
     layer: Name = "auto"
     classes: Annotated[
         list[Name] | None,
         Field(min_length=1),
         BeforeValidator(lambda value: None if value == "top" else value),
-    ] = None  # None: the best top_k of each image
+    ] = None  # None: the top_k classes of each image
     top_k: int = Field(1, ge=1, le=100)
-    score: Literal["probability", "logit"] = "probability"  # of a classifier
-    # x_min, y_min, x_max, y_max as fractions of the upright image: the region of a segmenter's
-    # score, the place of a detector's box. None: the class's predicted region; its best box.
+    score: Literal["probability", "logit"] = "probability"  # for classification
+    # (x_min, y_min, x_max, y_max) as fractions of the upright image: the region whose score is
+    # explained (segmentation), or the box (detection). None: the predicted region; the best box.
     box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
 
     @field_validator("box")
     @classmethod
-    def _has_an_area(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    def _check_box(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and not (value[0] < value[2] and value[1] < value[3]):
             raise ValueError(
-                "a box is [x_min, y_min, x_max, y_max] in fractions of the image, each minimum "
+                "must be [x_min, y_min, x_max, y_max] in fractions of the image, each minimum "
                 "below its maximum"
             )
         return value
 
 
 class ExplainRunConfig(RetryConfig):
-    """How the work is done; it changes no picture."""
+    """Resources and limits; they do not change the results."""
 
     workers: Annotated[int | None, Field(ge=1), Auto] = None
     batch_size: int = Field(8, ge=1, le=64)
     chunk_images: int = Field(8, ge=1, le=1024)
     max_failure_fraction: Fraction = 0.01
-    image_timeout_s: float = Field(60.0, gt=0)  # that decoding one image may take
+    image_timeout_s: float = Field(60.0, gt=0)  # maximum seconds to decode one image
 
 
 class ExplainJob(Section):
-    """An explanation job: sections that are absent are not computed."""
+    """An explanation job; only the sections that are present are computed."""
 
     model: ModelConfig
     source: SourceConfig | None = None
     sink: SinkConfig
-    activations: Annotated[ActivationsConfig | None, Given] = None
-    patterns: Annotated[PatternsConfig | None, Given] = None
-    weights: Annotated[WeightsConfig | None, Given] = None
-    dream: Annotated[DreamConfig | None, Given] = None
-    gradcam: Annotated[GradcamConfig | None, Given] = None
+    activations: Annotated[ActivationsConfig | None, EmptyMeansDefaults] = None
+    patterns: Annotated[PatternsConfig | None, EmptyMeansDefaults] = None
+    weights: Annotated[WeightsConfig | None, EmptyMeansDefaults] = None
+    dream: Annotated[DreamConfig | None, EmptyMeansDefaults] = None
+    gradcam: Annotated[GradcamConfig | None, EmptyMeansDefaults] = None
     run: ExplainRunConfig = ExplainRunConfig()
 
     @property
     def needs_images(self) -> bool:
-        """Say whether anything is asked that is about images."""
+        """Return whether a section is present that needs images."""
         return any(getattr(self, name) is not None for name in IMAGE_SECTIONS)
 
 
 def load_explanation(path: str | Path, overrides: Sequence[str] = ()) -> ExplainJob:
-    """Return the explanation job in a YAML file, `key=value` overrides and `${NAME}` resolved.
+    """Load an explanation job from a YAML file, with `key=value` overrides and `${NAME}`.
 
     Raises:
-        ConfigError: the file cannot be read, or anything in it is wrong; all faults at once.
+        ConfigError: the file cannot be read or is invalid; the message lists all errors.
     """
     return _checked(load(ExplainJob, path, overrides), str(path))
 
 
 def parse_explanation(raw: object, overrides: Sequence[str] = (), name: str = "job") -> ExplainJob:
-    """Return the explanation job in plain values as YAML gives them.
+    """Validate an explanation job given as plain values, as parsed from YAML.
 
     Raises:
-        ConfigError: with one line for each fault.
+        ConfigError: one line per error.
     """
     return _checked(parse(ExplainJob, raw, overrides, name), name)
 
 
 def _checked(job: ExplainJob, name: str) -> ExplainJob:
-    faults = [
-        f"model.{option}: it belongs to a prediction, here the section gradcam says what is shown; "
-        "leave it out"
-        for option in _FOREIGN_OPTIONS
+    errors = [
+        f"model.{option}: only prediction jobs have it; remove it (the section gradcam sets the "
+        "heatmaps of an explanation job)"
+        for option in _PREDICTION_OPTIONS
         if getattr(job.model, option, None) is not None
     ]
     sections = (*IMAGE_SECTIONS, *MODEL_ONLY_SECTIONS)
     if all(getattr(job, section) is None for section in sections):
-        faults.append(f"nothing is asked for; add at least one section of {', '.join(sections)}")
+        errors.append(f"no section is present; add at least one section of {', '.join(sections)}")
     if job.needs_images and job.source is None:
-        asked = next(section for section in IMAGE_SECTIONS if getattr(job, section) is not None)
-        faults.append(f"source: missing; {asked} is about images, say which")
+        section = next(name for name in IMAGE_SECTIONS if getattr(job, name) is not None)
+        errors.append(f"source: missing; the section {section} needs images; set source.uri")
     if job.gradcam and job.gradcam.box and TASKS[job.model.task].is_whole_image:
-        faults.append(f"gradcam.box: a {job.model.task} model scores the whole image; leave it out")
-    if faults:
-        raise ConfigError(f"{name}: " + "\n  ".join(faults))
+        errors.append(f"gradcam.box: a {job.model.task} model scores the whole image; remove it")
+    if errors:
+        raise ConfigError(f"{name}: " + "\n  ".join(errors))
     return job
 
 
 def fingerprint(job: ExplainJob, model_identity: str) -> str:
-    """Return the SHA-256 (hex) of all that changes what is left in the sink.
+    """Return the SHA-256 (hex) of everything that changes the results.
 
-    model_identity: what the model is beyond its name.
+    Args:
+        model_identity: the content of the model: the hash of its file and its class names.
     """
     model = job.model.model_dump(mode="json", exclude={"model", "weights", "sha256", "classes"})
     sections: dict[str, Any] = {
@@ -172,11 +173,11 @@ def fingerprint(job: ExplainJob, model_identity: str) -> str:
     source = job.source and job.source.model_dump(
         mode="json", include={"max_bytes", "max_pixels", "reduced_jpeg"}
     )
-    said = {
+    payload = {
         "version": EXPLANATION_VERSION,
         "model": {key: value for key, value in model.items() if value is not None},
         "identity": model_identity,
         "source": source,
         "sections": sections,
     }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""Reads a job file: YAML, overrides, environment variables, and every fault told at once."""
+"""Load a job file: YAML, `key=value` overrides, `${NAME}` variables; report all errors at once."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -22,58 +22,66 @@ Job = TypeVar("Job", bound=BaseModel)
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
-    """Return the job in a YAML file, with `key=value` overrides and `${NAME}` resolved.
+    """Load a prediction job from a YAML file.
+
+    Args:
+        overrides: `a.b.0.c=value`, with the value in YAML; they replace values of the file.
 
     Raises:
-        ConfigError: the file cannot be read, or anything in it is wrong; all faults at once.
+        ConfigError: the file cannot be read or is invalid; the message lists all errors.
     """
     return parse_job(_read_yaml(Path(path)), overrides, str(path))
 
 
 def parse_job(raw: object, overrides: Sequence[str] = (), name: str = "job") -> JobConfig:
-    """Return the job in plain values as YAML gives them.
+    """Validate a prediction job given as plain values, as parsed from YAML.
+
+    Args:
+        name: of the job in error messages.
 
     Raises:
-        ConfigError: with one line for each fault.
+        ConfigError: one line per error: the key, the value, what is allowed.
     """
     return parse(JobConfig, raw, overrides, name)
 
 
 def load(kind: type[Job], path: str | Path, overrides: Sequence[str] = ()) -> Job:
-    """Return the job of any kind that a YAML file holds, as `load_job`. Raises ConfigError."""
+    """Load a job of any kind from a YAML file, like `load_job`."""
     return parse(kind, _read_yaml(Path(path)), overrides, str(path))
 
 
 def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str = "job") -> Job:
-    """Return the job of any kind in plain values, as `parse_job`. Raises ConfigError."""
+    """Validate a job of any kind, like `parse_job`."""
     if not isinstance(raw, dict):
         *first, last = [key for key, field in kind.model_fields.items() if field.is_required()]
-        raise ConfigError(f"{name}: a job file is a mapping with {', '.join(first)} and {last}")
+        raise ConfigError(
+            f"{name}: a job file must be a mapping with {', '.join(first)} and {last}"
+        )
     for override in overrides:
         _override(raw, override)
-    faults: list[str] = []
-    resolved = _resolve(raw, os.environ, "", faults)
+    errors: list[str] = []
+    resolved = _resolve(raw, os.environ, "", errors)
     try:
         job = kind.model_validate(resolved)
     except ValidationError as error:
-        faults += [_fault(item, kind) for item in error.errors()]
-    if faults:
-        raise ConfigError(f"{name}: " + "\n  ".join(faults))
+        errors += [_error_line(item, kind) for item in error.errors()]
+    if errors:
+        raise ConfigError(f"{name}: " + "\n  ".join(errors))
     return job
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error, not a silent choice."""
+    """Safe YAML loader that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
+        keys: set[object] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (str, int)) and key in seen:
+            if isinstance(key, (str, int)) and key in keys:
                 line = key_node.start_mark.line + 1
-                raise yaml.YAMLError(f"line {line}: the key {key!r} is given twice")
+                raise yaml.YAMLError(f"line {line}: the key {key!r} occurs twice")
             if isinstance(key, (str, int)):
-                seen.add(key)
+                keys.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -84,7 +92,7 @@ def _read_yaml(path: Path) -> object:
     except OSError as error:
         raise ConfigError(f"the job file {path} cannot be read: {error.strerror}") from None
     if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: a job file is at most {MAX_FILE_BYTES:,} bytes")
+        raise ConfigError(f"{path}: the job file is larger than {MAX_FILE_BYTES:,} bytes")
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -92,16 +100,16 @@ def _read_yaml(path: Path) -> object:
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Return `key=value` words as a dict; a value is read as YAML.
+    """Parse `key=value` arguments, with the values in YAML.
 
     Raises:
-        ConfigError: a word is not of that form.
+        ConfigError: an argument has another form.
     """
     raw: dict[str, Any] = {}
     for option in options:
         key, equals, text = option.partition("=")
         if not key or not equals:
-            raise ConfigError(f"{option!r}: write it as key=value, such as width=16")
+            raise ConfigError(f"{option!r}: must be key=value, such as width=16")
         raw[key] = _value(text, option)
     return raw
 
@@ -110,41 +118,41 @@ def _value(text: str, option: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError:
-        raise ConfigError(f"{option}: the value is not YAML; quote it") from None
+        raise ConfigError(f"{option}: the value is not valid YAML; quote it") from None
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
-    """Set `a.b.0.c=value` in place; the value is read as YAML."""
+    """Apply `a.b.0.c=value` in place; the value is YAML."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {override}: write it as key=value, such as run.batch_size=16")
+        raise ConfigError(f"--set {override}: must be key=value, such as run.batch_size=16")
     value = _value(text, f"--set {override}")
-    place: Any = raw
+    parent: Any = raw
     for key in keys[:-1]:
-        place = _child(place, key, override)
-    if isinstance(place, list):
-        place[_index(place, keys[-1], override)] = value
-    elif isinstance(place, dict):
-        place[keys[-1]] = value
+        parent = _child(parent, key, override)
+    if isinstance(parent, list):
+        parent[_index(parent, keys[-1], override)] = value
+    elif isinstance(parent, dict):
+        parent[keys[-1]] = value
     else:
-        raise ConfigError(f"--set {override}: {'.'.join(keys[:-1])} is a value, it has no keys")
+        raise ConfigError(f"--set {override}: {'.'.join(keys[:-1])} is a value without keys")
 
 
-def _child(place: Any, key: str, override: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, key, override)]
-    if not isinstance(place, dict):
-        raise ConfigError(f"--set {override}: there is nothing below {key!r}")
-    if place.get(key) is None:
-        place[key] = {}
-    return place[key]
+def _child(parent: Any, key: str, override: str) -> Any:
+    if isinstance(parent, list):
+        return parent[_index(parent, key, override)]
+    if not isinstance(parent, dict):
+        raise ConfigError(f"--set {override}: there are no keys above {key!r}")
+    if parent.get(key) is None:
+        parent[key] = {}
+    return parent[key]
 
 
-def _index(place: list[Any], key: str, override: str) -> int:
-    if not key.isdecimal() or int(key) >= len(place):
+def _index(items: list[Any], key: str, override: str) -> int:
+    if not key.isdecimal() or int(key) >= len(items):
         raise ConfigError(
-            f"--set {override}: {key!r} must be a position in a list of {len(place)}, from 0"
+            f"--set {override}: {key!r} is no index (from 0) of a list of {len(items)} items"
         )
     return int(key)
 
@@ -152,75 +160,77 @@ def _index(place: list[Any], key: str, override: str) -> int:
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-def _resolve(value: Any, environ: Mapping[str, str], where: str, faults: list[str]) -> Any:
-    """Return the value with every `${NAME}` replaced; add a fault for each that is not set."""
+def _resolve(value: Any, environ: Mapping[str, str], path: str, errors: list[str]) -> Any:
+    """Return the value with every `${NAME}` replaced; append to `errors` what is not allowed."""
     if isinstance(value, dict):
         return {
-            key: _resolve(item, environ, f"{where}.{key}".lstrip("."), faults)
+            key: _resolve(item, environ, f"{path}.{key}".lstrip("."), errors)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [_resolve(item, environ, f"{where}[{i}]", faults) for i, item in enumerate(value)]
+        return [_resolve(item, environ, f"{path}[{i}]", errors) for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
     names = _VARIABLE.findall(value)
     if secrets := [name for name in names if is_secret_variable(name)]:
-        faults.append(
-            f"{where}: {secrets[0]} holds a secret, and no value of a job file may: what stands "
-            "here goes into results and logs; the store reads its credentials from the environment "
-            "itself, so leave them out"
+        errors.append(
+            f"{path}: {secrets[0]} is a secret, which results and logs would contain; remove it, "
+            "because the storage reads its credentials from the environment itself"
         )
         return value
     for name in names:
         if name not in environ:
-            faults.append(f"{where}: the environment variable {name} is not set; export it")
+            errors.append(f"{path}: the environment variable {name} is not set; export it")
     text = _VARIABLE.sub(lambda match: environ.get(match[1], match[0]), value)
     if has_credentials(text):
-        faults.append(
-            f"{where}: it carries credentials; take them out and put them into the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), from where the store reads them itself"
+        errors.append(
+            f"{path}: the value contains credentials; remove them and set environment variables "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), which the storage reads itself"
         )
         return redact(text)
     return text
 
 
-def _fault(error: Any, kind: type[BaseModel]) -> str:
-    """Return one line: where, what was found, the rule, the remedy."""
+def _error_line(error: Any, kind: type[BaseModel]) -> str:
+    """Return one line for an error of pydantic: key, value, rule, remedy."""
     location = error["loc"]
-    where = _without_tags(location) or "models"  # the one rule about the whole is about them
+    path = _without_tags(location) or "models"  # the only rule of a whole job is about its models
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], kind)
-        near = closest_names(str(location[-1]), known)
-        remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        return f"{where}: unknown key; {remedy}"
+        return f"{path}: unknown key; {_suggestion(str(location[-1]), known, 'known keys are ')}"
     if error["type"] == "missing":
-        return f"{where}: missing"
+        return f"{path}: missing; this key is required"
     if error["type"] == "union_tag_not_found":
-        return f"{where}.task: missing; one of {', '.join(MODEL_SECTIONS)}"
+        return f"{path}.task: missing; must be one of {', '.join(MODEL_SECTIONS)}"
     if error["type"] == "union_tag_invalid":
-        found = error["ctx"]["tag"]
-        near = closest_names(found, MODEL_SECTIONS)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(MODEL_SECTIONS)}"
-        return f"{where}.task: {found!r} is not a task; {hint}"
+        task = error["ctx"]["tag"]
+        remedy = _suggestion(task, MODEL_SECTIONS, "must be one of ")
+        return f"{path}.task: {task!r} is not a task; {remedy}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    found = "" if isinstance(error["input"], (dict, BaseModel)) else f"{error['input']!r}: "
-    return f"{where}: {found[:200]}{message}"
+    value = "" if isinstance(error["input"], (dict, BaseModel)) else f"{error['input']!r}: "
+    return f"{path}: {value[:200]}{message}"
+
+
+def _suggestion(name: str, known: Iterable[str], introduction: str) -> str:
+    """Return the closest known name as a question, or all names if none is close."""
+    close = closest_names(name, known)
+    return f"did you mean {close[0]}?" if close else f"{introduction}{', '.join(known)}"
 
 
 def _without_tags(location: Sequence[str | int]) -> str:
-    """Return models[0].top_k for pydantic's (models, 0, classification, top_k)."""
-    where = ""
+    """Return `models[0].top_k` for pydantic's location (models, 0, classification, top_k)."""
+    path = ""
     for i, part in enumerate(location):
         if isinstance(part, int):
-            where += f"[{part}]"
+            path += f"[{part}]"
         elif not _is_tag(location, i):
-            where += f".{part}"
-    return where.lstrip(".")
+            path += f".{part}"
+    return path.lstrip(".")
 
 
 def _is_tag(location: Sequence[str | int], i: int) -> bool:
-    """Say whether pydantic put this part in for a union's branch; the user never wrote it."""
+    """Return whether pydantic added this part for a branch of a union; it is no key of the file."""
     part = str(location[i])
     is_task = (i == 2 and location[0] == "models") or (
         i == 1 and location[0] == "model" and part in MODEL_SECTIONS

@@ -1,6 +1,7 @@
-"""The job file: what may stand in it, what is wrong with it, and what of it changes the rows.
+"""Schema and fingerprint of a prediction job.
 
-Everything that can be wrong is found here and told at once, before Ray or TensorFlow start.
+The job file is validated as a whole before Ray or TensorFlow start, and all errors are reported
+together.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ SCHEMA_VERSION = 1
 
 
 class SourceConfig(Section):
-    """What is read."""
+    """The input images."""
 
     uri: Uris
     format: Literal["auto", "images", "parquet", "webdataset", "manifest"] = "auto"
-    image_column: Name = "image"
-    max_bytes: int = Field(256 << 20, ge=1)
-    max_pixels: int = Field(100_000_000, ge=1)
-    reduced_jpeg: bool = True
+    image_column: Name = "image"  # of Parquet
+    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
+    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
+    reduced_jpeg: bool = True  # decode large JPEGs at 1/2, 1/4 or 1/8, never below input size
 
 
 class RunConfig(RetryConfig):
-    """How the work is done; of these only engine and precision change the rows."""
+    """Resources and limits; only engine and precision change the rows of the result."""
 
     batch_size: int = Field(32, ge=1, le=4096)
     chunk_images: int = Field(512, ge=1, le=100_000)
@@ -54,14 +55,15 @@ class RunConfig(RetryConfig):
     cpus_per_actor: float = Field(1.0, gt=0)
     gpus_per_actor: Annotated[float | None, Field(ge=0), Auto] = None
     actor_memory_bytes: Annotated[int | None, Field(ge=1), Auto] = None
-    image_timeout_s: float = Field(60.0, gt=0)  # that decoding one image may take
+    image_timeout_s: float = Field(60.0, gt=0)  # maximum seconds to decode one image
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
     @model_validator(mode="after")
-    def _precision_needs_tensorflow(self) -> RunConfig:
+    def _check_precision(self) -> RunConfig:
         if self.engine == "litert" and self.precision != "float32":
             raise ValueError(
-                f"precision {self.precision} needs engine: tensorflow; litert computes in float32"
+                f"precision {self.precision} needs engine: tensorflow, because litert computes in "
+                "float32; set engine: tensorflow or precision: float32"
             )
         return self
 
@@ -76,18 +78,18 @@ class JobConfig(Section):
 
     @property
     def has_tiles(self) -> bool:
-        """Say whether a model cuts the images into tiles."""
+        """Return whether a model cuts images into tiles."""
         return any(getattr(config, "tiles", None) is not None for config in self.models)
 
     @model_validator(mode="after")
-    def _columns_differ(self) -> JobConfig:
+    def _check_columns(self) -> JobConfig:
         filled: dict[str, str] = {}
         for config in self.models:
             for column in TASKS[config.task].columns:
                 if column in filled:
                     raise ValueError(
                         f"the {config.task} model {config.model!r} and the {filled[column]} would "
-                        f"both fill the column {column!r}: run one of them as a job with its own "
+                        f"both fill the column {column!r}; run one of them as a job with its own "
                         "sink"
                     )
                 filled[column] = f"{config.task} model {config.model!r}"
@@ -95,18 +97,20 @@ class JobConfig(Section):
 
 
 def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) -> str:
-    """Return the SHA-256 (hex) of all that changes the rows.
+    """Return the SHA-256 (hex) of everything that changes the rows of the result.
 
-    model_identities: for each model what it is beyond its name (the hash of its file, its
-    class names), in the job's order. engine: the one that runs, never "auto".
+    Args:
+        model_identities: for each model, in the order of the job, its content: the hash of its
+            file and its class names.
+        engine: the engine that runs, never "auto".
     """
     models = []
     for config, identity in zip(job.models, model_identities, strict=True):
-        said = config.model_dump(mode="json", exclude={"model", "weights", "sha256", "classes"})
-        # what is not said is left out: a key that a later version adds changes no fingerprint
-        options = {key: value for key, value in said.items() if value is not None}
+        values = config.model_dump(mode="json", exclude={"model", "weights", "sha256", "classes"})
+        # None is left out, so that a key added by a later version does not change fingerprints.
+        options = {key: value for key, value in values.items() if value is not None}
         models.append({**options, "identity": identity})
-    rows = {
+    payload = {
         "schema": SCHEMA_VERSION,
         "models": models,
         "source": job.source.model_dump(
@@ -115,4 +119,4 @@ def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) ->
         "engine": engine,
         "precision": job.run.precision,
     }
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The training job's file: what may stand in it, with every fault told before anything starts."""
+"""Schema and fingerprint of a training job."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode
 TRAINING_VERSION = 1
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
 ScheduleName = Literal["constant", "cosine", "step", "linear"]
-# Keys of the training section that only one task knows.
-_KEYS_OF_ONE_TASK: dict[str, Task] = {
+# Keys of the training section that only one task has.
+_TASK_OF_KEY: dict[str, Task] = {
     "class_weights": "segmentation",
     "ignored_class": "segmentation",
     "image_sizes": "detection",
@@ -38,7 +38,7 @@ _KEYS_OF_ONE_TASK: dict[str, Task] = {
 
 
 class SplitsConfig(Section):
-    """What the labelled data call the images to learn, to choose and to judge by; null: none."""
+    """Names of the training, validation and test splits in the labelled data; null: none."""
 
     train: Name = "train"
     validation: Name | None = "validation"
@@ -46,123 +46,125 @@ class SplitsConfig(Section):
 
 
 class LabelledConfig(Section):
-    """Labelled Parquet, as `cvbatch import` writes it."""
+    """Labelled Parquet, as written by `cvbatch import`."""
 
     uri: Uris
     splits: SplitsConfig = SplitsConfig()
-    unlabelled: Literal["refuse", "skip"] = "refuse"  # images that lack the task's labels
-    max_bytes: int = Field(256 << 20, ge=1)
-    max_pixels: int = Field(100_000_000, ge=1)
+    unlabelled: Literal["refuse", "skip"] = "refuse"  # images without labels of the task
+    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
+    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
 
 
 class TrainModelConfig(Section):
-    """The network that learns, and what."""
+    """The network to train, and its task."""
 
     task: Task
     model: Name
     weights: Name | None = None
-    sha256: Sha256 | None = None  # what the .keras file, or else the weights file, must have
-    build: dict[str, Any] | None = None
+    sha256: Sha256 | None = None  # of the .keras file, or else of the weights file
+    build: dict[str, Any] | None = None  # build options of a zoo network
     image_size: Size | None = None
     resize: ResizeMode = "stretch"
     multi_label: bool = False
-    anchors: Annotated[int, Field(ge=0, le=20)] = 5  # fitted to the boxes; 0: those of the network
+    anchors: Annotated[int, Field(ge=0, le=20)] = (
+        5  # fitted to the boxes; 0: use the network's anchors
+    )
 
     @model_validator(mode="after")
-    def _weights_said(self) -> TrainModelConfig:
+    def _check_weights(self) -> TrainModelConfig:
         is_file = self.model.endswith(".keras")
         if self.weights is None and not is_file:
             raise ValueError(
-                f"weights are missing for model {self.model!r}: say imagenet, demo, a path or URI, "
-                "or random to begin with none"
+                f"weights are missing for model {self.model!r}: set imagenet, demo, a path or URI, "
+                "or random for untrained weights"
             )
         for key in ("weights", "build", "image_size"):
             if is_file and getattr(self, key) is not None:
                 raise ValueError(
-                    f"{key} for {self.model!r}: a .keras file is a whole network with its weights; "
-                    f"leave {key} out"
+                    f"{key} for {self.model!r}: a .keras file contains the network and its "
+                    f"weights; remove {key}"
                 )
         check_sha256(self.sha256, self.model, self.weights)
         if self.multi_label and self.task != "classification":
-            raise ValueError("multi_label is about classification; leave it out")
+            raise ValueError(f"multi_label is about classification, not {self.task}; remove it")
         return self
 
     @property
     def fits_anchors(self) -> bool:
-        """Say whether the boxes' shapes are found from the data."""
+        """Return whether anchors are fitted to the boxes of the training data."""
         is_new = not self.model.endswith(".keras") and self.weights == "random"
-        return self.model == "yolo" and is_new and bool(self.anchors) and not self._said_anchors
+        return self.model == "yolo" and is_new and bool(self.anchors) and not self._has_anchors
 
     @property
-    def _said_anchors(self) -> bool:
+    def _has_anchors(self) -> bool:
         return bool(self.build and "anchors" in self.build)
 
 
 class AugmentConfig(Section):
-    """How much the images of a step are varied; all 0 is not at all."""
+    """Random augmentation of training images; the defaults change nothing."""
 
     flip: Literal["none", "horizontal", "vertical", "both"] = "none"
-    rotation: float = Field(0.0, ge=0, le=0.5)
-    zoom: float = Field(0.0, ge=0, le=0.9)
-    translation: float = Field(0.0, ge=0, le=1)
-    brightness: Fraction = 0.0
-    contrast: Fraction = 0.0
+    rotation: float = Field(0.0, ge=0, le=0.5)  # maximum, as a fraction of a full turn
+    zoom: float = Field(0.0, ge=0, le=0.9)  # maximum, as a fraction of the image
+    translation: float = Field(0.0, ge=0, le=1)  # maximum, as a fraction of the image
+    brightness: Fraction = 0.0  # maximum, as a fraction of 255
+    contrast: Fraction = 0.0  # maximum relative change
 
 
 class TrainingConfig(Section):
-    """How the network learns."""
+    """Hyperparameters."""
 
     recipe: Literal["scratch", "features", "frozen", "finetune"] = "finetune"
     epochs: int = Field(10, ge=1, le=100_000)
-    head_epochs: int = Field(2, ge=0, le=100_000)  # of finetune, with the base frozen
-    unfreeze: Name = "last_block"  # of finetune: or all, or the layer from which on all learn
-    batch_size: int = Field(16, ge=1, le=4096)  # of each worker
-    accumulate: int = Field(1, ge=1, le=1024)  # batches of a worker that make one step
+    head_epochs: int = Field(2, ge=0, le=100_000)  # of finetune: epochs with a frozen backbone
+    unfreeze: Name = "last_block"  # of finetune: last_block, all, or the first trainable layer
+    batch_size: int = Field(16, ge=1, le=4096)  # per worker
+    accumulate: int = Field(1, ge=1, le=1024)  # gradient accumulation: batches per step
     learning_rate: float = Field(1e-3, gt=0)
-    base_learning_rate: float | None = Field(None, gt=0)  # of finetune, once the base learns
+    base_learning_rate: float | None = Field(None, gt=0)  # of finetune, after head_epochs
     optimizer: OptimizerName = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     schedule: ScheduleName = "cosine"
-    warmup: Fraction = 0.05  # part of a phase's steps
+    warmup: Fraction = 0.05  # fraction of the steps of a phase
     clip_norm: float | None = Field(None, gt=0)
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     augment: AugmentConfig = AugmentConfig()
-    # of detection: the sizes that the input takes in turn, another every ten steps
+    # of detection: multi-scale training, another input size every ten steps
     image_sizes: Annotated[list[Size], Field(min_length=1)] | None = None
-    class_weights: list[Annotated[float, Field(ge=0)]] | None = None  # of segmentation
-    ignored_class: Annotated[int | None, Field(ge=0, lt=MAX_MASK_CLASSES)] = None  # likewise
-    metric: Name | None = None  # by which the best is chosen; None: the task's first
-    patience: int | None = Field(None, ge=1)  # epochs without a better one; None: go to the end
-    keep: int = Field(2, ge=1, le=1000)  # checkpoints
-    checkpoint_steps: int | None = Field(None, ge=1)  # None: after every epoch only
-    shuffle_images: int = Field(4096, ge=1)  # among how many an image may change place
+    class_weights: list[Annotated[float, Field(ge=0)]] | None = None  # of segmentation, per class
+    ignored_class: Annotated[int | None, Field(ge=0, lt=MAX_MASK_CLASSES)] = None  # of segmentation
+    metric: Name | None = None  # selects the best checkpoint; None: the task's first metric
+    patience: int | None = Field(None, ge=1)  # early stopping, in epochs; None: off
+    keep: int = Field(2, ge=1, le=1000)  # number of checkpoints
+    checkpoint_steps: int | None = Field(None, ge=1)  # steps between checkpoints; None: per epoch
+    shuffle_images: int = Field(4096, ge=1)  # size of the shuffle buffer
     seed: int = Field(0, ge=0, lt=2**31)
 
     @property
     def has_augmentation(self) -> bool:
-        """Say whether the images are varied."""
+        """Return whether training images are augmented."""
         return self.augment != AugmentConfig()
 
     @model_validator(mode="after")
-    def _features_do_not_vary(self) -> TrainingConfig:
-        for key, is_said in (("augment", self.has_augmentation), ("image_sizes", self.image_sizes)):
-            if self.recipe == "features" and is_said:
+    def _check_features_recipe(self) -> TrainingConfig:
+        for key, is_set in (("augment", self.has_augmentation), ("image_sizes", self.image_sizes)):
+            if self.recipe == "features" and is_set:
                 raise ValueError(
-                    f"{key} does not go with recipe: features, which looks at every image once; "
-                    "say recipe: frozen"
+                    f"{key} does not go with recipe: features, which computes the features of each "
+                    "image once; set recipe: frozen"
                 )
         return self
 
 
 class TrainingRunConfig(RetryConfig):
-    """Where the work is done; it changes no weight but by the batch of all workers together."""
+    """Resources; they change the weights only by the total batch size of all workers."""
 
     workers: Annotated[int | None, Field(ge=1), Auto] = None
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: Annotated[float | None, Field(ge=0), Auto] = None
     worker_memory_bytes: Annotated[int | None, Field(ge=1), Auto] = None
-    max_failures: int = Field(3, ge=0)  # lost workers that a run survives
+    max_failures: int = Field(3, ge=0)  # worker failures that a run tolerates
 
 
 class TrainJob(Section):
@@ -175,30 +177,31 @@ class TrainJob(Section):
     run: TrainingRunConfig = TrainingRunConfig()
 
     @model_validator(mode="after")
-    def _keys_of_the_task(self) -> TrainJob:
-        for key, task in _KEYS_OF_ONE_TASK.items():
+    def _check_task_keys(self) -> TrainJob:
+        for key, task in _TASK_OF_KEY.items():
             if getattr(self.training, key) is not None and self.model.task != task:
                 raise ValueError(
-                    f"training.{key} is about {task}, not {self.model.task}; leave it out"
+                    f"training.{key} is about {task}, not {self.model.task}; remove it"
                 )
         return self
 
 
-# As `load_job` and `parse_job` of cvbatch.config.loader, which say what is refused.
+# Like `load_job` and `parse_job` of cvbatch.config.loader, with the same errors.
 load_training = partial(load, TrainJob)
 parse_training = partial(parse, TrainJob)
 
 
 def fingerprint(job: TrainJob, identities: Sequence[str]) -> str:
-    """Return the SHA-256 (hex) of all that changes what is learnt but the number of workers.
+    """Return the SHA-256 (hex) of everything that changes the weights but the number of workers.
 
-    identities: of the data and of the model, beyond their names.
+    Args:
+        identities: content hashes of the data and of the model.
     """
-    said = {
+    payload = {
         "version": TRAINING_VERSION,
         "source": job.source.model_dump(mode="json", exclude={"uri"}),
         "model": job.model.model_dump(mode="json", exclude={"sha256"}),
         "training": job.training.model_dump(mode="json", exclude={"keep", "checkpoint_steps"}),
         "identities": list(identities),
     }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,7 @@
-"""A call in a process of its own, which ends and takes TensorFlow's memory with it."""
+"""Run one call in a spawned process, whose memory is released when it ends.
+
+TensorFlow keeps the memory that it has once allocated, so cvbatch uses it in a process that ends.
+"""
 
 from __future__ import annotations
 
@@ -19,90 +22,97 @@ T = TypeVar("T")
 
 
 class ChildProcess(Generic[T]):
-    """A call that is under way in another process, without GPUs and without a terminal.
+    """A call that runs in another process, without GPUs and without a terminal.
 
-    The process does not outlive this one, however this one ends.
+    The process ends with this one, also when this one is killed.
+
+    Args:
+        call: the function; it, its arguments and its result must be picklable.
+        arguments: positional arguments of `call`.
+        initializer: called in the process before `call`.
     """
 
     def __init__(
         self, call: Callable[..., T], *arguments: Any, initializer: Callable[[], None] | None = None
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        # Not a pipe: TensorFlow's C++ parts write to the descriptor, and much.
-        self._log = tempfile.NamedTemporaryFile(prefix="cvbatch-apart-")  # noqa: SIM115
-        self._answer, theirs = context.Pipe(duplex=False)
+        # A pipe could fill up: TensorFlow's C++ code writes a lot to the file descriptor.
+        self._log = tempfile.NamedTemporaryFile(prefix="cvbatch-child-")  # noqa: SIM115
+        self._connection, child_end = context.Pipe(duplex=False)
         process = context.Process(
-            target=_answer,
-            args=(theirs, self._log.name, initializer, call, arguments),
-            daemon=True,  # ended when this process ends in order
+            target=_run_call,
+            args=(child_end, self._log.name, initializer, call, arguments),
+            daemon=True,  # terminated when this process exits normally
         )
-        # Ctrl-C goes to all processes of a terminal: it is for this one to hear.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Ctrl-C reaches all processes of a terminal; only this one handles it.
+        signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # so that its death is the end of the pipe
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
+        child_end.close()  # so that the death of the process closes the pipe
 
-    def result(self, what: str, remedy: str) -> T:
-        """Return what the call returns, when it does; raise what it raises.
+    def result(self, action: str, remedy: str) -> T:
+        """Wait for the call and return its result; raise the exception that it raised.
 
-        what: the process does, and remedy: if it dies, for the user.
+        Args:
+            action: completes "the process that ..." in the error message.
+            remedy: what the user can do if the process dies.
 
         Raises:
             ModelError: the process died.
         """
         try:
-            value, error = self._answer.recv()
+            value, error = self._connection.recv()
         except EOFError:
             self._log.seek(0)
             lines = self._log.read()[-2000:].decode(errors="replace").splitlines()
             last = f" (its last line: {lines[-1].strip()[:200]})" if lines else ""
             raise ModelError(
-                f"the process that {what} died{last}, most likely for want of memory; {remedy}"
+                f"the process that {action} died{last}, probably because memory ran out; {remedy}"
             ) from None
         finally:
             self._log.close()
-            self._answer.close()
+            self._connection.close()
         if error is not None:
             raise error
         result: T = value
         return result
 
 
-def _answer(
-    pipe: Connection,
+def _run_call(
+    connection: Connection,
     log: str,
     initializer: Callable[[], None] | None,
     call: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
-    """Send what the call returns and None, or None and what it raises."""
+    """Send (result, None), or (None, exception)."""
     threading.Thread(target=exit_with_parent, daemon=True).start()
-    _prepare(log)
+    _isolate(log)
     if initializer is not None:
         initializer()
-    answer: tuple[Any, Exception | None]
+    outcome: tuple[Any, Exception | None]
     try:
-        answer = call(*arguments), None
-    except Exception as error:  # noqa: BLE001 - raised again by whoever asked
-        answer = None, error
-    pipe.send(answer)
+        outcome = call(*arguments), None
+    except Exception as error:  # noqa: BLE001 - the parent raises it again
+        outcome = None, error
+    connection.send(outcome)
 
 
 def exit_with_parent() -> None:
-    """End this process when the one that made it is gone, also when that was killed outright."""
+    """Wait until the parent process has ended, also by SIGKILL; then end this process."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _prepare(log: str) -> None:
-    """Keep TensorFlow's start-up chatter off the terminal, and the GPUs out of this process."""
+def _isolate(log: str) -> None:
+    """Redirect stdout and stderr to the log file, and hide the GPUs."""
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    except FileNotFoundError:  # whoever asked is ending
+    except FileNotFoundError:  # the parent process is ending
         os._exit(1)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -111,14 +121,14 @@ def _prepare(log: str) -> None:
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Keep what C++ code writes to the descriptor off the terminal; exceptions pass."""
+    """Discard what is written to file descriptor 2, also by C++ code; exceptions pass."""
     sys.stderr.flush()
-    terminal = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    original = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        os.close(nowhere)
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(null)

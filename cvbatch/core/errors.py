@@ -1,28 +1,28 @@
-"""Every way a job can end other than well, and the exit status each one means.
+"""Exceptions of cvbatch, each with the exit status of the command.
 
-    CvbatchError                 exit 1: stopped midway; the same command goes on
-    ├── StoreError               the store stayed unreachable after its retries
-    │   ├── NotFoundError        no object, bucket or file has that name
-    │   └── AccessDeniedError    the credentials were refused
-    ├── TrainingError            a loss that is no number, data that ends early, a full disk
+    CvbatchError                 exit 1: interrupted; run the same command to resume
+    ├── StoreError               the storage failed, also after retries
+    │   ├── NotFoundError        no such object, bucket or file
+    │   └── AccessDeniedError    the credentials were rejected
+    ├── TrainingError            NaN or infinite loss, data that end early, a full disk
     └── RefusedError             exit 2: nothing was written
-        ├── ConfigError          the job file or the command line
-        ├── SourceError          what is to be read: missing, empty, not of that format
-        ├── SinkError            where results go: another job's, not writable
-        └── ModelError           a model that is unknown, unreadable or does not fit its task
+        ├── ConfigError          the job file or the command line is invalid
+        ├── SourceError          the input is missing, empty or of another format
+        ├── SinkError            the sink contains another job's results or is not writable
+        └── ModelError           the model is unknown, unreadable or does not fit its task
 
-A bad image is not here: it is data, a `cvbatch.core.types.Failure`.
+A bad image is no exception: it is data, a `cvbatch.core.types.Failure`.
 """
 
 
 class CvbatchError(Exception):
-    """A job that could not go on. The message names the value, the rule and the remedy."""
+    """A job cannot continue. The message names the value, the rule and the remedy."""
 
     exit_status = 1
 
 
 class StoreError(CvbatchError):
-    """The store did not answer, refused, or has no such object."""
+    """A storage request failed: no response, an error response, or no such object."""
 
 
 class NotFoundError(StoreError):
@@ -30,29 +30,29 @@ class NotFoundError(StoreError):
 
 
 class AccessDeniedError(StoreError):
-    """The store knows the name but not these credentials."""
+    """The storage rejects the credentials for that name."""
 
 
 class TrainingError(CvbatchError):
-    """Training cannot go on; what its last checkpoint holds is good."""
+    """The training cannot continue; its last checkpoint is valid."""
 
 
 class RefusedError(CvbatchError):
-    """Refused before anything was written."""
+    """The job was refused before anything was written."""
 
     exit_status = 2
 
 
 class ConfigError(RefusedError):
-    """The job file or the command line is wrong; every fault found is in the message."""
+    """The job file or the command line is invalid; the message lists all errors."""
 
 
 class SourceError(RefusedError):
-    """The source is missing, empty, or not of the format it was said to have."""
+    """The source is missing, empty, or not of the specified format."""
 
 
 class SinkError(RefusedError):
-    """The sink holds another job's result, or cannot be written."""
+    """The sink contains another job's results, or cannot be written."""
 
 
 class ModelError(RefusedError):

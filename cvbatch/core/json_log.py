@@ -1,4 +1,4 @@
-"""What a command says on stderr: its last line; for machines one JSON object a line, all of it."""
+"""Log records as JSON lines on stderr (`--log json`), and the last line of every command."""
 
 from __future__ import annotations
 
@@ -19,57 +19,58 @@ _LEVELS = {logging.WARNING: "warning", logging.ERROR: "error", logging.CRITICAL:
 
 
 def new_run_id() -> str:
-    """Return an id for a run: ids sort by the time they were made."""
+    """Return a unique id for a run; ids sort by creation time (UTC, seconds)."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 class JsonLog(io.TextIOBase):
-    """A text stream that stands for stderr; whoever prints lines there makes objects of them too.
+    """A text stream that replaces stderr and writes one JSON object per line.
 
-    Every object has time, level, event, message and run, and what numbers belong to the event.
+    Every object has the keys time, level, event, message and run, and the values of its event.
+    Lines printed by other code become objects with the event "printed".
     """
 
     def __init__(self, stream: TextIO, run: str) -> None:
         self.run = run
         self._stream = stream
-        self._unfinished = ""
+        self._unfinished_line = ""
 
     def write_event(self, event: str, message: str, level: str = "info", **values: Any) -> None:
         """Write one object."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        said = {"time": now, "level": level, "event": event, "message": message, "run": self.run}
-        self._stream.write(json.dumps(_shown({**said, **values})) + "\n")
+        record = {"time": now, "level": level, "event": event, "message": message, "run": self.run}
+        self._stream.write(json.dumps(_json_safe({**record, **values})) + "\n")
         self._stream.flush()
 
     def write(self, text: str) -> int:
-        """Take what a library or a traceback prints: each line that is ended is an object."""
-        *lines, self._unfinished = (self._unfinished + text).split("\n")
+        """Buffer printed text; write an object for each complete line."""
+        *lines, self._unfinished_line = (self._unfinished_line + text).split("\n")
         for line in filter(str.strip, lines):
             self.write_event("printed", line)
         return len(text)
 
     def writable(self) -> bool:
-        """Say that it can be written to."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:
-        """Return the descriptor that is written to in the end."""
+        """Return the file descriptor of the underlying stream."""
         return self._stream.fileno()
 
 
-def _shown(value: Any) -> Any:
-    """Return a value without secrets, and without numbers that JSON does not have."""
+def _json_safe(value: Any) -> Any:
+    """Return a value with secrets redacted, and NaN and infinity replaced by None."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _shown(one) for name, one in value.items()}
+        return {name: _json_safe(item) for name, item in value.items()}
     return value
 
 
-class _Records(logging.Handler):
-    """Python's own log, warnings and worse, as events."""
+class _EventHandler(logging.Handler):
+    """Writes warnings and errors of Python's logging as events."""
 
     def __init__(self, log: JsonLog) -> None:
         super().__init__(logging.WARNING)
@@ -82,34 +83,39 @@ class _Records(logging.Handler):
 
 @contextmanager
 def log_format(form: str, run: str) -> Iterator[None]:
-    """Have stderr and Python's log in a form, "text" or "json", until the block ends."""
+    """Set the format of stderr and of Python's logging until the block ends.
+
+    Args:
+        form: "text" or "json".
+        run: id of the run, in every JSON object.
+    """
     if form == "text":
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         yield
         return
-    before, log = sys.stderr, JsonLog(sys.stderr, run)
-    handler = _Records(log)
+    stderr, log = sys.stderr, JsonLog(sys.stderr, run)
+    handler = _EventHandler(log)
     root = logging.getLogger()
     root.addHandler(handler)
     sys.stderr = log
-    yield  # where an error passes, the interpreter is still to print it
-    log.write("\n")  # ends what was not ended
-    sys.stderr = before
+    yield  # not in try/finally: the interpreter must still print a traceback as JSON
+    log.write("\n")  # completes an unfinished line
+    sys.stderr = stderr
     root.removeHandler(handler)
 
 
 class CommandResult(NamedTuple):
-    """The last line of a command, and its exit status."""
+    """The last line of a command on stderr, and its exit status."""
 
     line: str
     status: int
 
 
-def write_last_line(ending: CommandResult) -> int:
-    """Write the last line on stderr, in the log's form; return the status."""
+def write_last_line(result: CommandResult) -> int:
+    """Write the last line on stderr, in the format of the log; return the exit status."""
     if isinstance(sys.stderr, JsonLog):
-        level = "error" if ending.status else "info"
-        sys.stderr.write_event("end", ending.line, level, status=ending.status)
+        level = "error" if result.status else "info"
+        sys.stderr.write_event("end", result.line, level, status=result.status)
     else:
-        print(ending.line, file=sys.stderr, flush=True)  # noqa: T201
-    return ending.status
+        print(result.line, file=sys.stderr, flush=True)  # noqa: T201
+    return result.status

@@ -1,4 +1,4 @@
-"""Tells how a job goes on: bars on a terminal, plain lines elsewhere, events to machines."""
+"""Progress listeners: a progress bar on a terminal, plain lines elsewhere, or JSON events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cvbatch.core.types import ChunkReport
 
 
 class Totals(Protocol):
-    """Sums over the chunks that a run has written so far."""
+    """Totals over the chunks that a run has written so far."""
 
     num_chunks: int
     num_failed: int  # images
@@ -24,19 +24,19 @@ class Totals(Protocol):
 
 
 class Listener(Protocol):
-    """Receives the progress of a job of any command."""
+    """Receives the progress of a job; every command uses it."""
 
     def info(self, line: str) -> None:
-        """Receive one line about the job."""
+        """Receive one line of text about the job."""
 
     def listed(self, num_names: int) -> None:
-        """Receive the number of names found in the source so far."""
+        """Receive the number of file names listed in the source so far."""
 
     def started(self, num_chunks: int, num_images: int) -> None:
-        """Receive the amount of work; `num_images` is 0 if only reading can tell it."""
+        """Receive the amount of work; `num_images` is 0 if it is unknown before reading."""
 
     def written(self, report: ChunkReport, totals: Totals) -> None:
-        """Receive the report of a chunk whose file is written, and the totals so far."""
+        """Receive the report of a chunk after its file is written, and the totals so far."""
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
         """Receive the metrics of an epoch, as a line of text and as values."""
@@ -44,13 +44,13 @@ class Listener(Protocol):
 
 @contextmanager
 def progress_listener() -> Iterator[Listener]:
-    """Yield a listener that writes to stderr, in the form that suits it."""
+    """Yield a listener for stderr: JSON events, a progress bar (terminal) or plain lines."""
     if isinstance(sys.stderr, JsonLog):
-        yield _Events(sys.stderr)
+        yield _JsonEvents(sys.stderr)
         return
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines()
+        yield _PlainLines()
         return
     columns = (
         TextColumn("{task.description}"),
@@ -58,13 +58,13 @@ def progress_listener() -> Iterator[Listener]:
         MofNCompleteColumn(),
         TextColumn("chunks"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[details]}"),
     )
     with Progress(*columns, console=console) as progress:
-        yield _Bars(progress)
+        yield _ProgressBar(progress)
 
 
-class _Events:
+class _JsonEvents:
     def __init__(self, log: JsonLog) -> None:
         self._log = log
         self._num_chunks = 0
@@ -77,8 +77,8 @@ class _Events:
 
     def started(self, num_chunks: int, num_images: int) -> None:
         self._num_chunks = num_chunks
-        said = f"{num_chunks:,} chunks{_images(num_images)} to do"
-        self._log.write_event("begun", said, chunks=num_chunks, images=num_images)
+        text = f"{num_chunks:,} chunks{_images(num_images)} to do"
+        self._log.write_event("begun", text, chunks=num_chunks, images=num_images)
 
     def written(self, report: ChunkReport, totals: Totals) -> None:
         self._log.write_event(
@@ -100,7 +100,7 @@ class _Events:
         self._log.write_event("epoch", line, **row)
 
 
-class _Lines:
+class _PlainLines:
     def __init__(self) -> None:
         self._num_chunks = 0
 
@@ -122,25 +122,25 @@ class _Lines:
         self.info(line)
 
 
-class _Bars:
+class _ProgressBar:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("listing", total=None, told="")
+        self._task = progress.add_task("listing", total=None, details="")
 
     def info(self, line: str) -> None:
         self._progress.console.print(line, highlight=False)
 
     def listed(self, num_names: int) -> None:
-        self._progress.update(self._task, told=f"{num_names:,} names")
+        self._progress.update(self._task, details=f"{num_names:,} names")
 
     def started(self, num_chunks: int, num_images: int) -> None:
         self._progress.update(
-            self._task, description="predicting", total=num_chunks, told=_images(num_images)
+            self._task, description="predicting", total=num_chunks, details=_images(num_images)
         )
 
     def written(self, report: ChunkReport, totals: Totals) -> None:
-        told = f"{totals.images_per_second:.1f} images/s, {totals.num_failed:,} failed"
-        self._progress.update(self._task, advance=1, told=told)
+        details = f"{totals.images_per_second:.1f} images/s, {totals.num_failed:,} failed"
+        self._progress.update(self._task, advance=1, details=details)
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
         self.info(line)

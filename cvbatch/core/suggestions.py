@@ -1,4 +1,4 @@
-"""Names that were meant: the nearest known ones to offer for one that is not known."""
+"""Find the closest known names, for "did you mean" in error messages."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from collections.abc import Iterable
 
 
 def closest_names(
-    name: str, known: Iterable[str], most: int = 1, likeness: float = 0.5
+    name: str, known: Iterable[str], max_names: int = 1, cutoff: float = 0.5
 ) -> list[str]:
-    """Return the known names most like one, best first, whatever their case; [] if none is near.
+    """Return the known names closest to `name`, best first; upper and lower case are equal.
 
-    likeness: difflib's ratio, from 0 (nothing in common) to 1.
+    Args:
+        max_names: maximum number of names, where names that differ only by case count once.
+        cutoff: minimum of difflib's ratio, from 0 (nothing in common) to 1 (equal).
     """
     by_lower: dict[str, list[str]] = {}
-    for one in known:
-        by_lower.setdefault(one.lower(), []).append(one)
-    close = difflib.get_close_matches(name.lower(), by_lower, most, likeness)
-    return [one for lower in close for one in by_lower[lower]]
+    for known_name in known:
+        by_lower.setdefault(known_name.lower(), []).append(known_name)
+    close = difflib.get_close_matches(name.lower(), by_lower, max_names, cutoff)
+    return [known_name for lower in close for known_name in by_lower[lower]]
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """Return the words that offer the names nearest to one, or all where none is near."""
+    """Return text for an error message: the closest known names, or all if none is close."""
     known = list(known)
-    near = closest_names(name, known, 3)
-    return f"nearest are {', '.join(near)}" if near else f"there are {', '.join(known)}"
+    close = closest_names(name, known, 3)
+    return f"nearest are {', '.join(close)}" if close else f"there are {', '.join(known)}"

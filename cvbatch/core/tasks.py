@@ -1,6 +1,6 @@
-"""Tasks, and the columns of results and labelled data that belong to them, as plain data.
+"""Table of tasks: their columns in results and in labelled data.
 
-Each layer has a table of functions with these keys, next to the code that it selects.
+Each layer has its own table of functions with these keys, next to the functions.
 tests/test_task_tables.py lists the tables: a new task or column is one row in each of them.
 """
 
@@ -12,14 +12,14 @@ Task = Literal["classification", "segmentation", "detection", "localization"]
 
 
 class TaskInfo(NamedTuple):
-    """What all layers know of a task.
+    """Properties of a task that all layers use.
 
     Args:
-        columns: of a result, filled by a model of the task. Two models of one job may not fill the
-            same column.
-        label_column: of labelled data, the one that a network of the task is trained on.
-        is_whole_image: a class has one score for the whole image, so an image has one label, or one
-            box, unless the model is multi-label.
+        columns: columns of a result that a model of the task fills. Two models of one job must not
+            fill the same column.
+        label_column: the column of labelled data that a network of the task is trained on.
+        is_whole_image: a class has one score per image, so an image has one label, or one box,
+            unless the model is multi-label.
     """
 
     columns: tuple[str, ...]
@@ -35,8 +35,7 @@ TASKS: dict[Task, TaskInfo] = {
 }
 
 
-# Columns with a class table, of results and of labelled data → the task by whose metrics they are
-# evaluated, whichever task filled them.
+# Columns with a class table → the task whose metrics evaluate them, whichever task filled them.
 CLASS_COLUMNS: dict[str, Task] = {
     "labels": "classification",
     "boxes": "detection",

@@ -1,1 +1,1 @@
-"""Ray and this machine, for any command: sessions, resources, preflight, parallel map."""
+"""Ray sessions, resources of nodes, preflight checks and parallel map, for all commands."""

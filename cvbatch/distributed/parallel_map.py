@@ -25,18 +25,18 @@ Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _REPORT_INTERVAL_S = 5.0
-_MAX_RESTARTS = 3  # of one worker on Ray, and of one item
+_MAX_RESTARTS = 3  # of a worker on Ray, and of an item
 
 
 def stateless(
     call: Callable[[Shared, Item], Result],
 ) -> Callable[[Shared], Callable[[Item], Result]]:
-    """Return the `begin` of `ParallelMap.run` for a call that keeps nothing between items."""
+    """Return the argument `begin` of `ParallelMap.run` for a function without state."""
     return partial(partial, call)
 
 
 class _Worker(Generic[Shared, Item, Result]):
-    """Calls the function for one item after the other; what it has loaded stays loaded."""
+    """Calls `begin` once and its result for every item, so that loaded data are reused."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class _Worker(Generic[Shared, Item, Result]):
         return self.begin(self.shared)
 
     def is_ready(self) -> bool:
-        """Return True: the process runs."""
+        """Return True, which shows that the process runs."""
         return True
 
     def call(self, item: Item) -> Result:
-        """Return the result of one item."""
+        """Return the result for an item."""
         return self._call(item)
 
 
@@ -63,9 +63,9 @@ class ParallelMap:
     """Workers for independent calls.
 
     Args:
-        workers: how many; 1 outside a cluster is this process.
-        listener: receives a line every few seconds.
-        gpus: of each worker; only Ray can assign them.
+        workers: number of workers; 1 without a cluster means this process.
+        listener: receives a progress line every 5 seconds.
+        gpus: number of GPUs per worker; only Ray can assign them.
     """
 
     workers: int
@@ -74,7 +74,7 @@ class ParallelMap:
 
     @property
     def needs_ray(self) -> bool:
-        """Say whether Ray must be connected before `run`."""
+        """Return whether Ray must be connected before `run`."""
         return joins_a_cluster() or self.gpus > 0
 
     def run(
@@ -82,27 +82,27 @@ class ParallelMap:
         begin: Callable[[Shared], Callable[[Item], Result]],
         shared: Shared,
         items: Sequence[Item],
-        what: str,
+        noun: str,
     ) -> Iterator[Result]:
-        """Yield the result of every item, in any order.
+        """Yield the results of all items, in any order.
 
         Args:
-            begin: called once by each worker with `shared`; returns the function of one item. It
-                and `shared` must be picklable.
-            shared: what all items need; sent once to each worker.
-            items: what is mapped.
-            what: the items' name in progress lines, in the plural.
+            begin: called once by each worker with `shared`; returns the function that is called for
+                every item. `begin`, `shared`, items and results must be picklable.
+            shared: data for all items; sent once to each worker.
+            items: the arguments of the calls.
+            noun: name of the items in progress lines, in the plural.
 
         Raises:
-            CvbatchError: what a call raised, or a worker died.
+            CvbatchError: a call raised it, or a worker died.
         """
-        last = time.monotonic()
+        last_report_s = time.monotonic()
         worker = _Worker(begin, shared)
         for number, result in enumerate(self._results(worker, items), 1):
             yield result
-            if time.monotonic() - last > _REPORT_INTERVAL_S:
-                last = time.monotonic()
-                self.listener.info(f"{number:,} of {len(items):,} {what}")
+            if time.monotonic() - last_report_s > _REPORT_INTERVAL_S:
+                last_report_s = time.monotonic()
+                self.listener.info(f"{number:,} of {len(items):,} {noun}")
 
     def _results(
         self, worker: _Worker[Shared, Item, Result], items: Sequence[Item]
@@ -149,7 +149,7 @@ class ParallelMap:
         )
         arguments = worker.begin, ray.put(worker.shared)
         actors = [make.remote(*arguments) for _ in range(min(self.workers, len(items)))]
-        # An actor gets items once it runs: a full cluster may never start all of them.
+        # Actors get items only when they run, because a full cluster may never start all of them.
         starting = {actor.is_ready.remote(): actor for actor in actors}
         busy: dict[Any, Any] = {}
         try:
@@ -173,44 +173,44 @@ class ParallelMap:
 
 
 class _Process(Generic[Shared, Item, Result]):
-    """A child process with a worker in it."""
+    """A child process that runs a worker."""
 
     def __init__(self, worker: _Worker[Shared, Item, Result]) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
-        self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(worker, theirs), daemon=True)
+        context = multiprocessing.get_context("spawn")  # fork would copy locks that threads hold
+        self.pipe, child_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(worker, child_end), daemon=True)
         # Ctrl-C reaches all processes of a terminal; only this one handles it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # so that the end of the process is the end of the pipe
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
+        child_end.close()  # so that the death of the process closes the pipe
 
     def send(self, item: Item) -> None:
-        """Let the worker work on an item."""
+        """Send an item to the worker."""
         try:
             self.pipe.send(item)
         except OSError:
-            raise self._death() from None
+            raise self._death_error() from None
 
     def receive(self) -> Result:
-        """Return the result of the item sent before; raise what its call raised."""
+        """Return the result of the last item; raise the exception of its call."""
         try:
             result, error = self.pipe.recv()
         except (EOFError, OSError):
-            raise self._death() from None
+            raise self._death_error() from None
         if error is not None:
             raise error
         value: Result = result
         return value
 
     @staticmethod
-    def _death() -> CvbatchError:
-        return CvbatchError("a worker died, most likely because memory ran out")
+    def _death_error() -> CvbatchError:
+        return CvbatchError("a worker died, probably because memory ran out")
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """Terminate the process."""
         self.pipe.close()
         self._process.terminate()
         self._process.join()

@@ -1,7 +1,7 @@
-"""Asks every node of a cluster, before the first image, whether it could do the job.
+"""Check every node of the cluster before the first image: packages, source and sink.
 
-A node has its own packages, its own disk and its own credentials: what is in order where the driver
-runs may be missing there. The nodes are asked while the models build, and answer in the meantime.
+Every node has its own packages, disks and credentials. The checks run as Ray tasks while the models
+are built.
 """
 
 from __future__ import annotations
@@ -32,202 +32,218 @@ from cvbatch.core.version import __version__
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
-_LIMIT_S = 60.0  # that nodes are waited for, when all else is ready
+_TIMEOUT_S = 60.0  # maximum wait for the checks, after the models are built
 _REMEDY = "give all nodes of the cluster the same image, or one environment by --runtime-env"
-Answer = dict[str, Any]  # of a node, in plain values: it may lack all of ours
+CheckResult = dict[str, Any]  # plain values, because a node may lack cvbatch's classes
 
 
 @dataclass(frozen=True)
 class NodeCheck:
-    """What a node is to try."""
+    """What a node checks.
+
+    Args:
+        storage: reads the source, reads and writes the sink.
+        sink_uri: the sink.
+        token: content of the probe file that the driver writes into the sink.
+        source_uri: a file that exists for the driver; None for jobs without a source.
+    """
 
     storage: Storage
     sink_uri: str
-    token: str  # that the driver has written into the sink
-    source_uri: str | None  # a file that the driver has seen; None: there is no source
+    token: str
+    source_uri: str | None
 
     @property
-    def mark(self) -> str:
-        """The URI of what the driver writes."""
+    def probe_uri(self) -> str:
+        """Return the URI of the probe file that the driver writes."""
         return store.join(self.sink_uri, "_cvbatch", f"probe-{self.token}")
 
-    def mark_of(self, node: str) -> str:
-        """Return the URI of what a node writes."""
-        return f"{self.mark}-{node}"
+    def node_probe_uri(self, node_id: str) -> str:
+        """Return the URI of the probe file that a node writes."""
+        return f"{self.probe_uri}-{node_id}"
 
 
-def run_check(errand: NodeCheck, node: str) -> tuple[str, str]:
-    """Return what of "source" or "sink" is not as it must be on this node, and how; "", "" for all.
+def run_check(check: NodeCheck, node_id: str) -> tuple[str, str]:
+    """Check source and sink; runs on the node.
 
-    Called on the node.
+    Returns:
+        "source" or "sink" and what is wrong with it, or ("", "") if nothing is.
     """
-    storage = errand.storage
+    storage = check.storage
     try:
-        if errand.source_uri is not None and not storage.exists(errand.source_uri):
-            return "source", f"it does not find {errand.source_uri}, which this process sees"
+        if check.source_uri is not None and not storage.exists(check.source_uri):
+            return "source", f"{check.source_uri} exists for the driver, but not on this node"
     except StoreError as error:
         return "source", str(error)
     try:
-        if storage.read_bytes(errand.mark).decode() == errand.token:
-            storage.put_bytes(errand.mark_of(node), errand.token.encode())
+        if storage.read_bytes(check.probe_uri).decode() == check.token:
+            storage.put_bytes(check.node_probe_uri(node_id), check.token.encode())
             return "", ""
-        return "sink", "it reads there what this process did not write"
+        return "sink", "it contains another file than the driver wrote"
     except NotFoundError:
-        return "sink", "it does not see there what this process writes"
+        return "sink", "a file that the driver wrote is not visible on this node"
     except StoreError as error:
         return "sink", str(error)
 
 
-def _question(errand: NodeCheck, names: list[str], node: str) -> Callable[[], Answer]:
-    """Return what a node is asked, as a function that needs nothing of ours to be carried there."""
+def _check_function(
+    check: NodeCheck, packages: list[str], node_id: str
+) -> Callable[[], CheckResult]:
+    """Return the function that runs on a node; it can be unpickled without cvbatch."""
     from ray import cloudpickle
 
-    sealed = cloudpickle.dumps(errand)
+    pickled_check = cloudpickle.dumps(check)
 
-    def look() -> Answer:
+    def run() -> CheckResult:
         import pickle
         import sys
         from importlib import metadata
 
-        said = {"Python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
-        for name in names:
+        versions = {"Python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
+        for name in packages:
             try:
-                said[name] = metadata.version(name)
+                versions[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
-                said[name] = "none"
+                versions[name] = "none"
         try:
             import cvbatch
             from cvbatch.distributed.preflight import run_check
         except ImportError as error:
-            return {"versions": said, "missing": str(error)}
-        said["cvbatch"] = cvbatch.__version__
-        fault = run_check(pickle.loads(sealed), node)  # noqa: S301 - the driver's own
-        return {"versions": said, "fault": fault}
+            return {"versions": versions, "import_error": str(error)}
+        versions["cvbatch"] = cvbatch.__version__
+        fault = run_check(pickle.loads(pickled_check), node_id)  # noqa: S301 - the driver's own
+        return {"versions": versions, "fault": fault}
 
-    return look
+    return run
 
 
 @contextmanager
 def check_nodes(
-    storage: Storage, sink_uri: str, source_uri: str | None, say: Callable[[str], None]
+    storage: Storage, sink_uri: str, source_uri: str | None, report: Callable[[str], None]
 ) -> Iterator[None]:
-    """Ask every node that has work to give; at the end of the block hear what they say.
+    """Start a check on every node that can run work; collect the results at the end of the block.
 
-    A node that has died since, or does not answer, is passed over: the job outlives it. Where an
-    error leaves the block, or comes of it, the sink is as it was.
+    Nodes that die or do not respond in time are ignored: the job can run without them. After an
+    error the sink is as before.
+
+    Args:
+        storage: of the job.
+        sink_uri: the sink.
+        source_uri: a file of the source; None for jobs without a source.
+        report: receives a line about nodes that do not respond.
 
     Raises:
-        RefusedError: a node, or this process, cannot do the job.
+        RefusedError: a node, or this process, cannot run the job.
     """
-    errand = NodeCheck(storage, sink_uri, secrets.token_hex(8), source_uri)
-    made = _missing_folders(errand.mark)
+    check = NodeCheck(storage, sink_uri, secrets.token_hex(8), source_uri)
+    new_folders = _missing_folders(check.probe_uri)
     nodes = {
         node["NodeID"]: node["NodeManagerAddress"]
         for node in ray.nodes()
         if node["Alive"] and {"CPU", "GPU"} & node["Resources"].keys()
     }
     try:
-        _leave_mark(errand)
-        waiting = _ask(errand, nodes)
+        _write_probe(check)
+        pending = _start_checks(check, nodes)
         yield
-        _hear(errand, waiting, nodes, say)
+        _collect_results(pending, nodes, check, report)
     finally:
-        for uri in (errand.mark, *map(errand.mark_of, nodes)):
+        for uri in (check.probe_uri, *map(check.node_probe_uri, nodes)):
             storage.delete(uri)
-        for folder in made:
+        for folder in new_folders:
             with suppress(OSError):
                 folder.rmdir()
 
 
-def _leave_mark(errand: NodeCheck) -> None:
+def _write_probe(check: NodeCheck) -> None:
     try:
-        errand.storage.put_bytes(errand.mark, errand.token.encode())
+        check.storage.put_bytes(check.probe_uri, check.token.encode())
     except (AccessDeniedError, NotFoundError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
 
 
-def _ask(errand: NodeCheck, nodes: Iterable[str]) -> dict[Any, str]:
-    """Return the node by the reference to its answer."""
-    names, waiting = _packages(), {}
-    for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        task = ray.remote(_question(errand, names, node))
-        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
-        waiting[task.options(**options).remote()] = node
-    return waiting
+def _start_checks(check: NodeCheck, node_ids: Iterable[str]) -> dict[Any, str]:
+    """Return ObjectRef of the result → node id."""
+    packages, pending = _required_packages(), {}
+    for node_id in node_ids:
+        strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        task = ray.remote(_check_function(check, packages, node_id))
+        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": strategy}
+        pending[task.options(**options).remote()] = node_id
+    return pending
 
 
-def _hear(
-    errand: NodeCheck,
-    waiting: dict[Any, str],
+def _collect_results(
+    pending: dict[Any, str],
     addresses: dict[str, str],
-    say: Callable[[str], None],
+    check: NodeCheck,
+    report: Callable[[str], None],
 ) -> None:
-    expected, deadline = _versions(), time.monotonic() + _LIMIT_S
-    while waiting:
-        answers, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
-        if not answers:
-            late = ", ".join(addresses[node] for node in waiting.values())
-            say(f"no answer within {_LIMIT_S:g} s from {late}: going on without")
+    expected, deadline = _versions(), time.monotonic() + _TIMEOUT_S
+    while pending:
+        refs, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
+        if not refs:
+            missing = ", ".join(addresses[node_id] for node_id in pending.values())
+            report(f"no response within {_TIMEOUT_S:g} s from {missing}: continuing without them")
             return
-        for answer in answers:
-            node = f"node {addresses[waiting.pop(answer)]}"
+        for ref in refs:
+            node = f"node {addresses[pending.pop(ref)]}"
             try:
-                said: Answer = ray.get(answer)
+                result: CheckResult = ray.get(ref)
             except ray.exceptions.RuntimeEnvSetupError as error:
                 line = str(error).strip().splitlines()[0][:300]
-                raise ConfigError(f"{node}: no runtime environment there: {line}") from None
+                raise ConfigError(f"{node} cannot create the runtime environment: {line}") from None
             except ray.exceptions.RayTaskError as error:
-                raise ConfigError(f"{node} cannot be asked: {error.cause}") from None
-            except ray.exceptions.RayError:  # it has died
+                raise ConfigError(f"{node} cannot be checked: {error.cause}") from None
+            except ray.exceptions.RayError:  # the node has died
                 continue
-            _judge(errand, node, said, expected)
+            _validate(result, node, expected, check.sink_uri)
 
 
-def _judge(errand: NodeCheck, node: str, said: Answer, expected: dict[str, str]) -> None:
-    """Raise what is to be said of an answer that is not as it must be."""
-    if "missing" in said:
+def _validate(result: CheckResult, node: str, expected: dict[str, str], sink_uri: str) -> None:
+    """Raise RefusedError if a node lacks packages or cannot use the source or the sink."""
+    if "import_error" in result:
         raise ConfigError(
-            f"{node} cannot import cvbatch {__version__} ({said['missing']}): {_REMEDY}"
+            f"{node} cannot import cvbatch {__version__} ({result['import_error']}): {_REMEDY}"
         )
-    others = [
-        f"{name} {said['versions'][name]} instead of {version}"
+    differences = [
+        f"{name} {result['versions'][name]} instead of {version}"
         for name, version in expected.items()
-        if said["versions"][name] != version
+        if result["versions"][name] != version
     ]
-    if others:
-        raise ConfigError(f"{node} has {', '.join(others[:5])}: {_REMEDY}")
-    what, how = said["fault"]
-    if what == "source":
+    if differences:
+        raise ConfigError(f"{node} has {', '.join(differences[:5])}: {_REMEDY}")
+    subject, problem = result["fault"]
+    if subject == "source":
         raise SourceError(
-            f"{node} cannot read the source: {how}; name a store or a folder that all nodes "
-            "reach, and give them the credentials for it"
+            f"{node} cannot read the source: {problem}; use a storage URI or a folder that all "
+            "nodes share, and give them its credentials"
         )
-    if what == "sink":
+    if subject == "sink":
         raise SinkError(
-            f"{node} cannot write the sink {errand.sink_uri}: {how}; name a store or a "
-            "folder that all nodes share, and give them the credentials for it"
+            f"{node} cannot write the sink {sink_uri}: {problem}; use a storage URI or a folder "
+            "that all nodes share, and give them its credentials"
         )
 
 
 def _missing_folders(uri: str) -> list[Path]:
-    """Return the local folders above a URI that are not there, the innermost first."""
-    place = store.Location.of(uri)
-    parents = Path(place.path).parents if place.scheme == "file" else ()
+    """Return the local parent folders of a URI that do not exist, the innermost first."""
+    location = store.Location.of(uri)
+    parents = Path(location.path).parents if location.scheme == "file" else ()
     return [folder for folder in parents if not folder.exists()]
 
 
-def _packages() -> list[str]:
-    """Return the packages whose versions must be the same everywhere: what cvbatch needs."""
+def _required_packages() -> list[str]:
+    """Return the dependencies of cvbatch, whose versions must be the same on all nodes."""
     try:
-        needs = metadata.requires("cvbatch") or []
-    except metadata.PackageNotFoundError:  # it runs from a folder
+        requirements = metadata.requires("cvbatch") or []
+    except metadata.PackageNotFoundError:  # cvbatch runs from a folder
         return []
-    return [re.split(r"[^\w.-]", need)[0] for need in needs if "extra ==" not in need]
+    return [re.split(r"[^\w.-]", line)[0] for line in requirements if "extra ==" not in line]
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions that this process has."""
+    """Return the versions in this process."""
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    said = {"Python": python, "cvbatch": __version__}
-    return said | {name: metadata.version(name) for name in _packages()}
+    own = {"Python": python, "cvbatch": __version__}
+    return own | {name: metadata.version(name) for name in _required_packages()}

@@ -1,4 +1,4 @@
-"""CPUs, GPUs and memory of a cluster's nodes, and how many actors they have room for."""
+"""CPUs, GPUs and memory of the nodes of a Ray cluster, and the number of actors that fit."""
 
 from __future__ import annotations
 
@@ -10,52 +10,53 @@ from cvbatch.distributed import hardware
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine of a cluster can give."""
+    """Resources of one node."""
 
     num_cpus: float
     num_gpus: float
-    memory_bytes: int | None  # None: not known
+    memory_bytes: int | None  # None: unknown
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a Ray cluster can give a job."""
+    """Resources of a Ray cluster."""
 
     num_cpus: float
     num_gpus: float
-    nodes: tuple[Node, ...] = ()  # those that are alive; none where only the sums are known
+    nodes: tuple[Node, ...] = ()  # alive nodes; empty if only the totals are known
 
     def actors_that_fit(self, cpus: float, gpus: float) -> int:
-        """Return how many actors that ask for `cpus` and `gpus` each the nodes have room for."""
-        whole = (Node(self.num_cpus, self.num_gpus, None),)
-        return sum(actors_that_fit(node, cpus, gpus) for node in self.nodes or whole)
+        """Return how many actors with `cpus` and `gpus` each fit on the nodes."""
+        total = (Node(self.num_cpus, self.num_gpus, None),)
+        return sum(actors_that_fit(node, cpus, gpus) for node in self.nodes or total)
 
 
 def local_resources() -> Resources:
-    """Return what a local Ray would have, without starting it."""
+    """Return the resources of a local Ray, without starting it."""
     cpus, gpus = float(hardware.num_cpus()), float(hardware.num_gpus())
     return Resources(cpus, gpus, (Node(cpus, gpus, hardware.memory_bytes()),))
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """How the work lies on the cluster."""
+    """Number of actors of a job and the resources of each."""
 
     arrangement: str  # "fused" | "streaming"
     num_actors: int
     cpus_per_actor: float
     gpus_per_actor: float
-    max_actors: int = 0  # that there may be if the cluster grows
+    max_actors: int = 0  # upper limit if the cluster grows
 
 
-def max_actors_on_node(node: Node, wiring: Allocation) -> int:
-    """Return how many of a job's actors may come to lie on a node."""
+def max_actors_on_node(node: Node, allocation: Allocation) -> int:
+    """Return the maximum number of the job's actors on a node."""
     return min(
-        actors_that_fit(node, wiring.cpus_per_actor, wiring.gpus_per_actor), wiring.num_actors
+        actors_that_fit(node, allocation.cpus_per_actor, allocation.gpus_per_actor),
+        allocation.num_actors,
     )
 
 
 def actors_that_fit(node: Node, cpus: float, gpus: float) -> int:
-    """Return how many actors that ask for `cpus` and `gpus` each a node has room for."""
-    room = math.floor(node.num_cpus / cpus + 1e-9)
-    return min(room, math.floor(node.num_gpus / gpus + 1e-9)) if gpus > 0 else room
+    """Return how many actors with `cpus` and `gpus` each fit on a node."""
+    count = math.floor(node.num_cpus / cpus + 1e-9)
+    return min(count, math.floor(node.num_gpus / gpus + 1e-9)) if gpus > 0 else count

@@ -35,11 +35,11 @@ _POLL_S = 0.5
 _MAX_ATTEMPTS = 5
 _JOIN_TIMEOUT_S = 2.0  # for a heartbeat in progress when the run ends
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Clock:
-    """Time and waiting. Tests pass a simulated clock."""
+    """Monotonic time and waiting. Tests pass a simulated clock."""
 
     def now(self) -> float:
         """Return the seconds of a monotonic clock."""
@@ -76,7 +76,7 @@ class Holder(NamedTuple):
     host: str
     machine: str  # one boot of one machine and one PID namespace; "" if unknown
     pid: int
-    pid_started: str  # tells the process from a later one with the same id
+    pid_started: str  # distinguishes the process from a later one with the same pid
     started: str  # UTC
     token: str
     beat: int = 0  # heartbeats so far
@@ -180,13 +180,15 @@ class Lease:
     Args:
         storage: Reads and writes the lease file.
         sink_uri: The sink.
-        say: Receives a line if the run has to wait, or if the store has no leases.
+        report: Receives a line if the run has to wait, or if the storage has no leases.
         clock: The clock.
     """
 
-    def __init__(self, storage: Storage, sink_uri: str, say: Say, clock: Clock = CLOCK) -> None:
+    def __init__(
+        self, storage: Storage, sink_uri: str, report: Report, clock: Clock = CLOCK
+    ) -> None:
         self._storage = storage
-        self._sink_uri, self._say, self._clock = sink_uri, say, clock
+        self._sink_uri, self._report, self._clock = sink_uri, report, clock
         self._abandoned: Content | None = None  # a lease file whose run counts as dead
         self._holder: Holder | None = None  # this run, once it has the lease
         self._error: CvbatchError | None = None  # set when the lease is lost
@@ -203,7 +205,7 @@ class Lease:
     ) -> None:
         self._end_heartbeats()
         if self._holder and not self._error and not isinstance(error, StoreError):
-            self._release(self._holder)  # a store that failed gets no further request
+            self._release(self._holder)  # no further request to a storage that failed
 
     @property
     def token(self) -> str:
@@ -218,7 +220,7 @@ class Lease:
         """Return the lease file of a dead run, None if there is none. Nothing is written.
 
         Raises:
-            SinkError: A living run has the lease, or the sink cannot be read.
+            SinkError: Another active run has the lease, or the sink cannot be read.
         """
         try:
             content = self._file.read() if self._file else None
@@ -228,7 +230,7 @@ class Lease:
             return content
         holder = Holder.parse(content)
         if not holder.is_known_dead:
-            self._say(
+            self._report(
                 f"the sink is in use by {holder}: waiting up to {LEASE_TIMEOUT_S:g} s for its "
                 "heartbeat"
             )
@@ -255,14 +257,16 @@ class Lease:
         """Take the lease and start the heartbeats.
 
         Raises:
-            SinkError: A living run has the lease, or the sink cannot be written.
+            SinkError: Another active run has the lease, or the sink cannot be written.
         """
         if self._file is None:
-            self._say("this store has no leases: do not let a second run write into the sink")
+            self._report(
+                "this storage has no leases: make sure that no second run writes into the sink"
+            )
             return
         holder = Holder.this_process()
         try:
-            for _ in range(_MAX_ATTEMPTS):  # if another run was faster, its heartbeat is seen
+            for _ in range(_MAX_ATTEMPTS):  # if another run is faster, its heartbeat is detected
                 if self._file.put(holder.to_json(), self.wait_until_free()) and self._has(holder):
                     break
             else:
@@ -294,7 +298,7 @@ class Lease:
                 self._error = _lost(self._sink_uri, content)
                 return
             self._file.put(self._holder._replace(beat=holder.beat + 1).to_json(), content)
-        except StoreError as error:  # the job itself stops if the store stays unreachable
+        except StoreError as error:  # the job stops by itself if the storage stays unreachable
             log.warning("the lease could not be renewed: %s", error)
 
     def _release(self, holder: Holder) -> None:

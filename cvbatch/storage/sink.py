@@ -1,7 +1,7 @@
-"""Sink: the output folder of one command, with its state file, its lease and what is refused.
+"""Sink: the output folder of one command, with its state file and its lease.
 
-A sink belongs to the command that wrote into it first. `_cvbatch/<state>.json` says which command
-that is, what it computes there (a fingerprint) and whether that is complete.
+A sink belongs to the command that wrote into it first. The state file `_cvbatch/<state>.json`
+contains the fingerprint of the results and whether they are complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError
 from cvbatch.storage import atomic, store
-from cvbatch.storage.lease import CLOCK, Clock, Lease, Say
+from cvbatch.storage.lease import CLOCK, Clock, Lease, Report
 from cvbatch.storage.store import Storage
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ _THREADS = 8
 
 
 class Owner(NamedTuple):
-    """How a sink shows that it belongs to a command."""
+    """Names and messages by which a sink belongs to a command."""
 
     state: str  # name of the state file in `_cvbatch`, without .json
     result: str = ""  # what a fingerprint identifies
@@ -53,11 +53,11 @@ OWNERS = {
 class Sink:
     """The output folder of one run of a command.
 
-    As a context manager it refuses a sink that a living run uses, and at the end it releases the
-    lease that `acquire` took:
+    As a context manager it refuses a sink that another active run uses, and at the end it releases
+    the lease taken by `acquire`:
 
-        with Sink(storage, uri, "evaluate", listener.say) as sink:
-            state = sink.open(fingerprint, overwrite=False)  # refusals; nothing is written
+        with Sink(storage, uri, "evaluate", listener.info) as sink:
+            state = sink.open(fingerprint, overwrite=False)  # validates; writes nothing
             ...
             sink.acquire()
             sink.write_state({"fingerprint": fingerprint, "is_complete": False})
@@ -65,9 +65,9 @@ class Sink:
 
     Args:
         storage: Lists, reads and writes the files.
-        uri: The folder, in any store.
+        uri: The folder or URI.
         command: A key of OWNERS.
-        say: Receives a line if the run has to wait, or if the store has no leases.
+        report: Receives a line if the run has to wait, or if the storage has no leases.
         clock: The clock of the lease.
     """
 
@@ -76,12 +76,12 @@ class Sink:
         storage: Storage,
         uri: str,
         command: str,
-        say: Say = lambda line: None,
+        report: Report = lambda line: None,
         clock: Clock = CLOCK,
     ) -> None:
         self.storage, self.uri = storage, uri
         self._owner = OWNERS[command]
-        self._lease = Lease(storage, uri, say, clock)
+        self._lease = Lease(storage, uri, report, clock)
         self._state: bytes | None = None  # the state file when `open` read it
 
     def __enter__(self) -> Sink:
@@ -97,7 +97,7 @@ class Sink:
         self._lease.__exit__(kind, error, trace)
 
     def join(self, *parts: str) -> str:
-        """Return the URI of something in the sink."""
+        """Return the URI of a file or folder in the sink."""
         return store.join(self.uri, *parts)
 
     def put(self, name: str, data: bytes | pa.Buffer) -> None:
@@ -134,7 +134,7 @@ class Sink:
         if self._state is None or overwrite:
             return None
 
-        def parse_own(raw: dict[str, Any]) -> Any:
+        def checked_parse(raw: dict[str, Any]) -> Any:
             if fingerprint is not None and raw["fingerprint"] != fingerprint:
                 raise SinkError(
                     f"sink {self.uri} contains another {self._owner.result} (fingerprint "
@@ -143,7 +143,7 @@ class Sink:
                 )
             return parse(raw)
 
-        return self._parse(self._state, parse_own)
+        return self._parse(self._state, checked_parse)
 
     def read_state(self, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """Return the stored state, None if there is none; see `open`, which refuses more."""
@@ -210,7 +210,7 @@ class Sink:
         """Take the lease. From now on this run may write.
 
         Raises:
-            SinkError: A living run has the lease, or the state has changed since `open`.
+            SinkError: Another active run has the lease, or the state has changed since `open`.
         """
         self._lease.acquire()
         with self._accessing():

@@ -1,4 +1,4 @@
-"""`cvbatch models` as its users meet it: the zoo at once, one network layer by layer."""
+"""`cvbatch models`: the list of networks, and the layers of one network."""
 
 import json
 import os
@@ -10,19 +10,19 @@ import pytest
 
 from cvbatch.cli import model_listing
 from cvbatch.core.errors import ModelError
-from cvbatch.models import zoo_table as figures
+from cvbatch.models import zoo_table as summaries
 from tests.support import jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def test_an_empty_table_is_its_titles():
+def test_an_empty_table_contains_only_titles():
     assert model_listing.zoo_table([]).as_text() == (
         "name  task  input  classes  parameters  multiply-adds"
     )
 
 
-def test_the_zoo_is_listed_in_aligned_columns_without_loading_keras():
+def test_networks_are_listed_in_aligned_columns_without_importing_keras():
     code = (
         "import sys; from cvbatch.cli.main import main; status = main(['models']);"
         "print(sorted({'keras', 'tensorflow', 'ray', 'pyarrow'} & set(sys.modules)), status)"
@@ -30,20 +30,24 @@ def test_the_zoo_is_listed_in_aligned_columns_without_loading_keras():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     titles, *rows, loaded = done.stdout.splitlines()
     assert loaded == "[] 0"
-    networks = figures.read_summaries()
-    assert [row.split()[0] for row in rows] == [one.name for one in networks]
+    networks = summaries.read_summaries()
+    assert [row.split()[0] for row in rows] == [network.name for network in networks]
     ends = {len(line) for line in (titles, *rows)}
-    assert len(ends) == 1  # the last column is of numbers, flush right
-    assert done.stderr == f"cvbatch: {len(networks)} networks; cvbatch models NAME shows one\n"
+    assert len(ends) == 1  # the last column is right-aligned
+    assert (
+        done.stderr == f"cvbatch: {len(networks)} networks; use cvbatch models NAME to show one\n"
+    )
 
 
-def test_the_zoo_as_json_is_the_figures():
-    status, said, _ = jobs.cvbatch("models", "--json")
+def test_the_list_as_json_has_all_values():
+    status, stdout, _ = jobs.cvbatch("models", "--json")
     assert status == 0
-    assert [figures.NetworkSummary(**row) for row in json.loads(said)] == figures.read_summaries()
+    assert [
+        summaries.NetworkSummary(**row) for row in json.loads(stdout)
+    ] == summaries.read_summaries()
 
 
-def test_on_a_terminal_the_table_is_drawn():
+def test_a_terminal_shows_a_drawn_table():
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "cvbatch", "models"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
@@ -51,50 +55,50 @@ def test_on_a_terminal_the_table_is_drawn():
         command, stdout=slave, stderr=subprocess.PIPE, env=environment
     ) as process:
         os.close(slave)
-        shown = b""
-        while piece := _read(master):
-            shown += piece
+        output = b""
+        while chunk := _read(master):
+            output += chunk
         assert process.stderr.read().startswith(b"cvbatch: ")
     os.close(master)
-    assert "┃" in shown.decode()
-    assert "MobileNetV2" in shown.decode()
+    assert "┃" in output.decode()
+    assert "MobileNetV2" in output.decode()
 
 
 def _read(descriptor):
     try:
         return os.read(descriptor, 65536)
-    except OSError:  # Linux tells the end of a pseudo-terminal so
+    except OSError:  # Linux reports the end of a pseudo-terminal as an error
         return b""
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
-        (["--batch", "2"], "are about one network: name it"),
+        (["--batch", "2"], "need the NAME of a network"),
         (["yolo", "--batch", "0"], "'0' is not a whole number of at least 1"),
         (["yolo", "--image-size", "64"], "expected 2 arguments"),
         (["/no/such.keras"], "/no/such.keras does not exist"),
-        (["net.keras", "--classes", "2"], "a .keras file is built already"),
-        (["net.keras", "--build", "width=2"], "a .keras file is built already"),
-        (["yolo", "--build", "width"], "'width': write it as key=value"),
-        (["--build", "width=2"], "are about one network: name it"),
+        (["net.keras", "--classes", "2"], "a .keras file is already built"),
+        (["net.keras", "--build", "width=2"], "a .keras file is already built"),
+        (["yolo", "--build", "width"], "'width': must be key=value"),
+        (["--build", "width=2"], "need the NAME of a network"),
     ],
 )
-def test_wrong_words_are_status_2_in_a_sentence(words, told):
-    status, said, message = jobs.cvbatch("models", *words)
-    assert (status, said) == (2, "")
-    assert told in message
-    assert "Traceback" not in message
+def test_invalid_arguments_exit_with_status_2_and_a_message(arguments, message):
+    status, stdout, stderr = jobs.cvbatch("models", *arguments)
+    assert (status, stdout) == (2, "")
+    assert message in stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.keras
-def test_one_network_is_shown_with_totals_and_nothing_of_tensorflow():
-    status, said, told = jobs.cvbatch(
+def test_a_network_is_shown_with_totals_and_without_logs_of_tensorflow():
+    status, stdout, stderr = jobs.cvbatch(
         "models", "mini_xception", "--classes", "3", "--image-size", "64", "48", "--batch", "10"
     )
     assert status == 0
-    assert told == "cvbatch: mini_xception, 51 layers\n"
-    rows = [line.split() for line in said.splitlines()]
+    assert stderr == "cvbatch: mini_xception, 51 layers\n"
+    rows = [line.split() for line in stdout.splitlines()]
     assert rows[0] == ["layer", "kind", "output", "parameters", "multiply-adds", "bytes"]
     assert rows[1] == ["image", "InputLayer", "64×48×3", "0", "0", "36,864"]
     assert ["scores", "Dense", "3", "1,539", "1,536", "12"] in rows
@@ -103,11 +107,19 @@ def test_one_network_is_shown_with_totals_and_nothing_of_tensorflow():
 
 
 @pytest.mark.keras
-def test_an_option_changes_the_network():
-    words = ("models", "mini_xception", "--build", "width=4", "--build", "num_blocks=2", "--json")
-    status, said, told = jobs.cvbatch(*words)
-    assert status == 0, told
-    filters = {row["path"]: row["output_shapes"][0][-1] for row in json.loads(said)["layers"]}
+def test_a_build_option_changes_the_network():
+    arguments = (
+        "models",
+        "mini_xception",
+        "--build",
+        "width=4",
+        "--build",
+        "num_blocks=2",
+        "--json",
+    )
+    status, stdout, stderr = jobs.cvbatch(*arguments)
+    assert status == 0, stderr
+    filters = {row["path"]: row["output_shapes"][0][-1] for row in json.loads(stdout)["layers"]}
     assert filters["conv2d"] == 4  # the first convolution
     assert filters["add_1"] == 8  # the end of the second and last block
     assert "add_2" not in filters
@@ -116,32 +128,32 @@ def test_an_option_changes_the_network():
 @pytest.mark.keras
 def test_a_file_is_shown_as_json(keras_files):
     path = keras_files / "nested_classifier.keras"
-    status, said, told = jobs.cvbatch("models", path, "--json", "--batch", "2")
-    assert status == 0, told
-    shown = json.loads(said)
-    assert shown["name"] == str(path)
-    assert "inner/act" in [layer["path"] for layer in shown["layers"]]
+    status, stdout, stderr = jobs.cvbatch("models", path, "--json", "--batch", "2")
+    assert status == 0, stderr
+    output = json.loads(stdout)
+    assert output["name"] == str(path)
+    assert "inner/act" in [layer["path"] for layer in output["layers"]]
     conv, inner, dense = 8 * 27 + 8, 12 * 72 + 12, 12 * 7 + 7
     normalisation = 4 * 8
-    assert shown["parameters"] == conv + normalisation + inner + dense
-    assert shown["multiply_adds"] == 32 * 32 * 8 * 27 + 15 * 15 * 12 * 72 + 12 * 7
-    trained = shown["trainable_parameters"]
-    assert trained == shown["parameters"] - 2 * 8
-    assert shown["batch"] == {
+    assert output["parameters"] == conv + normalisation + inner + dense
+    assert output["multiply_adds"] == 32 * 32 * 8 * 27 + 15 * 15 * 12 * 72 + 12 * 7
+    trained = output["trainable_parameters"]
+    assert trained == output["parameters"] - 2 * 8
+    assert output["batch"] == {
         "batch_size": 2,
-        "inference_bytes": 4 * shown["parameters"] + 2 * shown["inference_bytes"],
-        "training_bytes": 4 * (shown["parameters"] + 3 * trained) + 2 * shown["training_bytes"],
+        "inference_bytes": 4 * output["parameters"] + 2 * output["inference_bytes"],
+        "training_bytes": 4 * (output["parameters"] + 3 * trained) + 2 * output["training_bytes"],
     }
 
 
 @pytest.mark.keras
 @pytest.mark.parametrize(
-    ("name", "size", "told"),
+    ("name", "size", "message"),
     [
         ("minixception", None, "nearest are mini_xception"),
         ("yolo", (100, 100), "multiples of"),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(name, size, told):
-    with pytest.raises(ModelError, match=told):
+def test_an_impossible_network_is_refused(name, size, message):
+    with pytest.raises(ModelError, match=message):
         model_listing.describe_network(name, None, size)

@@ -1,4 +1,4 @@
-"""An explanation job's file is right, or every fault in it is told with the remedy."""
+"""Job files of explanation: defaults, validation errors, fingerprint."""
 
 import copy
 
@@ -8,7 +8,7 @@ import yaml
 from cvbatch.config.explain import fingerprint, load_explanation, parse_explanation
 from cvbatch.core.errors import ConfigError
 
-PLAIN = {
+MINIMAL = {
     "model": {"task": "classification", "model": "Xception", "weights": "random"},
     "source": {"uri": "in/"},
     "sink": {"uri": "out/"},
@@ -16,8 +16,8 @@ PLAIN = {
 }
 
 
-def said(**sections):
-    raw = copy.deepcopy(PLAIN)
+def job_file(**sections):
+    raw = copy.deepcopy(MINIMAL)
     for section, values in sections.items():
         raw[section] = {**raw.get(section, {}), **values}
     return raw
@@ -29,17 +29,17 @@ def test_a_job_is_a_mapping(raw):
         parse_explanation(raw)
 
 
-def test_only_what_is_asked_for_is_there():
-    job = parse_explanation(PLAIN)
+def test_absent_sections_are_none():
+    job = parse_explanation(MINIMAL)
     assert job.gradcam is not None
     assert (job.activations, job.patterns, job.weights, job.dream) == (None,) * 4
     assert (job.gradcam.classes, job.gradcam.top_k, job.gradcam.box) == (None, 1, None)
 
 
-def test_a_section_with_nothing_below_it_is_asked_for(tmp_path):
+def test_an_empty_section_has_its_defaults(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("patterns:\nweights:\n" + yaml.safe_dump({
-        "model": PLAIN["model"], "sink": {"uri": "out/"}
+        "model": MINIMAL["model"], "sink": {"uri": "out/"}
     }))  # fmt: skip
     job = load_explanation(path, ["patterns.layers=auto", "weights.layers=all"])
     assert job.patterns is not None
@@ -62,44 +62,46 @@ def test_a_section_with_nothing_below_it_is_asked_for(tmp_path):
         ({"gradcam": {"box": [0.5, 0, 0.5, 1]}}, "each minimum below its maximum"),
         ({"gradcam": {"box": [10, 20, 30, 40]}}, "gradcam.box"),
         ({"gradcam": {"box": [0, 0, 1, 1]}}, "a classification model scores the whole image"),
-        ({"model": {"heatmap": {}}}, "model.heatmap: it belongs to a prediction"),
-        ({"model": {"tiles": {}}}, "model.tiles: it belongs to a prediction"),
+        ({"model": {"heatmap": {}}}, "model.heatmap: only prediction jobs have it"),
+        ({"model": {"tiles": {}}}, "model.tiles: only prediction jobs have it"),
         ({"run": {"batch_size": 0}}, "run.batch_size: 0"),
     ],
 )
-def test_a_fault_names_the_key_and_the_remedy(sections, message):
+def test_an_error_names_the_key_and_the_rule(sections, message):
     with pytest.raises(ConfigError, match=message):
-        parse_explanation(said(**sections))
+        parse_explanation(job_file(**sections))
 
 
-def test_nothing_asked_for_is_refused():
-    raw = {key: value for key, value in PLAIN.items() if key != "gradcam"}
+def test_a_job_without_sections_is_refused():
+    raw = {key: value for key, value in MINIMAL.items() if key != "gradcam"}
     with pytest.raises(ConfigError, match="at least one section of activations, gradcam, dream"):
         parse_explanation(raw)
 
 
-def test_images_need_a_source():
-    raw = {key: value for key, value in PLAIN.items() if key != "source"}
-    with pytest.raises(ConfigError, match="source: missing; gradcam is about images"):
+def test_sections_about_images_need_a_source():
+    raw = {key: value for key, value in MINIMAL.items() if key != "source"}
+    with pytest.raises(ConfigError, match="source: missing; the section gradcam needs images"):
         parse_explanation(raw)
 
 
-def test_all_faults_are_told_at_once():
+def test_all_errors_are_reported_at_once():
     with pytest.raises(ConfigError) as refused:
-        parse_explanation(said(patterns={"steps": 0}, gradcam={"top_k": 0}, weights={"x": 1}))
+        parse_explanation(job_file(patterns={"steps": 0}, gradcam={"top_k": 0}, weights={"x": 1}))
     assert len(str(refused.value).splitlines()) == 3
 
 
-def test_the_fingerprint_is_of_what_changes_the_result():
-    job = parse_explanation(PLAIN)
-    same = parse_explanation(said(run={"workers": 2}, sink={"uri": "there/"}, source={"uri": "x"}))
+def test_the_fingerprint_covers_what_changes_the_results():
+    job = parse_explanation(MINIMAL)
+    same = parse_explanation(
+        job_file(run={"workers": 2}, sink={"uri": "there/"}, source={"uri": "x"})
+    )
     assert fingerprint(job, "id") == fingerprint(same, "id")
     others = [
-        said(patterns={}),
-        said(gradcam={"top_k": 2}),
-        said(model={"resize": "letterbox"}),
-        said(source={"max_pixels": 5}),
+        job_file(patterns={}),
+        job_file(gradcam={"top_k": 2}),
+        job_file(model={"resize": "letterbox"}),
+        job_file(source={"max_pixels": 5}),
     ]
-    found = {fingerprint(parse_explanation(raw), "id") for raw in (PLAIN, *others)}
-    assert len(found) == 5
-    assert fingerprint(job, "other") not in found
+    fingerprints = {fingerprint(parse_explanation(raw), "id") for raw in (MINIMAL, *others)}
+    assert len(fingerprints) == 5
+    assert fingerprint(job, "other") not in fingerprints

@@ -16,17 +16,17 @@ from cvbatch.config.train import parse_training
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
 
-WHERE = "says where the data are, not what they are"
-RESOURCES = "changes how fast the job runs and where, not its rows"
-LIMIT = "says when the job stops, not what it writes"
-IDENTITY = "is in the identity: the hash of the file, the class names"
-CHUNKS = "cuts the same rows into other files; the manifest holds how they were cut"
+LOCATION = "changes where the data are, not what they are"
+RESOURCES = "changes how fast and where the job runs, not its rows"
+LIMIT = "changes when the job stops, not what it writes"
+IDENTITY = "is in the identity: the hash of the file and the class names"
+CHUNKS = "groups the same rows into other files; the manifest stores the groups"
 
 PREDICT = {
-    "source.uri": WHERE,
-    "source.format": "is in the manifest, which refuses another one",
-    "source.image_column": "is in the manifest, which refuses another one",
-    "sink.uri": WHERE,
+    "source.uri": LOCATION,
+    "source.format": "is stored in the manifest, which refuses other values",
+    "source.image_column": "is stored in the manifest, which refuses other values",
+    "sink.uri": LOCATION,
     "models[0].model": IDENTITY,
     "models[0].weights": IDENTITY,
     "models[0].sha256": IDENTITY,
@@ -35,7 +35,7 @@ PREDICT = {
     "run.chunk_images": CHUNKS,
     "run.chunk_bytes": CHUNKS,
     "run.max_failure_fraction": LIMIT,
-    "run.engine": "is resolved first: the fingerprint takes the engine that runs",
+    "run.engine": "is resolved first: the fingerprint contains the engine that runs",
     "run.arrangement": RESOURCES,
     "run.actors": RESOURCES,
     "run.cpus_per_actor": RESOURCES,
@@ -46,12 +46,12 @@ PREDICT = {
     "run.retry_budget_s": LIMIT,
 }
 TRAIN = {
-    "source.uri": WHERE,
-    "sink.uri": WHERE,
+    "source.uri": LOCATION,
+    "sink.uri": LOCATION,
     "model.sha256": IDENTITY,
-    "training.keep": "says how many checkpoints stay",
-    "training.checkpoint_steps": "says how often a checkpoint is written",
-    "run.workers": "is in the state of the training, and stays when it is resumed",
+    "training.keep": "changes how many checkpoints are kept",
+    "training.checkpoint_steps": "changes how often a checkpoint is written",
+    "run.workers": "is stored in the state of the training, and stays the same when it is resumed",
     "run.cpus_per_worker": RESOURCES,
     "run.gpus_per_worker": RESOURCES,
     "run.worker_memory_bytes": RESOURCES,
@@ -60,9 +60,9 @@ TRAIN = {
     "run.retry_budget_s": LIMIT,
 }
 EVALUATE = {
-    "predictions.uri": WHERE,
-    "truth.uri": WHERE,
-    "sink.uri": WHERE,
+    "predictions.uri": LOCATION,
+    "truth.uri": LOCATION,
+    "sink.uri": LOCATION,
     "run.workers": RESOURCES,
     "run.request_timeout_s": LIMIT,
     "run.retry_budget_s": LIMIT,
@@ -72,10 +72,10 @@ EXPLAIN = {
     "model.weights": IDENTITY,
     "model.sha256": IDENTITY,
     "model.classes": IDENTITY,
-    "source.uri": WHERE,
-    "source.format": "is in the manifest, which refuses another one",
-    "source.image_column": "is in the manifest, which refuses another one",
-    "sink.uri": WHERE,
+    "source.uri": LOCATION,
+    "source.format": "is stored in the manifest, which refuses other values",
+    "source.image_column": "is stored in the manifest, which refuses other values",
+    "sink.uri": LOCATION,
     "run.workers": RESOURCES,
     "run.batch_size": RESOURCES,
     "run.chunk_images": CHUNKS,
@@ -156,7 +156,7 @@ JOBS: dict[str, tuple[BaseModel, Fingerprint, dict[str, str]]] = {
 
 
 def leaves(value: Any, path: str = "") -> Iterator[str]:
-    """Yield the path of every field that is no section itself."""
+    """Yield the path of every field that is not a section."""
     if isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield from leaves(getattr(value, name), f"{path}.{name}" if path else name)
@@ -166,8 +166,8 @@ def leaves(value: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def other(value: Any) -> Any:
-    """Return a value that differs; whether a job file may have it does not matter here."""
+def different(value: Any) -> Any:
+    """Return a different value, which need not be valid in a job file."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -178,14 +178,14 @@ def other(value: Any) -> Any:
 
 
 def changed(value: Any, path: str) -> Any:
-    """Return a copy of a section whose field at `path` has another value."""
+    """Return a copy of a section with another value at `path`."""
     head, _, rest = path.partition(".")
     name = head.removesuffix("[0]")
     inner = getattr(value, name)
     if head != name:
         new: Any = [changed(inner[0], rest)]
     else:
-        new = changed(inner, rest) if rest else other(inner)
+        new = changed(inner, rest) if rest else different(inner)
     return value.model_copy(update={name: new})
 
 
@@ -193,7 +193,7 @@ CASES = [(job, path) for job, (value, *_) in JOBS.items() for path in leaves(val
 
 
 @pytest.mark.parametrize(("name", "path"), CASES)
-def test_a_field_changes_the_fingerprint_or_is_exempt_for_a_reason(name: str, path: str) -> None:
+def test_a_field_changes_the_fingerprint_or_is_exempt(name: str, path: str) -> None:
     job, fingerprint, exempt = JOBS[name]
     is_changed = fingerprint(changed(job, path)) != fingerprint(job)
     assert is_changed != (path in exempt), path

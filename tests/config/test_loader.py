@@ -1,4 +1,4 @@
-"""A job file is read whole or refused whole, with every fault in one message."""
+"""A job file is valid, or it is refused with all errors in one message."""
 
 import pytest
 
@@ -18,20 +18,20 @@ def raw(**changes):
     return job | changes
 
 
-def refused(job, overrides=()):
+def error_of(job, overrides=()):
     with pytest.raises(ConfigError) as error:
         parse_job(job, overrides)
     assert error.value.exit_status == 2
     return str(error.value)
 
 
-def test_an_empty_job_lacks_everything_at_once():
-    message = refused({})
+def test_an_empty_job_lacks_all_required_keys():
+    message = error_of({})
     for section in ("source", "sink", "models"):
         assert f"{section}: missing" in message
 
 
-def test_defaults_are_those_promised():
+def test_defaults():
     job = parse_job(raw())
     assert job.source.uri == ["in"]
     assert job.models[0].top_k == 5
@@ -41,7 +41,7 @@ def test_defaults_are_those_promised():
 
 
 @pytest.mark.parametrize(
-    ("job", "told"),
+    ("job", "message"),
     [
         (raw(sorce={"uri": "x"}), "sorce: unknown key; did you mean source?"),
         (raw(source={"uri": "x", "formt": "a"}), "source.formt: unknown key; did you mean format?"),
@@ -64,7 +64,7 @@ def test_defaults_are_those_promised():
         (raw(models=[]), "models"),
         (
             raw(models=[{"task": "classification", "model": "Xception"}]),
-            "random if untrained weights are meant",
+            "or random for untrained weights",
         ),
         (
             raw(
@@ -76,11 +76,11 @@ def test_defaults_are_those_promised():
             "would both fill the column 'labels'",
         ),
         (raw(run={"engine": "litert", "precision": "mixed_float16"}), "needs engine: tensorflow"),
-        (["not", "a", "mapping"], "a job file is a mapping"),
+        (["not", "a", "mapping"], "a job file must be a mapping"),
     ],
 )
-def test_a_fault_is_told_with_its_place_and_remedy(job, told):
-    assert told in refused(job)
+def test_an_error_names_the_key_and_the_remedy(job, message):
+    assert message in error_of(job)
 
 
 def tiled(task="segmentation", tiles=None, **fields):
@@ -107,51 +107,54 @@ def test_tiles_have_a_size_and_an_overlap_in_pixels(task, tiles, tiling):
     assert tiling_of(config, 100, 200) == tiling
 
 
-def test_images_are_not_cut_where_nothing_is_said_of_tiles():
+def test_images_are_not_tiled_by_default():
     models = [
         {"task": "localization", "model": "a.keras"},
         {"task": "segmentation", "model": "b.keras"},
     ]
-    assert [tiling_of(one, 8, 8) for one in parse_job(raw(models=models)).models] == [None, None]
+    assert [tiling_of(config, 8, 8) for config in parse_job(raw(models=models)).models] == [
+        None,
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
-    ("job", "told"),
+    ("job", "message"),
     [
-        (tiled(tiles={"overlap": 0.8}), "models[0].tiles.overlap: 0.8: an overlap is a fraction"),
+        (tiled(tiles={"overlap": 0.8}), "models[0].tiles.overlap: 0.8: must be a fraction"),
         (tiled(tiles={"overlap": 1.5}), "or a whole number of pixels"),
         (tiled(tiles={"overlap": -1}), "models[0].tiles.overlap: -1"),
         (tiled(tiles={"overlap": float("nan")}), "models[0].tiles.overlap: nan"),
         (tiled(tiles={"overlap": float("inf")}), "or a whole number of pixels"),
         (
             tiled(tiles={"size": [64, 40], "overlap": 31}),
-            "models[0].tiles: tiles of 64 x 40 pixels overlap by 31 pixels, and 30 is the most; "
-            "lower tiles.overlap or raise tiles.size",
+            "models[0].tiles: tiles of 64 x 40 pixels overlap by 31 pixels, but at most 30 are "
+            "allowed; lower tiles.overlap or raise tiles.size",
         ),
         (tiled(tiles={"size": 0}), "models[0].tiles.size"),
         (tiled(tiles={"sise": 9}), "models[0].tiles.sise: unknown key; did you mean size?"),
-        (tiled(resize="crop"), "with tiles say stretch or letterbox"),
-        (tiled(mask_size="model"), "leave mask_size out"),
+        (tiled(resize="crop"), "with tiles use stretch or letterbox"),
+        (tiled(mask_size="model"), "remove mask_size"),
         (tiled("localization"), "models[0].tiles: unknown key"),
     ],
 )
-def test_tiles_that_cannot_be_are_refused(job, told):
-    assert told in refused(job)
+def test_invalid_tiles_are_error_of(job, message):
+    assert message in error_of(job)
 
 
-def test_an_overlap_too_large_for_the_network_is_refused_when_that_is_known():
+def test_an_overlap_too_large_for_the_input_size_is_refused():
     (config,) = parse_job(tiled(tiles={"overlap": 76})).models
     assert tiling_of(config, 102, 200).overlap_height == 76
-    with pytest.raises(ModelError, match="overlap by 76 pixels, and 75 is the most"):
+    with pytest.raises(ModelError, match="overlap by 76 pixels, but at most 75 are allowed"):
         tiling_of(config, 101, 200)
 
 
-def test_all_faults_are_told_at_once():
-    message = refused(raw(sorce=1, run={"actors": 0, "batch": 1}))
+def test_all_errors_are_reported_at_once():
+    message = error_of(raw(sorce=1, run={"actors": 0, "batch": 1}))
     assert all(part in message for part in ("sorce", "run.actors", "run.batch:"))
 
 
-def test_overrides_reach_into_sections_and_lists():
+def test_overrides_replace_values_in_sections_and_lists():
     job = parse_job(raw(), ["run.batch_size=4", "models.0.top_k=2", "source.uri=[a, b]"])
     assert job.run.batch_size == 4
     assert job.models[0].top_k == 2
@@ -159,27 +162,27 @@ def test_overrides_reach_into_sections_and_lists():
 
 
 @pytest.mark.parametrize("override", ["batch", "=3", "models.7.top_k=1", "sink.uri.x=1", "a..b=1"])
-def test_a_wrong_override_is_refused(override):
-    assert f"--set {override}" in refused(raw(), [override])
+def test_an_invalid_override_is_refused(override):
+    assert f"--set {override}" in error_of(raw(), [override])
 
 
-def test_environment_variables_stand_in_values(monkeypatch):
+def test_environment_variables_are_replaced(monkeypatch):
     monkeypatch.setenv("CVBATCH_TEST_BUCKET", "s3://b")
     assert parse_job(raw(sink={"uri": "${CVBATCH_TEST_BUCKET}/r"})).sink.uri == "s3://b/r"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: [", "is not YAML"),
-        ("source: {uri: a}\nsource: {uri: b}", "'source' is given twice"),
+        ("source: {uri: a}\nsource: {uri: b}", "'source' occurs twice"),
         ("!!python/object/apply:os.system [ls]", "is not YAML"),
     ],
 )
-def test_a_file_that_is_not_plain_yaml_is_refused(tmp_path, text, told):
+def test_invalid_yaml_is_refused(tmp_path, text, message):
     path = tmp_path / "job.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         load_job(path)
 
 
@@ -189,35 +192,35 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_the_fingerprint_covers_what_changes_rows_and_nothing_else():
-    def print_of(job, identity="x", engine="litert"):
+    def fingerprint_of(job, identity="x", engine="litert"):
         return fingerprint(parse_job(job), [identity], engine)
 
-    same = print_of(raw())
-    assert print_of(raw(source={"uri": "elsewhere"})) == same
-    assert print_of(raw(sink={"uri": "elsewhere"})) == same
-    assert print_of(raw(run={"actors": 7, "chunk_images": 3, "batch_size": 1})) == same
+    same = fingerprint_of(raw())
+    assert fingerprint_of(raw(source={"uri": "elsewhere"})) == same
+    assert fingerprint_of(raw(sink={"uri": "elsewhere"})) == same
+    assert fingerprint_of(raw(run={"actors": 7, "chunk_images": 3, "batch_size": 1})) == same
     model = {"task": "classification", "model": "a.keras"}
     changed = [
-        print_of(raw(), identity="y"),
-        print_of(raw(), engine="tensorflow"),
-        print_of(raw(models=[model | {"top_k": 1}])),
-        print_of(raw(models=[model | {"resize": "crop"}])),
-        print_of(raw(models=[model | {"heatmap": {}}])),
-        print_of(raw(models=[model | {"tiles": {}}])),
-        print_of(raw(models=[model | {"tiles": {"overlap": 64}}])),
-        print_of(raw(source={"uri": "in", "max_pixels": 5})),
-        print_of(raw(run={"precision": "mixed_float16"})),
+        fingerprint_of(raw(), identity="y"),
+        fingerprint_of(raw(), engine="tensorflow"),
+        fingerprint_of(raw(models=[model | {"top_k": 1}])),
+        fingerprint_of(raw(models=[model | {"resize": "crop"}])),
+        fingerprint_of(raw(models=[model | {"heatmap": {}}])),
+        fingerprint_of(raw(models=[model | {"tiles": {}}])),
+        fingerprint_of(raw(models=[model | {"tiles": {"overlap": 64}}])),
+        fingerprint_of(raw(source={"uri": "in", "max_pixels": 5})),
+        fingerprint_of(raw(run={"precision": "mixed_float16"})),
     ]
     assert len({same, *changed}) == len(changed) + 1
 
 
-def test_a_key_that_is_not_said_is_not_in_the_fingerprint(monkeypatch):
+def test_a_key_that_is_none_is_not_in_the_fingerprint(monkeypatch):
     job = parse_job(raw())
     before = fingerprint(job, ["x"], "litert")
-    said = type(job.models[0]).model_dump
+    model_dump = type(job.models[0]).model_dump
 
     def with_a_later_key(self, **options):
-        return {**said(self, **options), "later": None}
+        return {**model_dump(self, **options), "later": None}
 
     monkeypatch.setattr(type(job.models[0]), "model_dump", with_a_later_key)
     assert fingerprint(job, ["x"], "litert") == before

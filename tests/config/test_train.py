@@ -1,4 +1,4 @@
-"""A training job's file is right, or every fault in it is told with the remedy."""
+"""Job files of training: defaults, validation errors, fingerprint."""
 
 import copy
 
@@ -8,16 +8,16 @@ import yaml
 from cvbatch.config.train import fingerprint, load_training, parse_training
 from cvbatch.core.errors import ConfigError
 
-PLAIN = {
+MINIMAL = {
     "source": {"uri": "labels/"},
     "sink": {"uri": "out/"},
     "model": {"task": "classification", "model": "lenet5", "weights": "random"},
 }
 
 
-def said(**sections):
-    """Return the plain job with some keys of its sections replaced or added."""
-    raw = copy.deepcopy(PLAIN)
+def job_file(**sections):
+    """Return the minimal job with some keys of its sections replaced or added."""
+    raw = copy.deepcopy(MINIMAL)
     for section, values in sections.items():
         raw[section] = {**raw.get(section, {}), **values}
     return raw
@@ -29,8 +29,8 @@ def test_a_job_is_a_mapping(raw):
         parse_training(raw)
 
 
-def test_what_is_not_said_has_defaults():
-    job = parse_training(PLAIN)
+def test_defaults():
+    job = parse_training(MINIMAL)
     assert job.source.uri == ["labels/"]
     assert job.source.splits.model_dump() == {
         "train": "train",
@@ -44,7 +44,7 @@ def test_what_is_not_said_has_defaults():
 def test_a_file_with_overrides_and_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("LABELS", "s3://labels")
     path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(said(source={"uri": "${LABELS}/pets"})))
+    path.write_text(yaml.safe_dump(job_file(source={"uri": "${LABELS}/pets"})))
     job = load_training(path, ["training.epochs=3", "run.workers=auto", "model.image_size=64"])
     assert job.source.uri == ["s3://labels/pets"]
     assert job.training.epochs == 3
@@ -52,100 +52,109 @@ def test_a_file_with_overrides_and_variables(tmp_path, monkeypatch):
     assert job.model.image_size == (64, 64)
 
 
-FAULTS = {
-    "nearest key": (said(training={"epoch": 3}), "training.epoch: unknown key; did you mean epo"),
-    "nested key": (said(training={"augment": {"flips": 1}}), "augment.flips: .*did you mean flip"),
-    "no such section": ({**PLAIN, "models": []}, "models: unknown key; did you mean model"),
-    "no model": ({key: PLAIN[key] for key in ("source", "sink")}, "model: missing"),
-    "no source": (said(source={"uri": []}), "source.uri: "),
-    "task": (said(model={"task": "pose"}), "model.task: 'pose': input should be"),
-    "weights": (said(model={"weights": None}), "model: weights are missing for model 'lenet5'"),
-    "a file has weights": (said(model={"model": "a.keras"}), "weights for 'a.keras': a .keras"),
+ERRORS = {
+    "nearest key": (
+        job_file(training={"epoch": 3}),
+        "training.epoch: unknown key; did you mean epo",
+    ),
+    "nested key": (
+        job_file(training={"augment": {"flips": 1}}),
+        "augment.flips: .*did you mean flip",
+    ),
+    "no such section": ({**MINIMAL, "models": []}, "models: unknown key; did you mean model"),
+    "no model": ({key: MINIMAL[key] for key in ("source", "sink")}, "model: missing"),
+    "no source": (job_file(source={"uri": []}), "source.uri: "),
+    "task": (job_file(model={"task": "pose"}), "model.task: 'pose': input should be"),
+    "weights": (job_file(model={"weights": None}), "model: weights are missing for model 'lenet5'"),
+    "a file has weights": (job_file(model={"model": "a.keras"}), "weights for 'a.keras': a .keras"),
     "a file has a size": (
-        said(model={"model": "a.keras", "weights": None, "image_size": 32}),
+        job_file(model={"model": "a.keras", "weights": None, "image_size": 32}),
         "image_size for 'a.keras'",
     ),
     "labels of boxes": (
-        said(model={"task": "detection", "multi_label": True}),
+        job_file(model={"task": "detection", "multi_label": True}),
         "multi_label is about classification",
     ),
-    "recipe": (said(training={"recipe": "fromscratch"}), "training.recipe: 'fromscratch'"),
-    "epochs": (said(training={"epochs": 0}), "training.epochs: 0: .*greater than or equal to 1"),
-    "rate": (said(training={"learning_rate": 0}), "training.learning_rate: 0"),
-    "precision": (said(training={"precision": "float16"}), "training.precision: 'float16'"),
+    "recipe": (job_file(training={"recipe": "fromscratch"}), "training.recipe: 'fromscratch'"),
+    "epochs": (
+        job_file(training={"epochs": 0}),
+        "training.epochs: 0: .*greater than or equal to 1",
+    ),
+    "rate": (job_file(training={"learning_rate": 0}), "training.learning_rate: 0"),
+    "precision": (job_file(training={"precision": "float16"}), "training.precision: 'float16'"),
     "features vary": (
-        said(training={"recipe": "features", "augment": {"flip": "both"}}),
+        job_file(training={"recipe": "features", "augment": {"flip": "both"}}),
         "augment does not go with recipe: features",
     ),
     "weights of classes": (
-        said(training={"class_weights": [1, 2]}),
+        job_file(training={"class_weights": [1, 2]}),
         "training.class_weights is about segmentation, not classification",
     ),
     "sizes of one task": (
-        said(training={"image_sizes": [64]}),
+        job_file(training={"image_sizes": [64]}),
         "training.image_sizes is about detection, not classification",
     ),
     "features of many sizes": (
-        said(model={"task": "detection"}, training={"recipe": "features", "image_sizes": [64]}),
+        job_file(model={"task": "detection"}, training={"recipe": "features", "image_sizes": [64]}),
         "image_sizes does not go with recipe: features",
     ),
     "no size": (
-        said(model={"task": "detection"}, training={"image_sizes": []}),
+        job_file(model={"task": "detection"}, training={"image_sizes": []}),
         "training.image_sizes: ",
     ),
     "negative weights": (
-        said(model={"task": "segmentation"}, training={"class_weights": [1, -2]}),
+        job_file(model={"task": "segmentation"}, training={"class_weights": [1, -2]}),
         r"training.class_weights\[1\]: -2",
     ),
     "ignored class": (
-        said(model={"task": "segmentation"}, training={"ignored_class": 255}),
+        job_file(model={"task": "segmentation"}, training={"ignored_class": 255}),
         "training.ignored_class: 255",
     ),
-    "workers": (said(run={"workers": 0}), "run.workers: 0: "),
-    "variable": (said(sink={"uri": "${NOWHERE_SET}"}), "NOWHERE_SET is not set; export it"),
+    "workers": (job_file(run={"workers": 0}), "run.workers: 0: "),
+    "variable": (job_file(sink={"uri": "${NOWHERE_SET}"}), "NOWHERE_SET is not set; export it"),
 }
 
 
-@pytest.mark.parametrize(("raw", "told"), FAULTS.values(), ids=FAULTS)
-def test_a_fault_is_told(raw, told):
-    with pytest.raises(ConfigError, match=told) as caught:
+@pytest.mark.parametrize(("raw", "message"), ERRORS.values(), ids=ERRORS)
+def test_an_error_names_the_key_and_the_rule(raw, message):
+    with pytest.raises(ConfigError, match=message) as caught:
         parse_training(raw)
     assert caught.value.exit_status == 2
 
 
-def test_all_faults_are_told_at_once():
-    raw = said(training={"epochs": 0, "recipe": "none"}, run={"worker": 2})
+def test_all_errors_are_reported_at_once():
+    raw = job_file(training={"epochs": 0, "recipe": "none"}, run={"worker": 2})
     with pytest.raises(ConfigError) as caught:
         parse_training(raw)
     for key in ("training.epochs", "training.recipe", "run.worker"):
         assert key in str(caught.value)
 
 
-def test_the_fingerprint_covers_what_is_learnt_and_not_where():
-    plain = fingerprint(parse_training(PLAIN), ["a"])
+def test_the_fingerprint_covers_hyperparameters_but_not_locations():
+    reference = fingerprint(parse_training(MINIMAL), ["a"])
     for same in (
-        said(run={"workers": 3}),
-        said(sink={"uri": "elsewhere"}),
-        said(source={"uri": "moved"}),
-        said(training={"keep": 9}),
+        job_file(run={"workers": 3}),
+        job_file(sink={"uri": "elsewhere"}),
+        job_file(source={"uri": "moved"}),
+        job_file(training={"keep": 9}),
     ):
-        assert fingerprint(parse_training(same), ["a"]) == plain
+        assert fingerprint(parse_training(same), ["a"]) == reference
     for other in (
-        said(training={"epochs": 3}),
-        said(model={"weights": "a.h5"}),
-        said(source={"splits": {"test": None}}),
+        job_file(training={"epochs": 3}),
+        job_file(model={"weights": "a.h5"}),
+        job_file(source={"splits": {"test": None}}),
     ):
-        assert fingerprint(parse_training(other), ["a"]) != plain
-    assert fingerprint(parse_training(PLAIN), ["b"]) != plain
+        assert fingerprint(parse_training(other), ["a"]) != reference
+    assert fingerprint(parse_training(MINIMAL), ["b"]) != reference
 
 
-def test_anchors_are_fitted_for_a_new_grid_detector_alone():
+def test_anchors_are_fitted_only_for_an_untrained_yolo():
     yolo = {"task": "detection", "model": "yolo", "weights": "random"}
-    assert parse_training(said(model=yolo)).model.fits_anchors
+    assert parse_training(job_file(model=yolo)).model.fits_anchors
     for other in (
         {"anchors": 0},
         {"build": {"anchors": [[0.1, 0.1]]}},
         {"weights": "a.weights.h5"},
         {"model": "sliding_fcn"},
     ):
-        assert not parse_training(said(model=yolo | other)).model.fits_anchors
+        assert not parse_training(job_file(model=yolo | other)).model.fits_anchors

@@ -1,15 +1,17 @@
+"""Credentials are found and redacted in text, URIs, job files and environment variables."""
+
 import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.redaction import has_credentials, has_user_info, is_secret_variable, redact
 
-MARK = "MARKEDsecretMARKEDsecret"
+SECRET = "MARKEDsecretMARKEDsecret"
 
 
 @pytest.fixture(autouse=True)
 def keys(monkeypatch):
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", MARK)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
 
 
@@ -27,7 +29,7 @@ def keys(monkeypatch):
         "s3://arn:aws:s3:eu-west-1:123:accesspoint/x",
     ],
 )
-def test_what_holds_no_credentials_stays_as_it_is(text):
+def test_text_without_credentials_is_unchanged(text):
     assert not has_credentials(text)
     assert text == redact(text) or "token" in text
 
@@ -35,27 +37,27 @@ def test_what_holds_no_credentials_stays_as_it_is(text):
 @pytest.mark.parametrize(
     "text",
     [
-        f"s3://AKID:{MARK}@bucket/x",
-        f"s3://AKID:{MARK[:5]}/{MARK[5:]}@bucket/x",  # a key of Amazon's may hold a slash
-        f"S3://AKID:{MARK}@bucket",
-        f"gs://{MARK}@bucket/x",
-        f"https://user:{MARK}@host:9000/x",
-        f"s3://bucket/x?X-Amz-Signature={MARK}&x=1",
-        f"https://bucket.host/x?a=1&x-amz-security-token={MARK}",
-        f"https://host/x?AWSAccessKeyId=AKID&Signature={MARK}",
-        f"/a/path/{MARK}/x",
+        f"s3://AKID:{SECRET}@bucket/x",
+        f"s3://AKID:{SECRET[:5]}/{SECRET[5:]}@bucket/x",  # a key of Amazon's may hold a slash
+        f"S3://AKID:{SECRET}@bucket",
+        f"gs://{SECRET}@bucket/x",
+        f"https://user:{SECRET}@host:9000/x",
+        f"s3://bucket/x?X-Amz-Signature={SECRET}&x=1",
+        f"https://bucket.host/x?a=1&x-amz-security-token={SECRET}",
+        f"https://host/x?AWSAccessKeyId=AKID&Signature={SECRET}",
+        f"/a/path/{SECRET}/x",
     ],
 )
-def test_credentials_are_found_and_taken_out(text):
+def test_credentials_are_found_and_redacted(text):
     assert has_credentials(text)
     for around in ("{}", "the bucket of {} does not exist", "{!r}: no"):
-        said = redact(around.format(text))
-        assert MARK not in said
-        assert MARK[5:] not in said
-        assert "AKID:" not in said
+        redacted = redact(around.format(text))
+        assert SECRET not in redacted
+        assert SECRET[5:] not in redacted
+        assert "AKID:" not in redacted
 
 
-def test_a_name_in_a_store_is_no_user():
+def test_a_query_is_no_user_info():
     assert not has_user_info("s3://bucket/x?X-Amz-Signature=1")
     assert has_user_info("s3://key:secret@bucket/x")
 
@@ -74,7 +76,7 @@ def test_a_name_in_a_store_is_no_user():
         ("MY_API_KEY", True),
     ],
 )
-def test_variables_that_hold_secrets(name, is_secret):
+def test_names_of_secret_variables(name, is_secret):
     assert is_secret_variable(name) is is_secret
 
 
@@ -84,34 +86,32 @@ def job(**changes):
 
 
 @pytest.mark.parametrize(
-    ("values", "where"),
+    ("values", "path"),
     [
-        (job(source={"uri": f"s3://AKID:{MARK}@bucket/in"}), "source.uri"),
-        (job(source={"uri": ["in", f"s3://b/x?X-Amz-Signature={MARK}"]}), "source.uri[1]"),
+        (job(source={"uri": f"s3://AKID:{SECRET}@bucket/in"}), "source.uri"),
+        (job(source={"uri": ["in", f"s3://b/x?X-Amz-Signature={SECRET}"]}), "source.uri[1]"),
         (job(sink={"uri": "${MY_VARIABLE}"}), "sink.uri"),
         (job(sink={"uri": "s3://b/${MY_TOKEN}"}), "sink.uri"),
-        (job(model={"model": f"s3://AKID:{MARK}@bucket/x"}), "models[0].model"),
+        (job(model={"model": f"s3://AKID:{SECRET}@bucket/x"}), "models[0].model"),
         (job(model={"classes": ["cat", "${AWS_SECRET_ACCESS_KEY}"]}), "models[0].classes[1]"),
         (job(run={"batch_size": "${MY_VARIABLE}"}), "run.batch_size"),
         (job(run={"batch_size": "${MY_TOKEN}"}), "run.batch_size"),
-        (job(run={"nosuch": f"https://u:{MARK}@host"}), "run.nosuch"),
+        (job(run={"nosuch": f"https://u:{SECRET}@host"}), "run.nosuch"),
     ],
 )
-def test_a_job_file_with_credentials_is_refused_and_they_are_not_repeated(
-    monkeypatch, values, where
-):
-    monkeypatch.setenv("MY_VARIABLE", f"x-{MARK}-y")
+def test_a_job_file_with_credentials_is_refused_without_showing_them(monkeypatch, values, path):
+    monkeypatch.setenv("MY_VARIABLE", f"x-{SECRET}-y")
     monkeypatch.setenv("MY_TOKEN", "another-MARKED-secret")
     with pytest.raises(ConfigError) as refusal:
         parse_job(values)
-    said = str(refusal.value)
-    assert f"{where}: " in said
-    assert "environment" in said
-    assert "MARKED" not in said
-    assert "AKID" not in said
+    redacted = str(refusal.value)
+    assert f"{path}: " in redacted
+    assert "environment" in redacted
+    assert "MARKED" not in redacted
+    assert "AKID" not in redacted
 
 
-def test_other_variables_are_welcome(monkeypatch):
+def test_other_variables_are_allowed(monkeypatch):
     monkeypatch.setenv("BUCKET", "s3://archive/2026")
     assert parse_job(job(source={"uri": "${BUCKET}/x"})).source.uri == ["s3://archive/2026/x"]
 
@@ -121,23 +121,23 @@ SECRETS += ["AWS_CONTAINER_AUTHORIZATION_TOKEN", "RAY_AUTH_TOKEN"]
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_the_value_of_each_secret_variable_is_hidden(monkeypatch, name):
+def test_the_value_of_each_secret_variable_is_redacted(monkeypatch, name):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert redact(MARK) == MARK
-    monkeypatch.setenv(name, MARK)
-    assert has_credentials(f"a {MARK} b")
-    assert redact(f"a {MARK} b") == "a *** b"
+    assert redact(SECRET) == SECRET
+    monkeypatch.setenv(name, SECRET)
+    assert has_credentials(f"a {SECRET} b")
+    assert redact(f"a {SECRET} b") == "a *** b"
 
 
 @pytest.mark.parametrize(("length", "is_hidden"), [(9, False), (10, True)])
-def test_a_value_of_ten_characters_is_a_secret_a_shorter_one_a_word(monkeypatch, length, is_hidden):
+def test_values_shorter_than_ten_characters_are_no_secrets(monkeypatch, length, is_hidden):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * length)
     assert has_credentials("x" * length) == is_hidden
 
 
 @pytest.mark.parametrize("word", ["SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE"])
 @pytest.mark.parametrize("form", ["{}", "MY_{}", "{}_OF_MINE", "a_{}_b"])
-def test_a_name_with_the_word_of_a_secret_holds_one(word, form):
+def test_a_name_that_contains_a_word_for_secret_is_secret(word, form):
     assert is_secret_variable(form.format(word))
     assert is_secret_variable(form.format(word.lower()))
 
@@ -161,5 +161,5 @@ def test_a_name_with_the_word_of_a_secret_holds_one(word, form):
         ("", False),
     ],
 )
-def test_what_counts_as_a_secret_variable(name, is_secret):
+def test_which_names_are_secret_variables(name, is_secret):
     assert is_secret_variable(name) == is_secret

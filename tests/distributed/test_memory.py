@@ -1,4 +1,4 @@
-"""A batch that cannot fit is refused before anything is written, with the largest that would."""
+"""A batch that does not fit in memory is refused before anything is written."""
 
 import re
 import subprocess
@@ -29,7 +29,7 @@ SIZES = st.integers(0, 1 << 50)
 
 
 @pytest.mark.parametrize(
-    ("memory_bytes", "held_bytes", "bytes_per_image", "largest"),
+    ("memory_bytes", "fixed_bytes", "bytes_per_image", "largest"),
     [
         (0, 0, 1, 0),
         (9, 10, 1, 0),
@@ -39,35 +39,37 @@ SIZES = st.integers(0, 1 << 50)
         (99, 10, 30, 2),
     ],
 )
-def test_the_largest_batch_by_hand(memory_bytes, held_bytes, bytes_per_image, largest):
-    assert largest_batch(memory_bytes, held_bytes, bytes_per_image) == largest
+def test_the_largest_batch_by_hand(memory_bytes, fixed_bytes, bytes_per_image, largest):
+    assert largest_batch(memory_bytes, fixed_bytes, bytes_per_image) == largest
 
 
 @given(SIZES, SIZES, st.integers(1, 1 << 40))
-def test_the_largest_batch_fits_and_one_more_does_not(memory_bytes, held, per_image):
-    need = MemoryNeed(held, per_image)
-    largest = largest_batch(memory_bytes, held, per_image)
+def test_the_largest_batch_fits_and_one_more_does_not(memory_bytes, fixed, per_image):
+    need = MemoryNeed(fixed, per_image)
+    largest = largest_batch(memory_bytes, fixed, per_image)
     assert largest >= 0
     assert largest == 0 or need.of(largest) <= memory_bytes
     assert need.of(largest + 1) > memory_bytes
 
 
 @given(SIZES, SIZES, st.integers(1, 1 << 40), st.integers(1, 4096))
-def test_a_batch_is_refused_when_it_is_larger_than_the_largest(memory_bytes, held, each, batch):
-    need = MemoryNeed(held, each)
-    largest = largest_batch(memory_bytes, held, each)
+def test_batches_above_the_largest_are_refused(memory_bytes, fixed, per_image, batch):
+    need = MemoryNeed(fixed, per_image)
+    largest = largest_batch(memory_bytes, fixed, per_image)
     if batch <= largest:
         check_batch(batch, need, memory_bytes, 2)
         return
     with pytest.raises(ConfigError) as error:
         check_batch(batch, need, memory_bytes, 2)
-    told = str(error.value)
-    assert f"run.batch_size {batch}" in told
-    assert (f"the largest that would fit is {largest}" if largest else "not even one image") in told
-    assert "\n" not in told
+    message = str(error.value)
+    assert f"run.batch_size {batch}" in message
+    assert (
+        f"the largest that would fit is {largest}" if largest else "not even one image"
+    ) in message
+    assert "\n" not in message
 
 
-def test_where_nothing_is_known_nothing_is_refused():
+def test_unknown_memory_refuses_nothing():
     check_batch(4096, MemoryNeed(1 << 60, 1 << 60), None, 1)
 
 
@@ -76,26 +78,28 @@ def program(engine, weights, per_image):
     return BuiltProgram(spec, engine, ("scores",), 4, per_image, "", bytes(weights))
 
 
-def test_litert_keeps_its_maps_and_tensorflow_gives_them_back():
+def test_litert_keeps_its_feature_maps_and_tensorflow_releases_them():
     assert memory_check.prediction_need([]) == MemoryNeed(0, 0)
-    lite, flow = program("litert", 10, 3), program("tensorflow", 20, 5)
-    assert memory_check.prediction_need([lite, lite]) == MemoryNeed(20, 6)
-    assert memory_check.prediction_need([flow, flow]) == MemoryNeed(40, 5)
-    assert memory_check.prediction_need([flow, lite, lite]) == MemoryNeed(40, 11)
+    litert, tensorflow = program("litert", 10, 3), program("tensorflow", 20, 5)
+    assert memory_check.prediction_need([litert, litert]) == MemoryNeed(20, 6)
+    assert memory_check.prediction_need([tensorflow, tensorflow]) == MemoryNeed(40, 5)
+    assert memory_check.prediction_need([tensorflow, litert, litert]) == MemoryNeed(40, 11)
 
 
-def test_on_a_gpu_only_what_runs_there_counts():
-    both = [program("litert", 10, 3), program("tensorflow", 20, 5)]
-    assert memory_check.actor_need(both, Allocation("streaming", 1, 1.0, 0.5)) == MemoryNeed(20, 5)
-    assert memory_check.actor_need(both, Allocation("fused", 1, 1.0, 0.0)) == MemoryNeed(30, 8)
+def test_on_a_gpu_only_tensorflow_programs_count():
+    programs = [program("litert", 10, 3), program("tensorflow", 20, 5)]
+    assert memory_check.actor_need(programs, Allocation("streaming", 1, 1.0, 0.5)) == MemoryNeed(
+        20, 5
+    )
+    assert memory_check.actor_need(programs, Allocation("fused", 1, 1.0, 0.0)) == MemoryNeed(30, 8)
 
 
-def test_training_holds_gradients_and_the_optimizers_numbers():
+def test_training_needs_gradients_and_optimizer_variables():
     assert memory.training_need(100, 40, 7, 0) == MemoryNeed(140, 7)
     assert memory.training_need(100, 40, 7, 2) == MemoryNeed(100 + 3 * 40, 7)
 
 
-# ---------------------------------------------------------------- what an actor has
+# ---------------------------------------------------------------- memory of an actor
 
 
 @pytest.mark.parametrize(
@@ -105,39 +109,44 @@ def test_training_holds_gradients_and_the_optimizers_numbers():
         ([Node(2, 0, None)], 2, 0.0, None),
         ([Node(8, 0, 12 * GIB)], 1, 0.0, 12 * GIB),
         ([Node(8, 0, 12 * GIB)], 3, 0.0, 4 * GIB),
-        ([Node(2, 0, 12 * GIB)], 3, 0.0, 6 * GIB),  # only two fit there
+        ([Node(2, 0, 12 * GIB)], 3, 0.0, 6 * GIB),  # only two fit
         ([Node(8, 0, 40 * GIB), Node(4, 0, 8 * GIB)], 12, 0.0, 2 * GIB),
-        ([Node(0, 0, 1 * GIB), Node(8, 0, 8 * GIB)], 2, 0.0, 4 * GIB),  # a head runs no actor
+        (
+            [Node(0, 0, 1 * GIB), Node(8, 0, 8 * GIB)],
+            2,
+            0.0,
+            4 * GIB,
+        ),  # the head node runs no actor
         ([Node(8, 1, 8 * GIB)], 1, 1.0, 16 * GIB),
         ([Node(8, 1, 8 * GIB)], 2, 0.5, 8 * GIB),
-        ([Node(8, 4, 8 * GIB)], 1, 2.0, 16 * GIB),  # TensorFlow computes on one
+        ([Node(8, 4, 8 * GIB)], 1, 2.0, 16 * GIB),  # TensorFlow uses one GPU
     ],
 )
-def test_an_actor_has_its_share(nodes, num_actors, gpus, share, monkeypatch):
+def test_an_actor_has_its_share_of_the_node_or_gpu(nodes, num_actors, gpus, share, monkeypatch):
     monkeypatch.setattr(hardware, "gpu_memory_bytes", lambda: 16 * GIB)
-    wiring = Allocation("fused", num_actors, 1.0, gpus)
+    allocation = Allocation("fused", num_actors, 1.0, gpus)
     resources = Resources(8.0, 1.0, tuple(nodes))
-    assert memory.memory_per_actor(None, wiring, resources) == share
-    assert memory.memory_per_actor(77, wiring, resources) == 77
+    assert memory.memory_per_actor(None, allocation, resources) == share
+    assert memory.memory_per_actor(77, allocation, resources) == 77
 
 
-def test_a_gpu_that_nobody_tells_of_is_not_known(monkeypatch):
+def test_without_nvidia_smi_the_gpu_memory_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert hardware.gpu_memory_bytes() is None
-    wiring = Allocation("streaming", 1, 1.0, 1.0)
+    allocation = Allocation("streaming", 1, 1.0, 1.0)
     resources = Resources(8.0, 1.0, (Node(8.0, 1.0, GIB),))
-    assert memory.memory_per_actor(None, wiring, resources) is None
+    assert memory.memory_per_actor(None, allocation, resources) is None
 
 
-def test_nvidia_smi_is_read(monkeypatch, tmp_path):
-    said = tmp_path / "nvidia-smi"
-    said.write_text("#!/bin/sh\necho 24564\necho 15360\n")
-    said.chmod(0o755)
+def test_the_output_of_nvidia_smi_is_parsed(monkeypatch, tmp_path):
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho 24564\necho 15360\n")
+    script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert hardware.gpu_memory_bytes() == 15360 << 20
-    said.write_text("#!/bin/sh\necho '[N/A]'\n")
+    script.write_text("#!/bin/sh\necho '[N/A]'\n")
     assert hardware.gpu_memory_bytes() is None
-    said.write_text("#!/bin/sh\necho failed >&2; exit 9\n")
+    script.write_text("#!/bin/sh\necho failed >&2; exit 9\n")
     assert hardware.gpu_memory_bytes() is None
 
 
@@ -146,7 +155,7 @@ V1 = "memory.limit_in_bytes"
 
 
 @pytest.mark.parametrize(
-    ("files", "known"),
+    ("files", "expected"),
     [
         ({}, None),
         ({"proc/meminfo": MEMINFO}, 3_072_000),
@@ -181,11 +190,11 @@ V1 = "memory.limit_in_bytes"
         ),
     ],
 )
-def test_memory_is_what_is_free_and_what_the_container_may_have(files, known, tmp_path):
+def test_memory_is_the_available_memory_or_the_cgroup_limit(files, expected, tmp_path):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert hardware.memory_bytes(tmp_path) == known
+    assert hardware.memory_bytes(tmp_path) == expected
 
 
 def test_this_machine_has_cores_and_memory():
@@ -194,7 +203,7 @@ def test_this_machine_has_cores_and_memory():
     assert hardware.memory_bytes() > 1 << 20
 
 
-# ---------------------------------------------------------------- what a program truly takes
+# ---------------------------------------------------------------- measured memory of a program
 
 
 MEASURE = """
@@ -216,23 +225,23 @@ print(peak() - before)
 
 
 @pytest.mark.keras
-def test_a_program_takes_no_less_than_is_said(tmp_path):
-    """A process of its own runs it; what that grows by is the truth."""
+def test_a_program_needs_at_least_the_estimated_memory(tmp_path):
+    """The expected value is the memory growth of a process that runs the program."""
     from cvbatch.inference import programs
 
     raw = {"task": "segmentation", "model": "encoder_decoder", "weights": "random"}
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": [raw]})
-    said = programs.identify(Storage(), job.models[0])
-    request = programs.BuildRequest(job.models[0], said, "litert", "float32", 8)
+    identity = programs.identify(Storage(), job.models[0])
+    request = programs.BuildRequest(job.models[0], identity, "litert", "float32", 8)
     built = builder.build(Storage(), request)
     path = tmp_path / "program.zip"
     path.write_bytes(built.to_bytes())
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True
     )
     need = memory_check.prediction_need([built])
     assert built.bytes_per_image > 200 * 200 * (3 + 4 * 3)
-    assert need.of(8) <= int(done.stdout) < 2 * need.of(8)
+    assert need.of(8) <= int(process.stdout) < 2 * need.of(8)
 
 
 # ---------------------------------------------------------------- whole jobs
@@ -240,7 +249,7 @@ def test_a_program_takes_no_less_than_is_said(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.keras
-def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
+def test_a_job_with_a_too_large_batch_is_refused_and_the_suggested_batch_runs(
     keras_files, ray_session, tmp_path, monkeypatch
 ):
     from cvbatch.predict import job as prediction
@@ -251,9 +260,9 @@ def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
     values["models"] = values["models"][2:]
 
     def job(batch_size, memory_bytes):
-        litert = ["run.engine=litert", "run.arrangement=fused", "run.gpus_per_actor=0"]
-        said = [f"run.batch_size={batch_size}", f"run.actor_memory_bytes={memory_bytes}"]
-        return parse_job(values, [*litert, *said])
+        engine = ["run.engine=litert", "run.arrangement=fused", "run.gpus_per_actor=0"]
+        limits = [f"run.batch_size={batch_size}", f"run.actor_memory_bytes={memory_bytes}"]
+        return parse_job(values, [*engine, *limits])
 
     dry = estimate(job(4, "auto"), jobs.RecordingListener())
     assert 0 < dry.needed_bytes < dry.actor_memory_bytes
@@ -263,19 +272,21 @@ def test_a_job_whose_batch_cannot_fit_is_refused_and_the_one_it_names_runs(
         with pytest.raises(ConfigError, match=r"each of 2 actors has") as error:
             work(job(4, short), jobs.RecordingListener())
     assert error.value.exit_status == 2
-    (named,) = re.findall(r"run.batch_size: (\d+)", str(error.value))
-    assert named == "3"
+    (suggested,) = re.findall(r"run.batch_size: (\d+)", str(error.value))
+    assert suggested == "3"
     with pytest.raises(ConfigError, match="not even one image at a time fits"):
         estimate(job(4, 1), jobs.RecordingListener())
     assert not (tmp_path / "sink").exists()
-    assert prediction.predict(job(named, short), jobs.RecordingListener()).num_images == 8
-    (kept,) = (tmp_path / "sink" / "_cvbatch" / "programs").iterdir()
-    needed_by_3 = memory_check.prediction_need([BuiltProgram.from_bytes(kept.read_bytes())]).of(3)
+    assert prediction.predict(job(suggested, short), jobs.RecordingListener()).num_images == 8
+    (program_file,) = (tmp_path / "sink" / "_cvbatch" / "programs").iterdir()
+    needed_by_3 = memory_check.prediction_need(
+        [BuiltProgram.from_bytes(program_file.read_bytes())]
+    ).of(3)
 
-    # A later run, whose programs are kept, is held to its memory as well.
+    # A later run, which reads the stored programs, is checked as well.
     monkeypatch.setattr(prediction, "ProgramBuilder", None)
     next((tmp_path / "sink").glob("*.parquet")).unlink()
     before = sorted(path for path in (tmp_path / "sink").rglob("*"))
     with pytest.raises(ConfigError, match="the largest that would fit is 2"):
-        prediction.predict(job(named, needed_by_3 - 1), jobs.RecordingListener())
+        prediction.predict(job(suggested, needed_by_3 - 1), jobs.RecordingListener())
     assert sorted(path for path in (tmp_path / "sink").rglob("*")) == before

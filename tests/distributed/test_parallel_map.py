@@ -1,4 +1,4 @@
-"""The same answers here, from this machine's processes and from a cluster; no process is left."""
+"""ParallelMap gives the same results in this process, in child processes and on Ray."""
 
 import operator
 import os
@@ -18,24 +18,24 @@ from tests.support.jobs import RecordingListener
 DEADLINE_S = 30.0
 
 
-def refuse_three(held, item):
+def refuse_three(shared, item):
     if item == 3:
-        raise SourceError(f"{held} {item}")
+        raise SourceError(f"{shared} {item}")
     return item
 
 
-def die_at_three(held, item):
+def die_at_three(shared, item):
     if item == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return item
 
 
-def process_id(held, item):
+def process_id(shared, item):
     return os.getpid()
 
 
-class Counting:
-    """Loaded once by a worker."""
+class LoadedState:
+    """State that a worker loads once."""
 
     def __init__(self, shared):
         self.shared, self.started = shared, time.monotonic_ns()
@@ -45,9 +45,9 @@ class Counting:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_begin_raises_is_raised_here(workers, alone):
+def test_an_exception_of_begin_is_raised_again(workers, alone):
     with pytest.raises(SourceError, match="begin"):
-        list(spread(workers).run(refuse_to_begin, "begin", range(3), "items"))
+        list(parallel_map(workers).run(refuse_to_begin, "begin", range(3), "items"))
 
 
 def refuse_to_begin(shared):
@@ -61,43 +61,43 @@ def sleeper(folder, item):
 
 @pytest.fixture
 def alone(monkeypatch):
-    """No cluster, though another test of this session may have started one."""
+    """Use no cluster, even if another test of this session has started one."""
     monkeypatch.setattr("cvbatch.distributed.parallel_map.joins_a_cluster", lambda: False)
 
 
-def spread(workers):
+def parallel_map(workers):
     return ParallelMap(workers, RecordingListener())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_nothing_comes_of_nothing(workers, alone):
-    assert list(spread(workers).run(stateless(operator.pow), 2, [], "powers")) == []
+def test_no_items_give_no_results(workers, alone):
+    assert list(parallel_map(workers).run(stateless(operator.pow), 2, [], "powers")) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_item_is_answered_once(workers, alone):
-    answers = list(spread(workers).run(stateless(operator.pow), 3, range(40), "powers"))
-    assert sorted(answers) == [3**i for i in range(40)]
+def test_every_item_has_one_result(workers, alone):
+    results = list(parallel_map(workers).run(stateless(operator.pow), 3, range(40), "powers"))
+    assert sorted(results) == [3**i for i in range(40)]
 
 
 @pytest.mark.ray
-def test_a_cluster_answers_the_same(ray_session):
-    assert sorted(spread(2).run(stateless(operator.pow), 3, range(9), "powers")) == [
+def test_a_cluster_gives_the_same_results(ray_session):
+    assert sorted(parallel_map(2).run(stateless(operator.pow), 3, range(9), "powers")) == [
         3**i for i in range(9)
     ]
 
 
-def test_several_workers_are_processes_of_their_own(alone):
-    seen = set(spread(2).run(stateless(process_id), None, range(40), "ids"))
-    assert os.getpid() not in seen
-    assert not any(map(psutil.pid_exists, seen))  # they ended with the last answer
+def test_several_workers_are_child_processes(alone):
+    pids = set(parallel_map(2).run(stateless(process_id), None, range(40), "ids"))
+    assert os.getpid() not in pids
+    assert not any(map(psutil.pid_exists, pids))  # they ended with the last result
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_each_worker_begins_once(workers, alone):
-    counted = list(spread(workers).run(Counting, "a", range(40), "items"))
+def test_each_worker_calls_begin_once(workers, alone):
+    results = list(parallel_map(workers).run(LoadedState, "a", range(40), "items"))
     by_process = {}
-    for process, begun, shared in counted:
+    for process, begun, shared in results:
         by_process.setdefault(process, set()).add(begun)
         assert shared == "a"
     assert len(by_process) == workers
@@ -105,44 +105,46 @@ def test_each_worker_begins_once(workers, alone):
 
 
 @pytest.mark.ray
-def test_a_worker_on_a_cluster_begins_once(ray_session):
-    counted = list(spread(2).run(Counting, "a", range(40), "items"))
-    assert len({(process, begun) for process, begun, _ in counted}) <= 2
+def test_a_worker_on_a_cluster_calls_begin_once(ray_session):
+    results = list(parallel_map(2).run(LoadedState, "a", range(40), "items"))
+    assert len({(process, begun) for process, begun, _ in results}) <= 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_call_raises_is_raised_here(workers, alone):
+def test_an_exception_of_a_call_is_raised_again(workers, alone):
     with pytest.raises(SourceError, match="of 3"):
-        list(spread(workers).run(stateless(refuse_three), "of", range(9), "items"))
+        list(parallel_map(workers).run(stateless(refuse_three), "of", range(9), "items"))
 
 
-def test_a_worker_that_dies_is_told(alone):
+def test_the_death_of_a_worker_is_reported(alone):
     with pytest.raises(CvbatchError, match="a worker died"):
-        list(spread(2).run(stateless(die_at_three), None, range(9), "items"))
+        list(parallel_map(2).run(stateless(die_at_three), None, range(9), "items"))
 
 
-def test_workers_end_with_the_process_that_made_them(tmp_path):
+def test_workers_end_with_their_parent_process(tmp_path):
     code = (
-        "from tests.distributed.test_parallel_map import spread, sleeper, stateless\n"
-        f"list(spread(2).run(stateless(sleeper), {str(tmp_path)!r}, range(4), 'sleepers'))\n"
+        "from tests.distributed.test_parallel_map import parallel_map, sleeper, stateless\n"
+        f"list(parallel_map(2).run(stateless(sleeper), {str(tmp_path)!r}, range(4), 'sleepers'))\n"
     )
-    owner = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
     workers = [int(path.name) for path in tmp_path.iterdir()]
-    owner.kill()
-    owner.wait()
+    parent.kill()
+    parent.wait()
     wait_until(lambda: not any(map(is_alive, workers)))
 
 
 def is_alive(pid):
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # nobody may be left to reap it
+        return (
+            psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        )  # it may have no parent that reaps it
     except psutil.NoSuchProcess:
         return False
 
 
-def wait_until(is_so):
+def wait_until(condition):
     deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

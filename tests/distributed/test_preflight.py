@@ -1,4 +1,4 @@
-"""A cluster that cannot do a job is found out before the first image, and its sink left alone."""
+"""Nodes that cannot run a job are reported before the first image; the sink stays unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support import jobs
 from tests.support.local_cluster import working_folder
 from tests.support.small_disk import needs_mounts
 
-IMPATIENT = Storage(RetryPolicy(retry_budget_s=0))
+WITHOUT_RETRIES = Storage(RetryPolicy(retry_budget_s=0))
 
 
 @pytest.fixture
@@ -22,139 +22,139 @@ def archive(tmp_path):
 
 
 @pytest.fixture
-def errand(archive, tmp_path):
+def check(archive, tmp_path):
     from cvbatch.distributed.preflight import NodeCheck
 
-    return NodeCheck(IMPATIENT, str(tmp_path / "sink"), "token", str(archive / "a.jpg"))
+    return NodeCheck(WITHOUT_RETRIES, str(tmp_path / "sink"), "token", str(archive / "a.jpg"))
 
 
 @pytest.mark.ray
-class TestErrand:
-    """What a node does, done here."""
+class TestNodeCheck:
+    """The checks of a node, called in this process."""
 
-    def test_all_in_order(self, errand):
+    def test_a_valid_node(self, check):
         from cvbatch.distributed.preflight import run_check
 
-        Storage().put_bytes(errand.mark, b"token")
-        assert run_check(errand, "n1") == ("", "")
-        assert Storage().read_bytes(errand.mark_of("n1")) == b"token"
+        Storage().put_bytes(check.probe_uri, b"token")
+        assert run_check(check, "n1") == ("", "")
+        assert Storage().read_bytes(check.node_probe_uri("n1")) == b"token"
 
-    def test_another_sink_of_the_same_name(self, errand, tmp_path):
+    def test_another_sink_with_the_same_uri(self, check, tmp_path):
         from cvbatch.distributed.preflight import run_check
 
-        assert run_check(errand, "n1") == (
+        assert run_check(check, "n1") == (
             "sink",
-            "it does not see there what this process writes",
+            "a file that the driver wrote is not visible on this node",
         )
         assert not (tmp_path / "sink").exists()
-        Storage().put_bytes(errand.mark, b"of another run")
-        what, how = run_check(errand, "n1")
-        assert what == "sink" and "did not write" in how
+        Storage().put_bytes(check.probe_uri, b"of another run")
+        subject, problem = run_check(check, "n1")
+        assert subject == "sink" and "another file" in problem
 
-    def test_a_source_that_is_not_there(self, errand, archive):
+    def test_a_missing_source(self, check, archive):
         from cvbatch.distributed.preflight import run_check
 
         (archive / "a.jpg").unlink()
-        what, how = run_check(errand, "n1")
-        assert what == "source" and str(archive / "a.jpg") in how
+        subject, problem = run_check(check, "n1")
+        assert subject == "source" and str(archive / "a.jpg") in problem
 
-    def test_a_store_that_refuses(self, errand, s3, monkeypatch):
+    def test_rejected_credentials(self, check, s3, monkeypatch):
         from dataclasses import replace
 
         from cvbatch.distributed.preflight import run_check
 
         (s3.bucket / "a.jpg").write_bytes(b"here")
-        there = replace(errand, source_uri=f"{s3.bucket_uri}/a.jpg")
-        there = replace(there, sink_uri=f"{s3.bucket_uri}/preflight")
+        remote = replace(check, source_uri=f"{s3.bucket_uri}/a.jpg")
+        remote = replace(remote, sink_uri=f"{s3.bucket_uri}/preflight")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-made-up-secret")
-        what, how = run_check(there, "n1")
-        assert what == "source" and "credentials" in how
-        what, how = run_check(replace(there, source_uri=errand.source_uri), "n1")
-        assert what == "sink" and "credentials" in how
+        subject, problem = run_check(remote, "n1")
+        assert subject == "source" and "credentials" in problem
+        subject, problem = run_check(replace(remote, source_uri=check.source_uri), "n1")
+        assert subject == "sink" and "credentials" in problem
 
 
 @pytest.mark.ray
-class TestNodesAsked:
-    def asked(self, sink, source, said=None):
+class TestCheckNodes:
+    def check_nodes(self, sink, source, lines=None):
         from cvbatch.distributed.preflight import check_nodes
 
-        say = (said if said is not None else []).append
-        return check_nodes(IMPATIENT, str(sink), str(source), say)
+        report = (lines if lines is not None else []).append
+        return check_nodes(WITHOUT_RETRIES, str(sink), str(source), report)
 
-    def test_nothing_stays_of_it(self, ray_session, archive, tmp_path):
-        said = []
+    def test_no_file_remains(self, ray_session, archive, tmp_path):
+        lines = []
         sink = tmp_path / "of" / "another" / "sink"
-        with self.asked(sink, archive / "a.jpg", said):
+        with self.check_nodes(sink, archive / "a.jpg", lines):
             assert len(list((sink / "_cvbatch").iterdir())) >= 1
-        assert not (tmp_path / "of").exists() and said == []
+        assert not (tmp_path / "of").exists() and lines == []
         sink.mkdir(parents=True)
-        with self.asked(sink, archive / "a.jpg"):
+        with self.check_nodes(sink, archive / "a.jpg"):
             pass
         assert list(sink.iterdir()) == []
 
-    def test_an_error_of_another_kind_passes_and_nothing_stays(
-        self, ray_session, archive, tmp_path
-    ):
+    def test_other_errors_pass_and_no_file_remains(self, ray_session, archive, tmp_path):
         with (
             pytest.raises(ConfigError, match="too large"),
-            self.asked(tmp_path / "sink", archive / "a.jpg"),
+            self.check_nodes(tmp_path / "sink", archive / "a.jpg"),
         ):
             raise ConfigError("too large")
         assert not (tmp_path / "sink").exists()
 
-    def test_a_sink_that_this_process_cannot_write(self, ray_session, archive, tmp_path):
+    def test_a_sink_that_the_driver_cannot_write(self, ray_session, archive, tmp_path):
         (tmp_path / "sink").write_text("a file")
-        with pytest.raises(SinkError), self.asked(tmp_path / "sink", archive / "a.jpg"):
-            pytest.fail("begun")
+        with pytest.raises(SinkError), self.check_nodes(tmp_path / "sink", archive / "a.jpg"):
+            pytest.fail("started")
 
-    def test_other_versions_are_named(self, ray_session, archive, tmp_path, monkeypatch):
+    def test_different_versions_are_reported(self, ray_session, archive, tmp_path, monkeypatch):
         from cvbatch.distributed import preflight
 
-        mine = preflight._versions()
-        monkeypatch.setattr(preflight, "_versions", lambda: {**mine, "numpy": "0.1"})
-        told = rf"node \S+ has numpy {mine['numpy']} instead of 0.1: give all nodes"
+        versions = preflight._versions()
+        monkeypatch.setattr(preflight, "_versions", lambda: {**versions, "numpy": "0.1"})
+        message = rf"node \S+ has numpy {versions['numpy']} instead of 0.1: give all nodes"
         with (
-            pytest.raises(ConfigError, match=told),
-            self.asked(tmp_path / "sink", archive / "a.jpg"),
+            pytest.raises(ConfigError, match=message),
+            self.check_nodes(tmp_path / "sink", archive / "a.jpg"),
         ):
             pass
         assert not (tmp_path / "sink").exists()
 
-    def test_what_no_node_can_try_is_told(self, ray_session, tmp_path):
-        told = "cannot be asked: the scheme of ftp://"
+    def test_a_check_that_fails_on_all_nodes_is_reported(self, ray_session, tmp_path):
+        message = "cannot be checked: the scheme of ftp://"
         with (
-            pytest.raises(ConfigError, match=told),
-            self.asked(tmp_path / "sink", "ftp://a/b.jpg"),
+            pytest.raises(ConfigError, match=message),
+            self.check_nodes(tmp_path / "sink", "ftp://a/b.jpg"),
         ):
             pass
         assert not (tmp_path / "sink").exists()
 
-    def test_a_node_that_does_not_answer_is_passed_over(
+    def test_a_node_that_does_not_respond_is_ignored(
         self, ray_session, archive, tmp_path, monkeypatch
     ):
         from cvbatch.distributed import preflight
 
-        said = []
-        monkeypatch.setattr(preflight, "_LIMIT_S", 0.0)
-        monkeypatch.setattr(preflight, "_question", lambda *_: lambda: time.sleep(2))
-        with self.asked(tmp_path / "sink", archive / "a.jpg", said):
+        lines = []
+        monkeypatch.setattr(preflight, "_TIMEOUT_S", 0.0)
+        monkeypatch.setattr(preflight, "_check_function", lambda *_: lambda: time.sleep(2))
+        with self.check_nodes(tmp_path / "sink", archive / "a.jpg", lines):
             pass
-        (line,) = said
-        assert line.startswith("no answer within 0 s from ") and line.endswith("going on without")
+        (line,) = lines
+        assert line.startswith("no response within 0 s from ") and line.endswith(
+            "continuing without them"
+        )
 
 
-def refused(status, told, sink):
-    assert status == 2, told
-    assert "Traceback" not in told
+def last_line_of(status, stderr, sink):
+    assert status == 2, stderr
+    assert "Traceback" not in stderr
     assert not sink.exists()
-    return told.strip().splitlines()[-1]
+    return stderr.strip().splitlines()[-1]
 
 
-# A machine whose environment lacks cvbatch: what `pip install --editable` put there is not heard.
+# A node whose environment lacks cvbatch: the finders of `pip install --editable` are removed.
 LACKING = """
 import os, sys
 if os.environ.get("TEST_NODE") == "gpu":
-    sys.meta_path[:] = [one for one in sys.meta_path if "editable" not in repr(one)]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 """
 
 
@@ -167,15 +167,15 @@ class TestOnACluster:
         del values["models"][1:]
         return values
 
-    def joined(self, two_nodes, folder, values, **variables):
+    def run(self, two_nodes, folder, values, **variables):
         path = jobs.write_job(folder / "job.yaml", values)
         env = {**two_nodes.env, "RAY_ADDRESS": two_nodes.address, **variables}
-        status, _, told = jobs.cvbatch("predict", "--config", path, env=env)
-        return status, told
+        status, _, stderr = jobs.cvbatch("predict", "--config", path, env=env)
+        return status, stderr
 
-    def test_gpus_that_no_node_has(self, two_nodes, values, tmp_path):
+    def test_more_gpus_than_a_node_has(self, two_nodes, values, tmp_path):
         values["run"]["gpus_per_actor"] = 2
-        line = refused(*self.joined(two_nodes, tmp_path, values), tmp_path / "sink")
+        line = last_line_of(*self.run(two_nodes, tmp_path, values), tmp_path / "sink")
         assert "1 CPU and 2 GPU each (streaming) do not fit a cluster of 3 CPU and 1 GPU" in line
 
     def test_a_node_without_cvbatch(self, two_nodes, values, tmp_path):
@@ -183,27 +183,27 @@ class TestOnACluster:
         stub.mkdir()
         (stub / "sitecustomize.py").write_text(LACKING)
         folder = working_folder(tmp_path, predict=values)
-        ran = two_nodes.submit(folder, "predict", PYTHONPATH=str(stub))
-        line = refused(ran.status, ran.told, tmp_path / "sink")
+        finished = two_nodes.submit(folder, "predict", PYTHONPATH=str(stub))
+        line = last_line_of(finished.status, finished.log, tmp_path / "sink")
         assert "node 127.0.0.2 cannot import cvbatch" in line
         assert "No module named 'cvbatch'" in line
 
     @needs_mounts
-    def test_a_sink_that_only_the_driver_has(self, two_nodes, values, tmp_path):
+    def test_a_sink_that_only_the_driver_can_access(self, two_nodes, values, tmp_path):
         sink = two_nodes.hidden / "sink"
         values["sink"]["uri"] = str(sink)
-        line = refused(*self.joined(two_nodes, tmp_path, values), sink)
+        line = last_line_of(*self.run(two_nodes, tmp_path, values), sink)
         assert line.startswith(f"cvbatch: node 127.0.0.2 cannot write the sink {sink}")
         assert list(two_nodes.hidden.iterdir()) == []
 
-    def test_a_dashboard_in_place_of_a_cluster(self, two_nodes, values, tmp_path):
-        said = self.joined(two_nodes, tmp_path, values, RAY_ADDRESS=two_nodes.dashboard)
-        assert "is a dashboard, which takes jobs by ray job submit" in refused(
-            *said, tmp_path / "sink"
+    def test_the_address_of_a_dashboard(self, two_nodes, values, tmp_path):
+        result = self.run(two_nodes, tmp_path, values, RAY_ADDRESS=two_nodes.dashboard)
+        assert "is a dashboard, which only accepts ray job submit" in last_line_of(
+            *result, tmp_path / "sink"
         )
 
-    def test_a_token_of_another_cluster(self, two_nodes, values, tmp_path):
+    def test_the_token_of_another_cluster(self, two_nodes, values, tmp_path):
         variables = {"RAY_AUTH_TOKEN": "f" * 32, "RAY_NUM_REDIS_GET_RETRIES": "2"}
-        said = self.joined(two_nodes, tmp_path, values, **variables)
-        line = refused(*said, tmp_path / "sink")
-        assert "does not take this process's token" in line and "f" * 32 not in line
+        result = self.run(two_nodes, tmp_path, values, **variables)
+        line = last_line_of(*result, tmp_path / "sink")
+        assert "rejects the token of this process" in line and "f" * 32 not in line

@@ -1,4 +1,4 @@
-"""Where the work lies follows from the job, the source's format and what the cluster has."""
+"""The number of actors follows from the job, the source format and the cluster."""
 
 import pytest
 
@@ -17,58 +17,60 @@ def job(tiles=None, **run):
 
 
 @pytest.mark.parametrize(
-    ("said", "source_format", "num_gpus", "arrangement"),
+    ("settings", "source_format", "num_gpus", "arrangement"),
     [
         ({}, "images", 0, "fused"),
         ({}, "images", 1, "streaming"),
         ({}, "images", 0.5, "streaming"),
-        ({}, "webdataset", 1, "fused"),  # a chunk of unknown length
+        ({}, "webdataset", 1, "fused"),  # chunks of unknown length
         ({"tiles": {"size": 64}}, "images", 1, "fused"),  # all tiles of a chunk at once
         ({"tiles": {"size": 64}, "arrangement": "streaming"}, "images", 1, "streaming"),
         ({"arrangement": "fused"}, "images", 1, "fused"),
         ({"arrangement": "streaming"}, "images", 0, "streaming"),
     ],
 )
-def test_the_arrangement(said, source_format, num_gpus, arrangement):
-    wiring = choose_allocation(job(**said), source_format, Resources(4, num_gpus), 10)
+def test_the_arrangement(settings, source_format, num_gpus, arrangement):
+    allocation = choose_allocation(job(**settings), source_format, Resources(4, num_gpus), 10)
 
-    assert wiring.arrangement == arrangement
-    assert wiring.gpus_per_actor == min(num_gpus, 1)
+    assert allocation.arrangement == arrangement
+    assert allocation.gpus_per_actor == min(num_gpus, 1)
 
 
 @pytest.mark.parametrize(
-    ("said", "resources", "num_chunks", "num_actors"),
+    ("settings", "resources", "num_chunks", "num_actors"),
     [
         ({}, Resources(4, 0), 10, 4),
-        ({}, Resources(4, 0), 2, 2),  # no more than there are chunks
-        ({}, Resources(4, 2), 10, 2),  # one to a GPU
+        ({}, Resources(4, 0), 2, 2),  # at most one per chunk
+        ({}, Resources(4, 2), 10, 2),  # one per GPU
         ({"gpus_per_actor": 0.5}, Resources(8, 2), 10, 4),
         ({"cpus_per_actor": 2}, Resources(5, 0), 10, 2),
         ({"arrangement": "streaming"}, Resources(4, 0), 10, 3),  # one CPU reads and writes
         ({"actors": 1}, Resources(4, 0), 10, 1),
     ],
 )
-def test_the_number_of_actors(said, resources, num_chunks, num_actors):
-    assert choose_allocation(job(**said), "images", resources, num_chunks).num_actors == num_actors
+def test_the_number_of_actors(settings, resources, num_chunks, num_actors):
+    assert (
+        choose_allocation(job(**settings), "images", resources, num_chunks).num_actors == num_actors
+    )
 
 
 @pytest.mark.parametrize(
-    ("said", "num_chunks", "max_actors"),
+    ("settings", "num_chunks", "max_actors"),
     [
-        ({}, 10, 10),  # whatever joins is used, as long as there is a chunk for it
+        ({}, 10, 10),  # new nodes are used while there are chunks
         ({}, 1, 1),
         ({"actors": 3}, 10, 3),
         ({"actors": 3}, 2, 2),
     ],
 )
-def test_the_actors_of_a_cluster_that_grows(said, num_chunks, max_actors):
+def test_the_maximum_number_of_actors(settings, num_chunks, max_actors):
     assert (
-        choose_allocation(job(**said), "images", Resources(4, 0), num_chunks).max_actors
+        choose_allocation(job(**settings), "images", Resources(4, 0), num_chunks).max_actors
         == max_actors
     )
 
 
-def test_what_the_cluster_lacks_is_refused_with_what_would_do():
+def test_actors_that_do_not_fit_are_refused_with_the_number_that_fits():
     with pytest.raises(ConfigError, match=r"run.actors: 9 .* 4 CPU and 0 GPU; 4 would"):
         choose_allocation(job(actors=9), "images", Resources(4, 0), 10)
     with pytest.raises(ConfigError, match=r"1 GPU each .* 0 would"):
@@ -77,17 +79,19 @@ def test_what_the_cluster_lacks_is_refused_with_what_would_do():
         choose_allocation(job(arrangement="streaming"), "webdataset", Resources(4, 0), 10)
 
 
-def test_actors_are_counted_by_node():
-    apart = Resources(5, 2, (Node(4, 0, None), Node(1, 2, None)))
-    assert choose_allocation(job(), "images", apart, 10).num_actors == 1  # the other GPU has no CPU
-    assert choose_allocation(job(cpus_per_actor=0.5), "images", apart, 10).num_actors == 2
+def test_actors_are_counted_per_node():
+    cluster = Resources(5, 2, (Node(4, 0, None), Node(1, 2, None)))
+    assert (
+        choose_allocation(job(), "images", cluster, 10).num_actors == 1
+    )  # the other GPU has no CPU
+    assert choose_allocation(job(cpus_per_actor=0.5), "images", cluster, 10).num_actors == 2
     with pytest.raises(ConfigError, match=r"2 CPU and 1 GPU each .* 0 would: each needs its CPUs"):
-        choose_allocation(job(cpus_per_actor=2), "images", apart, 10)
+        choose_allocation(job(cpus_per_actor=2), "images", cluster, 10)
     with pytest.raises(ConfigError, match="0 would: start nodes with GPUs, or say"):
         choose_allocation(job(gpus_per_actor=1), "images", Resources(4, 0, (Node(4, 0, None),)), 10)
 
 
-def test_a_cluster_with_another_ray_is_refused_in_a_sentence(monkeypatch):
+def test_a_cluster_with_another_version_of_ray_is_refused(monkeypatch):
     import ray
     from ray._private.utils import check_version_info
 

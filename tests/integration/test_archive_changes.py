@@ -1,4 +1,4 @@
-"""An archive that lives, runs that meet in one sink, and archives too bad to go on with."""
+"""Archives that change between runs, concurrent runs in one sink, and the failure limit."""
 
 import json
 import os
@@ -25,20 +25,20 @@ COUNT = 10  # images, and two broken files: two chunks
 
 
 class Interrupted(jobs.RecordingListener):
-    """Stops a run when all is committed and no file is written."""
+    """Interrupts a run after the manifest is committed, before a file is written."""
 
     def started(self, num_chunks, num_images):
         raise KeyboardInterrupt
 
 
 def values(source, sink, models, **run):
-    told = jobs.job(source, sink, models, **run)
-    return {**told, "models": told["models"][:1]}
+    job = jobs.job(source, sink, models, **run)
+    return {**job, "models": job["models"][:1]}
 
 
-def run(source, sink, models, ear=None, overrides=(), **options):
+def run(source, sink, models, listener=None, overrides=(), **options):
     job = parse_job(values(source, sink, models), [*LITERT, *overrides])
-    return predict(job, ear or jobs.RecordingListener(), **options)
+    return predict(job, listener or jobs.RecordingListener(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def archive(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """One name for the source of all these tests: a link to what it is at the moment."""
+    """One path for the source of all these tests: a symlink to the current archive."""
     return tmp_path_factory.mktemp("source") / "now"
 
 
@@ -68,8 +68,8 @@ def done(archive, source, keras_files, ray_session, tmp_path_factory):
 
 @pytest.fixture
 def sink(archive, source, done, tmp_path):
-    """The result of a source that is then changed."""
-    point(source, shutil.copytree(archive, tmp_path / "in"))  # times and all
+    """A finished result, whose source the test then changes."""
+    point(source, shutil.copytree(archive, tmp_path / "in"))  # with modification times
     return shutil.copytree(done, tmp_path / "out")
 
 
@@ -91,7 +91,7 @@ def names(source):
 # --- an archive that changes ---------------------------------------------------------------------
 
 
-def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_stay(
+def test_changed_images_are_replaced_new_ones_added_and_removed_ones_stay(
     source, sink, keras_files, tmp_path
 ):
     before, bytes_before = by_id(sink), jobs.parts(sink)
@@ -104,21 +104,23 @@ def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_st
     (source / "set-9").mkdir()
     (source / "set-9" / "new.jpg").write_bytes(jobs.encoded_image(78))
 
-    ear = jobs.RecordingListener()
-    summary = run(source, sink, keras_files, ear)
+    listener = jobs.RecordingListener()
+    summary = run(source, sink, keras_files, listener)
     assert (summary.num_new, summary.num_changed, summary.num_removed) == (1, 1, 1)
     assert (summary.num_chunks, summary.num_images) == (2, len(in_first_chunk) + 1)
-    assert any("1 files have changed and 1 are gone" in line for line in ear.lines)
-    told, status = main._closing(summary)
+    assert any("1 files have changed and 1 are gone" in line for line in listener.lines)
+    last_line, status = main._prediction_result(summary)
     assert status == 0
-    assert "; 1 file had changed and were done again; 1 file gone from the source, their" in told
+    assert (
+        "; 1 file had changed and were done again; 1 file gone from the source, their" in last_line
+    )
 
-    after, anew = by_id(sink), tmp_path / "anew"
-    run(source, jobs.carry_programs(sink, anew), keras_files)
-    fresh = by_id(anew)
+    after, new_sink = by_id(sink), tmp_path / "new"
+    run(source, jobs.carry_programs(sink, new_sink), keras_files)
+    recomputed = by_id(new_sink)
     assert set(after) == set(before) | {"set-9/new.jpg"}
     assert sum(len(pq.read_table(path)) for path in sink.glob("*.parquet")) == len(after)
-    assert {name: after[name] for name in fresh} == fresh
+    assert {name: after[name] for name in recomputed} == recomputed
     assert after[first] != before[first]
     assert after[last] == before[last]
     assert sorted(revisions(sink)) == [0, 0, 1]
@@ -127,15 +129,15 @@ def test_changed_rows_are_replaced_new_ones_added_and_those_of_removed_images_st
 
     again = run(source, sink, keras_files)
     assert (again.num_chunks, again.num_changed, again.num_removed) == (0, 0, 1)
-    told, status = main._closing(again)
-    assert status == 0 and "nothing to do" in told
-    assert told.endswith("; 1 file gone from the source, their rows stay")
+    last_line, status = main._prediction_result(again)
+    assert status == 0 and "nothing to do" in last_line
+    assert last_line.endswith("; 1 file gone from the source, their rows stay")
 
-    ear, bytes_after = jobs.RecordingListener(), jobs.parts(sink)
+    listener, bytes_after = jobs.RecordingListener(), jobs.parts(sink)
     (sink / lease.LEASE_PATH).write_bytes(FAR.to_json())
-    dry = estimate(parse_job(values(source, sink, keras_files), LITERT), ear)
+    dry = estimate(parse_job(values(source, sink, keras_files), LITERT), listener)
     assert (dry.num_new, dry.num_changed, dry.num_removed) == (0, 0, 1)
-    assert any("in use by a run on far.example (process 7)" in line for line in ear.lines)
+    assert any("in use by a run on far.example (process 7)" in line for line in listener.lines)
     assert jobs.parts(sink) == bytes_after
 
 
@@ -148,42 +150,42 @@ def _part_of(sink, image_id):
     return path
 
 
-def test_stopped_between_the_manifest_and_the_files_and_gone_on_with(
+def test_a_run_interrupted_between_the_manifest_and_the_files_is_resumed(
     source, sink, keras_files, tmp_path
 ):
     before = jobs.parts(sink)
     (source / names(source)[-1]).write_bytes(jobs.encoded_image(77))
-    undisturbed = shutil.copytree(sink, tmp_path / "undisturbed")
-    run(source, undisturbed, keras_files)
+    uninterrupted = shutil.copytree(sink, tmp_path / "uninterrupted")
+    run(source, uninterrupted, keras_files)
     with pytest.raises(KeyboardInterrupt):
         run(source, sink, keras_files, Interrupted())
-    assert jobs.parts(sink) == before  # every row is there, once
+    assert jobs.parts(sink) == before  # every row exists once
     assert not (sink / lease.LEASE_PATH).exists()
     assert run(source, sink, keras_files).num_chunks == 1
-    assert jobs.parts(sink) == jobs.parts(undisturbed) != before
+    assert jobs.parts(sink) == jobs.parts(uninterrupted) != before
 
 
-def test_a_removed_image_of_a_chunk_that_is_done_again_is_a_failed_row(source, sink, keras_files):
-    *_, one, other = names(source)
-    content, facts = (source / one).read_bytes(), (source / one).stat()
-    (source / one).unlink()
-    (source / other).write_bytes(jobs.encoded_image(77))
+def test_a_removed_image_of_a_reprocessed_chunk_is_a_failed_row(source, sink, keras_files):
+    *_, removed, changed = names(source)
+    content, stat = (source / removed).read_bytes(), (source / removed).stat()
+    (source / removed).unlink()
+    (source / changed).write_bytes(jobs.encoded_image(77))
     summary = run(source, sink, keras_files)
-    assert by_id(sink)[one]["error"]["kind"] == "missing"
-    assert summary.examples["read/missing"][0][0] == one
-    (source / one).write_bytes(content)  # it comes back as it was
-    os.utime(source / one, ns=(facts.st_mtime_ns, facts.st_mtime_ns))
+    assert by_id(sink)[removed]["error"]["kind"] == "missing"
+    assert summary.examples["read/missing"][0][0] == removed
+    (source / removed).write_bytes(content)  # restored unchanged
+    os.utime(source / removed, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
     assert run(source, sink, keras_files).num_chunks == 1
-    assert by_id(sink)[one]["status"] == "ok"
+    assert by_id(sink)[removed]["status"] == "ok"
 
 
-def test_a_retry_and_an_overwriting_do_revised_chunks_as_they_are_now(source, sink, keras_files):
+def test_retry_failed_and_overwrite_use_the_latest_revision_of_chunks(source, sink, keras_files):
     (source / names(source)[-1]).write_bytes(jobs.encoded_image(77))
     run(source, sink, keras_files)
     revised = jobs.parts(sink)
     assert sorted(revisions(sink)) == [0, 1]
     retried = run(source, sink, keras_files, retry_failed=True)
-    assert retried.num_chunks == 1  # the one with the two broken files
+    assert retried.num_chunks == 1  # the chunk with the two broken files
     assert jobs.parts(sink) == revised
     other = ["source.max_pixels=1000000"]
     with pytest.raises(SinkError, match="another prediction"):
@@ -192,10 +194,10 @@ def test_a_retry_and_an_overwriting_do_revised_chunks_as_they_are_now(source, si
     assert sorted(revisions(sink)) == [0, 1]
     assert run(source, sink, keras_files, overrides=other).num_chunks == 0
     metadata = [pq.read_metadata(path).metadata[b"cvbatch"] for path in sink.glob("*.parquet")]
-    assert len({json.loads(one)["fingerprint"] for one in metadata}) == 1
+    assert len({json.loads(footer)["fingerprint"] for footer in metadata}) == 1
 
 
-def test_a_parquet_file_written_anew_leaves_the_rows_it_has_now(done, keras_files, tmp_path):
+def test_a_rewritten_parquet_file_has_its_current_rows(done, keras_files, tmp_path):
     files = {f"{i}.jpg": jobs.encoded_image(i) for i in range(11)}
     sink = jobs.carry_programs(done, tmp_path / "out")
     source = tmp_path / "shards"
@@ -210,7 +212,7 @@ def test_a_parquet_file_written_anew_leaves_the_rows_it_has_now(done, keras_file
     short = rewritten(3)
     assert (short.num_changed, short.num_chunks) == (1, 2)
     assert sorted(by_id(sink)) == [*(f"a.parquet#{i}" for i in range(3)), "b.parquet#0"]
-    assert rewritten(3).num_chunks == 1  # written again, the same rows
+    assert rewritten(3).num_chunks == 1  # rewritten with the same rows
     (source / "a.parquet").unlink()
     rows = pq.read_table(source / "b.parquet")
     pq.write_table(rows.slice(0, 0), source / "b.parquet")
@@ -219,19 +221,19 @@ def test_a_parquet_file_written_anew_leaves_the_rows_it_has_now(done, keras_file
     assert sorted(by_id(sink)) == [f"a.parquet#{i}" for i in range(3)]
 
 
-# --- two runs ------------------------------------------------------------------------------------
+# --- concurrent runs ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def command(done, keras_files, ray_session, tmp_path):
-    """A job of twelve chunks as a command of its own, on the session's Ray."""
+    """A job of twelve chunks as a subprocess, on the session's Ray."""
     import ray
 
     source = jobs.write_files(tmp_path / "in", jobs.archive_files(COUNT))
     sink = jobs.carry_programs(done, tmp_path / "out")
-    told = values(source, sink, keras_files, chunk_images=1, actors=1)
-    told["run"] |= {"engine": "litert", "arrangement": "fused", "gpus_per_actor": 0}
-    path = jobs.write_job(tmp_path / "job.yaml", told)
+    job = values(source, sink, keras_files, chunk_images=1, actors=1)
+    job["run"] |= {"engine": "litert", "arrangement": "fused", "gpus_per_actor": 0}
+    path = jobs.write_job(tmp_path / "job.yaml", job)
     address = ray.get_runtime_context().gcs_address
     return Command(path, sink, {**os.environ, "RAY_ADDRESS": address})
 
@@ -252,11 +254,11 @@ import os, time
 from pathlib import Path
 from cvbatch.storage.sink import Sink
 
-def acquire(sink):  # both have planned all chunks before one of them begins
-    here = Path(__file__).parent
-    (here / f"{os.getpid()}.ready").touch()
+def acquire(sink):  # both plan all chunks before one of them starts
+    folder = Path(__file__).parent
+    (folder / f"{os.getpid()}.ready").touch()
     deadline = time.monotonic() + 120
-    while len(list(here.glob("*.ready"))) < 2:
+    while len(list(folder.glob("*.ready"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -265,7 +267,7 @@ Sink.__enter__, Sink.acquire = (lambda sink: sink), acquire
 
 
 def patched(folder, code):
-    """Return the environment of a process in which code runs first."""
+    """Return the environment of a process that runs `code` when it starts."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -274,15 +276,17 @@ def patched(folder, code):
 class Command:
     def __init__(self, path, sink, env):
         self.path, self.sink, self.env = path, sink, env
-        self.words = [sys.executable, "-m", "cvbatch", "predict", "--config", str(path)]
+        self.arguments = [sys.executable, "-m", "cvbatch", "predict", "--config", str(path)]
 
     def start(self, **env):
-        return subprocess.Popen(self.words, stderr=subprocess.PIPE, text=True, env=self.env | env)
+        return subprocess.Popen(
+            self.arguments, stderr=subprocess.PIPE, text=True, env=self.env | env
+        )
 
     def end(self, **env):
         with self.start(**env) as process:
-            told = process.stderr.read()
-        return process.returncode, told.strip().splitlines()
+            stderr = process.stderr.read()
+        return process.returncode, stderr.strip().splitlines()
 
 
 def await_chunk(process):
@@ -292,82 +296,84 @@ def await_chunk(process):
     raise AssertionError("the job ended without a chunk")
 
 
-def test_a_second_run_is_refused_and_one_after_a_kill_goes_on_at_once(command, tmp_path):
+def test_a_second_run_is_refused_and_a_run_after_a_kill_resumes_at_once(command, tmp_path):
     with command.start(**patched(tmp_path / "slow", SLOW)) as first:
         await_chunk(first)
-        status, told = command.end()
-        assert status == 2, told
-        assert f"(process {first.pid})" in told[-1]
+        status, lines = command.end()
+        assert status == 2, lines
+        assert f"(process {first.pid})" in lines[-1]
         assert first.poll() is None
         first.kill()
     assert json.loads((command.sink / lease.LEASE_PATH).read_text())["pid"] == first.pid
     written = jobs.parts(command.sink)
-    status, told = command.end()
-    assert status == 0, told
-    assert not any("waiting up to" in line for line in told)
+    status, lines = command.end()
+    assert status == 0, lines
+    assert not any("waiting up to" in line for line in lines)
     assert not (command.sink / lease.LEASE_PATH).exists()
     after = jobs.parts(command.sink)
     assert len(after) == COUNT + 2
     assert {name: after[name] for name in written} == written
 
 
-def test_a_run_that_was_taken_over_stops_and_says_so(command, tmp_path):
+def test_a_run_whose_lease_was_taken_stops(command, tmp_path):
     with command.start(**patched(tmp_path / "slow", SLOW)) as process:
         await_chunk(process)
         (tmp_path / "far").write_bytes(FAR.to_json())
-        (tmp_path / "far").replace(command.sink / lease.LEASE_PATH)  # never seen half written
-        told = process.stderr.read().strip().splitlines()
+        (tmp_path / "far").replace(command.sink / lease.LEASE_PATH)  # atomic
+        lines = process.stderr.read().strip().splitlines()
     assert process.returncode == 1
-    assert "taken over by a run on far.example" in told[-1]
+    assert "taken over by a run on far.example" in lines[-1]
     assert json.loads((command.sink / lease.LEASE_PATH).read_text())["token"] == FAR.token
 
 
-def test_without_any_lease_two_runs_at_once_leave_what_one_leaves(command, tmp_path):
-    """Switched off in both processes: what keeps the result right is that both write the same."""
+def test_without_a_lease_two_concurrent_runs_write_the_same_bytes(command, tmp_path):
+    """The lease is disabled in both processes: deterministic results keep the sink correct."""
     env = patched(tmp_path / "no lease", NO_LEASE)
-    with command.start(**env) as one, command.start(**env) as two:
-        for process in (one, two):
-            told = process.stderr.read()
-            assert process.wait() == 0, told
+    with command.start(**env) as first, command.start(**env) as second:
+        for process in (first, second):
+            stderr = process.stderr.read()
+            assert process.wait() == 0, stderr
     summaries = (command.sink / "_cvbatch" / "runs").iterdir()
-    assert [json.loads(one.read_text())["num_images"] for one in summaries] == [COUNT + 2] * 2
+    assert [json.loads(path.read_text())["num_images"] for path in summaries] == [COUNT + 2] * 2
     both = jobs.parts(command.sink)
     shutil.move(command.sink, tmp_path / "both")
     jobs.carry_programs(tmp_path / "both", command.sink)
-    status, told = command.end()
-    assert status == 0, told
+    status, lines = command.end()
+    assert status == 0, lines
     assert both == jobs.parts(command.sink)
 
 
-# --- budgets -------------------------------------------------------------------------------------
+# --- failure limit --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def bad_archive(tmp_path):
-    """300 files that are no images, and a few that are: they come last."""
+    """300 files that are no images, followed by 20 images."""
     files = {f"a/{i:03d}.jpg": f"not an image {i}".encode() for i in range(300)}
     files |= {f"b/{i:03d}.jpg": jobs.encoded_image(i) for i in range(20)}
     return jobs.write_files(tmp_path / "in", files)
 
 
-def test_a_run_that_cannot_keep_its_failures_stops_early_and_goes_on(
+def test_a_run_over_the_failure_limit_stops_early_and_can_be_resumed(
     bad_archive, done, keras_files, tmp_path
 ):
     sink = jobs.carry_programs(done, tmp_path / "out")
     strict = ["run.chunk_images=40", "run.max_failure_fraction=0.5", "run.actors=1"]
     summary = run(bad_archive, sink, keras_files, overrides=strict)
-    assert summary.num_images == summary.num_failed == 200  # 161 would be too many, but are too few
+    assert (
+        summary.num_images == summary.num_failed == 200
+    )  # more than 160 are too many, but it checks from 200 on
     assert (summary.num_planned, summary.num_chunks, summary.num_chunks_left) == (320, 5, 3)
     assert len(jobs.rows(sink)) == 200
-    told, status = main._closing(summary)
+    last_line, status = main._prediction_result(summary)
     assert status == 3
-    for words in ("stopped early", "200 of 200", "all 320", "decode/not_an_image 200", "3 chunks"):
-        assert words in told
+    for text in ("stopped early", "200 of 200", "all 320", "decode/not_an_image 200", "3 chunks"):
+        assert text in last_line
     examples = summary.as_json()["examples"]["decode/not_an_image"]
-    assert [one["image_id"] for one in examples] == ["a/000.jpg", "a/001.jpg", "a/002.jpg"]
-    assert all(one["message"] for one in examples)
-    kept = sorted((sink / "_cvbatch" / "runs").iterdir())
-    assert json.loads(kept[-1].read_text())["num_chunks_left"] == 3
+    assert [example["image_id"] for example in examples] == ["a/000.jpg", "a/001.jpg", "a/002.jpg"]
+    assert all(example["message"] for example in examples)
+    summaries = sorted((sink / "_cvbatch" / "runs").iterdir())
+    assert json.loads(summaries[-1].read_text())["num_chunks_left"] == 3
 
     lenient = ["run.chunk_images=40", "run.max_failure_fraction=1.0"]
     rest = run(bad_archive, sink, keras_files, overrides=lenient)
@@ -376,15 +382,15 @@ def test_a_run_that_cannot_keep_its_failures_stops_early_and_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("seen", "failed", "planned", "is_over"),
+    ("processed", "failed", "planned", "is_over"),
     [
         (0, 0, 0, False),
         (199, 199, 1000, False),
         (200, 10, 1000, False),
         (200, 11, 1000, True),
-        (500, 500, 0, False),  # of tars nobody knows how many there are
+        (500, 500, 0, False),  # for tars the number is unknown
     ],
 )
-def test_when_a_run_is_beyond_hope(seen, failed, planned, is_over):
-    summary = Summary("out", "f", num_planned=planned, num_images=seen, num_failed=failed)
+def test_when_a_run_exceeds_the_failure_limit(processed, failed, planned, is_over):
+    summary = Summary("out", "f", num_planned=planned, num_images=processed, num_failed=failed)
     assert summary.must_stop(0.01) is is_over

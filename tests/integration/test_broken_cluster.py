@@ -1,4 +1,4 @@
-"""Nodes go and come while a job runs, and nothing is missing."""
+"""Nodes leave and join while a job runs: the results are the same."""
 
 import os
 import shutil
@@ -16,22 +16,22 @@ from tests.support.crashing_images import poisoned, poisoned_env, write_stub
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 
-LIMIT_S = 240.0  # of whatever is awaited: other work may hold the cores
+LIMIT_S = 240.0  # generous, because the CPUs may be busy
 CHUNKS = 6
 RUN = {"chunk_images": 2, "batch_size": 2, "image_timeout_s": LIMIT_S, "engine": "litert"}
 
 
-def until(look, what):
+def until(condition, description):
     deadline = time.monotonic() + LIMIT_S
-    while not (found := look()):
-        assert time.monotonic() < deadline, what
+    while not (value := condition()):
+        assert time.monotonic() < deadline, description
         time.sleep(0.05)
-    return found
+    return value
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """Six chunks; the first two keep their workers waiting."""
+    """Six chunks; the workers of the first two wait."""
     files = {f"{i:02}.jpg": jobs.encoded_image(i) for i in range(2 * CHUNKS)}
     files |= {f"{i:02}.jpg": poisoned(i, "wait") for i in (1, 3)}
     return jobs.write_files(tmp_path_factory.mktemp("archive"), files)
@@ -45,11 +45,11 @@ def job_file(folder, archive, sink, models, **changes):
 
 @pytest.fixture(scope="module")
 def done(archive, keras_files, tmp_path_factory):
-    """The result of a run that nothing disturbs, without the stub."""
+    """The sink of an uninterrupted run, without the stub."""
     folder = tmp_path_factory.mktemp("done")
     path = job_file(folder, archive, folder / "sink", keras_files)
-    status, _, told = jobs.cvbatch("predict", "--config", path)
-    assert status == 0, told
+    status, _, stderr = jobs.cvbatch("predict", "--config", path)
+    assert status == 0, stderr
     assert len(jobs.parts(folder / "sink")) == CHUNKS
     return folder / "sink"
 
@@ -61,7 +61,7 @@ def env(tmp_path_factory):
 
 @pytest.fixture
 def stub(env):
-    """The stub's folder, where nobody waits yet and nobody may go."""
+    """The stub's folder, without waiting workers and without the file that releases them."""
     folder = Path(env["PYTHONPATH"].split(os.pathsep)[0])
     for path in [*folder.glob("waiting-*"), *folder.glob("go")]:
         path.unlink()
@@ -70,10 +70,10 @@ def stub(env):
 
 @pytest.fixture(scope="module")
 def head(env):
-    """A head of one CPU, where the drivers run; its own folder, so that no other job finds it."""
+    """A head node of one CPU, where the drivers run; a separate folder hides it from other jobs."""
     from ray.cluster_utils import Cluster
 
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path must be short
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, because socket paths are limited
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         for name in ("PYTHONPATH", "POISON"):
@@ -86,18 +86,18 @@ def head(env):
 
 @pytest.fixture
 def cluster(head):
-    """The head alone, whatever nodes the test before has added."""
+    """The head node without the nodes of earlier tests."""
     yield head
     for node in list(head.worker_nodes):
         head.remove_node(node, allow_graceful=False)
 
 
 class Job:
-    """The command at work on the cluster."""
+    """A running command on the cluster."""
 
     def __init__(self, config, cluster, env):
-        self._told = config.with_suffix(".log")
-        with self._told.open("w") as log:
+        self._log = config.with_suffix(".log")
+        with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cvbatch", "predict", "--config", str(config)],
                 env={**env, "RAY_ADDRESS": cluster.address},
@@ -113,24 +113,22 @@ class Job:
         self._process.wait()
 
     def assert_runs(self):
-        assert self._process.poll() is None, self._told.read_text()
+        assert self._process.poll() is None, self._log.read_text()
 
     def assert_ends_well(self):
-        assert self._process.wait(LIMIT_S) == 0, self._told.read_text()
+        assert self._process.wait(LIMIT_S) == 0, self._log.read_text()
 
 
 def waiting(stub, node=None):
-    """Return the workers, of one node or of all, that wait in an image."""
+    """Return the pids of waiting workers, of one node or of all."""
     pids = {int(path.name.split("-")[1]) for path in stub.glob("waiting-*")}
     if node is None:
         return pids
     (raylet,) = node.all_processes["raylet"]
-    return {one.pid for one in psutil.Process(raylet.process.pid).children()} & pids
+    return {child.pid for child in psutil.Process(raylet.process.pid).children()} & pids
 
 
-def test_a_node_that_dies_and_does_not_come_back(
-    archive, done, keras_files, cluster, env, stub, tmp_path
-):
+def test_a_lost_node(archive, done, keras_files, cluster, env, stub, tmp_path):
     node = cluster.add_node(num_cpus=1)
     sink = jobs.carry_programs(done, tmp_path / "sink")
     with Job(job_file(tmp_path, archive, sink, keras_files), cluster, env) as job:
@@ -145,7 +143,7 @@ def test_a_node_that_dies_and_does_not_come_back(
     assert jobs.parts(sink) == jobs.parts(done)
 
 
-def test_a_node_that_joins_is_used(archive, done, keras_files, cluster, env, stub, tmp_path):
+def test_a_new_node_is_used(archive, done, keras_files, cluster, env, stub, tmp_path):
     sink = jobs.carry_programs(done, tmp_path / "sink")
     with Job(job_file(tmp_path, archive, sink, keras_files), cluster, env) as job:
         until(lambda: waiting(stub), "the only worker has a chunk")
@@ -158,14 +156,12 @@ def test_a_node_that_joins_is_used(archive, done, keras_files, cluster, env, stu
 
 
 @pytest.mark.soak
-def test_a_node_that_dies_under_a_streaming_job(
-    archive, done, keras_files, cluster, env, stub, tmp_path
-):
-    cluster.add_node(num_cpus=1)  # as many as decoding, predicting and writing can do with
+def test_a_lost_node_of_a_streaming_job(archive, done, keras_files, cluster, env, stub, tmp_path):
+    cluster.add_node(num_cpus=1)  # enough for decoding, predicting and writing
     node = cluster.add_node(num_cpus=2)
     sink = jobs.carry_programs(done, tmp_path / "sink")
-    wiring = {"arrangement": "streaming", "cpus_per_actor": 0.5, "actors": 2}
-    path = job_file(tmp_path, archive, sink, keras_files, **wiring)
+    allocation = {"arrangement": "streaming", "cpus_per_actor": 0.5, "actors": 2}
+    path = job_file(tmp_path, archive, sink, keras_files, **allocation)
     with Job(path, cluster, env) as job:
         until(lambda: waiting(stub, node), "a chunk is decoded on the node")
         cluster.remove_node(node, allow_graceful=False)

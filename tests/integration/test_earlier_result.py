@@ -1,7 +1,7 @@
 """A result of version 0.1.0 is resumed: same programs, same bytes.
 
-`tests/fixtures/result_0_1_0` holds what commit 35336e2, before the packages were moved, wrote for
-`job.yaml`: its images were objects in S3, modified at second 1,700,000,000 of the Unix time.
+`tests/fixtures/result_0_1_0` contains the output of commit 35336e2, before packages were moved, for
+`job.yaml`. Its images were S3 objects with the modification time 1,700,000,000 s (Unix time).
 """
 
 from __future__ import annotations

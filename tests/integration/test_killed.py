@@ -1,4 +1,4 @@
-"""A job killed anywhere and run again gives the files of one that was left in peace."""
+"""A job that is killed at any time and resumed writes the files of an uninterrupted job."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ CHUNK_IMAGES = 3
 NUM_CHUNKS = 40
 SOAK_CHUNKS, SOAK_KILLS = 160, 25
 ACTORS = 2
-PACE_S = 0.03  # of source and disk, so that there are moments to be killed at
-IN_FLIGHT = {"actor": 1, "put": 1, "driver": ACTORS, "node": ACTORS}  # chunks lost at most
+PACE_S = 0.03  # delay of each read and write, so that kills hit all phases
+# Kind of kill → maximum number of chunks that it loses.
+IN_FLIGHT = {"actor": 1, "put": 1, "driver": ACTORS, "node": ACTORS}
 ENDS_THE_RUN = {"driver", "node"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One job over one archive, as often as wanted: the sinks differ."""
+    """One job over one archive; it can run several times with different sinks."""
 
     folder: Path
     models: Path
@@ -52,9 +53,9 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def peaceful(keras_files, tmp_path_factory) -> Callable[[int], tuple[Setting, Path]]:
-    """A function: number of chunks → the setting, and the sink of a job nobody disturbed."""
-    folder = tmp_path_factory.mktemp("peaceful")
+def uninterrupted(keras_files, tmp_path_factory) -> Callable[[int], tuple[Setting, Path]]:
+    """Return a function: number of chunks → the setting, and the sink of an uninterrupted job."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     done: dict[int, tuple[Setting, Path]] = {}
 
     def run(num_chunks: int) -> tuple[Setting, Path]:
@@ -63,8 +64,8 @@ def peaceful(keras_files, tmp_path_factory) -> Callable[[int], tuple[Setting, Pa
             sink = folder / f"done-{num_chunks}"
             for _, other in done.values():
                 jobs.carry_programs(other, sink)
-            status, _, told = jobs.cvbatch("predict", "--config", setting.job_file(str(sink)))
-            assert status == 0, told
+            status, _, stderr = jobs.cvbatch("predict", "--config", setting.job_file(str(sink)))
+            assert status == 0, stderr
             assert len(jobs.parts(sink)) == num_chunks
             done[num_chunks] = (setting, sink)
         return done[num_chunks]
@@ -73,47 +74,47 @@ def peaceful(keras_files, tmp_path_factory) -> Callable[[int], tuple[Setting, Pa
 
 
 @dataclass
-class Torment:
-    """Runs a job, kills what it is told to at random moments, and runs it again to its end."""
+class KilledJob:
+    """Runs a job, kills its processes at random times, and resumes it until it is finished."""
 
     job_file: Path
-    folder: Path  # where the sink's files lie on this machine
-    chance: random.Random
+    folder: Path  # local folder with the files of the sink
+    rng: random.Random
     environment: Mapping[str, str] = field(default_factory=dict)
-    proxy: Proxy | None = None  # in front of the sink; None where that is a folder
-    num_begun: int = 0
-    num_lost: int = 0  # chunks that the kills may have cost
+    proxy: Proxy | None = None  # in front of the sink; None for a local sink
+    num_started: int = 0
+    num_lost: int = 0  # chunks that the kills may have lost
 
     def run(self, kills: Iterable[str]) -> None:
-        left = deque(kills)
+        pending = deque(kills)
         with ExitStack() as stack:
             while True:
                 done = self._parts()
                 job = WatchedJob(self.job_file, PACE_S, **self.environment)
                 stack.enter_context(job)
-                self._kill_some(job, left)
+                self._kill_some(job, pending)
                 status = job.ended()
-                begun = [one.chunk_id for one in job.started()]
-                assert not done & set(begun), "chunks that were done were read again"
-                self.num_begun += len(begun)
+                started = [start.chunk_id for start in job.started()]
+                assert not done & set(started), "finished chunks were read again"
+                self.num_started += len(started)
                 if status == 0:
                     break
-                assert status == -signal.SIGKILL, job.told()
-                if self.chance.random() < 0.5:
-                    job.kill_node()  # what outlives its driver; or else it meets the next run
-        assert not left, f"the job was done before {left}"
+                assert status == -signal.SIGKILL, job.stderr()
+                if self.rng.random() < 0.5:
+                    job.kill_node()  # else Ray's processes are still there in the next run
+        assert not pending, f"the job was finished before {pending}"
 
     def _parts(self) -> set[str]:
-        """Return the ids of the chunks whose files are there."""
+        """Return the ids of the finished chunks."""
         return {path.stem.removeprefix("part-") for path in self.folder.glob("part-*.parquet")}
 
-    def _kill_some(self, job: WatchedJob, left: deque[str]) -> None:
-        """Kill what comes first, and next, until that ends the run."""
-        while left:
-            enough = len(self._parts()) + self.chance.randint(1, 3)
-            job.until(lambda enough=enough: len(self._parts()) >= enough, f"{enough} parts")
-            time.sleep(self.chance.uniform(0, 2 * PACE_S))  # any moment of a chunk's way
-            kind = left.popleft()
+    def _kill_some(self, job: WatchedJob, pending: deque[str]) -> None:
+        """Make the pending kills in order, until one of them ends the run."""
+        while pending:
+            count = len(self._parts()) + self.rng.randint(1, 3)
+            job.until(lambda count=count: len(self._parts()) >= count, f"{count} parts")
+            time.sleep(self.rng.uniform(0, 2 * PACE_S))  # any phase of a chunk
+            kind = pending.popleft()
             self.num_lost += IN_FLIGHT[kind]
             getattr(self, f"_kill_{kind}")(job)
             if kind in ENDS_THE_RUN:
@@ -126,30 +127,30 @@ class Torment:
         job.kill_node()
 
     def _kill_actor(self, job: WatchedJob) -> None:
-        job.kill_actor(self.chance)
+        job.kill_actor(self.rng)
 
     def _kill_put(self, job: WatchedJob) -> None:
         if self.proxy is None:
-            job.until(lambda: job.kill_writer(self.folder), "a part half written")
+            job.until(lambda: job.kill_writer(self.folder), "a partly written part")
             return
-        caught: list[str] = []
-        is_cut = self.chance.random() < 0.5
+        intercepted: list[str] = []
+        is_cut = self.rng.random() < 0.5
 
         def choose(request: Request) -> Fault | None:
-            """At the first part that is put: half of it reaches the store, or all; then death."""
-            if caught or request.method != "PUT" or "/part-" not in request.path:
+            """At the first PUT of a part, kill the worker; the store receives half of it or all."""
+            if intercepted or request.method != "PUT" or "/part-" not in request.path:
                 return None
-            caught.append(request.path)
-            time.sleep(PACE_S)  # its body comes
+            intercepted.append(request.path)
+            time.sleep(PACE_S)  # the body is sent
             job.kill_reader_of(Path(request.path).stem.removeprefix("part-"))
             return CUT_UPLOAD if is_cut else None
 
         self.proxy.choose = choose
-        job.until(lambda: caught, "a part half sent")
+        job.until(lambda: intercepted, "a partly sent part")
 
 
 def stray(names: Iterable[str]) -> list[str]:
-    """Return the names in a sink that are none of its own."""
+    """Return the names of files that do not belong into a sink."""
     return [
         name
         for name in names
@@ -161,9 +162,9 @@ def names_below(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
 
-def check(torment: Torment, sink: Path, done: Path, num_chunks: int) -> None:
+def check(killed: KilledJob, sink: Path, done: Path, num_chunks: int) -> None:
     assert jobs.parts(sink) == jobs.parts(done)
-    assert num_chunks <= torment.num_begun <= num_chunks + torment.num_lost
+    assert num_chunks <= killed.num_started <= num_chunks + killed.num_lost
     last = max((sink / "_cvbatch" / "runs").iterdir())
     summary = json.loads(last.read_text())
     assert summary["num_chunks"] + summary["num_chunks_before"] == num_chunks
@@ -171,9 +172,9 @@ def check(torment: Torment, sink: Path, done: Path, num_chunks: int) -> None:
 
 def local(setting: Setting, done: Path, sink: Path, kills: list[str], seed: int) -> None:
     jobs.carry_programs(done, sink)
-    torment = Torment(setting.job_file(str(sink)), sink, random.Random(seed))
-    torment.run(kills)
-    check(torment, sink, done, setting.num_chunks)
+    killed = KilledJob(setting.job_file(str(sink)), sink, random.Random(seed))
+    killed.run(kills)
+    check(killed, sink, done, setting.num_chunks)
     assert stray(names_below(sink)) == []
 
 
@@ -183,45 +184,45 @@ def in_s3(setting: Setting, done: Path, s3, name: str, kills: list[str], seed: i
     with proxied(s3.endpoint) as proxy:
         environment = {"AWS_ENDPOINT_URL_S3": proxy.endpoint}
         job_file = setting.job_file(uri)
-        torment = Torment(job_file, sink, random.Random(seed), environment, proxy)
-        torment.run(kills)
-    check(torment, sink, done, setting.num_chunks)
+        killed = KilledJob(job_file, sink, random.Random(seed), environment, proxy)
+        killed.run(kills)
+    check(killed, sink, done, setting.num_chunks)
     assert stray(Storage().list_names(uri)) == []
 
 
-def test_nothing_is_stray_in_nothing_and_temporary_files_are():
+def test_temporary_and_unknown_files_are_stray():
     assert stray([]) == []
     assert stray(["part-1.parquet", "_cvbatch/job.json"]) == []
-    strange = [".part-1.parquet-x.tmp", "_cvbatch/.job.json-x.tmp", "core"]
-    assert stray(strange) == strange
+    unknown = [".part-1.parquet-x.tmp", "_cvbatch/.job.json-x.tmp", "core"]
+    assert stray(unknown) == unknown
 
 
-def test_killed_and_run_again_it_is_as_if_nothing_had_been(peaceful, tmp_path):
-    setting, done = peaceful(NUM_CHUNKS)
+def test_a_killed_and_resumed_job_writes_the_same_files(uninterrupted, tmp_path):
+    setting, done = uninterrupted(NUM_CHUNKS)
     local(setting, done, tmp_path / "sink", ["actor", "put", "driver", "put"], seed=1)
 
 
-def test_killed_while_it_sends_to_a_store(peaceful, s3):
-    setting, done = peaceful(NUM_CHUNKS)
+def test_killed_during_an_upload(uninterrupted, s3):
+    setting, done = uninterrupted(NUM_CHUNKS)
     in_s3(setting, done, s3, "killed-short", ["put", "node"], seed=2)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [int(os.environ.get("KILL_SEED", "3"))])
-def test_killed_25_times(peaceful, tmp_path, seed):
-    setting, done = peaceful(SOAK_CHUNKS)
-    local(setting, done, tmp_path / "sink", chosen(seed), seed)
+def test_killed_25_times(uninterrupted, tmp_path, seed):
+    setting, done = uninterrupted(SOAK_CHUNKS)
+    local(setting, done, tmp_path / "sink", random_kills(seed), seed)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [int(os.environ.get("KILL_SEED", "4"))])
-def test_killed_25_times_in_a_store(peaceful, s3, seed):
-    setting, done = peaceful(SOAK_CHUNKS)
-    in_s3(setting, done, s3, "killed-soak", chosen(seed), seed)
+def test_killed_25_times_in_a_store(uninterrupted, s3, seed):
+    setting, done = uninterrupted(SOAK_CHUNKS)
+    in_s3(setting, done, s3, "killed-soak", random_kills(seed), seed)
 
 
-def chosen(seed: int) -> list[str]:
-    """Return what is killed: each kind about as often, in any order."""
+def random_kills(seed: int) -> list[str]:
+    """Return kinds of kills in random order, each about equally often."""
     kinds = [kind for kind in IN_FLIGHT for _ in range(SOAK_KILLS)][:: len(IN_FLIGHT)]
     random.Random(seed).shuffle(kinds)
     return kinds

@@ -1,4 +1,4 @@
-"""A new input format is one class and one row of the table: here zip files of images."""
+"""A new input format is one class and one row of a table: here zip files of images."""
 
 from __future__ import annotations
 
@@ -56,9 +56,16 @@ class ZipFiles(InputFormat):
             with zipfile.ZipFile(file["uri"]) as archive:
                 sizes = [member.compress_size for member in archive.infolist()]
             for start in range(0, len(sizes), chunk_images):
-                some = sizes[start : start + chunk_images]
-                place = {"row_group": 0, "row_start": start, "first_row": start}
-                units.append({**file, **place, "size_bytes": sum(some), "num_rows": len(some)})
+                chunk_sizes = sizes[start : start + chunk_images]
+                location = {"row_group": 0, "row_start": start, "first_row": start}
+                units.append(
+                    {
+                        **file,
+                        **location,
+                        "size_bytes": sum(chunk_sizes),
+                        "num_rows": len(chunk_sizes),
+                    }
+                )
         return pa.Table.from_pylist(units, UNITS)
 
     def new_reader(self, storage: Storage) -> ReadItems:
@@ -91,7 +98,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def job(tmp_path: Path, keras_files: Path) -> JobConfig:
-    """A job over two zip files, four images to a chunk."""
+    """A job over two zip files, with four images per chunk."""
     write_zip(tmp_path / "in" / "a.zip", FIRST)
     write_zip(tmp_path / "in" / "b.zip", SECOND)
     (tmp_path / "in" / "notes.txt").touch()
@@ -105,16 +112,16 @@ def planned(job: JobConfig) -> Plan:
 
 
 def write_chunks(job: JobConfig, plan: Plan, count: int | None = None) -> list[ImageBatch]:
-    """Read, decode and write what is left of a plan, as a worker without models."""
-    order = PredictSpec(Storage(), job, plan.format, (), (), METADATA, 1, plan.revisions)
+    """Read, decode and write the pending chunks of a plan, like a worker without models."""
+    spec = PredictSpec(Storage(), job, plan.format, (), (), METADATA, 1, plan.revisions)
     reader = ChunkReader(Storage(), plan.format, job.source.image_column)
     arrow_schema = schema.result_schema([])
     batches = []
     for ref in plan.pending[:count]:
-        of_chunk = list(read_and_decode(order, reader, ref, StageTimer()))
+        chunk_batches = list(read_and_decode(spec, reader, ref, StageTimer()))
         rows = [
             {"image_id": image_id, "uri": uri, "width": width, "height": height, "status": "ok"}
-            for batch in of_chunk
+            for batch in chunk_batches
             for image_id, uri, width, height in zip(
                 batch.image_id, batch.uri, batch.width, batch.height, strict=True
             )
@@ -122,7 +129,7 @@ def write_chunks(job: JobConfig, plan: Plan, count: int | None = None) -> list[I
         table = pa.Table.from_pylist(rows, arrow_schema)
         metadata = part_files.with_revision(METADATA, plan.revisions.get(ref.chunk_id, 0))
         writer.write_part(Storage(), job.sink.uri, ref.chunk_id, [table], arrow_schema, metadata)
-        batches += of_chunk
+        batches += chunk_batches
     return batches
 
 
@@ -137,7 +144,7 @@ EXPECTED = {
 
 
 @pytest.mark.keras
-def test_it_is_found_planned_resumed_read_and_read_again(job: JobConfig, tmp_path: Path) -> None:
+def test_it_is_planned_resumed_and_revised(job: JobConfig, tmp_path: Path) -> None:
     plan = planned(job)
     plan.commit()
     assert (plan.format, plan.num_images, plan.num_new) == ("zip", len(EXPECTED), 2)
@@ -177,7 +184,7 @@ def test_a_dry_run_counts_and_samples_it(job: JobConfig) -> None:
 
 
 @pytest.mark.keras
-def test_it_may_be_streamed_and_messages_name_it(job: JobConfig, tmp_path: Path) -> None:
+def test_it_can_be_streamed_and_messages_name_it(job: JobConfig, tmp_path: Path) -> None:
     assert choose_allocation(job, "zip", Resources(4, 1), 3).arrangement == "streaming"
     planned(job).commit()
     for path in (tmp_path / "in").glob("*.zip"):

@@ -1,4 +1,4 @@
-"""Jobs submitted to a cluster with `ray job submit`: they end there as they would at home."""
+"""Jobs submitted with `ray job submit`: same results, exit statuses and messages as locally."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNKS = 6
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """Six chunks; an image of the third and one of the fourth keep their workers waiting."""
+    """Six chunks; the workers of the third and fourth wait."""
     files = {f"{i:02}.jpg": jobs.encoded_image(i) for i in range(2 * CHUNKS)}
     files |= {f"{i:02}.jpg": poisoned(i, "wait") for i in (4, 6)}
     return jobs.write_files(tmp_path_factory.mktemp("archive"), files)
@@ -30,14 +30,14 @@ def archive(tmp_path_factory):
 
 @pytest.fixture
 def stub(two_nodes):
-    """The folder where nobody waits yet and nobody may go."""
+    """The stub's folder, without waiting workers and without the file that releases them."""
     folder = Path(two_nodes.env["PYTHONPATH"].split(os.pathsep)[0])
     for path in [*folder.glob("waiting-*"), *folder.glob("go")]:
         path.unlink()
     return folder
 
 
-def predicting(archive, sink, models, **run):
+def prediction_job(archive, sink, models, **run):
     values = jobs.job(archive, sink, models, **{"chunk_images": 2, "batch_size": 2, **run})
     values["run"] |= {"engine": "litert", "image_timeout_s": 240.0}
     del values["models"][1:]
@@ -46,23 +46,23 @@ def predicting(archive, sink, models, **run):
 
 @pytest.fixture(scope="module")
 def streamed(two_nodes, archive, keras_files, tmp_path_factory):
-    """A job that ran to its end where one node has CPUs and the other one the GPU."""
+    """A finished job on a cluster where one node has CPUs and the other one the GPU."""
     (Path(two_nodes.env["PYTHONPATH"].split(os.pathsep)[0]) / "go").touch()
     folder = tmp_path_factory.mktemp("streamed")
-    values = predicting(archive, folder / "sink", keras_files)
-    ran = two_nodes.submit(working_folder(folder, predict=values), "predict")
-    assert ran.status == 0, ran.told
-    return ran, folder / "sink"
+    values = prediction_job(archive, folder / "sink", keras_files)
+    finished = two_nodes.submit(working_folder(folder, predict=values), "predict")
+    assert finished.status == 0, finished.log
+    return finished, folder / "sink"
 
 
-def test_a_prediction_ends_well(streamed):
-    ran, sink = streamed
-    assert ran.job["status"] == "SUCCEEDED"
-    assert ran.last_line == f"cvbatch: done, {2 * CHUNKS} images into {sink}, 0 failed"
+def test_a_prediction_succeeds(streamed):
+    finished, sink = streamed
+    assert finished.job["status"] == "SUCCEEDED"
+    assert finished.last_line == f"cvbatch: done, {2 * CHUNKS} images into {sink}, 0 failed"
     assert len(jobs.rows(sink)) == 2 * CHUNKS
 
 
-def test_decoding_lies_on_the_one_node_and_the_models_on_the_other(two_nodes, streamed):
+def test_decoding_runs_on_the_cpu_node_and_models_on_the_gpu_node(two_nodes, streamed):
     job_id = streamed[0].job["job_id"]
     tasks = [task for task in two_nodes.state("tasks") if task["job_id"] == job_id]
     actors = [actor for actor in two_nodes.state("actors") if actor["job_id"] == job_id]
@@ -72,59 +72,61 @@ def test_decoding_lies_on_the_one_node_and_the_models_on_the_other(two_nodes, st
     assert set(models) == {two_nodes.gpu.node_id}
 
 
-def test_who_follows_a_faulty_job_file_hears_its_status_and_fault(
+def test_an_invalid_job_file_is_reported_with_its_exit_status(
     two_nodes, archive, keras_files, tmp_path
 ):
-    folder = working_folder(tmp_path, predict=predicting(archive, tmp_path / "sink", keras_files))
+    folder = working_folder(
+        tmp_path, predict=prediction_job(archive, tmp_path / "sink", keras_files)
+    )
     job_id = submission_id(folder, "predict")
     followed = two_nodes.submitting(folder, "predict", "--set", "run.batchsize=3", job_id=job_id)
-    assert followed.returncode == 1  # Ray's own, of whatever failed
+    assert followed.returncode == 1  # Ray's status of every failed job
     assert "Job entrypoint command failed with exit code 2" in followed.stdout
     assert "run.batchsize: unknown key; did you mean batch_size?" in followed.stdout
     assert two_nodes.ended(job_id).status == 2
     assert not (tmp_path / "sink").exists()
 
 
-def test_too_many_failures_are_status_3(two_nodes, streamed, keras_files, tmp_path):
+def test_too_many_failures_exit_with_status_3(two_nodes, streamed, keras_files, tmp_path):
     source = jobs.write_files(tmp_path / "in", jobs.archive_files(2))
     sink = jobs.carry_programs(streamed[1], tmp_path / "sink")
-    values = predicting(source, sink, keras_files, max_failure_fraction=0.0)
-    ran = two_nodes.submit(working_folder(tmp_path, predict=values), "predict")
-    assert ran.status == 3, ran.told
-    assert "exit code 3" in ran.job["message"]
-    assert "decode/empty 1" in ran.last_line
+    values = prediction_job(source, sink, keras_files, max_failure_fraction=0.0)
+    finished = two_nodes.submit(working_folder(tmp_path, predict=values), "predict")
+    assert finished.status == 3, finished.log
+    assert "exit code 3" in finished.job["message"]
+    assert "decode/empty 1" in finished.last_line
     assert len(jobs.rows(sink)) == 4
 
 
 @pytest.mark.parametrize(
     "arrangement", ["fused", pytest.param("streaming", marks=pytest.mark.soak)]
 )
-def test_a_job_that_is_stopped_is_gone_on_with(
+def test_a_stopped_job_is_resumed(
     two_nodes, archive, streamed, keras_files, stub, tmp_path, arrangement
 ):
     done = streamed[1]
     sink = jobs.carry_programs(done, tmp_path / "sink")
-    values = predicting(archive, sink, keras_files, arrangement=arrangement)
+    values = prediction_job(archive, sink, keras_files, arrangement=arrangement)
     folder = working_folder(tmp_path, predict=values)
     job_id = submission_id(folder, "predict")
     two_nodes.submitting(folder, "predict", "--no-wait", job_id=job_id)
-    until(lambda: jobs.parts(sink) and list(stub.glob("waiting-*")), "parts, and a wait")
+    until(lambda: jobs.parts(sink) and list(stub.glob("waiting-*")), "parts and a waiting worker")
     two_nodes.stop(job_id)
     stopped = two_nodes.ended(job_id)
     assert stopped.job["status"] == "STOPPED"
-    assert stopped.last_line == "cvbatch: stopped; run the same command again to go on"
+    assert stopped.last_line == "cvbatch: interrupted; run the same command to resume"
     assert not (sink / "_cvbatch" / "lease.json").exists()
     before = jobs.parts(sink)
     assert 0 < len(before) < CHUNKS
     assert before.items() <= jobs.parts(done).items()
     (stub / "go").touch()
-    ran = two_nodes.submit(folder, "predict", "--json")
-    assert ran.status == 0, ran.told
-    assert f'"num_chunks_before": {len(before)}' in ran.told
+    finished = two_nodes.submit(folder, "predict", "--json")
+    assert finished.status == 0, finished.log
+    assert f'"num_chunks_before": {len(before)}' in finished.log
     assert jobs.parts(sink) == jobs.parts(done)
 
 
-def test_a_training_leaves_its_model(two_nodes, tmp_path):
+def test_a_training_writes_its_model(two_nodes, tmp_path):
     rng = np.random.default_rng(0)
     source = datasets.put(
         tmp_path / "in",
@@ -145,11 +147,11 @@ def test_a_training_leaves_its_model(two_nodes, tmp_path):
         "training": {"recipe": "scratch", "epochs": 1, "batch_size": 2},
         "run": {"workers": 1, "gpus_per_worker": 0},
     }  # fmt: skip
-    ran = two_nodes.submit(
+    finished = two_nodes.submit(
         working_folder(tmp_path, train=values), "train", "--log", "json", "--json"
     )
-    assert ran.status == 0, ran.told
-    *_, epoch, summary, end = ran.events
+    assert finished.status == 0, finished.log
+    *_, epoch, summary, end = finished.events
     steps = -(-summary["images"]["train"] // 2)
     assert (epoch["event"], epoch["epoch"], epoch["step"]) == ("epoch", 1, steps)
     assert epoch["loss"] > 0
@@ -158,26 +160,28 @@ def test_a_training_leaves_its_model(two_nodes, tmp_path):
     assert (tmp_path / "sink" / "model.keras").stat().st_size > 0
 
 
-def test_an_evaluation_leaves_its_figures(two_nodes, tmp_path):
+def test_an_evaluation_writes_its_metrics(two_nodes, tmp_path):
     classes = {"labels": ["a", "b"]}
     ids = [f"{i}.jpg" for i in range(8)]
-    write_result(tmp_path / "said", {i: {"labels": [(0, 0.9), (1, 0.1)]} for i in ids}, classes)
+    write_result(
+        tmp_path / "predictions", {i: {"labels": [(0, 0.9), (1, 0.1)]} for i in ids}, classes
+    )
     truth = {i: {"labels": [(int(i in ("3.jpg", "7.jpg")), 1.0)]} for i in ids}
     write_truth(tmp_path / "truth", truth, classes)
     values = {
-        "predictions": {"uri": str(tmp_path / "said")},
+        "predictions": {"uri": str(tmp_path / "predictions")},
         "truth": {"uri": str(tmp_path / "truth")},
         "sink": {"uri": str(tmp_path / "sink")},
         "run": {"workers": 2},
     }
-    ran = two_nodes.submit(
+    finished = two_nodes.submit(
         working_folder(tmp_path, evaluate=values), "evaluate", "--log", "json", "--json"
     )
-    assert ran.status == 0, ran.told
-    *_, summary, end = ran.events
+    assert finished.status == 0, finished.log
+    *_, summary, end = finished.events
     assert end["message"] == f"cvbatch: done, 8 images compared into {tmp_path / 'sink'}"
     assert (end["event"], end["status"]) == ("end", 0)
-    figures = {figure["metric"]: figure["value"] for figure in summary["figures"]}
-    assert figures["top_1"] == pytest.approx(0.75)
-    kept = json.loads((tmp_path / "sink" / "_cvbatch" / "evaluation.json").read_bytes())
-    assert kept["is_complete"]
+    metrics = {figure["metric"]: figure["value"] for figure in summary["figures"]}
+    assert metrics["top_1"] == pytest.approx(0.75)
+    state = json.loads((tmp_path / "sink" / "_cvbatch" / "evaluation.json").read_bytes())
+    assert state["is_complete"]

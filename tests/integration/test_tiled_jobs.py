@@ -1,6 +1,4 @@
-"""Whole jobs with tiles on a real Ray: plain rows where images fit, one result on any wiring."""
-
-from dataclasses import dataclass, field
+"""Jobs with tiles on Ray: rows without tiles where images fit, same bytes in any arrangement."""
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,35 +12,16 @@ FUSED = ["run.engine=litert", "run.arrangement=fused", "run.gpus_per_actor=0"]
 STREAMING = ["run.engine=litert", "run.arrangement=streaming", "run.gpus_per_actor=0"]
 
 
-@dataclass
-class Ear:
-    """A listener that counts what it hears."""
-
-    heard: list[object] = field(default_factory=list)
-
-    def info(self, line):
-        self.heard.append(line)
-
-    def listed(self, num_names):
-        self.heard.append(num_names)
-
-    def started(self, num_chunks, num_images):
-        self.heard.append((num_chunks, num_images))
-
-    def written(self, report, summary):
-        self.heard.append(report)
-
-
 def run(source, sink, models, tiles, overrides):
     values = jobs.job(source, sink, models)
-    for one in values["models"]:
-        one |= {} if tiles is None else {"tiles": tiles}
-    predict(parse_job(values, overrides), Ear())
+    for model in values["models"]:
+        model |= {} if tiles is None else {"tiles": tiles}
+    predict(parse_job(values, overrides), jobs.RecordingListener())
     return sink
 
 
 def tables(sink):
-    """Return each file's rows as they lie in it, without what the footer says of the job."""
+    """Return the table of each file, without the metadata of the job."""
     return {
         path.name: pq.read_table(path).replace_schema_metadata() for path in sink.glob("*.parquet")
     }
@@ -53,18 +32,18 @@ def archive(tmp_path_factory):
     return jobs.write_files(tmp_path_factory.mktemp("archive"), jobs.archive_files(10))
 
 
-def test_rows_are_those_of_a_plain_job_where_every_image_fits_a_tile(
+def test_images_that_fit_a_tile_have_the_rows_of_a_job_without_tiles(
     archive, keras_files, ray_session, tmp_path
 ):
-    plain = tables(run(archive, tmp_path / "plain", keras_files, None, FUSED))
+    untiled = tables(run(archive, tmp_path / "untiled", keras_files, None, FUSED))
     tiled = tables(run(archive, tmp_path / "tiled", keras_files, {"size": 61}, FUSED))
-    assert plain.keys() == tiled.keys()
-    assert len(plain) == 2
-    for name, table in plain.items():
+    assert untiled.keys() == tiled.keys()
+    assert len(untiled) == 2
+    for name, table in untiled.items():
         assert table.equals(tiled[name])
 
 
-def test_a_job_that_cuts_gives_the_same_bytes_on_any_wiring(
+def test_a_tiled_job_writes_the_same_bytes_in_any_arrangement(
     archive, keras_files, ray_session, tmp_path
 ):
     tiles = {"overlap": 8}
@@ -83,4 +62,4 @@ def test_a_job_that_cuts_gives_the_same_bytes_on_any_wiring(
         for row in jobs.rows(fused)
         if row["heatmaps"]
     }
-    assert len(sizes) == 3  # of an image that is not cut, and of two kinds that are
+    assert len(sizes) == 3  # of an image without tiles and of two sizes with tiles

@@ -1,7 +1,6 @@
-"""One process that takes hostile files one after the other, and what it says of them.
+"""Process malformed files one by one in a process with limited memory, and print the outcomes.
 
-Its address space is bounded, a file that takes too long ends it with its traceback, and so does a
-crash.
+A file that takes too long, or a crash, ends the process with a traceback.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 File = TypeVar("File")
-MOST_NAMED = 10
+MAX_REPORTED = 10
 
 
 def print_outcomes(
@@ -26,32 +25,33 @@ def print_outcomes(
     limit_s: float,
     address_limit: int,
 ) -> None:
-    """Print as JSON what each file came to, the slowest ones, and what memory grew by."""
+    """Print as JSON the outcome of each file, the slowest files, and the growth of memory."""
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (address_limit, address_limit))
     before = peak = _peak_bytes()
-    said, seconds, grown = {}, {}, {}
+    outcomes, seconds, grown = {}, {}, {}
     for name, file in files:
         faulthandler.dump_traceback_later(limit_s, exit=True)
         print(name, file=sys.stderr, flush=True)
         started = time.process_time()
-        said[name] = outcome(file)
+        outcomes[name] = outcome(file)
         seconds[name] = time.process_time() - started
         faulthandler.cancel_dump_traceback_later()
         now = _peak_bytes()
         if now > peak:
             grown[name], peak = now - peak, now
-    slowest = sorted(seconds.items(), key=lambda pair: -pair[1])[:MOST_NAMED]
-    largest = sorted(grown.items(), key=lambda pair: -pair[1])[:MOST_NAMED]
+    slowest = sorted(seconds.items(), key=lambda pair: -pair[1])[:MAX_REPORTED]
+    largest = sorted(grown.items(), key=lambda pair: -pair[1])[:MAX_REPORTED]
     json.dump(
-        {"said": said, "grown": peak - before, "slowest": slowest, "largest": largest}, sys.stdout
+        {"outcomes": outcomes, "grown": peak - before, "slowest": slowest, "largest": largest},
+        sys.stdout,
     )
 
 
-def run_module(module: str, *words: str) -> dict[str, Any]:
-    """Return what such a process said; it has to end well."""
+def run_module(module: str, *arguments: str) -> dict[str, Any]:
+    """Run a module of this folder in a subprocess, which must succeed; return its JSON output."""
     done = subprocess.run(
-        [sys.executable, "-m", f"tests.security.{module}", *words],
+        [sys.executable, "-m", f"tests.security.{module}", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -59,14 +59,14 @@ def run_module(module: str, *words: str) -> dict[str, Any]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 def _peak_bytes() -> int:
-    """Return the most memory this process has held so far.
+    """Return the peak memory of this process so far, in bytes.
 
-    Not `ru_maxrss`: that begins with what the process held that started this one.
+    `ru_maxrss` is unsuitable, because it starts at the memory of the parent process.
     """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024

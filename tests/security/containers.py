@@ -1,4 +1,4 @@
-"""Tars and Parquet files that mean harm: lies, links, bombs, damage, the same at every run."""
+"""Malformed tar and Parquet files: false headers, links, bombs, damage; the same in every run."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ PACKERS: dict[str, Packer] = {
 
 
 def pictures() -> dict[str, bytes]:
-    """Return five honest images by name."""
+    """Return five valid images: name → bytes."""
     files = originals()
     return {name: files[name] for name in sorted(files)[:5]}
 
 
-def member(name: str, data: bytes = b"", **said: Any) -> bytes:
-    """Return a member of a tar; said: other words for its header."""
+def member(name: str, data: bytes = b"", **fields: Any) -> bytes:
+    """Return a tar member; fields: attributes of its header."""
     header = tarfile.TarInfo(name)
     header.size = len(data)
-    for key, value in said.items():
+    for key, value in fields.items():
         setattr(header, key, value)
     blocks = header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
     return blocks + data.ljust(-(-len(data) // 512) * 512, b"\0")
 
 
 def pax(records: dict[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
-    """Return an extended header with these records, whatever they say."""
+    """Return an extended header with these records, valid or not."""
     text = b""
     for key, value in records.items():
         record = f" {key}={value}\n".encode()
@@ -61,38 +61,38 @@ END = bytes(1024)
 
 
 @cache
-def _honest() -> bytes:
+def _valid() -> bytes:
     return b"".join(member(name, data) for name, data in pictures().items())
 
 
 def tars() -> Iterator[tuple[str, bytes, int]]:
-    """Yield hostile tars: a name, the bytes, and how many honest images come before the harm."""
-    honest = _honest()
+    """Yield malformed tars: name, bytes, and the number of valid images before the damage."""
+    valid = _valid()
     for name, spoilt in _spoilt_members().items():
-        data = honest + spoilt + honest + END
+        data = valid + spoilt + valid + END
         yield f"{name}.tar", PACKERS["gz"](data) if len(data) > 1_000_000 else data, 5
     yield "empty.tar", END, 0
     yield "nothing.tar", b"", 0
     yield "text.tar", b"not a tar\n" * 200, 0
-    yield "no end.tar", honest, 5
-    yield "half an end.tar", honest + bytes(512), 5
-    yield "cut.tar", honest[:-700], 4
+    yield "no end.tar", valid, 5
+    yield "half an end.tar", valid + bytes(512), 5
+    yield "cut.tar", valid[:-700], 4
     for ending, pack in PACKERS.items():
-        yield f"whole.tar.{ending}", pack(honest + END), 5
-        yield f"cut.tar.{ending}", pack(honest + END)[:-30], 0
-        yield f"junk.tar.{ending}", pack(honest)[:12] + b"junk" * 99, 0
+        yield f"whole.tar.{ending}", pack(valid + END), 5
+        yield f"cut.tar.{ending}", pack(valid + END)[:-30], 0
+        yield f"junk.tar.{ending}", pack(valid)[:12] + b"junk" * 99, 0
         zeros = pack(bytes(20 << 20))  # gigabytes of them are kilobytes packed
         for kind, size in (("image", 60 << 30), ("other", 60 << 30), ("many", 10 << 20)):
             name = "a.jpg" if kind == "image" else "a.txt"
-            head = pack(honest + member(name, size=size))
+            head = pack(valid + member(name, size=size))
             yield f"bomb of one {kind}.tar.{ending}", head + zeros * 50, 5
-        head = pack(honest + member("a.jpg", size=900 << 20, type=tarfile.GNUTYPE_LONGNAME))
+        head = pack(valid + member("a.jpg", size=900 << 20, type=tarfile.GNUTYPE_LONGNAME))
         yield f"bomb of a long name.tar.{ending}", head + zeros * 50, 5
         blocks = pack(b"\x01" * 512 * 1000)
-        yield f"bomb of noise.tar.{ending}", pack(honest) + blocks * 50, 5
+        yield f"bomb of noise.tar.{ending}", pack(valid) + blocks * 50, 5
     rng = np.random.default_rng(23)
     for turn in range(FLIPS):
-        data = bytearray(honest + END)
+        data = bytearray(valid + END)
         for at in rng.integers(0, len(data), 5):
             data[at] ^= 1 << int(rng.integers(8))
         packed = list(PACKERS.values())[turn % 3](bytes(data)) if turn % 2 else bytes(data)
@@ -148,7 +148,7 @@ def _spoilt_members() -> dict[str, bytes]:
 
 
 def _sparse(num_blocks: int) -> bytes:
-    """Return a sparse member of a petabyte, its map continued over many blocks."""
+    """Return a sparse member of one petabyte, whose map continues over many blocks."""
     header = bytearray(member("x.jpg", type=tarfile.GNUTYPE_SPARSE))
     header[386:410] = b"00000000001\0" * 2
     header[483:495] = b"77777777777\0"
@@ -161,7 +161,7 @@ def _sparse(num_blocks: int) -> bytes:
 
 
 def parquets(canary: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield hostile Parquet files by name; canary: a file that pickled code would leave."""
+    """Yield malformed Parquet files: name, bytes; canary: a file that pickled code would create."""
     data = list(pictures().values())
     whole = {
         codec: _parquet({"image": pa.array(data * 8)}, compression=codec, row_group_size=10)
@@ -230,7 +230,7 @@ def _twice(data: list[bytes]) -> bytes:
 
 
 def _columns(data: list[bytes]) -> dict[str, pa.Array]:
-    """Return columns of other types than images have, and some odd ones that they may have."""
+    """Return columns of wrong types, and of unusual types that are allowed."""
     texts = pa.array([one.hex() for one in data])
     return {
         "text": texts,
@@ -261,13 +261,13 @@ def lying_footers(plain: bytes) -> dict[str, bytes]:
     rows, group = _varint(40), _varint(10)
     lies = {"2^40": 2**40, "2^62": 2**62, "minus 1": -1, "50": 50, "1": 1, "0": 0, "10^6": 10**6}
     for name, lie in lies.items():
-        told = footer.replace(b"\x16" + rows, b"\x16" + _varint(lie), 1)
-        found[f"of {name} rows"] = _closed(body, told)
+        changed = footer.replace(b"\x16" + rows, b"\x16" + _varint(lie), 1)
+        found[f"of {name} rows"] = _closed(body, changed)
         # the rows of the first group: where a struct of its columns ends
-        told = told.replace(b"\x16" + group + b"\x26", b"\x16" + _varint(lie) + b"\x26", 1)
-        found[f"of {name} rows in a group too"] = _closed(body, told)
-        told = footer.replace(b"\x16" + group, b"\x16" + _varint(lie))
-        found[f"of {name} values"] = _closed(body, told)
+        changed = changed.replace(b"\x16" + group + b"\x26", b"\x16" + _varint(lie) + b"\x26", 1)
+        found[f"of {name} rows in a group too"] = _closed(body, changed)
+        changed = footer.replace(b"\x16" + group, b"\x16" + _varint(lie))
+        found[f"of {name} values"] = _closed(body, changed)
     metadata = pq.ParquetFile(io.BytesIO(plain)).metadata.row_group(0)
     column = metadata.column(0)
     for word in ("total_compressed_size", "total_uncompressed_size", "data_page_offset"):

@@ -1,8 +1,8 @@
-"""Decodes every hostile image in a process of its own, which says what became of them.
+"""Decode every malformed image in one process, and print the outcomes.
 
     python -m tests.security.decoding [reverse]
 
-On stdout: what `bounded.say_of_each` prints.
+The output on stdout is what `bounded.print_outcomes` prints.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEYS = [
 
 
 def outcome(data: bytes) -> str:
-    """Return the kind of failure with its message, or what the pixels come to."""
+    """Return the kind of failure with its message, or the size and a hash of the pixels."""
     result = decode(data, KEYS, Limits(max_pixels=PIXEL_LIMIT))
     if isinstance(result, Failure):
         return f"{result.stage}/{result.kind}: {result.message}"
@@ -40,7 +40,7 @@ def main() -> None:
     files = list(malformed_files())
     if sys.argv[1:] == ["reverse"]:
         files.reverse()
-    outcome(files[0][1])  # what decoders hold from their first image on is no growth
+    outcome(files[0][1])  # memory that decoders allocate once does not count as growth
     print_outcomes(files, outcome, FILE_LIMIT_S, ADDRESS_LIMIT)
 
 

@@ -1,4 +1,4 @@
-"""Image files that mean harm, thousands of them, the same at every run."""
+"""Thousands of malformed image files, the same in every run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 HEIGHT, WIDTH = 12, 15
 FLIPS_PER_FILE = 70
-PIXEL_LIMIT = 2_000_000  # what the bombs are measured against; a job allows more
+PIXEL_LIMIT = 2_000_000  # the bombs are made for this limit; the default of a job is higher
 
 Files = Iterator[tuple[str, bytes]]
 
@@ -31,7 +31,7 @@ def _encode(image: Image.Image, format: str, **options: object) -> bytes:
 
 
 def originals() -> dict[str, bytes]:
-    """Return a small whole file of every kind that is read, by its name."""
+    """Return a small valid file of every supported kind: name → bytes."""
     rgb, deep = _photo(), np.random.default_rng(6).integers(0, 2**16, (HEIGHT, WIDTH), np.uint16)
     grey, palette, bits, cmyk = (rgb.convert(mode) for mode in ("L", "P", "1", "CMYK"))
     alpha = rgb.copy()
@@ -79,7 +79,7 @@ def originals() -> dict[str, bytes]:
 
 
 def _interlaced(rgb: np.ndarray) -> bytes:  # (H, W, 3) uint8
-    """Return a PNG in Adam7's seven passes, which Pillow reads but does not write."""
+    """Return an interlaced PNG (Adam7), which Pillow reads but cannot write."""
     passes = (
         (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
         (1, 0, 2, 1),
@@ -96,19 +96,19 @@ def png(
     width: int, height: int, depth: int, kind: int, packed: bytes, *, interlace: int = 0,
     extra: bytes = b"",
 ) -> bytes:  # fmt: skip
-    """Return a PNG with these words in its header; extra: chunks before the pixels."""
+    """Return a PNG with these header fields; extra: chunks before the pixels."""
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, interlace)
     body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """Return a chunk of a PNG, its check sum right."""
+    """Return a PNG chunk with a valid checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _runs_bmp() -> bytes:
-    """Return a BMP of 8 bits in runs (RLE8)."""
+    """Return an 8-bit BMP with run-length encoding (RLE8)."""
     rows = b"".join(bytes([WIDTH, shade, 0, 0]) for shade in range(HEIGHT))[:-2] + b"\0\1"
     palette = b"".join(bytes([shade, shade, 255 - shade, 0]) for shade in range(256))
     info = struct.pack("<IiiHHIIiiII", 40, WIDTH, HEIGHT, 1, 8, 1, len(rows), 0, 0, 256, 0)
@@ -117,14 +117,14 @@ def _runs_bmp() -> bytes:
 
 
 def cut_files(files: dict[str, bytes]) -> Files:
-    """Yield every file cut at every tenth of its bytes' places."""
+    """Yield every file truncated at every tenth byte."""
     for name, data in files.items():
         for length in range(0, len(data), 10):
             yield f"cut/{length}-{name}", data[:length]
 
 
 def flipped_files(files: dict[str, bytes]) -> Files:
-    """Yield every file with a few bits flipped, half of them near its beginning."""
+    """Yield every file with a few bits flipped, half of them near the start."""
     rng = np.random.default_rng(17)
     for name, data in files.items():
         for turn in range(FLIPS_PER_FILE):
@@ -140,43 +140,43 @@ LARGER = [(2**31 - 1, 2**31 - 1), (2**31, 7), (2**32 - 1, 2**32 - 1), (1, 2**24)
 
 
 def lying_files(files: dict[str, bytes]) -> Files:
-    """Yield files whose header claims another size than they have."""
+    """Yield files whose header has a false size."""
     for width, height in SIZES + LARGER:
-        said = f"{width}x{height}"
+        size = f"{width}x{height}"
         for kind, depth in ((0, 1), (2, 8), (6, 16), (3, 8)):
             for interlace in (0, 1):
                 packed = zlib.compress(bytes(500))
                 data = png(width, height, depth, kind, packed, interlace=interlace)
-                yield f"lying/{said}-{kind}-{interlace}.png", data
+                yield f"lying/{size}-{kind}-{interlace}.png", data
         for name in ("plain.bmp", "palette.bmp", "runs.bmp"):
             data = bytearray(files[name])
             data[18:26] = struct.pack("<II", width % 2**32, height % 2**32)
-            yield f"lying/{said}-{name}", bytes(data)
+            yield f"lying/{size}-{name}", bytes(data)
         for name in ("plain.tif", "tiff_lzw.tif", "jpeg.tif", "group4.tif", "packbits.tif"):
             tags = {256: width % 2**32, 257: height % 2**32}
-            yield f"lying/{said}-{name}", with_tags(files[name], tags)
-            yield f"lying/{said}-tiles-{name}", with_tags(files[name], {278: height % 2**32})
+            yield f"lying/{size}-{name}", with_tags(files[name], tags)
+            yield f"lying/{size}-tiles-{name}", with_tags(files[name], {278: height % 2**32})
     for name in ("plain.tif", "tiff_lzw.tif"):
         for tag, kind in itertools.product((256, 258, 259, 262, 273, 277, 278, 279), range(1, 18)):
             yield f"lying/tag-{tag}-of-type-{kind}-{name}", with_type(files[name], tag, kind)
     for width, height in SIZES:
-        said = f"{width}x{height}"
+        size = f"{width}x{height}"
         for name in ("plain.jpg", "progressive.jpg", "grey.jpg", "cmyk.jpg"):
-            yield f"lying/{said}-{name}", jpeg_that_claims(files[name], width, height)
+            yield f"lying/{size}-{name}", jpeg_that_claims(files[name], width, height)
         for name in ("plain.gif", "animated.gif"):
             data = bytearray(files[name])
             data[6:10] = struct.pack("<HH", width, height)
-            yield f"lying/{said}-screen-{name}", bytes(data)
+            yield f"lying/{size}-screen-{name}", bytes(data)
             frame = data.index(b",", 13 + 3 * 2 ** ((data[10] & 7) + 1))
             data[frame + 5 : frame + 9] = struct.pack("<HH", width, height)
-            yield f"lying/{said}-frame-{name}", bytes(data)
+            yield f"lying/{size}-frame-{name}", bytes(data)
         for name in ("alpha.webp", "animated.webp", "turned.webp"):
             data = bytearray(files[name])
             data[24:30] = (max(width, 1) - 1).to_bytes(3, "little") + (max(height, 1) - 1).to_bytes(
                 3, "little"
             )
-            yield f"lying/{said}-{name}", bytes(data)
-        yield f"lying/{said}-lossless.webp", lossless_webp(width, height)
+            yield f"lying/{size}-{name}", bytes(data)
+        yield f"lying/{size}-lossless.webp", lossless_webp(width, height)
 
 
 def jpeg_that_claims(data: bytes, width: int, height: int) -> bytes:
@@ -186,7 +186,7 @@ def jpeg_that_claims(data: bytes, width: int, height: int) -> bytes:
 
 
 def lossless_webp(width: int, height: int, extended: bool = False) -> bytes:
-    """Return a WebP of one colour, of any size up to 16,384, in a few bytes.
+    """Return a WebP of one colour, with any size up to 16,384, in a few bytes.
 
     Every code has one symbol only, so a pixel takes no bit. extended: it claims transparency.
     """
@@ -206,7 +206,7 @@ def lossless_webp(width: int, height: int, extended: bool = False) -> bytes:
 
 
 def with_tags(data: bytes, tags: dict[int, int]) -> bytes:
-    """Return a little-endian TIFF with other numbers (LONG) for some tags, put in where absent."""
+    """Return a little-endian TIFF with these tags (LONG) replaced or added."""
     start = struct.unpack("<I", data[4:8])[0]
     count = struct.unpack("<H", data[start : start + 2])[0]
     entries = [data[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
@@ -219,7 +219,7 @@ def with_tags(data: bytes, tags: dict[int, int]) -> bytes:
 
 
 def with_type(data: bytes, tag: int, kind: int) -> bytes:
-    """Return a little-endian TIFF one of whose tags says that it is of another type."""
+    """Return a little-endian TIFF in which one tag has a false type."""
     start = struct.unpack("<I", data[4:8])[0] + 2
     while struct.unpack("<H", data[start : start + 2])[0] != tag:
         start += 12
@@ -227,7 +227,7 @@ def with_type(data: bytes, tag: int, kind: int) -> bytes:
 
 
 def bomb_files(files: dict[str, bytes]) -> Files:
-    """Yield small files of huge pictures: just inside the limit, just outside, and far beyond."""
+    """Yield small files of huge images: just below the limit, just above, and far above."""
     for side in (1_400, 1_500, 13_000, 16_383):
         line = (side * 6 + 1) * side  # of 16 bits, the largest that fits one pixel
         if side < 13_000:
@@ -270,7 +270,7 @@ def bomb_files(files: dict[str, bytes]) -> Files:
 
 
 def _many_scans(data: bytes, count: int) -> bytes:
-    """Return a progressive JPEG of the largest size below the limit whose last scan never ends."""
+    """Return a progressive JPEG just below the size limit, with a huge number of scans."""
     start = data.rindex(b"\xff\xda")
     size = int((PIXEL_LIMIT - 1) ** 0.5) & ~15
     whole = data[:start] + data[start:-2] * count + data[-2:]
@@ -288,7 +288,7 @@ def _many_frames(data: bytes, count: int) -> bytes:
 
 
 def _many_tags(data: bytes) -> bytes:
-    """Return a TIFF with 65,535 tags, each of a long list that lies on the same bytes."""
+    """Return a TIFF with 65,535 tags, each a long list at the same offset."""
     start = struct.unpack("<I", data[4:8])[0]
     count = struct.unpack("<H", data[start : start + 2])[0]
     own = data[start + 2 : start + 2 + 12 * count]
@@ -299,13 +299,13 @@ def _many_tags(data: bytes) -> bytes:
 
 
 def _many_big_tags() -> bytes:
-    """Return a BigTIFF with more tags than two bytes count, all of them for nothing."""
+    """Return a BigTIFF with more than 65,535 unused tags."""
     tag = struct.pack("<HHQQ", 700, 1, 2**40, 16)
     return b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 100_000) + tag * 100_000 + bytes(8)
 
 
 def wrong_files(files: dict[str, bytes]) -> Files:
-    """Yield what is not what its name says: nothing, text, other formats, other endings."""
+    """Yield files that differ from their name: empty, text, other formats, other extensions."""
     whole = list(files.items())
     for index, (name, data) in enumerate(whole):
         other = whole[(index + 7) % len(whole)][0].rpartition(".")[2]
@@ -323,7 +323,7 @@ def wrong_files(files: dict[str, bytes]) -> Files:
 
 
 def malformed_files() -> Files:
-    """Yield all of them, each under a name of its own."""
+    """Yield all malformed files, each with a unique name."""
     files = originals()
     for part in (cut_files, flipped_files, lying_files, bomb_files, wrong_files):
         yield from part(files)

@@ -1,4 +1,4 @@
-"""Model files that mean harm: code, links, bombs and lies, made from one small honest network."""
+"""Malicious model files: code, links, bombs and false sizes, made from one small valid network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-KERNEL = "layers/dense/vars/0"  # where the honest file has its kernel, and what becomes of it
+KERNEL = "layers/dense/vars/0"  # path of the kernel, which the functions change
 SHAPE = (27, 3)
 
 
 class Touch:
-    """What leaves a file behind when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -32,7 +32,7 @@ class Touch:
 
 
 def network() -> Any:
-    """Return the honest network: 3 × 3 pixels in, three classes out."""
+    """Return the valid network: input of 3 × 3 pixels, three classes."""
     import keras
 
     return keras.Sequential([keras.Input((3, 3, 3)), keras.layers.Flatten(), dense(keras)])
@@ -42,26 +42,26 @@ def dense(keras: Any) -> Any:
     return keras.layers.Dense(3, name="dense", kernel_initializer="ones")
 
 
-def members(honest: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(honest) as archive:
+def members(valid: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(valid) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def write(path: Path, held: dict[str, bytes]) -> None:
+def write(path: Path, files: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in held.items():
+        for name, data in files.items():
             archive.writestr(name, data)
 
 
 # --- what the config may say
 
 
-def _function(module: str, name: str, **said: Any) -> dict[str, Any]:
-    return {"module": module, "class_name": "function", "config": name, **said}
+def _function(module: str, name: str, **values: Any) -> dict[str, Any]:
+    return {"module": module, "class_name": "function", "config": name, **values}
 
 
 def bad_activations(canary: Path) -> dict[str, Any]:
-    """Return things to stand where a layer says its activation, by what they are."""
+    """Return malicious values of a layer's activation: description → value."""
     code = base64.b64encode(b"no code, for nobody is to look").decode()
     value = {"value": [code, None, None]}
     touch = f"touch {canary}"
@@ -94,7 +94,7 @@ def bad_activations(canary: Path) -> dict[str, Any]:
 
 
 def bad_layers(canary: Path) -> dict[str, Any]:
-    """Return layers to be put into the network, by what they are."""
+    """Return malicious layers: description → config."""
     pickled = base64.b64encode(pickle.dumps(Touch(canary))).decode()
 
     def layer(kind: str, module: str = "keras.layers", **config: Any) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def bad_layers(canary: Path) -> dict[str, Any]:
 
 
 def _lambda(canary: Path) -> dict[str, Any]:
-    """Return a Lambda layer as Keras writes it, that leaves the canary when it is called."""
+    """Return the config of a Lambda layer that creates the canary file when it is called."""
     import keras
 
     code = f"lambda x: (__import__('pathlib').Path({str(canary)!r}).touch(), x)[1]"
@@ -132,17 +132,17 @@ def _lambda(canary: Path) -> dict[str, Any]:
         return dict(keras.saving.serialize_keras_object(layer))
 
 
-def bad_configs(honest: Path, canary: Path) -> dict[str, bytes]:
-    """Return whole configs, by what is wrong with them."""
-    text = members(honest)["config.json"]
+def bad_configs(valid: Path, canary: Path) -> dict[str, bytes]:
+    """Return malicious model configs: description → JSON."""
+    text = members(valid)["config.json"]
     found: dict[str, bytes] = {}
-    for name, said in bad_activations(canary).items():
+    for name, activation in bad_activations(canary).items():
         config = json.loads(text)
-        config["config"]["layers"][-1]["config"]["activation"] = said
+        config["config"]["layers"][-1]["config"]["activation"] = activation
         found[f"activation {name}"] = json.dumps(config).encode()
-    for name, said in bad_layers(canary).items():
+    for name, layer in bad_layers(canary).items():
         config = json.loads(text)
-        config["config"]["layers"].append(said)
+        config["config"]["layers"].append(layer)
         found[f"layer {name}"] = json.dumps(config).encode()
     deep = b"[" * 100_000 + b"]" * 100_000
     found["deep"] = b'{"class_name": "Sequential", "config": ' + deep + b"}"
@@ -161,51 +161,51 @@ def bad_configs(honest: Path, canary: Path) -> dict[str, bytes]:
 # --- what the archive may be
 
 
-def bad_archives(honest: Path, canary: Path) -> dict[str, bytes]:
-    """Return whole .keras files, by what is wrong with the archive."""
-    held = members(honest)
+def bad_archives(valid: Path, canary: Path) -> dict[str, bytes]:
+    """Return .keras files with malformed archives: description → bytes."""
+    files = members(valid)
     found: dict[str, bytes] = {}
     outside = canary.with_name("outside")
     for name in (
         "../outside", "../../x/outside", str(outside), "assets/../../outside", "a/../../outside",
         "assets//outside", "assets\\..\\outside", "C:\\outside", "weights.pkl", "model.weights.npz",
     ):  # fmt: skip
-        found[f"member {name}"] = _archive({**held, name: b"written"})
+        found[f"member {name}"] = _archive({**files, name: b"written"})
     link = zipfile.ZipInfo("assets/link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    found["a link"] = _archive(held, (link, str(outside.parent).encode()))
-    found["config twice"] = _archive(held, (zipfile.ZipInfo("config.json"), b"{}"))
-    found["a bomb"] = _archive({**held, "model.weights.h5": bytes(150 << 20)}, packed=True)
-    found["a bomb of an asset"] = _archive({**held, "assets/x": bytes(130 << 20)}, packed=True)
+    found["a link"] = _archive(files, (link, str(outside.parent).encode()))
+    found["config twice"] = _archive(files, (zipfile.ZipInfo("config.json"), b"{}"))
+    found["a bomb"] = _archive({**files, "model.weights.h5": bytes(150 << 20)}, packed=True)
+    found["a bomb of an asset"] = _archive({**files, "assets/x": bytes(130 << 20)}, packed=True)
     lzma = zipfile.ZipInfo("assets/x")
     lzma.compress_type = zipfile.ZIP_LZMA
-    found["LZMA"] = _archive(held, (lzma, b"x" * 99))
-    whole = _archive(held)
+    found["LZMA"] = _archive(files, (lzma, b"x" * 99))
+    whole = _archive(files)
     found["a claim of 4 GB"] = _with_sizes(whole, 2**32 - 2)
     found["a claim of nothing"] = _with_sizes(whole, 0)
     found["encrypted"] = _with_flag(whole)
     npz = io.BytesIO()
     np.savez(npz, np.array([Touch(canary)], object))  # pickled
-    without = {name: data for name, data in held.items() if name != "model.weights.h5"}
+    without = {name: data for name, data in files.items() if name != "model.weights.h5"}
     found["pickled weights"] = _archive({**without, "model.weights.npz": npz.getvalue()})
     found["pickle for weights"] = _archive(
-        {**held, "model.weights.h5": pickle.dumps(Touch(canary))}
+        {**files, "model.weights.h5": pickle.dumps(Touch(canary))}
     )
     found["no weights"] = _archive(without)
-    found["no config"] = _archive({"model.weights.h5": held["model.weights.h5"]})
+    found["no config"] = _archive({"model.weights.h5": files["model.weights.h5"]})
     found["pickle"] = pickle.dumps(Touch(canary))
     found["nothing"] = b""
     return found
 
 
 def _archive(
-    held: dict[str, bytes], *more: tuple[zipfile.ZipInfo, bytes], packed: bool = False
+    files: dict[str, bytes], *more: tuple[zipfile.ZipInfo, bytes], packed: bool = False
 ) -> bytes:
     file = io.BytesIO()
     packing = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
     with warnings.catch_warnings(), zipfile.ZipFile(file, "w", packing) as archive:
         warnings.simplefilter("ignore")  # that a name is there already
-        for name, data in held.items():
+        for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(name), data, packing)
         for member, data in more:
             archive.writestr(member, data)
@@ -213,7 +213,7 @@ def _archive(
 
 
 def _with_sizes(data: bytes, size: int) -> bytes:
-    """Return an archive whose directory claims another size for all that it holds."""
+    """Return an archive whose directory has false sizes for all members."""
     result, start = bytearray(data), data.index(b"PK\1\2")
     while result[start : start + 4] == b"PK\1\2":
         result[start + 20 : start + 28] = struct.pack("<II", size, size)
@@ -223,7 +223,7 @@ def _with_sizes(data: bytes, size: int) -> bytes:
 
 
 def _with_flag(data: bytes) -> bytes:
-    """Return an archive whose first member says that it is encrypted."""
+    """Return an archive whose first member is marked as encrypted."""
     result, start = bytearray(data), data.index(b"PK\1\2")
     result[6] |= 1
     result[start + 8] |= 1
@@ -234,7 +234,7 @@ def _with_flag(data: bytes) -> bytes:
 
 
 def bad_weights(canary: Path) -> dict[str, Callable[[h5py.File], None]]:
-    """Return what is done to an honest HDF5 file of weights, by what is wrong with it then."""
+    """Return functions that make a valid HDF5 weights file malicious: description → function."""
     secret = canary.with_name("secret")
     secret.write_bytes(bytes(400))
 
@@ -287,5 +287,5 @@ def bad_weights(canary: Path) -> dict[str, Callable[[h5py.File], None]]:
 
 
 def harmless(file: h5py.File) -> None:
-    """Link a group into itself: odd, but nothing comes of it."""
+    """Link a group into itself, which is harmless."""
     file["layers/dense/again"] = file["layers"]

@@ -1,9 +1,9 @@
-"""Reads every hostile container in a process of its own, which says what became of each.
+"""Read every malformed container in one process, and print the outcomes.
 
     python -m tests.security.reading FOLDER FORMAT
 
-On stdout: what `bounded.say_of_each` prints; for each file its rows, or why it was refused before
-any of them was read.
+The output on stdout is what `bounded.print_outcomes` prints: for each file its rows, or why it was
+refused before a row was read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHUNK_IMAGES = 64
 
 
 def rows_of(path: Path, format: str) -> dict[str, object]:
-    """Return what a file comes to, alone: `refused`, or how many rows of which kind."""
+    """Return the outcome of one file: `refused`, or the number of rows of each kind."""
     try:
         found = find_files(Storage(), [str(path)], format, "/nowhere")
         units = found.format.expand(Storage(), found.files, "image", CHUNK_IMAGES)
@@ -34,7 +34,7 @@ def rows_of(path: Path, format: str) -> dict[str, object]:
         return {"refused": str(error)}
     kinds: Counter[str] = Counter()
     first = []
-    seen = set()
+    image_ids = set()
     for unit in units.to_pylist():
         place = ("row_group", "row_start", "num_rows", "first_row")
         item = Item(
@@ -43,12 +43,12 @@ def rows_of(path: Path, format: str) -> dict[str, object]:
         chunk = Chunk("0" * 16, (item,))
         try:
             for image in ChunkReader(Storage(), format, "image").read(chunk, MAX_BYTES):
-                said = image.failure
-                kinds[f"{said.stage}/{said.kind}" if said else "read"] += 1
-                assert said is None or 0 < len(said.message) < 1000
+                failure = image.failure
+                kinds[f"{failure.stage}/{failure.kind}" if failure else "read"] += 1
+                assert failure is None or 0 < len(failure.message) < 1000
                 assert len(image.data) <= MAX_BYTES
-                assert image.image_id not in seen
-                seen.add(image.image_id)
+                assert image.image_id not in image_ids
+                image_ids.add(image.image_id)
                 first += [image.image_id[:200]] if len(first) < 8 else []
         except CvbatchError as error:
             return {"stopped": str(error)}

@@ -1,4 +1,4 @@
-"""Whole jobs over hostile archives: as many rows come out as images went in, and nothing else."""
+"""Jobs over malformed archives: one row per image, and no other effect."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ RUN = {"batch_size": 8, "chunk_images": 60, "max_failure_fraction": 1.0, "actors
 
 
 def some_files() -> dict[str, bytes]:
-    """Return every bomb, lie and odd name, and a share of the cut and damaged files."""
-    found = {}
+    """Return all bombs, false headers and odd names, and a part of the other damaged files."""
+    selected = {}
     for index, (name, data) in enumerate(images.malformed_files()):
         part = name.split("/")[0]
         if part == "bomb" or index % (9 if part in ("lying", "wrong") else 40) == 0:
-            found[name.replace(".webp.jpg", ".jpg")] = data
-    whole = images.originals()["plain.png"]
-    return found | {f"odd/{name}": whole for name in ODD_NAMES}
+            selected[name.replace(".webp.jpg", ".jpg")] = data
+    valid = images.originals()["plain.png"]
+    return selected | {f"odd/{name}": valid for name in ODD_NAMES}
 
 
 def values(source: Path, sink: Path, format: str, models: Path) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def values(source: Path, sink: Path, format: str, models: Path) -> dict[str, Any
 
 @pytest.fixture(scope="module")
 def programs(keras_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like a sink with the compiled program of the jobs here."""
+    """A folder like a sink, with the compiled program of these jobs."""
     from cvbatch.inference.compile import build
     from cvbatch.inference.programs import build_requests, identify, program_uri
 
@@ -68,23 +68,23 @@ def programs(keras_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def run(
     tmp_path: Path, source: Path, format: str, models: Path, programs: Path
 ) -> list[dict[str, Any]]:
-    """Return the rows of a job that has to end well and leave its result alone behind."""
+    """Return the rows of a job, which must succeed and change only its sink."""
     sink = jobs.carry_programs(programs, tmp_path / "sink")
     path = jobs.write_job(tmp_path / "job.yaml", values(source, sink, format, models))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if sink not in p.parents}
     before.pop(sink)
     env = {**os.environ, "RAY_ADDRESS": ""}
-    status, _, told = jobs.cvbatch("predict", "--config", path, cwd=tmp_path, env=env)
-    assert status == 0, told[-3000:]
+    status, _, stderr = jobs.cvbatch("predict", "--config", path, cwd=tmp_path, env=env)
+    assert status == 0, stderr[-3000:]
     after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if sink not in p.parents}
     after.pop(sink)
     assert after == before
     names = {p.name for p in sink.iterdir()} - set(jobs.parts(sink))
     assert names == {"_cvbatch"}
-    found: list[dict[str, Any]] = jobs.rows(sink)
-    for row in found:
+    rows: list[dict[str, Any]] = jobs.rows(sink)
+    for row in rows:
         assert (row["status"] == "ok") == (row["error"] is None) == bool(row["labels"])
-    return found
+    return rows
 
 
 @pytest.mark.ray
@@ -97,37 +97,41 @@ class TestJobs:
         rows = run(tmp_path, source, "images", keras_files, programs)
         assert [row["image_id"] for row in rows] == sorted(files)
         for row in rows:
-            alone = decode(files[row["image_id"]], [], Limits(max_pixels=images.PIXEL_LIMIT))
-            if isinstance(alone, Failure):
-                error = {"stage": alone.stage, "kind": alone.kind, "message": alone.message}
+            expected = decode(files[row["image_id"]], [], Limits(max_pixels=images.PIXEL_LIMIT))
+            if isinstance(expected, Failure):
+                error = {
+                    "stage": expected.stage,
+                    "kind": expected.kind,
+                    "message": expected.message,
+                }
                 assert row["error"] == error
             else:
-                assert (row["width"], row["height"]) == (alone.width, alone.height)
+                assert (row["width"], row["height"]) == (expected.width, expected.height)
 
     def test_tars(self, tmp_path: Path, keras_files: Path, programs: Path) -> None:
-        held = {
+        archives = {
             name: data
             for name, data, _ in containers.tars()
             if len(data) < 2_000_000 and not name.startswith("flipped-1") and "000" not in name
         }
-        source = jobs.write_files(tmp_path / "in", held)
+        source = jobs.write_files(tmp_path / "in", archives)
         rows = run(tmp_path, source, "webdataset", keras_files, programs)
         found = Counter(row["image_id"].split("#")[0] for row in rows)
-        for name in held:
+        for name in archives:
             path = source / name
             item = Item(str(path), name, path.stat().st_size, num_rows=0)
             chunk = Chunk("0" * 16, (item,))
-            alone = ChunkReader(Storage(), "webdataset", "image").read(chunk, 256 << 20)
-            assert found[name] == sum(1 for _ in alone), name
+            expected = ChunkReader(Storage(), "webdataset", "image").read(chunk, 256 << 20)
+            assert found[name] == sum(1 for _ in expected), name
 
     def test_parquet(self, tmp_path: Path, keras_files: Path, programs: Path) -> None:
-        held = {
+        archives = {
             name: data
             for name, data in containers.parquets(tmp_path / "canary")
             if not name.startswith(("bomb brotli", "flipped-1"))
         }
         refused, planned = set(), {}
-        for name, data in held.items():
+        for name, data in archives.items():
             path = tmp_path / "all" / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
@@ -136,7 +140,7 @@ class TestJobs:
             except SourceError:
                 refused.add(name)
         assert min(len(refused), len(planned)) > 30
-        source = jobs.write_files(tmp_path / "in", {name: held[name] for name in planned})
+        source = jobs.write_files(tmp_path / "in", {name: archives[name] for name in planned})
         rows = run(tmp_path, source, "parquet", keras_files, programs)
         found = Counter(row["image_id"].split("#")[0] for row in rows)
         assert found == Counter(planned)
@@ -148,7 +152,7 @@ def rows_planned(path: Path) -> int:
     return sum(found.format.expand(Storage(), found.files, "image", 1_000)["num_rows"].to_pylist())
 
 
-def test_a_name_that_is_no_text_is_refused_by_name_with_the_remedy(tmp_path: Path) -> None:
+def test_a_name_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
     (tmp_path / "good.jpg").write_bytes(b"")
     (tmp_path / os.fsdecode(b"bad \xff\xfe.jpg")).write_bytes(b"")
     with pytest.raises(
@@ -157,7 +161,7 @@ def test_a_name_that_is_no_text_is_refused_by_name_with_the_remedy(tmp_path: Pat
         find_files(Storage(), [str(tmp_path)], "images", str(tmp_path / "sink"))
 
 
-def test_odd_names_in_a_bucket_are_kept_apart(s3: S3Server, tmp_path: Path) -> None:
+def test_odd_names_in_a_bucket_stay_distinct(s3: S3Server, tmp_path: Path) -> None:
     names = [name for name in ODD_NAMES if name.isprintable()]
     for name in names:
         place = s3.bucket / tmp_path.name / name
@@ -166,7 +170,7 @@ def test_odd_names_in_a_bucket_are_kept_apart(s3: S3Server, tmp_path: Path) -> N
     found = find_files(Storage(), [f"s3://bucket/{tmp_path.name}"], "images", "/nowhere")
     assert sorted(found.files["image_id"].to_pylist()) == sorted(names)
     items = [
-        Item(one["uri"], one["image_id"], one["size_bytes"]) for one in found.files.to_pylist()
+        Item(file["uri"], file["image_id"], file["size_bytes"]) for file in found.files.to_pylist()
     ]
     for image in ChunkReader(Storage(), "images", "").read(Chunk("0" * 16, tuple(items)), 10_000):
         assert (image.failure, image.data.decode()) == (None, image.image_id)

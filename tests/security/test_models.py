@@ -1,4 +1,4 @@
-"""No model file whatever runs code, reads or writes elsewhere, or makes room for what it claims."""
+"""Malicious model files run no code, access no other file, and allocate no false sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.security import models
 
 pytestmark = [
     pytest.mark.keras,
-    # TensorFlow's variables do not know NumPy 2's `copy`, and Keras passes it.
+    # TensorFlow's variables do not support the `copy` argument of NumPy 2, which Keras passes.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5:UserWarning"),
 ]
@@ -25,9 +25,9 @@ ENDINGS = ("keras", "weights.h5", "h5")
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the honest network in every kind of file."""
-    folder = tmp_path_factory.mktemp("honest")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the valid network in every file format."""
+    folder = tmp_path_factory.mktemp("valid")
     network = models.network()
     network.save(folder / "net.keras")
     network.save_weights(folder / "net.weights.h5")
@@ -37,7 +37,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is not there, unless something was run; the work folder is empty, too."""
+    """A path that exists only if code was run; the working directory is empty, too."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "canary"
@@ -54,102 +54,102 @@ def load(path: Path) -> None:
 
 
 def refusal(path: Path, canary: Path) -> str:
-    """Return the one sentence a file is refused by; nothing else may come of it."""
+    """Return the message by which a file is refused; check that it has no other effect."""
     before = {p: p.stat().st_mtime_ns for p in canary.parent.rglob("*")}
     with pytest.raises(ModelError) as error:
         load(path)
     assert not canary.exists()
     assert {p: p.stat().st_mtime_ns for p in canary.parent.rglob("*")} == before
-    said = str(error.value)
-    assert "s3://b/net" in said and "\n" not in said and len(said) < 700, said
-    return said
+    message = str(error.value)
+    assert "s3://b/net" in message and "\n" not in message and len(message) < 700, message
+    return message
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_the_honest_file_is_read(honest: Path, ending: str) -> None:
-    load(honest / f"net.{ending}")
+def test_the_valid_file_is_loaded(valid: Path, ending: str) -> None:
+    load(valid / f"net.{ending}")
 
 
-def test_the_lambda_would_run_if_it_were_let(honest: Path, canary: Path) -> None:
+def test_the_lambda_runs_without_safe_mode(valid: Path, canary: Path) -> None:
     import keras
 
-    config = models.bad_configs(honest / "net.keras", canary)["layer Lambda"]
+    config = models.bad_configs(valid / "net.keras", canary)["layer Lambda"]
     path = canary.parent / "net.keras"
-    models.write(path, {**models.members(honest / "net.keras"), "config.json": config})
+    models.write(path, {**models.members(valid / "net.keras"), "config.json": config})
     keras.saving.load_model(path, compile=False, safe_mode=False)(np.ones((1, 3, 3, 3)))
     assert canary.exists()
 
 
-def test_no_config_asks_for_code(honest: Path, canary: Path) -> None:
-    held = models.members(honest / "net.keras")
-    bad = models.bad_configs(honest / "net.keras", canary)
+def test_configs_with_code_are_refused(valid: Path, canary: Path) -> None:
+    members = models.members(valid / "net.keras")
+    bad = models.bad_configs(valid / "net.keras", canary)
     path = canary.parent / "net.keras"
-    said = {}
+    messages = {}
     for name, config in bad.items():
-        models.write(path, {**held, "config.json": config})
-        said[name] = refusal(path, canary)
-    assert len(said) >= 30
+        models.write(path, {**members, "config.json": config})
+        messages[name] = refusal(path, canary)
+    assert len(messages) >= 30
     for name in ("activation lambda", "layer Lambda", "layer Lambda by another name"):
-        assert "a Lambda" in said[name] and "could run any code" in said[name]
+        assert "a Lambda" in messages[name] and "could run any code" in messages[name]
     for name in ("activation system", "layer of a module", "activation ours in name"):
-        assert "code from outside is not run" in said[name]
-    assert "4 TB" not in said["layer of 4 TB"] and "a bomb" in said["layer of 4 TB"]
-    assert "a bomb" in said["layer of 100 GB"]
+        assert "code from outside is not run" in messages[name]
+    assert "4 TB" not in messages["layer of 4 TB"] and "a bomb" in messages["layer of 4 TB"]
+    assert "a bomb" in messages["layer of 100 GB"]
 
 
-def test_no_archive_climbs_or_bursts(honest: Path, canary: Path) -> None:
+def test_malformed_archives_are_refused(valid: Path, canary: Path) -> None:
     path = canary.parent / "net.keras"
-    said = {}
-    for name, data in models.bad_archives(honest / "net.keras", canary).items():
+    messages = {}
+    for name, data in models.bad_archives(valid / "net.keras", canary).items():
         path.write_bytes(data)
-        said[name] = refusal(path, canary)
-    for name, words in said.items():
+        messages[name] = refusal(path, canary)
+    for name, message in messages.items():
         if name.startswith("member"):
-            assert "which is not part of a .keras file" in words
+            assert "which is not part of a .keras file" in message
         if "bomb" in name or name == "a claim of 4 GB":
-            assert "a bomb" in words
-    assert "is a link" in said["a link"] and "twice" in said["config twice"]
+            assert "a bomb" in message
+    assert "is a link" in messages["a link"] and "twice" in messages["config twice"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_weights_are_numbers_in_the_file_itself(honest: Path, canary: Path, ending: str) -> None:
-    own = canary.parent / "own.h5"
+def test_weights_outside_the_file_are_refused(valid: Path, canary: Path, ending: str) -> None:
+    weights = canary.parent / "weights.h5"
     path = canary.parent / f"net.{ending}"
     for name, spoil in models.bad_weights(canary).items():
-        held = {}
+        members = {}
         if ending == "keras":
-            held = models.members(honest / "net.keras")
-            own.write_bytes(held["model.weights.h5"])
+            members = models.members(valid / "net.keras")
+            weights.write_bytes(members["model.weights.h5"])
         else:
-            shutil.copy(honest / f"net.{ending}", own)
-        with h5py.File(own, "r+") as file:
+            shutil.copy(valid / f"net.{ending}", weights)
+        with h5py.File(weights, "r+") as file:
             if ending == "h5":
                 move_kernel(file)
             spoil(file)
         if ending == "keras":
-            models.write(path, {**held, "model.weights.h5": own.read_bytes()})
+            models.write(path, {**members, "model.weights.h5": weights.read_bytes()})
         else:
-            shutil.copy(own, path)
-        said = refusal(path, canary)
-        assert "refused: its" in said or "refused: it holds" in said, (name, said)
+            shutil.copy(weights, path)
+        message = refusal(path, canary)
+        assert "refused: its" in message or "refused: it holds" in message, (name, message)
 
 
 def move_kernel(file: h5py.File) -> None:
-    """Put the kernel of a Keras 2 file where that of a Keras 3 file lies, as well."""
+    """Copy the kernel of a Keras 2 file to the path that a Keras 3 file uses."""
     file[models.KERNEL] = np.zeros(models.SHAPE, np.float32)
 
 
-def test_a_group_inside_itself_is_walked_once(honest: Path, canary: Path) -> None:
+def test_a_group_inside_itself_is_visited_once(valid: Path, canary: Path) -> None:
     path = canary.parent / "net.weights.h5"
-    shutil.copy(honest / "net.weights.h5", path)
+    shutil.copy(valid / "net.weights.h5", path)
     with h5py.File(path, "r+") as file:
         models.harmless(file)
     load(path)
 
 
-def test_an_old_file_with_a_lambda_is_refused(honest: Path, canary: Path) -> None:
+def test_an_old_file_with_a_lambda_is_refused(valid: Path, canary: Path) -> None:
     path = canary.parent / "net.h5"
-    shutil.copy(honest / "net.h5", path)
+    shutil.copy(valid / "net.h5", path)
     with h5py.File(path, "r+") as file:
         config = json.loads(file.attrs["model_config"])
         config["config"]["layers"].append(models.bad_layers(canary)["Lambda"])
@@ -167,14 +167,15 @@ faulthandler.enable()
 faulthandler.dump_traceback_later(100, exit=True)
 rng = np.random.default_rng(3)
 for ending in ENDINGS:
-    whole, path = Path(sys.argv[1], f"net.{ending}").read_bytes(), Path(sys.argv[2], f"n.{ending}")
+    original = Path(sys.argv[1], f"net.{ending}").read_bytes()
+    path = Path(sys.argv[2], f"n.{ending}")
     refused = 0
     for turn in range(60):
-        damaged = bytearray(whole)
+        damaged = bytearray(original)
         if turn < 20:
-            del damaged[len(whole) * turn // 20 :]
+            del damaged[len(original) * turn // 20 :]
         else:
-            for at in rng.integers(0, min(len(whole), 4000), 6):
+            for at in rng.integers(0, min(len(original), 4000), 6):
                 damaged[at] = rng.choice([0, 255, 127, damaged[at] ^ 1])
         path.write_bytes(damaged)
         try:
@@ -187,9 +188,9 @@ for ending in ENDINGS:
 """
 
 
-def test_a_damaged_file_is_refused_or_read(honest: Path, canary: Path) -> None:
+def test_a_damaged_file_is_refused_or_loaded(valid: Path, canary: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", DAMAGING, str(honest), str(canary.parent)],
+        [sys.executable, "-c", DAMAGING, str(valid), str(canary.parent)],
         capture_output=True,
         text=True,
         check=False,

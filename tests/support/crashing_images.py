@@ -1,7 +1,7 @@
-"""Images that really take down, hold up or exhaust the process that decodes them.
+"""Images that crash, block or exhaust the process that decodes them.
 
-Damage that does so to today's decoders is mended tomorrow, so a marked image does it by a stub: a
-`sitecustomize` that every Python process of a job loads by PYTHONPATH.
+Decoders get fixed, so no damaged image does that reliably. A stub does it instead for images with a
+mark: a `sitecustomize` that every Python process of a job loads, by PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from tests.support.jobs import encoded_image
 
-_MARK = b"\xffpoison:"  # behind the end of an image, where decoders do not look
+_MARK = b"\xffpoison:"  # after the end of an image, which decoders ignore
 _STUB = """
 import ctypes, importlib.abc, importlib.util, os, signal, sys, time
 
 HERE = os.path.dirname(__file__)
 MARK = {mark!r}
-LOST = HERE + "/lost"  # where an image leaves word of what it does
+STARTED = HERE + "/lost"  # exists once an image has crashed or blocked a process
 
 
 def abort():
@@ -26,20 +26,20 @@ def abort():
 
 
 def hang():
-    open(LOST, "w").close()
-    ctypes.PyDLL(None).sleep(10**6)  # with the interpreter's lock, as C code may
+    open(STARTED, "w").close()
+    ctypes.PyDLL(None).sleep(10**6)  # holds the GIL, as C code can
 
 
 def allocate():
-    held = []
-    while len(held) < 300:  # of 2 MB, touched
-        held.append(b"x" * 2**21)
-    os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does to whom it finds too large
+    blocks = []
+    while len(blocks) < 300:  # of 2 MB, touched
+        blocks.append(b"x" * 2**21)
+    os.kill(os.getpid(), signal.SIGKILL)  # like the kernel's out-of-memory killer
 
 
 def once():
-    if not os.path.exists(LOST):
-        open(LOST, "w").close()
+    if not os.path.exists(STARTED):
+        open(STARTED, "w").close()
         os.abort()
 
 
@@ -92,9 +92,11 @@ sys.meta_path.insert(0, Patching())
 
 
 def poisoned(index: int, kind: str) -> bytes:
-    """Return a good image that does what its kind says.
+    """Return a valid image that makes its decoder behave as `kind`.
 
-    abort, hang, allocate; once: aborts, and never again; wait: is decoded when `go` is there.
+    Args:
+        kind: abort, hang, allocate; once: abort only the first time; wait: until the file `go`
+            exists.
     """
     return encoded_image(index) + _MARK + kind.encode()
 
@@ -110,6 +112,6 @@ KINDS = ("abort", "hang", "allocate", "once", "wait")
 
 
 def poisoned_env(stub: Path, kinds: Iterable[str] = KINDS) -> dict[str, str]:
-    """Return this process' environment with the stub in it; other kinds are good images."""
+    """Return the environment with the stub; images of other kinds are decoded normally."""
     paths = [str(stub), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "POISON": " ".join(kinds)}

@@ -1,4 +1,4 @@
-"""Small labelled data sets in every format, for tests of imports."""
+"""Small labelled data sets in every import format."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.job import import_labels
 from cvbatch.importers.options import ImportOptions
 
-Box = tuple[str, float, float, float, float]  # class, and four numbers of the format
+Box = tuple[str, float, float, float, float]  # class name, coordinates as in the format
 
 
 def picture(height: int = 12, width: int = 20, orientation: int = 1, seed: int = 0) -> bytes:
-    """Return a PNG whose pixels are as stored, with an EXIF orientation."""
+    """Return a PNG of random pixels, (height, width) as stored, with an EXIF orientation."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return encoded(Image.fromarray(pixels), orientation)
 
@@ -45,7 +45,7 @@ def put(folder: Path, files: Mapping[str, bytes | str]) -> Path:
 def voc_xml(
     boxes: Iterable[Box] = (), size: tuple[int, int] | None = (12, 20), difficult: int = 0
 ) -> str:
-    """Return an annotation; size is (height, width), the boxes xmin, ymin, xmax, ymax."""
+    """Return an annotation; size is (height, width), boxes are xmin, ymin, xmax, ymax."""
     sides = f"<size><width>{size[1]}</width><height>{size[0]}</height></size>" if size else ""
     objects = "".join(
         f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x0}</xmin>"
@@ -56,7 +56,7 @@ def voc_xml(
 
 
 def voc(folder: Path, images: Mapping[str, Iterable[Box]], **lists: Iterable[str]) -> Path:
-    """Write a Pascal VOC data set of images of 12 x 20; lists by name, such as train=["a"]."""
+    """Write a Pascal VOC data set of 12 x 20 images; lists: name → stems, such as train=["a"]."""
     for i, (stem, boxes) in enumerate(images.items()):
         image, annotation = f"JPEGImages/{stem}.png", f"Annotations/{stem}.xml"
         put(folder, {image: picture(seed=i), annotation: voc_xml(boxes)})
@@ -70,21 +70,21 @@ def coco(
     annotations: Iterable[Mapping[str, object]] = (),
     categories: Mapping[int, str] | None = None,
 ) -> str:
-    """Return an annotation file; what an image or annotation does not say is filled in."""
+    """Return a COCO annotation file; missing keys of images and annotations get defaults."""
     named = {7: "cat", 3: "dog"} if categories is None else categories
-    whole = {"height": 12, "width": 20}
-    plain = {"bbox": [1, 2, 3, 4], "category_id": 3, "iscrowd": 0, "segmentation": []}
+    image_defaults = {"height": 12, "width": 20}
+    annotation_defaults = {"bbox": [1, 2, 3, 4], "category_id": 3, "iscrowd": 0, "segmentation": []}
     return json.dumps(
         {
-            "images": [{**whole, **image} for image in images],
-            "annotations": [{**plain, **annotation} for annotation in annotations],
+            "images": [{**image_defaults, **image} for image in images],
+            "annotations": [{**annotation_defaults, **annotation} for annotation in annotations],
             "categories": [{"id": key, "name": name} for key, name in named.items()],
         }
     )
 
 
 def label_png(mask: np.ndarray, palette: bool = False) -> bytes:
-    """Return class ids as a PNG, grey or with a palette."""
+    """Return class ids as a greyscale or palette PNG."""
     if not palette:
         return cv2.imencode(".png", mask)[1].tobytes()
     image = Image.fromarray(mask)
@@ -100,19 +100,19 @@ def imported(
     say: Callable[[str], None] = lambda line: None,
     **options: object,
 ) -> tuple[ImportReport, dict[str, dict[str, object]]]:
-    """Import, and return the report and the rows by image_id."""
-    said = ImportOptions(**{"has_masks": format_ != "coco", **options})
-    report = import_labels(format_, str(source), str(sink), said, chosen or {}, say)
+    """Import a data set; return the report, and image_id → row."""
+    import_options = ImportOptions(**{"has_masks": format_ != "coco", **options})
+    report = import_labels(format_, str(source), str(sink), import_options, chosen or {}, say)
     return report, {row["image_id"]: row for row in rows(Path(sink))}
 
 
 def rows(sink: Path) -> list[dict[str, object]]:
-    found = sorted(sink.glob("part-*.parquet"))
-    return [row for path in found for row in pq.ParquetFile(path).read().to_pylist()]
+    paths = sorted(sink.glob("part-*.parquet"))
+    return [row for path in paths for row in pq.ParquetFile(path).read().to_pylist()]
 
 
 def files(sink: Path) -> dict[str, bytes]:
-    """Return the shards by name."""
+    """Return the shards: name → bytes."""
     return {path.name: path.read_bytes() for path in sorted(sink.glob("part-*.parquet"))}
 
 
@@ -127,9 +127,9 @@ def kinds(report: ImportReport) -> dict[str, int]:
 
 
 def check_sums(report: ImportReport) -> None:
-    """Everything found was written or is accounted for."""
-    said = report.as_json()
-    images, objects = said["images"], said["objects"]
+    """Check that everything found was written or is counted as dropped."""
+    counts = report.as_json()
+    images, objects = counts["images"], counts["objects"]
     assert images["found"] == images["written"] + images["dropped"]
     assert objects["found"] == (
         objects["written"] + objects["dropped"] + objects["of_dropped_images"]

@@ -1,4 +1,4 @@
-"""Results and labelled data with known answers, written as the commands write them."""
+"""Predictions and labelled data with known values, written as the commands write them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ from cvbatch.results.schema import COLUMN_TYPES
 from cvbatch.sources.units import UNITS
 from cvbatch.storage.store import Storage
 
-Box = tuple[float, float, float, float, int, float]  # xyxy, class, score (crowd: true in a truth)
-Answers = Mapping[str, Any]  # labels: [(class, score)], boxes: [Box], mask: (h, w); failed: True
+Box = tuple[
+    float, float, float, float, int, float
+]  # xyxy, class id, score (is_crowd in ground truth)
+ImageValues = Mapping[
+    str, Any
+]  # labels: [(class, score)], boxes: [Box], mask: (h, w); failed: True
 TASK_OF = {"labels": "classification", "boxes": "detection", "mask": "segmentation"}
 FAILURE = pa.struct([(name, pa.string()) for name in ("stage", "kind", "message")])
 
 
 def write_result(
     folder: Path,
-    rows: Mapping[str, Answers],
+    rows: Mapping[str, ImageValues],
     classes: Mapping[str, Sequence[str]],
     part_images: int = 3,
     version: int = SCHEMA_VERSION,
@@ -38,9 +42,11 @@ def write_result(
     is_replanned: bool = False,
     **options: object,
 ) -> Path:
-    """Write a prediction's sink; the last `left` parts are planned and not there.
+    """Write the sink of a prediction.
 
-    is_replanned: the first part's images have changed since, and it was not done again.
+    Args:
+        left: number of planned parts, the last ones, that are not written.
+        is_replanned: the images of the first part have changed, and it was not processed again.
     """
     ids = list(rows)
     offsets = np.array([*range(0, len(ids), part_images), len(ids)] if ids else [0], np.int64)
@@ -70,7 +76,7 @@ def write_result(
         {"name": "m", "task": TASK_OF[column], "classes": list(names), "options": dict(options)}
         for column, names in classes.items()
     ]
-    said = {"schema_version": version, "fingerprint": "f" * 64, "models": models}
+    metadata = {"schema_version": version, "fingerprint": "f" * 64, "models": models}
     schema = pa.schema(
         [("image_id", pa.string()), ("uri", pa.string()), ("width", pa.int32())]
         + [("height", pa.int32()), ("status", pa.string()), ("error", FAILURE)]
@@ -78,69 +84,69 @@ def write_result(
     )
     done = list(zip(chunk_ids, pairwise(offsets.tolist()), strict=True))
     for chunk_id, (start, end) in done[: len(done) - left]:
-        part = [_answer(i, rows[i], classes) for i in ids[start:end]]
+        part = [_result_row(i, rows[i], classes) for i in ids[start:end]]
         table = pa.Table.from_pylist(part, schema)
         sink.write_part(
-            Storage(), str(folder), chunk_id, [table], schema, json.dumps(said).encode()
+            Storage(), str(folder), chunk_id, [table], schema, json.dumps(metadata).encode()
         )
     return folder
 
 
-def _answer(
-    image_id: str, said: Answers, classes: Mapping[str, Sequence[str]]
+def _result_row(
+    image_id: str, values: ImageValues, classes: Mapping[str, Sequence[str]]
 ) -> dict[str, object]:
     row: dict[str, object] = {"image_id": image_id, "uri": f"/there/{image_id}"}
     row |= {"width": 200, "height": 200, "status": "ok", "error": None}
-    if said.get("failed"):
+    if values.get("failed"):
         error = {"stage": "decode", "kind": "truncated", "message": "cut"}
         return {**row, "status": "failed", "error": error} | dict.fromkeys(classes)
     if "labels" in classes:
         row["labels"] = [
-            {"class_id": k, "label": classes["labels"][k], "score": s} for k, s in said["labels"]
+            {"class_id": k, "label": classes["labels"][k], "score": s} for k, s in values["labels"]
         ]
     if "boxes" in classes:
         sides = ("x_min", "y_min", "x_max", "y_max")
         row["boxes"] = [
             {**dict(zip(sides, box[:4], strict=True)), "class_id": box[4],
              "label": classes["boxes"][box[4]], "score": box[5]}
-            for box in said["boxes"]
+            for box in values["boxes"]
         ]  # fmt: skip
     if "mask" in classes:
-        row["mask"] = {"bytes": encode_png(said["mask"]), "path": None}
+        row["mask"] = {"bytes": encode_png(values["mask"]), "path": None}
     return row
 
 
 def write_truth(
     folder: Path,
-    rows: Mapping[str, Answers],
+    rows: Mapping[str, ImageValues],
     classes: Mapping[str, Sequence[str]],
     multi_label: bool = False,
     shard_images: int = 4,
 ) -> Path:
-    """Write labelled Parquet; a row may say its split."""
+    """Write labelled Parquet; the value "split" of a row is optional."""
     columns = [*classes, *(["box_is_crowd"] if "boxes" in classes else [])]
-    about = AnnotatedDataset(
+    dataset = AnnotatedDataset(
         tuple(columns),
         {column: tuple(names) for column, names in classes.items()},
         multi_label,
         lambda report: iter(()),
     )
-    writer = ShardWriter(Storage(), str(folder), about, "made", shard_images)
-    for image_id, said in rows.items():
-        boxes = np.array(said.get("boxes", []), np.float32).reshape(-1, 6)
+    writer = ShardWriter(Storage(), str(folder), dataset, "made", shard_images)
+    for image_id, values in rows.items():
+        boxes = np.array(values.get("boxes", []), np.float32).reshape(-1, 6)
         writer.add(
             LabelledImage(
                 image_id=image_id,
-                data=b"not looked at",
+                data=b"not read",
                 width=200,
                 height=200,
-                split=said.get("split", "test"),
-                labels=list(said.get("labels", [])),
+                split=values.get("split", "test"),
+                labels=list(values.get("labels", [])),
                 boxes=boxes[:, :4],
                 class_id=boxes[:, 4].astype(np.int32),
                 score=np.ones(len(boxes), np.float32),
                 is_crowd=boxes[:, 5].astype(bool),
-                mask=said.get("mask"),
+                mask=values.get("mask"),
             )
         )
     writer.close()
@@ -148,7 +154,7 @@ def write_truth(
 
 
 class TextListener:
-    """A listener that keeps what was said."""
+    """A listener that stores the lines it receives."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -1,4 +1,4 @@
-"""A proxy that stands between a job and its store, and does to requests what networks do."""
+"""A proxy between a job and its storage that injects network faults into requests."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-
 
 
 class Request(NamedTuple):
-    """What a fault is chosen by."""
+    """Properties of a request by which a fault is chosen."""
 
     method: str
     path: str  # with the query
-    number: int  # of this same request, from 1
-    total: int  # of all requests, this one counted
+    number: int  # of equal requests, from 1
+    total: int  # number of all requests, including this one
 
 
 class Fault(NamedTuple):
-    """What happens to a request. `share` is the part of a body that gets through before it does."""
+    """A fault of a request; `share` is the fraction of the body sent before it."""
 
     kind: str  # answer | cut | cut_upload | hang | lie | refuse
     status: int = 503
@@ -37,11 +37,11 @@ class Fault(NamedTuple):
 
 
 SLOW_DOWN = Fault("answer")
-CUT = Fault("cut")  # the length promised, half of the bytes, the connection closed
+CUT = Fault("cut")  # the full length in the header, half of the bytes, connection closed
 CUT_UPLOAD = Fault("cut_upload")  # half of the body reaches the store
-HANG = Fault("hang", share=0.0)  # never an answer
+HANG = Fault("hang", share=0.0)  # no response
 HANG_IN_BODY = Fault("hang")
-LIE = Fault("lie")  # half of the bytes, and a length that says that this is all
+LIE = Fault("lie")  # half of the bytes, with their length in the header
 REFUSE = Fault("refuse")  # the connection closed at once
 
 Chooser = Callable[[Request], Fault | None]
@@ -56,9 +56,9 @@ def down(request: Request) -> Fault | None:
 
 
 def unwell(seed: int, busy: float = 0.20, cut: float = 0.05, hang: float = 0.05) -> Chooser:
-    """Return faults of those shares: the same for the same requests, in whatever order they come.
+    """Return a chooser of random faults with these probabilities, independent of request order.
 
-    Half of the hangs come in the middle of the body. What has a body is cut in it.
+    Half of the hangs are in the middle of the body. Requests with a body are cut in it.
     """
 
     def choose(request: Request) -> Fault | None:
@@ -77,13 +77,13 @@ def unwell(seed: int, busy: float = 0.20, cut: float = 0.05, hang: float = 0.05)
 
 @dataclass
 class Proxy:
-    """The proxy at work: `choose` may be replaced at any time."""
+    """A running proxy; `choose` can be replaced at any time."""
 
-    store: str  # host:port of the store behind it
+    store: str  # host:port of the storage server
     choose: Chooser = healthy
     endpoint: str = ""
-    seen: list[Request] = field(default_factory=list)
-    done: Counter[str] = field(default_factory=Counter)  # kind of fault → times, "none" too
+    requests: list[Request] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)  # kind of fault, or "none" → count
 
     def __post_init__(self) -> None:
         self._numbers: Counter[tuple[str, str]] = Counter()
@@ -92,8 +92,8 @@ class Proxy:
     def fault(self, method: str, path: str) -> Fault | None:
         with self._lock:
             self._numbers[method, path] += 1
-            request = Request(method, path, self._numbers[method, path], len(self.seen) + 1)
-            self.seen.append(request)
+            request = Request(method, path, self._numbers[method, path], len(self.requests) + 1)
+            self.requests.append(request)
             fault = self.choose(request)
             self.done[fault.kind if fault else "none"] += 1
         return fault
@@ -101,7 +101,7 @@ class Proxy:
 
 @contextmanager
 def proxied(endpoint: str, choose: Chooser = healthy) -> Iterator[Proxy]:
-    """Serve until the block ends; what hangs then is let go."""
+    """Serve until the block ends; hanging requests are then closed."""
     proxy = Proxy(urlsplit(endpoint).netloc, choose)
     stop, stopped = socket.socketpair()
     handler = type("Handler", (_Handler,), {"proxy": proxy, "stopped": stopped})
@@ -119,7 +119,7 @@ def proxied(endpoint: str, choose: Chooser = healthy) -> Iterator[Proxy]:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # answers Expect: 100-continue
+    protocol_version = "HTTP/1.1"  # responds to Expect: 100-continue
     proxy: Proxy
     stopped: socket.socket
 
@@ -130,22 +130,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         length = int(self.headers.get("Content-Length") or 0)
         if fault is not None and fault.kind == "cut_upload" and length:
-            self.pass_on(self.rfile.read(int(length * fault.share))).close()
+            self.forward(self.rfile.read(int(length * fault.share))).close()
             return
         body = self.rfile.read(length)
         if fault is not None and fault.kind == "hang" and fault.share == 0:
             self.hang()
         elif fault is not None and fault.kind == "answer":
-            words = f"<Error><Code>{fault.code}</Code><Message>no</Message></Error>"
+            error = f"<Error><Code>{fault.code}</Code><Message>no</Message></Error>"
             headers = [("Content-Type", "application/xml")]
-            self.reply(fault.status, headers, len(words), words.encode())
+            self.reply(fault.status, headers, len(error), error.encode())
         else:
             self.relay(body, fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
 
-    def pass_on(self, body: bytes) -> http.client.HTTPConnection:
-        """Send the request on as it came: the signature covers its headers."""
+    def forward(self, body: bytes) -> http.client.HTTPConnection:
+        """Forward the request unchanged, because its signature covers the headers."""
         connection = http.client.HTTPConnection(self.proxy.store)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
@@ -155,23 +155,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return connection
 
     def relay(self, body: bytes, fault: Fault | None) -> None:
-        connection = self.pass_on(body)
+        connection = self.forward(body)
         try:
-            answer = connection.getresponse()
-            data = answer.read()
+            response = connection.getresponse()
+            data = response.read()
             headers = [
                 (name, value)
-                for name, value in answer.getheaders()
+                for name, value in response.getheaders()
                 if name.lower() not in HOP_BY_HOP | {"content-length"}
             ]
-            length = int(answer.getheader("Content-Length") or len(data))
+            length = int(response.getheader("Content-Length") or len(data))
         finally:
             connection.close()
         if fault is None:
-            self.reply(answer.status, headers, length, data)
+            self.reply(response.status, headers, length, data)
             return
-        some = data[: int(len(data) * fault.share)]
-        self.reply(answer.status, headers, len(some) if fault.kind == "lie" else length, some)
+        part = data[: int(len(data) * fault.share)]
+        self.reply(response.status, headers, len(part) if fault.kind == "lie" else length, part)
         if fault.kind == "hang":
             self.hang()
 
@@ -185,12 +185,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def hang(self) -> None:
-        """Hold the connection until the other side lets go of it, or the proxy ends."""
+        """Keep the connection open until the client or the proxy closes it."""
         select.select([self.connection, self.stopped], [], [])
 
     def log_message(self, *_: object) -> None:
         pass
 
     def handle(self) -> None:
-        with suppress(ConnectionError, http.client.HTTPException):  # the other side gave up first
+        with suppress(ConnectionError, http.client.HTTPException):  # the client closed first
             super().handle()

@@ -1,4 +1,4 @@
-"""Archives and job files for tests that run whole jobs."""
+"""Image archives and job files for tests that run whole jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = [(40, 30), (32, 32), (25, 61)]
 
 
 def encoded_image(index: int) -> bytes:
-    """Return a small image that no other index gives: JPEG, or PNG for every third."""
+    """Return a small encoded image, different for each index: every third is PNG, others JPEG."""
     height, width = SIZES[index % len(SIZES)]
     rng = np.random.default_rng(index)
     coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
@@ -29,7 +29,7 @@ def encoded_image(index: int) -> bytes:
 
 
 def archive_files(count: int, first: int = 0) -> dict[str, bytes]:
-    """Return `count` images by name, and two broken files."""
+    """Return `count` images and two broken files: name → bytes."""
     images = {
         f"set-{i % 2}/image {i:03d}{'.png' if i % 3 == 0 else '.jpg'}": encoded_image(i)
         for i in range(first, first + count)
@@ -95,34 +95,34 @@ def write_job(path: Path, values: dict[str, object]) -> Path:
 
 
 def parts(sink: Path) -> dict[str, bytes]:
-    """Return the result's files by name."""
+    """Return the result files: name → bytes."""
     return {path.name: path.read_bytes() for path in sorted(sink.glob("*.parquet"))}
 
 
 def rows(sink: Path) -> list[dict[str, object]]:
-    """Return all rows of a result, ordered by image."""
-    found = [
+    """Return all rows of a result, sorted by image id."""
+    all_rows = [
         row for path in sorted(sink.glob("*.parquet")) for row in pq.read_table(path).to_pylist()
     ]
-    return sorted(found, key=lambda row: str(row["image_id"]))
+    return sorted(all_rows, key=lambda row: str(row["image_id"]))
 
 
 def carry_programs(done: Path, sink: Path) -> Path:
-    """Give a new sink the compiled programs of a finished one: compiling takes seconds."""
+    """Copy the compiled programs of a finished sink to a new one: compiling takes seconds."""
     target = sink / "_cvbatch" / "programs"
     shutil.copytree(done / "_cvbatch" / "programs", target)
     return sink
 
 
-def cvbatch(*words: object, **options: object) -> tuple[int, str, str]:
-    """Run the command as a process of its own; return its status, stdout and stderr."""
-    command = [sys.executable, "-m", "cvbatch", *map(str, words)]
+def cvbatch(*arguments: object, **options: object) -> tuple[int, str, str]:
+    """Run the command in a subprocess; return its exit status, stdout and stderr."""
+    command = [sys.executable, "-m", "cvbatch", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     return done.returncode, done.stdout, done.stderr
 
 
 class RecordingListener:
-    """A listener that keeps the lines it hears."""
+    """A listener that stores the lines it receives."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

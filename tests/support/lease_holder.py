@@ -14,12 +14,12 @@ from cvbatch.storage.store import Storage
 from tests.support.waiting import wait_for
 
 HEARTBEAT_S = 0.1
-# A run on another machine, which nobody can know to be dead.
+# A run on another machine, so that this machine cannot know whether it has ended.
 FAR = Holder("far.example", "another boot", 7, "1", "2026-01-01T00:00:00+00:00", "abc", 3)
 
 
 class FastClock(Clock):
-    """The real clock, with heartbeats that a test does not have to wait for."""
+    """The real clock, with frequent heartbeats."""
 
     def repeat(self, action, interval_s):
         return super().repeat(action, HEARTBEAT_S)
@@ -49,7 +49,7 @@ if __name__ == "__main__":
     with Lease(Storage(), sys.argv[1], print, FastClock()) as lease:
         lease.acquire()
         print("acquired", flush=True)
-        if sys.stdin.read():  # the test is going to take the lease away
+        if sys.stdin.read():  # the test takes the lease away
             try:
                 wait_for(lambda: lease.check() is not None)
             except CvbatchError as error:

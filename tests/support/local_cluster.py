@@ -1,6 +1,6 @@
-"""A cluster as an operator starts one: `ray start` on each machine, then `ray job submit`.
+"""A local Ray cluster of two nodes, started by `ray start`, that takes jobs by `ray job submit`.
 
-The machines are two addresses of this one, each with processes, ports and folders of its own.
+The nodes are two addresses of this machine, with separate processes, ports and folders.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from tests.support.small_disk import can_mount
 
 T = TypeVar("T")
 JOBS = Path(__file__).parents[2] / "jobs"
-LIMIT_S = 240.0  # of whatever is awaited: other work may hold the cores
-LOOK_S = 0.1
-END_LIMIT_S = 5.0  # of a node that is told to stop: it would wait for actors
+LIMIT_S = 240.0  # generous, because the CPUs may be busy
+POLL_INTERVAL_S = 0.1
+END_LIMIT_S = 5.0  # of a node that stops: it would wait for actors
 OBJECT_STORE_BYTES = 200_000_000
 RAY = Path(sys.executable).parent / "ray"
-# Ray makes a token of its own where nobody gives it one, and keeps it in the user's home.
+# Without a token Ray creates one and stores it in the user's home.
 TOKEN = "made-up-for-tests-0123456789abcdef"
-RUNTIME_ENV = {"RAY_JOB_STOP_WAIT_TIME_S": "15"}  # after which Ray kills a job that is stopped
+RUNTIME_ENV = {"RAY_JOB_STOP_WAIT_TIME_S": "15"}  # after it Ray kills a stopped job
 
 
-def until(look: Callable[[], T], what: str, limit_s: float = LIMIT_S) -> T:
-    """Return the first thing `look` finds that is true."""
+def until(condition: Callable[[], T], description: str, limit_s: float = LIMIT_S) -> T:
+    """Return the first true value of `condition`; raise TimeoutError after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
-    while not (found := look()):
+    while not (value := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {limit_s:g} s")
-        time.sleep(LOOK_S)
-    return found
+            raise TimeoutError(f"{description}: not within {limit_s:g} s")
+        time.sleep(POLL_INTERVAL_S)
+    return value
 
 
 def free_port() -> int:
@@ -63,106 +63,107 @@ class Machine:
     metrics_port: int
 
     def scraped(self) -> dict[str, float]:
-        """Return what Prometheus would read here: each series as it stands there, its value."""
+        """Return the metrics that Prometheus would scrape: series with labels → value."""
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=LIMIT_S) as answer:
-            lines = answer.read().decode().splitlines()
-        said = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        return {series: float(value) for series, value in said}
+        with urllib.request.urlopen(url, timeout=LIMIT_S) as response:
+            lines = response.read().decode().splitlines()
+        samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {series: float(value) for series, value in samples}
 
 
 @dataclass(frozen=True)
-class Ran:
-    """A job that was submitted and has ended."""
+class FinishedJob:
+    """A submitted job that has ended."""
 
-    told: str  # its log
-    job: dict[str, Any]  # as Ray's dashboard tells of it
+    log: str
+    job: dict[str, Any]  # its state from Ray's dashboard
 
     @property
     def status(self) -> int | None:
-        """The exit status of the job itself, where it came to one."""
+        """The exit status of the job's command; None if it was stopped."""
         status: int | None = self.job["driver_exit_code"]
         return status
 
     @property
     def last_line(self) -> str:
-        return self.told.strip().splitlines()[-1]
+        return self.log.strip().splitlines()[-1]
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """What a job with --log json said."""
-        return events_in(self.told)
+        """The events of a job with --log json."""
+        return events_in(self.log)
 
 
-def events_in(told: str) -> list[dict[str, Any]]:
-    """Return the objects that a job's log is, behind what Ray says of it: every line is one."""
-    _, _, said = told.partition("Running entrypoint for job")
-    return [json.loads(line) for line in said.splitlines()[1:]]
+def events_in(log: str) -> list[dict[str, Any]]:
+    """Parse the JSON lines of a job's log that follow Ray's own lines."""
+    _, _, lines = log.partition("Running entrypoint for job")
+    return [json.loads(line) for line in lines.splitlines()[1:]]
 
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """A head with CPUs, and a machine with one CPU and one GPU that is only a number to Ray."""
+    """A head node with CPUs, and a node with one CPU and one GPU (a number, no device)."""
 
     address: str
     dashboard: str
     head: Machine
     gpu: Machine
     env: dict[str, str]
-    hidden: Path  # a folder that the machine with the GPU has another one of, where it may
+    hidden: Path  # a folder that is empty on the GPU node, if mounts are allowed
 
-    def asked(self, path: str) -> Any:
-        """Return what the dashboard answers, as JSON."""
-        asked = urllib.request.Request(
+    def get(self, path: str) -> Any:
+        """Return the JSON response of the dashboard."""
+        request = urllib.request.Request(
             self.dashboard + path, headers={"Authorization": f"Bearer {TOKEN}"}
         )
-        with urllib.request.urlopen(asked, timeout=LIMIT_S) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as response:
+            return json.load(response)
 
     def state(self, kind: str) -> list[dict[str, Any]]:
         """Return Ray's state of "tasks" or "actors"."""
-        told = self.asked(f"/api/v0/{kind}?detail=1&limit=10000")
-        assert told["result"], told["msg"]
-        found: list[dict[str, Any]] = told["data"]["result"]["result"]
-        return found
+        response = self.get(f"/api/v0/{kind}?detail=1&limit=10000")
+        assert response["result"], response["msg"]
+        states: list[dict[str, Any]] = response["data"]["result"]["result"]
+        return states
 
     def job(self, submission_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.asked(f"/api/jobs/{submission_id}")
-        return found
+        job: dict[str, Any] = self.get(f"/api/jobs/{submission_id}")
+        return job
 
-    def submit(self, folder: Path, name: str, *words: str, **variables: str) -> Ran:
-        """Submit jobs/NAME.py with the working directory; return when it has ended."""
+    def submit(self, folder: Path, name: str, *arguments: str, **variables: str) -> FinishedJob:
+        """Submit jobs/NAME.py with the working directory, and wait until it ends."""
         job_id = submission_id(folder, name)
-        told = self.submitting(folder, name, *words, "--no-wait", job_id=job_id, **variables)
-        assert told.returncode == 0, told.stdout
+        process = self.submitting(folder, name, *arguments, "--no-wait", job_id=job_id, **variables)
+        assert process.returncode == 0, process.stdout
         return self.ended(job_id)
 
-    def ended(self, job_id: str) -> Ran:
-        """Return what a job that was submitted came to."""
-        ended = ("SUCCEEDED", "FAILED", "STOPPED")
-        until(lambda: self.job(job_id)["status"] in ended, f"the end of {job_id}")
-        return Ran(self.log(job_id), self.job(job_id))
+    def ended(self, job_id: str) -> FinishedJob:
+        """Wait until a submitted job ends; return its log and state."""
+        final_states = ("SUCCEEDED", "FAILED", "STOPPED")
+        until(lambda: self.job(job_id)["status"] in final_states, f"the end of {job_id}")
+        return FinishedJob(self.log(job_id), self.job(job_id))
 
     def log(self, job_id: str) -> str:
-        """Return what a job has said so far."""
-        told: str = self.asked(f"/api/jobs/{job_id}/logs")["logs"]
-        return told
+        """Return the log of a job so far."""
+        log: str = self.get(f"/api/jobs/{job_id}/logs")["logs"]
+        return log
 
     def submitting(
-        self, folder: Path, name: str, *words: str, job_id: str, **variables: str
+        self, folder: Path, name: str, *arguments: str, job_id: str, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run `ray job submit`, which follows the job unless there is --no-wait among the words.
+        """Run `ray job submit`, which follows the log of the job unless --no-wait is an argument.
 
-        variables: of the job's runtime environment.
+        Args:
+            variables: environment variables of the job's runtime environment.
         """
         runtime = folder.parent / "runtime.yaml"
-        said = {"env_vars": {**RUNTIME_ENV, **variables}}
-        runtime.write_text(yaml.safe_dump(said), encoding="utf-8")
-        options = [word for word in words if word == "--no-wait"]
+        settings = {"env_vars": {**RUNTIME_ENV, **variables}}
+        runtime.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        options = [argument for argument in arguments if argument == "--no-wait"]
         command = [RAY, "job", "submit", "--address", self.dashboard, "--submission-id", job_id]
         command += ["--working-dir", folder, "--runtime-env", runtime, *options, "--", "python"]
         command += [f"jobs/{name}.py", "--config", f"{name}.yaml"]
-        command += [word for word in words if word not in options]
+        command += [argument for argument in arguments if argument not in options]
         return subprocess.run(
             list(map(str, command)),
             env=self.env,
@@ -184,7 +185,7 @@ def submission_id(folder: Path, name: str) -> str:
 
 
 def working_folder(folder: Path, **job_files: Mapping[str, object]) -> Path:
-    """Return a working directory to submit: the scripts in jobs/, and the job files by name."""
+    """Return a working directory to submit: the scripts in jobs/ and the job files."""
     target = folder / "submitted"
     shutil.copytree(JOBS, target / "jobs", ignore=shutil.ignore_patterns("examples", "__pycache__"))
     for name, values in job_files.items():
@@ -194,9 +195,11 @@ def working_folder(folder: Path, **job_files: Mapping[str, object]) -> Path:
 
 @contextmanager
 def local_cluster(extra: Mapping[str, str], hidden: Path) -> Iterator[LocalCluster]:
-    """Start both nodes; end them with the block.
+    """Start both nodes; stop them at the end of the block.
 
-    extra: variables of all their processes. hidden: a folder of which the second has its own.
+    Args:
+        extra: environment variables of all their processes.
+        hidden: a folder in whose place the GPU node sees an empty one.
     """
     paths = [str(RAY.parent), os.environ["PATH"]]
     env = {
@@ -217,10 +220,10 @@ def local_cluster(extra: Mapping[str, str], hidden: Path) -> Iterator[LocalClust
         head_env = {**env, "TEST_NODE": "head"}
         stack.enter_context(_node([*head, "--num-gpus", "0"], metrics_ports[0], head_env))
         joining = ["--address", address, "--node-ip-address", "127.0.0.2", "--num-cpus", "1"]
-        until(lambda: _answers(int(port)), "the head")
-        gpu_env, own = {**env, "TEST_NODE": "gpu"}, hidden if can_mount() else None
-        stack.enter_context(_node([*joining, "--num-gpus", "1"], metrics_ports[1], gpu_env, own))
-        cluster = LocalCluster(address, dashboard, *_NOT_KNOWN, env, hidden)
+        until(lambda: _accepts_connections(int(port)), "the head")
+        gpu_env, masked = {**env, "TEST_NODE": "gpu"}, hidden if can_mount() else None
+        stack.enter_context(_node([*joining, "--num-gpus", "1"], metrics_ports[1], gpu_env, masked))
+        cluster = LocalCluster(address, dashboard, *_UNKNOWN, env, hidden)
         nodes = until(lambda: _two_nodes(cluster), "both nodes")
         head_id = next(node["node_id"] for node in nodes if node["is_head_node"])
         gpu_id = next(node["node_id"] for node in nodes if not node["is_head_node"])
@@ -228,10 +231,10 @@ def local_cluster(extra: Mapping[str, str], hidden: Path) -> Iterator[LocalClust
         yield LocalCluster(address, dashboard, *machines, env, hidden)
 
 
-_NOT_KNOWN = Machine("", 0), Machine("", 0)
+_UNKNOWN = Machine("", 0), Machine("", 0)
 
 
-def _answers(port: int) -> bool:
+def _accepts_connections(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -246,15 +249,15 @@ def _two_nodes(cluster: LocalCluster) -> list[dict[str, Any]]:
 
 @contextmanager
 def _node(
-    words: list[str], metrics_port: int, env: dict[str, str], own: Path | None = None
+    arguments: list[str], metrics_port: int, env: dict[str, str], masked: Path | None = None
 ) -> Iterator[None]:
-    """Run a node; own: a folder in place of which it has an empty one."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets' names are in it
-    command = [RAY, "start", "--block", "--temp-dir", folder, *words]
+    """Run a node; it sees an empty folder in place of `masked`."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # socket paths are short
+    command = [RAY, "start", "--block", "--temp-dir", folder, *arguments]
     command += ["--metrics-export-port", metrics_port, "--dashboard-agent-listen-port", free_port()]
     command += ["--object-store-memory", OBJECT_STORE_BYTES, "--include-log-monitor", "false"]
-    if own is not None:
-        mounting = f"mount -t tmpfs none {shlex.quote(str(own))} && exec "
+    if masked is not None:
+        mounting = f"mount -t tmpfs none {shlex.quote(str(masked))} && exec "
         command = ["unshare", "-Urm", "sh", "-c", mounting + shlex.join(map(str, command))]
     with (folder / "started.log").open("w") as log:
         process = subprocess.Popen(list(map(str, command)), env=env, stdout=log, stderr=log)
@@ -263,9 +266,9 @@ def _node(
     finally:
         family = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
-        _, left = psutil.wait_procs(family, END_LIMIT_S)
-        for one in left:
-            one.kill()
+        _, remaining = psutil.wait_procs(family, END_LIMIT_S)
+        for child in remaining:
+            child.kill()
         process.kill()
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Small Keras networks that tests compile, and the textbook's arithmetic to hold them to."""
+"""Small Keras networks for tests, and a reference implementation of Grad-CAM for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def plain_classifier(num_classes=5, size=(33, 32)):
-    """Convolutions, pools and a hidden relu, as VGG's head."""
+    """Convolutions, pooling and a hidden ReLU layer, like the head of VGG."""
     import keras
     from keras import layers
 
@@ -27,7 +27,7 @@ def plain_classifier(num_classes=5, size=(33, 32)):
 
 
 def nested_classifier(num_classes=7, size=(32, 32)):
-    """A backbone inside a model: what Grad-CAM tools fail on."""
+    """A nested backbone model, on which many Grad-CAM tools fail."""
     import keras
     from keras import layers
 
@@ -50,7 +50,7 @@ def nested_classifier(num_classes=7, size=(32, 32)):
 
 
 def two_headed(num_classes=4, size=(32, 32)):
-    """One backbone, class scores and a map: several outputs of one network."""
+    """A network with two outputs: class scores and a map."""
     import keras
     from keras import layers
 
@@ -65,7 +65,7 @@ def two_headed(num_classes=4, size=(32, 32)):
 
 
 def segmenter(num_classes=3, size=(32, 24)):
-    """A softmax over classes for every pixel."""
+    """A softmax over classes per pixel."""
     import keras
     from keras import layers
 
@@ -79,7 +79,7 @@ def segmenter(num_classes=3, size=(32, 24)):
 
 
 def detector(num_classes=2, size=(32, 32)):
-    """Fixed boxes of which an image's colours choose the scores: any model with these outputs."""
+    """A detector of a fixed number of boxes, whose scores depend on the colours of the image."""
     import keras
     from keras import layers
 
@@ -115,15 +115,15 @@ def textbook_grad_cam(model, features, images, output=None, class_rank=0):
     from tests.support.reference_arrays import grad_cam
 
     scores = model.outputs[0] if output is None else model.output[output]
-    both = keras.Model(model.inputs, [features, scores])
+    two_outputs = keras.Model(model.inputs, [features, scores])
     maps = []
     for image in images:
         with tf.GradientTape() as tape:
-            seen, row = both([image[None].astype("float32")], training=False)
+            activations, row = two_outputs([image[None].astype("float32")], training=False)
             class_id = int(tf.argsort(row[0], direction="DESCENDING", stable=True)[class_rank])
             score = row[:, class_id]
-        gradients = tape.gradient(score, seen)
-        maps.append(grad_cam(seen[0].numpy(), gradients[0].numpy()))
+        gradients = tape.gradient(score, activations)
+        maps.append(grad_cam(activations[0].numpy(), gradients[0].numpy()))
     return np.stack(maps)
 
 

@@ -1,4 +1,4 @@
-"""Results as a prediction leaves them, of images that nobody predicted, for tests of readers."""
+"""Random predictions, written as `cvbatch predict` writes them, for tests of readers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = (40, 60)
 
 
 def random_predictions(seed, size=SIZE):
-    """Return what a model could have seen in an image: up to five boxes, labels, a mask."""
+    """Return random predictions for one image: up to five boxes, labels and a mask."""
     rng = np.random.default_rng(seed)
     height, width = size
     boxes = []
@@ -43,19 +43,19 @@ def random_predictions(seed, size=SIZE):
 
 
 def random_row(seed, classes=CLASSES):
-    """Return the same with a heatmap and the mask's areas."""
-    said = random_predictions(seed)
+    """Return random predictions with a heatmap and mask areas."""
+    predictions = random_predictions(seed)
     values = np.random.default_rng(seed).random(6).astype(np.float32).tolist()
     named = {"model": "m", "layer": "last", "class_id": 1, "label": classes[1], "score": 0.75}
     heatmap = {**named, "height": 2, "width": 3, "values": values}
-    counts = np.bincount(decode_png(said["mask"]["bytes"]).reshape(-1), minlength=256)[:3]
+    counts = np.bincount(decode_png(predictions["mask"]["bytes"]).reshape(-1), minlength=256)[:3]
     areas = [
         {"class_id": i, "label": classes[i], "area": int(counts[i])} for i in np.argsort(-counts)
     ]
-    said = {**said, "heatmaps": [heatmap], "mask_areas": areas}
-    for one in (*said["boxes"], *said["labels"]):
-        one["label"] = classes[one["class_id"]]
-    return said
+    predictions = {**predictions, "heatmaps": [heatmap], "mask_areas": areas}
+    for item in (*predictions["boxes"], *predictions["labels"]):
+        item["label"] = classes[item["class_id"]]
+    return predictions
 
 
 def boxes_at(*sides):
@@ -70,26 +70,30 @@ FAILED_ROW = {
 }
 
 
-def write_predictions(out, source, said, tasks=TASKS, classes=CLASSES, format_="images", **options):
-    """Write a result over `source`; said: image_id → as of `saw` or FAILED, the default."""
+def write_predictions(
+    out, source, predictions, tasks=TASKS, classes=CLASSES, format_="images", **options
+):
+    """Write a result over `source`; predictions: image_id → `random_predictions` or FAILED_ROW."""
     configs = [{"task": task, "model": "m.keras", **options.get(task, {})} for task in tasks]
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": configs})
     models = [
-        schema.ResultModel(one, ModelSpec("m", one.task, classes, 20, 20, "letterbox", "f" * 64))
-        for one in job.models
+        schema.ResultModel(
+            config, ModelSpec("m", config.task, classes, 20, 20, "letterbox", "f" * 64)
+        )
+        for config in job.models
     ]
-    kind = schema.result_schema(models)
+    arrow_schema = schema.result_schema(models)
     plan = make_plan(Storage(), SourceConfig(uri=str(source), format=format_), str(out), 4, 1 << 30)
     plan.commit()
     metadata = schema.result_metadata(models, "abc", "1")
     for ref in plan.chunks:
         rows = [
-            row(image_id, item.uri, said.get(image_id, FAILED_ROW))
+            row(image_id, item.uri, predictions.get(image_id, FAILED_ROW))
             for item in plan.read_chunk(ref).items
             for image_id in ids_of(item, format_)
         ]
-        table = pa.Table.from_pylist(rows, kind)
-        writer.write_part(Storage(), str(out), ref.chunk_id, [table], kind, metadata)
+        table = pa.Table.from_pylist(rows, arrow_schema)
+        writer.write_part(Storage(), str(out), ref.chunk_id, [table], arrow_schema, metadata)
     return out
 
 
@@ -103,10 +107,14 @@ def ids_of(item, format_):
         return [f"{item.image_id}#{name}" for name in tar.getnames()]
 
 
-def row(image_id, uri, said):
-    height, width = said.get("size", (None, None))
+def row(image_id, uri, predictions):
+    height, width = predictions.get("size", (None, None))
     common = {"image_id": image_id, "uri": uri, "width": width, "height": height}
-    return {**common, "status": "ok", **{key: said[key] for key in said if key != "size"}}
+    return {
+        **common,
+        "status": "ok",
+        **{key: predictions[key] for key in predictions if key != "size"},
+    }
 
 
 def exported(format_, result, sink, **options):
@@ -115,11 +123,13 @@ def exported(format_, result, sink, **options):
 
 
 def tree(folder):
-    found = sorted(path for path in Path(folder).rglob("*") if not path.is_dir())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    paths = sorted(path for path in Path(folder).rglob("*") if not path.is_dir())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def corners(said):
-    """Return boxes as the Parquet holds them: (M, 4) float32."""
+def corners(predictions):
+    """Return the boxes as they are stored in Parquet: (M, 4) float32."""
     sides = ("x_min", "y_min", "x_max", "y_max")
-    return np.array([[b[side] for side in sides] for b in said["boxes"]], np.float32).reshape(-1, 4)
+    return np.array(
+        [[b[side] for side in sides] for b in predictions["boxes"]], np.float32
+    ).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""Whole jobs from one S3 folder into another, over a proxy, with all that they leave behind."""
+"""Jobs that read from and write to an S3 server, over a proxy, with their outputs and logs."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 
 
 @dataclass
-class Ran:
-    """What one command left behind."""
+class FinishedRun:
+    """Exit status, output and Ray folder of one command."""
 
     status: int
-    said: str
-    told: str
-    ray: Path  # the folder of its Ray
+    stdout: str
+    stderr: str
+    ray: Path  # temporary folder of its Ray
 
     @property
     def last_line(self) -> str:
-        return self.told.strip().splitlines()[-1]
+        return self.stderr.strip().splitlines()[-1]
 
 
 @dataclass
 class StoredJob:
-    """A job over one S3 server; it may be run several times, each into a sink of its own."""
+    """A job over one S3 server; it can be run several times, with a sink each."""
 
     server: S3Server
     models: Path
-    folder: Path  # for its own files
-    runs: list[Ran] = field(default_factory=list)
+    folder: Path  # for job files and AWS files
+    runs: list[FinishedRun] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         jobs.write_files(self.server.bucket / "stored" / "in", jobs.archive_files(NUM_IMAGES))
@@ -59,12 +59,12 @@ class StoredJob:
         jobs.carry_programs(self.sink(done), self.sink(name))
 
     def env(self, endpoint: str) -> dict[str, str]:
-        """Return the environment that reaches the store, keys and a session token in it."""
+        """Return the environment of a job, with keys and a session token."""
         names = {"AWS_ENDPOINT_URL_S3": endpoint, "AWS_SESSION_TOKEN": TOKEN}
         return {**os.environ, **self.server.env, **names}
 
     def env_of_files(self, endpoint: str, which: str) -> dict[str, str]:
-        """Return the environment that names a profile in one of the user's two AWS files."""
+        """Return the environment of a job whose keys are in one of the two AWS files of a user."""
         env = {name: v for name, v in self.env(endpoint).items() if name not in CREDENTIALS}
         head = "[profile marked]" if which == "AWS_CONFIG_FILE" else "[marked]"
         keys = zip(CREDENTIALS, (KEY, SECRET, TOKEN), strict=True)
@@ -76,17 +76,17 @@ class StoredJob:
         files = {"AWS_CONFIG_FILE": str(empty), "AWS_SHARED_CREDENTIALS_FILE": str(empty)}
         return {**env, **files, which: str(path), "AWS_PROFILE": "marked"}
 
-    def run(self, values: dict[str, object], env: dict[str, str], *words: str) -> Ran:
+    def run(self, values: dict[str, object], env: dict[str, str], *arguments: str) -> FinishedRun:
         path = jobs.write_job(self.folder / "job.yaml", values)
-        ray = Path(tempfile.mkdtemp(prefix="cvb-", dir="/tmp"))  # short: sockets' names are in it
-        command = ["predict", "--config", path, *words]
-        ran = Ran(*jobs.cvbatch(*command, env={**env, "RAY_TMPDIR": str(ray)}), ray)
-        self.runs.append(ran)
-        return ran
+        ray = Path(tempfile.mkdtemp(prefix="cvb-", dir="/tmp"))  # socket paths are short
+        command = ["predict", "--config", path, *arguments]
+        run = FinishedRun(*jobs.cvbatch(*command, env={**env, "RAY_TMPDIR": str(ray)}), ray)
+        self.runs.append(run)
+        return run
 
     def remove(self) -> None:
-        for ran in self.runs:
-            shutil.rmtree(ran.ray)
+        for run in self.runs:
+            shutil.rmtree(run.ray)
 
 
 @contextmanager
@@ -95,16 +95,16 @@ def over_proxy(job: StoredJob, choose: Chooser = healthy) -> Iterator[Proxy]:
         yield proxy
 
 
-def leaks(ran: Ran, *folders: Path) -> list[str]:
-    """Return where a credential is found: in what a command said, in its Ray's logs, in folders."""
-    texts = [("stdout", ran.said.encode()), ("stderr", ran.told.encode())]
-    texts += [(str(path), data) for folder in (ran.ray, *folders) for path, data in _files(folder)]
+def leaks(run: FinishedRun, *folders: Path) -> list[str]:
+    """Return where credentials are: stdout, stderr, files of Ray, files in `folders`."""
+    texts = [("stdout", run.stdout.encode()), ("stderr", run.stderr.encode())]
+    texts += [(str(path), data) for folder in (run.ray, *folders) for path, data in _files(folder)]
     secrets = [secret.encode() for secret in (KEY, SECRET, TOKEN)]
     return [name for name, data in texts if any(secret in data for secret in secrets)]
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """Yield all files below a folder; of Parquet what it holds, uncompressed."""
+    """Yield all files below a folder with their bytes; for Parquet also its uncompressed values."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_file():
             continue

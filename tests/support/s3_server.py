@@ -1,4 +1,4 @@
-"""A real S3 server over a folder, with signed requests, for tests."""
+"""An S3 server (rclone) over a local folder, with signed requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RCLONE = Path(sys.executable).parent / "rclone"
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server listens, and the environment that reaches it."""
+    """A running server: its folder and endpoint."""
 
     folder: Path  # each folder in it is a bucket
     endpoint: str
@@ -33,7 +33,7 @@ class S3Server:
 
     @property
     def bucket(self) -> Path:
-        """The folder that holds the bucket's objects."""
+        """The folder with the objects of the bucket."""
         return self.folder / "bucket"
 
 
@@ -51,14 +51,14 @@ def s3_env(endpoint: str) -> dict[str, str]:
 
 @contextmanager
 def serve_s3(folder: Path) -> Iterator[S3Server]:
-    """Serve `folder` until the block ends; it gets one bucket named "bucket"."""
+    """Serve `folder` until the block ends; it has one bucket, named "bucket"."""
     (folder / "bucket").mkdir(parents=True, exist_ok=True)
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [RCLONE, "serve", "s3", folder, "--addr", f"127.0.0.1:{port}"]
     command += ["--auth-key", f"{KEY},{SECRET}", "--config", "/dev/null", "--vfs-cache-mode", "off"]
-    command += ["--dir-cache-time", "1s"]  # tests also put files into the folder by hand
+    command += ["--dir-cache-time", "1s"]  # tests also write files into the folder
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _await(process, port)

@@ -1,4 +1,4 @@
-"""A clock whose time passes only when somebody sleeps, with the heartbeats that fall due."""
+"""A simulated clock: time advances in `sleep`, which also makes the heartbeats that are due."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Call:
 
 
 class SimulatedClock(Clock):
-    """Time of several runs in one process. `sleep` makes the calls that are due, in order."""
+    """Clock of several runs in one process; `sleep` makes the due calls in order."""
 
     def __init__(self) -> None:
         self.time_s = 0.0

@@ -1,4 +1,4 @@
-"""A file system with little room, for tests: its own mount, in a namespace of its own."""
+"""A small file system for tests, mounted in a separate mount namespace."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import pytest
 
 
 def can_mount() -> bool:
-    words = ["unshare", "-Urm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    command = ["unshare", "-Urm", "mount", "-t", "tmpfs", "none", "/mnt"]
     try:
-        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
         return False
 
 
 needs_mounts = pytest.mark.skipif(
-    not can_mount(), reason="this machine lets its users mount nothing (unshare -Urm)"
+    not can_mount(), reason="users may not mount file systems on this machine (unshare -Urm)"
 )
 
 
 def on_small_disk(folder: Path, script: str, env: Mapping[str, str] | None = None) -> str:
     """Run a shell script where `folder` is a file system of 64 MiB; return its stdout.
 
-    In it `$DISK` is the folder, `$PYTHON` the interpreter; `room BYTES` leaves so many bytes.
+    Variables: `$DISK` is the folder, `$PYTHON` the interpreter. `room BYTES` sets the free space.
     """
     folder.mkdir(parents=True, exist_ok=True)
     head = f"""

@@ -1,4 +1,4 @@
-"""Small lessons for the tests of training: which of three colours an image is."""
+"""A small training task: classify which of three colours is strongest in an image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDE, COLOURS = 8, 3
 
 
 class ColourLearner:
-    """Cross-entropy, and a second part so that weights of parts matter; accuracy as metric."""
+    """Cross-entropy and a second loss, so that loss weights have an effect; metric: accuracy."""
 
     metric = "accuracy"
 
@@ -41,7 +41,7 @@ class ColourLearner:
 
 
 def images(count, seed=0):  # → (count, SIDE, SIDE, 3) uint8, (count,) int32
-    """Noise in which one colour is stronger."""
+    """Return noise in which one colour channel is stronger, and that channel."""
     rng = np.random.default_rng(seed)
     colour = rng.integers(0, COLOURS, count).astype(np.int32)
     pixels = rng.integers(0, 180, (count, SIDE, SIDE, 3))
@@ -65,16 +65,16 @@ def examples_of(pixels, colour):
 
 
 def batches_of(pixels, colour, size, worker=0, workers=1):
-    """A feed in a new order each epoch; a worker's micro-batch is its slice of the global one."""
+    """Return shuffled batches by epoch; a worker gets its slice of every global batch."""
 
-    def feed(epoch, first):
+    def batches(epoch, first):
         order = np.random.default_rng((7, epoch)).permutation(len(colour))
         for start in range(first * size * workers, len(order), size * workers):
             rows = order[start : start + size * workers][worker * size : (worker + 1) * size]
             if len(rows):
                 yield batch_of(pixels[rows], colour[rows])
 
-    return feed
+    return batches
 
 
 def plain(seed=0, regularizer=None):
@@ -88,7 +88,7 @@ def plain(seed=0, regularizer=None):
 
 
 def normalized(seed=0, is_frozen=False, dropout=0.0):
-    """With batch normalisation whose statistics are not those of an untrained network."""
+    """A network with batch normalisation, with random statistics and weights."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((SIDE, SIDE, 3), name="image")
     x = layers.Rescaling(1 / 255)(inputs)

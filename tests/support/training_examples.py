@@ -1,4 +1,4 @@
-"""Labelled images for tests of learning, the awkward ones among them."""
+"""Labelled images for tests of training, with edge cases of boxes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from cvbatch.core.types import TrainingExample
 
 SIZE = (64, 96)
-# What boxes an image may have: name → (xyxy, class) of three classes. Cells are of 16 pixels.
+# Boxes of an image: name → (xyxy, class) of three classes. Grid cells have 16 pixels.
 BOXES = {
     "none": [],
     "one": [((20, 10, 52, 42), 1)],
@@ -31,7 +31,7 @@ BOXES = {
 
 
 def example(boxes=(), size=SIZE, labels=(), mask=None, image_id="", seed=0):
-    """Return an example with boxes as of `BOXES` and noise for pixels."""
+    """Return an example with random pixels and boxes as in `BOXES`."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     return TrainingExample(
         pixels,
@@ -44,7 +44,7 @@ def example(boxes=(), size=SIZE, labels=(), mask=None, image_id="", seed=0):
 
 
 def random_boxes(rng, count, size=SIZE, num_classes=3):
-    """Return boxes as of `BOXES`, all inside the image."""
+    """Return random boxes as in `BOXES`, all inside the image."""
     boxes = []
     for _ in range(count):
         height, width = rng.uniform(2, 0.8 * np.array(size))

@@ -1,7 +1,7 @@
-"""One of two training workers: `python -m tests.support.two_workers FOLDER`; TF_CONFIG says which.
+"""One of two training workers, selected by TF_CONFIG: `python -m tests.support.two_workers FOLDER`.
 
-Every case is a meeting of both; what each found is left in FOLDER/worker-N.npz. Without TF_CONFIG
-it is one worker of two devices.
+Every case uses collectives of both; the outputs of worker N are in FOLDER/worker-N.npz. Without
+TF_CONFIG it is one worker with two devices.
 """
 
 import contextlib
@@ -49,17 +49,17 @@ TRAINING_IMAGES = 70  # of 5 × 2 × 8: the last step has 6 images, all on the f
 
 
 def rows_of_step(step, worker, workers, per_worker):
-    """The slice of a step's images that a worker has."""
+    """Return a worker's slice of the images of a step."""
     pixels, colour = toy_trainings.images(per_worker * workers, seed=step)
-    mine = slice(worker * per_worker, (worker + 1) * per_worker)
-    return pixels[mine], colour[mine]
+    shard = slice(worker * per_worker, (worker + 1) * per_worker)
+    return pixels[shard], colour[shard]
 
 
 def take_steps(case, replicas, per_worker):
-    build, optimizer, options, micro = CASES[case]
+    build, optimizer_name, options, micro = CASES[case]
     with replicas.strategy.scope():
-        model, moves = build(), OPTIMIZERS[optimizer]()
-    step = Step(toy_trainings.ColourLearner(model), model, moves, replicas, **options)
+        model, optimizer = build(), OPTIMIZERS[optimizer_name]()
+    step = Step(toy_trainings.ColourLearner(model), model, optimizer, replicas, **options)
     losses = []
     for number in range(STEPS):
         rows = rows_of_step(number, replicas.worker, replicas.num_workers, per_worker)
@@ -76,45 +76,45 @@ def weights_of(case, model):
 
 def ragged(replicas):
     with replicas.strategy.scope():
-        model, moves = toy_trainings.plain(), OPTIMIZERS["sgd"]()
-    step = Step(toy_trainings.ColourLearner(model), model, moves, replicas)
+        model, optimizer = toy_trainings.plain(), OPTIMIZERS["sgd"]()
+    step = Step(toy_trainings.ColourLearner(model), model, optimizer, replicas)
     pixels, colour = rows_of_step(0, replicas.worker, 2, SIZE)
     outcome = step([toy_trainings.batch_of(pixels, colour, RAGGED[replicas.worker])])
     return {**weights_of("ragged", model), "ragged/images": np.array(outcome.num_images)}
 
 
 def statistics(replicas):
-    """Batch normalisation that learns: each worker's statistics, then their mean."""
+    """Trainable batch normalisation: the statistics of each worker, then their mean."""
     with replicas.strategy.scope():
-        model, moves = toy_trainings.normalized(), OPTIMIZERS["sgd"]()
-    step = Step(toy_trainings.ColourLearner(model), model, moves, replicas)
+        model, optimizer = toy_trainings.normalized(), OPTIMIZERS["sgd"]()
+    step = Step(toy_trainings.ColourLearner(model), model, optimizer, replicas)
     step([toy_trainings.batch_of(*rows_of_step(0, replicas.worker, 2, SIZE))])
     moving = moving_statistics(model)
-    own = {f"statistics/own{i}": v.numpy() for i, v in enumerate(moving)}
+    local = {f"statistics/own{i}": v.numpy() for i, v in enumerate(moving)}
     replicas.average(moving)
-    return own | {f"statistics/mean{i}": v.numpy() for i, v in enumerate(moving)}
+    return local | {f"statistics/mean{i}": v.numpy() for i, v in enumerate(moving)}
 
 
 def not_a_number(replicas):
-    """One worker's loss is not a number; neither worker may move its weights."""
+    """The loss of one worker is NaN; neither worker may change its weights."""
     with replicas.strategy.scope():
-        model, moves = toy_trainings.plain(), OPTIMIZERS["adam"]()
+        model, optimizer = toy_trainings.plain(), OPTIMIZERS["adam"]()
     before = model.get_weights()
-    step = Step(toy_trainings.ColourLearner(model), model, moves, replicas)
+    step = Step(toy_trainings.ColourLearner(model), model, optimizer, replicas)
     batch = toy_trainings.batch_of(*rows_of_step(0, replicas.worker, 2, SIZE))
     if replicas.worker == 1:
         batch.targets["importance"][2] = np.nan
-    said = ""
+    message = ""
     try:
         step([batch])
     except TrainingError as error:
-        said = str(error)
-    same = all(np.array_equal(*two) for two in zip(before, model.get_weights(), strict=True))
-    return {"nan/said": np.array(said), "nan/same": np.array(same)}
+        message = str(error)
+    same = all(np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True))
+    return {"nan/said": np.array(message), "nan/same": np.array(same)}
 
 
 def seeds(replicas):
-    """Each worker drops its own units."""
+    """Each worker has other dropout seeds."""
     with replicas.strategy.scope():
         model = toy_trainings.normalized(dropout=0.5)
     states = [v for v in model.variables if all(v is not w for w in model.weights)]
@@ -124,12 +124,12 @@ def seeds(replicas):
 
 
 class StoppedError(Exception):
-    """The run is killed here."""
+    """Raised to stop the run."""
 
 
 def training(replicas, folder):
-    """A run that is killed inside its second epoch and goes on with networks it never saw."""
-    made = toy_trainings.images(TRAINING_IMAGES, seed=1)
+    """A run is stopped inside its second epoch and resumed with other initial weights."""
+    data = toy_trainings.images(TRAINING_IMAGES, seed=1)
     pixels, colour = (values[replicas.worker :: 2] for values in toy_trainings.images(31, seed=2))
 
     def listener(event):
@@ -142,7 +142,7 @@ def training(replicas, folder):
         return Trainer(
             toy_trainings.ColourLearner(model),
             TRAINING,
-            toy_trainings.batches_of(*made, SIZE, replicas.worker, 2),
+            toy_trainings.batches_of(*data, SIZE, replicas.worker, 2),
             folder / f"checkpoints-{replicas.worker}",
             validation=lambda: [(pixels, toy_trainings.examples_of(pixels, colour))],
             replicas=replicas,
@@ -151,39 +151,39 @@ def training(replicas, folder):
 
     with contextlib.suppress(StoppedError):
         trainer(0, listener=listener).run()
-    again = trainer(50 + replicas.worker)
-    rows = again.run()
-    told = {f"training/{key}": np.array([row[key] for row in rows]) for key in rows[0]}
-    return {**weights_of("training", again._learner.model), **told}
+    resumed = trainer(50 + replicas.worker)
+    rows = resumed.run()
+    history = {f"training/{key}": np.array([row[key] for row in rows]) for key in rows[0]}
+    return {**weights_of("training", resumed._learner.model), **history}
 
 
 def normalizing(replicas, folder):
-    """The moving statistics on each worker as each checkpoint is heard of."""
+    """The moving statistics on each worker at each checkpoint event."""
     with replicas.strategy.scope():
         model = toy_trainings.normalized()
-    moving, heard = moving_statistics(model), []
+    moving, events = moving_statistics(model), []
     Trainer(
         toy_trainings.ColourLearner(model),
         Plan(phases_of("scratch", 1, 0.01), 3, SIZE, checkpoint_steps=2),
         toy_trainings.batches_of(*toy_trainings.images(48), SIZE, replicas.worker, 2),
         folder / f"normalizing-{replicas.worker}",
         replicas=replicas,
-        listener=lambda event: heard.append([variable.numpy() for variable in moving]),
+        listener=lambda event: events.append([variable.numpy() for variable in moving]),
     ).run()
-    return {f"normalizing/{i}": np.concatenate(values) for i, values in enumerate(heard)}
+    return {f"normalizing/{i}": np.concatenate(values) for i, values in enumerate(events)}
 
 
 def two_devices(folder):
-    """One worker that holds two copies of the network, and takes both shares of a batch."""
+    """One worker with two replicas of the network, which takes both shards of a batch."""
     cpu = tf.config.LogicalDeviceConfiguration()
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [cpu] * 2)
     replicas = Replicas(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-    found = {"workers": np.array([replicas.worker, replicas.num_workers, replicas.num_local])}
+    outputs = {"workers": np.array([replicas.worker, replicas.num_workers, replicas.num_local])}
     for case in ("plain-sgd", "accumulated-adam"):
-        found |= take_steps(case, replicas, 2 * SIZE)
+        outputs |= take_steps(case, replicas, 2 * SIZE)
     for case in (statistics, seeds):
-        found |= case(replicas)
-    np.savez(folder / "devices.npz", **found)
+        outputs |= case(replicas)
+    np.savez(folder / "devices.npz", **outputs)
 
 
 def main(folder):
@@ -191,17 +191,19 @@ def main(folder):
         two_devices(folder)
         return
     replicas = Replicas(tf.distribute.MultiWorkerMirroredStrategy())
-    found = {"workers": np.array([replicas.worker, replicas.num_workers, replicas.num_local])}
-    told = replicas.all_gather(b"x" * (1 + 4 * replicas.worker))
-    found["gathered"] = np.array([payload.decode() for payload in told])
+    outputs = {"workers": np.array([replicas.worker, replicas.num_workers, replicas.num_local])}
+    payloads = replicas.all_gather(b"x" * (1 + 4 * replicas.worker))
+    outputs["gathered"] = np.array([payload.decode() for payload in payloads])
     for case in CASES:
-        found |= take_steps(case, replicas, SIZE)
+        outputs |= take_steps(case, replicas, SIZE)
     for case in (ragged, statistics, not_a_number, seeds):
-        found |= case(replicas)
-    found |= training(replicas, folder)
-    found |= normalizing(replicas, folder)
-    np.savez(folder / f"worker-{replicas.worker}.npz", **found)
-    replicas.all_gather(b"")  # the first to leave would break the other's last meeting
+        outputs |= case(replicas)
+    outputs |= training(replicas, folder)
+    outputs |= normalizing(replicas, folder)
+    np.savez(folder / f"worker-{replicas.worker}.npz", **outputs)
+    replicas.all_gather(
+        b""
+    )  # a barrier: a worker that exits early would break the other's last collective
 
 
 if __name__ == "__main__":

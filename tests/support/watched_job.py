@@ -1,4 +1,4 @@
-"""Starts a job as its user would, finds all processes it is, kills some, and counts its work."""
+"""Run the command in a subprocess, list and kill its processes, and log the chunks it reads."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from typing import NamedTuple, TypeVar
 import psutil
 
 T = TypeVar("T")
-WATCHED = Path(__file__).parent / "watched"  # holds the sitecustomize of the job's processes
+WATCHED = Path(__file__).parent / "watched"  # contains the sitecustomize.py of the job's processes
 ACTOR = "ray::FusedWorker"
-LIMIT_S = 240.0  # of whatever is awaited: other work may hold the cores
-LOOK_S = 0.002
+LIMIT_S = 240.0  # generous, because the CPUs may be busy
+POLL_INTERVAL_S = 0.002
 
 
-class Begun(NamedTuple):
-    """That a process began to read a chunk."""
+class ChunkStart(NamedTuple):
+    """A process started to read a chunk."""
 
     chunk_id: str
     pid: int
 
 
-def until(look: Callable[[], T], what: str, limit_s: float = LIMIT_S) -> T:
-    """Return the first thing `look` finds that is true."""
+def until(condition: Callable[[], T], description: str, limit_s: float = LIMIT_S) -> T:
+    """Return the first true value of `condition`; raise TimeoutError after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(LOOK_S)
-    raise TimeoutError(f"{what}: not within {limit_s:g} s")
+        if value := condition():
+            return value
+        time.sleep(POLL_INTERVAL_S)
+    raise TimeoutError(f"{description}: not within {limit_s:g} s")
 
 
 class WatchedJob:
-    """One run of the command. All its processes carry a mark, also those whose parents ended."""
+    """One run of the command. An environment variable marks its processes, also orphans."""
 
     def __init__(self, config: Path, pace_s: float = 0.0, **environment: str) -> None:
         self._mark = f"WATCHED_MARK={uuid.uuid4()}".encode()
         self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed in __exit__
-        self._told = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
         name, mark = self._mark.decode().split("=")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cvbatch", "predict", "--config", str(config)],
             stdout=subprocess.DEVNULL,
-            stderr=self._told,
+            stderr=self._stderr,
             start_new_session=True,
             env={
                 **os.environ,
@@ -71,7 +71,7 @@ class WatchedJob:
     def __exit__(self, *_: object) -> None:
         self.kill_node()
         self._process.wait()
-        self._told.close()
+        self._stderr.close()
         self._log.close()
 
     @property
@@ -82,36 +82,38 @@ class WatchedJob:
     def ended(self, limit_s: float = LIMIT_S) -> int:
         return self._process.wait(limit_s)
 
-    def until(self, look: Callable[[], T], what: str) -> T:
-        """Return the first thing `look` finds that is true, while the driver runs."""
+    def until(self, condition: Callable[[], T], description: str) -> T:
+        """Return the first true value of `condition`; raise RuntimeError if the driver ends."""
 
-        def looked() -> T:
+        def checked() -> T:
             if self.status is not None:
-                raise RuntimeError(f"ended before {what}, with {self.status}:\n{self.told()}")
-            return look()
+                raise RuntimeError(
+                    f"ended before {description}, with {self.status}:\n{self.stderr()}"
+                )
+            return condition()
 
-        return until(looked, what)
+        return until(checked, description)
 
-    def told(self) -> str:
-        """Return what stands on stderr so far."""
-        return Path(f"/proc/self/fd/{self._told.fileno()}").read_text()
+    def stderr(self) -> str:
+        """Return the text on stderr so far."""
+        return Path(f"/proc/self/fd/{self._stderr.fileno()}").read_text()
 
-    def started(self) -> list[Begun]:
-        """Return which chunks were begun, in order; one that was begun twice stands there twice."""
+    def started(self) -> list[ChunkStart]:
+        """Return the chunks in the order in which they were started, including repeated starts."""
         lines = Path(self._log.name).read_text().splitlines()
-        return [Begun(chunk_id, int(pid)) for chunk_id, pid in map(str.split, lines)]
+        return [ChunkStart(chunk_id, int(pid)) for chunk_id, pid in map(str.split, lines)]
 
     def family(self) -> list[psutil.Process]:
-        """Return all processes of the job that run now: the driver, Ray's, the workers."""
-        found = {p.pid: p for p in psutil.process_iter(["ppid"])}
-        for pid, process in found.items():
+        """Return all running processes of the job: the driver, Ray's, the workers."""
+        processes = {p.pid: p for p in psutil.process_iter(["ppid"])}
+        for pid, process in processes.items():
             if pid not in self._known and self._is_marked(pid):
                 self._known[pid] = process
         new = True
-        while new:  # Ray's workers write their titles over the mark: they have known parents
+        while new:  # Ray's workers overwrite the mark with their titles: find them by parent
             new = {
                 pid: process
-                for pid, process in found.items()
+                for pid, process in processes.items()
                 if pid not in self._known and process.info["ppid"] in self._known
             }
             self._known |= new
@@ -120,32 +122,32 @@ class WatchedJob:
     def _is_marked(self, pid: int) -> bool:
         try:
             return self._mark in Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:  # it has just ended, or is another user's
+        except OSError:  # it has just ended, or belongs to another user
             return False
 
     def actors(self) -> list[psutil.Process]:
         return [process for process in self.family() if ACTOR in _title(process)]
 
     def send(self, number: int, to_group: bool = False) -> None:
-        """Send a signal to the driver, or as a terminal does to the whole foreground group."""
+        """Send a signal to the driver, or, like a terminal, to its process group."""
         (os.killpg if to_group else os.kill)(self.pid, number)
 
     def kill_driver(self) -> None:
-        self.family()  # so that all are known who may outlive it
+        self.family()  # so that its children are known when it is dead
         self.send(signal.SIGKILL)
 
     def kill_node(self) -> None:
-        """End all processes at one blow, as when the machine is taken away."""
+        """Kill all processes, as if the machine failed."""
         while family := self.family():
             for process in family:
                 _kill(process)
 
-    def kill_actor(self, chance: random.Random) -> None:
+    def kill_actor(self, rng: random.Random) -> None:
         actors = until(self.actors, "an actor")
-        _kill(chance.choice(sorted(actors, key=lambda process: process.pid)))
+        _kill(rng.choice(sorted(actors, key=lambda process: process.pid)))
 
     def kill_writer(self, folder: Path) -> bool:
-        """Kill the worker that has a temporary file in the folder open; say if there is one."""
+        """Kill a worker that has a temporary file in the folder open; return whether one did."""
         for process in self.actors():
             if any(folder in path.parents for path in _open_files(process)):
                 _kill(process)
@@ -153,8 +155,8 @@ class WatchedJob:
         return False
 
     def kill_reader_of(self, chunk_id: str) -> None:
-        """Kill the worker that was the last to begin a chunk."""
-        pid = next(one.pid for one in reversed(self.started()) if one.chunk_id == chunk_id)
+        """Kill the worker that was the last to start a chunk."""
+        pid = next(s.pid for s in reversed(self.started()) if s.chunk_id == chunk_id)
         (process,) = [process for process in self.family() if process.pid == pid]
         _kill(process)
 
@@ -164,20 +166,20 @@ def _open_files(process: psutil.Process) -> list[Path]:
         descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
     except OSError:  # it has just ended
         return []
-    found = []
+    paths = []
     for descriptor in descriptors:
         try:
             path = descriptor.readlink()
         except OSError:  # just closed
             continue
         if path.name.startswith(".part-") and path.name.endswith(".tmp"):
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths
 
 
 def _kill(process: psutil.Process) -> None:
     try:
-        process.kill()  # psutil sees to it that the number is still this process's
+        process.kill()  # psutil checks that the pid is still this process
     except psutil.NoSuchProcess:
         return
 

@@ -1,7 +1,6 @@
-"""Python runs this at the start of every process of a watched job: its folder is on PYTHONPATH.
+"""Imported at the start of every process of a watched job, because its folder is on PYTHONPATH.
 
-Whoever begins to read a chunk adds a line to the log, and source and disk are as slow as the test
-wants them. Nothing else of the job is touched.
+A process that starts to read a chunk appends a line to the log; reading and fsync are slowed down.
 """
 
 import importlib.abc
@@ -15,11 +14,11 @@ PACE_S = float(os.environ.get("WATCHED_PACE_S", "0"))
 SLOW_MODULE, SLOW_S = os.environ.get("WATCHED_SLOW_MODULE"), 60.0
 
 
-class Watch(importlib.abc.MetaPathFinder):
-    """Has a say when one module has just been executed."""
+class CallAfterImport(importlib.abc.MetaPathFinder):
+    """Calls a function after one module was executed."""
 
-    def __init__(self, name, then):
-        self.name, self.then = name, then
+    def __init__(self, name, callback):
+        self.name, self.callback = name, callback
 
     def find_spec(self, name, path, target=None):
         if name != self.name:
@@ -28,33 +27,33 @@ class Watch(importlib.abc.MetaPathFinder):
         spec = importlib.util.find_spec(name)
         execute = spec.loader.exec_module
 
-        def execute_and_watch(module):
+        def execute_and_call(module):
             execute(module)
-            self.then(module)
+            self.callback(module)
 
-        spec.loader.exec_module = execute_and_watch
+        spec.loader.exec_module = execute_and_call
         return spec
 
 
-def note(what):
+def log_line(text):
     log = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(log, f"{what} {os.getpid()}\n".encode())  # one write: lines never mingle
+    os.write(log, f"{text} {os.getpid()}\n".encode())  # one write: lines are not mixed
     os.close(log)
 
 
-def watch_reading(readers):
+def log_reading(readers):
     read = readers.ChunkReader.read
 
-    def watched(reader, chunk, *arguments):
-        note(chunk.chunk_id)
+    def logged_read(reader, chunk, *arguments):
+        log_line(chunk.chunk_id)
         time.sleep(PACE_S)
         return read(reader, chunk, *arguments)
 
-    readers.ChunkReader.read = watched
+    readers.ChunkReader.read = logged_read
 
 
-def be_slow(module):
-    note(module.__name__)
+def sleep_after_import(module):
+    log_line(module.__name__)
     time.sleep(SLOW_S)
 
 
@@ -64,7 +63,7 @@ def slow_fsync(descriptor, _fsync=os.fsync):
 
 
 if LOG:
-    sys.meta_path.insert(0, Watch("cvbatch.sources.readers", watch_reading))
+    sys.meta_path.insert(0, CallAfterImport("cvbatch.sources.readers", log_reading))
     os.fsync = slow_fsync
-if SLOW_MODULE:  # a model that takes its time to build
-    sys.meta_path.insert(0, Watch(SLOW_MODULE, be_slow))
+if SLOW_MODULE:  # simulates a model that is slow to build
+    sys.meta_path.insert(0, CallAfterImport(SLOW_MODULE, sleep_after_import))

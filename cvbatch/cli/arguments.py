@@ -1,0 +1,250 @@
+"""Command-line arguments: a table of commands and their options, read by argparse."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from cvbatch.core.version import __version__
+from cvbatch.exporters.options import EXPORT_DESCRIPTIONS, FLAGS
+from cvbatch.importers.flags import FORMAT_DESCRIPTIONS, format_flags
+
+
+class Argument(NamedTuple):
+    """A positional argument or an option, and argparse's keywords for it."""
+
+    name: str
+    keywords: dict[str, Any]
+
+
+class Command(NamedTuple):
+    """A command: what it does, and its arguments."""
+
+    purpose: str
+    arguments: tuple[Argument, ...]
+
+
+def _switch(name: str, help_text: str) -> Argument:
+    return Argument(name, {"action": "store_true", "help": help_text})
+
+
+def _text(name: str, metavar: str, help_text: str, **keywords: Any) -> Argument:
+    return Argument(name, {"metavar": metavar, "help": help_text, **keywords})
+
+
+def _count(text: str) -> int:
+    """Parse an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+_JSON = _switch("--json", "print a summary as one JSON object on stdout")
+_JOB = (
+    _text("--config", "FILE", "job file (YAML); required", required=True),
+    _text(
+        "--set",
+        "KEY=VALUE",
+        "override a value of the job file, such as run.batch_size=16 or models.0.top_k=3; the "
+        "value is YAML; can be repeated",
+        dest="overrides",
+        action="append",
+        default=[],
+    ),
+    _JSON,
+    Argument(
+        "--log",
+        {
+            "choices": ("text", "json"),
+            "default": "text",
+            "help": "format of stderr: text for people, or one JSON object per line; default: "
+            "%(default)s",
+        },
+    ),
+)
+_BUILD = _text(
+    "--build",
+    "KEY=VALUE",
+    "set a build option of the network, such as width=16 or backbone=ResNet50; can be repeated",
+    action="append",
+    default=[],
+)
+
+COMMANDS = {
+    "predict": Command(
+        "run batch inference: Keras models over an image archive, predictions into Parquet",
+        (
+            *_JOB,
+            _switch("--dry-run", "estimate time and output size from a sample; write nothing"),
+            _switch(
+                "--overwrite",
+                "replace predictions of another job in the sink; default: refuse such a sink",
+            ),
+            _switch("--retry-failed", "also process finished chunks again that have failed rows"),
+        ),
+    ),
+    "train": Command(
+        "train or fine-tune a model on labelled images",
+        (
+            *_JOB,
+            _switch(
+                "--overwrite",
+                "discard the training in the sink and start a new one; default: resume the same "
+                "training, refuse another one",
+            ),
+            _switch("--resume", "resume only: fail if the sink contains no training to resume"),
+        ),
+    ),
+    "evaluate": Command(
+        "evaluate predictions against ground truth: accuracy, mAP, IoU, with confidence intervals",
+        (
+            *_JOB,
+            _switch(
+                "--overwrite",
+                "replace another evaluation in the sink; default: refuse such a sink",
+            ),
+        ),
+    ),
+    "explain": Command(
+        "visualise activations, filters, Grad-CAM and DeepDream of a model",
+        (
+            *_JOB,
+            _switch(
+                "--overwrite",
+                "replace another explanation in the sink; default: refuse such a sink",
+            ),
+        ),
+    ),
+    "report": Command(
+        "write an HTML report on predictions, a training or an evaluation",
+        (
+            _text("source", "DIR", "folder or URI written by predict, train or evaluate"),
+            _text("--out", "FILE", "HTML file to write; default: DIR/_cvbatch/report.html"),
+            _text(
+                "--evaluation",
+                "DIR",
+                "evaluation of these predictions, whose metrics are added to the report; default: "
+                "none",
+            ),
+            _text(
+                "--truth",
+                "DIR",
+                "labelled Parquet: show the images whose predictions differ most from it; can be "
+                "repeated; default: none",
+                action="append",
+                default=[],
+            ),
+            _JSON,
+        ),
+    ),
+    "demo": Command(
+        "generate a small image archive, run batch inference on it and draw the predictions",
+        (
+            _text("--out", "DIR", "folder to write; default: %(default)s", default="demo-out"),
+            _text(
+                "--images",
+                "N",
+                "number of images to generate; default: %(default)s",
+                type=int,
+                default=48,
+            ),
+            _JSON,
+        ),
+    ),
+    "models": Command(
+        "list the built-in networks, or show the layers, parameters and memory of one",
+        (
+            _text("name", "NAME", "built-in network, or path or URI of a .keras file", nargs="?"),
+            Argument(
+                "--image-size",
+                {
+                    "metavar": ("H", "W"),
+                    "nargs": 2,
+                    "type": _count,
+                    "help": "input height and width in pixels; default: those of the network",
+                },
+            ),
+            _text("--classes", "N", "number of classes; default: that of the network", type=_count),
+            _BUILD,
+            _text(
+                "--batch",
+                "N",
+                "also show the memory that a batch of N images needs; default: do not show it",
+                type=_count,
+            ),
+            _switch("--json", "print the table as JSON on stdout"),
+        ),
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the `cvbatch` command; its result has the attribute `command`."""
+    parser = argparse.ArgumentParser(
+        prog="cvbatch",
+        description="Distributed batch inference, training and evaluation of Keras vision models "
+        "with Ray: image archives in, Parquet out.",
+        epilog="Use `cvbatch COMMAND --help` for the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"cvbatch {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", dest="command"
+    )
+    for name, command in COMMANDS.items():
+        _add_parser(commands, name, command.purpose, command.arguments)
+    _add_formats(
+        commands,
+        "import",
+        "convert labelled images (class folders, Pascal VOC, COCO, trimaps) or pseudo-labels to "
+        "Parquet",
+        {name: (meaning, _import_arguments(name)) for name, meaning in FORMAT_DESCRIPTIONS.items()},
+    )
+    _add_formats(
+        commands,
+        "export",
+        "convert predictions to COCO, Pascal VOC, YOLO or FiftyOne",
+        {name: (meaning, _export_arguments(name)) for name, meaning in EXPORT_DESCRIPTIONS.items()},
+    )
+    return parser
+
+
+def _add_parser(commands: Any, name: str, purpose: str, arguments: Iterable[Argument]) -> None:
+    parser = commands.add_parser(name, help=purpose, description=purpose)
+    for argument in arguments:
+        parser.add_argument(argument.name, **argument.keywords)
+
+
+def _add_formats(
+    commands: Any,
+    name: str,
+    purpose: str,
+    formats: Mapping[str, tuple[str, Iterable[Argument]]],
+) -> None:
+    """Add a command that has one subcommand per file format."""
+    parser = commands.add_parser(name, help=purpose, description=purpose)
+    subcommands = parser.add_subparsers(
+        title="formats", required=True, metavar="FORMAT", dest="format"
+    )
+    for format_, (meaning, arguments) in formats.items():
+        _add_parser(subcommands, format_, meaning, arguments)
+
+
+def _import_arguments(format_: str) -> list[Argument]:
+    return [
+        _text("source", "SRC", "folder or URI of the data set"),
+        _text("sink", "DST", "empty folder or URI for the Parquet files"),
+        *(Argument(flag.name, flag.options) for flag in format_flags(format_)),
+        _switch("--overwrite", "replace labelled data in DST; default: refuse such a DST"),
+        _JSON,
+    ]
+
+
+def _export_arguments(format_: str) -> list[Argument]:
+    return [
+        _text("source", "DIR", "sink of `cvbatch predict`, a folder or URI"),
+        _text("sink", "DST", "empty folder or URI for the exported files"),
+        *(Argument(flag.name, flag.options) for flag in FLAGS if format_ in flag.formats),
+        _switch("--overwrite", "replace an export in DST; default: refuse such a DST"),
+        _JSON,
+    ]
