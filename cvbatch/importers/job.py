@@ -81,15 +81,20 @@ def import_labels(
         for image in _with_progress(images, "read", log):
             writer.add(image)
         writer.close()
-        if (second_pass.images, second_pass.classes) != (report.images, report.classes):
-            raise CvbatchError(
-                f"{source} changed while it was imported: {report.num_written:,} valid images, "
-                f"then {second_pass.num_written:,}; run the import again"
-            )
+        _check_unchanged(source, report, second_pass)
         summary = _summary(format_, dataset, report, writer.files)
         _write_summary(target, {"is_complete": True, **summary})
         target.remove_leftovers()
     return report
+
+
+def _check_unchanged(source: str, first: ImportReport, second: ImportReport) -> None:
+    """Raise CvbatchError if the second pass over the data set found other images or classes."""
+    if (second.images, second.classes) != (first.images, first.classes):
+        raise CvbatchError(
+            f"{source} changed while it was imported: {first.num_written:,} valid images, "
+            f"then {second.num_written:,}; run the import again"
+        )
 
 
 def _summary(
