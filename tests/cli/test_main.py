@@ -111,7 +111,7 @@ def test_a_dry_run_over_tars_estimates_from_their_bytes(keras_files, tmp_path):
         ("models.0.model=/no/such.keras", "/no/such.keras"),
         ("models.0.heatmap.layer=nosuch", "heatmap layer 'nosuch'"),
         ("models.0.classes=/no/such.txt", "class file /no/such.txt"),
-        ("models.1.task=detection", "wants the outputs boxes (B, N, 4)"),
+        ("models.1.task=detection", "requires the outputs boxes (B, N, 4)"),
     ],
 )
 def test_an_invalid_job_is_refused_and_writes_nothing(

@@ -75,7 +75,7 @@ def test_the_report_and_the_job_file_are_written(demo):
     folder, summary, _, _ = demo
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert summary["page"] == str(folder / "report.html")
-    assert f"{summary['num_images']:,} images through 3 networks" in page
+    assert f"{summary['num_images']:,} images, 3 networks" in page
     status, _, stderr = jobs.cvbatch("predict", "--config", summary["job_file"])
     assert status == 0
     assert "nothing to do" in stderr

@@ -108,12 +108,10 @@ def test_changed_images_are_replaced_new_ones_added_and_removed_ones_stay(
     summary = run(source, sink, keras_files, listener)
     assert (summary.num_new, summary.num_changed, summary.num_removed) == (1, 1, 1)
     assert (summary.num_chunks, summary.num_images) == (2, len(in_first_chunk) + 1)
-    assert any("1 files have changed and 1 are gone" in line for line in listener.lines)
+    assert any("1 new, 1 changed, 1 removed files" in line for line in listener.lines)
     last_line, status = main._prediction_result(summary)
     assert status == 0
-    assert (
-        "; 1 file had changed and were done again; 1 file gone from the source, their" in last_line
-    )
+    assert "; 1 file changed, processed again; 1 file removed from the source, rows" in last_line
 
     after, new_sink = by_id(sink), tmp_path / "new"
     run(source, jobs.carry_programs(sink, new_sink), keras_files)
@@ -131,7 +129,7 @@ def test_changed_images_are_replaced_new_ones_added_and_removed_ones_stay(
     assert (again.num_chunks, again.num_changed, again.num_removed) == (0, 0, 1)
     last_line, status = main._prediction_result(again)
     assert status == 0 and "nothing to do" in last_line
-    assert last_line.endswith("; 1 file gone from the source, their rows stay")
+    assert last_line.endswith("; 1 file removed from the source, rows kept")
 
     listener, bytes_after = jobs.RecordingListener(), jobs.parts(sink)
     (sink / lease.LEASE_PATH).write_bytes(FAR.to_json())

@@ -107,10 +107,10 @@ def test_images_that_crash_the_models_stop_the_job_and_are_named(
     assert status == 1, stderr
     last = stderr.strip().splitlines()[-1]
     if arrangement == "fused":
-        assert "took its worker down 4 times" in last
+        assert "crashed its worker 4 times" in last
         assert "'04 fatal.jpg' to '07 fatal.jpg'" in last
     else:
-        assert "the models took their workers down" in last
+        assert "the models crashed their workers" in last
     status, stderr = run(tmp_path, archive, sink, keras_files, **ARRANGEMENTS[arrangement])
     assert status == 0, stderr
     assert [row["image_id"] for row in jobs.rows(sink)] == sorted(files)
