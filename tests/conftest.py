@@ -16,22 +16,25 @@ from tests.support.s3_job import StoredJob
 from tests.support.s3_server import S3Server, serve_s3
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# What runs in the background is born deaf to Ctrl-C, and so would be the jobs that tests start.
+# A background process ignores SIGINT, and so would the jobs that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Session fixtures that take seconds to make: all tests of one run in one process of `pytest -n`.
 SHARED = ("two_nodes", "stored", "ray_session", "result", "pages")
+SERVERS = {"s3_server", "browser"}  # fixtures that start a process
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests of one module, and tests of one shared fixture, in one process."""
+    """Keep tests of one module or shared fixture in one process; mark those that need a server."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         shared = next((name for name in SHARED if name in fixtures), None)
         item.add_marker(pytest.mark.xdist_group(shared or item.nodeid.partition("::")[0]))
+        if SERVERS.intersection(fixtures):
+            item.add_marker(pytest.mark.process)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import pytest
 
 import cvbatch
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(cvbatch.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 

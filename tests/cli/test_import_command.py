@@ -10,6 +10,8 @@ import pytest
 from tests.support import jobs
 from tests.support.datasets import coco, files, picture, put, voc, voc_xml
 
+pytestmark = pytest.mark.process
+
 BOXES = {"a": [("cat", 1, 1, 5, 5), ("cat", 15, 2, 25, 6)], "b": [("dog", 2, 2, 9, 9)], "c": []}
 
 

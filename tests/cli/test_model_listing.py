@@ -13,7 +13,10 @@ from cvbatch.core.errors import ModelError
 from cvbatch.models import zoo_table as summaries
 from tests.support import jobs
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 
 def test_an_empty_table_contains_only_titles():

@@ -15,6 +15,8 @@ from cvbatch.core.errors import CvbatchError, SourceError
 from cvbatch.distributed.parallel_map import ParallelMap, stateless
 from tests.support.jobs import RecordingListener
 
+pytestmark = pytest.mark.process
+
 DEADLINE_S = 30.0
 
 

@@ -33,6 +33,8 @@ from tests.support.evaluations import write_truth
 from tests.support.jobs import write_parquet
 from tests.support.results import write_predictions
 
+pytestmark = pytest.mark.process
+
 CLASSES = ("grass", "poppy")
 SIZE = (32, 40)
 GRID = (8, 10)

@@ -25,6 +25,8 @@ from tests.support.jobs import cvbatch, write_job
 from tests.support.lease_holder import FAR, lease_holder, tree
 from tests.support.simulated_clock import SimulatedClock
 
+pytestmark = pytest.mark.process
+
 ANIMALS = {"labels": ("cat", "dog", "owl")}
 OBJECTS = {"boxes": ("cup", "hat")}
 SURFACES = {"mask": ("sky", "sea", "sand")}

@@ -26,6 +26,8 @@ from tests.support import jobs
 from tests.support.datasets import picture
 from tests.support.results import SIZE, exported, random_predictions, row, tree, write_predictions
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.parametrize("format_", EXPORTS)
 def test_a_failed_image_is_only_listed_in_failed_jsonl(tmp_path, result, predictions, format_):

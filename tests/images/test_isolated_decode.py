@@ -18,6 +18,8 @@ from cvbatch.images.isolated_decode import IsolatedDecoder, decode_memory_bytes,
 from tests.support.crashing_images import KINDS, poisoned, poisoned_env, write_stub
 from tests.support.jobs import encoded_image
 
+pytestmark = pytest.mark.process
+
 KEYS = [InputKey(20, 30, "letterbox"), InputKey(16, 16, "stretch", Tiling(16, 16, 4, 4))]
 SMALL = Limits(max_bytes=10**6, max_pixels=10**6, max_tile_bytes=10**6)
 TIMEOUT_S = 60.0  # longer than a good image takes on any machine

@@ -23,6 +23,8 @@ from tests.support.datasets import picture
 from tests.support.evaluations import write_result, write_truth
 from tests.support.results import SIZE, random_row, write_predictions
 
+pytestmark = pytest.mark.process
+
 KINDS = ("prediction", "evaluation", "training")
 
 

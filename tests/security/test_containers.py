@@ -13,6 +13,8 @@ from cvbatch.sources.tar import read_tar
 from tests.security import containers, reading
 from tests.security.bounded import run_module
 
+pytestmark = pytest.mark.process
+
 MEMORY_LIMIT = 600 << 20  # Parquet pages are decompressed as a whole; the largest has 60 MiB
 TAR_MEMORY_LIMIT = 200 << 20
 

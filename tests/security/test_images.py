@@ -9,6 +9,8 @@ import pytest
 from tests.security import decoding, images
 from tests.security.bounded import run_module
 
+pytestmark = pytest.mark.process
+
 KINDS = {"empty", "not_an_image", "unsupported", "too_large", "truncated", "corrupt"}
 # The pixels in a decoder and in its array, with at most 16 bits and four channels, and the resized
 # copies.

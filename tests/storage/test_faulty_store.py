@@ -31,6 +31,8 @@ from tests.support.faulty_proxy import (
 from tests.support.retries import fast_storage
 from tests.support.s3_server import S3Server
 
+pytestmark = pytest.mark.process
+
 TIMEOUT_S = 1.0
 CURL_SLACK_S = 6.0  # libcurl averages over some seconds before it reports a stalled transfer
 NUM_FILES = 16

@@ -36,6 +36,8 @@ from tests.support.s3_server import S3Server
 from tests.support.simulated_clock import SimulatedClock
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.process
+
 
 class Conditional(ThreadingHTTPServer):
     """A proxy that adds conditional writes to the S3 server, which lacks them.
