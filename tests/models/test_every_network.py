@@ -154,7 +154,7 @@ def predict_and_explain(model, config, images):  # → path of the layer, result
             results = ServingGraph(model, config)(pixels)
             scores = scores_to_explain(config.task, recorded["outputs"])
         index = gradcam.find_feature_map(calls, scores, "auto")
-        recorded["path"] = calls.path[index]
+        recorded["path"] = calls.paths[index]
         return results, gradcam.heatmaps(calls, scores, tf.range(NUM_CLASSES)[None], index)
 
     original_call = model.call

@@ -447,7 +447,7 @@ def test_a_store_without_conditional_writes_is_reported_once(clock: SimulatedClo
         lease.check()
         check_token(Storage(), "gs://bucket/out", lease.token)
     assert len(lines) == 1
-    assert "do not let a second run" in lines[0]
+    assert "make sure that no second run" in lines[0]
 
 
 def test_a_sink_that_may_not_be_written_is_refused(

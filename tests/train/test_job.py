@@ -75,7 +75,7 @@ REFUSALS = {
     "no masks": (
         {"model": {"task": "segmentation"}},
         SourceError,
-        "has no column 'mask', which this task learns",
+        "has no column 'mask', which this task requires",
     ),
     "no such split": (
         {"source": {"splits": {"train": "trian"}}},
@@ -245,7 +245,7 @@ def test_a_training_locks_its_sink_and_stops_if_it_loses_the_lease(colours, tmp_
         with contextlib.suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
     assert driver.returncode == 1, stderr
-    assert "taken over by a run on far.example" in stderr.splitlines()[-1]
+    assert "taken over by a run on far.example" in stderr
     assert (sink / LEASE_PATH).read_bytes() == FAR.to_json()
     assert not (sink / "model.keras").exists()
 
