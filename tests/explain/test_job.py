@@ -204,6 +204,7 @@ def test_resume_writes_the_missing_files_with_the_same_bytes(sink_copy, archive,
     assert existing.stat().st_mtime_ns == mtime
 
 
+@pytest.mark.soak
 def test_new_images_are_added(archive, keras_files, tmp_path):
     source = shutil.copytree(archive, tmp_path / "source")
     sink = tmp_path / "sink"

@@ -126,6 +126,7 @@ def test_a_stopped_job_is_resumed(
     assert jobs.parts(sink) == jobs.parts(done)
 
 
+@pytest.mark.soak
 def test_a_training_writes_its_model(two_nodes, tmp_path):
     rng = np.random.default_rng(0)
     source = datasets.put(

@@ -43,6 +43,13 @@ LARGER = (
     *(f"ResNet{name}" for name in ("101", "152", "101V2", "152V2")),
     "InceptionResNetV2",  # the blocks of Inception and of ResNet, seven times as many layers
     "NASNetLarge",
+    *(
+        "NASNetMobile",
+        "DenseNet121",
+        "EfficientNetV2B0",
+        "ResNet50V2",
+        "Xception",
+    ),  # take 20 s each
     "VGG19",
 )
 CONFIGS = {

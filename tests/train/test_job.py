@@ -194,6 +194,7 @@ def wait_for(condition, process, limit_s=300.0):
         time.sleep(0.2)
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.keras
 def test_a_killed_driver_resumes_to_the_same_number_of_steps(colours, tmp_path):
@@ -217,6 +218,7 @@ def test_a_killed_driver_resumes_to_the_same_number_of_steps(colours, tmp_path):
     assert epochs == list(range(1, 21))
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.keras
 def test_a_training_locks_its_sink_and_stops_if_it_loses_the_lease(colours, tmp_path):
