@@ -240,7 +240,7 @@ def _import(arguments: argparse.Namespace) -> CommandResult:
         arguments.sink,
         parse_import_options(options),
         chosen_actions(options),
-        lambda line: print(line, file=sys.stderr, flush=True),
+        _print_progress,
     )
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
     return CommandResult(f"cvbatch: done, {report.num_written:,} images into {arguments.sink}", 0)
@@ -255,13 +255,17 @@ def _export(arguments: argparse.Namespace) -> CommandResult:
         arguments.source,
         arguments.sink,
         options,
-        lambda line: print(line, file=sys.stderr, flush=True),
+        _print_progress,
     )
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
     failed = f", {report.failures.total():,} failed" if report.failures else ""
     return CommandResult(
         f"cvbatch: done, {report.num_images:,} images into {arguments.sink}{failed}", 0
     )
+
+
+def _print_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _show(table: Table) -> None:

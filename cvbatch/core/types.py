@@ -16,6 +16,7 @@ import numpy as np
 from cvbatch.core.tasks import Task
 
 ResizeMode = Literal["stretch", "letterbox", "crop"]
+Log = Callable[[str], None]  # receives one line of text about the progress of a job
 Examples = dict[str, list[list[str]]]  # "stage/kind" → a few [image_id, message]
 MAX_MASK_CLASSES = 255
 VOID_CLASS = 255  # in a mask: no prediction for this pixel (outside a centre crop)

@@ -28,6 +28,7 @@ from cvbatch.core.errors import (
     SourceError,
     StoreError,
 )
+from cvbatch.core.types import Log
 from cvbatch.core.version import __version__
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
@@ -119,7 +120,7 @@ def _check_function(
 
 @contextmanager
 def check_nodes(
-    storage: Storage, sink_uri: str, source_uri: str | None, report: Callable[[str], None]
+    storage: Storage, sink_uri: str, source_uri: str | None, report: Log
 ) -> Iterator[None]:
     """Start a check on every node that can run work; collect the results at the end of the block.
 
@@ -177,7 +178,7 @@ def _collect_results(
     pending: dict[Any, str],
     addresses: dict[str, str],
     check: NodeCheck,
-    report: Callable[[str], None],
+    report: Log,
 ) -> None:
     expected, deadline = _versions(), time.monotonic() + _TIMEOUT_S
     while pending:

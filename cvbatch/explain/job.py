@@ -141,7 +141,7 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
             saved = Path(folder) / "network.keras"
             with _check_nodes(storage, job, plan, listener) if joins_a_cluster() else nullcontext():
                 facts = _inspect_network(storage, job, identity, saved, workers)
-            spec = _make_spec(storage, job, summary.fingerprint, facts, plan, workers)
+            spec = _make_spec(job, summary.fingerprint, facts, plan, workers)
             sink.acquire()
             if overwrite:
                 sink.clear(*_CLEARED)
@@ -229,7 +229,6 @@ def _inspect_network(
 
 
 def _make_spec(
-    storage: Storage,
     job: ExplainJob,
     fingerprint: str,
     facts: NetworkFacts,
@@ -245,7 +244,6 @@ def _make_spec(
         "input_size": list(facts.image_size),
     }
     return ExplainSpec(
-        storage,
         job,
         fingerprint,
         facts,

@@ -55,7 +55,6 @@ class ExplainSpec:
     """Everything a worker needs except the network, which is a file in the sink.
 
     Attributes:
-        storage: reads the source, and reads and writes the sink.
         job: with absolute URIs.
         fingerprint: of the job.
         facts: about the network.
@@ -65,7 +64,6 @@ class ExplainSpec:
         threads: TensorFlow threads of a worker; None: as many as there are cores.
     """
 
-    storage: Storage
     job: ExplainJob
     fingerprint: str
     facts: NetworkFacts
@@ -73,6 +71,11 @@ class ExplainSpec:
     source_format: str = ""
     revisions: dict[str, int] = field(default_factory=dict)
     threads: int | None = None
+
+    @property
+    def storage(self) -> Storage:
+        """Return the storage with the retry policy of the job."""
+        return Storage(self.job.run.retry_policy)
 
     @property
     def sections(self) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import IO, Any
 
 from cvbatch.config.predict import SCHEMA_VERSION
@@ -46,12 +45,7 @@ class ExportFolder:
     def __enter__(self) -> ExportFolder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._pool.shutdown(cancel_futures=kind is not None)
         self._temporary_files.close()
 

@@ -6,11 +6,11 @@ The documents, which other tools read first, are written last, and after them th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from cvbatch.core.errors import ConfigError, CvbatchError, SourceError
+from cvbatch.core.types import Log
 from cvbatch.datasets.splits import choose_split
 from cvbatch.exporters.base import SPLIT_NAMES, ExportContext, Exporter, ImageTarget
 from cvbatch.exporters.coco import Coco
@@ -43,8 +43,6 @@ IMAGES = "_cvbatch/images.jsonl"  # image_id → its name in the export
 FAILED = "_cvbatch/failed.jsonl"
 _PROGRESS_IMAGES = 2000  # between two progress messages
 _ROTATED = "images with an EXIF orientation; boxes and masks are of the upright image"
-
-Progress = Callable[[str], None]
 
 
 @dataclass
@@ -82,12 +80,12 @@ class ExportReport:
         lines += [f"failed   {kind}: {count:,}" for kind, count in self.failures.most_common()]
         if self.num_missing:
             lines.append(f"pending  at least {self.num_missing:,} images are not predicted yet")
-        lines += [f"warning  {message}: {count:,}" for message, count in self.warnings.items()]
+        lines += [f"issue    {message}: {count:,}" for message, count in self.warnings.items()]
         return "\n".join(lines)
 
 
 def export(
-    format_: str, source: str, sink: str, options: ExportOptions, progress: Progress
+    format_: str, source: str, sink: str, options: ExportOptions, progress: Log
 ) -> ExportReport:
     """Convert a result to the format of another tool.
 

@@ -203,12 +203,7 @@ def mask_to_input(
         interpolation=cv2.INTER_NEAREST_EXACT,
     )
     size = placement.input_height, placement.input_width
-    if resized.shape == size:
-        return resized
-    padded = np.full(size, VOID_CLASS, np.uint8)
-    bottom, right = target.top + target.height, target.left + target.width
-    padded[target.top : bottom, target.left : right] = resized
-    return padded
+    return _pad_with_void(resized, target, size)
 
 
 def mask_to_original(
@@ -227,12 +222,17 @@ def mask_to_original(
     size = placement.height, placement.width
     _, rows, _, columns = sample_grid(placement, size, (mask.shape[0], mask.shape[1]))
     resampled = mask.take(columns, axis=1).take(rows, axis=0)
-    if resampled.shape == size:
-        return resampled
-    original = np.full(size, VOID_CLASS, np.uint8)
-    bottom, right = source.top + source.height, source.left + source.width
-    original[source.top : bottom, source.left : right] = resampled
-    return original
+    return _pad_with_void(resampled, source, size)
+
+
+def _pad_with_void(mask: np.ndarray, rectangle: Rectangle, size: tuple[int, int]) -> np.ndarray:
+    """Return a mask of (height, width) `size`, `VOID_CLASS` outside of the rectangle."""
+    if mask.shape == size:
+        return mask
+    padded = np.full(size, VOID_CLASS, np.uint8)
+    bottom, right = rectangle.top + rectangle.height, rectangle.left + rectangle.width
+    padded[rectangle.top : bottom, rectangle.left : right] = mask
+    return padded
 
 
 def sample_grid(

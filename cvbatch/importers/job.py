@@ -12,6 +12,7 @@ from typing import Any
 
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import CvbatchError, SinkError
+from cvbatch.core.types import Log
 from cvbatch.datasets.schema import KIND
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.coco import read_coco
@@ -34,8 +35,6 @@ FORMATS: dict[str, Callable[[str, ImportOptions, ImportReport], AnnotatedDataset
     "predictions": read_predictions,
 }
 _PROGRESS_IMAGES = 2000
-
-Log = Callable[[str], None]
 
 
 def import_labels(

@@ -227,9 +227,7 @@ def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgra
             "schema_version": SCHEMA_VERSION,
             "fingerprint": ready.fingerprint,
             "engine": ready.engine,
-            "job": job.model_dump(
-                mode="json"
-            ),  # resolved; credentials in it are refused at load time
+            "job": job.model_dump(mode="json"),  # resolved; one with credentials was refused
             "networks": [
                 {"parameters": program.parameters, "multiply_adds": program.multiply_adds}
                 for program in built
@@ -242,7 +240,6 @@ def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgra
         schema.ResultModel(config, spec) for config, spec in zip(job.models, specs, strict=True)
     ]
     return PredictSpec(
-        storage=storage,
         job=job,
         source_format=ready.plan.format,
         specs=specs,

@@ -73,7 +73,6 @@ class ActorPool:
         self._starting = [self._class.remote() for _ in range(allocation.num_actors)]
         self._idle: list[Any] = []
         self._calls: dict[Any, _Call] = {}  # by the reference to the result
-        self._storage: Storage  # of the job; set by `run`
         self._queue: deque[ChunkRef] = deque()
         self._deaths: Counter[str] = Counter()  # by chunk id
         self._num_failed_starts = 0  # since an actor last returned a result
@@ -93,14 +92,14 @@ class ActorPool:
         """
         self._queue.extend(refs)
         self._last_active = time.monotonic()
-        self._storage, shared_spec = spec.storage, ray.put(spec)
+        shared_spec = ray.put(spec)
         try:
             while self._queue or self.num_working:
                 self._request_actors(shared_spec)
                 self._submit_chunks()
                 done, _ = ray.wait(list(self._calls), num_returns=1, timeout=_POLL_INTERVAL_S)
                 for result in done:
-                    report = self._receive(result)
+                    report = self._receive(result, spec.storage)
                     if report is not None:
                         yield report
                 self._poll_cluster()
@@ -137,25 +136,25 @@ class ActorPool:
             is_isolated = self._deaths[ref.chunk_id] >= ISOLATE_AFTER
             self._calls[actor.work.remote(ref, is_isolated=is_isolated)] = _Call(actor, ref)
 
-    def _receive(self, result: Any) -> ChunkReport | None:
+    def _receive(self, result: Any, storage: Storage) -> ChunkReport | None:
         """Return the report of an actor; None if the actor became ready or died."""
         call = self._calls.pop(result)
         try:
             report: ChunkReport | None = ray.get(result)
         except _DEATHS as error:
             ray.kill(call.actor)  # an actor that is only unreachable must not continue
-            self._handle_death(call.ref, _cause(error))
+            self._handle_death(call.ref, _cause(error), storage)
             return None
         self._idle.append(call.actor)
         self._num_failed_starts = 0
         return report
 
-    def _handle_death(self, ref: ChunkRef | None, cause: str) -> None:
+    def _handle_death(self, ref: ChunkRef | None, cause: str, storage: Storage) -> None:
         """Count the death of an actor and return its chunk to the queue."""
         if ref is not None:
             self._deaths[ref.chunk_id] += 1
             if self._deaths[ref.chunk_id] >= MAX_DEATHS:
-                raise crashing_chunk_error(self._storage, ref, cause)
+                raise crashing_chunk_error(storage, ref, cause)
             self._queue.appendleft(ref)
         else:
             self._num_failed_starts += 1

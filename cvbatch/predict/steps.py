@@ -38,7 +38,6 @@ from cvbatch.storage.store import Storage
 class PredictSpec:
     """What the workers of a job need; small, because programs are read from the sink."""
 
-    storage: Storage
     job: JobConfig
     source_format: str  # never "auto"
     specs: tuple[ModelSpec, ...]
@@ -46,6 +45,11 @@ class PredictSpec:
     metadata: bytes  # of every part
     threads: int  # of one program
     revisions: dict[str, int] = field(default_factory=dict)  # of chunks that were planned again
+
+    @property
+    def storage(self) -> Storage:
+        """Return the storage with the retry policy of the job."""
+        return Storage(self.job.run.retry_policy)
 
     def new_reader(self) -> ChunkReader:
         """Return a reader of the chunks of the job."""

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from cvbatch.core.errors import AccessDeniedError, CvbatchError, SinkError, StoreError
+from cvbatch.core.types import Log
 from cvbatch.storage import store
 from cvbatch.storage.conditional_write import ConditionalFile, Content, conditional_file
 from cvbatch.storage.store import Storage
@@ -34,8 +34,6 @@ LEASE_TIMEOUT_S = 20.0  # without a heartbeat; then the run counts as dead
 _POLL_S = 0.5
 _MAX_ATTEMPTS = 5
 _JOIN_TIMEOUT_S = 2.0  # for a heartbeat in progress when the run ends
-
-Report = Callable[[str], None]
 
 
 class Clock:
@@ -184,9 +182,7 @@ class Lease:
         clock: The clock.
     """
 
-    def __init__(
-        self, storage: Storage, sink_uri: str, report: Report, clock: Clock = CLOCK
-    ) -> None:
+    def __init__(self, storage: Storage, sink_uri: str, report: Log, clock: Clock = CLOCK) -> None:
         self._storage = storage
         self._sink_uri, self._report, self._clock = sink_uri, report, clock
         self._abandoned: Content | None = None  # a lease file whose run counts as dead
@@ -197,12 +193,7 @@ class Lease:
     def __enter__(self) -> Lease:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._end_heartbeats()
         if self._holder and not self._error and not isinstance(error, StoreError):
             self._release(self._holder)  # no further request to a storage that failed

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError
+from cvbatch.core.types import Log
 from cvbatch.storage import atomic, store
-from cvbatch.storage.lease import CLOCK, Clock, Lease, Report
+from cvbatch.storage.lease import CLOCK, Clock, Lease
 from cvbatch.storage.store import Storage
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Sink:
         storage: Storage,
         uri: str,
         command: str,
-        report: Report = lambda line: None,
+        report: Log = lambda line: None,
         clock: Clock = CLOCK,
     ) -> None:
         self.storage, self.uri = storage, uri
@@ -88,13 +88,8 @@ class Sink:
         self._lease.wait_until_free()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._lease.__exit__(kind, error, trace)
+    def __exit__(self, *exception: Any) -> None:
+        self._lease.__exit__(*exception)
 
     def join(self, *parts: str) -> str:
         """Return the URI of a file or folder in the sink."""

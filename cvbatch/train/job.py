@@ -215,7 +215,6 @@ class _Run:
         images_per_step = state.workers * job.training.batch_size * job.training.accumulate
         resolved = {"workers": state.workers, "gpus_per_worker": self.allocation.gpus_per_actor}
         spec = WorkerSpec(
-            storage=sink.storage,
             job=job.model_copy(update={"run": job.run.model_copy(update=resolved)}),
             data=self.data,
             label_spec=label_spec_of(job),

@@ -13,7 +13,6 @@ from cvbatch.storage.store import Storage
 class WorkerSpec:
     """The job, its data and the location of the initial model; the same for all workers."""
 
-    storage: Storage
     job: TrainJob
     data: LabelledDataset
     label_spec: LabelSpec
@@ -25,3 +24,8 @@ class WorkerSpec:
     initial_model_uri: str  # .keras file with the initial weights
     sink_uri: str
     lease_token: str = ""  # of the driver's lease on the sink, checked before each checkpoint
+
+    @property
+    def storage(self) -> Storage:
+        """Return the storage with the retry policy of the job."""
+        return Storage(self.job.run.retry_policy)

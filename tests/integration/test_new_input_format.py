@@ -113,7 +113,7 @@ def planned(job: JobConfig) -> Plan:
 
 def write_chunks(job: JobConfig, plan: Plan, count: int | None = None) -> list[ImageBatch]:
     """Read, decode and write the pending chunks of a plan, like a worker without models."""
-    spec = PredictSpec(Storage(), job, plan.format, (), (), METADATA, 1, plan.revisions)
+    spec = PredictSpec(job, plan.format, (), (), METADATA, 1, plan.revisions)
     reader = ChunkReader(Storage(), plan.format, job.source.image_column)
     arrow_schema = schema.result_schema([])
     batches = []
