@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -200,8 +200,8 @@ def _make_plan(
     if not chunks and not index:
         raise SourceError("the source contains no image; check source.uri")
     try:
-        written = _written_chunks(storage, sink_uri)
-        done = _done_chunks(storage, sink_uri, index, written)
+        written = part_sizes(storage, sink_uri).keys()
+        done = done_chunks(storage, sink_uri, index, written)
     except (NotFoundError, AccessDeniedError) as error:
         raise SinkError(f"the sink cannot be used: {error}") from None
     return Plan(
@@ -221,18 +221,24 @@ def _make_plan(
     )
 
 
-def _written_chunks(storage: Storage, sink_uri: str) -> frozenset[str]:
-    """Return the ids of chunks whose part is in the sink."""
-    matches = map(_PART.fullmatch, storage.list_names(sink_uri))
-    return frozenset(match[1] for match in matches if match)
+def part_sizes(storage: Storage, sink_uri: str) -> dict[str, int]:
+    """Return chunk id → size in bytes of the parts in a sink."""
+    sizes = storage.list_names(sink_uri)
+    return {match[1]: sizes[name] for name in sizes if (match := _PART.fullmatch(name))}
 
 
-def _done_chunks(
-    storage: Storage, sink_uri: str, index: ChunkIndex, written: frozenset[str]
+def done_chunks(
+    storage: Storage, sink_uri: str, index: ChunkIndex, written: Collection[str]
 ) -> frozenset[str]:
     """Return the ids of chunks whose part has the last revision.
 
     Only the parts of chunks that were planned again are opened.
+
+    Args:
+        storage: reads the parts.
+        sink_uri: the sink.
+        index: all chunks of its manifest.
+        written: ids of the chunks with a part.
     """
     done = {name for name, entry in index.items() if entry.ref and name in written}
     revised = [name for name in done if index[name].revision]

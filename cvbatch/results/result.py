@@ -19,6 +19,7 @@ from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.core.types import ChunkRef, EncodedImage
 from cvbatch.images.decode import Limits
 from cvbatch.planning import manifest, part_files
+from cvbatch.planning.plan import done_chunks, part_sizes
 from cvbatch.results import parts
 from cvbatch.results.parts import BATCH_ROWS, Footer
 from cvbatch.results.row import Row
@@ -75,31 +76,20 @@ class Result:
         self.job = job or {}
         source = (self.job.get("job") or {}).get("source") or {}
         self.limits = Limits(**{key: source[key] for key in _LIMITS if key in source})
-        self.done: list[ChunkRef] = []
-        self.missing: list[ChunkRef] = []
-        self.sizes: dict[str, int] = {}
-        for ref in known.chunks:
-            name, revision = (
-                part_files.part_name(ref.chunk_id),
-                known.chunk_index[ref.chunk_id].revision,
-            )
-            if name in sizes and (
-                not revision or part_files.read_revision(storage, self.uri_of(ref)) == revision
-            ):
-                self.done.append(ref)
-                self.sizes[ref.chunk_id] = sizes[name]
-            else:
-                self.missing.append(ref)
+        done = done_chunks(storage, self.uri, known.chunk_index, sizes)
+        self.done = [ref for ref in known.chunks if ref.chunk_id in done]
+        self.missing = [ref for ref in known.chunks if ref.chunk_id not in done]
+        self.sizes = {ref.chunk_id: sizes[ref.chunk_id] for ref in self.done}
         if needs_rows and not self.done:
             raise SourceError(
                 f"{self.uri}: no chunk of the prediction is done; run its `cvbatch predict` first"
             )
 
     def _read_state(self) -> tuple[manifest.StoredManifest, dict[str, int], dict[str, Any] | None]:
-        """Return the manifest, the size of every file in the folder, and job.json."""
+        """Return the manifest, the sizes of the parts by chunk id, and job.json."""
         try:
             known = manifest.read(self.storage, manifest.generation_uris(self.storage, self.uri))
-            sizes = self.storage.list_names(self.uri)
+            sizes = part_sizes(self.storage, self.uri)
             job = _read_job(self.storage, store.join(self.uri, _JOB))
         except (NotFoundError, AccessDeniedError) as error:
             raise SourceError(f"the source cannot be read: {error}") from None
