@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cvbatch.core.errors import ConfigError
 from cvbatch.distributed import hardware
 
 
@@ -29,6 +30,20 @@ class Resources:
         """Return how many actors with `cpus` and `gpus` each fit on the nodes."""
         total = (Node(self.num_cpus, self.num_gpus, None),)
         return sum(actors_that_fit(node, cpus, gpus) for node in self.nodes or total)
+
+    def max_workers(self, requested: int | None) -> int:
+        """Return how many workers with one CPU each fit, at least 1.
+
+        Raises:
+            ConfigError: fewer fit than the job requests (`run.workers`; None: no number).
+        """
+        count = max(1, int(self.num_cpus))
+        if requested is not None and requested > count:
+            raise ConfigError(
+                f"run.workers: {requested} do not fit a cluster of {self.num_cpus:g} CPU; "
+                f"{count} would"
+            )
+        return count
 
 
 def local_resources() -> Resources:

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cvbatch.config.evaluate import EVALUATION_VERSION, EvaluateJob, fingerprint
-from cvbatch.core.errors import ConfigError
 from cvbatch.core.progress import Listener
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.distributed.parallel_map import ParallelMap, stateless
@@ -281,13 +280,8 @@ def _choose_workers(
     job: EvaluateJob, resources: Resources, num_items: int, items_per_worker: int
 ) -> int:
     """Return the number of workers; 1 needs no Ray unless a cluster was joined."""
-    num_cpus = max(1, int(resources.num_cpus))
-    if job.run.workers is not None and job.run.workers > num_cpus:
-        raise ConfigError(
-            f"run.workers: {job.run.workers} do not fit a cluster of {resources.num_cpus:g} CPU; "
-            f"{num_cpus} would"
-        )
-    wanted = job.run.workers or min(num_cpus, num_items // items_per_worker)
+    max_workers = resources.max_workers(job.run.workers)
+    wanted = job.run.workers or min(max_workers, num_items // items_per_worker)
     return max(1, min(wanted, num_items))
 
 

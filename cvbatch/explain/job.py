@@ -20,7 +20,6 @@ from typing import Any
 from cvbatch.config.base import SinkConfig
 from cvbatch.config.explain import EXPLANATION_VERSION, MODEL_ONLY_SECTIONS, ExplainJob, fingerprint
 from cvbatch.core.child_process import ChildProcess, silent_stderr
-from cvbatch.core.errors import ConfigError
 from cvbatch.core.failures import as_json, is_over_limit, merge_examples
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import Examples
@@ -196,13 +195,8 @@ def _plan(storage: Storage, job: ExplainJob, listener: Listener) -> Plan | None:
 
 def _choose_workers(job: ExplainJob, resources: Resources, plan: Plan | None) -> int:
     """Return the number of workers: run.workers, all CPUs of a cluster, or as many as pay off."""
-    max_workers = max(1, int(resources.num_cpus))
+    max_workers = resources.max_workers(job.run.workers)
     if job.run.workers is not None:
-        if job.run.workers > max_workers:
-            raise ConfigError(
-                f"run.workers: {job.run.workers} do not fit a cluster of {resources.num_cpus:g} "
-                f"CPU; the maximum is {max_workers}"
-            )
         return job.run.workers
     if joins_a_cluster():
         return max_workers
