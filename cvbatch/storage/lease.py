@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -183,7 +182,7 @@ class Lease:
     """
 
     def __init__(self, storage: Storage, sink_uri: str, report: Log, clock: Clock = CLOCK) -> None:
-        self._storage = storage
+        self._file = _lease_file(storage, sink_uri)
         self._sink_uri, self._report, self._clock = sink_uri, report, clock
         self._abandoned: Content | None = None  # a lease file whose run counts as dead
         self._holder: Holder | None = None  # this run, once it has the lease
@@ -202,10 +201,6 @@ class Lease:
     def token(self) -> str:
         """Identifies this run in the lease file; "" before `acquire` or if there are no leases."""
         return self._holder.token if self._holder else ""
-
-    @cached_property
-    def _file(self) -> ConditionalFile | None:
-        return _lease_file(self._storage, self._sink_uri)
 
     def wait_until_free(self) -> Content | None:
         """Return the lease file of a dead run, None if there is none. Nothing is written.
