@@ -21,20 +21,16 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Session fixtures that take seconds to make: all tests of one run in one process of `pytest -n`.
-SHARED = ("two_nodes", "stored", "ray_session", "result", "pages")
 SERVERS = {"s3_server", "browser"}  # fixtures that start a process
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests of one module or shared fixture in one process; mark those that need a server."""
+    """Mark the tests that need a server; run the slowest kinds first, so that they end together."""
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        shared = next((name for name in SHARED if name in fixtures), None)
-        item.add_marker(pytest.mark.xdist_group(shared or item.nodeid.partition("::")[0]))
-        if SERVERS.intersection(fixtures):
+        if SERVERS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.process)
+    kinds = ("ray", "keras")
+    items.sort(key=lambda item: [item.get_closest_marker(kind) is None for kind in kinds])
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +82,7 @@ def stored(
     job.remove()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A cluster that jobs are submitted to, where images marked "wait" hold their workers up."""
     env = poisoned_env(write_stub(tmp_path_factory.mktemp("poison") / "stub"))
