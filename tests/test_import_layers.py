@@ -1,4 +1,4 @@
-"""Imports go down the house, never up, and a worker never meets TensorFlow."""
+"""Imports go only down the layers, and a prediction worker does not import TensorFlow."""
 
 import ast
 import subprocess

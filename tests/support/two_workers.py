@@ -110,7 +110,7 @@ def not_a_number(replicas):
     except TrainingError as error:
         message = str(error)
     same = all(np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True))
-    return {"nan/said": np.array(message), "nan/same": np.array(same)}
+    return {"nan/message": np.array(message), "nan/same": np.array(same)}
 
 
 def seeds(replicas):

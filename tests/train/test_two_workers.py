@@ -163,7 +163,7 @@ def test_workers_have_the_same_statistics_at_every_checkpoint(workers):
 
 def test_a_nan_loss_on_one_worker_stops_both(workers):
     for results in workers[0]:
-        assert "must be finite" in str(results["nan/said"])
+        assert "must be finite" in str(results["nan/message"])
         assert results["nan/same"]
 
 
