@@ -293,6 +293,7 @@ def test_a_killed_worker_is_replaced_and_no_step_is_lost(colours, tmp_path):
     assert epochs == list(range(1, 13))
 
 
+@pytest.mark.soak  # tests/train/test_trainer.py has the law; this starts Ray Train twice
 @pytest.mark.ray
 @pytest.mark.keras
 def test_a_nan_loss_stops_and_names_the_step(colours, tmp_path):
