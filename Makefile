@@ -28,9 +28,9 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## Run the prediction job on a small rendered archive; print the path of the result
 	$(BIN)/cvbatch demo --out demo-out
 
-# Four processes on two cores: whole jobs wait for process starts longer than they compute. The tests
+# Three processes on two cores: whole jobs wait for process starts longer than they compute. The tests
 # of a file share fixtures, so they run in one process.
-PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: setup ## Run every test
 	$(COMPILE) cvbatch

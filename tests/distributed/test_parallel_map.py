@@ -14,10 +14,9 @@ import pytest
 from cvbatch.core.errors import CvbatchError, SourceError
 from cvbatch.distributed.parallel_map import ParallelMap, stateless
 from tests.support.jobs import RecordingListener
+from tests.support.waiting import has_ended, until
 
 pytestmark = pytest.mark.process
-
-DEADLINE_S = 30.0
 
 
 def refuse_three(shared, item):
@@ -129,24 +128,8 @@ def test_workers_end_with_their_parent_process(tmp_path):
         f"list(parallel_map(2).run(stateless(sleeper), {str(tmp_path)!r}, range(4), 'sleepers'))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
-    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    until(lambda: len(list(tmp_path.iterdir())) == 2, "both workers")
     workers = [int(path.name) for path in tmp_path.iterdir()]
     parent.kill()
     parent.wait()
-    wait_until(lambda: not any(map(is_alive, workers)))
-
-
-def is_alive(pid):
-    try:
-        return (
-            psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        )  # it may have no parent that reaps it
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: all(map(has_ended, workers)), "the end of the workers")

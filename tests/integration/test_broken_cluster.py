@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -13,28 +12,12 @@ import pytest
 
 from tests.support import jobs
 from tests.support.crashing_images import poisoned, poisoned_env, write_stub
+from tests.support.waiting import LIMIT_S, has_ended, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 
-LIMIT_S = 240.0  # generous, because the CPUs may be busy
 CHUNKS = 6
 RUN = {"chunk_images": 2, "batch_size": 2, "image_timeout_s": LIMIT_S, "engine": "litert"}
-
-
-def has_ended(pid):
-    """Return whether a process has ended; its parent may not have read its exit status yet."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def until(condition, description):
-    deadline = time.monotonic() + LIMIT_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, description
-        time.sleep(0.05)
-    return value
 
 
 @pytest.fixture(scope="module")

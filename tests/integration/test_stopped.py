@@ -10,7 +10,8 @@ import time
 import pytest
 
 from tests.support import jobs
-from tests.support.watched_job import POLL_INTERVAL_S, WatchedJob, until
+from tests.support.waiting import until
+from tests.support.watched_job import POLL_INTERVAL_S, WatchedJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 

@@ -13,7 +13,8 @@ import pytest
 from tests.support import datasets, jobs
 from tests.support.crashing_images import poisoned
 from tests.support.evaluations import write_result, write_truth
-from tests.support.local_cluster import submission_id, until, working_folder
+from tests.support.local_cluster import submission_id, working_folder
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 

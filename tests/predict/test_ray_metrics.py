@@ -12,7 +12,8 @@ import pytest
 from cvbatch.predict.stage_timer import STAGES, StageTimer
 from tests.support import jobs
 from tests.support.crashing_images import poisoned
-from tests.support.local_cluster import events_in, submission_id, until, working_folder
+from tests.support.local_cluster import events_in, submission_id, working_folder
+from tests.support.waiting import until
 
 NAMES = {
     "cvbatch_images": {"run", "status"},

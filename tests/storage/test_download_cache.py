@@ -10,7 +10,7 @@ import pytest
 from cvbatch.storage.clients import Location
 from cvbatch.storage.store import Storage
 from tests.support.s3_server import S3Server
-from tests.support.waiting import wait_for
+from tests.support.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def put(server: S3Server, key: str, data: bytes, modified_s: int) -> str:
         info = Storage().file_system(location).get_file_info(location.path)
         return bool(info.size == len(data) and info.mtime_ns == modified_s * 10**9)
 
-    wait_for(is_listed)
+    until(is_listed, "the listing")
     return location.uri
 
 

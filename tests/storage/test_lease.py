@@ -34,7 +34,7 @@ from cvbatch.storage.store import Storage
 from tests.support.lease_holder import FAR, FastClock, lease_holder
 from tests.support.s3_server import S3Server
 from tests.support.simulated_clock import SimulatedClock
-from tests.support.waiting import wait_for
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.process
 
@@ -389,7 +389,7 @@ def test_of_many_runs_that_start_at_once_one_remains(
 def test_the_real_clock_sends_heartbeats_until_the_end(tmp_path: Path) -> None:
     with Lease(Storage(), str(tmp_path), silent, FastClock()) as lease:
         lease.acquire()
-        wait_for(lambda: (current_holder(Storage(), str(tmp_path)) or FAR).beat >= 1)
+        until(lambda: (current_holder(Storage(), str(tmp_path)) or FAR).beat >= 1, "a heartbeat")
     assert [thread for thread in threading.enumerate() if thread.name == "heartbeat"] == []
 
 
@@ -414,7 +414,7 @@ def test_a_stopped_process_is_replaced_and_loses_the_lease_when_it_goes_on(
     """Like the process of a suspended machine: it looks dead, and is not."""
     with lease_holder(tmp_path) as process:
         process.send_signal(signal.SIGSTOP)
-        wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T")
+        until(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T", "its stop")
         with Lease(Storage(), str(tmp_path), silent, clock) as lease:
             lease.acquire()
             process.send_signal(signal.SIGCONT)

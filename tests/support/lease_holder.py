@@ -11,7 +11,7 @@ from pathlib import Path
 from cvbatch.core.errors import CvbatchError
 from cvbatch.storage.lease import Clock, Holder, Lease
 from cvbatch.storage.store import Storage
-from tests.support.waiting import wait_for
+from tests.support.waiting import until
 
 HEARTBEAT_S = 0.1
 # A run on another machine, so that this machine cannot know whether it has ended.
@@ -51,6 +51,6 @@ if __name__ == "__main__":
         print("acquired", flush=True)
         if sys.stdin.read():  # the test takes the lease away
             try:
-                wait_for(lambda: lease.check() is not None)
+                until(lambda: lease.check() is not None, "the loss of the lease")
             except CvbatchError as error:
                 print(error, flush=True)

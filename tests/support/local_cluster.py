@@ -15,37 +15,25 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import yaml
 
 from tests.support.small_disk import can_mount
+from tests.support.waiting import LIMIT_S, until
 
-T = TypeVar("T")
 JOBS = Path(__file__).parents[2] / "jobs"
-LIMIT_S = 240.0  # generous, because the CPUs may be busy
-POLL_INTERVAL_S = 0.1
 END_LIMIT_S = 5.0  # of a node that stops: it would wait for actors
 OBJECT_STORE_BYTES = 200_000_000
 RAY = Path(sys.executable).parent / "ray"
 # Without a token Ray creates one and stores it in the user's home.
 TOKEN = "made-up-for-tests-0123456789abcdef"
 RUNTIME_ENV = {"RAY_JOB_STOP_WAIT_TIME_S": "15"}  # after it Ray kills a stopped job
-
-
-def until(condition: Callable[[], T], description: str, limit_s: float = LIMIT_S) -> T:
-    """Return the first true value of `condition`; raise TimeoutError after `limit_s` seconds."""
-    deadline = time.monotonic() + limit_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{description}: not within {limit_s:g} s")
-        time.sleep(POLL_INTERVAL_S)
-    return value
 
 
 def free_port() -> int:

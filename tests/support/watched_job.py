@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import NamedTuple, TypeVar
 
 import psutil
 
+from tests.support.waiting import LIMIT_S, until
+
 T = TypeVar("T")
 WATCHED = Path(__file__).parent / "watched"  # contains the sitecustomize.py of the job's processes
 ACTOR = "ray::FusedWorker"
-LIMIT_S = 240.0  # generous, because the CPUs may be busy
 POLL_INTERVAL_S = 0.002
 
 
@@ -28,16 +28,6 @@ class ChunkStart(NamedTuple):
 
     chunk_id: str
     pid: int
-
-
-def until(condition: Callable[[], T], description: str, limit_s: float = LIMIT_S) -> T:
-    """Return the first true value of `condition`; raise TimeoutError after `limit_s` seconds."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(POLL_INTERVAL_S)
-    raise TimeoutError(f"{description}: not within {limit_s:g} s")
 
 
 class WatchedJob:
@@ -92,7 +82,7 @@ class WatchedJob:
                 )
             return condition()
 
-        return until(checked, description)
+        return until(checked, description, poll_s=POLL_INTERVAL_S)
 
     def stderr(self) -> str:
         """Return the text on stderr so far."""

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -19,8 +18,9 @@ from cvbatch.config.train import parse_training
 from cvbatch.core.errors import ConfigError, RefusedError, SinkError, SourceError
 from cvbatch.storage.lease import LEASE_PATH
 from cvbatch.train.job import train
-from tests.support import datasets, jobs, waiting
+from tests.support import datasets, jobs
 from tests.support.lease_holder import FAR, lease_holder, tree
+from tests.support.waiting import has_ended, until
 
 COLOURS = {"blue": (200, 60, 40), "green": (40, 200, 60), "red": (60, 40, 200)}  # BGR
 
@@ -183,15 +183,14 @@ def test_two_workers_train_a_model_that_predicts(colours, tmp_path):
     assert len(labels) == 48 and set(labels) == set(COLOURS)
 
 
-def wait_for(condition, process, limit_s=300.0):
+def wait_for(condition, process):
     """Return once the condition is true; fail if the process ends before."""
-    end = time.monotonic() + limit_s
-    while not condition():
-        if process.poll() is not None or time.monotonic() > end:
-            status = process.poll()
-            process.kill()
-            raise AssertionError(f"status {status}: {process.stderr.read()}")
-        time.sleep(0.2)
+
+    def checked():
+        assert process.poll() is None, process.stderr.read()
+        return condition()
+
+    until(checked, "the condition")
 
 
 def start_driver(path):
@@ -243,7 +242,7 @@ def test_a_training_locks_its_sink_and_stops_if_it_loses_the_lease(colours, tmp_
         driver.send_signal(signal.SIGSTOP)  # it hangs; its workers continue
         (tmp_path / "far").write_bytes(FAR.to_json())
         (tmp_path / "far").replace(sink / LEASE_PATH)  # atomically
-        waiting.wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 300)
+        until(lambda: all(map(has_ended, workers)), "the end of the workers")
         driver.send_signal(signal.SIGCONT)
         stderr = driver.communicate(timeout=300)[1]
     finally:
