@@ -115,9 +115,7 @@ def _connect() -> None:
             raise ConfigError(f"RAY_ADDRESS={address}: {_versions_in(error)}") from None
         if _START_TIMEOUT not in str(error):
             raise
-        raise CvbatchError(
-            "Ray did not start within 30 s because this machine is busy; run again later"
-        ) from None
+        raise CvbatchError("Ray did not start within 30 s because this machine is busy") from None
     finally:
         signal.signal(signal.SIGTERM, sigterm_handler)  # Ray's prints a stack and exits
 
