@@ -44,7 +44,6 @@ class NodeCheck:
 
     Args:
         storage: reads the source, reads and writes the sink.
-        sink_uri: the sink.
         token: content of the probe file that the driver writes into the sink.
         source_uri: a file that exists for the driver; None for jobs without a source.
     """
@@ -128,8 +127,6 @@ def check_nodes(
     error the sink is as before.
 
     Args:
-        storage: of the job.
-        sink_uri: the sink.
         source_uri: a file of the source; None for jobs without a source.
         report: receives a line about nodes that do not respond.
 

@@ -105,7 +105,6 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
     """Run a job. A complete evaluation of the same inputs is not repeated.
 
     Args:
-        job: the job.
         listener: receives the progress.
         overwrite: replace another evaluation in the sink.
 

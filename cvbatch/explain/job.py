@@ -112,7 +112,6 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
     """Run an explanation job. Units of work that an earlier run completed are skipped.
 
     Args:
-        job: the explanation job.
         listener: receives progress.
         overwrite: delete results of another job in the sink, and compute all units again.
 

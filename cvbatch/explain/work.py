@@ -51,7 +51,6 @@ def inspect_network(
 
     Args:
         storage: reads the files of the network.
-        job: the explanation job.
         request: the network to load.
         saved: path of the .keras file to write.
 

@@ -111,7 +111,6 @@ def open_folder(
 
     Args:
         storage: reads and writes the folder.
-        uri: of the folder.
         source: URI of the result.
         format_: a key of `EXPORTS`.
         output_names: files and folders that the export writes, below the folder.

@@ -56,7 +56,6 @@ def list_tree(storage: Storage, uri: str, root: str | None = None) -> FileTree:
 
     Args:
         storage: lists the folder.
-        uri: the folder.
         root: folder of the data set. If it contains `uri`, image ids are paths below `root`,
             otherwise paths below `uri`.
 

@@ -27,7 +27,6 @@ class ShardWriter:
 
     Args:
         storage: writes the shards.
-        sink_uri: the sink.
         dataset: its columns and classes go into the metadata.
         format_: the format of the data set, for the metadata.
         shard_images: maximum number of images per shard.

@@ -95,7 +95,6 @@ def generation_uri(sink_uri: str, number: int, contents: Iterable[str]) -> str:
     """Return the URI of a manifest file; its name is a hash of its contents.
 
     Args:
-        sink_uri: the sink.
         number: of the generation, from 0.
         contents: ids of new chunks; for a revision, also what distinguishes it from others.
     """

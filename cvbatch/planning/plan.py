@@ -236,7 +236,6 @@ def done_chunks(
 
     Args:
         storage: reads the parts.
-        sink_uri: the sink.
         index: all chunks of its manifest.
         written: ids of the chunks with a part.
     """

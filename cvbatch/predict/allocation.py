@@ -21,7 +21,6 @@ def choose_allocation(
     tiles per image decoding does not keep a GPU waiting.
 
     Args:
-        job: the job.
         source_format: a key of INPUT_FORMATS.
         resources: of the cluster.
         num_chunks: pending chunks; there are no more actors than that.

@@ -60,8 +60,6 @@ def prepare(
     """Validate and plan a job. Writes nothing.
 
     Args:
-        job: the job.
-        sink: its sink.
         listener: receives progress and changes of the source.
         resources: of the cluster; they choose the engine if it is auto.
         overwrite: accept a sink with another result.
@@ -107,7 +105,6 @@ def predict(
     """Run a job, or resume it: chunks that are done are not processed again.
 
     Args:
-        job: the job.
         listener: receives the progress.
         run: id of the run in metrics and summary; None: a new one.
         overwrite: remove another result from the sink, and process all chunks.

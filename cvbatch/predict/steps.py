@@ -73,9 +73,7 @@ def read_and_decode(
     """Yield the images of a chunk, decoded and resized for all models, in manifest order.
 
     Args:
-        spec: the job.
         reader: of the source of the job.
-        ref: the chunk.
         timer: seconds and bytes are added to it.
         is_isolated: decode in a child process. An image that crashes its decoder, or takes longer
             than `run.image_timeout_s`, then fails alone; otherwise it ends this process.
@@ -120,8 +118,6 @@ def write(
     """Write the rows of a chunk as its part.
 
     Args:
-        spec: the job.
-        chunk_id: the chunk.
         predictions: of all its images, in order.
         timer: of the steps before; the report has its seconds and bytes.
     """

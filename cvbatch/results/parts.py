@@ -174,7 +174,6 @@ def read_images(
     """Yield the encoded images of a chunk in the order of its rows, read from the source.
 
     Args:
-        ref: chunk.
         reader: of the result's source.
         max_bytes: of one encoded image; a larger one fails as too_large.
         image_ids: images to read; None: all. As little as possible of the others is read: a tar

@@ -46,7 +46,6 @@ class Result:
     fingerprint of the first one and this schema version.
 
     Attributes:
-        uri: the folder.
         done: chunks with a part written since they were last planned, in the manifest's order.
         missing: the other chunks of the manifest.
         sizes: size in bytes of the part of each chunk that is done.
@@ -169,7 +168,6 @@ class Result:
         """Yield the rows of a chunk that is done, in order.
 
         Args:
-            ref: chunk.
             columns: of predictions; None: all columns.
             num_rows: in memory, at most.
 

@@ -145,7 +145,6 @@ def check_token(storage: Storage, sink_uri: str, token: str) -> None:
 
     Args:
         storage: Reads the lease file.
-        sink_uri: The sink.
         token: `Lease.token` of the run; "" if the store has no leases.
 
     Raises:
@@ -176,9 +175,7 @@ class Lease:
 
     Args:
         storage: Reads and writes the lease file.
-        sink_uri: The sink.
         report: Receives a line if the run has to wait, or if the storage has no leases.
-        clock: The clock.
     """
 
     def __init__(self, storage: Storage, sink_uri: str, report: Log, clock: Clock = CLOCK) -> None:

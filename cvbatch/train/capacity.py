@@ -13,7 +13,6 @@ def choose_workers(job: TrainJob, resources: Resources, previous_workers: int | 
     """Return the number of workers with the CPUs and GPUs of each.
 
     Args:
-        job: the training job.
         resources: the cluster's CPUs and GPUs.
         previous_workers: number of workers of the run to resume; None for a new run.
 

@@ -97,7 +97,6 @@ def train(
     """Run a training job, or resume it if it was interrupted.
 
     Args:
-        job: the training job.
         listener: receives messages and the metrics of each epoch.
         overwrite: delete an earlier training in the sink.
         resume: fail if there is no training to resume.

@@ -51,7 +51,6 @@ def build_network(
 
     Args:
         storage: reads the model and weights files.
-        job: the training job.
         classes: class names of the data, by class id.
         anchors: (height, width) of anchors fitted to the data's boxes, as fractions of the image;
             None: the network's own.
@@ -251,7 +250,6 @@ def save(job: TrainJob, trained: keras.Model, classes: Sequence[str], initial_mo
     """Return the .keras file of a trained network, in float32 and with a card.
 
     Args:
-        job: the training job.
         trained: has the weights to save.
         classes: class names, by class id.
         initial_model: the .keras file with the architecture.
