@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import Failure, InputKey, TrainingExample
@@ -16,6 +15,7 @@ from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.geometry.resize import Placement, boxes_to_input, make_placement, mask_to_input
 from cvbatch.images.decode import Limits, decode
 from cvbatch.images.masks import decode_png
+from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 _POOL_BYTES = 256 << 20  # encoded images that are shuffled together
@@ -47,7 +47,7 @@ def read_rows(
     """
     try:
         with storage.open_input(group.uri) as source:
-            file = pq.ParquetFile(source, pre_buffer=False)
+            file = ParquetFile(source)
             names = [
                 name for name in expand_label_columns([column]) if name in file.schema_arrow.names
             ]

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.datasets.schema import LABEL_COLUMNS
 from cvbatch.storage import store
+from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 _THREADS = 16
@@ -146,7 +146,7 @@ def _check_import(storage: Storage, folder: str) -> None:
 def _scan_file(storage: Storage, uri: str, spec: LabelSpec) -> _File:
     try:
         with storage.open_input(uri) as source:
-            file = pq.ParquetFile(source)
+            file = ParquetFile(source)
             metadata = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
             if not isinstance(metadata, dict) or metadata.get("kind") != "labels":
                 raise SourceError(f"{uri} is not labelled Parquet of cvbatch; {_REMEDY}")
@@ -166,7 +166,7 @@ def _scan_file(storage: Storage, uri: str, spec: LabelSpec) -> _File:
 
 
 def _split_group(
-    uri: str, file: pq.ParquetFile, number: int, spec: LabelSpec
+    uri: str, file: ParquetFile, number: int, spec: LabelSpec
 ) -> Iterator[tuple[str, RowGroup, int]]:
     """Yield the part of a row group in each split, and how many of its rows lack the label."""
     table = file.read_row_group(number, ["split", LABEL_COLUMNS[spec.column].presence])
@@ -221,7 +221,7 @@ def relative_box_sizes(storage: Storage, split: Split) -> np.ndarray:  # (N, 2) 
     for group in split.groups:
         names = ["width", "height", *(f"boxes.list.element.{leaf}" for leaf in leaves)]
         with storage.open_input(group.uri) as source:
-            table = pq.ParquetFile(source).read_row_group(group.number, names)
+            table = ParquetFile(source).read_row_group(group.number, names)
         if group.rows is not None:
             table = table.take(pa.array(group.rows, pa.int64()))
         boxes = table["boxes"].combine_chunks()

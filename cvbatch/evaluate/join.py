@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import ConfigError, SourceError
@@ -26,6 +25,7 @@ from cvbatch.datasets.reader import list_parquet_files
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
 from cvbatch.storage import store
+from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 JOIN_KEYS = ("image_id", "row", "name")
@@ -138,7 +138,7 @@ def _read_ids(storage: Storage, uri: str) -> tuple[dict[str, Any], pa.Table]:
     """Return the class tables of a file, and image_id and split of its images."""
     try:
         with storage.open_input(uri) as source:
-            file = pq.ParquetFile(source)
+            file = ParquetFile(source)
             metadata = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
             if not isinstance(metadata, dict) or metadata.get("kind") != "labels":
                 raise SourceError(f"{uri} is not labelled data; import it with cvbatch import")

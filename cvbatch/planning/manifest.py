@@ -24,6 +24,7 @@ from cvbatch.core.errors import CvbatchError, SinkError
 from cvbatch.core.types import Chunk, ChunkRef, Item
 from cvbatch.sources.units import UNITS
 from cvbatch.storage import store
+from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 MANIFEST = pa.schema([("chunk_id", pa.string()), *UNITS])
@@ -196,7 +197,7 @@ def read(storage: Storage, uris: list[str]) -> StoredManifest:
     columns = ["uri", "version", "size_bytes"]
     for uri in uris:
         with storage.open_input(uri) as source:
-            file = pq.ParquetFile(source, read_dictionary=["chunk_id"])
+            file = ParquetFile(source, read_dictionary=["chunk_id"])
             reading = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
             emptied = reading.pop(_EMPTIED, [])
             refs: list[ChunkRef] = []
@@ -228,7 +229,7 @@ def units_of(
     tables = [pa.schema([UNITS.field(name) for name in columns]).empty_table()]
     for uri, in_file in groupby(refs, key=lambda ref: ref.manifest_uri):
         with storage.open_input(uri) as source:
-            file = pq.ParquetFile(source)
+            file = ParquetFile(source)
             for group, in_group in groupby(in_file, key=lambda ref: ref.row_group):
                 rows = file.read_row_group(group, columns).replace_schema_metadata()
                 slices = [rows.slice(ref.first_row, ref.num_items) for ref in in_group]
@@ -236,7 +237,7 @@ def units_of(
     return pa.concat_tables(tables)
 
 
-def _refs_of_group(file: pq.ParquetFile, uri: str, group: int) -> list[ChunkRef]:
+def _refs_of_group(file: ParquetFile, uri: str, group: int) -> list[ChunkRef]:
     units = file.read_row_group(group, ["chunk_id", "num_rows", "size_bytes"])
     chunk_id = units["chunk_id"].combine_chunks()
     index = chunk_id.indices.to_numpy()
@@ -274,4 +275,4 @@ def _chunk(ref: ChunkRef, rows: pa.Table) -> Chunk:
 @lru_cache(maxsize=1)  # consecutive chunks of a worker are mostly in the same row group
 def _row_group(storage: Storage, manifest_uri: str, row_group: int) -> pa.Table:
     with storage.open_input(manifest_uri) as source:
-        return pq.ParquetFile(source).read_row_group(row_group)
+        return ParquetFile(source).read_row_group(row_group)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 
@@ -27,7 +27,7 @@ def read_revision(storage: Storage, uri: str) -> int:
     """Return the revision of a part; −1 if the file is not a readable part."""
     with storage.open_input(uri) as file:
         try:
-            metadata = pq.ParquetFile(file).metadata.metadata or {}
+            metadata = ParquetFile(file).metadata.metadata or {}
             return int(json.loads(metadata[b"cvbatch"]).get("revision", 0))
         except (pa.ArrowException, OSError, LookupError, ValueError):
             return -1

@@ -8,7 +8,6 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cvbatch.core.errors import NotFoundError, SourceError
 from cvbatch.core.redaction import redact
@@ -25,6 +24,7 @@ from cvbatch.report.html import (
     table,
 )
 from cvbatch.storage import store
+from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 from cvbatch.train.history import columns_of
 
@@ -77,7 +77,7 @@ def _splits(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _history(storage: Storage, uri: str) -> list[dict[str, Any]]:
     try:
         with storage.open_input(uri) as file:
-            rows: list[dict[str, Any]] = pq.ParquetFile(file).read().to_pylist()
+            rows: list[dict[str, Any]] = ParquetFile(file).read().to_pylist()
     except NotFoundError:
         return []
     except (pa.ArrowException, OSError, ValueError) as error:

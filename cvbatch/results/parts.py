@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import SourceError
@@ -22,6 +21,7 @@ from cvbatch.core.tasks import CLASS_COLUMNS, TASKS
 from cvbatch.core.types import ChunkRef, EncodedImage, Failure
 from cvbatch.planning.manifest import read_chunk
 from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 BATCH_ROWS = 64  # in memory together, with masks and heatmaps
@@ -64,9 +64,9 @@ def read_footer(storage: Storage, uri: str) -> Footer:
         return _open(source, uri)[1]
 
 
-def _open(source: Any, uri: str) -> tuple[pq.ParquetFile, Footer]:
+def _open(source: Any, uri: str) -> tuple[ParquetFile, Footer]:
     try:
-        file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        file = ParquetFile(source, buffer_size=_BUFFER_BYTES)
         document = json.loads(file.metadata.metadata[b"cvbatch"])
         version = document["schema_version"]
         if not document["fingerprint"] or not isinstance(document["models"], list):
@@ -131,7 +131,7 @@ def take_rows(
         SourceError: the file is damaged.
     """
     with read_errors(uri), storage.open_input(uri) as source:
-        file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        file = ParquetFile(source, buffer_size=_BUFFER_BYTES)
         if columns is not None:
             names = set(file.schema_arrow.names)
             columns = [column for column in columns if column.split(".")[0] in names]

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from cvbatch.planning.part_files import part_name
 from cvbatch.results.schema import COLUMN_TYPES
 from cvbatch.storage import store
+from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 ROW_GROUP_ROWS = 1024
@@ -71,7 +72,7 @@ def repeating_leaves(schema: pa.Schema) -> list[str]:
 def has_failed_rows(storage: Storage, uri: str) -> bool:
     """Return whether a part has a failed row, from the statistics in its footer."""
     with storage.open_input(uri) as file:
-        footer = pq.ParquetFile(file).metadata
+        footer = ParquetFile(file).metadata
     column = footer.schema.names.index("status")
     groups = [footer.row_group(i).column(column).statistics for i in range(footer.num_row_groups)]
     return any(statistics.min == "failed" for statistics in groups)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cvbatch.core.errors import SourceError
 from cvbatch.sources.image_files import ImageFiles
 from cvbatch.storage import store
 from cvbatch.storage.listing import FILES, Listing, Progress
+from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 
@@ -61,7 +61,7 @@ def _text_lines(storage: Storage, uri: str) -> pa.Array:
 def _parquet_lines(storage: Storage, uri: str) -> pa.Array:
     with storage.open_input(uri) as file:
         try:
-            reader = pq.ParquetFile(file)
+            reader = ParquetFile(file)
             strings = [f.name for f in reader.schema_arrow if _is_string(f.type)]
             if "uri" not in strings and len(strings) != 1:
                 raise SourceError(

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError, StoreError
 from cvbatch.core.types import EncodedImage, Failure, Item
 from cvbatch.sources.base import InputFormat, ReadItems, ReadOptions, image_id_in, read_failure
 from cvbatch.sources.units import UNITS
+from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 _BUFFER_BYTES = 4 << 20
@@ -113,7 +113,7 @@ class _RowGroup:
 def _image_values(storage: Storage, uri: str, row_group: int, column: str) -> Iterator[Any]:
     """Yield the image scalars of a row group, a page in memory at a time."""
     with closing(storage.open_input(uri)) as source:
-        file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        file = ParquetFile(source, buffer_size=_BUFFER_BYTES)
         in_struct = is_struct_of_bytes(file.schema_arrow.field(column).type)
         leaf = f"{column}.bytes" if in_struct else column
         for batch in file.iter_batches(_BATCH_ROWS, [row_group], [leaf]):
@@ -204,7 +204,7 @@ def _row_groups(storage: Storage, uri: str, image_column: str) -> list[tuple[int
     try:
         with storage.open_input(uri) as file:
             size = file.seek(0, io.SEEK_END)
-            footer = pq.ParquetFile(file)
+            footer = ParquetFile(file)
             metadata, schema = footer.metadata, footer.schema_arrow
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None

@@ -118,6 +118,7 @@ def cvbatch(*arguments: object, **options: object) -> tuple[int, str, str]:
     """Run the command in a subprocess; return its exit status, stdout and stderr."""
     command = [sys.executable, "-m", "cvbatch", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert done.returncode >= 0, f"killed by signal {-done.returncode}\n{done.stderr}"
     return done.returncode, done.stdout, done.stderr
 
 
