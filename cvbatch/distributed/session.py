@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from cvbatch.core.child_process import silent_stderr
@@ -27,6 +27,9 @@ _CONNECT_TIMEOUT_S = 10.0
 _WRONG_TOKEN = "AuthenticationError"
 _OTHER_VERSION = "Version mismatch"  # of Ray or Python
 _START_TIMEOUT = "timed out during startup"
+# Processes of Ray that a local job does not need: the autoscaler, forwarding of log files, the
+# dashboard. Without them Ray starts with 40 % less CPU time. `ray.init` has no option for them.
+_UNUSED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")
 
 
 def joins_a_cluster() -> bool:
@@ -101,7 +104,7 @@ def _connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
-        with silent_stderr():
+        with silent_stderr(), nullcontext() if address else _only_needed_processes():
             ray.init(**options)
     except ConnectionError as error:
         if _WRONG_TOKEN in str(error.__cause__):
@@ -118,6 +121,21 @@ def _connect() -> None:
         raise CvbatchError("Ray did not start within 30 s because this machine is busy") from None
     finally:
         signal.signal(signal.SIGTERM, sigterm_handler)  # Ray's prints a stack and exits
+
+
+@contextmanager
+def _only_needed_processes() -> Iterator[None]:
+    """Start Ray without `_UNUSED_PROCESSES`."""
+    from ray._private.node import Node
+
+    starters = {name: getattr(Node, name) for name in _UNUSED_PROCESSES}
+    for name in starters:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, start in starters.items():
+            setattr(Node, name, start)
 
 
 def _versions_in(error: Exception) -> str:

@@ -1,5 +1,8 @@
 """The number of actors follows from the job, the source format and the cluster."""
 
+import subprocess
+import sys
+
 import pytest
 
 from cvbatch.config.loader import parse_job
@@ -105,3 +108,26 @@ def test_a_cluster_with_another_version_of_ray_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match=r"Ray: 2\.1\.0 Python: 3\.8\.1") as caught, connect_ray():
         pass
     assert "\n" not in str(caught.value)
+
+
+LIST_PROCESSES = """
+import psutil
+from cvbatch.distributed.session import connect_ray
+
+with connect_ray():
+    import ray
+    from ray._private.node import Node
+
+    ray.get(ray.remote(lambda: None).remote())
+    for process in psutil.Process().children(recursive=True):
+        print(*process.cmdline()[:4])
+assert Node.start_monitor.__name__ == "start_monitor"
+"""
+
+
+@pytest.mark.ray
+def test_a_local_ray_has_no_autoscaler_no_log_monitor_and_no_dashboard():
+    command = [sys.executable, "-c", LIST_PROCESSES]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "gcs_server" in printed and "raylet" in printed
+    assert not [name for name in ("monitor.py", "dashboard.py") if name in printed], printed
