@@ -30,7 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if SERVERS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.process)
     kinds = ("ray", "keras")
-    items.sort(key=lambda item: [item.get_closest_marker(kind) is None for kind in kinds])
+    files: dict[Path, set[str]] = {}
+    for item in items:
+        marked = {kind for kind in kinds if item.get_closest_marker(kind)}
+        files.setdefault(item.path, set()).update(marked)
+    items.sort(key=lambda item: [kind not in files[item.path] for kind in kinds])
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +61,12 @@ def keras_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """One Ray for the whole session: two CPUs, and a GPU that is only a number to it."""
+    """One Ray for a file: two CPUs, and a GPU that is only a number to it.
+
+    Not for all files: while Ray runs, evaluations and explanations start workers.
+    """
     import ray
 
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)

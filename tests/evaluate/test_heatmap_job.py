@@ -84,7 +84,7 @@ def prediction(folder, model, sink, chunk_images=15):
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory, ray_session):
+def archive(tmp_path_factory):
     """A folder with images `in`, one of them broken, their result `out`, and `truth`."""
     folder = tmp_path_factory.mktemp("heatmaps")
     files, boxes = scenes()

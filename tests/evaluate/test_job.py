@@ -431,18 +431,6 @@ def all_tasks(seed):
 FILES = ("metrics.json", "metrics.parquet", "unmatched.parquet", "confusion_segmentation.png")
 
 
-@pytest.mark.ray
-def test_metrics_do_not_depend_on_parts_shards_or_workers(tmp_path, ray_session):
-    rows, truth, classes = all_tasks(2)
-    files = []
-    for part_images, shard_images, workers in [(100, 100, 1), (1, 5, 1), (3, 2, 2)]:
-        folder = tmp_path / f"{part_images}"
-        sizes = {"part_images": part_images, "shard_images": shard_images, "workers": workers}
-        run(folder, rows, truth, classes, bootstrap=25, **sizes)
-        files.append({name: (folder / "out" / name).read_bytes() for name in FILES})
-    assert files[0] == files[1] == files[2]
-
-
 @pytest.mark.parametrize("shard_images", [150, 70])  # of row groups of 64
 def test_images_join_with_labels_in_any_order(shard_images, tmp_path):
     rows, truth = random_animals(8, 150)
@@ -560,3 +548,15 @@ def test_the_command_prints_a_table_and_refuses_in_a_line(tmp_path):
     )
     assert (status, stdout) == (2, "")
     assert "name the sink of a `cvbatch predict`" in stderr.splitlines()[-1]
+
+
+@pytest.mark.ray
+def test_metrics_do_not_depend_on_parts_shards_or_workers(tmp_path, ray_session):
+    rows, truth, classes = all_tasks(2)
+    files = []
+    for part_images, shard_images, workers in [(100, 100, 1), (1, 5, 1), (3, 2, 2)]:
+        folder = tmp_path / f"{part_images}"
+        sizes = {"part_images": part_images, "shard_images": shard_images, "workers": workers}
+        run(folder, rows, truth, classes, bootstrap=25, **sizes)
+        files.append({name: (folder / "out" / name).read_bytes() for name in FILES})
+    assert files[0] == files[1] == files[2]

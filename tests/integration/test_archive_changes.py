@@ -18,6 +18,7 @@ from cvbatch.predict.summary import Summary
 from cvbatch.storage import lease
 from tests.support import jobs
 from tests.support.lease_holder import FAR
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 LITERT = ["run.engine=litert", "run.arrangement=fused", "run.gpus_per_actor=0"]
@@ -313,11 +314,17 @@ def test_a_second_run_is_refused_and_a_run_after_a_kill_resumes_at_once(command,
     assert {name: after[name] for name in written} == written
 
 
+def taken_over(sink, tmp_path, process):
+    """Replace the lease; return whether the run has ended. A heartbeat may write it once more."""
+    (tmp_path / "far").write_bytes(FAR.to_json())
+    (tmp_path / "far").replace(sink / lease.LEASE_PATH)  # atomic
+    return process.poll() is not None
+
+
 def test_a_run_whose_lease_was_taken_stops(command, tmp_path):
     with command.start(**patched(tmp_path / "slow", SLOW)) as process:
         await_chunk(process)
-        (tmp_path / "far").write_bytes(FAR.to_json())
-        (tmp_path / "far").replace(command.sink / lease.LEASE_PATH)  # atomic
+        until(lambda: taken_over(command.sink, tmp_path, process), "the end of the run")
         lines = process.stderr.read().strip().splitlines()
     assert process.returncode == 1
     assert "taken over by a run on far.example" in lines[-1]

@@ -1,4 +1,4 @@
-"""Jobs submitted with `ray job submit`: same results, exit statuses and messages as locally."""
+"""Jobs submitted with `ray job submit` have the results and messages of local ones; metrics."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
+from cvbatch.predict.stage_timer import STAGES
 from tests.support import datasets, jobs
 from tests.support.crashing_images import poisoned
 from tests.support.evaluations import write_result, write_truth
-from tests.support.local_cluster import submission_id, working_folder
+from tests.support.local_cluster import events_in, submission_id, working_folder
+from tests.support.prometheus import metrics_of
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
@@ -187,3 +189,57 @@ def test_an_evaluation_writes_its_metrics(two_nodes, tmp_path):
     assert metrics["top_1"] == pytest.approx(0.75)
     state = json.loads((tmp_path / "sink" / "_cvbatch" / "evaluation.json").read_bytes())
     assert state["is_complete"]
+
+
+def test_the_endpoint_reports_a_job_while_it_runs_and_after_it_ended(
+    two_nodes, stub, keras_files, tmp_path
+):
+    names = [f"{i:02}.jpg" for i in range(8)]
+    files = {name: jobs.encoded_image(i) for i, name in enumerate(names)}
+    files |= {"00.jpg": b"no image", "01.jpg": b"", "06.jpg": poisoned(6, "wait")}
+    source = jobs.write_files(tmp_path / "in", files)
+    run = {"chunk_images": 2, "engine": "litert", "image_timeout_s": 240.0}
+    values = jobs.job(source, tmp_path / "sink", keras_files, **run)
+    del values["models"][1:]
+    folder = working_folder(tmp_path, predict=values)
+    job_id = submission_id(folder, "predict")
+    two_nodes.submitting(folder, "predict", "--no-wait", "--log", "json", job_id=job_id)
+    until(lambda: len(jobs.parts(tmp_path / "sink")) == 3, "the chunks that do not wait")
+    run_id = events_in(two_nodes.log(job_id))[0]["run"]
+
+    def scraped():
+        return metrics_of(run_id, two_nodes.head.scraped())
+
+    running = until(
+        lambda: scraped().get(("cvbatch_chunks", "")) == 3 and scraped(), "three chunks"
+    )
+    assert running["cvbatch_images", "ok"] + running["cvbatch_images", "failed"] == 6
+    assert running["cvbatch_chunks_left", ""] == 1
+    assert {stage for name, stage in running if name == "cvbatch_queue_depth"} == {
+        "decode", "predict", "write",
+    }  # fmt: skip
+    (stub / "go").touch()
+    ran = two_nodes.ended(job_id)
+    assert ran.status == 0, ran.log
+
+    rows = jobs.rows(tmp_path / "sink")
+    failed = [row for row in rows if row["status"] == "failed"]
+    after = until(lambda: scraped().get(("cvbatch_chunks", "")) == 4 and scraped(), "all chunks")
+    assert after["cvbatch_images", "ok"] == len(rows) - len(failed) == 6
+    assert after["cvbatch_images", "failed"] == len(failed) == 2
+    assert after["cvbatch_failures", "decode/empty"] == 1
+    assert after["cvbatch_failures", "decode/not_an_image"] == 1
+    assert after["cvbatch_bytes", "read"] == sum(len(data) for data in files.values())
+    sizes = sum(len(data) for data in jobs.parts(tmp_path / "sink").values())
+    assert after["cvbatch_bytes", "written"] == sizes
+    assert {stage for name, stage in after if name == "cvbatch_stage_seconds"} == set(STAGES)
+
+    chunks = [event for event in ran.events if event["event"] == "chunk"]
+    assert {f"part-{event['chunk']}.parquet" for event in chunks} == set(
+        jobs.parts(tmp_path / "sink")
+    )
+    for stage in STAGES:
+        seconds = sum(event["seconds"][stage] for event in chunks)
+        assert after["cvbatch_stage_seconds", stage] == pytest.approx(seconds)
+    (summary,) = (tmp_path / "sink" / "_cvbatch" / "runs").iterdir()
+    assert json.loads(summary.read_bytes())["run"] == run_id

@@ -34,23 +34,21 @@ NARROW = {
     "fcn8s": {"units": 16},
     "sliding_fcn": {"units": 16},
 }
-# Larger variants of networks that are tested: they take minutes and gigabytes.
+# Larger variants of networks that are tested, and networks whose layers others have too: each takes
+# 5 s to minutes.
 LARGER = (
-    *(f"ConvNeXt{size}" for size in ("Small", "Base", "Large", "XLarge")),
-    *(f"DenseNet{depth}" for depth in (169, 201)),
+    *(f"ConvNeXt{size}" for size in ("Tiny", "Small", "Base", "Large", "XLarge")),
+    *(f"DenseNet{depth}" for depth in (121, 169, 201)),
     *(f"EfficientNetB{size}" for size in range(1, 8)),
-    *(f"EfficientNetV2{size}" for size in ("B1", "B2", "B3", "S", "M", "L")),
-    *(f"ResNet{name}" for name in ("101", "152", "101V2", "152V2")),
+    *(f"EfficientNetV2{size}" for size in ("B0", "B1", "B2", "B3", "S", "M", "L")),
+    *(f"ResNet{name}" for name in ("50", "101", "152", "50V2", "101V2", "152V2")),
+    *("resnet152", "se_resnet34", "googlenet"),  # resnet34 and se_googlenet have their blocks
+    *("fcn16s", "fcn32s"),
     "InceptionResNetV2",  # the blocks of Inception and of ResNet, seven times as many layers
-    "NASNetLarge",
-    *(
-        "NASNetMobile",
-        "DenseNet121",
-        "EfficientNetV2B0",
-        "ResNet50V2",
-        "Xception",
-    ),  # take 20 s each
+    "MobileNetV3Large",
+    *("NASNetLarge", "NASNetMobile"),
     "VGG19",
+    "Xception",
 )
 CONFIGS = {
     "classification": ClassificationConfig,

@@ -141,34 +141,59 @@ def test_a_network_that_does_not_fit_is_refused(sections, message, colours, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def wait_for(condition, process):
+    """Return once the condition is true; fail if the process ends before."""
+
+    def checked():
+        assert process.poll() is None, process.stderr.read()
+        return condition()
+
+    until(checked, "the condition")
+
+
+def start_driver(path, *options):
+    """Start the training of a job file in a process group of its own."""
+    command = [sys.executable, "-m", "cvbatch", "train", "--config", str(path), *options]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
 @pytest.mark.ray
 @pytest.mark.keras
-def test_two_workers_train_a_model_that_predicts(colours, tmp_path):
+def test_two_workers_of_which_one_is_killed_train_a_model_that_predicts(colours, tmp_path):
     sink = tmp_path / "out"
-    path = jobs.write_job(tmp_path / "job.yaml", job(colours, sink))
-    status, out, stderr = jobs.cvbatch("train", "--config", path, "--json")
-    assert status == 0, stderr
-    assert "cvbatch: done, 8 epochs into" in stderr.splitlines()[-1]
+    path = jobs.write_job(tmp_path / "job.yaml", job(colours, sink, training={"epochs": 12}))
+    driver = start_driver(path, "--json")
+    wait_for(lambda: (sink / "_cvbatch/training/checkpoint_manager_snapshot.json").exists(), driver)
+    workers = [pid for pid, line in descendants(driver.pid).items() if "RayTrainWorker" in line]
+    assert len(workers) == 2
+    os.kill(max(workers), signal.SIGKILL)
+    out, stderr = driver.communicate(timeout=300)
+    assert driver.returncode == 0, stderr
+    assert "cvbatch: done, 12 epochs into" in stderr.splitlines()[-1]
     summary = json.loads(out)
-    assert (summary["workers"], summary["epochs"]) == (2, 8)
-    assert summary["steps"] == 8 * -(-summary["images"]["train"] // 8)
+    assert (summary["workers"], summary["epochs"]) == (2, 12)
+    assert summary["steps"] == 12 * -(-summary["images"]["train"] // 8)
     assert summary["metrics"]["test"]["accuracy"] > 0.9
     outputs = [path for path in files(sink) if not path.startswith("_")]
     assert outputs == sorted(
         ["config.yaml", "curves.png", "history.json", "history.parquet", "metrics.json",
          "model.keras"]
     )  # fmt: skip
+    json_epochs = [row["epoch"] for row in json.loads((sink / "history.json").read_bytes())]
+    assert json_epochs == list(range(1, 13))
     history = pq.read_table(sink / "history.parquet").to_pylist()
-    assert [row["epoch"] for row in history] == list(range(1, 9))
+    assert [row["epoch"] for row in history] == list(range(1, 13))
     assert json.loads((sink / "metrics.json").read_bytes()) == summary["metrics"]
     resolved = parse_training(yaml.safe_load((sink / "config.yaml").read_bytes()))
     assert (resolved.run.workers, resolved.training.metric) == (2, "accuracy")
 
     before = (sink / "model.keras").read_bytes()
     status, _, stderr = jobs.cvbatch("train", "--config", path)
-    assert status == 0 and "nothing to do, 8 epochs into" in stderr
+    assert status == 0 and "nothing to do, 12 epochs into" in stderr
     assert (sink / "model.keras").read_bytes() == before
-    status, _, stderr = jobs.cvbatch("train", "--config", path, "--set", "training.epochs=9")
+    status, _, stderr = jobs.cvbatch("train", "--config", path, "--set", "training.epochs=13")
     assert status == 2 and "contains another training" in stderr
 
     predicted = {
@@ -181,22 +206,6 @@ def test_two_workers_train_a_model_that_predicts(colours, tmp_path):
     assert status == 0, stderr
     labels = [row["labels"][0]["label"] for row in jobs.rows(tmp_path / "predicted")]
     assert len(labels) == 48 and set(labels) == set(COLOURS)
-
-
-def wait_for(condition, process):
-    """Return once the condition is true; fail if the process ends before."""
-
-    def checked():
-        assert process.poll() is None, process.stderr.read()
-        return condition()
-
-    until(checked, "the condition")
-
-
-def start_driver(path):
-    """Start the training of a job file in a process group of its own."""
-    command = [sys.executable, "-m", "cvbatch", "train", "--config", str(path)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 @pytest.mark.soak
@@ -269,27 +278,6 @@ def descendants(pid):
     while more := {child for child, parent in parents.items() if parent in below} - below:
         below |= more
     return {number: lines[number] for number in below if number in lines}
-
-
-@pytest.mark.ray
-@pytest.mark.keras
-def test_a_killed_worker_is_replaced_and_no_step_is_lost(colours, tmp_path):
-    sink = tmp_path / "out"
-    path = jobs.write_job(tmp_path / "job.yaml", job(colours, sink, training={"epochs": 12}))
-    command = [sys.executable, "-m", "cvbatch", "train", "--config", str(path), "--json"]
-    driver = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    wait_for(lambda: (sink / "_cvbatch/training/checkpoint_manager_snapshot.json").exists(), driver)
-    workers = [pid for pid, line in descendants(driver.pid).items() if "RayTrainWorker" in line]
-    assert len(workers) == 2
-    os.kill(max(workers), signal.SIGKILL)
-    out, stderr = driver.communicate(timeout=300)
-    assert driver.returncode == 0, stderr
-    summary = json.loads(out)
-    assert (summary["epochs"], summary["steps"]) == (12, 12 * -(-summary["images"]["train"] // 8))
-    epochs = [row["epoch"] for row in json.loads((sink / "history.json").read_bytes())]
-    assert epochs == list(range(1, 13))
 
 
 @pytest.mark.soak  # tests/train/test_trainer.py has the law; this starts Ray Train twice
