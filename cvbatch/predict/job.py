@@ -85,7 +85,10 @@ def prepare(
         job.run.chunk_images,
         job.run.chunk_bytes,
         on_progress=listener.listed,
+        options=job.source.options,
     )
+    if plan.ignored:
+        listener.info(f"files of the source that are not read: {plan.ignored.text}")
     if plan.num_changed or plan.num_removed:
         listener.info(
             f"source changed since the last run: {plan.num_new:,} new, {plan.num_changed:,} "

@@ -21,7 +21,7 @@ import pyarrow as pa
 import ray
 
 from cvbatch.core.errors import CvbatchError
-from cvbatch.core.types import ChunkRef, ChunkReport
+from cvbatch.core.types import ChunkRef, ChunkReport, SourceOptions
 from cvbatch.distributed.resources import Allocation
 from cvbatch.predict import steps
 from cvbatch.predict.ray_actor_pool import (
@@ -100,8 +100,11 @@ def _streaming(
         for stage, num_chunks in ray.get(attempts.depths.remote()).items():
             metrics.set_queue_depth(stage, num_chunks)
         for row in table.to_pylist():
-            maps = {name: dict(row[name]) for name in ("failures", "examples", "seconds")}
-            yield ChunkReport(**{**row, **maps})
+            values: dict[str, Any] = {
+                name: dict(value) if pa.types.is_map(_REPORT.field(name).type) else value
+                for name, value in row.items()
+            }
+            yield ChunkReport(**values)
 
 
 def _dataset(
@@ -181,7 +184,8 @@ def _decode(table: pa.Table, spec: PredictSpec, attempts: Any) -> pa.Table:
             spec.storage, ref, "its decoding started as often and never ended"
         )
     timer = StageTimer()
-    reader = _reader(spec.storage, spec.source_format, spec.job.source.image_column)
+    source = spec.job.source
+    reader = _reader(spec.storage, spec.source_format, source.image_column, source.options)
     is_isolated = num_deaths >= ISOLATE_AFTER
     batches = image_batches_to_table(
         list(steps.read_and_decode(spec, reader, ref, timer, is_isolated=is_isolated))
@@ -192,8 +196,10 @@ def _decode(table: pa.Table, spec: PredictSpec, attempts: Any) -> pa.Table:
 
 
 @lru_cache(maxsize=1)  # tasks are plain calls: only the process outlives a chunk
-def _reader(storage: Storage, source_format: str, image_column: str) -> ChunkReader:
-    return ChunkReader(storage, source_format, image_column)
+def _reader(
+    storage: Storage, source_format: str, image_column: str, options: SourceOptions
+) -> ChunkReader:
+    return ChunkReader(storage, source_format, image_column, options=options)
 
 
 def _with_timer(table: pa.Table, timer: StageTimer) -> pa.Table:
@@ -236,6 +242,8 @@ _REPORT = pa.schema(
         ("examples", pa.map_(pa.string(), pa.list_(pa.list_(pa.string())))),
         ("num_bytes_read", pa.int64()),
         ("seconds", pa.map_(pa.string(), pa.float64())),
+        ("ignored", pa.map_(pa.string(), pa.int64())),
+        ("ignored_examples", pa.map_(pa.string(), pa.list_(pa.string()))),
     ]
 )
 
@@ -243,10 +251,8 @@ _REPORT = pa.schema(
 def _report_table(reports: Sequence[ChunkReport]) -> pa.Table:
     rows: list[dict[str, Any]] = [
         {
-            **asdict(report),
-            "failures": list(report.failures.items()),
-            "examples": list(report.examples.items()),
-            "seconds": list(report.seconds.items()),
+            name: list(value.items()) if isinstance(value, dict) else value
+            for name, value in asdict(report).items()
         }
         for report in reports
     ]

@@ -53,7 +53,10 @@ class PredictSpec:
 
     def new_reader(self) -> ChunkReader:
         """Return a reader of the chunks of the job."""
-        return ChunkReader(self.storage, self.source_format, self.job.source.image_column)
+        source = self.job.source
+        return ChunkReader(
+            self.storage, self.source_format, source.image_column, options=source.options
+        )
 
     @property
     def result_models(self) -> list[schema.ResultModel]:
@@ -79,7 +82,7 @@ def read_and_decode(
             than `run.image_timeout_s`, then fails alone; otherwise it ends this process.
     """
     source = spec.job.source
-    images = reader.read(read_chunk(spec.storage, ref), source.max_bytes)
+    images = reader.read(read_chunk(spec.storage, ref), source.max_bytes, timer.ignored)
     keys = list(dict.fromkeys(model.input_key for model in spec.specs))
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg)
     timeout_s = spec.job.run.image_timeout_s
@@ -143,6 +146,8 @@ def write(
         examples,
         timer.num_bytes_read,
         timer.seconds,
+        timer.ignored.counts,
+        timer.ignored.examples,
     )
 
 

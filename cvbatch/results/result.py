@@ -23,6 +23,7 @@ from cvbatch.planning.plan import done_chunks, part_sizes
 from cvbatch.results import parts
 from cvbatch.results.parts import BATCH_ROWS, Footer
 from cvbatch.results.row import Row
+from cvbatch.sources.base import options_of
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
@@ -149,7 +150,8 @@ class Result:
     def reader(self) -> ChunkReader:
         """Return the reader of the images, which continues where the last chunk ended."""
         image_column = self._reading.get("image_column", "image")
-        return ChunkReader(self.storage, self._reading["format"], image_column)
+        options = options_of(self._reading)
+        return ChunkReader(self.storage, self._reading["format"], image_column, options=options)
 
     def uri_of(self, ref: ChunkRef) -> str:
         """Return the URI of a chunk's part file."""
