@@ -88,6 +88,11 @@ class Result:
     def _read_state(self) -> tuple[manifest.StoredManifest, dict[str, int], dict[str, Any] | None]:
         """Return the manifest, the sizes of the parts by chunk id, and job.json."""
         try:
+            if self.storage.exists(self.uri):
+                raise SourceError(
+                    f"{self.uri} is a file, not the result of a prediction; name the folder that "
+                    "is the sink of a `cvbatch predict`"
+                )
             known = manifest.read(self.storage, manifest.generation_uris(self.storage, self.uri))
             sizes = part_sizes(self.storage, self.uri)
             job = _read_job(self.storage, store.join(self.uri, _JOB))

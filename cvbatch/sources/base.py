@@ -152,9 +152,12 @@ class InputFormat(ABC):
         """Return the columns of `source.keep_columns`, with the types of one file."""
         return []
 
-    def read_kept(self, storage: Storage, items: Sequence[Item]) -> dict[str, pa.Table]:
-        """Return the values of `source.keep_columns`: image id without list index → one row."""
-        return {}
+    def read_kept(self, storage: Storage, items: Sequence[Item]) -> Iterator[pa.Table]:
+        """Yield the values of `source.keep_columns`, and `image_id`, without the index of a list.
+
+        Rows of a file that cannot be read are left out.
+        """
+        return iter(())
 
 
 def image_id_in(item: Item, key: int | str) -> str:
