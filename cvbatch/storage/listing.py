@@ -20,6 +20,7 @@ from cvbatch.storage import junk
 from cvbatch.storage.clients import REQUEST_TRIES, Location
 from cvbatch.storage.junk import JUNK
 from cvbatch.storage.local_walk import FolderWalk, Row, Skipped
+from cvbatch.storage.odd_keys import ODD_NAMES, UNREADABLE_KEY, KeyFile, is_odd
 from cvbatch.storage.patterns import (
     expand_braces,
     has_wildcard,
@@ -66,6 +67,8 @@ def list_files(storage: Storage, uri: str, on_progress: Progress | None = None) 
         SourceError: A file name is not Unicode.
     """
     location = Location.of(uri)
+    if location.scheme == "s3" and is_odd(location):
+        return _odd_key(storage, location)
     info = storage.attempt(location, lambda files: files.get_file_info(location.path))
     counter = _Counter(on_progress)
     if info.type == pafs.FileType.File:
@@ -78,6 +81,15 @@ def list_files(storage: Storage, uri: str, on_progress: Progress | None = None) 
         # An object store has no folders: only the listing shows that it is missing.
         return _list_folder(storage, location, counter)
     return _matching(_list_folder(storage, Location.of(folder), counter), uri, pattern)
+
+
+def _odd_key(storage: Storage, location: Location) -> Listing:
+    """Return one object whose key is no path."""
+    timeout_s = storage.policy.request_timeout_s
+    file = storage.attempt(location, lambda _: KeyFile(location, timeout_s))
+    name = location.uri
+    row = (name, file.size(), file.version)
+    return Listing(name[: name.rindex("/") + 1], _table([row]))
 
 
 def _matching(listing: Listing, uri: str, pattern: str) -> Listing:
@@ -212,13 +224,21 @@ def _walk_remote(
     storage: Storage, location: Location, skipped: list[Skipped]
 ) -> Iterator[pa.RecordBatch]:
     """Yield the files below a prefix, listed by several threads; adds junk folders to `skipped`."""
-    folders = [location]
+    folders, complete = [location], []
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in range(_SPREAD_LEVELS):
             level = list(
                 pool.map(lambda folder: _select(storage, folder, recursive=False), folders)
             )
-            subfolders = [i for infos in level for i in infos if i.type == pafs.FileType.Directory]
+            subfolders = []
+            for folder, infos in zip(folders, level, strict=True):
+                below = [info for info in infos if info.type == pafs.FileType.Directory]
+                if any(info.path.rpartition("/")[2] in ODD_NAMES for info in below):
+                    # Selecting such a folder would list others again: the whole prefix at once.
+                    complete.append(folder)
+                    continue
+                subfolders += below
+                yield from _batches(location.scheme, infos, skipped)
             folders = []
             for info in subfolders:
                 folder = Location(location.scheme, info.path)
@@ -226,12 +246,12 @@ def _walk_remote(
                     skipped.append(Skipped(f"{folder.uri}/", JUNK))
                 else:
                     folders.append(folder)
-            for infos in level:
-                yield from _batches(location.scheme, infos)
             if len(folders) >= _THREADS or not folders:
                 break
-        for infos in pool.map(lambda folder: _select(storage, folder, recursive=True), folders):
-            yield from _batches(location.scheme, infos)
+        for infos in pool.map(
+            lambda folder: _select(storage, folder, recursive=True), complete + folders
+        ):
+            yield from _batches(location.scheme, infos, skipped)
 
 
 def _select(storage: Storage, folder: Location, *, recursive: bool) -> list[Any]:
@@ -241,14 +261,20 @@ def _select(storage: Storage, folder: Location, *, recursive: bool) -> list[Any]
     return storage.attempt(folder, list_folder, REQUEST_TRIES)
 
 
-def _batches(scheme: str, infos: list[Any]) -> Iterator[pa.RecordBatch]:
+def _batches(scheme: str, infos: list[Any], skipped: list[Skipped]) -> Iterator[pa.RecordBatch]:
     """Yield the files of a listing; entries are removed from the end of `infos` to free them."""
     while infos:
         some, infos[-_BATCH_FILES:] = infos[-_BATCH_FILES:], []
-        yield _batch(
+        batch = _batch(
             [
                 (f"{scheme}://{info.path}", info.size, _version(info))
                 for info in some
                 if info.type == pafs.FileType.File
             ]
         )
+        if scheme != "s3":  # only boto3 reads keys that are no paths
+            are_odd = pc.match_substring_regex(batch["uri"], r"[^:/]/\.{0,2}(?:/|$)")
+            odd = batch["uri"].filter(are_odd).to_pylist()
+            skipped += [Skipped(uri, UNREADABLE_KEY) for uri in odd]
+            batch = batch.filter(pc.invert(are_odd))
+        yield batch
