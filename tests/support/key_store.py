@@ -59,7 +59,10 @@ def serve_keys(keys: dict[str, bytes]) -> Iterator[str]:
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        daemon_threads, block_on_close = True, False  # clients keep their connections open
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
