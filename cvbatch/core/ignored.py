@@ -39,11 +39,20 @@ class Ignored:
 
     @property
     def text(self) -> str:
-        """Return the counts, the largest first: "raw photograph 3 (a.nef, ...), text 1 (b.txt)"."""
-        ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
-        return ", ".join(self._of_kind(kind, count) for kind, count in ordered)
+        """Return counts and names, the largest first: "video 3 (a.mov, ...), text 1 (b.txt)"."""
+        return ", ".join(f"{count}{self._names(kind)}" for kind, count in self._counted())
 
-    def _of_kind(self, kind: str, count: int) -> str:
-        names = ", ".join(self.examples.get(kind, []))
-        more = ", ..." if count > len(self.examples.get(kind, [])) else ""
-        return f"{kind.replace('_', ' ')} {count:,}" + (f" ({names}{more})" if names else "")
+    @property
+    def counts_text(self) -> str:
+        """Return the counts, the largest first: "video 3, text 1"."""
+        return ", ".join(count for _, count in self._counted())
+
+    def _counted(self) -> list[tuple[str, str]]:
+        """Return each kind, with its count in words."""
+        ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        return [(kind, f"{kind.replace('_', ' ')} {count:,}") for kind, count in ordered]
+
+    def _names(self, kind: str) -> str:
+        names = self.examples.get(kind, [])
+        more = ["..."] if self.counts[kind] > len(names) else []
+        return f" ({', '.join(names + more)})" if names else ""

@@ -85,7 +85,7 @@ class Summary:
         if self.num_removed:
             text += f"; {_files(self.num_removed)} removed from the source, rows kept"
         if self.ignored:
-            text += f"; not read: {self.ignored.text}"
+            text += f"; not read: {self.ignored.counts_text}"
         return text
 
     def as_json(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from cvbatch.sources.members import Member, checked, choose
 
 _MAX_HEADER_BYTES = 1 << 17  # of a long name or an extended header
 _MAX_GLOBAL_HEADERS = 100  # values that apply to all members; tarfile stores them all
+_MAX_ZERO_BLOCKS = 1 << 15  # of 512 bytes, between two tars of one file; tar pads to 10 KiB
 _MAX_NAME = 4096  # characters of a member's name; longer ones lose their start
 _MAX_EXPANSION = 200  # bytes that one byte of a compressed tar may expand to
 _ALWAYS_ALLOWED_BYTES = 1 << 30  # decompressed, for a tar of any size
@@ -180,15 +181,18 @@ class _StrictHeader(tarfile.TarInfo):
         try:
             header = super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            tar.cvbatch_at_end = True  # type: ignore[attr-defined]
-            raise  # a block of zeros
+            num_blocks = getattr(tar, "cvbatch_zero_blocks", 0) + 1
+            tar.cvbatch_zero_blocks = num_blocks  # type: ignore[attr-defined]
+            if num_blocks > _MAX_ZERO_BLOCKS:
+                raise tarfile.ReadError(f"more than {num_blocks} blocks of zeros end it") from None
+            raise
         except _EndOfFile:
-            if getattr(tar, "cvbatch_at_end", False):
+            if getattr(tar, "cvbatch_zero_blocks", 0):
                 raise tarfile.EmptyHeaderError("end of file") from None  # type: ignore[attr-defined]
             raise
         except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"a header is damaged ({error})") from None
-        tar.cvbatch_at_end = False  # type: ignore[attr-defined]
+        tar.cvbatch_zero_blocks = 0  # type: ignore[attr-defined]
         return header
 
     @classmethod

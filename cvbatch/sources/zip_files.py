@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import NamedTuple
+from functools import partial
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,8 @@ _MAX_DIRECTORY_BYTES = 64 << 20  # of the list of members; about a million of th
 _MAX_NAME = 4096  # characters of a member's name; longer ones lose their start
 _BUFFER_BYTES = 1 << 20
 _THREADS = 8
+# Compression → bytes that are read at once. 4 KiB of bzip2 may expand to gigabytes: it is not read.
+_PIECE_BYTES = {zipfile.ZIP_STORED: 1 << 20, zipfile.ZIP_DEFLATED: 1 << 20, zipfile.ZIP_LZMA: 4096}
 _IS_ENCRYPTED = 1  # in the flags of a member
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -209,11 +212,27 @@ def _images(archive: zipfile.ZipFile, options: SourceOptions, ignored: Ignored) 
 
 def _first_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     """Return the first bytes of a member; b"" if it is damaged or of an unknown compression."""
+    if info.compress_type not in _PIECE_BYTES:
+        return b""
     try:
         with archive.open(info) as file:
             return file.read(SNIFFED_BYTES)
     except (*_ZIP_ERRORS, NotImplementedError):
         return b""
+
+
+def _read_all(file: IO[bytes], info: zipfile.ZipInfo) -> bytes:
+    """Return the bytes of a member, at most as many as its list of members says.
+
+    zipfile would decompress all input at once.
+
+    Raises:
+        NotImplementedError: The compression has no bounds, or is not known.
+    """
+    step = _PIECE_BYTES.get(info.compress_type)
+    if step is None:
+        raise NotImplementedError("its compression is not read; write it with deflate")
+    return b"".join(iter(partial(file.read, step), b""))
 
 
 def _read_image(
@@ -227,7 +246,7 @@ def _read_image(
     if failure is None:
         try:
             with closing(archive.open(info)) as file:
-                return EncodedImage(image_id, item.uri, file.read())
+                return EncodedImage(image_id, item.uri, _read_all(file, info))
         except (NotImplementedError, RuntimeError) as error:
             failure = Failure("read", "unsupported", f"the member is not read: {error}")
         except _ZIP_ERRORS as error:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from cvbatch.core.errors import SourceError
 from cvbatch.core.ignored import Ignored
 from cvbatch.core.types import Chunk, EncodedImage, Item, SourceOptions
+from cvbatch.sources import zip_files
 from cvbatch.sources.discovery import find_files
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.store import Storage
@@ -41,7 +44,7 @@ def read_zip(
     return images, ignored
 
 
-METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -96,6 +99,39 @@ def test_one_bad_member_fails_alone(tmp_path: Path) -> None:
     images, _ = read_zip(str(path))
     assert [i.image_id for i in images] == [f"a.zip#{n}.jpg" for n in range(5)]
     assert kinds(images) == [None, "corrupt", "unsupported", None, "too_large"]
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_a_member_that_expands_to_more_than_it_says_needs_little_memory(
+    tmp_path: Path, method: int
+) -> None:
+    path = tmp_path / "a.zip"
+    size = 1 << 28
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("0.jpg", bytes(size))
+        archive.writestr("1.jpg", b"one")
+    data = path.read_bytes().replace(struct.pack("<I", size), struct.pack("<I", 1000))
+    path.write_bytes(data)
+    tracemalloc.start()
+    images, _ = read_zip(str(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kinds(images) == ["corrupt", None]
+    assert peak < 150 << 20
+
+
+def test_bzip2_is_refused_because_it_expands_without_bounds(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("0.jpg", b"zero")
+    images, _ = read_zip(str(tmp_path / "a.zip"))
+    assert kinds(images) == ["unsupported"]
+
+
+def test_a_list_of_members_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jobs.write_zip(tmp_path / "a.zip", {f"{i}.jpg": b"" for i in range(300)})
+    monkeypatch.setattr(zip_files, "_MAX_DIRECTORY_BYTES", 10_000)
+    with pytest.raises(SourceError, match="list of members is larger"):
+        read_zip(str(path))
 
 
 def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
