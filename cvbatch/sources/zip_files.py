@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import struct
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -34,6 +35,8 @@ _PIECE_BYTES = {zipfile.ZIP_STORED: 1 << 20, zipfile.ZIP_DEFLATED: 1 << 20, zipf
 _IS_ENCRYPTED = 1  # in the flags of a member
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
+    NotImplementedError,
+    struct.error,
     OSError,
     EOFError,
     zlib.error,
@@ -217,7 +220,7 @@ def _first_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(info) as file:
             return file.read(SNIFFED_BYTES)
-    except (*_ZIP_ERRORS, NotImplementedError):
+    except _ZIP_ERRORS:
         return b""
 
 

@@ -140,7 +140,7 @@ def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
         read_zip(str(tmp_path / "a.zip"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(position=st.integers(0, 1400), junk=st.binary(min_size=1, max_size=30))
 def test_a_damaged_zip_loses_no_image_silently(position: int, junk: bytes) -> None:
     """As many images as its list has, or a refusal."""
