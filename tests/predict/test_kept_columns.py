@@ -79,6 +79,9 @@ def test_columns_are_beside_their_row(tmp_path: Path, id_column: str | None) -> 
     options = {"id_column": id_column} if id_column else {}
     result = predict_without_models(job_of(tmp_path, keep_columns=NAMES, **options), tmp_path)
     assert result.select(NAMES).to_pydict() == kept
+    rows = list(Result(Storage(), str(tmp_path / "out")))
+    assert {name: [row.kept[name] for row in rows] for name in NAMES} == kept
+    assert rows[3].image().size == (rows[3].width, rows[3].height)  # read again by its id
     assert result.schema.field("tags").type == pa.list_(pa.string())
     assert result.schema.field("shop").type == pa.string()
     assert result["status"].to_pylist() == ["failed" if n == 4 else "ok" for n in range(NUM_ROWS)]
