@@ -37,7 +37,8 @@ class FileKind(NamedTuple):
     is_picture: bool = False
 
 
-# Suffixes that are also in IMAGE_SUFFIXES are images; the other tables have no suffix of these.
+# No suffix of IMAGE_SUFFIXES is here. Suffixes of tars, zips and Parquet are: they count by these
+# kinds where another format is read.
 FILE_KINDS: dict[str, FileKind] = {
     "raw_photograph": FileKind(
         "3fr ari arw bay cap cr2 cr3 crw dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef "
@@ -50,9 +51,8 @@ FILE_KINDS: dict[str, FileKind] = {
         is_picture=True,
     ),
     "unsupported_image": FileKind(
-        "ai avif bpg cur dcm dds dib dicom emf eps exr fit fits fts hdr heic heif hif icns "
-        "ico insp j2c j2k jls jp2 jpf jpm jpx jxl jxr mpo nii pbm pcx pgm pnm ppm psb psd qoi "
-        "svg svs tga wdp wmf xbm xcf xpm",
+        "ai bpg cur dcm dds dib dicom emf eps exr fit fits fts hdr icns ico insp jls jpm jxr "
+        "mpo nii pbm pcx pgm pnm ppm psb psd qoi svg svs tga wdp wmf xbm xcf xpm",
         is_picture=True,
     ),
     "audio": FileKind(
