@@ -201,7 +201,9 @@ class _SliceReader:
                 num_read += 1
         except StoreError as error:
             failure = read_failure(error)
-        except (pa.ArrowException, OSError, LookupError, SourceError) as error:
+        except SourceError as error:
+            failure = Failure("read", "changed", str(error))
+        except (pa.ArrowException, OSError, LookupError) as error:
             why = f"{item.uri} is not readable as Parquet: {error}"
             failure = Failure("read", "corrupt", why)
         for index in range(num_read, item.num_rows):

@@ -57,7 +57,8 @@ class ChunkReader:
         """Yield every image of a chunk, in order: its bytes, or the Failure of stage "read".
 
         Kinds of failure: missing, denied, too_large (more than `max_bytes` bytes), short_read,
-        corrupt (Parquet, zip), truncated (tar), unsupported (raw photograph, encrypted member).
+        corrupt (Parquet, zip), changed (Parquet without the column), truncated (tar), unsupported
+        (raw photograph, encrypted member).
 
         Args:
             chunk: The chunk.

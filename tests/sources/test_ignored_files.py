@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cvbatch.core.errors import SourceError
 from cvbatch.core.types import Item, SourceOptions
 from cvbatch.images.signatures import IMAGE_SUFFIXES
+from cvbatch.sources.base import options_of
 from cvbatch.sources.discovery import SourceFiles, find_files
 from cvbatch.sources.file_kinds import FILE_KINDS, NO_SUFFIX, UNKNOWN, kind_of, kinds_of
 from cvbatch.storage import store
@@ -217,3 +218,11 @@ def test_a_bucket_is_listed_with_its_junk(s3: S3Server, tmp_path: Path) -> None:
     files = found(root)
     assert ids(files) == ["a.jpg"]
     assert files.ignored.examples == {"junk": ["__MACOSX/", "d/e/f/g/.DS_Store"]}
+
+
+def test_the_manifest_stores_which_members_are_images(tmp_path: Path) -> None:
+    jobs.write_tar(tmp_path / "a.tar", {"1.jpg": JPEG})
+    for options in ({}, {"members": ("jpg", "seg.png")}, {"unreadable": "fail"}):
+        reading = found(str(tmp_path), **options).format.reading("image")
+        assert reading.keys() - {"format"} == options.keys()
+        assert options_of(reading) == SourceOptions(**options)  # type: ignore[arg-type]

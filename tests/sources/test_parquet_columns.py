@@ -193,3 +193,14 @@ def test_the_manifest_stores_the_options_that_read_the_images_again(tmp_path: Pa
     reading = files.format.reading("image")
     assert reading == {"format": "parquet", "image_column": "image", "id_column": "c"}
     assert options_of(reading) == SourceOptions(id_column="c")
+
+
+def test_a_file_that_lost_its_column_is_not_called_damaged(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in" / "a.parquet", image=BYTES)
+    items = plan(folder)
+    write(tmp_path / "in" / "a.parquet", other=BYTES)
+    images = list(
+        ChunkReader(Storage(), "parquet", "image").read(Chunk("0" * 16, tuple(items)), LIMIT)
+    )
+    assert kinds(images) == ["changed"] * NUM_ROWS
+    assert "has no column 'image'" in str(images[0].failure)

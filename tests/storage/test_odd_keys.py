@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
+import pyarrow.fs as pafs
 import pytest
 
 from cvbatch.core.errors import NotFoundError
 from cvbatch.core.types import Item
 from cvbatch.sources.discovery import find_files
+from cvbatch.storage import listing
 from cvbatch.storage.listing import list_files
+from cvbatch.storage.local_walk import Skipped
 from cvbatch.storage.store import Storage
 from tests.support.key_store import serve_keys
 from tests.support.reading import kinds, read
@@ -65,3 +69,17 @@ def test_each_key_is_one_image(storage: Storage) -> None:
     assert sorted(files["image_id"].to_pylist()) == sorted(KEYS)
     items = [Item(f"s3://keys/{key}", key, 1) for key in [*KEYS, "a//none.jpg"]]
     assert kinds(read(items, "images", storage=storage)) == [None] * len(KEYS) + ["missing"]
+
+
+def test_such_keys_of_other_stores_are_counted() -> None:
+    """pyarrow has no client that reads them, and tests have no server of Google's."""
+    infos = [
+        SimpleNamespace(path=f"bucket/{key}", size=1, mtime_ns=1, type=pafs.FileType.File)
+        for key in KEYS
+    ]
+    skipped: list[Skipped] = []
+    batches = list(listing._batches("gs", infos, skipped))
+    kept = [uri for batch in batches for uri in batch["uri"].to_pylist()]
+    assert sorted(kept) == sorted(f"gs://bucket/{k}" for k in ("a/1.jpg", "7.jpg", "x/y/12.jpg"))
+    assert {skip.kind for skip in skipped} == {"unreadable_key"}
+    assert len(skipped) == len(KEYS) - 3
