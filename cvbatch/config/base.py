@@ -26,6 +26,9 @@ Uris = Annotated[
     Field(min_length=1),
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
 ]
+Names = Annotated[
+    list[Name], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+]
 Size = Annotated[  # (height, width) in pixels; one number means both
     tuple[Side, Side],
     BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),

@@ -20,6 +20,7 @@ from cvbatch.config.base import (
     Auto,
     Fraction,
     Name,
+    Names,
     RetryConfig,
     Section,
     SinkConfig,
@@ -27,6 +28,7 @@ from cvbatch.config.base import (
 )
 from cvbatch.config.models import ModelConfig
 from cvbatch.core.tasks import TASKS
+from cvbatch.core.types import SourceOptions
 
 SCHEMA_VERSION = 1
 
@@ -35,11 +37,21 @@ class SourceConfig(Section):
     """The input images."""
 
     uri: Uris
-    format: Literal["auto", "images", "parquet", "webdataset", "manifest"] = "auto"
-    image_column: Name = "image"  # of Parquet
+    format: Literal["auto", "images", "parquet", "webdataset", "zip", "manifest"] = "auto"
+    image_column: Name = "image"  # of Parquet; a field of a struct as data.image
+    members: Names = Field(default_factory=list)  # of tars and zips: jpg, seg.png
+    id_column: Name | None = None  # of Parquet: its values are the keys of the image ids
+    keep_columns: Names = Field(default_factory=list)  # of Parquet, to the result
+    unreadable: Literal["skip", "fail"] = "skip"  # what raw photographs become
     max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
     max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
     reduced_jpeg: bool = True  # decode large JPEGs at 1/2, 1/4 or 1/8, never below input size
+
+    @property
+    def options(self) -> SourceOptions:
+        """Return the options that choose the images."""
+        members = tuple(suffix.lower().lstrip(".") for suffix in self.members)
+        return SourceOptions(members, self.id_column, tuple(self.keep_columns), self.unreadable)
 
 
 class RunConfig(RetryConfig):
@@ -110,12 +122,13 @@ def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) ->
         # None is left out, so that a key added by a later version does not change fingerprints.
         options = {key: value for key, value in values.items() if value is not None}
         models.append({**options, "identity": identity})
+    source = job.source.model_dump(
+        mode="json", include={"max_bytes", "max_pixels", "reduced_jpeg", "keep_columns"}
+    )
     payload = {
         "schema": SCHEMA_VERSION,
         "models": models,
-        "source": job.source.model_dump(
-            mode="json", include={"max_bytes", "max_pixels", "reduced_jpeg"}
-        ),
+        "source": {key: value for key, value in source.items() if value != []},
         "engine": engine,
         "precision": job.run.precision,
     }

@@ -82,6 +82,15 @@ class Item:
     first_row: int = 0  # index of the first row in the whole Parquet file
 
 
+class SourceOptions(NamedTuple):
+    """Options of a source that choose its images; the defaults choose all."""
+
+    members: tuple[str, ...] = ()  # suffixes of the images of tars and zips; () is all
+    id_column: str | None = None  # of Parquet files: its values are the keys of the images' ids
+    keep_columns: tuple[str, ...] = ()  # of Parquet files, for the result
+    unreadable: Literal["skip", "fail"] = "skip"  # pictures of formats that are not read
+
+
 @dataclass(frozen=True)
 class ChunkRef:
     """Reference to a chunk: its rows in the manifest. Its size does not grow with the chunk."""
@@ -286,6 +295,8 @@ class ChunkReport:
     examples: Examples
     num_bytes_read: int = 0  # of encoded images
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    ignored: dict[str, int] = field(default_factory=dict)  # kind → members of tars and zips
+    ignored_examples: dict[str, list[str]] = field(default_factory=dict)  # kind → a few names
 
     @property
     def num_failed(self) -> int:

@@ -108,6 +108,11 @@ def list_parquet_files(storage: Storage, uri: str) -> list[tuple[str, int]]:
     folder, _, name = uri.rpartition("/")
     is_file = name.endswith(".parquet")
     try:
+        if not is_file and storage.exists(uri):
+            raise SourceError(
+                f"source {uri} is a file, not labelled Parquet; convert it with cvbatch import "
+                f"{'coco' if name.endswith('.json') else 'FORMAT'} SRC DST, and name DST"
+            )
         _check_import(storage, folder if is_file else uri)
         sizes = storage.list_names(folder if is_file else uri)
     except (NotFoundError, AccessDeniedError) as error:

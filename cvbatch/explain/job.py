@@ -189,6 +189,7 @@ def _plan(storage: Storage, job: ExplainJob, listener: Listener) -> Plan | None:
         job.run.chunk_images,
         _CHUNK_BYTES,
         on_progress=listener.listed,
+        options=job.source.options,
     )
 
 

@@ -78,7 +78,9 @@ def start_worker(spec: ExplainSpec) -> Callable[[WorkUnit], UnitReport]:
     source, source_format = spec.job.source, spec.source_format
     reader = None
     if source and source_format:
-        reader = ChunkReader(spec.storage, source_format, source.image_column)
+        reader = ChunkReader(
+            spec.storage, source_format, source.image_column, options=source.options
+        )
 
     def process(unit: WorkUnit) -> UnitReport:
         if unit.ref is not None and reader is not None:

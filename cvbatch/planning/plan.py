@@ -20,12 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SinkError, SourceError
-from cvbatch.core.types import Chunk, ChunkRef
+from cvbatch.core.ignored import Ignored
+from cvbatch.core.types import Chunk, ChunkRef, SourceOptions
 from cvbatch.planning import manifest, part_files
 from cvbatch.planning.manifest import ChunkIndex, Generation, read_chunk
 from cvbatch.planning.revisions import Changes, Revision, compare_files, num_files, revise
 from cvbatch.sources.discovery import SourceFiles, find_files
 from cvbatch.storage import store
+from cvbatch.storage.junk import JUNK
 from cvbatch.storage.listing import Progress
 from cvbatch.storage.store import Storage
 
@@ -65,9 +67,14 @@ class Plan:
     num_new: int  # files that were not planned before
     num_changed: int  # files that changed since they were planned; their chunks are processed again
     num_removed: int  # planned files that are no longer in the source; their rows stay
-    num_ignored_files: int  # files in the source that are not of its format
+    ignored: Ignored  # files in the source that are not read
     _storage: Storage
     _new: tuple[Generation, str] | None = None  # for `commit`: generation and its URI
+
+    @property
+    def num_ignored_files(self) -> int:
+        """Return the number of files in the source that are not of its format, without junk."""
+        return sum(count for kind, count in self.ignored.counts.items() if kind != JUNK)
 
     @property
     def pending(self) -> tuple[ChunkRef, ...]:
@@ -103,6 +110,7 @@ def make_plan(
     chunk_images: int,
     chunk_bytes: int,
     on_progress: Progress | None = None,
+    options: SourceOptions | None = None,
 ) -> Plan:
     """Return the plan of a job; nothing is written.
 
@@ -115,13 +123,14 @@ def make_plan(
             unit: an image file, a slice of a row group, or a tar. A tar is always its own chunk,
             because its images can only be counted by reading it.
         on_progress: called with the number of files found so far.
+        options: choose the images of the source; None: the defaults.
 
     Raises:
         SourceError: there is no image, or the source cannot be read.
         SinkError: the sink has a manifest of another format, or is not accessible.
         StoreError: a request failed.
     """
-    files = find_files(storage, source.uri, source.format, sink_uri, on_progress)
+    files = find_files(storage, source.uri, source.format, sink_uri, on_progress, options)
     return plan_files(storage, files, source.image_column, sink_uri, chunk_images, chunk_bytes)
 
 
@@ -215,7 +224,7 @@ def _make_plan(
         num_new=num_new,
         num_changed=changes.changed.num_rows,
         num_removed=changes.num_removed,
-        num_ignored_files=source.num_ignored,
+        ignored=source.ignored,
         _storage=storage,
         _new=new,
     )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.child_process import silent_stderr
+from cvbatch.core.ignored import Ignored
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import ChunkRef, EncodedImage
 from cvbatch.distributed.memory import memory_per_actor
@@ -45,7 +46,9 @@ class Estimate:
     num_changed: int  # files that changed since they were planned; their chunks are processed again
     num_removed: int  # planned files that are no longer in the source; their rows stay
     num_bytes: int  # of the source
-    num_ignored_files: int  # files that are not images
+    num_ignored_files: int  # of the source, without junk
+    ignored: dict[str, int]  # kind → files of the source that are not read
+    ignored_examples: dict[str, list[str]]
     arrangement: str
     num_actors: int
     needed_bytes: int  # minimum memory of an actor; 0 if nothing is pending
@@ -73,7 +76,7 @@ class Estimate:
                 f"files             {self.num_new:,} new, {self.num_changed:,} changed, "
                 f"{self.num_removed:,} removed since the last run",
                 f"source bytes      {self.num_bytes:,}",
-                f"other files       {self.num_ignored_files:,}, ignored",
+                f"not read          {Ignored(self.ignored, self.ignored_examples).text or 'none'}",
                 f"arrangement       {self.arrangement}, {self.num_actors} actors",
                 f"actor's memory    {self.needed_bytes:,} bytes at least, of {memory_text}",
                 f"sampled           {self.sampled_images} images, {self.sampled_failures} failed",
@@ -120,6 +123,8 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         num_removed=plan.num_removed,
         num_bytes=plan.num_bytes,
         num_ignored_files=plan.num_ignored_files,
+        ignored=plan.ignored.counts,
+        ignored_examples=plan.ignored.examples,
         arrangement=allocation.arrangement,
         num_actors=allocation.num_actors,
         needed_bytes=need.of(job.run.batch_size) if pending else 0,
@@ -151,7 +156,12 @@ def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> 
     result_models = [schema.ResultModel(model.config, model.spec) for model in models]
     arrow_schema = schema.result_schema(result_models)
     chunk = ready.plan.read_chunk(ref)
-    reader = ChunkReader(ready.sink.storage, ready.plan.format, job.source.image_column)
+    reader = ChunkReader(
+        ready.sink.storage,
+        ready.plan.format,
+        job.source.image_column,
+        options=job.source.options,
+    )
     images = reader.read(chunk, job.source.max_bytes)
     keys = list(dict.fromkeys(model.spec.input_key for model in models))
     limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)

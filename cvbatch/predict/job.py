@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from cvbatch.config.predict import SCHEMA_VERSION, JobConfig, fingerprint
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.json_log import new_run_id
@@ -36,6 +38,7 @@ from cvbatch.predict.memory_check import actor_need, check_batch
 from cvbatch.predict.steps import PredictSpec
 from cvbatch.predict.summary import Summary
 from cvbatch.results import run_history, schema, writer
+from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
 
@@ -67,6 +70,7 @@ def prepare(
     Raises:
         RefusedError: a model file, the source or the sink does not fit the job.
     """
+    schema.check_kept_names(job.source.keep_columns)
     identities = [identify(sink.storage, config) for config in job.models]
     engine = job.run.engine
     if engine == "auto":
@@ -85,7 +89,10 @@ def prepare(
         job.run.chunk_images,
         job.run.chunk_bytes,
         on_progress=listener.listed,
+        options=job.source.options,
     )
+    if plan.ignored:
+        listener.info(f"files of the source that are not read: {plan.ignored.text}")
     if plan.num_changed or plan.num_removed:
         listener.info(
             f"source changed since the last run: {plan.num_new:,} new, {plan.num_changed:,} "
@@ -244,7 +251,16 @@ def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgra
         metadata=schema.result_metadata(models, ready.fingerprint, __version__),
         threads=max(1, int(job.run.cpus_per_actor)),
         revisions=ready.plan.revisions,
+        kept=_kept_fields(ready),
     )
+
+
+def _kept_fields(ready: Preparation) -> tuple[pa.Field, ...]:
+    """Return the columns of the source that the result gets, with the types of its first file."""
+    source, plan = ready.job.source, ready.plan
+    input_format = INPUT_FORMATS[plan.format].configured(source.options)
+    first = plan.read_chunk(plan.chunks[0]).items[0]
+    return tuple(input_format.kept_columns(ready.sink.storage, first.uri))
 
 
 def _commit_plan(ready: Preparation) -> None:

@@ -10,6 +10,7 @@ block, so one task writes its file, and pixels are not sent further than the mod
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -21,7 +22,7 @@ import pyarrow as pa
 import ray
 
 from cvbatch.core.errors import CvbatchError
-from cvbatch.core.types import ChunkRef, ChunkReport
+from cvbatch.core.types import ChunkRef, ChunkReport, SourceOptions
 from cvbatch.distributed.resources import Allocation
 from cvbatch.predict import steps
 from cvbatch.predict.ray_actor_pool import (
@@ -100,8 +101,11 @@ def _streaming(
         for stage, num_chunks in ray.get(attempts.depths.remote()).items():
             metrics.set_queue_depth(stage, num_chunks)
         for row in table.to_pylist():
-            maps = {name: dict(row[name]) for name in ("failures", "examples", "seconds")}
-            yield ChunkReport(**{**row, **maps})
+            values: dict[str, Any] = {
+                name: dict(value) if pa.types.is_map(_REPORT.field(name).type) else value
+                for name, value in row.items()
+            }
+            yield ChunkReport(**values)
 
 
 def _dataset(
@@ -142,7 +146,7 @@ def _dataset(
     )
 
 
-_NUM_IMAGES = "chunk_images"  # of the chunk; the writer checks that its block is complete
+_REF = "chunk"  # ChunkRef as JSON; the writer checks that its block is complete
 _TIMER = "timer"  # StageTimer as JSON
 
 
@@ -168,7 +172,7 @@ class _PredictActor:
             self._has_worked = True
             self._attempts.end.remote(MODELS)
         predicted = predictions_to_table(predictions)
-        return _with_timer(predicted.append_column(_NUM_IMAGES, table[_NUM_IMAGES]), timer)
+        return _with_timer(predicted.append_column(_REF, table[_REF]), timer)
 
 
 def _decode(table: pa.Table, spec: PredictSpec, attempts: Any) -> pa.Table:
@@ -181,19 +185,22 @@ def _decode(table: pa.Table, spec: PredictSpec, attempts: Any) -> pa.Table:
             spec.storage, ref, "its decoding started as often and never ended"
         )
     timer = StageTimer()
-    reader = _reader(spec.storage, spec.source_format, spec.job.source.image_column)
+    source = spec.job.source
+    reader = _reader(spec.storage, spec.source_format, source.image_column, source.options)
     is_isolated = num_deaths >= ISOLATE_AFTER
     batches = image_batches_to_table(
         list(steps.read_and_decode(spec, reader, ref, timer, is_isolated=is_isolated))
     )
     ray.get(attempts.end.remote(DECODE, ref.chunk_id))
-    num_images = pa.array([ref.num_images] * len(batches), pa.int64())
-    return _with_timer(batches.append_column(_NUM_IMAGES, num_images), timer)
+    refs = pa.array([json.dumps(asdict(ref))] * len(batches), pa.string())
+    return _with_timer(batches.append_column(_REF, refs), timer)
 
 
 @lru_cache(maxsize=1)  # tasks are plain calls: only the process outlives a chunk
-def _reader(storage: Storage, source_format: str, image_column: str) -> ChunkReader:
-    return ChunkReader(storage, source_format, image_column)
+def _reader(
+    storage: Storage, source_format: str, image_column: str, options: SourceOptions
+) -> ChunkReader:
+    return ChunkReader(storage, source_format, image_column, options=options)
 
 
 def _with_timer(table: pa.Table, timer: StageTimer) -> pa.Table:
@@ -203,13 +210,14 @@ def _with_timer(table: pa.Table, timer: StageTimer) -> pa.Table:
 
 
 def _write(table: pa.Table, spec: PredictSpec, attempts: Any) -> pa.Table:
-    (num_images,) = set(table[_NUM_IMAGES].to_pylist())
+    (text,) = set(table[_REF].to_pylist())
+    ref = ChunkRef(**json.loads(text))
     predictions = table_to_predictions(table)
     (chunk_id,) = {batch.chunk_id for batch in predictions}
     num_predicted = sum(map(len, predictions))
-    if num_predicted != num_images:
+    if num_predicted != ref.num_images:
         raise CvbatchError(
-            f"chunk {chunk_id} reached its writer with {num_predicted} of {num_images} images: "
+            f"chunk {chunk_id} reached its writer with {num_predicted} of {ref.num_images} images: "
             "Ray split its block; use run.arrangement: fused, and report it"
         )
     if (num_deaths := ray.get(attempts.begin.remote(WRITE, chunk_id))) >= MAX_DEATHS:
@@ -218,7 +226,7 @@ def _write(table: pa.Table, spec: PredictSpec, attempts: Any) -> pa.Table:
             "Ray's logs, give the workers more memory, then run again"
         )
     timer = StageTimer.from_json(table[_TIMER].to_pylist())
-    report = steps.write(spec, chunk_id, predictions, timer)
+    report = steps.write(spec, ref, predictions, timer)
     ray.get(attempts.end.remote(WRITE, chunk_id))
     return _report_table([report])
 
@@ -236,6 +244,8 @@ _REPORT = pa.schema(
         ("examples", pa.map_(pa.string(), pa.list_(pa.list_(pa.string())))),
         ("num_bytes_read", pa.int64()),
         ("seconds", pa.map_(pa.string(), pa.float64())),
+        ("ignored", pa.map_(pa.string(), pa.int64())),
+        ("ignored_examples", pa.map_(pa.string(), pa.list_(pa.string()))),
     ]
 )
 
@@ -243,10 +253,8 @@ _REPORT = pa.schema(
 def _report_table(reports: Sequence[ChunkReport]) -> pa.Table:
     rows: list[dict[str, Any]] = [
         {
-            **asdict(report),
-            "failures": list(report.failures.items()),
-            "examples": list(report.examples.items()),
-            "seconds": list(report.seconds.items()),
+            name: list(value.items()) if isinstance(value, dict) else value
+            for name, value in asdict(report).items()
         }
         for report in reports
     ]

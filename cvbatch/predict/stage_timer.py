@@ -1,4 +1,4 @@
-"""Measure seconds per stage and bytes read of a chunk."""
+"""Measure seconds per stage and bytes read of a chunk, and count what was not read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+
+from cvbatch.core.ignored import Ignored
 
 T = TypeVar("T")
 STAGES = ("read", "decode", "predict", "write")
@@ -22,6 +24,7 @@ class StageTimer:
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.num_bytes_read = 0
+        self.ignored = Ignored()  # members of tars and zips that were not read
         self._stage, self._since = "", 0.0
 
     @classmethod
@@ -32,11 +35,18 @@ class StageTimer:
             for stage in STAGES:
                 total.seconds[stage] += values["seconds"][stage]
             total.num_bytes_read += values["num_bytes_read"]
+            total.ignored.merge(values["ignored"], values["ignored_examples"])
         return total
 
     def as_json(self) -> str:
         """Return seconds and bytes as JSON, to pass them to another process."""
-        return json.dumps({"seconds": self.seconds, "num_bytes_read": self.num_bytes_read})
+        values = {
+            "seconds": self.seconds,
+            "num_bytes_read": self.num_bytes_read,
+            "ignored": self.ignored.counts,
+            "ignored_examples": self.ignored.examples,
+        }
+        return json.dumps(values)
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:

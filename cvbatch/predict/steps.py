@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.failures import add_failures
 from cvbatch.core.types import (
@@ -30,6 +32,7 @@ from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
 from cvbatch.predict.stage_timer import StageTimer
 from cvbatch.results import schema, writer
+from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.store import Storage
 
@@ -45,6 +48,7 @@ class PredictSpec:
     metadata: bytes  # of every part
     threads: int  # of one program
     revisions: dict[str, int] = field(default_factory=dict)  # of chunks that were planned again
+    kept: tuple[pa.Field, ...] = ()  # columns of the source that the result gets
 
     @property
     def storage(self) -> Storage:
@@ -53,7 +57,10 @@ class PredictSpec:
 
     def new_reader(self) -> ChunkReader:
         """Return a reader of the chunks of the job."""
-        return ChunkReader(self.storage, self.source_format, self.job.source.image_column)
+        source = self.job.source
+        return ChunkReader(
+            self.storage, self.source_format, source.image_column, options=source.options
+        )
 
     @property
     def result_models(self) -> list[schema.ResultModel]:
@@ -79,7 +86,7 @@ def read_and_decode(
             than `run.image_timeout_s`, then fails alone; otherwise it ends this process.
     """
     source = spec.job.source
-    images = reader.read(read_chunk(spec.storage, ref), source.max_bytes)
+    images = reader.read(read_chunk(spec.storage, ref), source.max_bytes, timer.ignored)
     keys = list(dict.fromkeys(model.input_key for model in spec.specs))
     limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg)
     timeout_s = spec.job.run.image_timeout_s
@@ -112,28 +119,44 @@ def load_predictor(spec: PredictSpec) -> Predictor:
     return Predictor(models)
 
 
+def _kept_columns(spec: PredictSpec, ref: ChunkRef) -> list[pa.Table]:
+    """Return the columns of `source.keep_columns` of a chunk."""
+    if not spec.kept:
+        return []
+    input_format = INPUT_FORMATS[spec.source_format].configured(spec.job.source.options)
+    return list(input_format.read_kept(spec.storage, read_chunk(spec.storage, ref).items))
+
+
 def write(
-    spec: PredictSpec, chunk_id: str, predictions: Iterable[Predictions], timer: StageTimer
+    spec: PredictSpec, ref: ChunkRef, predictions: Iterable[Predictions], timer: StageTimer
 ) -> ChunkReport:
     """Write the rows of a chunk as its part.
 
     Args:
+        ref: the chunk.
         predictions: of all its images, in order.
         timer: of the steps before; the report has its seconds and bytes.
     """
     models = spec.result_models
-    arrow_schema = schema.result_schema(models)
+    chunk_id, arrow_schema = ref.chunk_id, schema.result_schema(models)
     failures: Counter[str] = Counter()
     examples: Examples = {}
     tables, num_images = [], 0
     with timer.measure("write"):
+        kept = _kept_columns(spec, ref)
         for batch in predictions:
             num_images += len(batch)
             add_failures(failures, examples, batch.image_id, batch.failures)
-            tables.append(schema.to_rows(batch, models, arrow_schema))
+            rows = schema.to_rows(batch, models, arrow_schema)
+            tables.append(schema.with_kept_columns(rows, kept, spec.kept))
         metadata = part_files.with_revision(spec.metadata, spec.revisions.get(chunk_id, 0))
         num_bytes = writer.write_part(
-            spec.storage, spec.job.sink.uri, chunk_id, tables, arrow_schema, metadata
+            spec.storage,
+            spec.job.sink.uri,
+            chunk_id,
+            tables,
+            schema.result_schema(models, spec.kept),
+            metadata,
         )
     return ChunkReport(
         chunk_id,
@@ -143,6 +166,8 @@ def write(
         examples,
         timer.num_bytes_read,
         timer.seconds,
+        timer.ignored.counts,
+        timer.ignored.examples,
     )
 
 
@@ -169,4 +194,4 @@ class FusedWorker:
         timer = StageTimer()
         batches = read_and_decode(self._spec, self._reader, ref, timer, is_isolated=is_isolated)
         predictions = timer.measure_items("predict", map(self._predictor, batches))
-        return write(self._spec, ref.chunk_id, predictions, timer)
+        return write(self._spec, ref, predictions, timer)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvbatch.core.failures import as_json, is_over_limit, merge_examples
+from cvbatch.core.ignored import Ignored
 from cvbatch.core.types import ChunkReport, Examples
 from cvbatch.planning.plan import Plan
 
@@ -23,6 +24,7 @@ class Summary:
     num_new: int = 0  # files of the source that no earlier run planned
     num_changed: int = 0  # files that changed since they were planned; processed again
     num_removed: int = 0  # files that are no longer in the source; their rows stay
+    ignored: Ignored = field(default_factory=Ignored)  # of the source; of tars read in this run
     num_chunks: int = 0
     num_chunks_before: int = 0  # done before this run
     num_chunks_left: int = 0  # pending, if the run stopped early
@@ -42,7 +44,10 @@ class Summary:
     @classmethod
     def of(cls, plan: Plan, sink: str, fingerprint: str, run: str) -> Summary:
         """Return the summary of a run that has not started."""
-        return cls(sink, fingerprint, run, plan.num_new, plan.num_changed, plan.num_removed)
+        ignored = Ignored()
+        ignored.merge(plan.ignored.counts, plan.ignored.examples)
+        changes = (plan.num_new, plan.num_changed, plan.num_removed)
+        return cls(sink, fingerprint, run, *changes, ignored)
 
     def add(self, report: ChunkReport) -> None:
         """Count a written chunk."""
@@ -51,6 +56,7 @@ class Summary:
         self.num_failed += report.num_failed
         self.failures.update(report.failures)
         merge_examples(self.examples, report.examples)
+        self.ignored.merge(report.ignored, report.ignored_examples)
         self.num_bytes += report.num_bytes
         self.num_bytes_read += report.num_bytes_read
         for stage, seconds in report.seconds.items():
@@ -72,17 +78,20 @@ class Summary:
 
     @property
     def changes(self) -> str:
-        """Return the numbers of changed and removed files, as the end of a sentence."""
+        """Return the numbers of changed, removed and ignored files, as the end of a sentence."""
         text = ""
         if self.num_changed:
             text += f"; {_files(self.num_changed)} changed, processed again"
         if self.num_removed:
             text += f"; {_files(self.num_removed)} removed from the source, rows kept"
+        if self.ignored:
+            text += f"; not read: {self.ignored.counts_text}"
         return text
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
-        return vars(self) | as_json(self.failures, self.examples)
+        ignored = {"ignored": self.ignored.counts, "ignored_examples": self.ignored.examples}
+        return vars(self) | as_json(self.failures, self.examples) | ignored
 
 
 def _files(count: int) -> str:

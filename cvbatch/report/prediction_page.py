@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from xml.etree.ElementTree import Element
 
 import yaml
 
+from cvbatch.core.ignored import Ignored
 from cvbatch.core.redaction import redact
 from cvbatch.report import charts
 from cvbatch.report.columns import COLUMN_PAGES, class_colours
@@ -54,6 +55,7 @@ class Prediction:
     result: Result
     statistics: Statistics
     runs: tuple[Run, ...]  # the latest first
+    ignored: Ignored = field(default_factory=Ignored)  # by the last run
 
     @property
     def num_images(self) -> int:
@@ -93,6 +95,9 @@ def summary_section(prediction: Prediction) -> Section:
         verb = "is" if num_missing == 1 else "are"
         chunks = format_count(num_missing, "chunk")
         text = f"{chunks} of the job {verb} pending: run the same command again to resume."
+        body.append(paragraph(text, kind="note"))
+    if prediction.ignored:
+        text = f"Files of the source that were not read: {redact(prediction.ignored.text)}."
         body.append(paragraph(text, kind="note"))
     if not stats.is_complete:
         text = (

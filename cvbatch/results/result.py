@@ -23,6 +23,7 @@ from cvbatch.planning.plan import done_chunks, part_sizes
 from cvbatch.results import parts
 from cvbatch.results.parts import BATCH_ROWS, Footer
 from cvbatch.results.row import Row
+from cvbatch.sources.base import options_of
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
@@ -87,6 +88,11 @@ class Result:
     def _read_state(self) -> tuple[manifest.StoredManifest, dict[str, int], dict[str, Any] | None]:
         """Return the manifest, the sizes of the parts by chunk id, and job.json."""
         try:
+            if self.storage.exists(self.uri):
+                raise SourceError(
+                    f"{self.uri} is a file, not the result of a prediction; name the folder that "
+                    "is the sink of a `cvbatch predict`"
+                )
             known = manifest.read(self.storage, manifest.generation_uris(self.storage, self.uri))
             sizes = part_sizes(self.storage, self.uri)
             job = _read_job(self.storage, store.join(self.uri, _JOB))
@@ -149,7 +155,8 @@ class Result:
     def reader(self) -> ChunkReader:
         """Return the reader of the images, which continues where the last chunk ended."""
         image_column = self._reading.get("image_column", "image")
-        return ChunkReader(self.storage, self._reading["format"], image_column)
+        options = options_of(self._reading)
+        return ChunkReader(self.storage, self._reading["format"], image_column, options=options)
 
     def uri_of(self, ref: ChunkRef) -> str:
         """Return the URI of a chunk's part file."""

@@ -18,6 +18,7 @@ from cvbatch.images.drawing import draw_boxes, paint_mask
 from cvbatch.images.heatmaps import overlay
 from cvbatch.images.masks import decode_png
 from cvbatch.results.parts import MISSING, box_corners
+from cvbatch.results.schema import RESERVED_NAMES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,6 +71,11 @@ class Row:
             result,
             ref,
         )
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Return the columns of the source that the job kept (`source.keep_columns`)."""
+        return {name: value for name, value in self._values.items() if name not in RESERVED_NAMES}
 
     @property
     def size_hw(self) -> tuple[int, int]:

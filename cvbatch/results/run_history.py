@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from cvbatch.core.ignored import Ignored
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
@@ -47,6 +48,22 @@ def latest(storage: Storage, sink_uri: str) -> Iterator[Run]:
         except (ValueError, TypeError, LookupError):
             continue
         yield Run(ended, images, failed, chunks, seconds, rate)
+
+
+def last_ignored(storage: Storage, sink_uri: str) -> Ignored:
+    """Return the files of the source that the last run did not read; none if that is not known."""
+    folder = _folder(sink_uri)
+    for name in sorted(storage.list_names(folder), reverse=True):
+        ignored = Ignored()
+        try:
+            summary = json.loads(storage.read_bytes(store.join(folder, name)))
+            counts = {str(kind): int(count) for kind, count in summary["ignored"].items()}
+            names = summary["ignored_examples"]
+            ignored.merge(counts, {kind: list(map(str, names.get(kind, []))) for kind in counts})
+        except (ValueError, TypeError, LookupError, AttributeError):
+            continue
+        return ignored
+    return Ignored()
 
 
 def _folder(sink_uri: str) -> str:

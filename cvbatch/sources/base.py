@@ -7,13 +7,15 @@ A new input format is one module with a subclass of `InputFormat`, one row of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
-from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
-from cvbatch.core.types import EncodedImage, Failure, Item
+from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError, StoreError
+from cvbatch.core.ignored import Ignored
+from cvbatch.core.types import EncodedImage, Failure, Item, SourceOptions
 from cvbatch.storage import listing, store
 from cvbatch.storage.listing import Listing, Progress
 from cvbatch.storage.store import Storage
@@ -32,13 +34,14 @@ class ReadOptions(NamedTuple):
     image_column: str  # of Parquet files
     max_bytes: int  # of one encoded image; a larger one is a Failure
     threads: int  # image files that are fetched at once
+    ignored: Ignored | None = None  # receives the members of tars and zips that are not read
 
 
 ReadItems = Callable[[Sequence[Item], ReadOptions], Iterator[EncodedImage]]
 
 
 class InputFormat(ABC):
-    """One input format. It has no state; a reader may have.
+    """One input format. It has no state but its options; a reader may have.
 
     Attributes:
         name: Format as a sink's manifest stores it; a key of `INPUT_FORMATS` with which the sink's
@@ -52,6 +55,8 @@ class InputFormat(ABC):
         is_sequential: Whether a file can only be read from front to back. The number of its images
             is then known after reading only (`num_rows` of its unit is 0), so the file is a chunk
             of its own, and a job over it is never streamed.
+        accepts: Fields of `SourceOptions` that the format has a use for.
+        options: As set by `configured`.
     """
 
     name: ClassVar[str]
@@ -60,6 +65,24 @@ class InputFormat(ABC):
     key: ClassVar[Literal["", "row", "member"]] = ""
     is_split: ClassVar[bool] = False
     is_sequential: ClassVar[bool] = False
+    accepts: ClassVar[tuple[str, ...]] = ()
+    options: SourceOptions = SourceOptions()
+
+    def configured(self, options: SourceOptions) -> Self:
+        """Return the format with options.
+
+        Raises:
+            SourceError: An option is set that the format has no use for.
+        """
+        for name in ("members", "id_column", "keep_columns"):
+            if getattr(options, name) and name not in self.accepts:
+                raise SourceError(
+                    f"source.{name} is set, but the source is of format {self.name}, which has no "
+                    f"{'members' if name == 'members' else 'columns'}; remove it"
+                )
+        configured = copy(self)
+        configured.options = options
+        return configured
 
     def list_files(self, storage: Storage, uri: str, on_progress: Progress | None) -> Listing:
         """Return the files of one entry of `source.uri`.
@@ -120,7 +143,21 @@ class InputFormat(ABC):
 
     def reading(self, image_column: str) -> dict[str, str]:
         """Return the part of a sink's manifest that states how its source is read."""
-        return {"format": self.name}
+        options = {"members": ",".join(self.options.members), "id_column": self.options.id_column}
+        if self.key == "member" and self.options.unreadable != "skip":
+            options["unreadable"] = self.options.unreadable
+        return {"format": self.name, **{key: value for key, value in options.items() if value}}
+
+    def kept_columns(self, storage: Storage, uri: str) -> list[pa.Field]:
+        """Return the columns of `source.keep_columns`, with the types of one file."""
+        return []
+
+    def read_kept(self, storage: Storage, items: Sequence[Item]) -> Iterator[pa.Table]:
+        """Yield the values of `source.keep_columns`, and `image_id`, without the index of a list.
+
+        Rows of a file that cannot be read are left out.
+        """
+        return iter(())
 
 
 def image_id_in(item: Item, key: int | str) -> str:
@@ -139,3 +176,12 @@ def read_failure(error: StoreError) -> Failure:
             if isinstance(error, error_type):
                 return Failure("read", kind, str(error))
     raise error
+
+
+def options_of(reading: Mapping[str, str]) -> SourceOptions:
+    """Return the options that `InputFormat.reading` has stored in a sink's manifest."""
+    return SourceOptions(
+        members=tuple(filter(None, reading.get("members", "").split(","))),
+        id_column=reading.get("id_column"),
+        unreadable="fail" if reading.get("unreadable") == "fail" else "skip",
+    )

@@ -14,6 +14,7 @@ from cvbatch.core.errors import StoreError
 from cvbatch.core.types import EncodedImage, Item
 from cvbatch.images.signatures import IMAGE_SUFFIXES
 from cvbatch.sources.base import InputFormat, ReadItems, ReadOptions, read_failure
+from cvbatch.sources.file_kinds import NEVER_DECODED, kind_of, not_decoded
 from cvbatch.sources.units import units_of_files
 from cvbatch.storage.store import Storage
 
@@ -42,6 +43,8 @@ def _read_files(
     """Yield image files; a fixed number is fetched ahead, so memory does not depend on N."""
 
     def fetch(item: Item) -> EncodedImage:
+        if (kind := kind_of(item.uri)) in NEVER_DECODED:
+            return EncodedImage(item.image_id, item.uri, b"", not_decoded(kind))
         try:
             data = storage.read_bytes(item.uri, options.max_bytes)
         except StoreError as error:

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
-from cvbatch.core.types import Chunk, EncodedImage
+from cvbatch.core.ignored import Ignored
+from cvbatch.core.types import Chunk, EncodedImage, SourceOptions
 from cvbatch.sources.base import ReadOptions
 from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.storage.store import Storage
@@ -25,7 +26,14 @@ class ChunkReader:
                 ...
     """
 
-    def __init__(self, storage: Storage, format: str, image_column: str, threads: int = 8) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        format: str,
+        image_column: str,
+        threads: int = 8,
+        options: SourceOptions | None = None,
+    ) -> None:
         """Create a reader.
 
         Args:
@@ -33,26 +41,36 @@ class ChunkReader:
             format: A key of `INPUT_FORMATS`.
             image_column: Column of the images; only Parquet files have it.
             threads: Image files that are fetched at once.
+            options: With which the source was planned; None: the defaults.
         """
-        self.storage, self.format = storage, INPUT_FORMATS[format]
-        self._arguments = (storage, format, image_column, threads)
+        self.storage = storage
+        self.format = INPUT_FORMATS[format].configured(options or SourceOptions())
+        self._arguments = (storage, format, image_column, threads, options)
         self._read = self.format.new_reader(storage)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ChunkReader, self._arguments
 
-    def read(self, chunk: Chunk, max_bytes: int) -> Iterator[EncodedImage]:
+    def read(
+        self, chunk: Chunk, max_bytes: int, ignored: Ignored | None = None
+    ) -> Iterator[EncodedImage]:
         """Yield every image of a chunk, in order: its bytes, or the Failure of stage "read".
 
         Kinds of failure: missing, denied, too_large (more than `max_bytes` bytes), short_read,
-        corrupt (Parquet), truncated (tar), unsupported (a tar member that is no plain file).
+        corrupt (Parquet, zip), changed (Parquet without the column), truncated (tar), unsupported
+        (raw photograph, encrypted member).
+
+        Args:
+            chunk: The chunk.
+            max_bytes: Of one encoded image.
+            ignored: Receives the members of tars and zips that are not read.
 
         Raises:
             StoreError: The store does not respond.
             CredentialsError: The store rejects the credentials.
         """
-        _, _, image_column, threads = self._arguments
-        return self._read(chunk.items, ReadOptions(image_column, max_bytes, threads))
+        _, _, image_column, threads, _ = self._arguments
+        return self._read(chunk.items, ReadOptions(image_column, max_bytes, threads, ignored))
 
     def read_some(
         self, chunk: Chunk, image_ids: Collection[str], max_bytes: int

@@ -9,13 +9,17 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, cast
 
-from cvbatch.core.types import Failure
-from cvbatch.images.signatures import IMAGE_SUFFIXES
+import pyarrow as pa
+
+from cvbatch.core.ignored import Ignored
+from cvbatch.core.types import Failure, SourceOptions
+from cvbatch.sources.members import Member, checked, choose
 
 _MAX_HEADER_BYTES = 1 << 17  # of a long name or an extended header
 _MAX_GLOBAL_HEADERS = 100  # values that apply to all members; tarfile stores them all
+_MAX_ZERO_BLOCKS = 1 << 15  # of 512 bytes, between two tars of one file; tar pads to 10 KiB
 _MAX_NAME = 4096  # characters of a member's name; longer ones lose their start
 _MAX_EXPANSION = 200  # bytes that one byte of a compressed tar may expand to
 _ALWAYS_ALLOWED_BYTES = 1 << 30  # decompressed, for a tar of any size
@@ -40,35 +44,70 @@ _TAR_ERRORS = (
     OverflowError,
     RecursionError,
 )
-_DOTTED_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+
+
+def _zstd(stream: BinaryIO) -> Any:
+    return pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
+
+
 # tarfile would decompress 256 KiB of input at once, however large the output is.
 _UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
     (b"BZh", bz2.BZ2File),
     (b"\xfd7zXZ\0", lzma.LZMAFile),
+    (
+        b"\x28\xb5\x2f\xfd",
+        lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd"),
+    ),
 )
 
 
-class Member(NamedTuple):
-    """One image of a tar; the name is "" for the failure of the tar's unreadable rest."""
+class _BoundedStream:
+    """A decompressed stream that raises an error after a number of bytes."""
 
-    name: str
-    data: bytes
-    failure: Failure | None = None
+    def __init__(self, stream: Any, limit: int) -> None:
+        self._stream, self._left, self._limit = stream, limit, limit
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes.
+
+        Raises:
+            tarfile.ReadError: The stream is longer than the limit.
+        """
+        data: bytes = self._stream.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise tarfile.ReadError(f"it decompresses to more than {self._limit} bytes")
+        return data
 
 
-def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
-    """Yield the members with an image's suffix, in order, then a Failure if the tar is truncated.
+def read_tar(
+    stream: BinaryIO,
+    max_bytes: int,
+    options: SourceOptions | None = None,
+    ignored: Ignored | None = None,
+) -> Iterator[Member]:
+    """Yield the images, in order, then a Failure if the tar is truncated.
+
+    Several tars in one file (`cat a.tar b.tar`) are read as one.
 
     Args:
         stream: A tar, plain or compressed, read forwards once.
         max_bytes: Of one member; a larger one is skipped unread and yielded as a Failure.
+        options: Choose the members; None: the defaults.
+        ignored: Receives the members that are not read.
     """
+    counted = Ignored() if ignored is None else ignored
     end = stream.seek(0, io.SEEK_END) * _MAX_EXPANSION + _ALWAYS_ALLOWED_BYTES
     stream.seek(0)
     try:
+        bounded = _BoundedStream(_unpacked(stream), end)
         with tarfile.open(
-            fileobj=_unpacked(stream), mode="r|", tarinfo=_StrictHeader, bufsize=_READ_BYTES
+            fileobj=cast(IO[bytes], bounded),
+            mode="r|",
+            tarinfo=_StrictHeader,
+            bufsize=_READ_BYTES,
+            ignore_zeros=True,  # the end of a tar may be followed by another tar
         ) as tar:
             while (header := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile stores every header
@@ -78,8 +117,10 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
                     )
                 if len(tar.pax_headers) > _MAX_GLOBAL_HEADERS:
                     raise tarfile.ReadError("it has too many global headers")
-                if header.name.lower().endswith(_DOTTED_SUFFIXES) and not header.isdir():
-                    yield _member(tar, header, max_bytes)
+                if not header.isdir():
+                    member = _member(tar, header, max_bytes, options, counted)
+                    if member is not None:
+                        yield member
     except _TAR_ERRORS as error:
         why = f"the tar cannot be read to its end: {str(error)[:200] or type(error).__name__}"
         yield Member("", b"", Failure("read", "truncated", why))
@@ -95,16 +136,36 @@ def _unpacked(stream: BinaryIO) -> IO[bytes]:
     return stream
 
 
-def _member(tar: tarfile.TarFile, header: tarfile.TarInfo, max_bytes: int) -> Member:
+def _member(
+    tar: tarfile.TarFile,
+    header: tarfile.TarInfo,
+    max_bytes: int,
+    options: SourceOptions | None,
+    ignored: Ignored,
+) -> Member | None:
+    """Return an image, or None and count the member if it is not one."""
     name = header.name.encode("utf-8", "replace").decode()[-_MAX_NAME:]
+    choice = choose(header.name, options or SourceOptions())
+    if choice.action == "ignore" or (choice.action == "sniff" and not header.isfile()):
+        ignored.add(choice.kind, [name])
+        return None
     if not header.isfile():
         why = "the member is a link, a device or sparse, not a plain file"
         return Member(name, b"", Failure("read", "unsupported", why))
     if header.size > max_bytes:
+        if choice.action == "sniff":
+            ignored.add(choice.kind, [name])
+            return None
         why = f"{header.size} bytes; the limit is {max_bytes}"
         return Member(name, b"", Failure("read", "too_large", why))
-    data = cast(BinaryIO, tar.extractfile(header)).read()
-    return Member(name, data)
+    data = b""
+    if choice.action != "refuse":
+        data = cast(BinaryIO, tar.extractfile(header)).read()
+    return checked(Member(name, data), choice, ignored)
+
+
+class _EndOfFile(tarfile.ReadError):
+    """The file ends where a header must follow, or zeros."""
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -118,9 +179,21 @@ class _StrictHeader(tarfile.TarInfo):
             tarfile.ReadError: It is damaged. tarfile's own error would end the tar silently.
         """
         try:
-            return super().fromtarfile(tar)
+            header = super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            num_blocks = getattr(tar, "cvbatch_zero_blocks", 0) + 1
+            tar.cvbatch_zero_blocks = num_blocks  # type: ignore[attr-defined]
+            if num_blocks > _MAX_ZERO_BLOCKS:
+                raise tarfile.ReadError(f"more than {num_blocks} blocks of zeros end it") from None
+            raise
+        except _EndOfFile:
+            if getattr(tar, "cvbatch_zero_blocks", 0):
+                raise tarfile.EmptyHeaderError("end of file") from None  # type: ignore[attr-defined]
+            raise
         except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"a header is damaged ({error})") from None
+        tar.cvbatch_zero_blocks = 0  # type: ignore[attr-defined]
+        return header
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictHeader:
@@ -132,9 +205,9 @@ class _StrictHeader(tarfile.TarInfo):
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise  # two blocks of zeros: the end of the tar
+            raise  # a block of zeros: the end of the tar, if another one follows
         except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
-            raise tarfile.ReadError("it ends without the mark of its end") from None
+            raise _EndOfFile("it ends without the mark of its end") from None
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"a header is damaged ({error})") from None
         if header.type in _HEADER_TYPES and header.size > _MAX_HEADER_BYTES:

@@ -9,8 +9,10 @@ from functools import partial
 import pyarrow as pa
 
 from cvbatch.core.errors import StoreError
-from cvbatch.core.types import EncodedImage, Item
+from cvbatch.core.ignored import Ignored
+from cvbatch.core.types import EncodedImage, Item, SourceOptions
 from cvbatch.sources.base import InputFormat, ReadItems, ReadOptions, image_id_in, read_failure
+from cvbatch.sources.members import unique_name
 from cvbatch.sources.tar import read_tar
 from cvbatch.sources.units import units_of_files
 from cvbatch.storage.store import Storage
@@ -21,9 +23,21 @@ class WebDataset(InputFormat):
 
     name = "webdataset"
     noun = "tar"
-    suffixes = ("tar", "tar.gz", "tgz")
+    suffixes = (
+        "tar",
+        "tar.gz",
+        "tgz",
+        "tar.bz2",
+        "tbz",
+        "tbz2",
+        "tar.xz",
+        "txz",
+        "tar.zst",
+        "tzst",
+    )
     key = "member"
     is_sequential = True
+    accepts = ("members",)
 
     def expand(
         self, storage: Storage, files: pa.Table, image_column: str, chunk_images: int
@@ -33,35 +47,19 @@ class WebDataset(InputFormat):
 
     def new_reader(self, storage: Storage) -> ReadItems:
         """Return a function that reads tars from front to back, one member in memory at a time."""
-        return partial(_read_tars, storage)
+        return partial(_read_tars, storage, self.options)
 
 
 def _read_tars(
-    storage: Storage, items: Sequence[Item], options: ReadOptions
+    storage: Storage, source: SourceOptions, items: Sequence[Item], options: ReadOptions
 ) -> Iterator[EncodedImage]:
+    ignored = Ignored() if options.ignored is None else options.ignored
     for item in items:
         numbers: dict[str, int] = {}
         try:
             with closing(storage.open_stream(item.uri)) as stream:
-                for member in read_tar(stream, options.max_bytes):
-                    image_id = image_id_in(item, _unique(member.name, numbers))
+                for member in read_tar(stream, options.max_bytes, source, ignored):
+                    image_id = image_id_in(item, unique_name(member.name, numbers))
                     yield EncodedImage(image_id, item.uri, member.data, member.failure)
         except StoreError as error:
             yield EncodedImage(image_id_in(item, ""), item.uri, b"", read_failure(error))
-
-
-def _unique(name: str, numbers: dict[str, int]) -> str:
-    """Return the name, with ~2, ~3, ... appended to repeated names.
-
-    Args:
-        name: of a member.
-        numbers: last number appended to each name so far; the returned name is added.
-    """
-    unique, number = name, numbers.get(name, 1)
-    while unique in numbers:
-        number += 1
-        unique = f"{name}~{number}"
-    if unique != name:
-        numbers[name] = number
-    numbers[unique] = 1
-    return unique

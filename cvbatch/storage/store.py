@@ -24,6 +24,7 @@ from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
 from cvbatch.core.types import RetryPolicy
 from cvbatch.storage.atomic import replacing
 from cvbatch.storage.clients import REQUEST_TRIES, Location, describe_boto_error, s3_client
+from cvbatch.storage.odd_keys import KeyFile, is_odd
 from cvbatch.storage.retry import (
     STORE_FAULTS,
     CredentialsError,
@@ -135,13 +136,22 @@ class Storage:
         location = Location.of(uri)
 
         def read(files: Any) -> bytes:
-            with _open(files, location) as file:
+            with self._open(files, location) as file:
                 size = file.size()
                 if max_bytes is not None and size > max_bytes:
                     raise TooLargeError(f"{uri} has {size} bytes; the limit is {max_bytes}", size)
                 return _read_exactly(file, 0, size, uri)
 
         return self.attempt(location, read)
+
+    def _open(self, files: Any, location: Location) -> Any:
+        """Return a file of pyarrow, or one with the same methods."""
+        local = Path(location.path)
+        if location.scheme == "file" and local.exists() and not local.is_file():
+            raise NotFoundError(f"{location.uri} is not a file")  # a pipe would block for ever
+        if location.scheme == "s3" and is_odd(location):
+            return KeyFile(location, self.policy.request_timeout_s)
+        return files.open_input_file(location.path)
 
     def open_input(self, uri: str) -> io.RawIOBase:
         """Return a file for random access; each read is retried as in `read_bytes`."""
@@ -230,7 +240,7 @@ class _Input(io.RawIOBase):
 
     def __init__(self, storage: Storage, location: Location) -> None:
         self._storage, self._location = storage, location
-        self._file = storage.attempt(location, lambda files: _open(files, location))
+        self._file = storage.attempt(location, lambda files: storage._open(files, location))
         self._size: int = self._file.size()
         self._position = 0
 
@@ -296,13 +306,6 @@ def _read_exactly(file: Any, position: int, count: int, uri: str) -> bytes:
     raise ShortReadError(
         f"{uri}: the store sent fewer than {count} bytes at offset {position}; upload it again"
     )
-
-
-def _open(files: Any, location: Location) -> Any:
-    local = Path(location.path)
-    if location.scheme == "file" and local.exists() and not local.is_file():
-        raise NotFoundError(f"{location.uri} is not a file")  # opening a pipe would block for ever
-    return files.open_input_file(location.path)
 
 
 def _put_local(path: Path, data: bytes | pa.Buffer) -> None:

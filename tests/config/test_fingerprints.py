@@ -20,12 +20,18 @@ LOCATION = "changes where the data are, not what they are"
 RESOURCES = "changes how fast and where the job runs, not its rows"
 LIMIT = "changes when the job stops, not what it writes"
 IDENTITY = "is in the identity: the hash of the file and the class names"
+MANIFEST = "is stored in the manifest, which refuses other values"
+ADDED = "changes which files are planned, not the row of a file"
+NO_ROWS = "an explanation has no rows of the source"
 CHUNKS = "groups the same rows into other files; the manifest stores the groups"
 
 PREDICT = {
     "source.uri": LOCATION,
     "source.format": "is stored in the manifest, which refuses other values",
     "source.image_column": "is stored in the manifest, which refuses other values",
+    "source.members": MANIFEST,
+    "source.id_column": MANIFEST,
+    "source.unreadable": ADDED,
     "sink.uri": LOCATION,
     "models[0].model": IDENTITY,
     "models[0].weights": IDENTITY,
@@ -75,6 +81,10 @@ EXPLAIN = {
     "source.uri": LOCATION,
     "source.format": "is stored in the manifest, which refuses other values",
     "source.image_column": "is stored in the manifest, which refuses other values",
+    "source.members": MANIFEST,
+    "source.id_column": MANIFEST,
+    "source.unreadable": ADDED,
+    "source.keep_columns": NO_ROWS,
     "sink.uri": LOCATION,
     "run.workers": RESOURCES,
     "run.batch_size": RESOURCES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import os
 import random
@@ -110,7 +111,7 @@ def test_a_source_without_images_is_refused_in_one_sentence(archive: Archive) ->
 
 def test_every_image_is_planned_once_in_order_of_ids(archive: Archive) -> None:
     names = ["b.JPG", "a/é.png", "a/z.jpeg", "Z.gif", "a b.webp", "c#.tiff", "d%20.bmp"]
-    plan = archive.add(*names, "notes.txt", "x.json", "_skip.jpg").plan()
+    plan = archive.add(*names, "notes.txt", "x.json", "._skip.jpg").plan()
     assert (plan.format, plan.num_images, plan.num_bytes) == ("images", 7, 70)
     assert (plan.num_new, plan.num_ignored_files, plan.num_changed) == (7, 2, 0)
     plan.commit()
@@ -203,7 +204,11 @@ def test_a_manifest_is_not_listed(archive: Archive) -> None:
         (b"", "holds no file"),
         (b"\xff\xfe", "not text"),
         (b"http://host/x.jpg", "http://host/x.jpg"),
-        (b"s3://key:secret@bucket/x.jpg", "credentials belong"),
+        (b"s3://key:secret@bucket/x.jpg", "credentials; put them into the environment"),
+        (b"file://host/x.jpg", "on another host"),
+        (b"gs://bucket", "no name below its bucket"),
+        (b"uri,size\nx.jpg,large\n", "size an integer"),
+        (b"uri,size\nx.jpg\n", "not readable as CSV"),
     ],
 )
 def test_an_invalid_manifest_is_refused(archive: Archive, text: bytes, message: str) -> None:
@@ -230,9 +235,10 @@ def test_the_order_of_the_listing_does_not_matter(
     list_files = discovery.list_files
 
     def shuffled(storage: Storage, uri: str, on_progress: Callable[[int], None] | None) -> Listing:
-        base, files = list_files(storage, uri, on_progress)
+        listing = list_files(storage, uri, on_progress)
+        files = listing.files
         order = random.Random(5).sample(range(files.num_rows), files.num_rows)
-        return Listing(base, files.take(order))
+        return Listing(listing.base, files.take(order))
 
     monkeypatch.setattr(discovery, "list_files", shuffled)
     Path(uri).unlink()
@@ -419,6 +425,46 @@ def test_the_images_of_a_manifest_never_change(archive: Archive) -> None:
     assert (again.num_changed, again.num_removed, again.is_finished) == (0, 1, True)
     archive.uri = [str(archive.root / "in")]  # a listing gives their versions
     assert archive.plan(format="images").is_finished
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "txt", "parquet"])
+@pytest.mark.parametrize("column", ["size", "etag", "last_modified"])
+def test_a_list_with_versions_notices_a_changed_file(
+    archive: Archive, suffix: str, column: str
+) -> None:
+    path = archive.root / f"list.{suffix}"
+
+    def write_list(values: list[object]) -> None:
+        columns = {"customer": [1, 2, 3], "uri": ["a,1.jpg", "b.jpg", "c.jpg"], column: values}
+        if suffix == "parquet":
+            pq.write_table(pa.table(columns), path)
+            return
+        rows = [columns.keys(), *zip(*columns.values(), strict=True)]
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter="\t" if suffix == "tsv" else ",").writerows(rows)
+
+    old, new = (10, 20) if column == "size" else ("2026-11-28 10:00:00", "2026-11-28 10:00:01")
+    write_list([old, old, None])
+    archive.uri = [str(path)]
+    plan = archive.plan(format="manifest")
+    plan.commit()
+    archive.finish(plan)
+    assert ids(plan) == ["a,1.jpg", "b.jpg", "c.jpg"]
+    assert archive.plan(format="manifest").is_finished
+    write_list([old, new, None])
+    again = archive.plan(format="manifest")
+    assert (again.num_changed, again.num_new, again.pending) == (1, 0, again.chunks)
+
+
+def test_a_list_may_have_local_file_uris(archive: Archive) -> None:
+    archive.add("a b%.jpg", "b.jpg")
+    folder = archive.root / "in"
+    uris = [(folder / name).as_uri() for name in ("a b%.jpg", "b.jpg")]
+    (archive.root / "list.txt").write_text("\n".join(uris))
+    archive.uri = [str(archive.root / "list.txt")]
+    plan = archive.plan(format="manifest")
+    plan.commit()
+    assert [item.uri for item in items(plan)] == [str(folder / n) for n in ("a b%.jpg", "b.jpg")]
 
 
 @settings(max_examples=30, deadline=None)

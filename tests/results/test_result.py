@@ -12,6 +12,7 @@ from PIL import Image
 import cvbatch
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import SourceError
+from cvbatch.datasets.reader import list_parquet_files
 from cvbatch.images.masks import decode_png, encode_png
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
@@ -311,3 +312,12 @@ def test_a_result_in_s3_is_read_the_same(folder, s3, rows):
     row = read_rows[NAMES[3]]
     assert np.array_equal(row.mask, decode_png(rows[NAMES[3]]["mask"]["bytes"]))
     assert result.table().num_rows == len(rows)
+
+
+def test_a_file_instead_of_a_folder_is_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("[]")
+    with pytest.raises(SourceError, match=r"results\.json is a file.*name the folder"):
+        Result(Storage(), str(path))
+    with pytest.raises(SourceError, match=r"results\.json is a file.*cvbatch import coco"):
+        list_parquet_files(Storage(), str(path))

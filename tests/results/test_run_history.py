@@ -47,3 +47,14 @@ def test_files_that_are_not_summaries_are_skipped(tmp_path, name, text):
     run_history.write_run(Storage(), str(tmp_path), SUMMARY)
     (tmp_path / "_cvbatch" / "runs" / name).write_text(text)
     assert [run.num_failed for run in run_history.latest(Storage(), str(tmp_path))] == [2]
+
+
+def test_what_the_last_run_did_not_read_is_known(tmp_path):
+    assert not run_history.last_ignored(Storage(), str(tmp_path))
+    known = {"ignored": {"video": 2, "junk": 1}, "ignored_examples": {"video": ["a.mov", "b.mov"]}}
+    run_history.write_run(Storage(), str(tmp_path), SUMMARY | known)
+    run_history.write_run(Storage(), str(tmp_path), SUMMARY | {"ignored": 3})  # damaged
+    run_history.write_run(Storage(), str(tmp_path), SUMMARY)  # of an earlier version
+    ignored = run_history.last_ignored(Storage(), str(tmp_path))
+    assert ignored.counts == known["ignored"]
+    assert ignored.text == "video 2 (a.mov, b.mov), junk 1"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cvbatch.sources import webdataset
+from cvbatch.sources import members
 from cvbatch.sources.tar import read_tar
 from tests.security import containers, reading
 from tests.security.bounded import run_module
@@ -118,7 +118,7 @@ def test_parquet_needs_little_memory_and_time(parquets: dict[str, Any]) -> None:
 
 def test_a_name_that_occurs_100000_times_needs_little_time() -> None:
     names: dict[str, int] = {}
-    unique = [webdataset._unique("a.jpg", names) for _ in range(100_000)]
+    unique = [members.unique_name("a.jpg", names) for _ in range(100_000)]
     assert len(set(unique)) == 100_000
     assert unique[:3] == ["a.jpg", "a.jpg~2", "a.jpg~3"]
 

@@ -36,6 +36,8 @@ def chunk_of(folder: Path, key: str) -> Chunk:
         match key:
             case "parquet":
                 jobs.write_parquet(source / "a.parquet", IMAGES, row_group_size=9)
+            case "zip":
+                jobs.write_zip(source / "a.zip", IMAGES)
             case "webdataset":
                 jobs.write_tar(source / "a.tar", IMAGES)
             case _:

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
+from unittest import mock
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.core.types import EncodedImage, Item
+from cvbatch.core.ignored import Ignored
+from cvbatch.core.types import EncodedImage, Item, SourceOptions
+from cvbatch.sources import tar
+from cvbatch.sources.members import Member
 from cvbatch.sources.tar import read_tar
 from cvbatch.storage.store import Storage
+from tests.support import jobs
 from tests.support.reading import LIMIT, kinds, read
 from tests.support.s3_server import S3Server
+
+JPEG = jobs.encoded_image(1)
 
 
 def make_tar(members: list[tuple[str, bytes]], mode: str = "w") -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
         for name, data in members:
             header = tarfile.TarInfo(name)
             header.size = len(data)
-            tar.addfile(header, io.BytesIO(data))
+            archive.addfile(header, io.BytesIO(data))
     return buffer.getvalue()
 
 
@@ -89,7 +98,7 @@ def test_a_damaged_tar_loses_no_image_silently(position: int, junk: bytes) -> No
 
 def test_members_that_are_not_regular_files_fail(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, kind in [
             ("d.jpg", tarfile.DIRTYPE),
             ("s.jpg", tarfile.SYMTYPE),
@@ -99,7 +108,7 @@ def test_members_that_are_not_regular_files_fail(tmp_path: Path) -> None:
         ]:
             header = tarfile.TarInfo(name)
             header.type, header.linkname = kind, "/etc/passwd"
-            tar.addfile(header)
+            archive.addfile(header)
     images = read_tar_file(tmp_path / "t.tar", buffer.getvalue())
     assert [i.image_id for i in images] == ["t.tar#s.jpg", "t.tar#h.jpg", "t.tar#c.jpg"]
     assert kinds(images) == ["unsupported"] * 3
@@ -134,3 +143,75 @@ def test_a_tar_is_read_from_s3(s3: S3Server, tmp_path: Path) -> None:
     Storage().put_bytes(uri, make_tar(MEMBERS))
     images = read([Item(uri, "t.tar", 1, num_rows=0)], "webdataset")
     assert [i.image_id for i in images] == IDS
+
+
+# --- which members are images --------------------------------------------------------------------
+
+
+def ignored_of(data: bytes, **options: object) -> tuple[list[Member], dict[str, int]]:
+    ignored = Ignored()
+    source = SourceOptions(**options)  # type: ignore[arg-type]
+    return list(read_tar(io.BytesIO(data), LIMIT, source, ignored)), ignored.counts
+
+
+def test_a_member_is_read_or_counted() -> None:
+    members = [
+        ("a/_DSC1.JPG", b"1"),
+        ("a/._DSC1.JPG", b"junk"),
+        ("__MACOSX/a/x.jpg", b"junk"),
+        ("a/1.nef", b"raw"),
+        ("a/1.json", b"{}"),
+        ("a/scan", JPEG),
+        ("a/README", b"text"),
+    ]
+    read_members, counts = ignored_of(make_tar(members))
+    assert [(m.name, m.data) for m in read_members] == [("a/_DSC1.JPG", b"1"), ("a/scan", JPEG)]
+    assert counts == {"junk": 2, "raw_photograph": 1, "text": 1, "no_suffix": 1}
+    failed, counts = ignored_of(make_tar(members), unreadable="fail")
+    assert [m.failure and m.failure.kind for m in failed] == [None, "unsupported", None]
+    assert counts == {"junk": 2, "text": 1, "no_suffix": 1}
+
+
+def test_members_select_the_images_of_a_sample() -> None:
+    suffixes = ("jpg", "seg.png", "depth.png", "json")
+    data = make_tar([(f"d.1/{i}.{s}", f"{i}{s}".encode()) for i in range(3) for s in suffixes])
+    every, counts = ignored_of(data)
+    assert len(every) == 9
+    assert counts == {"text": 3}
+    for members in [("jpg",), ("seg.png",), ("jpg", "depth.png")]:
+        chosen, counts = ignored_of(data, members=members)
+        assert [m.name for m in chosen] == [f"d.1/{i}.{s}" for i in range(3) for s in members]
+        assert counts == {"text": 3, "not_selected": 9 - len(chosen)}
+
+
+@pytest.mark.parametrize("unpack", ["", ":gz", ":bz2", ":xz"])
+def test_several_tars_in_one_file_are_read_as_one(unpack: str) -> None:
+    """GNU tar's `--ignore-zeros` lists the same members."""
+    mode = f"w{unpack}"
+    first, second = (make_tar([(f"{i}.jpg", b"1") for i in n], mode) for n in ([1], [2, 3]))
+    for data in (first + second, second + make_tar([], mode) + first):
+        members, _ = ignored_of(data)
+        assert all(m.failure is None for m in members)
+        command = ["tar", f"-t{FLAGS[unpack]}", "--ignore-zeros"]
+        listed = subprocess.run(command, input=data, capture_output=True, check=True)
+        assert [m.name for m in members] == listed.stdout.decode().split()
+    damaged = first + (second[: len(second) // 2] if unpack else b"x" * 512)
+    assert ignored_of(damaged)[0][-1].failure is not None
+
+
+FLAGS = {"": "", ":gz": "z", ":bz2": "j", ":xz": "J"}
+
+
+def test_a_zstd_tar_is_read_and_bounded() -> None:
+    data = make_tar([(f"{i}.jpg", os.urandom(5000)) for i in range(20)])
+    packed = pa.Codec("zstd").compress(data, asbytes=True)
+    assert ignored_of(packed) == ignored_of(data)
+    assert ignored_of(packed * 2)[0] == ignored_of(data)[0] * 2  # two frames
+    cut, _ = ignored_of(packed[: len(packed) // 2])
+    assert cut[-1].failure is not None
+    bomb = pa.Codec("zstd").compress(make_tar([("a.jpg", b"")]), asbytes=True)
+    zeros = pa.Codec("zstd").compress(bytes(1 << 28), asbytes=True)
+    with mock.patch.object(tar, "_ALWAYS_ALLOWED_BYTES", 1 << 20):
+        members, _ = ignored_of(bomb + zeros * 9)
+    assert members[0].name == "a.jpg"
+    assert "decompresses to more than" in str(members[-1].failure)
