@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvbatch.core.errors import SourceError
-from cvbatch.importers.rules import FLAG_OF, ISSUE_KINDS, actions_by_kind
+from cvbatch.importers.rules import ISSUE_KINDS, RULE_OF, actions_by_kind
 
 NUM_EXAMPLES = 5
 _MAX_TEXT_CLASSES = 20
 _MAX_EXAMPLE_CHARS = 200
+_MAX_REASONS = 3  # kinds of issues in a message
 SPLITS = ("train", "validation", "test")
 _PAST_TENSE = {
     "clip": "clipped",
@@ -60,7 +61,8 @@ class ImportReport:
         issue = self.issues.setdefault(kind, Issue())
         issue.count += count
         if len(issue.examples) < NUM_EXAMPLES:
-            issue.examples.append(" ".join(example.split())[:_MAX_EXAMPLE_CHARS])
+            text = " ".join(example.split())[:_MAX_EXAMPLE_CHARS]
+            issue.examples.append(text.encode(errors="backslashreplace").decode())
         return self.actions[kind]
 
     @property
@@ -92,8 +94,8 @@ class ImportReport:
             raise SourceError(f"{source} is refused: {reasons}")
         if not self.num_written:
             reasons = ", ".join(
-                f"{ISSUE_KINDS[kind].description}: {issue.count:,}"
-                for kind, issue in self.issues.items()
+                f"{ISSUE_KINDS[kind].description}: {issue.count:,}, such as {issue.examples[0]}"
+                for kind, issue in list(self.issues.items())[:_MAX_REASONS]
             )
             raise SourceError(
                 f"{source} contains no usable labelled image ({reasons or 'it is empty'}); check "
@@ -102,8 +104,10 @@ class ImportReport:
 
     def _refusal(self, kind: str) -> str:
         issue = self.issues[kind]
+        rule = RULE_OF[kind]
+        other = next(action for action in rule.actions if action != "refuse")
         occurrence = f"{ISSUE_KINDS[kind].description} ({issue.count:,}), such as"
-        return f"{occurrence} {issue.examples[0]}; fix them, or use --{FLAG_OF[kind]} drop"
+        return f"{occurrence} {issue.examples[0]}; fix them, or use --{rule.flag} {other}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values. The same source gives the same values."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cvbatch.config.predict import SCHEMA_VERSION
@@ -17,6 +18,7 @@ from cvbatch.datasets.schema import KIND
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.coco import read_coco
 from cvbatch.importers.folders import read_folders
+from cvbatch.importers.image_check import ImageCheck
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.predictions import read_predictions
@@ -66,9 +68,12 @@ def import_labels(
         _check_sink(target, options.overwrite)
         report = ImportReport(chosen)
         dataset = FORMATS[format_](source, options, report)
+        dataset = replace(dataset, has_images=options.has_images)
         report.classes = _no_counts(dataset)
-        for _ in _with_progress(validated_images(dataset, options, report), "checked", log):
+        check = ImageCheck(is_enabled=options.check_images and options.has_images)
+        for _ in _with_progress(validated_images(dataset, options, report, check), "checked", log):
             pass
+        check.finish_first_pass()
         report.check(source)
         target.acquire()
         target.clear("part-*.parquet")
@@ -76,7 +81,7 @@ def import_labels(
         writer = ShardWriter(target.storage, sink_uri, dataset, format_, options.shard_images)
         second_pass = ImportReport(chosen)
         second_pass.classes = _no_counts(dataset)
-        images = target.guarded(validated_images(dataset, options, second_pass))
+        images = target.guarded(validated_images(dataset, options, second_pass, check))
         for image in _with_progress(images, "read", log):
             writer.add(image)
         writer.close()

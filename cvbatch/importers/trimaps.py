@@ -19,7 +19,7 @@ from cvbatch.importers.dataset_files import (
     to_item,
 )
 from cvbatch.importers.import_report import ImportReport
-from cvbatch.importers.mask_files import PngMasks
+from cvbatch.importers.mask_files import MaskFiles
 from cvbatch.importers.options import ImportOptions
 from cvbatch.sources.readers import ChunkReader
 
@@ -50,7 +50,13 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
             f"{source} contains no {missing}; use the folder that contains images/ and "
             "annotations/trimaps/, or set --images and --masks"
         )
-    lists = {} if options.split else read_split_lists(storage, tree.below("annotations"), report)
+    lists = (
+        {}
+        if options.split
+        else read_split_lists(
+            storage, tree.below("annotations"), images.keys() | masks.keys(), report
+        )
+    )
     stems = sorted(images.keys() | masks.keys() | lists.keys())
     report.num_found += len(stems)
     annotations, items = {}, []
@@ -70,7 +76,7 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
     batch = AnnotatedBatch(
         in_hash_order(items), annotations, ChunkReader(storage, "images", "image")
     )
-    reader = PngMasks(storage, values)
+    reader = MaskFiles(storage, values)
     return AnnotatedDataset(
         ("mask",), {"mask": classes}, False, lambda _: iter([batch]), reader.read
     )

@@ -1,0 +1,82 @@
+"""Find the image file that an annotation names, by its path or by the end of its path."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from cvbatch.importers.dataset_files import DatasetFile
+
+_ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z]:(?=[/\\])|^[/\\]+")
+
+
+class Match(NamedTuple):
+    """The file of a name, or why there is none."""
+
+    file: DatasetFile | None
+    issue: str = ""  # a key of ISSUE_KINDS; "": the path itself exists
+
+
+def path_parts(name: str) -> list[str]:
+    """Return the folders and the file name of a path of any system, without its root and `..`."""
+    parts = _ROOT.sub("", name, count=1).replace("\\", "/").split("/")
+    return [part for part in parts if part not in ("", ".", "..")]
+
+
+class ImageLookup:
+    """Finds image files by the names in annotations, which were often written on another machine.
+
+    A path that does not exist below the folder is matched by its end: the file with the same name
+    and the most equal parent folders. Two such files are ambiguous. No match is outside the folder.
+
+    Args:
+        files: the files below the folder of images, by their path below it.
+    """
+
+    def __init__(self, files: Mapping[str, DatasetFile]) -> None:
+        self._files = files
+        self._paths_of: dict[str, list[list[str]]] | None = None  # by file name; built when needed
+
+    def find(self, name: str, folder: str = "") -> Match:
+        """Return the file of a name; its issue is one of image_by_name, _ambiguous and _missing.
+
+        Args:
+            name: the path in the annotation.
+            folder: decides between files with the same end: one of them is in such a folder.
+        """
+        if name in self._files:
+            return Match(self._files[name])
+        parts = path_parts(name)
+        path = "/".join(parts)
+        if path in self._files:
+            return Match(self._files[path])
+        if not parts:
+            return Match(None, "image_missing")
+        same_name = self._by_name().get(parts[-1], [])
+        lengths = [_common_end(parts, candidate) for candidate in same_name]
+        best = [c for c, n in zip(same_name, lengths, strict=True) if n == max(lengths)]
+        if len(best) > 1:
+            best = [c for c in best if folder in c[:-1]] or best
+        if len(best) == 1:
+            return Match(self._files["/".join(best[0])], "image_by_name")
+        return Match(None, "image_ambiguous" if best else "image_missing")
+
+    def _by_name(self) -> dict[str, list[list[str]]]:
+        if self._paths_of is None:
+            self._paths_of = defaultdict(list)
+            for path in self._files:
+                parts = path.split("/")
+                self._paths_of[parts[-1]].append(parts)
+        return self._paths_of
+
+
+def _common_end(a: list[str], b: list[str]) -> int:
+    """Return how many parts at the end of two paths are equal."""
+    count = 0
+    for x, y in zip(reversed(a), reversed(b), strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
