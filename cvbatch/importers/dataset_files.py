@@ -64,7 +64,7 @@ class FileTree(NamedTuple):
 
 
 def list_tree(storage: Storage, uri: str, root: str | None = None) -> FileTree:
-    """Return the files below a folder; names that begin with "_" or "." are left out.
+    """Return the files below a folder; junk (`cvbatch.storage.junk`) is left out.
 
     Args:
         storage: lists the folder.
@@ -75,9 +75,10 @@ def list_tree(storage: Storage, uri: str, root: str | None = None) -> FileTree:
         SourceError: the folder does not exist, or access is denied.
     """
     try:
-        base, table = list_files(storage, uri)
+        listing = list_files(storage, uri)
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
+    base, table = listing.base, listing.files
     id_base = base
     if root is not None:
         root_base = store.absolute(root).rstrip("/") + "/"

@@ -1,12 +1,12 @@
 """List the files of a URI - a file, a folder or a pattern - as an Arrow table.
 
-Names that start with `_` or `.` and everything below such folders are not data; they are left out.
+Names that are known to be no data (`cvbatch.storage.junk`) are skipped, and so is everything below
+such folders; what is skipped is listed with its kind.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,19 +15,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from cvbatch.core.errors import SourceError
+from cvbatch.core.errors import NotFoundError, SourceError
+from cvbatch.storage import junk
 from cvbatch.storage.clients import REQUEST_TRIES, Location
-from cvbatch.storage.retry import translate
+from cvbatch.storage.junk import JUNK
+from cvbatch.storage.local_walk import FolderWalk, Row, Skipped
+from cvbatch.storage.patterns import (
+    expand_braces,
+    has_wildcard,
+    pattern_regex,
+    split_pattern,
+)
 from cvbatch.storage.store import Storage
 
 FILES = pa.schema([("uri", pa.large_string()), ("size", pa.int64()), ("version", pa.string())])
+SKIPPED = pa.schema([("uri", pa.large_string()), ("kind", pa.string())])
 _BATCH_FILES = 65_536
 _THREADS = 16
 _SPREAD_LEVELS = 3  # of folders that are listed one by one to get enough folders for the threads
-_HIDDEN = r"(?:^|/)[._]"
 
 Progress = Callable[[int], None]  # receives the number of files listed so far
-Row = tuple[str, int, str]
 
 
 class Listing(NamedTuple):
@@ -35,6 +42,7 @@ class Listing(NamedTuple):
 
     base: str  # common beginning of all URIs; ends with "/"
     files: pa.Table  # uri: large_string, size: int64 bytes, version: string (changes with the file)
+    skipped: pa.Table = SKIPPED.empty_table()  # files and folders (with "/" at the end), and kinds
 
 
 def list_files(storage: Storage, uri: str, on_progress: Progress | None = None) -> Listing:
@@ -43,8 +51,9 @@ def list_files(storage: Storage, uri: str, on_progress: Progress | None = None) 
     Args:
         storage: Lists the store.
         uri: A file, a folder (with all folders below it), or a pattern: `*`, `?` and `[...]` match
-            within one name, `**` matches across folders, a trailing `/` means all files below. A
-            name that exists is taken literally, also with these characters.
+            within one name, `**` matches across folders, a trailing `/` means all files below;
+            `{a,b}` and `{000..127}` stand for several names. A name that exists is taken
+            literally, also with these characters.
         on_progress: Receives the number of files listed so far.
 
     Returns:
@@ -52,7 +61,7 @@ def list_files(storage: Storage, uri: str, on_progress: Progress | None = None) 
         its first name with a wildcard.
 
     Raises:
-        NotFoundError: The file or folder does not exist.
+        NotFoundError: The file or folder does not exist, or a name that braces stand for.
         AccessDeniedError: It may not be read.
         SourceError: A file name is not Unicode.
     """
@@ -64,25 +73,84 @@ def list_files(storage: Storage, uri: str, on_progress: Progress | None = None) 
         return Listing(name[: name.rindex("/") + 1], _table([(name, info.size, _version(info))]))
     if info.type == pafs.FileType.Directory:
         return _list_folder(storage, location, counter)
-    folder, pattern = _split_pattern(uri)
+    folder, pattern = split_pattern(uri)
     if pattern is None:
         # An object store has no folders: only the listing shows that it is missing.
         return _list_folder(storage, location, counter)
-    listing = _list_folder(storage, Location.of(folder), counter)
-    names = pc.utf8_slice_codeunits(listing.files["uri"], len(listing.base))
-    is_match = pc.match_substring_regex(names, _pattern_regex(pattern))
-    return Listing(listing.base, listing.files.filter(is_match))
+    return _matching(_list_folder(storage, Location.of(folder), counter), uri, pattern)
+
+
+def _matching(listing: Listing, uri: str, pattern: str) -> Listing:
+    """Return the files that match a pattern; all junk folders, and the junk files that match."""
+    alternatives = expand_braces(pattern)
+    listed = pa.concat_arrays(
+        [
+            pc.utf8_slice_codeunits(table["uri"].combine_chunks(), len(listing.base))
+            for table in (listing.files, listing.skipped)
+        ]
+    )
+    is_match = pc.is_in(listed, pa.array(alternatives, pa.large_string()))
+    wild = [alternative for alternative in alternatives if has_wildcard(alternative)]
+    present = pc.is_in(pa.array(alternatives, pa.large_string()), listed).to_pylist()
+    missing = [a for a, is_listed in zip(alternatives, present, strict=True) if not is_listed]
+    for alternative in wild:
+        matches = pc.match_substring_regex(listed, pattern_regex(alternative))
+        is_match = pc.or_(is_match, matches)
+        if len(alternatives) == 1 or pc.any(matches, min_count=0).as_py():
+            missing.remove(alternative)
+    if missing:
+        raise NotFoundError(
+            f"{uri} stands for {len(alternatives):,} names, {len(missing):,} of which match no "
+            f"file, such as {missing[0]}; correct the braces"
+        )
+    num_files = listing.files.num_rows
+    is_folder = pc.ends_with(listing.skipped["uri"], "/")
+    return Listing(
+        listing.base,
+        listing.files.filter(is_match[:num_files]),
+        listing.skipped.filter(pc.or_(is_match[num_files:], is_folder)),
+    )
 
 
 def _list_folder(storage: Storage, location: Location, counter: _Counter) -> Listing:
     base = location.uri.rstrip("/") + "/"
+    skipped: list[Skipped] = []
     is_local = location.scheme == "file"
-    batches = []
-    for batch in _walk_local(location) if is_local else _walk_remote(storage, location):
+    walk = _walk_local(location, skipped) if is_local else _walk_remote(storage, location, skipped)
+    batches, junk_names = [], []
+    for batch in walk:
         names = pc.utf8_slice_codeunits(batch["uri"], len(base))
-        batches.append(batch.filter(pc.invert(pc.match_substring_regex(names, _HIDDEN))))
+        are_junk = junk.are_junk(names)
+        if pc.any(are_junk, min_count=0).as_py():
+            junk_names.append(junk.outermost(names.filter(are_junk)))
+            batch = batch.filter(pc.invert(are_junk))  # releases the complete one
+        batches.append(batch)
         counter.add(batch.num_rows)
-    return Listing(base, pa.Table.from_batches(batches, FILES))
+    files = pa.Table.from_batches(batches, FILES)
+    return Listing(base, files, _skipped_table(base, skipped, junk_names))
+
+
+def _skipped_table(base: str, skipped: list[Skipped], junk_names: list[pa.Array]) -> pa.Table:
+    """Return what is not listed, in the order of URIs, each once.
+
+    Args:
+        base: Of the listing.
+        skipped: Files and folders that the walk left out.
+        junk_names: Paths below the base.
+    """
+    names = pa.chunked_array(junk_names, pa.large_string()).combine_chunks()
+    folder, empty = (pa.scalar(text, pa.large_string()) for text in (base, ""))
+    of_files = pa.table(
+        [
+            pc.binary_join_element_wise(folder, names, empty),
+            pa.repeat(pa.scalar(JUNK, pa.string()), len(names)),
+        ],
+        schema=SKIPPED,
+    )
+    rows = [skip._asdict() for skip in skipped if _is_unicode(skip.uri)]
+    of_walk = pa.Table.from_pylist(rows, SKIPPED)
+    table = pa.concat_tables([of_files, of_walk])
+    return table.group_by(["uri", "kind"]).aggregate([]).sort_by("uri")
 
 
 class _Counter:
@@ -127,41 +195,23 @@ def _version(info: Any) -> str:
     return str(info.mtime_ns or 0)
 
 
-def _walk_local(location: Location) -> Iterator[pa.RecordBatch]:
-    """Yield the files below a folder; links are followed, except to a folder that contains them."""
+def _walk_local(location: Location, skipped: list[Skipped]) -> Iterator[pa.RecordBatch]:
+    """Yield the files below a folder; adds what is left out to `skipped`."""
+    walk = FolderWalk(location.path)
     rows: list[Row] = []
-    try:
-        for row in _scan(location.path):
-            rows.append(row)
-            if len(rows) == _BATCH_FILES:
-                yield _batch(rows)
-                rows = []
-    except OSError as error:
-        raise translate(error, error.filename or location.uri) from None
+    for row in walk:
+        rows.append(row)
+        if len(rows) == _BATCH_FILES:
+            yield _batch(rows)
+            rows = []
     yield _batch(rows)
+    skipped += walk.skipped
 
 
-def _scan(top: str) -> Iterator[Row]:
-    folders: list[tuple[str, frozenset[str]]] = [(top, frozenset([os.path.realpath(top)]))]
-    while folders:
-        folder, ancestors = folders.pop()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith((".", "_")):
-                    continue
-                if entry.is_dir():
-                    real = os.path.realpath(entry.path)
-                    if real not in ancestors:
-                        folders.append((entry.path, ancestors | {real}))
-                elif entry.is_file():
-                    stat = entry.stat()
-                    yield entry.path, stat.st_size, str(stat.st_mtime_ns)
-                elif entry.is_symlink():  # a broken link is listed, so that it becomes a failed row
-                    yield entry.path, 0, "0"
-
-
-def _walk_remote(storage: Storage, location: Location) -> Iterator[pa.RecordBatch]:
-    """Yield the files below a prefix, listed by several threads."""
+def _walk_remote(
+    storage: Storage, location: Location, skipped: list[Skipped]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the files below a prefix, listed by several threads; adds junk folders to `skipped`."""
     folders = [location]
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in range(_SPREAD_LEVELS):
@@ -169,11 +219,13 @@ def _walk_remote(storage: Storage, location: Location) -> Iterator[pa.RecordBatc
                 pool.map(lambda folder: _select(storage, folder, recursive=False), folders)
             )
             subfolders = [i for infos in level for i in infos if i.type == pafs.FileType.Directory]
-            folders = [
-                Location(location.scheme, info.path)
-                for info in subfolders
-                if not info.base_name.startswith((".", "_"))
-            ]
+            folders = []
+            for info in subfolders:
+                folder = Location(location.scheme, info.path)
+                if junk.is_junk(info.base_name):
+                    skipped.append(Skipped(f"{folder.uri}/", JUNK))
+                else:
+                    folders.append(folder)
             for infos in level:
                 yield from _batches(location.scheme, infos)
             if len(folders) >= _THREADS or not folders:
@@ -200,33 +252,3 @@ def _batches(scheme: str, infos: list[Any]) -> Iterator[pa.RecordBatch]:
                 if info.type == pafs.FileType.File
             ]
         )
-
-
-def _split_pattern(uri: str) -> tuple[str, str | None]:
-    """Return the fixed folder and the pattern below it, None if no name has a wildcard."""
-    parts = uri.split("/")
-    wild = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), None)
-    if wild is None:
-        return uri, None
-    pattern = "/".join(parts[wild:])
-    return "/".join(parts[:wild]) or ("/" if wild else "."), (
-        pattern + "**" if pattern.endswith("/") else pattern
-    )
-
-
-def _pattern_regex(pattern: str) -> str:
-    """Return the regular expression (RE2) that matches a full relative name."""
-    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL)
-    return "(?s)^" + "".join(_token_regex(token) for token in tokens) + r"\z"
-
-
-def _token_regex(token: str) -> str:
-    wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    if token in wild:
-        return wild[token]
-    if len(token) > 1:  # [...]
-        inside = token[1:-1]
-        negated = inside.startswith("!")
-        members = inside[negated:].replace("\\", r"\\").replace("[", r"\[").replace("]", r"\]")
-        return f"[{'^/' if negated else ''}{members}]"
-    return re.escape(token)

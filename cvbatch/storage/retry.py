@@ -75,7 +75,13 @@ _FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is larger than this process may write (ulimit -f)",
 }
-_NOT_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+_NOT_A_NAME = {
+    errno.ENAMETOOLONG: "is longer than a name of this file system may be; rename the file",
+    errno.EINVAL: "is not a name of this file system; rename the file",
+    errno.ELOOP: "is a symbolic link that leads back to itself; remove the link",
+    errno.ENOTDIR: "is below a file, not below a folder; name a folder",
+    errno.EISDIR: "is a folder, not a file; name a file",
+}
 
 
 def is_full(error: OSError) -> bool:
@@ -97,7 +103,7 @@ def translate(error: Exception, uri: str) -> StoreError:
     if isinstance(error, (pa.ArrowInvalid, UnicodeError)):
         return NotFoundError(f"{uri!r} is not a valid name in this store; rename the file")
     if isinstance(error, OSError) and error.errno in _NOT_A_NAME:
-        return NotFoundError(f"{uri!r} is not the name of a file")
+        return NotFoundError(f"{uri!r} {_NOT_A_NAME[error.errno]}")
     for pattern, kind, sentence in _COMPLAINTS:
         if re.search(pattern, text):
             return kind(sentence.format(uri=uri, detail=_detail(text)))

@@ -110,7 +110,7 @@ def test_a_source_without_images_is_refused_in_one_sentence(archive: Archive) ->
 
 def test_every_image_is_planned_once_in_order_of_ids(archive: Archive) -> None:
     names = ["b.JPG", "a/é.png", "a/z.jpeg", "Z.gif", "a b.webp", "c#.tiff", "d%20.bmp"]
-    plan = archive.add(*names, "notes.txt", "x.json", "_skip.jpg").plan()
+    plan = archive.add(*names, "notes.txt", "x.json", "._skip.jpg").plan()
     assert (plan.format, plan.num_images, plan.num_bytes) == ("images", 7, 70)
     assert (plan.num_new, plan.num_ignored_files, plan.num_changed) == (7, 2, 0)
     plan.commit()
@@ -230,9 +230,10 @@ def test_the_order_of_the_listing_does_not_matter(
     list_files = discovery.list_files
 
     def shuffled(storage: Storage, uri: str, on_progress: Callable[[int], None] | None) -> Listing:
-        base, files = list_files(storage, uri, on_progress)
+        listing = list_files(storage, uri, on_progress)
+        files = listing.files
         order = random.Random(5).sample(range(files.num_rows), files.num_rows)
-        return Listing(base, files.take(order))
+        return Listing(listing.base, files.take(order))
 
     monkeypatch.setattr(discovery, "list_files", shuffled)
     Path(uri).unlink()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -82,11 +83,50 @@ def test_every_file_is_listed_once(storage: Storage, home: str) -> None:
     assert storage.list_names(home) == {n: len(n.encode()) for n in expected if "/" not in n}
 
 
-def test_hidden_names_are_not_data(storage: Storage, home: str) -> None:
-    for name in ["a.jpg", "_b.jpg", ".c.jpg", "_cvbatch/d.jpg", "e/.f/g.jpg", "e/h_.jpg"]:
+def skipped(storage: Storage, uri: str) -> dict[str, str]:
+    """Return what is not listed: name → kind."""
+    listing = list_files(storage, uri)
+    uris, kinds = (listing.skipped[name].to_pylist() for name in ("uri", "kind"))
+    return dict(zip((u.removeprefix(listing.base) for u in uris), kinds, strict=True))
+
+
+JUNK = ["._a.jpg", "x/Thumbs.db", "x/.DS_Store", "x/.a.jpg-k3.tmp", "_SUCCESS", "x/DESKTOP.INI"]
+JUNK_FOLDERS = ["_cvbatch/", "__MACOSX/", "x/.git/", "y/.ipynb_checkpoints/", "@eaDir/"]
+
+
+def test_only_junk_is_skipped_and_it_is_named(storage: Storage, home: str) -> None:
+    kept = [
+        "a.jpg",
+        "_DSC0001.JPG",
+        ".c.jpg",
+        "_background_/x/_MG_1.JPG",
+        "e/.f/g.jpg",
+        "git/x.jpg",
+    ]
+    below = [f"{folder}{name}" for folder in JUNK_FOLDERS for name in ("a.jpg", "b/c.jpg")]
+    for name in [*kept, *JUNK, *below]:
         storage.put_bytes(store.join(home, name), b"x")
-    assert names(storage, home) == ["a.jpg", "e/h_.jpg"]
-    assert names(storage, store.join(home, "_b.jpg")) == ["_b.jpg"]  # named explicitly
+    assert names(storage, home) == sorted(kept)
+    assert skipped(storage, home) == dict.fromkeys([*JUNK, *JUNK_FOLDERS], "junk")
+    assert names(storage, store.join(home, "._a.jpg")) == ["._a.jpg"]  # named explicitly
+    glob = store.join(home, "**/*.jpg")
+    assert names(storage, glob) == sorted(name for name in kept if name.endswith(".jpg"))
+    assert skipped(storage, glob) == dict.fromkeys(["._a.jpg", *JUNK_FOLDERS], "junk")
+
+
+def test_braces_stand_for_several_names(storage: Storage, home: str) -> None:
+    expected = [f"shard-{i:03d}.tar" for i in range(8, 12)]
+    for name in [*expected, "shard-007.tar", "a/x.jpg", "b/y.jpg", "c/z.jpg", "{a,b}.jpg"]:
+        storage.put_bytes(store.join(home, name), b"x")
+    assert names(storage, store.join(home, "shard-{008..011}.tar")) == expected
+    assert names(storage, store.join(home, "{a,b}/*.jpg")) == ["a/x.jpg", "b/y.jpg"]
+    assert names(storage, store.join(home, "{a,{b,c}}/?.jpg")) == ["a/x.jpg", "b/y.jpg", "c/z.jpg"]
+    assert names(storage, store.join(home, "{a,b}.jpg")) == ["{a,b}.jpg"]  # it exists
+    for pattern, missing in [("shard-{010..013}.tar", "2 of"), ("{a,d}/*", "d/*")]:
+        with pytest.raises(NotFoundError, match=re.escape(missing)):
+            list_files(storage, store.join(home, pattern))
+    with pytest.raises(SourceError, match="more than 100,000 names"):
+        list_files(storage, store.join(home, "{000000..999999}.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -129,14 +169,80 @@ def test_deep_and_wide_prefixes_are_listed_completely(storage: Storage, home: st
     assert progress[-1] == len(expected)
 
 
-def test_links_are_followed_but_not_in_circles(storage: Storage, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.jpg").write_bytes(b"x")
-    (tmp_path / "a" / "up").symlink_to(tmp_path)
-    (tmp_path / "b").symlink_to(tmp_path / "a")
+def test_a_real_folder_is_listed_once(storage: Storage, tmp_path: Path) -> None:
+    """By its own path, or, outside the source, by the first of the links that lead to it."""
+    home, outside = tmp_path / "home", tmp_path / "outside"
+    for name in ("home/a/x.jpg", "home/b/y.jpg", "outside/z.jpg"):
+        storage.put_bytes(str(tmp_path / name), b"x")
+    for folder in "ab":
+        for other in "ab":
+            (home / folder / f"to-{other}").symlink_to(home / other)
+    (home / "a" / "up").symlink_to(home)
+    (home / "b" / "k").symlink_to(outside)
+    (home / "a" / "m").symlink_to(outside)
+    assert names(storage, str(home)) == ["a/m/z.jpg", "a/x.jpg", "b/y.jpg"]
+    links = ["a/to-a/", "a/to-b/", "a/up/", "b/k/", "b/to-a/", "b/to-b/"]
+    assert skipped(storage, str(home)) == dict.fromkeys(links, "repeated_folder")
+
+
+def test_what_cannot_be_read_does_not_end_the_listing(storage: Storage, tmp_path: Path) -> None:
+    """Files are listed, so that they become failed rows; folders and pipes are counted."""
+    storage.put_bytes(str(tmp_path / "x.jpg"), b"x")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert names(storage, str(tmp_path)) == ["a/x.jpg", "b/x.jpg", "gone.jpg"]
+    (tmp_path / "secret").mkdir(mode=0)
+    program = """if True:
+        import os, sys
+        from cvbatch.storage.listing import list_files
+        from cvbatch.storage.store import Storage
+        if os.getuid() == 0:  # root may read every folder
+            os.setgid(65534); os.setuid(65534)
+        listing = list_files(Storage(), sys.argv[1])
+        print(sorted(u[len(listing.base):] for u in listing.files["uri"].to_pylist()))
+        print([(u[len(listing.base):], k) for u, k in zip(*listing.skipped.to_pydict().values())])
+    """
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "['circle.jpg', 'gone.jpg', 'x.jpg']",
+        "[('pipe.jpg', 'special_file'), ('secret/', 'unreadable_folder')]",
+    ]
+    for name in ("gone.jpg", "circle.jpg"):
+        with pytest.raises(NotFoundError):
+            storage.read_bytes(str(tmp_path / name))
+
+
+def test_a_folder_or_file_deleted_while_listing_does_not_end_it(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jpg", "b.jpg", "c/d.jpg"):
+        storage.put_bytes(str(tmp_path / name), b"x")
+    scandir = os.scandir
+
+    class Deleting:
+        """Entries of a folder, whose files and folders are deleted after it was read."""
+
+        def __init__(self, folder: str) -> None:
+            with scandir(folder) as entries:
+                self._entries = list(entries)
+            for entry in self._entries:
+                subprocess.run(["rm", "-r", entry.path], check=True)
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return iter(self._entries)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(os, "scandir", Deleting)
+    listing = list_files(storage, str(tmp_path))
+    assert sorted(Path(u).name for u in listing.files["uri"].to_pylist()) == ["a.jpg", "b.jpg"]
+    assert listing.skipped["kind"].to_pylist() == ["unreadable_folder"]
 
 
 def test_a_name_that_is_not_unicode_is_refused(storage: Storage, tmp_path: Path) -> None:
