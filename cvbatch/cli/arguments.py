@@ -196,8 +196,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_formats(
         commands,
         "import",
-        "convert labelled images (class folders, Pascal VOC, COCO, trimaps) or pseudo-labels to "
-        "Parquet",
+        "convert labelled images (class folders, CSV, Pascal VOC, COCO, YOLO, masks) or "
+        "pseudo-labels to Parquet",
         {name: (meaning, _import_arguments(name)) for name, meaning in FORMAT_DESCRIPTIONS.items()},
     )
     _add_formats(

@@ -25,7 +25,7 @@ from cvbatch.exporters.rows import (
     read_with_images,
 )
 from cvbatch.exporters.voc import Voc
-from cvbatch.exporters.yolo import Yolo
+from cvbatch.exporters.yolo import Yolo, YoloSegment
 from cvbatch.images.orientation import ImageInfo, read_image_info
 from cvbatch.images.signatures import detect_format
 from cvbatch.results.result import Result
@@ -37,6 +37,7 @@ EXPORTS: dict[str, type[Exporter]] = {
     "coco": Coco,
     "voc": Voc,
     "yolo": Yolo,
+    "yolo-segment": YoloSegment,
     "fiftyone": FiftyOne,
 }
 IMAGES = "_cvbatch/images.jsonl"  # image_id → its name in the export

@@ -221,10 +221,11 @@ def read_coco(source: str, options: ImportOptions, report: ImportReport) -> Anno
         SourceError: there is no such file, or it is not in COCO format.
         ConfigError: --images is missing, or there are too many classes for a mask.
     """
-    documents = find_documents(source, options)
+    documents = find_documents(source, options, report)
     content = _Content(report, options.has_masks, has_prefix=len(documents) > 1)
     for document in documents:
         content.add(document, read_json(options.storage, document.uri))
+    _count_unused_images(documents, images=content.images, report=report)
     names = content.class_names()
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
@@ -255,6 +256,14 @@ def read_coco(source: str, options: ImportOptions, report: ImportReport) -> Anno
         )
     masks = _OutlineMasks(images, class_of)
     return AnnotatedDataset((*columns, "mask"), classes, True, lambda _: iter([batch]), masks.read)
+
+
+def _count_unused_images(
+    documents: Iterable[Document], images: Mapping[str, _Image], report: ImportReport
+) -> None:
+    """Count the images in the folders that no annotation file lists."""
+    uris = {uri for document in documents if document.images for uri in document.images.image_uris}
+    report.num_ignored += len(uris - {image.uri for image in images.values()})
 
 
 def _annotation(image: _Image, class_of: Mapping[Key, int], split: str | None) -> Annotation:

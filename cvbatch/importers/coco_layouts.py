@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SourceError
 from cvbatch.importers.dataset_files import (
     SPLIT_FOLDERS,
-    FileTree,
     is_image,
     list_tree,
     split_in_name,
 )
 from cvbatch.importers.image_lookup import ImageLookup
+from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
@@ -59,28 +60,30 @@ class Document(NamedTuple):
     images_uri: str  # folder of the images; "": without images
 
 
-def find_documents(source: str, options: ImportOptions) -> list[Document]:
+def find_documents(source: str, options: ImportOptions, report: ImportReport) -> list[Document]:
     """Return the annotation files of a data set.
 
     Args:
         source: the folder of the data set, or one JSON file.
         options: `annotations` names files of another layout, `images` another folder of images.
+        report: counts files that are left out.
 
     Raises:
         SourceError: there is no annotation file, or no image.
         ConfigError: a single file has no images beside it, and --images is missing.
     """
+    search = _ImageSearch(source, options, report)
     if source.lower().endswith(".json"):
-        return [_single_document(source, options)]
+        return [search.beside(source)]
     if options.annotations:
         documents = []
         for given_split, path in options.annotations:
             uri = path if "://" in path or path.startswith("/") else store.join(source, path)
             name = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
             split = given_split or split_in_name(name)
-            documents.append(_document(uri, split, name, (name, "images"), source, options))
+            documents.append(search.document(uri, split, name, (name, "images")))
         return documents
-    documents = list(_in_layouts(source, options))
+    documents = list(_in_layouts(source, options.storage, search))
     if not documents:
         raise SourceError(
             f"{source} contains no annotations/instances_*.json, _annotations.coco.json or "
@@ -90,8 +93,7 @@ def find_documents(source: str, options: ImportOptions) -> list[Document]:
     return documents
 
 
-def _in_layouts(source: str, options: ImportOptions) -> Iterator[Document]:
-    storage = options.storage
+def _in_layouts(source: str, storage: Storage, search: _ImageSearch) -> Iterator[Document]:
     for layout in LAYOUTS:
         for folder in layout.folders:
             uri = store.join(source, folder) if folder else source
@@ -103,8 +105,7 @@ def _in_layouts(source: str, options: ImportOptions) -> Iterator[Document]:
                 folders = tuple(
                     part.format(name=name, folder=folder).strip("/") for part in layout.images
                 )
-                split = split_in_name(name)
-                yield _document(store.join(uri, file), split, name, folders, source, options)
+                yield search.document(store.join(uri, file), split_in_name(name), name, folders)
 
 
 def _names_in(storage: Storage, folder: str) -> list[str]:
@@ -114,59 +115,53 @@ def _names_in(storage: Storage, folder: str) -> list[str]:
         raise SourceError(f"the source cannot be read: {error}") from None
 
 
-def _single_document(uri: str, options: ImportOptions) -> Document:
-    folder, _, file = uri.rpartition("/")
-    split = split_in_name(file.rsplit(".", 1)[0])
-    if not options.has_images:
-        return Document(uri, split, "", None, "")
-    if options.images is not None:
-        return _with_images(uri, split, "", _tree(options.storage, options.images, uri))
-    tree = _tree_or_none(options.storage, folder, folder)
-    if tree is None or not any(is_image(name) for name in tree.files):
-        raise ConfigError(
-            f"{uri} is one file without images beside it: set --images DIR, use the folder of the "
-            "data set as SRC, or import labels alone with --no-images"
+@dataclass(frozen=True)
+class _ImageSearch:
+    """Finds the images of the annotation files of one data set."""
+
+    source: str
+    options: ImportOptions
+    report: ImportReport
+
+    def document(self, uri: str, split: str | None, name: str, folders: Sequence[str]) -> Document:
+        """Return an annotation file with its images, which are in the first folder with files.
+
+        The last resort are all images below the source.
+        """
+        if not self.options.has_images:
+            return Document(uri, split, name, None, "")
+        if self.options.images is not None:
+            return self._with_images(uri, split, name, self.options.images)
+        for folder in (*folders, ""):
+            images_uri = store.join(self.source, folder) if folder else self.source
+            if self._has_files(images_uri, needs_image=not folder):
+                return self._with_images(uri, split, name, images_uri)
+        listed = ", ".join(folder for folder in folders if folder)
+        raise SourceError(
+            f"{self.source} has no folder {listed} with files; set --images DIR, or import labels "
+            "alone with --no-images"
         )
-    return _with_images(uri, split, "", tree)
 
+    def beside(self, uri: str) -> Document:
+        """Return a single annotation file, with the images below its folder or --images."""
+        folder, _, file = uri.rpartition("/")
+        split = split_in_name(file.rsplit(".", 1)[0])
+        if not self.options.has_images:
+            return Document(uri, split, "", None, "")
+        if self.options.images is None and not self._has_files(folder, needs_image=True):
+            raise ConfigError(
+                f"{uri} is one file without images beside it: set --images DIR, use the folder of "
+                "the data set as SRC, or import labels alone with --no-images"
+            )
+        return self._with_images(uri, split, "", self.options.images or folder)
 
-def _document(
-    uri: str,
-    split: str | None,
-    name: str,
-    folders: tuple[str, ...],
-    source: str,
-    options: ImportOptions,
-) -> Document:
-    if not options.has_images:
-        return Document(uri, split, name, None, "")
-    storage = options.storage
-    if options.images is not None:
-        return _with_images(uri, split, name, _tree(storage, options.images, source))
-    for folder in (*folders, ""):
-        tree = _tree_or_none(storage, store.join(source, folder) if folder else source, source)
-        if tree is not None and (folder or any(is_image(path) for path in tree.files)):
-            return _with_images(uri, split, name, tree)
-    listed = ", ".join(folder for folder in folders if folder)
-    raise SourceError(
-        f"{source} has no folder {listed} with files; set --images DIR, or import labels alone "
-        "with --no-images"
-    )
+    def _with_images(self, uri: str, split: str | None, name: str, images_uri: str) -> Document:
+        tree = list_tree(self.options.storage, images_uri, self.report, self.source)
+        return Document(uri, split, name, ImageLookup(tree.files), tree.base)
 
-
-def _with_images(uri: str, split: str | None, name: str, tree: FileTree) -> Document:
-    return Document(uri, split, name, ImageLookup(tree.files), tree.base)
-
-
-def _tree(storage: Storage, folder: str, root: str) -> FileTree:
-    return list_tree(storage, folder, root)
-
-
-def _tree_or_none(storage: Storage, folder: str, root: str) -> FileTree | None:
-    """Return the files of a folder; None if it does not exist or is empty."""
-    try:
-        if not list_files(storage, folder).files.num_rows:
-            return None
-    except NotFoundError:
-        return None
-    return list_tree(storage, folder, root)
+    def _has_files(self, folder: str, *, needs_image: bool) -> bool:
+        try:
+            files = list_files(self.options.storage, folder).files
+        except NotFoundError:
+            return False
+        return any(map(is_image, files["uri"].to_pylist())) if needs_image else files.num_rows > 0

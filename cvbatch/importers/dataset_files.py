@@ -63,11 +63,14 @@ class FileTree(NamedTuple):
         }
 
 
-def list_tree(storage: Storage, uri: str, root: str | None = None) -> FileTree:
+def list_tree(
+    storage: Storage, uri: str, report: ImportReport, root: str | None = None
+) -> FileTree:
     """Return the files below a folder; junk (`cvbatch.storage.junk`) is left out.
 
     Args:
         storage: lists the folder.
+        report: counts what is left out.
         root: folder of the data set. If it contains `uri`, image ids are paths below `root`,
             otherwise paths below `uri`.
 
@@ -79,6 +82,7 @@ def list_tree(storage: Storage, uri: str, root: str | None = None) -> FileTree:
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     base, table = listing.base, listing.files
+    report.add_skipped(listing.skipped.to_pylist())
     id_base = base
     if root is not None:
         root_base = store.absolute(root).rstrip("/") + "/"
@@ -97,6 +101,15 @@ def split_in_name(name: str) -> str | None:
         _SPLIT_WORDS, lower
     )
     return SPLIT_FOLDERS[match[0]] if match else None
+
+
+def splits_of_folders(stems: Iterable[str]) -> dict[str, str]:
+    """Return the split of each image if all of them are in folders such as train and valid."""
+    folders = {stem: stem.partition("/")[0].lower() for stem in stems if "/" in stem}
+    is_split = bool(folders) and len(folders) == len(set(stems))
+    if not is_split or not set(folders.values()) <= SPLIT_FOLDERS.keys():
+        return {}
+    return {stem: SPLIT_FOLDERS[folder] for stem, folder in folders.items()}
 
 
 def is_image(name: str) -> bool:

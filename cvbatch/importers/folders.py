@@ -27,7 +27,7 @@ def read_folders(source: str, options: ImportOptions, report: ImportReport) -> A
     Raises:
         SourceError: the folder does not exist, or only some of its folders are splits.
     """
-    files = list_tree(options.storage, source).files
+    files = list_tree(options.storage, source, report).files
     images = {name: file for name, file in files.items() if is_image(name)}
     report.num_ignored += len(files) - len(images)
     report.num_found += len(images)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cvbatch.importers.dataset_files import DatasetFile
+from cvbatch.importers.dataset_files import DatasetFile, is_image
 
 _ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z]:(?=[/\\])|^[/\\]+")
 
@@ -38,6 +38,11 @@ class ImageLookup:
     def __init__(self, files: Mapping[str, DatasetFile]) -> None:
         self._files = files
         self._paths_of: dict[str, list[list[str]]] | None = None  # by file name; built when needed
+
+    @property
+    def image_uris(self) -> list[str]:
+        """Return the URIs of the files that have the suffix of an image format."""
+        return [file.uri for name, file in self._files.items() if is_image(name)]
 
     def find(self, name: str, folder: str = "") -> Match:
         """Return the file of a name; its issue is one of image_by_name, _ambiguous and _missing.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ class ImportReport:
         self.num_objects_found = 0  # boxes of these images
         self.num_objects_of_dropped_images = 0
         self.num_ignored = 0  # files that are not part of the data set
+        self.skipped: dict[str, str] = {}  # URI of what was not listed → kind, such as junk
         self.images: Counter[str] = Counter()  # split → images written
         self.objects: Counter[str] = Counter()  # split → boxes written
         self.classes: dict[str, Counter[str]] = {}  # column → class → images or boxes that have it
@@ -64,6 +65,22 @@ class ImportReport:
             text = " ".join(example.split())[:_MAX_EXAMPLE_CHARS]
             issue.examples.append(text.encode(errors="backslashreplace").decode())
         return self.actions[kind]
+
+    def add_skipped(self, entries: Iterable[Mapping[str, str]]) -> None:
+        """Count files and folders that a listing left out, each once.
+
+        Args:
+            entries: `uri` and `kind` of each.
+        """
+        self.skipped.update((entry["uri"], entry["kind"]) for entry in entries)
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """Return kind → number of the files and folders that were not read."""
+        counts = Counter(self.skipped.values())
+        if self.num_ignored:
+            counts["unused"] = self.num_ignored
+        return dict(sorted(counts.items()))
 
     @property
     def num_written(self) -> int:
@@ -124,6 +141,8 @@ class ImportReport:
                 "of_dropped_images": self.num_objects_of_dropped_images,
             },
             "ignored_files": self.num_ignored,
+            "ignored": self.ignored,
+            "ignored_names": sorted(self.skipped)[:NUM_EXAMPLES],
             "splits": {
                 split: {"images": self.images[split], "objects": self.objects[split]}
                 for split in SPLITS
@@ -163,4 +182,7 @@ class ImportReport:
             lines += [f"           {example}" for example in issue["examples"]]
         if self.num_ignored:
             lines.append(f"ignored  {self.num_ignored:,} files that are not part of the data set")
+        for kind, count in Counter(self.skipped.values()).items():
+            example = min(uri for uri, other in self.skipped.items() if other == kind)
+            lines.append(f"ignored  {count:,} {kind.replace('_', ' ')}, such as {example}")
         return "\n".join(lines)

@@ -17,23 +17,29 @@ from cvbatch.core.types import Log
 from cvbatch.datasets.schema import KIND
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.coco import read_coco
+from cvbatch.importers.csv_file import read_csv
 from cvbatch.importers.folders import read_folders
 from cvbatch.importers.image_check import ImageCheck
 from cvbatch.importers.import_report import ImportReport
+from cvbatch.importers.masks import read_masks
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.predictions import read_predictions
 from cvbatch.importers.shard_writer import ShardWriter
 from cvbatch.importers.trimaps import read_trimaps
 from cvbatch.importers.validation import LabelledImage, validated_images
 from cvbatch.importers.voc import read_voc
+from cvbatch.importers.yolo import read_yolo
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 
 FORMATS: dict[str, Callable[[str, ImportOptions, ImportReport], AnnotatedDataset]] = {
     "folders": read_folders,
+    "csv": read_csv,
     "voc": read_voc,
     "coco": read_coco,
+    "yolo": read_yolo,
     "trimaps": read_trimaps,
+    "masks": read_masks,
     "predictions": read_predictions,
 }
 _PROGRESS_IMAGES = 2000

@@ -36,7 +36,7 @@ def read_xml(storage: Storage, uri: str) -> ET.Element:
         SourceError: the document cannot be read, is too large, is not XML, or contains a DOCTYPE
             (so that entities are never expanded).
     """
-    data = _read(storage, uri, MAX_XML_BYTES)
+    data = read_bytes(storage, uri, MAX_XML_BYTES)
     try:
         # As text, because expat reads few encodings itself. The parser ignores the declaration.
         text = _decode_xml(data)
@@ -99,7 +99,7 @@ def read_json(storage: Storage, uri: str) -> Any:
     Raises:
         SourceError: the document cannot be read, is too large, or is not JSON.
     """
-    data = _read(storage, uri, MAX_JSON_BYTES)
+    data = read_bytes(storage, uri, MAX_JSON_BYTES)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -144,12 +144,13 @@ def read_class_names(storage: Storage, text: str) -> tuple[str, ...]:
 def read_text(storage: Storage, uri: str, max_bytes: int) -> str:
     """Return the text of a file. Raises SourceError if it is too large or not UTF-8."""
     try:
-        return _read(storage, uri, max_bytes).decode("utf-8-sig")
+        return read_bytes(storage, uri, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SourceError(f"{uri} is not UTF-8 text; convert it") from None
 
 
-def _read(storage: Storage, uri: str, max_bytes: int) -> bytes:
+def read_bytes(storage: Storage, uri: str, max_bytes: int) -> bytes:
+    """Return the bytes of a file. Raises SourceError if it cannot be read or is too large."""
     try:
         return storage.read_bytes(uri, max_bytes)
     except (NotFoundError, AccessDeniedError, store.TooLargeError) as error:

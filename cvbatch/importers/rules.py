@@ -61,6 +61,8 @@ ISSUE_KINDS: dict[str, IssueKind] = {
     "image_unreadable": IssueKind("image", "images that cannot be read"),
     "image_damaged": IssueKind("image", "images that cannot be decoded"),
     "duplicate": IssueKind("image", "duplicate images"),
+    "split_missing": IssueKind("entry", "splits whose folder or list does not exist"),
+    "split_repeated": IssueKind("entry", "splits with the images of train, which are for training"),
     "in_two_splits": IssueKind("entry", "images listed in two splits; test takes precedence"),
     "unlisted": IssueKind("image", "images in none of the split lists of the data set"),
     "failed": IssueKind("image", "images whose prediction failed"),
@@ -131,6 +133,7 @@ RULES = (
             "image_ambiguous",
             "annotation_missing",
             "object_astray",
+            "split_missing",
             "category_unlisted",
         ),
         _ALL,
@@ -153,6 +156,7 @@ _FIXED_ACTIONS = {
     "turned": "keep",
     "no_objects": "keep",
     "category_group": "keep",
+    "split_repeated": "keep",
 }
 
 RULE_OF = {kind: rule for rule in RULES for kind in rule.kinds}

@@ -36,12 +36,12 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
     """
     classes, values = _classes_and_values(options)
     storage = options.storage
-    tree = list_tree(storage, source)
+    tree = list_tree(storage, source, report)
     image_files, mask_files = tree.below("images"), tree.below("annotations/trimaps")
     if options.images:
-        image_files = list_tree(storage, options.images, source).files
+        image_files = list_tree(storage, options.images, report, source).files
     if options.masks:
-        mask_files = list_tree(storage, options.masks).files
+        mask_files = list_tree(storage, options.masks, report).files
     images = images_by_stem(image_files, report)
     masks = {stem_of(name): file for name, file in mask_files.items() if _is_png(name)}
     if not images or not masks:

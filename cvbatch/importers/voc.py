@@ -13,7 +13,7 @@ section 3.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -26,13 +26,13 @@ from cvbatch.core.types import MAX_MASK_CLASSES, Item
 from cvbatch.importers.annotations import AnnotatedBatch, AnnotatedDataset, Annotation
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import (
-    SPLIT_FOLDERS,
     DatasetFile,
     images_by_stem,
     in_hash_order,
     is_image,
     list_tree,
     read_split_lists,
+    splits_of_folders,
     stem_of,
     to_item,
 )
@@ -106,7 +106,7 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
 
 
 def _find_files(source: str, options: ImportOptions, report: ImportReport) -> _Files:
-    tree = list_tree(options.storage, source)
+    tree = list_tree(options.storage, source, report)
     xml = _by_stem(tree.below("Annotations"), ".xml")
     mask_files = {name: file for name, file in tree.files.items() if name.startswith(_MASK_FOLDERS)}
     others = {name: file for name, file in tree.files.items() if name not in mask_files}
@@ -130,7 +130,7 @@ def _find_files(source: str, options: ImportOptions, report: ImportReport) -> _F
         lists = tree.below(f"ImageSets/{options.lists}")
         split_of = read_split_lists(options.storage, lists, stems, report)
         if not split_of and is_beside:
-            split_of = _splits_of_folders(stems)
+            split_of = splits_of_folders(stems)
     masks = _by_stem(tree.below("SegmentationClass"), *MASK_SUFFIXES) if options.has_masks else {}
     return _Files(xml, images, split_of, masks, tree.files.get(LABELMAP))
 
@@ -157,15 +157,6 @@ def _paired(
         is_unique = stem not in images and counts[name] == xml_counts[name] == 1
         paired[image_of[name] if is_unique else stem] = file
     return paired
-
-
-def _splits_of_folders(stems: Iterable[str]) -> dict[str, str]:
-    """Return the split of each image if all of them are in folders such as train and valid."""
-    folders = {stem: stem.partition("/")[0].lower() for stem in stems if "/" in stem}
-    is_split = bool(folders) and len(folders) == len(set(stems))
-    if not is_split or not set(folders.values()) <= SPLIT_FOLDERS.keys():
-        return {}
-    return {stem: SPLIT_FOLDERS[folder] for stem, folder in folders.items()}
 
 
 def _item(files: _Files, stem: str, parsed: ParsedFile) -> Item:
