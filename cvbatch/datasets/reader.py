@@ -21,6 +21,7 @@ from cvbatch.storage.store import Storage
 
 _THREADS = 16
 _IMPORT_STATE = "_cvbatch/import.json"
+_IMPORTS = {"json": "coco", "csv": "csv", "xml": "voc", "yaml": "yolo"}  # by suffix
 _REMEDY = "import the data with cvbatch import"
 
 
@@ -108,6 +109,8 @@ def list_parquet_files(storage: Storage, uri: str) -> list[tuple[str, int]]:
     folder, _, name = uri.rpartition("/")
     is_file = name.endswith(".parquet")
     try:
+        if "." in name and not is_file and storage.exists(uri):
+            raise SourceError(_not_parquet(uri))
         _check_import(storage, folder if is_file else uri)
         sizes = storage.list_names(folder if is_file else uri)
     except (NotFoundError, AccessDeniedError) as error:
@@ -121,6 +124,15 @@ def list_parquet_files(storage: Storage, uri: str) -> list[tuple[str, int]]:
         for name, size in sorted(sizes.items())
         if name.endswith(".parquet") and not name.startswith(("_", "."))
     ]
+
+
+def _not_parquet(uri: str) -> str:
+    """Return the message about a file of labels in another format."""
+    format_ = _IMPORTS.get(uri.rpartition(".")[2].lower(), "FORMAT")
+    return (
+        f"{uri} is a file, but labels are read from labelled Parquet; convert it first: cvbatch "
+        f"import {format_} (with --no-images for labels alone), then name the folder that it wrote"
+    )
 
 
 def _check_import(storage: Storage, folder: str) -> None:

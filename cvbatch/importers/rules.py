@@ -34,14 +34,14 @@ ISSUE_KINDS: dict[str, IssueKind] = {
     "box_derived": IssueKind("entry", "boxes derived from outlines, because theirs are unusable"),
     "box_invalid": IssueKind("object", "objects without a usable box or outline"),
     "object_invalid": IssueKind("object", "objects without a usable class or image"),
-    "area_invalid": IssueKind("entry", "areas that are no numbers of 0 or more; the box's counts"),
+    "area_invalid": IssueKind("entry", "areas that are no numbers of 0 or more, ignored"),
     "crowd_unclear": IssueKind("entry", "iscrowd values that are null or no numbers, taken as 0"),
     "difficult_unclear": IssueKind(
         "entry", "difficult values that are neither 0 nor 1, taken as 0"
     ),
     "number_text": IssueKind("entry", "objects or images with numbers written as text"),
     "outline_invalid": IssueKind("entry", "outlines that are unusable or only partly usable"),
-    "outline_missing": IssueKind("entry", "objects without an outline; their boxes are void"),
+    "outline_missing": IssueKind("entry", "objects without an outline, void in the mask"),
     "size_invalid": IssueKind("entry", "image sizes in annotations that are no sizes, ignored"),
     "class_unknown": IssueKind("object", "objects of a class that is not listed"),
     "category_unlisted": IssueKind("object", "objects of a category that the file does not list"),
