@@ -203,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_formats(
         commands,
         "export",
-        "convert predictions to COCO, Pascal VOC, YOLO or FiftyOne",
+        "convert predictions or labels to COCO, Pascal VOC, YOLO or FiftyOne",
         {name: (meaning, _export_arguments(name)) for name, meaning in EXPORT_DESCRIPTIONS.items()},
     )
     return parser
@@ -242,7 +242,7 @@ def _import_arguments(format_: str) -> list[Argument]:
 
 def _export_arguments(format_: str) -> list[Argument]:
     return [
-        _text("source", "DIR", "sink of `cvbatch predict`, a folder or URI"),
+        _text("source", "DIR", "sink of `cvbatch predict` or `cvbatch import`, a folder or URI"),
         _text("sink", "DST", "empty folder or URI for the exported files"),
         *(Argument(flag.name, flag.options) for flag in FLAGS if format_ in flag.formats),
         _switch("--overwrite", "replace an export in DST; default: refuse such a DST"),

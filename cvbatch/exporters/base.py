@@ -36,6 +36,7 @@ class ExportContext:
     has_images: bool  # images are copied or linked
     is_inside: bool  # the images are in containers: Parquet files or tars
     is_multi_label: bool
+    is_truth: bool = False  # labels, not predictions: there are no scores
 
 
 class Exporter(ABC):

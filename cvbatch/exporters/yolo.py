@@ -19,6 +19,7 @@ from cvbatch.exporters.contours import trace_regions
 from cvbatch.results.parts import box_corners
 from cvbatch.results.row import Row
 
+_CROWD = "crowds and difficult objects, which YOLO cannot mark, left out"
 _NO_AREA = "boxes without an area in their image, left out"
 
 
@@ -54,6 +55,10 @@ class Yolo(Exporter):
         has_area = (last > first).all(axis=1)
         if not has_area.all():
             self.warnings[_NO_AREA] += int((~has_area).sum())
+        is_crowd = np.array([bool(box.get("is_crowd")) for box in row.boxes or ()], bool)
+        if is_crowd.any():
+            self.warnings[_CROWD] += int(is_crowd.sum())
+            has_area &= ~is_crowd
         relative = np.concatenate([(first + last) / 2 / size, (last - first) / size], axis=1)
         boxes = zip(row.boxes or (), relative.tolist(), has_area, strict=True)
         return [_line(box["class_id"], xywh) for box, xywh, is_kept in boxes if is_kept]
