@@ -113,14 +113,8 @@ def export(
         storage, sink, exported.uri, format_, names, overwrite=options.overwrite
     ) as folder:
         has_images = options.images != "none"
-        context = ExportContext(
-            folder,
-            classes,
-            has_images,
-            not exported.can_link,
-            exported.is_multi_label,
-            exported.is_truth,
-        )
+        is_inside = not exported.can_link
+        context = ExportContext(folder, classes, has_images, is_inside, exported)
         run = _Run(exporter_class(context), folder, options, collisions, ExportReport(format_))
         try:
             for number, image in enumerate(read_with_images(exported, tuple(classes), options), 1):

@@ -73,8 +73,7 @@ def import_labels(
     with Sink(options.storage, sink_uri, "import", log) as target:
         _check_sink(target, options.overwrite)
         report = ImportReport(chosen)
-        dataset = FORMATS[format_](source, options, report)
-        dataset = replace(dataset, has_images=options.has_images)
+        dataset = _read_dataset(format_, source, options, report)
         report.classes = _no_counts(dataset)
         check = ImageCheck(is_enabled=options.check_images and options.has_images)
         for _ in _with_progress(validated_images(dataset, options, report, check), "checked", log):
@@ -96,6 +95,13 @@ def import_labels(
         _write_summary(target, {"is_complete": True, **summary})
         target.remove_leftovers()
     return report
+
+
+def _read_dataset(
+    format_: str, source: str, options: ImportOptions, report: ImportReport
+) -> AnnotatedDataset:
+    dataset = FORMATS[format_](source, options, report)
+    return replace(dataset, has_images=options.has_images)
 
 
 def _check_unchanged(source: str, first: ImportReport, second: ImportReport) -> None:

@@ -11,6 +11,8 @@ from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.types import MAX_MASK_CLASSES
 from cvbatch.importers.annotations import AnnotatedBatch, AnnotatedDataset, Annotation
 from cvbatch.importers.dataset_files import (
+    DatasetFile,
+    FileTree,
     images_by_stem,
     in_hash_order,
     list_tree,
@@ -37,13 +39,7 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
     classes, values = _classes_and_values(options)
     storage = options.storage
     tree = list_tree(storage, source, report)
-    image_files, mask_files = tree.below("images"), tree.below("annotations/trimaps")
-    if options.images:
-        image_files = list_tree(storage, options.images, report, source).files
-    if options.masks:
-        mask_files = list_tree(storage, options.masks, report).files
-    images = images_by_stem(image_files, report)
-    masks = {stem_of(name): file for name, file in mask_files.items() if _is_png(name)}
+    images, masks = _images_and_masks(source, tree, options, report)
     if not images or not masks:
         missing = "images" if not images else "masks (PNG)"
         raise SourceError(
@@ -80,6 +76,19 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
     return AnnotatedDataset(
         ("mask",), {"mask": classes}, False, lambda _: iter([batch]), reader.read
     )
+
+
+def _images_and_masks(
+    source: str, tree: FileTree, options: ImportOptions, report: ImportReport
+) -> tuple[dict[str, DatasetFile], dict[str, DatasetFile]]:
+    """Return the images and the masks by stem."""
+    image_files, mask_files = tree.below("images"), tree.below("annotations/trimaps")
+    if options.images:
+        image_files = list_tree(options.storage, options.images, report, source).files
+    if options.masks:
+        mask_files = list_tree(options.storage, options.masks, report).files
+    masks = {stem_of(name): file for name, file in mask_files.items() if _is_png(name)}
+    return images_by_stem(image_files, report), masks
 
 
 def _is_png(name: str) -> bool:

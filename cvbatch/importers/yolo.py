@@ -36,7 +36,7 @@ from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.outline_masks import OutlinedObject, draw_outlines
 from cvbatch.importers.parsing import MAX_XML_BYTES, read_bytes, shorten, to_number
-from cvbatch.importers.yolo_layout import YoloImage, find_yolo
+from cvbatch.importers.yolo_layout import YoloImage, YoloLayout, find_yolo
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.store import Storage
 
@@ -77,19 +77,11 @@ def read_yolo(source: str, options: ImportOptions, report: ImportReport) -> Anno
         )
     table = ClassTable.of(names, options.classes)
     class_of = table.ids(names)
-    parsed: dict[str, _ParsedFile] = {}
-    for image, file in _parse(options.storage, layout.images, has_keypoints=layout.has_keypoints):
-        report.num_objects_found += len(file.issues)
-        for kind, example in file.issues:
-            report.record(kind, example)
-        parsed[image.file.image_id] = file
-        num_boxes = sum(row.polygon is None for row in file.rows)
-        if options.has_masks and num_boxes:
-            example = image.label.uri if image.label else image.file.uri
-            report.record("outline_missing", example, num_boxes)
+    rows = _rows_by_id(layout, options, report)
+    has_split = options.split is not None
     annotations = {
         image.file.image_id: _annotation(
-            image, parsed[image.file.image_id].rows, class_of, has_split=options.split is not None
+            image, rows[image.file.image_id], class_of, has_split=has_split
         )
         for image in layout.images
     }
@@ -108,10 +100,27 @@ def read_yolo(source: str, options: ImportOptions, report: ImportReport) -> Anno
             f"{len(table.names)} classes: a mask can have at most {MAX_MASK_CLASSES}, with the "
             "background; omit --masks, or set fewer --classes and --unknown drop"
         )
-    masks = _PolygonMasks({name: file.rows for name, file in parsed.items()}, class_of)
+    masks = _PolygonMasks(rows, class_of)
     return AnnotatedDataset(
         (*columns, "mask"), classes, True, lambda _: iter([batch]), masks.read, is_upright
     )
+
+
+def _rows_by_id(
+    layout: YoloLayout, options: ImportOptions, report: ImportReport
+) -> dict[str, list[_Row]]:
+    """Return the rows of each image; record the others."""
+    rows = {}
+    for image, file in _parse(options.storage, layout.images, has_keypoints=layout.has_keypoints):
+        report.num_objects_found += len(file.issues)
+        for kind, example in file.issues:
+            report.record(kind, example)
+        rows[image.file.image_id] = file.rows
+        num_boxes = sum(row.polygon is None for row in file.rows)
+        if options.has_masks and num_boxes:
+            example = image.label.uri if image.label else image.file.uri
+            report.record("outline_missing", example, num_boxes)
+    return rows
 
 
 def _parse(

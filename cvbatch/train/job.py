@@ -150,16 +150,8 @@ def train(
             result = run.train_on_ray(state)
         images = {name: len(split) for name, split in data.splits.items()}
         seconds = time.perf_counter() - started
-        unlabelled = {name: split.num_unlabelled for name, split in data.splits.items()}
-        summary = TrainSummary(
-            sink.uri,
-            identity,
-            state.workers,
-            images,
-            num_unlabelled=unlabelled,
-            seconds=seconds,
-            **result,
-        )
+        result["num_unlabelled"] = {n: split.num_unlabelled for n, split in data.splits.items()}
+        summary = TrainSummary(sink.uri, identity, state.workers, images, seconds=seconds, **result)
         sink.write_state(asdict(replace(state, done=summary.as_json())))
         sink.remove_leftovers()
     return summary
