@@ -172,12 +172,18 @@ class _Content:
         self, entries: list[Any], image_of_key: Mapping[Key, _Image], uri: str
     ) -> None:
         parser = ObjectParser(self.report, has_masks=self.has_masks)
+        ids: set[Key] = set()
         for i, entry in enumerate(entries):
             where = f"{uri}: annotations[{i}]"
             if not isinstance(entry, dict):
                 self.report.num_objects_found += 1
                 self.report.record("object_invalid", f"{where} is {shorten(repr(entry))}")
                 continue
+            own_key = to_key(entry.get("id"))
+            if own_key in ids:
+                self.report.record("id_repeated", f"{where}.id is {own_key!r}")
+            elif own_key is not None:
+                ids.add(own_key)
             key = to_key(entry.get("image_id"))
             image = None if key is None else image_of_key.get(key)
             if image is None:

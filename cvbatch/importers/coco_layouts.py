@@ -157,7 +157,7 @@ class _ImageSearch:
 
     def _with_images(self, uri: str, split: str | None, name: str, images_uri: str) -> Document:
         tree = list_tree(self.options.storage, images_uri, self.report, self.source)
-        return Document(uri, split, name, ImageLookup(tree.files), tree.base)
+        return Document(uri, split, name, ImageLookup(tree), tree.base)
 
     def _has_files(self, folder: str, *, needs_image: bool) -> bool:
         try:

@@ -45,7 +45,7 @@ def read_csv(source: str, options: ImportOptions, report: ImportReport) -> Annot
     lookup = None
     if options.has_images:
         folder = options.images or source.rpartition("/")[0]
-        lookup = ImageLookup(list_tree(options.storage, folder, report).files)
+        lookup = ImageLookup(list_tree(options.storage, folder, report))
     items: dict[str, Item] = {}
     classes_of: dict[str, tuple[str, ...]] = {}
     split_of: dict[str, str | None] = {}

@@ -11,6 +11,7 @@ from cvbatch.core.types import EncodedImage, Failure
 from cvbatch.images.decode import decode
 from cvbatch.images.orientation import DEFAULT_LIMITS
 
+_MAX_THREADS = 16
 _AHEAD = 4  # images per thread that are decoded ahead of the one that is yielded
 
 
@@ -33,7 +34,7 @@ class ImageCheck:
         if not self._is_enabled or self._is_repeated:
             yield from ((image, self._damage.get(image.image_id)) for image in images)
             return
-        threads = os.cpu_count() or 1
+        threads = min(os.cpu_count() or 1, _MAX_THREADS)
         pending: deque[tuple[EncodedImage, Future[Failure | None]]] = deque()
         with ThreadPoolExecutor(threads) as pool:
             for image in images:

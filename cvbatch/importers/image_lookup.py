@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from cvbatch.importers.dataset_files import DatasetFile, is_image
+from cvbatch.importers.dataset_files import DatasetFile, FileTree, is_image
 
 _ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z]:(?=[/\\])|^[/\\]+")
 
@@ -32,11 +31,11 @@ class ImageLookup:
     and the most equal parent folders. Two such files are ambiguous. No match is outside the folder.
 
     Args:
-        files: the files below the folder of images, by their path below it.
+        tree: the files below the folder of images.
     """
 
-    def __init__(self, files: Mapping[str, DatasetFile]) -> None:
-        self._files = files
+    def __init__(self, tree: FileTree) -> None:
+        self._base, self._files = tree.base, tree.files
         self._paths_of: dict[str, list[list[str]]] | None = None  # by file name; built when needed
 
     @property
@@ -51,8 +50,9 @@ class ImageLookup:
             name: the path in the annotation.
             folder: decides between files with the same end: one of them is in such a folder.
         """
-        if name in self._files:
-            return Match(self._files[name])
+        below = name.removeprefix(self._base)
+        if below in self._files:
+            return Match(self._files[below])
         parts = path_parts(name)
         path = "/".join(parts)
         if path in self._files:

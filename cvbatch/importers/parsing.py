@@ -43,10 +43,9 @@ def read_xml(storage: Storage, uri: str) -> ET.Element:
         parser = ET.XMLParser(target=_TreeWithoutDoctype(uri), encoding="utf-8")
         parser.feed(text.encode())
         root: ET.Element = parser.close()
-    except UnicodeError as error:
+    except UnicodeError:
         raise SourceError(
-            f"{uri} is not text of its encoding ({shorten(str(error))}); declare the right one in "
-            '<?xml version="1.0" encoding="..."?>, or convert the file to UTF-8'
+            f"{uri} is not text of its encoding (default: UTF-8); declare the right one"
         ) from None
     except (ET.ParseError, ValueError, LookupError) as error:
         raise SourceError(f"{uri} is not XML ({error}); fix or remove it") from None

@@ -74,7 +74,12 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
     storage = options.storage
     files = _find_files(source, options, report)
     stems = _usable_stems(files, report, has_images=options.has_images)
-    parsed = dict(_parse(storage, {stem: files.xml[stem] for stem in stems}))
+    parsed: dict[str, ParsedFile] = {}
+    for stem, result in _parse(storage, {stem: files.xml[stem] for stem in stems}):
+        if isinstance(result, ParsedFile):
+            parsed[stem] = result
+        else:
+            report.record("annotation_unreadable", result)
     for file in parsed.values():
         report.num_objects_found += file.num_dropped
         for kind, example in file.issues:
@@ -82,7 +87,7 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
     table = ClassTable.of(
         {name for file in parsed.values() for name in file.names}, options.classes
     )
-    items = {stem: _item(files, stem, parsed[stem]) for stem in stems}
+    items = {stem: _item(files, stem, file) for stem, file in parsed.items()}
     annotations = {
         items[stem].image_id: _annotation(
             items[stem], file, table, files.split_of.get(stem), files.masks.get(stem)
@@ -203,12 +208,22 @@ def _usable_stems(files: _Files, report: ImportReport, *, has_images: bool) -> l
     return usable
 
 
-def _parse(storage: Storage, files: Mapping[str, DatasetFile]) -> Iterator[tuple[str, ParsedFile]]:
+def _parse(
+    storage: Storage, files: Mapping[str, DatasetFile]
+) -> Iterator[tuple[str, ParsedFile | str]]:
+    """Yield the content of each file, or why it cannot be read."""
     remaining = iter(files.items())
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(remaining, _FILES_AT_ONCE)):
-            parsed = pool.map(partial(parse_file, storage), [file.uri for _, file in batch])
+            parsed = pool.map(partial(_parse_or_reason, storage), [file.uri for _, file in batch])
             yield from zip([stem for stem, _ in batch], parsed, strict=True)
+
+
+def _parse_or_reason(storage: Storage, uri: str) -> ParsedFile | str:
+    try:
+        return parse_file(storage, uri)
+    except SourceError as error:
+        return str(error)
 
 
 def _mask_classes(names: tuple[str, ...], options: ImportOptions) -> tuple[str, ...]:

@@ -204,7 +204,7 @@ def _images_of(
         below = tree.below(path) if path else tree.files
         yield from (file for name, file in below.items() if is_image(name))
         return
-    lookup = ImageLookup({name: file for name, file in tree.files.items() if is_image(name)})
+    lookup = ImageLookup(tree)
     folder = path.rpartition("/")[0]
     for line in read_text_lines(storage, tree.files[path].uri):
         name = line.strip()

@@ -65,6 +65,7 @@ FAULTS = {
     "unlisted category": ({"category_id": 99}, {"category_unlisted": 1}, []),
     "unknown image": ({"image_id": 99}, {"object_astray": 1}, []),
     "no image": ({"image_id": None}, {"object_astray": 1}, []),
+    "id repeated": ({"id": 5}, {"id_repeated": 1}, [GOOD_BOX]),
     "list": ("list", {"object_invalid": 1}, []),
 }  # fmt: skip
 
@@ -73,6 +74,7 @@ FAULTS = {
 def test_a_fault_concerns_one_object_is_counted_and_can_be_refused(tmp_path, name):
     change, expected, boxes = FAULTS[name]
     content = json.loads(coco([IMAGE], [GOOD, GOOD]))
+    content["annotations"][0]["id"] = 5
     content["annotations"][1] = [1] if change == "list" else {**GOOD, "category_id": 3, **change}
     source = folder(tmp_path / "in", json.dumps(content))
     report, rows = imported("coco", source, tmp_path / "out")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cvbatch.core.errors import ConfigError, SourceError
-from cvbatch.importers.dataset_files import split_in_name
+from cvbatch.importers.dataset_files import FileTree, split_in_name
 from cvbatch.importers.image_lookup import ImageLookup, path_parts
 from cvbatch.importers.options import parse_import_options
 from tests.support.datasets import boxes_of, check_sums, coco, imported, kinds, picture, put
@@ -130,7 +130,7 @@ def test_an_ambiguous_name_is_counted_and_never_guessed(tmp_path):
 
 def test_the_lookup_equals_a_search_through_all_names():
     names = ["a.png", "x/a.png", "x/y/a.png", "z/y/a.png", "z/b.png", "b/c.png"]
-    lookup = ImageLookup({name: name for name in names})
+    lookup = ImageLookup(FileTree("/base/", {name: name for name in names}))
     queries = [
         *names,
         "a.png",
@@ -154,6 +154,15 @@ def test_the_lookup_equals_a_search_through_all_names():
         best = longest[max(longest)] if longest else []
         expected = query if query in names else best[0] if len(best) == 1 else None
         assert lookup.find(query).file == expected, query
+
+
+def test_a_path_with_the_folder_of_the_images_is_exact(tmp_path):
+    folder = tmp_path / "in"
+    text = document(f"{folder}/images/sub/a.png")
+    files = {"annotations/instances_train.json": text, "images/sub/a.png": picture()}
+    report, rows = imported("coco", put(folder, files), tmp_path / "out")
+    assert list(rows) == ["images/sub/a.png"]
+    assert kinds(report) == {}
 
 
 def test_labels_alone_need_no_images_and_are_refused_for_training(tmp_path):

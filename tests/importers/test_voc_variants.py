@@ -119,6 +119,20 @@ def test_an_unusable_object_is_counted_and_can_be_refused(tmp_path, name):
         imported("voc", source, tmp_path / "refused", {flag: "refuse"})
 
 
+def test_broken_files_are_refused_together_or_dropped(tmp_path):
+    source = voc(tmp_path / "in", dict.fromkeys("abcd", GOOD))
+    doctype = "<!DOCTYPE a [<!ENTITY x 'y'>]><annotation>&x;</annotation>"
+    put(source, {"Annotations/a.xml": "<annotation>", "Annotations/b.xml": doctype})
+    put(source, {"Annotations/c.xml": "<html/>"})
+    with pytest.raises(SourceError, match=r"cannot be read \(3\), such as .*use --broken drop"):
+        imported("voc", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    report, rows = imported("voc", source, tmp_path / "out", {"broken": "drop"})
+    assert list(rows) == ["JPEGImages/d.png"]
+    assert kinds(report) == {"annotation_unreadable": 3}
+    check_sums(report)
+
+
 def test_lists_may_have_spaces_flags_suffixes_and_folders(tmp_path):
     stems = ["a b", "c", "d 1", "#e", "f", "sub/g"]
     source = voc(tmp_path / "in", dict.fromkeys(stems, GOOD))
