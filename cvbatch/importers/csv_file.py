@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cvbatch.core.errors import ConfigError, SourceError
@@ -19,8 +19,13 @@ from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.parsing import MAX_LIST_BYTES, is_unicode, read_text, shorten
 from cvbatch.sources.readers import ChunkReader
 
-IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "path", "file", "image_id", "img")
-CLASS_COLUMNS = ("class", "label", "labels", "classes", "category", "class_name", "target")
+IMAGE_COLUMNS = (
+    "image", "file_name", "filename", "image_path", "path", "file", "image_name", "image_id", "img",
+    "id",
+)  # fmt: skip
+CLASS_COLUMNS = (
+    "class", "label", "labels", "classes", "category", "class_name", "label_name", "target",
+)  # fmt: skip
 SPLIT_COLUMNS = ("split", "set", "subset")
 _DELIMITERS = (",", ";", "\t", "|")
 _MAX_FIELD_CHARS = 1 << 20
@@ -33,10 +38,20 @@ class _Row(NamedTuple):
     split: str | None
 
 
+class _Columns(NamedTuple):
+    """Positions of the columns."""
+
+    image: int
+    label: int | None  # None: each class has a column of 0 and 1
+    split: int | None
+    classes: dict[str, int]  # name → column; {} if there is a column of classes
+
+
 def read_csv(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
     """Return the classes in a CSV file whose first line names the columns.
 
-    Paths are relative to the file, or to --images. A column `split` is optional.
+    Paths are relative to the file, or to --images. The classes are in one column, or each has a
+    column of 0 and 1. A column `split` is optional.
 
     Raises:
         SourceError: the file cannot be read or lacks a column.
@@ -46,40 +61,39 @@ def read_csv(source: str, options: ImportOptions, report: ImportReport) -> Annot
     if options.has_images:
         folder = options.images or source.rpartition("/")[0]
         lookup = ImageLookup(list_tree(options.storage, folder, report))
-    items: dict[str, Item] = {}
-    classes_of: dict[str, tuple[str, ...]] = {}
-    split_of: dict[str, str | None] = {}
-    for row in _rows(source, options, report):
+    lines = _lines(source, options)
+    columns = _find_columns(source, [name.strip() for name in next(lines)[1]], options)
+    rows: dict[str, tuple[Item, _Row]] = {}  # by image id
+    for row in _rows(lines, columns, options, report):
         item = _find(row, lookup, report)
         if item is None:
             report.num_found += 1
             continue
-        first = classes_of.get(item.image_id)
-        if first is not None and options.separator is None:
+        if item.image_id not in rows:
             report.num_found += 1
-            report.record("duplicate", f"{row.where}: {row.name} is also {', '.join(first)}")
-            continue
-        report.num_found += first is None
-        items[item.image_id] = item
-        classes_of[item.image_id] = tuple(dict.fromkeys([*(first or ()), *row.classes]))
-        split_of.setdefault(item.image_id, row.split)
-    names = {name for names in classes_of.values() for name in names}
-    table = ClassTable.of(names, options.classes)
+            rows[item.image_id] = item, row
+        elif options.separator is None:
+            report.num_found += 1
+            report.record("duplicate", f"{row.where}: {row.name}")
+        else:
+            classes = dict.fromkeys([*rows[item.image_id][1].classes, *row.classes])
+            rows[item.image_id] = item, row._replace(classes=tuple(classes))
+    names = {name for _, row in rows.values() for name in row.classes}
+    table = ClassTable.of(list(columns.classes) or names, options.classes)
     annotations = {
         image_id: Annotation(
             image_id=image_id,
-            split=None if options.split else split_of[image_id],
-            labels=[(int(i), 1.0) for i in sorted(table.ids(names).tolist())],
+            split=None if options.split else row.split,
+            labels=[(int(i), 1.0) for i in sorted(table.ids(row.classes).tolist())],
         )
-        for image_id, names in classes_of.items()
+        for image_id, (_, row) in rows.items()
     }
-    batch = AnnotatedBatch(
-        in_hash_order(items.values()), annotations, ChunkReader(options.storage, "images", "image")
-    )
+    items = in_hash_order(item for item, _ in rows.values())
+    batch = AnnotatedBatch(items, annotations, ChunkReader(options.storage, "images", "image"))
     return AnnotatedDataset(
         ("labels",),
         {"labels": table.names},
-        options.separator is not None,
+        options.separator is not None or columns.label is None,
         lambda _: iter([batch]),
         unknown_label_kind="label_unknown",
     )
@@ -101,32 +115,72 @@ def _find(row: _Row, lookup: ImageLookup | None, report: ImportReport) -> Item |
     return None if match.file is None else to_item(match.file)
 
 
-def _rows(source: str, options: ImportOptions, report: ImportReport) -> Iterator[_Row]:
+def _lines(source: str, options: ImportOptions) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place and the cells of each line that is not empty; the header first."""
     text = read_text(options.storage, source, MAX_LIST_BYTES)
-    first = text.partition("\n")[0]
-    delimiter = max(_DELIMITERS, key=first.count)
+    delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
     csv.field_size_limit(_MAX_FIELD_CHARS)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    is_header = True
     try:
-        header = [name.strip() for name in next(lines, [])]
-        image = _column(source, header, options.image_column, IMAGE_COLUMNS, "--image-column")
-        label = _column(source, header, options.class_column, CLASS_COLUMNS, "--class-column")
-        split = _optional_column(header, SPLIT_COLUMNS)
         for cells in lines:
-            where = f"{source}, line {lines.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            cells += [""] * (len(header) - len(cells))
-            classes = _classes(cells[label], options.separator)
-            if not classes and options.separator is None:
-                report.num_found += 1
-                example = f"{where}: {shorten(cells[image])} has no class"
-                report.record("annotation_missing", example)
-                continue
-            declared = cells[split].strip().lower() if split is not None else ""
-            yield _Row(where, cells[image].strip(), classes, SPLIT_FOLDERS.get(declared))
+            if is_header or any(cell.strip() for cell in cells):
+                yield f"{source}, line {lines.line_num}", cells
+            is_header = False
     except csv.Error as error:
         raise SourceError(f"{source}, line {lines.line_num}: {error}; fix the line") from None
+    if is_header:
+        yield source, []
+
+
+def _find_columns(source: str, header: Sequence[str], options: ImportOptions) -> _Columns:
+    image = _column(source, header, options.image_column, IMAGE_COLUMNS, "--image-column")
+    split = _optional_column(header, SPLIT_COLUMNS)
+    others = {name: i for i, name in enumerate(header) if i not in (image, split)}
+    position = _optional_column(header, CLASS_COLUMNS)
+    if options.class_column is None and position is None and len(others) > 1:
+        return _Columns(image, None, split, others)
+    label = _column(source, header, options.class_column, CLASS_COLUMNS, "--class-column")
+    return _Columns(image, label, split, {})
+
+
+def _rows(
+    lines: Iterator[tuple[str, list[str]]],
+    columns: _Columns,
+    options: ImportOptions,
+    report: ImportReport,
+) -> Iterator[_Row]:
+    width = 1 + max(columns.image, columns.label or 0, columns.split or 0)
+    width = max(width, *(position + 1 for position in columns.classes.values()), 0)
+    for where, line in lines:
+        cells = [cell.strip() for cell in line] + [""] * (width - len(line))
+        if columns.label is None:
+            classes = _marked(cells, columns.classes, where)
+        else:
+            classes = _classes(cells[columns.label], options.separator)
+            if not classes and options.separator is None:
+                report.num_found += 1
+                example = f"{where}: {shorten(cells[columns.image])} has no class"
+                report.record("annotation_missing", example)
+                continue
+        declared = "" if columns.split is None else cells[columns.split].lower()
+        yield _Row(where, cells[columns.image], classes, SPLIT_FOLDERS.get(declared))
+
+
+def _marked(cells: Sequence[str], classes: Mapping[str, int], where: str) -> tuple[str, ...]:
+    """Return the names of the columns that are 1.
+
+    Raises:
+        SourceError: a value is neither 0 nor 1.
+    """
+    for name, position in classes.items():
+        if cells[position] not in ("0", "1"):
+            raise SourceError(
+                f"{where}: no column is called {', '.join(CLASS_COLUMNS[:3])}, ..., so each class "
+                f"must have a column of 0 and 1, but {name!r} is {shorten(repr(cells[position]))}; "
+                "set --class-column"
+            )
+    return tuple(name for name, position in classes.items() if cells[position] == "1")
 
 
 def _classes(cell: str, separator: str | None) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ def path_parts(name: str) -> list[str]:
 class ImageLookup:
     """Finds image files by the names in annotations, which were often written on another machine.
 
+    A name may lack its suffix.
+
     A path that does not exist below the folder is matched by its end: the file with the same name
     and the most equal parent folders. Two such files are ambiguous. No match is outside the folder.
 
@@ -60,7 +62,9 @@ class ImageLookup:
         if not parts:
             return Match(None, "image_missing")
         same_name = self._by_name().get(parts[-1], [])
-        lengths = [_common_end(parts, candidate) for candidate in same_name]
+        if not is_image(parts[-1]):  # a name without its suffix
+            same_name = same_name or self._by_name().get(f"{parts[-1]}.", [])
+        lengths = [_common_end(parts[:-1], candidate[:-1]) for candidate in same_name]
         best = [c for c, n in zip(same_name, lengths, strict=True) if n == max(lengths)]
         if len(best) > 1:
             best = [c for c in best if folder in c[:-1]] or best
@@ -74,6 +78,8 @@ class ImageLookup:
             for path in self._files:
                 parts = path.split("/")
                 self._paths_of[parts[-1]].append(parts)
+                if is_image(path):
+                    self._paths_of[f"{parts[-1].rpartition('.')[0]}."].append(parts)
         return self._paths_of
 
 

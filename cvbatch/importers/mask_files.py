@@ -40,11 +40,13 @@ class MaskFiles:
             of them.
         colours: class id of each colour, for masks of colours and palettes; {}: there are only
             pixel values.
+        has_palette_colours: the colours of a palette have a meaning, not its indices.
     """
 
     storage: Storage
     values: Sequence[int]
     colours: Mapping[Colour, int] = field(default_factory=dict)
+    has_palette_colours: bool = True
 
     def read(self, annotation: Annotation, frame_hw: Size) -> np.ndarray | MaskIssue | None:
         """Return the mask as class ids, (h, w) uint8; see `MaskReader`."""
@@ -55,7 +57,8 @@ class MaskFiles:
             data = self.storage.read_bytes(uri, DEFAULT_LIMITS.max_bytes)
         except (NotFoundError, AccessDeniedError, store.TooLargeError) as error:
             return MaskIssue("mask_unreadable", str(error))
-        pixels = read_mask_file(data, frame_hw, has_colours=bool(self.colours))
+        modes = (*_COLOUR_MODES, "P") if self.has_palette_colours else _COLOUR_MODES
+        pixels = read_mask_file(data, frame_hw, modes if self.colours else ())
         if isinstance(pixels, MaskIssue):
             return pixels._replace(message=f"{uri}: {pixels.message}")
         return (
@@ -91,18 +94,17 @@ class MaskFiles:
 
 
 def read_mask_file(
-    data: bytes, frame_hw: Size, *, has_colours: bool = False
+    data: bytes, frame_hw: Size, colour_modes: Sequence[str] = ()
 ) -> np.ndarray | MaskIssue:  # (h, w) or (h, w, 3) uint8
     """Return the pixels of a mask file, or why it cannot be used.
 
-    The values are palette indices, or grey values of up to 32 bits that are at most 255; with
-    `has_colours`, colours and palettes give colours. A mask with another number of pixels than the
-    frame is not decoded.
+    The values are palette indices, or grey values of up to 32 bits that are at most 255; images of
+    `colour_modes` give colours. A mask with another number of pixels than the frame is not decoded.
 
     Args:
         data: the encoded file.
         frame_hw: height and width of its image.
-        has_colours: colours have a meaning.
+        colour_modes: some of Pillow's modes RGB, RGBA and P.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -120,7 +122,7 @@ def read_mask_file(
             return MaskIssue("mask_size", f"{size}; the image is {width} x {height}")
         try:
             image = TiffImageFile(BytesIO(data)) if header.format == "TIFF" else header.image
-            pixels = _pixels(image, has_colours=has_colours)
+            pixels = _pixels(image, colour_modes)
         except PILLOW_ERRORS as error:
             return MaskIssue("mask_unreadable", f"the {header.format} is damaged: {error}")
     if isinstance(pixels, MaskIssue) or pixels.ndim == 3:
@@ -133,9 +135,9 @@ def read_mask_file(
     return (pixels // step).astype(np.uint8)
 
 
-def _pixels(image: Image.Image, *, has_colours: bool) -> np.ndarray | MaskIssue:
+def _pixels(image: Image.Image, colour_modes: Sequence[str]) -> np.ndarray | MaskIssue:
     """Return the values of a mask of one channel, (h, w), or its colours, (h, w, 3) uint8."""
-    if has_colours and image.mode in ("P", *_COLOUR_MODES):
+    if image.mode in colour_modes:
         return np.asarray(image.convert("RGB"))
     if image.mode in _INDEX_MODES:
         return np.asarray(image)
@@ -145,3 +147,16 @@ def _pixels(image: Image.Image, *, has_colours: bool) -> np.ndarray | MaskIssue:
             return values[..., 0]
         return MaskIssue("mask_unreadable", "it has colours, which need a labelmap.txt")
     return MaskIssue("mask_unreadable", f"mode {image.mode}; a mask has one channel, or colours")
+
+
+def voc_colours(num_classes: int) -> dict[Colour, int]:
+    """Return the class of each colour of Pascal VOC's palette.
+
+    Source: VOCdevkit, VOClabelcolormap.m.
+    """
+    index = np.arange(num_classes)
+    colour = np.zeros((num_classes, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colour[:, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+    return {(red, green, blue): i for i, (red, green, blue) in enumerate(colour.tolist())}

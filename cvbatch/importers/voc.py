@@ -38,7 +38,7 @@ from cvbatch.importers.dataset_files import (
 )
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.labelmap import LABELMAP, LabelMap, read_labelmap
-from cvbatch.importers.mask_files import MASK_SUFFIXES, MaskFiles
+from cvbatch.importers.mask_files import MASK_SUFFIXES, MaskFiles, voc_colours
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.voc_files import ParsedFile, parse_file
 from cvbatch.sources.readers import ChunkReader
@@ -104,9 +104,13 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
     if files.labelmap and not options.mask_classes:
         labelmap = read_labelmap(storage, files.labelmap.uri)
     else:
-        labelmap = LabelMap(_mask_classes(table.names, options), {})
+        names = _mask_classes(table.names, options)
+        labelmap = LabelMap(names, voc_colours(len(names)))
     classes["mask"] = labelmap.names
-    reader = MaskFiles(storage, tuple(range(len(labelmap.names))), labelmap.colours)
+    values = tuple(range(len(labelmap.names)))
+    # Without a label map, the indices of a palette are the classes, whatever its colours are.
+    is_declared = files.labelmap is not None and not options.mask_classes
+    reader = MaskFiles(storage, values, labelmap.colours, is_declared)
     return AnnotatedDataset((*columns, "mask"), classes, True, lambda _: iter([batch]), reader.read)
 
 

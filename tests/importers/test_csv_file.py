@@ -76,6 +76,23 @@ def test_several_classes_per_image(tmp_path):
     assert labels_of(rows) == {"a.png": ["cat", "dog", "owl"], "b.png": [], "c.png": ["dog"]}
 
 
+def test_each_class_may_have_a_column(tmp_path):
+    table = [("filename", " split", " cat", " dog", " owl"), ("a.png", "val", 1, 0, 0)]
+    table += [("b.png", "train", " 1", " 1", "0"), ("c", "test", 0, 0, 0)]
+    files = {f"images/{name}.png": picture() for name in "abc"}
+    source = put(tmp_path / "in", files | {"_classes.csv": written(table)})
+    report, rows = imported("csv", source / "_classes.csv", tmp_path / "out")
+    assert labels_of(rows) == {
+        "images/a.png": ["cat"], "images/b.png": ["cat", "dog"], "images/c.png": [],
+    }  # fmt: skip
+    assert list(report.classes["labels"]) == ["cat", "dog", "owl"]
+    assert rows["images/a.png"]["split"] == "validation"
+    assert kinds(report) == {"image_by_name": 3, "no_objects": 1}
+    put(source, {"_classes.csv": written([*table, ("a.png", "val", 1, "x", 0)])})
+    with pytest.raises(SourceError, match=r"line 5: no column is called class.*'dog' is 'x'"):
+        imported("csv", source / "_classes.csv", tmp_path / "no")
+
+
 def test_labels_alone(tmp_path):
     put(tmp_path, {"l.csv": "image,class\nx/a.png,cat\n"})
     _, rows = imported("csv", tmp_path / "l.csv", tmp_path / "out", has_images=False)
@@ -88,6 +105,7 @@ def test_labels_alone(tmp_path):
     [
         ("", {}, SourceError, "set --image-column"),
         ("a,b\nx,y\n", {}, SourceError, "has the columns a, b, none of which is called image"),
+        ("image,b,c\nx,y,0\n", {}, SourceError, "must have a column of 0 and 1"),
         ("image,b\nx,y\n", {}, SourceError, "set --class-column"),
         ("image,class\n", {"image_column": "imag"}, ConfigError, "'imag' is no column"),
         ('image,class\n"' + "x" * 2_000_000 + '",y\n', {}, SourceError, "line 2: field larger"),

@@ -97,6 +97,20 @@ def test_masks_of_voc_use_the_label_map(tmp_path):
     assert list(report.classes["mask"]) == list(NAMES)
 
 
+def test_coloured_masks_of_voc_need_no_label_map(tmp_path):
+    # The first colours of VOClabelcolormap.m.
+    palette = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [224, 224, 192]], np.uint8)
+    mask = np.where(MASK == 0, 3, MASK)
+    source = put(tmp_path / "in", {
+        "JPEGImages/a.png": picture(), "Annotations/a.xml": "<annotation/>",
+        "SegmentationClass/a.png": encoded(Image.fromarray(palette[mask])),
+    })  # fmt: skip
+    _, rows = imported("voc", source, tmp_path / "out")
+    expected = np.where(MASK == 0, 255, MASK)
+    stored = decode_png(rows["JPEGImages/a.png"]["mask"]["bytes"])
+    np.testing.assert_array_equal(stored, expected)
+
+
 def test_a_colour_that_the_label_map_lacks_is_counted(tmp_path):
     odd = COLOURS[MASK]
     odd[3, 4] = 1, 2, 3
