@@ -21,7 +21,6 @@ from cvbatch.storage.store import Storage
 
 _THREADS = 16
 _IMPORT_STATE = "_cvbatch/import.json"
-_IMPORTS = {"json": "coco", "csv": "csv", "xml": "voc", "yaml": "yolo"}  # by suffix
 _REMEDY = "import the data with cvbatch import"
 
 
@@ -109,8 +108,11 @@ def list_parquet_files(storage: Storage, uri: str) -> list[tuple[str, int]]:
     folder, _, name = uri.rpartition("/")
     is_file = name.endswith(".parquet")
     try:
-        if "." in name and not is_file and storage.exists(uri):
-            raise SourceError(_not_parquet(uri))
+        if not is_file and storage.exists(uri):
+            raise SourceError(
+                f"source {uri} is a file, not labelled Parquet; convert it with cvbatch import "
+                f"{'coco' if name.endswith('.json') else 'FORMAT'} SRC DST, and name DST"
+            )
         _check_import(storage, folder if is_file else uri)
         sizes = storage.list_names(folder if is_file else uri)
     except (NotFoundError, AccessDeniedError) as error:
@@ -124,15 +126,6 @@ def list_parquet_files(storage: Storage, uri: str) -> list[tuple[str, int]]:
         for name, size in sorted(sizes.items())
         if name.endswith(".parquet") and not name.startswith(("_", "."))
     ]
-
-
-def _not_parquet(uri: str) -> str:
-    """Return the message about a file of labels in another format."""
-    format_ = _IMPORTS.get(uri.rpartition(".")[2].lower(), "FORMAT")
-    return (
-        f"{uri} is a file, but labels are read from labelled Parquet; convert it first: cvbatch "
-        f"import {format_} (with --no-images for labels alone), then name the folder that it wrote"
-    )
 
 
 def _check_import(storage: Storage, folder: str) -> None:

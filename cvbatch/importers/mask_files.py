@@ -9,6 +9,9 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError
@@ -20,7 +23,12 @@ from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-_FORMATS = ("PNG", "TIFF", "BMP")
+# Pillow's, which keep indices and values of 16 bits, as the readers of images do not.
+_READERS: dict[str, type[ImageFile]] = {
+    "PNG": PngImageFile,
+    "TIFF": TiffImageFile,
+    "BMP": BmpImageFile,
+}
 _INDEX_MODES = ("P", "L", "1", "I;16", "I;16B", "I")
 _COLOUR_MODES = ("RGB", "RGBA")
 _GREY_STEPS = {2: 85, 4: 17}  # by bit depth of a grey PNG: Pillow scales its values to 0..255
@@ -111,17 +119,17 @@ def read_mask_file(
         header = read_header(data, DEFAULT_LIMITS)
         if isinstance(header, Failure):
             return MaskIssue("mask_unreadable", header.message)
-        if header.format not in _FORMATS:
+        if header.format not in _READERS:
             return MaskIssue(
                 "mask_unreadable",
-                f"{header.format} does not keep the values of a mask; use {', '.join(_FORMATS)}",
+                f"{header.format} does not keep the values of a mask; use {', '.join(_READERS)}",
             )
         height, width = frame_hw
         if header.width * header.height != width * height:
             size = f"{header.width} x {header.height}"
             return MaskIssue("mask_size", f"{size}; the image is {width} x {height}")
         try:
-            image = TiffImageFile(BytesIO(data)) if header.format == "TIFF" else header.image
+            image = _READERS[header.format](BytesIO(data))
             pixels = _pixels(image, colour_modes)
         except PILLOW_ERRORS as error:
             return MaskIssue("mask_unreadable", f"the {header.format} is damaged: {error}")

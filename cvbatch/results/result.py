@@ -65,10 +65,6 @@ class Result:
             SourceError: there is no result, it is damaged, or no chunk is done but rows are needed.
         """
         self.storage, self.uri = storage, store.absolute(uri)
-        if "." in self.uri.rpartition("/")[2] and storage.exists(self.uri):
-            raise SourceError(
-                f"{self.uri} is a file; name the folder that `cvbatch predict` wrote, its sink"
-            )
         known, sizes, job = self._read_state()
         if known.reading is None and job is None:
             raise SourceError(
