@@ -90,7 +90,7 @@ _FLAGS = (
     Flag(
         "--masks",
         ("trimaps",),
-        {"metavar": "DIR", "help": "folder of other PNG masks; requires --classes"},
+        {"metavar": "DIR", "help": "folder of other masks; requires --classes or SRC/labelmap.txt"},
     ),
     Flag(
         "--masks",
@@ -103,7 +103,7 @@ _FLAGS = (
     ),
     Flag(
         "--mask-suffix",
-        ("masks",),
+        ("trimaps", "masks"),
         {
             "metavar": "TEXT",
             "help": "end of a mask's name after the name of its image, such as _mask for "

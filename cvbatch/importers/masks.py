@@ -131,8 +131,8 @@ def _pairs(
         masks = {n: file for n, file in images.items() if n.lower().endswith(MASK_SUFFIXES)}
         return _beside(source, images, masks, options, report)
     by_stem = images_by_stem(images, report)
-    suffix = _suffix([stem_of(name) for name in masks], by_stem.keys(), options.mask_suffix)
-    return _checked(source, by_stem, _masks_by_stem(masks, by_stem, suffix, report))
+    suffix = name_suffix([stem_of(name) for name in masks], by_stem.keys(), options.mask_suffix)
+    return _checked(source, by_stem, masks_by_stem(masks, by_stem, suffix, report))
 
 
 def _beside(
@@ -144,7 +144,7 @@ def _beside(
 ) -> _Pairs:
     """Return the pairs of one folder, in which the suffix alone tells masks from images."""
     stems = {stem_of(name) for name in images}
-    suffix = _suffix([stem_of(name) for name in masks], stems, options.mask_suffix)
+    suffix = name_suffix([stem_of(name) for name in masks], stems, options.mask_suffix)
     of_masks = {
         name: file
         for name, file in masks.items()
@@ -152,7 +152,7 @@ def _beside(
     }
     others = {name: file for name, file in images.items() if name not in of_masks}
     by_stem = images_by_stem(others, report)
-    return _checked(source, by_stem, _masks_by_stem(of_masks, by_stem, suffix, report))
+    return _checked(source, by_stem, masks_by_stem(of_masks, by_stem, suffix, report))
 
 
 def _checked(source: str, images: dict[str, DatasetFile], masks: dict[str, DatasetFile]) -> _Pairs:
@@ -165,7 +165,7 @@ def _checked(source: str, images: dict[str, DatasetFile], masks: dict[str, Datas
     return _Pairs(images, masks)
 
 
-def _masks_by_stem(
+def masks_by_stem(
     masks: Mapping[str, DatasetFile],
     images: Mapping[str, DatasetFile],
     suffix: str,
@@ -185,7 +185,7 @@ def _masks_by_stem(
     return by_stem
 
 
-def _suffix(masks: Iterable[str], images: Iterable[str], specified: str | None) -> str:
+def name_suffix(masks: Iterable[str], images: Iterable[str], specified: str | None) -> str:
     """Return the suffix of masks: the specified one, or the first known one that fits an image."""
     if specified is not None:
         return specified

@@ -81,7 +81,7 @@ FORMAT_DESCRIPTIONS = {
     "coco": "COCO, also of CVAT, Roboflow and FiftyOne: the folder of the data set, or one JSON "
     "file",
     "yolo": "YOLO boxes or polygons: SRC/data.yaml, images and labels/*.txt",
-    "trimaps": "Oxford-IIIT Pets: SRC/images and SRC/annotations/trimaps; or any PNG masks",
+    "trimaps": "Oxford-IIIT Pets: SRC/images and SRC/annotations/trimaps; or other --masks",
     "masks": "masks in PNG or TIFF beside images, as class ids or as colours of labelmap.txt",
     "predictions": "the sink of `cvbatch predict`: predictions as pseudo-labels",
 }

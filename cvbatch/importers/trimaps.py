@@ -1,4 +1,4 @@
-"""Parse images and PNG masks in two folders, paired by name; by default Oxford-IIIT Pets.
+"""Parse images and masks in two folders, paired by name; by default Oxford-IIIT Pets.
 
 The trimaps of that data set have the values 1 foreground, 2 background, 3 contour.
 
@@ -21,7 +21,9 @@ from cvbatch.importers.dataset_files import (
     to_item,
 )
 from cvbatch.importers.import_report import ImportReport
-from cvbatch.importers.mask_files import MaskFiles
+from cvbatch.importers.labelmap import LABELMAP, LabelMap, read_labelmap
+from cvbatch.importers.mask_files import MASK_SUFFIXES, MaskFiles
+from cvbatch.importers.masks import masks_by_stem, name_suffix
 from cvbatch.importers.options import ImportOptions
 from cvbatch.sources.readers import ChunkReader
 
@@ -36,12 +38,15 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
         SourceError: a folder does not exist, or contains no images or masks.
         ConfigError: --classes is missing, or does not agree with --values.
     """
-    classes, values = _classes_and_values(options)
     storage = options.storage
     tree = list_tree(storage, source, report)
+    labelmap = _labelmap(tree, options)
+    classes, values = labelmap.names, tuple(range(len(labelmap.names)))
+    if not labelmap.colours:
+        classes, values = _classes_and_values(options)
     images, masks = _images_and_masks(source, tree, options, report)
     if not images or not masks:
-        missing = "images" if not images else "masks (PNG)"
+        missing = "images" if not images else "masks (PNG, TIFF, BMP)"
         raise SourceError(
             f"{source} contains no {missing}; use the folder that contains images/ and "
             "annotations/trimaps/, or set --images and --masks"
@@ -72,7 +77,7 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
     batch = AnnotatedBatch(
         in_hash_order(items), annotations, ChunkReader(storage, "images", "image")
     )
-    reader = MaskFiles(storage, values)
+    reader = MaskFiles(storage, values, labelmap.colours)
     return AnnotatedDataset(
         ("mask",), {"mask": classes}, False, lambda _: iter([batch]), reader.read
     )
@@ -87,12 +92,17 @@ def _images_and_masks(
         image_files = list_tree(options.storage, options.images, report, source).files
     if options.masks:
         mask_files = list_tree(options.storage, options.masks, report).files
-    masks = {stem_of(name): file for name, file in mask_files.items() if _is_png(name)}
-    return images_by_stem(image_files, report), masks
+    images = images_by_stem(image_files, report)
+    masks = {n: file for n, file in mask_files.items() if n.lower().endswith(MASK_SUFFIXES)}
+    suffix = name_suffix([stem_of(name) for name in masks], images, options.mask_suffix)
+    return images, masks_by_stem(masks, images, suffix, report)
 
 
-def _is_png(name: str) -> bool:
-    return name.lower().endswith(".png")
+def _labelmap(tree: FileTree, options: ImportOptions) -> LabelMap:
+    """Return the classes and colours of labelmap.txt, unless --classes or --values are set."""
+    if LABELMAP not in tree.files or options.classes or options.values:
+        return LabelMap((), {})
+    return read_labelmap(options.storage, tree.files[LABELMAP].uri)
 
 
 def _classes_and_values(options: ImportOptions) -> tuple[tuple[str, ...], tuple[int, ...]]:

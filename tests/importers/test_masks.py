@@ -190,3 +190,17 @@ def test_classes_are_required(tmp_path):
         imported(
             "masks", put(tmp_path / "x", {"a.png": picture()}), tmp_path / "out", classes=NAMES
         )
+
+
+def test_trimaps_takes_tiff_suffixes_and_colours_too(tmp_path):
+    for number, (name, data) in enumerate(FILES.items()):
+        suffix = name[:4].strip().lower().replace("pale", "png").replace("grey", "png")
+        files = {"images/a.png": picture(), f"m/a_mask.{suffix}": data, "labelmap.txt": LABELMAP}
+        source = put(tmp_path / f"{number}", files)
+        _, rows = imported("trimaps", source, tmp_path / f"out{number}", masks=str(source / "m"))
+        stored = decode_png(rows["images/a.png"]["mask"]["bytes"])
+        np.testing.assert_array_equal(stored, MASK, err_msg=name)
+    (source / "labelmap.txt").unlink()
+    options = {"masks": str(source / "m"), "classes": NAMES, "mask_suffix": "_mask"}
+    _, rows = imported("trimaps", source, tmp_path / "values", **options)  # the grey PNG of ids
+    np.testing.assert_array_equal(decode_png(rows["images/a.png"]["mask"]["bytes"]), MASK)
