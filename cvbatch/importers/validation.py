@@ -141,7 +141,11 @@ class _Validator:
 
     def _without_image(self, image: EncodedImage, annotation: Annotation) -> LabelledImage | None:
         """Return the labels alone; they refer to the pixels of the declared size."""
-        info = ImageInfo(annotation.declared_hw or _UNKNOWN_SIZE, 1)
+        declared = annotation.declared_hw or _UNKNOWN_SIZE
+        if annotation.declared_hw and declared[0] * declared[1] > DEFAULT_LIMITS.max_pixels:
+            self.report.record("size_invalid", f"{image.image_id}: {_format_size(declared)}")
+            declared = _UNKNOWN_SIZE
+        info = ImageInfo(declared, 1)
         return self._labelled(image, annotation, LabelCoordinates(info, is_upright=True))
 
     def _refers_to_upright(self, info: ImageInfo, annotation: Annotation) -> bool:

@@ -192,6 +192,17 @@ def test_labels_alone_need_no_images_and_are_refused_for_training(tmp_path):
         parse_import_options({"images": "x", "has_images": False})
 
 
+@pytest.mark.parametrize("size", [(10**9, 10**9), (1, 1e308), (2**63, 1)])
+def test_a_declared_size_of_no_image_is_ignored(tmp_path, size):
+    entry = {"id": 1, "file_name": "a.png", "height": size[0], "width": size[1]}
+    put(tmp_path, {"a.json": coco([entry], [BOX])})
+    options = {"has_images": False, "has_masks": True}
+    report, rows = imported("coco", tmp_path / "a.json", tmp_path / "out", **options)
+    assert (rows["a.png"]["width"], rows["a.png"]["mask"]) == (None, None)
+    assert boxes_of(rows["a.png"]) == [("dog", 2, 2, 10, 8)]
+    assert report.issues["size_invalid"].count == 1
+
+
 def test_the_group_of_roboflow_is_no_class(tmp_path):
     content = json.loads(document())
     content["categories"] = [
