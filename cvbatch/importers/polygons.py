@@ -146,7 +146,15 @@ def _parse_polygon(value: Any) -> np.ndarray | str:  # (K, 2) float64, or why it
         return "a corner of a polygon is not a finite number"
     if np.abs(corners).max() > _MAX_COORDINATE_PX:
         return f"a polygon has a corner at {np.abs(corners).max():g}; no image is that large"
-    return corners.reshape(-1, 2)
+    points = corners.reshape(-1, 2)
+    return "the corners of a polygon are on one line" if _is_flat(points) else points
+
+
+def _is_flat(points: np.ndarray) -> bool:  # (K, 2)
+    """Return whether all points are on one line, so that they enclose nothing."""
+    x, y = (points - points[0]).T
+    farthest = int(np.argmax(x * x + y * y))
+    return bool((x * y[farthest] == y * x[farthest]).all())
 
 
 def _parse_rle(value: dict[str, Any]) -> ParsedOutline:

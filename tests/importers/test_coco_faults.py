@@ -46,6 +46,9 @@ FAULTS = {
     ),
     "no box at all": ({"bbox": [], "segmentation": None}, {"box_invalid": 1}, []),
     "three numbers": ({"bbox": [1, 2, 3], "segmentation": []}, {"box_invalid": 1}, []),
+    "bbox of a flat polygon": (
+        {"bbox": [], "segmentation": [[3, 4, 5, 4, 9, 4]]}, {"box_invalid": 1}, [],
+    ),
     "bbox of a point": ({"bbox": [], "segmentation": [[3, 4]]}, {"box_invalid": 1}, []),
     "bbox of a broken RLE": (
         {"bbox": [], "segmentation": {"size": [12, 20], "counts": "~~"}}, {"box_invalid": 1}, [],
@@ -137,6 +140,8 @@ OUTLINES = {
     "number": (3, "outline_invalid"),
     "two points": ([[1, 2, 3, 4]], "outline_invalid"),
     "odd": ([[1, 2, 3, 4, 5, 6, 7]], "outline_invalid"),
+    "flat": ([[1, 2, 3, 4, 7, 8]], "outline_invalid"),
+    "one point three times": ([[1, 2, 1, 2, 1, 2]], "outline_invalid"),
     "text": ([[1, 2, 3, 4, 5, "x"]], "outline_invalid"),
     "far": ([[1, 2, 3, 4, 5, 1e30]], "outline_invalid"),
     "RLE without counts": ({"size": [12, 20]}, "outline_invalid"),
