@@ -196,14 +196,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_formats(
         commands,
         "import",
-        "convert labelled images (class folders, Pascal VOC, COCO, trimaps) or pseudo-labels to "
-        "Parquet",
+        "convert labelled images (class folders, CSV, Pascal VOC, COCO, YOLO, masks) or "
+        "pseudo-labels to Parquet",
         {name: (meaning, _import_arguments(name)) for name, meaning in FORMAT_DESCRIPTIONS.items()},
     )
     _add_formats(
         commands,
         "export",
-        "convert predictions to COCO, Pascal VOC, YOLO or FiftyOne",
+        "convert predictions or labels to COCO, Pascal VOC, YOLO or FiftyOne",
         {name: (meaning, _export_arguments(name)) for name, meaning in EXPORT_DESCRIPTIONS.items()},
     )
     return parser
@@ -242,7 +242,7 @@ def _import_arguments(format_: str) -> list[Argument]:
 
 def _export_arguments(format_: str) -> list[Argument]:
     return [
-        _text("source", "DIR", "sink of `cvbatch predict`, a folder or URI"),
+        _text("source", "DIR", "sink of `cvbatch predict` or `cvbatch import`, a folder or URI"),
         _text("sink", "DST", "empty folder or URI for the exported files"),
         *(Argument(flag.name, flag.options) for flag in FLAGS if format_ in flag.formats),
         _switch("--overwrite", "replace an export in DST; default: refuse such a DST"),

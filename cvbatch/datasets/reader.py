@@ -155,6 +155,11 @@ def _scan_file(storage: Storage, uri: str, spec: LabelSpec) -> _File:
             metadata = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
             if not isinstance(metadata, dict) or metadata.get("kind") != "labels":
                 raise SourceError(f"{uri} is not labelled Parquet of cvbatch; {_REMEDY}")
+            if metadata.get("has_images") is False:
+                raise SourceError(
+                    f"{uri} contains labels without images (--no-images), which only an evaluation "
+                    "can use; import the data set again with its images"
+                )
             if spec.column not in file.schema_arrow.names:
                 return _File(uri, None, ())
             classes = tuple(metadata["classes"].get(spec.column, ()))

@@ -31,7 +31,13 @@ class LabelColumn(NamedTuple):
 LABEL_COLUMNS: dict[str, LabelColumn] = {
     "labels": LabelColumn({"labels": COLUMN_TYPES["labels"]}, "labels.list.element.class_id"),
     "boxes": LabelColumn(
-        {"boxes": COLUMN_TYPES["boxes"], "box_is_crowd": pa.list_(pa.bool_())},
+        {
+            "boxes": COLUMN_TYPES["boxes"],
+            "box_is_crowd": pa.list_(pa.bool_()),
+            # Pixels² of the outline, by which COCO sorts objects into small, medium and large;
+            # null: not known, then the area of the box counts.
+            "box_area": pa.list_(pa.float64()),
+        },
         "boxes.list.element.class_id",
     ),
     "mask": LabelColumn({"mask": IMAGE}, "mask.path"),  # always null, so cheap to read
@@ -73,6 +79,8 @@ def label_metadata(
     classes: Mapping[str, Sequence[str]],
     is_multi_label: bool,
     format_: str,
+    *,
+    has_images: bool = True,
 ) -> bytes:
     """Return the JSON under the file-level metadata key `cvbatch`.
 
@@ -81,6 +89,7 @@ def label_metadata(
         classes: class names of each label column, by class id.
         is_multi_label: an image may have several labels.
         format_: the dataset's format, as in `cvbatch import FORMAT`.
+        has_images: False: labels alone; `image` is null.
     """
     document = {
         "kind": KIND,
@@ -93,4 +102,6 @@ def label_metadata(
         "box_format": "half-open xyxy, pixels of the upright image",
         "mask_void": VOID_CLASS,
     }
+    if not has_images:
+        document["has_images"] = False
     return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cvbatch.core.types import Boxes
 from cvbatch.evaluate import metrics_table
@@ -21,7 +23,12 @@ from cvbatch.evaluate.scoring import (
 )
 from cvbatch.metrics.average_precision import RECALLS, AveragePrecision
 from cvbatch.metrics.base import nan_mean
-from cvbatch.metrics.box_matching import AREA_RANGES, IOU_THRESHOLDS, GroundTruthBoxes
+from cvbatch.metrics.box_matching import (
+    AREA_RANGES,
+    IOU_THRESHOLDS,
+    GroundTruthBoxes,
+    box_areas,
+)
 from cvbatch.metrics.counts import ClassCounts, bootstrap_weights, count_by_class
 
 _TASK = "detection"
@@ -46,13 +53,15 @@ def score_boxes(rows: ScoredRows) -> None:
         image_index[is_used],
     )
     structs, image_index = flatten_lists(truth["boxes"])
-    is_crowd = np.zeros(len(image_index), bool)
-    if "box_is_crowd" in truth.column_names:
-        flags, flag_image_index = flatten_lists(truth["box_is_crowd"])
-        if np.array_equal(flag_image_index, image_index):
-            is_crowd = flags.to_numpy(zero_copy_only=False).astype(bool)
+    xyxy = _corners(structs)
+    is_crowd = _box_values(truth, "box_is_crowd", image_index, 0.0).astype(bool)
+    area = _box_values(truth, "box_area", image_index, np.nan)
     true_boxes = GroundTruthBoxes(
-        _corners(structs), struct_values(structs, "class_id"), image_index, is_crowd
+        xyxy,
+        struct_values(structs, "class_id"),
+        image_index,
+        is_crowd,
+        np.where(np.isnan(area), box_areas(xyxy), area),
     )
     precision = AveragePrecision.empty(len(spec.classes["boxes"]))
     precision = precision.add(image_ids, boxes, true_boxes)
@@ -63,6 +72,26 @@ def score_boxes(rows: ScoredRows) -> None:
 
 def _corners(structs: Any) -> np.ndarray:  # M structs → (M, 4) float32
     return np.stack([struct_values(structs, s) for s in _SIDES], axis=1).astype(np.float32)
+
+
+def _box_values(
+    truth: pa.Table,
+    column: str,
+    image_index: np.ndarray,  # (M,) ascending, image of each box
+    default: float,
+) -> np.ndarray:  # (M,) float64
+    """Return a list column that has one value per box; `default` for images without such a list."""
+    values = np.full(len(image_index), default)
+    if column not in truth.column_names:
+        return values
+    stored, stored_index = flatten_lists(truth[column])
+    counts, stored_counts = (
+        np.bincount(index, minlength=truth.num_rows) for index in (image_index, stored_index)
+    )
+    is_complete = counts == stored_counts
+    numbers = pc.fill_null(stored.cast(pa.float64()), default).to_numpy(zero_copy_only=False)
+    values[is_complete[image_index]] = numbers[is_complete[stored_index]]
+    return values
 
 
 def _class_counts(

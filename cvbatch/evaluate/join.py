@@ -306,4 +306,4 @@ def read_joined_part(
         tables.append(take_rows(part.storage, uri, part.truth_row[position], truth_columns))
         positions.append(position)
     order = np.argsort(np.concatenate(positions))
-    return predicted, pa.concat_tables(tables).take(pa.array(order))
+    return predicted, pa.concat_tables(tables, promote_options="default").take(pa.array(order))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from cvbatch.exporters.folder import ExportFolder
+from cvbatch.exporters.sources import ExportSource
 from cvbatch.results.row import Row
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
@@ -35,7 +36,17 @@ class ExportContext:
     classes: dict[str, tuple[str, ...]]  # of each column that the result has and the format stores
     has_images: bool  # images are copied or linked
     is_inside: bool  # the images are in containers: Parquet files or tars
-    is_multi_label: bool
+    source: ExportSource
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Return whether an image may have several labels."""
+        return self.source.is_multi_label
+
+    @property
+    def is_truth(self) -> bool:
+        """Return whether labels are exported, not predictions: there are no scores."""
+        return self.source.is_truth
 
 
 class Exporter(ABC):

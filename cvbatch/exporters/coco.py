@@ -3,14 +3,14 @@
 Boxes are (x, y, width, height) in pixels, with the exact values of the result. Annotations contain
 the score, which COCO defines only for results_*.json. A mask has classes, not objects: it gives one
 run-length encoded annotation for each class of an image, without a class named "background".
-Category ids are class ids + 1.
+Category ids are class ids + 1. Labels keep the area and the crowd of their boxes, and no score.
 
 Source: https://cocodataset.org/#format-data, https://cocodataset.org/#format-results
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class Coco(Exporter):
             i for i, name in enumerate(context.classes.get("mask", ())) if _is_background(name)
         }
 
+    @property
+    def _description(self) -> str:
+        return "labels from cvbatch" if self.context.is_truth else "a prediction of cvbatch"
+
     def image_file(self, target: ImageTarget) -> str:
         """Return the path of an image file below the export's folder."""
         return f"images/{target.split}/{target.name}"
@@ -57,9 +61,11 @@ class Coco(Exporter):
         size = {"width": row.width, "height": row.height}
         image = {"id": image_id, "file_name": target.name, **size, "uri": row.uri}
         split.images.add(to_json(image))
-        for result in _boxes(row, image_id):
+        for box, result in zip(row.boxes or (), _boxes(row, image_id), strict=True):
             split.results.add(to_json(result))
-            self._annotate(split, "boxes", {**result, "segmentation": []})
+            truth = {key: value for key, value in result.items() if key != "score"}
+            annotation = truth if self.context.is_truth else result
+            self._annotate(split, "boxes", {**annotation, "segmentation": [], **_label_values(box)})
         if row.mask is not None:
             for region in _regions(row.mask, self._background):
                 self._annotate(split, "mask", {"image_id": image_id, **region})
@@ -67,8 +73,8 @@ class Coco(Exporter):
     def _annotate(self, split: _Split, column: str, annotation: dict[str, Any]) -> None:
         items = split.annotations[column]
         _, _, width, height = annotation["bbox"]
-        area = annotation.get("area", width * height)
-        items.add(to_json({"id": items.count + 1, **annotation, "area": area, "iscrowd": 0}))
+        defaults = {"id": items.count + 1, "area": width * height, "iscrowd": 0}
+        items.add(to_json({**defaults, **annotation}))
 
     def close(self) -> None:
         """Write the documents of every split that has an image; without images those of train."""
@@ -78,7 +84,7 @@ class Coco(Exporter):
             for column, kind in (("boxes", "instances"), ("mask", "stuff")):
                 if column in self.context.classes:
                     self._write(f"annotations/{kind}_{name}.json", column, split)
-            if "boxes" in self.context.classes:
+            if "boxes" in self.context.classes and not self.context.is_truth:
                 content = ("[\n", split.results, "\n]\n")
                 write_document(self.context.folder, f"annotations/results_{name}.json", content)
 
@@ -93,7 +99,7 @@ class Coco(Exporter):
             self.context.folder,
             name,
             (
-                '{"info": {"description": "a prediction of cvbatch"},\n"categories": ',
+                f'{{"info": {{"description": "{self._description}"}},\n"categories": ',
                 to_json(categories),
                 ',\n"images": [\n',
                 split.images,
@@ -106,6 +112,12 @@ class Coco(Exporter):
 
 def _is_background(name: str) -> bool:
     return name.strip().lower() == "background"
+
+
+def _label_values(box: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the area and the crowd of a labelled box, if it has them."""
+    values = {"area": box.get("area"), "iscrowd": int(box.get("is_crowd") or 0)}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _boxes(row: Row, image_id: int) -> Iterator[dict[str, Any]]:

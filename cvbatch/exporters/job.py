@@ -1,4 +1,4 @@
-"""Run an export: check the result, write the files of each image, then the documents.
+"""Run an export: check the source, write the files of each image, then the documents.
 
 The documents, which other tools read first, are written last, and after them the completion state.
 """
@@ -20,15 +20,14 @@ from cvbatch.exporters.json_stream import ItemSpool, to_json, write_document
 from cvbatch.exporters.options import ExportOptions
 from cvbatch.exporters.rows import (
     ImageRow,
-    is_in_containers,
     name_collisions,
     read_with_images,
 )
+from cvbatch.exporters.sources import ExportSource, open_source
 from cvbatch.exporters.voc import Voc
-from cvbatch.exporters.yolo import Yolo
+from cvbatch.exporters.yolo import Yolo, YoloSegment
 from cvbatch.images.orientation import ImageInfo, read_image_info
 from cvbatch.images.signatures import detect_format
-from cvbatch.results.result import Result
 from cvbatch.results.safe_names import split_name, unique_stem
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
@@ -37,6 +36,7 @@ EXPORTS: dict[str, type[Exporter]] = {
     "coco": Coco,
     "voc": Voc,
     "yolo": Yolo,
+    "yolo-segment": YoloSegment,
     "fiftyone": FiftyOne,
 }
 IMAGES = "_cvbatch/images.jsonl"  # image_id → its name in the export
@@ -87,11 +87,11 @@ class ExportReport:
 def export(
     format_: str, source: str, sink: str, options: ExportOptions, progress: Log
 ) -> ExportReport:
-    """Convert a result to the format of another tool.
+    """Convert a result or labelled Parquet to the format of another tool.
 
     Args:
         format_: a key of EXPORTS.
-        source: URI of the result.
+        source: URI of the result, or of labelled Parquet.
         sink: URI of an empty folder.
         options: minimum score, split, images, overwrite.
         progress: receives progress messages.
@@ -102,37 +102,37 @@ def export(
     """
     storage, sink = Storage(), store.absolute(sink)
     exporter_class = EXPORTS[format_]
-    result = Result(storage, source, needs_rows=True)
-    classes = _stored_classes(exporter_class, format_, result)
+    exported = open_source(storage, source)
+    classes = _stored_classes(exporter_class, format_, exported)
     has_links = options.images == "link"
     if has_links and store.Location.of(sink).scheme != "file":
         raise ConfigError(f"--images link: {sink} is not a local folder; use --images copy")
-    collisions = name_collisions(result, is_flat=exporter_class.IS_FLAT, has_links=has_links)
-    is_inside = is_in_containers(result)
+    collisions = name_collisions(exported, is_flat=exporter_class.IS_FLAT, has_links=has_links)
     names = sorted(exporter_class.OUTPUT_NAMES)
     with open_folder(
-        storage, sink, result.uri, format_, names, overwrite=options.overwrite
+        storage, sink, exported.uri, format_, names, overwrite=options.overwrite
     ) as folder:
         has_images = options.images != "none"
-        context = ExportContext(folder, classes, has_images, is_inside, result.is_multi_label)
+        is_inside = not exported.can_link
+        context = ExportContext(folder, classes, has_images, is_inside, exported)
         run = _Run(exporter_class(context), folder, options, collisions, ExportReport(format_))
         try:
-            for number, image in enumerate(read_with_images(result, tuple(classes), options), 1):
-                run.add(image, is_inside=is_inside)
+            for number, image in enumerate(read_with_images(exported, tuple(classes), options), 1):
+                run.add(image, is_inside=exported.has_keys)
                 if number % _PROGRESS_IMAGES == 0:
                     progress(f"exported {number:,} images")
         except SourceError as error:  # not RefusedError: files were written
-            raise CvbatchError(f"{result.uri}: {error}") from None
+            raise CvbatchError(f"{exported.uri}: {error}") from None
         report = run.finish()
-        report.num_missing = sum(max(1, ref.num_images) for ref in result.missing)
+        report.num_missing = exported.num_missing
         folder.write_state(
-            {"is_complete": True, **report.as_json(), "source": result.uri, "tops": names}
+            {"is_complete": True, **report.as_json(), "source": exported.uri, "tops": names}
         )
     return report
 
 
 def _stored_classes(
-    exporter_class: type[Exporter], format_: str, result: Result
+    exporter_class: type[Exporter], format_: str, source: ExportSource
 ) -> dict[str, tuple[str, ...]]:
     """Return the class table of each column that the format stores.
 
@@ -140,11 +140,11 @@ def _stored_classes(
         ConfigError: the result has no such column, or the format cannot store a class name.
     """
     columns = exporter_class.COLUMNS
-    classes = {column: names for column, names in result.classes.items() if column in columns}
+    classes = {column: names for column, names in source.classes.items() if column in columns}
     if not classes:
-        available = " and ".join(result.classes) or "none of them"
+        available = " and ".join(source.classes) or "none of them"
         raise ConfigError(
-            f"{format_} stores {' and '.join(columns)}, but {result.uri} has {available}; export "
+            f"{format_} stores {' and '.join(columns)}, but {source.uri} has {available}; export "
             "another result, or use fiftyone, which stores labels, boxes and masks"
         )
     for column, names in classes.items():
@@ -173,13 +173,13 @@ class _Run:
 
     def add(self, image: ImageRow, *, is_inside: bool) -> None:
         """Write the files of an image, or record why it is not exported."""
-        row, data, failure = image
+        row, _, data, failure = image
         if failure is not None:
             self._report.failures[f"{failure.stage}, {failure.kind}"] += 1
             entry = {"image_id": row.image_id, "uri": row.uri, "stage": failure.stage}
             self._failed.add(to_json({**entry, "kind": failure.kind, "message": failure.message}))
             return
-        target = self._target(row.image_id, data, is_inside)
+        target = self._target(image, is_inside)
         if data is not None:
             self._count_rotated(data)
             self._folder.put(self._exporter.image_file(target), data)
@@ -192,13 +192,15 @@ class _Run:
         self._report.num_objects += len(row.boxes or ())
         self._report.splits[target.split] += 1
 
-    def _target(self, image_id: str, data: bytes | None, is_inside: bool) -> ImageTarget:
+    def _target(self, image: ImageRow, is_inside: bool) -> ImageTarget:
+        image_id, data = image.row.image_id, image.data
         stem, suffix = split_name(image_id, is_inside=is_inside, is_flat=self._exporter.IS_FLAT)
         if not suffix and data is not None:
             suffix = f".{(detect_format(data) or 'bin').lower()}"
         stem = unique_stem(stem, image_id, self._collisions)
         shares = self._options.split or (1.0, 0.0, 0.0)
-        split = choose_split(image_id, None, shares, self._options.seed)
+        declared = None if self._options.split else image.split
+        split = choose_split(image_id, declared, shares, self._options.seed)
         return ImageTarget(stem, suffix, SPLIT_NAMES[split])
 
     def _count_rotated(self, data: bytes) -> None:

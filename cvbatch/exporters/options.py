@@ -15,7 +15,8 @@ from cvbatch.datasets.splits import Shares, parse_shares
 EXPORT_DESCRIPTIONS = {
     "coco": "COCO: annotations/instances_*.json for boxes, stuff_*.json for masks, and results",
     "voc": "Pascal VOC: Annotations, ImageSets, SegmentationClass and JPEGImages",
-    "yolo": "YOLO: labels/*.txt, data.yaml and images",
+    "yolo": "YOLO boxes: labels/*.txt, data.yaml and images",
+    "yolo-segment": "YOLO polygons, traced from masks: labels/*.txt, data.yaml and images",
     "fiftyone": "FiftyOne: detections.json, classifications.json, masks and data",
 }
 Images = Literal["copy", "link", "none"]
@@ -56,7 +57,7 @@ class Flag(NamedTuple):
 
 
 _ALL = tuple(EXPORT_DESCRIPTIONS)
-_SPLIT = ("coco", "voc", "yolo")
+_SPLIT = ("coco", "voc", "yolo", "yolo-segment")
 FLAGS = (
     Flag(
         "--min-score",

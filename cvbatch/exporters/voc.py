@@ -99,7 +99,7 @@ class Voc(Exporter):
             _add_texts(
                 item, name=self.context.classes["boxes"][box["class_id"]], pose="Unspecified"
             )
-            _add_texts(item, truncated=0, difficult=0)
+            _add_texts(item, truncated=0, difficult=int(box.get("is_crowd") or 0))
             _add_texts(ET.SubElement(item, "bndbox"), **dict(zip(_CORNERS, corner, strict=True)))
         ET.indent(root)
         return ET.tostring(root, encoding="unicode").encode() + b"\n"

@@ -1,20 +1,25 @@
-"""Write YOLO: a text file for each image, a line for each box, coordinates relative to its size.
+"""Write YOLO: a text file for each image, a line for each box or polygon, relative to its size.
 
 Boxes are clipped to the image, because tools reject an image with a coordinate above 1; boxes
-without an area inside the image are left out and counted. YOLO stores neither scores nor masks.
+without an area inside the image are left out and counted. YOLO stores no scores. Polygons are the
+connected parts of each class of a mask, along the edges of pixels; the background is no class.
 
-Source: https://docs.ultralytics.com/datasets/detect
+Source: https://docs.ultralytics.com/datasets/detect, https://docs.ultralytics.com/datasets/segment
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import yaml
 
 from cvbatch.exporters.base import SPLIT_NAMES, ExportContext, Exporter, ImageTarget
+from cvbatch.exporters.contours import trace_regions
 from cvbatch.results.parts import box_corners
 from cvbatch.results.row import Row
 
+_CROWD = "crowds and difficult objects, which YOLO cannot mark, left out"
 _NO_AREA = "boxes without an area in their image, left out"
 
 
@@ -33,23 +38,30 @@ class Yolo(Exporter):
         """Return the path of an image file below the export's folder."""
         return f"images/{target.split}/{target.name}"
 
+    @property
+    def _names(self) -> dict[int, str]:
+        """Class names by number."""
+        return dict(enumerate(self.context.classes["boxes"]))
+
     def add(self, row: Row, target: ImageTarget) -> None:
-        """Write the text file of an image; it is empty for an image without boxes."""
+        """Write the text file of an image; it is empty for an image without objects."""
         self._num_images[target.split] += 1
+        name = f"labels/{target.split}/{target.stem}.txt"
+        self.context.folder.put(name, "".join(self._lines(row)).encode())
+
+    def _lines(self, row: Row) -> list[str]:
         size, xyxy = np.array(row.size_hw[::-1]), box_corners(row.boxes)
         first, last = (np.clip(xyxy[:, i : i + 2], 0, size) for i in (0, 2))
         has_area = (last > first).all(axis=1)
         if not has_area.all():
             self.warnings[_NO_AREA] += int((~has_area).sum())
+        is_crowd = np.array([bool(box.get("is_crowd")) for box in row.boxes or ()], bool)
+        if is_crowd.any():
+            self.warnings[_CROWD] += int(is_crowd.sum())
+            has_area &= ~is_crowd
         relative = np.concatenate([(first + last) / 2 / size, (last - first) / size], axis=1)
         boxes = zip(row.boxes or (), relative.tolist(), has_area, strict=True)
-        lines = [
-            f"{box['class_id']} " + " ".join(f"{value:.9g}" for value in xywh) + "\n"
-            for box, xywh, is_kept in boxes
-            if is_kept
-        ]
-        name = f"labels/{target.split}/{target.stem}.txt"
-        self.context.folder.put(name, "".join(lines).encode())
+        return [_line(box["class_id"], xywh) for box, xywh, is_kept in boxes if is_kept]
 
     def close(self) -> None:
         """Write data.yaml: the folders of the splits, and the class names."""
@@ -59,6 +71,39 @@ class Yolo(Exporter):
         # YOLO requires both keys.
         dataset.setdefault("train", "images/train")
         dataset.setdefault("val", dataset["train"])
-        dataset["names"] = dict(enumerate(self.context.classes["boxes"]))
+        dataset["names"] = self._names
         text = yaml.safe_dump(dataset, sort_keys=False, allow_unicode=True)
         self.context.folder.put("data.yaml", text.encode())
+
+
+class YoloSegment(Yolo):
+    """Writes the masks of YOLO: a polygon for each connected part of a class."""
+
+    COLUMNS = ("mask",)
+
+    def __init__(self, context: ExportContext) -> None:
+        super().__init__(context)
+        # Class of the mask → number in YOLO, which has no background.
+        names = enumerate(context.classes["mask"])
+        classes = [i for i, name in names if name.strip().lower() != "background"]
+        self._number_of = {class_id: number for number, class_id in enumerate(classes)}
+
+    @property
+    def _names(self) -> dict[int, str]:
+        names = self.context.classes["mask"]
+        return {number: names[class_id] for class_id, number in self._number_of.items()}
+
+    def _lines(self, row: Row) -> list[str]:
+        if row.mask is None:
+            return []
+        size = np.array(row.mask.shape[::-1])
+        return [
+            _line(number, (polygon / size).reshape(-1).tolist())
+            for class_id, number in self._number_of.items()
+            if (row.mask == class_id).any()
+            for polygon in trace_regions(row.mask == class_id)
+        ]
+
+
+def _line(number: int, values: Sequence[float]) -> str:
+    return f"{number} " + " ".join(f"{value:.9g}" for value in values) + "\n"

@@ -24,9 +24,11 @@ class Annotation:
     # "train", "validation", "test", or "trainval" (divided by hash); None: split by hash
     split: str | None = None
     boxes: np.ndarray = field(default_factory=lambda: NO_BOXES)  # (M, 4) float64 half-open xyxy
+    is_relative: bool = False  # boxes are in shares of the image's width and height, not in pixels
     class_id: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))  # (M,), or −1
     score: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # (M,)
     is_crowd: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # (M,)
+    area: np.ndarray | None = None  # (M,) float64 pixels² of the outlines; NaN: not known
     labels: Sequence[tuple[int, float]] | None = None  # (class id, score); None: those of the boxes
     declared_hw: tuple[int, int] | None = None  # image size in the annotation; None: not declared
     mask_uri: str = ""  # "": no mask
@@ -58,13 +60,15 @@ class AnnotatedDataset:
     """The annotations of a data set.
 
     Args:
-        columns: some of labels, boxes, box_is_crowd and mask.
+        columns: some of labels, boxes, box_is_crowd, box_area and mask.
         classes: class names of labels, boxes and mask, by class id.
         is_multi_label: an image may have several labels.
         batches: yields all images. It can be called again and then yields the same. It counts
             images and issues that appear only during the iteration in the given report.
         read_mask: reads the mask of one image; None if the data set has no masks.
         is_upright: boxes and masks refer to upright pixels, whatever `--orientation` is.
+        has_images: False: labels alone are imported.
+        unknown_label_kind: the kind of issue of an image whose label is not in the class table.
     """
 
     columns: tuple[str, ...]
@@ -73,3 +77,5 @@ class AnnotatedDataset:
     batches: Callable[[ImportReport], Iterator[AnnotatedBatch]]
     read_mask: MaskReader | None = None
     is_upright: bool = False
+    has_images: bool = True
+    unknown_label_kind: str = "folder_unknown"

@@ -1,4 +1,4 @@
-"""Parse COCO: one JSON file per split, with boxes and segmentations of all images.
+"""Parse COCO: one JSON file per split, with boxes and outlines of all images.
 
 Class ids are consecutive, in the order of the category ids. In a mask, 0 is the background, and
 smaller objects are drawn over larger ones.
@@ -8,15 +8,14 @@ Source: cocodataset.org/#format-data
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SourceError
+from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.types import MAX_MASK_CLASSES, Item
 from cvbatch.images.orientation import Size
 from cvbatch.importers.annotations import (
@@ -27,42 +26,33 @@ from cvbatch.importers.annotations import (
     MaskIssue,
 )
 from cvbatch.importers.class_table import ClassTable
+from cvbatch.importers.coco_layouts import Document, find_documents
+from cvbatch.importers.coco_objects import CocoObject, ObjectParser
 from cvbatch.importers.dataset_files import in_hash_order
+from cvbatch.importers.image_lookup import path_parts
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
+from cvbatch.importers.outline_masks import OutlinedObject, draw_outlines
 from cvbatch.importers.parsing import (
-    finite_numbers,
+    is_unicode,
     list_of_objects,
+    list_under,
     non_empty_text,
-    non_negative_int,
     read_json,
-    relative_path,
+    shorten,
+    to_key,
+    to_number,
 )
-from cvbatch.importers.polygons import parse_segmentation, rasterize
 from cvbatch.sources.readers import ChunkReader
-from cvbatch.storage import store
-from cvbatch.storage.listing import list_files
-from cvbatch.storage.store import Storage
 
-_NAME = re.compile(r"instances_((train|val|validation|test)[^/]*)\.json")
-_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+Key = int | str  # id of an image or a category
 
 
-class _Document(NamedTuple):
-    """An annotation file, its split, and the folder of its images."""
-
-    uri: str
-    split: str | None
-    images_uri: str
-
-
-class _Object(NamedTuple):
-    """One object of an image."""
-
-    category_id: int
-    box: tuple[float, float, float, float]  # half-open xyxy
-    is_crowd: bool
-    segmentation: Any  # as `parse_segmentation` returns it; None without --masks
+@dataclass
+class _Category:
+    name: str
+    group: str | None  # "supercategory"
+    is_used: bool = False  # an object has it
 
 
 @dataclass
@@ -71,14 +61,165 @@ class _Image:
     uri: str
     split: str | None
     declared_hw: Size | None
-    objects: list[_Object] = field(default_factory=list)
+    objects: list[CocoObject] = field(default_factory=list)
+
+
+@dataclass
+class _Content:
+    """What the annotation files of a data set contain."""
+
+    report: ImportReport
+    has_masks: bool
+    has_prefix: bool  # image ids without images begin with the name of their document
+    categories: dict[Key, _Category] = field(default_factory=dict)
+    images: dict[str, _Image] = field(default_factory=dict)  # by image id
+
+    def add(self, document: Document, content: Any) -> None:
+        """Add an annotation file."""
+        uri = document.uri
+        self._add_categories(list_of_objects(content, "categories", uri), uri)
+        image_of_key: dict[Key, _Image] = {}  # by the id in the document
+        # Objects of these are counted with their images. They are in no data set.
+        dropped: dict[Key, _Image] = {}
+        duplicates: list[_Image] = []
+        entries = list_of_objects(content, "images", uri)
+        self.report.num_found += len(entries)
+        for i, entry in enumerate(entries):
+            where = f"{uri}: images[{i}]"
+            key = to_key(entry.get("id"))
+            if key is None:
+                value = shorten(repr(entry.get("id")))
+                self.report.record("image_invalid", f"{where}.id is {value}")
+                continue
+            image = self._image(entry, document, where)
+            if image is None:
+                dropped.setdefault(key, _Image("", "", None, None))
+            elif key in image_of_key or image.image_id in self.images:
+                self.report.record("duplicate", f"{where}, {image.image_id}")
+                # Objects of this id are assigned to the first image with it.
+                duplicates.append(image_of_key.setdefault(key, image))
+            else:
+                image_of_key[key] = self.images[image.image_id] = image
+        self._add_objects(list_under(content, "annotations", uri), dropped | image_of_key, uri)
+        for image in [*dropped.values(), *duplicates]:
+            if self.images.get(image.image_id) is not image:
+                self.report.num_objects_found += len(image.objects)
+                self.report.num_objects_of_dropped_images += len(image.objects)
+                image.objects = []
+
+    def _add_categories(self, entries: Iterable[Mapping[str, Any]], uri: str) -> None:
+        for i, entry in enumerate(entries):
+            where = f"{uri}: categories[{i}]"
+            key = to_key(entry.get("id"))
+            if key is None:
+                raise SourceError(
+                    f"{where}.id is {shorten(repr(entry.get('id')))}; it must be a whole number or "
+                    "a text"
+                )
+            name = entry.get("name")
+            is_number = isinstance(name, int) and not isinstance(name, bool)
+            name = non_empty_text(str(name) if is_number else name, f"{where}.name")
+            group = entry.get("supercategory")
+            category = _Category(name, group if isinstance(group, str) else None)
+            known = self.categories.setdefault(key, category)
+            if known.name != name:
+                raise SourceError(
+                    f"{where}: id {key} is {name!r}, but elsewhere {known.name!r}; import the "
+                    "files one by one with the same --classes"
+                )
+
+    def _image(self, entry: Mapping[str, Any], document: Document, where: str) -> _Image | None:
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not path_parts(name):
+            self.report.record("image_invalid", f"{where}.file_name is {shorten(repr(name))}")
+            return None
+        if not is_unicode(name):
+            example = f"{where}.file_name is {shorten(ascii(name))}, which is not Unicode"
+            self.report.record("image_invalid", example)
+            return None
+        declared_hw = self._declared_size(entry, where)
+        if document.images is None:
+            prefix = [document.name] if self.has_prefix and document.name else []
+            image_id = "/".join([*prefix, *path_parts(name)])
+            return _Image(image_id, "", document.split, declared_hw)
+        match = document.images.find(name, document.name)
+        if match.issue:
+            example = f"{where}.file_name is {shorten(repr(name))}"
+            example += f", found {match.file.uri}" if match.file else (
+                f"; it must be a path below the folder of images, {document.images_uri}"
+            )  # fmt: skip
+            action = self.report.record(match.issue, example)
+            if match.file is None or action != "keep":
+                return None
+        if match.file is None:
+            return None
+        return _Image(match.file.image_id, match.file.uri, document.split, declared_hw)
+
+    def _declared_size(self, entry: Mapping[str, Any], where: str) -> Size | None:
+        """Return (height, width); many tools omit the size or write 0."""
+        values = [entry.get(side) for side in ("height", "width")]
+        if not all(values):
+            return None
+        if any(isinstance(value, str) for value in values):
+            self.report.record("number_text", where)
+        height, width = map(to_number, values)
+        if not (height >= 1 and width >= 1 and height == height // 1 and width == width // 1):
+            self.report.record("size_invalid", f"{where}: height and width are {values}")
+            return None
+        return int(height), int(width)
+
+    def _add_objects(
+        self, entries: list[Any], image_of_key: Mapping[Key, _Image], uri: str
+    ) -> None:
+        parser = ObjectParser(self.report, has_masks=self.has_masks)
+        ids: set[Key] = set()
+        for i, entry in enumerate(entries):
+            where = f"{uri}: annotations[{i}]"
+            if not isinstance(entry, dict):
+                self.report.num_objects_found += 1
+                self.report.record("object_invalid", f"{where} is {shorten(repr(entry))}")
+                continue
+            own_key = to_key(entry.get("id"))
+            if own_key in ids:
+                self.report.record("id_repeated", f"{where}.id is {own_key!r}")
+            elif own_key is not None:
+                ids.add(own_key)
+            key = to_key(entry.get("image_id"))
+            image = None if key is None else image_of_key.get(key)
+            if image is None:
+                self.report.num_objects_found += 1
+                self.report.record("object_astray", where)
+                continue
+            parsed = parser.parse(entry, where)
+            category = self.categories.get(parsed.category_id) if parsed else None
+            if parsed is None or category is None:
+                self.report.num_objects_found += 1
+                if parsed is not None:
+                    example = f"{where}.category_id is {parsed.category_id!r}"
+                    self.report.record("category_unlisted", example)
+                continue
+            category.is_used = True
+            image.objects.append(parsed)
+
+    def class_names(self) -> list[str]:
+        """Return the class names in the order of the category ids, without unused groups."""
+        groups = {category.group for category in self.categories.values()}
+        names = []
+        for key in sorted(self.categories, key=lambda key: (isinstance(key, str), key)):
+            category = self.categories[key]
+            is_group = category.name in groups - {category.group} and not category.is_used
+            if is_group and (category.group or "none").lower() == "none":
+                self.report.record("category_group", f"{key}: {category.name}")
+            else:
+                names.append(category.name)
+        return names
 
 
 def read_coco(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
-    """Return the annotations of `instances_*.json`.
+    """Return the annotations of a COCO data set.
 
     Args:
-        source: the folder of the data set, or one JSON file (which requires `options.images`).
+        source: the folder of the data set, or one JSON file.
         options: options of the import.
         report: counts images, objects and issues.
 
@@ -86,23 +227,31 @@ def read_coco(source: str, options: ImportOptions, report: ImportReport) -> Anno
         SourceError: there is no such file, or it is not in COCO format.
         ConfigError: --images is missing, or there are too many classes for a mask.
     """
-    storage = options.storage
-    categories: dict[int, str] = {}
-    images: dict[str, _Image] = {}
-    for document in _documents(source, options):
-        _read_document(storage, document, source, categories, images, options.has_masks, report)
-    ordered = [categories[key] for key in sorted(categories)]
-    table = ClassTable.of(ordered, options.classes)
-    # An annotation may have a category that the file does not list.
-    class_of = {key: table.id_of.get(name, UNKNOWN_CLASS) for key, name in categories.items()}
+    documents = find_documents(source, options, report)
+    content = _Content(report, options.has_masks, has_prefix=len(documents) > 1)
+    for document in documents:
+        content.add(document, read_json(options.storage, document.uri))
+    _count_unused_images(documents, images=content.images, report=report)
+    names = content.class_names()
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise SourceError(
+            f"{documents[0].uri}: category {repeated[0]!r} has two ids; use a single id"
+        )
+    table = ClassTable.of(names, options.classes)
+    class_of = {
+        key: table.id_of.get(category.name, UNKNOWN_CLASS)
+        for key, category in content.categories.items()
+    }
+    images = content.images
     annotations = {
         image.image_id: _annotation(image, class_of, None if options.split else image.split)
         for image in images.values()
     }
     items = in_hash_order(Item(image.uri, image.image_id, 0) for image in images.values())
-    batch = AnnotatedBatch(items, annotations, ChunkReader(storage, "images", "image"))
+    batch = AnnotatedBatch(items, annotations, ChunkReader(options.storage, "images", "image"))
     classes = {"labels": table.names, "boxes": table.names}
-    columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
+    columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd", "box_area")
     if not options.has_masks:
         return AnnotatedDataset(columns, classes, True, lambda _: iter([batch]))
     classes["mask"] = ("background", *table.names)
@@ -111,154 +260,19 @@ def read_coco(source: str, options: ImportOptions, report: ImportReport) -> Anno
             f"{len(table.names)} classes: a mask can have at most {MAX_MASK_CLASSES}, with the "
             "background; omit --masks, or set fewer --classes and --unknown drop"
         )
-    masks = _SegmentationMasks(images, class_of)
+    masks = _OutlineMasks(images, class_of)
     return AnnotatedDataset((*columns, "mask"), classes, True, lambda _: iter([batch]), masks.read)
 
 
-def _documents(source: str, options: ImportOptions) -> list[_Document]:
-    if source.lower().endswith(".json"):
-        if options.images is None:
-            raise ConfigError(
-                f"{source} is one file: set --images DIR, or use the folder of the data set as SRC"
-            )
-        match = _NAME.fullmatch(source.rsplit("/", 1)[-1])
-        split = _SPLITS[match[2]] if match else None
-        return [_Document(source, split, options.images)]
-    storage, folder = options.storage, store.join(source, "annotations")
-    try:
-        names = sorted(storage.list_names(folder))
-    except (NotFoundError, AccessDeniedError) as error:
-        raise SourceError(f"the source cannot be read: {error}") from None
-    matches = [match for name in names if (match := _NAME.fullmatch(name))]
-    if not matches:
-        raise SourceError(
-            f"{source} contains no annotations/instances_*.json; use the folder of the data set, "
-            "or a JSON file and --images DIR"
-        )
-    return [
-        _Document(
-            store.join(folder, match[0]),
-            _SPLITS[match[2]],
-            options.images or _images_folder(storage, source, match[1]),
-        )
-        for match in matches
-    ]
-
-
-def _images_folder(storage: Storage, source: str, name: str) -> str:
-    """Return the folder of the images of a split, such as train2017.
-
-    It is the first that contains files of SRC/train2017, SRC/images/train2017 and SRC/images.
-    """
-    for parts in ((name,), ("images", name), ("images",)):
-        folder = store.join(source, *parts)
-        if _has_files(storage, folder):
-            return folder
-    raise SourceError(
-        f"{source} has no folder {name}, images/{name} or images with files; set --images DIR"
-    )
-
-
-def _has_files(storage: Storage, folder: str) -> bool:
-    try:
-        return bool(list_files(storage, folder).files.num_rows)
-    except NotFoundError:
-        return False
-
-
-def _read_document(
-    storage: Storage,
-    document: _Document,
-    source: str,
-    categories: dict[int, str],
-    images: dict[str, _Image],
-    has_masks: bool,
-    report: ImportReport,
+def _count_unused_images(
+    documents: Iterable[Document], images: Mapping[str, _Image], report: ImportReport
 ) -> None:
-    """Add the content of one annotation file to `categories` (by id) and `images` (by image id)."""
-    uri = document.uri
-    content = read_json(storage, uri)
-    _add_categories(list_of_objects(content, "categories", uri), categories, uri)
-    image_of_key: dict[object, _Image] = {}  # by the id in the document
-    duplicates: list[_Image] = []
-    image_items = list_of_objects(content, "images", uri)
-    report.num_found += len(image_items)
-    for i, item in enumerate(image_items):
-        image = _image(item, document, source, f"{uri}: images[{i}]")
-        key = _key(item.get("id"), f"{uri}: images[{i}].id")
-        if key in image_of_key or image.image_id in images:
-            report.record("duplicate", f"{uri}: images[{i}], {image.image_id}")
-            # Objects of this id are assigned to the first image with it.
-            duplicates.append(image_of_key.setdefault(key, image))
-        else:
-            image_of_key[key] = images[image.image_id] = image
-    for i, item in enumerate(list_of_objects(content, "annotations", uri)):
-        where = f"{uri}: annotations[{i}]"
-        parsed = _object(item, has_masks, where)
-        key = _key(item.get("image_id"), f"{where}.image_id")
-        if key in image_of_key:
-            image_of_key[key].objects.append(parsed)
-        else:
-            report.num_objects_found += 1
-            report.record("object_astray", where)
-    for image in duplicates:
-        if images.get(image.image_id) is not image:  # it is dropped
-            report.num_objects_found += len(image.objects)
-            report.num_objects_of_dropped_images += len(image.objects)
+    """Count the images in the folders that no annotation file lists."""
+    uris = {uri for document in documents if document.images for uri in document.images.image_uris}
+    report.num_ignored += len(uris - {image.uri for image in images.values()})
 
 
-def _key(value: object, where: str) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise SourceError(f"{where} is {str(value)[:80]!r}; it must be an integer or a string")
-    return value
-
-
-def _add_categories(
-    items: Iterable[Mapping[str, Any]], categories: dict[int, str], uri: str
-) -> None:
-    for i, item in enumerate(items):
-        where = f"{uri}: categories[{i}]"
-        key = non_negative_int(item.get("id"), f"{where}.id")
-        name = non_empty_text(item.get("name"), f"{where}.name")
-        if categories.setdefault(key, name) != name:
-            raise SourceError(f"{where}: id {key} is {name!r}, but elsewhere {categories[key]!r}")
-    repeated = sorted(name for name, count in Counter(categories.values()).items() if count > 1)
-    if repeated:
-        raise SourceError(f"{uri}: category {repeated[0]!r} has two ids; use a single id")
-
-
-def _image(item: Mapping[str, Any], document: _Document, source: str, where: str) -> _Image:
-    name = relative_path(item.get("file_name"), f"{where}.file_name")
-    uri = store.absolute(store.join(document.images_uri, name))
-    root = store.absolute(source).rstrip("/") + "/"
-    declared = None
-    if item.get("height") and item.get("width"):
-        height, width = (
-            non_negative_int(item[side], f"{where}.{side}") for side in ("height", "width")
-        )
-        declared = height, width
-    image_id = uri.removeprefix(root) if uri.startswith(root) else name
-    return _Image(image_id, uri, document.split, declared)
-
-
-def _object(item: Mapping[str, Any], has_masks: bool, where: str) -> _Object:
-    x_min, y_min, width, height = finite_numbers(item.get("bbox"), 4, f"{where}.bbox")
-    segmentation = None
-    if has_masks:
-        segmentation = parse_segmentation(item.get("segmentation"), f"{where}.segmentation")
-    return _Object(
-        non_negative_int(item.get("category_id"), f"{where}.category_id"),
-        (x_min, y_min, x_min + width, y_min + height),
-        _is_true(item.get("iscrowd", 0), f"{where}.iscrowd"),
-        segmentation,
-    )
-
-
-def _is_true(value: object, where: str) -> bool:
-    return value if isinstance(value, bool) else non_negative_int(value, where) != 0
-
-
-def _annotation(image: _Image, class_of: Mapping[int, int], split: str | None) -> Annotation:
+def _annotation(image: _Image, class_of: Mapping[Key, int], split: str | None) -> Annotation:
     class_ids = [class_of.get(item.category_id, UNKNOWN_CLASS) for item in image.objects]
     return Annotation(
         image_id=image.image_id,
@@ -267,31 +281,26 @@ def _annotation(image: _Image, class_of: Mapping[int, int], split: str | None) -
         class_id=np.array(class_ids, np.int32),
         score=np.ones(len(class_ids), np.float32),
         is_crowd=np.array([item.is_crowd for item in image.objects], bool),
+        area=np.array([item.area for item in image.objects], np.float64),
         declared_hw=image.declared_hw,
     )
 
 
 @dataclass(frozen=True)
-class _SegmentationMasks:
-    """Draws masks from segmentations."""
+class _OutlineMasks:
+    """Draws masks from outlines."""
 
     images: Mapping[str, _Image]
-    class_of: Mapping[int, int]
+    class_of: Mapping[Key, int]
 
     def read(self, annotation: Annotation, frame_hw: Size) -> np.ndarray | MaskIssue:
         """Return the mask as class ids, (h, w) uint8; see `MaskReader`."""
-        mask = np.zeros(frame_hw, np.uint8)
-        rank = np.full(frame_hw, np.iinfo(np.int64).max)  # of the topmost object; smaller is above
-        for item in self.images[annotation.image_id].objects:
-            class_id = self.class_of.get(item.category_id, UNKNOWN_CLASS)
-            if class_id == UNKNOWN_CLASS:
-                continue  # Recorded with its box.
-            try:
-                region = rasterize(item.segmentation, frame_hw)
-            except ValueError as error:
-                return MaskIssue("mask_unreadable", f"{annotation.image_id}: {error}")
-            object_rank = int(region.sum()) * 256 + class_id  # by area, then by class id
-            is_above = region & (object_rank < rank)
-            mask[is_above] = class_id + 1
-            rank[is_above] = object_rank
-        return mask
+        objects = (
+            OutlinedObject(self.class_of[item.category_id], item.outline, item.box)
+            for item in self.images[annotation.image_id].objects
+        )
+        try:
+            # An unknown class is recorded with its box.
+            return draw_outlines((o for o in objects if o.class_id != UNKNOWN_CLASS), frame_hw)
+        except ValueError as error:
+            return MaskIssue("mask_unreadable", f"{annotation.image_id}: {error}")

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.core.types import Item
 from cvbatch.images.signatures import IMAGE_SUFFIXES
 from cvbatch.importers.import_report import ImportReport
-from cvbatch.importers.parsing import read_lines
+from cvbatch.importers.parsing import read_text_lines
 from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
 from cvbatch.storage.store import Storage
 
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_SPLIT_WORDS = "|".join(sorted(SPLIT_FOLDERS, key=len, reverse=True))
 _IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 # The first of these that lists an image is its split, so that no test image is trained on.
 _PRECEDENCE = ("test", "validation", "train", "trainval")
+_FLAGS = re.compile(r"(?:\s+-?\d+)+\s*$")  # at the end of a line of a split list
 _LIST_NAMES = {
     "train": "train",
     "val": "validation",
@@ -51,11 +63,14 @@ class FileTree(NamedTuple):
         }
 
 
-def list_tree(storage: Storage, uri: str, root: str | None = None) -> FileTree:
+def list_tree(
+    storage: Storage, uri: str, report: ImportReport, root: str | None = None
+) -> FileTree:
     """Return the files below a folder; junk (`cvbatch.storage.junk`) is left out.
 
     Args:
         storage: lists the folder.
+        report: counts what is left out.
         root: folder of the data set. If it contains `uri`, image ids are paths below `root`,
             otherwise paths below `uri`.
 
@@ -67,6 +82,7 @@ def list_tree(storage: Storage, uri: str, root: str | None = None) -> FileTree:
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     base, table = listing.base, listing.files
+    report.add_skipped(listing.skipped.to_pylist())
     id_base = base
     if root is not None:
         root_base = store.absolute(root).rstrip("/") + "/"
@@ -76,6 +92,24 @@ def list_tree(storage: Storage, uri: str, root: str | None = None) -> FileTree:
         name[len(base) :]: DatasetFile(name, name[len(id_base) :], size) for name, size in entries
     }
     return FileTree(base, files)
+
+
+def split_in_name(name: str) -> str | None:
+    """Return the split that a file or folder is named after, such as train2017; None: no split."""
+    lower = name.lower()
+    match = re.search(rf"(?<![a-z])({_SPLIT_WORDS})(?![a-z])", lower) or re.match(
+        _SPLIT_WORDS, lower
+    )
+    return SPLIT_FOLDERS[match[0]] if match else None
+
+
+def splits_of_folders(stems: Iterable[str]) -> dict[str, str]:
+    """Return the split of each image if all of them are in folders such as train and valid."""
+    folders = {stem: stem.partition("/")[0].lower() for stem in stems if "/" in stem}
+    is_split = bool(folders) and len(folders) == len(set(stems))
+    if not is_split or not set(folders.values()) <= SPLIT_FOLDERS.keys():
+        return {}
+    return {stem: SPLIT_FOLDERS[folder] for stem, folder in folders.items()}
 
 
 def is_image(name: str) -> bool:
@@ -117,7 +151,10 @@ def in_hash_order(items: Iterable[Item]) -> list[Item]:
 
 
 def read_split_lists(
-    storage: Storage, files: Mapping[str, DatasetFile], report: ImportReport
+    storage: Storage,
+    files: Mapping[str, DatasetFile],
+    stems: Collection[str],
+    report: ImportReport,
 ) -> dict[str, str]:
     """Return stem → split of the split lists of a data set; {} if it has none.
 
@@ -127,6 +164,7 @@ def read_split_lists(
         storage: reads the lists.
         files: the files of a folder by name; `train.txt`, `val.txt`, `validation.txt`, `test.txt`
             and `trainval.txt` are split lists.
+        stems: the stems of the data set's images; names in a list may contain white space.
         report: records the images that are in two lists.
     """
     lists = {
@@ -138,10 +176,28 @@ def read_split_lists(
     for split in _PRECEDENCE:
         if split not in lists:
             continue
-        for line in read_lines(storage, lists[split].uri):
-            stem = stem_of(line) if is_image(line) else line
+        for line in read_text_lines(storage, lists[split].uri):
+            stem = _listed_stem(line.strip(), stems)
+            if not stem:
+                continue
             first = split_of.setdefault(stem, split)
             is_subset = split == "trainval" and first != "test"
             if first != split and not is_subset:
                 report.record("in_two_splits", f"{stem} in {first} and {split}")
     return split_of
+
+
+def _listed_stem(line: str, stems: Collection[str]) -> str:
+    """Return the stem that a line of a split list names; "": a comment or an empty line.
+
+    After the name may be flags, such as 1 or -1, and other columns. A path may begin with a folder
+    that the stems lack. If no stem is known, the name is the line without its flags.
+    """
+    without_flags = _FLAGS.sub("", line)
+    names = dict.fromkeys((line, without_flags, *line.split(maxsplit=1)[:1]))
+    candidates = [stem_of(name) if is_image(name) else name for name in names]
+    candidates += [stem.rpartition("/")[2] for stem in candidates if "/" in stem]
+    known = next((stem for stem in candidates if stem in stems), None)
+    if known is None and line.startswith("#"):
+        return ""
+    return known or (stem_of(without_flags) if is_image(without_flags) else without_flags)

@@ -13,7 +13,7 @@ from cvbatch.importers.rules import FORMAT_DESCRIPTIONS, ISSUE_KINDS, RULES
 __all__ = ["FORMAT_DESCRIPTIONS", "Flag", "chosen_actions", "format_flags"]
 
 _ALL = tuple(FORMAT_DESCRIPTIONS)
-_GROUND_TRUTH = ("folders", "voc", "coco", "trimaps")
+_GROUND_TRUTH = ("folders", "csv", "voc", "coco", "yolo", "trimaps", "masks")
 
 
 class Flag(NamedTuple):
@@ -35,14 +35,80 @@ _FLAGS = (
         },
     ),
     Flag(
+        "--annotations",
+        ("coco",),
+        {
+            "metavar": "[SPLIT=]FILE",
+            "action": "append",
+            "default": [],
+            "help": "annotation file below SRC, with its split: train, validation or test; can be "
+            "repeated; default: the files of COCO, CVAT, Roboflow or FiftyOne in SRC",
+        },
+    ),
+    Flag(
+        "--image-column",
+        ("csv",),
+        {"metavar": "NAME", "help": "column of image paths; default: image, file_name, path, ..."},
+    ),
+    Flag(
+        "--class-column",
+        ("csv",),
+        {"metavar": "NAME", "help": "column of classes; default: class, label, category, ..."},
+    ),
+    Flag(
+        "--separator",
+        ("csv",),
+        {
+            "metavar": "TEXT",
+            "help": "text between several classes of an image, such as ';', which may then have "
+            "several rows too; default: one class per image",
+        },
+    ),
+    Flag(
         "--images",
-        ("coco", "trimaps"),
+        ("csv", "coco", "yolo", "trimaps", "masks"),
         {"metavar": "DIR", "help": "folder of the images; default: the format's folder in SRC"},
+    ),
+    Flag(
+        "--no-images",
+        ("csv", "voc", "coco"),
+        {
+            "dest": "has_images",
+            "action": "store_false",
+            "help": "import labels alone, for an evaluation: no image is read or stored",
+        },
+    ),
+    Flag(
+        "--no-check-images",
+        _ALL,
+        {
+            "dest": "check_images",
+            "action": "store_false",
+            "help": "do not decode the images; default: decode each one, to find damaged images",
+        },
     ),
     Flag(
         "--masks",
         ("trimaps",),
-        {"metavar": "DIR", "help": "folder of other PNG masks; requires --classes"},
+        {"metavar": "DIR", "help": "folder of other masks; requires --classes or SRC/labelmap.txt"},
+    ),
+    Flag(
+        "--masks",
+        ("masks",),
+        {
+            "metavar": "DIR",
+            "help": "folder of the masks; default: SegmentationClass, masks, labels or "
+            "annotations in SRC, or masks beside the images",
+        },
+    ),
+    Flag(
+        "--mask-suffix",
+        ("trimaps", "masks"),
+        {
+            "metavar": "TEXT",
+            "help": "end of a mask's name after the name of its image, such as _mask for "
+            "a_mask.png; default: none, or the first of _mask, _seg, ... that fits",
+        },
     ),
     Flag(
         "--values",
@@ -54,12 +120,17 @@ _FLAGS = (
         },
     ),
     Flag(
+        "--values",
+        ("masks",),
+        {"metavar": "V,V", "help": "pixel value of each class in the masks; default: 0,1,..."},
+    ),
+    Flag(
         "--masks",
-        ("coco",),
+        ("coco", "yolo"),
         {
             "dest": "has_masks",
             "action": "store_true",
-            "help": "write masks, drawn from the segmentations",
+            "help": "write masks, drawn from the outlines of the objects",
         },
     ),
     Flag(
@@ -87,13 +158,13 @@ _FLAGS = (
     ),
     Flag(
         "--orientation",
-        ("voc", "coco", "trimaps"),
+        ("voc", "coco", "yolo", "trimaps", "masks"),
         {
             "choices": ("auto", "stored", "upright"),
             "default": "auto",
             "help": "pixels that the labels of images with an EXIF orientation refer to; auto: the "
-            "pixels as stored, unless the annotation gives the size of the upright image; default: "
-            "%(default)s",
+            "pixels as stored, unless the annotation gives the size of the upright image; in YOLO "
+            "the upright image; default: %(default)s",
         },
     ),
     Flag(

@@ -6,6 +6,7 @@ from cvbatch.core.errors import SourceError
 from cvbatch.importers.annotations import AnnotatedBatch, AnnotatedDataset, Annotation
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import (
+    SPLIT_FOLDERS,
     DatasetFile,
     in_hash_order,
     is_image,
@@ -15,16 +16,6 @@ from cvbatch.importers.dataset_files import (
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 from cvbatch.sources.readers import ChunkReader
-
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
 
 
 def read_folders(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
@@ -36,7 +27,7 @@ def read_folders(source: str, options: ImportOptions, report: ImportReport) -> A
     Raises:
         SourceError: the folder does not exist, or only some of its folders are splits.
     """
-    files = list_tree(options.storage, source).files
+    files = list_tree(options.storage, source, report).files
     images = {name: file for name, file in files.items() if is_image(name)}
     report.num_ignored += len(files) - len(images)
     report.num_found += len(images)
@@ -51,7 +42,7 @@ def read_folders(source: str, options: ImportOptions, report: ImportReport) -> A
     table = ClassTable.of({folder for folder, _ in classified.values()}, options.classes)
     annotations = {}
     for name, (folder, file) in classified.items():
-        declared = _SPLIT_FOLDERS[name.split("/", 1)[0].lower()] if has_splits else None
+        declared = SPLIT_FOLDERS[name.split("/", 1)[0].lower()] if has_splits else None
         annotations[file.image_id] = Annotation(
             image_id=file.image_id,
             split=None if options.split else declared,
@@ -65,7 +56,7 @@ def read_folders(source: str, options: ImportOptions, report: ImportReport) -> A
 def _has_splits(names: dict[str, DatasetFile], source: str) -> bool:
     """Return whether the top folders are splits; folders that contain only images are classes."""
     top_folders = {name.split("/", 1)[0] for name in names if "/" in name}
-    splits = {folder for folder in top_folders if folder.lower() in _SPLIT_FOLDERS}
+    splits = {folder for folder in top_folders if folder.lower() in SPLIT_FOLDERS}
     is_nested = any(name.count("/") > 1 for name in names if name.split("/", 1)[0] in splits)
     if not splits or not is_nested:
         return False

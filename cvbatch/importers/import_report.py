@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cvbatch.core.errors import SourceError
-from cvbatch.importers.rules import FLAG_OF, ISSUE_KINDS, actions_by_kind
+from cvbatch.importers.rules import ISSUE_KINDS, RULE_OF, actions_by_kind
 
 NUM_EXAMPLES = 5
 _MAX_TEXT_CLASSES = 20
 _MAX_EXAMPLE_CHARS = 200
+_MAX_REASONS = 3  # kinds of issues in a message
 SPLITS = ("train", "validation", "test")
 _PAST_TENSE = {
     "clip": "clipped",
@@ -45,6 +46,7 @@ class ImportReport:
         self.num_objects_found = 0  # boxes of these images
         self.num_objects_of_dropped_images = 0
         self.num_ignored = 0  # files that are not part of the data set
+        self.skipped: dict[str, str] = {}  # URI of what was not listed → kind, such as junk
         self.images: Counter[str] = Counter()  # split → images written
         self.objects: Counter[str] = Counter()  # split → boxes written
         self.classes: dict[str, Counter[str]] = {}  # column → class → images or boxes that have it
@@ -60,8 +62,25 @@ class ImportReport:
         issue = self.issues.setdefault(kind, Issue())
         issue.count += count
         if len(issue.examples) < NUM_EXAMPLES:
-            issue.examples.append(" ".join(example.split())[:_MAX_EXAMPLE_CHARS])
+            text = " ".join(example.split())[:_MAX_EXAMPLE_CHARS]
+            issue.examples.append(text.encode(errors="backslashreplace").decode())
         return self.actions[kind]
+
+    def add_skipped(self, entries: Iterable[Mapping[str, str]]) -> None:
+        """Count files and folders that a listing left out, each once.
+
+        Args:
+            entries: `uri` and `kind` of each.
+        """
+        self.skipped.update((entry["uri"], entry["kind"]) for entry in entries)
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """Return kind → number of the files and folders that were not read."""
+        counts = Counter(self.skipped.values())
+        if self.num_ignored:
+            counts["unused"] = self.num_ignored
+        return dict(sorted(counts.items()))
 
     @property
     def num_written(self) -> int:
@@ -92,8 +111,8 @@ class ImportReport:
             raise SourceError(f"{source} is refused: {reasons}")
         if not self.num_written:
             reasons = ", ".join(
-                f"{ISSUE_KINDS[kind].description}: {issue.count:,}"
-                for kind, issue in self.issues.items()
+                f"{ISSUE_KINDS[kind].description}: {issue.count:,}, such as {issue.examples[0]}"
+                for kind, issue in list(self.issues.items())[:_MAX_REASONS]
             )
             raise SourceError(
                 f"{source} contains no usable labelled image ({reasons or 'it is empty'}); check "
@@ -102,8 +121,10 @@ class ImportReport:
 
     def _refusal(self, kind: str) -> str:
         issue = self.issues[kind]
+        rule = RULE_OF[kind]
+        other = next(action for action in rule.actions if action != "refuse")
         occurrence = f"{ISSUE_KINDS[kind].description} ({issue.count:,}), such as"
-        return f"{occurrence} {issue.examples[0]}; fix them, or use --{FLAG_OF[kind]} drop"
+        return f"{occurrence} {issue.examples[0]}; fix them, or use --{rule.flag} {other}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready values. The same source gives the same values."""
@@ -120,6 +141,8 @@ class ImportReport:
                 "of_dropped_images": self.num_objects_of_dropped_images,
             },
             "ignored_files": self.num_ignored,
+            "ignored": self.ignored,
+            "ignored_names": sorted(self.skipped)[:NUM_EXAMPLES],
             "splits": {
                 split: {"images": self.images[split], "objects": self.objects[split]}
                 for split in SPLITS
@@ -159,4 +182,7 @@ class ImportReport:
             lines += [f"           {example}" for example in issue["examples"]]
         if self.num_ignored:
             lines.append(f"ignored  {self.num_ignored:,} files that are not part of the data set")
+        for kind, count in Counter(self.skipped.values()).items():
+            example = min(uri for uri, other in self.skipped.items() if other == kind)
+            lines.append(f"ignored  {count:,} {kind.replace('_', ' ')}, such as {example}")
         return "\n".join(lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cvbatch.config.predict import SCHEMA_VERSION
@@ -16,22 +17,29 @@ from cvbatch.core.types import Log
 from cvbatch.datasets.schema import KIND
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.coco import read_coco
+from cvbatch.importers.csv_file import read_csv
 from cvbatch.importers.folders import read_folders
+from cvbatch.importers.image_check import ImageCheck
 from cvbatch.importers.import_report import ImportReport
+from cvbatch.importers.masks import read_masks
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.predictions import read_predictions
 from cvbatch.importers.shard_writer import ShardWriter
 from cvbatch.importers.trimaps import read_trimaps
 from cvbatch.importers.validation import LabelledImage, validated_images
 from cvbatch.importers.voc import read_voc
+from cvbatch.importers.yolo import read_yolo
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 
 FORMATS: dict[str, Callable[[str, ImportOptions, ImportReport], AnnotatedDataset]] = {
     "folders": read_folders,
+    "csv": read_csv,
     "voc": read_voc,
     "coco": read_coco,
+    "yolo": read_yolo,
     "trimaps": read_trimaps,
+    "masks": read_masks,
     "predictions": read_predictions,
 }
 _PROGRESS_IMAGES = 2000
@@ -65,10 +73,12 @@ def import_labels(
     with Sink(options.storage, sink_uri, "import", log) as target:
         _check_sink(target, options.overwrite)
         report = ImportReport(chosen)
-        dataset = FORMATS[format_](source, options, report)
+        dataset = _read_dataset(format_, source, options, report)
         report.classes = _no_counts(dataset)
-        for _ in _with_progress(validated_images(dataset, options, report), "checked", log):
+        check = ImageCheck(is_enabled=options.check_images and options.has_images)
+        for _ in _with_progress(validated_images(dataset, options, report, check), "checked", log):
             pass
+        check.finish_first_pass()
         report.check(source)
         target.acquire()
         target.clear("part-*.parquet")
@@ -76,7 +86,7 @@ def import_labels(
         writer = ShardWriter(target.storage, sink_uri, dataset, format_, options.shard_images)
         second_pass = ImportReport(chosen)
         second_pass.classes = _no_counts(dataset)
-        images = target.guarded(validated_images(dataset, options, second_pass))
+        images = target.guarded(validated_images(dataset, options, second_pass, check))
         for image in _with_progress(images, "read", log):
             writer.add(image)
         writer.close()
@@ -85,6 +95,13 @@ def import_labels(
         _write_summary(target, {"is_complete": True, **summary})
         target.remove_leftovers()
     return report
+
+
+def _read_dataset(
+    format_: str, source: str, options: ImportOptions, report: ImportReport
+) -> AnnotatedDataset:
+    dataset = FORMATS[format_](source, options, report)
+    return replace(dataset, has_images=options.has_images)
 
 
 def _check_unchanged(source: str, first: ImportReport, second: ImportReport) -> None:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 from cvbatch.core.errors import AccessDeniedError, ConfigError, NotFoundError, SourceError
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
+_BYTE_ORDER_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8"),
+    (b"\xff\xfe\0\0", "utf-32-le"),
+    (b"\xff\xfe", "utf-16-le"),
+    (b"\xfe\xff", "utf-16-be"),
+)
+_XML_ENCODING = re.compile(
+    rb"""\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']"""
+)
 MAX_XML_BYTES = 16 << 20  # annotation of one image
 MAX_JSON_BYTES = 2 << 30
 MAX_LIST_BYTES = 256 << 20
+_MAX_ID_DIGITS = 4000  # Python converts no longer texts to numbers
 
 
 def read_xml(storage: Storage, uri: str) -> ET.Element:
@@ -26,14 +36,43 @@ def read_xml(storage: Storage, uri: str) -> ET.Element:
         SourceError: the document cannot be read, is too large, is not XML, or contains a DOCTYPE
             (so that entities are never expanded).
     """
-    data = _read(storage, uri, MAX_XML_BYTES)
-    parser = ET.XMLParser(target=_TreeWithoutDoctype(uri))
+    data = read_bytes(storage, uri, MAX_XML_BYTES)
     try:
-        parser.feed(data)
+        # As text, because expat reads few encodings itself. The parser ignores the declaration.
+        text = _decode_xml(data)
+        parser = ET.XMLParser(target=_TreeWithoutDoctype(uri), encoding="utf-8")
+        parser.feed(text.encode())
         root: ET.Element = parser.close()
+    except UnicodeError:
+        raise SourceError(
+            f"{uri} is not text of its encoding (default: UTF-8); declare the right one"
+        ) from None
     except (ET.ParseError, ValueError, LookupError) as error:
         raise SourceError(f"{uri} is not XML ({error}); fix or remove it") from None
     return root
+
+
+def _decode_xml(data: bytes) -> str:
+    """Return the text of an XML document, by its byte order mark or its declaration.
+
+    Raises:
+        LookupError: the declared encoding is not known.
+        UnicodeError: the bytes are not text of the encoding.
+    """
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    for head, encoding in ((b"<\0", "utf-16-le"), (b"\0<", "utf-16-be")):
+        if data.startswith(head):
+            return data.decode(encoding)
+    declared = _XML_ENCODING.match(data)
+    encoding = declared[1].decode() if declared else "utf-8"
+    # The declaration was read as ASCII, so it cannot be UTF-16: a text that was converted later.
+    is_wrong = encoding.lower().startswith(("utf-16", "utf16", "ucs-2", "utf-32"))
+    text = data.decode("utf-8" if is_wrong else encoding)
+    if not isinstance(text, str):
+        raise LookupError(f"{encoding} is not a text encoding")
+    return text
 
 
 class _TreeWithoutDoctype(ET.TreeBuilder):
@@ -54,30 +93,25 @@ class _TreeWithoutDoctype(ET.TreeBuilder):
 def read_json(storage: Storage, uri: str) -> Any:
     """Return the value of a JSON document.
 
+    NaN and Infinity, which Python writes although JSON has no such numbers, are read.
+
     Raises:
-        SourceError: the document cannot be read, is too large, or is not JSON; NaN and Infinity
-            are not allowed.
+        SourceError: the document cannot be read, is too large, or is not JSON.
     """
-    data = _read(storage, uri, MAX_JSON_BYTES)
+    data = read_bytes(storage, uri, MAX_JSON_BYTES)
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{uri} is not JSON ({_shorten(str(error))}); fix it") from None
+        raise SourceError(f"{uri} is not JSON ({shorten(str(error))}); fix it") from None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
-
-
-def read_lines(storage: Storage, uri: str) -> list[str]:
-    """Return the first word of every line; empty lines and comments (#) are skipped.
+def read_text_lines(storage: Storage, uri: str) -> list[str]:
+    """Return the lines of a text file.
 
     Raises:
         SourceError: the file cannot be read, is too large, or is not UTF-8.
     """
-    text = _read_text(storage, uri, MAX_LIST_BYTES)
-    words = (line.split(maxsplit=1)[:1] for line in text.splitlines())
-    return [word[0] for word in words if word and not word[0].startswith("#")]
+    return read_text(storage, uri, MAX_LIST_BYTES).splitlines()
 
 
 def read_class_names(storage: Storage, text: str) -> tuple[str, ...]:
@@ -92,7 +126,7 @@ def read_class_names(storage: Storage, text: str) -> tuple[str, ...]:
         SourceError: the file cannot be read.
     """
     if text.lower().endswith(".txt"):
-        parts = _read_text(storage, text, MAX_XML_BYTES).strip("\n").splitlines()
+        parts = read_text(storage, text, MAX_XML_BYTES).strip("\n").splitlines()
     else:
         parts = text.split(",")
     names = tuple(name.strip() for name in parts)
@@ -101,99 +135,78 @@ def read_class_names(storage: Storage, text: str) -> tuple[str, ...]:
         is_repeated = bool(repeated and repeated[0])
         reason = f"{repeated[0]!r} is listed twice" if is_repeated else "a name is empty"
         raise ConfigError(
-            f"classes {_shorten(text)!r}: {reason}; use different names a,b,c or a .txt file"
+            f"classes {shorten(text)!r}: {reason}; use different names a,b,c or a .txt file"
         )
     return names
 
 
-def _read_text(storage: Storage, uri: str, max_bytes: int) -> str:
+def read_text(storage: Storage, uri: str, max_bytes: int) -> str:
+    """Return the text of a file. Raises SourceError if it is too large or not UTF-8."""
     try:
-        return _read(storage, uri, max_bytes).decode("utf-8-sig")
+        return read_bytes(storage, uri, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SourceError(f"{uri} is not UTF-8 text; convert it") from None
 
 
-def _read(storage: Storage, uri: str, max_bytes: int) -> bytes:
+def read_bytes(storage: Storage, uri: str, max_bytes: int) -> bytes:
+    """Return the bytes of a file. Raises SourceError if it cannot be read or is too large."""
     try:
         return storage.read_bytes(uri, max_bytes)
     except (NotFoundError, AccessDeniedError, store.TooLargeError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
 
 
-def finite_number(value: object, where: str) -> float:
-    """Return a JSON value as a finite number.
-
-    Args:
-        value: the JSON value.
-        where: its place in the document, for the error message.
-
-    Raises:
-        SourceError: the value is not a finite number.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+def to_number(value: object) -> float:
+    """Return a JSON value or a text as a finite number; NaN if it is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
     try:
-        result = float(value) if is_number else math.nan  # type: ignore[arg-type]
-    except OverflowError:
-        result = math.nan
-    if not math.isfinite(result):
-        raise SourceError(f"{where} is {_shorten(repr(value))}; it must be a finite number")
-    return result
+        result = float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+    return result if math.isfinite(result) else math.nan
 
 
-def parse_number(text: str | None, where: str) -> float:
-    """Return the finite number in a text. Raises SourceError if it is not a number."""
-    try:
-        return finite_number(float(text or ""), where)
-    except ValueError:
-        raise SourceError(f"{where} is {_shorten(repr(text))}; it must be a number") from None
-
-
-def finite_numbers(value: object, count: int, where: str) -> list[float]:
-    """Return a list of `count` finite numbers. Raises SourceError if the value is not one."""
-    if not isinstance(value, list) or len(value) != count:
-        raise SourceError(f"{where} is {_shorten(repr(value))}; it must be {count} numbers")
-    return [finite_number(item, where) for item in value]
-
-
-def non_negative_int(value: object, where: str) -> int:
-    """Return a whole number of 0 or more. Raises SourceError if the value is not one."""
-    result = finite_number(value, where)
-    if result < 0 or result != int(result) or result > 2**53:
-        raise SourceError(
-            f"{where} is {_shorten(repr(value))}; it must be a whole number of 0 or more"
-        )
-    return int(result)
+def to_key(value: object) -> int | str | None:
+    """Return the id of an object: 1, 1.0 and "1" are the same id; None: the value is not an id."""
+    if isinstance(value, str):
+        text = value.strip()
+        is_whole = text.removeprefix("-").isdecimal() and len(text) < _MAX_ID_DIGITS
+        return int(text) if is_whole and str(int(text)) == text else text or None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    number = to_number(value)
+    return int(value) if number == number // 1 else None
 
 
 def non_empty_text(value: object, where: str) -> str:
     """Return a string that is not blank. Raises SourceError if the value is not one."""
     if not isinstance(value, str) or not value.strip():
-        raise SourceError(f"{where} is {_shorten(repr(value))}; it must be a non-empty name")
-    _check_unicode(value, where)
+        raise SourceError(f"{where} is {shorten(repr(value))}; it must be a non-empty name")
+    if not is_unicode(value):
+        raise SourceError(f"{where} is {shorten(ascii(value))}, which is not Unicode")
     return value.strip()
 
 
-def relative_path(value: object, where: str) -> str:
-    """Return a path below the folder of images.
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be stored; JSON allows single surrogates, Parquet does not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def list_under(value: object, key: str, uri: str) -> list[Any]:
+    """Return the list under a key of a JSON document.
 
     Raises:
-        SourceError: the path is absolute, a URI, or contains "..".
+        SourceError: the document is not an object, or has no list under the key.
     """
-    name = non_empty_text(value, where)
-    path = PurePosixPath(name)
-    is_invalid = any(text in name for text in ("\0", "\\", "://"))
-    if is_invalid or path.is_absolute() or ".." in path.parts or not path.parts:
-        raise SourceError(
-            f"{where} is {_shorten(repr(value))}; it must be a path below the folder of images"
-        )
-    return str(path)
-
-
-def _check_unicode(value: str, where: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise SourceError(f"{where} is {_shorten(ascii(value))}, which is not Unicode") from None
+    items = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(items, list):
+        raise SourceError(f"{uri} has no list {key!r}; it is not a COCO annotation file")
+    return items
 
 
 def list_of_objects(value: object, key: str, uri: str) -> Sequence[dict[str, Any]]:
@@ -202,15 +215,14 @@ def list_of_objects(value: object, key: str, uri: str) -> Sequence[dict[str, Any
     Raises:
         SourceError: the document is not an object, or has no list of objects under the key.
     """
-    items = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(items, list):
-        raise SourceError(f"{uri} has no list {key!r}; it is not a COCO annotation file")
+    items = list_under(value, key, uri)
     for i, item in enumerate(items):
         if not isinstance(item, dict):
-            raise SourceError(f"{uri}: {key}[{i}] is {_shorten(repr(item))}; it must be an object")
+            raise SourceError(f"{uri}: {key}[{i}] is {shorten(repr(item))}; it must be an object")
     return items
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """Return a text of at most 100 characters on one line, for a message."""
     text = " ".join(text.split())
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -8,17 +8,19 @@ Source: cocodataset.org/#format-data; pycocotools, maskApi.c.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvbatch.core.errors import SourceError
 from cvbatch.images.orientation import Size
-from cvbatch.importers.parsing import finite_numbers, non_negative_int
+from cvbatch.importers.parsing import to_number
+
+Outline = list[np.ndarray] | dict[str, Any]  # polygons, each (K, 2) float64; or RLE: size, counts
 
 _CELLS_AT_ONCE = 1 << 20  # rows × edges, or rows × columns, in one step
 _MAX_COORDINATE_PX = 1e7  # beyond it the slopes of edges lose their precision
 _MAX_SHIFT = 60  # bits of a run length; no image has longer runs
+_MAX_RUN = 2**53
 
 
 def fill_polygon(
@@ -96,44 +98,105 @@ def parse_compressed_rle(text: str) -> np.ndarray:  # (R,) int64
         raise ValueError("a run length is larger than any image") from None
 
 
-def parse_segmentation(value: Any, where: str) -> list[np.ndarray] | dict[str, Any]:
-    """Return a segmentation as polygons, (K, 2) float64 each, or as RLE with size and counts.
+class ParsedOutline(NamedTuple):
+    """An outline, and what of it could not be used."""
+
+    outline: Outline | None  # None: there is none, or nothing of it can be used
+    faults: tuple[str, ...] = ()
+
+
+def parse_outline(value: Any) -> ParsedOutline:
+    """Return a COCO segmentation as polygons, (K, 2) float64 each, or as RLE with size and counts.
+
+    Polygons that cannot be used are left out: those with fewer than three corners or with corners
+    that are no numbers.
 
     Args:
-        value: the JSON value.
-        where: its place in the document, for error messages.
-
-    Raises:
-        SourceError: the value is neither.
+        value: the JSON value. A polygon may be flat (x, y, x, y, ...) or a list of points.
     """
+    if value is None or value == []:
+        return ParsedOutline(None)
     if isinstance(value, dict):
-        size, counts = value.get("size"), value.get("counts")
-        if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, list | str):
-            raise SourceError(f"{where} is not RLE: size [h, w] or counts is missing")
-        height, width = (non_negative_int(side, f"{where}: size") for side in size)
-        if isinstance(counts, list):
-            counts = np.array(
-                [non_negative_int(count, f"{where}: counts") for count in counts], np.int64
-            )
-        return {"size": (height, width), "counts": counts}
+        return _parse_rle(value)
     if not isinstance(value, list):
-        raise SourceError(f"{where} is neither a list of polygons nor RLE")
-    polygons = []
-    for polygon in value:
-        if not isinstance(polygon, list) or len(polygon) % 2 or len(polygon) < 6:
-            raise SourceError(f"{where} has a polygon that is not x, y of at least three corners")
-        corners = np.array(finite_numbers(polygon, len(polygon), where), np.float64)
-        if np.abs(corners).max() > _MAX_COORDINATE_PX:
-            raise SourceError(
-                f"{where} has a corner at {np.abs(corners).max():g}; no image is that large"
-            )
-        polygons.append(corners.reshape(-1, 2))
-    return polygons
+        return ParsedOutline(None, ("it is neither a list of polygons nor RLE",))
+    if not isinstance(value[0], list):  # one polygon that is not in a list
+        value = [value]
+    polygons, faults = [], []
+    for item in value:
+        polygon = _parse_polygon(item)
+        if isinstance(polygon, str):
+            faults.append(polygon)
+        else:
+            polygons.append(polygon)
+    return ParsedOutline(polygons or None, tuple(faults))
 
 
-def rasterize(
-    segmentation: list[np.ndarray] | dict[str, Any], size: Size
-) -> np.ndarray:  # (h, w) bool
+def _parse_polygon(value: Any) -> np.ndarray | str:  # (K, 2) float64, or why it cannot be used
+    if not isinstance(value, list):
+        return "a polygon is not a list"
+    if value and all(isinstance(point, list) and len(point) == 2 for point in value):
+        value = [side for point in value for side in point]
+    corners = np.array([to_number(side) for side in value], np.float64)
+    if len(corners) < 6 or len(corners) % 2:
+        return (
+            f"a polygon has {len(corners)} coordinates; x, y of at least three corners are needed"
+        )
+    if not np.isfinite(corners).all():
+        return "a corner of a polygon is not a finite number"
+    if np.abs(corners).max() > _MAX_COORDINATE_PX:
+        return f"a polygon has a corner at {np.abs(corners).max():g}; no image is that large"
+    points = corners.reshape(-1, 2)
+    return "the corners of a polygon are on one line" if _is_flat(points) else points
+
+
+def _is_flat(points: np.ndarray) -> bool:  # (K, 2)
+    """Return whether all points are on one line, so that they enclose nothing."""
+    x, y = (points - points[0]).T
+    farthest = int(np.argmax(x * x + y * y))
+    return bool((x * y[farthest] == y * x[farthest]).all())
+
+
+def _parse_rle(value: dict[str, Any]) -> ParsedOutline:
+    size, counts = value.get("size"), value.get("counts")
+    is_complete = isinstance(size, list) and len(size) == 2 and isinstance(counts, list | str)
+    sides = [to_number(side) for side in size] if is_complete and size else []
+    if len(sides) != 2 or not all(side >= 1 and side == int(side) for side in sides):
+        return ParsedOutline(None, ("RLE needs size [h, w] and counts",))
+    if isinstance(counts, list):
+        runs = np.array([to_number(run) for run in counts], np.float64)
+        if not (np.isfinite(runs).all() and (runs >= 0).all() and (runs < _MAX_RUN).all()):
+            return ParsedOutline(None, ("a run length of RLE is not a whole number of 0 or more",))
+        counts = runs.astype(np.int64)
+    return ParsedOutline({"size": (int(sides[0]), int(sides[1])), "counts": counts})
+
+
+def outline_bounds(
+    outline: Outline, max_pixels: int
+) -> tuple[float, float, float, float] | None:  # half-open xyxy
+    """Return the box around an outline; None if it is empty, not valid or too large.
+
+    Args:
+        outline: the outline.
+        max_pixels: maximum size of an RLE.
+    """
+    if isinstance(outline, list):
+        corners = np.concatenate(outline)
+        (x_min, y_min), (x_max, y_max) = corners.min(axis=0), corners.max(axis=0)
+        return float(x_min), float(y_min), float(x_max), float(y_max)
+    if outline["size"][0] * outline["size"][1] > max_pixels:
+        return None
+    try:
+        region = rasterize(outline, outline["size"])
+    except ValueError:
+        return None
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    if not len(rows):
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def rasterize(segmentation: Outline, size: Size) -> np.ndarray:  # (h, w) bool
     """Return the pixels of a parsed segmentation: RLE, or the union of its polygons.
 
     Raises:

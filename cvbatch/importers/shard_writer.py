@@ -45,7 +45,11 @@ class ShardWriter:
         self._schema = label_schema(dataset.columns)
         self._classes = dataset.classes
         self._metadata = label_metadata(
-            dataset.columns, dataset.classes, dataset.is_multi_label, format_
+            dataset.columns,
+            dataset.classes,
+            dataset.is_multi_label,
+            format_,
+            has_images=dataset.has_images,
         )
         self._shard_images = shard_images
         self._rows: dict[str, list[dict[str, Any]]] = {}  # by split, not yet written
@@ -63,7 +67,7 @@ class ShardWriter:
         row = self._row(image)
         rows.append(row)
         mask = row["mask"]
-        self._num_bytes[split] += len(image.data) + (len(mask["bytes"]) if mask else 0)
+        self._num_bytes[split] += len(image.data or b"") + (len(mask["bytes"]) if mask else 0)
         if len(rows) >= self._shard_images or self._num_bytes[split] >= MAX_SHARD_BYTES:
             self._write_shard(split)
 
@@ -103,15 +107,17 @@ class ShardWriter:
 
     def _row(self, image: LabelledImage) -> dict[str, Any]:
         mask = None if image.mask is None else encode_png(np.ascontiguousarray(image.mask))
+        data = image.data
         return {
             "image_id": image.image_id,
-            "image": {"bytes": image.data, "path": image.image_id},
+            "image": None if data is None else {"bytes": data, "path": image.image_id},
             "width": image.width,
             "height": image.height,
             "split": image.split,
             "labels": self._labels(image),
             "boxes": self._boxes(image),
             "box_is_crowd": image.is_crowd.tolist(),
+            "box_area": _optional(image.area),
             "mask": None if mask is None else {"bytes": mask, "path": None},
         }
 
@@ -140,3 +146,10 @@ class ShardWriter:
                 image.boxes.tolist(), image.class_id.tolist(), image.score.tolist(), strict=True
             )
         ]
+
+
+def _optional(values: np.ndarray | None) -> list[float | None] | None:  # (M,) float64
+    """Return numbers for a nullable list column: NaN becomes null."""
+    if values is None:
+        return None
+    return [None if np.isnan(value) else value for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""Parse images and PNG masks in two folders, paired by name; by default Oxford-IIIT Pets.
+"""Parse images and masks in two folders, paired by name; by default Oxford-IIIT Pets.
 
 The trimaps of that data set have the values 1 foreground, 2 background, 3 contour.
 
@@ -11,6 +11,8 @@ from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.types import MAX_MASK_CLASSES
 from cvbatch.importers.annotations import AnnotatedBatch, AnnotatedDataset, Annotation
 from cvbatch.importers.dataset_files import (
+    DatasetFile,
+    FileTree,
     images_by_stem,
     in_hash_order,
     list_tree,
@@ -19,7 +21,9 @@ from cvbatch.importers.dataset_files import (
     to_item,
 )
 from cvbatch.importers.import_report import ImportReport
-from cvbatch.importers.mask_files import PngMasks
+from cvbatch.importers.labelmap import LABELMAP, LabelMap, read_labelmap
+from cvbatch.importers.mask_files import MASK_SUFFIXES, MaskFiles
+from cvbatch.importers.masks import masks_by_stem, name_suffix
 from cvbatch.importers.options import ImportOptions
 from cvbatch.sources.readers import ChunkReader
 
@@ -34,23 +38,26 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
         SourceError: a folder does not exist, or contains no images or masks.
         ConfigError: --classes is missing, or does not agree with --values.
     """
-    classes, values = _classes_and_values(options)
     storage = options.storage
-    tree = list_tree(storage, source)
-    image_files, mask_files = tree.below("images"), tree.below("annotations/trimaps")
-    if options.images:
-        image_files = list_tree(storage, options.images, source).files
-    if options.masks:
-        mask_files = list_tree(storage, options.masks).files
-    images = images_by_stem(image_files, report)
-    masks = {stem_of(name): file for name, file in mask_files.items() if _is_png(name)}
+    tree = list_tree(storage, source, report)
+    labelmap = _labelmap(tree, options)
+    classes, values = labelmap.names, tuple(range(len(labelmap.names)))
+    if not labelmap.colours:
+        classes, values = _classes_and_values(options)
+    images, masks = _images_and_masks(source, tree, options, report)
     if not images or not masks:
-        missing = "images" if not images else "masks (PNG)"
+        missing = "images" if not images else "masks (PNG, TIFF, BMP)"
         raise SourceError(
             f"{source} contains no {missing}; use the folder that contains images/ and "
             "annotations/trimaps/, or set --images and --masks"
         )
-    lists = {} if options.split else read_split_lists(storage, tree.below("annotations"), report)
+    lists = (
+        {}
+        if options.split
+        else read_split_lists(
+            storage, tree.below("annotations"), images.keys() | masks.keys(), report
+        )
+    )
     stems = sorted(images.keys() | masks.keys() | lists.keys())
     report.num_found += len(stems)
     annotations, items = {}, []
@@ -70,14 +77,32 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
     batch = AnnotatedBatch(
         in_hash_order(items), annotations, ChunkReader(storage, "images", "image")
     )
-    reader = PngMasks(storage, values)
+    reader = MaskFiles(storage, values, labelmap.colours)
     return AnnotatedDataset(
         ("mask",), {"mask": classes}, False, lambda _: iter([batch]), reader.read
     )
 
 
-def _is_png(name: str) -> bool:
-    return name.lower().endswith(".png")
+def _images_and_masks(
+    source: str, tree: FileTree, options: ImportOptions, report: ImportReport
+) -> tuple[dict[str, DatasetFile], dict[str, DatasetFile]]:
+    """Return the images and the masks by stem."""
+    image_files, mask_files = tree.below("images"), tree.below("annotations/trimaps")
+    if options.images:
+        image_files = list_tree(options.storage, options.images, report, source).files
+    if options.masks:
+        mask_files = list_tree(options.storage, options.masks, report).files
+    images = images_by_stem(image_files, report)
+    masks = {n: file for n, file in mask_files.items() if n.lower().endswith(MASK_SUFFIXES)}
+    suffix = name_suffix([stem_of(name) for name in masks], images, options.mask_suffix)
+    return images, masks_by_stem(masks, images, suffix, report)
+
+
+def _labelmap(tree: FileTree, options: ImportOptions) -> LabelMap:
+    """Return the classes and colours of labelmap.txt, unless --classes or --values are set."""
+    if LABELMAP not in tree.files or options.classes or options.values:
+        return LabelMap((), {})
+    return read_labelmap(options.storage, tree.files[LABELMAP].uri)
 
 
 def _classes_and_values(options: ImportOptions) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -17,11 +17,19 @@ from cvbatch.images.orientation import (
     Size,
     read_image_info,
 )
-from cvbatch.importers.annotations import UNKNOWN_CLASS, AnnotatedDataset, Annotation, MaskIssue
+from cvbatch.importers.annotations import (
+    UNKNOWN_CLASS,
+    AnnotatedBatch,
+    AnnotatedDataset,
+    Annotation,
+    MaskIssue,
+)
+from cvbatch.importers.image_check import ImageCheck
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 
 _MIN_SIDE_PX = 0.01
+_UNKNOWN_SIZE: Size = (2**31 - 1, 2**31 - 1)  # of labels without image and size: no box is outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +37,9 @@ class LabelledImage:
     """One row of labelled Parquet. Coordinates are pixels of the upright image."""
 
     image_id: str
-    data: bytes
-    width: int
-    height: int
+    data: bytes | None  # None: labels without their image
+    width: int | None  # None: not known, without the image
+    height: int | None
     split: str
     labels: list[tuple[int, float]]  # (class id, score)
     boxes: np.ndarray  # (M, 4) float32 half-open xyxy, inside the image
@@ -39,6 +47,7 @@ class LabelledImage:
     score: np.ndarray  # (M,) float32
     is_crowd: np.ndarray  # (M,) bool
     mask: np.ndarray | None  # (height, width) uint8
+    area: np.ndarray | None = None  # (M,) float64 pixels² of the outlines; NaN: not known
 
     @property
     def classes_present(self) -> dict[str, list[int]]:
@@ -49,21 +58,30 @@ class LabelledImage:
 
 
 def validated_images(
-    dataset: AnnotatedDataset, options: ImportOptions, report: ImportReport
+    dataset: AnnotatedDataset, options: ImportOptions, report: ImportReport, check: ImageCheck
 ) -> Iterator[LabelledImage]:
     """Yield the valid images of a data set; count images, objects and issues in the report.
+
+    Args:
+        dataset: the annotations.
+        options: options of the import.
+        report: counts.
+        check: finds damaged images; the same one for all passes over the data set.
 
     Raises:
         StoreError: the storage does not respond.
     """
     validator = _Validator(dataset, options, report)
     for batch in dataset.batches(report):
-        for image in batch.reader.read(Chunk("", tuple(batch.items)), DEFAULT_LIMITS.max_bytes):
-            annotation = batch.annotations.get(image.image_id)
-            if annotation is None:
-                continue
+        annotated = (
+            image
+            for image in _encoded_images(batch, has_images=dataset.has_images)
+            if image.image_id in batch.annotations
+        )
+        for image, damage in check.with_damage(annotated):
+            annotation = batch.annotations[image.image_id]
             report.num_objects_found += len(annotation.boxes)
-            labelled = validator.validate(image, annotation)
+            labelled = validator.validate(image, damage, annotation)
             if labelled is None:
                 report.num_objects_of_dropped_images += len(annotation.boxes)
                 continue
@@ -76,6 +94,13 @@ def validated_images(
             yield labelled
 
 
+def _encoded_images(batch: AnnotatedBatch, *, has_images: bool) -> Iterator[EncodedImage]:
+    if has_images:
+        yield from batch.reader.read(Chunk("", tuple(batch.items)), DEFAULT_LIMITS.max_bytes)
+    else:
+        yield from (EncodedImage(item.image_id, item.uri, b"") for item in batch.items)
+
+
 @dataclass(frozen=True)
 class _Validator:
     """Applies the rules of one import to one image at a time."""
@@ -84,8 +109,16 @@ class _Validator:
     options: ImportOptions
     report: ImportReport
 
-    def validate(self, image: EncodedImage, annotation: Annotation) -> LabelledImage | None:
+    def validate(
+        self, image: EncodedImage, damage: Failure | None, annotation: Annotation
+    ) -> LabelledImage | None:
         """Return the labelled image, or None if it is dropped; the report counts the reason."""
+        if annotation.labels is not None and UNKNOWN_CLASS in dict(annotation.labels):
+            kind = self.dataset.unknown_label_kind
+            self.report.record(kind, image.uri or image.image_id)
+            return None
+        if not self.dataset.has_images:
+            return self._without_image(image, annotation)
         if image.failure is not None:
             kind = "image_missing" if image.failure.kind == "missing" else "image_unreadable"
             self.report.record(kind, image.failure.message)
@@ -94,20 +127,26 @@ class _Validator:
         if isinstance(info, Failure):
             self.report.record("image_unreadable", f"{image.uri}: {info.message}")
             return None
-        if annotation.labels is not None and UNKNOWN_CLASS in dict(annotation.labels):
-            self.report.record("folder_unknown", image.uri)
-            return None
+        if damage is not None:
+            example = f"{image.uri}: {damage.message}"
+            if self.report.record("image_damaged", example) != "keep":
+                return None
         frame = LabelCoordinates(info, self._refers_to_upright(info, annotation))
         if annotation.declared_hw is not None and annotation.declared_hw != frame.size_hw:
             declared = _format_size(annotation.declared_hw)
             example = f"{image.uri} is {_format_size(frame.size_hw)}, not {declared}"
             if self.report.record("declared_size", example) != "keep":
                 return None
-        mask = self._mask(annotation, frame)
-        if isinstance(mask, MaskIssue):
-            self.report.record(mask.kind, mask.message or image.uri)
-            return None
-        return self._labelled(image, annotation, frame, mask)
+        return self._labelled(image, annotation, frame)
+
+    def _without_image(self, image: EncodedImage, annotation: Annotation) -> LabelledImage | None:
+        """Return the labels alone; they refer to the pixels of the declared size."""
+        declared = annotation.declared_hw or _UNKNOWN_SIZE
+        if annotation.declared_hw and declared[0] * declared[1] > DEFAULT_LIMITS.max_pixels:
+            self.report.record("size_invalid", f"{image.image_id}: {_format_size(declared)}")
+            declared = _UNKNOWN_SIZE
+        info = ImageInfo(declared, 1)
+        return self._labelled(image, annotation, LabelCoordinates(info, is_upright=True))
 
     def _refers_to_upright(self, info: ImageInfo, annotation: Annotation) -> bool:
         """Return whether labels refer to the upright image instead of the pixels as stored.
@@ -124,7 +163,7 @@ class _Validator:
     def _mask(
         self, annotation: Annotation, frame: LabelCoordinates
     ) -> np.ndarray | MaskIssue | None:  # (H, W) uint8, upright
-        if self.dataset.read_mask is None:
+        if self.dataset.read_mask is None or frame.size_hw == _UNKNOWN_SIZE:
             return None
         mask = self.dataset.read_mask(annotation, frame.size_hw)
         if mask is None or isinstance(mask, MaskIssue):
@@ -141,27 +180,33 @@ class _Validator:
         image: EncodedImage,
         annotation: Annotation,
         frame: LabelCoordinates,
-        mask: np.ndarray | None,  # (H, W) uint8
-    ) -> LabelledImage:
-        height, width = frame.image_info.upright_hw
-        boxes = frame.boxes_to_upright(annotation.boxes)
+    ) -> LabelledImage | None:
+        mask = self._mask(annotation, frame)
+        if isinstance(mask, MaskIssue):
+            self.report.record(mask.kind, mask.message or image.uri)
+            return None
+        height, width = size = frame.image_info.upright_hw
+        boxes = annotation.boxes
+        if annotation.is_relative:
+            boxes = boxes * [*frame.size_hw[::-1], *frame.size_hw[::-1]]
+        name = image.uri or image.image_id
         keep, boxes = _validate_boxes(
-            boxes, annotation.class_id, (height, width), image.uri, self.report
+            frame.boxes_to_upright(boxes), annotation.class_id, size, name, self.report
         )
         class_id = annotation.class_id[keep]
         labels = annotation.labels
         if labels is None:
             labels = [(label, 1.0) for label in np.unique(class_id).tolist()]
         if frame.image_info.orientation != 1:
-            self.report.record("turned", image.uri)
+            self.report.record("turned", name)
         if not len(class_id) and not labels and mask is None:
-            self.report.record("no_objects", image.uri)
+            self.report.record("no_objects", name)
         shares, seed = self.options.split or DEFAULT_SHARES, self.options.seed
         return LabelledImage(
             image_id=annotation.image_id,
-            data=image.data,
-            width=width,
-            height=height,
+            data=image.data if self.dataset.has_images else None,
+            width=None if size == _UNKNOWN_SIZE else width,
+            height=None if size == _UNKNOWN_SIZE else height,
             split=choose_split(annotation.image_id, annotation.split, shares, seed),
             labels=list(labels),
             boxes=boxes[keep].astype(np.float32),
@@ -169,6 +214,7 @@ class _Validator:
             score=annotation.score[keep],
             is_crowd=annotation.is_crowd[keep],
             mask=mask,
+            area=None if annotation.area is None else annotation.area[keep],
         )
 
 
@@ -185,7 +231,7 @@ def _validate_boxes(
     rounding can leave that much of an empty box.
     """
     height, width = size
-    limits = (width, height, width, height)
+    limits = np.array([width, height, width, height], np.float64)
     clipped = np.clip(boxes, 0, limits)
     is_unknown = class_id == UNKNOWN_CLASS
     is_flat = _shorter_sides(boxes) < _MIN_SIDE_PX

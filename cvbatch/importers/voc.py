@@ -1,5 +1,7 @@
 """Parse Pascal VOC: one XML file per image, split lists, and masks as palette PNGs.
 
+XML files beside the images, as labelImg and Roboflow write them, are read too.
+
 The corners of a box are the first and the last pixel inside it, counted from 1. As half-open
 coordinates from 0 they are (xmin − 1, ymin − 1, xmax, ymax). A box whose corners coincide is a
 click and has no area. A file does not declare whether its tool counts differently.
@@ -10,7 +12,7 @@ section 3.
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,15 +29,18 @@ from cvbatch.importers.dataset_files import (
     DatasetFile,
     images_by_stem,
     in_hash_order,
+    is_image,
     list_tree,
     read_split_lists,
+    splits_of_folders,
     stem_of,
     to_item,
 )
 from cvbatch.importers.import_report import ImportReport
-from cvbatch.importers.mask_files import PngMasks
+from cvbatch.importers.labelmap import LABELMAP, LabelMap, read_labelmap
+from cvbatch.importers.mask_files import MASK_SUFFIXES, MaskFiles, voc_colours
 from cvbatch.importers.options import ImportOptions
-from cvbatch.importers.parsing import non_empty_text, parse_number, read_xml
+from cvbatch.importers.voc_files import ParsedFile, parse_file
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.store import Storage
 
@@ -44,55 +49,48 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
-_SIDES = ("height", "width")
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_MASK_FOLDERS = ("SegmentationClass/", "SegmentationObject/")
 _THREADS = 16
 _FILES_AT_ONCE = 1024
 
 
-class _ParsedFile(NamedTuple):
-    """The content of one XML file."""
+class _Files(NamedTuple):
+    """The files of a data set, by the stem of the image."""
 
-    names: list[str]  # M
-    boxes: np.ndarray  # (M, 4) float64
-    is_difficult: list[bool]  # M
-    declared_hw: tuple[int, int] | None
+    xml: dict[str, DatasetFile]
+    images: dict[str, DatasetFile]
+    split_of: dict[str, str]  # {}: there are no split lists
+    masks: dict[str, DatasetFile]
+    labelmap: DatasetFile | None
 
 
 def read_voc(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
-    """Return the annotations of a folder that contains `Annotations` and `JPEGImages`.
+    """Return the annotations of a folder with `Annotations`, or with XML files beside the images.
 
     Raises:
         SourceError: the folder or a file in it is not in Pascal VOC format.
         ConfigError: the folder contains masks with unknown classes, or with too many.
     """
     storage = options.storage
-    tree = list_tree(storage, source)
-    xml_files = {
-        stem_of(name): file
-        for name, file in tree.below("Annotations").items()
-        if name.lower().endswith(".xml")
-    }
-    if not xml_files:
-        raise SourceError(
-            f"{source} contains no Annotations/*.xml; use the folder that contains Annotations and "
-            "JPEGImages"
-        )
-    images = images_by_stem(tree.below("JPEGImages"), report)
-    list_files = tree.below(f"ImageSets/{options.lists}")
-    lists = {} if options.split else read_split_lists(storage, list_files, report)
-    stems = _usable_stems(xml_files, images, lists, report)
-    parsed = dict(_parse(storage, {stem: xml_files[stem] for stem in stems}))
-    names = {name for file in parsed.values() for name in file.names}
-    table = ClassTable.of(names, options.classes)
-    masks = tree.below("SegmentationClass") if options.has_masks else {}
-    mask_uris = {
-        stem_of(name): file.uri for name, file in masks.items() if name.lower().endswith(".png")
-    }
-    items = {stem: to_item(images[stem]) for stem in stems}
+    files = _find_files(source, options, report)
+    stems = _usable_stems(files, report, has_images=options.has_images)
+    parsed: dict[str, ParsedFile] = {}
+    for stem, result in _parse(storage, {stem: files.xml[stem] for stem in stems}):
+        if isinstance(result, ParsedFile):
+            parsed[stem] = result
+        else:
+            report.record("annotation_unreadable", result)
+    for file in parsed.values():
+        report.num_objects_found += file.num_dropped
+        for kind, example in file.issues:
+            report.record(kind, example)
+    table = ClassTable.of(
+        {name for file in parsed.values() for name in file.names}, options.classes
+    )
+    items = {stem: _item(files, stem, file) for stem, file in parsed.items()}
     annotations = {
         items[stem].image_id: _annotation(
-            items[stem], file, table, lists.get(stem), mask_uris.get(stem)
+            items[stem], file, table, files.split_of.get(stem), files.masks.get(stem)
         )
         for stem, file in parsed.items()
     }
@@ -101,15 +99,88 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
     )
     classes = {"labels": table.names, "boxes": table.names}
     columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
-    if not mask_uris:
+    if not files.masks:
         return AnnotatedDataset(columns, classes, True, lambda _: iter([batch]))
-    classes["mask"] = _mask_classes(table.names, options)
-    reader = PngMasks(storage, tuple(range(len(classes["mask"]))))
+    if files.labelmap and not options.mask_classes:
+        labelmap = read_labelmap(storage, files.labelmap.uri)
+    else:
+        names = _mask_classes(table.names, options)
+        labelmap = LabelMap(names, voc_colours(len(names)))
+    classes["mask"] = labelmap.names
+    values = tuple(range(len(labelmap.names)))
+    # Without a label map, the indices of a palette are the classes, whatever its colours are.
+    is_declared = files.labelmap is not None and not options.mask_classes
+    reader = MaskFiles(storage, values, labelmap.colours, is_declared)
     return AnnotatedDataset((*columns, "mask"), classes, True, lambda _: iter([batch]), reader.read)
 
 
+def _find_files(source: str, options: ImportOptions, report: ImportReport) -> _Files:
+    tree = list_tree(options.storage, source, report)
+    xml = _by_stem(tree.below("Annotations"), ".xml")
+    mask_files = {name: file for name, file in tree.files.items() if name.startswith(_MASK_FOLDERS)}
+    others = {name: file for name, file in tree.files.items() if name not in mask_files}
+    images_below = tree.below("JPEGImages")
+    is_beside = not xml
+    if is_beside:
+        xml = _by_stem(tree.files, ".xml")
+        images_below = {name: file for name, file in others.items() if not name.endswith(".xml")}
+    elif not any(map(is_image, images_below)):
+        images_below = {name: file for name, file in others.items() if is_image(name)}
+    if not xml:
+        raise SourceError(
+            f"{source} contains no Annotations/*.xml and no other XML file; use the folder that "
+            "contains Annotations and JPEGImages, or XML files beside the images"
+        )
+    images = images_by_stem(images_below, report)
+    xml = _paired(xml, images)
+    stems = xml.keys() | images.keys()
+    split_of = {}
+    if not options.split:
+        lists = tree.below(f"ImageSets/{options.lists}")
+        split_of = read_split_lists(options.storage, lists, stems, report)
+        if not split_of and is_beside:
+            split_of = splits_of_folders(stems)
+    masks = _by_stem(tree.below("SegmentationClass"), *MASK_SUFFIXES) if options.has_masks else {}
+    return _Files(xml, images, split_of, masks, tree.files.get(LABELMAP))
+
+
+def _by_stem(files: Mapping[str, DatasetFile], *suffixes: str) -> dict[str, DatasetFile]:
+    return {stem_of(n): file for n, file in files.items() if n.lower().endswith(suffixes)}
+
+
+def _paired(
+    xml: Mapping[str, DatasetFile], images: Mapping[str, DatasetFile]
+) -> dict[str, DatasetFile]:
+    """Return the XML files by the stem of their image, which may be in another folder.
+
+    A name that several images or XML files without a partner have is not paired.
+    """
+    single = [stem for stem in images if stem not in xml]
+    counts = Counter(stem.rpartition("/")[2] for stem in single)
+    image_of = {stem.rpartition("/")[2]: stem for stem in single}
+    without_image = [stem for stem in xml if stem not in images]
+    xml_counts = Counter(stem.rpartition("/")[2] for stem in without_image)
+    paired = {}
+    for stem, file in xml.items():
+        name = stem.rpartition("/")[2]
+        is_unique = stem not in images and counts[name] == xml_counts[name] == 1
+        paired[image_of[name] if is_unique else stem] = file
+    return paired
+
+
+def _item(files: _Files, stem: str, parsed: ParsedFile) -> Item:
+    if stem in files.images:
+        return to_item(files.images[stem])
+    suffix = f".{parsed.file_name.rpartition('.')[2]}" if is_image(parsed.file_name) else ""
+    return Item("", f"JPEGImages/{stem}{suffix}", 0)
+
+
 def _annotation(
-    item: Item, file: _ParsedFile, table: ClassTable, split: str | None, mask_uri: str | None
+    item: Item,
+    file: ParsedFile,
+    table: ClassTable,
+    split: str | None,
+    mask: DatasetFile | None,
 ) -> Annotation:
     return Annotation(
         image_id=item.image_id,
@@ -119,78 +190,44 @@ def _annotation(
         score=np.ones(len(file.names), np.float32),
         is_crowd=np.array(file.is_difficult, bool),
         declared_hw=file.declared_hw,
-        mask_uri=mask_uri or "",
+        mask_uri=mask.uri if mask else "",
     )
 
 
-def _usable_stems(
-    xml_files: Mapping[str, DatasetFile],
-    images: Mapping[str, DatasetFile],
-    lists: Mapping[str, str],
-    report: ImportReport,
-) -> list[str]:
+def _usable_stems(files: _Files, report: ImportReport, *, has_images: bool) -> list[str]:
     """Return the stems with an image and an annotation, and in a split list if there are lists."""
-    stems = sorted(xml_files.keys() | images.keys() | lists.keys())
+    stems = sorted(files.xml.keys() | files.images.keys() | files.split_of.keys())
     report.num_found += len(stems)
     usable = []
     for stem in stems:
-        if lists and stem not in lists and report.record("unlisted", stem) != "split":
+        is_listed = not files.split_of or stem in files.split_of
+        if not is_listed and report.record("unlisted", stem) != "split":
             continue
-        if stem not in images:
+        if stem not in files.images and (has_images or stem not in files.xml):
             report.record("image_missing", stem)
-        elif stem not in xml_files:
-            report.record("annotation_missing", images[stem].uri)
+        elif stem not in files.xml:
+            report.record("annotation_missing", files.images[stem].uri)
         else:
             usable.append(stem)
     return usable
 
 
-def _parse(storage: Storage, files: Mapping[str, DatasetFile]) -> Iterator[tuple[str, _ParsedFile]]:
+def _parse(
+    storage: Storage, files: Mapping[str, DatasetFile]
+) -> Iterator[tuple[str, ParsedFile | str]]:
+    """Yield the content of each file, or why it cannot be read."""
     remaining = iter(files.items())
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(remaining, _FILES_AT_ONCE)):
-            parsed = pool.map(partial(_parse_file, storage), [file.uri for _, file in batch])
+            parsed = pool.map(partial(_parse_or_reason, storage), [file.uri for _, file in batch])
             yield from zip([stem for stem, _ in batch], parsed, strict=True)
 
 
-def _parse_file(storage: Storage, uri: str) -> _ParsedFile:
-    root = read_xml(storage, uri)
-    if root.tag != "annotation":
-        raise SourceError(f"{uri} is a <{root.tag[:40]}>, not a Pascal VOC <annotation>")
-    names, boxes, is_difficult = [], [], []
-    for i, item in enumerate(root.findall("object")):
-        where = f"{uri}: object {i + 1}"
-        names.append(non_empty_text(item.findtext("name"), f"{where}: name"))
-        boxes.append(_box(item, where))
-        is_difficult.append((item.findtext("difficult") or "0").strip() not in ("0", ""))
-    return _ParsedFile(
-        names,
-        np.array(boxes, np.float64).reshape(-1, 4),
-        is_difficult,
-        _declared_size(root, uri),
-    )
-
-
-def _box(item: ET.Element, where: str) -> tuple[float, float, float, float]:
-    box = item.find("bndbox")
-    if box is None:
-        raise SourceError(f"{where} has no <bndbox>; add it or remove the object")
-    x_min, y_min, x_max, y_max = (
-        parse_number(box.findtext(corner), f"{where}: {corner}") for corner in _CORNERS
-    )
-    # In a click the last pixel is the first one, which gives an empty half-open box.
-    right = x_max if x_max > x_min else x_min - 1
-    bottom = y_max if y_max > y_min else y_min - 1
-    return x_min - 1, y_min - 1, right, bottom
-
-
-def _declared_size(root: ET.Element, uri: str) -> tuple[int, int] | None:
-    """Return (height, width), or None: many tools omit the size or write 0."""
-    size = root.find("size")
-    if size is None:
-        return None
-    height, width = (parse_number(size.findtext(side) or "0", f"{uri}: {side}") for side in _SIDES)
-    return (int(height), int(width)) if height > 0 and width > 0 else None
+def _parse_or_reason(storage: Storage, uri: str) -> ParsedFile | str:
+    try:
+        return parse_file(storage, uri)
+    except SourceError as error:
+        return str(error)
 
 
 def _mask_classes(names: tuple[str, ...], options: ImportOptions) -> tuple[str, ...]:

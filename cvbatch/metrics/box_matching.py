@@ -86,12 +86,12 @@ def match_boxes(detections: Boxes, truth: GroundTruthBoxes) -> Matches:
     is_crowd = np.zeros(len(truth.xyxy), bool)
     if truth.is_crowd is not None:
         is_crowd = np.asarray(truth.is_crowd, bool)
-    area = _areas(truth.xyxy) if truth.area is None else np.asarray(truth.area, np.float64)
+    area = box_areas(truth.xyxy) if truth.area is None else np.asarray(truth.area, np.float64)
     is_ignored_truth = is_crowd[:, None] | _is_outside(area)  # (N, A)
 
     pairs = _overlapping_pairs(xyxy, class_id, image, truth, is_crowd)
     has_match, has_ignored_match = _match_coco(pairs, group, is_crowd, is_ignored_truth)
-    is_outside = _is_outside(_areas(xyxy))[:, None, :]
+    is_outside = _is_outside(box_areas(xyxy))[:, None, :]
     coco_true = has_match & ~has_ignored_match
     coco_ignored = has_ignored_match | (~has_match & is_outside)
     voc_true, voc_ignored = _match_voc(pairs, is_crowd, len(row))
@@ -142,8 +142,8 @@ def _half_overlaps(
     a, b = xyxy[detection].astype(np.float64), true_xyxy[truth].astype(np.float64)
     sides = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0)
     shared = sides[:, 0] * sides[:, 1]
-    area = _areas(a)
-    union = area + _areas(b) - shared
+    area = box_areas(a)
+    union = area + box_areas(b) - shared
     iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     share = np.divide(shared, area, out=np.zeros_like(shared), where=area > 0)
     coco_overlap = np.where(is_crowd[truth], share, iou)
@@ -209,7 +209,8 @@ def _position_in_run(values: np.ndarray) -> np.ndarray:  # (N,) → (N,) int64
     return in_run
 
 
-def _areas(xyxy: np.ndarray) -> np.ndarray:  # (N, 4) → (N,) float64
+def box_areas(xyxy: np.ndarray) -> np.ndarray:  # (N, 4) → (N,) float64
+    """Return the areas of half-open boxes; 0 for swapped corners."""
     sides = np.maximum(xyxy[:, 2:].astype(np.float64) - xyxy[:, :2], 0)
     area: np.ndarray = sides[:, 0] * sides[:, 1]
     return area

@@ -10,11 +10,12 @@ the encoded bytes of all images; each image is decoded by one worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ from cvbatch.train.batches import Batch
 T = TypeVar("T")
 Augment = Callable[[TrainingExample, int], TrainingExample]  # with its position in the epoch
 _PREFETCH = 2  # batches
+_MAX_FAILURE_EXAMPLES = 5
 _PARALLEL_READS = 8  # row groups that are read at the same time
 
 
@@ -277,3 +279,17 @@ def _to_grey(example: TrainingExample) -> TrainingExample:
 
 def _first_failure(failures: dict[str, Failure]) -> str:
     return next((f"{name} ({failure.message})" for name, failure in failures.items()), "one")
+
+
+def summarize_failures(failures: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Return the number of images that cannot be used, by kind, and examples with reasons.
+
+    Args:
+        failures: image id → kind and message.
+    """
+    first = sorted(failures.items())[:_MAX_FAILURE_EXAMPLES]
+    return {
+        "count": len(failures),
+        "kinds": dict(sorted(Counter(kind for kind, _ in failures.values()).items())),
+        "such_as": {name: f"{kind}: {message}" for name, (kind, message) in first},
+    }

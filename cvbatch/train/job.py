@@ -57,7 +57,8 @@ class TrainSummary:
     steps: int = 0
     best_epoch: int = 0
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)  # by split
-    num_unusable: dict[str, Any] = field(default_factory=dict)
+    num_unusable: dict[str, Any] = field(default_factory=dict)  # count, by kind, and examples
+    num_unlabelled: dict[str, int] = field(default_factory=dict)  # by split; left out as well
     seconds: float = 0.0  # of this command
 
     def as_json(self) -> dict[str, Any]:
@@ -65,7 +66,24 @@ class TrainSummary:
         return asdict(self)
 
     def summary_line(self) -> str:
-        """Return the metrics on the test images, or else on the validation images, as one line."""
+        """Return the metrics on the test or validation images, and how many images are left out."""
+        return "; ".join(filter(None, (self._metrics_text(), self._left_out_text())))
+
+    def _left_out_text(self) -> str:
+        """Return how many images were not used, and why; "": all were used."""
+        reasons = [
+            f"{count:,} {kind.replace('_', ' ')}"
+            for kind, count in self.num_unusable.get("kinds", {}).items()
+        ]
+        reasons += [
+            f"{count:,} without a label in {split}"
+            for split, count in self.num_unlabelled.items()
+            if count
+        ]
+        total = self.num_unusable.get("count", 0) + sum(self.num_unlabelled.values())
+        return f"{total:,} images left out ({', '.join(reasons)})" if total else ""
+
+    def _metrics_text(self) -> str:
         for name in ("test", "validation"):
             if name in self.metrics:
                 values = (
@@ -132,6 +150,7 @@ def train(
             result = run.train_on_ray(state)
         images = {name: len(split) for name, split in data.splits.items()}
         seconds = time.perf_counter() - started
+        result["num_unlabelled"] = {n: split.num_unlabelled for n, split in data.splits.items()}
         summary = TrainSummary(sink.uri, identity, state.workers, images, seconds=seconds, **result)
         sink.write_state(asdict(replace(state, done=summary.as_json())))
         sink.remove_leftovers()

@@ -32,6 +32,7 @@ from cvbatch.train.input_pipeline import (
     Shard,
     SizeSchedule,
     TrainingBatches,
+    summarize_failures,
     validation_batches,
 )
 from cvbatch.train.trainer import Event, Plan, Trainer
@@ -40,7 +41,6 @@ from cvbatch.train.validation import Validator
 if TYPE_CHECKING:
     from cvbatch.train.worker_spec import WorkerSpec
 
-_MAX_FAILURE_EXAMPLES = 5
 _EVENTS = "_cvbatch/tensorboard/events.out.tfevents.cvbatch"
 
 
@@ -204,17 +204,16 @@ class TrainingWorker:
         return Validator(self._learner, model, lambda: validation_batches(reader), self._replicas)()
 
     def _gather_failures(self) -> dict[str, Any]:
-        """Return the number of unusable images on all workers, and examples with reasons."""
+        """Return the number of unusable images on all workers, by kind, and examples."""
         failures = {
-            name: f"{failure.kind}: {failure.message}"
+            name: [failure.kind, failure.message]
             for reader in self._readers.values()
             for name, failure in reader.failures.items()
         }
-        merged: dict[str, str] = {}
+        merged: dict[str, tuple[str, str]] = {}
         for shard in self._replicas.all_gather(json.dumps(failures).encode()):
             merged |= json.loads(shard)
-        examples = dict(sorted(merged.items())[:_MAX_FAILURE_EXAMPLES])
-        return {"count": len(merged), "such_as": examples}
+        return summarize_failures(merged)
 
     def _check_lease(self) -> None:
         """Stop if another run has taken over the sink, even if the driver does not respond."""

@@ -67,7 +67,7 @@ def test_formats_accept_their_options(tmp_path):
     ("arguments", "message"),
     [
         ([], "FORMAT"),
-        (["yolo", "a", "b"], "invalid choice"),
+        (["createml", "a", "b"], "invalid choice"),
         (["voc", "a"], "DST"),
         (["voc", "a", "b", "--outside", "keep"], "invalid choice: 'keep'"),
         (["folders", "a", "b", "--outside", "drop"], "unrecognized arguments"),

@@ -9,7 +9,14 @@ import pytest
 from cvbatch.core.errors import SourceError, TrainingError
 from cvbatch.core.types import VOID_CLASS, Failure, InputKey
 from cvbatch.datasets.examples import decode_example, in_order, read_rows, shuffled
-from cvbatch.datasets.reader import LabelSpec, RowGroup, Split, relative_box_sizes, scan_dataset
+from cvbatch.datasets.reader import (
+    LabelSpec,
+    RowGroup,
+    Split,
+    list_parquet_files,
+    relative_box_sizes,
+    scan_dataset,
+)
 from cvbatch.geometry.resize import boxes_to_input, boxes_to_original, make_placement, mask_to_input
 from cvbatch.images.decode import Limits
 from cvbatch.storage.store import Storage
@@ -237,3 +244,16 @@ def test_a_broken_image_and_a_mask_of_another_size_are_failures(voc):
         assert isinstance(failure, Failure) and failure.kind == "mask"
     valid = row._replace(mask=datasets.label_png(np.full((12, 20), 2, np.uint8)))
     assert (decode_example(valid, key, Limits()).mask == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("a.json", "coco"), ("a.csv", "FORMAT"), ("a", "FORMAT")],
+)
+def test_a_file_of_another_format_is_refused_with_the_command_that_converts_it(
+    tmp_path, name, command
+):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(SourceError, match=f"cvbatch import {command}") as error:
+        list_parquet_files(Storage(), str(tmp_path / name))
+    assert "is a file" in str(error.value)

@@ -84,7 +84,12 @@ def test_untrusted_names_stay_in_the_folder_and_unique(tmp_path, result, predict
     files = tree(tmp_path / "out" / "in")
     lines = [json.loads(line) for line in files["_cvbatch/images.jsonl"].splitlines()]
     assert [line["image_id"] for line in lines] == HOSTILE
-    patterns = {"voc": "Annotations/.*xml", "yolo": "labels/.*txt", "fiftyone": "masks/.*png"}
+    patterns = {
+        "voc": "Annotations/.*xml",
+        "yolo": "labels/.*txt",
+        "yolo-segment": "labels/.*txt",
+        "fiftyone": "masks/.*png",
+    }
     if format_ == "coco":
         coco = json.loads(files["annotations/instances_train.json"])
         names = [unicodedata.normalize("NFC", image["file_name"]) for image in coco["images"]]

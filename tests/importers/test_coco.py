@@ -165,42 +165,12 @@ IMAGE = {"id": 1, "file_name": "a.png"}
         (coco([{"id": 1, "file_name": "s3://b/x.png"}]), "below the folder"),
         (coco([{"id": 1, "file_name": "a\0.png"}]), "below the folder"),
         (coco([{"id": 1, "file_name": "\ud800.png"}]), "not Unicode"),
-        (coco([{**IMAGE, "height": "12"}]), "height is '12'"),
-        (coco([IMAGE], [{"image_id": 1, "bbox": [1, 2, 3]}]), "must be 4 numbers"),
-        (coco([IMAGE], [{"image_id": 1, "bbox": [1, 2, 3, None]}]), "must be a finite number"),
-        (coco([IMAGE], [{"image_id": 1, "bbox": [1, 2, 3, True]}]), "must be a finite number"),
-        (coco([IMAGE], [{"image_id": 1, "bbox": [1, 2, 3, "4"]}]), "must be a finite number"),
-        (coco([IMAGE], [{"image_id": 1, "bbox": [1, 2, 3, float("nan")]}]), "NaN is not a number"),
-        (coco([IMAGE], [{"image_id": 1}]).replace("[1, 2", "[1e999, 2"), "inf"),
-        (coco([IMAGE], [{"image_id": 1, "category_id": 1.5}]), "whole number"),
-        (coco([IMAGE], [{"image_id": 1, "category_id": 10**400}]), "finite number"),
-        (coco([IMAGE], [{"image_id": 1, "iscrowd": "no"}]), "iscrowd"),
-        (coco([IMAGE], [{"image_id": 1, "category_id": 99}]), "class that is not listed"),
         (coco([IMAGE], categories={1: "cat", 2: "cat"}), "has two ids"),
         (coco([IMAGE], categories={1: ""}), "must be a non-empty name"),
     ],
 )  # fmt: skip
 def test_malformed_json_is_refused_with_a_short_message(tmp_path, text, message):
     check_refused(tmp_path, text, message)
-
-
-@pytest.mark.parametrize(
-    "segmentation",
-    [
-        None,
-        3,
-        [[1, 2, 3, 4]],
-        [[1, 2, 3, 4, 5]],
-        [[1, 2, 3, 4, 5, "x"]],
-        [[1, 2, 3, 4, 5, 1e30]],
-        {"size": [12, 20]},
-        {"size": [12], "counts": [240]},
-        {"size": [12, 20], "counts": [-1, 241]},
-    ],
-)
-def test_malformed_segmentations_are_refused(tmp_path, segmentation):
-    text = coco([IMAGE], [{"image_id": 1, "segmentation": segmentation}])
-    check_refused(tmp_path, text, "segmentation", has_masks=True)
 
 
 def test_too_large_json_is_refused(tmp_path, monkeypatch):

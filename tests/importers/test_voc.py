@@ -208,13 +208,6 @@ BOMB = (
         ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "declares a DOCTYPE"),
         ('<?xml version="1.0" encoding="no-such"?><annotation/>', "is not XML"),
         ("<html/>", "is a <html>"),
-        ("<annotation><object><name>cat</name></object></annotation>", "has no <bndbox>"),
-        ("<annotation><object><bndbox/></object></annotation>", "name is None"),
-        (voc_xml([("cat", "nan", 1, 2, 3)]), "must be a finite number"),
-        (voc_xml([("cat", "1e999", 1, 2, 3)]), "must be a finite number"),
-        (voc_xml([("cat", "left", 1, 2, 3)]), "must be a number"),
-        (voc_xml([("cat", "", 1, 2, 3)]), "must be a number"),
-        (voc_xml(size=("x", 3)), "must be a number"),
         ("<annotation>" * 100_000, "is not XML"),
     ],
 )

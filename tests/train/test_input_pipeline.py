@@ -17,6 +17,7 @@ from cvbatch.train.input_pipeline import (
     SizeSchedule,
     TrainingBatches,
     prefetch,
+    summarize_failures,
     validation_batches,
 )
 from tests.support import datasets
@@ -177,3 +178,32 @@ def test_prefetch_yields_the_values_and_raises_errors():
     assert next(values) == 1
     with pytest.raises(ValueError, match="broken"):
         next(values)
+
+
+def test_the_summary_of_a_training_tells_how_many_images_were_left_out():
+    from cvbatch.train.job import TrainSummary
+
+    failures = {
+        "b.jpg": ("truncated", "the JPEG ends early"),
+        "a.jpg": ("truncated", "the JPEG ends early"),
+        "c.jpg": ("too_large", "4 bytes"),
+    }
+    counts = summarize_failures(failures)
+    assert counts["count"] == sum(counts["kinds"].values()) == 3
+    assert list(counts["such_as"]) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert summarize_failures({}) == {"count": 0, "kinds": {}, "such_as": {}}
+    many = {f"{i}": ("empty", "no bytes") for i in range(100)}
+    assert (summarize_failures(many)["count"], len(summarize_failures(many)["such_as"])) == (100, 5)
+    summary = TrainSummary(
+        "out", "f", 1, {"train": 9}, metrics={"validation": {"accuracy": 0.5}},
+        num_unusable=counts, num_unlabelled={"train": 2, "validation": 0},
+    )  # fmt: skip
+    assert summary.summary_line() == (
+        "validation accuracy 0.5000; 5 images left out (1 too large, 2 truncated, 2 without a "
+        "label in train)"
+    )
+    assert summary.as_json()["num_unlabelled"] == {"train": 2, "validation": 0}
+    # Summaries that earlier versions stored, and trainings that used all images.
+    for earlier in ({}, {"count": 0, "such_as": {}}, summarize_failures({})):
+        complete = TrainSummary("out", "f", 1, {"train": 9}, num_unusable=earlier)
+        assert complete.summary_line() == "not validated"

@@ -1,0 +1,51 @@
+"""Draw the mask of an image from the outlines of its objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.images.orientation import Size
+from cvbatch.importers.polygons import Outline, rasterize
+
+
+class OutlinedObject(NamedTuple):
+    """An object to draw."""
+
+    class_id: int  # of its box: in the mask it is one more, because 0 is the background
+    outline: Outline | None  # None: only its box is known
+    box: tuple[float, float, float, float]  # half-open xyxy
+
+
+def draw_outlines(objects: Iterable[OutlinedObject], size: Size) -> np.ndarray:  # (h, w) uint8
+    """Return a mask: 0 is the background, smaller objects are drawn over larger ones.
+
+    Where only the box of an object is known, its pixels that no other object covers are void.
+
+    Raises:
+        ValueError: an RLE has another size, or is not valid.
+    """
+    mask = np.zeros(size, np.uint8)
+    rank = np.full(size, np.iinfo(np.int64).max)  # of the topmost object; smaller is above
+    for item in objects:
+        if item.outline is None:
+            _draw_void(mask, item.box)
+            continue
+        region = rasterize(item.outline, size)
+        object_rank = int(region.sum()) * 256 + item.class_id  # by area, then by class id
+        is_above = region & (object_rank < rank)
+        mask[is_above] = item.class_id + 1
+        rank[is_above] = object_rank
+    return mask
+
+
+def _draw_void(mask: np.ndarray, box: tuple[float, float, float, float]) -> None:
+    height, width = mask.shape
+    corners = np.clip(np.nan_to_num(box), 0, (width, height, width, height))
+    left, top = np.floor(corners[:2]).astype(int).tolist()
+    right, bottom = np.ceil(corners[2:]).astype(int).tolist()
+    region = mask[top:bottom, left:right]
+    region[region == 0] = VOID_CLASS
