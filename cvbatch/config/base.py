@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
+    model_serializer,
 )
 
 from cvbatch.core.types import RetryPolicy
@@ -36,9 +38,26 @@ Size = Annotated[  # (height, width) in pixels; one number means both
 
 
 class Section(BaseModel):
-    """A section of a job file: unknown keys are errors, and values are immutable."""
+    """A section of a job file: unknown keys are errors, and values are immutable.
+
+    Attributes:
+        added_keys: Keys that were added after results were written. Where they have their defaults
+            they are left out of dumps, so that old sinks keep their files and fingerprints.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    added_keys: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_added_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if not isinstance(self, Section):  # a value that was set without validation
+            return values
+        for key in self.added_keys:
+            field = type(self).model_fields[key]
+            if getattr(self, key) == field.get_default(call_default_factory=True):
+                values.pop(key, None)
+        return values
 
 
 class SinkConfig(Section):

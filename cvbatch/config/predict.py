@@ -36,6 +36,8 @@ SCHEMA_VERSION = 1
 class SourceConfig(Section):
     """The input images."""
 
+    added_keys = ("members", "id_column", "keep_columns", "unreadable")
+
     uri: Uris
     format: Literal["auto", "images", "parquet", "webdataset", "zip", "manifest"] = "auto"
     image_column: Name = "image"  # of Parquet; a field of a struct as data.image
@@ -122,13 +124,12 @@ def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) ->
         # None is left out, so that a key added by a later version does not change fingerprints.
         options = {key: value for key, value in values.items() if value is not None}
         models.append({**options, "identity": identity})
-    source = job.source.model_dump(
-        mode="json", include={"max_bytes", "max_pixels", "reduced_jpeg", "keep_columns"}
-    )
     payload = {
         "schema": SCHEMA_VERSION,
         "models": models,
-        "source": {key: value for key, value in source.items() if value != []},
+        "source": job.source.model_dump(
+            mode="json", include={"max_bytes", "max_pixels", "reduced_jpeg", "keep_columns"}
+        ),
         "engine": engine,
         "precision": job.run.precision,
     }

@@ -65,7 +65,9 @@ class ImageColumn(NamedTuple):
     def _of_value(self, value: Any) -> Cell:
         if not self.is_struct:
             return Cell(value)
-        return Cell(value.get("bytes"), value.get("path")) if value else Cell(None)
+        path = (value or {}).get("path")
+        data = (value or {}).get("bytes")
+        return Cell(data, path if isinstance(path, str) else None)
 
 
 def find_image_column(uri: str, schema: pa.Schema, image_column: str) -> ImageColumn:

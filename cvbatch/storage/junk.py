@@ -23,7 +23,7 @@ JUNK_NAMES: dict[str, str] = {
     "Python": r"\.ipynb_checkpoints|__pycache__|\.cache",
     "Spark and Hadoop": r"_SUCCESS|_temporary|_committed_[^/]*|_started_[^/]*|_metadata|"
     r"_common_metadata|_delta_log|\.[^/]+\.crc",
-    "cvbatch": r"_cvbatch|\.[^/]+-[^/]+\.tmp",
+    "cvbatch": r"_cvbatch|\.[^/]+-[^/-]+\.tmp",
 }
 _NAMES = "|".join(JUNK_NAMES.values())
 _JUNK = rf"(?:^|/)(?:{_NAMES})(?:/|$)"

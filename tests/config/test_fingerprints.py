@@ -212,3 +212,21 @@ def test_a_field_changes_the_fingerprint_or_is_exempt(name: str, path: str) -> N
 def test_only_fields_that_exist_are_exempt() -> None:
     for name, (_, _, exempt) in JOBS.items():
         assert set(exempt) <= {path for job, path in CASES if job == name}, name
+
+
+def test_keys_that_were_added_change_no_old_job_file() -> None:
+    """An old sink stores its job without them, and is resumed with the same files."""
+    source = predict_job(TASKS[0]).model_dump(mode="json")["source"]
+    assert set(source) == {
+        "uri",
+        "format",
+        "image_column",
+        "max_bytes",
+        "max_pixels",
+        "reduced_jpeg",
+    }
+    section = {"uri": "in", "keep_columns": ["a"], "unreadable": "fail"}
+    job = parse_job({"source": section, "sink": {"uri": "out"}, "models": [TASKS[0]]})
+    stored = job.model_dump(mode="json")
+    assert {key: stored["source"][key] for key in section} == {**section, "uri": ["in"]}
+    assert parse_job(stored) == job

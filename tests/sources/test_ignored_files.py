@@ -123,6 +123,7 @@ NAMES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(NAMES, max_size=30))
 def test_the_kind_of_one_name_equals_that_of_many(names: list[str]) -> None:
     column = pa.chunked_array([[f"/x/{name}" for name in names]], pa.large_string())

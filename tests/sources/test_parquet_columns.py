@@ -131,6 +131,9 @@ def test_a_path_beside_the_file_is_read_and_others_are_refused(tmp_path: Path) -
         "s3://bucket/x.jpg": "denied",
         "": "denied",
         "images": "missing",
+        "a\0b": "missing",
+        "x" * 5000: "missing",
+        "images/é\n .jpg": "missing",
     }
     stored = [{"bytes": None, "path": path} for path in paths]
     write(folder / "a.parquet", image=pa.array(stored, STRUCT))
@@ -204,3 +207,9 @@ def test_a_file_that_lost_its_column_is_not_called_damaged(tmp_path: Path) -> No
     )
     assert kinds(images) == ["changed"] * NUM_ROWS
     assert "has no column 'image'" in str(images[0].failure)
+
+
+def test_a_path_that_is_no_text_is_no_path(tmp_path: Path) -> None:
+    images = [{"bytes": None if n else b"x", "path": n} for n in range(NUM_ROWS)]
+    folder = write(tmp_path / "in" / "a.parquet", image=images)
+    assert kinds(read_all(folder)) == [None] + ["missing"] * (NUM_ROWS - 1)
