@@ -83,29 +83,30 @@ def find_documents(source: str, options: ImportOptions, report: ImportReport) ->
             split = given_split or split_in_name(name)
             documents.append(search.document(uri, split, name, (name, "images")))
         return documents
-    documents = list(_in_layouts(source, options.storage, search))
-    if not documents:
-        raise SourceError(
-            f"{source} contains no annotations/instances_*.json, _annotations.coco.json or "
-            "labels.json; use the folder of the data set, name its files with --annotations, or "
-            "use a JSON file as SRC"
-        )
-    return documents
-
-
-def _in_layouts(source: str, storage: Storage, search: _ImageSearch) -> Iterator[Document]:
     for layout in LAYOUTS:
-        for folder in layout.folders:
-            uri = store.join(source, folder) if folder else source
-            for file in _names_in(storage, uri):
-                match = re.fullmatch(layout.file, file)
-                if match is None:
-                    continue
-                name = match[1] if match.groups() else folder
-                folders = tuple(
-                    part.format(name=name, folder=folder).strip("/") for part in layout.images
-                )
-                yield search.document(store.join(uri, file), split_in_name(name), name, folders)
+        if documents := list(_in_layout(layout, source, options.storage, search)):
+            return documents
+    raise SourceError(
+        f"{source} contains no annotations/instances_*.json, _annotations.coco.json or "
+        "labels.json; use the folder of the data set, name its files with --annotations, or use a "
+        "JSON file as SRC"
+    )
+
+
+def _in_layout(
+    layout: Layout, source: str, storage: Storage, search: _ImageSearch
+) -> Iterator[Document]:
+    for folder in layout.folders:
+        uri = store.join(source, folder) if folder else source
+        for file in _names_in(storage, uri):
+            match = re.fullmatch(layout.file, file)
+            if match is None:
+                continue
+            name = match[1] if match.groups() else folder
+            folders = tuple(
+                part.format(name=name, folder=folder).strip("/") for part in layout.images
+            )
+            yield search.document(store.join(uri, file), split_in_name(name), name, folders)
 
 
 def _names_in(storage: Storage, folder: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from typing import Any
 from cvbatch.core.errors import SourceError
 from cvbatch.importers.rules import ISSUE_KINDS, RULE_OF, actions_by_kind
 
-NUM_EXAMPLES = 5
+NUM_EXAMPLES = 5  # of a kind of issue in the report
+MAX_PLACES = 10_000  # of a kind of issue in the file of issues
 _MAX_TEXT_CLASSES = 20
 _MAX_EXAMPLE_CHARS = 200
 _MAX_REASONS = 3  # kinds of issues in a message
@@ -26,10 +28,15 @@ _PAST_TENSE = {
 
 @dataclass
 class Issue:
-    """How often a kind of issue occurred, and its first examples."""
+    """How often a kind of issue occurred, and where."""
 
     count: int = 0
-    examples: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)  # the first MAX_PLACES
+
+    @property
+    def examples(self) -> list[str]:
+        """Return the first places."""
+        return self.places[:NUM_EXAMPLES]
 
 
 class ImportReport:
@@ -56,14 +63,14 @@ class ImportReport:
 
         Args:
             kind: a key of ISSUE_KINDS.
-            example: where the issue occurred. Only the first NUM_EXAMPLES are stored.
+            example: where the issue occurred. Only the first MAX_PLACES are stored.
             count: number of images or objects that have the issue.
         """
         issue = self.issues.setdefault(kind, Issue())
         issue.count += count
-        if len(issue.examples) < NUM_EXAMPLES:
+        if len(issue.places) < MAX_PLACES:
             text = " ".join(example.split())[:_MAX_EXAMPLE_CHARS]
-            issue.examples.append(text.encode(errors="backslashreplace").decode())
+            issue.places.append(text.encode(errors="backslashreplace").decode())
         return self.actions[kind]
 
     def add_skipped(self, entries: Iterable[Mapping[str, str]]) -> None:
@@ -160,6 +167,15 @@ class ImportReport:
                 for kind, issue in sorted(self.issues.items())
             ],
         }
+
+    def issue_lines(self) -> bytes:
+        """Return the places of all issues as JSON lines, at most MAX_PLACES of each kind."""
+        lines = (
+            json.dumps({"kind": kind, "action": self.actions[kind], "place": place})
+            for kind, issue in sorted(self.issues.items())
+            for place in issue.places
+        )
+        return "".join(f"{line}\n" for line in lines).encode()
 
     def as_text(self) -> str:
         """Return the report as text for the terminal."""

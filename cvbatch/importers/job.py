@@ -43,6 +43,7 @@ FORMATS: dict[str, Callable[[str, ImportOptions, ImportReport], AnnotatedDataset
     "predictions": read_predictions,
 }
 _PROGRESS_IMAGES = 2000
+_ISSUES = "_cvbatch/issues.jsonl"
 
 
 def import_labels(
@@ -91,8 +92,8 @@ def import_labels(
             writer.add(image)
         writer.close()
         _check_unchanged(source, report, second_pass)
-        summary = _summary(format_, dataset, report, writer.files)
-        _write_summary(target, {"is_complete": True, **summary})
+        target.put(_ISSUES, report.issue_lines())
+        _write_summary(target, _summary(format_, dataset, report, writer.files))
         target.remove_leftovers()
     return report
 
@@ -118,6 +119,7 @@ def _summary(
 ) -> dict[str, Any]:
     """Return the summary of an import as JSON-ready values."""
     return {
+        "is_complete": True,
         "format": format_,
         "columns": list(dataset.columns),
         **report.as_json(),

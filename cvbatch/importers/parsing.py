@@ -141,9 +141,15 @@ def read_class_names(storage: Storage, text: str) -> tuple[str, ...]:
 
 
 def read_text(storage: Storage, uri: str, max_bytes: int) -> str:
-    """Return the text of a file. Raises SourceError if it is too large or not UTF-8."""
+    """Return the text of a file: UTF-8, or UTF-16 with its byte order mark, as Excel writes it.
+
+    Raises:
+        SourceError: it cannot be read, is too large, or has another encoding.
+    """
+    data = read_bytes(storage, uri, max_bytes)
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        return read_bytes(storage, uri, max_bytes).decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError:
         raise SourceError(f"{uri} is not UTF-8 text; convert it") from None
 

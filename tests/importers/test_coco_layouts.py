@@ -65,6 +65,12 @@ def test_a_layout_is_recognised_with_its_splits(tmp_path, layout):
         assert sorted(rows) == sorted(expected)
 
 
+def test_the_files_of_another_layout_are_not_read_too(tmp_path):
+    files = LAYOUTS["COCO"][0] | {"labels.json": '["dog"]', "test/_annotations.coco.json": "{}"}
+    _, rows = imported("coco", put(tmp_path / "in", files), tmp_path / "out")
+    assert list(rows) == ["val2017/a.png"]
+
+
 def test_files_are_named_one_by_one_with_their_split(tmp_path):
     files = {"labels/a.json": document("a.png"), "labels/my_val.json": document("b.png")}
     source = put(

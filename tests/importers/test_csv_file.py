@@ -62,6 +62,18 @@ def test_every_row_is_an_image_or_counted(tmp_path):
     check_sums(report)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_texts_of_excel_are_read(tmp_path, encoding):
+    text = "image\tclass\nbär.png\tBär\n"
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    source = put(tmp_path, {"bär.png": picture(), "l.csv": mark + text.encode(encoding)})
+    _, rows = imported("csv", source / "l.csv", tmp_path / "out")
+    assert labels_of(rows) == {"bär.png": ["Bär"]}
+    put(tmp_path, {"l.csv": text.encode("latin-1")})
+    with pytest.raises(SourceError, match="is not UTF-8 text; convert it"):
+        imported("csv", source / "l.csv", tmp_path / "no")
+
+
 def test_several_classes_per_image(tmp_path):
     table = [
         ("image", "class"),

@@ -1,6 +1,7 @@
 """Images that cannot be decoded are found at import; names of cameras are data, junk is counted."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -41,6 +42,11 @@ def test_truncated_images_are_dropped_and_named(tmp_path):
     assert set(rows) == {*GOOD, "dog/ok.jpg"}
     assert kinds(report) == {"image_damaged": len(BAD)}
     assert all("/dog/" in example for example in report.issues["image_damaged"].examples)
+    lines = (tmp_path / "out" / "_cvbatch" / "issues.jsonl").read_text().splitlines()
+    issues = [json.loads(line) for line in lines]
+    assert {(issue["kind"], issue["action"]) for issue in issues} == {("image_damaged", "drop")}
+    named = {issue["place"].split(": ")[0].removeprefix(f"{source}/") for issue in issues}
+    assert named == set(BAD)  # all of them, not only the examples of the report
     check_sums(report)
     with pytest.raises(SourceError, match=r"cannot be decoded.*use --damaged drop"):
         imported("folders", source, tmp_path / "refused", {"damaged": "refuse"})
