@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_truncated_images_are_dropped_and_named(tmp_path):
     assert all(map(is_readable, GOOD.values()))
     assert not any(map(is_readable, BAD.values()))
     source = put(tmp_path / "in", GOOD | BAD | {"dog/ok.jpg": jpeg()})
-    report, rows = imported("folders", source, tmp_path / "out")
+    report, rows = imported("folders", source, tmp_path / "out", check_images=True)
     assert set(rows) == {*GOOD, "dog/ok.jpg"}
     assert kinds(report) == {"image_damaged": len(BAD)}
     assert all("/dog/" in example for example in report.issues["image_damaged"].examples)
@@ -49,11 +50,11 @@ def test_truncated_images_are_dropped_and_named(tmp_path):
     assert named == set(BAD)  # all of them, not only the examples of the report
     check_sums(report)
     with pytest.raises(SourceError, match=r"cannot be decoded.*use --damaged drop"):
-        imported("folders", source, tmp_path / "refused", {"damaged": "refuse"})
+        imported("folders", source, tmp_path / "refused", {"damaged": "refuse"}, check_images=True)
     assert not (tmp_path / "refused").exists()
-    _, rows = imported("folders", source, tmp_path / "kept", {"damaged": "keep"})
+    _, rows = imported("folders", source, tmp_path / "kept", {"damaged": "keep"}, check_images=True)
     assert set(rows) == {*GOOD, *BAD, "dog/ok.jpg"}
-    report, _ = imported("folders", source, tmp_path / "unchecked", check_images=False)
+    report, _ = imported("folders", source, tmp_path / "unchecked")
     assert kinds(report) == {}
     assert files(tmp_path / "unchecked") == files(tmp_path / "kept")
 
@@ -63,23 +64,19 @@ def test_objects_of_damaged_images_are_counted(tmp_path):
     text = coco(images, [{"image_id": 1}, {"image_id": 2}, {"image_id": 2}])
     source = put(tmp_path / "in", {"labels.json": text, "data/1.jpg": jpeg()})
     put(source, {"data/2.jpg": jpeg()[:1500]})
-    report, rows = imported("coco", source, tmp_path / "out")
+    report, rows = imported("coco", source, tmp_path / "out", check_images=True)
     assert list(rows) == ["data/1.jpg"]
     assert report.as_json()["objects"]["of_dropped_images"] == 2
     check_sums(report)
 
 
-def test_the_order_is_that_of_the_images_and_each_is_decoded_once(monkeypatch):
-    from cvbatch.importers import image_check
-
+def test_the_order_is_that_of_the_images_and_each_is_decoded_once():
     decoded = []
-
-    def decode(data, keys, limits):
-        decoded.append(data[0])
-
-    monkeypatch.setattr(image_check, "decode", decode)
     images = [EncodedImage(f"{i}", "", bytes([i])) for i in range(60)]
-    check = ImageCheck(is_enabled=True)
+    check = ImageCheck(
+        is_enabled=True,
+        new_decoder=lambda: nullcontext(lambda data, keys, limits: decoded.append(data[0])),
+    )
     assert [image for image, _ in check.with_damage(iter(images))] == images
     check.finish_first_pass()
     assert [image for image, _ in check.with_damage(iter(images))] == images

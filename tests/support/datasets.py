@@ -100,8 +100,12 @@ def imported(
     say: Callable[[str], None] = lambda line: None,
     **options: object,
 ) -> tuple[ImportReport, dict[str, dict[str, object]]]:
-    """Import a data set; return the report, and image_id → row."""
-    import_options = ImportOptions(**{"has_masks": format_ != "coco", **options})
+    """Import a data set; return the report, and image_id → row.
+
+    Images are not decoded unless `check_images` is set: starting the decoders takes a second.
+    """
+    defaults = {"has_masks": format_ != "coco", "check_images": False}
+    import_options = ImportOptions(**defaults | options)
     report = import_labels(format_, str(source), str(sink), import_options, chosen or {}, say)
     return report, {row["image_id"]: row for row in rows(Path(sink))}
 
