@@ -25,20 +25,19 @@ from cvbatch.config.base import (
     SinkConfig,
     Uris,
 )
+from cvbatch.config.decoding import DecodingConfig
 from cvbatch.config.models import ModelConfig
 from cvbatch.core.tasks import TASKS
 
 SCHEMA_VERSION = 1
 
 
-class SourceConfig(Section):
+class SourceConfig(DecodingConfig):
     """The input images."""
 
     uri: Uris
     format: Literal["auto", "images", "parquet", "webdataset", "manifest"] = "auto"
     image_column: Name = "image"  # of Parquet
-    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
-    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
     reduced_jpeg: bool = True  # decode large JPEGs at 1/2, 1/4 or 1/8, never below input size
 
 
@@ -113,9 +112,7 @@ def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) ->
     payload = {
         "schema": SCHEMA_VERSION,
         "models": models,
-        "source": job.source.model_dump(
-            mode="json", include={"max_bytes", "max_pixels", "reduced_jpeg"}
-        ),
+        "source": job.source.fingerprint_values(),
         "engine": engine,
         "precision": job.run.precision,
     }
