@@ -15,7 +15,7 @@ from cvbatch.images.signatures import is_complete
 _MAX_MESSAGE = 300
 
 _UNSUPPORTED_MESSAGE = re.compile(
-    r"[Uu]nsupported|[Nn]ot supported|unknown pixel mode|unknown data organization"
+    r"[Uu]nsupported|cannot identify|[Nn]ot supported|unknown pixel mode|unknown data organization"
     r"|More samples per pixel|cannot handle|not available|conversion from|not implemented"
     r"|[Nn]o codec|No decoding plugin|No AVIF decoder"
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"gAMA", b"cHRM", b"sRGB")
 _PNG_START = 8
 _JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]")  # SOF, JPEG-LS
-_LOSSLESS = (0xC3, 0xF7)  # and JPEG-LS
+JPEG_LS, _BASELINE = 0xF7, 0xC0
 _APP0 = 0xE0
 _SCAN = 0xDA
 
@@ -32,19 +32,26 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         start = end
 
 
-def jpeg_frame(data: bytes) -> tuple[bool, int, int]:
-    """Return whether a JPEG is lossless, its bits per sample, and the offset of these bits."""
+def jpeg_frame(data: bytes) -> tuple[int, int, int]:
+    """Return the marker of a JPEG's frame, its bits per sample, and the offset of these bits."""
     for marker, start, _ in jpeg_segments(data):
         if _JPEG_FRAME.match(data, start):
-            return marker in _LOSSLESS, data[start + 4] if start + 4 < len(data) else 8, start + 4
-    return False, 8, 0
+            return marker, data[start + 4] if start + 4 < len(data) else 8, start + 4
+    return _BASELINE, 8, 0
+
+
+def jpeg_has_end(data: bytes) -> bool:
+    """Return whether a JPEG has its end marker, which no encoded pixels contain."""
+    starts = [end for marker, _, end in jpeg_segments(data) if marker == _SCAN]
+    return bool(starts) and data.find(b"\xff\xd9", starts[0]) >= 0
 
 
 def jpeg_for_pillow(data: bytes) -> bytes:
     """Return a JPEG whose header Pillow reads: without JFIF segments, declared to have 8 bits."""
-    _, bits, offset = jpeg_frame(data)
-    if bits > 8:
-        data = data[:offset] + b"\x08" + data[offset + 1 :]
+    _, _, offset = jpeg_frame(data)
+    if offset:  # the frame of a baseline JPEG, whose size and components are at the same places
+        length = data[offset - 2 : offset]
+        data = data[: offset - 4] + b"\xff\xc0" + length + b"\x08" + data[offset + 1 :]
     parts, position = [], 0
     for marker, start, end in jpeg_segments(data):
         if marker == _APP0:

@@ -74,6 +74,8 @@ def _read(header: Header, limits: Limits, _: int) -> Samples:
     except READER_ERRORS as error:
         try:
             return second(header)
+        except ImageError:
+            raise
         except READER_ERRORS:
             raise error from None
 

@@ -25,7 +25,13 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from cvbatch.images.color_profiles import profile_of_chromaticities, profile_of_primaries
 from cvbatch.images.failures import READER_ERRORS, ImageError, check_pixels
-from cvbatch.images.header_repair import jpeg_for_pillow, jpeg_frame, png_for_pillow
+from cvbatch.images.header_repair import (
+    JPEG_LS,
+    jpeg_for_pillow,
+    jpeg_frame,
+    jpeg_has_end,
+    png_for_pillow,
+)
 from cvbatch.images.options import Limits
 from cvbatch.images.readers import Header, Reader, orientation_or_upright
 from cvbatch.images.samples import CHANNELS, ColorSpace, Samples, split_channels
@@ -131,22 +137,23 @@ _REPAIRS: dict[str, Callable[[bytes], bytes]] = {"JPEG": jpeg_for_pillow, "PNG":
 
 
 def _read_jpeg(header: Header, limits: Limits, reduction: int) -> Samples:
-    is_lossless, bits, _ = jpeg_frame(header.data)
-    if is_lossless or bits > 8:
-        return _read_special_jpeg(header, bits)
+    marker, bits, _ = jpeg_frame(header.data)
+    if bits > 8 or marker == JPEG_LS:
+        return _read_special_jpeg(header, marker, bits)
     pixels = None
     if header.image.mode != "CMYK":
         pixels = _read_with_opencv(header, _RGB | _REDUCED_FLAGS[reduction], reduction)
     return _read_with_pillow(header) if pixels is None else Samples(pixels)
 
 
-def _read_special_jpeg(header: Header, bits: int) -> Samples:
-    """Decode a lossless JPEG, a JPEG-LS, or a JPEG of more than 8 bits."""
+def _read_special_jpeg(header: Header, marker: int, bits: int) -> Samples:
+    """Decode a JPEG-LS, or a JPEG of more than 8 bits."""
     import imagecodecs
 
-    if not is_complete("JPEG", header.data):  # which these decoders do not detect
+    if not jpeg_has_end(header.data):  # which these decoders do not detect
         raise ImageError("truncated", "the JPEG ends early: it has no end marker")
-    values = imagecodecs.jpeg_decode(header.data)
+    decode = imagecodecs.jpegls_decode if marker == JPEG_LS else imagecodecs.jpeg_decode
+    values = decode(header.data)
     if values.shape[:2] != (header.height, header.width):
         raise ImageError("corrupt", f"the JPEG is damaged: its pixels are {values.shape}")
     if values.ndim == 3 and values.shape[-1] != CHANNELS["rgb"]:

@@ -10,6 +10,7 @@ libtiff decodes what tifffile does not: YCbCr with subsampling outside JPEG, old
 from __future__ import annotations
 
 import logging
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -156,22 +157,27 @@ def _complete_byte_counts(page: TiffPage, data: bytes) -> Any:
         raise ImageError(
             "truncated", f"the TIFF lacks {count - len(present)} of its {count} strips or tiles"
         )
-    expected = _uncompressed_bytes(page) if page.compression == _NONE else None
+    is_plain = page.compression == _NONE and page.photometric != _YCBCR
+    expected = partial(_uncompressed_bytes, page) if is_plain else None
     for i in present:
-        size = sizes[i] if expected is None else min(sizes[i], expected)
-        if offsets[i] + size > len(data):
+        size = expected(i) if expected else sizes[i]
+        if offsets[i] + size > len(data) or size > sizes[i]:
             raise ImageError("truncated", "the TIFF ends early: a strip or tile is not in the file")
     return sizes
 
 
-def _uncompressed_bytes(page: TiffPage) -> int:
-    """Return the bytes of an uncompressed strip or tile; the last strip may have fewer."""
+def _uncompressed_bytes(page: TiffPage, index: int) -> int:
+    """Return the bytes of an uncompressed strip or tile; the last strip has fewer rows."""
     bits = page.bitspersample if isinstance(page.bitspersample, int) else sum(page.bitspersample)
     samples = page.samplesperpixel if page.planarconfig == 1 else 1
     if not isinstance(page.bitspersample, int):
         samples = 1
     columns = page.tilewidth if page.is_tiled else page.imagewidth
-    rows = page.tilelength if page.is_tiled else max(1, page.rowsperstrip)
+    rows = page.tilelength
+    if not page.is_tiled:
+        rows = max(1, page.rowsperstrip)
+        start = index % -(-page.imagelength // rows) * rows
+        rows = min(rows, page.imagelength - start)
     return int(rows * -(-columns * samples * bits // 8))
 
 
