@@ -143,7 +143,9 @@ def _read_jpeg(header: Header, limits: Limits, reduction: int) -> Samples:
     pixels = None
     if header.image.mode != "CMYK":
         pixels = _read_with_opencv(header, _RGB | _REDUCED_FLAGS[reduction], reduction)
-    return _read_with_pillow(header) if pixels is None else Samples(pixels)
+    if pixels is None:
+        return _read_with_pillow(header)
+    return Samples(pixels, color_space=_color_space(header.image))
 
 
 def _read_special_jpeg(header: Header, marker: int, bits: int) -> Samples:
