@@ -27,7 +27,7 @@ from cvbatch.exporters.rows import (
 from cvbatch.exporters.voc import Voc
 from cvbatch.exporters.yolo import Yolo
 from cvbatch.images.orientation import ImageInfo, read_image_info
-from cvbatch.images.signatures import detect_format
+from cvbatch.images.signatures import detect_format, suffix_of_format
 from cvbatch.results.result import Result
 from cvbatch.results.safe_names import split_name, unique_stem
 from cvbatch.storage import store
@@ -195,7 +195,7 @@ class _Run:
     def _target(self, image_id: str, data: bytes | None, is_inside: bool) -> ImageTarget:
         stem, suffix = split_name(image_id, is_inside=is_inside, is_flat=self._exporter.IS_FLAT)
         if not suffix and data is not None:
-            suffix = f".{(detect_format(data) or 'bin').lower()}"
+            suffix = f".{suffix_of_format(detect_format(data))}"
         stem = unique_stem(stem, image_id, self._collisions)
         shares = self._options.split or (1.0, 0.0, 0.0)
         split = choose_split(image_id, None, shares, self._options.seed)

@@ -66,8 +66,8 @@ READER_ERRORS = (
 
 
 def decode_failure(kind: str, message: str) -> Failure:
-    """Return a failure of the stage "decode"; a long message is cut."""
-    return Failure("decode", kind, message[:_MAX_MESSAGE])
+    """Return a failure of the stage "decode"; a long message is cut, and in printable ASCII."""
+    return Failure("decode", kind, re.sub(r"[^ -~]+", " ", message)[:_MAX_MESSAGE])
 
 
 def failure_from_error(error: BaseException, name: str, data: bytes) -> Failure:

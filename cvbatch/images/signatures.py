@@ -11,28 +11,21 @@ from typing import Literal
 
 from cvbatch.images.boxes import boxes_are_complete, brands
 
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    "jpg",
-    "jpeg",
-    "jpe",
-    "jfif",
-    "png",
-    "webp",
-    "bmp",
-    "tif",
-    "tiff",
-    "gif",
-    "heic",
-    "heif",
-    "hif",
-    "avif",
-    "jp2",
-    "j2k",
-    "j2c",
-    "jpc",
-    "jpf",
-    "jpx",
-    "jxl",
+# Format → suffixes of its files
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
+    "PNG": ("png",),
+    "WebP": ("webp",),
+    "GIF": ("gif",),
+    "BMP": ("bmp",),
+    "TIFF": ("tif", "tiff"),
+    "HEIF": ("heic", "heif", "hif"),
+    "AVIF": ("avif",),
+    "JPEG 2000": ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+    "JPEG XL": ("jxl",),
+}
+IMAGE_SUFFIXES: tuple[str, ...] = tuple(
+    suffix for suffixes in SUFFIXES.values() for suffix in suffixes
 )
 _SIGNATURES = tuple(
     (re.compile(pattern, re.DOTALL), name)
@@ -96,6 +89,13 @@ def detect_format(data: bytes) -> str | None:
         by_brand = next((_BRANDS[brand] for brand in named if brand in _BRANDS), None)
         return by_brand or ("HEIF" if any(brand in _ANY_CODEC_BRANDS for brand in named) else None)
     return next((name for pattern, name in _SIGNATURES if pattern.match(data)), None)
+
+
+def suffix_of_format(name: str | None) -> str:
+    """Return the suffix of a new file of a format, without its dot; `bin` without a format."""
+    if name is None or name.lower() in IMAGE_SUFFIXES:
+        return (name or "bin").lower()
+    return SUFFIXES[name][0] if name in SUFFIXES else name.lower()
 
 
 def is_complete(name: str, data: bytes) -> bool:

@@ -35,6 +35,10 @@ _ORIENTATION, _PROFILE, _DNG_VERSION, _NODATA, _SUB_IFDS = 274, 34675, 50706, 42
 _NONE, _OLD_JPEG, _JPEG, _LOG_LUV = 1, 6, 7, (34676, 34677)
 _OWN_DECODERS = (_NONE, 2, 3, 4, _OLD_JPEG, _JPEG)  # not in the table of tifffile
 _YCBCR, _RAW_SENSOR = 6, (32803, 34892)
+_INTEGERS = (
+    "imagewidth", "imagelength", "imagedepth", "compression", "photometric", "samplesperpixel",
+    "planarconfig", "rowsperstrip", "tilewidth", "tilelength", "predictor",
+)  # fmt: skip
 _PARSED_LATER = ("lsm", "scanimage", "ndpi", "stk")  # formats whose other pages tifffile would read
 
 
@@ -45,6 +49,9 @@ def _open(data: bytes, limits: Limits) -> Header:
     if not is_complete("TIFF", data):
         raise ImageError("truncated", "the TIFF ends early: its tags are not in the file")
     page = _first_page(data)
+    for name in _INTEGERS:
+        if not isinstance(value := getattr(page, name), int):
+            raise ImageError("corrupt", f"the TIFF is damaged: {name} is {value!r}, not a number")
     width, height = page.imagewidth, page.imagelength
     if width < 1 or height < 1:
         raise ImageError("corrupt", f"the TIFF is damaged: it declares {width} x {height} pixels")
