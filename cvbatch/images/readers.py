@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from cvbatch.images.options import Limits
 from cvbatch.images.samples import Samples
 
@@ -60,8 +58,3 @@ class Reader:
 def orientation_or_upright(value: object) -> int:
     """Return an EXIF orientation, 1 if it is absent or unknown."""
     return value if isinstance(value, int) and value in range(2, 9) else 1
-
-
-def rgb_samples(pixels: np.ndarray) -> Samples:  # (h, w, 3) uint8
-    """Return decoded 8-bit RGB as samples."""
-    return Samples(pixels)

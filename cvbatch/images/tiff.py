@@ -23,7 +23,7 @@ from cvbatch.images.readers import Header, Reader, orientation_or_upright
 from cvbatch.images.samples import Samples
 from cvbatch.images.signatures import count_tiff_tags, is_complete
 from cvbatch.images.tiff_color import samples_of_page
-from cvbatch.images.tiff_segments import check_embedded_sizes
+from cvbatch.images.tiff_segments import check_embedded_images
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -89,7 +89,7 @@ def _read(header: Header, limits: Limits, _: int) -> Samples:
     sizes = _complete_byte_counts(page, header.data)
     if sizes is not page.databytecounts:
         page.databytecounts = sizes
-    check_embedded_sizes(page, header.data, limits)
+    check_embedded_images(page, header.data, limits)
     if page.compression in _LOG_LUV:
         return _read_with_libtiff(header.data)
     if page.photometric == _YCBCR and page.compression not in (_OLD_JPEG, _JPEG):

@@ -1,4 +1,4 @@
-"""Check the sizes of images inside the strips and tiles of a TIFF before they are decoded."""
+"""Check the images inside the strips and tiles of a TIFF before they are decoded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from PIL.JpegImagePlugin import JpegImageFile
 
 from cvbatch.images.failures import READER_ERRORS, ImageError, check_pixels
+from cvbatch.images.header_repair import jpeg_has_end
 from cvbatch.images.options import Limits
 from cvbatch.images.signatures import detect_format, jpeg2000_size, webp_size
 
@@ -19,15 +20,17 @@ if TYPE_CHECKING:
 _IMAGE_COMPRESSIONS = frozenset(
     (6, 7, 33003, 33004, 33005, 33007, 34712, 34887, 34892, 34933, 50001, 50002, 52546)
 )
+_JPEGS = (7, 33007, 34892)
 # Decoders that allocate what is inside without a header that is read here
 _UNBOUNDED = {22610: "JPEG XR", 34934: "JPEG XR", 48124: "Jetraw", 65000: "EER", 65001: "EER"}
 
 
-def check_embedded_sizes(page: TiffPage, data: bytes, limits: Limits) -> None:
+def check_embedded_images(page: TiffPage, data: bytes, limits: Limits) -> None:
     """Compare the size of each image inside a strip or tile with the limit of pixels.
 
     Raises:
-        ImageError: an image is too large, or its format has no header that is read here.
+        ImageError: an image is too large, a JPEG ends early, which its decoder does not report, or
+            the format has no header that is read here.
     """
     if page.compression in _UNBOUNDED:
         name = _UNBOUNDED[page.compression]
@@ -38,6 +41,8 @@ def check_embedded_sizes(page: TiffPage, data: bytes, limits: Limits) -> None:
         segment = data[offset : offset + num_bytes]
         if size := _embedded_size(segment):
             check_pixels(*size, limits)
+        if page.compression in _JPEGS and num_bytes and not jpeg_has_end(segment):
+            raise ImageError("truncated", "a JPEG inside the TIFF ends early: it has no end marker")
 
 
 def _embedded_size(segment: bytes) -> tuple[int, int] | None:

@@ -360,6 +360,17 @@ EMBEDDED: dict[int, Any] = {
 
 
 @pytest.mark.parametrize("compression", EMBEDDED)
+def test_an_image_inside_that_ends_early_is_not_filled_in(compression: int) -> None:
+    image = EMBEDDED[compression](RGB)
+    photometric = 6 if compression == 7 else 2
+    tags = image_tags(HEIGHT, WIDTH, 8, 3, photometric) | {COMPRESSION: ("H", [compression])}
+    assert np.abs(pixels_of(write_tiff(tags, [image])).astype(int) - np.asarray(RGB)).mean() < 8
+    for tenth in range(1, 10):
+        cut = write_tiff(tags, [image[: len(image) * tenth // 10]])
+        assert failure_of(cut).kind in ("truncated", "corrupt")
+
+
+@pytest.mark.parametrize("compression", EMBEDDED)
 def test_an_image_inside_has_the_limit_of_an_image(compression: int) -> None:
     tags = image_tags(HEIGHT, WIDTH, 8, 3, 2) | {COMPRESSION: ("H", [compression])}
     data = write_tiff(tags, [EMBEDDED[compression](photo(200, 300))])
