@@ -12,7 +12,7 @@ from collections.abc import Iterator
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"gAMA", b"cHRM", b"sRGB")
 _PNG_START = 8
 _JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]")  # SOF, JPEG-LS
-JPEG_LS, _BASELINE = 0xF7, 0xC0
+JPEG_LS, LOSSLESS_JPEG, _BASELINE = 0xF7, 0xC3, 0xC0
 _APP0 = 0xE0
 _SCAN = 0xDA
 

@@ -27,6 +27,7 @@ from cvbatch.images.color_profiles import profile_of_chromaticities, profile_of_
 from cvbatch.images.failures import READER_ERRORS, ImageError, check_pixels
 from cvbatch.images.header_repair import (
     JPEG_LS,
+    LOSSLESS_JPEG,
     jpeg_for_pillow,
     jpeg_frame,
     jpeg_has_end,
@@ -143,13 +144,18 @@ def _read_jpeg(header: Header, limits: Limits, reduction: int) -> Samples:
     pixels = None
     if header.image.mode != "CMYK":
         pixels = _read_with_opencv(header, _RGB | _REDUCED_FLAGS[reduction], reduction)
-    if pixels is None:
+    if pixels is not None:
+        return Samples(pixels, color_space=_color_space(header.image))
+    try:
         return _read_with_pillow(header)
-    return Samples(pixels, color_space=_color_space(header.image))
+    except READER_ERRORS:
+        if marker != LOSSLESS_JPEG:
+            raise
+        return _read_special_jpeg(header, marker, bits)
 
 
 def _read_special_jpeg(header: Header, marker: int, bits: int) -> Samples:
-    """Decode a JPEG-LS, or a JPEG of more than 8 bits."""
+    """Decode a JPEG-LS, a lossless JPEG, or a JPEG of more than 8 bits."""
     import imagecodecs
 
     if not jpeg_has_end(header.data):  # which these decoders do not detect
@@ -173,7 +179,13 @@ def _read_png(header: Header, limits: Limits, _: int) -> Samples:
         pixels = _read_with_opencv(header, _RGB)
     if pixels is not None:
         return Samples(pixels, color_space=_color_space(header.image))
-    samples = _read_with_pillow(header)
+    try:
+        samples = _read_with_pillow(header)
+    except READER_ERRORS:
+        if not header.image.is_animated or not is_complete("PNG", header.data):
+            raise
+        plain = _open(PngImageFile, "PNG", png_for_pillow(header.data), limits)
+        return _read_png(plain, limits, 1)  # the animation is damaged, perhaps not its first frame
     if not png_has_all_rows(header.data):  # Pillow leaves missing rows black
         raise ImageError("truncated", "the PNG ends early: it lacks rows of pixels")
     return samples

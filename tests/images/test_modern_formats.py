@@ -55,6 +55,8 @@ LOSSLESS = {
     "jpeg xl codestream": jxl(PHOTO, usecontainer=False),
     "jpeg xl of 16 bits": jxl(DEEP),
     "jpeg-ls": imagecodecs.jpegls_encode(PHOTO),
+    "lossless jpeg": imagecodecs.jpeg_encode(PHOTO, lossless=True, colorspace="rgb"),
+    "lossless jpeg of 16 bits": imagecodecs.jpeg_encode(DEEP, lossless=True, bitspersample=16),
 }
 LOSSY = {
     "heic": heif(PHOTO, "RGB"),
@@ -200,6 +202,12 @@ def test_cmyk_and_many_bands_are_named() -> None:
 def test_heif_of_another_codec_is_unsupported_or_damaged(brand: bytes) -> None:
     data = LOSSY["heic"].replace(b"hvc1", b"xxx1").replace(b"ftypheic", b"ftyp" + brand)
     assert failure_of(data).kind in ("unsupported", "corrupt")
+
+
+def test_a_damaged_animation_is_not_a_damaged_first_frame() -> None:
+    data = encode(RGB, "PNG", save_all=True, append_images=[RGB.rotate(180)])
+    start = data.index(b"fcTL", data.index(b"IDAT")) - 4
+    assert np.array_equal(pixels_of(data[:start] + data[start + 38 :]), PHOTO)
 
 
 def test_malformed_parts_beside_the_pixels_do_not_matter() -> None:
