@@ -170,14 +170,11 @@ def fingerprint(job: ExplainJob, model_identity: str) -> str:
         for name in (*IMAGE_SECTIONS, *MODEL_ONLY_SECTIONS)
         for section in [getattr(job, name)]
     }
-    source = job.source and job.source.model_dump(
-        mode="json", include={"max_bytes", "max_pixels", "reduced_jpeg"}
-    )
     payload = {
         "version": EXPLANATION_VERSION,
         "model": {key: value for key, value in model.items() if value is not None},
         "identity": model_identity,
-        "source": source,
+        "source": job.source and job.source.fingerprint_values(),
         "sections": sections,
     }
     return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()

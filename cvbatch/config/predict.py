@@ -26,6 +26,7 @@ from cvbatch.config.base import (
     SinkConfig,
     Uris,
 )
+from cvbatch.config.decoding import DecodingConfig
 from cvbatch.config.models import ModelConfig
 from cvbatch.core.tasks import TASKS
 from cvbatch.core.types import SourceOptions
@@ -33,10 +34,13 @@ from cvbatch.core.types import SourceOptions
 SCHEMA_VERSION = 1
 
 
-class SourceConfig(Section):
+class SourceConfig(DecodingConfig):
     """The input images."""
 
-    added_keys = ("members", "id_column", "keep_columns", "unreadable")
+    added_keys = (
+        *DecodingConfig.added_keys,
+        *("members", "id_column", "keep_columns", "unreadable"),
+    )
 
     uri: Uris
     format: Literal["auto", "images", "parquet", "webdataset", "zip", "manifest"] = "auto"
@@ -45,8 +49,6 @@ class SourceConfig(Section):
     id_column: Name | None = None  # of Parquet: its values are the keys of the image ids
     keep_columns: Names = Field(default_factory=list)  # of Parquet, to the result
     unreadable: Literal["skip", "fail"] = "skip"  # what raw photographs become
-    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
-    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
     reduced_jpeg: bool = True  # decode large JPEGs at 1/2, 1/4 or 1/8, never below input size
 
     @property
@@ -127,9 +129,7 @@ def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) ->
     payload = {
         "schema": SCHEMA_VERSION,
         "models": models,
-        "source": job.source.model_dump(
-            mode="json", include={"max_bytes", "max_pixels", "reduced_jpeg", "keep_columns"}
-        ),
+        "source": job.source.fingerprint_values(),
         "engine": engine,
         "precision": job.run.precision,
     }

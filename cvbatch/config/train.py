@@ -22,6 +22,7 @@ from cvbatch.config.base import (
     Uris,
     check_sha256,
 )
+from cvbatch.config.decoding import DecodingConfig
 from cvbatch.config.loader import load, parse
 from cvbatch.core.tasks import Task
 from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode
@@ -45,14 +46,12 @@ class SplitsConfig(Section):
     test: Name | None = "test"
 
 
-class LabelledConfig(Section):
+class LabelledConfig(DecodingConfig):
     """Labelled Parquet, as written by `cvbatch import`."""
 
     uri: Uris
     splits: SplitsConfig = SplitsConfig()
     unlabelled: Literal["refuse", "skip"] = "refuse"  # images without labels of the task
-    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
-    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
 
 
 class TrainModelConfig(Section):

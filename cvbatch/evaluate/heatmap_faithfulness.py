@@ -111,7 +111,7 @@ def score_group(spec: HeatmapSpec, program: Program, group: ImageGroup) -> Heatm
     """
     result = HeatmapScores()
     source = spec.source
-    limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg, MAX_TILE_BYTES)
+    limits = Limits.from_source(source.model_dump(), max_tile_bytes=MAX_TILE_BYTES)
     with IsolatedDecoder(spec.timeout_s) as decode_one:
         for part in group:
             predicted, truth = read_joined_part(part, _ROW, list(spec.class_of))

@@ -162,7 +162,7 @@ def _decoded_batches(spec: ExplainSpec, reader: ChunkReader, ref: ChunkRef) -> I
     if job.source is None:
         raise RuntimeError("a chunk of images without a source")
     images = reader.read(read_chunk(spec.storage, ref), job.source.max_bytes)
-    limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
+    limits = Limits.from_source(job.source.model_dump())
     key = InputKey(*spec.facts.image_size, job.model.resize)
     with IsolatedDecoder(job.run.image_timeout_s) as decode_one:
         yield from decode_images(

@@ -27,7 +27,7 @@ from cvbatch.exporters.sources import ExportSource, open_source
 from cvbatch.exporters.voc import Voc
 from cvbatch.exporters.yolo import Yolo, YoloSegment
 from cvbatch.images.orientation import ImageInfo, read_image_info
-from cvbatch.images.signatures import detect_format
+from cvbatch.images.signatures import detect_format, suffix_of_format
 from cvbatch.results.safe_names import split_name, unique_stem
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
@@ -196,7 +196,7 @@ class _Run:
         image_id, data = image.row.image_id, image.data
         stem, suffix = split_name(image_id, is_inside=is_inside, is_flat=self._exporter.IS_FLAT)
         if not suffix and data is not None:
-            suffix = f".{(detect_format(data) or 'bin').lower()}"
+            suffix = f".{suffix_of_format(detect_format(data))}"
         stem = unique_stem(stem, image_id, self._collisions)
         shares = self._options.split or (1.0, 0.0, 0.0)
         declared = None if self._options.split else image.split

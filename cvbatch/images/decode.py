@@ -1,14 +1,10 @@
-"""Decode one image to upright RGB uint8 (H, W, 3), or to a Failure.
+"""Decode one image to upright RGB uint8 (H, W, 3) in sRGB, or to a Failure.
 
-Pillow reads the header first, without decoding: format, size, mode and EXIF orientation. The header
-is compared with the limits, then the pixels are read. OpenCV decodes JPEG, PNG and WebP: it is
-faster and gives the same pixels. Pillow decodes what OpenCV cannot or does wrong: CMYK JPEG,
-animations, GIF, BMP, and TIFF, where OpenCV premultiplies alpha and overlooks damage. Both detect
-truncation, in every format. Where OpenCV fails, Pillow decodes again and its result counts.
+The header is read first, without decoding, and compared with the limits; then the samples are read,
+reduced to 8 bits and converted to sRGB. `cvbatch.images.headers.READERS` is the table of formats.
 
-Grey is repeated in three channels, alpha is dropped as in `keras.utils.load_img`, CMYK is converted
-without profiles, 16-bit values are reduced to their high byte. Of an animation the first frame is
-used.
+Grey is repeated in three channels, alpha is dropped as in `keras.utils.load_img`. Of an animation
+the first frame is used, of a file with pages the first one.
 """
 
 from __future__ import annotations
@@ -18,22 +14,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
-from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 
 from cvbatch.core.types import Decoded, EncodedImage, Failure, ImageBatch, InputKey
 from cvbatch.geometry.resize import jpeg_reduction, resize_image
 from cvbatch.geometry.tiling import count_tiles, tile_placements
-from cvbatch.images.headers import (
-    PILLOW_ERRORS,
-    Header,
-    Limits,
-    decode_failure,
-    failure_from_error,
-    read_header,
-)
-from cvbatch.images.signatures import is_complete, png_has_all_rows
+from cvbatch.images.bit_depth import to_8_bits
+from cvbatch.images.color import to_srgb
+from cvbatch.images.failures import READER_ERRORS, decode_failure, failure_from_error
+from cvbatch.images.headers import READERS, read_header
+from cvbatch.images.options import Limits
+from cvbatch.images.readers import Header
+from cvbatch.images.samples import Samples
 
+PILLOW_ERRORS = READER_ERRORS
 __all__ = [
     "PILLOW_ERRORS",
     "UPRIGHT_TRANSFORMS",
@@ -43,11 +36,6 @@ __all__ = [
     "decode_images",
     "read_header",
 ]
-
-# A damaged image becomes a failed row with the URI of its file; OpenCV's log lines have no URI.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-_OPENCV_FORMATS = ("JPEG", "PNG", "WebP")
 
 # EXIF orientation → the transform that makes the stored array upright
 UPRIGHT_TRANSFORMS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -59,8 +47,6 @@ UPRIGHT_TRANSFORMS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda image: cv2.rotate(cv2.transpose(image), cv2.ROTATE_180),
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-_STRIP_TAG, _ROWS_TAG = 273, 278  # TIFF tags: StripOffsets, RowsPerStrip
-_REDUCED_FLAGS = {1: 0, 2: 16, 4: 32, 8: 64}  # IMREAD_REDUCED_COLOR_n without its BGR bit
 
 
 def decode(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | Failure:
@@ -86,7 +72,7 @@ def decode(data: bytes, keys: Sequence[InputKey], limits: Limits) -> Decoded | F
         if (too_large := _find_tile_failure(height, width, keys, limits)) is not None:
             return too_large
         reduction = jpeg_reduction(height, width, keys) if limits.reduced_jpeg else 1
-        pixels = _read_pixels(header, reduction)
+        pixels = _read_pixels(header, limits, reduction)
     if isinstance(pixels, Failure):
         return pixels
     if header.orientation in UPRIGHT_TRANSFORMS:
@@ -251,62 +237,31 @@ def _num_bytes(image: Decoded, key: InputKey) -> int:
 
 
 def _read_pixels(
-    header: Header, reduction: int
+    header: Header, limits: Limits, reduction: int
 ) -> np.ndarray | Failure:  # (h, w, 3) uint8, as stored
-    image = header.image
-    if (
-        header.format in _OPENCV_FORMATS
-        and image.mode != "CMYK"
-        and not getattr(image, "is_animated", False)
-        # OpenCV allocates the length that a PNG chunk declares: 3 GB for a file of 6 kB.
-        and (header.format != "PNG" or is_complete("PNG", header.data))
-    ):
-        pixels = _read_with_opencv(header, reduction if header.format == "JPEG" else 1)
-        if pixels is not None:
-            return pixels
     try:
-        decoded = _read_with_pillow(image)
-    except PILLOW_ERRORS as error:
+        samples = READERS[header.format].read(header, limits, reduction)
+        return _to_rgb(samples, header.profile, limits)
+    except READER_ERRORS as error:
         return failure_from_error(error, header.format, header.data)
-    if not isinstance(decoded, Failure) and _lacks_rows(header):
-        return decode_failure(
-            "truncated", f"the {header.format} ends early: it lacks rows of pixels"
-        )
-    return decoded
 
 
-def _lacks_rows(header: Header) -> bool:
-    """Whether rows are missing that the header declares; Pillow leaves them black."""
-    if header.format == "PNG":
-        return not png_has_all_rows(header.data)
-    if not isinstance(header.image, TiffImageFile):
-        return False
-    tags = header.image.tag_v2
-    strips, rows = tags.get(_STRIP_TAG), tags.get(_ROWS_TAG)
-    if not isinstance(strips, tuple) or not isinstance(rows, int) or rows < 1:
-        return False
-    return len(strips) * rows < header.height
+def _divide_by_alpha(
+    values: np.ndarray,  # (h, w, c) uint8
+    alpha: np.ndarray,  # (h, w, 1) uint8
+) -> np.ndarray:  # (h, w, c) uint8
+    """Return the colours that were multiplied by alpha; black where nothing is visible."""
+    colors = np.minimum(values.astype(np.uint16) * 255 // np.maximum(alpha, 1), 255)
+    return np.where(alpha == 0, 0, colors).astype(np.uint8)
 
 
-def _read_with_opencv(header: Header, reduction: int) -> np.ndarray | None:  # (h, w, 3) uint8
-    """Return the pixels; None where OpenCV fails or its size differs from the header's."""
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED_FLAGS[reduction]
-    try:
-        pixels = cv2.imdecode(np.frombuffer(header.data, np.uint8), flags)
-    except cv2.error:
-        return None
-    expected = (-(-header.height // reduction), -(-header.width // reduction), 3)
-    return pixels if pixels is not None and pixels.shape == expected else None
-
-
-def _read_with_pillow(image: ImageFile) -> np.ndarray | Failure:  # (h, w, 3) uint8
-    image.load()
-    if image.mode.startswith("I;16"):
-        high = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(high[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        return decode_failure(
-            "unsupported",
-            f"32-bit pixels (mode {image.mode}) have no known range; convert them to 8 or 16 bits",
-        )
-    return np.asarray(image.convert("RGB"))
+def _to_rgb(
+    samples: Samples, profile: bytes | None, limits: Limits
+) -> np.ndarray:  # (h, w, 3) uint8
+    values = to_8_bits(samples.values, samples.bits, limits.bit_depth)
+    if samples.is_inverted:
+        values = 255 - values
+    if samples.alpha is not None:
+        alpha = to_8_bits(samples.alpha, samples.bits, "high_byte")
+        values = _divide_by_alpha(values, alpha)
+    return to_srgb(values, samples.color_space, profile, limits.color)

@@ -28,9 +28,9 @@ from cvbatch.images.decode import DecodeOne, Limits, decode
 _START_LIMIT_S = 120.0  # of a child; it takes one second on a machine without overload
 _ATTEMPTS = 2  # an earlier image, or the memory of another process, may have ended the child
 _PR_SET_PDEATHSIG = 1
-# Upper bound of the memory that decoding takes: 4 bytes per pixel in Pillow, its conversion, the
-# array and its upright copy.
-_BYTES_PER_PIXEL = 16
+# Upper bound of the memory that decoding takes: 8 bytes per pixel of the largest TIFF, a strip of
+# the same size, and 8-bit RGB with its conversion and its upright copy.
+_BYTES_PER_PIXEL = 24
 _COPIES_OF_FILE = 4
 _COPIES_OF_TILES = 3  # the tiles, and two copies in the pipe
 _SPARE_BYTES = 256 << 20

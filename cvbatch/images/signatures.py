@@ -9,17 +9,23 @@ import re
 import zlib
 from typing import Literal
 
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    "jpg",
-    "jpeg",
-    "jpe",
-    "jfif",
-    "png",
-    "webp",
-    "bmp",
-    "tif",
-    "tiff",
-    "gif",
+from cvbatch.images.boxes import boxes_are_complete, brands
+
+# Format → suffixes of its files
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
+    "PNG": ("png",),
+    "WebP": ("webp",),
+    "GIF": ("gif",),
+    "BMP": ("bmp",),
+    "TIFF": ("tif", "tiff"),
+    "HEIF": ("heic", "heif", "hif"),
+    "AVIF": ("avif",),
+    "JPEG 2000": ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+    "JPEG XL": ("jxl",),
+}
+IMAGE_SUFFIXES: tuple[str, ...] = tuple(
+    suffix for suffixes in SUFFIXES.values() for suffix in suffixes
 )
 _SIGNATURES = tuple(
     (re.compile(pattern, re.DOTALL), name)
@@ -30,11 +36,9 @@ _SIGNATURES = tuple(
         (rb"GIF8[79]a", "GIF"),
         (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),
         (rb"II[*+]\0|MM\0[*+]", "TIFF"),
-        # not decoded; recognized only so that the failure can name the format
-        (rb".{4}ftypavi[fs]", "AVIF"),
-        (rb".{4}ftyp(hei|hev)|.{4}ftyp(mif1|msf1)", "HEIF"),
         (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
-        (rb"\0\0\0\x0cJXL ", "JPEG XL"),
+        (rb"\0\0\0\x0cJXL |\xff\x0a", "JPEG XL"),
+        # not decoded; recognized only so that the failure can name the format
         (rb"8BPS", "Photoshop"),
         (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
         (rb"%PDF-", "PDF"),
@@ -53,14 +57,45 @@ _ADAM7 = (  # passes of an interlaced PNG: first column and row, then the steps 
     (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
     (0, 1, 1, 2),
 )  # fmt: skip
+# Tags of a TIFF without which its pixels would be decoded wrongly (TIFF 6.0, section 8)
+_PIXEL_TAGS = frozenset(
+    (
+        256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325,
+        332, 338, 339, 347, 529, 530, 532,
+    )
+)  # fmt: skip
+_TIFF_TYPE_BYTES = {
+    1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
+    16: 8, 17: 8, 18: 8,
+}  # fmt: skip
+_BIG_ENTRY_BYTES = 20  # of BigTIFF
 _INFLATE_BYTES = 1 << 20  # decompressed at once
 # except those inside a scan: stuffed bytes, fill bytes, restarts
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd8\x01]", re.DOTALL)
 
 
+# Brands of the ISO base media file format; the first one that a file names decides.
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm"), "HEIF"),
+}
+_ANY_CODEC_BRANDS = (b"mif1", b"msf1", b"mif2", b"mif3")  # HEIF of any codec
+
+
 def detect_format(data: bytes) -> str | None:
     """Return the name of the format whose signature the file has; None if it has none."""
+    if data[4:8] == b"ftyp":
+        named = brands(data)
+        by_brand = next((_BRANDS[brand] for brand in named if brand in _BRANDS), None)
+        return by_brand or ("HEIF" if any(brand in _ANY_CODEC_BRANDS for brand in named) else None)
     return next((name for pattern, name in _SIGNATURES if pattern.match(data)), None)
+
+
+def suffix_of_format(name: str | None) -> str:
+    """Return the suffix of a new file of a format, without its dot; `bin` without a format."""
+    if name is None or name.lower() in IMAGE_SUFFIXES:
+        return (name or "bin").lower()
+    return SUFFIXES[name][0] if name in SUFFIXES else name.lower()
 
 
 def is_complete(name: str, data: bytes) -> bool:
@@ -70,7 +105,7 @@ def is_complete(name: str, data: bytes) -> bool:
     must contain its first table of tags, which is often at the end of the file.
 
     Args:
-        name: the format, JPEG, PNG, WebP, GIF, BMP or TIFF.
+        name: a format that is read.
         data: the file.
     """
     match name:
@@ -82,6 +117,12 @@ def is_complete(name: str, data: bytes) -> bool:
             return int.from_bytes(data[4:8], "little") + 8 <= len(data)
         case "GIF":
             return data.rstrip(b"\0").endswith(b";")
+        case "AVIF" | "HEIF":
+            return boxes_are_complete(data)
+        case "JPEG 2000":
+            return data.rstrip(b"\0").endswith(b"\xff\xd9")
+        case "JPEG XL":  # whose decoder reports that bytes are missing
+            return True
         case "BMP":
             return len(data) >= max(18, int.from_bytes(data[2:6], "little"))
         case _:
@@ -112,6 +153,20 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
             width, height = (int.from_bytes(header[i : i + 2], "little") for i in (14, 16))
             return width & 0x3FFF, height & 0x3FFF
     return None
+
+
+def jpeg2000_start(data: bytes) -> int:
+    """Return where the codestream of a JPEG 2000 begins, with or without boxes around it."""
+    return max(0, data.find(b"\xff\x4f\xff\x51"))
+
+
+def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) of a JPEG 2000; None if it has no codestream."""
+    size = data[jpeg2000_start(data) :][:24]
+    if len(size) < 24 or not size.startswith(b"\xff\x4f"):
+        return None
+    right, bottom, left, top = (int.from_bytes(size[i : i + 4]) for i in (8, 12, 16, 20))
+    return right - left, bottom - top
 
 
 def _has_png_end(data: bytes) -> bool:
@@ -154,9 +209,21 @@ def _png_bytes(header: bytes) -> int:
 
 
 def _contains_tiff_tags(data: bytes) -> bool:
-    """Return whether a TIFF contains its whole first table of tags."""
+    """Return whether a TIFF contains its first table of tags, and the values that pixels need."""
     start, count, entry_bytes = _tag_table(data)
-    return start + count * entry_bytes <= len(data)
+    end = start + count * entry_bytes
+    if end > len(data):
+        return False
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    width = 8 if entry_bytes == _BIG_ENTRY_BYTES else 4  # of a count, of a value or its offset
+    for entry in range(start, end, entry_bytes):
+        tag, kind = (int.from_bytes(data[i : i + 2], order) for i in (entry, entry + 2))
+        number = int.from_bytes(data[entry + 4 : entry + 4 + width], order)
+        offset = int.from_bytes(data[entry + 4 + width : entry + 4 + 2 * width], order)
+        size = number * _TIFF_TYPE_BYTES.get(kind, 0)
+        if tag in _PIXEL_TAGS and size > width and offset + size > len(data):
+            return False
+    return True
 
 
 def count_tiff_tags(data: bytes) -> int:
@@ -168,7 +235,9 @@ def _tag_table(data: bytes) -> tuple[int, int, int]:
     """Return the position of the first tag of a TIFF, the number of tags and the bytes of each."""
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     is_big = b"+" in data[2:4]
-    offset, count_bytes, entry_bytes = (data[8:16], 8, 20) if is_big else (data[4:8], 2, 12)
+    offset, count_bytes, entry_bytes = (
+        (data[8:16], 8, _BIG_ENTRY_BYTES) if is_big else (data[4:8], 2, 12)
+    )
     start = int.from_bytes(offset, order)
     count = int.from_bytes(data[start : start + count_bytes], order)
     return start + count_bytes, count, entry_bytes

@@ -164,7 +164,7 @@ def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> 
     )
     images = reader.read(chunk, job.source.max_bytes)
     keys = list(dict.fromkeys(model.spec.input_key for model in models))
-    limits = Limits(job.source.max_bytes, job.source.max_pixels, job.source.reduced_jpeg)
+    limits = Limits.from_source(job.source.model_dump())
     num_bytes = 0
 
     def count_bytes() -> Iterator[EncodedImage]:

@@ -88,7 +88,7 @@ def read_and_decode(
     source = spec.job.source
     images = reader.read(read_chunk(spec.storage, ref), source.max_bytes, timer.ignored)
     keys = list(dict.fromkeys(model.input_key for model in spec.specs))
-    limits = Limits(source.max_bytes, source.max_pixels, source.reduced_jpeg)
+    limits = Limits.from_source(source.model_dump())
     timeout_s = spec.job.run.image_timeout_s
     with ExitStack() as stack:
         decode_one = (

@@ -37,7 +37,6 @@ _THREADS = 16  # most of which wait for the store
 _ID_ROWS = 1 << 16
 _JOB = "_cvbatch/job.json"
 _COMMON = ("image_id", "uri", "width", "height", "status", "error")
-_LIMITS = ("max_bytes", "max_pixels")
 
 
 class Result:
@@ -75,7 +74,7 @@ class Result:
         self._reading = known.reading or {}
         self.job = job or {}
         source = (self.job.get("job") or {}).get("source") or {}
-        self.limits = Limits(**{key: source[key] for key in _LIMITS if key in source})
+        self.limits = Limits.from_source(source)
         done = done_chunks(storage, self.uri, known.chunk_index, sizes)
         self.done = [ref for ref in known.chunks if ref.chunk_id in done]
         self.missing = [ref for ref in known.chunks if ref.chunk_id not in done]

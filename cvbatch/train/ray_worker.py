@@ -78,7 +78,7 @@ class TrainingWorker:
             storage=spec.storage,
             label_spec=spec.label_spec,
             key=InputKey(*spec.image_size, job.model.resize),
-            limits=Limits(job.source.max_bytes, job.source.max_pixels),
+            limits=Limits.from_source(job.source.model_dump()),
             channels=spec.channels,
             threads=threads,
         )

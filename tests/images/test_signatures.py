@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvbatch.images.signatures import detect_format, is_complete
+from cvbatch.images.signatures import (
+    IMAGE_SUFFIXES,
+    SUFFIXES,
+    detect_format,
+    is_complete,
+    suffix_of_format,
+)
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
 
@@ -27,7 +33,16 @@ FILES = {
     "BMP": encoded("BMP"),
     "TIFF": encoded("TIFF", compression="tiff_lzw"),
     "TIFF, 64-bit": encoded("TIFF", compression="tiff_lzw", big_tiff=True),
+    "AVIF": encoded("AVIF"),
+    "JPEG 2000": encoded("JPEG2000", no_jp2=True),
 }
+
+
+def test_every_format_has_a_suffix_that_is_found_again() -> None:
+    assert all(suffix_of_format(name) in IMAGE_SUFFIXES for name in SUFFIXES)
+    assert [suffix_of_format(name) for name in ("JPEG", "JPEG 2000", "JPEG XL", None)] == [
+        "jpeg", "jp2", "jxl", "bin",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff\xd8", b"PK\x03\x04", b"P2P is peer to peer"])

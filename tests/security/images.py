@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from io import BytesIO
 
 import cv2
+import imagecodecs
 import numpy as np
+import pillow_heif
+import tifffile
 from PIL import Image
 
 HEIGHT, WIDTH = 12, 15
@@ -27,6 +30,20 @@ def _photo() -> Image.Image:
 def _encode(image: Image.Image, format: str, **options: object) -> bytes:
     file = BytesIO()
     image.save(file, format, **options)
+    return file.getvalue()
+
+
+def _planar_tiff() -> bytes:
+    file = BytesIO()
+    planes = np.random.default_rng(7).integers(0, 2**16, (3, HEIGHT, WIDTH), np.uint16)
+    options = {"photometric": "rgb", "planarconfig": "separate", "compression": "zstd"}
+    tifffile.imwrite(file, planes, rowsperstrip=5, metadata=None, **options)
+    return file.getvalue()
+
+
+def _heic(image: Image.Image) -> bytes:
+    file = BytesIO()
+    pillow_heif.from_pillow(image).save(file, quality=80)
     return file.getvalue()
 
 
@@ -73,6 +90,13 @@ def originals() -> dict[str, bytes]:
     }
     for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
         files[f"{name}.tif"] = _encode(rgb, "TIFF", compression=name)
+    files["planar.tif"] = _planar_tiff()
+    files["plain.avif"] = _encode(rgb, "AVIF", speed=10)
+    files["plain.jp2"] = _encode(rgb, "JPEG2000")
+    files["16-bit.j2k"] = imagecodecs.jpeg2k_encode(deep, level=0, codecformat="j2k")
+    files["lossy.jxl"] = imagecodecs.jpegxl_encode(np.asarray(rgb), distance=1.0)
+    files["deep.jxl"] = imagecodecs.jpegxl_encode(deep, lossless=True, usecontainer=False)
+    files["plain.heic"] = _heic(rgb)
     files["group4.tif"] = _encode(bits, "TIFF", compression="group4")
     files["group3.tif"] = _encode(bits, "TIFF", compression="group3")
     return files

@@ -1,0 +1,61 @@
+"""Keys of a job file that say how images are decoded, the same for all jobs that read images."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from cvbatch.config.base import Section
+
+BIT_DEPTHS = ("high_byte", "percentile")
+_FINGERPRINT_KEYS = {
+    "max_bytes", "max_pixels", "reduced_jpeg", "bit_depth", "color", "keep_columns",
+}  # fmt: skip
+
+
+class BitDepthRange(Section):
+    """The values that become 0 and 255; a linear map, which clips."""
+
+    min: float
+    max: float
+
+    @model_validator(mode="after")
+    def _check_order(self) -> BitDepthRange:
+        if not (math.isfinite(self.min) and math.isfinite(self.max) and self.min < self.max):
+            raise ValueError("min must be below max")
+        return self
+
+
+def _parse_bit_depth(value: Any) -> Any:
+    """Return a name of `BIT_DEPTHS` or a range: one error instead of one per branch of a union."""
+    if isinstance(value, BitDepthRange) or value in BIT_DEPTHS:
+        return value
+    rule = f"must be one of {', '.join(BIT_DEPTHS)}, or {{min: X, max: Y}} with X below Y"
+    if not isinstance(value, dict):
+        raise ValueError(rule)
+    try:
+        return BitDepthRange.model_validate(value)
+    except ValidationError:
+        given = ", ".join(f"{key}: {item}" for key, item in value.items())
+        raise ValueError(f"{{{given}}}: {rule}") from None
+
+
+class DecodingConfig(Section):
+    """Limits and options of decoding."""
+
+    added_keys = ("bit_depth", "color")
+
+    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
+    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
+    # How values of more than 8 bits become 8 bits: their high byte, a stretch between the 1st and
+    # the 99th percentile of each image, or between two values.
+    bit_depth: Annotated[
+        Literal["high_byte", "percentile"] | BitDepthRange, BeforeValidator(_parse_bit_depth)
+    ] = "high_byte"
+    color: Literal["convert", "ignore"] = "convert"  # convert ICC profiles to sRGB, or ignore them
+
+    def fingerprint_values(self) -> dict[str, Any]:
+        """Return what changes the rows of a result, as plain values."""
+        return self.model_dump(mode="json", include=_FINGERPRINT_KEYS)
