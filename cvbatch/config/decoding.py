@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from cvbatch.config.base import Section
 
 BIT_DEPTHS = ("high_byte", "percentile")
-_FINGERPRINT_KEYS = {
-    "max_bytes", "max_pixels", "reduced_jpeg", "bit_depth", "color", "keep_columns",
-}  # fmt: skip
+# Keys of a source that change the pixels or which images fail
+DECODING_KEYS = {"max_bytes", "max_pixels", "reduced_jpeg", "bit_depth", "color"}
 
 
 class BitDepthRange(Section):
@@ -45,7 +44,7 @@ def _parse_bit_depth(value: Any) -> Any:
 class DecodingConfig(Section):
     """Limits and options of decoding."""
 
-    added_keys = ("bit_depth", "color")
+    added_keys: ClassVar[tuple[str, ...]] = ("bit_depth", "color")
 
     max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
     max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
@@ -55,7 +54,3 @@ class DecodingConfig(Section):
         Literal["high_byte", "percentile"] | BitDepthRange, BeforeValidator(_parse_bit_depth)
     ] = "high_byte"
     color: Literal["convert", "ignore"] = "convert"  # convert ICC profiles to sRGB, or ignore them
-
-    def fingerprint_values(self) -> dict[str, Any]:
-        """Return what changes the rows of a result, as plain values."""
-        return self.model_dump(mode="json", include=_FINGERPRINT_KEYS)

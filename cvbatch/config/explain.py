@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from cvbatch.config.base import Auto, Fraction, Name, RetryConfig, Section, SinkConfig
+from cvbatch.config.decoding import DECODING_KEYS
 from cvbatch.config.loader import load, parse
 from cvbatch.config.models import ModelConfig
 from cvbatch.config.predict import SourceConfig
@@ -174,7 +175,7 @@ def fingerprint(job: ExplainJob, model_identity: str) -> str:
         "version": EXPLANATION_VERSION,
         "model": {key: value for key, value in model.items() if value is not None},
         "identity": model_identity,
-        "source": job.source and job.source.fingerprint_values(),
+        "source": job.source and job.source.model_dump(mode="json", include=DECODING_KEYS),
         "sections": sections,
     }
     return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()

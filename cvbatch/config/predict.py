@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -26,7 +26,7 @@ from cvbatch.config.base import (
     SinkConfig,
     Uris,
 )
-from cvbatch.config.decoding import DecodingConfig
+from cvbatch.config.decoding import DECODING_KEYS, DecodingConfig
 from cvbatch.config.models import ModelConfig
 from cvbatch.core.tasks import TASKS
 from cvbatch.core.types import SourceOptions
@@ -37,7 +37,7 @@ SCHEMA_VERSION = 1
 class SourceConfig(DecodingConfig):
     """The input images."""
 
-    added_keys = (
+    added_keys: ClassVar[tuple[str, ...]] = (
         *DecodingConfig.added_keys,
         *("members", "id_column", "keep_columns", "unreadable"),
     )
@@ -129,7 +129,7 @@ def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) ->
     payload = {
         "schema": SCHEMA_VERSION,
         "models": models,
-        "source": job.source.fingerprint_values(),
+        "source": job.source.model_dump(mode="json", include={*DECODING_KEYS, "keep_columns"}),
         "engine": engine,
         "precision": job.run.precision,
     }

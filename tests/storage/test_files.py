@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,13 +186,24 @@ def test_a_real_folder_is_listed_once(storage: Storage, tmp_path: Path) -> None:
     assert skipped(storage, str(home)) == dict.fromkeys(links, "repeated_folder")
 
 
-def test_what_cannot_be_read_does_not_end_the_listing(storage: Storage, tmp_path: Path) -> None:
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that other users can read: those above pytest's are private."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+def test_what_cannot_be_read_does_not_end_the_listing(
+    storage: Storage, public_folder: Path
+) -> None:
     """Files are listed, so that they become failed rows; folders and pipes are counted."""
-    storage.put_bytes(str(tmp_path / "x.jpg"), b"x")
-    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
-    os.mkfifo(tmp_path / "pipe.jpg")
-    (tmp_path / "secret").mkdir(mode=0)
+    storage.put_bytes(str(public_folder / "x.jpg"), b"x")
+    (public_folder / "gone.jpg").symlink_to(public_folder / "nowhere")
+    (public_folder / "circle.jpg").symlink_to(public_folder / "circle.jpg")
+    os.mkfifo(public_folder / "pipe.jpg")
+    (public_folder / "secret").mkdir(mode=0)
     program = """if True:
         import os, sys
         from cvbatch.storage.listing import list_files
@@ -202,10 +214,8 @@ def test_what_cannot_be_read_does_not_end_the_listing(storage: Storage, tmp_path
         print(sorted(u[len(listing.base):] for u in listing.files["uri"].to_pylist()))
         print([(u[len(listing.base):], k) for u, k in zip(*listing.skipped.to_pydict().values())])
     """
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, public_folder], capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
@@ -214,7 +224,7 @@ def test_what_cannot_be_read_does_not_end_the_listing(storage: Storage, tmp_path
     ]
     for name in ("gone.jpg", "circle.jpg"):
         with pytest.raises(NotFoundError):
-            storage.read_bytes(str(tmp_path / name))
+            storage.read_bytes(str(public_folder / name))
 
 
 def test_a_folder_or_file_deleted_while_listing_does_not_end_it(
