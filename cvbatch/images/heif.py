@@ -18,7 +18,11 @@ _MODE_SPACES: dict[str, ColorSpace] = {"L": "grey", "I": "grey", "RGB": "rgb", "
 
 
 def _open(data: bytes, limits: Limits) -> Header:
-    import pillow_heif
+    try:
+        import pillow_heif
+    except ModuleNotFoundError:
+        message = "HEIF is read by the package pillow-heif, which is missing; install it"
+        raise ImageError("unsupported", message) from None
 
     # Threads reserve address space, which the isolated decoder limits.
     pillow_heif.options.DECODE_THREADS = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from io import BytesIO
 from typing import Any
 
@@ -196,6 +197,13 @@ def test_cmyk_and_many_bands_are_named() -> None:
     failure = failure_of(data)
     assert failure.kind == "unsupported"
     assert "6 components" in failure.message
+
+
+def test_without_pillow_heif_a_heic_fails_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    failure = failure_of(LOSSY["heic"])
+    assert failure.kind == "unsupported"
+    assert "pillow-heif" in failure.message
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1"])
