@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ValidationError, model_validator
 
 from cvbatch.config.base import Section
 
@@ -42,12 +42,10 @@ def _parse_bit_depth(value: Any) -> Any:
 
 
 class DecodingConfig(Section):
-    """Limits and options of decoding."""
+    """Options of decoding."""
 
     added_keys: ClassVar[tuple[str, ...]] = ("bit_depth", "color")
 
-    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
-    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
     # How values of more than 8 bits become 8 bits: their high byte, a stretch between the 1st and
     # the 99th percentile of each image, or between two values.
     bit_depth: Annotated[

@@ -49,6 +49,8 @@ class SourceConfig(DecodingConfig):
     id_column: Name | None = None  # of Parquet: its values are the keys of the image ids
     keep_columns: Names = Field(default_factory=list)  # of Parquet, to the result
     unreadable: Literal["skip", "fail"] = "skip"  # what raw photographs become
+    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
+    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
     reduced_jpeg: bool = True  # decode large JPEGs at 1/2, 1/4 or 1/8, never below input size
 
     @property

@@ -52,6 +52,8 @@ class LabelledConfig(DecodingConfig):
     uri: Uris
     splits: SplitsConfig = SplitsConfig()
     unlabelled: Literal["refuse", "skip"] = "refuse"  # images without labels of the task
+    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
+    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
 
 
 class TrainModelConfig(Section):
