@@ -168,6 +168,8 @@ class ParallelMap:
         except RayError as error:
             raise CvbatchError(f"a worker was lost repeatedly ({str(error)[:200]})") from None
         finally:
+            for ref in starting:
+                ray.cancel(ref)  # or Ray may print that it will try again
             for actor in actors:
                 ray.kill(actor)
 
