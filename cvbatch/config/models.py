@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     Field,
@@ -83,6 +83,8 @@ def _overlap_error(overlap: float, size: tuple[int, int]) -> str:
 
 
 class _ModelConfig(Section):
+    added_keys: ClassVar[tuple[str, ...]] = ("activation",)
+
     model: Name
     weights: Name | None = None
     sha256: Sha256 | None = None  # of the .keras file, or else of the weights file
@@ -92,6 +94,8 @@ class _ModelConfig(Section):
     preprocessing: Literal["none", "tf", "torch", "caffe"] = "none"
     rescale: Rescale | None = None
     output: Name | None = None  # name of the output to use, if the network has several
+    # still to be applied to the scores of the network; none: they are probabilities
+    activation: Literal["auto", "softmax", "sigmoid", "none"] = "auto"
     build: dict[str, Any] | None = None  # options of a zoo network, such as backbone or width
 
     @model_validator(mode="after")

@@ -19,11 +19,15 @@ from cvbatch.explain.region_scores import box_scores, find_deep_map, region_scor
 from cvbatch.explain.spec import NetworkFacts
 from cvbatch.geometry.boxes import iou, to_xyxy
 from cvbatch.geometry.resize import Placement, boxes_to_input
+from cvbatch.inference.activation import (
+    class_logits,
+    logits_and_probabilities,
+    resolve,
+    with_activation,
+)
 from cvbatch.inference.gradcam import Calls, find_feature_map
 from cvbatch.inference.graph_outputs import (
     Tensors,
-    before_activation,
-    logits_and_probabilities,
     maps_output,
     scores_output,
     single_box,
@@ -71,7 +75,7 @@ def _image_scores(
     is_multi_label: bool,
 ) -> Scores:
     gradcam: Any = job.gradcam
-    logits, probabilities = logits_and_probabilities(raw, is_multi_label)
+    logits, probabilities = logits_and_probabilities(raw, is_multi_label, job.model.activation)
     return logits if gradcam.score == "logit" else probabilities, probabilities
 
 
@@ -81,7 +85,8 @@ def _image_scores(
 def _region_scores(job: ExplainJob, outputs: Tensors, focus: tf.Tensor | None) -> Scores:
     config: Any = job.model
     maps = maps_output(config, outputs)
-    logits, _ = before_activation(maps)
+    activation = resolve(maps, config.activation, is_multi_label=False)
+    logits = class_logits(maps, activation, is_multi_label=False)
     if maps.shape[3] == 1:  # one unit is the positive class of two
         logits = tf.concat([-logits, logits], axis=3)
     return region_scores(logits, focus)
@@ -124,7 +129,8 @@ def _box_in_input(job: ExplainJob, placement: Placement) -> np.ndarray:  # (4,) 
 
 
 def _box_scores(job: ExplainJob, outputs: Tensors, focus: tf.Tensor | None) -> Scores:
-    scores = box_scores(outputs["scores"], focus)
+    activation = "none" if job.model.activation == "auto" else job.model.activation
+    scores = box_scores(with_activation(outputs["scores"], activation), focus)
     return scores, scores
 
 

@@ -26,9 +26,11 @@ from cvbatch.explain.spec import NetworkFacts
 from cvbatch.explain.tables import ClassHeatmap, Explanation
 from cvbatch.geometry.resize import Placement, boxes_to_original, make_placement
 from cvbatch.inference import compile, gradcam
+from cvbatch.inference.activation_check import decide
 from cvbatch.inference.graph import input_size, num_classes, preprocess
 from cvbatch.inference.graph_outputs import Tensors
 from cvbatch.inference.programs import BuildRequest
+from cvbatch.inference.sample_images import generated_pixels
 from cvbatch.models import outputs as task_outputs
 from cvbatch.storage.store import Storage
 
@@ -64,6 +66,7 @@ def resolve_job(model: keras.Model, job: ExplainJob, request: BuildRequest) -> N
     layers = _resolve_layers(model, job, shapes)
     classes: tuple[str, ...] = ()
     if job.gradcam:
+        decide(model, job.model, generated_pixels(size))  # refuses scores that are not clear
         classes = compile.class_names(request, num_classes(model, job.model))
         _check_classes(job.gradcam.classes or (), classes)
         if job.gradcam.layer != "auto":

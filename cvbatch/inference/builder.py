@@ -6,25 +6,38 @@ from collections.abc import Sequence
 
 from cvbatch.core.child_process import ChildProcess
 from cvbatch.inference.programs import BuildRequest, BuiltProgram
+from cvbatch.inference.sample_images import SampleImages
 from cvbatch.storage.store import Storage
 
 
-def build(storage: Storage, request: BuildRequest) -> BuiltProgram:
+def build(
+    storage: Storage, request: BuildRequest, samples: SampleImages | None = None
+) -> BuiltProgram:
     """Build and compile one model in this process; it imports TensorFlow.
+
+    Args:
+        storage: has the model.
+        request: what to build.
+        samples: images of the job, to check the model on; None: generated ones.
 
     Raises:
         ModelError: the model cannot be built, or does not fit its task.
     """
     from cvbatch.inference import compile as compiler
 
-    return compiler.build(storage, request)
+    return compiler.build(storage, request, samples)
 
 
 class ProgramBuilder:
     """Child process that builds and compiles all models of a job; it starts at once."""
 
-    def __init__(self, storage: Storage, requests: Sequence[BuildRequest]) -> None:
-        self._process = ChildProcess(_build_all, storage, list(requests))
+    def __init__(
+        self,
+        storage: Storage,
+        requests: Sequence[BuildRequest],
+        samples: SampleImages | None = None,
+    ) -> None:
+        self._process = ChildProcess(_build_all, storage, list(requests), samples)
 
     def result(self) -> list[BuiltProgram]:
         """Wait for the process and return the programs, in the order of the requests.
@@ -39,5 +52,7 @@ class ProgramBuilder:
         )
 
 
-def _build_all(storage: Storage, requests: list[BuildRequest]) -> list[BuiltProgram]:
-    return [build(storage, request) for request in requests]
+def _build_all(
+    storage: Storage, requests: list[BuildRequest], samples: SampleImages | None
+) -> list[BuiltProgram]:
+    return [build(storage, request, samples) for request in requests]

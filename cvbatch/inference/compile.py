@@ -14,9 +14,11 @@ import numpy as np
 from cvbatch.config.models import ClassificationConfig, DetectionConfig, tiling_of
 from cvbatch.core.errors import ModelError
 from cvbatch.core.types import ModelSpec
+from cvbatch.inference.activation_check import decide
 from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
 from cvbatch.inference.graph import ServingGraph, input_size, num_classes
 from cvbatch.inference.programs import BuildRequest, BuiltProgram
+from cvbatch.inference.sample_images import SampleImages, sample_pixels
 from cvbatch.models import cost, registry
 from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
 from cvbatch.models.model_files import download
@@ -26,13 +28,16 @@ from cvbatch.storage.store import Storage
 RANDOM_SEED = 0  # seed of `weights: random`, so that the same job builds the same network
 
 
-def build(storage: Storage, request: BuildRequest) -> BuiltProgram:
-    """Build a model and compile it for the requested engine.
+def build(
+    storage: Storage, request: BuildRequest, samples: SampleImages | None = None
+) -> BuiltProgram:
+    """Build a model, check it on a few images and compile it for the requested engine.
 
     If LiteRT lacks an operation of the graph, the model is compiled for TensorFlow.
 
     Raises:
-        ModelError: the model cannot be built, or its outputs or classes do not fit its task.
+        ModelError: the model cannot be built, its outputs or classes do not fit its task, or it is
+            not clear whether they are probabilities.
     """
     config = request.config
     keras.utils.set_random_seed(RANDOM_SEED)
@@ -44,7 +49,9 @@ def build(storage: Storage, request: BuildRequest) -> BuiltProgram:
     classes = class_names(request, num_classes(model, config))
     if isinstance(config, DetectionConfig):
         _check_keep_classes(config, classes)
-    graph = ServingGraph(model, config)
+    pixels = sample_pixels(samples, storage, (height, width), config.resize)
+    decision = decide(model, config, pixels)
+    graph = ServingGraph(model, config, decision.activation)
     engine, payload, names, note = _compile(graph, request, height, width)
     spec = ModelSpec(
         name=Path(config.model).stem if config.model.endswith(".keras") else config.model,
@@ -68,6 +75,7 @@ def build(storage: Storage, request: BuildRequest) -> BuiltProgram:
         payload,
         costs.parameters if costs else None,
         costs.multiply_adds if costs and not costs.is_at_least else None,
+        *decision,
     )
 
 

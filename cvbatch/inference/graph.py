@@ -13,6 +13,7 @@ import tensorflow as tf
 from cvbatch.config.models import ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import gradcam
+from cvbatch.inference.activation import Activation
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS, ForwardPass, Tensors
 from cvbatch.models import outputs as task_outputs
 
@@ -63,10 +64,20 @@ class ServingGraph:
             and before the function was traced.
     """
 
-    def __init__(self, model: keras.Model, config: ModelConfig) -> None:
-        """Raises ModelError if the heatmap layer is not in the model."""
+    def __init__(
+        self, model: keras.Model, config: ModelConfig, activation: Activation | None = None
+    ) -> None:
+        """Prepare the graph.
+
+        Args:
+            activation: still to be applied, as decided on pixels; None: as the job file says.
+
+        Raises:
+            ModelError: the heatmap layer is not in the model.
+        """
         self._model = model
         self._config = config
+        self._activation = activation or config.activation
         self._size = input_size(model, config)
         self.heatmap_layer = ""
         heatmap = getattr(config, "heatmap", None)
@@ -78,7 +89,7 @@ class ServingGraph:
         images = preprocess(pixels, self._model, self._config)
         with gradcam.record_calls(self._model) as calls:
             outputs = task_outputs.by_name(self._model(images, training=False))
-        forward = ForwardPass(self._config, self._size, outputs, calls)
+        forward = ForwardPass(self._config, self._size, outputs, calls, activation=self._activation)
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)
         self.heatmap_layer = forward.heatmap_layer
         return {name: _float32(tensor) for name, tensor in results.items()}

@@ -22,6 +22,12 @@ from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
 from cvbatch.core.types import MAX_MASK_CLASSES
 from cvbatch.inference import gradcam
+from cvbatch.inference.activation import (
+    Activation,
+    logits_and_probabilities,
+    resolve,
+    with_activation,
+)
 from cvbatch.models.outputs import output_mismatch, select_output
 
 Tensors = dict[str, tf.Tensor]
@@ -38,6 +44,7 @@ class ForwardPass:
         calls: recorded calls of its layers.
         heatmap_layer: path of the layer whose feature map is explained; set by the computation of
             heatmaps.
+        activation: still to be applied to the scores; auto: what their graph says.
     """
 
     config: Any
@@ -45,6 +52,7 @@ class ForwardPass:
     outputs: Tensors
     calls: gradcam.Calls
     heatmap_layer: str = ""
+    activation: Activation = "auto"
 
 
 # ---------------------------------------------------------------- classification
@@ -74,7 +82,7 @@ def _scores(
 ) -> Tensors:
     """Return the probability of every class and, if configured, heatmaps of the top classes."""
     heatmap = forward.config.heatmap
-    logits, probabilities = logits_and_probabilities(raw, is_multi_label)
+    logits, probabilities = logits_and_probabilities(raw, is_multi_label, forward.activation)
     if heatmap is None:
         return {"scores": probabilities}
     top_k = min(heatmap.top_k, probabilities.shape[1])
@@ -87,36 +95,6 @@ def _scores(
         "heatmap_classes": classes,
         "heatmaps": gradcam.heatmaps(forward.calls, explained, classes, call_index),
     }
-
-
-def logits_and_probabilities(
-    raw: tf.Tensor,  # (B, units)
-    is_multi_label: bool,
-) -> tuple[tf.Tensor, tf.Tensor]:  # (B, C), (B, C)
-    """Return logits and probabilities of every class, whether or not the network has a softmax.
-
-    One unit without `is_multi_label` is the positive class of two: C is 2. Otherwise C is `units`.
-    """
-    logits, activation = before_activation(raw)
-    if raw.shape[1] == 1 and not is_multi_label:
-        positive = tf.sigmoid(logits)
-        return tf.concat([-logits, logits], axis=1), tf.concat([1 - positive, positive], axis=1)
-    if activation:
-        return logits, raw
-    return logits, tf.sigmoid(logits) if is_multi_label else tf.nn.softmax(logits)
-
-
-def before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
-    """Return the input of a final softmax or sigmoid, and its op type.
-
-    Without such an activation the scores themselves are returned, and "".
-    """
-    tensor = scores
-    while tensor.op.type in {"Identity", "Cast", "ExpandDims", "Squeeze"}:
-        tensor = tensor.op.inputs[0]
-    if tensor.op.type in {"Softmax", "Sigmoid"}:
-        return tf.reshape(tensor.op.inputs[0], scores.shape), str(tensor.op.type)
-    return scores, ""
 
 
 # ---------------------------------------------------------------- segmentation
@@ -140,32 +118,32 @@ def _count_mask_classes(config: SegmentationConfig, outputs: Mapping[str, Any]) 
 def _segment(forward: ForwardPass) -> Tensors:
     """Return mask (B, H, W) uint8, and with tiles: probabilities (B, H, W, C)."""
     maps = maps_output(forward.config, forward.outputs)
-    has_activation = before_activation(maps)[1] != ""
+    activation = resolve(maps, forward.activation, is_multi_label=False)
     if tuple(maps.shape[1:3]) != forward.input_hw:  # the network has an output stride
         maps = tf.image.resize(maps, forward.input_hw)
-    results = {"mask": _mask(maps, has_activation)}
+    results = {"mask": _mask(maps, activation)}
     if forward.config.tiles is not None:
-        results["probabilities"] = _map_probabilities(maps, has_activation)
+        results["probabilities"] = _map_probabilities(maps, activation)
     return results
 
 
 def _mask(
     maps: tf.Tensor,  # (B, H, W, units)
-    has_activation: bool,
+    activation: Activation,
 ) -> tf.Tensor:  # (B, H, W) uint8
     if maps.shape[3] > 1:
         return tf.cast(tf.argmax(maps, axis=-1, output_type=tf.int32), tf.uint8)
-    return tf.cast(maps[..., 0] > (0.5 if has_activation else 0), tf.uint8)
+    return tf.cast(maps[..., 0] > (0.5 if activation == "none" else 0), tf.uint8)
 
 
 def _map_probabilities(
     maps: tf.Tensor,  # (B, H, W, units)
-    has_activation: bool,
+    activation: Activation,
 ) -> tf.Tensor:  # (B, H, W, C)
     """Return the probability of every class at each pixel, so that tiles can be averaged."""
+    positive = with_activation(maps, activation)
     if maps.shape[3] > 1:
-        return maps if has_activation else tf.nn.softmax(maps)
-    positive = maps if has_activation else tf.sigmoid(maps)
+        return positive
     return tf.concat([1 - positive, positive], axis=3)
 
 
@@ -180,7 +158,9 @@ def _count_box_classes(config: DetectionConfig, outputs: Mapping[str, Any]) -> i
 
 def _detect(forward: ForwardPass) -> Tensors:
     """Return boxes (B, N, 4) and scores (B, N, C)."""
-    return {name: forward.outputs[name] for name in ("boxes", "scores")}
+    outputs = forward.outputs
+    activation: Activation = "none" if forward.activation == "auto" else forward.activation
+    return {"boxes": outputs["boxes"], "scores": with_activation(outputs["scores"], activation)}
 
 
 def single_box(outputs: Mapping[str, Any]) -> Mapping[str, Any]:

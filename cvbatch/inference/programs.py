@@ -103,6 +103,8 @@ class BuiltProgram:
         payload: the program, in the format of its engine.
         parameters: number of weights; None if the network is not a graph of layers.
         multiply_adds: for one image; None likewise.
+        activation: applied to the scores of the network: softmax, sigmoid or none.
+        activation_reason: why, in one sentence for the log.
     """
 
     spec: ModelSpec
@@ -114,6 +116,8 @@ class BuiltProgram:
     payload: bytes
     parameters: int | None = None
     multiply_adds: int | None = None
+    activation: str = ""
+    activation_reason: str = ""
 
     @property
     def weight_bytes(self) -> int:

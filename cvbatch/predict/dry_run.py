@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -21,9 +21,9 @@ from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.isolated_decode import IsolatedDecoder
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.predictor import LoadedModel, Predictor
-from cvbatch.inference.programs import BuiltProgram, build_requests
+from cvbatch.inference.programs import BuildRequest, BuiltProgram, build_requests
 from cvbatch.predict.allocation import choose_allocation
-from cvbatch.predict.job import Preparation, prepare
+from cvbatch.predict.job import Preparation, prepare, samples_of
 from cvbatch.predict.memory_check import actor_need, check_batch
 from cvbatch.results import schema, writer
 from cvbatch.sources.readers import ChunkReader
@@ -102,7 +102,7 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     pending = list(plan.chunks if overwrite else plan.pending)
     allocation = choose_allocation(job, plan.format, resources, max(1, len(pending)))
     requests = build_requests(job, ready.identities, ready.engine)
-    programs = ProgramBuilder(sink.storage, requests).result() if pending else []
+    programs = _build(ready, requests) if pending else []
     need = actor_need(programs, allocation)
     memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
     check_batch(job.run.batch_size, need, memory, allocation.num_actors)
@@ -134,6 +134,10 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         seconds=round(sample.seconds * scale / allocation.num_actors, 3),
         result_bytes=int(sample.result_bytes * scale),
     )
+
+
+def _build(ready: Preparation, requests: Sequence[BuildRequest]) -> list[BuiltProgram]:
+    return ProgramBuilder(ready.sink.storage, requests, samples_of(ready)).result()
 
 
 class _Sample(NamedTuple):

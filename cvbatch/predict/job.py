@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -23,6 +23,7 @@ from cvbatch.core.version import __version__
 from cvbatch.distributed.memory import memory_per_actor
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
+from cvbatch.images.options import Limits
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
     BuiltProgram,
@@ -31,6 +32,7 @@ from cvbatch.inference.programs import (
     identify,
     program_uri,
 )
+from cvbatch.inference.sample_images import NUM_TRIED, SampleImages
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
 from cvbatch.predict.allocation import choose_allocation
@@ -168,7 +170,7 @@ def _run(
     requests = build_requests(job, ready.identities, ready.engine)
     uris = [program_uri(sink.uri, request) for request in requests]
     is_built = all(map(sink.storage.exists, uris))
-    builder = None if is_built else ProgramBuilder(sink.storage, requests)
+    builder = None if is_built else ProgramBuilder(sink.storage, requests, samples_of(ready))
     # Ray is imported and started while a child process compiles the models.
     from cvbatch.predict.ray_metrics import RunMetrics
     from cvbatch.predict.ray_pipeline import run_chunks, start_actors
@@ -181,8 +183,8 @@ def _run(
         built = builder.result() if builder else _read_programs(sink.storage, uris)
     check_batch(job.run.batch_size, actor_need(built, allocation), memory, allocation.num_actors)
     for program in built:
-        if program.note:
-            listener.info(program.note)
+        for line in filter(None, (program.activation_reason, program.note)):
+            listener.info(line)
     sink.acquire()
     if overwrite:
         sink.clear("part-*.parquet")
@@ -197,6 +199,21 @@ def _run(
             listener.written(report, summary)
             if summary.must_stop(job.run.max_failure_fraction):
                 break
+
+
+def samples_of(ready: Preparation) -> SampleImages:
+    """Return the first images of the plan, on which the networks are checked."""
+    source = ready.job.source
+    chunk = ready.plan.read_chunk(ready.plan.chunks[0])
+    return SampleImages(
+        ready.plan.format,
+        source.image_column,
+        source.options,
+        replace(chunk, items=chunk.items[:NUM_TRIED]),
+        Limits.from_source(source.model_dump()),
+        source.max_bytes,
+        ready.job.run.image_timeout_s,
+    )
 
 
 def _check_nodes(
@@ -232,10 +249,7 @@ def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgra
             "fingerprint": ready.fingerprint,
             "engine": ready.engine,
             "job": job.model_dump(mode="json"),  # resolved; one with credentials was refused
-            "networks": [
-                {"parameters": program.parameters, "multiply_adds": program.multiply_adds}
-                for program in built
-            ],
+            "networks": [_facts_of(program) for program in built],
         }
     )
     _commit_plan(ready)
@@ -261,6 +275,12 @@ def _kept_fields(ready: Preparation) -> tuple[pa.Field, ...]:
     input_format = INPUT_FORMATS[plan.format].configured(source.options)
     first = plan.read_chunk(plan.chunks[0]).items[0]
     return tuple(input_format.kept_columns(ready.sink.storage, first.uri))
+
+
+def _facts_of(program: BuiltProgram) -> dict[str, int | str | None]:
+    """Return what the sink stores of a network; of a program of an old version as it did."""
+    facts = {"parameters": program.parameters, "multiply_adds": program.multiply_adds}
+    return facts | ({"activation": program.activation} if program.activation else {})
 
 
 def _commit_plan(ready: Preparation) -> None:

@@ -9,13 +9,17 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 from keras import layers, ops
 
 from cvbatch.core.errors import ModelError
+from cvbatch.inference.value_ranges import Values, values_of
 from cvbatch.models.graph_surgery import Call, calls_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 _ACTIVATIONS = ("softmax", "sigmoid")
+_SMALLEST = 1e-7  # a probability of 0 has no logarithm
+_ANY_SIDE = 64  # of an image whose size is variable, in pixels, and of a batch
 
 
 class Logits(NamedTuple):
@@ -42,10 +46,32 @@ class WithoutActivation(layers.Wrapper):  # type: ignore[misc]  # Keras carries 
         return self.layer.compute_output_shape(input_shape)
 
 
+class LogOdds(layers.Layer):  # type: ignore[misc]  # Keras carries no type information
+    """Logits of probabilities: their logarithms, or of independent ones their log-odds.
+
+    A softmax of the logarithms, or a sigmoid of the log-odds, gives the probabilities back.
+    """
+
+    def __init__(self, *, is_independent: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._is_independent = is_independent
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Return logits; probabilities are moved away from 0 and 1, which have none."""
+        kept = ops.clip(ops.cast(inputs, "float32"), _SMALLEST, 1 - _SMALLEST)
+        logarithms = ops.log(kept)
+        return logarithms - ops.log1p(-kept) if self._is_independent else logarithms
+
+    def compute_output_spec(self, inputs: Tensor) -> Tensor:
+        """Return the shape; Keras takes a product with an array for a sparse tensor."""
+        return keras.KerasTensor(inputs.shape, "float32")
+
+
 def logits_of(model: keras.Model, tensor: Tensor) -> Logits:
     """Return a tensor of a flat model before its softmax or sigmoid.
 
-    As in prediction, an output without either is treated as logits.
+    As in prediction, probabilities are recognised by all operations that lead to the tensor, and
+    other outputs are treated as logits.
 
     Raises:
         ModelError: the activation is part of a layer that is neither Dense nor Conv2D.
@@ -53,6 +79,32 @@ def logits_of(model: keras.Model, tensor: Tensor) -> Logits:
     call = call_of(model, tensor)
     if call is None:
         return Logits(tensor, "")
+    last = _before_last_activation(call, tensor)
+    if last.activation:
+        return last
+    values = _values_of(model, tensor)
+    if not values.are_probabilities:
+        return last
+    activation = "softmax" if values.activations == {"softmax"} else "sigmoid"
+    is_independent = activation == "sigmoid" or tensor.shape[-1] == 1
+    return Logits(LogOdds(is_independent=is_independent)(tensor), activation)
+
+
+def _values_of(model: keras.Model, tensor: Tensor) -> Values:
+    """Return what the graph of the model says of a tensor's values; see `value_ranges`."""
+    part = keras.Model(model.inputs, tensor)
+    found: list[Values] = []
+
+    def forward(*images: tf.Tensor) -> None:
+        found.append(values_of(part(list(images), training=False)))
+
+    batch = [tf.TensorSpec([n or _ANY_SIDE for n in x.shape], x.dtype) for x in model.inputs]
+    tf.function(forward, autograph=False).get_concrete_function(*batch)
+    return found[0]
+
+
+def _before_last_activation(call: Call, tensor: Tensor) -> Logits:
+    """Return the tensor before the activation of the call that returned it."""
     layer = call.operation
     activation = getattr(getattr(layer, "activation", None), "__name__", "")
     if type(layer).__name__.lower() in _ACTIVATIONS:  # layers.Softmax, ops.softmax, ops.sigmoid

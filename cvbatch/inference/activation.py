@@ -1,0 +1,94 @@
+"""Activation that is still to be applied to a network's scores, inside the TensorFlow graph."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import tensorflow as tf
+
+from cvbatch.inference.value_ranges import values_of
+
+Activation = Literal["auto", "softmax", "sigmoid", "none"]
+_SMALLEST = 1e-7  # a probability of 0 has no logarithm
+
+
+def default_activation(units: int, is_multi_label: bool) -> Activation:
+    """Return the activation that makes logits probabilities; one unit is the positive class."""
+    return "sigmoid" if units == 1 or is_multi_label else "softmax"
+
+
+def resolve(
+    raw: tf.Tensor,  # (..., units)
+    activation: Activation,
+    is_multi_label: bool,
+) -> Activation:
+    """Return the activation to apply; never auto, which looks for one in the graph of `raw`."""
+    if activation != "auto":
+        return activation
+    if values_of(raw).are_probabilities:
+        return "none"
+    return default_activation(raw.shape[-1], is_multi_label)
+
+
+def with_activation(raw: tf.Tensor, activation: Activation) -> tf.Tensor:
+    """Apply an activation over the last axis; a softmax of one unit is that of (0, unit)."""
+    if activation == "none":
+        return raw
+    if activation == "sigmoid" or raw.shape[-1] == 1:
+        return tf.sigmoid(raw)
+    return tf.nn.softmax(raw)
+
+
+def logits_and_probabilities(
+    raw: tf.Tensor,  # (B, units)
+    is_multi_label: bool,
+    activation: Activation,
+) -> tuple[tf.Tensor, tf.Tensor]:  # (B, C), (B, C)
+    """Return logits and probabilities of every class.
+
+    One unit without `is_multi_label` is the positive class of two: C is 2. Otherwise C is `units`.
+    """
+    activation = resolve(raw, activation, is_multi_label)
+    logits = class_logits(raw, activation, is_multi_label)
+    probabilities = with_activation(raw, activation)
+    if raw.shape[1] == 1 and not is_multi_label:
+        return (
+            tf.concat([-logits, logits], axis=1),
+            tf.concat([1 - probabilities, probabilities], axis=1),
+        )
+    return logits, probabilities
+
+
+def class_logits(
+    raw: tf.Tensor,  # (..., units)
+    activation: Activation,
+    is_multi_label: bool,
+) -> tf.Tensor:  # (..., units)
+    """Return `raw`, or of probabilities the input of their activation, or else their logarithms.
+
+    Args:
+        activation: still to be applied; never auto.
+    """
+    if activation != "none":
+        return raw
+    logits, found = before_activation(raw)
+    if found:
+        return logits
+    probabilities = tf.clip_by_value(tf.cast(raw, tf.float32), _SMALLEST, 1 - _SMALLEST)
+    logarithms = tf.math.log(probabilities)
+    if raw.shape[-1] == 1 or is_multi_label:
+        logarithms -= tf.math.log1p(-probabilities)
+    return tf.cast(logarithms, raw.dtype)
+
+
+def before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
+    """Return the input of a final softmax or sigmoid, and its op type.
+
+    Without such an activation the scores themselves are returned, and "".
+    """
+    tensor = scores
+    while tensor.op.type in {"Identity", "Cast", "ExpandDims", "Squeeze"}:
+        tensor = tensor.op.inputs[0]
+    if tensor.op.type in {"Softmax", "Sigmoid"}:
+        return tf.reshape(tensor.op.inputs[0], scores.shape), str(tensor.op.type)
+    return scores, ""

@@ -1,0 +1,245 @@
+"""Decide at build time which activation is still to be applied to a network's scores.
+
+Two witnesses are heard: the graph (`value_ranges`) and the scores of a few images. Where they
+disagree, the job is refused, because a second softmax changes scores without any other sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cvbatch.config.models import DetectionConfig, LocalizationConfig, ModelConfig
+from cvbatch.core.errors import ModelError
+from cvbatch.core.tasks import Task
+from cvbatch.inference.activation import Activation, default_activation
+from cvbatch.inference.detection_check import check_boxes
+from cvbatch.inference.graph import preprocess
+from cvbatch.inference.graph_outputs import maps_output, scores_output, single_box
+from cvbatch.inference.value_ranges import Values, values_of
+from cvbatch.models import outputs as task_outputs
+
+_RANGE_TOLERANCE = 1e-3
+_SUM_TOLERANCE = 0.02  # of bfloat16 scores of many classes
+_EXPLICIT_TOLERANCE = 0.25  # a bicubic resize of probabilities may leave 0..1
+_BEST_BOXES = 20  # of each image that are checked
+
+SCORES_OF: dict[Task, Callable[[Any, Mapping[str, Any]], Any]] = {
+    "classification": scores_output,
+    "segmentation": maps_output,
+    "detection": lambda config, outputs: outputs["scores"],
+    "localization": lambda config, outputs: single_box(outputs)["scores"],
+}
+
+
+class Decision(NamedTuple):
+    """What is applied to the scores, and why.
+
+    Attributes:
+        activation: softmax, sigmoid or none.
+        reason: one sentence for the log.
+    """
+
+    activation: Activation
+    reason: str
+
+
+class Figures(NamedTuple):
+    """Scores of a few images; rows are the scores of one image, pixel or box.
+
+    Attributes:
+        low: smallest score.
+        high: largest score.
+        sum_low: smallest sum of a row.
+        sum_high: largest sum of a row.
+        num_images: number of images.
+        units: scores of a row.
+    """
+
+    low: float
+    high: float
+    sum_low: float
+    sum_high: float
+    num_images: int
+    units: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether no row is finite: such images become failed rows of the result."""
+        return self.low > self.high
+
+    @property
+    def are_in_range(self) -> bool:
+        """Return whether all scores are in 0..1."""
+        return self.is_within(_RANGE_TOLERANCE)
+
+    def is_within(self, tolerance: float) -> bool:
+        """Return whether all scores are in 0..1, give or take a tolerance."""
+        return self.is_empty or (self.low >= -tolerance and self.high <= 1 + tolerance)
+
+    @property
+    def rows_sum_to_1(self) -> bool:
+        """Return whether every row is a distribution over two or more classes."""
+        is_1 = max(abs(self.sum_low - 1), abs(self.sum_high - 1)) <= _SUM_TOLERANCE
+        return self.units > 1 and self.are_in_range and is_1
+
+    def __str__(self) -> str:
+        if self.is_empty:
+            return f"scores of {self.num_images} images are not finite"
+        text = f"scores of {self.num_images} images are {self.low:.3g} to {self.high:.3g}"
+        if self.units == 1:
+            return text
+        return f"{text}, and rows sum to {self.sum_low:.3g} to {self.sum_high:.3g}"
+
+
+def decide(
+    model: keras.Model,
+    config: ModelConfig,
+    pixels: np.ndarray,  # (N, H, W, 3) uint8
+) -> Decision:
+    """Decide which activation to apply.
+
+    Raises:
+        ModelError: graph and scores disagree, the scores do not fit the job's activation, or the
+            boxes do not fit its box format.
+    """
+    values, figures, boxes = _observe(model, config, pixels)
+    if boxes is not None and isinstance(config, DetectionConfig | LocalizationConfig):
+        check_boxes(config, boxes, *pixels.shape[1:3])
+    name = f"model {config.model!r}"
+    if config.activation != "auto":
+        _check_explicit(name, config.activation, figures)
+        return Decision(
+            config.activation,
+            f"{name}: activation {config.activation}, as the job file says ({figures})",
+        )
+    if config.task == "detection":
+        return _decide_detection(name, figures)
+    is_multi_label = bool(getattr(config, "multi_label", False))
+    units = figures.units
+    verdict = _verdict(values, figures, is_multi_label, _is_arg_max(config, units))
+    if verdict:
+        raise ModelError(_refusal(name, verdict, values, figures))
+    if values.are_probabilities:
+        kinds = " and ".join(sorted(values.activations))
+        reason = f"its scores are probabilities, of {kinds} in {values.source} ({figures})"
+        return Decision("none", f"{name}: {reason}; nothing is applied to them")
+    activation = default_activation(units, is_multi_label)
+    reason = f"its scores are logits, of {values.source} ({figures}); {activation} is applied"
+    return Decision(activation, f"{name}: {reason}")
+
+
+def _check_explicit(name: str, activation: Activation, figures: Figures) -> None:
+    if activation == "none" and not figures.is_within(_EXPLICIT_TOLERANCE):
+        raise ModelError(
+            f"{name}: activation none says that its scores are probabilities, but the {figures}; "
+            "set activation: softmax (classes exclude each other) or sigmoid"
+        )
+
+
+def _decide_detection(name: str, figures: Figures) -> Decision:
+    if not figures.are_in_range:
+        raise ModelError(
+            f"{name}: the scores of its boxes must be probabilities, but the {figures}; set "
+            "activation: sigmoid or softmax if they are logits"
+        )
+    return Decision("none", f"{name}: its scores are probabilities ({figures})")
+
+
+def _is_arg_max(config: ModelConfig, units: int) -> bool:
+    """Return whether only the largest score of a pixel counts, which no activation changes."""
+    return config.task == "segmentation" and units > 1 and config.tiles is None
+
+
+def _verdict(values: Values, figures: Figures, is_multi_label: bool, is_arg_max: bool) -> str:
+    """Return why graph and scores disagree; "" if they agree."""
+    are_in_range = figures.are_in_range
+    is_distribution = values.row_sum is not None and figures.units > 1 and not is_multi_label
+    table = (
+        (
+            values.are_probabilities and not are_in_range,
+            "{kinds} before {source} gives values in 0..1",
+        ),
+        (
+            values.are_probabilities and is_distribution and not figures.rows_sum_to_1,
+            "the softmax before {source} is not over the classes, or its result is scaled",
+        ),
+        (
+            values.are_logits and figures.rows_sum_to_1 and not is_arg_max,
+            "{source} is not a softmax or sigmoid, so that its values would be logits",
+        ),
+        (
+            not (values.are_probabilities or values.are_logits) and are_in_range and not is_arg_max,
+            "{source} may return probabilities or logits",
+        ),
+    )
+    if figures.is_empty:
+        return ""
+    kinds = " and ".join(sorted(values.activations)) or "an activation"
+    reason = next((text for is_true, text in table if is_true), "")
+    return reason.format(kinds=kinds, source=values.source)
+
+
+def _refusal(name: str, verdict: str, values: Values, figures: Figures) -> str:
+    return (
+        f"{name}: {verdict}, but the {figures}; set activation: none if the scores are "
+        "probabilities, softmax or sigmoid if that is still to be applied"
+        if figures.are_in_range and not values.are_probabilities
+        else f"{name}: {verdict}: the {figures}; correct the network, or set activation: none to "
+        "use its scores as they are, softmax or sigmoid to apply that to them"
+    )
+
+
+class _Observed(NamedTuple):
+    """What the graph and the outputs of a few images say.
+
+    Attributes:
+        values: of the scores, from the graph.
+        figures: of the scores.
+        boxes: (K, 4) those of the best scores; None without boxes.
+    """
+
+    values: Values
+    figures: Figures
+    boxes: np.ndarray | None
+
+
+def _observe(model: keras.Model, config: ModelConfig, pixels: np.ndarray) -> _Observed:
+    """Run the network on a batch."""
+    batch = model.input_shape[0] or len(pixels)
+    pixels = np.resize(pixels, (batch, *pixels.shape[1:]))  # repeats images to a fixed batch
+    seen: list[tuple[Values, int]] = []
+
+    def forward(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        outputs = task_outputs.by_name(model(preprocess(images, model, config), training=False))
+        scores = SCORES_OF[config.task](config, outputs)
+        seen.append((values_of(scores), int(scores.shape[-1])))
+        rows = tf.reshape(tf.cast(scores, tf.float32), (-1, scores.shape[-1]))
+        boxes = _best_boxes(config, outputs)
+        rows = tf.boolean_mask(rows, tf.reduce_all(tf.math.is_finite(rows), axis=1))
+        sums = tf.reduce_sum(rows, axis=1)
+        limits = [f(x) for x in (rows, sums) for f in (tf.reduce_min, tf.reduce_max)]
+        return tf.stack(limits), boxes
+
+    numbers, boxes = tf.function(forward, autograph=False)(tf.constant(pixels))
+    low, high, sum_low, sum_high = numbers.numpy().tolist()
+    values, units = seen[0]
+    figures = Figures(low, high, sum_low, sum_high, len(pixels), units)
+    return _Observed(values, figures, None if boxes is None else boxes.numpy())
+
+
+def _best_boxes(config: ModelConfig, outputs: Mapping[str, Any]) -> tf.Tensor | None:  # (K, 4)
+    """Return the boxes of the best scores of each image: others may be padding."""
+    if config.task == "localization":
+        return tf.cast(single_box(outputs)["box"], tf.float32)
+    if config.task != "detection":
+        return None
+    best = tf.reduce_max(tf.cast(outputs["scores"], tf.float32), axis=2)
+    count = min(_BEST_BOXES, best.shape[1] or _BEST_BOXES)
+    chosen = tf.math.top_k(best, count).indices
+    boxes = tf.cast(outputs["boxes"], tf.float32)
+    return tf.reshape(tf.gather(boxes, chosen, axis=1, batch_dims=1), (-1, 4))
