@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from cvbatch.config.explain import ExplainJob
 from cvbatch.core.errors import ModelError
@@ -30,6 +28,7 @@ from cvbatch.inference.graph import input_size, num_classes, preprocess
 from cvbatch.inference.graph_outputs import Tensors
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
+from cvbatch.models.frameworks import keras, tf
 from cvbatch.storage.store import Storage
 
 Arrays = dict[str, np.ndarray]

@@ -9,9 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import keras
-import tensorflow as tf
-
 from cvbatch.config.models import (
     ClassificationConfig,
     DetectionConfig,
@@ -22,6 +19,7 @@ from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
 from cvbatch.core.types import MAX_MASK_CLASSES
 from cvbatch.inference import gradcam
+from cvbatch.models.frameworks import keras, tf
 from cvbatch.models.outputs import output_mismatch, select_output
 
 Tensors = dict[str, tf.Tensor]

@@ -180,9 +180,9 @@ def _run(
         pool = start_actors(allocation)
         built = builder.result() if builder else _read_programs(sink.storage, uris)
     check_batch(job.run.batch_size, actor_need(built, allocation), memory, allocation.num_actors)
-    for program in built:
-        if program.note:
-            listener.info(program.note)
+    summary.notes = [note for program in built for note in program.note.splitlines()]
+    for note in summary.notes:
+        listener.info(note)
     sink.acquire()
     if overwrite:
         sink.clear("part-*.parquet")

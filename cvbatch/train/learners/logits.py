@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import keras
-from keras import layers, ops
-
 from cvbatch.core.errors import ModelError
+from cvbatch.models.frameworks import keras, layers, ops
 from cvbatch.models.graph_surgery import Call, calls_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
