@@ -16,11 +16,14 @@ __all__ = ["__version__", "load_model", "read"]
 def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model
     """Load a .keras file in Keras' safe mode, with cvbatch's custom layers registered.
 
-    Keras is imported here, not with the package. `keras.saving.load_model` returns the same after
+    Keras is imported here, not with the package, with TensorFlow as backend, float32 and channels
+    last, whatever the environment and keras.json say. Keras that this process has imported before
+    is not changed. `keras.saving.load_model` returns the same after
     `import cvbatch.models.registry`.
 
     Raises:
-        ModelError: the file does not exist, is damaged, or needs code that safe mode rejects.
+        ModelError: the file does not exist, is damaged, or needs code that safe mode rejects; or
+            Keras is already imported with another backend, floatx, epsilon or data format.
     """
     from pathlib import Path
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from cvbatch.config.explain import ExplainJob
 from cvbatch.core.tasks import Task
@@ -32,6 +31,7 @@ from cvbatch.inference.graph_outputs import (
     scores_output,
     single_box,
 )
+from cvbatch.models.frameworks import tf
 
 Scores = tuple[tf.Tensor, tf.Tensor]  # (B, C) scores to explain, (B, C) scores that rank classes
 Focus = tuple[np.ndarray | None, np.ndarray | None]  # input of the graph; (B, C, 4) its boxes

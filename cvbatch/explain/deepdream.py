@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import cv2
-import keras
 import numpy as np
-import tensorflow as tf
 
 from cvbatch.config.explain import DreamConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.explain.filters import WHITE, AsInput, crop_border, normalize_gradient
 from cvbatch.explain.layer_selection import select_layers, truncate_model
+from cvbatch.models.frameworks import keras, tf
 from cvbatch.models.graph_surgery import with_image_size
 
 Size = tuple[int, int]  # height, width

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from cvbatch.core.errors import ModelError
 from cvbatch.explain.layer_selection import KERNELS, layer_output, truncate_model
 from cvbatch.inference.gradcam import leaf_operations, record_calls
+from cvbatch.models.frameworks import keras, tf
 
 BORDER_PX = 2  # border of a feature map that is ignored, because padding affects it
 _NOISE = (0.4, 0.6)  # range of the initial pixels, where pixels are in 0..1

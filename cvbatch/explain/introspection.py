@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from cvbatch.config.explain import ExplainJob
 from cvbatch.core.errors import ModelError
@@ -32,6 +30,7 @@ from cvbatch.inference.graph_outputs import Tensors
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.inference.sample_images import generated_pixels
 from cvbatch.models import outputs as task_outputs
+from cvbatch.models.frameworks import keras, tf
 from cvbatch.storage.store import Storage
 
 Arrays = dict[str, np.ndarray]

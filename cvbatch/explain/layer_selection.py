@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import keras
-import tensorflow as tf
-
 from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import closest_names
 from cvbatch.inference.gradcam import Calls, leaf_operations, matching_paths, record_calls
 from cvbatch.models.custom_layers import PartialConv2D, TrainableSubsampling
+from cvbatch.models.frameworks import keras, tf
 from cvbatch.models.graph_surgery import calls_of, flatten
 
 KERNELS = (

@@ -7,12 +7,10 @@ the same for all tasks.
 
 from __future__ import annotations
 
-import keras
-import tensorflow as tf
-
 from cvbatch.core.errors import ModelError
 from cvbatch.explain.layer_selection import CONVOLUTIONS
 from cvbatch.inference.gradcam import Calls, is_feature_map, is_passthrough, matching_paths
+from cvbatch.models.frameworks import keras, tf
 
 _WEIGHT_LAYERS = (*CONVOLUTIONS, keras.layers.Dense)
 

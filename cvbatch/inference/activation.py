@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-import tensorflow as tf
-
 from cvbatch.inference.value_ranges import values_of
+from cvbatch.models.frameworks import tf
 
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
 _SMALLEST = 1e-7  # a probability of 0 has no logarithm

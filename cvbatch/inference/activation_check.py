@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from cvbatch.config.models import DetectionConfig, LocalizationConfig, ModelConfig
 from cvbatch.core.errors import ModelError
@@ -22,6 +20,7 @@ from cvbatch.inference.graph import preprocess
 from cvbatch.inference.graph_outputs import maps_output, scores_output, single_box
 from cvbatch.inference.value_ranges import Values, values_of
 from cvbatch.models import outputs as task_outputs
+from cvbatch.models.frameworks import keras, tf
 
 _RANGE_TOLERANCE = 1e-3
 _SUM_TOLERANCE = 0.02  # of bfloat16 scores of many classes

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import tempfile
 from pathlib import Path
 
-import keras
 import numpy as np
 
-from cvbatch.config.models import ClassificationConfig, DetectionConfig, tiling_of
+from cvbatch.config.models import ClassificationConfig, DetectionConfig, ModelConfig, tiling_of
 from cvbatch.core.errors import ModelError
 from cvbatch.core.types import ModelSpec
 from cvbatch.inference.activation_check import decide
 from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
 from cvbatch.inference.graph import ServingGraph, input_size, num_classes
-from cvbatch.inference.programs import BuildRequest, BuiltProgram
+from cvbatch.inference.programs import IMAGENET, BuildRequest, BuiltProgram
 from cvbatch.inference.sample_images import SampleImages, sample_pixels
 from cvbatch.models import cost, registry
-from cvbatch.models.applications import IMAGENET_CLASSES, keras_cache
+from cvbatch.models.applications import IMAGENET_CLASSES
+from cvbatch.models.frameworks import keras
+from cvbatch.models.input_range import scales_its_input
+from cvbatch.models.metadata import imagenet_classes
 from cvbatch.models.model_files import download
 from cvbatch.models.precision import with_precision
 from cvbatch.storage.store import Storage
@@ -53,6 +54,7 @@ def build(
     decision = decide(model, config, pixels)
     graph = ServingGraph(model, config, decision.activation)
     engine, payload, names, note = _compile(graph, request, height, width)
+    notes = [note, _scaling_note(model, config), _names_note(request, len(classes))]
     spec = ModelSpec(
         name=Path(config.model).stem if config.model.endswith(".keras") else config.model,
         task=config.task,
@@ -71,7 +73,7 @@ def build(
         names,
         request.batch_size,
         _bytes_per_image(costs, (height, width), request.precision),
-        note,
+        "\n".join(filter(None, notes)),
         payload,
         costs.parameters if costs else None,
         costs.multiply_adds if costs and not costs.is_at_least else None,
@@ -126,6 +128,31 @@ def _compile(
     return request.engine, payload, names, ""
 
 
+def _scaling_note(model: keras.Model, config: ModelConfig) -> str:
+    """Return a warning if neither a user's network nor the job scales the pixels; else ""."""
+    is_scaled = config.preprocessing != "none" or config.rescale is not None
+    if is_scaled or not config.model.endswith(".keras") or scales_its_input(model) is not False:
+        return ""
+    return (
+        f"warning: model {config.model} has no Rescaling, Normalization or other preprocessing "
+        "layer at its input, and the job sets none, so that the network receives pixels 0..255; "
+        "predictions are wrong if it was trained on another range: set preprocessing: tf for -1..1,"
+        " torch or caffe for ImageNet's mean, rescale: {scale: 0.00392157} for 0..1, or "
+        "rescale: {scale: 1} if 0..255 is right"
+    )
+
+
+def _names_note(request: BuildRequest, count: int) -> str:
+    config = request.config
+    is_named = request.identity.classes is not None or config.weights == IMAGENET
+    if is_named or count != IMAGENET_CLASSES:
+        return ""
+    return (
+        f"model {config.model} has 1,000 outputs without names, and labels are numbers; set "
+        "classes: imagenet if they are ImageNet's classes"
+    )
+
+
 def _costs(model: keras.Model, image_size: tuple[int, int]) -> cost.Cost | None:
     """Return the cost of the model for one image; None if it is not a graph of layers."""
     try:
@@ -159,30 +186,23 @@ def class_names(request: BuildRequest, count: int) -> tuple[str, ...]:
 
     Args:
         request: its identity has the names of the job or of the model file, if there are any.
-        count: number of classes of the model's outputs. Without names it selects Keras' ImageNet
-            names (1000, if they are in Keras' cache) or the class ids as text.
+        count: number of classes of the model's outputs. Without names they are ImageNet's for
+            `weights: imagenet`, else the class ids as text.
 
     Raises:
         ModelError: the number of names is not `count`.
     """
     names = request.identity.classes
     if names is None:
-        return _imagenet_names(count) or tuple(str(i) for i in range(count))
+        # A network with ImageNet's weights has ImageNet's head: `load` refuses an untrained one.
+        is_imagenet = request.config.weights == IMAGENET and count == IMAGENET_CLASSES
+        return imagenet_classes() if is_imagenet else tuple(str(i) for i in range(count))
     if len(names) != count:
         raise ModelError(
             f"classes of model {request.config.model!r}: {len(names)} names for {count} outputs; "
             "give one name for each output, in the order of the outputs"
         )
     return names
-
-
-def _imagenet_names(count: int) -> tuple[str, ...] | None:
-    """Return the ImageNet class names of Keras; None if its index file is not in Keras' cache."""
-    index = keras_cache() / "imagenet_class_index.json"
-    if count != IMAGENET_CLASSES or not index.is_file():
-        return None
-    entries = json.loads(index.read_text(encoding="utf-8"))
-    return tuple(str(entries[str(i)][1]) for i in range(count))
 
 
 def _check_keep_classes(config: DetectionConfig, classes: tuple[str, ...]) -> None:

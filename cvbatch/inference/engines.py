@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    from cvbatch.models.frameworks import tf
 
 
 Outputs = dict[str, np.ndarray]  # outputs of a program by name, each (B, ...)
@@ -49,7 +49,7 @@ class Engine:
 
 def _trace(graph: Any, batch: int, height: int, width: int, overrides: dict[str, str]) -> Any:
     """Trace the graph to a concrete function that returns a dict; overrides: gradients by op."""
-    import tensorflow as tf
+    from cvbatch.models.frameworks import tf
 
     signature = [tf.TensorSpec((batch, height, width, 3), tf.uint8, name="pixels")]
 
@@ -72,10 +72,10 @@ def _output_names(function: Any) -> tuple[str, ...]:
 def _compile_litert(
     graph: Any, batch: int, height: int, width: int
 ) -> tuple[bytes, tuple[str, ...]]:
-    import tensorflow as tf
-    from tensorflow.lite.python.convert_phase import ConverterError
+    from tensorflow.lite.python.convert_phase import ConverterError  # noqa: TID251 - tf is imported
 
     from cvbatch.inference.litert_gradients import OVERRIDES
+    from cvbatch.models.frameworks import tf
 
     function = _trace(graph, batch, height, width, OVERRIDES)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
@@ -119,7 +119,7 @@ def _load_litert(payload: bytes, names: tuple[str, ...], threads: int) -> Progra
 def _compile_tensorflow(
     graph: Any, batch: int, height: int, width: int
 ) -> tuple[bytes, tuple[str, ...]]:
-    from tensorflow.python.framework.convert_to_constants import (
+    from tensorflow.python.framework.convert_to_constants import (  # noqa: TID251
         convert_variables_to_constants_v2,
     )
 
@@ -136,7 +136,7 @@ def _compile_tensorflow(
 
 def _load_tensorflow(payload: bytes, names: tuple[str, ...], threads: int) -> Program:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
+    from cvbatch.models.frameworks import tf
 
     _set_devices(tf, threads)
     size = int.from_bytes(payload[:4], "big")

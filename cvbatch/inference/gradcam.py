@@ -15,11 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
-import tensorflow as tf
-
 from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import closest_names
+from cvbatch.models.frameworks import keras, tf
 
 # Layers whose output `layer: auto` does not select: it selects the feature map before them.
 _PASSTHROUGH = (

@@ -7,15 +7,13 @@ it.
 
 from __future__ import annotations
 
-import keras
-import tensorflow as tf
-
 from cvbatch.config.models import ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import gradcam
 from cvbatch.inference.activation import Activation
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS, ForwardPass, Tensors
 from cvbatch.models import outputs as task_outputs
+from cvbatch.models.frameworks import keras, tf
 
 
 def input_size(model: keras.Model, config: ModelConfig) -> tuple[int, int]:

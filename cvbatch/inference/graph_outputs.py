@@ -9,9 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import keras
-import tensorflow as tf
-
 from cvbatch.config.models import (
     ClassificationConfig,
     DetectionConfig,
@@ -28,6 +25,7 @@ from cvbatch.inference.activation import (
     resolve,
     with_activation,
 )
+from cvbatch.models.frameworks import keras, tf
 from cvbatch.models.outputs import output_mismatch, select_output
 
 Tensors = dict[str, tf.Tensor]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
+from cvbatch.models.frameworks import tf
 
 
 @tf.RegisterGradient("CvbatchRelu")
@@ -44,7 +44,7 @@ def _max_pool(op: Any, gradient: tf.Tensor) -> tf.Tensor:  # (B, h', w', c) → 
         out_h * size_h >= height - size_h + 1 and out_h * size_h <= height
     )
     if not is_plain or out_w * size_w > width:
-        from tensorflow.python.ops.nn_grad import _MaxPoolGrad
+        from tensorflow.python.ops.nn_grad import _MaxPoolGrad  # noqa: TID251 - tf is imported
 
         return _MaxPoolGrad(op, gradient)
     covered = op.inputs[0][:, : out_h * size_h, : out_w * size_w]
@@ -70,7 +70,7 @@ def _avg_pool(op: Any, gradient: tf.Tensor) -> tf.Tensor:  # (B, h', w', c) → 
     out_h, out_w = op.outputs[0].shape[1:3]
     is_plain = op.get_attr("strides") == op.get_attr("ksize") and out_h * size_h <= height
     if not is_plain or out_w * size_w > width:
-        from tensorflow.python.ops.nn_grad import _AvgPoolGrad
+        from tensorflow.python.ops.nn_grad import _AvgPoolGrad  # noqa: TID251 - tf is imported
 
         return _AvgPoolGrad(op, gradient)
     shares = tf.reshape(gradient / (size_h * size_w), (batch * out_h, 1, out_w, 1, channels))

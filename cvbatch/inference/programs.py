@@ -24,11 +24,12 @@ from cvbatch.core.types import ModelSpec
 from cvbatch.core.version import __version__
 from cvbatch.inference.engines import ENGINES, Program
 from cvbatch.models import model_files
-from cvbatch.models.metadata import DEMO_FILES, read_card
+from cvbatch.models.metadata import DEMO_FILES, imagenet_classes, read_card
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
 MAX_CLASS_FILE_BYTES = 4 << 20
+IMAGENET = "imagenet"  # value of `classes`: the names that are shipped
 _FILE_FORMAT = 2  # version of program files; part of the key
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # constant time in the zip, so that equal programs are equal bytes
 
@@ -99,7 +100,7 @@ class BuiltProgram:
         names: of the outputs, in the order of the payload.
         batch_size: images per call.
         bytes_per_image: lower bound of the memory for pixels and feature maps of one image.
-        note: message for the user, reported once; "" if there is none.
+        note: messages for the user, one per line, reported once; "" if there are none.
         payload: the program, in the format of its engine.
         parameters: number of weights; None if the network is not a graph of layers.
         multiply_adds: for one image; None likewise.
@@ -183,6 +184,8 @@ def _classes(storage: Storage, config: ModelConfig, file: Path | None) -> tuple[
     """Return class names from the job, or from the model card inside the .keras file."""
     if isinstance(config.classes, list):
         return tuple(config.classes)
+    if config.classes == IMAGENET:
+        return imagenet_classes()
     if config.classes is not None:
         return _read_class_file(storage, config.classes)
     card = read_card(file) if file else None

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
+
+from cvbatch.models.frameworks import tf
 
 _MAX_CONSTANT = 1 << 22  # elements; the range of a larger constant is not computed
 _TOLERANCE = 1e-6

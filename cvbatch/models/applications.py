@@ -10,11 +10,9 @@ from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-import keras
-from keras import layers, ops
-
 from cvbatch.core.errors import ModelError
 from cvbatch.models.cost import skip_weight_allocation
+from cvbatch.models.frameworks import keras, layers, ops
 
 Preprocessing = Literal["tf", "torch", "caffe", "included"]
 Weights = Literal["imagenet"] | None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-
 from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import hint
 from cvbatch.models.applications import APPLICATIONS, Weights, build_features
 from cvbatch.models.classifiers import CLASSIFIERS
+from cvbatch.models.frameworks import keras
 from cvbatch.models.fully_convolutional import without_head
 from cvbatch.models.graph_surgery import calls_of
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from keras import layers
-
 from cvbatch.models.custom_layers import Bilinear
+from cvbatch.models.frameworks import layers
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers, ops
+
+from cvbatch.models.frameworks import keras, layers, ops
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-from keras import layers
-
 from cvbatch.models import blocks
 from cvbatch.models.custom_layers import LocalResponseNormalization
+from cvbatch.models.frameworks import keras, layers
 from cvbatch.models.googlenet import googlenet, se_googlenet
 from cvbatch.models.lenet import lenet5, lenet5_original
 from cvbatch.models.resnets import resnet34, resnet152, se_resnet34

@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import keras
-from keras.src.backend.common import global_state
-
 from cvbatch.core.errors import ModelError
+from cvbatch.models.frameworks import keras
 
 Shape = tuple[int | None, ...]
 FLOAT32_BYTES = 4
+_GLOBAL_STATE = keras.src.backend.common.global_state  # not in Keras' public API
 _PENDING = "uninitialized_variables"  # Keras' list of variables to be initialised later
 
 
@@ -116,13 +115,13 @@ def skip_weight_allocation() -> Iterator[None]:
 
     Such a network has shapes and parameter counts, but cannot be run.
     """
-    pending = list(global_state.get_global_attribute(_PENDING) or ())
+    pending = list(_GLOBAL_STATE.get_global_attribute(_PENDING) or ())
     try:
         with keras.StatelessScope(initialize_variables=False):
             yield
     finally:
         # Otherwise Keras would allocate the weights the next time it infers a shape.
-        global_state.set_global_attribute(_PENDING, pending)
+        _GLOBAL_STATE.set_global_attribute(_PENDING, pending)
 
 
 class _CostRecorder:

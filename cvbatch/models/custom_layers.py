@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
 from cvbatch.core.errors import ModelError
+from cvbatch.models.frameworks import keras, ops
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

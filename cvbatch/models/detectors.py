@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-from keras import layers
-
 from cvbatch.core.errors import ModelError
 from cvbatch.models import blocks
 from cvbatch.models.applications import Weights
 from cvbatch.models.backbones import build_backbone, total_stride
 from cvbatch.models.box_decoding import BoxDecode, GridDecode, WindowDecode
+from cvbatch.models.frameworks import keras, layers
 from cvbatch.models.fully_convolutional import to_fully_convolutional
 from cvbatch.models.graph_surgery import calls_of
 

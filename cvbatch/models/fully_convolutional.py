@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import keras
-from keras import layers, ops
-
 from cvbatch.core.errors import ModelError
+from cvbatch.models.frameworks import keras, layers, ops
 from cvbatch.models.graph_surgery import (
     Call,
     LayerCopier,

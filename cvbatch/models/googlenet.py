@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-from keras import layers
-
 from cvbatch.models import blocks
 from cvbatch.models.custom_layers import LocalResponseNormalization
+from cvbatch.models.frameworks import keras, layers
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

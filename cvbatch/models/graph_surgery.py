@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import keras
-
 from cvbatch.core.errors import ModelError
+from cvbatch.models.frameworks import keras
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import keras
-from keras import layers
-
 from cvbatch.models import blocks
 from cvbatch.models.custom_layers import (
     PartialConv2D,
@@ -12,6 +9,7 @@ from cvbatch.models.custom_layers import (
     TrainableSubsampling,
     scaled_tanh,
 )
+from cvbatch.models.frameworks import keras, layers
 
 CODE_LENGTH = 84  # units of layer F6 and length of the code of a class
 # LeCun et al. 1998, table I: for each map of layer C3 the maps of S2 that it reads.

@@ -32,6 +32,8 @@ DEMO_FILES = {  # zoo name → .keras file of `weights: demo`
     for name in ("classifier", "segmenter", "detector")
 }
 
+_IMAGENET_FILE = Path(__file__).with_name("imagenet_classes.txt")
+
 
 @dataclass(frozen=True)
 class Card:
@@ -87,6 +89,14 @@ def read_card(path: str | Path) -> Card | None:
     except (ValueError, RecursionError) as error:
         raise _malformed(path, "is not JSON") from error
     return _parse(path, content)
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """Return the names of ImageNet's 1,000 classes, in the order of the networks' outputs.
+
+    They are those of `keras.applications`, where crane and maillot each name two classes.
+    """
+    return tuple(_IMAGENET_FILE.read_text(encoding="utf-8").split())
 
 
 def _parse(path: str | Path, content: object) -> Card:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-from keras import layers, ops
+from cvbatch.models.frameworks import keras, layers, ops
 
 _BLOCK_CHANNELS = 16  # of oneDNN; layers with at least as many input channels are not affected
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import keras
-
+from cvbatch.models.frameworks import keras
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
 
 

@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import closest_names, hint
 from cvbatch.models import cost, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
 from cvbatch.models.classifiers import CLASSIFIERS, mini_xception
 from cvbatch.models.file_safety import inspect_model_file
+from cvbatch.models.frameworks import keras
 from cvbatch.models.metadata import DEMO_FILES
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
 from cvbatch.models.weights import LOAD_ERRORS, WEIGHTS_SUFFIXES, first_line, load_weights

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import keras
-from keras import layers
-
 from cvbatch.models import blocks
 from cvbatch.models.applications import preprocess
+from cvbatch.models.frameworks import keras, layers
 
 # Units per stage; each stage has twice the filters of the previous (He et al. 2016, table 1).
 RESNET34_UNITS = (3, 4, 6, 3)

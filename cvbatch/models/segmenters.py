@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-from keras import layers
-
 from cvbatch.models import blocks
 from cvbatch.models.applications import (
     APPLICATIONS,
@@ -19,6 +16,7 @@ from cvbatch.models.applications import (
     build_features,
 )
 from cvbatch.models.backbones import build_backbone, feature_map_at_stride
+from cvbatch.models.frameworks import keras, layers
 from cvbatch.models.fully_convolutional import to_fully_convolutional, without_head
 from cvbatch.models.graph_surgery import LayerCopier, apply_graph, output_of
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
-import keras
 
 from cvbatch.core.errors import ModelError
 from cvbatch.models.file_safety import WEIGHTS_MEMBER, inspect_model_file
+from cvbatch.models.frameworks import keras
 
 # Raised by Keras, h5py and zipfile for a file that is damaged or of another network.
 LOAD_ERRORS = (

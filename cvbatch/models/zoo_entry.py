@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import keras
-
 from cvbatch.core.tasks import Task
+from cvbatch.models.frameworks import keras
 
 
 @dataclass(frozen=True)

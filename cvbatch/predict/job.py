@@ -182,9 +182,10 @@ def _run(
         pool = start_actors(allocation)
         built = builder.result() if builder else _read_programs(sink.storage, uris)
     check_batch(job.run.batch_size, actor_need(built, allocation), memory, allocation.num_actors)
-    for program in built:
-        for line in filter(None, (program.activation_reason, program.note)):
-            listener.info(line)
+    notes = ((program.activation_reason, *program.note.splitlines()) for program in built)
+    summary.notes = [note for lines in notes for note in lines if note]
+    for note in summary.notes:
+        listener.info(note)
     sink.acquire()
     if overwrite:
         sink.clear("part-*.parquet")

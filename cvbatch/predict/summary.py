@@ -39,6 +39,7 @@ class Summary:
     seconds: float = 0.0  # of the run, including start-up
     images_per_second: float = 0.0  # since chunks were submitted, including start-up of workers
     is_over_failure_limit: bool = False
+    notes: list[str] = field(default_factory=list)  # warnings about the models
     before: tuple[int, int] | None = None  # images and failures of the last run, if none is pending
 
     @classmethod

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+
+from cvbatch.models.frameworks import tf
 
 Variable = Any  # a keras.Variable; Keras carries no type information
 Tensor = Any  # a tf.Tensor, or one for each replica

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from cvbatch.core.errors import ModelError, TrainingError
+from cvbatch.models.frameworks import keras, tf
 from cvbatch.models.graph_surgery import calls_of, flatten, only_input, record_outputs
 from cvbatch.train.batches import Batch
 from cvbatch.train.phases import last_feature_maps

@@ -34,6 +34,7 @@ from cvbatch.datasets.reader import (
 from cvbatch.distributed.resources import Allocation, Resources, local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.models import model_files
+from cvbatch.models.keras_settings import keras_variables
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
@@ -144,6 +145,7 @@ def train(
         state = run.prepare(state, resources)
         listener.info(run.announcement() + ("; resuming" if is_resumed else ""))
         if not joins_a_cluster():
+            stack.enter_context(keras_variables())  # Ray's controller imports Keras as well
             stack.enter_context(connect_ray())
         # Ray writes messages about lost workers to stdout, which is for results.
         with redirect_stdout(sys.stderr):

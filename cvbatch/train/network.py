@@ -18,8 +18,7 @@ from cvbatch.models.metadata import DEMO_FILES, read_card, write_card
 from cvbatch.storage.store import Storage
 
 if TYPE_CHECKING:
-    import keras
-
+    from cvbatch.models.frameworks import keras
     from cvbatch.train.learners.base import Learner
     from cvbatch.train.optimizers import Optimization
     from cvbatch.train.phases import Phase
@@ -73,9 +72,8 @@ def _build_network(
     anchors: Sequence[Sequence[float]] | None,
     file: Path,
 ) -> BuiltNetwork:
-    import keras
-
     from cvbatch.models import cost
+    from cvbatch.models.frameworks import keras
     from cvbatch.train.optimizers import OPTIMIZERS
     from cvbatch.train.phases import freeze
 
@@ -199,7 +197,7 @@ def _image_size(job: TrainJob, model: keras.Model) -> tuple[int, int]:
 
 def _without_lists(model: keras.Model) -> keras.Model:
     """Return the model with a single input, and a single output, as tensors instead of lists."""
-    import keras
+    from cvbatch.models.frameworks import keras
 
     output = model.output
     if isinstance(output, (list, tuple)) and len(output) == 1:

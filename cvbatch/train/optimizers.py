@@ -6,12 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import keras
-from keras import ops
-from keras.optimizers import schedules
-
 from cvbatch.config.train import OptimizerName, ScheduleName
 from cvbatch.core.errors import ConfigError
+from cvbatch.models.frameworks import keras, ops
 
 Tensor = Any  # a scalar of Keras; Keras carries no type information
 Rate = Any  # a number, or a keras LearningRateSchedule
@@ -34,7 +31,7 @@ class Optimization:
 
 
 @keras.saving.register_keras_serializable("cvbatch")
-class WarmUp(schedules.LearningRateSchedule):  # type: ignore[misc]  # Keras is untyped
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]  # Keras is untyped
     """Linear warm-up to `peak`, which is reached at step `steps` − 1; then the schedule `after`.
 
     Unlike Keras' warm-up, the first step has a rate above 0.
@@ -49,7 +46,10 @@ class WarmUp(schedules.LearningRateSchedule):  # type: ignore[misc]  # Keras is 
     """
 
     def __init__(
-        self, peak: float, steps: int, after: schedules.LearningRateSchedule | None = None
+        self,
+        peak: float,
+        steps: int,
+        after: keras.optimizers.schedules.LearningRateSchedule | None = None,
     ) -> None:
         super().__init__()
         self.peak, self.steps, self.after = peak, steps, after
@@ -93,12 +93,14 @@ def make_schedule(optimization: Optimization, peak: float, steps: int) -> WarmUp
     warmup_steps = round(optimization.warmup * steps)
     decay_steps = max(1, steps - warmup_steps)
     final = optimization.final
-    after: dict[str, Callable[[], schedules.LearningRateSchedule | None]] = {
+    after: dict[str, Callable[[], keras.optimizers.schedules.LearningRateSchedule | None]] = {
         "constant": lambda: None,
-        "linear": lambda: schedules.PolynomialDecay(peak, decay_steps, final * peak),
-        "cosine": lambda: schedules.CosineDecay(peak, decay_steps, alpha=final),
+        "linear": lambda: keras.optimizers.schedules.PolynomialDecay(
+            peak, decay_steps, final * peak
+        ),
+        "cosine": lambda: keras.optimizers.schedules.CosineDecay(peak, decay_steps, alpha=final),
         # A boundary in Keras is the last step with the rate before it.
-        "step": lambda: schedules.PiecewiseConstantDecay(
+        "step": lambda: keras.optimizers.schedules.PiecewiseConstantDecay(
             [max(0, round(drop * steps) - warmup_steps - 1) for drop in optimization.drops],
             [peak * optimization.drop_factor**i for i in range(len(optimization.drops) + 1)],
         ),

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import keras
-
 from cvbatch.core.errors import ModelError
+from cvbatch.models.frameworks import keras
 from cvbatch.models.fully_convolutional import without_head
 from cvbatch.models.graph_surgery import Call, calls_of, flatten, output_of
 

@@ -19,6 +19,7 @@ import ray.train
 
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import CvbatchError, TrainingError
+from cvbatch.models.keras_settings import VARIABLES, own_keras
 from cvbatch.storage import store
 from cvbatch.train.history import Row, format_row
 from cvbatch.train.worker_spec import WorkerSpec
@@ -106,6 +107,7 @@ def _failure_message(spec: WorkerSpec, error: Exception | None) -> str:
 
 def _trainer(spec: WorkerSpec, log: Any) -> Any:
     with silent_stderr():  # this imports TensorFlow, which writes to stderr
+        own_keras()
         from ray.train.tensorflow import TensorflowTrainer
     run = spec.job.run
     gpus = run.gpus_per_worker or 0
@@ -124,12 +126,14 @@ def _trainer(spec: WorkerSpec, log: Any) -> Any:
             storage_filesystem=spec.storage.file_system(location),
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=spec.job.training.keep),
+            worker_runtime_env={"env_vars": VARIABLES},
         ),
     )
 
 
 def _train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     """Run in every worker; log an error that a restart cannot fix."""
+    own_keras()  # Ray has imported TensorFlow, and so Keras
     from cvbatch.train.ray_worker import TrainingWorker
 
     spec, log = config["spec"], config["log"]

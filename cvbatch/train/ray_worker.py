@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import keras
 import ray
 import ray.train
-import tensorflow as tf
 
 from cvbatch.core.types import InputKey
 from cvbatch.images.decode import Limits
+from cvbatch.models.frameworks import keras, tf
 from cvbatch.storage import store
 from cvbatch.storage.lease import check_token
 from cvbatch.storage.retry import is_full, translate

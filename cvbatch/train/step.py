@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
-from keras import ops
 
 from cvbatch.core.errors import TrainingError
 from cvbatch.models import graph_surgery
+from cvbatch.models.frameworks import keras, ops, tf
 from cvbatch.train.batches import Batch
 from cvbatch.train.collectives import Replicas, all_reduce
 from cvbatch.train.learners.base import Learner

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 
 from cvbatch.core.errors import TrainingError
+from cvbatch.models.frameworks import keras
 from cvbatch.train.batches import Batch, BatchSource, PaddedBatches
 from cvbatch.train.checkpoints import Checkpoints, Progress, restore
 from cvbatch.train.collectives import Replicas

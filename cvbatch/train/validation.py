@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import TrainingExample
+from cvbatch.models.frameworks import keras, tf
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.learners.base import Learner
 

@@ -1,7 +1,6 @@
 """Identity of models, keys of programs, program files, and building of programs."""
 
 import hashlib
-import json
 import zipfile
 from dataclasses import replace
 
@@ -212,16 +211,41 @@ class TestBuilding:
         first, second = (build_one("mini_xception", weights="random") for _ in range(2))
         assert first.spec.weights_sha256 == second.spec.weights_sha256
 
-    def test_imagenet_names_are_read_from_the_keras_cache(self, tmp_path, monkeypatch):
-        from cvbatch.inference.compile import _imagenet_names
+    def test_a_network_that_nobody_scales_is_reported(self, tmp_path):
+        import keras
+        from keras import layers
 
-        monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-        assert _imagenet_names(1000) is None
-        (tmp_path / "models").mkdir()
-        index = {str(i): [f"n{i}", f"name {i}"] for i in range(1000)}
-        (tmp_path / "models" / "imagenet_class_index.json").write_text(json.dumps(index))
-        assert _imagenet_names(1000)[7] == "name 7"
-        assert _imagenet_names(10) is None
+        parts = [keras.Input((8, 8, 3)), layers.Conv2D(2, 3), layers.GlobalAveragePooling2D()]
+        path = str(tmp_path / "raw.keras")
+        keras.Sequential([*parts, layers.Dense(1000)]).save(path)
+        note = build_one(path).note
+        assert "pixels 0..255" in note
+        assert "set classes: imagenet" in note
+        for fields in ({"preprocessing": "tf"}, {"rescale": {"scale": 0.5}}):
+            assert build_one(path, classes="imagenet", **fields).note == ""
+
+    def test_imagenet_names_are_those_of_keras_applications(self, tmp_path):
+        """Oracle: ids that the documentation of Keras and of the ILSVRC states."""
+        names = identify("MobileNet", weights="random", classes="imagenet").classes
+        assert len(names) == 1000
+        known = {0: "tench", 24: "great_grey_owl", 101: "tusker", 207: "golden_retriever"}
+        known |= {285: "Egyptian_cat", 385: "Indian_elephant", 386: "African_elephant"}
+        known |= {281: "tabby", 817: "sports_car", 954: "banana", 999: "toilet_tissue"}
+        assert {i: names[i] for i in known} == known
+        duplicates = {name for name in names if names.count(name) > 1}
+        assert duplicates == {"crane", "maillot"}
+
+    def test_only_imagenet_weights_have_imagenet_names_by_default(self, keras_files):
+        from cvbatch.inference.compile import class_names
+
+        trained = request("MobileNet", weights="imagenet")
+        assert (
+            class_names(trained, 1000)
+            == identify("MobileNet", weights="random", classes="imagenet").classes
+        )
+        assert class_names(request("MobileNet", weights="random"), 1000)[7] == "7"
+        named = request("MobileNet", weights="imagenet", classes=["a"])
+        assert class_names(named, 1) == ("a",)
 
 
 def build_one(path, **fields):

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import keras
-
 from cvbatch.config.train import TrainJob
 from cvbatch.core.tasks import Task
 from cvbatch.core.types import TrainingExample
+from cvbatch.models.frameworks import keras
 from cvbatch.train.learners.classification import Classification, Segmentation
 from cvbatch.train.learners.detection import Localization, detection
 from cvbatch.train.learners.metrics import MetricSet

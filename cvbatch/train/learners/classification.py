@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
-import keras
 import numpy as np
 
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.core.types import VOID_CLASS, TrainingExample
 from cvbatch.metrics.classification import Confusion, MultiLabelPrecision, TopK
+from cvbatch.models.frameworks import keras
 from cvbatch.models.googlenet import AUXILIARY_LOSS_WEIGHT
 from cvbatch.models.graph_surgery import flatten
 from cvbatch.models.outputs import by_name, select_output

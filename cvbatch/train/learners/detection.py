@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers
 
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.core.types import TrainingExample, join_boxes
@@ -21,6 +19,7 @@ from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.metrics.classification import BoxIoU, TopK
 from cvbatch.models.box_decoding import BoxDecode, GridDecode, WindowDecode
 from cvbatch.models.detectors import training_view
+from cvbatch.models.frameworks import keras, layers
 from cvbatch.models.graph_surgery import calls_of, flatten
 from cvbatch.train.learners.logits import call_of, logits_of
 from cvbatch.train.learners.losses import box_error, class_cross_entropy, grid_losses, window_losses

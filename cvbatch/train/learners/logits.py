@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import keras
-import tensorflow as tf
-from keras import layers, ops
-
 from cvbatch.core.errors import ModelError
 from cvbatch.inference.value_ranges import Values, values_of
+from cvbatch.models.frameworks import keras, layers, ops, tf
 from cvbatch.models.graph_surgery import Call, calls_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from keras import layers, ops
 
 from cvbatch.core.types import VOID_CLASS
+from cvbatch.models.frameworks import layers, ops
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 
