@@ -121,6 +121,11 @@ class BuiltProgram:
     activation_reason: str = ""
 
     @property
+    def notes(self) -> list[str]:
+        """Return the messages for the user."""
+        return [line for line in (self.activation_reason, *self.note.splitlines()) if line]
+
+    @property
     def weight_bytes(self) -> int:
         """Return the memory of the loaded program without batches: the size of its payload."""
         return len(self.payload)

@@ -103,9 +103,8 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     allocation = choose_allocation(job, plan.format, resources, max(1, len(pending)))
     requests = build_requests(job, ready.identities, ready.engine)
     programs = _build(ready, requests) if pending else []
-    for program in programs:
-        for note in program.note.splitlines():
-            listener.info(note)
+    for note in (note for program in programs for note in program.notes):
+        listener.info(note)
     need = actor_need(programs, allocation)
     memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
     check_batch(job.run.batch_size, need, memory, allocation.num_actors)

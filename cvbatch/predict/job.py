@@ -182,8 +182,7 @@ def _run(
         pool = start_actors(allocation)
         built = builder.result() if builder else _read_programs(sink.storage, uris)
     check_batch(job.run.batch_size, actor_need(built, allocation), memory, allocation.num_actors)
-    notes = ((program.activation_reason, *program.note.splitlines()) for program in built)
-    summary.notes = [note for lines in notes for note in lines if note]
+    summary.notes = [note for program in built for note in program.notes]
     for note in summary.notes:
         listener.info(note)
     sink.acquire()
