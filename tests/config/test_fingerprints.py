@@ -101,6 +101,7 @@ MODEL: dict[str, Any] = {
     "image_size": [8, 8],
     "rescale": {"scale": 2.0, "offset": 1.0},
     "output": "b",
+    "activation": "none",
 }
 TASKS: list[dict[str, Any]] = [
     {"task": "classification", "heatmap": HEATMAP, "tiles": TILES, **MODEL},
@@ -225,6 +226,8 @@ def test_keys_that_were_added_change_no_old_job_file() -> None:
         "max_pixels",
         "reduced_jpeg",
     }
+    task = {"task": "classification", "model": "a.keras"}
+    assert "activation" not in predict_job(task).model_dump(mode="json")["models"][0]
     section = {"uri": "in", "keep_columns": ["a"], "unreadable": "fail"}
     job = parse_job({"source": section, "sink": {"uri": "out"}, "models": [TASKS[0]]})
     stored = job.model_dump(mode="json")

@@ -150,6 +150,10 @@ class TestBuilding:
         path = keras_files / "nested_classifier.keras"
         program = build(Storage(), request(path, heatmap={}, classes=list(CLASSES)))
         assert (program.engine, program.note) == ("litert", "")
+        assert program.activation == "none"
+        assert (
+            "softmax in" in programs.BuiltProgram.from_bytes(program.to_bytes()).activation_reason
+        )
         assert program.spec.name == "nested_classifier"
         assert program.spec.classes == CLASSES
         assert (program.spec.input_height, program.spec.input_width) == (32, 32)
