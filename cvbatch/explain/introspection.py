@@ -65,7 +65,8 @@ def resolve_job(model: keras.Model, job: ExplainJob, request: BuildRequest) -> N
     layers = _resolve_layers(model, job, shapes)
     classes: tuple[str, ...] = ()
     if job.gradcam:
-        decide(model, job.model, generated_pixels(size))  # refuses scores that are not clear
+        # refuses scores that are not clear
+        decide(model, job.model, generated_pixels(size), checks_boxes=False)
         classes = compile.class_names(request, num_classes(model, job.model))
         _check_classes(job.gradcam.classes or (), classes)
         if job.gradcam.layer != "auto":

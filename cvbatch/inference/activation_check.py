@@ -99,15 +99,24 @@ def decide(
     model: keras.Model,
     config: ModelConfig,
     pixels: np.ndarray,  # (N, H, W, 3) uint8
+    *,
+    checks_boxes: bool,
 ) -> Decision:
     """Decide which activation to apply.
+
+    Args:
+        checks_boxes: compare boxes with the job's box format; needs images of the job.
 
     Raises:
         ModelError: graph and scores disagree, the scores do not fit the job's activation, or the
             boxes do not fit its box format.
     """
     values, figures, boxes = _observe(model, config, pixels)
-    if boxes is not None and isinstance(config, DetectionConfig | LocalizationConfig):
+    if (
+        checks_boxes
+        and boxes is not None
+        and isinstance(config, DetectionConfig | LocalizationConfig)
+    ):
         check_boxes(config, boxes, *pixels.shape[1:3])
     name = f"model {config.model!r}"
     if config.activation != "auto":

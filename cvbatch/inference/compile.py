@@ -51,7 +51,7 @@ def build(
     if isinstance(config, DetectionConfig):
         _check_keep_classes(config, classes)
     pixels = sample_pixels(samples, storage, (height, width), config.resize)
-    decision = decide(model, config, pixels)
+    decision = decide(model, config, pixels, checks_boxes=samples is not None)
     graph = ServingGraph(model, config, decision.activation)
     engine, payload, names, note = _compile(graph, request, height, width)
     notes = [note, _scaling_note(model, config), _names_note(request, len(classes))]

@@ -213,7 +213,7 @@ def serve(model, model_config, images):
     from cvbatch.inference.activation_check import decide
     from cvbatch.inference.graph import ServingGraph
 
-    decision = decide(model, model_config, images)
+    decision = decide(model, model_config, images, checks_boxes=True)
     graph = ServingGraph(model, model_config, decision.activation)
     outputs = tf.function(graph, autograph=False)(tf.constant(images))
     return decision, {name: tensor.numpy() for name, tensor in outputs.items()}
