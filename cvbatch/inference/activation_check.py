@@ -1,7 +1,7 @@
 """Decide at build time which activation is still to be applied to a network's scores.
 
-The graph (`value_ranges`) and the scores of a few images must agree. Where they disagree, the job is
-refused, because a second softmax changes scores without any other sign.
+The graph (`value_ranges`) and the scores of a few images must agree. Where they disagree, the job
+is refused, because a second softmax changes scores without any other sign.
 """
 
 from __future__ import annotations
