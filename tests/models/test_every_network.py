@@ -45,9 +45,10 @@ LARGER = (
     *("resnet152", "se_resnet34", "googlenet"),  # resnet34 and se_googlenet have their blocks
     *("fcn16s", "fcn32s"),
     "InceptionResNetV2",  # the blocks of Inception and of ResNet, seven times as many layers
-    "MobileNetV3Large",
+    "InceptionV3",
+    *("MobileNetV3Small", "MobileNetV3Large"),
     *("NASNetLarge", "NASNetMobile"),
-    "VGG19",
+    *("VGG16", "VGG19"),
     "Xception",
 )
 CONFIGS = {
