@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from cvbatch.core.types import Item
+from cvbatch.importers.dataset_files import in_hash_order
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.store import Storage
 
 NO_BOXES = np.empty((0, 4), np.float64)
 UNKNOWN_CLASS = -1  # class id of a name that is not in the class table
@@ -55,6 +57,19 @@ class AnnotatedBatch:
     reader: ChunkReader
 
 
+Batches = Callable[[ImportReport], Iterator[AnnotatedBatch]]
+
+
+def one_batch(
+    storage: Storage, items: Iterable[Item], annotations: Mapping[str, Annotation]
+) -> Batches:
+    """Return `AnnotatedDataset.batches` of image files, whose annotations are all in memory."""
+    batch = AnnotatedBatch(
+        in_hash_order(items), annotations, ChunkReader(storage, "images", "image")
+    )
+    return lambda _: iter([batch])
+
+
 @dataclass(frozen=True)
 class AnnotatedDataset:
     """The annotations of a data set.
@@ -74,7 +89,7 @@ class AnnotatedDataset:
     columns: tuple[str, ...]
     classes: dict[str, tuple[str, ...]]
     is_multi_label: bool
-    batches: Callable[[ImportReport], Iterator[AnnotatedBatch]]
+    batches: Batches
     read_mask: MaskReader | None = None
     is_upright: bool = False
     has_images: bool = True

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cvbatch.core.errors import ConfigError
+from cvbatch.core.types import MAX_MASK_CLASSES
 from cvbatch.importers.annotations import UNKNOWN_CLASS
 
 
@@ -32,3 +34,11 @@ class ClassTable:
     def ids(self, names: Iterable[str]) -> np.ndarray:  # (M,) int32
         """Return the id of each name; UNKNOWN_CLASS for a name that is not in the table."""
         return np.array([self.id_of.get(name, UNKNOWN_CLASS) for name in names], np.int32)
+
+
+def check_mask_classes(names: Sequence[str], remedy: str = "") -> None:
+    """Raise ConfigError if a mask cannot have so many classes."""
+    if len(names) > MAX_MASK_CLASSES:
+        raise ConfigError(
+            f"{len(names)} classes: a mask can have at most {MAX_MASK_CLASSES}{remedy}"
+        )

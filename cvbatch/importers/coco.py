@@ -15,24 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.core.errors import ConfigError, SourceError
-from cvbatch.core.types import MAX_MASK_CLASSES, Item
+from cvbatch.core.errors import SourceError
+from cvbatch.core.types import Item
 from cvbatch.images.orientation import Size
 from cvbatch.importers.annotations import (
     UNKNOWN_CLASS,
-    AnnotatedBatch,
     AnnotatedDataset,
     Annotation,
     MaskIssue,
+    one_batch,
 )
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.coco_layouts import Document, find_documents
 from cvbatch.importers.coco_objects import CocoObject, ObjectParser
-from cvbatch.importers.dataset_files import in_hash_order
 from cvbatch.importers.image_lookup import path_parts
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
-from cvbatch.importers.outline_masks import OutlinedObject, draw_outlines
+from cvbatch.importers.outline_masks import OutlinedObject, draw_outlines, outlined_dataset
 from cvbatch.importers.parsing import (
     is_unicode,
     list_of_objects,
@@ -43,7 +42,6 @@ from cvbatch.importers.parsing import (
     to_key,
     to_number,
 )
-from cvbatch.sources.readers import ChunkReader
 
 Key = int | str  # id of an image or a category
 
@@ -248,20 +246,13 @@ def read_coco(source: str, options: ImportOptions, report: ImportReport) -> Anno
         image.image_id: _annotation(image, class_of, None if options.split else image.split)
         for image in images.values()
     }
-    items = in_hash_order(Item(image.uri, image.image_id, 0) for image in images.values())
-    batch = AnnotatedBatch(items, annotations, ChunkReader(options.storage, "images", "image"))
-    classes = {"labels": table.names, "boxes": table.names}
-    columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd", "box_area")
-    if not options.has_masks:
-        return AnnotatedDataset(columns, classes, True, lambda _: iter([batch]))
-    classes["mask"] = ("background", *table.names)
-    if len(classes["mask"]) > MAX_MASK_CLASSES:
-        raise ConfigError(
-            f"{len(table.names)} classes: a mask can have at most {MAX_MASK_CLASSES}, with the "
-            "background; omit --masks, or set fewer --classes and --unknown drop"
-        )
-    masks = _OutlineMasks(images, class_of)
-    return AnnotatedDataset((*columns, "mask"), classes, True, lambda _: iter([batch]), masks.read)
+    items = (Item(image.uri, image.image_id, 0) for image in images.values())
+    return outlined_dataset(
+        table,
+        ("labels", "boxes", "box_is_crowd", "box_area"),
+        one_batch(options.storage, items, annotations),
+        _OutlineMasks(images, class_of).read if options.has_masks else None,
+    )
 
 
 def _count_unused_images(

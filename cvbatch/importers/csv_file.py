@@ -10,14 +10,13 @@ from typing import NamedTuple
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.suggestions import hint
 from cvbatch.core.types import Item
-from cvbatch.importers.annotations import AnnotatedBatch, AnnotatedDataset, Annotation
+from cvbatch.importers.annotations import AnnotatedDataset, Annotation, one_batch
 from cvbatch.importers.class_table import ClassTable
-from cvbatch.importers.dataset_files import SPLIT_FOLDERS, in_hash_order, list_tree, to_item
+from cvbatch.importers.dataset_files import SPLIT_FOLDERS, list_tree, to_item
 from cvbatch.importers.image_lookup import ImageLookup, path_parts
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.parsing import MAX_LIST_BYTES, is_unicode, read_text, shorten
-from cvbatch.sources.readers import ChunkReader
 
 IMAGE_COLUMNS = (
     "image", "file_name", "filename", "image_path", "path", "file", "image_name", "image_id", "img",
@@ -88,13 +87,11 @@ def read_csv(source: str, options: ImportOptions, report: ImportReport) -> Annot
         )
         for image_id, (_, row) in rows.items()
     }
-    items = in_hash_order(item for item, _ in rows.values())
-    batch = AnnotatedBatch(items, annotations, ChunkReader(options.storage, "images", "image"))
     return AnnotatedDataset(
         ("labels",),
         {"labels": table.names},
         options.separator is not None or columns.label is None,
-        lambda _: iter([batch]),
+        one_batch(options.storage, (item for item, _ in rows.values()), annotations),
         unknown_label_kind="label_unknown",
     )
 

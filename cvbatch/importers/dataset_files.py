@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.core.types import Item
@@ -16,6 +18,10 @@ from cvbatch.storage import store
 from cvbatch.storage.listing import list_files
 from cvbatch.storage.store import Storage
 
+T = TypeVar("T")
+R = TypeVar("R")
+_THREADS = 16
+_ITEMS_AT_ONCE = 1024
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -143,6 +149,14 @@ def images_by_stem(
 def to_item(file: DatasetFile) -> Item:
     """Return an image file as an item of a chunk."""
     return Item(file.uri, file.image_id, file.size_bytes)
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """Yield each item with the result of the function, in order, a limited number at a time."""
+    remaining = iter(items)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(islice(remaining, _ITEMS_AT_ONCE)):
+            yield from zip(batch, pool.map(function, batch), strict=True)
 
 
 def in_hash_order(items: Iterable[Item]) -> list[Item]:

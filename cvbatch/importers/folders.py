@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from cvbatch.core.errors import SourceError
-from cvbatch.importers.annotations import AnnotatedBatch, AnnotatedDataset, Annotation
+from cvbatch.importers.annotations import AnnotatedDataset, Annotation, one_batch
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import (
     SPLIT_FOLDERS,
     DatasetFile,
-    in_hash_order,
     is_image,
     list_tree,
     to_item,
 )
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
-from cvbatch.sources.readers import ChunkReader
 
 
 def read_folders(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
@@ -48,9 +46,10 @@ def read_folders(source: str, options: ImportOptions, report: ImportReport) -> A
             split=None if options.split else declared,
             labels=[(int(table.ids([folder])[0]), 1.0)],
         )
-    items = in_hash_order(to_item(file) for _, file in classified.values())
-    batch = AnnotatedBatch(items, annotations, ChunkReader(options.storage, "images", "image"))
-    return AnnotatedDataset(("labels",), {"labels": table.names}, False, lambda _: iter([batch]))
+    items = (to_item(file) for _, file in classified.values())
+    return AnnotatedDataset(
+        ("labels",), {"labels": table.names}, False, one_batch(options.storage, items, annotations)
+    )
 
 
 def _has_splits(names: dict[str, DatasetFile], source: str) -> bool:

@@ -6,25 +6,26 @@ folder with a suffix such as a_mask.png.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from cvbatch.core.errors import ConfigError, SourceError
-from cvbatch.core.types import MAX_MASK_CLASSES, VOID_CLASS
+from cvbatch.core.types import VOID_CLASS
 from cvbatch.images.orientation import Size
 from cvbatch.importers.annotations import (
-    AnnotatedBatch,
     AnnotatedDataset,
     Annotation,
     MaskIssue,
+    MaskReader,
+    one_batch,
 )
+from cvbatch.importers.class_table import check_mask_classes
 from cvbatch.importers.dataset_files import (
     DatasetFile,
     images_by_stem,
-    in_hash_order,
     is_image,
     list_tree,
     read_split_lists,
@@ -36,7 +37,7 @@ from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.labelmap import LABELMAP, LabelMap, read_labelmap
 from cvbatch.importers.mask_files import MASK_SUFFIXES, MaskFiles
 from cvbatch.importers.options import ImportOptions
-from cvbatch.sources.readers import ChunkReader
+from cvbatch.storage.store import Storage
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs", "img")
 MASK_FOLDERS = ("SegmentationClass", "masks", "mask", "labels", "annotations")
@@ -45,7 +46,9 @@ _IGNORED_FOLDERS = ("SegmentationObject",)  # a number for each object
 NAME_SUFFIXES = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_label", "_labels", "_gt")
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
+    """Images and masks."""
+
     images: dict[str, DatasetFile]  # by stem
     masks: dict[str, DatasetFile]  # by the stem of the image
 
@@ -61,35 +64,54 @@ def read_masks(source: str, options: ImportOptions, report: ImportReport) -> Ann
     tree = list_tree(storage, source, report)
     pairs = _pairs(source, tree.files, options, report)
     labelmap, values = _classes_and_values(source, tree.files.get(LABELMAP), options)
-    stems = sorted(pairs.images.keys() | pairs.masks.keys())
+    stems = pairs.images.keys() | pairs.masks.keys()
     split_of: Mapping[str, str] = {}
     if not options.split:
         lists = tree.below("ImageSets/Segmentation")
         split_of = read_split_lists(storage, lists, stems, report) or splits_of_folders(stems)
+    files = MaskFiles(storage, values, labelmap.colours)
+    is_guessed = options.values is None and not labelmap.colours and len(values) == 2
+    reader = _Binary(files) if is_guessed else files
+    return dataset_of_pairs(storage, pairs, split_of, labelmap.names, reader.read, report)
+
+
+def dataset_of_pairs(
+    storage: Storage,
+    pairs: Pairs,
+    split_of: Mapping[str, str],
+    classes: tuple[str, ...],
+    read_mask: MaskReader,
+    report: ImportReport,
+) -> AnnotatedDataset:
+    """Return a data set of images with masks; record images without one, and the reverse.
+
+    Args:
+        storage: reads the images.
+        pairs: the files.
+        split_of: stem → split; {}: the data set has no splits.
+        classes: names of the classes of the masks.
+        read_mask: reads the mask of an image.
+        report: counts images.
+    """
+    images, masks = pairs
+    stems = sorted(images.keys() | masks.keys() | split_of.keys())
     report.num_found += len(stems)
     annotations, items = {}, []
     for stem in stems:
         if split_of and stem not in split_of and report.record("unlisted", stem) != "split":
             continue
-        if stem not in pairs.images:
-            report.record("image_missing", pairs.masks[stem].uri)
-        elif stem not in pairs.masks:
-            report.record("annotation_missing", pairs.images[stem].uri)
+        if stem not in images:
+            report.record("image_missing", masks[stem].uri if stem in masks else stem)
+        elif stem not in masks:
+            report.record("annotation_missing", images[stem].uri)
         else:
-            item = to_item(pairs.images[stem])
+            item = to_item(images[stem])
             items.append(item)
             annotations[item.image_id] = Annotation(
-                image_id=item.image_id, split=split_of.get(stem), mask_uri=pairs.masks[stem].uri
+                image_id=item.image_id, split=split_of.get(stem), mask_uri=masks[stem].uri
             )
-    batch = AnnotatedBatch(
-        in_hash_order(items), annotations, ChunkReader(storage, "images", "image")
-    )
-    files = MaskFiles(storage, values, labelmap.colours)
-    is_guessed = options.values is None and not labelmap.colours and len(values) == 2
-    reader = _Binary(files) if is_guessed else files
-    return AnnotatedDataset(
-        ("mask",), {"mask": labelmap.names}, False, lambda _: iter([batch]), reader.read
-    )
+    batches = one_batch(storage, items, annotations)
+    return AnnotatedDataset(("mask",), {"mask": classes}, False, batches, read_mask)
 
 
 @dataclass(frozen=True)
@@ -112,7 +134,7 @@ class _Binary:
 
 def _pairs(
     source: str, files: Mapping[str, DatasetFile], options: ImportOptions, report: ImportReport
-) -> _Pairs:
+) -> Pairs:
     storage = options.storage
     used = {name: file for name, file in files.items() if not _is_below(name, _IGNORED_FOLDERS)}
     in_masks = {name: file for name, file in used.items() if _is_below(name, MASK_FOLDERS)}
@@ -141,7 +163,7 @@ def _beside(
     masks: Mapping[str, DatasetFile],
     options: ImportOptions,
     report: ImportReport,
-) -> _Pairs:
+) -> Pairs:
     """Return the pairs of one folder, in which the suffix alone tells masks from images."""
     stems = {stem_of(name) for name in images}
     suffix = name_suffix([stem_of(name) for name in masks], stems, options.mask_suffix)
@@ -155,14 +177,14 @@ def _beside(
     return _checked(source, by_stem, masks_by_stem(of_masks, by_stem, suffix, report))
 
 
-def _checked(source: str, images: dict[str, DatasetFile], masks: dict[str, DatasetFile]) -> _Pairs:
+def _checked(source: str, images: dict[str, DatasetFile], masks: dict[str, DatasetFile]) -> Pairs:
     if not images or not masks:
         missing = "images" if not images else "masks"
         raise SourceError(
             f"{source} contains no {missing}; use a folder with images/ and masks/, or masks "
             "beside the images such as a_mask.png, or set --images, --masks and --mask-suffix"
         )
-    return _Pairs(images, masks)
+    return Pairs(images, masks)
 
 
 def masks_by_stem(
@@ -222,15 +244,19 @@ def _classes_and_values(
             f"{source} has no {LABELMAP}: set --classes to the class names in the order of the "
             "pixel values from 0, or of --values"
         )
-    if len(names) > MAX_MASK_CLASSES:
-        raise ConfigError(f"{len(names)} classes: a mask can have at most {MAX_MASK_CLASSES}")
     values = options.values or tuple(range(len(names)))
-    if len(values) != len(names) or len(set(values)) < len(values) or max(values) > 255:
+    check_values(names, values)
+    return labelmap, values
+
+
+def check_values(classes: Sequence[str], values: Sequence[int]) -> None:
+    """Raise ConfigError unless each class has a pixel value of its own."""
+    check_mask_classes(classes)
+    if len(values) != len(classes) or len(set(values)) < len(values) or max(values) > 255:
         raise ConfigError(
-            f"--values {','.join(map(str, values))} must be {len(names)} different values from 0 "
+            f"--values {','.join(map(str, values))} must be {len(classes)} different values from 0 "
             "to 255, one for each class"
         )
-    return labelmap, values
 
 
 def _renamed(labelmap: LabelMap, classes: tuple[str, ...]) -> LabelMap:

@@ -9,6 +9,8 @@ import numpy as np
 
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.images.orientation import Size
+from cvbatch.importers.annotations import AnnotatedDataset, Batches, MaskReader
+from cvbatch.importers.class_table import ClassTable, check_mask_classes
 from cvbatch.importers.polygons import Outline, rasterize
 
 
@@ -18,6 +20,36 @@ class OutlinedObject(NamedTuple):
     class_id: int  # of its box: in the mask it is one more, because 0 is the background
     outline: Outline | None  # None: only its box is known
     box: tuple[float, float, float, float]  # half-open xyxy
+
+
+def outlined_dataset(
+    table: ClassTable,
+    columns: tuple[str, ...],
+    batches: Batches,
+    read_mask: MaskReader | None,
+    *,
+    is_upright: bool = False,
+) -> AnnotatedDataset:
+    """Return a data set of boxes, with masks if outlines are drawn.
+
+    Args:
+        table: classes of labels and boxes; in the mask, 0 is the background.
+        columns: without the mask.
+        batches: yields the images.
+        read_mask: draws the mask of an image; None: without masks.
+        is_upright: see `AnnotatedDataset`.
+
+    Raises:
+        ConfigError: a mask cannot have so many classes.
+    """
+    classes = {"labels": table.names, "boxes": table.names}
+    if read_mask is not None:
+        columns = (*columns, "mask")
+        classes["mask"] = ("background", *table.names)
+        check_mask_classes(
+            classes["mask"], "; omit --masks, or set fewer --classes and --unknown drop"
+        )
+    return AnnotatedDataset(columns, classes, True, batches, read_mask, is_upright)
 
 
 def draw_outlines(objects: Iterable[OutlinedObject], size: Size) -> np.ndarray:  # (h, w) uint8

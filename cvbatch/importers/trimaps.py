@@ -8,24 +8,25 @@ Source: Parkhi et al., Cats and Dogs, CVPR 2012; annotations/README of the data 
 from __future__ import annotations
 
 from cvbatch.core.errors import ConfigError, SourceError
-from cvbatch.core.types import MAX_MASK_CLASSES
-from cvbatch.importers.annotations import AnnotatedBatch, AnnotatedDataset, Annotation
+from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.dataset_files import (
-    DatasetFile,
     FileTree,
     images_by_stem,
-    in_hash_order,
     list_tree,
     read_split_lists,
     stem_of,
-    to_item,
 )
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.labelmap import LABELMAP, LabelMap, read_labelmap
 from cvbatch.importers.mask_files import MASK_SUFFIXES, MaskFiles
-from cvbatch.importers.masks import masks_by_stem, name_suffix
+from cvbatch.importers.masks import (
+    Pairs,
+    check_values,
+    dataset_of_pairs,
+    masks_by_stem,
+    name_suffix,
+)
 from cvbatch.importers.options import ImportOptions
-from cvbatch.sources.readers import ChunkReader
 
 PET_CLASSES = ("foreground", "background", "contour")
 PET_VALUES = (1, 2, 3)
@@ -44,49 +45,18 @@ def read_trimaps(source: str, options: ImportOptions, report: ImportReport) -> A
     classes, values = labelmap.names, tuple(range(len(labelmap.names)))
     if not labelmap.colours:
         classes, values = _classes_and_values(options)
-    images, masks = _images_and_masks(source, tree, options, report)
-    if not images or not masks:
-        missing = "images" if not images else "masks (PNG, TIFF, BMP)"
-        raise SourceError(
-            f"{source} contains no {missing}; use the folder that contains images/ and "
-            "annotations/trimaps/, or set --images and --masks"
-        )
-    lists = (
-        {}
-        if options.split
-        else read_split_lists(
-            storage, tree.below("annotations"), images.keys() | masks.keys(), report
-        )
-    )
-    stems = sorted(images.keys() | masks.keys() | lists.keys())
-    report.num_found += len(stems)
-    annotations, items = {}, []
-    for stem in stems:
-        if lists and stem not in lists and report.record("unlisted", stem) != "split":
-            continue
-        if stem not in images:
-            report.record("image_missing", masks[stem].uri if stem in masks else stem)
-        elif stem not in masks:
-            report.record("annotation_missing", images[stem].uri)
-        else:
-            item = to_item(images[stem])
-            items.append(item)
-            annotations[item.image_id] = Annotation(
-                image_id=item.image_id, split=lists.get(stem), mask_uri=masks[stem].uri
-            )
-    batch = AnnotatedBatch(
-        in_hash_order(items), annotations, ChunkReader(storage, "images", "image")
-    )
+    pairs = _images_and_masks(source, tree, options, report)
+    split_of = {}
+    if not options.split:
+        stems = pairs.images.keys() | pairs.masks.keys()
+        split_of = read_split_lists(storage, tree.below("annotations"), stems, report)
     reader = MaskFiles(storage, values, labelmap.colours)
-    return AnnotatedDataset(
-        ("mask",), {"mask": classes}, False, lambda _: iter([batch]), reader.read
-    )
+    return dataset_of_pairs(storage, pairs, split_of, classes, reader.read, report)
 
 
 def _images_and_masks(
     source: str, tree: FileTree, options: ImportOptions, report: ImportReport
-) -> tuple[dict[str, DatasetFile], dict[str, DatasetFile]]:
-    """Return the images and the masks by stem."""
+) -> Pairs:
     image_files, mask_files = tree.below("images"), tree.below("annotations/trimaps")
     if options.images:
         image_files = list_tree(options.storage, options.images, report, source).files
@@ -95,7 +65,14 @@ def _images_and_masks(
     images = images_by_stem(image_files, report)
     masks = {n: file for n, file in mask_files.items() if n.lower().endswith(MASK_SUFFIXES)}
     suffix = name_suffix([stem_of(name) for name in masks], images, options.mask_suffix)
-    return images, masks_by_stem(masks, images, suffix, report)
+    pairs = Pairs(images, masks_by_stem(masks, images, suffix, report))
+    if not all(pairs):
+        missing = "images" if not images else "masks (PNG, TIFF, BMP)"
+        raise SourceError(
+            f"{source} contains no {missing}; use the folder that contains images/ and "
+            "annotations/trimaps/, or set --images and --masks"
+        )
+    return pairs
 
 
 def _labelmap(tree: FileTree, options: ImportOptions) -> LabelMap:
@@ -115,15 +92,7 @@ def _classes_and_values(options: ImportOptions) -> tuple[tuple[str, ...], tuple[
                 "or of the pixel values from 0"
             )
         return PET_CLASSES, PET_VALUES
-    if len(classes) > MAX_MASK_CLASSES:
-        raise ConfigError(f"{len(classes)} classes: a mask can have at most {MAX_MASK_CLASSES}")
     if values is None:
         values = tuple(range(len(classes))) if options.masks else PET_VALUES
-    if len(values) != len(classes) or len(set(values)) < len(values):
-        raise ConfigError(
-            f"--values {','.join(map(str, values))} must be {len(classes)} different values, one "
-            "for each class"
-        )
-    if max(values) > 255:
-        raise ConfigError(f"--values contains {max(values)}; pixel values of a mask are 0 to 255")
+    check_values(classes, values)
     return classes, values

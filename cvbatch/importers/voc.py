@@ -13,22 +13,20 @@ section 3.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from cvbatch.core.errors import ConfigError, SourceError
-from cvbatch.core.types import MAX_MASK_CLASSES, Item
-from cvbatch.importers.annotations import AnnotatedBatch, AnnotatedDataset, Annotation
-from cvbatch.importers.class_table import ClassTable
+from cvbatch.core.types import Item
+from cvbatch.importers.annotations import AnnotatedDataset, Annotation, one_batch
+from cvbatch.importers.class_table import ClassTable, check_mask_classes
 from cvbatch.importers.dataset_files import (
     DatasetFile,
     images_by_stem,
-    in_hash_order,
+    in_threads,
     is_image,
     list_tree,
     read_split_lists,
@@ -41,7 +39,6 @@ from cvbatch.importers.labelmap import LABELMAP, LabelMap, read_labelmap
 from cvbatch.importers.mask_files import MASK_SUFFIXES, MaskFiles, voc_colours
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.voc_files import ParsedFile, parse_file
-from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.store import Storage
 
 VOC_CLASSES = (
@@ -50,8 +47,6 @@ VOC_CLASSES = (
     "tvmonitor",
 )  # fmt: skip
 _MASK_FOLDERS = ("SegmentationClass/", "SegmentationObject/")
-_THREADS = 16
-_FILES_AT_ONCE = 1024
 
 
 class _Files(NamedTuple):
@@ -75,7 +70,8 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
     files = _find_files(source, options, report)
     stems = _usable_stems(files, report, has_images=options.has_images)
     parsed: dict[str, ParsedFile] = {}
-    for stem, result in _parse(storage, {stem: files.xml[stem] for stem in stems}):
+    parse = partial(_parse_or_reason, storage, files.xml)
+    for stem, result in in_threads(parse, stems):
         if isinstance(result, ParsedFile):
             parsed[stem] = result
         else:
@@ -94,13 +90,11 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
         )
         for stem, file in parsed.items()
     }
-    batch = AnnotatedBatch(
-        in_hash_order(items.values()), annotations, ChunkReader(storage, "images", "image")
-    )
+    batches = one_batch(storage, items.values(), annotations)
     classes = {"labels": table.names, "boxes": table.names}
     columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
     if not files.masks:
-        return AnnotatedDataset(columns, classes, True, lambda _: iter([batch]))
+        return AnnotatedDataset(columns, classes, True, batches)
     if files.labelmap and not options.mask_classes:
         labelmap = read_labelmap(storage, files.labelmap.uri)
     else:
@@ -111,7 +105,7 @@ def read_voc(source: str, options: ImportOptions, report: ImportReport) -> Annot
     # Without a label map, the indices of a palette are the classes, whatever its colours are.
     is_declared = files.labelmap is not None and not options.mask_classes
     reader = MaskFiles(storage, values, labelmap.colours, is_declared)
-    return AnnotatedDataset((*columns, "mask"), classes, True, lambda _: iter([batch]), reader.read)
+    return AnnotatedDataset((*columns, "mask"), classes, True, batches, reader.read)
 
 
 def _find_files(source: str, options: ImportOptions, report: ImportReport) -> _Files:
@@ -212,20 +206,12 @@ def _usable_stems(files: _Files, report: ImportReport, *, has_images: bool) -> l
     return usable
 
 
-def _parse(
-    storage: Storage, files: Mapping[str, DatasetFile]
-) -> Iterator[tuple[str, ParsedFile | str]]:
-    """Yield the content of each file, or why it cannot be read."""
-    remaining = iter(files.items())
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while batch := list(islice(remaining, _FILES_AT_ONCE)):
-            parsed = pool.map(partial(_parse_or_reason, storage), [file.uri for _, file in batch])
-            yield from zip([stem for stem, _ in batch], parsed, strict=True)
-
-
-def _parse_or_reason(storage: Storage, uri: str) -> ParsedFile | str:
+def _parse_or_reason(
+    storage: Storage, files: Mapping[str, DatasetFile], stem: str
+) -> ParsedFile | str:
+    """Return the content of an XML file, or why it cannot be read."""
     try:
-        return parse_file(storage, uri)
+        return parse_file(storage, files[stem].uri)
     except SourceError as error:
         return str(error)
 
@@ -233,10 +219,7 @@ def _parse_or_reason(storage: Storage, uri: str) -> ParsedFile | str:
 def _mask_classes(names: tuple[str, ...], options: ImportOptions) -> tuple[str, ...]:
     """Return the class names of the mask values, from 0."""
     if options.mask_classes:
-        if len(options.mask_classes) > MAX_MASK_CLASSES:
-            raise ConfigError(
-                f"{len(options.mask_classes)} classes: a mask can have at most {MAX_MASK_CLASSES}"
-            )
+        check_mask_classes(options.mask_classes)
         return options.mask_classes
     if set(names) <= set(VOC_CLASSES):
         return ("background", *VOC_CLASSES)

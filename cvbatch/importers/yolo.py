@@ -11,37 +11,31 @@ Source: docs.ultralytics.com/datasets/detect, /segment; ultralytics/data/utils.p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from cvbatch.core.errors import ConfigError
-from cvbatch.core.types import MAX_MASK_CLASSES
 from cvbatch.images.orientation import Size
 from cvbatch.importers.annotations import (
     UNKNOWN_CLASS,
-    AnnotatedBatch,
     AnnotatedDataset,
     Annotation,
     MaskIssue,
+    one_batch,
 )
 from cvbatch.importers.class_table import ClassTable
-from cvbatch.importers.dataset_files import in_hash_order, to_item
+from cvbatch.importers.dataset_files import in_threads, to_item
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
-from cvbatch.importers.outline_masks import OutlinedObject, draw_outlines
+from cvbatch.importers.outline_masks import OutlinedObject, draw_outlines, outlined_dataset
 from cvbatch.importers.parsing import MAX_XML_BYTES, read_bytes, shorten, to_number
 from cvbatch.importers.yolo_layout import YoloImage, YoloLayout, find_yolo
-from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.store import Storage
 
-_THREADS = 16
-_FILES_AT_ONCE = 1024
 _ROUNDING = 2e-6  # of an edge: centre and size have six decimals
 _BOX_NUMBERS = 4
 _MIN_POLYGON_NUMBERS = 6
@@ -85,24 +79,12 @@ def read_yolo(source: str, options: ImportOptions, report: ImportReport) -> Anno
         )
         for image in layout.images
     }
-    items = in_hash_order(to_item(image.file) for image in layout.images)
-    batch = AnnotatedBatch(items, annotations, ChunkReader(options.storage, "images", "image"))
-    classes = {"labels": table.names, "boxes": table.names}
-    columns: tuple[str, ...] = ("labels", "boxes", "box_is_crowd")
-    is_upright = options.orientation != "stored"
-    if not options.has_masks:
-        return AnnotatedDataset(
-            columns, classes, True, lambda _: iter([batch]), is_upright=is_upright
-        )
-    classes["mask"] = ("background", *table.names)
-    if len(classes["mask"]) > MAX_MASK_CLASSES:
-        raise ConfigError(
-            f"{len(table.names)} classes: a mask can have at most {MAX_MASK_CLASSES}, with the "
-            "background; omit --masks, or set fewer --classes and --unknown drop"
-        )
-    masks = _PolygonMasks(rows, class_of)
-    return AnnotatedDataset(
-        (*columns, "mask"), classes, True, lambda _: iter([batch]), masks.read, is_upright
+    return outlined_dataset(
+        table,
+        ("labels", "boxes", "box_is_crowd"),
+        one_batch(options.storage, (to_item(image.file) for image in layout.images), annotations),
+        _PolygonMasks(rows, class_of).read if options.has_masks else None,
+        is_upright=options.orientation != "stored",
     )
 
 
@@ -111,7 +93,8 @@ def _rows_by_id(
 ) -> dict[str, list[_Row]]:
     """Return the rows of each image; record the others."""
     rows = {}
-    for image, file in _parse(options.storage, layout.images, has_keypoints=layout.has_keypoints):
+    parse = partial(_parse_file, options.storage, has_keypoints=layout.has_keypoints)
+    for image, file in in_threads(parse, layout.images):
         report.num_objects_found += len(file.issues)
         for kind, example in file.issues:
             report.record(kind, example)
@@ -121,16 +104,6 @@ def _rows_by_id(
             example = image.label.uri if image.label else image.file.uri
             report.record("outline_missing", example, num_boxes)
     return rows
-
-
-def _parse(
-    storage: Storage, images: Sequence[YoloImage], *, has_keypoints: bool
-) -> Iterator[tuple[YoloImage, _ParsedFile]]:
-    remaining = iter(images)
-    parse = partial(_parse_file, storage, has_keypoints=has_keypoints)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while batch := list(islice(remaining, _FILES_AT_ONCE)):
-            yield from zip(batch, pool.map(parse, batch), strict=True)
 
 
 def _parse_file(storage: Storage, image: YoloImage, *, has_keypoints: bool) -> _ParsedFile:
