@@ -14,14 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
-from cvbatch.datasets.schema import LABEL_COLUMNS
+from cvbatch.datasets.schema import IMPORT_REMEDY, LABEL_COLUMNS, stored_metadata
 from cvbatch.storage import store
 from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 _THREADS = 16
 _IMPORT_STATE = "_cvbatch/import.json"
-_REMEDY = "import the data with cvbatch import"
 
 
 class RowGroup(NamedTuple):
@@ -83,7 +82,7 @@ def scan_dataset(storage: Storage, uris: Sequence[str], spec: LabelSpec) -> Labe
     """
     uri_sizes = [pair for uri in uris for pair in list_parquet_files(storage, store.absolute(uri))]
     if not uri_sizes:
-        raise SourceError(f"source {', '.join(uris)} contains no labelled Parquet; {_REMEDY}")
+        raise SourceError(f"source {', '.join(uris)} contains no labelled Parquet; {IMPORT_REMEDY}")
     with ThreadPoolExecutor(_THREADS) as pool:
         files = list(pool.map(lambda pair: _scan_file(storage, pair[0], spec), uri_sizes))
     classes = _common_classes(files, spec)
@@ -152,14 +151,7 @@ def _scan_file(storage: Storage, uri: str, spec: LabelSpec) -> _File:
     try:
         with storage.open_input(uri) as source:
             file = ParquetFile(source)
-            metadata = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
-            if not isinstance(metadata, dict) or metadata.get("kind") != "labels":
-                raise SourceError(f"{uri} is not labelled Parquet of cvbatch; {_REMEDY}")
-            if metadata.get("has_images") is False:
-                raise SourceError(
-                    f"{uri} contains labels without images (--no-images), which only an evaluation "
-                    "can use; import the data set again with its images"
-                )
+            metadata = stored_metadata(file, uri, needs_images=True)
             if spec.column not in file.schema_arrow.names:
                 return _File(uri, None, ())
             classes = tuple(metadata["classes"].get(spec.column, ()))
@@ -171,7 +163,7 @@ def _scan_file(storage: Storage, uri: str, spec: LabelSpec) -> _File:
             return _File(uri, classes, tuple(groups))
     except (pa.ArrowException, OSError, ValueError, LookupError, AttributeError) as error:
         raise SourceError(
-            f"{uri} cannot be read as labelled Parquet ({str(error)[:200]}); {_REMEDY}"
+            f"{uri} cannot be read as labelled Parquet ({str(error)[:200]}); {IMPORT_REMEDY}"
         ) from None
 
 
@@ -212,7 +204,9 @@ def _common_classes(files: Sequence[_File], spec: LabelSpec) -> tuple[str, ...]:
                 f"{_list_text(first.classes)}; import both with the same --classes"
             )
     if not first.classes:
-        raise SourceError(f"{first.uri} has no class names for column {spec.column!r}; {_REMEDY}")
+        raise SourceError(
+            f"{first.uri} has no class names for column {spec.column!r}; {IMPORT_REMEDY}"
+        )
     return first.classes
 
 

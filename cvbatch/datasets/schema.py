@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.core.errors import SourceError
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.core.version import __version__
 from cvbatch.results.schema import COLUMN_TYPES, IMAGE
+from cvbatch.storage.parquet import ParquetFile
 
 KIND = "labels"
+IMPORT_REMEDY = "import the data with cvbatch import"
 
 
 class LabelColumn(NamedTuple):
@@ -105,3 +108,25 @@ def label_metadata(
     if not has_images:
         document["has_images"] = False
     return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
+
+
+def stored_metadata(file: ParquetFile, uri: str, *, needs_images: bool) -> dict[str, Any]:
+    """Return what `label_metadata` has stored in a file.
+
+    Args:
+        uri: of the file, for messages.
+        needs_images: labels alone are refused.
+
+    Raises:
+        SourceError: the file is not labelled Parquet, or has no images.
+        ValueError: the metadata is not JSON.
+    """
+    document = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
+    if not isinstance(document, dict) or document.get("kind") != KIND:
+        raise SourceError(f"{uri} is not labelled Parquet of cvbatch; {IMPORT_REMEDY}")
+    if needs_images and document.get("has_images") is False:
+        raise SourceError(
+            f"{uri} contains labels without images (--no-images), which only an evaluation can "
+            "use; import the data set again with its images"
+        )
+    return document

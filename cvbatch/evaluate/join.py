@@ -22,6 +22,7 @@ from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.core.types import ChunkRef
 from cvbatch.datasets.reader import list_parquet_files
+from cvbatch.datasets.schema import stored_metadata
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
 from cvbatch.storage import store
@@ -139,9 +140,7 @@ def _read_ids(storage: Storage, uri: str) -> tuple[dict[str, Any], pa.Table]:
     try:
         with storage.open_input(uri) as source:
             file = ParquetFile(source)
-            metadata = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
-            if not isinstance(metadata, dict) or metadata.get("kind") != "labels":
-                raise SourceError(f"{uri} is not labelled data; import it with cvbatch import")
+            metadata = stored_metadata(file, uri, needs_images=False)
             if metadata["schema_version"] != SCHEMA_VERSION:
                 raise SourceError(
                     f"{uri} has schema version {metadata['schema_version']}, and this cvbatch "

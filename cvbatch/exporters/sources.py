@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from cvbatch.core.errors import SourceError
 from cvbatch.core.types import ChunkRef, EncodedImage
 from cvbatch.datasets.reader import list_parquet_files
-from cvbatch.datasets.schema import KIND, expand_label_columns
+from cvbatch.datasets.schema import expand_label_columns, stored_metadata
 from cvbatch.results.parts import read_errors
 from cvbatch.results.result import Result, Row
 from cvbatch.storage import store
@@ -117,14 +116,7 @@ class LabelledSource(ExportSource):
     def _metadata(self, uri: str) -> dict[str, Any]:
         with read_errors(uri), self._storage.open_input(uri) as source:
             file = ParquetFile(source)
-            document = json.loads((file.metadata.metadata or {}).get(b"cvbatch", b"null"))
-        if not isinstance(document, dict) or document.get("kind") != KIND:
-            raise SourceError(f"{uri} is not labelled Parquet of cvbatch; export another folder")
-        if document.get("has_images") is False:
-            raise SourceError(
-                f"{uri} contains labels without images (--no-images), which cannot be exported; "
-                "import the data set again with its images"
-            )
+            document = stored_metadata(file, uri, needs_images=True)
         return {key: document[key] for key in ("classes", "is_multi_label")}
 
     def names(self) -> Iterator[tuple[list[str], list[str]]]:
