@@ -26,9 +26,7 @@ from cvbatch.images.options import Limits
 from cvbatch.images.readers import Header
 from cvbatch.images.samples import Samples
 
-PILLOW_ERRORS = READER_ERRORS
 __all__ = [
-    "PILLOW_ERRORS",
     "UPRIGHT_TRANSFORMS",
     "DecodeOne",
     "Limits",

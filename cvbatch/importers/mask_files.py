@@ -16,7 +16,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError
 from cvbatch.core.types import VOID_CLASS, Failure
-from cvbatch.images.decode import PILLOW_ERRORS, read_header
+from cvbatch.images.decode import read_header
+from cvbatch.images.failures import READER_ERRORS
 from cvbatch.images.orientation import DEFAULT_LIMITS, Size
 from cvbatch.importers.annotations import Annotation, MaskIssue
 from cvbatch.storage import store
@@ -131,7 +132,7 @@ def read_mask_file(
         try:
             image = _READERS[header.format](BytesIO(data))
             pixels = _pixels(image, colour_modes)
-        except PILLOW_ERRORS as error:
+        except READER_ERRORS as error:
             return MaskIssue("mask_unreadable", f"the {header.format} is damaged: {error}")
     if isinstance(pixels, MaskIssue) or pixels.ndim == 3:
         return pixels

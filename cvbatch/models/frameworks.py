@@ -12,5 +12,6 @@ import_keras()
 import keras  # noqa: E402 - after its settings
 import tensorflow as tf  # noqa: E402
 from keras import layers, ops  # noqa: E402
+from keras.optimizers import schedules  # noqa: E402
 
-__all__ = ["keras", "layers", "ops", "tf"]
+__all__ = ["keras", "layers", "ops", "schedules", "tf"]

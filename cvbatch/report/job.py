@@ -28,7 +28,7 @@ from cvbatch.report.overlays import ByteBudget
 from cvbatch.report.prediction_page import Prediction
 from cvbatch.report.statistics import collect_statistics
 from cvbatch.results.result import Result
-from cvbatch.results.run_history import last_ignored, latest
+from cvbatch.results.run_history import latest
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
@@ -126,8 +126,7 @@ def _kind_of(storage: Storage, uri: str) -> str:
 def _load_prediction(storage: Storage, uri: str) -> Prediction:
     result = Result(storage, uri)
     runs = tuple(islice(latest(storage, result.uri), _MAX_RUNS))
-    ignored = last_ignored(storage, result.uri)
-    return Prediction(result, collect_statistics(result), runs, ignored)
+    return Prediction(result, collect_statistics(result), runs)
 
 
 def _compare(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
 import yaml
 
-from cvbatch.core.ignored import Ignored
 from cvbatch.core.redaction import redact
 from cvbatch.report import charts
 from cvbatch.report.columns import COLUMN_PAGES, class_colours
@@ -55,7 +54,6 @@ class Prediction:
     result: Result
     statistics: Statistics
     runs: tuple[Run, ...]  # the latest first
-    ignored: Ignored = field(default_factory=Ignored)  # by the last run
 
     @property
     def num_images(self) -> int:
@@ -96,8 +94,9 @@ def summary_section(prediction: Prediction) -> Section:
         chunks = format_count(num_missing, "chunk")
         text = f"{chunks} of the job {verb} pending: run the same command again to resume."
         body.append(paragraph(text, kind="note"))
-    if prediction.ignored:
-        text = f"Files of the source that were not read: {redact(prediction.ignored.text)}."
+    if prediction.runs and prediction.runs[0].ignored:
+        names = redact(prediction.runs[0].ignored.text)
+        text = f"Files of the source that the last run did not read: {names}."
         body.append(paragraph(text, kind="note"))
     if not stats.is_complete:
         text = (

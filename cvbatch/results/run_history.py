@@ -23,6 +23,7 @@ class Run(NamedTuple):
     num_chunks: int
     seconds: float
     images_per_second: float
+    ignored: Ignored  # files of the source that were not read
 
 
 def write_run(storage: Storage, sink_uri: str, summary: Mapping[str, Any]) -> None:
@@ -45,25 +46,18 @@ def latest(storage: Storage, sink_uri: str) -> Iterator[Run]:
                 int(summary[key]) for key in ("num_images", "num_failed", "num_chunks")
             )
             seconds, rate = (float(summary[key]) for key in ("seconds", "images_per_second"))
-        except (ValueError, TypeError, LookupError):
-            continue
-        yield Run(ended, images, failed, chunks, seconds, rate)
-
-
-def last_ignored(storage: Storage, sink_uri: str) -> Ignored:
-    """Return the files of the source that the last run did not read; none if that is not known."""
-    folder = _folder(sink_uri)
-    for name in sorted(storage.list_names(folder), reverse=True):
-        ignored = Ignored()
-        try:
-            summary = json.loads(storage.read_bytes(store.join(folder, name)))
-            counts = {str(kind): int(count) for kind, count in summary["ignored"].items()}
-            names = summary["ignored_examples"]
-            ignored.merge(counts, {kind: list(map(str, names.get(kind, []))) for kind in counts})
+            ignored = _ignored(summary)
         except (ValueError, TypeError, LookupError, AttributeError):
             continue
-        return ignored
-    return Ignored()
+        yield Run(ended, images, failed, chunks, seconds, rate, ignored)
+
+
+def _ignored(summary: Mapping[str, Any]) -> Ignored:
+    """Return what a run did not read; nothing for a summary of an earlier version."""
+    ignored, names = Ignored(), summary.get("ignored_examples", {})
+    for kind, count in summary.get("ignored", {}).items():
+        ignored.add(str(kind), list(map(str, names.get(kind, []))), int(count))
+    return ignored
 
 
 def _folder(sink_uri: str) -> str:

@@ -55,10 +55,7 @@ _UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda stream: gzip.GzipFile(fileobj=stream)),
     (b"BZh", bz2.BZ2File),
     (b"\xfd7zXZ\0", lzma.LZMAFile),
-    (
-        b"\x28\xb5\x2f\xfd",
-        lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd"),
-    ),
+    (b"\x28\xb5\x2f\xfd", _zstd),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cvbatch.config.train import OptimizerName, ScheduleName
 from cvbatch.core.errors import ConfigError
-from cvbatch.models.frameworks import keras, ops
+from cvbatch.models.frameworks import keras, ops, schedules
 
 Tensor = Any  # a scalar of Keras; Keras carries no type information
 Rate = Any  # a number, or a keras LearningRateSchedule
@@ -31,7 +31,7 @@ class Optimization:
 
 
 @keras.saving.register_keras_serializable("cvbatch")
-class WarmUp(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]  # Keras is untyped
+class WarmUp(schedules.LearningRateSchedule):  # type: ignore[misc]  # Keras is untyped
     """Linear warm-up to `peak`, which is reached at step `steps` − 1; then the schedule `after`.
 
     Unlike Keras' warm-up, the first step has a rate above 0.
@@ -49,7 +49,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
         self,
         peak: float,
         steps: int,
-        after: keras.optimizers.schedules.LearningRateSchedule | None = None,
+        after: schedules.LearningRateSchedule | None = None,
     ) -> None:
         super().__init__()
         self.peak, self.steps, self.after = peak, steps, after
@@ -93,14 +93,12 @@ def make_schedule(optimization: Optimization, peak: float, steps: int) -> WarmUp
     warmup_steps = round(optimization.warmup * steps)
     decay_steps = max(1, steps - warmup_steps)
     final = optimization.final
-    after: dict[str, Callable[[], keras.optimizers.schedules.LearningRateSchedule | None]] = {
+    after: dict[str, Callable[[], schedules.LearningRateSchedule | None]] = {
         "constant": lambda: None,
-        "linear": lambda: keras.optimizers.schedules.PolynomialDecay(
-            peak, decay_steps, final * peak
-        ),
-        "cosine": lambda: keras.optimizers.schedules.CosineDecay(peak, decay_steps, alpha=final),
+        "linear": lambda: schedules.PolynomialDecay(peak, decay_steps, final * peak),
+        "cosine": lambda: schedules.CosineDecay(peak, decay_steps, alpha=final),
         # A boundary in Keras is the last step with the rate before it.
-        "step": lambda: keras.optimizers.schedules.PiecewiseConstantDecay(
+        "step": lambda: schedules.PiecewiseConstantDecay(
             [max(0, round(drop * steps) - warmup_steps - 1) for drop in optimization.drops],
             [peak * optimization.drop_factor**i for i in range(len(optimization.drops) + 1)],
         ),

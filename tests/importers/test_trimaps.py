@@ -89,8 +89,11 @@ def test_other_masks_with_their_classes(tmp_path):
     [
         ({"masks": "m"}, "require --classes"),
         ({"values": (0, 1)}, "require --classes"),
-        ({"classes": ("a", "b")}, "different values from 0 to 255, one for each class"),
-        ({"classes": ("a", "b"), "values": (1, 1)}, "different values from 0 to 255, one for each class"),
+        ({"classes": ("a", "b")}, "different values from 0 to 255"),
+        (
+            {"classes": ("a", "b"), "values": (1, 1)},
+            "different values from 0 to 255",
+        ),
         ({"classes": ("a", "b"), "values": (1, 256)}, "different values from 0 to 255"),
         ({"classes": tuple(map(str, range(256))), "masks": "m"}, "at most 255"),
     ],

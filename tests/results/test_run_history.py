@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from cvbatch.core.ignored import Ignored
 from cvbatch.results import run_history
 from cvbatch.storage.store import Storage
 
@@ -30,7 +31,8 @@ def test_the_last_run_comes_first(tmp_path):
     runs = list(run_history.latest(Storage(), str(tmp_path)))
     assert [run.num_images for run in runs] == [2, 1, 0]
     assert began <= runs[-1].ended <= runs[0].ended <= datetime.now(UTC)
-    assert runs[0]._asdict() == {**SUMMARY, "num_images": 2, "ended": runs[0].ended}
+    expected = {**SUMMARY, "num_images": 2, "ended": runs[0].ended, "ignored": Ignored()}
+    assert runs[0]._asdict() == expected
 
 
 @pytest.mark.parametrize(
@@ -49,12 +51,12 @@ def test_files_that_are_not_summaries_are_skipped(tmp_path, name, text):
     assert [run.num_failed for run in run_history.latest(Storage(), str(tmp_path))] == [2]
 
 
-def test_what_the_last_run_did_not_read_is_known(tmp_path):
-    assert not run_history.last_ignored(Storage(), str(tmp_path))
+def test_a_run_states_what_it_did_not_read(tmp_path):
     known = {"ignored": {"video": 2, "junk": 1}, "ignored_examples": {"video": ["a.mov", "b.mov"]}}
+    run_history.write_run(Storage(), str(tmp_path), SUMMARY)  # of an earlier version
     run_history.write_run(Storage(), str(tmp_path), SUMMARY | known)
     run_history.write_run(Storage(), str(tmp_path), SUMMARY | {"ignored": 3})  # damaged
-    run_history.write_run(Storage(), str(tmp_path), SUMMARY)  # of an earlier version
-    ignored = run_history.last_ignored(Storage(), str(tmp_path))
-    assert ignored.counts == known["ignored"]
-    assert ignored.text == "video 2 (a.mov, b.mov), junk 1"
+    last, first = run_history.latest(Storage(), str(tmp_path))
+    assert not first.ignored
+    assert last.ignored.counts == known["ignored"]
+    assert last.ignored.text == "video 2 (a.mov, b.mov), junk 1"
