@@ -82,6 +82,9 @@ def _overlap_error(overlap: float, size: tuple[int, int]) -> str:
     )
 
 
+Activation = Literal["auto", "softmax", "sigmoid", "none"]
+
+
 class _ModelConfig(Section):
     added_keys: ClassVar[tuple[str, ...]] = ("activation",)
 
@@ -95,7 +98,7 @@ class _ModelConfig(Section):
     rescale: Rescale | None = None
     output: Name | None = None  # name of the output to use, if the network has several
     # still to be applied to the scores of the network; none: they are probabilities
-    activation: Literal["auto", "softmax", "sigmoid", "none"] = "auto"
+    activation: Activation = "auto"
     build: dict[str, Any] | None = None  # options of a zoo network, such as backbone or width
 
     @model_validator(mode="after")

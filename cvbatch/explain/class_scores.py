@@ -21,7 +21,6 @@ from cvbatch.geometry.resize import Placement, boxes_to_input
 from cvbatch.inference.activation import (
     class_logits,
     logits_and_probabilities,
-    resolve,
     with_activation,
 )
 from cvbatch.inference.gradcam import Calls, find_feature_map
@@ -42,7 +41,8 @@ class ClassScores(NamedTuple):
     """Functions that define the explained scores of a task.
 
     Attributes:
-        scores: function of (job, outputs by name, focus) that returns Scores, inside the graph.
+        scores: function of (job, facts, outputs by name, focus) that returns Scores, inside the
+            graph.
         find_map: function of (calls, scores, layer) that returns the index of the call whose output
             is the feature map to explain.
         focus_spec: function of (job, facts) that returns shape and dtype of one image's focus; None
@@ -51,7 +51,7 @@ class ClassScores(NamedTuple):
             a detector, the boxes in pixels of the input.
     """
 
-    scores: Callable[[ExplainJob, Tensors, tf.Tensor | None], Scores]
+    scores: Callable[[ExplainJob, NetworkFacts, Tensors, tf.Tensor | None], Scores]
     find_map: Callable[[Calls, tf.Tensor, str], int]
     focus_spec: Callable[[ExplainJob, NetworkFacts], tf.TensorSpec | None] = lambda *_: None
     focus: Callable[..., Focus] = lambda *_: (None, None)
@@ -60,33 +60,39 @@ class ClassScores(NamedTuple):
 # ---------------------------------------------------------------- classification, localization
 
 
-def _label_scores(job: ExplainJob, outputs: Tensors, focus: tf.Tensor | None) -> Scores:
+def _label_scores(
+    job: ExplainJob, facts: NetworkFacts, outputs: Tensors, focus: tf.Tensor | None
+) -> Scores:
     config: Any = job.model
-    return _image_scores(job, scores_output(config, outputs), config.multi_label)
+    return _image_scores(job, facts, scores_output(config, outputs), config.multi_label)
 
 
-def _localized_scores(job: ExplainJob, outputs: Tensors, focus: tf.Tensor | None) -> Scores:
-    return _image_scores(job, single_box(outputs)["scores"], False)
+def _localized_scores(
+    job: ExplainJob, facts: NetworkFacts, outputs: Tensors, focus: tf.Tensor | None
+) -> Scores:
+    return _image_scores(job, facts, single_box(outputs)["scores"], False)
 
 
 def _image_scores(
     job: ExplainJob,
+    facts: NetworkFacts,
     raw: tf.Tensor,  # (B, units)
     is_multi_label: bool,
 ) -> Scores:
     gradcam: Any = job.gradcam
-    logits, probabilities = logits_and_probabilities(raw, is_multi_label, job.model.activation)
+    logits, probabilities = logits_and_probabilities(raw, is_multi_label, facts.activation)
     return logits if gradcam.score == "logit" else probabilities, probabilities
 
 
 # ---------------------------------------------------------------- segmentation
 
 
-def _region_scores(job: ExplainJob, outputs: Tensors, focus: tf.Tensor | None) -> Scores:
+def _region_scores(
+    job: ExplainJob, facts: NetworkFacts, outputs: Tensors, focus: tf.Tensor | None
+) -> Scores:
     config: Any = job.model
     maps = maps_output(config, outputs)
-    activation = resolve(maps, config.activation, is_multi_label=False)
-    logits = class_logits(maps, activation, is_multi_label=False)
+    logits = class_logits(maps, facts.activation, is_multi_label=False)
     if maps.shape[3] == 1:  # one unit is the positive class of two
         logits = tf.concat([-logits, logits], axis=3)
     return region_scores(logits, focus)
@@ -128,9 +134,10 @@ def _box_in_input(job: ExplainJob, placement: Placement) -> np.ndarray:  # (4,) 
 # ---------------------------------------------------------------- detection
 
 
-def _box_scores(job: ExplainJob, outputs: Tensors, focus: tf.Tensor | None) -> Scores:
-    activation = "none" if job.model.activation == "auto" else job.model.activation
-    scores = box_scores(with_activation(outputs["scores"], activation), focus)
+def _box_scores(
+    job: ExplainJob, facts: NetworkFacts, outputs: Tensors, focus: tf.Tensor | None
+) -> Scores:
+    scores = box_scores(with_activation(outputs["scores"], facts.activation), focus)
     return scores, scores
 
 
@@ -149,7 +156,8 @@ def _box_focus(
     config: Any = job.model
     outputs = run()
     xyxy = to_xyxy(outputs["boxes"].numpy(), config.box_format, *facts.image_size)
-    selected = outputs["scores"].numpy().argmax(axis=1)
+    scores = with_activation(outputs["scores"], facts.activation)
+    selected = scores.numpy().argmax(axis=1)
     if job.gradcam is not None and job.gradcam.box:
         for row, placement in enumerate(placements):
             selected[row] = iou(xyxy[row], _box_in_input(job, placement)[None])[:, 0].argmax()

@@ -24,11 +24,10 @@ from cvbatch.explain.spec import NetworkFacts
 from cvbatch.explain.tables import ClassHeatmap, Explanation
 from cvbatch.geometry.resize import Placement, boxes_to_original, make_placement
 from cvbatch.inference import compile, gradcam
-from cvbatch.inference.activation_check import decide
+from cvbatch.inference.activation_check import Decision, decide
 from cvbatch.inference.graph import input_size, num_classes, preprocess
 from cvbatch.inference.graph_outputs import Tensors
 from cvbatch.inference.programs import BuildRequest
-from cvbatch.inference.sample_images import generated_pixels
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
 from cvbatch.storage.store import Storage
@@ -54,8 +53,16 @@ def build_network(storage: Storage, request: BuildRequest) -> keras.Model:
     return compile.load(storage, request)
 
 
-def resolve_job(model: keras.Model, job: ExplainJob, request: BuildRequest) -> NetworkFacts:
-    """Resolve the job's layer names, classes and image size for this network.
+def resolve_job(
+    model: keras.Model,
+    job: ExplainJob,
+    request: BuildRequest,
+    images: Callable[[tuple[int, int]], np.ndarray],
+) -> NetworkFacts:
+    """Resolve the job's layer names, classes, activation and image size for this network.
+
+    Args:
+        images: returns a few images (N, H, W, 3) uint8 of a size, to check the scores on.
 
     Raises:
         ModelError: a layer or class does not exist, or the outputs do not fit the task.
@@ -64,9 +71,9 @@ def resolve_job(model: keras.Model, job: ExplainJob, request: BuildRequest) -> N
     shapes = layer_selection.feature_map_shapes(model, size)
     layers = _resolve_layers(model, job, shapes)
     classes: tuple[str, ...] = ()
+    decision = Decision("none", "")
     if job.gradcam:
-        # refuses scores that are not clear
-        decide(model, job.model, generated_pixels(size), checks_boxes=False)
+        decision = decide(model, job.model, images(size), checks_boxes=False)
         classes = compile.class_names(request, num_classes(model, job.model))
         _check_classes(job.gradcam.classes or (), classes)
         if job.gradcam.layer != "auto":
@@ -76,6 +83,7 @@ def resolve_job(model: keras.Model, job: ExplainJob, request: BuildRequest) -> N
         size,
         {section: tuple(paths) for section, paths in layers.items()},
         {path: shapes[path][2] for path in layers.get("patterns", ())},
+        *decision,
     )
 
 
@@ -270,7 +278,7 @@ class Network:
 
     def _heatmaps(self, outputs: Tensors, calls: gradcam.Calls, focus: tf.Tensor | None) -> Tensors:
         config: Any = self._job.gradcam
-        scores, ranking = self._class_scores.scores(self._job, outputs, focus)
+        scores, ranking = self._class_scores.scores(self._job, self._facts, outputs, focus)
         call_index = self._class_scores.find_map(calls, scores, config.layer)
         self._heatmap_layer = calls.paths[call_index]
         if config.classes is None:

@@ -39,6 +39,7 @@ from cvbatch.explain.spec import (
 )
 from cvbatch.explain.work import inspect_network, start_worker
 from cvbatch.inference.programs import BuildRequest, Identity, identify
+from cvbatch.inference.sample_images import SampleImages
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
 from cvbatch.storage import store
@@ -138,7 +139,9 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
         with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
             saved = Path(folder) / "network.keras"
             with _check_nodes(storage, job, plan, listener) if joins_a_cluster() else nullcontext():
-                facts = _inspect_network(storage, job, identity, saved, workers)
+                facts = _inspect_network(storage, job, identity, saved, workers, plan)
+            if facts.activation_reason:
+                listener.info(facts.activation_reason)
             spec = _make_spec(job, summary.fingerprint, facts, plan, workers)
             sink.acquire()
             if overwrite:
@@ -210,14 +213,24 @@ def _runs_in_process(workers: int) -> bool:
 
 
 def _inspect_network(
-    storage: Storage, job: ExplainJob, identity: Identity, saved: Path, workers: int
+    storage: Storage,
+    job: ExplainJob,
+    identity: Identity,
+    saved: Path,
+    workers: int,
+    plan: Plan | None,
 ) -> NetworkFacts:
     """Resolve the job for its network and save the network; in a child process for workers."""
     request = BuildRequest(job.model, identity, "tensorflow", "float32", job.run.batch_size)
+    samples = None
+    if job.source and plan and plan.chunks:
+        samples = SampleImages.of(
+            job.source, plan.format, plan.read_chunk(plan.chunks[0]), job.run.image_timeout_s
+        )
     if _runs_in_process(workers):
         with silent_stderr():
-            return inspect_network(storage, job, request, saved)
-    return ChildProcess(inspect_network, storage, job, request, saved).result(
+            return inspect_network(storage, job, request, saved, samples)
+    return ChildProcess(inspect_network, storage, job, request, saved, samples).result(
         "inspects the network", "free memory, or run the job on a larger machine"
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cvbatch.config.explain import IMAGE_SECTIONS, ExplainJob
+from cvbatch.config.models import Activation
 from cvbatch.core.failures import add_failures
 from cvbatch.core.types import ChunkRef, Examples, Failure, ImageBatch
 from cvbatch.explain import tables
@@ -42,12 +43,16 @@ class NetworkFacts:
         image_size: height and width of the network's input in pixels.
         layers: section (activations, patterns, weights) → paths of its layers.
         widths: path → number of channels, of the layers of section patterns.
+        activation: still to be applied to the scores that section gradcam explains.
+        activation_reason: why, in one sentence for the log.
     """
 
     classes: tuple[str, ...]
     image_size: tuple[int, int]
     layers: dict[str, tuple[str, ...]]
     widths: dict[str, int]
+    activation: Activation = "none"
+    activation_reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from cvbatch.images.drawing import draw_boxes, to_png
 from cvbatch.images.heatmaps import overlay
 from cvbatch.images.isolated_decode import IsolatedDecoder
 from cvbatch.inference.programs import BuildRequest
+from cvbatch.inference.sample_images import SampleImages, sample_pixels
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
 from cvbatch.results import writer
@@ -45,7 +47,11 @@ if TYPE_CHECKING:
 
 
 def inspect_network(
-    storage: Storage, job: ExplainJob, request: BuildRequest, saved: Path
+    storage: Storage,
+    job: ExplainJob,
+    request: BuildRequest,
+    saved: Path,
+    samples: SampleImages | None,
 ) -> NetworkFacts:
     """Load the network, resolve the job for it, and save it for the workers.
 
@@ -53,6 +59,7 @@ def inspect_network(
         storage: reads the files of the network.
         request: the network to load.
         saved: path of the .keras file to write.
+        samples: images of the job, to check the scores on; None: the job has none.
 
     Raises:
         ModelError: the network cannot be loaded, or does not support what the job needs.
@@ -61,7 +68,8 @@ def inspect_network(
     from cvbatch.explain.introspection import Network, build_network, resolve_job
 
     model = build_network(storage, request)
-    facts = resolve_job(model, job, request)
+    images = partial(sample_pixels, samples, storage, resize=job.model.resize)
+    facts = resolve_job(model, job, request, images)
     Network(model, job, facts).check()
     model.save(saved)
     return facts

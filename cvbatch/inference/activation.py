@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
-from cvbatch.inference.value_ranges import values_of
-from cvbatch.models.frameworks import tf
+from cvbatch.config.models import Activation
+from cvbatch.models.frameworks import ops, tf
 
-Activation = Literal["auto", "softmax", "sigmoid", "none"]
 _SMALLEST = 1e-7  # a probability of 0 has no logarithm
 
 
 def default_activation(units: int, is_multi_label: bool) -> Activation:
     """Return the activation that makes logits probabilities; one unit is the positive class."""
     return "sigmoid" if units == 1 or is_multi_label else "softmax"
-
-
-def resolve(
-    raw: tf.Tensor,  # (..., units)
-    activation: Activation,
-    is_multi_label: bool,
-) -> Activation:
-    """Return the activation to apply; never auto, which looks for one in the graph of `raw`."""
-    if activation != "auto":
-        return activation
-    if values_of(raw).are_probabilities:
-        return "none"
-    return default_activation(raw.shape[-1], is_multi_label)
 
 
 def with_activation(raw: tf.Tensor, activation: Activation) -> tf.Tensor:
@@ -46,8 +32,10 @@ def logits_and_probabilities(
     """Return logits and probabilities of every class.
 
     One unit without `is_multi_label` is the positive class of two: C is 2. Otherwise C is `units`.
+
+    Args:
+        activation: still to be applied; never auto.
     """
-    activation = resolve(raw, activation, is_multi_label)
     logits = class_logits(raw, activation, is_multi_label)
     probabilities = with_activation(raw, activation)
     if raw.shape[1] == 1 and not is_multi_label:
@@ -73,11 +61,23 @@ def class_logits(
     logits, found = before_activation(raw)
     if found:
         return logits
-    probabilities = tf.clip_by_value(tf.cast(raw, tf.float32), _SMALLEST, 1 - _SMALLEST)
-    logarithms = tf.math.log(probabilities)
-    if raw.shape[-1] == 1 or is_multi_label:
-        logarithms -= tf.math.log1p(-probabilities)
-    return tf.cast(logarithms, raw.dtype)
+    is_independent = raw.shape[-1] == 1 or is_multi_label
+    return tf.cast(logits_of_probabilities(raw, is_independent=is_independent), raw.dtype)
+
+
+def logits_of_probabilities(
+    probabilities: Any,  # a tensor (..., units)
+    *,
+    is_independent: bool,
+) -> Any:  # (..., units) float32
+    """Return logarithms, or the log-odds of independent probabilities.
+
+    A softmax of the logarithms, or a sigmoid of the log-odds, gives the probabilities back.
+    Probabilities are moved away from 0 and 1, which have no logits.
+    """
+    kept = ops.clip(ops.cast(probabilities, "float32"), _SMALLEST, 1 - _SMALLEST)
+    logarithms = ops.log(kept)
+    return logarithms - ops.log1p(-kept) if is_independent else logarithms
 
 
 def before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:

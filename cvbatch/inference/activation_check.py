@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvbatch.config.models import DetectionConfig, LocalizationConfig, ModelConfig
+from cvbatch.config.models import Activation, DetectionConfig, LocalizationConfig, ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
-from cvbatch.inference.activation import Activation, default_activation
+from cvbatch.inference.activation import default_activation
 from cvbatch.inference.detection_check import check_boxes
 from cvbatch.inference.graph import preprocess
 from cvbatch.inference.graph_outputs import maps_output, scores_output, single_box

@@ -7,10 +7,9 @@ it.
 
 from __future__ import annotations
 
-from cvbatch.config.models import ModelConfig
+from cvbatch.config.models import Activation, ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import gradcam
-from cvbatch.inference.activation import Activation
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS, ForwardPass, Tensors
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
@@ -62,20 +61,18 @@ class ServingGraph:
             and before the function was traced.
     """
 
-    def __init__(
-        self, model: keras.Model, config: ModelConfig, activation: Activation | None = None
-    ) -> None:
+    def __init__(self, model: keras.Model, config: ModelConfig, activation: Activation) -> None:
         """Prepare the graph.
 
         Args:
-            activation: still to be applied, as decided on pixels; None: as the job file says.
+            activation: still to be applied to the scores; never auto.
 
         Raises:
             ModelError: the heatmap layer is not in the model.
         """
         self._model = model
         self._config = config
-        self._activation = activation or config.activation
+        self._activation = activation
         self._size = input_size(model, config)
         self.heatmap_layer = ""
         heatmap = getattr(config, "heatmap", None)
@@ -87,7 +84,7 @@ class ServingGraph:
         images = preprocess(pixels, self._model, self._config)
         with gradcam.record_calls(self._model) as calls:
             outputs = task_outputs.by_name(self._model(images, training=False))
-        forward = ForwardPass(self._config, self._size, outputs, calls, activation=self._activation)
+        forward = ForwardPass(self._config, self._size, outputs, calls, self._activation)
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)
         self.heatmap_layer = forward.heatmap_layer
         return {name: _float32(tensor) for name, tensor in results.items()}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cvbatch.config.models import (
+    Activation,
     ClassificationConfig,
     DetectionConfig,
     LocalizationConfig,
@@ -20,9 +21,7 @@ from cvbatch.core.tasks import Task
 from cvbatch.core.types import MAX_MASK_CLASSES
 from cvbatch.inference import gradcam
 from cvbatch.inference.activation import (
-    Activation,
     logits_and_probabilities,
-    resolve,
     with_activation,
 )
 from cvbatch.models.frameworks import keras, tf
@@ -40,17 +39,17 @@ class ForwardPass:
         input_hw: height and width of the network's input in pixels.
         outputs: the network's outputs by name.
         calls: recorded calls of its layers.
+        activation: still to be applied to the scores; never auto.
         heatmap_layer: path of the layer whose feature map is explained; set by the computation of
             heatmaps.
-        activation: still to be applied to the scores; auto: what their graph says.
     """
 
     config: Any
     input_hw: tuple[int, int]
     outputs: Tensors
     calls: gradcam.Calls
+    activation: Activation
     heatmap_layer: str = ""
-    activation: Activation = "auto"
 
 
 # ---------------------------------------------------------------- classification
@@ -116,12 +115,11 @@ def _count_mask_classes(config: SegmentationConfig, outputs: Mapping[str, Any]) 
 def _segment(forward: ForwardPass) -> Tensors:
     """Return mask (B, H, W) uint8, and with tiles: probabilities (B, H, W, C)."""
     maps = maps_output(forward.config, forward.outputs)
-    activation = resolve(maps, forward.activation, is_multi_label=False)
     if tuple(maps.shape[1:3]) != forward.input_hw:  # the network has an output stride
         maps = tf.image.resize(maps, forward.input_hw)
-    results = {"mask": _mask(maps, activation)}
+    results = {"mask": _mask(maps, forward.activation)}
     if forward.config.tiles is not None:
-        results["probabilities"] = _map_probabilities(maps, activation)
+        results["probabilities"] = _map_probabilities(maps, forward.activation)
     return results
 
 
@@ -156,9 +154,8 @@ def _count_box_classes(config: DetectionConfig, outputs: Mapping[str, Any]) -> i
 
 def _detect(forward: ForwardPass) -> Tensors:
     """Return boxes (B, N, 4) and scores (B, N, C)."""
-    outputs = forward.outputs
-    activation: Activation = "none" if forward.activation == "auto" else forward.activation
-    return {"boxes": outputs["boxes"], "scores": with_activation(outputs["scores"], activation)}
+    scores = with_activation(forward.outputs["scores"], forward.activation)
+    return {"boxes": forward.outputs["boxes"], "scores": scores}
 
 
 def single_box(outputs: Mapping[str, Any]) -> Mapping[str, Any]:

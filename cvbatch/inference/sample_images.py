@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import cv2
 import numpy as np
 
+from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import CvbatchError
 from cvbatch.core.types import Chunk, Decoded, InputKey, ResizeMode, SourceOptions
 from cvbatch.images.isolated_decode import IsolatedDecoder
@@ -29,7 +30,6 @@ class SampleImages:
         options: of the source.
         chunk: up to NUM_TRIED items of the plan.
         limits: maximum sizes of files and images.
-        max_bytes: of one encoded image.
         timeout_s: maximum seconds to decode one image.
     """
 
@@ -38,8 +38,19 @@ class SampleImages:
     options: SourceOptions
     chunk: Chunk
     limits: Limits
-    max_bytes: int
     timeout_s: float
+
+    @classmethod
+    def of(cls, source: SourceConfig, format: str, chunk: Chunk, timeout_s: float) -> SampleImages:
+        """Return the first images of a chunk of a planned source."""
+        return cls(
+            format,
+            source.image_column,
+            source.options,
+            replace(chunk, items=chunk.items[:NUM_TRIED]),
+            Limits.from_source(source.model_dump()),
+            timeout_s,
+        )
 
     def read(self, storage: Storage, key: InputKey) -> list[np.ndarray]:
         """Return up to NUM_IMAGES decoded images; unreadable ones are left out.
@@ -50,7 +61,7 @@ class SampleImages:
         reader = ChunkReader(storage, self.format, self.image_column, options=self.options)
         pixels: list[np.ndarray] = []
         with IsolatedDecoder(self.timeout_s) as decode_one:
-            for image in islice(reader.read(self.chunk, self.max_bytes), NUM_TRIED):
+            for image in islice(reader.read(self.chunk, self.limits.max_bytes), NUM_TRIED):
                 decoded = image.failure or decode_one(image.data, [key], self.limits)
                 if isinstance(decoded, Decoded):
                     pixels.append(decoded.pixels[key])

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -23,7 +23,6 @@ from cvbatch.core.version import __version__
 from cvbatch.distributed.memory import memory_per_actor
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
-from cvbatch.images.options import Limits
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
     BuiltProgram,
@@ -32,7 +31,7 @@ from cvbatch.inference.programs import (
     identify,
     program_uri,
 )
-from cvbatch.inference.sample_images import NUM_TRIED, SampleImages
+from cvbatch.inference.sample_images import SampleImages
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
 from cvbatch.predict.allocation import choose_allocation
@@ -203,17 +202,9 @@ def _run(
 
 def samples_of(ready: Preparation) -> SampleImages:
     """Return the first images of the plan, on which the networks are checked."""
-    source = ready.job.source
-    chunk = ready.plan.read_chunk(ready.plan.chunks[0])
-    return SampleImages(
-        ready.plan.format,
-        source.image_column,
-        source.options,
-        replace(chunk, items=chunk.items[:NUM_TRIED]),
-        Limits.from_source(source.model_dump()),
-        source.max_bytes,
-        ready.job.run.image_timeout_s,
-    )
+    plan = ready.plan
+    chunk = plan.read_chunk(plan.chunks[0])
+    return SampleImages.of(ready.job.source, plan.format, chunk, ready.job.run.image_timeout_s)
 
 
 def _check_nodes(

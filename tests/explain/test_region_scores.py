@@ -29,6 +29,7 @@ def explain(model, images, task, class_names, size=None, **gradcam):
     from cvbatch.core.types import ImageBatch, InputKey
     from cvbatch.explain.introspection import Network
     from cvbatch.explain.spec import NetworkFacts
+    from cvbatch.inference.activation_check import decide
 
     job = parse_explanation(
         {
@@ -46,7 +47,8 @@ def explain(model, images, task, class_names, size=None, **gradcam):
         "c", [str(i) for i in range(count)], [""] * count, np.full(count, width, np.int32),
         np.full(count, height, np.int32), {}, {InputKey(*input_size, "stretch"): images},
     )  # fmt: skip
-    network = Network(model, job, NetworkFacts(class_names, input_size, {}, {}))
+    decision = decide(model, job.model, images, checks_boxes=False)
+    network = Network(model, job, NetworkFacts(class_names, input_size, {}, {}, *decision))
     network.check()
     return [explanation.gradcam for explanation in network.explain(batch)]
 

@@ -10,6 +10,7 @@ from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ModelError
 from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
 from tests.support import networks
+from tests.support.serving import serving_graph
 
 pytestmark = pytest.mark.keras
 TOLERANCE = 1e-4
@@ -21,9 +22,7 @@ def config(task="classification", **fields):
 
 
 def run(engine, model, model_config, images):
-    from cvbatch.inference.graph import ServingGraph
-
-    graph = ServingGraph(model, model_config)
+    graph = serving_graph(model, model_config)
     payload, names = ENGINES[engine].compile(graph, len(images), *images.shape[1:3])
     return ENGINES[engine].load(payload, names, 1)(images), graph
 
@@ -251,7 +250,7 @@ def test_unknown_heatmap_layer_is_refused_with_a_suggestion():
     from cvbatch.inference.graph import ServingGraph
 
     with pytest.raises(ModelError, match="the nearest is 'inner/act'"):
-        ServingGraph(networks.nested_classifier(), config(heatmap={"layer": "inner/akt"}))
+        ServingGraph(networks.nested_classifier(), config(heatmap={"layer": "inner/akt"}), "none")
 
 
 def test_mixed_precision_approximates_float32():
@@ -268,9 +267,7 @@ def test_mixed_precision_approximates_float32():
 
 def test_litert_program_runs_without_importing_tensorflow(tmp_path):
     images = networks.random_images(1, (32, 32))
-    from cvbatch.inference.graph import ServingGraph
-
-    graph = ServingGraph(networks.nested_classifier(), config())
+    graph = serving_graph(networks.nested_classifier(), config())
     payload, names = ENGINES["litert"].compile(graph, *images.shape[:3])
     (tmp_path / "payload").write_bytes(payload)
     code = (

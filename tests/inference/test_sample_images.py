@@ -23,7 +23,9 @@ def folder(tmp_path):
 
 def samples(paths):
     items = tuple(Item(str(path), path.name, 100) for path in paths)
-    return SampleImages("images", "", SourceOptions(), Chunk("a", items), Limits(), 1 << 20, 10.0)
+    return SampleImages(
+        "images", "", SourceOptions(), Chunk("a", items), Limits(max_bytes=1 << 20), 10.0
+    )
 
 
 def test_first_images_that_can_be_decoded(folder):

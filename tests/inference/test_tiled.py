@@ -15,6 +15,7 @@ from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.results import schema
 from cvbatch.storage.store import Storage
 from tests.support.reference_arrays import suppress_reference
+from tests.support.serving import serving_graph
 
 KERAS = [
     pytest.mark.keras,
@@ -279,7 +280,6 @@ class TestProbabilities:
         from keras import layers
 
         from cvbatch.inference.engines import ENGINES
-        from cvbatch.inference.graph import ServingGraph
 
         keras.utils.set_random_seed(3)
         image = keras.Input((12, 16, 3))
@@ -293,7 +293,7 @@ class TestProbabilities:
         results = []
         for tiles in (None, {}):
             models[0]["tiles"] = tiles
-            graph = ServingGraph(model, parse_job(raw).models[0])
+            graph = serving_graph(model, parse_job(raw).models[0])
             payload, names = ENGINES[engine].compile(graph, 2, 12, 16)
             results.append(ENGINES[engine].load(payload, names, 1)(images))
         untiled, tiled = results

@@ -15,9 +15,10 @@ from cvbatch.config.models import (
     SegmentationConfig,
 )
 from cvbatch.inference import gradcam
-from cvbatch.inference.graph import ServingGraph, num_classes
+from cvbatch.inference.graph import num_classes
 from cvbatch.models import registry
 from tests.support.reference_arrays import grad_cam
+from tests.support.serving import serving_graph
 
 pytestmark = [
     pytest.mark.keras,
@@ -153,11 +154,12 @@ def test_a_network_saves_loads_predicts_and_explains(name, tmp_path):
 def predict_and_explain(model, config, images):  # → path of the layer, results, (classes, h, w)
     """Return the predictions of a job and the heatmaps of all classes, from one graph."""
     recorded = {}
+    serve = serving_graph(model, config)
 
     @tf.function(autograph=False)
     def graph(pixels):
         with gradcam.record_calls(model) as calls:
-            results = ServingGraph(model, config)(pixels)
+            results = serve(pixels)
             scores = scores_to_explain(config.task, recorded["outputs"])
         index = gradcam.find_feature_map(calls, scores, "auto")
         recorded["path"] = calls.paths[index]

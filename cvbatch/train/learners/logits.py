@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from cvbatch.core.errors import ModelError
+from cvbatch.inference.activation import logits_of_probabilities
 from cvbatch.inference.value_ranges import Values, values_of
 from cvbatch.models.frameworks import keras, layers, ops, tf
 from cvbatch.models.graph_surgery import Call, calls_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 _ACTIVATIONS = ("softmax", "sigmoid")
-_SMALLEST = 1e-7  # a probability of 0 has no logarithm
 _ANY_SIDE = 64  # of an image whose size is variable, in pixels, and of a batch
 
 
@@ -44,20 +44,15 @@ class WithoutActivation(layers.Wrapper):  # type: ignore[misc]  # Keras carries 
 
 
 class LogOdds(layers.Layer):  # type: ignore[misc]  # Keras carries no type information
-    """Logits of probabilities: their logarithms, or of independent ones their log-odds.
-
-    A softmax of the logarithms, or a sigmoid of the log-odds, gives the probabilities back.
-    """
+    """Logits of probabilities; see `logits_of_probabilities`."""
 
     def __init__(self, *, is_independent: bool, **options: Any) -> None:
         super().__init__(**options)
         self._is_independent = is_independent
 
     def call(self, inputs: Tensor) -> Tensor:
-        """Return logits; probabilities are moved away from 0 and 1, which have none."""
-        kept = ops.clip(ops.cast(inputs, "float32"), _SMALLEST, 1 - _SMALLEST)
-        logarithms = ops.log(kept)
-        return logarithms - ops.log1p(-kept) if self._is_independent else logarithms
+        """Return logits."""
+        return logits_of_probabilities(inputs, is_independent=self._is_independent)
 
     def compute_output_spec(self, inputs: Tensor) -> Tensor:
         """Return the shape; Keras takes a product with an array for a sparse tensor."""
