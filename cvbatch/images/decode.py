@@ -245,21 +245,26 @@ def _read_pixels(
 
 
 def _divide_by_alpha(
-    values: np.ndarray,  # (h, w, c) uint8
-    alpha: np.ndarray,  # (h, w, 1) uint8
-) -> np.ndarray:  # (h, w, c) uint8
+    values: np.ndarray,  # (h, w, c)
+    alpha: np.ndarray,  # (h, w, 1), of the same type
+    bits: int,
+) -> np.ndarray:  # (h, w, c), of the same type
     """Return the colours that were multiplied by alpha; black where nothing is visible."""
-    colors = np.minimum(values.astype(np.uint16) * 255 // np.maximum(alpha, 1), 255)
-    return np.where(alpha == 0, 0, colors).astype(np.uint8)
+    is_visible = alpha > 0
+    if values.dtype.kind == "f":  # 1 is opaque
+        return np.asarray(np.divide(values, alpha, out=np.zeros_like(values), where=is_visible))
+    opaque = (1 << bits) - 1
+    colors = values.astype(np.uint64) * opaque // np.maximum(alpha, 1).astype(np.uint64)
+    return np.where(is_visible, np.minimum(colors, opaque), 0).astype(values.dtype)
 
 
 def _to_rgb(
     samples: Samples, profile: bytes | None, limits: Limits
 ) -> np.ndarray:  # (h, w, 3) uint8
-    values = to_8_bits(samples.values, samples.bits, limits.bit_depth)
+    values = samples.values
+    if samples.alpha is not None and values.dtype.kind in "uf":
+        values = _divide_by_alpha(values, samples.alpha, samples.bits)
+    values = to_8_bits(values, samples.bits, limits.bit_depth)
     if samples.is_inverted:
         values = 255 - values
-    if samples.alpha is not None:
-        alpha = to_8_bits(samples.alpha, samples.bits, "high_byte")
-        values = _divide_by_alpha(values, alpha)
     return to_srgb(values, samples.color_space, profile, limits.color)

@@ -89,10 +89,16 @@ class Figures(NamedTuple):
     def __str__(self) -> str:
         if self.is_empty:
             return f"scores of {self.num_images} images are not finite"
-        text = f"scores of {self.num_images} images are {self.low:.3g} to {self.high:.3g}"
+        text = f"scores of {self.num_images} images are {_span(self.low, self.high)}"
         if self.units == 1:
             return text
-        return f"{text}, and rows sum to {self.sum_low:.3g} to {self.sum_high:.3g}"
+        return f"{text}, and rows sum to {_span(self.sum_low, self.sum_high)}"
+
+
+def _span(low: float, high: float) -> str:
+    """Return a range with three decimals, or one number for both ends."""
+    ends = [f"{round(end, 3):g}" for end in (low, high)]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def decide(

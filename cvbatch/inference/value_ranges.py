@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from cvbatch.models.frameworks import tf
 
 _MAX_CONSTANT = 1 << 22  # elements; the range of a larger constant is not computed
@@ -97,8 +95,7 @@ def _constant(op: Any, captured: dict[str, Any]) -> Values:
         array = variable.numpy()
     if array is None or not 0 < array.size <= _MAX_CONSTANT or array.dtype.kind not in "fiu":
         return unknown
-    numbers = np.asarray(array, np.float64)
-    return Values(float(numbers.min()), float(numbers.max()), source=op.name)
+    return Values(float(array.min()), float(array.max()), source=op.name)
 
 
 def _unknown(op: Any, inputs: list[Values]) -> Values:

@@ -197,6 +197,22 @@ def test_associated_alpha_is_divided_out_and_other_alpha_dropped() -> None:
         assert np.abs(pixels - expected).max() <= 2
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("bit_depth", [(0.25, 0.75), "percentile"])
+def test_deep_colours_are_divided_by_alpha_before_they_are_stretched(
+    dtype: Any, bit_depth: Any
+) -> None:
+    opaque = 65535 if dtype == np.uint16 else 1.0
+    colors = COLOR[..., :3] / 65535
+    alpha = 0.5 + COLOR[..., 3:] / 131070
+    stored = (np.concatenate([colors * alpha, alpha], axis=2) * opaque).astype(dtype)
+    low, high = np.percentile(colors, (1, 99)) if bit_depth == "percentile" else bit_depth
+    limits = bit_depth if bit_depth == "percentile" else (low * opaque, high * opaque)
+    pixels = pixels_of(written(stored, extrasamples=["assocalpha"]), Limits(bit_depth=limits))
+    expected = ((colors - low) / (high - low) * 255).clip(0, 255)
+    assert np.abs(pixels - expected).max() <= 1
+
+
 @pytest.mark.parametrize("bands", [3, 5])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_bands_that_are_not_rgb_are_refused(bands: int, planar: str) -> None:

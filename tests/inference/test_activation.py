@@ -313,7 +313,7 @@ def stacked_by_a_layer(image):
 REFUSED = {
     "softmax over the images": (lambda x: ko().softmax(dense(x, None), axis=0), {}, "rows sum"),
     "softmax halved": (lambda x: dense(x, "softmax") / 2.0, {}, "sum to 0.5"),
-    "normalised by hand": (normalized, {}, "rows sum to 1 to 1"),
+    "normalised by hand": (normalized, {}, "rows sum to 1"),
     "hard sigmoid": (
         lambda x: kl().Activation("hard_sigmoid")(dense(x, None)), MULTI, "truediv may return"),
     "clipped logits": (lambda x: ko().clip(dense(x, None), 0, 1), MULTI, "0 to 1"),
