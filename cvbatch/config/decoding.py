@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BeforeValidator, ValidationError, model_validator
 
 from cvbatch.config.base import Section
+from cvbatch.core.types import BitDepthName, ColorMode
 
-BIT_DEPTHS = ("high_byte", "percentile")
+BIT_DEPTHS = get_args(BitDepthName)
 # Keys of a source that change the pixels or which images fail
 DECODING_KEYS = {"max_bytes", "max_pixels", "reduced_jpeg", "bit_depth", "color"}
 
@@ -28,7 +29,7 @@ class BitDepthRange(Section):
 
 
 def _parse_bit_depth(value: Any) -> Any:
-    """Return a name of `BIT_DEPTHS` or a range: one error instead of one per branch of a union."""
+    """Return a `BitDepthName` or a range: one error instead of one per branch of a union."""
     if isinstance(value, BitDepthRange) or value in BIT_DEPTHS:
         return value
     rule = f"must be one of {', '.join(BIT_DEPTHS)}, or {{min: X, max: Y}} with X below Y"
@@ -48,7 +49,7 @@ class DecodingConfig(Section):
 
     # How values of more than 8 bits become 8 bits: their high byte, a stretch between the 1st and
     # the 99th percentile of each image, or between two values.
-    bit_depth: Annotated[
-        Literal["high_byte", "percentile"] | BitDepthRange, BeforeValidator(_parse_bit_depth)
-    ] = "high_byte"
-    color: Literal["convert", "ignore"] = "convert"  # convert ICC profiles to sRGB, or ignore them
+    bit_depth: Annotated[BitDepthName | BitDepthRange, BeforeValidator(_parse_bit_depth)] = (
+        "high_byte"
+    )
+    color: ColorMode = "convert"  # convert ICC profiles to sRGB, or ignore them

@@ -82,6 +82,10 @@ class Item:
     first_row: int = 0  # index of the first row in the whole Parquet file
 
 
+BitDepthName = Literal["high_byte", "percentile"]  # how deep samples become 8 bits
+ColorMode = Literal["convert", "ignore"]  # what is done with a colour profile
+
+
 class SourceOptions(NamedTuple):
     """Options of a source that choose its images; the defaults choose all."""
 

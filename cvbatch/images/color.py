@@ -12,7 +12,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
-from cvbatch.images.options import ColorMode
+from cvbatch.core.types import ColorMode
 from cvbatch.images.samples import ColorSpace
 
 _MAX_PROFILE_BYTES = 4 << 20  # profiles of CMYK printers have up to 3 MB

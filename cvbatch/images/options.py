@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-BitDepthName = Literal["high_byte", "percentile"]
-ColorMode = Literal["convert", "ignore"]
+from cvbatch.core.types import BitDepthName, ColorMode
+
 BitDepth = BitDepthName | tuple[float, float]  # or the values that become 0 and 255
 
 

@@ -121,8 +121,6 @@ def load_predictor(spec: PredictSpec) -> Predictor:
 
 def _kept_columns(spec: PredictSpec, ref: ChunkRef) -> list[pa.Table]:
     """Return the columns of `source.keep_columns` of a chunk."""
-    if not spec.kept:
-        return []
     input_format = INPUT_FORMATS[spec.source_format].configured(spec.job.source.options)
     return list(input_format.read_kept(spec.storage, read_chunk(spec.storage, ref).items))
 
@@ -143,12 +141,13 @@ def write(
     examples: Examples = {}
     tables, num_images = [], 0
     with timer.measure("write"):
-        kept = _kept_columns(spec, ref)
         for batch in predictions:
             num_images += len(batch)
             add_failures(failures, examples, batch.image_id, batch.failures)
-            rows = schema.to_rows(batch, models, arrow_schema)
-            tables.append(schema.with_kept_columns(rows, kept, spec.kept))
+            tables.append(schema.to_rows(batch, models, arrow_schema))
+        if spec.kept and tables:
+            rows = pa.concat_tables(tables)
+            tables = [schema.with_kept_columns(rows, _kept_columns(spec, ref), spec.kept)]
         metadata = part_files.with_revision(spec.metadata, spec.revisions.get(chunk_id, 0))
         num_bytes = writer.write_part(
             spec.storage,

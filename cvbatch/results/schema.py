@@ -318,8 +318,6 @@ def with_kept_columns(
     Raises:
         CvbatchError: A value does not fit the type.
     """
-    if not fields:
-        return rows
     columns = [*fields, pa.field("image_id", pa.string())]
     stored = pa.schema(columns)
     tables = [pa.table([_cast(table[f.name], f) for f in columns], schema=stored) for table in kept]

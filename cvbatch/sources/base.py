@@ -34,7 +34,7 @@ class ReadOptions(NamedTuple):
     image_column: str  # of Parquet files
     max_bytes: int  # of one encoded image; a larger one is a Failure
     threads: int  # image files that are fetched at once
-    ignored: Ignored | None = None  # receives the members of tars and zips that are not read
+    ignored: Ignored  # receives the members of tars and zips that are not read
 
 
 ReadItems = Callable[[Sequence[Item], ReadOptions], Iterator[EncodedImage]]

@@ -11,7 +11,6 @@ from dataclasses import replace
 from itertools import islice, repeat
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError, StoreError
@@ -25,7 +24,7 @@ from cvbatch.sources.parquet_columns import (
     read_row_group,
     row_keys,
 )
-from cvbatch.sources.units import UNITS
+from cvbatch.sources.units import Slice, units_of_slices
 from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
@@ -60,22 +59,13 @@ class Parquet(InputFormat):
         Raises:
             SourceError: A file is not Parquet, is damaged, or lacks a column; ids are not unique.
         """
-        uris = files["uri"].to_pylist()
-        file_index: list[int] = []
-        slices: list[tuple[int, int, int, int, int]] = []
+
+        def slices_of(uri: str) -> list[Slice]:
+            groups = _row_groups(storage, uri, image_column, self.options)
+            return _slices(groups, chunk_images)
+
         with ThreadPoolExecutor(_THREADS) as pool:
-            footers = pool.map(
-                lambda uri: _row_groups(storage, uri, image_column, self.options), uris
-            )
-            for index, groups in enumerate(footers):
-                of_file = _slices(groups, chunk_images)
-                file_index += [index] * len(of_file)
-                slices += of_file
-        size, group, start, rows, first = np.array(slices, np.int64).reshape(-1, 5).T
-        names = ["image_id", "uri", "version"]
-        image_id, uri, version = files.select(names).take(pa.array(file_index, pa.int64())).columns
-        columns = [image_id, uri, size, version, group, start, rows, first]
-        return pa.table(columns, names=UNITS.names).cast(UNITS)
+            return units_of_slices(files, pool.map(slices_of, files["uri"].to_pylist()))
 
     def new_reader(self, storage: Storage) -> ReadItems:
         """Return a function that reads slices; see `_SliceReader`."""
@@ -271,18 +261,18 @@ class _Group(NamedTuple):
     is_lists: bool
 
 
-def _slices(groups: list[_Group], chunk_images: int) -> list[tuple[int, int, int, int, int]]:
-    """Return (bytes, row group, its first row, images, first row in the file) for each slice."""
+def _slices(groups: list[_Group], chunk_images: int) -> list[Slice]:
+    """Return the slices of a file."""
     slices = []
     first_row = 0
     for number, group in enumerate(groups):
         rows, size = group.num_rows, group.num_bytes
         if group.is_lists and group.num_images:
-            slices.append((size, number, _LISTS, group.num_images, first_row))
+            slices.append(Slice(size, number, _LISTS, group.num_images, first_row))
         for start in range(0, 0 if group.is_lists else rows, chunk_images):
             end = min(start + chunk_images, rows)
             share = size * end // rows - size * start // rows
-            slices.append((share, number, start, end - start, first_row + start))
+            slices.append(Slice(share, number, start, end - start, first_row + start))
         first_row += rows
     return slices
 

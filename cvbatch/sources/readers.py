@@ -70,7 +70,8 @@ class ChunkReader:
             CredentialsError: The store rejects the credentials.
         """
         _, _, image_column, threads, _ = self._arguments
-        return self._read(chunk.items, ReadOptions(image_column, max_bytes, threads, ignored))
+        counted = Ignored() if ignored is None else ignored
+        return self._read(chunk.items, ReadOptions(image_column, max_bytes, threads, counted))
 
     def read_some(
         self, chunk: Chunk, image_ids: Collection[str], max_bytes: int

@@ -94,6 +94,7 @@ def read_tar(
         options: Choose the members; None: the defaults.
         ignored: Receives the members that are not read.
     """
+    options = options or SourceOptions()
     counted = Ignored() if ignored is None else ignored
     end = stream.seek(0, io.SEEK_END) * _MAX_EXPANSION + _ALWAYS_ALLOWED_BYTES
     stream.seek(0)
@@ -137,12 +138,12 @@ def _member(
     tar: tarfile.TarFile,
     header: tarfile.TarInfo,
     max_bytes: int,
-    options: SourceOptions | None,
+    options: SourceOptions,
     ignored: Ignored,
 ) -> Member | None:
     """Return an image, or None and count the member if it is not one."""
     name = header.name.encode("utf-8", "replace").decode()[-_MAX_NAME:]
-    choice = choose(header.name, options or SourceOptions())
+    choice = choose(header.name, options)
     if choice.action == "ignore" or (choice.action == "sniff" and not header.isfile()):
         ignored.add(choice.kind, [name])
         return None

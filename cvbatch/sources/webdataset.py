@@ -9,7 +9,6 @@ from functools import partial
 import pyarrow as pa
 
 from cvbatch.core.errors import StoreError
-from cvbatch.core.ignored import Ignored
 from cvbatch.core.types import EncodedImage, Item, SourceOptions
 from cvbatch.sources.base import InputFormat, ReadItems, ReadOptions, image_id_in, read_failure
 from cvbatch.sources.members import unique_name
@@ -53,12 +52,11 @@ class WebDataset(InputFormat):
 def _read_tars(
     storage: Storage, source: SourceOptions, items: Sequence[Item], options: ReadOptions
 ) -> Iterator[EncodedImage]:
-    ignored = Ignored() if options.ignored is None else options.ignored
     for item in items:
         numbers: dict[str, int] = {}
         try:
             with closing(storage.open_stream(item.uri)) as stream:
-                for member in read_tar(stream, options.max_bytes, source, ignored):
+                for member in read_tar(stream, options.max_bytes, source, options.ignored):
                     image_id = image_id_in(item, unique_name(member.name, numbers))
                     yield EncodedImage(image_id, item.uri, member.data, member.failure)
         except StoreError as error:

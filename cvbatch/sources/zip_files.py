@@ -7,14 +7,12 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from typing import IO, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError, StoreError
@@ -23,7 +21,7 @@ from cvbatch.core.types import EncodedImage, Failure, Item, SourceOptions
 from cvbatch.sources.base import InputFormat, ReadItems, ReadOptions, image_id_in, read_failure
 from cvbatch.sources.file_kinds import SNIFFED_BYTES
 from cvbatch.sources.members import Member, checked, choose, unique_name
-from cvbatch.sources.units import UNITS
+from cvbatch.sources.units import Slice, units_of_slices
 from cvbatch.storage.store import Storage
 
 _MAX_DIRECTORY_BYTES = 64 << 20  # of the list of members; about a million of them
@@ -94,21 +92,17 @@ class ZipFiles(InputFormat):
         Raises:
             SourceError: A file is not a zip, or is damaged.
         """
-        uris = files["uri"].to_pylist()
-        file_index: list[int] = []
-        slices: list[tuple[int, int, int]] = []
+
+        def slices_of(uri: str) -> list[Slice]:
+            sizes = self._sizes(storage, uri)
+            parts = (
+                (start, sizes[start : start + chunk_images])
+                for start in range(0, len(sizes), chunk_images)
+            )
+            return [Slice(sum(part), 0, start, len(part), start) for start, part in parts]
+
         with ThreadPoolExecutor(_THREADS) as pool:
-            for index, sizes in enumerate(pool.map(lambda uri: self._sizes(storage, uri), uris)):
-                for start in range(0, len(sizes), chunk_images):
-                    part = sizes[start : start + chunk_images]
-                    file_index.append(index)
-                    slices.append((sum(part), start, len(part)))
-        size, start_row, rows = np.array(slices, np.int64).reshape(-1, 3).T
-        names = ["image_id", "uri", "version"]
-        image_id, uri, version = files.select(names).take(pa.array(file_index, pa.int64())).columns
-        group = np.zeros(len(slices), np.int32)
-        columns = [image_id, uri, size, version, group, start_row, rows, start_row]
-        return pa.table(columns, names=UNITS.names).cast(UNITS)
+            return units_of_slices(files, pool.map(slices_of, files["uri"].to_pylist()))
 
     def _sizes(self, storage: Storage, uri: str) -> list[int]:
         """Return the compressed bytes of each image of a zip."""
@@ -140,7 +134,7 @@ class _Reader:
 
     def __init__(self, storage: Storage, source: SourceOptions) -> None:
         self._storage, self._source = storage, source
-        self._last: OrderedDict[str, tuple[list[_Image], Ignored]] = OrderedDict()
+        self._last: tuple[str, list[_Image], Ignored] | None = None
 
     def read(self, items: Sequence[Item], options: ReadOptions) -> Iterator[EncodedImage]:
         """Yield as many images as were planned, even if the file has changed since."""
@@ -155,7 +149,7 @@ class _Reader:
         try:
             with _open(self._storage, item.uri) as archive:
                 images, ignored = self._list(archive, item.uri)
-                if options.ignored is not None and item.row_start == 0:
+                if item.row_start == 0:
                     options.ignored.merge(ignored.counts, ignored.examples)
                 for image in images[item.row_start : item.row_start + item.num_rows]:
                     yield _read_image(archive, image, item, options.max_bytes)
@@ -169,11 +163,10 @@ class _Reader:
             yield EncodedImage(image_id_in(item, key), item.uri, b"", failure)
 
     def _list(self, archive: zipfile.ZipFile, uri: str) -> tuple[list[_Image], Ignored]:
-        if uri not in self._last:
+        if self._last is None or self._last[0] != uri:
             ignored = Ignored()
-            self._last.clear()
-            self._last[uri] = (list(_images(archive, self._source, ignored)), ignored)
-        return self._last[uri]
+            self._last = (uri, list(_images(archive, self._source, ignored)), ignored)
+        return self._last[1:]
 
 
 def _open(storage: Storage, uri: str) -> zipfile.ZipFile:
