@@ -1,12 +1,10 @@
 """ICC profiles of RGB spaces that a file declares by a number or by chromaticities.
 
-Source: ITU-T H.273 (numbers of primaries and transfer characteristics); ICC.1:2001 (profile of
-version 2 with matrix and tone curves).
+Source: ITU-T H.273 (numbers of primaries and transfer characteristics).
 """
 
 from __future__ import annotations
 
-import struct
 from functools import lru_cache
 
 import numpy as np
@@ -21,10 +19,6 @@ _SRGB_TRANSFER = (1, 6, 13, 14, 15)  # of BT.709 and its copies, which are displ
 _SRGB_CHROMATICITY = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 _SRGB_GAMMA = 2.2
 _NEAR_CHROMATICITY, _NEAR_GAMMA = 0.01, 0.05
-_D50_XYZ = np.array([0.9642, 1.0, 0.8249])
-_BRADFORD = np.array(
-    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
-)
 _CURVE_POINTS = 1024
 
 
@@ -67,12 +61,13 @@ def profile_of_chromaticities(
         return None
 
 
+@lru_cache(maxsize=64)
 def rgb_profile(
     primaries: tuple[tuple[float, float], ...],
     white: tuple[float, float],
     gamma: float | None,
 ) -> bytes:
-    """Return the ICC profile of an RGB space.
+    """Return the ICC profile of an RGB space, made by LittleCMS.
 
     Args:
         primaries: chromaticities x, y of red, green and blue.
@@ -80,60 +75,24 @@ def rgb_profile(
         gamma: exponent from values to light; None: the curve of sRGB.
 
     Raises:
-        ValueError: the primaries are on one line, or a number is not positive.
+        ValueError: the numbers are those of no RGB space.
     """
-    columns = _adapted_columns(primaries, white)
-    curve = _curve(gamma)
-    tags = {b"desc": _description(), b"cprt": b"text\0\0\0\0none\0", b"wtpt": _xyz(_D50_XYZ)}
-    for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns.T, strict=True):
-        tags[name] = _xyz(column)
-    tags.update(dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve))
-    return _assemble(tags)
+    import imagecodecs
 
-
-def _adapted_columns(
-    primaries: tuple[tuple[float, float], ...], white: tuple[float, float]
-) -> np.ndarray:  # (3, 3): columns of XYZ under D50
-    if min(white[1], *(y for _, y in primaries)) <= 0:
-        raise ValueError("a chromaticity is not positive")
-    columns = np.array([(x / y, 1.0, (1 - x - y) / y) for x, y in primaries]).T
-    white_xyz = np.array([white[0] / white[1], 1.0, (1 - white[0] - white[1]) / white[1]])
+    if min(white[1], *(y for _, y in primaries)) <= 0 or not 0.1 < (gamma or 1) < 10:
+        raise ValueError("a chromaticity is not positive, or the exponent not between 0.1 and 10")
+    curve = {"transferfunction": _srgb_curve()} if gamma is None else {"gamma": gamma}
+    flat = [value for x, y in primaries for value in (x, y, 1.0)]
     try:
-        columns = columns * np.linalg.solve(columns, white_xyz)
-    except np.linalg.LinAlgError:
-        raise ValueError("the primaries are on one line") from None
-    scale = (_BRADFORD @ _D50_XYZ) / (_BRADFORD @ white_xyz)
-    return np.asarray(np.linalg.inv(_BRADFORD) @ np.diag(scale) @ _BRADFORD @ columns)
+        profile: bytes = imagecodecs.cms_profile(
+            "rgb", whitepoint=[*white, 1.0], primaries=flat, **curve
+        )
+    except RuntimeError as error:  # imagecodecs.CmsError
+        raise ValueError(str(error)) from None
+    return profile
 
 
-def _curve(gamma: float | None) -> bytes:
-    if gamma is not None:
-        if not 0.1 < gamma < 10:
-            raise ValueError(f"the exponent {gamma} is not between 0.1 and 10")
-        return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
+def _srgb_curve() -> np.ndarray:  # (1024,) uint16
     value = np.linspace(0, 1, _CURVE_POINTS)
     light = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    points = (light * 65535).round().astype(">u2").tobytes()
-    return b"curv\0\0\0\0" + struct.pack(">I", _CURVE_POINTS) + points
-
-
-def _xyz(values: np.ndarray) -> bytes:
-    return b"XYZ \0\0\0\0" + (values * 65536).round().astype(">i4").tobytes()
-
-
-def _description() -> bytes:
-    return b"desc\0\0\0\0" + struct.pack(">I", 4) + b"RGB\0" + bytes(8 + 3 + 67)
-
-
-def _assemble(tags: dict[bytes, bytes]) -> bytes:
-    """Return a profile with a table of tags and their contents, aligned to 4 bytes."""
-    start = 128 + 4 + 12 * len(tags)
-    table, contents = struct.pack(">I", len(tags)), b""
-    for name, content in tags.items():
-        table += name + struct.pack(">II", start + len(contents), len(content))
-        contents += content + bytes(-len(content) % 4)
-    size = start + len(contents)
-    header = struct.pack(">I4sI", size, b"lcms", 0x02400000) + b"mntrRGB XYZ "
-    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
-    header += _xyz(_D50_XYZ)[8:]
-    return header.ljust(128, b"\0") + table + contents
+    return (light * 65535).round().astype(np.uint16)
