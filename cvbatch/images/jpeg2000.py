@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
-from cvbatch.images.boxes import iterate_boxes
 from cvbatch.images.failures import READER_ERRORS, ImageError, check_pixels
+from cvbatch.images.iso_boxes import iterate_boxes
 from cvbatch.images.options import Limits
 from cvbatch.images.readers import Header, Reader
 from cvbatch.images.samples import ColorSpace, Samples, split_channels

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvbatch.images.boxes import iterate_boxes
 from cvbatch.images.color_profiles import profile_of_primaries
 from cvbatch.images.failures import ImageError, check_pixels
+from cvbatch.images.iso_boxes import iterate_boxes
 from cvbatch.images.options import Limits
 from cvbatch.images.readers import Header, Reader
 from cvbatch.images.samples import ColorSpace, Samples, split_channels

@@ -9,7 +9,7 @@ import re
 import zlib
 from typing import Literal
 
-from cvbatch.images.boxes import boxes_are_complete, brands
+from cvbatch.images.iso_boxes import boxes_are_complete, brands
 
 # Format → suffixes of its files
 SUFFIXES: dict[str, tuple[str, ...]] = {
