@@ -23,13 +23,11 @@ from cvbatch.inference.activation import (
     logits_and_probabilities,
     with_activation,
 )
+from cvbatch.inference.forward_pass import Tensors
 from cvbatch.inference.gradcam import Calls, find_feature_map
-from cvbatch.inference.graph_outputs import (
-    Tensors,
-    maps_output,
-    scores_output,
-    single_box,
-)
+from cvbatch.inference.outputs_classification import scores_output
+from cvbatch.inference.outputs_localization import single_box
+from cvbatch.inference.outputs_segmentation import maps_output
 from cvbatch.models.frameworks import tf
 
 Scores = tuple[tf.Tensor, tf.Tensor]  # (B, C) scores to explain, (B, C) scores that rank classes

@@ -25,8 +25,8 @@ from cvbatch.explain.tables import ClassHeatmap, Explanation
 from cvbatch.geometry.resize import Placement, boxes_to_original, make_placement
 from cvbatch.inference import compile, gradcam
 from cvbatch.inference.activation_check import Decision, decide
+from cvbatch.inference.forward_pass import Tensors
 from cvbatch.inference.graph import input_size, num_classes, preprocess
-from cvbatch.inference.graph_outputs import Tensors
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf

@@ -6,18 +6,18 @@ is refused, because a second softmax changes scores without any other sign.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cvbatch.config.models import Activation, DetectionConfig, LocalizationConfig, ModelConfig
 from cvbatch.core.errors import ModelError
-from cvbatch.core.tasks import Task
 from cvbatch.inference.activation import default_activation
 from cvbatch.inference.detection_check import check_boxes
 from cvbatch.inference.graph import preprocess
-from cvbatch.inference.graph_outputs import maps_output, scores_output, single_box
+from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
+from cvbatch.inference.outputs_localization import single_box
 from cvbatch.inference.value_ranges import Values, values_of
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
@@ -26,13 +26,6 @@ _RANGE_TOLERANCE = 1e-3
 _SUM_TOLERANCE = 0.02  # of bfloat16 scores of many classes
 _EXPLICIT_TOLERANCE = 0.25  # a bicubic resize of probabilities may leave 0..1
 _BEST_BOXES = 20  # of each image that are checked
-
-SCORES_OF: dict[Task, Callable[[Any, Mapping[str, Any]], Any]] = {
-    "classification": scores_output,
-    "segmentation": maps_output,
-    "detection": lambda config, outputs: outputs["scores"],
-    "localization": lambda config, outputs: single_box(outputs)["scores"],
-}
 
 
 class Decision(NamedTuple):
@@ -230,7 +223,7 @@ def _observe(model: keras.Model, config: ModelConfig, pixels: np.ndarray) -> _Ob
 
     def forward(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         outputs = task_outputs.by_name(model(preprocess(images, model, config), training=False))
-        scores = SCORES_OF[config.task](config, outputs)
+        scores = GRAPH_OUTPUTS[config.task].scores(config, outputs)
         seen.append((values_of(scores), int(scores.shape[-1])))
         rows = tf.reshape(tf.cast(scores, tf.float32), (-1, scores.shape[-1]))
         boxes = _best_boxes(config, outputs)

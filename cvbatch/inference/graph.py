@@ -10,7 +10,8 @@ from __future__ import annotations
 from cvbatch.config.models import Activation, ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import gradcam
-from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS, ForwardPass, Tensors
+from cvbatch.inference.forward_pass import ForwardPass, Tensors
+from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
 

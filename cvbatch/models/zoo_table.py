@@ -1,6 +1,6 @@
 """Summary of every named network, stored in a file so that `cvbatch models` does not load Keras.
 
-`python -m cvbatch.models.zoo_table` computes the summaries and writes the file and docs/models.md.
+`python -m cvbatch.models.zoo_table` computes the summaries, writes the file and docs/networks.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
 
 _FILE = Path(__file__).with_name("figures.json")
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "networks.md"
 _OPENING = """# Named networks
 
 All networks of the zoo with their default input size and number of classes; one class means a
@@ -57,7 +57,7 @@ def read_summaries() -> list[NetworkSummary]:
 
 
 def as_markdown(summaries: Sequence[NetworkSummary]) -> str:
-    """Return the page docs/models.md."""
+    """Return the page docs/networks.md."""
     rows: list[tuple[str, ...]] = [_TITLES, ("---", "---", "---", "---:", "---:", "---:")]
     rows += [(f"`{row[0]}`", *row[1:]) for row in (summary.cells for summary in summaries)]
     return _OPENING + "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,4 +1,4 @@
-"""The stored summaries of networks are up to date, and docs/models.md is generated from them."""
+"""The stored summaries of networks are up to date, and docs/networks.md is generated from them."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from cvbatch.models import zoo_table
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
 REMEDY = "run python -m cvbatch.models.zoo_table"
 
 

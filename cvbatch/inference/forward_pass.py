@@ -1,0 +1,34 @@
+"""One model traced on a batch, as the functions of every task see it; imports TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cvbatch.config.models import Activation
+from cvbatch.inference import gradcam
+from cvbatch.models.frameworks import tf
+
+Tensors = dict[str, tf.Tensor]
+
+
+@dataclass
+class ForwardPass:
+    """One model traced on a batch of B images.
+
+    Attributes:
+        config: the model's section of the job file.
+        input_hw: height and width of the network's input in pixels.
+        outputs: the network's outputs by name.
+        calls: recorded calls of its layers.
+        activation: still to be applied to the scores; never auto.
+        heatmap_layer: path of the layer whose feature map is explained; set by the computation of
+            heatmaps.
+    """
+
+    config: Any
+    input_hw: tuple[int, int]
+    outputs: Tensors
+    calls: gradcam.Calls
+    activation: Activation
+    heatmap_layer: str = ""
