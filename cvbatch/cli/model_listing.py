@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvbatch.core.errors import ModelError
+from cvbatch.core.model_formats import format_of, own_weights_error
 from cvbatch.models import zoo_table as summaries
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def describe_network(
     """Return layers, parameters, multiply-adds and memory of a network. Imports TensorFlow.
 
     Args:
-        name: a built-in network, or the path or URI of a .keras file.
+        name: a built-in network, or the path or URI of a model file.
         num_classes: None: that of the network.
         image_size: (height, width) in pixels; None: that of the network.
         options: build options of a built-in network, such as its width.
@@ -81,7 +82,7 @@ def describe_network(
     from cvbatch.core.child_process import silent_stderr
 
     is_configured = num_classes is not None or bool(options)
-    file = _fetch(name, is_configured) if name.endswith(".keras") else None
+    file = _fetch(name, is_configured) if format_of(name).is_file else None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with silent_stderr():  # TensorFlow logs to the terminal when it starts
         from cvbatch.models import cost, registry
@@ -98,9 +99,7 @@ def _fetch(uri: str, is_configured: bool) -> Path:
     from cvbatch.storage.store import Storage
 
     if is_configured:
-        raise ModelError(
-            f"--classes or --build for {uri}: a .keras file is already built; remove the option"
-        )
+        raise ModelError(own_weights_error("--classes or --build", uri))
     return model_files.fetch(Storage(), uri)
 
 

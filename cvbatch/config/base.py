@@ -14,6 +14,7 @@ from pydantic import (
     model_serializer,
 )
 
+from cvbatch.core.model_formats import format_of, own_weights_error, refusal
 from cvbatch.core.types import RetryPolicy
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
@@ -66,12 +67,28 @@ class SinkConfig(Section):
     uri: Name
 
 
+def check_model(model: str, weights: str | None, build: dict[str, Any] | None) -> None:
+    """Raise ValueError if a model has a format that is refused, or weights where it has its own."""
+    if message := refusal(model):
+        raise ValueError(message)
+    if format_of(model).key != "zoo":
+        for key, value in (("weights", weights), ("build", build)):
+            if value is not None:
+                raise ValueError(own_weights_error(key, model))
+    elif weights is None:
+        raise ValueError(
+            f"weights are missing for model {model!r}: set imagenet, demo, a path or URI, "
+            "or random for untrained weights"
+        )
+
+
 def check_sha256(sha256: str | None, model: str, weights: str | None) -> None:
     """Raise ValueError if sha256 is set for a model that is not read from a user's file."""
-    if sha256 is not None and not model.endswith(".keras") and weights in NAMED_WEIGHTS:
+    is_zoo = format_of(model).key == "zoo"
+    if sha256 is not None and is_zoo and weights in NAMED_WEIGHTS:
         raise ValueError(
             f"sha256 is set for model {model!r} with weights {weights}: it pins a file, "
-            "either a .keras file or a weights file; remove sha256"
+            "either a model file or a weights file; remove sha256"
         )
 
 

@@ -16,6 +16,7 @@ from cvbatch.config.base import (
     Section,
     Sha256,
     Size,
+    check_model,
     check_sha256,
 )
 from cvbatch.core.errors import ModelError
@@ -90,7 +91,7 @@ class _ModelConfig(Section):
 
     model: Name
     weights: Name | None = None
-    sha256: Sha256 | None = None  # of the .keras file, or else of the weights file
+    sha256: Sha256 | None = None  # of the model file, or else of the weights file
     classes: list[str] | Name | None = None
     image_size: Size | None = None
     resize: ResizeMode = "stretch"
@@ -103,18 +104,7 @@ class _ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_weights(self) -> _ModelConfig:
-        if self.weights is None and not self.model.endswith(".keras"):
-            raise ValueError(
-                f"weights are missing for model {self.model!r}: set imagenet, demo, a path or URI, "
-                "or random for untrained weights"
-            )
-        if self.model.endswith(".keras"):
-            for key in ("weights", "build"):
-                if getattr(self, key) is not None:
-                    raise ValueError(
-                        f"{key} for {self.model!r}: a .keras file contains the network and its "
-                        f"weights; remove {key}"
-                    )
+        check_model(self.model, self.weights, self.build)
         check_sha256(self.sha256, self.model, self.weights)
         return self
 

@@ -20,10 +20,12 @@ from cvbatch.config.base import (
     SinkConfig,
     Size,
     Uris,
+    check_model,
     check_sha256,
 )
 from cvbatch.config.decoding import DecodingConfig
 from cvbatch.config.loader import load, parse
+from cvbatch.core.model_formats import format_of, own_weights_error
 from cvbatch.core.tasks import Task
 from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode
 
@@ -62,7 +64,7 @@ class TrainModelConfig(Section):
     task: Task
     model: Name
     weights: Name | None = None
-    sha256: Sha256 | None = None  # of the .keras file, or else of the weights file
+    sha256: Sha256 | None = None  # of the model file, or else of the weights file
     build: dict[str, Any] | None = None  # build options of a zoo network
     image_size: Size | None = None
     resize: ResizeMode = "stretch"
@@ -73,28 +75,24 @@ class TrainModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_weights(self) -> TrainModelConfig:
-        is_file = self.model.endswith(".keras")
-        if self.weights is None and not is_file:
-            raise ValueError(
-                f"weights are missing for model {self.model!r}: set imagenet, demo, a path or URI, "
-                "or random for untrained weights"
-            )
-        for key in ("weights", "build", "image_size"):
-            if is_file and getattr(self, key) is not None:
-                raise ValueError(
-                    f"{key} for {self.model!r}: a .keras file contains the network and its "
-                    f"weights; remove {key}"
-                )
+        check_model(self.model, self.weights, self.build)
+        if self.image_size is not None and not self.is_built_in:
+            raise ValueError(own_weights_error("image_size", self.model))
         check_sha256(self.sha256, self.model, self.weights)
         if self.multi_label and self.task != "classification":
             raise ValueError(f"multi_label is about classification, not {self.task}; remove it")
         return self
 
     @property
+    def is_built_in(self) -> bool:
+        """Return whether the network is one of the zoo."""
+        return format_of(self.model).key == "zoo"
+
+    @property
     def fits_anchors(self) -> bool:
         """Return whether anchors are fitted to the boxes of the training data."""
-        is_new = not self.model.endswith(".keras") and self.weights == "random"
-        return self.model == "yolo" and is_new and bool(self.anchors) and not self._has_anchors
+        is_new = self.model == "yolo" and self.weights == "random"
+        return is_new and bool(self.anchors) and not self._has_anchors
 
     @property
     def _has_anchors(self) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from cvbatch.config.models import ClassificationConfig, DetectionConfig, ModelConfig, tiling_of
 from cvbatch.core.errors import ModelError
+from cvbatch.core.model_formats import format_of, short_name
 from cvbatch.core.types import ModelSpec
 from cvbatch.inference.activation_check import decide
 from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
@@ -56,7 +57,7 @@ def build(
     engine, payload, names, note = _compile(graph, request, height, width)
     notes = [note, _scaling_note(model, config), _names_note(request, len(classes))]
     spec = ModelSpec(
-        name=Path(config.model).stem if config.model.endswith(".keras") else config.model,
+        name=short_name(config.model),
         task=config.task,
         classes=classes,
         input_height=height,
@@ -131,7 +132,8 @@ def _compile(
 def _scaling_note(model: keras.Model, config: ModelConfig) -> str:
     """Return a warning if neither a user's network nor the job scales the pixels; else ""."""
     is_scaled = config.preprocessing != "none" or config.rescale is not None
-    if is_scaled or not config.model.endswith(".keras") or scales_its_input(model) is not False:
+    is_zoo = format_of(config.model).key == "zoo"
+    if is_scaled or is_zoo or scales_its_input(model) is not False:
         return ""
     return (
         f"warning: model {config.model} has no Rescaling, Normalization or other preprocessing "

@@ -20,6 +20,7 @@ from cvbatch.config.base import NAMED_WEIGHTS
 from cvbatch.config.models import ModelConfig
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ModelError, StoreError
+from cvbatch.core.model_formats import format_of
 from cvbatch.core.types import ModelSpec
 from cvbatch.core.version import __version__
 from cvbatch.inference.engines import ENGINES, Program
@@ -41,7 +42,7 @@ class Identity:
     Attributes:
         content: SHA-256 of the model file and its weights, or their names.
         classes: class names from the job or the model card; None if neither has them.
-        file: local path of the .keras file; None for a zoo network.
+        file: local path of the model file; None for a zoo network.
         weights_file: local path of the weights file; None if the job has none.
         sha256: of `file` or else of `weights_file`; None without files.
     """
@@ -174,7 +175,7 @@ def identify(storage: Storage, config: ModelConfig) -> Identity:
     if config.weights == "demo":
         file = DEMO_FILES.get(config.model)
     else:
-        file = model_files.fetch(storage, config.model) if config.model.endswith(".keras") else None
+        file = model_files.fetch(storage, config.model) if format_of(config.model).is_file else None
     is_named = config.weights is None or config.weights in NAMED_WEIGHTS
     weights_file = None if is_named else model_files.fetch(storage, str(config.weights))
     hashed_file = file or weights_file

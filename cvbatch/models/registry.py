@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cvbatch.core.errors import ModelError
+from cvbatch.core.model_formats import format_of, own_weights_error
 from cvbatch.core.suggestions import closest_names, hint
 from cvbatch.models import cost, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
@@ -106,7 +107,8 @@ def find_entry(name: str) -> ZooEntry:
     if name in ZOO:
         return ZOO[name]
     raise ModelError(
-        f"no network is called {name!r}; {hint(name, ZOO)}; a model file must end in .keras"
+        f"no network is called {name!r}; {hint(name, ZOO)}; a model file must end in .keras "
+        "or another suffix of docs/models.md, and a folder must be written with a slash"
     )
 
 
@@ -166,10 +168,13 @@ def load_model(
         ModelError: the name is unknown, a file is missing, damaged or unsafe, or model and weights
             do not match.
     """
-    if model.endswith(".keras"):
+    if format_of(model).key != "zoo":
         if weights is not None:
+            raise ModelError(own_weights_error("weights", model))
+        if not model.endswith(".keras"):
             raise ModelError(
-                f"weights {weights!r} for {model}: a .keras file has its own; remove weights"
+                f"model {model!r} is {format_of(model).description}, which is not a Keras network; "
+                "only cvbatch predict can run one"
             )
         return load_file(model, local_file(model))
     find_entry(model)

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from cvbatch.config.base import SinkConfig
+from cvbatch.config.base import NAMED_WEIGHTS, SinkConfig
 from cvbatch.config.train import TrainJob, fingerprint
 from cvbatch.core.errors import SinkError, SourceError
 from cvbatch.core.progress import Listener
@@ -209,7 +209,7 @@ class _Run:
         run = job.run.model_copy(update={"workers": state.workers})
         training = job.training.model_copy(update={"metric": state.ready.metric})
         model = job.model.model_copy(update={"image_size": state.ready.image_size})
-        if job.model.model.endswith(".keras"):
+        if not job.model.is_built_in:
             model = job.model
         resolved = job.model_copy(update={"run": run, "training": training, "model": model})
         values = resolved.model_dump(mode="json")
@@ -296,11 +296,11 @@ def _select_splits(labelled: LabelledDataset, job: TrainJob) -> LabelledDataset:
 def _model_identity(storage: Storage, job: TrainJob) -> str:
     """Return the SHA-256 of the job's model and weights files, as JSON."""
     digests = []
-    for uri in (job.model.model, job.model.weights or ""):
-        if uri.endswith((".keras", ".h5")):
-            digest = model_files.sha256(model_files.fetch(storage, uri))
-            model_files.check(uri, digest, job.model.sha256)
-            digests.append(digest)
+    uri = job.model.weights if job.model.is_built_in else job.model.model
+    if uri is not None and uri not in NAMED_WEIGHTS:
+        digest = model_files.sha256(model_files.fetch(storage, uri))
+        model_files.check(uri, digest, job.model.sha256)
+        digests.append(digest)
     return json.dumps(digests)
 
 

@@ -122,7 +122,7 @@ def _load_initial(
     from cvbatch.models.weights import WEIGHTS_SUFFIXES
 
     config = job.model
-    has_classes = config.model.endswith(".keras") or config.weights == "demo"
+    has_classes = not config.is_built_in or config.weights == "demo"
     with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
         load = partial(
             registry.load_model,
@@ -170,7 +170,7 @@ def _check_classes(storage: Storage, job: TrainJob, classes: tuple[str, ...]) ->
     """Raise ModelError if a trained file has other class names than the data."""
     model = job.model.model
     file = DEMO_FILES.get(model) if job.model.weights == "demo" else None
-    if model.endswith(".keras"):
+    if not job.model.is_built_in:
         file = model_files.fetch(storage, model)
     card = read_card(file) if file else None
     if card is not None and card.classes != classes:

@@ -140,7 +140,7 @@ def test_random_weights_must_be_requested():
         ("yolo", "demo", "demo_classifier.* only"),
         ("yolo", "imagenet", "exist for networks of keras.applications"),
         ("yolo", "somewhere/file.pt", "ends in .weights.h5"),
-        ("net.keras", "imagenet", "has its own; remove weights"),
+        ("net.keras", "imagenet", "contains the network and its weights; remove weights"),
         ("net.keras", None, "net.keras does not exist"),
         ("yolo", "missing.weights.h5", "missing.weights.h5 does not exist"),
     ],
