@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from cvbatch.cli.job_options import JOB_OPTIONS
 from cvbatch.core.version import __version__
 from cvbatch.exporters.options import EXPORT_DESCRIPTIONS, FLAGS
 from cvbatch.importers.flags import FORMAT_DESCRIPTIONS, format_flags
@@ -42,7 +43,11 @@ def _count(text: str) -> int:
 
 _JSON = _switch("--json", "print a summary as one JSON object on stdout")
 _JOB = (
-    _text("--config", "FILE", "job file (YAML); required", required=True),
+    _text(
+        "--config",
+        "FILE",
+        "job file (YAML); options replace its values; default: the options alone",
+    ),
     _text(
         "--set",
         "KEY=VALUE",
@@ -71,11 +76,20 @@ _BUILD = _text(
     default=[],
 )
 
+
+def _job_arguments(command: str) -> tuple[Argument, ...]:
+    """Return the options that set keys of the command's job file, and those of all job files."""
+    options = (Argument(option.name, option.keywords) for option in JOB_OPTIONS[command])
+    return (*options, *_JOB)
+
+
+_KIND = Argument("kind", {"choices": tuple(JOB_OPTIONS), "help": "kind of job file"})
+
 COMMANDS = {
     "predict": Command(
         "run batch inference: Keras models over an image archive, predictions into Parquet",
         (
-            *_JOB,
+            *_job_arguments("predict"),
             _switch("--dry-run", "estimate time and output size from a sample; write nothing"),
             _switch(
                 "--overwrite",
@@ -87,7 +101,7 @@ COMMANDS = {
     "train": Command(
         "train or fine-tune a model on labelled images",
         (
-            *_JOB,
+            *_job_arguments("train"),
             _switch(
                 "--overwrite",
                 "discard the training in the sink and start a new one; default: resume the same "
@@ -99,7 +113,7 @@ COMMANDS = {
     "evaluate": Command(
         "evaluate predictions against ground truth: accuracy, mAP, IoU, with confidence intervals",
         (
-            *_JOB,
+            *_job_arguments("evaluate"),
             _switch(
                 "--overwrite",
                 "replace another evaluation in the sink; default: refuse such a sink",
@@ -109,7 +123,7 @@ COMMANDS = {
     "explain": Command(
         "visualise activations, filters, Grad-CAM and DeepDream of a model",
         (
-            *_JOB,
+            *_job_arguments("explain"),
             _switch(
                 "--overwrite",
                 "replace another explanation in the sink; default: refuse such a sink",
@@ -152,6 +166,19 @@ COMMANDS = {
             _JSON,
         ),
     ),
+    "init": Command(
+        "write a short job file with comments, to start from",
+        (
+            _KIND,
+            _text(
+                "file",
+                "FILE",
+                "job file to write, with its schema for editors next to it; default: print it",
+                nargs="?",
+            ),
+        ),
+    ),
+    "schema": Command("print the JSON Schema of a kind of job file", (_KIND,)),
     "models": Command(
         "list the built-in networks, or show the layers, parameters and memory of one",
         (

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from cvbatch.cli import job_files
 from cvbatch.cli.arguments import build_parser
-from cvbatch.config.evaluate import load_evaluation
-from cvbatch.config.explain import load_explanation
-from cvbatch.config.loader import load_job, parse_options
-from cvbatch.config.train import load_training
+from cvbatch.config.evaluate import parse_evaluation
+from cvbatch.config.explain import parse_explanation
+from cvbatch.config.loader import parse_job, parse_options
+from cvbatch.config.train import parse_training
 from cvbatch.core import signals
 from cvbatch.core.errors import ConfigError, CvbatchError
 from cvbatch.core.json_log import CommandResult, log_format, new_run_id, write_last_line
@@ -27,6 +29,7 @@ from cvbatch.importers.flags import chosen_actions
 
 if TYPE_CHECKING:
     from cvbatch.cli.model_listing import Table
+    from cvbatch.core.progress import Listener
     from cvbatch.predict.summary import Summary
 
 TOO_MANY_FAILED = 3
@@ -55,12 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> CommandResult:
-    job = load_job(arguments.config, arguments.overrides)
+    file = job_files.read_job("predict", arguments)
+    job = parse_job(file.values, name=file.name)
     from cvbatch.core.progress import progress_listener
     from cvbatch.predict.dry_run import estimate
     from cvbatch.predict.job import predict
 
     with progress_listener() as listener:
+        _show_notes(file, listener)
         if arguments.dry_run:
             dry = estimate(job, listener, overwrite=arguments.overwrite)
         else:
@@ -76,7 +81,18 @@ def _predict(arguments: argparse.Namespace) -> CommandResult:
         return CommandResult("cvbatch: dry run done, nothing was written", 0)
     if arguments.json:
         print(json.dumps(summary.as_json()))
+    job_files.write_job("predict", job.sink.uri, file)
     return _prediction_result(summary)
+
+
+def _show_notes(file: job_files.JobFile, listener: Listener) -> None:
+    for note in file.notes:
+        listener.info(note)
+
+
+def _next(*words: str) -> str:
+    """Return the end of a last line: the command to run next."""
+    return f"; next: cvbatch {shlex.join(words)}"
 
 
 def _prediction_result(summary: Summary) -> CommandResult:
@@ -88,7 +104,7 @@ def _prediction_result(summary: Summary) -> CommandResult:
         f"{summary.num_failed:,} failed{summary.changes}"
     )
     if not summary.is_over_failure_limit:
-        return CommandResult(done, 0)
+        return CommandResult(f"{done}{_next('report', summary.sink)}", 0)
     kinds = ", ".join(f"{kind} {count}" for kind, count in summary.failures.most_common(5))
     if not summary.num_chunks_left:
         return CommandResult(
@@ -124,20 +140,28 @@ def _nothing_to_do(summary: Summary) -> CommandResult:
 
 
 def _train(arguments: argparse.Namespace) -> CommandResult:
-    job = load_training(arguments.config, arguments.overrides)
+    file = job_files.read_job("train", arguments)
+    job = parse_training(file.values, name=file.name)
     from cvbatch.core.progress import progress_listener
     from cvbatch.train.job import train
 
     with progress_listener() as listener:
+        _show_notes(file, listener)
         summary = train(job, listener, overwrite=arguments.overwrite, resume=arguments.resume)
     if arguments.json:
         print(json.dumps(summary.as_json()))
+    job_files.write_job("train", job.sink.uri, file)
     done = f"{summary.epochs} epochs into {summary.sink}, {summary.summary_line()}"
-    return CommandResult(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
+    return CommandResult(
+        f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}"
+        f"{_next('report', job.sink.uri)}",
+        0,
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> CommandResult:
-    job = load_evaluation(arguments.config, arguments.overrides)
+    file = job_files.read_job("evaluate", arguments)
+    job = parse_evaluation(file.values, name=file.name)
     from cvbatch.cli.model_listing import Table
     from cvbatch.core.progress import progress_listener
     from cvbatch.evaluate.job import evaluate
@@ -148,19 +172,27 @@ def _evaluate(arguments: argparse.Namespace) -> CommandResult:
         print(json.dumps(summary.as_json()))
     else:
         _show(Table(("task", "metric", "value", "95 % interval", "count"), summary.rows(), 2))
+    job_files.write_job("evaluate", job.sink.uri, file)
     done = f"{summary.images['images']:,} images compared into {summary.sink}"
-    return CommandResult(f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}", 0)
+    return CommandResult(
+        f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}"
+        f"{_next('report', job.predictions.uri, '--evaluation', job.sink.uri)}",
+        0,
+    )
 
 
 def _explain(arguments: argparse.Namespace) -> CommandResult:
-    job = load_explanation(arguments.config, arguments.overrides)
+    file = job_files.read_job("explain", arguments)
+    job = parse_explanation(file.values, name=file.name)
     from cvbatch.core.progress import progress_listener
     from cvbatch.explain.job import explain
 
     with progress_listener() as listener:
+        _show_notes(file, listener)
         summary = explain(job, listener, overwrite=arguments.overwrite)
     if arguments.json:
         print(json.dumps(summary.as_json()))
+    job_files.write_job("explain", job.sink.uri, file)
     if not summary.is_over_failure_limit:
         return CommandResult(f"cvbatch: {summary.summary_line()}", 0)
     return CommandResult(
@@ -178,7 +210,8 @@ def _report(arguments: argparse.Namespace) -> CommandResult:
         print(json.dumps(done.as_json()))
     for note in done.notes:
         print(redact(f"cvbatch: {note}"), file=sys.stderr)
-    return CommandResult(f"cvbatch: done, {done.num_bytes / 1e6:,.1f} MB into {done.report}", 0)
+    line = f"cvbatch: done, {done.num_bytes / 1e6:,.1f} MB into {done.report}"
+    return CommandResult(f"{line}; open it in a browser", 0)
 
 
 def _demo(arguments: argparse.Namespace) -> CommandResult:
@@ -278,6 +311,20 @@ def _show(table: Table) -> None:
     Console().print(table.as_rich())
 
 
+def _init(arguments: argparse.Namespace) -> CommandResult:
+    written = job_files.init_job(arguments.kind, arguments.file)
+    if not written:
+        print(job_files.template(arguments.kind), end="")
+        return CommandResult(f"cvbatch: printed; cvbatch init {arguments.kind} FILE writes it", 0)
+    command = f"cvbatch {arguments.kind} --config {shlex.quote(written[0])}"
+    return CommandResult(f"cvbatch: wrote {' and '.join(written)}; edit it, then: {command}", 0)
+
+
+def _schema(arguments: argparse.Namespace) -> CommandResult:
+    print(job_files.json_schema(arguments.kind), end="")
+    return CommandResult(f"cvbatch: JSON Schema of a {arguments.kind} job file", 0)
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], CommandResult]] = {
     "predict": _predict,
     "train": _train,
@@ -285,6 +332,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], CommandResult]] = {
     "explain": _explain,
     "report": _report,
     "demo": _demo,
+    "init": _init,
+    "schema": _schema,
     "models": _models,
     "import": _import,
     "export": _export,

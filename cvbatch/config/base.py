@@ -9,10 +9,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     StringConstraints,
     model_serializer,
+    model_validator,
 )
+from pydantic_core import CoreSchema
 
 from cvbatch.core.model_formats import format_of, own_weights_error, refusal
 from cvbatch.core.types import RetryPolicy
@@ -22,19 +25,24 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=65_536)]
 NAMED_WEIGHTS = ("imagenet", "random", "demo")  # every other value is a path or URI
+NAMED_CLASSES = ("imagenet",)  # every other text is a path or URI
 # `auto` becomes None: without a union, pydantic's errors name only the key.
-Auto = BeforeValidator(lambda value: None if value == "auto" else value)
+Auto = BeforeValidator(lambda value: None if value == "auto" else value, Any)
+_OneOrMore = Name | list[Name]  # the second argument of BeforeValidator: its input, for editors
 Uris = Annotated[
     list[Name],
     Field(min_length=1),
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, _OneOrMore),
 ]
 Names = Annotated[
-    list[Name], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+    list[Name],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, _OneOrMore),
 ]
 Size = Annotated[  # (height, width) in pixels; one number means both
     tuple[Side, Side],
-    BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
+    BeforeValidator(
+        lambda value: (value, value) if isinstance(value, int) else value, Side | tuple[Side, Side]
+    ),
 ]
 
 
@@ -61,7 +69,24 @@ class Section(BaseModel):
         return values
 
 
-class SinkConfig(Section):
+class LocatedSection(Section):
+    """A section with the key `uri`; its short form is the value of `uri` alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_the_uri_alone(cls, value: Any) -> Any:
+        return {"uri": value} if isinstance(value, str | list) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        section = handler(core_schema)
+        uri = handler.resolve_ref_schema(section)["properties"]["uri"]
+        return {"anyOf": [{key: uri[key] for key in uri if key != "title"}, section]}
+
+
+class SinkConfig(LocatedSection):
     """Folder or URI where results are written."""
 
     uri: Name

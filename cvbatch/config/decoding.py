@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BeforeValidator, ValidationError, model_validator
 
-from cvbatch.config.base import Section
+from cvbatch.config.base import LocatedSection, Section
 from cvbatch.core.types import BitDepthName, ColorMode
 
 BIT_DEPTHS = get_args(BitDepthName)
@@ -28,6 +28,9 @@ class BitDepthRange(Section):
         return self
 
 
+_BitDepth = BitDepthName | BitDepthRange
+
+
 def _parse_bit_depth(value: Any) -> Any:
     """Return a `BitDepthName` or a range: one error instead of one per branch of a union."""
     if isinstance(value, BitDepthRange) or value in BIT_DEPTHS:
@@ -42,14 +45,12 @@ def _parse_bit_depth(value: Any) -> Any:
         raise ValueError(f"{{{given}}}: {rule}") from None
 
 
-class DecodingConfig(Section):
+class DecodingConfig(LocatedSection):
     """Options of decoding."""
 
     added_keys: ClassVar[tuple[str, ...]] = ("bit_depth", "color")
 
     # How values of more than 8 bits become 8 bits: their high byte, a stretch between the 1st and
     # the 99th percentile of each image, or between two values.
-    bit_depth: Annotated[BitDepthName | BitDepthRange, BeforeValidator(_parse_bit_depth)] = (
-        "high_byte"
-    )
+    bit_depth: Annotated[_BitDepth, BeforeValidator(_parse_bit_depth, _BitDepth)] = "high_byte"
     color: ColorMode = "convert"  # convert ICC profiles to sRGB, or ignore them

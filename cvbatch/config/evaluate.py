@@ -10,20 +10,29 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from cvbatch.config.base import Auto, Fraction, Name, RetryConfig, Section, SinkConfig, Uris
+from cvbatch.config.base import (
+    Auto,
+    Fraction,
+    LocatedSection,
+    Name,
+    RetryConfig,
+    Section,
+    SinkConfig,
+    Uris,
+)
 from cvbatch.config.loader import load, parse
 
 EVALUATION_VERSION = 1
 Join = Literal["image_id", "row", "name"]
 
 
-class PredictionsConfig(Section):
+class PredictionsConfig(LocatedSection):
     """The predictions to evaluate."""
 
     uri: Name  # the sink of `cvbatch predict`
 
 
-class TruthConfig(Section):
+class TruthConfig(LocatedSection):
     """Ground truth: labelled Parquet, as written by `cvbatch import`."""
 
     uri: Uris

@@ -22,7 +22,7 @@ EXPLANATION_VERSION = 1
 IMAGE_SECTIONS = ("activations", "gradcam", "dream")  # these sections need a source
 MODEL_ONLY_SECTIONS = ("patterns", "weights")
 # `all` becomes None, like `auto`: without a union, pydantic's errors name only the key.
-All = BeforeValidator(lambda value: None if value == "all" else value)
+All = BeforeValidator(lambda value: None if value == "all" else value, Any)
 # An empty section (`patterns:`) is requested, with its defaults.
 EmptyMeansDefaults = BeforeValidator(lambda value: {} if value is None else value)
 Layers = Annotated[list[Name] | None, Field(min_length=1)]
@@ -73,7 +73,7 @@ class GradcamConfig(Section):
     classes: Annotated[
         list[Name] | None,
         Field(min_length=1),
-        BeforeValidator(lambda value: None if value == "top" else value),
+        BeforeValidator(lambda value: None if value == "top" else value, Any),
     ] = None  # None: the top_k classes of each image
     top_k: int = Field(1, ge=1, le=100)
     score: Literal["probability", "logit"] = "probability"  # for classification

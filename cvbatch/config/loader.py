@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cvbatch.config.locations import relative_to, with_sections
 from cvbatch.config.models import MODEL_SECTIONS
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
@@ -30,7 +31,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
     Raises:
         ConfigError: the file cannot be read or is invalid; the message lists all errors.
     """
-    return parse_job(_read_yaml(Path(path)), overrides, str(path))
+    return parse_job(read_job_file(path), overrides, str(path))
 
 
 def parse_job(raw: object, overrides: Sequence[str] = (), name: str = "job") -> JobConfig:
@@ -47,7 +48,7 @@ def parse_job(raw: object, overrides: Sequence[str] = (), name: str = "job") -> 
 
 def load(kind: type[Job], path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """Load a job of any kind from a YAML file, like `load_job`."""
-    return parse(kind, _read_yaml(Path(path)), overrides, str(path))
+    return parse(kind, read_job_file(path), overrides, str(path))
 
 
 def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str = "job") -> Job:
@@ -57,8 +58,7 @@ def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str
         raise ConfigError(
             f"{name}: a job file must be a mapping with {', '.join(first)} and {last}"
         )
-    for override in overrides:
-        _override(raw, override)
+    set_values(raw, overrides)
     errors: list[str] = []
     resolved = _resolve(raw, os.environ, "", errors)
     try:
@@ -83,6 +83,16 @@ class _StrictLoader(yaml.SafeLoader):
             if isinstance(key, (str, int)):
                 keys.add(key)
         return super().construct_mapping(node, deep)
+
+
+def read_job_file(file: str | Path) -> object:
+    """Return the values of a YAML file: relative paths below its folder, sections written out.
+
+    Raises:
+        ConfigError: the file cannot be read or is not YAML.
+    """
+    path = Path(file)
+    return with_sections(relative_to(_read_yaml(path), str(path.parent)))
 
 
 def _read_yaml(path: Path) -> object:
@@ -121,8 +131,17 @@ def _value(text: str, option: str) -> Any:
         raise ConfigError(f"{option}: the value is not valid YAML; quote it") from None
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Apply `a.b.0.c=value` in place; the value is YAML."""
+def set_values(raw: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Apply `a.b.0.c=value` to the values of a job file, in place; the value is YAML.
+
+    Raises:
+        ConfigError: an override has another form, or there is no such place.
+    """
+    for override in overrides:
+        _set_value(raw, override)
+
+
+def _set_value(raw: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
+from cvbatch.models.metadata import DEMO_FILES
 
 _FILE = Path(__file__).with_name("figures.json")
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "networks.md"
@@ -37,6 +38,7 @@ class NetworkSummary:
     num_classes: int
     parameters: int
     multiply_adds: int  # for one image
+    weights: str  # pretrained: imagenet or demo; "" if there are none
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -94,7 +96,14 @@ def compute_summaries(names: Sequence[str] | None = None) -> Iterator[NetworkSum
             num_classes=registry.ZOO[name].num_classes,
             parameters=network_cost.parameters,
             multiply_adds=network_cost.multiply_adds,
+            weights=_pretrained_weights(name),
         )
+
+
+def _pretrained_weights(name: str) -> str:
+    from cvbatch.models.applications import APPLICATIONS
+
+    return "imagenet" if name in APPLICATIONS else "demo" if name in DEMO_FILES else ""
 
 
 def main() -> None:

@@ -45,7 +45,9 @@ def test_a_finished_job_prints_json_on_stdout_and_a_last_line_on_stderr(finished
     summary = json.loads(stdout)
     assert summary["num_images"] == 12
     assert summary["failures"] == {"decode/empty": 1, "decode/not_an_image": 1}
-    assert last_line(stderr) == f"cvbatch: done, 12 images into {sink}, 2 failed"
+    assert last_line(stderr) == (
+        f"cvbatch: done, 12 images into {sink}, 2 failed; next: cvbatch report {sink}"
+    )
     runs = list((sink / "_cvbatch" / "runs").iterdir())
     assert json.loads(runs[0].read_text())["num_images"] == 12
 
@@ -134,7 +136,8 @@ def test_an_unreachable_cluster_is_refused(archive, keras_files, tmp_path):
 
 
 def test_invalid_usage_exits_with_status_2():
-    assert "usage: cvbatch" in refused("predict")
+    assert "cvbatch predict photos/ --model MobileNetV2" in refused("predict")
+    assert "usage: cvbatch" in refused()
     assert "invalid choice" in refused("predit", "--config", "x")
 
 

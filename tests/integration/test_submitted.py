@@ -61,7 +61,7 @@ def streamed(two_nodes, archive, keras_files, tmp_path_factory):
 def test_a_prediction_succeeds(streamed):
     finished, sink = streamed
     assert finished.job["status"] == "SUCCEEDED"
-    assert finished.last_line == f"cvbatch: done, {2 * CHUNKS} images into {sink}, 0 failed"
+    assert finished.last_line == f"cvbatch: done, {2 * CHUNKS} images into {sink}, 0 failed; next: cvbatch report {sink}"
     assert len(jobs.rows(sink)) == 2 * CHUNKS
 
 

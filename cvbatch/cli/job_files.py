@@ -1,0 +1,191 @@
+"""Jobs of the command line: job file, options, defaults; templates and schemas of job files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from cvbatch.cli.job_options import EXAMPLES, JOB_OPTIONS, JobOption
+from cvbatch.config.evaluate import EvaluateJob
+from cvbatch.config.explain import IMAGE_SECTIONS, MODEL_ONLY_SECTIONS, ExplainJob
+from cvbatch.config.loader import read_job_file, set_values
+from cvbatch.config.locations import relative_to
+from cvbatch.config.predict import JobConfig
+from cvbatch.config.train import TrainJob
+from cvbatch.core.errors import ConfigError
+from cvbatch.models.job_defaults import complete_model
+
+JOB_KINDS: dict[str, type[Any]] = {
+    "predict": JobConfig,
+    "train": TrainJob,
+    "evaluate": EvaluateJob,
+    "explain": ExplainJob,
+}
+WRITTEN_FILE = "_cvbatch/job.yaml"  # below the sink: the job that was run
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+class JobFile(NamedTuple):
+    """A job as values of YAML, complete.
+
+    Attributes:
+        name: of the job in error messages.
+        values: as parsed from YAML.
+        notes: what was assumed, a sentence each.
+    """
+
+    name: str
+    values: Any
+    notes: tuple[str, ...]
+
+
+def read_job(command: str, arguments: argparse.Namespace) -> JobFile:
+    """Return the job of a command: its job file, changed by the options, with what they leave out.
+
+    Args:
+        command: a key of JOB_OPTIONS.
+        arguments: parsed by the command's parser.
+
+    Raises:
+        ConfigError: the job file cannot be read, or an option does not fit it.
+        ModelError: a model file cannot be read.
+    """
+    values = read_job_file(arguments.config) if arguments.config else {}
+    if not isinstance(values, dict):
+        return JobFile(arguments.config, values, ())  # refused when it is validated
+    for option in JOB_OPTIONS[command]:
+        value = getattr(arguments, option.attribute)
+        if value not in (None, []):
+            _apply(values, option, value)
+    set_values(values, arguments.overrides)
+    if not values:
+        raise ConfigError(f"nothing to do; such as `cvbatch {EXAMPLES[command]}`, or --config FILE")
+    _add_defaults(command, values)
+    notes = _complete_models(values)
+    return JobFile(arguments.config or f"cvbatch {command}", values, notes)
+
+
+def _apply(values: dict[str, Any], option: JobOption, value: Any) -> None:
+    if option.key == "models":
+        values["models"] = [{"model": name} for name in value]
+        return
+    section, *rest = option.key.split(".")
+    if rest[0] == "*":
+        _apply_to_models(values.get(section) or [], option, rest[1], value)
+        return
+    if not isinstance(values.get(section), dict):
+        values[section] = {}
+    values[section][rest[0]] = value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _apply_to_models(models: list[Any], option: JobOption, key: str, value: Any) -> None:
+    """Set a key of every model: to one value for all, or to one value each."""
+    if not models:
+        raise ConfigError(f"{option.name} is an option of a model; add --model NAME_OR_FILE")
+    each = value if isinstance(value, list) else [value]
+    if len(each) == 1:
+        each = each * len(models)
+    if len(each) != len(models):
+        raise ConfigError(
+            f"{option.name} is given {len(each)} times for {len(models)} models; give it once for "
+            "all of them, or once for each --model"
+        )
+    for model, item in zip(models, each, strict=True):
+        if isinstance(model, dict):
+            model[key] = dict(item) if isinstance(item, dict) else item
+
+
+def _add_defaults(command: str, values: dict[str, Any]) -> None:
+    """Add the sink, and for explanations the section gradcam if no section is present."""
+    predictions = values.get("predictions")
+    result = str(predictions.get("uri", "")) if isinstance(predictions, dict) else ""
+    sinks = {
+        "predict": "result",
+        "train": "trained",
+        "evaluate": f"{result.rstrip('/')}-evaluation",
+        "explain": "explained",
+    }
+    values.setdefault("sink", {"uri": sinks[command]})
+    if command == "explain" and not {*IMAGE_SECTIONS, *MODEL_ONLY_SECTIONS} & set(values):
+        values["gradcam"] = {}
+
+
+def _complete_models(values: dict[str, Any]) -> tuple[str, ...]:
+    """Add tasks and weights to the model sections, in place; return what was assumed."""
+    notes = []
+    if isinstance(values.get("model"), dict):
+        values["model"], note = complete_model(values["model"])
+        notes.append(note)
+    for i, model in enumerate(values.get("models") or []):
+        if isinstance(model, dict):
+            values["models"][i], note = complete_model(model)
+            notes.append(note)
+    return tuple(note for note in notes if note)
+
+
+def write_job(command: str, sink: str, job: JobFile) -> None:
+    """Write the job that was run below its sink, with absolute paths."""
+    from cvbatch.storage import store  # with pyarrow
+
+    uri = store.join(store.absolute(sink), WRITTEN_FILE)
+    values = relative_to(job.values, str(Path.cwd()))
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    store.Storage().put_bytes(uri, f"# cvbatch {command} --config {uri}\n{text}".encode())
+
+
+def template(kind: str) -> str:
+    """Return the text of a minimal job file with comments."""
+    return (_TEMPLATES / f"{kind}.yaml").read_text(encoding="utf-8")
+
+
+def json_schema(kind: str) -> str:
+    """Return the JSON Schema of a kind of job file, as text."""
+    schema: dict[str, Any] = JOB_KINDS[kind].model_json_schema()
+    sections = schema["properties"]
+    if "models" in sections:
+        sections["models"]["items"] = _or_name(sections["models"]["items"])
+    if "model" in sections:
+        sections["model"] = _or_name(sections["model"])
+    for section in schema["$defs"].values():
+        if "task" in section.get("required", ()):  # `complete_model` adds it
+            section["required"].remove("task")
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps({**dialect, **schema}, indent=1) + "\n"
+
+
+def _or_name(model: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a model section, or of its short form, the model's name."""
+    return {"anyOf": [{"type": "string"}, *model.get("oneOf", [model])]}
+
+
+def init_job(kind: str, file: str | None) -> Sequence[str]:
+    """Write a minimal job file, and the schema that editors use next to it.
+
+    Args:
+        kind: a key of JOB_KINDS.
+        file: to write; None: nothing is written.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ConfigError: the file exists, or cannot be written.
+    """
+    if file is None:
+        return ()
+    path = Path(file)
+    schema = path.with_name(f"{kind}.schema.json")
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(template(kind))
+        schema.write_text(json_schema(kind), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}; choose another name"
+        ) from None
+    return str(path), str(schema)

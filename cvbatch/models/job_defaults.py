@@ -1,0 +1,56 @@
+"""Task and weights of a model that a job names without them; Keras is not loaded."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from cvbatch.config.locations import is_file
+from cvbatch.core.tasks import Task
+from cvbatch.models.metadata import Card, read_card
+from cvbatch.models.zoo_table import read_summaries
+
+ASSUMED_TASK: Task = "classification"
+
+
+class Completed(NamedTuple):
+    """A model section with task and weights.
+
+    Attributes:
+        section: of the job file.
+        note: what was assumed, in one sentence; "" if nothing was.
+    """
+
+    section: dict[str, Any]
+    note: str
+
+
+def complete_model(section: dict[str, Any]) -> Completed:
+    """Add the task and weights that a model section lacks.
+
+    A network of the zoo has a task, and so has a .keras file that cvbatch wrote. Any other file is
+    taken for a classifier: the build compares its outputs with the task. Weights are those that
+    exist: of the demo, or ImageNet's. A network that has none keeps the section without weights,
+    which is refused later.
+
+    Raises:
+        ModelError: the model file cannot be read.
+    """
+    name = str(section.get("model", ""))
+    network = next((network for network in read_summaries() if network.name == name), None)
+    if network is not None:
+        weights = {"weights": network.weights} if network.weights else {}
+        return Completed({"model": name, "task": network.task, **weights, **section}, "")
+    if "task" in section or not is_file(name):
+        return Completed(section, "")
+    card = _card_of(name) if name.endswith(".keras") else None
+    if card is not None:
+        return Completed({"model": name, "task": card.task, **section}, "")
+    note = f"model {name}: its task is not known, {ASSUMED_TASK} is assumed; if not, set task"
+    return Completed({"model": name, "task": ASSUMED_TASK, **section}, note)
+
+
+def _card_of(uri: str) -> Card | None:
+    from cvbatch.models import model_files  # pyarrow is not needed for a network's name
+    from cvbatch.storage.store import Storage
+
+    return read_card(model_files.fetch(Storage(), uri))
