@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import shtab
+
 from cvbatch.cli.job_options import JOB_OPTIONS
 from cvbatch.core.version import __version__
 from cvbatch.exporters.options import EXPORT_DESCRIPTIONS, FLAGS
@@ -215,6 +217,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Use `cvbatch COMMAND --help` for the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"cvbatch {__version__}")
+    shtab.add_argument_to(
+        parser, "--print-completion", help="print the completion script of a shell"
+    )
     commands = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", dest="command"
     )

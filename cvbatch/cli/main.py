@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -46,7 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals.install_signal_handlers()
     with log_format(getattr(arguments, "log", "text"), arguments.run):
         try:
-            return write_last_line(_COMMANDS[arguments.command](arguments))
+            result = _COMMANDS[arguments.command](arguments)
+            sys.stdout.flush()
+            return write_last_line(result)
+        except BrokenPipeError:  # what reads stdout has ended, such as `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except CvbatchError as error:
             remedy = "; run the same command to resume" if error.exit_status == 1 else ""
             return write_last_line(

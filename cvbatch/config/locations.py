@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cvbatch.config.base import NAMED_CLASSES, NAMED_WEIGHTS
+from cvbatch.core.model_formats import format_of
 
 Change = Callable[[str], str]
 _SECTIONS_OF_FILES = ("source", "sink", "predictions", "truth")  # their key uri, or the section
@@ -56,20 +57,19 @@ def _model(section: Any, change: Change) -> Any:
     if isinstance(section, list):
         return [_model(item, change) for item in section]
     if isinstance(section, str):
-        return change(section) if is_file(section) else section
+        return change(section) if _is_path(section) else section
     if not isinstance(section, dict):
         return section
     changed = dict(section)
     for key, named in (("model", ()), ("weights", NAMED_WEIGHTS), ("classes", NAMED_CLASSES)):
         value = section.get(key)
-        if isinstance(value, str) and value not in named and (key != "model" or is_file(value)):
+        if isinstance(value, str) and value not in named and (key != "model" or _is_path(value)):
             changed[key] = change(value)
     return changed
 
 
-def is_file(model: str) -> bool:
-    """Return whether `model` of a job file is a path or URI, not the name of a network."""
-    return "/" in model or "." in model
+def _is_path(model: str) -> bool:
+    return format_of(model).key not in ("zoo", "hub")
 
 
 def with_sections(values: Any) -> Any:

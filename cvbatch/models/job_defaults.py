@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from cvbatch.config.locations import is_file
+from cvbatch.core.model_formats import format_of, refusal
 from cvbatch.core.tasks import Task
 from cvbatch.models.metadata import Card, read_card
 from cvbatch.models.zoo_table import read_summaries
@@ -40,9 +40,10 @@ def complete_model(section: dict[str, Any]) -> Completed:
     if network is not None:
         weights = {"weights": network.weights} if network.weights else {}
         return Completed({"model": name, "task": network.task, **weights, **section}, "")
-    if "task" in section or not is_file(name):
+    model_format = format_of(name).key
+    if "task" in section or model_format == "zoo" or refusal(name):
         return Completed(section, "")
-    card = _card_of(name) if name.endswith(".keras") else None
+    card = _card_of(name) if model_format == "keras" else None
     if card is not None:
         return Completed({"model": name, "task": card.task, **section}, "")
     note = f"model {name}: its task is not known, {ASSUMED_TASK} is assumed; if not, set task"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -186,3 +188,25 @@ def test_schema_and_program_agree(tmp_path, change, is_valid):
         return
     with pytest.raises(ConfigError):
         job_of("predict", "--config", path)
+
+
+@pytest.mark.process
+def test_a_closed_pipe_is_no_error():
+    command = [sys.executable, "-m", "cvbatch", "schema", "predict"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+@pytest.mark.process
+def test_the_completion_script_is_bash(tmp_path):
+    script = tmp_path / "cvbatch.sh"
+    command = [sys.executable, "-m", "cvbatch", "--print-completion", "bash"]
+    script.write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
+    words = "COMP_WORDS=(cvbatch predict --mo); COMP_CWORD=2; source $0; _shtab_cvbatch; "
+    shown = subprocess.run(
+        ["bash", "-c", words + "echo ${COMPREPLY[@]}", script],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout.split() == ["--model"]
