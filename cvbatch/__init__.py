@@ -10,7 +10,7 @@ from cvbatch.core.version import __version__
 if TYPE_CHECKING:
     from cvbatch.results.result import Result
 
-__all__ = ["__version__", "load_model", "read"]
+__all__ = ["__version__", "load_model", "predict", "read"]
 
 
 def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model
@@ -32,10 +32,32 @@ def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model
     return load_file(str(path), Path(path))
 
 
+def predict(images: Any, model: Any, **options: Any) -> Result:
+    """Predict images in this process, and return their rows in the order of the images.
+
+    ```python
+    rows = cvbatch.predict(["a.jpg", "b.jpg"], model="MobileNetV2", top_k=3)
+    rows[0].labels
+    ```
+
+    Args:
+        images: a folder, pattern or URI, or paths, URIs, arrays (H, W, 3) uint8 or PIL images.
+        model: a network's name or model file, or a list of them.
+        **options: as in `cvbatch.predict.in_process.predict`: `out`, `run`, and the keys of a
+            model's section, such as task, classes or heatmap.
+
+    Raises:
+        CvbatchError: the images or models are refused; the message says why and what to do.
+    """
+    from cvbatch.predict.in_process import predict
+
+    return predict(images, model, **options)
+
+
 def read(path: str | os.PathLike[str]) -> Result:
     """Open the results of `cvbatch predict`, in a folder or at a URI.
 
-    Iterate over it for rows: labels, boxes, masks and heatmaps as arrays, drawings as PIL images.
+    It is a sequence of rows: labels, boxes, masks and heatmaps as arrays, drawings as PIL images.
 
     Raises:
         SourceError: there are no results, or they cannot be read.

@@ -187,7 +187,7 @@ def _run(
     sink.acquire()
     if overwrite:
         sink.clear("part-*.parquet")
-    spec = _commit(ready, uris, built)
+    spec = commit(ready, uris, built)
     listener.started(len(pending), summary.num_planned)
     started = time.perf_counter()
     metrics = RunMetrics(summary.run, len(pending))
@@ -222,7 +222,7 @@ def _read_programs(storage: Storage, uris: Sequence[str]) -> list[BuiltProgram]:
     return [BuiltProgram.from_bytes(storage.read_bytes(uri)) for uri in uris]
 
 
-def _commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgram]) -> PredictSpec:
+def commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgram]) -> PredictSpec:
     """Write programs, state and manifest to the sink; return the spec of the workers.
 
     Args:

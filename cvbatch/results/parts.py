@@ -37,6 +37,7 @@ class Footer:
 
     document: dict[str, Any]  # JSON of the metadata key `cvbatch`; {} if there is no part
     columns: tuple[str, ...]
+    num_rows: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +81,7 @@ def _open(source: Any, uri: str) -> tuple[ParquetFile, Footer]:
             f"{uri} has schema version {version!r}, and this cvbatch reads {SCHEMA_VERSION}; use "
             "the cvbatch that wrote it, or predict again"
         )
-    return file, Footer(document, tuple(file.schema_arrow.names))
+    return file, Footer(document, tuple(file.schema_arrow.names), file.metadata.num_rows)
 
 
 def read_batches(

@@ -11,8 +11,11 @@ import json
 from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import pyarrow as pa
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
@@ -40,7 +43,7 @@ _COMMON = ("image_id", "uri", "width", "height", "status", "error")
 
 
 class Result:
-    """The result of `cvbatch predict`, an iterable of `Row`s; a few dozen are in memory at a time.
+    """The result of `cvbatch predict`, a sequence of `Row`s; a few dozen are in memory at a time.
 
     The constructor reads the manifest and lists the folder. All parts that are read must have the
     fingerprint of the first one and this schema version.
@@ -51,6 +54,7 @@ class Result:
         sizes: size in bytes of the part of each chunk that is done.
         job: content of `_cvbatch/job.json`; {} if there is none.
         limits: the job's limits of image sizes.
+        temporary_folder: deleted with this object; None: the result is not in one.
     """
 
     def __init__(self, storage: Storage, uri: str, *, needs_rows: bool = False) -> None:
@@ -79,6 +83,7 @@ class Result:
         self.done = [ref for ref in known.chunks if ref.chunk_id in done]
         self.missing = [ref for ref in known.chunks if ref.chunk_id not in done]
         self.sizes = {ref.chunk_id: sizes[ref.chunk_id] for ref in self.done}
+        self.temporary_folder: object = None
         if needs_rows and not self.done:
             raise SourceError(
                 f"{self.uri}: no chunk of the prediction is done; run its `cvbatch predict` first"
@@ -212,6 +217,70 @@ class Result:
         """
         for ref in self.done:
             yield from self.rows(ref)
+
+    def __len__(self) -> int:
+        """Return the number of rows of the chunks that are done.
+
+        Raises:
+            SourceError: a part is damaged.
+        """
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, key: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[Row]: ...
+
+    def __getitem__(self, key: int | slice) -> Row | list[Row]:
+        """Return one row, or a list of rows; only their chunks are read.
+
+        Raises:
+            IndexError: there is no such row.
+            SourceError: a part is damaged.
+        """
+        if isinstance(key, slice):
+            return list(self._take(range(*key.indices(len(self)))))
+        return next(self._take([range(len(self))[key]]))  # negative ones count from the end
+
+    def _take(self, numbers: Sequence[int]) -> Iterator[Row]:
+        """Yield the rows of these numbers, in ascending or descending order."""
+        ends = self._ends
+        chunk_of = np.searchsorted(ends, numbers, side="right")
+        for chunk, group in groupby(zip(chunk_of.tolist(), numbers, strict=True), itemgetter(0)):
+            first = int(ends[chunk - 1]) if chunk else 0
+            rows = np.array([number - first for _, number in group], np.int64)
+            ref = self.done[chunk]
+            table = parts.take_rows(self.storage, self.uri_of(ref), rows, None)
+            yield from (Row.of(values, self, ref) for values in table.to_pylist())
+
+    @cached_property
+    def _ends(self) -> np.ndarray:  # (chunks,) int64
+        """Return for each chunk that is done the number of rows up to its end."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            uris = map(self.uri_of, self.done)
+            footers = pool.map(lambda uri: parts.read_footer(self.storage, uri), uris)
+            return np.cumsum(np.array([footer.num_rows for footer in footers], np.int64))
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return all rows as a pyarrow table, as `table`."""
+        return self.table(columns)
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> Any:  # a pandas.DataFrame
+        """Return all rows as a pandas data frame, as `table`."""
+        return self.table(columns).to_pandas()
+
+    def to_polars(self, columns: Sequence[str] | None = None) -> Any:  # a polars.DataFrame
+        """Return all rows as a Polars data frame, as `table`."""
+        import polars
+
+        return polars.from_arrow(self.table(columns))
+
+    def _repr_html_(self) -> str:
+        """Return a gallery of the first rows, which Jupyter shows."""
+        from cvbatch.results import gallery
+
+        return gallery.as_html(self[: gallery.NUM_ROWS], len(self), self.uri)
 
     def dataset(self) -> ds.Dataset:
         """Return the parts as a pyarrow dataset, for filters and projections without a copy.

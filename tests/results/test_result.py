@@ -1,5 +1,6 @@
 """`cvbatch.read`: rows, arrays, images and overlays at the size of the original."""
 
+import base64
 import io
 import json
 import shutil
@@ -321,3 +322,41 @@ def test_a_file_instead_of_a_folder_is_refused_with_the_remedy(tmp_path):
         Result(Storage(), str(path))
     with pytest.raises(SourceError, match=r"results\.json is a file.*cvbatch import coco"):
         list_parquet_files(Storage(), str(path))
+
+
+def test_a_result_is_a_sequence_of_its_rows(folder):
+    result = cvbatch.read(folder)
+    rows = [(row.image_id, row.labels) for row in result]
+    assert len(result) == len(rows) > 9
+
+    def seen(taken):
+        return [(row.image_id, row.labels) for row in taken]
+
+    assert seen([result[0], result[-1], result[len(rows) - 1]]) == [rows[0], rows[-1], rows[-1]]
+    for key in (slice(None), slice(3, 8), slice(None, None, -2), slice(-4, None), slice(5, 2)):
+        assert seen(result[key]) == rows[key]
+    for number in (len(rows), -len(rows) - 1):
+        with pytest.raises(IndexError):
+            result[number]
+
+
+def test_tables_have_every_row(folder):
+    result = cvbatch.read(folder)
+    ids = [row.image_id for row in result]
+    assert result.to_arrow(["image_id"])["image_id"].to_pylist() == ids
+    assert result.to_pandas()["image_id"].tolist() == ids
+    assert result.to_polars(["image_id"])["image_id"].to_list() == ids
+
+
+def test_jupyter_shows_a_gallery_of_the_first_rows(folder, tmp_path):
+    result = cvbatch.read(folder)
+    page = result._repr_html_()
+    assert page.count("<figure") == 8
+    assert f"{len(result)} images; the first 8 are shown" in page
+    for row in result[:8]:
+        assert row.image_id in page
+        assert (row.error is None) or f"failed: {row.error.kind}" in page
+    pictures = [part.partition('"')[0] for part in page.split("base64,")[1:]]
+    assert len(pictures) == sum(row.error is None for row in result[:8])
+    for data in pictures:
+        assert max(Image.open(io.BytesIO(base64.b64decode(data))).size) <= 160
