@@ -55,7 +55,10 @@ def build(
     decision = decide(model, config, pixels, checks_boxes=samples is not None)
     graph = ServingGraph(model, config, decision.activation)
     engine, payload, names, note = _compile(graph, request, height, width)
-    notes = [note, _scaling_note(model, config), _names_note(request, len(classes))]
+    notes = [
+        *(note, _scaling_note(model, config), _names_note(request, len(classes))),
+        _vector_note(graph, config),
+    ]
     spec = ModelSpec(
         name=short_name(config.model),
         task=config.task,
@@ -65,6 +68,7 @@ def build(
         resize=config.resize,
         weights_sha256=weights_sha256(model),
         heatmap_layer=graph.heatmap_layer,
+        dimension=graph.dimension,
         **(tiling._asdict() if tiling else {}),
     )
     costs = _costs(model, (height, width))
@@ -141,6 +145,15 @@ def _scaling_note(model: keras.Model, config: ModelConfig) -> str:
         "predictions are wrong if it was trained on another range: set preprocessing: tf for -1..1,"
         " torch or caffe for ImageNet's mean, rescale: {scale: 0.00392157} for 0..1, or "
         "rescale: {scale: 1} if 0..255 is right"
+    )
+
+
+def _vector_note(graph: ServingGraph, config: ModelConfig) -> str:
+    """Return where the network has its embedding; "" for other tasks."""
+    if not graph.vector_source:
+        return ""
+    return (
+        f"model {config.model}: the embedding is {graph.vector_source}, {graph.dimension:,} numbers"
     )
 
 

@@ -60,6 +60,8 @@ class ServingGraph:
     Attributes:
         heatmap_layer: path of the layer whose feature map heatmaps explain; "" without heatmaps,
             and before the function was traced.
+        dimension: numbers of the vector of an image; 0 for tasks without vectors.
+        vector_source: where they are in the network; "" if that is clear.
     """
 
     def __init__(self, model: keras.Model, config: ModelConfig, activation: Activation) -> None:
@@ -76,6 +78,7 @@ class ServingGraph:
         self._activation = activation
         self._size = input_size(model, config)
         self.heatmap_layer = ""
+        self.dimension, self.vector_source = 0, ""
         heatmap = getattr(config, "heatmap", None)
         if heatmap is not None:
             gradcam.check_layer(model, heatmap.layer)
@@ -88,6 +91,7 @@ class ServingGraph:
         forward = ForwardPass(self._config, self._size, outputs, calls, self._activation)
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)
         self.heatmap_layer = forward.heatmap_layer
+        self.dimension, self.vector_source = forward.dimension, forward.vector_source
         return {name: _float32(tensor) for name, tensor in results.items()}
 
 

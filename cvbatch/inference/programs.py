@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cvbatch.config.base import NAMED_WEIGHTS
-from cvbatch.config.models import ModelConfig
+from cvbatch.config.models import EmbeddingConfig, ModelConfig, RegressionConfig
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ModelError, StoreError
 from cvbatch.core.model_formats import format_of
@@ -187,7 +187,13 @@ def identify(storage: Storage, config: ModelConfig) -> Identity:
 
 
 def _classes(storage: Storage, config: ModelConfig, file: Path | None) -> tuple[str, ...] | None:
-    """Return class names from the job, or from the model card inside the .keras file."""
+    """Return class names from the job, or from the model card inside the .keras file.
+
+    Of a regression they are the names of its values; an embedding has none.
+    """
+    if isinstance(config, EmbeddingConfig | RegressionConfig):
+        names = getattr(config, "names", None)
+        return names and tuple(names)
     if isinstance(config.classes, list):
         return tuple(config.classes)
     if config.classes == IMAGENET:
