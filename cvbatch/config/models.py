@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -236,6 +238,27 @@ MODEL_SECTIONS: dict[Task, type[Section]] = {
     get_args(section.model_fields["task"].annotation)[0]: section
     for section in get_args(get_args(ModelConfig)[0])
 }
+
+
+# Keys of a section that choose the network and its input; the other keys are about one output.
+NETWORK_KEYS = tuple(
+    key for key in _TiledConfig.model_fields if key not in ("classes", "output", "activation")
+)
+
+
+def shared_networks(models: Sequence[ModelConfig]) -> list[tuple[int, ...]]:
+    """Return the positions of the sections that one program computes, program by program.
+
+    Sections with the same network and input share a program, so that the network runs once for each
+    image. Those with tiles do not: the outputs of tiles are merged image by image, one task at a
+    time, so that they need not be in memory together.
+    """
+    programs: dict[str, list[int]] = {}
+    for position, config in enumerate(models):
+        network = config.model_dump(mode="json", include=set(NETWORK_KEYS), exclude_none=True)
+        key = [network, position if "tiles" in network else None]
+        programs.setdefault(json.dumps(key, sort_keys=True), []).append(position)
+    return [tuple(positions) for positions in programs.values()]
 
 
 def tiling_of(config: ModelConfig, height: int, width: int) -> Tiling | None:

@@ -7,11 +7,14 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cvbatch.config.models import Activation, ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import gradcam
 from cvbatch.inference.forward_pass import ForwardPass, Tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
+from cvbatch.inference.programs import output_prefixes
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
 
@@ -85,14 +88,39 @@ class ServingGraph:
 
     def __call__(self, pixels: tf.Tensor) -> Tensors:
         """Return the outputs of the task by name; call it inside a TensorFlow graph."""
+        return self.compute(*self.run_network(pixels))
+
+    def run_network(self, pixels: tf.Tensor) -> tuple[Tensors, gradcam.Calls]:
+        """Return the outputs of the network by name, and the calls of its layers."""
         images = preprocess(pixels, self._model, self._config)
         with gradcam.record_calls(self._model) as calls:
             outputs = task_outputs.by_name(self._model(images, training=False))
+        return outputs, calls
+
+    def compute(self, outputs: Tensors, calls: gradcam.Calls) -> Tensors:
+        """Return the outputs of the task by name, from those of `run_network`."""
         forward = ForwardPass(self._config, self._size, outputs, calls, self._activation)
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)
         self.heatmap_layer = forward.heatmap_layer
         self.dimension, self.vector_source = forward.dimension, forward.vector_source
         return {name: _float32(tensor) for name, tensor in results.items()}
+
+
+class SharedGraph:
+    """Serving graphs of one network as one function of pixels, in which the network runs once."""
+
+    def __init__(self, graphs: Sequence[ServingGraph]) -> None:
+        self._graphs = graphs
+
+    def __call__(self, pixels: tf.Tensor) -> Tensors:
+        """Return the outputs of all graphs, with the prefixes of `output_prefixes`."""
+        network = self._graphs[0].run_network(pixels)
+        prefixes = output_prefixes(len(self._graphs))
+        return {
+            prefix + name: tensor
+            for prefix, graph in zip(prefixes, self._graphs, strict=True)
+            for name, tensor in graph.compute(*network).items()
+        }
 
 
 def preprocess(

@@ -41,22 +41,6 @@ def keras_values(model: Any, tensor: Any, images: np.ndarray) -> np.ndarray:
     return values
 
 
-def age_and_gender() -> Any:
-    """A backbone with two heads, and a head that is a convolution."""
-    import keras
-    from keras import layers
-
-    keras.utils.set_random_seed(11)
-    image = keras.Input((*SIZE, 3))
-    x = layers.Conv2D(8, 3, activation="relu", name="features")(layers.Rescaling(1 / 255)(image))
-    pooled = layers.GlobalAveragePooling2D(keepdims=True, name="pooled")(x)
-    flat = layers.Flatten(name="flat")(pooled)
-    age = layers.Dense(1, name="years")(layers.Dropout(0.5)(flat))
-    gender = layers.Dense(2, activation="softmax", name="sex")(flat)
-    scores = layers.Reshape((3,))(layers.Conv2D(3, 1, name="conv_head")(pooled))
-    return keras.Model(image, {"age": age, "gender": gender, "mood": scores})
-
-
 IMAGES = networks.random_images(5, SIZE)
 
 
@@ -81,7 +65,7 @@ def test_auto_of_a_head_with_hidden_layers_is_the_last_hidden_layer() -> None:
 
 @pytest.mark.parametrize(("output", "layer"), [("age", "flat"), ("mood", "pooled")])
 def test_auto_is_the_input_of_the_head_of_the_chosen_output(output: str, layer: str) -> None:
-    model = age_and_gender()
+    model = networks.age_and_gender()
     results, _ = run(model, config(layer="auto", output=output), IMAGES)
     expected = keras_values(model, model.get_layer(layer).output, IMAGES).reshape(5, -1)
     np.testing.assert_allclose(results["embedding"], expected, atol=TOLERANCE)
@@ -99,8 +83,7 @@ def test_auto_of_a_network_of_the_zoo() -> None:
     assert graph.vector_source == "the input of the layer 'conv_preds'"
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("pooling", ["average", "max"])
+@pytest.mark.parametrize(("pooling", "normalize"), [("average", True), ("max", False)])
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_a_feature_map_is_pooled(pooling: str, normalize: bool, engine: str) -> None:
     model = networks.nested_classifier()
@@ -160,7 +143,7 @@ def test_an_unclear_vector_is_refused(kind: str, fields: dict[str, str], message
 
 
 def test_one_of_several_outputs_must_be_chosen() -> None:
-    model = age_and_gender()
+    model = networks.age_and_gender()
     with pytest.raises(ModelError, match=r"one output \(choose with output or layer\)"):
         run(model, config(), IMAGES)
     with pytest.raises(ModelError, match=r"heads of .a\.keras. have different inputs"):
@@ -170,7 +153,7 @@ def test_one_of_several_outputs_must_be_chosen() -> None:
 @pytest.mark.runs("regression (age)", "`task: regression`, `names`, `output` of several")
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_values_are_those_of_the_network(engine: str) -> None:
-    model = age_and_gender()
+    model = networks.age_and_gender()
     results, graph = run(model, config("regression", output="age"), IMAGES, engine)
     expected = model.predict(IMAGES.astype("float32"), verbose=0)["age"]
     np.testing.assert_allclose(results["values"], expected, atol=TOLERANCE)
@@ -181,7 +164,7 @@ def test_a_map_is_no_regression() -> None:
     with pytest.raises(ModelError, match="task regression requires one output of numbers"):
         run(networks.segmenter(size=SIZE), config("regression"), IMAGES)
     with pytest.raises(ModelError, match="choose one with `output: NAME`"):
-        run(age_and_gender(), config("regression"), IMAGES)
+        run(networks.age_and_gender(), config("regression"), IMAGES)
 
 
 @pytest.mark.parametrize(
