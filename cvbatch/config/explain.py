@@ -152,6 +152,12 @@ def _checked(job: ExplainJob, name: str) -> ExplainJob:
     if job.needs_images and job.source is None:
         section = next(name for name in IMAGE_SECTIONS if getattr(job, name) is not None)
         errors.append(f"source: missing; the section {section} needs images; set source.uri")
+    if not TASKS[job.model.task].label_column:
+        errors.append(
+            f"model.task: {job.model.task} has no class scores to explain; for activations, "
+            "patterns, weights and dream set task: classification, which gives the same for any "
+            "network"
+        )
     if job.gradcam and job.gradcam.box and TASKS[job.model.task].is_whole_image:
         errors.append(f"gradcam.box: a {job.model.task} model scores the whole image; remove it")
     if errors:

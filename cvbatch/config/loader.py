@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cvbatch.config.locations import relative_to, with_sections
+from cvbatch.config.model_outputs import Place, expand_outputs
 from cvbatch.config.models import MODEL_SECTIONS
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
@@ -61,12 +62,17 @@ def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str
     set_values(raw, overrides)
     errors: list[str] = []
     resolved = _resolve(raw, os.environ, "", errors)
+    places: list[Place] = []
+    if isinstance(resolved.get("models"), list):
+        resolved["models"], places = expand_outputs(resolved["models"], errors)
+    if isinstance(resolved.get("model"), dict) and "outputs" in resolved["model"]:
+        errors.append("model.outputs: only prediction jobs have it; set task and output instead")
     try:
         job = kind.model_validate(resolved)
     except ValidationError as error:
-        errors += [_error_line(item, kind) for item in error.errors()]
+        errors += [_error_line(item, kind, places) for item in error.errors()]
     if errors:
-        raise ConfigError(f"{name}: " + "\n  ".join(errors))
+        raise ConfigError(f"{name}: " + "\n  ".join(dict.fromkeys(errors)))
     return job
 
 
@@ -210,10 +216,20 @@ def _resolve(value: Any, environ: Mapping[str, str], path: str, errors: list[str
     return text
 
 
-def _error_line(error: Any, kind: type[BaseModel]) -> str:
-    """Return one line for an error of pydantic: key, value, rule, remedy."""
+def _error_line(error: Any, kind: type[BaseModel], places: Sequence[Place]) -> str:
+    """Return one line for an error of pydantic: key, value, rule, remedy.
+
+    Args:
+        error: one of the errors of a ValidationError.
+        kind: of the job.
+        places: of its models in the file.
+    """
     location = error["loc"]
     path = _without_tags(location) or "models"  # the only rule of a whole job is about its models
+    if places and location[:1] == ("models",) and len(location) > 1:
+        section = f"models[{location[1]}]"
+        key = path.removeprefix(section).lstrip(".").split(".")[0].split("[")[0]
+        path = places[location[1]].path(key) + path.removeprefix(section)
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], kind)
         return f"{path}: unknown key; {_suggestion(str(location[-1]), known, 'known keys are ')}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -169,15 +171,94 @@ class LocalizationConfig(_ModelConfig):
     box_format: BoxFormat = "xyxy"
 
 
+class _VectorConfig(_ModelConfig):
+    """Numbers of the whole image: no classes, no probabilities."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys_of_classes(cls, values: Any) -> Any:
+        present = values if isinstance(values, dict) else {}
+        for key, reason in _NOT_OF_VECTORS.items():
+            if present.get(key) not in (None, "auto", "none"):
+                raise ValueError(f"{key} for task {present.get('task')}: {reason}; remove {key}")
+        return values
+
+
+_NOT_OF_VECTORS = {
+    "classes": "its numbers have no classes (a regression names them with names)",
+    "activation": "its numbers are not probabilities, and are stored as the network gives them",
+    "tiles": "its numbers are of the whole image, and those of tiles cannot be merged",
+}
+
+
+class EmbeddingConfig(_VectorConfig):
+    """A feature vector of the whole image."""
+
+    task: Literal["embedding"]
+    # None: the network's output; auto: the input of its last layer with weights, the head
+    layer: Name | None = None
+    pooling: Literal["average", "max"] | None = None  # of a feature map, over height and width
+    normalize: bool = False  # divide by the L2 norm
+
+    @model_validator(mode="after")
+    def _check_source(self) -> EmbeddingConfig:
+        if self.output is not None and self.layer not in (None, "auto"):
+            raise ValueError(
+                f"layer {self.layer!r} and output {self.output!r} are both set; keep the one that "
+                "gives the embedding"
+            )
+        return self
+
+
+class RegressionConfig(_VectorConfig):
+    """Numbers that the network predicts, such as an age."""
+
+    task: Literal["regression"]
+    names: Annotated[list[Name], Field(min_length=1)] | None = None  # of the numbers, in order
+
+    @field_validator("names")
+    @classmethod
+    def _check_unique(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("must be different names, one for each number")
+        return value
+
+
 # pydantic selects the class by its literal `task`.
 ModelConfig = Annotated[
-    ClassificationConfig | SegmentationConfig | DetectionConfig | LocalizationConfig,
+    ClassificationConfig
+    | SegmentationConfig
+    | DetectionConfig
+    | LocalizationConfig
+    | EmbeddingConfig
+    | RegressionConfig,
     Field(discriminator="task"),
 ]
 MODEL_SECTIONS: dict[Task, type[Section]] = {
     get_args(section.model_fields["task"].annotation)[0]: section
     for section in get_args(get_args(ModelConfig)[0])
 }
+
+
+# Keys of a section that choose the network and its input; the other keys are about one output.
+NETWORK_KEYS = tuple(
+    key for key in _TiledConfig.model_fields if key not in ("classes", "output", "activation")
+)
+
+
+def shared_networks(models: Sequence[ModelConfig]) -> list[tuple[int, ...]]:
+    """Return the positions of the sections that one program computes, program by program.
+
+    Sections with the same network and input share a program, so that the network runs once for each
+    image. Those with tiles do not: the outputs of tiles are merged image by image, one task at a
+    time, so that they need not be in memory together.
+    """
+    programs: dict[str, list[int]] = {}
+    for position, config in enumerate(models):
+        network = config.model_dump(mode="json", include=set(NETWORK_KEYS), exclude_none=True)
+        key = [network, position if "tiles" in network else None]
+        programs.setdefault(json.dumps(key, sort_keys=True), []).append(position)
+    return [tuple(positions) for positions in programs.values()]
 
 
 def tiling_of(config: ModelConfig, height: int, width: int) -> Tiling | None:

@@ -26,7 +26,7 @@ from cvbatch.config.base import (
 from cvbatch.config.decoding import DecodingConfig
 from cvbatch.config.loader import load, parse
 from cvbatch.core.model_formats import format_of, own_weights_error
-from cvbatch.core.tasks import Task
+from cvbatch.core.tasks import TASKS, Task
 from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode
 
 TRAINING_VERSION = 1
@@ -79,6 +79,11 @@ class TrainModelConfig(Section):
         if self.image_size is not None and not self.is_built_in:
             raise ValueError(own_weights_error("image_size", self.model))
         check_sha256(self.sha256, self.model, self.weights)
+        if not TASKS[self.task].label_column:
+            raise ValueError(
+                f"task {self.task}: such networks are not trained; train the network with Keras, "
+                "and predict with its .keras file"
+            )
         if self.multi_label and self.task != "classification":
             raise ValueError(f"multi_label is about classification, not {self.task}; remove it")
         return self

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Task = Literal["classification", "segmentation", "detection", "localization"]
+Task = Literal[
+    "classification", "segmentation", "detection", "localization", "embedding", "regression"
+]
 
 
 class TaskInfo(NamedTuple):
@@ -17,13 +19,14 @@ class TaskInfo(NamedTuple):
     Args:
         columns: columns of a result that a model of the task fills. Two models of one job must not
             fill the same column.
-        label_column: the column of labelled data that a network of the task is trained on.
+        label_column: the column of labelled data that a network of the task is trained on; "" for
+            tasks without classes, whose networks cvbatch neither trains nor explains.
         is_whole_image: a class has one score per image, so an image has one label, or one box,
             unless the model is multi-label.
     """
 
     columns: tuple[str, ...]
-    label_column: str
+    label_column: str = ""
     is_whole_image: bool = False
 
 
@@ -32,6 +35,8 @@ TASKS: dict[Task, TaskInfo] = {
     "segmentation": TaskInfo(("mask", "mask_areas"), "mask"),
     "detection": TaskInfo(("boxes",), "boxes"),
     "localization": TaskInfo(("labels", "boxes"), "boxes", is_whole_image=True),
+    "embedding": TaskInfo(("embedding",)),
+    "regression": TaskInfo(("values",)),
 }
 
 

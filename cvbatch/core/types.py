@@ -206,12 +206,20 @@ class Masks:
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """One vector per image: an embedding, or the values of a regression."""
+
+    values: np.ndarray  # (M, D) float32
+    image_index: np.ndarray  # (M,) int64, ascending, each image once
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Properties of a built model that workers need."""
 
     name: str
     task: Task
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # of a regression: the names of its values
     input_height: int
     input_width: int
     resize: ResizeMode
@@ -221,6 +229,7 @@ class ModelSpec:
     tile_width: int = 0
     overlap_height: int = 0
     overlap_width: int = 0
+    dimension: int = 0  # numbers of an embedding or a regression; 0 for other tasks
 
     @property
     def input_key(self) -> InputKey:
@@ -240,6 +249,8 @@ class ModelPredictions:
     boxes: Boxes | None = None
     masks: Masks | None = None
     heatmaps: Heatmaps | None = None
+    embedding: Vectors | None = None
+    values: Vectors | None = None
 
 
 @dataclass(frozen=True)

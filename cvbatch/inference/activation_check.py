@@ -6,7 +6,7 @@ is refused, because a second softmax changes scores without any other sign.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,7 +110,10 @@ def decide(
         ModelError: graph and scores disagree, the scores do not fit the job's activation, or the
             boxes do not fit its box format.
     """
-    values, figures, boxes = _observe(model, config, pixels)
+    scores_of = GRAPH_OUTPUTS[config.task].scores
+    if scores_of is None:
+        return Decision("none", "")
+    values, figures, boxes = _observe(model, config, pixels, scores_of)
     if (
         checks_boxes
         and boxes is not None
@@ -215,7 +218,9 @@ class _Observed(NamedTuple):
     boxes: np.ndarray | None
 
 
-def _observe(model: keras.Model, config: ModelConfig, pixels: np.ndarray) -> _Observed:
+def _observe(
+    model: keras.Model, config: ModelConfig, pixels: np.ndarray, scores_of: Callable[..., Any]
+) -> _Observed:
     """Run the network on a batch."""
     batch = model.input_shape[0] or len(pixels)
     pixels = np.resize(pixels, (batch, *pixels.shape[1:]))  # repeats images to a fixed batch
@@ -223,7 +228,7 @@ def _observe(model: keras.Model, config: ModelConfig, pixels: np.ndarray) -> _Ob
 
     def forward(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         outputs = task_outputs.by_name(model(preprocess(images, model, config), training=False))
-        scores = GRAPH_OUTPUTS[config.task].scores(config, outputs)
+        scores = scores_of(config, outputs)
         seen.append((values_of(scores), int(scores.shape[-1])))
         rows = tf.reshape(tf.cast(scores, tf.float32), (-1, scores.shape[-1]))
         boxes = _best_boxes(config, outputs)

@@ -6,17 +6,18 @@ import hashlib
 import math
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from cvbatch.config.models import ClassificationConfig, DetectionConfig, ModelConfig, tiling_of
+from cvbatch.config.models import DetectionConfig, ModelConfig, tiling_of
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of, short_name
 from cvbatch.core.types import ModelSpec
-from cvbatch.inference.activation_check import decide
+from cvbatch.inference.activation_check import Decision, decide
 from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
-from cvbatch.inference.graph import ServingGraph, input_size, num_classes
-from cvbatch.inference.programs import IMAGENET, BuildRequest, BuiltProgram
+from cvbatch.inference.graph import ServingGraph, SharedGraph, input_size, num_classes
+from cvbatch.inference.programs import IMAGENET, BuildRequest, BuiltOutput, BuiltProgram
 from cvbatch.inference.sample_images import SampleImages, sample_pixels
 from cvbatch.models import cost, registry
 from cvbatch.models.applications import IMAGENET_CLASSES
@@ -46,39 +47,72 @@ def build(
     model = load(storage, request)
     if request.precision != "float32":
         model = with_precision(model, request.precision)
-    height, width = input_size(model, config)
-    tiling = tiling_of(config, height, width)
-    classes = class_names(request, num_classes(model, config))
-    if isinstance(config, DetectionConfig):
-        _check_keep_classes(config, classes)
-    pixels = sample_pixels(samples, storage, (height, width), config.resize)
-    decision = decide(model, config, pixels, checks_boxes=samples is not None)
-    graph = ServingGraph(model, config, decision.activation)
-    engine, payload, names, note = _compile(graph, request, height, width)
-    notes = [note, _scaling_note(model, config), _names_note(request, len(classes))]
-    spec = ModelSpec(
-        name=short_name(config.model),
-        task=config.task,
-        classes=classes,
-        input_height=height,
-        input_width=width,
-        resize=config.resize,
-        weights_sha256=weights_sha256(model),
-        heatmap_layer=graph.heatmap_layer,
-        **(tiling._asdict() if tiling else {}),
-    )
-    costs = _costs(model, (height, width))
+    size = input_size(model, config)
+    pixels = sample_pixels(samples, storage, size, config.resize)
+    sections = [
+        _prepare(model, section, pixels, checks_boxes=samples is not None)
+        for section in request.sections
+    ]
+    graph = SharedGraph([section.graph for section in sections])
+    engine, payload, names, note = _compile(graph, request, *size)
+    notes = [note, _scaling_note(model, config), *(_section_note(section) for section in sections)]
+    digest = weights_sha256(model)
+    first, *others = [
+        BuiltOutput(_spec(section, size, digest), *section.decision) for section in sections
+    ]
+    costs = _costs(model, size)
     return BuiltProgram(
-        spec,
+        first.spec,
         engine,
         names,
         request.batch_size,
-        _bytes_per_image(costs, (height, width), request.precision),
+        _bytes_per_image(costs, size, request.precision),
         "\n".join(filter(None, notes)),
         payload,
         costs.parameters if costs else None,
         costs.multiply_adds if costs and not costs.is_at_least else None,
-        *decision,
+        first.activation,
+        first.activation_reason,
+        tuple(others),
+    )
+
+
+class _Section(NamedTuple):
+    """A section of the job with the graph that computes it."""
+
+    request: BuildRequest
+    classes: tuple[str, ...]
+    decision: Decision
+    graph: ServingGraph
+
+
+def _prepare(
+    model: keras.Model, request: BuildRequest, pixels: np.ndarray, *, checks_boxes: bool
+) -> _Section:
+    """Check that the network fits a section of the job, on a few images."""
+    config = request.config
+    classes = class_names(request, num_classes(model, config))
+    if isinstance(config, DetectionConfig):
+        _check_keep_classes(config, classes)
+    decision = decide(model, config, pixels, checks_boxes=checks_boxes)
+    return _Section(request, classes, decision, ServingGraph(model, config, decision.activation))
+
+
+def _spec(section: _Section, size: tuple[int, int], weights_digest: str) -> ModelSpec:
+    """Return the spec of a section whose graph was traced."""
+    config = section.request.config
+    tiling = tiling_of(config, *size)
+    return ModelSpec(
+        name=short_name(config.model),
+        task=config.task,
+        classes=section.classes,
+        input_height=size[0],
+        input_width=size[1],
+        resize=config.resize,
+        weights_sha256=weights_digest,
+        heatmap_layer=section.graph.heatmap_layer,
+        dimension=section.graph.dimension,
+        **(tiling._asdict() if tiling else {}),
     )
 
 
@@ -89,10 +123,12 @@ def load(storage: Storage, request: BuildRequest) -> keras.Model:
         ModelError: the model cannot be loaded, its file changed since it was hashed, or its head
             would be untrained without `weights: random`.
     """
-    config, classes = request.config, request.identity.classes
-    count = None if classes is None else len(classes)
+    config, sections = request.config, request.sections
+    # A zoo network is built for the first class names; `class_names` refuses another number.
+    names = (section.identity.classes for section in sections)
+    count = next((len(classes) for classes in names if classes is not None), None)
     options = dict(config.build or {})
-    if isinstance(config, ClassificationConfig) and config.multi_label:
+    if any(getattr(section.config, "multi_label", False) for section in sections):
         options = {"multi_label": True} | options
     if not registry.is_head_trained(config.model, config.weights, count):
         raise ModelError(
@@ -113,7 +149,7 @@ def load(storage: Storage, request: BuildRequest) -> keras.Model:
 
 
 def _compile(
-    graph: ServingGraph, request: BuildRequest, height: int, width: int
+    graph: SharedGraph, request: BuildRequest, height: int, width: int
 ) -> tuple[str, bytes, tuple[str, ...], str]:
     """Return engine, payload, output names, and a note for the user; "" without a note."""
     batch = request.batch_size
@@ -144,10 +180,14 @@ def _scaling_note(model: keras.Model, config: ModelConfig) -> str:
     )
 
 
-def _names_note(request: BuildRequest, count: int) -> str:
-    config = request.config
-    is_named = request.identity.classes is not None or config.weights == IMAGENET
-    if is_named or count != IMAGENET_CLASSES:
+def _section_note(section: _Section) -> str:
+    """Return where the network has its embedding, or that its classes lack names; else ""."""
+    config, graph = section.request.config, section.graph
+    if graph.vector_source:
+        size = f"{graph.dimension:,} numbers"
+        return f"model {config.model}: the embedding is {graph.vector_source}, {size}"
+    is_named = section.request.identity.classes is not None or config.weights == IMAGENET
+    if is_named or len(section.classes) != IMAGENET_CLASSES:
         return ""
     return (
         f"model {config.model} has 1,000 outputs without names, and labels are numbers; set "

@@ -24,6 +24,8 @@ class ForwardPass:
         activation: still to be applied to the scores; never auto.
         heatmap_layer: path of the layer whose feature map is explained; set by the computation of
             heatmaps.
+        dimension: numbers of the vector of an image; set by the computation of vectors.
+        vector_source: where they are in the network, for the log; set with `dimension`.
     """
 
     config: Any
@@ -32,3 +34,5 @@ class ForwardPass:
     calls: gradcam.Calls
     activation: Activation
     heatmap_layer: str = ""
+    dimension: int = 0
+    vector_source: str = ""

@@ -145,7 +145,7 @@ def find_feature_map(
         else:
             is_candidate = calls.paths[i] in paths
         tensor = calls.outputs[i]
-        if is_candidate and is_feature_map(tensor) and _depends(score, tensor):
+        if is_candidate and is_feature_map(tensor) and depends(score, tensor):
             return i
     if layer == "auto":
         raise ModelError(
@@ -171,7 +171,8 @@ def is_passthrough(operation: keras.Operation) -> bool:
     return type(operation).__name__ in _PASSTHROUGH_OPERATIONS
 
 
-def _depends(score: tf.Tensor, tensor: tf.Tensor) -> bool:
+def depends(score: tf.Tensor, tensor: tf.Tensor) -> bool:
+    """Return whether the score has a gradient with respect to the tensor, in the traced graph."""
     return tf.gradients(score, tensor)[0] is not None
 
 

@@ -7,11 +7,14 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cvbatch.config.models import Activation, ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import gradcam
 from cvbatch.inference.forward_pass import ForwardPass, Tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
+from cvbatch.inference.programs import output_prefixes
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
 
@@ -60,6 +63,8 @@ class ServingGraph:
     Attributes:
         heatmap_layer: path of the layer whose feature map heatmaps explain; "" without heatmaps,
             and before the function was traced.
+        dimension: numbers of the vector of an image; 0 for tasks without vectors.
+        vector_source: where they are in the network; "" if that is clear.
     """
 
     def __init__(self, model: keras.Model, config: ModelConfig, activation: Activation) -> None:
@@ -76,19 +81,46 @@ class ServingGraph:
         self._activation = activation
         self._size = input_size(model, config)
         self.heatmap_layer = ""
+        self.dimension, self.vector_source = 0, ""
         heatmap = getattr(config, "heatmap", None)
         if heatmap is not None:
             gradcam.check_layer(model, heatmap.layer)
 
     def __call__(self, pixels: tf.Tensor) -> Tensors:
         """Return the outputs of the task by name; call it inside a TensorFlow graph."""
+        return self.compute(*self.run_network(pixels))
+
+    def run_network(self, pixels: tf.Tensor) -> tuple[Tensors, gradcam.Calls]:
+        """Return the outputs of the network by name, and the calls of its layers."""
         images = preprocess(pixels, self._model, self._config)
         with gradcam.record_calls(self._model) as calls:
             outputs = task_outputs.by_name(self._model(images, training=False))
+        return outputs, calls
+
+    def compute(self, outputs: Tensors, calls: gradcam.Calls) -> Tensors:
+        """Return the outputs of the task by name, from those of `run_network`."""
         forward = ForwardPass(self._config, self._size, outputs, calls, self._activation)
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)
         self.heatmap_layer = forward.heatmap_layer
+        self.dimension, self.vector_source = forward.dimension, forward.vector_source
         return {name: _float32(tensor) for name, tensor in results.items()}
+
+
+class SharedGraph:
+    """Serving graphs of one network as one function of pixels, in which the network runs once."""
+
+    def __init__(self, graphs: Sequence[ServingGraph]) -> None:
+        self._graphs = graphs
+
+    def __call__(self, pixels: tf.Tensor) -> Tensors:
+        """Return the outputs of all graphs, with the prefixes of `output_prefixes`."""
+        network = self._graphs[0].run_network(pixels)
+        prefixes = output_prefixes(len(self._graphs))
+        return {
+            prefix + name: tensor
+            for prefix, graph in zip(prefixes, self._graphs, strict=True)
+            for name, tensor in graph.compute(*network).items()
+        }
 
 
 def preprocess(

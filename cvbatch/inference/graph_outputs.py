@@ -12,7 +12,9 @@ from cvbatch.core.tasks import Task
 from cvbatch.inference import (
     outputs_classification,
     outputs_detection,
+    outputs_embedding,
     outputs_localization,
+    outputs_regression,
     outputs_segmentation,
 )
 from cvbatch.inference.forward_pass import ForwardPass, Tensors
@@ -25,13 +27,13 @@ class GraphOutputs(NamedTuple):
         num_classes: function of (config, outputs by name); raises ModelError if the outputs do not
             fit the task.
         scores: function of (config, outputs by name) that returns the scores, to which an
-            activation may still have to be applied.
+            activation may still have to be applied; None for numbers that are not scores.
         compute: function of a ForwardPass that returns the tensors by name that
             `cvbatch.inference.postprocess` expects.
     """
 
     num_classes: Callable[[Any, Mapping[str, Any]], int]
-    scores: Callable[[Any, Mapping[str, Any]], Any]
+    scores: Callable[[Any, Mapping[str, Any]], Any] | None
     compute: Callable[[ForwardPass], Tensors]
 
 
@@ -56,4 +58,6 @@ GRAPH_OUTPUTS: dict[Task, GraphOutputs] = {
         outputs_localization.raw_scores,
         outputs_localization.compute,
     ),
+    "embedding": GraphOutputs(outputs_embedding.check_output, None, outputs_embedding.compute),
+    "regression": GraphOutputs(outputs_regression.count_values, None, outputs_regression.compute),
 }

@@ -12,6 +12,7 @@ from cvbatch.inference import (
     postprocess_detection,
     postprocess_localization,
     postprocess_segmentation,
+    postprocess_vectors,
 )
 
 
@@ -44,4 +45,6 @@ POSTPROCESSORS: dict[Task, Postprocessor] = {
         postprocess_detection.read_outputs, postprocess_detection.merge_tiles
     ),
     "localization": Postprocessor(postprocess_localization.read_outputs),
+    "embedding": Postprocessor(postprocess_vectors.read_embedding),
+    "regression": Postprocessor(postprocess_vectors.read_values),
 }

@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import compress, islice
 from typing import Any
 
 import numpy as np
 
-from cvbatch.config.models import ModelConfig
-from cvbatch.core.types import Failure, ImageBatch, ModelPredictions, ModelSpec, Predictions
+from cvbatch.config.models import ModelConfig, shared_networks
+from cvbatch.core.types import (
+    Failure,
+    ImageBatch,
+    InputKey,
+    ModelPredictions,
+    ModelSpec,
+    Predictions,
+)
 from cvbatch.geometry.resize import make_placement
 from cvbatch.geometry.tiling import tile_placements
 from cvbatch.inference.engines import Outputs, Program
 from cvbatch.inference.postprocess import POSTPROCESSORS
+from cvbatch.inference.programs import BuiltProgram
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model of the job, loaded in a worker; `batch_size` is that of its program."""
+    """A model of the job, loaded in a worker.
+
+    Attributes:
+        config: section of the job file.
+        spec: of the section.
+        program: models with the same network share one, which runs once for a batch.
+        batch_size: of the program.
+        prefix: how the names of the model's outputs of the program begin.
+    """
 
     config: ModelConfig
     spec: ModelSpec
     program: Program
     batch_size: int
+    prefix: str = ""
+
+
+def load_models(
+    models: Sequence[ModelConfig], programs: Iterable[BuiltProgram], threads: int
+) -> list[LoadedModel]:
+    """Load the programs of a job one by one; return its models in the order of the job."""
+    loaded: dict[int, LoadedModel] = {}
+    for positions, built in zip(shared_networks(models), programs, strict=True):
+        program = built.load(threads)
+        for position, output, prefix in zip(positions, built.outputs, built.prefixes, strict=True):
+            loaded[position] = LoadedModel(
+                models[position], output.spec, program, built.batch_size, prefix
+            )
+    return [loaded[position] for position in range(len(models))]
 
 
 @dataclass(frozen=True)
@@ -58,7 +89,7 @@ class Predictor:
         (stage predict, kind not_finite), because NaN cannot be ranked.
         """
         decoded = batch.decoded
-        computed = [_compute(model, batch) for model in self._models]
+        computed = self._compute(batch)
         is_finite = np.ones(len(decoded), bool)
         failures = dict(batch.failures)
         for model, outputs in zip(self._models, computed, strict=True):
@@ -75,12 +106,28 @@ class Predictor:
             models=tuple(outputs.read(is_finite) for outputs in computed),
         )
 
+    def _compute(self, batch: ImageBatch) -> list[_Computed]:
+        """Return the outputs of every model; a program without tiles runs once."""
+        outputs: dict[tuple[int, InputKey], Outputs] = {}  # by id of the program
+        computed = []
+        for model in self._models:
+            if model.spec.input_key.tiling is not None:
+                computed.append(_compute_tiles(model, batch))
+                continue
+            key = id(model.program), model.spec.input_key
+            if key not in outputs:
+                outputs[key] = _run(model, batch.pixels[model.spec.input_key])
+            computed.append(_computed(model, batch, outputs[key]))
+        return computed
 
-def _compute(model: LoadedModel, batch: ImageBatch) -> _Computed:
-    if model.spec.input_key.tiling is not None:
-        return _compute_tiles(model, batch)
+
+def _computed(model: LoadedModel, batch: ImageBatch, all_outputs: Outputs) -> _Computed:
     decoded = batch.decoded
-    outputs = _run(model, batch.pixels[model.spec.input_key])
+    outputs = {
+        name.removeprefix(model.prefix): array
+        for name, array in all_outputs.items()
+        if name.startswith(model.prefix)
+    }
 
     def read(is_finite: np.ndarray) -> ModelPredictions:
         return _read(model, _select(outputs, is_finite), batch, decoded[is_finite])

@@ -12,12 +12,18 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from cvbatch.config.base import NAMED_WEIGHTS
-from cvbatch.config.models import ModelConfig
+from cvbatch.config.models import (
+    EmbeddingConfig,
+    ModelConfig,
+    RegressionConfig,
+    shared_networks,
+)
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ModelError, StoreError
 from cvbatch.core.model_formats import format_of
@@ -69,6 +75,7 @@ class BuildRequest:
         engine: a key of ENGINES.
         precision: name of a Keras dtype policy.
         batch_size: images per call of the program.
+        others: sections and identities of further outputs of the same network.
     """
 
     config: ModelConfig
@@ -76,6 +83,15 @@ class BuildRequest:
     engine: str
     precision: str
     batch_size: int
+    others: tuple[tuple[ModelConfig, Identity], ...] = ()
+
+    @property
+    def sections(self) -> list[BuildRequest]:
+        """Return a request for each section of the job that the program computes."""
+        pairs = ((self.config, self.identity), *self.others)
+        return [
+            replace(self, config=config, identity=identity, others=()) for config, identity in pairs
+        ]
 
     @property
     def key(self) -> str:
@@ -88,7 +104,24 @@ class BuildRequest:
             "batch_size": self.batch_size,
             "versions": [version("keras"), version("tensorflow"), __version__, _FILE_FORMAT],
         }
+        if self.others:
+            content["others"] = [request.key for request in self.sections[1:]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class BuiltOutput:
+    """What a program computes for one section of the job; names as in `BuiltProgram`.
+
+    Attributes:
+        spec: of the section.
+        activation: that the graph applies to the scores.
+        activation_reason: why.
+    """
+
+    spec: ModelSpec
+    activation: str
+    activation_reason: str
 
 
 @dataclass(frozen=True)
@@ -107,6 +140,7 @@ class BuiltProgram:
         multiply_adds: for one image; None likewise.
         activation: applied to the scores of the network: softmax, sigmoid or none.
         activation_reason: why, in one sentence for the log.
+        others: what it computes for further outputs of the same network.
     """
 
     spec: ModelSpec
@@ -120,11 +154,24 @@ class BuiltProgram:
     multiply_adds: int | None = None
     activation: str = ""
     activation_reason: str = ""
+    others: tuple[BuiltOutput, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[BuiltOutput, ...]:
+        """Return what the program computes for each section of its request."""
+        first = BuiltOutput(self.spec, self.activation, self.activation_reason)
+        return (first, *self.others)
+
+    @property
+    def prefixes(self) -> list[str]:
+        """Return how the names of the outputs of each section begin."""
+        return output_prefixes(len(self.outputs))
 
     @property
     def notes(self) -> list[str]:
         """Return the messages for the user."""
-        return [line for line in (self.activation_reason, *self.note.splitlines()) if line]
+        reasons = [output.activation_reason for output in self.outputs]
+        return [line for line in (*reasons, *self.note.splitlines()) if line]
 
     @property
     def weight_bytes(self) -> int:
@@ -155,14 +202,38 @@ class BuiltProgram:
             raise ModelError(
                 f"a program file under _cvbatch/programs is damaged ({error}); delete it"
             ) from None
-        spec_fields = fields.pop("spec")
-        spec = ModelSpec(**{**spec_fields, "classes": tuple(spec_fields["classes"])})
+        spec = _spec_of(fields.pop("spec"))
+        others = tuple(
+            BuiltOutput(**{**output, "spec": _spec_of(output["spec"])})
+            for output in fields.pop("others", ())
+        )
         names = tuple(fields.pop("names"))
-        return BuiltProgram(spec=spec, names=names, payload=payload, **fields)
+        return BuiltProgram(spec=spec, names=names, payload=payload, others=others, **fields)
 
     def load(self, threads: int) -> Program:
         """Load the program into this process; threads: CPU threads that one call may use."""
         return ENGINES[self.engine].load(self.payload, self.names, threads)
+
+
+def _spec_of(fields: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(**{**fields, "classes": tuple(fields["classes"])})
+
+
+def output_prefixes(num_sections: int) -> list[str]:
+    """Return how the names of a program's outputs begin, for each section that it computes."""
+    return [""] if num_sections == 1 else [f"{number}_" for number in range(num_sections)]
+
+
+def outputs_by_section(
+    models: Sequence[ModelConfig], programs: Sequence[BuiltProgram]
+) -> list[tuple[BuiltProgram, BuiltOutput]]:
+    """Return for each section of a job its program, and what that computes for the section."""
+    found = {
+        position: (program, output)
+        for positions, program in zip(shared_networks(models), programs, strict=True)
+        for position, output in zip(positions, program.outputs, strict=True)
+    }
+    return [found[position] for position in range(len(models))]
 
 
 def identify(storage: Storage, config: ModelConfig) -> Identity:
@@ -187,7 +258,13 @@ def identify(storage: Storage, config: ModelConfig) -> Identity:
 
 
 def _classes(storage: Storage, config: ModelConfig, file: Path | None) -> tuple[str, ...] | None:
-    """Return class names from the job, or from the model card inside the .keras file."""
+    """Return class names from the job, or from the model card inside the .keras file.
+
+    Of a regression they are the names of its values; an embedding has none.
+    """
+    if isinstance(config, EmbeddingConfig | RegressionConfig):
+        names = getattr(config, "names", None)
+        return names and tuple(names)
     if isinstance(config.classes, list):
         return tuple(config.classes)
     if config.classes == IMAGENET:
@@ -212,10 +289,17 @@ def _read_class_file(storage: Storage, uri: str) -> tuple[str, ...]:
 def build_requests(
     job: JobConfig, identities: Sequence[Identity], engine: str
 ) -> list[BuildRequest]:
-    """Return the build request of every model of the job."""
+    """Return the build request of every program of the job, as `shared_networks` orders them."""
+    sections = list(zip(job.models, identities, strict=True))
     return [
-        BuildRequest(config, identity, engine, job.run.precision, job.run.batch_size)
-        for config, identity in zip(job.models, identities, strict=True)
+        BuildRequest(
+            *sections[first],
+            engine,
+            job.run.precision,
+            job.run.batch_size,
+            tuple(sections[position] for position in others),
+        )
+        for first, *others in shared_networks(job.models)
     ]
 
 

@@ -25,7 +25,7 @@ def output_mismatch(task: str, expected: str, outputs: Mapping[str, Any]) -> Mod
         expected: what the task requires, such as "class scores (B, classes)".
         outputs: tensors by name.
     """
-    shapes = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in outputs.items())
+    shapes = ", ".join(f"{name} {shape_text(tensor)}" for name, tensor in outputs.items())
     return ModelError(f"task {task} requires {expected}, but the model's outputs are {shapes}")
 
 
@@ -59,5 +59,6 @@ def select_output(
     raise output_mismatch(task, expected, outputs)
 
 
-def _shape(tensor: Any) -> str:
+def shape_text(tensor: Any) -> str:
+    """Return the shape of a batch for messages, such as (B, 7, 7, 1280)."""
     return "(" + ", ".join("B" if i == 0 else str(n) for i, n in enumerate(tensor.shape)) + ")"

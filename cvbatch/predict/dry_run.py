@@ -20,7 +20,7 @@ from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.isolated_decode import IsolatedDecoder
 from cvbatch.inference.builder import ProgramBuilder
-from cvbatch.inference.predictor import LoadedModel, Predictor
+from cvbatch.inference.predictor import Predictor, load_models
 from cvbatch.inference.programs import BuildRequest, BuiltProgram, build_requests
 from cvbatch.predict.allocation import choose_allocation
 from cvbatch.predict.job import Preparation, prepare, samples_of
@@ -154,10 +154,7 @@ def _sample(ready: Preparation, ref: ChunkRef, programs: list[BuiltProgram]) -> 
     """Process the first images of a chunk in this process and time them."""
     job = ready.job
     with silent_stderr():  # LiteRT prints its delegate
-        models = [
-            LoadedModel(config, built.spec, built.load(1), built.batch_size)
-            for config, built in zip(job.models, programs, strict=True)
-        ]
+        models = load_models(job.models, programs, 1)
     predictor = Predictor(models)
     result_models = [schema.ResultModel(model.config, model.spec) for model in models]
     arrow_schema = schema.result_schema(result_models)

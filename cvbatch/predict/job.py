@@ -25,10 +25,12 @@ from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
+    BuiltOutput,
     BuiltProgram,
     Identity,
     build_requests,
     identify,
+    outputs_by_section,
     program_uri,
 )
 from cvbatch.inference.sample_images import SampleImages
@@ -231,6 +233,7 @@ def commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgram
         built: the programs.
     """
     job, storage = ready.job, ready.sink.storage
+    outputs = outputs_by_section(job.models, built)
     for uri, program in zip(uris, built, strict=True):
         if not storage.exists(uri):
             storage.put_bytes(uri, program.to_bytes())
@@ -240,11 +243,11 @@ def commit(ready: Preparation, uris: Sequence[str], built: Sequence[BuiltProgram
             "fingerprint": ready.fingerprint,
             "engine": ready.engine,
             "job": job.model_dump(mode="json"),  # resolved; one with credentials was refused
-            "networks": [_facts_of(program) for program in built],
+            "networks": [_facts_of(program, output) for program, output in outputs],
         }
     )
     _commit_plan(ready)
-    specs = tuple(program.spec for program in built)
+    specs = tuple(output.spec for _, output in outputs)
     models = [
         schema.ResultModel(config, spec) for config, spec in zip(job.models, specs, strict=True)
     ]
@@ -268,10 +271,10 @@ def _kept_fields(ready: Preparation) -> tuple[pa.Field, ...]:
     return tuple(input_format.kept_columns(ready.sink.storage, first.uri))
 
 
-def _facts_of(program: BuiltProgram) -> dict[str, int | str | None]:
+def _facts_of(program: BuiltProgram, output: BuiltOutput) -> dict[str, int | str | None]:
     """Return what the sink stores of a network; of a program of an old version as it did."""
     facts = {"parameters": program.parameters, "multiply_adds": program.multiply_adds}
-    return facts | ({"activation": program.activation} if program.activation else {})
+    return facts | ({"activation": output.activation} if output.activation else {})
 
 
 def _commit_plan(ready: Preparation) -> None:

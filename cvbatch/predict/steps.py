@@ -26,7 +26,7 @@ from cvbatch.core.types import (
 )
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.isolated_decode import IsolatedDecoder, decode_with_alarm
-from cvbatch.inference.predictor import LoadedModel, Predictor
+from cvbatch.inference.predictor import Predictor, load_models
 from cvbatch.inference.programs import BuiltProgram
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
@@ -44,7 +44,7 @@ class PredictSpec:
     job: JobConfig
     source_format: str  # never "auto"
     specs: tuple[ModelSpec, ...]
-    program_uris: tuple[str, ...]
+    program_uris: tuple[str, ...]  # as `shared_networks` orders them; specs are one for each model
     metadata: bytes  # of every part
     threads: int  # of one program
     revisions: dict[str, int] = field(default_factory=dict)  # of chunks that were planned again
@@ -111,12 +111,9 @@ def _count_bytes(images: Iterable[EncodedImage], timer: StageTimer) -> Iterator[
 
 def load_predictor(spec: PredictSpec) -> Predictor:
     """Return the models of the job, loaded into this process."""
-    models = []
-    for config, uri in zip(spec.job.models, spec.program_uris, strict=True):
-        built = BuiltProgram.from_bytes(spec.storage.read_bytes(uri))
-        program = built.load(spec.threads)
-        models.append(LoadedModel(config, built.spec, program, built.batch_size))
-    return Predictor(models)
+    storage = spec.storage
+    programs = (BuiltProgram.from_bytes(storage.read_bytes(uri)) for uri in spec.program_uris)
+    return Predictor(load_models(spec.job.models, programs, spec.threads))
 
 
 def _kept_columns(spec: PredictSpec, ref: ChunkRef) -> list[pa.Table]:

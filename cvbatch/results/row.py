@@ -132,6 +132,22 @@ class Row:
         return replace(self, labels=labels, boxes=boxes)
 
     @cached_property
+    def embedding(self) -> np.ndarray | None:  # (D,) float32
+        """Return the feature vector of the image."""
+        stored = self._values.get("embedding")
+        return None if stored is None else np.array(stored, np.float32)
+
+    @property
+    def values(self) -> dict[str, float] | None:
+        """Return the numbers of a regression by name, in the order of the network."""
+        stored = self._values.get("values")
+        if stored is None:
+            return None
+        models = self._result.metadata["models"]
+        model = next(model for model in models if model["task"] == "regression")
+        return dict(zip(model["classes"], stored, strict=True))
+
+    @cached_property
     def heatmaps(self) -> list[dict[str, Any]] | None:
         """Return the heatmaps: model, layer, class_id, label, score, and values, (h, w) float32.
 

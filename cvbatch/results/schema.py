@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,6 +95,7 @@ def result_metadata(models: Sequence[ResultModel], job_fingerprint: str, version
                 exclude={"task", "model", "weights", "classes", "image_size", "resize"},
                 exclude_none=True,  # new optional settings do not change the metadata of old jobs
             ),
+            **({"dimension": model.spec.dimension} if model.spec.dimension else {}),
         }
         for model in models
     ]
@@ -248,11 +250,28 @@ def _mask_columns(
     }
 
 
+def _vector_columns(
+    column: str, filled: _Filled, batch: Predictions, is_failed: np.ndarray
+) -> dict[str, pa.Array]:
+    """Return the vectors of one model as lists of a fixed size."""
+    ((model, predictions),) = filled
+    vectors = getattr(predictions, column)
+    if vectors is None:
+        return {}
+    values = np.zeros((len(is_failed), model.spec.dimension), np.float32)
+    values[vectors.image_index] = vectors.values
+    stored = pa.FixedSizeListArray.from_arrays(
+        pa.array(values.reshape(-1)), model.spec.dimension, mask=pa.array(is_failed)
+    )
+    return {column: stored}
+
+
 class PredictionKind(NamedTuple):
     """How predictions of one kind are stored.
 
     Attributes:
-        types: column → Parquet type of the columns that the kind has.
+        types: column → Parquet type of the columns that the kind has; the size of vectors is that
+            of the model.
         write: function of (models with their predictions, batch, is_failed (N,)) that returns the
             columns for N images, or no columns if no image of the batch has predictions.
     """
@@ -267,15 +286,17 @@ PREDICTION_KINDS: dict[str, PredictionKind] = {
     "boxes": PredictionKind({"boxes": pa.list_(_BOX)}, _boxes_columns),
     "masks": PredictionKind({"mask": IMAGE, "mask_areas": pa.list_(_AREA)}, _mask_columns),
     "heatmaps": PredictionKind({"heatmaps": pa.list_(_HEATMAP)}, _heatmaps_columns),
+    **{
+        name: PredictionKind({name: pa.list_(pa.float32())}, partial(_vector_columns, name))
+        for name in ("embedding", "values")
+    },
 }
 COLUMN_TYPES: dict[str, pa.DataType] = {
     column: kind for stored in PREDICTION_KINDS.values() for column, kind in stored.types.items()
 }
 
 
-RESERVED_NAMES = frozenset(
-    [name for name, _ in _COMMON] + list(COLUMN_TYPES) + ["embedding", "values"]
-)
+RESERVED_NAMES = frozenset([name for name, _ in _COMMON] + list(COLUMN_TYPES))
 
 
 def result_schema(models: Sequence[ResultModel], kept: Sequence[pa.Field] = ()) -> pa.Schema:
@@ -285,8 +306,12 @@ def result_schema(models: Sequence[ResultModel], kept: Sequence[pa.Field] = ()) 
         models: Of the job.
         kept: Columns of the source that follow those of the models.
     """
-    filled = {column for model in models for column in model.columns}
-    tasks = [(name, kind) for name, kind in COLUMN_TYPES.items() if name in filled]
+    filled = {column: model.spec.dimension for model in models for column in model.columns}
+    tasks = [
+        (name, pa.list_(pa.float32(), filled[name]) if filled[name] else kind)
+        for name, kind in COLUMN_TYPES.items()
+        if name in filled
+    ]
     return pa.schema([*_COMMON, *tasks, *kept])
 
 
@@ -355,6 +380,7 @@ def to_rows(
     for kind in PREDICTION_KINDS.values():
         filled = [pair for pair in by_model if not kind.types.keys().isdisjoint(pair[0].columns)]
         if filled:
-            columns |= {name: pa.nulls(len(is_failed), type_) for name, type_ in kind.types.items()}
+            types = {name: schema.field(name).type for name in kind.types}
+            columns |= {name: pa.nulls(len(is_failed), type_) for name, type_ in types.items()}
             columns |= kind.write(filled, predictions, is_failed)
     return pa.table([columns[name] for name in schema.names], schema=schema)

@@ -35,7 +35,11 @@ def write_part(
 
 
 def encode_part(tables: Iterable[pa.Table], schema: pa.Schema, metadata: bytes) -> pa.Buffer:
-    """Return the Parquet file as bytes. Plain types: no Arrow schema, no pandas metadata."""
+    """Return the Parquet file as bytes. Plain types: no extensions, no pandas metadata.
+
+    Parquet has no lists of a fixed size: only for vectors the Arrow schema is stored, from which
+    pyarrow and Polars restore their size. Other readers see a list of floats.
+    """
     buffer = pa.BufferOutputStream()
     with pq.ParquetWriter(
         buffer,
@@ -43,7 +47,7 @@ def encode_part(tables: Iterable[pa.Table], schema: pa.Schema, metadata: bytes) 
         compression="zstd",
         compression_level=1,
         use_dictionary=_dictionary_columns(schema),
-        store_schema=False,
+        store_schema=any(map(pa.types.is_fixed_size_list, schema.types)),
         write_page_index=False,
     ) as writer:
         rows = list(tables)
@@ -64,6 +68,7 @@ def repeating_leaves(schema: pa.Schema) -> list[str]:
         f"{column}.list.element.{leaf.name}"
         for column, kind in COLUMN_TYPES.items()
         if column in schema.names and pa.types.is_list(kind)
+        if pa.types.is_struct(kind.value_type)
         for leaf in kind.value_type
         if pa.types.is_string(leaf.type) or pa.types.is_int32(leaf.type)
     ]

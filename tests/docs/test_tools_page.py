@@ -18,7 +18,7 @@ from cvbatch.images.masks import decode_png
 from cvbatch.results.schema import COLUMN_TYPES
 from tests.support import jobs
 from tests.support.datasets import picture
-from tests.support.results import SIZE, random_row, write_predictions
+from tests.support.results import SIZE, TASKS, VECTOR_TASKS, random_row, write_predictions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tools.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"## ([\w ]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE, re.DOTALL))
@@ -36,7 +36,10 @@ def folder(tmp_path_factory):
     files = {name: picture(*SIZE, seed=n) for n, name in enumerate(predictions)}
     jobs.write_files(root / "images", files | jobs.BROKEN)
     heatmap = {"heatmap": {"layer": "auto"}}
-    return write_predictions(root / "result", root / "images", predictions, classification=heatmap)
+    return write_predictions(
+        *(root / "result", root / "images", predictions, (*TASKS, *VECTOR_TASKS)),
+        classification=heatmap,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from cvbatch.core.types import (
     ModelPredictions,
     Predictions,
     Tiling,
+    Vectors,
 )
 from cvbatch.predict import serialization
 
@@ -73,6 +74,10 @@ def predictions():
             ),
             ModelPredictions(masks=Masks(rng.integers(0, 9, 15, np.uint8), *sizes, index)),
             ModelPredictions(boxes=Boxes(rng.random((3, 4), np.float32), scores, ids, index)),
+            ModelPredictions(
+                embedding=Vectors(rng.random((3, 7), np.float32), index),
+                values=Vectors(rng.random((3, 1), np.float32), index),
+            ),
             ModelPredictions(),
         ),
     )

@@ -107,6 +107,22 @@ def localizer(num_classes=3, size=(32, 32)):
     return keras.Model(image, {"scores": scores, "box": layers.Dense(4, activation="sigmoid")(x)})
 
 
+def age_and_gender(size=(32, 32)):
+    """A backbone with three heads, one of which is a convolution."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(11)
+    image = keras.Input((*size, 3))
+    x = layers.Conv2D(8, 3, activation="relu", name="features")(layers.Rescaling(1 / 255)(image))
+    pooled = layers.GlobalAveragePooling2D(keepdims=True, name="pooled")(x)
+    flat = layers.Flatten(name="flat")(pooled)
+    age = layers.Dense(1, name="years")(layers.Dropout(0.5)(flat))
+    gender = layers.Dense(2, activation="softmax", name="sex")(flat)
+    mood = layers.Reshape((3,))(layers.Conv2D(3, 1, name="conv_head")(pooled))
+    return keras.Model(image, {"age": age, "gender": gender, "mood": mood})
+
+
 def textbook_grad_cam(model, features, images, output=None, class_rank=0):
     """Return heatmaps (K, h, w), one image and one gradient tape at a time."""
     import keras

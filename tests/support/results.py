@@ -20,6 +20,7 @@ from cvbatch.storage.store import Storage
 
 CLASSES = ("background", "cat", "dög <b> & co")
 TASKS = ("classification", "segmentation", "detection")
+VECTOR_TASKS = ("embedding", "regression")
 SIZE = (40, 60)
 
 
@@ -43,16 +44,17 @@ def random_predictions(seed, size=SIZE):
 
 
 def random_row(seed, classes=CLASSES):
-    """Return random predictions with a heatmap and mask areas."""
+    """Return random predictions with a heatmap, mask areas, an embedding and values."""
     predictions = random_predictions(seed)
     values = np.random.default_rng(seed).random(6).astype(np.float32).tolist()
+    vectors = {"embedding": values[:3], "values": values[3:]}
     named = {"model": "m", "layer": "last", "class_id": 1, "label": classes[1], "score": 0.75}
     heatmap = {**named, "height": 2, "width": 3, "values": values}
     counts = np.bincount(decode_png(predictions["mask"]["bytes"]).reshape(-1), minlength=256)[:3]
     areas = [
         {"class_id": i, "label": classes[i], "area": int(counts[i])} for i in np.argsort(-counts)
     ]
-    predictions = {**predictions, "heatmaps": [heatmap], "mask_areas": areas}
+    predictions = {**predictions, "heatmaps": [heatmap], "mask_areas": areas, **vectors}
     for item in (*predictions["boxes"], *predictions["labels"]):
         item["label"] = classes[item["class_id"]]
     return predictions
@@ -78,7 +80,11 @@ def write_predictions(
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": configs})
     models = [
         schema.ResultModel(
-            config, ModelSpec("m", config.task, classes, 20, 20, "letterbox", "f" * 64)
+            config,
+            ModelSpec(
+                *("m", config.task, classes, 20, 20, "letterbox", "f" * 64),
+                dimension=3 if config.task in VECTOR_TASKS else 0,
+            ),
         )
         for config in job.models
     ]
