@@ -106,11 +106,11 @@ def _check_function(
             except metadata.PackageNotFoundError:
                 versions[name] = "none"
         try:
-            import cvbatch
+            from cvbatch.core.version import __version__
             from cvbatch.distributed.preflight import run_check
         except ImportError as error:
             return {"versions": versions, "import_error": str(error)}
-        versions["cvbatch"] = cvbatch.__version__
+        versions["cvbatch"] = __version__
         fault = run_check(pickle.loads(pickled_check), node_id)  # noqa: S301 - the driver's own
         return {"versions": versions, "fault": fault}
 
