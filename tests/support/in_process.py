@@ -10,7 +10,7 @@ from cvbatch.core.types import ChunkReport
 from cvbatch.distributed.resources import local_resources
 from cvbatch.inference import builder
 from cvbatch.inference.programs import build_requests, program_uri
-from cvbatch.predict.job import _commit, prepare, samples_of
+from cvbatch.predict.job import commit, prepare, samples_of
 from cvbatch.predict.steps import FusedWorker, PredictSpec
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
@@ -29,7 +29,7 @@ def predict_in_process(
         uris = [program_uri(opened.uri, request) for request in requests]
         programs = [builder.build(Storage(), request, samples_of(ready)) for request in requests]
         opened.acquire()
-        spec = _commit(ready, uris, programs)
+        spec = commit(ready, uris, programs)
         worker = FusedWorker()
         worker.load(spec)
         return spec, [worker.work(ref, is_isolated=False) for ref in ready.plan.chunks]
