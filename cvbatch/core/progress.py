@@ -9,25 +9,40 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cvbatch.core.json_log import JsonLog
 from cvbatch.core.types import ChunkReport
+
+_REPORT_INTERVAL_S = 5.0  # between plain lines of one phase
 
 
 class Totals(Protocol):
     """Totals over the chunks that a run has written so far."""
 
     num_chunks: int
+    num_images: int
     num_failed: int  # images
     images_per_second: float
 
 
-class Listener(Protocol):
-    """Receives the progress of a job; every command uses it."""
+class Listener:
+    """Receives the progress of a job; every command uses it. This one ignores everything."""
 
     def info(self, line: str) -> None:
         """Receive one line of text about the job."""
+
+    def phase(self, name: str, total: int = 0, unit: str = "") -> None:
+        """Receive what the job does from now on.
+
+        Args:
+            name: such as "compiling 3 models".
+            total: amount of work; 0: not known.
+            unit: of `total`, in the plural, such as images.
+        """
+
+    def advanced(self, count: int) -> None:
+        """Receive the amount of work of the phase that is done so far."""
 
     def listed(self, num_names: int) -> None:
         """Receive the number of file names listed in the source so far."""
@@ -55,22 +70,23 @@ def progress_listener() -> Iterator[Listener]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("chunks"),
-        TimeRemainingColumn(),
         TextColumn("{task.fields[details]}"),
+        TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         yield _ProgressBar(progress)
 
 
-class _JsonEvents:
+class _JsonEvents(Listener):  # chunks and epochs have the counts of `advanced`
     def __init__(self, log: JsonLog) -> None:
         self._log = log
         self._num_chunks = 0
 
     def info(self, line: str) -> None:
         self._log.write_event("note", line)
+
+    def phase(self, name: str, total: int = 0, unit: str = "") -> None:
+        self._log.write_event("phase", name, total=total, unit=unit)
 
     def listed(self, num_names: int) -> None:
         self._log.write_event("listed", f"listed {num_names:,} names", names=num_names)
@@ -100,13 +116,23 @@ class _JsonEvents:
         self._log.write_event("epoch", line, **row)
 
 
-class _PlainLines:
+class _PlainLines(Listener):
     def __init__(self) -> None:
         self._num_chunks = 0
+        self._total, self._unit, self._reported_s = 0, "", 0.0
 
     def info(self, line: str) -> None:
         stamp = time.strftime("%H:%M:%S")
         print(f"{stamp} {line}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def phase(self, name: str, total: int = 0, unit: str = "") -> None:
+        self._total, self._unit, self._reported_s = total, unit, time.monotonic()
+        self.info(f"{name}, {total:,} {unit}" if total else name)
+
+    def advanced(self, count: int) -> None:
+        if time.monotonic() - self._reported_s > _REPORT_INTERVAL_S:
+            self._reported_s = time.monotonic()
+            self.info(_done(count, self._total, self._unit))
 
     def listed(self, num_names: int) -> None:
         self.info(f"listed {num_names:,} names")
@@ -122,28 +148,48 @@ class _PlainLines:
         self.info(line)
 
 
-class _ProgressBar:
+class _ProgressBar(Listener):
+    """A bar for the phase, and the lines of the job above it."""
+
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("listing", total=None, details="")
+        self._task = progress.add_task("starting", total=None, details="")
+        self._total, self._unit, self._counts_images = 0, "", False
 
     def info(self, line: str) -> None:
         self._progress.console.print(line, highlight=False)
+
+    def phase(self, name: str, total: int = 0, unit: str = "") -> None:
+        self._total, self._unit = total, unit
+        self._progress.reset(self._task, description=name, total=total or None, details="")
+
+    def advanced(self, count: int) -> None:
+        details = _done(count, self._total, self._unit)
+        self._progress.update(self._task, completed=count, details=details)
 
     def listed(self, num_names: int) -> None:
         self._progress.update(self._task, details=f"{num_names:,} names")
 
     def started(self, num_chunks: int, num_images: int) -> None:
-        self._progress.update(
-            self._task, description="predicting", total=num_chunks, details=_images(num_images)
-        )
+        self._counts_images = bool(num_images)
+        total, unit = (num_images, "images") if num_images else (num_chunks, "chunks")
+        self.phase("predicting", total, unit)
 
     def written(self, report: ChunkReport, totals: Totals) -> None:
-        details = f"{totals.images_per_second:.1f} images/s, {totals.num_failed:,} failed"
-        self._progress.update(self._task, advance=1, details=details)
+        count = totals.num_images if self._counts_images else totals.num_chunks
+        failed = f" · {totals.num_failed:,} failed" if totals.num_failed else ""
+        done, speed = _done(count, self._total, self._unit), totals.images_per_second
+        details = f"{done} · {speed:.0f} images/s{failed}"
+        self._progress.update(self._task, completed=count, details=details)
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
         self.info(line)
+        self.advanced(row["epoch"])
+
+
+def _done(count: int, total: int, unit: str) -> str:
+    """Return how much is done, such as "1,203 / 5,000 images"."""
+    return f"{count:,} / {total:,} {unit}" if total else f"{count:,} {unit}"
 
 
 def _written(report: ChunkReport, totals: Totals, num_chunks: int) -> str:

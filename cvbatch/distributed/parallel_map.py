@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,7 +23,6 @@ from cvbatch.distributed.session import joins_a_cluster
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_REPORT_INTERVAL_S = 5.0
 _MAX_RESTARTS = 3  # of a worker on Ray, and of an item
 
 
@@ -64,7 +62,7 @@ class ParallelMap:
 
     Args:
         workers: number of workers; 1 without a cluster means this process.
-        listener: receives a progress line every 5 seconds.
+        listener: receives the number of items that are done.
         gpus: number of GPUs per worker; only Ray can assign them.
     """
 
@@ -82,7 +80,6 @@ class ParallelMap:
         begin: Callable[[Shared], Callable[[Item], Result]],
         shared: Shared,
         items: Sequence[Item],
-        noun: str,
     ) -> Iterator[Result]:
         """Yield the results of all items, in any order.
 
@@ -91,18 +88,14 @@ class ParallelMap:
                 every item. `begin`, `shared`, items and results must be picklable.
             shared: data for all items; sent once to each worker.
             items: the arguments of the calls.
-            noun: name of the items in progress lines, in the plural.
 
         Raises:
             CvbatchError: a call raised it, or a worker died.
         """
-        last_report_s = time.monotonic()
         worker = _Worker(begin, shared)
         for number, result in enumerate(self._results(worker, items), 1):
             yield result
-            if time.monotonic() - last_report_s > _REPORT_INTERVAL_S:
-                last_report_s = time.monotonic()
-                self.listener.info(f"{number:,} of {len(items):,} {noun}")
+            self.listener.advanced(number)
 
     def _results(
         self, worker: _Worker[Shared, Item, Result], items: Sequence[Item]

@@ -202,8 +202,9 @@ def evaluate_heatmaps(
         options.box_threshold,
         config.seed,
     )
-    unit = f"groups of {_GROUP_IMAGES} images with heatmaps evaluated"
-    scores = merge_heatmap_scores(list(workers.run(group_scorer, spec, groups, unit)))
+    unit = f"groups of {_GROUP_IMAGES} images"
+    workers.listener.phase("evaluating heatmaps", len(groups), unit)
+    scores = merge_heatmap_scores(list(workers.run(group_scorer, spec, groups)))
     if not scores.scores:
         image_id, failure = next(iter(scores.excluded.items()))
         raise SourceError(

@@ -186,7 +186,8 @@ def _score(
         if workers.needs_ray or heatmap_workers.needs_ray:
             stack.enter_context(connect_ray())
         sink.acquire()
-        part_scores = workers.run(stateless(columns.score_part), spec, parts, "parts scored")
+        listener.phase("comparing predictions with labels", len(parts), "parts")
+        part_scores = workers.run(stateless(columns.score_part), spec, parts)
         scores = merge_scores(sink.guarded(part_scores))
         replicates = _bootstrap(sink, spec, scores, workers)
         if heatmaps is None:
@@ -213,9 +214,10 @@ def _bootstrap(
         ranges = [
             numbers[i : i + _TASK_REPLICATES] for i in range(0, len(numbers), _TASK_REPLICATES)
         ]
-        unit = f"groups of {_TASK_REPLICATES} bootstrap replicates computed"
+        unit = f"groups of {_TASK_REPLICATES} replicates"
+        workers.listener.phase("computing confidence intervals", len(ranges), unit)
         call = stateless(boxes.bootstrap_average_precision)
-        for some in sink.guarded(workers.run(call, data, ranges, unit)):
+        for some in sink.guarded(workers.run(call, data, ranges)):
             replicates |= some
     return replicates
 

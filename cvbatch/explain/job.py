@@ -150,7 +150,8 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
         units = _pending_units(spec, plan, overwrite)
         listener.info(_describe(units))
         parallel_map = ParallelMap(workers, listener)
-        reports = parallel_map.run(start_worker, spec, units, "units of work done")
+        listener.phase("explaining", len(units), "units")
+        reports = parallel_map.run(start_worker, spec, units)
         for report in sink.guarded(reports):
             summary.add(report)
         summary.seconds = time.perf_counter() - started

@@ -23,8 +23,7 @@ from PIL import Image
 from cvbatch.config.loader import parse_job
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
-from cvbatch.core.progress import Listener, Totals
-from cvbatch.core.types import ChunkReport
+from cvbatch.core.progress import Listener
 from cvbatch.distributed.resources import local_resources
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import build_requests, program_uri
@@ -48,18 +47,6 @@ class _Log(Listener):
             warnings.warn(line.removeprefix("warning: "), stacklevel=5)
         else:
             _LOG.info("%s", line)
-
-    def listed(self, num_names: int) -> None:
-        pass
-
-    def started(self, num_chunks: int, num_images: int) -> None:
-        pass
-
-    def written(self, report: ChunkReport, totals: Totals) -> None:
-        pass
-
-    def epoch(self, line: str, row: dict[str, Any]) -> None:
-        pass
 
 
 def predict(

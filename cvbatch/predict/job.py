@@ -85,6 +85,7 @@ def prepare(
         )
     job_fingerprint = fingerprint(job, [identity.fingerprint for identity in identities], engine)
     sink.open(job_fingerprint, overwrite=overwrite)
+    listener.phase("listing")
     plan = make_plan(
         sink.storage,
         job.source,
@@ -171,6 +172,8 @@ def _run(
     requests = build_requests(job, ready.identities, ready.engine)
     uris = [program_uri(sink.uri, request) for request in requests]
     is_built = all(map(sink.storage.exists, uris))
+    models = "1 model" if len(requests) == 1 else f"{len(requests)} models"
+    listener.phase(f"loading {models} from the sink" if is_built else f"compiling {models}")
     builder = None if is_built else ProgramBuilder(sink.storage, requests, samples_of(ready))
     # Ray is imported and started while a child process compiles the models.
     from cvbatch.predict.ray_metrics import RunMetrics

@@ -147,6 +147,7 @@ def train(
         if not joins_a_cluster():
             stack.enter_context(keras_variables())  # Ray's controller imports Keras as well
             stack.enter_context(connect_ray())
+        listener.phase("training", job.training.epochs, "epochs")
         # Ray writes messages about lost workers to stdout, which is for results.
         with redirect_stdout(sys.stderr):
             result = run.train_on_ray(state)

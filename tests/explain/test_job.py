@@ -12,6 +12,7 @@ import pytest
 
 from cvbatch.config.explain import parse_explanation
 from cvbatch.core.errors import ConfigError, ModelError, RefusedError, SinkError, SourceError
+from cvbatch.core.progress import Listener
 from cvbatch.core.types import InputKey
 from cvbatch.explain.image_grids import channel_grid, kernel_grid
 from cvbatch.explain.job import explain
@@ -39,22 +40,6 @@ ALL = {
 }
 
 
-class SilentListener:
-    """Listener that discards all progress."""
-
-    def info(self, line):
-        pass
-
-    def listed(self, num_names):
-        pass
-
-    def started(self, num_chunks, num_images):
-        pass
-
-    def written(self, report, summary):
-        pass
-
-
 def job(source, sink, model, **sections):
     values = {
         "model": {"task": "classification", "model": str(model)},
@@ -68,7 +53,7 @@ def job(source, sink, model, **sections):
 
 
 def run(values, **options):
-    return explain(parse_explanation(values), SilentListener(), **options)
+    return explain(parse_explanation(values), Listener(), **options)
 
 
 def files(sink):

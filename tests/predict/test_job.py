@@ -9,6 +9,7 @@ import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError, SinkError, SourceError
+from cvbatch.core.progress import Listener
 from cvbatch.predict.job import predict
 from tests.support import jobs
 
@@ -17,7 +18,7 @@ COUNT = 20
 LENGTH = 8000  # bytes: more than an image of these tests
 
 
-class Recorder:
+class Recorder(Listener):
     """A listener that stores what it receives."""
 
     def __init__(self):

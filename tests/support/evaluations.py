@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from cvbatch.config.predict import SCHEMA_VERSION
+from cvbatch.core.progress import Listener
 from cvbatch.images.masks import encode_png
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.shard_writer import ShardWriter
@@ -153,7 +154,7 @@ def write_truth(
     return folder
 
 
-class TextListener:
+class TextListener(Listener):
     """A listener that stores the lines it receives."""
 
     def __init__(self) -> None:

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from cvbatch.core.progress import Listener
+
 BROKEN = {"broken/text.jpg": b"not an image", "broken/empty.png": b""}
 SIZES = [(40, 30), (32, 32), (25, 61)]
 
@@ -123,7 +125,7 @@ def cvbatch(*arguments: object, **options: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-class RecordingListener:
+class RecordingListener(Listener):
     """A listener that stores the lines it receives."""
 
     def __init__(self) -> None:
@@ -131,15 +133,6 @@ class RecordingListener:
 
     def info(self, line: str) -> None:
         self.lines.append(line)
-
-    def listed(self, num_names: int) -> None:
-        pass
-
-    def started(self, num_chunks: int, num_images: int) -> None:
-        pass
-
-    def written(self, report: object, summary: object) -> None:
-        pass
 
 
 def write_zip(path: Path, files: dict[str, bytes]) -> Path:

@@ -16,6 +16,7 @@ import yaml
 
 from cvbatch.config.train import parse_training
 from cvbatch.core.errors import ConfigError, RefusedError, SinkError, SourceError
+from cvbatch.core.progress import Listener
 from cvbatch.storage.lease import LEASE_PATH
 from cvbatch.train.job import train
 from tests.support import datasets, jobs
@@ -23,11 +24,6 @@ from tests.support.lease_holder import FAR, lease_holder, tree
 from tests.support.waiting import has_ended, until
 
 COLOURS = {"blue": (200, 60, 40), "green": (40, 200, 60), "red": (60, 40, 200)}  # BGR
-
-
-class SilentListener:
-    def info(self, line):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +98,14 @@ def test_a_refusal_writes_nothing(sections, kind, message, colours, tmp_path):
     sections = json.loads(json.dumps(sections).replace("SOURCE", str(colours)))
     before = files(colours)
     with pytest.raises(kind, match=message) as caught:
-        train(parse_training(job(colours, tmp_path / "out", **sections)), SilentListener())
+        train(parse_training(job(colours, tmp_path / "out", **sections)), Listener())
     assert isinstance(caught.value, RefusedError)
     assert not (tmp_path / "out").exists() and files(colours) == before
 
 
 def test_resume_without_a_training_is_refused(colours, tmp_path):
     with pytest.raises(SinkError, match="contains no training; omit --resume"):
-        train(parse_training(job(colours, tmp_path / "out")), SilentListener(), resume=True)
+        train(parse_training(job(colours, tmp_path / "out")), Listener(), resume=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -120,7 +116,7 @@ def test_a_sink_in_use_is_refused(colours, tmp_path, overwrite):
     with lease_holder(sink) as process:
         before = tree(sink)
         with pytest.raises(SinkError, match=rf"in use by .*process {process.pid}\)"):
-            train(parse_training(job(colours, sink)), SilentListener(), overwrite=overwrite)
+            train(parse_training(job(colours, sink)), Listener(), overwrite=overwrite)
         assert tree(sink) == before
 
 
@@ -137,7 +133,7 @@ def test_a_sink_in_use_is_refused(colours, tmp_path, overwrite):
 )
 def test_a_network_that_does_not_fit_is_refused(sections, message, colours, tmp_path):
     with pytest.raises(RefusedError, match=message):
-        train(parse_training(job(colours, tmp_path / "out", **sections)), SilentListener())
+        train(parse_training(job(colours, tmp_path / "out", **sections)), Listener())
     assert not (tmp_path / "out").exists()
 
 
@@ -241,7 +237,7 @@ def test_a_training_locks_its_sink_and_stops_if_it_loses_the_lease(colours, tmp_
     try:
         wait_for((sink / "history.json").exists, driver)
         with pytest.raises(SinkError, match=rf"in use by .*process {driver.pid}\)"):
-            train(parse_training(raw), SilentListener(), overwrite=True)
+            train(parse_training(raw), Listener(), overwrite=True)
         assert list((sink / "_cvbatch/training").glob("checkpoint_*"))
         num_epochs = len(json.loads((sink / "history.json").read_bytes()))
         wait_for(lambda: len(json.loads((sink / "history.json").read_bytes())) > num_epochs, driver)
