@@ -36,7 +36,9 @@ CASES = {
     "frozen-adam": (lambda: toy_trainings.normalized(is_frozen=True), "adam", {}, 1),
     "clipped-sgd": (toy_trainings.plain, "sgd", {"clip_norm": 0.05}, 1),
     "accumulated-adam": (lambda: toy_trainings.plain(regularizer="l2"), "adam", {}, 2),
+    "weighted-sgd": (toy_trainings.plain, "sgd", {}, 1),
 }
+LEARNERS = {"weighted-sgd": toy_trainings.WeightedLearner}
 RAGGED = (8, 3)  # real rows of each worker
 TRAINING = Plan(
     (Phase("head", "head", 1, 0.02), Phase("all", "all", 2, 0.01)),
@@ -59,7 +61,8 @@ def take_steps(case, replicas, per_worker):
     build, optimizer_name, options, micro = CASES[case]
     with replicas.strategy.scope():
         model, optimizer = build(), OPTIMIZERS[optimizer_name]()
-    step = Step(toy_trainings.ColourLearner(model), model, optimizer, replicas, **options)
+    learner = LEARNERS.get(case, toy_trainings.ColourLearner)(model)
+    step = Step(learner, model, optimizer, replicas, **options)
     losses = []
     for number in range(STEPS):
         rows = rows_of_step(number, replicas.worker, replicas.num_workers, per_worker)

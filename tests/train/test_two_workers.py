@@ -18,6 +18,7 @@ pytestmark = [
 TIMEOUT_S = 240
 CASES = (
     "plain-sgd", "plain-adam", "frozen-sgd", "frozen-adam", "clipped-sgd", "accumulated-adam",
+    "weighted-sgd",
 )  # fmt: skip
 
 
