@@ -117,16 +117,16 @@ def _rebuilt_note(
     classes: Sequence[str],
     units: int,
 ) -> str:
-    what = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(layers)}"
+    what = f"layer {layers[0]} is" if len(layers) == 1 else f"layers {', '.join(layers)} are"
     new = [c for c, source in zip(classes, sources, strict=True) if source is None]
     kept = [c for c, source in zip(classes, sources, strict=True) if source is not None]
     if not new and len(kept) == units:
-        return f"{name}: the outputs of {what} are put into the order of the data's classes"
-    parts = [f"{len(kept)} classes keep their weights ({_names(kept)})"] if kept else []
-    parts += [f"{len(new)} start untrained ({_names(new)})"] if new else []
+        return f"{name}: {what} put into the order of the data's classes, with all weights"
+    parts = [f"untrained: {_names(new)}"] if new else []
+    parts += [f"with their weights: {_names(kept)}"] if kept else []
     return (
-        f"{name}: {what} replaced for the {len(classes)} classes of the data: "
-        f"{', '.join(parts)}; all other layers keep their weights"
+        f"{name}: {what} rebuilt for the {len(classes)} classes of the data "
+        f"({'; '.join(parts)}); all other layers keep their weights"
     )
 
 

@@ -318,6 +318,7 @@ def optimization(training: TrainingConfig) -> Optimization:
     return Optimization(
         optimizer=training.optimizer,
         schedule=training.schedule,
+        plateau=training.plateau if training.schedule == "plateau" else None,
         warmup=training.warmup,
         momentum=training.momentum,
         weight_decay=training.weight_decay,

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cvbatch.config.train import PlateauConfig
 from cvbatch.core.errors import TrainingError
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.optimizers import Optimization
@@ -41,10 +42,16 @@ CASES = {
 LEARNERS = {"weighted-sgd": toy_trainings.WeightedLearner}
 RAGGED = (8, 3)  # real rows of each worker
 TRAINING = Plan(
-    (Phase("head", "head", 1, 0.02), Phase("all", "all", 2, 0.01)),
+    (Phase("head", "head", 1, 0.02), Phase("all", "all", 3, 0.01)),
     steps_per_epoch=5,
     batch_size=SIZE,
-    optimization=Optimization("adam", clip_norm=1.0),
+    # no epoch improves by 1: the rate falls before the last epoch
+    optimization=Optimization(
+        "adam",
+        schedule="plateau",
+        plateau=PlateauConfig(patience=1, factor=0.5, min_delta=1.0),
+        clip_norm=1.0,
+    ),
     checkpoint_steps=7,
 )
 TRAINING_IMAGES = 70  # of 5 × 2 × 8: the last step has 6 images, all on the first worker
