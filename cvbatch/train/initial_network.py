@@ -22,6 +22,7 @@ from cvbatch.models.blocks import score_activation
 from cvbatch.models.class_head import ClassScores, with_classes
 from cvbatch.models.frameworks import keras
 from cvbatch.models.graph_surgery import calls_of, flatten
+from cvbatch.models.input_range import scales_its_input
 from cvbatch.storage.store import Storage
 from cvbatch.train.input_pipeline import DecodeSpec, ExampleReader, Shard
 from cvbatch.train.learners.base import LEARNERS
@@ -54,6 +55,22 @@ def check_trainable(model: keras.Model, name: str) -> None:
                 "rounded weights cannot be trained; train the model from before "
                 "model.quantize(...), and quantise the result"
             )
+
+
+def scaling_note(model: keras.Model, name: str) -> str:
+    """Return a warning if a network does not scale its pixels; "" if it does or is not known to.
+
+    Args:
+        model: the network.
+        name: of the model in the job file.
+    """
+    if scales_its_input(model) is not False:
+        return ""
+    return (
+        f"warning: model {name!r} has no Rescaling, Normalization or other preprocessing layer at "
+        "its input, so that it is trained on pixels 0..255; put such a layer in front if its "
+        "weights were trained on another range"
+    )
 
 
 def fit_classes(

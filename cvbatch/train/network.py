@@ -14,6 +14,7 @@ from cvbatch.config.models import Activation
 from cvbatch.config.train import TrainingConfig, TrainJob
 from cvbatch.core.child_process import ChildProcess
 from cvbatch.core.errors import ConfigError, ModelError
+from cvbatch.core.model_formats import format_of
 from cvbatch.datasets.reader import LabelledDataset
 from cvbatch.models import model_files
 from cvbatch.models.metadata import DEMO_FILES, read_card, write_card
@@ -131,7 +132,7 @@ def _initial_model(
     anchors: Sequence[Sequence[float]] | None,
 ) -> tuple[keras.Model, list[str]]:
     """Return the initial network for the data's classes, and notes for the log."""
-    from cvbatch.train.initial_network import check_trainable, fit_classes
+    from cvbatch.train.initial_network import check_trainable, fit_classes, scaling_note
 
     options = dict(job.model.build or {})
     if job.model.multi_label:
@@ -144,7 +145,7 @@ def _initial_model(
     if not _is_trained(job):
         return model, []
     model, note = fit_classes(model, job, known, classes)
-    return model, [note] if note else []
+    return model, [*filter(None, (note, scaling_note(model, job.model.model)))]
 
 
 def _load_initial(
@@ -208,7 +209,7 @@ def _known_classes(storage: Storage, job: TrainJob) -> tuple[str, ...] | None:
     """Return the class names of a trained file; None if it has none."""
     model = job.model.model
     file = DEMO_FILES.get(model) if job.model.weights == "demo" else None
-    if not job.model.is_built_in:
+    if format_of(model).key == "keras":
         file = model_files.fetch(storage, model)
     card = read_card(file) if file else None
     return None if card is None else card.classes

@@ -12,7 +12,12 @@ from cvbatch.models import registry
 from cvbatch.models.metadata import write_card
 from cvbatch.storage.store import Storage
 from cvbatch.train import network
-from cvbatch.train.initial_network import check_trainable, decide_activation, fit_classes
+from cvbatch.train.initial_network import (
+    check_trainable,
+    decide_activation,
+    fit_classes,
+    scaling_note,
+)
 from tests.support import datasets
 from tests.support.encoded_images import encode_opencv
 from tests.support.training_examples import example
@@ -99,6 +104,29 @@ def test_the_same_classes_in_another_order_are_reordered():
     assert "layer top is put into the order of the data's classes" in fitted.note
 
 
+@pytest.mark.runs(
+    "a .keras segmenter, to be trained on other classes",
+    "`cvbatch train`: `task: segmentation`, `model: FILE.keras`; its head is rebuilt",
+)
+def test_the_head_of_a_segmenter_is_rebuilt_and_known_classes_keep_their_scores():
+    image = keras.Input((*SIZE, 3))
+    x = layers.Conv2D(6, 3, padding="same", activation="relu")(layers.Rescaling(1 / 255)(image))
+    model = keras.Model(image, layers.Conv2D(3, 1, name="top")(x))
+    fitted = fit_classes(model, job("segmentation"), OLD, ("bee", "fox", "cat", "elk"))
+    scores = fitted.model.predict(pixels(), verbose=0)
+    assert scores.shape == (4, *SIZE, 4)
+    expected = model.predict(pixels(), verbose=0)[..., [2, 0]]
+    np.testing.assert_allclose(scores[..., [1, 2]], expected, atol=1e-5)
+    assert "(untrained: bee, elk; with their weights: fox, cat)" in fitted.note
+
+
+def test_a_network_that_does_not_scale_its_pixels_is_reported():
+    image = keras.Input((*SIZE, 3))
+    unscaled = keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3)(image)))
+    assert "trained on pixels 0..255" in scaling_note(unscaled, "m.keras")
+    assert scaling_note(classifier(), "m.keras") == ""
+
+
 def test_the_same_classes_change_nothing():
     model = classifier()
     assert fit_classes(model, job(), OLD, OLD) == (model, "")
@@ -161,6 +189,10 @@ def two_heads():
     return keras.Model(image, heads)
 
 
+@pytest.mark.runs(
+    "a .keras network with several outputs, of which one is trained",
+    "`cvbatch train`: `model: FILE.keras`, `output: NAME`",
+)
 def test_the_output_to_train_is_chosen_by_name():
     model = two_heads()
     learner = network.make_learner(job(output="colour"), model, 3)
