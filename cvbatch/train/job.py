@@ -142,6 +142,7 @@ def train(
             raise SinkError(f"--resume: sink {sink.uri} contains no training; omit --resume")
         if state is not None and state.done is not None:
             return TrainSummary(**{**state.done, "is_new": False})
+        _check_num_classes(job, data)
         job = with_class_weights(storage, job, data)
         allocation = choose_workers(job, resources, state.workers if state else None)
         check_num_images(len(data.splits["train"]), job, allocation.num_actors)
@@ -300,6 +301,15 @@ def _select_splits(labelled: LabelledDataset, job: TrainJob) -> LabelledDataset:
                 f"import the data with --split 0.8,0.1,0.1{null}"
             )
     return LabelledDataset(labelled.classes, selected, labelled.identity)
+
+
+def _check_num_classes(job: TrainJob, data: LabelledDataset) -> None:
+    """Raise SourceError if exclusive classes leave nothing to decide."""
+    if job.model.task == "classification" and not job.model.multi_label and len(data.classes) < 2:
+        raise SourceError(
+            f"the data has one class, {data.classes[0]!r}, and classification needs at least two; "
+            "import images of other classes too, or set model.multi_label: true"
+        )
 
 
 def _model_identity(storage: Storage, job: TrainJob) -> str:

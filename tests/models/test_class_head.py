@@ -168,6 +168,7 @@ def test_another_number_of_classes_replaces_the_head_and_shares_the_rest(form):
     model = build()
     rebuilt = rebuild(task, model, [None] * 7)
     assert predict(rebuilt.model)["scores"].shape[-1] == 7
+    assert LEARNERS[task].build(rebuilt.model, 7).num_classes == 7  # it can be trained
     old, new = head_weights(model, names), head_weights(rebuilt.model, names)
     assert {id(w) for w in model.weights} - old == {id(w) for w in rebuilt.model.weights} - new
     assert old and not old & new
