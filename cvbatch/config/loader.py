@@ -225,7 +225,9 @@ def _error_line(error: Any, kind: type[BaseModel], places: Sequence[Place]) -> s
         places: of its models in the file.
     """
     location = error["loc"]
-    path = _without_tags(location) or "models"  # the only rule of a whole job is about its models
+    path = _without_tags(location)
+    if not path and "models" in kind.model_fields:
+        path = "models"  # the only rule of a whole job with several models is about them
     if places and location[:1] == ("models",) and len(location) > 1:
         section = f"models[{location[1]}]"
         key = path.removeprefix(section).lstrip(".").split(".")[0].split("[")[0]
@@ -244,7 +246,7 @@ def _error_line(error: Any, kind: type[BaseModel], places: Sequence[Place]) -> s
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     value = "" if isinstance(error["input"], (dict, BaseModel)) else f"{error['input']!r}: "
-    return f"{path}: {value[:200]}{message}"
+    return f"{path}: {value[:200]}{message}" if path else message
 
 
 def _suggestion(name: str, known: Iterable[str], introduction: str) -> str:
@@ -270,7 +272,7 @@ def _is_tag(location: Sequence[str | int], i: int) -> bool:
     is_task = (i == 2 and location[0] == "models") or (
         i == 1 and location[0] == "model" and part in MODEL_SECTIONS
     )
-    return is_task or part in {"list[str]", "constrained-str"}
+    return is_task or part in {"list[str]", "constrained-str", "text", "by_name", "by_class"}
 
 
 def _known_keys(location: Sequence[str | int], kind: type[BaseModel]) -> list[str]:

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from cvbatch.config.base import (
     Auto,
@@ -25,19 +25,35 @@ from cvbatch.config.base import (
 )
 from cvbatch.config.decoding import DecodingConfig
 from cvbatch.config.loader import load, parse
+from cvbatch.config.models import Activation
 from cvbatch.core.model_formats import format_of, own_weights_error
 from cvbatch.core.tasks import TASKS, Task
 from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode
 
 TRAINING_VERSION = 1
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
-ScheduleName = Literal["constant", "cosine", "step", "linear"]
-# Keys of the training section that only one task has.
-_TASK_OF_KEY: dict[str, Task] = {
-    "class_weights": "segmentation",
-    "ignored_class": "segmentation",
-    "image_sizes": "detection",
+ScheduleName = Literal["constant", "cosine", "step", "linear", "plateau"]
+# Keys of the sections model and training that only some tasks have.
+_CLASS_SCORES: tuple[Task, ...] = ("classification", "segmentation")
+_TASKS_OF_KEY: dict[str, tuple[Task, ...]] = {
+    "model.output": _CLASS_SCORES,
+    "model.activation": _CLASS_SCORES,
+    "training.class_weights": _CLASS_SCORES,
+    "training.loss": _CLASS_SCORES,
+    "training.ignored_class": ("segmentation",),
+    "training.image_sizes": ("detection",),
 }
+_Weight = Annotated[float, Field(ge=0)]
+# Weight of each class: by name (others: 1), one per class in the order of the data, or balanced.
+# The tags keep errors about a value to the form that it has.
+ClassWeights = Annotated[
+    Annotated[Literal["balanced"], Tag("text")]
+    | Annotated[dict[str, _Weight], Tag("by_name")]
+    | Annotated[list[_Weight], Tag("by_class")],
+    Discriminator(
+        lambda value: {dict: "by_name", list: "by_class"}.get(type(value), "text"),
+    ),
+]
 
 
 class SplitsConfig(Section):
@@ -61,6 +77,8 @@ class LabelledConfig(DecodingConfig):
 class TrainModelConfig(Section):
     """The network to train, and its task."""
 
+    added_keys: ClassVar[tuple[str, ...]] = ("output", "activation")
+
     task: Task
     model: Name
     weights: Name | None = None
@@ -69,6 +87,9 @@ class TrainModelConfig(Section):
     image_size: Size | None = None
     resize: ResizeMode = "stretch"
     multi_label: bool = False
+    output: Name | None = None  # name of the output to train, if the network has several
+    # still to be applied to the scores of the network, as in predictions
+    activation: Activation = "auto"
     anchors: Annotated[int, Field(ge=0, le=20)] = (
         5  # fitted to the boxes; 0: use the network's anchors
     )
@@ -115,8 +136,36 @@ class AugmentConfig(Section):
     contrast: Fraction = 0.0  # maximum relative change
 
 
+class LossConfig(Section):
+    """Loss of class scores: cross-entropy, or focal loss."""
+
+    name: Literal["cross_entropy", "focal"] = "cross_entropy"
+    gamma: Annotated[float | None, Field(ge=0, le=10)] = None  # of focal; None: 2
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_gamma(self) -> LossConfig:
+        if self.gamma is not None and self.name != "focal":
+            raise ValueError(
+                f"gamma belongs to the focal loss, not to {self.name}; set name: focal"
+            )
+        return self
+
+
+class PlateauConfig(Section):
+    """Of schedule plateau: when and how far the learning rate falls, as in ReduceLROnPlateau."""
+
+    factor: float = Field(0.1, gt=0, lt=1)  # of each reduction
+    patience: int = Field(10, ge=1)  # epochs without improvement before a reduction
+    min_delta: float = Field(1e-4, ge=0)  # smallest change of the metric that is an improvement
+    cooldown: int = Field(0, ge=0)  # epochs after a reduction that are not counted
+    min_rate: float = Field(0.0, ge=0)  # smallest learning rate
+
+
 class TrainingConfig(Section):
     """Hyperparameters."""
+
+    added_keys: ClassVar[tuple[str, ...]] = ("loss", "plateau")
 
     recipe: Literal["scratch", "features", "frozen", "finetune"] = "finetune"
     epochs: int = Field(10, ge=1, le=100_000)
@@ -130,13 +179,15 @@ class TrainingConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     schedule: ScheduleName = "cosine"
+    plateau: PlateauConfig = PlateauConfig()
     warmup: Fraction = 0.05  # fraction of the steps of a phase
     clip_norm: float | None = Field(None, gt=0)
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     augment: AugmentConfig = AugmentConfig()
     # of detection: multi-scale training, another input size every ten steps
     image_sizes: Annotated[list[Size], Field(min_length=1)] | None = None
-    class_weights: list[Annotated[float, Field(ge=0)]] | None = None  # of segmentation, per class
+    class_weights: ClassWeights | None = None  # of classification and segmentation
+    loss: LossConfig = LossConfig()  # of classification and segmentation
     ignored_class: Annotated[int | None, Field(ge=0, lt=MAX_MASK_CLASSES)] = None  # of segmentation
     metric: Name | None = None  # selects the best checkpoint; None: the task's first metric
     patience: int | None = Field(None, ge=1)  # early stopping, in epochs; None: off
@@ -158,6 +209,21 @@ class TrainingConfig(Section):
                     f"{key} does not go with recipe: features, which computes the features of each "
                     "image once; set recipe: frozen"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_plateau(self) -> TrainingConfig:
+        if self.schedule != "plateau":
+            if self.plateau != PlateauConfig():
+                raise ValueError(
+                    f"plateau does not go with schedule: {self.schedule}; set schedule: plateau"
+                )
+        elif self.patience is not None and self.patience <= self.plateau.patience:
+            raise ValueError(
+                f"patience {self.patience} ends a phase before the learning rate falls after "
+                f"plateau.patience {self.plateau.patience} epochs; raise patience or lower "
+                "plateau.patience"
+            )
         return self
 
 
@@ -182,11 +248,24 @@ class TrainJob(Section):
 
     @model_validator(mode="after")
     def _check_task_keys(self) -> TrainJob:
-        for key, task in _TASK_OF_KEY.items():
-            if getattr(self.training, key) is not None and self.model.task != task:
+        for path, tasks in _TASKS_OF_KEY.items():
+            section, _, key = path.partition(".")
+            values = getattr(self, section)
+            is_set = getattr(values, key) != type(values).model_fields[key].default
+            if is_set and self.model.task not in tasks:
                 raise ValueError(
-                    f"training.{key} is about {task}, not {self.model.task}; remove it"
+                    f"{path} is about {' and '.join(tasks)}, not {self.model.task}; remove it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_balanced(self) -> TrainJob:
+        has_one_label = self.model.task == "classification" and not self.model.multi_label
+        if self.training.class_weights == "balanced" and not has_one_label:
+            raise ValueError(
+                "training.class_weights: balanced counts the images of each class, so it needs one "
+                "label per image; set the weights by name, such as {cat: 2.0}"
+            )
         return self
 
 

@@ -215,6 +215,21 @@ def _list_text(classes: tuple[str, ...] | None) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
+def count_labels(storage: Storage, split: Split, num_classes: int) -> np.ndarray:  # (C,) int64
+    """Return the number of labels of each class in a split; only the label column is read."""
+    counts = np.zeros(num_classes, np.int64)
+    for group in split.groups:
+        with storage.open_input(group.uri) as source:
+            leaf = LABEL_COLUMNS["labels"].presence
+            table = ParquetFile(source).read_row_group(group.number, [leaf])
+        if group.rows is not None:
+            table = table.take(pa.array(group.rows, pa.int64()))
+        labels = table["labels"].combine_chunks().flatten()
+        class_ids = pc.struct_field(labels, "class_id").to_numpy(zero_copy_only=False)
+        counts += np.bincount(class_ids, minlength=num_classes)[:num_classes]
+    return counts
+
+
 def relative_box_sizes(storage: Storage, split: Split) -> np.ndarray:  # (N, 2) float64
     """Return (height, width) of all boxes of a split, crowds included, as fractions of the image.
 

@@ -100,10 +100,13 @@ def decide(
     pixels: np.ndarray,  # (N, H, W, 3) uint8
     *,
     checks_boxes: bool,
+    needs_values: bool = False,
 ) -> Decision:
     """Decide which activation to apply.
 
     Args:
+        needs_values: the values of the scores matter, as in training, where a prediction needs only
+            the class with the largest score of a pixel.
         checks_boxes: compare boxes with the job's box format; needs images of the job.
 
     Raises:
@@ -131,7 +134,8 @@ def decide(
         return _decide_detection(name, figures)
     is_multi_label = bool(getattr(config, "multi_label", False))
     units = figures.units
-    verdict = _verdict(values, figures, is_multi_label, _is_arg_max(config, units))
+    is_arg_max = _is_arg_max(config, units) and not needs_values
+    verdict = _verdict(values, figures, is_multi_label, is_arg_max)
     if verdict:
         raise ModelError(_refusal(name, verdict, values, figures))
     if values.are_probabilities:

@@ -41,6 +41,14 @@ def calls_of(model: keras.Model) -> Iterator[Call]:
                 yield Call(node.operation, node, node.input_tensors, node.outputs)
 
 
+def call_of(model: keras.Model, tensor: Tensor) -> Call | None:
+    """Return the call of a flat model that produced a tensor; None for an input."""
+    for call in calls_of(model):
+        if any(tensor is returned for returned in call.returned):
+            return call
+    return None
+
+
 def flatten(model: keras.Model) -> keras.Model:
     """Return the model as one flat graph of the same layers, without nested models.
 

@@ -40,6 +40,7 @@ from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
 from cvbatch.train import network
 from cvbatch.train.capacity import check_memory, check_num_images, choose_workers
+from cvbatch.train.class_weights import with_class_weights
 
 _INITIAL_MODEL = "_cvbatch/begun.keras"  # stored; the name must not change
 _RAY_TRAIN = "_cvbatch/training"  # Ray Train's state and checkpoints
@@ -60,6 +61,7 @@ class TrainSummary:
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)  # by split
     num_unusable: dict[str, Any] = field(default_factory=dict)  # count, by kind, and examples
     num_unlabelled: dict[str, int] = field(default_factory=dict)  # by split; left out as well
+    notes: list[str] = field(default_factory=list)  # what was changed or guessed in the network
     seconds: float = 0.0  # of this command
 
     def as_json(self) -> dict[str, Any]:
@@ -106,8 +108,10 @@ class _State:
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> _State:
-        built = raw["ready"] | {"image_size": tuple(raw["ready"]["image_size"])}
-        return cls(**raw | {"ready": network.BuiltNetwork(**built)})
+        built = network.BuiltNetwork(**raw["ready"])
+        height, width = built.image_size  # JSON has lists
+        built = replace(built, image_size=(height, width), notes=tuple(built.notes))
+        return cls(**raw | {"ready": built})
 
 
 def train(
@@ -138,11 +142,15 @@ def train(
             raise SinkError(f"--resume: sink {sink.uri} contains no training; omit --resume")
         if state is not None and state.done is not None:
             return TrainSummary(**{**state.done, "is_new": False})
+        _check_num_classes(job, data)
+        job = with_class_weights(storage, job, data)
         allocation = choose_workers(job, resources, state.workers if state else None)
         check_num_images(len(data.splits["train"]), job, allocation.num_actors)
         run = _Run(job, sink, data, identity, allocation, listener)
         is_resumed = state is not None
         state = run.prepare(state, resources)
+        for note in state.ready.notes:
+            listener.info(note)
         listener.info(run.announcement() + ("; resuming" if is_resumed else ""))
         if not joins_a_cluster():
             stack.enter_context(keras_variables())  # Ray's controller imports Keras as well
@@ -153,6 +161,7 @@ def train(
             result = run.train_on_ray(state)
         images = {name: len(split) for name, split in data.splits.items()}
         seconds = time.perf_counter() - started
+        result["notes"] = list(state.ready.notes)
         result["num_unlabelled"] = {n: split.num_unlabelled for n, split in data.splits.items()}
         summary = TrainSummary(sink.uri, identity, state.workers, images, seconds=seconds, **result)
         sink.write_state(asdict(replace(state, done=summary.as_json())))
@@ -198,7 +207,7 @@ class _Run:
         if self.job.model.fits_anchors:
             anchors = _fit_anchors(self.sink.storage, self.data.splits["train"], self.job)
         built = network.build_network(
-            self.sink.storage, self.job, self.data.classes, anchors, initial_model
+            self.sink.storage, self.job, self.data, anchors, initial_model
         )
         return _State(self.fingerprint, self.allocation.num_actors, built)
 
@@ -235,6 +244,7 @@ class _Run:
         job, sink = self.job, self.sink
         images_per_step = state.workers * job.training.batch_size * job.training.accumulate
         resolved = {"workers": state.workers, "gpus_per_worker": self.allocation.gpus_per_actor}
+        job = network.with_activation(job, state.ready.activation)
         spec = WorkerSpec(
             job=job.model_copy(update={"run": job.run.model_copy(update=resolved)}),
             data=self.data,
@@ -292,6 +302,15 @@ def _select_splits(labelled: LabelledDataset, job: TrainJob) -> LabelledDataset:
                 f"import the data with --split 0.8,0.1,0.1{null}"
             )
     return LabelledDataset(labelled.classes, selected, labelled.identity)
+
+
+def _check_num_classes(job: TrainJob, data: LabelledDataset) -> None:
+    """Raise SourceError if exclusive classes leave nothing to decide."""
+    if job.model.task == "classification" and not job.model.multi_label and len(data.classes) < 2:
+        raise SourceError(
+            f"the data has one class, {data.classes[0]!r}, and classification needs at least two; "
+            "import images of other classes too, or set model.multi_label: true"
+        )
 
 
 def _model_identity(storage: Storage, job: TrainJob) -> str:

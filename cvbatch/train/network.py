@@ -10,9 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cvbatch.config.models import Activation
 from cvbatch.config.train import TrainingConfig, TrainJob
 from cvbatch.core.child_process import ChildProcess
 from cvbatch.core.errors import ConfigError, ModelError
+from cvbatch.core.model_formats import format_of
+from cvbatch.datasets.reader import LabelledDataset
 from cvbatch.models import model_files
 from cvbatch.models.metadata import DEMO_FILES, read_card, write_card
 from cvbatch.storage.store import Storage
@@ -37,20 +40,22 @@ class BuiltNetwork:
     trainable_bytes: int  # in the phase with the most trainable weights
     map_bytes: int  # minimum memory of one image's feature maps
     optimizer_slots: int  # numbers of optimizer state per trained weight
+    activation: Activation = "auto"  # still to be applied to the scores; auto: as the graph says
+    notes: tuple[str, ...] = ()  # what was changed or guessed, for the log
 
 
 def build_network(
     storage: Storage,
     job: TrainJob,
-    classes: Sequence[str],
+    data: LabelledDataset,
     anchors: Sequence[Sequence[float]] | None,
     file: Path,
 ) -> BuiltNetwork:
     """Build the job's network and save it, in a child process that frees its memory at the end.
 
     Args:
-        storage: reads the model and weights files.
-        classes: class names of the data, by class id.
+        storage: reads the model and weights files, and a few images.
+        data: class names and training images.
         anchors: (height, width) of anchors fitted to the data's boxes, as fractions of the image;
             None: the network's own.
         file: the .keras file to write.
@@ -59,7 +64,7 @@ def build_network(
         RefusedError: the network cannot be loaded, or does not fit the task, the classes, the
             recipe or the metric.
     """
-    process = ChildProcess(_build_network, storage, job, tuple(classes), anchors, file)
+    process = ChildProcess(_build_network, storage, job, data, anchors, file)
     return process.result(
         f"builds model {job.model.model!r}", "use a smaller model or a machine with more memory"
     )
@@ -68,27 +73,26 @@ def build_network(
 def _build_network(
     storage: Storage,
     job: TrainJob,
-    classes: tuple[str, ...],
+    data: LabelledDataset,
     anchors: Sequence[Sequence[float]] | None,
     file: Path,
 ) -> BuiltNetwork:
     from cvbatch.models import cost
     from cvbatch.models.frameworks import keras
+    from cvbatch.train.initial_network import decide_activation
     from cvbatch.train.optimizers import OPTIMIZERS
     from cvbatch.train.phases import freeze
 
     keras.utils.set_random_seed(job.training.seed)
-    _check_classes(storage, job, classes)
-    options = dict(job.model.build or {})
-    if job.model.multi_label:
-        options = {"multi_label": True} | options
-    if anchors is not None:
-        options = {"anchors": anchors} | options
-    model = _load_initial(storage, job, len(classes), options)
+    model, notes = _initial_model(storage, job, data.classes, anchors)
     size = _image_size(job, model)
-    model = _without_lists(model)
+    decision = decide_activation(model, job, storage, data.splits.get("train"), size)
+    activation = job.model.activation
+    if decision is not None:
+        activation = decision.activation
+        notes += [decision.reason] if _is_trained(job) else []
     model.save(file)
-    learner = make_learner(job, model, len(classes))
+    learner = make_learner(with_activation(job, activation), model, len(data.classes))
     costs = cost.compute_cost(_at_largest_size(job, model, learner.training_model))
     num_trainable = []
     for phase in phases(job.training):
@@ -106,7 +110,42 @@ def _build_network(
         trainable_bytes=max(num_trainable) * _FLOAT_BYTES,
         map_bytes=costs.training_bytes if trains_all else costs.inference_bytes,
         optimizer_slots=OPTIMIZERS[job.training.optimizer].num_slots,
+        activation=activation,
+        notes=tuple(notes),
     )
+
+
+def with_activation(job: TrainJob, activation: Activation) -> TrainJob:
+    """Return the job with the activation that is still to be applied to the network's scores."""
+    return job.model_copy(update={"model": job.model.model_copy(update={"activation": activation})})
+
+
+def _is_trained(job: TrainJob) -> bool:
+    """Return whether the job's network is a trained file, with classes of its own."""
+    return not job.model.is_built_in or job.model.weights == "demo"
+
+
+def _initial_model(
+    storage: Storage,
+    job: TrainJob,
+    classes: tuple[str, ...],
+    anchors: Sequence[Sequence[float]] | None,
+) -> tuple[keras.Model, list[str]]:
+    """Return the initial network for the data's classes, and notes for the log."""
+    from cvbatch.train.initial_network import check_trainable, fit_classes, scaling_note
+
+    options = dict(job.model.build or {})
+    if job.model.multi_label:
+        options = {"multi_label": True} | options
+    if anchors is not None:
+        options = {"anchors": anchors} | options
+    known = _known_classes(storage, job)
+    model = _without_lists(_load_initial(storage, job, len(classes), options))
+    check_trainable(model, job.model.model)
+    if not _is_trained(job):
+        return model, []
+    model, note = fit_classes(model, job, known, classes)
+    return model, [*filter(None, (note, scaling_note(model, job.model.model)))]
 
 
 def _load_initial(
@@ -122,7 +161,7 @@ def _load_initial(
     from cvbatch.models.weights import WEIGHTS_SUFFIXES
 
     config = job.model
-    has_classes = not config.is_built_in or config.weights == "demo"
+    has_classes = _is_trained(job)
     with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
         load = partial(
             registry.load_model,
@@ -166,18 +205,14 @@ def _at_largest_size(job: TrainJob, model: keras.Model, training_model: keras.Mo
     return resized[-1] if resized else training_model
 
 
-def _check_classes(storage: Storage, job: TrainJob, classes: tuple[str, ...]) -> None:
-    """Raise ModelError if a trained file has other class names than the data."""
+def _known_classes(storage: Storage, job: TrainJob) -> tuple[str, ...] | None:
+    """Return the class names of a trained file; None if it has none."""
     model = job.model.model
     file = DEMO_FILES.get(model) if job.model.weights == "demo" else None
-    if not job.model.is_built_in:
+    if format_of(model).key == "keras":
         file = model_files.fetch(storage, model)
     card = read_card(file) if file else None
-    if card is not None and card.classes != classes:
-        raise ModelError(
-            f"model {model!r} has the classes {', '.join(card.classes[:10])}, but the data has "
-            f"{', '.join(classes[:10])}; import the data with these --classes, or use another model"
-        )
+    return None if card is None else card.classes
 
 
 def _image_size(job: TrainJob, model: keras.Model) -> tuple[int, int]:
@@ -284,6 +319,7 @@ def optimization(training: TrainingConfig) -> Optimization:
     return Optimization(
         optimizer=training.optimizer,
         schedule=training.schedule,
+        plateau=training.plateau if training.schedule == "plateau" else None,
         warmup=training.warmup,
         momentum=training.momentum,
         weight_decay=training.weight_decay,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cvbatch.config.train import OptimizerName, ScheduleName
+from cvbatch.config.train import OptimizerName, PlateauConfig, ScheduleName
 from cvbatch.core.errors import ConfigError
 from cvbatch.models.frameworks import keras, ops, schedules
 
@@ -20,6 +20,7 @@ class Optimization:
 
     optimizer: OptimizerName = "adamw"
     schedule: ScheduleName = "cosine"
+    plateau: PlateauConfig | None = None  # of plateau: when the rate falls
     warmup: float = 0.05  # fraction of a phase's steps in which the rate rises to its peak
     final: float = 0.0  # of cosine and linear: rate at a phase's end, as a fraction of its peak
     drops: tuple[float, ...] = (0.6, 0.85)  # of step: fractions of a phase at which the rate drops
@@ -75,12 +76,34 @@ class WarmUp(schedules.LearningRateSchedule):  # type: ignore[misc]  # Keras is 
         return cls(config["peak"], config["steps"], after)
 
 
+class ScaledRate(schedules.LearningRateSchedule):  # type: ignore[misc]  # Keras is untyped
+    """A schedule times a factor that is changed between steps.
+
+    Args:
+        schedule: learning rate by step.
+
+    Attributes:
+        factor: a keras.Variable, at first 1; create the schedule in the scope of the workers'
+            strategy.
+    """
+
+    def __init__(self, schedule: schedules.LearningRateSchedule) -> None:
+        super().__init__()
+        self._schedule = schedule
+        self.factor = keras.Variable(1.0, trainable=False, dtype="float32", name="rate_factor")
+
+    def __call__(self, step: Tensor) -> Tensor:  # () → () float32
+        """Return the learning rate of a step, counted from 0."""
+        return self._schedule(step) * self.factor
+
+
 def make_schedule(optimization: Optimization, peak: float, steps: int) -> WarmUp:
     """Return the learning-rate schedule of a phase: warm-up, then the schedule that is set.
 
-    constant: stays at the peak. linear: falls linearly to `final` · peak. cosine: falls to it along
-    half a cosine (Loshchilov and Hutter, SGDR, 2017). step: is multiplied by `drop_factor` at each
-    of `drops`. Linear and cosine start after the warm-up and end at the last step.
+    constant: stays at the peak, as plateau does until `ScaledRate` lowers it. linear: falls
+    linearly to `final` · peak. cosine: falls to it along half a cosine (Loshchilov and Hutter,
+    SGDR, 2017). step: is multiplied by `drop_factor` at each of `drops`. Linear and cosine start
+    after the warm-up and end at the last step.
 
     Args:
         optimization: name and settings of the schedule.
@@ -95,6 +118,7 @@ def make_schedule(optimization: Optimization, peak: float, steps: int) -> WarmUp
     final = optimization.final
     after: dict[str, Callable[[], schedules.LearningRateSchedule | None]] = {
         "constant": lambda: None,
+        "plateau": lambda: None,
         "linear": lambda: schedules.PolynomialDecay(peak, decay_steps, final * peak),
         "cosine": lambda: schedules.CosineDecay(peak, decay_steps, alpha=final),
         # A boundary in Keras is the last step with the rate before it.

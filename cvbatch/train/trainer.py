@@ -21,8 +21,9 @@ from cvbatch.train.checkpoints import Checkpoints, Progress, restore
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.history import Row
 from cvbatch.train.learners.base import Learner
-from cvbatch.train.optimizers import Optimization, make_optimizer, make_schedule
+from cvbatch.train.optimizers import Optimization, ScaledRate, make_optimizer, make_schedule
 from cvbatch.train.phases import Phase, freeze, moving_statistics
+from cvbatch.train.plateau import PlateauState
 from cvbatch.train.step import Step, StepResult
 from cvbatch.train.validation import ValidationBatches, Validator
 
@@ -46,6 +47,9 @@ class Plan:
         """
         settings = asdict(self)
         accumulate = settings["optimization"].pop("accumulate")
+        del settings["optimization"]["plateau"]
+        if self.optimization.plateau is not None:
+            settings["optimization"]["plateau"] = self.optimization.plateau.model_dump()
         images = settings.pop("batch_size") * accumulate * num_workers
         del settings["patience"], settings["keep"]
         return {**settings, "images_per_step": images}
@@ -100,6 +104,7 @@ class Trainer:
         weights = {id(weight) for model in models for weight in model.weights}
         self._seeds = [v for v in self._variables if id(v) not in weights]
         self._step: Step
+        self._scaled_rate: ScaledRate
         self.progress = Progress()
 
     def run(self, resume: Path | None = None, head: keras.Model | None = None) -> list[Row]:
@@ -154,11 +159,19 @@ class Trainer:
             self._network.trainable = True
         steps = phase.epochs * self._plan.steps_per_epoch
         with self._replicas.strategy.scope():
-            schedule = make_schedule(optimization, phase.learning_rate, steps)
+            schedule: Any = make_schedule(optimization, phase.learning_rate, steps)
+            if optimization.plateau is not None:
+                schedule = self._scaled_rate = ScaledRate(schedule)
             optimizer = make_optimizer(optimization, schedule)
+        self._set_rate()
         self._step = Step(
             self._learner, self._network, optimizer, self._replicas, optimization.clip_norm
         )
+
+    def _set_rate(self) -> None:
+        """Apply the reductions of the learning rate so far, which the progress contains."""
+        if self._plan.optimization.plateau is not None:
+            self._scaled_rate.factor.assign(PlateauState(**self.progress.plateau).scale)
 
     @property
     def _phase(self) -> Phase:
@@ -172,6 +185,7 @@ class Trainer:
     def _next_phase(self) -> None:
         self.progress.phase += 1
         self.progress.phase_epoch = self.progress.stale_epochs = 0
+        self.progress.plateau = {}
         self._restore_best()
         self._make_step()
 
@@ -252,6 +266,12 @@ class Trainer:
         if is_best:
             progress.best_value, progress.best_epoch = value, row["epoch"]
         progress.stale_epochs = 0 if is_best else progress.stale_epochs + 1
+        plateau = self._plan.optimization.plateau
+        if plateau is not None:
+            state = PlateauState(**progress.plateau)
+            state = state.after_epoch(plateau, value, self._phase.learning_rate)
+            progress.plateau = asdict(state)
+            self._set_rate()
         progress.epoch += 1
         progress.phase_epoch += 1
         progress.epoch_step, progress.sums = 0, {}

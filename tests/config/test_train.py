@@ -87,8 +87,48 @@ ERRORS = {
         "augment does not go with recipe: features",
     ),
     "weights of classes": (
-        job_file(training={"class_weights": [1, 2]}),
-        "training.class_weights is about segmentation, not classification",
+        job_file(model={"task": "detection"}, training={"class_weights": [1, 2]}),
+        "training.class_weights is about classification and segmentation, not detection",
+    ),
+    "a negative weight by name": (
+        job_file(training={"class_weights": {"cat": -1}}),
+        "training.class_weights.cat: -1: input should be greater than or equal to 0",
+    ),
+    "another word for balanced": (
+        job_file(training={"class_weights": "equal"}),
+        "training.class_weights: 'equal': input should be 'balanced'",
+    ),
+    "balanced labels": (
+        job_file(model={"multi_label": True}, training={"class_weights": "balanced"}),
+        "balanced counts the images of each class",
+    ),
+    "balanced pixels": (
+        job_file(model={"task": "segmentation"}, training={"class_weights": "balanced"}),
+        "balanced counts the images of each class",
+    ),
+    "loss of boxes": (
+        job_file(model={"task": "detection"}, training={"loss": {"name": "focal"}}),
+        "training.loss is about classification and segmentation, not detection",
+    ),
+    "gamma of another loss": (
+        job_file(training={"loss": {"gamma": 1}}),
+        "training.loss: gamma belongs to the focal loss, not to cross_entropy; set name: focal",
+    ),
+    "plateau of another schedule": (
+        job_file(training={"plateau": {"patience": 3}}),
+        "plateau does not go with schedule: cosine; set schedule: plateau",
+    ),
+    "an end before the plateau": (
+        job_file(training={"schedule": "plateau", "patience": 10}),
+        "patience 10 ends a phase before the learning rate falls after plateau.patience 10",
+    ),
+    "activation of boxes": (
+        job_file(model={"task": "localization", "activation": "none"}),
+        "model.activation is about classification and segmentation, not localization",
+    ),
+    "output of boxes": (
+        job_file(model={"task": "detection", "output": "boxes"}),
+        "model.output is about classification and segmentation, not detection",
     ),
     "sizes of one task": (
         job_file(training={"image_sizes": [64]}),
@@ -146,6 +186,27 @@ def test_the_fingerprint_covers_hyperparameters_but_not_locations():
     ):
         assert fingerprint(parse_training(other), ["a"]) != reference
     assert fingerprint(parse_training(MINIMAL), ["b"]) != reference
+
+
+def test_keys_that_were_added_do_not_change_a_fingerprint_by_their_defaults():
+    reference = parse_training(MINIMAL)
+    explicit = parse_training(
+        job_file(
+            model={"output": None, "activation": "auto"},
+            training={"loss": {"name": "cross_entropy"}, "plateau": {"patience": 10}},
+        )
+    )
+    dump = reference.model_dump()
+    assert not {"loss", "plateau"} & dump["training"].keys()
+    assert not {"output", "activation"} & dump["model"].keys()
+    assert fingerprint(explicit, ["a"]) == fingerprint(reference, ["a"])
+    for other in (
+        job_file(model={"output": "scores"}),
+        job_file(training={"loss": {"label_smoothing": 0.1}}),
+        job_file(training={"class_weights": "balanced"}),
+        job_file(training={"schedule": "plateau"}),
+    ):
+        assert fingerprint(parse_training(other), ["a"]) != fingerprint(reference, ["a"])
 
 
 def test_anchors_are_fitted_only_for_an_untrained_yolo():

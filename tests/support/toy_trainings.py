@@ -9,6 +9,7 @@ from keras import layers, ops
 from cvbatch.core.types import TrainingExample
 from cvbatch.metrics.classification import Confusion
 from cvbatch.train.batches import Batch
+from cvbatch.train.learners.losses import ClassLoss
 
 SIDE, COLOURS = 8, 3
 
@@ -38,6 +39,17 @@ class ColourLearner:
 
     def summarize(self, partial):
         return {"accuracy": partial.accuracy, "mean_iou": partial.mean_iou}
+
+
+class WeightedLearner(ColourLearner):
+    """The same with the focal loss of a job with class weights."""
+
+    LOSS = ClassLoss(gamma=1.0, label_smoothing=0.1, class_weights=(3.0, 1.0, 0.2))
+
+    def losses(self, outputs, targets):
+        logits = ops.log(outputs + 1e-7)
+        terms = self.LOSS.of_class(logits, targets["colour"])
+        return super().losses(outputs, targets) | {"cross_entropy": terms}
 
 
 def images(count, seed=0):  # → (count, SIDE, SIDE, 3) uint8, (count,) int32

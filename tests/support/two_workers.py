@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cvbatch.config.train import PlateauConfig
 from cvbatch.core.errors import TrainingError
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.optimizers import Optimization
@@ -36,13 +37,21 @@ CASES = {
     "frozen-adam": (lambda: toy_trainings.normalized(is_frozen=True), "adam", {}, 1),
     "clipped-sgd": (toy_trainings.plain, "sgd", {"clip_norm": 0.05}, 1),
     "accumulated-adam": (lambda: toy_trainings.plain(regularizer="l2"), "adam", {}, 2),
+    "weighted-sgd": (toy_trainings.plain, "sgd", {}, 1),
 }
+LEARNERS = {"weighted-sgd": toy_trainings.WeightedLearner}
 RAGGED = (8, 3)  # real rows of each worker
 TRAINING = Plan(
-    (Phase("head", "head", 1, 0.02), Phase("all", "all", 2, 0.01)),
+    (Phase("head", "head", 1, 0.02), Phase("all", "all", 3, 0.01)),
     steps_per_epoch=5,
     batch_size=SIZE,
-    optimization=Optimization("adam", clip_norm=1.0),
+    # no epoch improves by 1: the rate falls before the last epoch
+    optimization=Optimization(
+        "adam",
+        schedule="plateau",
+        plateau=PlateauConfig(patience=1, factor=0.5, min_delta=1.0),
+        clip_norm=1.0,
+    ),
     checkpoint_steps=7,
 )
 TRAINING_IMAGES = 70  # of 5 × 2 × 8: the last step has 6 images, all on the first worker
@@ -59,7 +68,8 @@ def take_steps(case, replicas, per_worker):
     build, optimizer_name, options, micro = CASES[case]
     with replicas.strategy.scope():
         model, optimizer = build(), OPTIMIZERS[optimizer_name]()
-    step = Step(toy_trainings.ColourLearner(model), model, optimizer, replicas, **options)
+    learner = LEARNERS.get(case, toy_trainings.ColourLearner)(model)
+    step = Step(learner, model, optimizer, replicas, **options)
     losses = []
     for number in range(STEPS):
         rows = rows_of_step(number, replicas.worker, replicas.num_workers, per_worker)

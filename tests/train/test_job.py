@@ -89,6 +89,11 @@ REFUSALS = {
         SinkError,
         "contains _cvbatch/import.json",
     ),
+    "weights of unknown classes": (
+        {"training": {"class_weights": {"gren": 2}}},
+        ConfigError,
+        "the data has no class 'gren'; nearest are green",
+    ),
     "no data": ({"source": {"uri": "/nowhere/at/all"}}, SourceError, "no labelled Parquet"),
 }
 
@@ -101,6 +106,17 @@ def test_a_refusal_writes_nothing(sections, kind, message, colours, tmp_path):
         train(parse_training(job(colours, tmp_path / "out", **sections)), Listener())
     assert isinstance(caught.value, RefusedError)
     assert not (tmp_path / "out").exists() and files(colours) == before
+
+
+def test_data_of_one_class_is_refused(tmp_path):
+    files = {f"cat/{i}.png": datasets.picture(seed=i) for i in range(8)}
+    source = datasets.put(tmp_path / "in", files)
+    datasets.imported("folders", source, tmp_path / "labels", split=(0.5, 0.5, 0))
+    with pytest.raises(
+        SourceError, match="one class, 'cat', and classification needs at least two"
+    ):
+        train(parse_training(job(tmp_path / "labels", tmp_path / "out")), SilentListener())
+    assert not (tmp_path / "out").exists()
 
 
 def test_resume_without_a_training_is_refused(colours, tmp_path):

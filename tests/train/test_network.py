@@ -6,6 +6,7 @@ import pytest
 
 from cvbatch.config.train import parse_training
 from cvbatch.core.errors import ModelError
+from cvbatch.datasets.reader import LabelledDataset
 from cvbatch.models import registry
 from cvbatch.models.applications import IMAGENET_CLASSES
 from cvbatch.storage.store import Storage
@@ -24,6 +25,11 @@ def job(weights, **options):
     return parse_training({"source": {"uri": "in"}, "sink": {"uri": "out"}, "model": model})
 
 
+def data_of(*classes):
+    """Return labelled data with these classes and without images."""
+    return LabelledDataset(classes, {}, "")
+
+
 @pytest.fixture(scope="module")
 def imagenet_weights(tmp_path_factory):
     """Return a network with the 1,000 classes of ImageNet, and its weights file."""
@@ -37,7 +43,7 @@ def imagenet_weights(tmp_path_factory):
 def test_a_weights_file_with_imagenet_classes_gets_a_new_head(imagenet_weights, tmp_path):
     imagenet, path = imagenet_weights
     built = network.build_network(
-        Storage(), job(path), ("cat", "dog", "fox"), None, tmp_path / "initial.keras"
+        Storage(), job(path), data_of("cat", "dog", "fox"), None, tmp_path / "initial.keras"
     )
     assert (built.image_size, built.metric) == (SIZE, "accuracy")
     initial = registry.load_file("initial", tmp_path / "initial.keras")
@@ -55,7 +61,9 @@ def test_a_weights_file_of_another_architecture_is_refused(imagenet_weights, tmp
     _, path = imagenet_weights
     wider = job(path, build={"alpha": 0.5})
     with pytest.raises(ModelError, match=r"mobilenet\.weights\.h5"):
-        network.build_network(Storage(), wider, ("cat", "dog"), None, tmp_path / "initial.keras")
+        network.build_network(
+            Storage(), wider, data_of("cat", "dog"), None, tmp_path / "initial.keras"
+        )
     assert not (tmp_path / "initial.keras").exists()
 
 
@@ -66,7 +74,7 @@ def test_a_weights_file_with_the_classes_of_the_data_keeps_its_head(tmp_path):
     network.build_network(
         Storage(),
         job(tmp_path / "trained.weights.h5"),
-        ("a", "b"),
+        data_of("a", "b"),
         None,
         tmp_path / "initial.keras",
     )

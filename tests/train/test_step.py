@@ -10,6 +10,8 @@ from cvbatch.core.errors import TrainingError
 from cvbatch.train import step as step_module
 from cvbatch.train.batches import Batch
 from cvbatch.train.collectives import Replicas
+from cvbatch.train.learners.classification import Classification, ClassOptions
+from cvbatch.train.learners.losses import ClassLoss
 from cvbatch.train.step import Step
 from tests.support import toy_trainings
 
@@ -121,6 +123,28 @@ def test_micro_batches_equal_one_batch(parts):
         assert expected.gradient_norm == pytest.approx(result.gradient_norm, rel=1e-4)
 
     assert_equal(one.get_weights(), several.get_weights())
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_class_weights_are_divided_by_the_images_however_a_step_is_split(parts):
+    """The divisor is the number of images, not the sum of their weights."""
+    weights = np.array([3.0, 1.0, 0.2], np.float32)
+    options = ClassOptions(loss=ClassLoss(class_weights=tuple(weights.tolist())))
+    model, theirs = toy_trainings.plain(), toy_trainings.plain()
+    learner = Classification(model, 3, options=options)
+    step = Step(learner, learner.training_model, keras.optimizers.SGD(0.05))
+    pixels, colour = toy_trainings.images(16, seed=3)
+    batch = Batch(pixels, {"labels": colour}, 16)
+    with tf.GradientTape() as tape:
+        scores = theirs(pixels.astype(np.float32), training=True)
+        terms = keras.losses.sparse_categorical_crossentropy(colour, scores)
+        loss = tf.reduce_sum(terms * weights[colour]) / 16
+    gradients = tape.gradient(loss, theirs.trainable_variables)
+    expected = [w - 0.05 * g for w, g in zip(theirs.get_weights(), gradients, strict=True)]
+
+    result = step(micro_batches(batch, parts))
+    assert result.loss == pytest.approx(float(loss), rel=1e-5)
+    assert_equal(model.get_weights(), expected, atol=1e-6)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms_and_the_regularization():

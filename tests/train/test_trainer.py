@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from cvbatch.config.train import PlateauConfig
 from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import TrainingExample
 from cvbatch.models import detectors, segmenters
@@ -199,6 +200,46 @@ def test_a_phase_ends_without_improvement_and_the_next_starts_with_the_best(tmp_
     for after in (received[4], received[5], model.get_weights()):
         assert_equal(after, received[1], atol=0)
     assert any(not np.array_equal(a, b) for a, b in zip(received[1], received[3], strict=True))
+
+
+PLATEAU = Plan(
+    (Phase("head", "head", 3, 0.02), Phase("all", "all", 4, 0.01)),
+    steps_per_epoch=2,
+    batch_size=SIZE,
+    optimization=Optimization(
+        "sgd", "plateau", PlateauConfig(patience=1, factor=0.5), warmup=0.0, weight_decay=0.0
+    ),
+    checkpoint_steps=1,
+)
+ACCURACIES = [0.5, 0.4, 0.6, 0.6, 0.5, 0.9, 0.1]
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory):
+    """Return the network and the rows of an uninterrupted run whose learning rate falls."""
+    model = toy_trainings.plain()
+    learner = Scripted(model, ACCURACIES)
+    return model, trainer(tmp_path_factory.mktemp("plateau"), PLATEAU, model, learner).run()
+
+
+def test_the_rate_falls_after_epochs_without_improvement_and_each_phase_begins_anew(reduced):
+    _, rows = reduced
+    expected = [0.02, 0.02, 0.01, 0.01, 0.01, 0.005, 0.005]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("stop", [4, 11])
+def test_a_run_that_was_stopped_has_the_reduced_rate(stop, reduced, tmp_path):
+    """4: when the rate falls at the end of an epoch; 11: inside an epoch of the second phase."""
+    whole, rows = reduced
+    model, resumed = toy_trainings.plain(), toy_trainings.plain(seed=9)
+    learner = Scripted(model, ACCURACIES)
+    with pytest.raises(StoppedError):
+        trainer(tmp_path, PLATEAU, model, learner, listener=stop_at(stop)).run()
+    again = Scripted(resumed, ACCURACIES[stop // 2 :])
+    resumed_rows = trainer(tmp_path, PLATEAU, resumed, again).run()
+    assert without_times(resumed_rows) == without_times(rows)
+    assert_equal(resumed.get_weights(), whole.get_weights(), atol=0)
 
 
 def test_without_validation_the_lowest_loss_is_the_best(tmp_path):

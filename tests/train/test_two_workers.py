@@ -18,6 +18,7 @@ pytestmark = [
 TIMEOUT_S = 240
 CASES = (
     "plain-sgd", "plain-adam", "frozen-sgd", "frozen-adam", "clipped-sgd", "accumulated-adam",
+    "weighted-sgd",
 )  # fmt: skip
 
 
@@ -192,7 +193,9 @@ def test_a_resumed_training_on_two_workers_equals_one_on_one_worker(workers, tmp
 
     assert_equal(weights_of(first, "training"), model.get_weights())
     assert_equal(weights_of(first, "training"), weights_of(second, "training"), atol=0)
-    for key in ("step", "loss", "loss_square", "accuracy", "mean_iou"):
+    rates = first["training/learning_rate"]
+    assert rates[-1] == pytest.approx(rates[-2] / 2)
+    for key in ("step", "loss", "loss_square", "accuracy", "mean_iou", "learning_rate"):
         assert first[f"training/{key}"].tolist() == second[f"training/{key}"].tolist()
         np.testing.assert_allclose(first[f"training/{key}"], [r[key] for r in rows], atol=1e-5)
     assert list((folder / "checkpoints-0").iterdir())

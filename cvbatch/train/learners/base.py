@@ -11,13 +11,22 @@ from typing import Any, NamedTuple, Protocol
 from cvbatch.config.train import TrainJob
 from cvbatch.core.tasks import Task
 from cvbatch.core.types import TrainingExample
+from cvbatch.models.class_head import ClassScores
 from cvbatch.models.frameworks import keras
-from cvbatch.train.learners.classification import Classification, Segmentation
-from cvbatch.train.learners.detection import Localization, detection
+from cvbatch.train.learners.classification import (
+    Classification,
+    ClassOptions,
+    Segmentation,
+    class_scores,
+    pixel_scores,
+)
+from cvbatch.train.learners.detection import Localization, box_scores, detection
+from cvbatch.train.learners.losses import ClassLoss
 from cvbatch.train.learners.metrics import MetricSet
 from cvbatch.train.learners.targets import Targets
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
+_FOCAL_GAMMA = 2.0  # of the paper, and of keras.losses
 
 
 class Learner(Protocol):
@@ -61,24 +70,38 @@ class LearnerEntry(NamedTuple):
 
     Args:
         build: function of (model, num_classes, options by name).
+        class_scores: function of (flat model, name of the output or None): all class scores of the
+            model that belong to the same classes.
         options: training job → options of `build`; all others have their defaults.
     """
 
     build: Callable[..., Learner]
+    class_scores: Callable[[keras.Model, str | None], list[ClassScores]]
     options: Callable[[TrainJob], dict[str, Any]] = lambda job: {}
+
+
+def _class_options(job: TrainJob) -> ClassOptions:
+    """Return the options of a job whose class weights are a list, or absent."""
+    settings, weights = job.training.loss, job.training.class_weights
+    gamma = 0.0
+    if settings.name == "focal":
+        gamma = _FOCAL_GAMMA if settings.gamma is None else settings.gamma
+    class_weights = None if weights is None else tuple(float(weight) for weight in weights)
+    loss = ClassLoss(gamma, settings.label_smoothing, class_weights)
+    return ClassOptions(job.model.output, job.model.activation, loss)
 
 
 LEARNERS: dict[Task, LearnerEntry] = {
     "classification": LearnerEntry(
-        Classification, lambda job: {"multi_label": job.model.multi_label}
+        Classification,
+        class_scores,
+        lambda job: {"multi_label": job.model.multi_label, "options": _class_options(job)},
     ),
     "segmentation": LearnerEntry(
         Segmentation,
-        lambda job: {
-            "class_weights": job.training.class_weights,
-            "ignored": job.training.ignored_class,
-        },
+        pixel_scores,
+        lambda job: {"options": _class_options(job), "ignored": job.training.ignored_class},
     ),
-    "detection": LearnerEntry(detection),
-    "localization": LearnerEntry(Localization),
+    "detection": LearnerEntry(detection, box_scores),
+    "localization": LearnerEntry(Localization, box_scores),
 }

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from cvbatch.core.errors import ConfigError, ModelError
+from cvbatch.config.models import Activation
+from cvbatch.core.errors import ModelError
 from cvbatch.core.types import VOID_CLASS, TrainingExample
 from cvbatch.metrics.classification import Confusion, MultiLabelPrecision, TopK
+from cvbatch.models.class_head import ClassScores
 from cvbatch.models.frameworks import keras
 from cvbatch.models.googlenet import AUXILIARY_LOSS_WEIGHT
 from cvbatch.models.graph_surgery import flatten
 from cvbatch.models.outputs import by_name, select_output
 from cvbatch.train.learners.logits import Logits, logits_of
 from cvbatch.train.learners.losses import (
+    ClassLoss,
     as_two_classes,
-    class_cross_entropy,
-    label_cross_entropy,
-    pixel_cross_entropy,
 )
 from cvbatch.train.learners.metrics import MetricSet
 from cvbatch.train.learners.targets import Targets, masks, multi_hot_labels, single_labels
@@ -31,41 +31,67 @@ _MAX_CONFUSION_CLASSES = 256  # a confusion matrix of more classes is too large
 _SCORES = "scores"
 
 
+class ClassOptions(NamedTuple):
+    """How the class scores of a network are trained.
+
+    Attributes:
+        output: name of the output with the scores; None: the only one that fits the task.
+        activation: still to be applied to the scores; auto: what the graph says.
+        loss: of the scores.
+    """
+
+    output: str | None = None
+    activation: Activation = "auto"
+    loss: ClassLoss = ClassLoss()
+
+
+_DEFAULT = ClassOptions()
+
+
 class Classification:
     """Classification with one label per image, or with several (multi-label).
 
     The loss is the cross-entropy of the classes; with `multi_label`, the binary cross-entropy
-    averaged over the classes. One sigmoid unit is treated as two classes. Auxiliary heads
-    ("auxiliary_…") have the same loss with the weight `AUXILIARY_LOSS_WEIGHT`. Metrics: accuracy,
-    top_5 and, for up to 256 classes, macro_f1; with `multi_label`, mean_average_precision.
+    averaged over the classes; or as the options say. One sigmoid unit is treated as two classes.
+    Auxiliary heads ("auxiliary_…") have the same loss with the weight `AUXILIARY_LOSS_WEIGHT`.
+    Metrics: accuracy, top_5 and, for up to 256 classes, macro_f1; with `multi_label`,
+    mean_average_precision.
 
     Args:
         model: classifier with an output (B, classes).
         num_classes: number of classes of the data.
         multi_label: whether an image may have several labels, or none.
+        options: output, activation and loss.
 
     Raises:
         ModelError: the model has no class scores, another number of classes, or an activation that
             does not fit `multi_label`.
+        ConfigError: there is not one weight per class.
     """
 
-    def __init__(self, model: keras.Model, num_classes: int, *, multi_label: bool = False) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        num_classes: int,
+        *,
+        multi_label: bool = False,
+        options: ClassOptions = _DEFAULT,
+    ) -> None:
         self.model, self.num_classes, self.multi_label = model, num_classes, multi_label
+        options.loss.check(num_classes)
+        self._loss = options.loss
         graph = flatten(model)
-        outputs = by_name(graph.output)
-        auxiliary = [name for name in outputs if name.startswith(_AUXILIARY)]
-        main = {name: tensor for name, tensor in outputs.items() if name not in auxiliary}
-        scores = select_output("classification", "class scores (B, classes)", main, None, 2)
-        (self._output,) = (name for name, tensor in main.items() if tensor is scores)
-        heads = {_SCORES: logits_of(graph, scores)}
-        heads |= {name: logits_of(graph, outputs[name]) for name in auxiliary}
-        for head in heads.values():
-            _check_units(model, head, num_classes, multi_label)
+        self._output, outputs = _score_outputs(graph, options.output)
+        heads = {}
+        for name, tensor in outputs.items():
+            still = options.activation if name == _SCORES else "auto"
+            heads[name] = logits_of(graph, tensor, still, is_independent=multi_label)
+            _check_units(model, heads[name], still, num_classes, multi_label)
         self._threshold = 0.5 if heads[_SCORES].activation else 0.0
         logits = {name: head.tensor for name, head in heads.items()}
         self.training_model = keras.Model(graph.input, logits, name=model.name)
         self.loss_weights = {
-            name: AUXILIARY_LOSS_WEIGHT if name in auxiliary else 1.0 for name in heads
+            name: 1.0 if name == _SCORES else AUXILIARY_LOSS_WEIGHT for name in heads
         }
         self.metric = "mean_average_precision" if multi_label else "accuracy"
 
@@ -80,9 +106,9 @@ class Classification:
         """Return the loss of each head, (B,) float32."""
         labels = targets["labels"]
         if self.multi_label:
-            return {name: label_cross_entropy(outputs[name], labels) for name in self.loss_weights}
+            return {name: self._loss.of_labels(outputs[name], labels) for name in self.loss_weights}
         return {
-            name: class_cross_entropy(as_two_classes(outputs[name]), labels)
+            name: self._loss.of_class(as_two_classes(outputs[name]), labels)
             for name in self.loss_weights
         }
 
@@ -125,19 +151,19 @@ class Classification:
 class Segmentation:
     """Semantic segmentation: one class per pixel. Metrics: mean_iou, accuracy.
 
-    The loss is the cross-entropy averaged over an image's labelled pixels
-    (`losses.pixel_cross_entropy`). A network with a coarser output grid is trained on masks of that
+    The loss is the cross-entropy, or that of the options, averaged over an image's labelled pixels
+    (`losses.ClassLoss.of_pixels`). A network with a coarser output grid is trained on masks of that
     size, and evaluated at the size of its input, to which predictions are enlarged too.
 
     Args:
         model: segmenter with an output (B, h, w, classes).
         num_classes: number of classes of the data.
-        class_weights: weight of a pixel's loss by its true class; None: 1 for all.
+        options: output, activation and loss.
         ignored: a class id of the masks that is treated as `VOID_CLASS`; None: none.
 
     Raises:
         ModelError: the model has no maps of class scores, or another number of classes.
-        ConfigError: there is not one weight per class, or one is negative.
+        ConfigError: there is not one weight per class.
     """
 
     def __init__(
@@ -145,24 +171,16 @@ class Segmentation:
         model: keras.Model,
         num_classes: int,
         *,
-        class_weights: Sequence[float] | None = None,
+        options: ClassOptions = _DEFAULT,
         ignored: int | None = None,
     ) -> None:
         self.model, self.num_classes, self.ignored = model, num_classes, ignored
-        weights = [1.0] * num_classes if class_weights is None else list(class_weights)
-        if len(weights) != num_classes or min(weights) < 0:
-            raise ConfigError(
-                f"class_weights {weights}: there must be one for each of {num_classes} classes, "
-                "none negative"
-            )
-        self._class_weights = np.array(weights, np.float32)
+        options.loss.check(num_classes)
+        self._loss = options.loss
         graph = flatten(model)
-        outputs = by_name(graph.output)
-        expected = "class scores per pixel (B, height, width, classes)"
-        maps = select_output("segmentation", expected, outputs, None, 4)
-        (self._output,) = (name for name, tensor in outputs.items() if tensor is maps)
-        head = logits_of(graph, maps)
-        _check_units(model, head, num_classes, False)
+        self._output, maps = _maps(graph, options.output)
+        head = logits_of(graph, maps, options.activation)
+        _check_units(model, head, options.activation, num_classes, False)
         self._threshold = 0.5 if head.activation else 0.0
         self._input_size, self._output_size = graph.input.shape[1:3], maps.shape[1:3]
         self.training_model = keras.Model(graph.input, {_SCORES: head.tensor}, name=model.name)
@@ -186,7 +204,7 @@ class Segmentation:
     ) -> dict[str, Tensor]:
         """Return {"scores": (B,)}."""
         logits = as_two_classes(outputs[_SCORES])
-        return {_SCORES: pixel_cross_entropy(logits, targets["mask"], self._class_weights)}
+        return {_SCORES: self._loss.of_pixels(logits, targets["mask"])}
 
     def empty_metrics(self) -> MetricSet:
         """Return the metrics of no image."""
@@ -208,6 +226,41 @@ class Segmentation:
         return {name: values[name] for name in ("mean_iou", "accuracy")}
 
 
+def class_scores(graph: keras.Model, output: str | None) -> list[ClassScores]:
+    """Return the class scores of a flat classifier, those of auxiliary heads too.
+
+    Raises:
+        ModelError: no output fits, or several do and `output` is None.
+    """
+    return [ClassScores(tensor) for tensor in _score_outputs(graph, output)[1].values()]
+
+
+def pixel_scores(graph: keras.Model, output: str | None) -> list[ClassScores]:
+    """Return the class scores of a flat segmenter; with the errors of `class_scores`."""
+    return [ClassScores(_maps(graph, output)[1])]
+
+
+def _score_outputs(graph: keras.Model, output: str | None) -> tuple[str, dict[str, Tensor]]:
+    """Return the name of the output, and the scores of all heads: "scores", "auxiliary_…"."""
+    outputs = by_name(graph.output)
+    auxiliary = {k: tensor for k, tensor in outputs.items() if k.startswith(_AUXILIARY)}
+    main = {k: tensor for k, tensor in outputs.items() if k not in auxiliary}
+    scores = select_output("classification", "class scores (B, classes)", main, output, 2)
+    return _name_of(scores, main), {_SCORES: scores, **auxiliary}
+
+
+def _maps(graph: keras.Model, output: str | None) -> tuple[str, Tensor]:
+    """Return the name of the output with one class score per pixel, and its tensor."""
+    outputs = by_name(graph.output)
+    expected = "class scores per pixel (B, height, width, classes)"
+    maps = select_output("segmentation", expected, outputs, output, 4)
+    return _name_of(maps, outputs), maps
+
+
+def _name_of(tensor: Tensor, outputs: Mapping[str, Tensor]) -> str:
+    return next(name for name, other in outputs.items() if other is tensor)
+
+
 def _enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # → (B, *size, units)
     """Return the maps with linear interpolation."""
     enlarged = np.zeros((len(maps), *size, maps.shape[3]), np.float32)
@@ -216,19 +269,20 @@ def _enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # → (B, 
     return enlarged
 
 
-def _check_units(model: keras.Model, head: Logits, num_classes: int, multi_label: bool) -> None:
+def _check_units(
+    model: keras.Model, head: Logits, still: Activation, num_classes: int, multi_label: bool
+) -> None:
     units = head.tensor.shape[-1]
     if units != num_classes and not (units == 1 and num_classes == 2 and not multi_label):
         raise ModelError(
             f"model {model.name!r} has {units} outputs for {num_classes} classes; build it with "
             "one output per class"
         )
-    if not head.activation or units == 1:
-        return
+    activation = head.activation or still
     required = "sigmoid" if multi_label else "softmax"
-    if head.activation != required:
+    if units > 1 and activation in ("softmax", "sigmoid") and activation != required:
         raise ModelError(
-            f"model {model.name!r} has a final {head.activation}, but {num_classes} classes that "
+            f"model {model.name!r} has a final {activation}, but {num_classes} classes that "
             f"{'may occur together' if multi_label else 'exclude each other'} require a "
             f"{required}; build it with multi_label: {str(multi_label).lower()}"
         )

@@ -18,10 +18,11 @@ from cvbatch.metrics.average_precision import AveragePrecision
 from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.metrics.classification import BoxIoU, TopK
 from cvbatch.models.box_decoding import BoxDecode, GridDecode, WindowDecode
+from cvbatch.models.class_head import ClassScores
 from cvbatch.models.detectors import training_view
 from cvbatch.models.frameworks import keras, layers
-from cvbatch.models.graph_surgery import calls_of, flatten
-from cvbatch.train.learners.logits import call_of, logits_of
+from cvbatch.models.graph_surgery import call_of, calls_of, flatten
+from cvbatch.train.learners.logits import logits_of
 from cvbatch.train.learners.losses import box_error, class_cross_entropy, grid_losses, window_losses
 from cvbatch.train.learners.metrics import MetricSet
 from cvbatch.train.learners.targets import Targets, grid_targets, single_boxes, window_targets
@@ -31,6 +32,21 @@ _RAW = "raw"
 # For validation: nearly all boxes, at most COCO's 100 per image.
 _NMS = NmsSettings(score_threshold=0.01, iou_threshold=0.6, max_detections=100)
 _IGNORE_IOU = 0.6  # of grid detectors, see `losses.grid_losses`
+
+
+def box_scores(graph: keras.Model, output: str | None) -> list[ClassScores]:
+    """Return the class scores of a flat localizer or detector of the zoo.
+
+    Raises:
+        ModelError: the model has no decoding layer.
+    """
+    view = training_view(graph)
+    if isinstance(view.output, Mapping):
+        return [ClassScores(view.output["classes"])]
+    grid = next((c.operation for c in calls_of(graph) if isinstance(c.operation, GridDecode)), None)
+    if grid is not None:
+        return [ClassScores(view.output, first=5 * len(grid.anchors))]
+    return [ClassScores(_window_maps(view)[0])]
 
 
 class Localization:
@@ -157,14 +173,7 @@ class WindowDetection(_Detection):
         self._decode = _decoder(model, WindowDecode, "detection by windows")
         super().__init__(model, num_classes)
         view = training_view(flatten(model))
-        joined = call_of(view, view.output)
-        is_joined = joined is not None and isinstance(joined.operation, layers.Concatenate)
-        if joined is None or not is_joined or len(joined.received) != 3:
-            raise ModelError(
-                f"model {model.name!r}: the input of WindowDecode must be three concatenated maps, "
-                "class scores, objectness and box; build it with detectors.to_sliding_fcn"
-            )
-        classes, objectness, box = joined.received
+        classes, objectness, box = _window_maps(view)
         outputs = {
             "classes": logits_of(view, classes).tensor,
             "objectness": logits_of(view, objectness).tensor,
@@ -187,6 +196,18 @@ class WindowDetection(_Detection):
     ) -> dict[str, Tensor]:
         """Return {"objectness", "classes", "box"}, each (B,)."""
         return window_losses(outputs, targets)
+
+
+def _window_maps(view: keras.Model) -> list[Tensor]:
+    """Return the maps of class scores, objectness and box that a WindowDecode receives."""
+    joined = call_of(view, view.output)
+    is_joined = joined is not None and isinstance(joined.operation, layers.Concatenate)
+    if joined is None or not is_joined or len(joined.received) != 3:
+        raise ModelError(
+            f"model {view.name!r}: the input of WindowDecode must be three concatenated maps, "
+            "class scores, objectness and box; build it with detectors.to_sliding_fcn"
+        )
+    return joined.received
 
 
 class GridDetection(_Detection):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from cvbatch.config.models import Activation
 from cvbatch.core.errors import ModelError
 from cvbatch.inference.activation import logits_of_probabilities
 from cvbatch.inference.value_ranges import Values, values_of
 from cvbatch.models.frameworks import keras, layers, ops, tf
-from cvbatch.models.graph_surgery import Call, calls_of
+from cvbatch.models.graph_surgery import Call, call_of
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
 _ACTIVATIONS = ("softmax", "sigmoid")
@@ -59,25 +60,41 @@ class LogOdds(layers.Layer):  # type: ignore[misc]  # Keras carries no type info
         return keras.KerasTensor(inputs.shape, "float32")
 
 
-def logits_of(model: keras.Model, tensor: Tensor) -> Logits:
+def logits_of(
+    model: keras.Model,
+    tensor: Tensor,
+    still: Activation = "auto",
+    *,
+    is_independent: bool = False,
+) -> Logits:
     """Return a tensor of a flat model before its softmax or sigmoid.
 
-    As in prediction, probabilities are recognised by all operations that lead to the tensor, and
-    other outputs are treated as logits.
+    Args:
+        model: the flat model.
+        tensor: scores of classes.
+        still: the activation that is still to be applied to the scores, as prediction decides it
+            (`inference.activation_check`); auto: probabilities are recognised by the operations
+            that lead to the tensor, and other outputs are treated as logits.
+        is_independent: probabilities of unknown operations are those of a sigmoid, not a softmax.
 
     Raises:
         ModelError: the activation is part of a layer that is neither Dense nor Conv2D.
     """
     call = call_of(model, tensor)
+    if still in _ACTIVATIONS:
+        # Keras' losses replace logits that a softmax returned by the input of that softmax; the
+        # product is another tensor.
+        return Logits(tensor * 1.0, "")
     if call is None:
         return Logits(tensor, "")
     last = _before_last_activation(call, tensor)
     if last.activation:
         return last
     values = _values_of(model, tensor)
-    if not values.are_probabilities:
+    if still == "auto" and not values.are_probabilities:
         return last
-    activation = "softmax" if values.activations == {"softmax"} else "sigmoid"
+    kinds = values.activations or {"sigmoid" if is_independent else "softmax"}
+    activation = "softmax" if kinds == {"softmax"} else "sigmoid"
     is_independent = activation == "sigmoid" or tensor.shape[-1] == 1
     return Logits(LogOdds(is_independent=is_independent)(tensor), activation)
 
@@ -112,11 +129,3 @@ def _before_last_activation(call: Call, tensor: Tensor) -> Logits:
         )
     linear = WithoutActivation(layer, name=layer.name, dtype=layer.dtype_policy)
     return Logits(linear(call.received[0]), activation)
-
-
-def call_of(model: keras.Model, tensor: Tensor) -> Call | None:
-    """Return the call of a flat model that produced a tensor; None for an input."""
-    for call in calls_of(model):
-        if any(tensor is returned for returned in call.returned):
-            return call
-    return None

@@ -7,14 +7,15 @@ in float32. Losses over the cells of an image are sums, not means, as in the pap
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from cvbatch.core.errors import ConfigError
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.models.frameworks import layers, ops
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
+_SMALLEST = 1e-7
 
 
 def class_cross_entropy(
@@ -33,32 +34,95 @@ def as_two_classes(logits: Tensor) -> Tensor:  # (B, ..., C); (B, ..., 1) → (B
     return ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
 
 
-def label_cross_entropy(
-    logits: Tensor,  # (B, C)
-    labels: Tensor,  # (B, C) 0 or 1
-) -> Tensor:  # (B,)
-    """Return the binary cross-entropy, averaged over the classes."""
-    terms = _binary_cross_entropy(ops.cast(logits, "float32"), ops.cast(labels, "float32"))
-    return ops.mean(terms, axis=-1)
+@dataclass(frozen=True)
+class ClassLoss:
+    """Loss of class scores: cross-entropy or focal loss, with weights and smoothed labels.
 
+    Weights multiply terms; no divisor depends on them. So an image that shows only a class of small
+    weight has a small loss, and a step is the same however its images are split.
 
-def pixel_cross_entropy(
-    logits: Tensor,  # (B, h, w, C)
-    mask: Tensor,  # (B, h, w) uint8
-    class_weights: np.ndarray,  # (C,) float32
-) -> Tensor:  # (B,)
-    """Return the weighted cross-entropy, averaged over the pixels that are not `VOID_CLASS`.
+    Args:
+        gamma: exponent of the focal loss; 0: cross-entropy.
+        label_smoothing: s: the target of the true class is 1 − s + s / C, of the others s / C;
+            independent labels are moved to s / 2 and 1 − s / 2.
+        class_weights: factor of the loss by true class, or by class for independent labels; None:
+            1 for all.
 
-    The divisor is the number of pixels, not the sum of their weights: an image that shows only a
-    class of small weight has a small loss. The loss is 0 if all pixels are void.
+    Source:
+        Lin et al., Focal Loss for Dense Object Detection, 2017; the definitions with smoothed
+        labels are those of keras.losses.
     """
-    mask = ops.cast(mask, "int32")
-    is_labelled = mask != VOID_CLASS
-    class_id = ops.where(is_labelled, mask, 0)
-    weight = ops.take(ops.convert_to_tensor(class_weights, "float32"), class_id, axis=0)
-    labelled = ops.cast(is_labelled, "float32")
-    terms = class_cross_entropy(logits, class_id) * weight * labelled
-    return ops.sum(terms, axis=(1, 2)) / ops.maximum(ops.sum(labelled, axis=(1, 2)), 1.0)
+
+    gamma: float = 0.0
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+
+    def check(self, num_classes: int) -> None:
+        """Raise ConfigError unless there is one weight per class, none negative."""
+        weights = self.class_weights
+        if weights is not None and (len(weights) != num_classes or min(weights) < 0):
+            raise ConfigError(
+                f"class_weights {list(weights)}: there must be one for each of {num_classes} "
+                "classes, none negative"
+            )
+
+    def of_class(
+        self,
+        logits: Tensor,  # (..., C)
+        class_id: Tensor,  # (...) int
+    ) -> Tensor:  # (...)
+        """Return the loss of exclusive classes."""
+        if self.gamma or self.label_smoothing:
+            terms = self._smoothed(ops.cast(logits, "float32"), ops.cast(class_id, "int32"))
+        else:
+            terms = class_cross_entropy(logits, class_id)
+        if self.class_weights is None:
+            return terms
+        return terms * ops.take(self._weights(), ops.cast(class_id, "int32"), axis=0)
+
+    def _smoothed(self, logits: Tensor, class_id: Tensor) -> Tensor:
+        num_classes, smoothing = logits.shape[-1], self.label_smoothing
+        target = ops.one_hot(class_id, num_classes) * (1 - smoothing) + smoothing / num_classes
+        log_p = ops.log_softmax(logits, axis=-1)
+        return -ops.sum(target * self._focus(-ops.expm1(log_p)) * log_p, axis=-1)
+
+    def of_labels(
+        self,
+        logits: Tensor,  # (B, C)
+        labels: Tensor,  # (B, C) 0 or 1
+    ) -> Tensor:  # (B,)
+        """Return the loss of independent labels, averaged over the classes."""
+        logits, labels = ops.cast(logits, "float32"), ops.cast(labels, "float32")
+        labels = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+        terms = _binary_cross_entropy(logits, labels)
+        if self.gamma:
+            p = ops.sigmoid(logits)
+            terms *= self._focus(labels * (1 - p) + (1 - labels) * p)
+        if self.class_weights is not None:
+            terms *= self._weights()
+        return ops.mean(terms, axis=-1)
+
+    def of_pixels(
+        self,
+        logits: Tensor,  # (B, h, w, C)
+        mask: Tensor,  # (B, h, w) uint8
+    ) -> Tensor:  # (B,)
+        """Return the loss of exclusive classes, averaged over the pixels except `VOID_CLASS`.
+
+        The loss is 0 if all pixels are void.
+        """
+        mask = ops.cast(mask, "int32")
+        is_labelled = mask != VOID_CLASS
+        labelled = ops.cast(is_labelled, "float32")
+        terms = self.of_class(logits, ops.where(is_labelled, mask, 0)) * labelled
+        return ops.sum(terms, axis=(1, 2)) / ops.maximum(ops.sum(labelled, axis=(1, 2)), 1.0)
+
+    def _focus(self, error: Tensor) -> Tensor:
+        """Return error ** gamma; its gradient at an error of 0 would be infinite for gamma < 1."""
+        return ops.power(ops.maximum(error, _SMALLEST), self.gamma) if self.gamma else 1.0
+
+    def _weights(self) -> Tensor:
+        return ops.convert_to_tensor(self.class_weights, "float32")
 
 
 def box_error(

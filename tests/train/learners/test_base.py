@@ -19,6 +19,8 @@ from cvbatch.models.precision import with_precision
 from cvbatch.models.segmenters import encoder_decoder
 from cvbatch.train.augmentation import resized_examples
 from cvbatch.train.learners.base import LEARNERS
+from cvbatch.train.learners.classification import ClassOptions
+from cvbatch.train.learners.losses import ClassLoss
 from cvbatch.train.learners.metrics import MetricSet
 from tests.support import networks
 from tests.support.training_examples import SIZE, example
@@ -377,7 +379,8 @@ def test_the_localizer_loss_weights_class_and_box():
 
 
 def test_ignored_and_void_pixels_are_excluded():
-    learner = LEARNERS["segmentation"].build(segmenter(), 3, ignored=2, class_weights=[1, 3, 1])
+    options = ClassOptions(loss=ClassLoss(class_weights=(1, 3, 1)))
+    learner = LEARNERS["segmentation"].build(segmenter(), 3, ignored=2, options=options)
     mask = np.zeros(SIZE, np.uint8)
     mask[:10], mask[10:20], mask[20:30] = 2, VOID_CLASS, 1
     examples = [replace(scenes(1)[0], mask=mask)]
@@ -489,10 +492,14 @@ def test_an_activation_inside_another_layer_is_refused():
         LEARNERS["segmentation"].build(keras.Model(image, x), 3)
 
 
-@pytest.mark.parametrize("weights", [[1, 2], [1, 1, -1]])
-def test_class_weights_need_one_per_class(weights):
+@pytest.mark.parametrize("weights", [(1, 2), (1, 1, -1)])
+@pytest.mark.parametrize(
+    ("task", "build"), [("segmentation", segmenter), ("classification", classifier)]
+)
+def test_class_weights_need_one_per_class(task, build, weights):
+    options = ClassOptions(loss=ClassLoss(class_weights=weights))
     with pytest.raises(ConfigError, match="one for each of 3 classes"):
-        LEARNERS["segmentation"].build(segmenter(), 3, class_weights=weights)
+        LEARNERS[task].build(build(), 3, options=options)
 
 
 def test_an_image_without_a_box_is_named():

@@ -121,7 +121,8 @@ def segmentation(scale):
     expected = [reference_pixels(logits[i], mask[i], WEIGHTS) for i in range(5)]
 
     def loss(logits, mask):
-        return {"pixels": losses.pixel_cross_entropy(logits["maps"], mask["mask"], WEIGHTS)}
+        weighted = losses.ClassLoss(class_weights=tuple(WEIGHTS.tolist()))
+        return {"pixels": weighted.of_pixels(logits["maps"], mask["mask"])}
 
     return loss, {"maps": logits}, {"mask": mask}, {"pixels": expected}
 
@@ -176,7 +177,7 @@ def labels(scale):
         x, c = outputs["x"], wanted["class_id"]
         return {
             "single": losses.class_cross_entropy(x, c),
-            "many": losses.label_cross_entropy(x, wanted["holds"]),
+            "many": losses.ClassLoss().of_labels(x, wanted["holds"]),
             "two": losses.class_cross_entropy(losses.as_two_classes(x[:, :1]), c % 2),
         }
 
