@@ -7,7 +7,10 @@ import pytest
 
 from cvbatch.core.errors import ModelError
 from cvbatch.core.types import ImageBatch, ModelSpec
+from cvbatch.inference import builder
 from cvbatch.inference.predictor import LoadedModel, Predictor
+from cvbatch.inference.programs import BuildRequest, identify
+from cvbatch.storage.store import Storage
 from tests.support import detector_outputs as seeded
 from tests.support.detectors import (
     assert_same_boxes,
@@ -233,6 +236,28 @@ def test_auto_chooses_the_row_that_the_job_may_name(detector):
     for choice in ("auto", detector):
         config = parse_detector(detector=choice)
         assert resolve(config, outputs, SIZE, len(NAMES)).detector == detector
+
+
+def build_file(path, **fields):
+    """Build the program of a saved detector in this process, as the builder of a job does."""
+    storage, config = Storage(), parse_detector(**{**fields, "model": str(path)})
+    request = BuildRequest(config, identify(storage, config), "litert", "float32", 2)
+    return builder.build(storage, request)
+
+
+def test_a_job_reports_the_detector_that_it_recognised(tmp_path):
+    replaying_network([seeded.yolo_v8()["output0"]], SIZE).save(tmp_path / "yolo.keras")
+    built = build_file(tmp_path / "yolo.keras")
+    assert built.spec.classes == ("0", "1", "2")
+    assert "recognised as those of detector yolo_v8" in built.note
+    assert "recognised" not in build_file(tmp_path / "yolo.keras", detector="yolo_v8").note
+
+
+def test_class_ids_need_class_names(tmp_path):
+    replaying_network([seeded.yolo_end_to_end()["output0"]], SIZE).save(tmp_path / "end.keras")
+    with pytest.raises(ModelError, match="set classes to their names"):
+        build_file(tmp_path / "end.keras")
+    assert build_file(tmp_path / "end.keras", classes=NAMES).spec.classes == tuple(NAMES)
 
 
 def test_boxes_in_another_format_than_the_detectors():
