@@ -121,7 +121,7 @@ def decide(
     config = resolve_detector(model, config)
     values, figures, boxes = _observe(model, config, pixels, scores_of)
     name = f"model {config.model!r}"
-    if getattr(config, "detector", "boxes_scores") != "boxes_scores":
+    if isinstance(config, DetectionConfig) and config.detector != "boxes_scores":
         name = f"{name} as detector {config.detector}"
     if boxes is not None and isinstance(config, DetectionConfig | LocalizationConfig):
         if checks_boxes:

@@ -101,9 +101,7 @@ def _prepare(
     classes = class_names(request, num_classes(model, config))
     if isinstance(config, DetectionConfig):
         _check_keep_classes(config, classes)
-    decision = decide(
-        model, config, pixels, checks_boxes=checks_boxes, num_classes=len(classes)
-    )
+    decision = decide(model, config, pixels, checks_boxes=checks_boxes, num_classes=len(classes))
     return _Section(request, classes, decision, ServingGraph(model, config, decision.activation))
 
 

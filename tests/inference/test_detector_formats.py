@@ -249,8 +249,7 @@ def test_a_job_reports_the_detector_that_it_recognised(tmp_path):
     replaying_network([seeded.yolo_v8()["output0"]], SIZE).save(tmp_path / "yolo.keras")
     built = build_file(tmp_path / "yolo.keras")
     assert built.spec.classes == ("0", "1", "2")
-    assert "recognised as those of detector yolo_v8" in built.note
-    assert "recognised" not in build_file(tmp_path / "yolo.keras", detector="yolo_v8").note
+    assert "yolo.keras' as detector yolo_v8: its scores are probab" in built.activation_reason
 
 
 def test_class_ids_need_class_names(tmp_path):
