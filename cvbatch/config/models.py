@@ -36,6 +36,18 @@ BoxFormat = Literal[
     "rel_xywh",
     "rel_center_xywh",
 ]
+DetectorFormat = Literal[
+    "auto",
+    "boxes_scores",
+    "suppressed",
+    "tf_detection",
+    "retinanet",
+    "yolo_v8",
+    "yolo_v5",
+    "yolo_end_to_end",
+    "detr",
+    "rt_detr",
+]
 MAX_OVERLAP = 0.75  # of a tile's side; above it a pixel is computed more than 4 times per axis
 
 
@@ -150,10 +162,29 @@ class SegmentationConfig(_TiledConfig):
         return self
 
 
+class AnchorsConfig(Section):
+    """Anchors of a RetinaNet, one grid for each level of its feature pyramid.
+
+    The first five keys are those of `keras_hub.layers.AnchorGenerator`; their defaults are
+    torchvision's too.
+    """
+
+    min_level: int = Field(3, ge=0, le=10)  # a cell of a level has sides of 2 ** level pixels
+    max_level: int = Field(7, ge=0, le=10)
+    num_scales: int = Field(3, ge=1, le=16)
+    aspect_ratios: list[Annotated[float, Field(gt=0)]] = Field([0.5, 1.0, 2.0], min_length=1)
+    anchor_size: float = Field(4.0, gt=0)  # cells
+    clip: bool = False  # clip boxes to the input before suppression, as torchvision does
+
+
 class DetectionConfig(_TiledConfig):
     """Boxes with classes."""
 
+    added_keys: ClassVar[tuple[str, ...]] = (*_TiledConfig.added_keys, "detector", "anchors")
+
     task: Literal["detection"]
+    detector: DetectorFormat = "auto"  # of the network's outputs; auto: by their names and shapes
+    anchors: AnchorsConfig | None = None  # of detector retinanet; None: the network's, or defaults
     score_threshold: Fraction = 0.25  # minimum score of a box
     iou_threshold: Fraction = 0.6  # of non-maximum suppression
     max_detections: int = Field(300, ge=1, le=100_000)  # per image

@@ -26,6 +26,7 @@ from cvbatch.inference.activation import (
 from cvbatch.inference.forward_pass import Tensors
 from cvbatch.inference.gradcam import Calls, find_feature_map
 from cvbatch.inference.outputs_classification import scores_output
+from cvbatch.inference.outputs_detection import detector_scores
 from cvbatch.inference.outputs_localization import single_box
 from cvbatch.inference.outputs_segmentation import maps_output
 from cvbatch.models.frameworks import tf
@@ -135,7 +136,8 @@ def _box_in_input(job: ExplainJob, placement: Placement) -> np.ndarray:  # (4,) 
 def _box_scores(
     job: ExplainJob, facts: NetworkFacts, outputs: Tensors, focus: tf.Tensor | None
 ) -> Scores:
-    scores = box_scores(with_activation(outputs["scores"], facts.activation), focus)
+    candidates = detector_scores(outputs, len(facts.classes))
+    scores = box_scores(with_activation(candidates, facts.activation), focus)
     return scores, scores
 
 
@@ -154,7 +156,8 @@ def _box_focus(
     config: Any = job.model
     outputs = run()
     xyxy = to_xyxy(outputs["boxes"].numpy(), config.box_format, *facts.image_size)
-    scores = with_activation(outputs["scores"], facts.activation)
+    candidates = detector_scores(outputs, len(facts.classes))
+    scores = with_activation(candidates, facts.activation)
     selected = scores.numpy().argmax(axis=1)
     if job.gradcam is not None and job.gradcam.box:
         for row, placement in enumerate(placements):

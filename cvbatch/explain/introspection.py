@@ -26,7 +26,13 @@ from cvbatch.geometry.resize import Placement, boxes_to_original, make_placement
 from cvbatch.inference import compile, gradcam
 from cvbatch.inference.activation_check import Decision, decide
 from cvbatch.inference.forward_pass import Tensors
-from cvbatch.inference.graph import input_size, num_classes, preprocess
+from cvbatch.inference.graph import (
+    input_size,
+    num_classes,
+    preprocess,
+    resolve_detector,
+    task_tensors,
+)
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
@@ -73,8 +79,10 @@ def resolve_job(
     classes: tuple[str, ...] = ()
     decision = Decision("none", "")
     if job.gradcam:
-        decision = decide(model, job.model, images(size), checks_boxes=False)
-        classes = compile.class_names(request, num_classes(model, job.model))
+        names = request.identity.classes
+        config = resolve_detector(model, job.model, None if names is None else len(names))
+        decision = decide(model, config, images(size), checks_boxes=False)
+        classes = compile.class_names(request, num_classes(model, config))
         _check_classes(job.gradcam.classes or (), classes)
         if job.gradcam.layer != "auto":
             select_layers(model, [job.gradcam.layer], (), "gradcam.layer")
@@ -124,6 +132,9 @@ class Network:
     """The job's network with the functions that its sections need, traced at first use."""
 
     def __init__(self, model: keras.Model, job: ExplainJob, facts: NetworkFacts) -> None:
+        if job.gradcam:
+            resolved = resolve_detector(model, job.model, len(facts.classes))
+            job = job.model_copy(update={"model": resolved})
         self._model, self._job, self._facts = model, job, facts
         self._key = InputKey(*facts.image_size, job.model.resize)
         self._class_scores = CLASS_SCORES[job.model.task]
@@ -264,7 +275,9 @@ class Network:
     # ---------------------------------------------------------------- the graph
 
     def _outputs(self, pixels: tf.Tensor) -> Tensors:
-        return task_outputs.by_name(self._model(self._preprocess(pixels), training=False))
+        raw = task_outputs.by_name(self._model(self._preprocess(pixels), training=False))
+        is_scored = self._job.gradcam is not None
+        return task_tensors(raw, self._job.model, self._facts.image_size) if is_scored else raw
 
     def _compute(self, pixels: tf.Tensor, focus: tf.Tensor | None = None) -> Tensors:
         """Return maps by layer, and `classes` (B, K), `scores` (B, K), `heatmaps` (B, K, h, w)."""

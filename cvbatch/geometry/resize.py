@@ -62,10 +62,10 @@ def make_placement(height: int, width: int, key: InputKey) -> Placement:
     source = Rectangle(0, 0, height, width)
     target = Rectangle(0, 0, key.height, key.width)
     if key.resize == "letterbox":
+        # As ultralytics' LetterBox, with the same rounding of floats: a half to the even number.
+        scale = min(key.height / height, key.width / width)
         target = _centred(
-            max(1, min(key.height, divide_rounded(height * key.width, width))),
-            max(1, min(key.width, divide_rounded(width * key.height, height))),
-            within=target,
+            max(1, round(height * scale)), max(1, round(width * scale)), within=target
         )
     elif key.resize == "crop":
         source = _centred(

@@ -6,16 +6,19 @@ is refused, because a second softmax changes scores without any other sign.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cvbatch.config.models import Activation, DetectionConfig, LocalizationConfig, ModelConfig
 from cvbatch.core.errors import ModelError
+from cvbatch.inference import detector_formats
 from cvbatch.inference.activation import default_activation
-from cvbatch.inference.detection_check import check_boxes
-from cvbatch.inference.graph import preprocess
+from cvbatch.inference.detection_check import check_boxes, check_class_ids
+from cvbatch.inference.detector_formats import DETECTORS
+from cvbatch.inference.forward_pass import Tensors
+from cvbatch.inference.graph import preprocess, resolve_detector, task_tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
 from cvbatch.inference.outputs_localization import single_box
 from cvbatch.inference.value_ranges import Values, values_of
@@ -101,6 +104,7 @@ def decide(
     *,
     checks_boxes: bool,
     needs_values: bool = False,
+    num_classes: int | None = None,
 ) -> Decision:
     """Decide which activation to apply.
 
@@ -108,30 +112,33 @@ def decide(
         needs_values: the values of the scores matter, as in training, where a prediction needs only
             the class with the largest score of a pixel.
         checks_boxes: compare boxes with the job's box format; needs images of the job.
+        num_classes: number of class names; class ids of boxes are compared with it.
 
     Raises:
         ModelError: graph and scores disagree, the scores do not fit the job's activation, or the
-            boxes do not fit its box format.
+            boxes do not fit its box format, or their class ids the class names.
     """
     scores_of = GRAPH_OUTPUTS[config.task].scores
     if scores_of is None:
         return Decision("none", "")
+    config = resolve_detector(model, config)
     values, figures, boxes = _observe(model, config, pixels, scores_of)
-    if (
-        checks_boxes
-        and boxes is not None
-        and isinstance(config, DetectionConfig | LocalizationConfig)
-    ):
-        check_boxes(config, boxes, *pixels.shape[1:3])
     name = f"model {config.model!r}"
+    if isinstance(config, DetectionConfig) and config.detector != "boxes_scores":
+        name = f"{name} as detector {config.detector}"
+    if boxes is not None and isinstance(config, DetectionConfig | LocalizationConfig):
+        if checks_boxes:
+            checked = config.model_copy(update={"box_format": boxes.box_format})
+            check_boxes(checked, boxes.corners, *pixels.shape[1:3])
+        check_class_ids(name, boxes.class_ids, num_classes)
     if config.activation != "auto":
         _check_explicit(name, config.activation, figures)
         return Decision(
             config.activation,
             f"{name}: activation {config.activation}, as the job file says ({figures})",
         )
-    if config.task == "detection":
-        return _decide_detection(name, figures)
+    if isinstance(config, DetectionConfig):
+        return _decide_detection(name, config, values, figures)
     is_multi_label = bool(getattr(config, "multi_label", False))
     units = figures.units
     is_arg_max = _is_arg_max(config, units) and not needs_values
@@ -155,7 +162,17 @@ def _check_explicit(name: str, activation: Activation, figures: Figures) -> None
         )
 
 
-def _decide_detection(name: str, figures: Figures) -> Decision:
+def _decide_detection(
+    name: str, config: DetectionConfig, values: Values, figures: Figures
+) -> Decision:
+    if activation := DETECTORS[config.detector].activation:
+        if values.are_probabilities or figures.are_in_range:
+            raise ModelError(
+                f"{name}: a {activation} is applied to its logits, but the {figures}, so that they "
+                "seem to be probabilities already; set detector: boxes_scores and the box_format "
+                "of its boxes"
+            )
+        return Decision("none", f"{name}: a {activation} is applied to its logits ({figures})")
     if not figures.are_in_range:
         raise ModelError(
             f"{name}: the scores of its boxes must be probabilities, but the {figures}; set "
@@ -208,18 +225,32 @@ def _refusal(name: str, verdict: str, values: Values, figures: Figures) -> str:
     )
 
 
+class _Boxes(NamedTuple):
+    """Boxes of the best scores of a few images.
+
+    Attributes:
+        corners: (K, 4) in the box format.
+        class_ids: (K,) int32; empty if the boxes have scores for all classes.
+        box_format: key of BOX_FORMATS.
+    """
+
+    corners: Any
+    class_ids: Any
+    box_format: str
+
+
 class _Observed(NamedTuple):
     """What the graph and the outputs of a few images say.
 
     Attributes:
         values: of the scores, from the graph.
         figures: of the scores.
-        boxes: (K, 4) those of the best scores; None without boxes.
+        boxes: those of the best scores; None without boxes.
     """
 
     values: Values
     figures: Figures
-    boxes: np.ndarray | None
+    boxes: _Boxes | None
 
 
 def _observe(
@@ -228,34 +259,56 @@ def _observe(
     """Run the network on a batch."""
     batch = model.input_shape[0] or len(pixels)
     pixels = np.resize(pixels, (batch, *pixels.shape[1:]))  # repeats images to a fixed batch
-    seen: list[tuple[Values, int]] = []
+    size = pixels.shape[1], pixels.shape[2]
+    seen: list[tuple[Values, int, str]] = []
 
-    def forward(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        outputs = task_outputs.by_name(model(preprocess(images, model, config), training=False))
-        scores = scores_of(config, outputs)
-        seen.append((values_of(scores), int(scores.shape[-1])))
+    def forward(images: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor] | None]:
+        raw = task_outputs.by_name(model(preprocess(images, model, config), training=False))
+        scores = _raw_scores(scores_of, config, raw, size)
+        boxes = _best_boxes(config, raw, size)
+        seen.append((values_of(scores), int(scores.shape[-1]), boxes.box_format if boxes else ""))
         rows = tf.reshape(tf.cast(scores, tf.float32), (-1, scores.shape[-1]))
-        boxes = _best_boxes(config, outputs)
         rows = tf.boolean_mask(rows, tf.reduce_all(tf.math.is_finite(rows), axis=1))
         sums = tf.reduce_sum(rows, axis=1)
         limits = [f(x) for x in (rows, sums) for f in (tf.reduce_min, tf.reduce_max)]
-        return tf.stack(limits), boxes
+        return tf.stack(limits), boxes and (boxes.corners, boxes.class_ids)
 
     numbers, boxes = tf.function(forward, autograph=False)(tf.constant(pixels))
     low, high, sum_low, sum_high = numbers.numpy().tolist()
-    values, units = seen[0]
+    values, units, box_format = seen[0]
     figures = Figures(low, high, sum_low, sum_high, len(pixels), units)
-    return _Observed(values, figures, None if boxes is None else boxes.numpy())
+    if boxes is None:
+        return _Observed(values, figures, None)
+    corners, class_ids = (tensor.numpy() for tensor in boxes)
+    return _Observed(values, figures, _Boxes(corners, class_ids, box_format))
 
 
-def _best_boxes(config: ModelConfig, outputs: Mapping[str, Any]) -> tf.Tensor | None:  # (K, 4)
+def _raw_scores(
+    scores_of: Callable[..., Any], config: ModelConfig, raw: Tensors, size: tuple[int, int]
+) -> tf.Tensor:
+    """Return the logits that a detector makes scores of, or else the scores."""
+    logits = None
+    if isinstance(config, DetectionConfig):
+        logits = detector_formats.logits_of(config, raw)
+    return scores_of(config, task_tensors(raw, config, size)) if logits is None else logits
+
+
+def _best_boxes(config: ModelConfig, raw: Tensors, size: tuple[int, int]) -> _Boxes | None:
     """Return the boxes of the best scores of each image: others may be padding."""
-    if config.task == "localization":
-        return tf.cast(single_box(outputs)["box"], tf.float32)
-    if config.task != "detection":
+    no_classes = tf.zeros((0,), tf.int32)
+    if isinstance(config, LocalizationConfig):
+        corners = tf.cast(single_box(raw)["box"], tf.float32)
+        return _Boxes(corners, no_classes, config.box_format)
+    if not isinstance(config, DetectionConfig):
         return None
-    best = tf.reduce_max(tf.cast(outputs["scores"], tf.float32), axis=2)
-    count = min(_BEST_BOXES, best.shape[1] or _BEST_BOXES)
-    chosen = tf.math.top_k(best, count).indices
-    boxes = tf.cast(outputs["boxes"], tf.float32)
-    return tf.reshape(tf.gather(boxes, chosen, axis=1, batch_dims=1), (-1, 4))
+    outputs, box_format = detector_formats.decode(config, raw, size)
+    has_class_ids = "class_ids" in outputs
+    scores = tf.cast(outputs["scores"], tf.float32)
+    best = scores if has_class_ids else tf.reduce_max(scores, axis=2)
+    found = tf.math.top_k(best, min(_BEST_BOXES, best.shape[1] or _BEST_BOXES))
+    corners = tf.gather(tf.cast(outputs["boxes"], tf.float32), found.indices, batch_dims=1)
+    if not has_class_ids:
+        return _Boxes(tf.reshape(corners, (-1, 4)), no_classes, box_format)
+    is_box = found.values > 0
+    class_ids = tf.gather(outputs["class_ids"], found.indices, batch_dims=1)
+    return _Boxes(corners[is_box], class_ids[is_box], box_format)

@@ -16,7 +16,13 @@ from cvbatch.core.model_formats import format_of, short_name
 from cvbatch.core.types import ModelSpec
 from cvbatch.inference.activation_check import Decision, decide
 from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
-from cvbatch.inference.graph import ServingGraph, SharedGraph, input_size, num_classes
+from cvbatch.inference.graph import (
+    ServingGraph,
+    SharedGraph,
+    input_size,
+    num_classes,
+    resolve_detector,
+)
 from cvbatch.inference.programs import IMAGENET, BuildRequest, BuiltOutput, BuiltProgram
 from cvbatch.inference.sample_images import SampleImages, sample_pixels
 from cvbatch.models import cost, registry
@@ -90,11 +96,12 @@ def _prepare(
     model: keras.Model, request: BuildRequest, pixels: np.ndarray, *, checks_boxes: bool
 ) -> _Section:
     """Check that the network fits a section of the job, on a few images."""
-    config = request.config
+    names = request.identity.classes
+    config = resolve_detector(model, request.config, None if names is None else len(names))
     classes = class_names(request, num_classes(model, config))
     if isinstance(config, DetectionConfig):
         _check_keep_classes(config, classes)
-    decision = decide(model, config, pixels, checks_boxes=checks_boxes)
+    decision = decide(model, config, pixels, checks_boxes=checks_boxes, num_classes=len(classes))
     return _Section(request, classes, decision, ServingGraph(model, config, decision.activation))
 
 
@@ -223,23 +230,28 @@ def weights_sha256(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def class_names(request: BuildRequest, count: int) -> tuple[str, ...]:
+def class_names(request: BuildRequest, count: int | None) -> tuple[str, ...]:
     """Return the class names of a model, in the order of its outputs.
 
     Args:
         request: its identity has the names of the job or of the model file, if there are any.
-        count: number of classes of the model's outputs. Without names they are ImageNet's for
-            `weights: imagenet`, else the class ids as text.
+        count: number of classes of the model's outputs; None: not known. Without names they are
+            ImageNet's for `weights: imagenet`, else the class ids as text.
 
     Raises:
-        ModelError: the number of names is not `count`.
+        ModelError: the number of names is not `count`, or neither is known.
     """
     names = request.identity.classes
     if names is None:
+        if count is None:
+            raise ModelError(
+                f"model {request.config.model!r} returns class ids, which do not tell how many "
+                "classes it has; set classes to their names, a list or a file of one name a line"
+            )
         # A network with ImageNet's weights has ImageNet's head: `load` refuses an untrained one.
         is_imagenet = request.config.weights == IMAGENET and count == IMAGENET_CLASSES
         return imagenet_classes() if is_imagenet else tuple(str(i) for i in range(count))
-    if len(names) != count:
+    if count is not None and len(names) != count:
         raise ModelError(
             f"classes of model {request.config.model!r}: {len(names)} names for {count} outputs; "
             "give one name for each output, in the order of the outputs"

@@ -22,12 +22,16 @@ def check_boxes(
     """Check the boxes of a few images.
 
     A box is plausible if its sides are positive, at least a pixel, and its centre is in the image.
-    Networks that are not trained have boxes that fit no format; they are accepted.
+    Networks that are not trained have boxes that fit no format; they are accepted, except of a
+    detector whose outputs are decoded, where that is the sign of a wrong decoder.
 
     Raises:
         ModelError: most boxes are not plausible in the job's format, and nearly all are in another
-            one, which the message names; or all numbers are NaN or infinite.
+            one, which the message names, or the boxes are decoded; or all numbers are NaN or
+            infinite.
     """
+    if not len(boxes):
+        return
     finite = boxes[np.isfinite(boxes).all(axis=1)]
     if not len(finite):
         raise ModelError(
@@ -40,14 +44,34 @@ def check_boxes(
     }
     wrong = 1 - right[config.box_format]
     best = max(right.values())
-    if wrong <= _MAX_WRONG or best < _MIN_RIGHT:
+    detector = getattr(config, "detector", "boxes_scores")
+    is_decoded = detector not in ("auto", "boxes_scores")
+    if wrong <= _MAX_WRONG or (best < _MIN_RIGHT and not is_decoded):
         return
     fitting = [name for name, fraction in right.items() if fraction >= best - 0.01]
+    advice = f"the format that fits is {' or '.join(fitting)}; set box_format to it"
+    if best < _MIN_RIGHT:
+        advice = f"the outputs are not those of detector {detector}; set detector to another one"
     raise ModelError(
         f"model {config.model!r}: {wrong:.0%} of {len(finite):,} boxes are inverted, empty or "
-        f"outside the image as box_format {config.box_format}; the format that fits is "
-        f"{' or '.join(fitting)}; set box_format to it"
+        f"outside the image as box_format {config.box_format}; {advice}"
     )
+
+
+def check_class_ids(
+    name: str,
+    class_ids: np.ndarray,  # (K,) int32
+    num_classes: int | None,
+) -> None:
+    """Raise ModelError if boxes of a few images have class ids outside 0..num_classes − 1."""
+    if num_classes is None or not len(class_ids):
+        return
+    low, high = int(class_ids.min()), int(class_ids.max())
+    if low < 0 or high >= num_classes:
+        raise ModelError(
+            f"{name}: its boxes have the class ids {low} to {high}, but there are {num_classes} "
+            "class names, for the ids from 0; set classes to the names of all ids, in their order"
+        )
 
 
 def _are_plausible(

@@ -8,6 +8,7 @@ TensorFlow, so that a worker starts in about a second and needs little memory.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,27 +75,37 @@ def _compile_litert(
 ) -> tuple[bytes, tuple[str, ...]]:
     from tensorflow.lite.python.convert_phase import ConverterError  # noqa: TID251 - tf is imported
 
+    from cvbatch.inference.double_precision import in_float32
     from cvbatch.inference.litert_gradients import OVERRIDES
     from cvbatch.models.frameworks import tf
 
     function = _trace(graph, batch, height, width, OVERRIDES)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+    names = _output_names(function)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([in_float32(function)])
     try:
-        return converter.convert(), _output_names(function)
+        return converter.convert(), names
     except ConverterError as error:
         raise UnsupportedGraphError(_missing_operations(str(error))) from None
 
 
+# In the converter's message: an error, or a line of its list of operations with their operands.
+_MISSING = re.compile(r"error: 'tf\.(\w+)' op|^\s+tf\.(\w+)\((tensor<.*)", re.MULTILINE)
+_MAX_DIMENSIONS = 6  # of the operands of LiteRT's kernels
+
+
 def _missing_operations(message: str) -> str:
     """Return the operations that LiteRT lacks, from the many lines of its converter's message."""
-    names = sorted(
-        {
-            line.split("tf.")[1].split(" ")[0].split("(")[0].strip("'\"")
-            for line in message.splitlines()
-            if line.strip().startswith("tf.")
-        }
-    )
-    return ", ".join(names) or " ".join(message.split())[:200]
+    dimensions: dict[str, int] = {}
+    for named, listed, operands in _MISSING.findall(message):
+        name = named or listed
+        found = [shape.count("x") for shape in re.findall(r"tensor<([^>]*)>", operands)]
+        dimensions[name] = max([dimensions.get(name, 0), *found])
+    texts = [
+        f"{name} of {count} dimensions" if count > _MAX_DIMENSIONS else name
+        for name, count in sorted(dimensions.items())
+    ]
+    first_error = re.search(r"error: (.*)", message)
+    return ", ".join(texts) or (first_error[1] if first_error else " ".join(message.split()))[:200]
 
 
 def _load_litert(payload: bytes, names: tuple[str, ...], threads: int) -> Program:

@@ -8,10 +8,11 @@ it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from cvbatch.config.models import Activation, ModelConfig
+from cvbatch.config.models import Activation, AnchorsConfig, DetectionConfig, ModelConfig
 from cvbatch.core.errors import ModelError
-from cvbatch.inference import gradcam
+from cvbatch.inference import detector_formats, gradcam
 from cvbatch.inference.forward_pass import ForwardPass, Tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
 from cvbatch.inference.programs import output_prefixes
@@ -45,16 +46,62 @@ def input_size(model: keras.Model, config: ModelConfig) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def num_classes(model: keras.Model, config: ModelConfig) -> int:
-    """Return the number of classes of the model.
+def resolve_detector(
+    model: keras.Model, config: ModelConfig, num_names: int | None = None
+) -> ModelConfig:
+    """Return the config with the format of the detector's outputs instead of `auto`.
+
+    Anchors are those of the network if it has a KerasHub generator, and the job has none. Other
+    tasks have no detector: their config is returned.
+
+    Args:
+        num_names: number of class names; None if there are none.
+
+    Raises:
+        ModelError: as `cvbatch.inference.detector_formats.resolve`.
+    """
+    if not isinstance(config, DetectionConfig):
+        return config
+    size = input_size(model, config)
+    resolved = detector_formats.resolve(config, _output_specs(model, size), size, num_names)
+    generator = getattr(model, "anchor_generator", None)
+    if resolved.detector != "retinanet" or resolved.anchors is not None or generator is None:
+        return resolved
+    keys = AnchorsConfig.model_fields.keys() - {"clip"}
+    anchors = AnchorsConfig(**{key: getattr(generator, key) for key in keys})
+    return resolved.model_copy(update={"anchors": anchors})
+
+
+def num_classes(model: keras.Model, config: ModelConfig) -> int | None:
+    """Return the number of classes of the model; None for boxes with class ids.
+
+    Args:
+        config: resolved.
 
     Raises:
         ModelError: the outputs do not fit the task; the message has actual and required shapes.
     """
-    height, width = input_size(model, config)
-    images = keras.KerasTensor((1, height, width, model.input_shape[3]))
-    outputs = task_outputs.by_name(model.compute_output_spec(images))
+    size = input_size(model, config)
+    outputs = task_tensors(_output_specs(model, size), config, size)
     return GRAPH_OUTPUTS[config.task].num_classes(config, outputs)
+
+
+def task_tensors(outputs: Tensors, config: ModelConfig, size: tuple[int, int]) -> Tensors:
+    """Return the outputs of a network by the names that its task expects.
+
+    Args:
+        outputs: of the network by name: TensorFlow or Keras tensors.
+        config: resolved.
+        size: height and width of the network's input in pixels.
+    """
+    if isinstance(config, DetectionConfig):
+        return detector_formats.adapt(config, outputs, size)
+    return outputs
+
+
+def _output_specs(model: keras.Model, size: tuple[int, int]) -> dict[str, Any]:
+    images = keras.KerasTensor((1, *size, model.input_shape[3]))
+    return task_outputs.by_name(model.compute_output_spec(images))
 
 
 class ServingGraph:
@@ -77,7 +124,7 @@ class ServingGraph:
             ModelError: the heatmap layer is not in the model.
         """
         self._model = model
-        self._config = config
+        self._config = resolve_detector(model, config)
         self._activation = activation
         self._size = input_size(model, config)
         self.heatmap_layer = ""
@@ -99,6 +146,7 @@ class ServingGraph:
 
     def compute(self, outputs: Tensors, calls: gradcam.Calls) -> Tensors:
         """Return the outputs of the task by name, from those of `run_network`."""
+        outputs = task_tensors(outputs, self._config, self._size)
         forward = ForwardPass(self._config, self._size, outputs, calls, self._activation)
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)
         self.heatmap_layer = forward.heatmap_layer

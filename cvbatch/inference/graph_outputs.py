@@ -24,15 +24,15 @@ class GraphOutputs(NamedTuple):
     """Functions that turn the outputs of a network into those of a task.
 
     Attributes:
-        num_classes: function of (config, outputs by name); raises ModelError if the outputs do not
-            fit the task.
+        num_classes: function of (config, outputs by name), None if the outputs do not tell; raises
+            ModelError if the outputs do not fit the task.
         scores: function of (config, outputs by name) that returns the scores, to which an
             activation may still have to be applied; None for numbers that are not scores.
         compute: function of a ForwardPass that returns the tensors by name that
             `cvbatch.inference.postprocess` expects.
     """
 
-    num_classes: Callable[[Any, Mapping[str, Any]], int]
+    num_classes: Callable[[Any, Mapping[str, Any]], int | None]
     scores: Callable[[Any, Mapping[str, Any]], Any] | None
     compute: Callable[[ForwardPass], Tensors]
 

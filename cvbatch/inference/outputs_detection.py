@@ -7,26 +7,52 @@ from typing import Any
 
 from cvbatch.config.models import DetectionConfig, LocalizationConfig
 from cvbatch.inference.activation import with_activation
+from cvbatch.inference.detector_formats import DETECTORS
 from cvbatch.inference.forward_pass import ForwardPass, Tensors
+from cvbatch.models.frameworks import tf
 from cvbatch.models.outputs import output_mismatch
 
 
-def count_classes(config: DetectionConfig, outputs: Mapping[str, Any]) -> int:
-    """Return the number of classes. Raises ModelError if the outputs are not boxes and scores."""
+def count_classes(config: DetectionConfig, outputs: Mapping[str, Any]) -> int | None:
+    """Return the number of classes; None if the outputs are class ids.
+
+    Raises:
+        ModelError: boxes and scores have other shapes.
+    """
+    if "class_ids" in outputs:
+        return None
     return count_checked_classes(
         config, outputs, {"boxes": 3, "scores": 3}, "boxes (B, N, 4) and scores (B, N, classes)"
     )
 
 
 def compute(forward: ForwardPass) -> Tensors:
-    """Return boxes (B, N, 4) and scores (B, N, C)."""
-    scores = with_activation(forward.outputs["scores"], forward.activation)
-    return {"boxes": forward.outputs["boxes"], "scores": scores}
+    """Return boxes (B, N, 4) and scores (B, N, C), or scores (B, N) and class_ids (B, N)."""
+    outputs = forward.outputs
+    if "class_ids" in outputs:
+        return {name: outputs[name] for name in ("boxes", "scores", "class_ids")}
+    scores = with_activation(outputs["scores"], forward.activation)
+    if DETECTORS[forward.config.detector].has_best_class_only:
+        scores *= tf.one_hot(tf.argmax(scores, axis=-1), scores.shape[-1], dtype=scores.dtype)
+    return {"boxes": outputs["boxes"], "scores": scores}
 
 
 def raw_scores(config: DetectionConfig, outputs: Mapping[str, Any]) -> Any:
-    """Return the scores (B, N, C) of the boxes, as the network gives them."""
+    """Return the scores (B, N, C) of the boxes, as the network gives them.
+
+    Without padding; C is 1 for boxes with class ids.
+    """
+    if "class_ids" in outputs:
+        return tf.maximum(outputs["scores"], 0)[..., None]
     return outputs["scores"]
+
+
+def detector_scores(outputs: Mapping[str, Any], num_classes: int) -> Any:  # (B, N, C)
+    """Return a score for each class; of boxes with class ids it is 0 for all other classes."""
+    if "class_ids" not in outputs:
+        return outputs["scores"]
+    scores = tf.maximum(outputs["scores"], 0)[..., None]
+    return scores * tf.one_hot(outputs["class_ids"], num_classes, dtype=scores.dtype)
 
 
 def count_checked_classes(

@@ -16,14 +16,15 @@ from cvbatch.inference.engines import Outputs
 def read_outputs(
     config: DetectionConfig,
     spec: ModelSpec,
-    outputs: Outputs,  # boxes (K, N, 4) and scores (K, N, C)
+    outputs: Outputs,  # boxes (K, N, 4) and scores (K, N, C), or scores and class_ids (K, N)
     image_index: np.ndarray,  # (K,) positions in the batch
     placements: Sequence[Placement],  # K
 ) -> ModelPredictions:
-    """Return the boxes of K images."""
-    boxes = read_boxes(
+    """Return the boxes of K images. Boxes with class ids are not suppressed again."""
+    read = read_suppressed if "class_ids" in outputs else read_boxes
+    boxes = read(
         outputs["boxes"],
-        outputs["scores"],
+        _scores(outputs, len(spec.classes)),
         image_index,
         placements,
         spec.input_key,
@@ -42,7 +43,7 @@ def merge_tiles(
 ) -> ModelPredictions:
     """Return the boxes of one tiled image."""
     boxes = merge_boxes(
-        ((outputs["boxes"][0], outputs["scores"][0]) for outputs in tiles),
+        ((tile["boxes"][0], _scores(tile, len(spec.classes))[0]) for tile in tiles),
         position,
         placements,
         spec.input_key,
@@ -61,6 +62,40 @@ def _nms_settings(config: DetectionConfig, spec: ModelSpec) -> box_arrays.NmsSet
         config.class_agnostic,
         None if names is None else [spec.classes.index(name) for name in names],
     )
+
+
+def _scores(outputs: Outputs, num_classes: int) -> np.ndarray:  # (K, N, C) float32
+    """Return a score for each class; −1 for all but the class id of a box that has one."""
+    scores = outputs["scores"]
+    if "class_ids" not in outputs:
+        return scores
+    is_class = outputs["class_ids"][..., None] == np.arange(num_classes)
+    dense: np.ndarray = np.where(is_class, scores[..., None], np.float32(-1))
+    return dense
+
+
+def read_suppressed(
+    boxes: np.ndarray,  # (K, N, 4) float32 in box_format
+    scores: np.ndarray,  # (K, N, C) float32, −1 for all classes but one
+    image_index: np.ndarray,  # (K,) positions in the batch
+    placements: Sequence[Placement],  # K
+    key: InputKey,
+    box_format: str,
+    settings: box_arrays.NmsSettings,
+) -> Boxes:
+    """Select the boxes over the score threshold and map them to the original; best first."""
+    parts = []
+    for row, placement in enumerate(placements):
+        class_id = scores[row].argmax(axis=1).astype(np.int32)
+        score = scores[row].max(axis=1)
+        is_kept = score >= np.float32(settings.score_threshold)
+        if settings.classes_kept is not None:
+            is_kept &= np.isin(class_id, list(settings.classes_kept))
+        kept = np.flatnonzero(is_kept)
+        kept = kept[np.argsort(-score[kept], kind="stable")][: settings.max_detections]
+        xyxy = box_arrays.to_xyxy(boxes[row, kept], box_format, key.height, key.width)
+        parts.append((boxes_to_original(xyxy, placement), score[kept], class_id[kept]))
+    return join_boxes(parts, image_index)
 
 
 def read_boxes(

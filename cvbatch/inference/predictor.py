@@ -132,7 +132,7 @@ def _computed(model: LoadedModel, batch: ImageBatch, all_outputs: Outputs) -> _C
     def read(is_finite: np.ndarray) -> ModelPredictions:
         return _read(model, _select(outputs, is_finite), batch, decoded[is_finite])
 
-    return _Computed(_finite_images(outputs, len(decoded)), read)
+    return _Computed(_valid_images(model.spec, outputs, len(decoded)), read)
 
 
 def _compute_tiles(model: LoadedModel, batch: ImageBatch) -> _Computed:
@@ -148,7 +148,7 @@ def _compute_tiles(model: LoadedModel, batch: ImageBatch) -> _Computed:
     for i in batch.decoded:
         placements = tile_placements(int(batch.height[i]), int(batch.width[i]), key)
         image_tiles = islice(tiles, len(placements))
-        checked = _check_finite(image_tiles)
+        checked = _check_finite(model.spec, image_tiles)
         args = (model.config, model.spec)
         try:
             if len(placements) == 1:
@@ -167,9 +167,9 @@ def _compute_tiles(model: LoadedModel, batch: ImageBatch) -> _Computed:
     return _Computed(is_finite, read)
 
 
-def _check_finite(tiles: Iterator[Outputs]) -> Iterator[Outputs]:
+def _check_finite(spec: ModelSpec, tiles: Iterator[Outputs]) -> Iterator[Outputs]:
     for outputs in tiles:
-        if not _finite_images(outputs, 1).all():
+        if not _valid_images(spec, outputs, 1).all():
             raise _NotFiniteError
         yield outputs
 
@@ -231,17 +231,23 @@ def _batches(
         del outputs
 
 
-def _finite_images(outputs: Outputs, num_images: int) -> np.ndarray:  # (K,) bool
-    """Return for each image whether all its outputs are finite."""
+def _valid_images(spec: ModelSpec, outputs: Outputs, num_images: int) -> np.ndarray:  # (K,) bool
+    """Return for each image whether all outputs are finite, and boxes have known classes."""
     is_finite = np.ones(num_images, bool)
     for array in outputs.values():
         if array.dtype.kind == "f":
             is_finite &= np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    if "class_ids" in outputs:
+        class_ids = outputs["class_ids"]
+        is_known = (class_ids >= 0) & (class_ids < len(spec.classes))
+        is_finite &= (is_known | ~(outputs["scores"] > 0)).all(axis=1)
     return is_finite
 
 
 def _not_finite(spec: ModelSpec) -> Failure:
     message = f"model {spec.name} gave a number that is not finite for this image"
+    if spec.task == "detection":
+        message += ", or a class id without a name"
     return Failure("predict", "not_finite", message)
 
 

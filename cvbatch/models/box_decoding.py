@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from cvbatch.core.errors import ModelError
 from cvbatch.models.frameworks import keras, layers, ops
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
+
+_MAX_LOG_SCALE = float(np.log(1000 / 16))  # of a side, so that exp does not overflow (torchvision)
+_BACKGROUNDS = ("first", "last", "none")
 
 
 @keras.saving.register_keras_serializable("cvbatch")
@@ -117,6 +121,87 @@ class WindowDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type
         """Return the constructor arguments, for saving."""
         config: dict[str, Any] = super().get_config()
         return config | {"window": self.window, "stride": self.stride}
+
+
+@keras.saving.register_keras_serializable("cvbatch")
+class AnchorDecode(layers.Layer):  # type: ignore[misc]  # Keras carries no type information
+    """Decode the deltas of an anchor-based detector (SSD).
+
+    Input: [deltas (B, N, 4) x, y, width, height; class logits (B, N, K)]. Output: {"boxes":
+    (B, N, 4) xyxy in the unit of the anchors, "scores": (B, N, C)}. C is K, or K − 1 with a
+    background class, which is removed after the activation.
+
+    Args:
+        anchors: N boxes center_xywh ("priors"), in pixels of the input, or in fractions of it for
+            `box_format: rel_xyxy`.
+        variances: factors of the four deltas.
+        activation: of the class logits: softmax or sigmoid.
+        background: position of the background class: first, last or none.
+
+    Raises:
+        ModelError: the anchors do not have the shape (N, 4), or background is unknown.
+
+    Source: Liu et al., SSD, 2016; the variances are those of its code.
+    """
+
+    def __init__(
+        self,
+        anchors: Sequence[Sequence[float]] | np.ndarray,
+        variances: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
+        activation: str = "softmax",
+        background: str = "first",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        # float32: NumPy's float64 would make Keras compute in float64, which LiteRT lacks.
+        self.anchors = np.array(anchors, np.float32)
+        if self.anchors.ndim != 2 or self.anchors.shape[1] != 4 or background not in _BACKGROUNDS:
+            raise ModelError(
+                f"AnchorDecode {self.name}: anchors of shape {self.anchors.shape} and background "
+                f"{background!r}; anchors must have the shape (N, 4), and background must be one "
+                f"of {', '.join(_BACKGROUNDS)}"
+            )
+        self.variances = [float(factor) for factor in variances]
+        self.activation = keras.activations.get(activation)
+        self.background = background
+
+    def call(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the boxes and scores of [deltas (B, N, 4), logits (B, N, K)]."""
+        deltas, logits = (ops.cast(tensor, "float32") for tensor in inputs)
+        scores = self.activation(logits)
+        first, last = self.background == "first", self.background == "last"
+        scores = scores[..., int(first) : scores.shape[-1] - int(last)]
+        return {"boxes": decode_deltas(deltas, self.anchors, self.variances), "scores": scores}
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor arguments, for saving."""
+        config: dict[str, Any] = super().get_config()
+        return config | {
+            "anchors": self.anchors.tolist(),
+            "variances": self.variances,
+            "activation": keras.activations.serialize(self.activation),
+            "background": self.background,
+        }
+
+
+def decode_deltas(
+    deltas: Tensor,  # (B, N, 4) x, y, width, height
+    anchors: np.ndarray,  # (N, 4) float32 center_xywh
+    variances: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+) -> Tensor:  # (B, N, 4) float32 xyxy in the unit of the anchors
+    """Return the boxes whose centres and sides are given relative to those of anchors.
+
+    The centre is the anchor's plus delta × variance × its sides; a side is the anchor's ×
+    exp(delta × variance).
+
+    Source: Girshick et al., R-CNN, 2014, appendix C; the limit of exp is torchvision's.
+    """
+    factors = np.array(variances, np.float32)
+    sides = anchors[:, 2:]
+    center = deltas[..., 0:2] * (factors[0:2] * sides) + anchors[:, 0:2]
+    log_scale = ops.minimum(deltas[..., 2:4] * factors[2:4], np.float32(_MAX_LOG_SCALE))
+    half = ops.exp(log_scale) * (sides / 2)
+    return ops.concatenate([center - half, center + half], axis=-1)
 
 
 def _to_xyxy(center: Tensor, half: Tensor) -> Tensor:  # two (..., 2) y, x → (..., 4) xyxy

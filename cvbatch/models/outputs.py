@@ -25,8 +25,14 @@ def output_mismatch(task: str, expected: str, outputs: Mapping[str, Any]) -> Mod
         expected: what the task requires, such as "class scores (B, classes)".
         outputs: tensors by name.
     """
-    shapes = ", ".join(f"{name} {shape_text(tensor)}" for name, tensor in outputs.items())
-    return ModelError(f"task {task} requires {expected}, but the model's outputs are {shapes}")
+    return ModelError(
+        f"task {task} requires {expected}, but the model's outputs are {describe(outputs)}"
+    )
+
+
+def describe(outputs: Mapping[str, Any]) -> str:
+    """Return names and shapes of tensors as text."""
+    return ", ".join(f"{name} {shape_text(tensor)}" for name, tensor in outputs.items())
 
 
 def select_output(

@@ -57,6 +57,8 @@ class Estimate:
     sampled_failures: int
     seconds: float  # estimated, without start-up
     result_bytes: int  # estimated
+    engines: list[str]  # of the models, in the order of the job; empty if nothing is pending
+    notes: list[str]  # about the models, such as operations that the engine lacks
 
     def as_json(self) -> dict[str, object]:
         """Return the estimate as JSON-ready values."""
@@ -78,6 +80,7 @@ class Estimate:
                 f"source bytes      {self.num_bytes:,}",
                 f"not read          {Ignored(self.ignored, self.ignored_examples).text or 'none'}",
                 f"arrangement       {self.arrangement}, {self.num_actors} actors",
+                f"engine            {', '.join(self.engines) or 'none'}",
                 f"actor's memory    {self.needed_bytes:,} bytes at least, of {memory_text}",
                 f"sampled           {self.sampled_images} images, {self.sampled_failures} failed",
                 f"estimated time    {self.seconds:,.1f} s",
@@ -103,7 +106,8 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     allocation = choose_allocation(job, plan.format, resources, max(1, len(pending)))
     requests = build_requests(job, ready.identities, ready.engine)
     programs = _build(ready, requests) if pending else []
-    for note in (note for program in programs for note in program.notes):
+    notes = [note for program in programs for note in program.notes]
+    for note in notes:
         listener.info(note)
     need = actor_need(programs, allocation)
     memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
@@ -135,6 +139,8 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         sampled_failures=sample.num_failed,
         seconds=round(sample.seconds * scale / allocation.num_actors, 3),
         result_bytes=int(sample.result_bytes * scale),
+        engines=[program.engine for program in programs],
+        notes=notes,
     )
 
 

@@ -91,6 +91,8 @@ def test_a_dry_run_estimates_and_writes_nothing(archive, keras_files, tmp_path):
     assert estimate["num_bytes"] == sum(path.stat().st_size for path in archive.rglob("*.*"))
     assert estimate["seconds"] > 0
     assert estimate["result_bytes"] > 0
+    assert estimate["engines"] == ["litert"] * 3
+    assert sum("scores are probabilities" in note for note in estimate["notes"]) == 3
     assert not sink.exists()
 
 

@@ -23,8 +23,11 @@ def grad_cam_by_tape(model, features, image, score_of):
     return grad_cam(maps[0].numpy(), gradient[0].numpy())
 
 
-def explain(model, images, task, class_names, size=None, **gradcam):
-    """Return the ClassHeatmaps of each image; size: of the originals, height and width."""
+def explain(model, images, task, class_names, size=None, fields=None, **gradcam):
+    """Return the ClassHeatmaps of each image.
+
+    size: of the originals, height and width; fields: keys of the model's section.
+    """
     from cvbatch.config.explain import parse_explanation
     from cvbatch.core.types import ImageBatch, InputKey
     from cvbatch.explain.introspection import Network
@@ -33,7 +36,7 @@ def explain(model, images, task, class_names, size=None, **gradcam):
 
     job = parse_explanation(
         {
-            "model": {"task": task, "model": "a.keras"},
+            "model": {"task": task, "model": "a.keras", **(fields or {})},
             "source": {"uri": "x"},
             "sink": {"uri": "y"},
             "gradcam": gradcam,
@@ -197,3 +200,38 @@ def test_auto_selects_the_only_convolution():
     image = keras.Input((32, 32, 3))
     model = keras.Model(image, layers.Conv2D(2, 3, name="only")(image))
     assert auto_layer(model) == "only"
+
+
+def yolo_of(model):
+    """Return a detector with boxes xyxy and scores as one with a head (B, 4 + C, N)."""
+    import keras
+    from keras import layers, ops
+
+    low, high = model.output["boxes"][..., :2], model.output["boxes"][..., 2:]
+    columns = [(low + high) / 2, high - low, model.output["scores"]]
+    table = ops.transpose(layers.Concatenate()(columns), (0, 2, 1))
+    return keras.Model(model.input, layers.Activation("linear")(table))
+
+
+def suppressed_of(model):
+    """Return a detector that returns its boxes with their best class only."""
+    import keras
+    from keras import ops
+
+    scores = model.output["scores"]
+    outputs = {"boxes": model.output["boxes"], "confidence": ops.max(scores, axis=-1)}
+    return keras.Model(model.input, {**outputs, "labels": ops.argmax(scores, axis=-1)})
+
+
+@pytest.mark.parametrize(
+    ("build", "fields"), [(yolo_of, {"detector": "yolo_v8"}), (suppressed_of, {})]
+)
+def test_heatmaps_of_a_detector_do_not_depend_on_the_format_of_its_outputs(build, fields):
+    model, images = networks.detector(), networks.random_images(3, (32, 32))
+    expected = explain(model, images, "detection", ("a", "b"), top_k=1)
+    found = explain(build(model), images, "detection", ("a", "b"), fields=fields, top_k=1)
+    for (heatmap,), (other,) in zip(found, expected, strict=True):
+        assert (heatmap.class_id, heatmap.label) == (other.class_id, other.label)
+        np.testing.assert_allclose(heatmap.values, other.values, atol=1e-5)
+        np.testing.assert_allclose(heatmap.box, other.box, atol=1e-4)
+        assert heatmap.score == pytest.approx(other.score, abs=1e-6)

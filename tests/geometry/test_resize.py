@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from PIL import Image
 
 from cvbatch.core.types import VOID_CLASS, InputKey, ResizeMode
 from cvbatch.geometry import resize as r
+from tests.support.detector_outputs import LETTERBOX_BOX, letterbox_sizes
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 SIDE = st.integers(1, 5000)
 MODES = ("stretch", "letterbox", "crop")
 KEY = st.builds(
@@ -208,3 +213,12 @@ def test_a_pixel_of_a_mask_has_the_class_at_its_centre(
     is_on_edge = (np.abs(in_mask - in_mask.round()) < 1e-9).any(axis=0)
     row, column = np.floor(in_mask[:, ~is_on_edge]).astype(int)
     np.testing.assert_array_equal(mapped[is_covered][~is_on_edge], mask[row, column])
+
+
+def test_letterboxed_boxes_map_back_as_ultralytics_does() -> None:
+    """Expected: ultralytics' scale_boxes, by tests/fixtures/detectors/make_references.py."""
+    expected = json.loads((FIXTURES / "detectors" / "letterbox.json").read_text(encoding="utf-8"))
+    for size, corners in zip(letterbox_sizes(), expected, strict=True):
+        placement = r.make_placement(*size, InputKey(640, 640, "letterbox"))
+        box = r.boxes_to_original(np.array([LETTERBOX_BOX], np.float32), placement)[0]
+        np.testing.assert_allclose(box, corners, rtol=1e-6, atol=1e-3, err_msg=str(size))

@@ -8,7 +8,7 @@ import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ModelError
-from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
+from cvbatch.inference.engines import ENGINES, UnsupportedGraphError, _missing_operations
 from tests.support import networks
 from tests.support.serving import serving_graph
 
@@ -232,7 +232,50 @@ def test_litert_reports_unsupported_operations():
 
     with pytest.raises(UnsupportedGraphError) as error:
         ENGINES["litert"].compile(unsupported, 1, 1, 4)
-    assert str(error.value)
+    assert str(error.value) == "Cholesky, MatrixDiagPartV3"
+
+
+def test_an_operation_that_litert_has_for_fewer_dimensions_is_reported_with_them():
+    import tensorflow as tf
+
+    def permuted(pixels):
+        cells = tf.reshape(tf.cast(pixels, tf.float32), (2, 2, 2, 2, 2, 2, 3))
+        return {"boxes": tf.transpose(cells, (0, 2, 1, 4, 3, 6, 5))}
+
+    with pytest.raises(UnsupportedGraphError) as error:
+        ENGINES["litert"].compile(permuted, 2, 4, 8)
+    assert str(error.value) == "Transpose of 7 dimensions"
+
+
+def test_a_message_without_operations_gives_its_first_error():
+    message = 'loc("/site-packages/keras/numpy.py":1:1): error: shapes differ\n  tf.shape(x)[0],\n'
+    assert _missing_operations(message) == "shapes differ"
+
+
+@pytest.mark.runs(
+    "SSD decoded with keras.ops and NumPy priors", "as it is; LiteRT computes it in float32"
+)
+def test_numpy_priors_in_float64_run_in_litert():
+    """Keras computes in float64 with them, for which LiteRT has no kernels."""
+    import keras
+    from keras import layers, ops
+
+    priors = np.random.default_rng(0).uniform(0.2, 0.8, (16, 4))
+    assert priors.dtype == np.float64
+    image = keras.Input((32, 32, 3))
+    x = layers.Reshape((16, 7))(layers.Conv2D(7, 8, 8)(layers.Rescaling(1 / 255)(image)))
+    center = x[..., :2] * 0.1 * priors[:, 2:] + priors[:, :2]
+    half = ops.exp(x[..., 2:4] * 0.2) * priors[:, 2:] / 2
+    corners = [center[..., 0] - half[..., 0], center[..., 1] - half[..., 1]]
+    corners += [center[..., 0] + half[..., 0], center[..., 1] + half[..., 1]]
+    boxes = ops.transpose(ops.stack(corners), (1, 2, 0))
+    model = keras.Model(image, {"boxes": boxes, "scores": ops.softmax(x[..., 4:])[..., 1:]})
+    assert model.output["boxes"].dtype == "float64"
+    images = networks.random_images(2, (32, 32))
+    results, _ = run("litert", model, config("detection", box_format="rel_xyxy"), images)
+    expected = model(images.astype("float32"))
+    for name in ("boxes", "scores"):
+        np.testing.assert_allclose(results[name], expected[name].numpy(), atol=1e-5)
 
 
 def test_wrong_outputs_are_reported_with_shapes():

@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 
-from cvbatch.core.types import InputKey, Tiling
+from cvbatch.core.types import InputKey, ModelSpec, Tiling
 from cvbatch.geometry.boxes import NmsSettings
+from cvbatch.geometry.resize import make_placement
 from cvbatch.geometry.tiling import tile_placements
-from cvbatch.inference.postprocess_detection import merge_boxes, read_boxes
+from cvbatch.inference.postprocess_detection import (
+    merge_boxes,
+    merge_tiles,
+    read_boxes,
+    read_outputs,
+)
+from tests.support.detectors import parse_detector
 from tests.support.reference_arrays import suppress_reference
 
 # A pixel of the input is 2 pixels of the image, or 5/4 if the image is 20 pixels high: all exact.
@@ -63,6 +70,61 @@ def test_merged_boxes_equal_the_reference(size, changes):
     np.testing.assert_array_equal(merged.score, flat[row, class_id])
     assert merged.image_index.tolist() == [4] * len(row)
     assert len(row) > 0
+
+
+def listed_outputs(count, seed=1):
+    """Return boxes of one class each, as a network does that suppresses them; −1 is padding."""
+    boxes, scores = candidates(count, num_boxes=30, seed=seed)
+    rng = np.random.default_rng(seed)
+    class_ids = rng.integers(0, 3, (count, 30)).astype(np.int32)
+    best = np.where(rng.random((count, 30)) < 0.2, -1, scores[..., 0]).astype(np.float32)
+    return {"boxes": boxes, "scores": best, "class_ids": np.where(best < 0, -1, class_ids)}
+
+
+DETECTION = {"score_threshold": 0.3, "iou_threshold": 0.1, "max_detections": 9}
+
+
+@pytest.mark.parametrize("fields", [{}, {"keep_classes": ["c", "a"]}, {"score_threshold": 0.0}])
+def test_boxes_with_class_ids_are_selected_and_not_suppressed(fields):
+    key = KEY._replace(tiling=None)
+    spec = ModelSpec("n", "detection", ("a", "b", "c"), key.height, key.width, "stretch", "0" * 64)
+    settings = parse_detector(**{**DETECTION, **fields})
+    outputs = listed_outputs(3)
+    placements = [make_placement(32, 16, key)] * 3
+    found = read_outputs(settings, spec, outputs, np.arange(3), placements).boxes
+    names = settings.keep_classes or spec.classes
+    for image in range(3):
+        rows = [
+            (-score, position)
+            for position, score in enumerate(outputs["scores"][image])
+            if score >= np.float32(settings.score_threshold)
+            and spec.classes[outputs["class_ids"][image, position]] in names
+        ]
+        positions = [position for _, position in sorted(rows)[:9]]
+        kept = found.image_index == image
+        expected = map_by_loop(outputs["boxes"][image][None, positions], placements[:1], 32, 16)
+        np.testing.assert_array_equal(found.xyxy[kept], expected)
+        np.testing.assert_array_equal(found.score[kept], outputs["scores"][image, positions])
+        np.testing.assert_array_equal(found.class_id[kept], outputs["class_ids"][image, positions])
+
+
+def test_boxes_with_class_ids_of_tiles_are_merged_like_scores_of_all_classes():
+    placements = tile_placements(50, 40, KEY)
+    outputs = listed_outputs(len(placements))
+    dense = np.where(
+        outputs["class_ids"][..., None] == np.arange(3), outputs["scores"][..., None], 0
+    )
+    config = parse_detector(**DETECTION, tiles={})
+    spec = ModelSpec(
+        "n", "detection", ("a", "b", "c"), KEY.height, KEY.width, "stretch", "0" * 64, "", *KEY[3]
+    )
+    tiles = ({k: v[i : i + 1] for k, v in outputs.items()} for i in range(len(placements)))
+    found = merge_tiles(config, spec, tiles, placements, 0).boxes
+    settings = NmsSettings(0.3, 0.1, 9)
+    pairs = zip(outputs["boxes"], dense.astype(np.float32), strict=True)
+    expected = merge_boxes(pairs, 0, placements, KEY, "xyxy", settings)
+    for column in ("xyxy", "score", "class_id"):
+        np.testing.assert_array_equal(getattr(found, column), getattr(expected, column))
 
 
 def test_no_candidates_give_no_boxes():
