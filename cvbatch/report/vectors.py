@@ -75,7 +75,7 @@ def _first_vectors(prediction: Prediction, column: str, count: int) -> list[_Vec
 def _value_charts(prediction: Prediction, values: np.ndarray) -> list[Element]:  # (n, D)
     """Return a histogram of each value."""
     models = prediction.result.metadata.get("models", [])
-    names = next((model["classes"] for model in models if model["task"] == "regression"), [])
+    names = [name for model in models if model["task"] == "regression" for name in model["classes"]]
     shown = zip(names[:MAX_HISTOGRAMS], values.T, strict=False)
     histograms = [_histogram(name, column) for name, column in shown]
     return [el("div", {"class": "charts"}, *histograms)]
