@@ -15,6 +15,7 @@ from cvbatch.config.evaluate import EvaluateJob
 from cvbatch.config.explain import IMAGE_SECTIONS, MODEL_ONLY_SECTIONS, ExplainJob
 from cvbatch.config.loader import read_job_file, set_values
 from cvbatch.config.locations import relative_to
+from cvbatch.config.models import MODEL_SECTIONS, NETWORK_KEYS
 from cvbatch.config.predict import JobConfig
 from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError
@@ -148,7 +149,9 @@ def json_schema(kind: str) -> str:
     schema: dict[str, Any] = JOB_KINDS[kind].model_json_schema()
     sections = schema["properties"]
     if "models" in sections:
-        sections["models"]["items"] = _or_name(sections["models"]["items"])
+        items = _or_name(sections["models"]["items"])
+        items["anyOf"].append(_entry_with_outputs(schema["$defs"]))
+        sections["models"]["items"] = items
     if "model" in sections:
         sections["model"] = _or_name(sections["model"])
     for section in schema["$defs"].values():
@@ -161,6 +164,24 @@ def json_schema(kind: str) -> str:
 def _or_name(model: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a model section, or of its short form, the model's name."""
     return {"anyOf": [{"type": "string"}, *model.get("oneOf", [model])]}
+
+
+def _entry_with_outputs(definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an entry of `models` with several outputs of one network."""
+    network: dict[str, Any] = {}
+    outputs = []
+    for section in (definitions[kind.__name__] for kind in MODEL_SECTIONS.values()):
+        keys = section["properties"]
+        network |= {key: keys[key] for key in keys if key in NETWORK_KEYS}
+        of_output = {key: keys[key] for key in keys if key not in NETWORK_KEYS}
+        outputs.append({**section, "properties": of_output, "required": ["task"]})
+    items = {"type": "array", "minItems": 1, "items": {"anyOf": outputs}}
+    return {
+        "additionalProperties": False,
+        "properties": {**network, "outputs": items},
+        "required": ["model", "outputs"],
+        "type": "object",
+    }
 
 
 def init_job(kind: str, file: str | None) -> Sequence[str]:

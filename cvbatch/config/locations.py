@@ -65,6 +65,8 @@ def _model(section: Any, change: Change) -> Any:
         value = section.get(key)
         if isinstance(value, str) and value not in named and (key != "model" or _is_path(value)):
             changed[key] = change(value)
+    if isinstance(section.get("outputs"), list):
+        changed["outputs"] = _model(section["outputs"], change)
     return changed
 
 

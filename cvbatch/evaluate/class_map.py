@@ -37,7 +37,8 @@ def make_evaluation_spec(
     if not columns and not (config.heatmaps and (truth is None or labelled.keys() & _LOCALIZED)):
         raise SourceError(
             f"predictions have {_listed(result.classes)}, the truth has {_listed(labelled)}: "
-            "there is nothing to compare; import labels of that kind"
+            "there is nothing to compare; import labels of that kind (embeddings and the values of "
+            "regressions are not evaluated: docs/embeddings.md has the SQL)"
         )
     tables = [(result.classes[name], labelled[name]) for name in columns]
     if config.heatmaps and config.heatmaps.class_map is None:

@@ -24,7 +24,6 @@ from cvbatch.config.predict import JobConfig
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import ModelError, SourceError
 from cvbatch.core.progress import Listener
-from cvbatch.core.tasks import TASKS
 from cvbatch.core.types import InputKey
 from cvbatch.distributed.parallel_map import ParallelMap
 from cvbatch.evaluate.heatmap_faithfulness import (
@@ -94,20 +93,21 @@ def load_heatmap_source(result: Result) -> HeatmapSource:
     (request,) = build_requests(
         single_model, [identify(result.storage, config)], result.job["engine"]
     )
-    keys = input_keys(job, result.models)
+    keys = input_keys(job, result.metadata["models"])
     return HeatmapSource(result, job, request, metadata["weights_sha256"], keys)
 
 
-def input_keys(job: JobConfig, models: dict[str, dict[str, Any]]) -> tuple[InputKey, ...]:
+def input_keys(job: JobConfig, models: Sequence[dict[str, Any]]) -> tuple[InputKey, ...]:
     """Return the distinct input sizes and resize modes of all models of a job.
 
     Args:
         job: the job of a result.
-        models: metadata of the result: column → its model.
+        models: metadata of the result, one of each task.
     """
+    sizes = {model["task"]: model["input_size"] for model in models}
     keys = []
     for config in job.models:
-        height, width = models[TASKS[config.task].columns[0]]["input_size"]
+        height, width = sizes[config.task]
         tiling = tiling_of(config, height, width)
         keys.append(InputKey(height, width, config.resize, tiling))
     return tuple(dict.fromkeys(keys))

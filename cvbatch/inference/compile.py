@@ -137,7 +137,8 @@ def load(storage: Storage, request: BuildRequest) -> keras.Model:
     options = dict(config.build or {})
     if any(getattr(section.config, "multi_label", False) for section in sections):
         options = {"multi_label": True} | options
-    if not registry.is_head_trained(config.model, config.weights, count):
+    num_outputs = options.get("num_classes", count)
+    if not registry.is_head_trained(config.model, config.weights, num_outputs):
         raise ModelError(
             f"weights: imagenet would leave the head of {config.model!r} untrained for these "
             "classes, so predictions would be meaningless; fine-tune the network and set model to "

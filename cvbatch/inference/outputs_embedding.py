@@ -10,6 +10,7 @@ from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import closest_names
 from cvbatch.inference import gradcam
 from cvbatch.inference.forward_pass import ForwardPass, Tensors
+from cvbatch.inference.value_ranges import values_of
 from cvbatch.models.frameworks import keras, tf
 from cvbatch.models.outputs import output_mismatch, shape_text
 
@@ -30,6 +31,11 @@ def compute(forward: ForwardPass) -> Tensors:
     if config.layer is None:
         name, features = _single_output(config, forward.outputs)
         source = f"the output {name!r}"
+        if config.output is None and values_of(features).are_probabilities:
+            raise ModelError(
+                f"embedding of {config.model!r}: {source} is probabilities of classes; set layer: "
+                f"auto for the vector that the head receives, or output: {name} to store them"
+            )
     elif config.layer == "auto":
         features, source = _head_input(forward)
     else:

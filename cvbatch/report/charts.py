@@ -17,27 +17,38 @@ _WIDTH, _HEIGHT = 320, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 22
 
 
-def histogram(title: str, counts: Mapping[int, int], num_bins: int) -> Element:
-    """Return a histogram of scores in 0..1.
+def histogram(
+    title: str,
+    counts: Mapping[int, int],
+    num_bins: int,
+    limits: tuple[float, float] | None = None,
+) -> Element:
+    """Return a histogram.
 
     Args:
         title: of the chart.
         counts: bin index → number of scores.
         num_bins: number of bins of equal width.
+        limits: smallest and largest value; None: scores in 0..1, of which the page dims the bins
+            below its minimum score.
     """
+    low, high = limits or (0.0, 1.0)
     max_count = max(counts.values(), default=1)
     width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     bars = []
     for i in range(num_bins):
         num_scores = counts.get(i, 0)
         bar_height = num_scores / max_count * height
-        tooltip = f"{i / num_bins:.2f} to {(i + 1) / num_bins:.2f}: {num_scores:,}"
+        start, end = (low + (high - low) * edge / num_bins for edge in (i, i + 1))
+        form = ".4g" if limits else ".2f"
+        tooltip = f"{start:{form}} to {end:{form}}: {num_scores:,}"
+        score = {} if limits else {"data-score": f"{end:.6g}"}
         bars.append(
             el(
                 "rect",
                 {
                     "class": "column",
-                    "data-score": f"{(i + 1) / num_bins:.6g}",
+                    **score,
                     "x": f"{_LEFT + i * width / num_bins + 0.5:.2f}",
                     "y": f"{_TOP + height - bar_height:.2f}",
                     "width": f"{width / num_bins - 1:.2f}",
@@ -48,8 +59,8 @@ def histogram(title: str, counts: Mapping[int, int], num_bins: int) -> Element:
         )
     total = sum(counts.values())
     description = f"{title}: {total:,} scores, {max_count:,} in the largest bin"
-    axes = _axes((0, max_count), ("0", "0.5", "1"))
-    return _chart(title, description, [*axes, *bars])
+    labels = [f"{edge:.3g}" for edge in (low, (low + high) / 2, high)]
+    return _chart(title, description, [*_axes((0, max_count), labels), *bars])
 
 
 def line_chart(

@@ -261,6 +261,8 @@ def _captions(card: Card, colours: ClassColours) -> list[Element]:
     captions = [
         element for page in COLUMN_PAGES.values() for element in page.caption(card.row, colours)
     ]
+    values = [f"{name} {value:.4g}" for name, value in (card.row.values or {}).items()][:MAX_NAMES]
+    captions += [paragraph(shorten(", ".join(values), 300))] if values else []
     if card.comparison is not None:
         captions.append(_label_caption(card.comparison))
     return captions

@@ -27,6 +27,7 @@ from cvbatch.report.html import Section, el, format_count, paragraph, shorten
 from cvbatch.report.overlays import ByteBudget
 from cvbatch.report.prediction_page import Prediction
 from cvbatch.report.statistics import collect_statistics
+from cvbatch.report.vectors import vectors_section
 from cvbatch.results.result import Result
 from cvbatch.results.run_history import latest
 from cvbatch.storage import store
@@ -225,6 +226,7 @@ def _prediction_sections(
         *scores[1:],
         prediction_page.failures_section(prediction),
         prediction_page.classes_section(prediction),
+        vectors_section(prediction),
         prediction_page.runs_section(prediction),
         prediction_page.networks_section(prediction),
         prediction_page.job_file_section(prediction.result.job.get("job")),

@@ -41,13 +41,14 @@ def _card(row: Row) -> str:
 
 
 def _caption(row: Row) -> str:
-    """Return the best labels, the number of boxes by class, or why the image failed."""
+    """Return the best labels, the number of boxes, values, or why the image failed."""
     if row.error is not None:
         return f"failed: {row.error.kind}"
     parts = [f"{label['label']} {label['score']:.2f}" for label in (row.labels or [])[:_MAX_LABELS]]
     if row.boxes is not None:
         parts.append(f"{len(row.boxes)} boxes")
     parts += [f"{area['label']}" for area in (row.mask_areas or [])[:_MAX_LABELS]]
+    parts += [f"{name} {value:.4g}" for name, value in (row.values or {}).items()][:_MAX_LABELS]
     return ", ".join(parts)
 
 

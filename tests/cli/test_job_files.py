@@ -170,6 +170,10 @@ JOBS = [
     ({"run": {"batch_sise": 8}}, False),
     ({"run": {"batch_size": 0}}, False),
     ({"models": []}, False),
+    ({"models": [{"model": "a.keras", "outputs": [{"task": "embedding"}]}]}, True),
+    ({"models": [{"model": "a.keras", "outputs": []}]}, False),
+    ({"models": [{"model": "a.keras", "outputs": [{"task": "embedding", "model": "b"}]}]}, False),
+    ({"models": [{"model": "a.keras", "top_k": 1, "outputs": [{"task": "embedding"}]}]}, False),
     ({"source": {"uri": "a", "format": "png"}}, False),
     ({"sink": 3}, False),
 ]

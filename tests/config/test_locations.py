@@ -16,6 +16,7 @@ def test_paths_are_below_the_folder_of_the_file():
             MODEL,
             {"model": "yolo", "weights": "w.h5", "classes": ["a"]},
             "b.keras",
+            {"model": "c.keras", "outputs": [{"task": "regression"}, {"classes": "names.txt"}]},
         ],
         "run": {"batch_size": 4},
     }
@@ -26,6 +27,10 @@ def test_paths_are_below_the_folder_of_the_file():
             MODEL | {"model": "jobs/nightly/nets/a.keras", "classes": "jobs/nightly/names.txt"},
             {"model": "yolo", "weights": "jobs/nightly/w.h5", "classes": ["a"]},
             "jobs/nightly/b.keras",
+            {
+                "model": "jobs/nightly/c.keras",
+                "outputs": [{"task": "regression"}, {"classes": "jobs/nightly/names.txt"}],
+            },
         ],
         "run": {"batch_size": 4},
     }

@@ -15,7 +15,9 @@ import pytest
 
 import cvbatch
 from tests.support import jobs
+from tests.support.datasets import picture
 from tests.support.in_process import predict_in_process
+from tests.support.results import SIZE, random_row, write_predictions
 
 pytestmark = [
     pytest.mark.keras,
@@ -48,7 +50,8 @@ def vectors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def run(query: str, folder: Path, **changes: str) -> list[tuple[object, ...]]:
-    for before, after in {"1280": "12", "'result/": f"'{folder}/", **changes}.items():
+    size = {"1280": "12"} if "1280" in query else {}
+    for before, after in {"'result/": f"'{folder}/", **size, **changes}.items():
         assert before in query
         query = query.replace(before, after)
     return duckdb.sql(query).fetchall()
@@ -80,6 +83,26 @@ def test_most_similar_images_are_ordered_by_cosine(
     expected = sorted(vectors, key=lambda name: -(vectors[name] @ vectors[COPIED]))[:10]
     assert [row[0] for row in found] == expected
     assert expected[:2] == [COPIED, "copy.png"]
+
+
+def test_errors_of_a_regression_are_those_of_keras(tmp_path: Path) -> None:
+    from keras import metrics
+
+    names = [f"i {n:02d}.png" for n in range(12)]
+    jobs.write_files(tmp_path / "images", dict.fromkeys(names, picture(*SIZE)) | jobs.BROKEN)
+    rows = {name: random_row(n) for n, name in enumerate(names)}
+    result = write_predictions(
+        tmp_path / "out", tmp_path / "images", rows, ("classification", "regression")
+    )
+    truth = {name: row["values"][0] + 0.1 * n for n, (name, row) in enumerate(rows.items())}
+    lines = [f"{name},{age}\n" for name, age in truth.items()]
+    (tmp_path / "ages.csv").write_text("image_id,age\n" + "".join(lines))
+    ((mae, rmse, r2),) = run(QUERIES[2], result, **{"ages.csv": str(tmp_path / "ages.csv")})
+    kinds = metrics.MeanAbsoluteError(), metrics.RootMeanSquaredError(), metrics.R2Score()
+    predicted = np.array([[row["values"][0]] for row in rows.values()], np.float32)
+    for kind in kinds:
+        kind.update_state(np.array([[age] for age in truth.values()], np.float32), predicted)
+    np.testing.assert_allclose([mae, rmse, r2], [float(kind.result()) for kind in kinds], rtol=1e-5)
 
 
 def test_the_column_is_a_list_of_a_fixed_size_and_null_for_failed_images(folder: Path) -> None:

@@ -269,13 +269,18 @@ def test_input_keys_of_all_models():
         {"task": "classification", "model": "a.keras", "resize": "crop"},
         {"task": "segmentation", "model": "b.keras", "tiles": {"overlap": 8}},
         {"task": "detection", "model": "c.keras", "resize": "crop"},
+        {"task": "embedding", "model": "d.keras"},
     ]
     job = parse_job({"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models})
-    sizes = {"labels": (48, 32), "mask": (64, 80), "boxes": (48, 32)}
-    metadata = {column: {"input_size": list(size)} for column, size in sizes.items()}
+    sizes = [(48, 32), (64, 80), (48, 32), (24, 24)]
+    metadata = [
+        {"task": model["task"], "input_size": list(size)}
+        for model, size in zip(models, sizes, strict=True)
+    ]
     assert input_keys(job, metadata) == (
         InputKey(48, 32, "crop"),
         InputKey(64, 80, "stretch", Tiling(64, 80, 8, 8)),
+        InputKey(24, 24, "stretch"),
     )
 
 

@@ -105,6 +105,15 @@ def test_without_a_layer_the_output_is_the_embedding() -> None:
     assert graph.vector_source == "the output 'output'"
 
 
+def test_probabilities_are_an_embedding_only_if_their_output_is_named() -> None:
+    model = networks.nested_classifier()
+    with pytest.raises(ModelError, match="probabilities of classes; set layer: auto"):
+        run(model, config(), IMAGES)
+    results, _ = run(model, config(output="output"), IMAGES)
+    expected = model.predict(IMAGES.astype("float32"), verbose=0)
+    np.testing.assert_allclose(results["embedding"], expected, atol=TOLERANCE)
+
+
 def odd_network(kind: str) -> Any:
     """A network whose head is not clear, or whose output is no vector."""
     import keras

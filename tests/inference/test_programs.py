@@ -211,6 +211,11 @@ class TestBuilding:
                 programs.BuildRequest(model_config, identity, "litert", "float32", 2),
             )
 
+    @pytest.mark.parametrize("fields", [{"classes": ["a", "b"]}, {"build": {"num_classes": 2}}])
+    def test_imagenet_weights_with_another_number_of_classes_are_refused(self, fields):
+        with pytest.raises(ModelError, match="would leave the head of 'MobileNetV2' untrained"):
+            build_one("MobileNetV2", weights="imagenet", **fields)
+
     def test_random_weights_are_deterministic(self):
         first, second = (build_one("mini_xception", weights="random") for _ in range(2))
         assert first.spec.weights_sha256 == second.spec.weights_sha256

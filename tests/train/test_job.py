@@ -115,7 +115,7 @@ def test_data_of_one_class_is_refused(tmp_path):
     with pytest.raises(
         SourceError, match="one class, 'cat', and classification needs at least two"
     ):
-        train(parse_training(job(tmp_path / "labels", tmp_path / "out")), SilentListener())
+        train(parse_training(job(tmp_path / "labels", tmp_path / "out")), Listener())
     assert not (tmp_path / "out").exists()
 
 
