@@ -23,6 +23,7 @@ from cvbatch.models.class_head import ClassScores, with_classes
 from cvbatch.models.frameworks import keras
 from cvbatch.models.graph_surgery import calls_of, flatten
 from cvbatch.models.input_range import scales_its_input
+from cvbatch.models.outputs import by_name
 from cvbatch.storage.store import Storage
 from cvbatch.train.input_pipeline import DecodeSpec, ExampleReader, Shard
 from cvbatch.train.learners.base import LEARNERS
@@ -176,17 +177,22 @@ def decide_activation(
     """
     if job.model.task not in ("classification", "segmentation"):
         return None
+    graph = flatten(model)
+    scores = LEARNERS[job.model.task].class_scores(graph, job.model.output)[0].tensor
+    output = next(name for name, tensor in by_name(graph.output).items() if tensor is scores)
     pixels = _sample_pixels(storage, job, split, image_size)
-    return decide(model, _as_predicted(job), pixels, checks_boxes=False, needs_values=True)
+    config = _as_predicted(job, output)
+    return decide(model, config, pixels, checks_boxes=False, needs_values=True)
 
 
-def _as_predicted(job: TrainJob) -> ModelConfig:
-    """Return the model's section of a job that predicts with the network."""
-    keys = ["task", "model", "weights", "output", "activation"]
+def _as_predicted(job: TrainJob, output: str) -> ModelConfig:
+    """Return the model's section of a job that predicts with an output of the network."""
+    keys = ["task", "model", "weights", "activation"]
     if job.model.task == "classification":
         keys.append("multi_label")
     section: Any = MODEL_SECTIONS[job.model.task]
-    config: ModelConfig = section(**{key: getattr(job.model, key) for key in keys})
+    values = {key: getattr(job.model, key) for key in keys}
+    config: ModelConfig = section(output=output, **values)
     return config
 
 

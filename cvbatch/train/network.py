@@ -174,19 +174,28 @@ def _load_initial(
         try:
             return load(num_classes=None if has_classes else num_classes)
         except ModelError as refusal:
-            if config.model not in APPLICATIONS or not str(config.weights).endswith(
-                WEIGHTS_SUFFIXES
-            ):
-                raise
+            is_imagenet = config.model in APPLICATIONS
+            if not is_imagenet or not str(config.weights).endswith(WEIGHTS_SUFFIXES):
+                raise _with_hint(refusal, job) from None
             try:
                 pretrained = load(num_classes=IMAGENET_CLASSES)
             except ModelError:
-                raise refusal from None
+                raise _with_hint(refusal, job) from None
     model = registry.build(config.model, num_classes, config.image_size, options)
     for weight, source in zip(model.weights, pretrained.weights, strict=True):
         if weight.shape == source.shape:  # all except the head
             weight.assign(source)
     return model
+
+
+def _with_hint(refusal: ModelError, job: TrainJob) -> ModelError:
+    """Return the error, with what to do if the weights are a whole network of other classes."""
+    if not str(job.model.weights).endswith(".keras"):
+        return refusal
+    return ModelError(
+        f"{refusal}; to train that network on other classes, set model to {job.model.weights!r} "
+        "and remove weights and build: its head is rebuilt"
+    )
 
 
 def _at_largest_size(job: TrainJob, model: keras.Model, training_model: keras.Model) -> keras.Model:

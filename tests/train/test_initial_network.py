@@ -296,6 +296,16 @@ def test_the_loss_is_that_of_the_probabilities_that_prediction_makes(form):
     np.testing.assert_allclose(losses["scores"], expected, rtol=1e-4)
 
 
+def test_heads_for_training_only_do_not_hide_the_scores():
+    image, x = pooled()
+    heads = {n: layers.Dense(3, activation="softmax", name=n)(x) for n in ("scores", "auxiliary_1")}
+    model = keras.Model(image, heads)
+    assert decide_activation(model, job(), Storage(), None, SIZE).activation == "none"
+    fitted = fit_classes(model, job(), OLD, ("a", "b"))
+    assert {k: v.shape[-1] for k, v in fitted.model.output.items()} == dict.fromkeys(heads, 2)
+    network.make_learner(job(), fitted.model, 2)
+
+
 def test_unclear_scores_are_refused_as_in_prediction():
     model = keras.Model(*of_unknown_operations())
     with pytest.raises(ModelError, match="may return probabilities or logits"):

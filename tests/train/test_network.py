@@ -81,3 +81,11 @@ def test_a_weights_file_with_the_classes_of_the_data_keeps_its_head(tmp_path):
     initial = registry.load_file("initial", tmp_path / "initial.keras")
     for actual, expected in zip(initial.weights, trained.weights, strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_keras_file_as_weights_of_other_classes_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "trained.keras"
+    registry.build("lenet5", 2, SIZE).save(path)
+    other = job(path, model="lenet5", build={})
+    with pytest.raises(ModelError, match=r"set model to '.*trained\.keras' and remove weights"):
+        network._load_initial(Storage(), other, 3, {})
