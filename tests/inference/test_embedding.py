@@ -83,6 +83,27 @@ def test_auto_of_a_network_of_the_zoo() -> None:
     assert graph.vector_source == "the input of the layer 'conv_preds'"
 
 
+FEATURES = {  # numbers that the head of each network receives, from the papers
+    "alexnet": 4096, "googlenet": 1024, "resnet34": 512, "ConvNeXtTiny": 768, "DenseNet121": 1024,
+    "InceptionV3": 2048, "MobileNetV2": 1280, "MobileNetV3Large": 1280, "NASNetMobile": 1056,
+    "ResNet50": 2048, "ResNet50V2": 2048, "VGG16": 4096, "Xception": 2048, "EfficientNetB0": 1280,
+}  # fmt: skip
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", FEATURES)
+def test_auto_has_the_size_of_the_last_features(name: str) -> None:
+    import tensorflow as tf
+
+    from cvbatch.models.registry import load_model
+
+    model = load_model(name, "random", local_file=Path)
+    graph = ServingGraph(model, config(layer="auto"), "none")
+    pixels = tf.TensorSpec((1, *model.input_shape[1:3], 3), tf.uint8)
+    tf.function(graph, autograph=False).get_concrete_function(pixels)
+    assert graph.dimension == FEATURES[name]
+
+
 @pytest.mark.parametrize(("pooling", "normalize"), [("average", True), ("max", False)])
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_a_feature_map_is_pooled(pooling: str, normalize: bool, engine: str) -> None:
