@@ -22,12 +22,12 @@ def check_boxes(
     """Check the boxes of a few images.
 
     A box is plausible if its sides are positive, at least a pixel, and its centre is in the image.
-    Networks that are not trained have boxes that fit no format; they are accepted, except of a
-    detector whose outputs are decoded, where that is the sign of a wrong decoder.
+    Networks that are not trained have boxes that fit no format; they are accepted, except those of
+    YOLO, whose outputs have no names that confirm the format.
 
     Raises:
         ModelError: most boxes are not plausible in the job's format, and nearly all are in another
-            one, which the message names, or the boxes are decoded; or all numbers are NaN or
+            one, which the message names, or the detector is a YOLO; or all numbers are NaN or
             infinite.
     """
     if not len(boxes):
@@ -44,9 +44,9 @@ def check_boxes(
     }
     wrong = 1 - right[config.box_format]
     best = max(right.values())
-    detector = getattr(config, "detector", "boxes_scores")
-    is_decoded = detector not in ("auto", "boxes_scores")
-    if wrong <= _MAX_WRONG or (best < _MIN_RIGHT and not is_decoded):
+    detector: str = getattr(config, "detector", "")
+    has_names = not detector.startswith("yolo_")  # one table is recognised by its shape alone
+    if wrong <= _MAX_WRONG or (best < _MIN_RIGHT and has_names):
         return
     fitting = [name for name, fraction in right.items() if fraction >= best - 0.01]
     advice = f"the format that fits is {' or '.join(fitting)}; set box_format to it"

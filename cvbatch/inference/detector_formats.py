@@ -61,14 +61,11 @@ _NAMES = {  # names of outputs that have a role
 
 def _dense(outputs: Tensors) -> Roles | None:
     """Return boxes (B, N, 4) with scores (B, N, C) or (B, N), by name or else by shape."""
-    boxes = _named(outputs, "boxes", 3)
-    scores = _named(outputs, "scores", 3)
+    boxes, scores = _named(outputs, "boxes", 3), _named(outputs, "scores", 3, 2)
     if boxes is None or scores is None:
-        boxes, scores = _named(outputs, "boxes", 3), _named(outputs, "scores", 2)
-    if boxes is None or scores is None:
-        found = [tensor for tensor in outputs.values() if len(tensor.shape) in (2, 3)]
-        corners = [tensor for tensor in found if tensor.shape[-1] == 4 and len(tensor.shape) == 3]
-        others = [tensor for tensor in found if not any(tensor is box for box in corners)]
+        corners = _corners(outputs)
+        others = [t for t in outputs.values() if len(t.shape) in (2, 3)]
+        others = [tensor for tensor in others if not any(tensor is box for box in corners)]
         if len(corners) != 1 or len(others) != 1:
             return None
         boxes, scores = corners[0], others[0]
@@ -78,25 +75,34 @@ def _dense(outputs: Tensors) -> Roles | None:
 
 def _listed(outputs: Tensors) -> Roles | None:
     """Return boxes (B, N, 4), scores (B, N) and class ids (B, N), by name or else by data type."""
-    roles = {role: _named(outputs, role, 3 if role == "boxes" else 2) for role in _NAMES}
-    if any(roles[role] is None for role in ("boxes", "scores", "classes")):
-        corners = [t for t in outputs.values() if len(t.shape) == 3 and t.shape[-1] == 4]
-        columns = [t for t in outputs.values() if len(t.shape) == 2]
-        classes = [t for t in columns if "int" in str(t.dtype)]
-        if len(corners) != 1 or len(columns) != 2 or len(classes) != 1:
+    boxes, scores = _named(outputs, "boxes", 3), _named(outputs, "scores", 2)
+    classes = _named(outputs, "classes", 2)
+    if boxes is None or scores is None or classes is None:
+        corners = _corners(outputs)
+        columns = sorted(
+            (tensor for tensor in outputs.values() if len(tensor.shape) == 2),
+            key=lambda tensor: "int" in str(tensor.dtype),
+        )
+        kinds = ["int" in str(tensor.dtype) for tensor in columns]
+        if len(corners) != 1 or kinds != [False, True]:
             return None
-        scores = [t for t in columns if t is not classes[0]]
-        return {"boxes": corners[0], "scores": scores[0], "classes": classes[0]}
-    counts = (outputs[name] for name in _NAMES["count"] if name in outputs)
-    roles["count"] = next(counts, None)
-    fits = roles["boxes"].shape[-1] == 4
-    return {role: tensor for role, tensor in roles.items() if tensor is not None} if fits else None
+        boxes, (scores, classes) = corners[0], columns
+    named_counts = [outputs[name] for name in _NAMES["count"] if name in outputs]
+    counts = {"count": named_counts[0]} if named_counts else {}
+    fits = boxes.shape[-1] == 4
+    return {"boxes": boxes, "scores": scores, "classes": classes, **counts} if fits else None
 
 
-def _named(outputs: Tensors, role: str, rank: int) -> Any:
+def _corners(outputs: Tensors) -> list[Any]:
+    """Return the outputs of shape (B, N, 4)."""
+    return [t for t in outputs.values() if len(t.shape) == 3 and t.shape[-1] == 4]
+
+
+def _named(outputs: Tensors, role: str, *ranks: int) -> Any:
     """Return the output of a role that has so many dimensions; None without one."""
-    named = (outputs[name] for name in _NAMES[role] if name in outputs)
-    return next((tensor for tensor in named if len(tensor.shape) == rank), None)
+    named = [outputs[name] for name in _NAMES[role] if name in outputs]
+    fitting = (t for rank in ranks for t in named if len(t.shape) == rank)
+    return next(fitting, None)
 
 
 def _table(outputs: Tensors) -> Roles | None:
@@ -121,7 +127,8 @@ def _is_boxes_scores(outputs: Tensors, size: Size) -> bool:
 
 def _is_suppressed(outputs: Tensors, size: Size) -> bool:
     is_named = "boxes" in outputs and any(name in outputs for name in _NAMES["classes"])
-    return (is_named or _are_unnamed(outputs)) and _listed(outputs) is not None
+    is_listed = (is_named or _are_unnamed(outputs)) and _listed(outputs) is not None
+    return is_listed and not _is_boxes_scores(outputs, size)
 
 
 def _are_unnamed(outputs: Tensors) -> bool:

@@ -122,6 +122,36 @@ def rows_of_hub(decoded):
     return [rows[i, : arrays["num_detections"][i]] for i in range(len(rows))]
 
 
+@pytest.mark.soak
+def test_a_whole_retinanet_of_keras_hub(monkeypatch):
+    """The network's own decode_predictions; its first weights would shift all boxes outside."""
+    hub = pytest.importorskip("keras_hub")
+    import keras
+
+    keras.utils.set_random_seed(0)
+    encoder = hub.models.ResNetBackbone(
+        [64], [7], [64] * 4, [1] * 4, [1, 2, 2, 2], "basic_block", image_shape=(*SIZE, 3)
+    )
+    backbone = hub.models.RetinaNetBackbone(encoder, min_level=3, max_level=5, use_p5=False)
+    generator = hub.layers.AnchorGenerator("yxyx", 3, 5, 2, [0.5, 1.0, 2.0], 3.0)
+    decoder = hub.layers.NonMaxSuppression("yxyx", True, 0.5, 0.5)
+    model = hub.models.RetinaNetObjectDetector(
+        backbone, len(NAMES), "yxyx", generator, prediction_decoder=decoder
+    )
+    for weight in model.weights:
+        if "head" in weight.path:
+            weight.assign(keras.random.normal(weight.shape, 0, 0.01, seed=1))
+    images = np.random.default_rng(3).integers(0, 256, (2, *SIZE, 3), np.uint8)
+    monkeypatch.setattr("tests.support.detectors.numbered_images", lambda count, size: images)
+    outputs = model(images.astype("float32"), training=False)
+    expected = rows_of_hub(model.decode_predictions(outputs, images))
+    found = detect(
+        model, NAMES, engine="tensorflow", image_size=list(SIZE), class_agnostic=True,
+        score_threshold=0.5, iou_threshold=0.5, max_detections=100,
+    )  # fmt: skip
+    assert_same_boxes(found, expected, SIZE)
+
+
 @pytest.mark.runs(
     "KerasHub D-FINE, without its decoder", "`detector: rt_detr` or `auto`, `class_agnostic`"
 )
@@ -236,6 +266,14 @@ def test_auto_chooses_the_row_that_the_job_may_name(detector):
     for choice in ("auto", detector):
         config = parse_detector(detector=choice)
         assert resolve(config, outputs, SIZE, len(NAMES)).detector == detector
+
+
+def test_boxes_and_scores_of_all_classes_are_used_where_there_are_class_ids_too():
+    from cvbatch.inference.detector_formats import resolve
+
+    outputs = suppressed_outputs()
+    scores = np.zeros((2, 40, len(NAMES)), np.float32)
+    assert resolve(parse_detector(), {**outputs, "scores": scores}, SIZE).detector == "boxes_scores"
 
 
 def build_file(path, **fields):

@@ -48,8 +48,8 @@ def detect(model, classes, *, engine="litert", original=None, **fields):
     """
     from cvbatch.inference.predictor import LoadedModel, Predictor
 
-    count, size = 2, model.input_shape[1:3]
     config = parse_detector(**fields)
+    count, size = 2, config.image_size or model.input_shape[1:3]
     program = compiled(model, config, classes, engine)
     spec = ModelSpec("net", "detection", tuple(classes), *size, config.resize, "0" * 64)
     height, width = original or size
@@ -73,7 +73,7 @@ def compiled(model, config, classes, engine="litert"):
     from cvbatch.inference.engines import ENGINES
     from cvbatch.inference.graph import ServingGraph, resolve_detector
 
-    size = model.input_shape[1:3]
+    size = config.image_size or model.input_shape[1:3]
     resolved = resolve_detector(model, config, len(classes))
     images = numbered_images(2, size)
     decision = decide(model, resolved, images, checks_boxes=True, num_classes=len(classes))
