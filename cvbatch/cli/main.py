@@ -87,7 +87,8 @@ def _predict(arguments: argparse.Namespace) -> CommandResult:
         return CommandResult("cvbatch: dry run done, nothing was written", 0)
     if arguments.json:
         print(json.dumps(summary.as_json()))
-    job_files.write_job("predict", job.sink.uri, file)
+    if summary.num_chunks:
+        job_files.write_job("predict", job.sink.uri, file)
     return _prediction_result(summary)
 
 
@@ -156,7 +157,8 @@ def _train(arguments: argparse.Namespace) -> CommandResult:
         summary = train(job, listener, overwrite=arguments.overwrite, resume=arguments.resume)
     if arguments.json:
         print(json.dumps(summary.as_json()))
-    job_files.write_job("train", job.sink.uri, file)
+    if summary.is_new:
+        job_files.write_job("train", job.sink.uri, file)
     done = f"{summary.epochs} epochs into {summary.sink}, {summary.summary_line()}"
     return CommandResult(
         f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}"
@@ -178,7 +180,8 @@ def _evaluate(arguments: argparse.Namespace) -> CommandResult:
         print(json.dumps(summary.as_json()))
     else:
         _show(Table(("task", "metric", "value", "95 % interval", "count"), summary.rows(), 2))
-    job_files.write_job("evaluate", job.sink.uri, file)
+    if summary.is_new:
+        job_files.write_job("evaluate", job.sink.uri, file)
     done = f"{summary.images['images']:,} images compared into {summary.sink}"
     return CommandResult(
         f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}"
@@ -198,7 +201,8 @@ def _explain(arguments: argparse.Namespace) -> CommandResult:
         summary = explain(job, listener, overwrite=arguments.overwrite)
     if arguments.json:
         print(json.dumps(summary.as_json()))
-    job_files.write_job("explain", job.sink.uri, file)
+    if summary.is_new:
+        job_files.write_job("explain", job.sink.uri, file)
     if not summary.is_over_failure_limit:
         return CommandResult(f"cvbatch: {summary.summary_line()}", 0)
     return CommandResult(
