@@ -321,7 +321,7 @@ def _recognise(config: DetectionConfig, outputs: Tensors, size: Size, num_names:
     if not names:
         expected = (
             f"the outputs {DETECTORS['boxes_scores'].expected}, or those of another detector "
-            f"({', '.join(DETECTORS)}: set detector to it)"
+            f"({', '.join(list(DETECTORS)[1:])}: set detector to it)"
         )
         raise output_mismatch(config.task, expected, outputs)
     choices = " or ".join(f"{name} ({DETECTORS[name].expected})" for name in names)

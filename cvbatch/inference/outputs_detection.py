@@ -7,6 +7,7 @@ from typing import Any
 
 from cvbatch.config.models import DetectionConfig, LocalizationConfig
 from cvbatch.inference.activation import with_activation
+from cvbatch.inference.detector_decoding import PADDING_SCORE
 from cvbatch.inference.detector_formats import DETECTORS
 from cvbatch.inference.forward_pass import ForwardPass, Tensors
 from cvbatch.models.frameworks import tf
@@ -27,13 +28,17 @@ def count_classes(config: DetectionConfig, outputs: Mapping[str, Any]) -> int | 
 
 
 def compute(forward: ForwardPass) -> Tensors:
-    """Return boxes (B, N, 4) and scores (B, N, C), or scores (B, N) and class_ids (B, N)."""
+    """Return boxes (B, N, 4) and scores (B, N, C), or scores (B, N) and class_ids (B, N).
+
+    Where a box counts for its best class only, its other scores are −1: below any threshold.
+    """
     outputs = forward.outputs
     if "class_ids" in outputs:
         return {name: outputs[name] for name in ("boxes", "scores", "class_ids")}
     scores = with_activation(outputs["scores"], forward.activation)
     if DETECTORS[forward.config.detector].has_best_class_only:
-        scores *= tf.one_hot(tf.argmax(scores, axis=-1), scores.shape[-1], dtype=scores.dtype)
+        is_best = tf.one_hot(tf.argmax(scores, axis=-1), scores.shape[-1], True, False)
+        scores = tf.where(is_best, scores, PADDING_SCORE)
     return {"boxes": outputs["boxes"], "scores": scores}
 
 

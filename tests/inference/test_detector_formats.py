@@ -41,6 +41,14 @@ def test_yolo_v8():
     assert_same_boxes(boxes, reference("yolo_v8"), SIZE)
 
 
+def test_a_box_counts_for_its_best_class_only_at_any_threshold():
+    fields = {"score_threshold": 0, "iou_threshold": 1, "max_detections": 100_000}
+    table = seeded.yolo_v8()["output0"]
+    for rows, columns in zip(found_boxes([table], **fields), table, strict=True):
+        assert len(rows) == seeded.num_cells()
+        np.testing.assert_array_equal(rows[:, 4], -np.sort(-columns[4:].max(axis=0)))
+
+
 def test_yolo_v8_transposed():
     table = seeded.yolo_v8()["output0"].transpose(0, 2, 1).copy()
     assert_same_boxes(found_boxes([table]), reference("yolo_v8"), SIZE)
