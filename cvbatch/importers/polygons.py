@@ -1,7 +1,7 @@
 """Rasterize COCO segmentations: polygons and run-length encoding (RLE).
 
 A pixel belongs to a polygon if its centre is inside, by the even-odd rule. RLE lists the pixels
-itself. `cvbatch.images.rle` writes it.
+itself, see `cvbatch.images.rle`.
 
 Source: cocodataset.org/#format-data; pycocotools, maskApi.c.
 """
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cvbatch.images.orientation import Size
+from cvbatch.images.rle import decode_rle, parse_compressed_rle
 from cvbatch.importers.parsing import to_number
 
 Outline = list[np.ndarray] | dict[str, Any]  # polygons, each (K, 2) float64; or RLE: size, counts
 
 _CELLS_AT_ONCE = 1 << 20  # rows × edges, or rows × columns, in one step
 _MAX_COORDINATE_PX = 1e7  # beyond it the slopes of edges lose their precision
-_MAX_SHIFT = 60  # bits of a run length; no image has longer runs
 _MAX_RUN = 2**53
 
 
@@ -48,54 +48,6 @@ def fill_polygon(
         toggles = np.zeros((end - start, width + 1), np.int32)
         np.add.at(toggles, (row, column), 1)
         region[start:end] |= np.cumsum(toggles, axis=1)[:, :width] % 2 == 1
-
-
-def decode_rle(counts: np.ndarray, size: Size) -> np.ndarray:  # (R,) → (h, w) bool
-    """Return the region of run lengths: outside, inside, outside, ..., column by column.
-
-    Raises:
-        ValueError: the runs do not sum to the number of pixels.
-    """
-    height, width = size
-    is_invalid = counts.min(initial=0) < 0 or counts.max(initial=0) > height * width
-    if is_invalid or int(counts.sum()) != height * width:
-        raise ValueError(f"the runs do not sum to {height} x {width} pixels")
-    is_inside = np.arange(len(counts)) % 2 == 1
-    return np.repeat(is_inside, counts).reshape(width, height).T
-
-
-def parse_compressed_rle(text: str) -> np.ndarray:  # (R,) int64
-    """Return the run lengths of COCO's compressed string.
-
-    A character contains five bits of a number, least significant first, as an offset from "0".
-    Bit 5 is set if more characters follow; bit 4 of the last one is the sign. From the fourth
-    number on it is the difference to the number two before.
-
-    Source: pycocotools, maskApi.c, rleFrString.
-
-    Raises:
-        ValueError: the string is not valid.
-    """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > _MAX_SHIFT:
-            raise ValueError(f"{character!r} is not a character of a run length")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    if shift:
-        raise ValueError("the last run length is truncated")
-    try:
-        return np.array(counts, np.int64)
-    except OverflowError:
-        raise ValueError("a run length is larger than any image") from None
 
 
 class ParsedOutline(NamedTuple):

@@ -9,6 +9,7 @@ from cvbatch.config.models import DetectionConfig, LocalizationConfig
 from cvbatch.inference.activation import with_activation
 from cvbatch.inference.detector_formats import DETECTORS
 from cvbatch.inference.forward_pass import ForwardPass, Tensors
+from cvbatch.inference.outputs_masks import check_masks, mask_tensors
 from cvbatch.models.frameworks import tf
 from cvbatch.models.outputs import output_mismatch
 
@@ -17,17 +18,31 @@ def count_classes(config: DetectionConfig, outputs: Mapping[str, Any]) -> int | 
     """Return the number of classes; None if the outputs are class ids.
 
     Raises:
-        ModelError: boxes and scores have other shapes.
+        ModelError: boxes and scores, or the masks of the job, have other shapes.
     """
-    if "class_ids" in outputs:
-        return None
-    return count_checked_classes(
-        config, outputs, {"boxes": 3, "scores": 3}, "boxes (B, N, 4) and scores (B, N, classes)"
-    )
+    count = None
+    if "class_ids" not in outputs:
+        count = count_checked_classes(
+            config, outputs, {"boxes": 3, "scores": 3}, "boxes (B, N, 4) and scores (B, N, classes)"
+        )
+    check_masks(config, outputs)
+    return count
 
 
 def compute(forward: ForwardPass) -> Tensors:
-    """Return boxes (B, N, 4) and scores (B, N, C), or scores (B, N) and class_ids (B, N)."""
+    """Return boxes and scores, and the tensors of their masks.
+
+    Returns:
+        boxes (B, N, 4), scores (B, N, C), or scores (B, N) and class_ids (B, N); masks as
+        `mask_tensors`.
+    """
+    boxes = _boxes(forward)
+    if forward.config.masks is None:
+        return boxes
+    return boxes | mask_tensors(forward.config, forward.outputs, forward.mask_values)
+
+
+def _boxes(forward: ForwardPass) -> Tensors:
     outputs = forward.outputs
     if "class_ids" in outputs:
         return {name: outputs[name] for name in ("boxes", "scores", "class_ids")}

@@ -5,12 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.importers.polygons import (
-    decode_rle,
-    fill_polygon,
-    parse_compressed_rle,
-    rasterize,
-)
+from cvbatch.images.rle import decode_rle, parse_compressed_rle
+from cvbatch.importers.polygons import fill_polygon, rasterize
 
 
 def is_inside(x, y, corners):
