@@ -59,11 +59,21 @@ def decode_rle(counts: np.ndarray, size: Size) -> np.ndarray:  # (R,) → (h, w)
         ValueError: the runs do not sum to the number of pixels.
     """
     height, width = size
-    is_invalid = counts.min(initial=0) < 0 or counts.max(initial=0) > height * width
-    if is_invalid or int(counts.sum()) != height * width:
-        raise ValueError(f"the runs do not sum to {height} x {width} pixels")
     is_inside = np.arange(len(counts)) % 2 == 1
-    return np.repeat(is_inside, counts).reshape(width, height).T
+    return np.repeat(is_inside, check_runs(counts, size)).reshape(width, height).T
+
+
+def check_runs(counts: np.ndarray, size: Size) -> np.ndarray:  # (R,) → (R,)
+    """Return run lengths of a mask.
+
+    Raises:
+        ValueError: they do not sum to the number of pixels.
+    """
+    num_pixels = size[0] * size[1]
+    is_invalid = counts.min(initial=0) < 0 or counts.max(initial=0) > num_pixels
+    if is_invalid or int(counts.sum()) != num_pixels:
+        raise ValueError(f"the runs do not sum to {size[0]} x {size[1]} pixels")
+    return counts
 
 
 def compress_rle(

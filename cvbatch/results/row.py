@@ -18,7 +18,7 @@ from cvbatch.images.decode import decode
 from cvbatch.images.drawing import draw_boxes, paint_mask, palette_value
 from cvbatch.images.heatmaps import overlay
 from cvbatch.images.masks import decode_png
-from cvbatch.images.rle import decode_rle, parse_compressed_rle
+from cvbatch.images.rle import check_runs, decode_rle, parse_compressed_rle
 from cvbatch.results.parts import MISSING, box_corners
 from cvbatch.results.schema import RESERVED_NAMES
 
@@ -126,11 +126,14 @@ class Row:
             return mask
         return mask_to_original(mask, make_placement(*self.size_hw, _input_key(model)))
 
-    def box_mask(self, number: int) -> np.ndarray | None:  # (height, width) bool
-        """Return the mask of a box at the image's size; None if it has none.
+    def box_mask_runs(self, number: int) -> np.ndarray | None:  # (R,) int64
+        """Return the run lengths of the mask of a box, see `cvbatch.images.rle`.
 
         Args:
             number: index into `boxes`.
+
+        Returns:
+            Runs that sum to the pixels of the image; None if the box has no mask.
 
         Raises:
             SourceError: the RLE is damaged, or of another size.
@@ -141,9 +144,21 @@ class Row:
         try:
             if tuple(rle["size"]) != self.size_hw:
                 raise ValueError(f"its size is {rle['size']}")
-            return decode_rle(parse_compressed_rle(rle["counts"]), self.size_hw)
+            return check_runs(parse_compressed_rle(rle["counts"]), self.size_hw)
         except ValueError as error:
             raise SourceError(f"a mask of a box of {self.image_id!r}: {error}") from None
+
+    def box_mask(self, number: int) -> np.ndarray | None:  # (height, width) bool
+        """Return the mask of a box at the image's size; None if it has none.
+
+        Args:
+            number: index into `boxes`.
+
+        Raises:
+            SourceError: as `box_mask_runs`.
+        """
+        runs = self.box_mask_runs(number)
+        return None if runs is None else decode_rle(runs, self.size_hw)
 
     def box_mask_map(self, values: Sequence[int]) -> np.ndarray | None:  # (height, width) uint8
         """Return a value for every pixel: that of the first box whose mask has it, or `VOID_CLASS`.
