@@ -117,7 +117,8 @@ class LabelledSource(ExportSource):
                     f"{file} and {self._files[0]} differ in their columns or classes; export them "
                     "one by one"
                 )
-        self.classes = {name: tuple(names) for name, names in tables[0]["classes"].items()}
+        classes = {name: tuple(names) for name, names in tables[0]["classes"].items()}
+        self.classes = _with_box_masks(classes, tables[0]["columns"])
         self.is_multi_label = bool(tables[0]["is_multi_label"])
         # Masks are stored at the size of the image.
         self.models: dict[str, Any] = {"mask": {"options": {}}}
@@ -126,7 +127,8 @@ class LabelledSource(ExportSource):
         with read_errors(uri), self._storage.open_input(uri) as source:
             file = ParquetFile(source)
             document = stored_metadata(file, uri, needs_images=True)
-        return {key: document[key] for key in ("classes", "is_multi_label")}
+        columns = [name for name in document["columns"] if name == "box_masks"]
+        return {key: document[key] for key in ("classes", "is_multi_label")} | {"columns": columns}
 
     def names(self) -> Iterator[tuple[list[str], list[str]]]:
         """Yield the ids of images, with the URI of their file."""
@@ -136,7 +138,8 @@ class LabelledSource(ExportSource):
 
     def parts(self, columns: Sequence[str]) -> Iterator[tuple[Iterator[NamedRow], Any]]:
         """Yield some rows and their images."""
-        wanted = ["image_id", "image", "width", "height", "split", *expand_label_columns(columns)]
+        needed = dict.fromkeys("boxes" if name == "box_masks" else name for name in columns)
+        wanted = ["image_id", "image", "width", "height", "split", *expand_label_columns(needed)]
         for uri, batch in self._batches(wanted, _ROWS):
             values = batch.to_pylist()
             rows = (NamedRow(self._row(row, uri), row["split"]) for row in values)
