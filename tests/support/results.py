@@ -56,7 +56,7 @@ def random_box_masks(predictions, seed):
 
 
 def random_row(seed, classes=CLASSES):
-    """Return random predictions with a heatmap, mask areas, an embedding, values, masks of boxes."""
+    """Return random predictions with a value of every column."""
     predictions = random_predictions(seed)
     predictions["box_masks"] = random_box_masks(predictions, seed)
     values = np.random.default_rng(seed).random(6).astype(np.float32).tolist()
