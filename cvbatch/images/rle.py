@@ -39,12 +39,11 @@ def encode_window(window: Window, size: Size) -> np.ndarray:  # (R,) int64
         window: the part, inside the mask.
         size: height and width of the mask.
     """
-    padded = np.pad(window.region.T, ((0, 0), (1, 1))).astype(np.int8)  # columns become rows
-    edges = np.diff(padded, axis=1)
-    start, end = (
-        (window.left + column) * size[0] + window.top + row
-        for column, row in (np.nonzero(edges == sign) for sign in (1, -1))
-    )
+    padded = np.pad(window.region.T, ((0, 0), (1, 1)))  # columns become rows
+    edges = np.flatnonzero(padded[:, 1:] != padded[:, :-1])  # in turn into and out of the region
+    column, row = np.divmod(edges, window.region.shape[0] + 1)
+    positions = (window.left + column) * size[0] + window.top + row
+    start, end = positions[::2], positions[1::2]
     is_new = np.ones(len(start), bool)  # a run may go on at the top of the next column
     is_new[1:] = start[1:] > end[:-1]
     bounds = np.stack([start[is_new], end[np.append(is_new[1:], True)[: len(end)]]], axis=1)
