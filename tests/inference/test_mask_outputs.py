@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_masks
 
+import cvbatch
 from cvbatch.config.models import DetectionConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.core.types import InputKey
@@ -125,6 +127,31 @@ def test_masks_of_prototypes_equal_those_of_ultralytics(tmp_path, engine, is_tor
     section = config(path, "prototypes", resize="letterbox")
     found = masks_by_row(section, built(path, section, engine), size, input_hw, "letterbox")
     assert (found != expected_masks("whole_cells", len(boxes), size)).sum() <= 2
+
+
+@pytest.mark.process
+def test_a_job_stores_the_masks_of_images_of_different_sizes(tmp_path):
+    maps, weights, boxes = reference.prototypes("whole_cells")
+    size, input_hw, _ = reference.LETTERBOXED["whole_cells"]
+    outputs = {
+        "boxes": boxes_to_input(boxes, make_placement(*size, InputKey(*input_hw, "letterbox"))),
+        "scores": falling_scores(len(boxes)),
+        "coefficients": weights,
+        "prototypes": maps.transpose(1, 2, 0),
+    }
+    path = tmp_path / "a.keras"
+    network(input_hw, outputs).save(path)
+    images = [np.zeros((*size, 3), np.uint8), np.zeros((2 * size[0], 2 * size[1], 3), np.uint8)]
+    section = config(path, "prototypes", resize="letterbox").model_dump()
+    first, second = cvbatch.predict(images, model=section)
+    expected = expected_masks("whole_cells", len(boxes), size)
+    found = np.array([first.box_mask(i) for i in range(len(first.boxes))])
+    assert (found != expected).sum() <= 2
+    for i, mask in enumerate(expected):
+        doubled = second.box_mask(i)
+        assert doubled.shape == (2 * size[0], 2 * size[1])
+        assert abs(doubled.sum() - 4 * mask.sum()) <= 0.05 * 4 * mask.sum() + 40
+        assert coco_masks.area(second.boxes[i]["mask"]) == doubled.sum()
 
 
 def mask_tensors(section, outputs, values):
