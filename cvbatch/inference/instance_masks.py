@@ -213,7 +213,7 @@ def _interpolated(
     )
     values = values.astype(np.float32, copy=False)
     lines = values[above] + (values[below] - values[above]) * y[:, None]
-    sampled = lines.take(left, axis=1)
+    sampled: np.ndarray = lines.take(left, axis=1)
     sampled += (lines.take(right, axis=1) - sampled) * x
     return sampled
 
