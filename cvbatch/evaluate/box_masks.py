@@ -93,8 +93,11 @@ def _run_masks(
     counts = struct_values(chosen, "counts").tolist()
     shapes = struct_values(chosen, "size").tolist()
     runs = []
-    for image, text, (height, width) in zip(image_index.tolist(), counts, shapes, strict=True):
-        size = sizes.setdefault(image, (int(height), int(width)))
+    for image, text, shape in zip(image_index.tolist(), counts, shapes, strict=True):
+        if text is None or shape is None or len(shape) != 2:
+            raise ValueError("a mask of a box lacks its size or its counts")
+        height, width = shape.tolist()
+        size = sizes.setdefault(image, (height, width))
         if size != (height, width):
             raise ValueError(
                 f"masks of one image are of {size[0]} x {size[1]} and of {height} x {width} pixels"

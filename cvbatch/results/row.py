@@ -53,7 +53,8 @@ class Row:
         """Return the row of a chunk whose Parquet values are given.
 
         Raises:
-            SourceError: the row failed without a reason, which cvbatch never writes.
+            SourceError: the row failed without a reason, or has more or fewer masks than boxes,
+                which cvbatch never writes.
         """
         error = values["error"] if values["status"] != "ok" else None
         if values["status"] != "ok" and error is None:
@@ -145,7 +146,7 @@ class Row:
             if tuple(rle["size"]) != self.size_hw:
                 raise ValueError(f"its size is {rle['size']}")
             return check_runs(parse_compressed_rle(rle["counts"]), self.size_hw)
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError) as error:  # null is of another type
             raise SourceError(f"a mask of a box of {self.image_id!r}: {error}") from None
 
     def box_mask(self, number: int) -> np.ndarray | None:  # (height, width) bool
@@ -314,10 +315,19 @@ class Row:
 
 
 def _with_masks(values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Return the boxes of a Parquet row with the masks of `box_masks`, if there are any."""
+    """Return the boxes of a Parquet row with the masks of `box_masks`, if there are any.
+
+    Raises:
+        SourceError: the numbers of boxes and of masks differ.
+    """
     boxes, masks = values.get("boxes"), values.get("box_masks")
     if boxes is None or masks is None:
         return boxes
+    if len(boxes) != len(masks):
+        raise SourceError(
+            f"{values['image_id']!r} has {len(boxes)} boxes and {len(masks)} masks of boxes, which "
+            "cvbatch never writes; predict again"
+        )
     return [{**box, "mask": mask} for box, mask in zip(boxes, masks, strict=True)]
 
 

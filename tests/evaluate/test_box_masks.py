@@ -151,6 +151,8 @@ def test_labels_without_masks_have_no_metrics_of_masks(tmp_path):
     [
         ({"size": [9, 9]}, "masks of one image are of|do not sum"),
         ({"counts": "11"}, "do not sum"),
+        ({"counts": None}, "lacks its size or its counts"),
+        ({"size": None}, "lacks its size or its counts"),
         (None, "not one mask for each box"),
     ],
 )

@@ -261,12 +261,19 @@ def test_overlays_show_masks_of_boxes(tmp_path, files):
     assert not is_changed[30:, 20:50].any()
 
 
-@pytest.mark.parametrize("change", [{"size": [9, 9]}, {"counts": "\0"}, {"counts": "11"}])
+@pytest.mark.parametrize(
+    "change", [{"size": [9, 9]}, {"size": None}, {"counts": None}, {"counts": "11"}]
+)
 def test_a_damaged_mask_of_a_box_is_reported(tmp_path, files, change):
     masks = [{**CORNER, **change}]
     row, _ = predicted_with_masks(tmp_path, files, boxes=boxes_at((0, 0, 9, 9)), box_masks=masks)
     with pytest.raises(SourceError, match=r"a mask of a box of 'a\.png'"):
         row.box_mask(0)
+
+
+def test_a_row_with_more_boxes_than_masks_is_refused(tmp_path, files):
+    with pytest.raises(SourceError, match="1 boxes and 0 masks"):
+        predicted_with_masks(tmp_path, files, boxes=boxes_at((0, 0, 9, 9)), box_masks=[])
 
 
 def test_failed_and_changed_images_cannot_be_read(folder, tmp_path, files):
