@@ -154,6 +154,77 @@ def test_a_job_stores_the_masks_of_images_of_different_sizes(tmp_path):
         assert coco_masks.area(second.boxes[i]["mask"]) == doubled.sum()
 
 
+def predicted(section, program, size, input_hw, mode):
+    """Return rows (K, 6) of boxes, scores and classes, and masks (K, h, w), best first."""
+    placement = make_placement(*size, InputKey(*input_hw, mode))
+    outputs = program.load(1)(np.zeros((1, *input_hw, 3), np.uint8))
+    found = read_outputs(section, program.spec, outputs, np.array([0]), [placement])
+    boxes, masks = found.boxes, found.box_masks
+    strings = np.split(masks.counts, np.cumsum(masks.length)[:-1])
+    regions = [parse_compressed_rle(string.tobytes().decode()) for string in strings]
+    return (
+        np.column_stack([boxes.xyxy, boxes.score, boxes.class_id]),
+        np.array([decode_rle(region, size) for region in regions]),
+    )
+
+
+@pytest.mark.runs(
+    "ultralytics YOLO-seg (B, 4 + C + P, N) with prototypes (B, P, h, w)",
+    "`masks: prototypes`, `resize: letterbox`, `rescale`; `detector: yolo_v8` or `auto`",
+)
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_yolo_seg_equals_ultralytics(tmp_path, is_transposed):
+    import keras
+
+    table, maps = reference.yolo_seg()
+    size, input_hw, _ = reference.LETTERBOXED["whole_cells"]
+    arrays = {"a": table.T if is_transposed else table, "b": maps}
+    named = network(input_hw, arrays)
+    path = tmp_path / "a.keras"
+    keras.Model(named.inputs, [named.output["b"], named.output["a"]]).save(path)
+    settings = {"resize": "letterbox", "score_threshold": 0.25, "iou_threshold": 0.6}
+    if is_transposed:  # YOLOv5 has such a table too
+        settings["detector"] = "yolo_v8"
+    section = config(path, "prototypes", **settings)
+    rows, masks = predicted(section, built(path, section), size, input_hw, "letterbox")
+    stored = np.load(reference.FIXTURE)["yolo_seg_boxes"]
+    assert len(stored) > 10
+    np.testing.assert_allclose(rows, stored, atol=1e-4)
+    assert (masks != expected_masks("yolo_seg", len(stored), size)).sum() <= 2
+    assert masks.any(axis=(1, 2)).sum() > 10
+
+
+def test_yolo_seg_without_masks_has_the_same_boxes(tmp_path):
+    table, maps = reference.yolo_seg()
+    path = tmp_path / "a.keras"
+    network((160, 160), {"output_0": table, "output_1": maps}).save(path)
+    section = config(path, None, score_threshold=0.25, iou_threshold=0.6)
+    program = built(path, section)
+    assert "set masks: box, image or prototypes" in program.note
+    assert program.spec.classes == ("0", "1")
+    outputs = program.load(1)(np.zeros((1, 160, 160, 3), np.uint8))
+    np.testing.assert_allclose(outputs["scores"].max(2)[0], table[4:6].max(0), atol=1e-6)
+
+
+@pytest.mark.runs(
+    "torchvision Mask R-CNN-like outputs: boxes, labels, scores, masks (B, N, 1, h, w)",
+    "`masks: box`, `classes`; boxes with class ids are not suppressed again",
+)
+def test_boxes_with_class_ids_keep_their_masks(tmp_path):
+    masks, boxes = reference.box_masks()
+    size = reference.BOX_MASKS[0]
+    count = len(boxes)
+    labels = np.arange(count, dtype=np.float32) % 3
+    scores = falling_scores(count)[:, 0]
+    outputs = {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks[:, None]}
+    path = tmp_path / "a.keras"
+    network(size, outputs).save(path)
+    section = config(path, "box", classes=["a", "b", "c"], score_threshold=0.05)
+    rows, found = predicted(section, built(path, section), size, size, "stretch")
+    np.testing.assert_array_equal(rows[:, 5], labels)
+    assert (found != expected_masks("box", count, size)).sum() <= 2
+
+
 def mask_tensors(section, outputs, values):
     import tensorflow as tf
 

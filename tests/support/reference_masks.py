@@ -57,6 +57,23 @@ def prototypes(name):
     return maps, weights, boxes.astype(np.float32)
 
 
+def yolo_seg():
+    """Return table (4 + 2 + P, 525) and prototypes (P, 40, 40) of a YOLO-seg, input 160 x 160."""
+    rng = np.random.default_rng(5)
+    maps, _, _ = prototypes("whole_cells")
+    centres = rng.uniform((20, 0), (140, 160), (525, 2))  # of 200 x 150, 20 columns are padding
+    table = np.concatenate(
+        [
+            centres,
+            rng.uniform(15, 60, (525, 2)),
+            np.where(rng.random((525, 1)) < 0.08, rng.uniform(0, 1, (525, 2)), 0.01),
+            rng.normal(size=(525, NUM_PROTOTYPES)),
+        ],
+        axis=1,
+    )
+    return table.T.astype(np.float32), maps
+
+
 def expected_masks(name, count, size):
     """Return the stored masks (count, height, width) of "box" or of a key of LETTERBOXED."""
     bits = np.unpackbits(np.load(FIXTURE)[name], count=count * size[0] * size[1])
@@ -75,7 +92,22 @@ def main():
     for name, (size, _, _) in LETTERBOXED.items():
         native = process_mask_native(*map(torch.from_numpy, prototypes(name)), size)
         found[name] = np.packbits(native.numpy())
+    found |= by_ultralytics()
     np.savez_compressed(FIXTURE, **found)
+
+
+def by_ultralytics():
+    """Return the boxes, scores and classes of `yolo_seg`, (K, 6), and their masks, bits."""
+    import torch
+    from ultralytics.utils.nms import non_max_suppression
+    from ultralytics.utils.ops import process_mask_native, scale_boxes
+
+    table, maps = map(torch.from_numpy, yolo_seg())
+    size, input_hw, _ = LETTERBOXED["whole_cells"]
+    (found,) = non_max_suppression(table[None], conf_thres=0.25, iou_thres=0.6, nc=2)
+    found[:, :4] = scale_boxes(input_hw, found[:, :4], size)
+    masks = process_mask_native(maps, found[:, 6:], found[:, :4], size)
+    return {"yolo_seg_boxes": found[:, :6].numpy(), "yolo_seg": np.packbits(masks.numpy())}
 
 
 if __name__ == "__main__":
