@@ -84,8 +84,9 @@ def test_a_table_that_lacks_a_row_is_named_with_the_row(monkeypatch):
 def test_every_kind_of_prediction_is_stored():
     kinds = {field.name for field in fields(ModelPredictions)}
     assert difference("cvbatch.results.schema.PREDICTION_KINDS", kinds) == ""
-    filled = {column for task in TASKS.values() for column in task.columns} | {"heatmaps"}
-    assert difference("cvbatch.results.schema.COLUMN_TYPES", filled) == ""
+    filled = {column for task in TASKS.values() for column in task.columns}
+    requested = {"heatmaps", "box_masks"}
+    assert difference("cvbatch.results.schema.COLUMN_TYPES", filled | requested) == ""
 
 
 def test_a_task_has_labels_and_metrics():
@@ -106,7 +107,8 @@ def test_every_column_is_imported_and_exported():
     no_boxes = np.zeros((0, 4), np.float32), *(np.zeros(0, kind) for kind in ("i4", "f4", bool))
     row = ImportedRow("a", b"", 1, 1, "train", [], *no_boxes, None)
     assert set(row.classes_present) == set(CLASS_COLUMNS)
-    assert {column for one in EXPORTS.values() for column in one.COLUMNS} == set(CLASS_COLUMNS)
+    exported = {column for one in EXPORTS.values() for column in one.COLUMNS}
+    assert exported == {*CLASS_COLUMNS, "box_masks"}
 
 
 # A task and a column that no other module knows

@@ -36,6 +36,7 @@ BoxFormat = Literal[
     "rel_xywh",
     "rel_center_xywh",
 ]
+MaskKind = Literal["box", "image", "prototypes"]
 DetectorFormat = Literal[
     "auto",
     "boxes_scores",
@@ -180,7 +181,10 @@ class AnchorsConfig(Section):
 class DetectionConfig(_TiledConfig):
     """Boxes with classes."""
 
-    added_keys: ClassVar[tuple[str, ...]] = (*_TiledConfig.added_keys, "detector", "anchors")
+    added_keys: ClassVar[tuple[str, ...]] = (
+        *_TiledConfig.added_keys,
+        *("detector", "anchors", "masks"),
+    )
 
     task: Literal["detection"]
     detector: DetectorFormat = "auto"  # of the network's outputs; auto: by their names and shapes
@@ -191,6 +195,8 @@ class DetectionConfig(_TiledConfig):
     class_agnostic: bool = False  # suppress boxes across classes
     keep_classes: list[str] | None = None  # None: all
     box_format: BoxFormat = "xyxy"
+    # what the masks of the network cover, which are stored for every box; None: not stored
+    masks: MaskKind | None = None
 
 
 class LocalizationConfig(_ModelConfig):

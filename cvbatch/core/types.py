@@ -181,6 +181,17 @@ class Boxes:
 
 
 @dataclass(frozen=True)
+class BoxMasks:
+    """The mask of every box, in the order of `Boxes`, as COCO's compressed RLE."""
+
+    counts: np.ndarray  # (V,) uint8: the strings of all masks, ASCII
+    length: np.ndarray  # (M,) int32, of each string
+    height: np.ndarray  # (M,) int32, of the upright original
+    width: np.ndarray  # (M,) int32
+    image_index: np.ndarray  # (M,) int64, ascending
+
+
+@dataclass(frozen=True)
 class Heatmaps:
     """Grad-CAM maps at the resolution of the layer, each scaled to a maximum of 1 (or all 0).
 
@@ -251,6 +262,7 @@ class ModelPredictions:
     heatmaps: Heatmaps | None = None
     embedding: Vectors | None = None
     values: Vectors | None = None
+    box_masks: BoxMasks | None = None
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ LABEL_COLUMNS: dict[str, LabelColumn] = {
             # Pixels² of the outline, by which COCO sorts objects into small, medium and large;
             # null: not known, then the area of the box counts.
             "box_area": pa.list_(pa.float64()),
+            "box_masks": COLUMN_TYPES["box_masks"],  # null: the box has no outline
         },
         "boxes.list.element.class_id",
     ),

@@ -1,9 +1,13 @@
-"""Evaluation of boxes: average precision of COCO and Pascal VOC; precision, recall and F1."""
+"""Evaluation of boxes: average precision of COCO and Pascal VOC; precision, recall and F1.
+
+If both sides have masks of boxes, COCO's average precision of masks too; its metrics are segm_*.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +16,7 @@ import pyarrow.compute as pc
 
 from cvbatch.core.types import Boxes
 from cvbatch.evaluate import metrics_table
+from cvbatch.evaluate.box_masks import masked_objects
 from cvbatch.evaluate.metrics_table import MetricRow, Replicates
 from cvbatch.evaluate.plots import ClassCaptions, draw_precision_recall
 from cvbatch.evaluate.scoring import (
@@ -33,7 +38,19 @@ from cvbatch.metrics.counts import ClassCounts, bootstrap_weights, count_by_clas
 
 _TASK = "detection"
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
-_AP_METRICS = ("ap", "ap50", "ap75", "voc_ap")
+_BOOTSTRAPPED = ("ap", "ap50", "ap75", "voc_ap")
+
+
+class _Overlap(NamedTuple):
+    """Objects are matched by boxes or by masks: names of the metrics and of their sums."""
+
+    prefix: str  # of metrics
+    precision: str
+    tally: str
+
+
+_BY_BOXES = _Overlap("", "average_precision", "boxes_tally")
+_BY_MASKS = _Overlap("segm_", "mask_average_precision", "box_masks_tally")
 
 
 def score_boxes(rows: ScoredRows) -> None:
@@ -56,18 +73,24 @@ def score_boxes(rows: ScoredRows) -> None:
     xyxy = _corners(structs)
     is_crowd = _box_values(truth, "box_is_crowd", image_index, 0.0).astype(bool)
     area = _box_values(truth, "box_area", image_index, np.nan)
-    true_boxes = GroundTruthBoxes(
-        xyxy,
-        struct_values(structs, "class_id"),
-        image_index,
-        is_crowd,
-        np.where(np.isnan(area), box_areas(xyxy), area),
+    by_outline = GroundTruthBoxes(
+        xyxy, struct_values(structs, "class_id"), image_index, is_crowd, area
     )
+    true_boxes = replace(by_outline, area=np.where(np.isnan(area), box_areas(xyxy), area))
     precision = AveragePrecision.empty(len(spec.classes["boxes"]))
     precision = precision.add(image_ids, boxes, true_boxes)
-    scores.metrics["average_precision"] = precision
-    scores.metrics["boxes_tally"] = _class_counts(spec, precision, true_boxes, image_ids)
+    scores.metrics[_BY_BOXES.precision] = precision
+    scores.metrics[_BY_BOXES.tally] = _class_counts(spec, precision, true_boxes, image_ids)
     scores.counts["detection_images"] += len(image_ids)
+    masked = masked_objects(predicted, truth, boxes, np.flatnonzero(is_used), by_outline)
+    if masked is not None:
+        precision = AveragePrecision.empty(len(spec.classes["boxes"]))
+        precision = precision.add(image_ids, masked.detections, masked.truth, masked.masks)
+        scores.metrics[_BY_MASKS.precision] = precision
+        scores.metrics[_BY_MASKS.tally] = _class_counts(spec, precision, masked.truth, image_ids)
+    if "box_masks" in predicted.column_names:
+        num_complete = 0 if masked is None else int(masked.is_complete.sum())
+        scores.counts["detection_without_masks"] += len(image_ids) - num_complete
 
 
 def _corners(structs: Any) -> np.ndarray:  # M structs → (M, 4) float32
@@ -123,26 +146,46 @@ def box_metric_rows(
     spec: EvaluationSpec, scores: Scores, replicates: Replicates
 ) -> Iterator[MetricRow]:
     """Yield the metrics of boxes, those over all classes first."""
-    precision = scores.metric("average_precision", AveragePrecision)
-    counts = scores.metric("boxes_tally", ClassCounts)
-    drawn = [replicates[r] for r in sorted(replicates)]
+    counts = scores.metric(_BY_BOXES.tally, ClassCounts)
     num_objects = int(counts.support[0].sum())
-    for metric, value in precision.as_dict().items():
-        row = metrics_table.metric_row(_TASK, None, metric, value, num_objects)
-        has_replicates = metric in _AP_METRICS
-        values = [nan_mean(replicate[metric]) for replicate in drawn if has_replicates]
-        yield _with_interval(row, values)
-    yield from metrics_table.overall_rows(
-        _TASK, counts, (*metrics_table.MICRO, *metrics_table.AVERAGES), num_objects
-    )
-    per_class = precision.per_class()
+    overlaps = [kind for kind in (_BY_BOXES, _BY_MASKS) if kind.precision in scores.metrics]
+    for kind in overlaps:
+        yield from _overall_precision(kind, scores, replicates)
+        if kind is _BY_BOXES:
+            yield from metrics_table.overall_rows(
+                _TASK, counts, (*metrics_table.MICRO, *metrics_table.AVERAGES), num_objects
+            )
+    per_class = [
+        (kind, scores.metric(kind.precision, AveragePrecision).per_class()) for kind in overlaps
+    ]
     for k, name in enumerate(spec.classes["boxes"]):
-        support = int(counts.support[0, k])
-        for metric in _AP_METRICS:
-            value = float(per_class[metric][k])
-            row = metrics_table.metric_row(_TASK, name, metric, value, support)
-            yield _with_interval(row, [float(replicate[metric][k]) for replicate in drawn])
+        for kind, values in per_class:
+            support = int(scores.metric(kind.tally, ClassCounts).support[0, k])
+            for metric in _metrics_of(kind):
+                stored = f"{kind.prefix}{metric}"
+                value = float(values[metric][k])
+                row = metrics_table.metric_row(_TASK, name, stored, value, support)
+                drawn = [float(replicates[r][stored][k]) for r in sorted(replicates)]
+                yield _with_interval(row, drawn)
         yield from metrics_table.class_rows(_TASK, counts, name, k, metrics_table.RATIOS)
+
+
+def _overall_precision(
+    kind: _Overlap, scores: Scores, replicates: Replicates
+) -> Iterator[MetricRow]:
+    num_objects = int(scores.metric(kind.tally, ClassCounts).support[0].sum())
+    for metric, value in scores.metric(kind.precision, AveragePrecision).as_dict().items():
+        if metric == "voc_ap" and kind is _BY_MASKS:  # Pascal VOC has no such metric
+            continue
+        stored = f"{kind.prefix}{metric}"
+        row = metrics_table.metric_row(_TASK, None, stored, value, num_objects)
+        has_replicates = metric in _BOOTSTRAPPED
+        values = [nan_mean(replicates[r][stored]) for r in sorted(replicates) if has_replicates]
+        yield _with_interval(row, values)
+
+
+def _metrics_of(kind: _Overlap) -> tuple[str, ...]:
+    return _BOOTSTRAPPED if kind is _BY_BOXES else _BOOTSTRAPPED[:-1]
 
 
 def _with_interval(row: MetricRow, drawn: Sequence[float | None]) -> MetricRow:
@@ -162,22 +205,32 @@ def box_plots(spec: EvaluationSpec, scores: Scores) -> dict[str, np.ndarray]:
 class BootstrapInput(NamedTuple):
     """Input of `bootstrap_average_precision`."""
 
-    precision: AveragePrecision
-    num_objects: np.ndarray  # (1 + R, C) in the images and in each replicate
+    # prefix of metrics, metric, (1 + R, C) objects in the images and in each replicate
+    parts: tuple[tuple[str, AveragePrecision, np.ndarray], ...]
     seed: int
 
 
 def bootstrap_input(spec: EvaluationSpec, scores: Scores) -> BootstrapInput | None:
     """Return the input of `bootstrap_average_precision`; None without boxes or replicates."""
-    precision = scores.metrics.get("average_precision")
-    if not isinstance(precision, AveragePrecision) or not spec.num_replicates:
-        return None
-    num_objects = scores.metric("boxes_tally", ClassCounts).support
-    return BootstrapInput(precision, num_objects, spec.seed)
+    parts = tuple(
+        (
+            kind.prefix,
+            scores.metric(kind.precision, AveragePrecision),
+            scores.metric(kind.tally, ClassCounts).support,
+        )
+        for kind in (_BY_BOXES, _BY_MASKS)
+        if kind.precision in scores.metrics
+    )
+    return BootstrapInput(parts, spec.seed) if parts and spec.num_replicates else None
 
 
 def bootstrap_average_precision(data: BootstrapInput, numbers: range) -> Replicates:
     """Return the average precisions of each class in some replicates, numbered from 1."""
-    image_ids = data.precision.image_key.tolist()
-    weights = bootstrap_weights(image_ids, len(data.num_objects) - 1, data.seed)
-    return {r: data.precision.resampled(weights[:, r], data.num_objects[r]) for r in numbers}
+    replicates: Replicates = {r: {} for r in numbers}
+    for prefix, precision, num_objects in data.parts:
+        image_ids = precision.image_key.tolist()
+        weights = bootstrap_weights(image_ids, len(num_objects) - 1, data.seed)
+        for r in numbers:
+            values = precision.resampled(weights[:, r], num_objects[r])
+            replicates[r] |= {f"{prefix}{metric}": value for metric, value in values.items()}
+    return replicates

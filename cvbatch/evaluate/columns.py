@@ -60,7 +60,7 @@ COLUMN_EVALUATIONS: dict[str, ColumnEvaluation] = {
         boxes.box_metric_rows,
         lambda spec, scores: {},
         boxes.box_plots,
-        ("ap",),
+        ("ap", "segm_ap"),
     ),
 }
 
@@ -72,8 +72,9 @@ def score_part(spec: EvaluationSpec, part: JoinedPart) -> Scores:
         SourceError: a file cannot be read any more, or has values that cvbatch never writes.
     """
     columns = list(spec.classes)
+    more = ["box_masks"] if "boxes" in columns else []  # where both sides have them
     predicted, truth = read_joined_part(
-        part, ["image_id", "status", *columns], expand_label_columns(columns)
+        part, ["image_id", "status", *columns, *more], expand_label_columns(columns)
     )
     return score_rows(spec, predicted, truth, part.part_uri)
 

@@ -1,9 +1,10 @@
 """Write COCO: boxes in instances_*.json and results_*.json, masks per class in stuff_*.json.
 
-Boxes are (x, y, width, height) in pixels, with the exact values of the result. Annotations contain
-the score, which COCO defines only for results_*.json. A mask has classes, not objects: it gives one
-run-length encoded annotation for each class of an image, without a class named "background".
-Category ids are class ids + 1. Labels keep the area and the crowd of their boxes, and no score.
+Boxes are (x, y, width, height) in pixels, with the exact values of the result; the mask of a box
+is its segmentation. Annotations contain the score, which COCO defines only for results_*.json. A
+mask of the image has classes, not objects: it gives one run-length encoded annotation for each
+class of an image, without a class named "background". Category ids are class ids + 1. Labels keep
+the area and the crowd of their boxes, and no score.
 
 Source: https://cocodataset.org/#format-data, https://cocodataset.org/#format-results
 """
@@ -34,7 +35,7 @@ class _Split:
 class Coco(Exporter):
     """Writes COCO."""
 
-    COLUMNS = ("boxes", "mask")
+    COLUMNS = ("boxes", "box_masks", "mask")
     OUTPUT_NAMES = ("annotations", "images")
 
     def __init__(self, context: ExportContext) -> None:
@@ -61,11 +62,13 @@ class Coco(Exporter):
         size = {"width": row.width, "height": row.height}
         image = {"id": image_id, "file_name": target.name, **size, "uri": row.uri}
         split.images.add(to_json(image))
-        for box, result in zip(row.boxes or (), _boxes(row, image_id), strict=True):
+        results = zip(row.boxes or (), _boxes(row, image_id), strict=True)
+        for number, (box, result) in enumerate(results):
             split.results.add(to_json(result))
             truth = {key: value for key, value in result.items() if key != "score"}
             annotation = truth if self.context.is_truth else result
-            self._annotate(split, "boxes", {**annotation, "segmentation": [], **_label_values(box)})
+            more = {"segmentation": [], **_mask_values(row, number), **_label_values(box)}
+            self._annotate(split, "boxes", {**annotation, **more})
         if row.mask is not None:
             for region in _regions(row.mask, self._background):
                 self._annotate(split, "mask", {"image_id": image_id, **region})
@@ -120,6 +123,15 @@ def _label_values(box: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+def _mask_values(row: Row, number: int) -> dict[str, Any]:
+    """Return the segmentation and the area of a box, if it has a mask."""
+    runs = row.box_mask_runs(number)
+    if runs is None:
+        return {}
+    segmentation = {"size": list(row.size_hw), "counts": compress_rle(runs)}
+    return {"segmentation": segmentation, "area": int(runs[1::2].sum())}
+
+
 def _boxes(row: Row, image_id: int) -> Iterator[dict[str, Any]]:
     """Yield the boxes of an image as COCO results."""
     for box in row.boxes or ():
@@ -131,6 +143,7 @@ def _boxes(row: Row, image_id: int) -> Iterator[dict[str, Any]]:
             "category_id": category_id,
             "bbox": bbox,
             "score": box["score"],
+            **({"segmentation": box["mask"]} if box.get("mask") else {}),
         }
 
 

@@ -35,6 +35,16 @@ def trace_regions(
         yield polygon.astype(np.float64)
 
 
+def trace_object(
+    region: np.ndarray,  # (h, w) bool, with a pixel inside
+) -> np.ndarray:  # (K, 2) float64 x, y in pixels
+    """Return one polygon around all parts of a region, with bridges between them."""
+    polygon, *others = trace_regions(region)
+    for other in others:
+        polygon = _with_hole(polygon, other)
+    return polygon
+
+
 def _pixel_edges(contour: np.ndarray) -> np.ndarray:  # (N, 2) at twice the size → (K, 2)
     """Return the corners of a contour on the edges of the pixels, without points on a line."""
     points = (contour.astype(np.int64) + 1) >> 1
@@ -48,7 +58,7 @@ def _pixel_edges(contour: np.ndarray) -> np.ndarray:  # (N, 2) at twice the size
 
 
 def _with_hole(polygon: np.ndarray, hole: np.ndarray) -> np.ndarray:  # (K, 2), (L, 2) → (M, 2)
-    """Return one polygon: over a bridge to the hole, around it, and back.
+    """Return one polygon: over a bridge to the hole, or to another part, around it, and back.
 
     The bridge has a right angle: along the edges of pixels it passes through no centre.
     """

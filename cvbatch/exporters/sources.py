@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple, cast
 
@@ -33,7 +33,8 @@ class ExportSource(ABC):
 
     Attributes:
         uri: of the source.
-        classes: class names of those of labels, boxes and mask that it has.
+        classes: class names of those of labels, boxes and mask that it has; box_masks has those of
+            boxes.
         is_multi_label: an image may have several labels.
         is_truth: labels, not predictions: there are no scores.
         has_keys: ids of images are keys in containers, without the suffix of an image.
@@ -55,10 +56,16 @@ class ExportSource(ABC):
 
     @abstractmethod
     def parts(self, columns: Sequence[str]) -> Iterator[tuple[Iterator[NamedRow], Any]]:
-        """Yield rows with some of the columns labels, boxes and mask, and an iterator of images.
+        """Yield rows with some of the columns of `classes`, and an iterator of images.
 
         The images are read with the first `next`; they have the order of the rows.
         """
+
+
+def _with_box_masks(
+    classes: dict[str, tuple[str, ...]], columns: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    return classes | {"box_masks": classes["boxes"]} if "box_masks" in columns else classes
 
 
 class PredictionSource(ExportSource):
@@ -68,7 +75,8 @@ class PredictionSource(ExportSource):
 
     def __init__(self, storage: Storage, uri: str) -> None:
         self._result = Result(storage, uri, needs_rows=True)
-        self.uri, self.classes = self._result.uri, self._result.classes
+        self.uri = self._result.uri
+        self.classes = _with_box_masks(self._result.classes, self._result.footer.columns)
         self.is_multi_label = self._result.is_multi_label
         self.has_keys = self._result.reader.format.key != ""
         self.can_link = not self.has_keys
@@ -87,7 +95,8 @@ class PredictionSource(ExportSource):
                 yield self._rows(ref, columns), images
 
     def _rows(self, ref: ChunkRef, columns: Sequence[str]) -> Iterator[NamedRow]:
-        return (NamedRow(row, None) for row in self._result.rows(ref, columns))
+        needed = (*columns, "boxes") if "box_masks" in columns else columns  # one mask for each
+        return (NamedRow(row, None) for row in self._result.rows(ref, needed))
 
 
 class LabelledSource(ExportSource):
@@ -108,7 +117,8 @@ class LabelledSource(ExportSource):
                     f"{file} and {self._files[0]} differ in their columns or classes; export them "
                     "one by one"
                 )
-        self.classes = {name: tuple(names) for name, names in tables[0]["classes"].items()}
+        classes = {name: tuple(names) for name, names in tables[0]["classes"].items()}
+        self.classes = _with_box_masks(classes, tables[0]["columns"])
         self.is_multi_label = bool(tables[0]["is_multi_label"])
         # Masks are stored at the size of the image.
         self.models: dict[str, Any] = {"mask": {"options": {}}}
@@ -117,7 +127,8 @@ class LabelledSource(ExportSource):
         with read_errors(uri), self._storage.open_input(uri) as source:
             file = ParquetFile(source)
             document = stored_metadata(file, uri, needs_images=True)
-        return {key: document[key] for key in ("classes", "is_multi_label")}
+        columns = [name for name in document["columns"] if name == "box_masks"]
+        return {key: document[key] for key in ("classes", "is_multi_label")} | {"columns": columns}
 
     def names(self) -> Iterator[tuple[list[str], list[str]]]:
         """Yield the ids of images, with the URI of their file."""
@@ -127,7 +138,8 @@ class LabelledSource(ExportSource):
 
     def parts(self, columns: Sequence[str]) -> Iterator[tuple[Iterator[NamedRow], Any]]:
         """Yield some rows and their images."""
-        wanted = ["image_id", "image", "width", "height", "split", *expand_label_columns(columns)]
+        needed = dict.fromkeys("boxes" if name == "box_masks" else name for name in columns)
+        wanted = ["image_id", "image", "width", "height", "split", *expand_label_columns(needed)]
         for uri, batch in self._batches(wanted, _ROWS):
             values = batch.to_pylist()
             rows = (NamedRow(self._row(row, uri), row["split"]) for row in values)

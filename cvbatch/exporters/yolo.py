@@ -1,8 +1,9 @@
 """Write YOLO: a text file for each image, a line for each box or polygon, relative to its size.
 
 Boxes are clipped to the image, because tools reject an image with a coordinate above 1; boxes
-without an area inside the image are left out and counted. YOLO stores no scores. Polygons are the
-connected parts of each class of a mask, along the edges of pixels; the background is no class.
+without an area inside the image are left out and counted. YOLO stores no scores. Polygons are those
+of the masks of boxes, or else the connected parts of each class of a mask, along the edges of
+pixels; the background is no class.
 
 Source: https://docs.ultralytics.com/datasets/detect, https://docs.ultralytics.com/datasets/segment
 """
@@ -10,23 +11,25 @@ Source: https://docs.ultralytics.com/datasets/detect, https://docs.ultralytics.c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import yaml
 
 from cvbatch.exporters.base import SPLIT_NAMES, ExportContext, Exporter, ImageTarget
-from cvbatch.exporters.contours import trace_regions
+from cvbatch.exporters.contours import trace_object, trace_regions
 from cvbatch.results.parts import box_corners
 from cvbatch.results.row import Row
 
 _CROWD = "crowds and difficult objects, which YOLO cannot mark, left out"
+_NO_PIXEL = "boxes without a pixel in their mask, left out"
 _NO_AREA = "boxes without an area in their image, left out"
 
 
 class Yolo(Exporter):
     """Writes YOLO."""
 
-    COLUMNS = ("boxes",)
+    COLUMNS: ClassVar[tuple[str, ...]] = ("boxes",)
     OUTPUT_NAMES = ("images", "labels", "data.yaml")
     IS_FLAT = True  # some tools do not search subfolders
 
@@ -77,32 +80,51 @@ class Yolo(Exporter):
 
 
 class YoloSegment(Yolo):
-    """Writes the masks of YOLO: a polygon for each connected part of a class."""
+    """Writes the masks of YOLO: a polygon for each box, or for each connected part of a class."""
 
-    COLUMNS = ("mask",)
+    COLUMNS = ("box_masks", "mask")
 
     def __init__(self, context: ExportContext) -> None:
         super().__init__(context)
         # Class of the mask → number in YOLO, which has no background.
-        names = enumerate(context.classes["mask"])
+        names = enumerate(context.classes.get("mask", ()))
         classes = [i for i, name in names if name.strip().lower() != "background"]
         self._number_of = {class_id: number for number, class_id in enumerate(classes)}
 
     @property
     def _names(self) -> dict[int, str]:
+        if "box_masks" in self.context.classes:
+            return dict(enumerate(self.context.classes["box_masks"]))
         names = self.context.classes["mask"]
         return {number: names[class_id] for class_id, number in self._number_of.items()}
 
     def _lines(self, row: Row) -> list[str]:
+        if "box_masks" in self.context.classes:
+            return self._object_lines(row)
         if row.mask is None:
             return []
-        size = np.array(row.mask.shape[::-1])
         return [
-            _line(number, (polygon / size).reshape(-1).tolist())
+            _polygon_line(number, polygon, row)
             for class_id, number in self._number_of.items()
             if (row.mask == class_id).any()
             for polygon in trace_regions(row.mask == class_id)
         ]
+
+    def _object_lines(self, row: Row) -> list[str]:
+        lines = []
+        for i, box in enumerate(row.boxes or ()):
+            region = row.box_mask(i)
+            if box.get("is_crowd"):
+                self.warnings[_CROWD] += 1
+            elif region is None or not region.any():
+                self.warnings[_NO_PIXEL] += 1
+            else:
+                lines.append(_polygon_line(box["class_id"], trace_object(region), row))
+        return lines
+
+
+def _polygon_line(number: int, polygon: np.ndarray, row: Row) -> str:  # (K, 2) x, y in pixels
+    return _line(number, (polygon / row.size_hw[::-1]).reshape(-1).tolist())
 
 
 def _line(number: int, values: Sequence[float]) -> str:

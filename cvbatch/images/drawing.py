@@ -39,6 +39,11 @@ def _palette() -> np.ndarray:  # (256, 3) uint8 RGB
 PALETTE = _palette()
 
 
+def palette_value(class_id: int) -> int:
+    """Return the row of `PALETTE` for a class of a detector, which has no background class."""
+    return 1 + class_id % (VOID_CLASS - 1)
+
+
 def paint_mask(
     image: np.ndarray,  # (h, w, 3) uint8 RGB
     mask: np.ndarray,  # (h, w) uint8
@@ -78,7 +83,7 @@ def draw_boxes(
     thickness, text_size = max(1, round(shorter / 160)), max(11, round(shorter / 18))
     classes = np.zeros(len(names), np.int64) if class_id is None else class_id
     for m in reversed(range(len(names))):
-        red, green, blue = PALETTE[1 + int(classes[m]) % (VOID_CLASS - 1)].tolist()
+        red, green, blue = PALETTE[palette_value(int(classes[m]))].tolist()
         left, top, right, bottom = np.rint(xyxy[m]).astype(int).tolist()
         last = (max(left, right - 1), max(top, bottom - 1))
         cv2.rectangle(canvas, (left, top), last, (red, green, blue), thickness)

@@ -11,6 +11,7 @@ import numpy as np
 from cvbatch.core.types import Item
 from cvbatch.importers.dataset_files import in_hash_order
 from cvbatch.importers.import_report import ImportReport
+from cvbatch.importers.polygons import Outline
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.store import Storage
 
@@ -31,6 +32,7 @@ class Annotation:
     score: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # (M,)
     is_crowd: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # (M,)
     area: np.ndarray | None = None  # (M,) float64 pixels² of the outlines; NaN: not known
+    outlines: Sequence[Outline | None] = ()  # M, if the masks of boxes are imported
     labels: Sequence[tuple[int, float]] | None = None  # (class id, score); None: those of the boxes
     declared_hw: tuple[int, int] | None = None  # image size in the annotation; None: not declared
     mask_uri: str = ""  # "": no mask
@@ -75,7 +77,7 @@ class AnnotatedDataset:
     """The annotations of a data set.
 
     Args:
-        columns: some of labels, boxes, box_is_crowd, box_area and mask.
+        columns: some of labels, boxes, box_is_crowd, box_area, box_masks and mask.
         classes: class names of labels, boxes and mask, by class id.
         is_multi_label: an image may have several labels.
         batches: yields all images. It can be called again and then yields the same. It counts

@@ -67,7 +67,7 @@ class _Content:
     """What the annotation files of a data set contain."""
 
     report: ImportReport
-    has_masks: bool
+    has_outlines: bool
     has_prefix: bool  # image ids without images begin with the name of their document
     categories: dict[Key, _Category] = field(default_factory=dict)
     images: dict[str, _Image] = field(default_factory=dict)  # by image id
@@ -169,7 +169,7 @@ class _Content:
     def _add_objects(
         self, entries: list[Any], image_of_key: Mapping[Key, _Image], uri: str
     ) -> None:
-        parser = ObjectParser(self.report, has_masks=self.has_masks)
+        parser = ObjectParser(self.report, has_masks=self.has_outlines)
         ids: set[Key] = set()
         for i, entry in enumerate(entries):
             where = f"{uri}: annotations[{i}]"
@@ -226,7 +226,8 @@ def read_coco(source: str, options: ImportOptions, report: ImportReport) -> Anno
         ConfigError: --images is missing, or there are too many classes for a mask.
     """
     documents = find_documents(source, options, report)
-    content = _Content(report, options.has_masks, has_prefix=len(documents) > 1)
+    has_outlines = options.has_masks or options.has_box_masks
+    content = _Content(report, has_outlines, has_prefix=len(documents) > 1)
     for document in documents:
         content.add(document, read_json(options.storage, document.uri))
     _count_unused_images(documents, images=content.images, report=report)
@@ -246,10 +247,11 @@ def read_coco(source: str, options: ImportOptions, report: ImportReport) -> Anno
         image.image_id: _annotation(image, class_of, None if options.split else image.split)
         for image in images.values()
     }
+    masks = ("box_masks",) if options.has_box_masks else ()
     items = (Item(image.uri, image.image_id, 0) for image in images.values())
     return outlined_dataset(
         table,
-        ("labels", "boxes", "box_is_crowd", "box_area"),
+        ("labels", "boxes", "box_is_crowd", "box_area", *masks),
         one_batch(options.storage, items, annotations),
         _OutlineMasks(images, class_of).read if options.has_masks else None,
     )
@@ -273,6 +275,7 @@ def _annotation(image: _Image, class_of: Mapping[Key, int], split: str | None) -
         score=np.ones(len(class_ids), np.float32),
         is_crowd=np.array([item.is_crowd for item in image.objects], bool),
         area=np.array([item.area for item in image.objects], np.float64),
+        outlines=[item.outline for item in image.objects],
         declared_hw=image.declared_hw,
     )
 

@@ -24,7 +24,7 @@ class CocoObject(NamedTuple):
     box: Box  # half-open xyxy
     is_crowd: bool
     area: float  # pixels² of the outline, as the file declares it; NaN: not known
-    outline: Outline | None  # None: without --masks, or there is none
+    outline: Outline | None  # None: no masks are imported, or there is none
 
 
 class ObjectParser:
@@ -32,7 +32,7 @@ class ObjectParser:
 
     Args:
         report: counts the faults.
-        has_masks: outlines are needed to draw masks.
+        has_masks: outlines are needed, for masks of images or of boxes.
     """
 
     def __init__(self, report: ImportReport, *, has_masks: bool) -> None:

@@ -134,6 +134,15 @@ _FLAGS = (
         },
     ),
     Flag(
+        "--box-masks",
+        ("coco",),
+        {
+            "dest": "has_box_masks",
+            "action": "store_true",
+            "help": "write the outline of each box as its mask, for evaluations of masks of boxes",
+        },
+    ),
+    Flag(
         "--no-masks",
         ("voc",),
         {"dest": "has_masks", "action": "store_false", "help": "ignore SegmentationClass"},

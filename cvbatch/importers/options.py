@@ -25,6 +25,7 @@ class ImportOptions:
     has_images: bool = True  # False: labels alone
     check_images: bool = True  # decode each image, to find damaged ones
     has_masks: bool = True  # import Pascal VOC masks, or draw masks from outlines
+    has_box_masks: bool = False  # import the outline of each box as its mask
     values: tuple[int, ...] | None = None  # pixel value of each class in a mask file
     mask_suffix: str | None = None  # of a mask's stem after that of its image; None: recognised
     image_column: str | None = None  # of a CSV file; None: recognised by its name

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cvbatch.core.types import VOID_CLASS
-from cvbatch.images.orientation import Size
+from cvbatch.images.orientation import DEFAULT_LIMITS, LabelCoordinates, Size
+from cvbatch.images.rle import compress_rle, encode_rle
 from cvbatch.importers.annotations import AnnotatedDataset, Batches, MaskReader
 from cvbatch.importers.class_table import ClassTable, check_mask_classes
-from cvbatch.importers.polygons import Outline, rasterize
+from cvbatch.importers.polygons import Outline, coco_region, rasterize
 
 
 class OutlinedObject(NamedTuple):
@@ -72,6 +73,26 @@ def draw_outlines(objects: Iterable[OutlinedObject], size: Size) -> np.ndarray: 
         mask[is_above] = item.class_id + 1
         rank[is_above] = object_rank
     return mask
+
+
+def upright_rle(outline: Outline, frame: LabelCoordinates) -> dict[str, Any]:
+    """Return the mask of one object as COCO's compressed RLE: size and counts.
+
+    Args:
+        outline: in the coordinates of the labels.
+        frame: of the labels.
+
+    Raises:
+        ValueError: an RLE has another size or is not valid, or the size of the image is not known.
+    """
+    height, width = frame.size_hw
+    if height * width > DEFAULT_LIMITS.max_pixels:
+        raise ValueError("the size of its image is not known")
+    region = frame.mask_to_upright(coco_region(outline, frame.size_hw).astype(np.uint8))
+    if region is None:
+        raise ValueError(f"it is not of {height} x {width} pixels")
+    counts = compress_rle(encode_rle(region.astype(bool)))
+    return {"size": list(region.shape), "counts": counts}
 
 
 def _draw_void(mask: np.ndarray, box: tuple[float, float, float, float]) -> None:

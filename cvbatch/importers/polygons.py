@@ -1,7 +1,7 @@
 """Rasterize COCO segmentations: polygons and run-length encoding (RLE).
 
 A pixel belongs to a polygon if its centre is inside, by the even-odd rule. RLE lists the pixels
-itself. `cvbatch.images.rle` writes it.
+itself, see `cvbatch.images.rle`.
 
 Source: cocodataset.org/#format-data; pycocotools, maskApi.c.
 """
@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cvbatch.images.orientation import Size
+from cvbatch.images.rle import decode_rle, parse_compressed_rle
 from cvbatch.importers.parsing import to_number
 
 Outline = list[np.ndarray] | dict[str, Any]  # polygons, each (K, 2) float64; or RLE: size, counts
 
 _CELLS_AT_ONCE = 1 << 20  # rows × edges, or rows × columns, in one step
 _MAX_COORDINATE_PX = 1e7  # beyond it the slopes of edges lose their precision
-_MAX_SHIFT = 60  # bits of a run length; no image has longer runs
 _MAX_RUN = 2**53
+_COCO_SCALE = 5.0
+_MAX_OUTLINE_PX = 1e6
 
 
 def fill_polygon(
@@ -50,52 +52,63 @@ def fill_polygon(
         region[start:end] |= np.cumsum(toggles, axis=1)[:, :width] % 2 == 1
 
 
-def decode_rle(counts: np.ndarray, size: Size) -> np.ndarray:  # (R,) → (h, w) bool
-    """Return the region of run lengths: outside, inside, outside, ..., column by column.
+def coco_region(segmentation: Outline, size: Size) -> np.ndarray:  # (h, w) bool
+    """Return the pixels that pycocotools gives a segmentation; other polygons than `rasterize`.
+
+    A polygon is drawn at five times the size, in whole numbers, and its points toggle the pixels
+    below them. A polygon with a longer outline than any image has its pixels by their centres.
 
     Raises:
-        ValueError: the runs do not sum to the number of pixels.
+        ValueError: as `rasterize`.
+
+    Source: pycocotools, maskApi.c, rleFrPoly.
     """
-    height, width = size
-    is_invalid = counts.min(initial=0) < 0 or counts.max(initial=0) > height * width
-    if is_invalid or int(counts.sum()) != height * width:
-        raise ValueError(f"the runs do not sum to {height} x {width} pixels")
-    is_inside = np.arange(len(counts)) % 2 == 1
-    return np.repeat(is_inside, counts).reshape(width, height).T
-
-
-def parse_compressed_rle(text: str) -> np.ndarray:  # (R,) int64
-    """Return the run lengths of COCO's compressed string.
-
-    A character contains five bits of a number, least significant first, as an offset from "0".
-    Bit 5 is set if more characters follow; bit 4 of the last one is the sign. From the fourth
-    number on it is the difference to the number two before.
-
-    Source: pycocotools, maskApi.c, rleFrString.
-
-    Raises:
-        ValueError: the string is not valid.
-    """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > _MAX_SHIFT:
-            raise ValueError(f"{character!r} is not a character of a run length")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
+    if isinstance(segmentation, dict):
+        return rasterize(segmentation, size)
+    region = np.zeros(size, bool)
+    for polygon in segmentation:
+        if np.abs(np.diff(polygon, axis=0, append=polygon[:1])).sum() > _MAX_OUTLINE_PX:
+            fill_polygon(region, polygon)
             continue
-        if bits & 16:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    if shift:
-        raise ValueError("the last run length is truncated")
-    try:
-        return np.array(counts, np.int64)
-    except OverflowError:
-        raise ValueError("a run length is larger than any image") from None
+        column, row = _crossings(*_outline_points(polygon), size)
+        toggles = np.bincount(column * size[0] + row, minlength=region.size + 1)[: region.size]
+        region |= (np.cumsum(toggles) % 2 == 1).reshape(size[::-1]).T
+    return region
+
+
+def _outline_points(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (K, 2) → (P,), (P,)
+    """Return x and y of all points along a polygon at five times the size."""
+    points = np.trunc(corners * _COCO_SCALE + 0.5).astype(np.int64)
+    ends = np.roll(points, -1, axis=0)
+    sides = np.abs(ends - points)
+    is_wide = sides[:, 0] >= sides[:, 1]
+    length = sides.max(axis=1)
+    along = np.where(is_wide, 0, 1)[:, None]  # the axis in which points are one apart
+    a, b = (np.take_along_axis(p, along, 1)[:, 0] for p in (points, ends))
+    c, d = (np.take_along_axis(p, 1 - along, 1)[:, 0] for p in (points, ends))
+    is_flipped = a > b
+    start, other, last = (np.where(is_flipped, *pair) for pair in ((b, a), (d, c), (c, d)))
+    slope = np.divide(last - other, length, out=np.zeros(len(length)), where=length > 0)
+    edge = np.repeat(np.arange(len(length)), length + 1)
+    step = np.arange(len(edge)) - np.repeat(np.cumsum(length + 1) - length - 1, length + 1)
+    step = np.where(is_flipped[edge], length[edge] - step, step)
+    first = start[edge] + step
+    second = np.trunc(other[edge] + slope[edge] * step + 0.5).astype(np.int64)
+    return np.where(is_wide[edge], first, second), np.where(is_wide[edge], second, first)
+
+
+def _crossings(
+    u: np.ndarray,  # (P,) x of the points of an outline
+    v: np.ndarray,  # (P,) y
+    size: Size,
+) -> tuple[np.ndarray, np.ndarray]:  # (C,), (C,)
+    """Return columns, and the first rows below, where an outline crosses centres of columns."""
+    is_step = u[1:] != u[:-1]
+    x = (np.where(u[1:] < u[:-1], u[1:], u[1:] - 1)[is_step] + 0.5) / _COCO_SCALE - 0.5
+    y = (np.minimum(v[1:], v[:-1])[is_step] + 0.5) / _COCO_SCALE - 0.5
+    is_centre = (np.floor(x) == x) & (x >= 0) & (x <= size[1] - 1)
+    rows = np.ceil(np.clip(y[is_centre], 0, size[0]))
+    return x[is_centre].astype(np.int64), rows.astype(np.int64)
 
 
 class ParsedOutline(NamedTuple):

@@ -6,7 +6,8 @@ archives works like a result over image files. Scores are stored as predicted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from cvbatch.images.orientation import Size
 from cvbatch.importers.annotations import AnnotatedBatch, AnnotatedDataset, Annotation, MaskIssue
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
+from cvbatch.importers.polygons import Outline
 from cvbatch.planning import manifest
 from cvbatch.results.parts import box_corners
 from cvbatch.results.result import Result, Row
@@ -31,6 +33,8 @@ class _PseudoLabels:
     def __init__(self, storage: Storage, uri: str, min_score: float) -> None:
         self.result = Result(storage, uri, needs_rows=True)
         self.classes = self.result.classes
+        is_filled = {*self.classes, *({"box_masks"} & set(self.result.footer.columns))}
+        self.columns = tuple(name for name in (*CLASS_COLUMNS, "box_masks") if name in is_filled)
         self._min_score = min_score
         self._chunk = self.result.done[0]  # the chunk of the last batch
         self._mask_rows: Iterator[Row] = iter(())  # rows of the chunk after the last mask
@@ -79,7 +83,7 @@ class _PseudoLabels:
         return None
 
     def _annotations(self, ref: ChunkRef, report: ImportReport) -> dict[str, Annotation]:
-        columns = [name for name in ("labels", "boxes") if name in self.classes]
+        columns = [name for name in ("labels", "boxes", "box_masks") if name in self.columns]
         mask_uri = self.result.uri_of(ref) if "mask" in self.classes else ""
         annotations = {}
         for row in self.result.rows(ref, columns, _BATCH_ROWS):
@@ -103,9 +107,14 @@ class _PseudoLabels:
             score=np.array([box["score"] for box in boxes], np.float32),
             is_crowd=np.zeros(len(boxes), bool),
             labels=labels[:1] if self.is_single_label else labels,
+            outlines=[_outline(box.get("mask")) for box in boxes],
             declared_hw=row.size_hw,
             mask_uri=mask_uri,
         )
+
+
+def _outline(rle: Mapping[str, Any] | None) -> Outline | None:
+    return None if rle is None else {"size": tuple(rle["size"]), "counts": rle["counts"]}
 
 
 def read_predictions(source: str, options: ImportOptions, report: ImportReport) -> AnnotatedDataset:
@@ -116,7 +125,7 @@ def read_predictions(source: str, options: ImportOptions, report: ImportReport) 
             different jobs.
     """
     labels = _PseudoLabels(options.storage, source, options.min_score)
-    columns = tuple(name for name in CLASS_COLUMNS if name in labels.classes)
+    columns = labels.columns
     return AnnotatedDataset(
         columns=columns,
         classes=labels.classes,

@@ -42,7 +42,9 @@ ISSUE_KINDS: dict[str, IssueKind] = {
     ),
     "number_text": IssueKind("entry", "objects or images with numbers written as text"),
     "outline_invalid": IssueKind("entry", "outlines that are unusable or only partly usable"),
-    "outline_missing": IssueKind("entry", "objects without an outline, void in the mask"),
+    "outline_missing": IssueKind(
+        "entry", "objects without an outline, void in the mask and without one of their own"
+    ),
     "size_invalid": IssueKind("entry", "image sizes in annotations that are no sizes, ignored"),
     "class_unknown": IssueKind("object", "objects of a class that is not listed"),
     "category_unlisted": IssueKind("object", "objects of a category that the file does not list"),

@@ -118,6 +118,7 @@ class ShardWriter:
             "boxes": self._boxes(image),
             "box_is_crowd": image.is_crowd.tolist(),
             "box_area": _optional(image.area),
+            "box_masks": image.box_masks,
             "mask": None if mask is None else {"bytes": mask, "path": None},
         }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,7 @@ from cvbatch.importers.annotations import (
 from cvbatch.importers.image_check import ImageCheck
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
+from cvbatch.importers.outline_masks import upright_rle
 
 _MIN_SIDE_PX = 0.01
 _UNKNOWN_SIZE: Size = (2**31 - 1, 2**31 - 1)  # of labels without image and size: no box is outside
@@ -48,6 +51,7 @@ class LabelledImage:
     is_crowd: np.ndarray  # (M,) bool
     mask: np.ndarray | None  # (height, width) uint8
     area: np.ndarray | None = None  # (M,) float64 pixels² of the outlines; NaN: not known
+    box_masks: list[dict[str, Any] | None] | None = None  # M, as RLE; None: not imported
 
     @property
     def classes_present(self) -> dict[str, list[int]]:
@@ -215,7 +219,26 @@ class _Validator:
             is_crowd=annotation.is_crowd[keep],
             mask=mask,
             area=None if annotation.area is None else annotation.area[keep],
+            box_masks=self._box_masks(annotation, keep, frame, name),
         )
+
+    def _box_masks(
+        self,
+        annotation: Annotation,
+        keep: np.ndarray,  # (M,) bool
+        frame: LabelCoordinates,
+        name: str,
+    ) -> list[dict[str, Any] | None] | None:
+        if "box_masks" not in self.dataset.columns:
+            return None
+        masks: list[dict[str, Any] | None] = []
+        for outline in compress(annotation.outlines, keep):
+            try:
+                masks.append(None if outline is None else upright_rle(outline, frame))
+            except ValueError as error:
+                self.report.record("outline_invalid", f"{name}: {error}")
+                masks.append(None)
+        return masks
 
 
 def _validate_boxes(

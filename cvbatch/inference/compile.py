@@ -23,6 +23,7 @@ from cvbatch.inference.graph import (
     num_classes,
     resolve_detector,
 )
+from cvbatch.inference.mask_check import decide_masks, unused_masks_note
 from cvbatch.inference.programs import IMAGENET, BuildRequest, BuiltOutput, BuiltProgram
 from cvbatch.inference.sample_images import SampleImages, sample_pixels
 from cvbatch.models import cost, registry
@@ -61,7 +62,8 @@ def build(
     ]
     graph = SharedGraph([section.graph for section in sections])
     engine, payload, names, note = _compile(graph, request, *size)
-    notes = [note, _scaling_note(model, config), *(_section_note(section) for section in sections)]
+    notes = [note, _scaling_note(model, config)]
+    notes += [text for section in sections for text in (section.mask_note, _section_note(section))]
     digest = weights_sha256(model)
     first, *others = [
         BuiltOutput(_spec(section, size, digest), *section.decision) for section in sections
@@ -90,6 +92,7 @@ class _Section(NamedTuple):
     classes: tuple[str, ...]
     decision: Decision
     graph: ServingGraph
+    mask_note: str  # what the masks of a detector are
 
 
 def _prepare(
@@ -102,7 +105,10 @@ def _prepare(
     if isinstance(config, DetectionConfig):
         _check_keep_classes(config, classes)
     decision = decide(model, config, pixels, checks_boxes=checks_boxes, num_classes=len(classes))
-    return _Section(request, classes, decision, ServingGraph(model, config, decision.activation))
+    masks = decide_masks(model, config, pixels, checks_boxes=checks_boxes)
+    graph = ServingGraph(model, config, decision.activation, masks.values)
+    note = masks.reason or unused_masks_note(model, config)
+    return _Section(request, classes, decision, graph, note)
 
 
 def _spec(section: _Section, size: tuple[int, int], weights_digest: str) -> ModelSpec:

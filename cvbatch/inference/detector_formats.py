@@ -14,6 +14,7 @@ from cvbatch.config.models import DetectionConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import detector_decoding as decoding
 from cvbatch.inference.detector_decoding import Size, Tensors
+from cvbatch.inference.outputs_masks import separate
 from cvbatch.models.outputs import describe, output_mismatch
 
 Roles = dict[str, Any]  # tensors by role: boxes, scores, classes, count, or one table
@@ -262,6 +263,7 @@ def resolve(
         ModelError: no row or several rows fit, the outputs are not those of the job's detector, or
             the detector excludes a key of the job.
     """
+    outputs, _ = separate(outputs)
     name: Any = config.detector
     if name == "auto":
         name = _recognise(config, outputs, size, num_names)
@@ -289,6 +291,7 @@ def decode(config: DetectionConfig, outputs: Tensors, size: Size) -> tuple[Roles
     """
     if config.detector == "auto":
         config = resolve(config, outputs, size)
+    outputs, _ = separate(outputs)
     detector = DETECTORS[config.detector]
     roles = detector.select(outputs)
     if roles is None:
@@ -299,8 +302,9 @@ def decode(config: DetectionConfig, outputs: Tensors, size: Size) -> tuple[Roles
 
 
 def adapt(config: DetectionConfig, outputs: Tensors, size: Size) -> Roles:
-    """Return the outputs of `decode` with boxes in the job's box format."""
+    """Return the outputs of `decode` with boxes in the job's box format, and those of masks."""
     decoded, box_format = decode(config, outputs, size)
+    decoded |= separate(outputs)[1]
     if box_format == config.box_format:
         return decoded
     return {**decoded, "boxes": decoding.to_xyxy(decoded["boxes"], box_format, size)}
@@ -309,6 +313,7 @@ def adapt(config: DetectionConfig, outputs: Tensors, size: Size) -> Roles:
 def logits_of(config: DetectionConfig, outputs: Tensors) -> Any:
     """Return the tensor to which the detector applies its activation; None if it applies none."""
     detector = DETECTORS[config.detector]
+    outputs, _ = separate(outputs)
     return (detector.select(outputs) or {}).get("scores") if detector.activation else None
 
 

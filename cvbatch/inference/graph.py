@@ -13,7 +13,7 @@ from typing import Any
 from cvbatch.config.models import Activation, AnchorsConfig, DetectionConfig, ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import detector_formats, gradcam
-from cvbatch.inference.forward_pass import ForwardPass, Tensors
+from cvbatch.inference.forward_pass import ForwardPass, MaskValues, Tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
 from cvbatch.inference.programs import output_prefixes
 from cvbatch.models import outputs as task_outputs
@@ -114,11 +114,18 @@ class ServingGraph:
         vector_source: where they are in the network; "" if that is clear.
     """
 
-    def __init__(self, model: keras.Model, config: ModelConfig, activation: Activation) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        config: ModelConfig,
+        activation: Activation,
+        mask_values: MaskValues = "logits",
+    ) -> None:
         """Prepare the graph.
 
         Args:
             activation: still to be applied to the scores; never auto.
+            mask_values: what the masks of boxes are.
 
         Raises:
             ModelError: the heatmap layer is not in the model.
@@ -126,6 +133,7 @@ class ServingGraph:
         self._model = model
         self._config = resolve_detector(model, config)
         self._activation = activation
+        self._mask_values = mask_values
         self._size = input_size(model, config)
         self.heatmap_layer = ""
         self.dimension, self.vector_source = 0, ""
@@ -147,7 +155,8 @@ class ServingGraph:
     def compute(self, outputs: Tensors, calls: gradcam.Calls) -> Tensors:
         """Return the outputs of the task by name, from those of `run_network`."""
         outputs = task_tensors(outputs, self._config, self._size)
-        forward = ForwardPass(self._config, self._size, outputs, calls, self._activation)
+        decided = self._activation, self._mask_values
+        forward = ForwardPass(self._config, self._size, outputs, calls, *decided)
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)
         self.heatmap_layer = forward.heatmap_layer
         self.dimension, self.vector_source = forward.dimension, forward.vector_source

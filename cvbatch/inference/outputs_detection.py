@@ -10,6 +10,7 @@ from cvbatch.inference.activation import with_activation
 from cvbatch.inference.detector_decoding import PADDING_SCORE
 from cvbatch.inference.detector_formats import DETECTORS
 from cvbatch.inference.forward_pass import ForwardPass, Tensors
+from cvbatch.inference.outputs_masks import check_masks, mask_tensors
 from cvbatch.models.frameworks import tf
 from cvbatch.models.outputs import output_mismatch
 
@@ -18,20 +19,32 @@ def count_classes(config: DetectionConfig, outputs: Mapping[str, Any]) -> int | 
     """Return the number of classes; None if the outputs are class ids.
 
     Raises:
-        ModelError: boxes and scores have other shapes.
+        ModelError: boxes and scores, or the masks of the job, have other shapes.
     """
-    if "class_ids" in outputs:
-        return None
-    return count_checked_classes(
-        config, outputs, {"boxes": 3, "scores": 3}, "boxes (B, N, 4) and scores (B, N, classes)"
-    )
+    count = None
+    if "class_ids" not in outputs:
+        count = count_checked_classes(
+            config, outputs, {"boxes": 3, "scores": 3}, "boxes (B, N, 4) and scores (B, N, classes)"
+        )
+    check_masks(config, outputs)
+    return count
 
 
 def compute(forward: ForwardPass) -> Tensors:
-    """Return boxes (B, N, 4) and scores (B, N, C), or scores (B, N) and class_ids (B, N).
+    """Return boxes and scores, and the tensors of their masks.
 
-    Where a box counts for its best class only, its other scores are −1: below any threshold.
+    Returns:
+        boxes (B, N, 4), scores (B, N, C), or scores (B, N) and class_ids (B, N); masks as
+        `mask_tensors`.
     """
+    boxes = _boxes(forward)
+    if forward.config.masks is None:
+        return boxes
+    return boxes | mask_tensors(forward.config, forward.outputs, forward.mask_values)
+
+
+def _boxes(forward: ForwardPass) -> Tensors:
+    """Return boxes and scores; the scores of classes that do not count are −1."""
     outputs = forward.outputs
     if "class_ids" in outputs:
         return {name: outputs[name] for name in ("boxes", "scores", "class_ids")}

@@ -29,6 +29,7 @@ from cvbatch.metrics.box_matching import (
     NUM_CRITERIA,
     VOC_CRITERION,
     GroundTruthBoxes,
+    MaskPair,
     match_boxes,
 )
 
@@ -82,7 +83,13 @@ class AveragePrecision(Metric):
             is_ignored=none,
         )
 
-    def add(self, image_key: Sequence[str], detections: Boxes, truth: GroundTruthBoxes) -> Self:
+    def add(
+        self,
+        image_key: Sequence[str],
+        detections: Boxes,
+        truth: GroundTruthBoxes,
+        masks: MaskPair | None = None,
+    ) -> Self:
         """Return the metric with these images added.
 
         All stored rows are copied: for many batches, compute a part of each and merge them once.
@@ -92,6 +99,7 @@ class AveragePrecision(Metric):
                 equal scores of different images.
             detections: `image_index` refers to `image_key`.
             truth: likewise.
+            masks: whose overlaps count instead of those of boxes (COCO's iouType segm).
 
         Raises:
             ValueError: a value is not finite, a class id is unknown, or an image was added before.
@@ -101,7 +109,7 @@ class AveragePrecision(Metric):
         require_finite(truth.xyxy, "corner of a true box")
         require_class_ids(detections.class_id, self.num_classes)
         require_class_ids(truth.class_id, self.num_classes)
-        matches = match_boxes(detections, truth)
+        matches = match_boxes(detections, truth, masks)
         num_objects = np.zeros_like(self.num_objects)
         np.add.at(num_objects, truth.class_id, matches.counts_as_object)
         part = replace(

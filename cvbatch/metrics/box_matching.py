@@ -1,17 +1,21 @@
 """Match detections to ground truth by the COCO rule and by the Pascal VOC rule.
 
+The overlap of two objects is that of their boxes or of their masks.
+
 A criterion is one combination of a rule, an IoU threshold and an area range: the COCO rule has 40
 (10 thresholds, 4 ranges), the VOC rule has one. Matching needs the boxes of one image only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from cvbatch.core.types import Boxes
+from cvbatch.metrics.mask_overlap import RunMasks, intersections
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # T
 AREA_RANGES = {  # A: pixels², both ends included
@@ -35,7 +39,7 @@ class GroundTruthBoxes:
     class_id: np.ndarray  # (N,)
     image_index: np.ndarray  # (N,)
     is_crowd: np.ndarray | None = None  # (N,) bool; VOC's "difficult". None: no object is
-    area: np.ndarray | None = None  # (N,) pixels², of the outline. None: of the box
+    area: np.ndarray | None = None  # (N,) pixels², of the outline. None: of the box or mask
 
 
 class Matches(NamedTuple):
@@ -48,6 +52,21 @@ class Matches(NamedTuple):
     counts_as_object: np.ndarray  # (N, 5) bool: of the ground truth, per area range and for VOC
 
 
+class MaskPair(NamedTuple):
+    """Masks of all detections and of all objects, in their order."""
+
+    detections: RunMasks  # M
+    truth: RunMasks  # N
+
+
+class _Shapes(NamedTuple):
+    """Areas of the sorted detections and of the objects, and their intersections."""
+
+    area: np.ndarray  # (M,) float64
+    true_area: np.ndarray  # (N,) float64
+    shared: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (P,), (P,) → (P,) of pairs
+
+
 class _Pairs(NamedTuple):
     """Detections and ground truth of the same image and class with an overlap of at least half."""
 
@@ -57,7 +76,9 @@ class _Pairs(NamedTuple):
     coco_overlap: np.ndarray  # (P,) float64: with a crowd, the share of the detection inside it
 
 
-def match_boxes(detections: Boxes, truth: GroundTruthBoxes) -> Matches:
+def match_boxes(
+    detections: Boxes, truth: GroundTruthBoxes, masks: MaskPair | None = None
+) -> Matches:
     """Match every detection to the ground truth by all criteria.
 
     COCO rule: in the order of their scores, detections take the free object with the largest
@@ -73,12 +94,15 @@ def match_boxes(detections: Boxes, truth: GroundTruthBoxes) -> Matches:
     Args:
         detections: in any order; a box with swapped corners has area 0.
         truth: with the same `image_index`, in any order.
+        masks: whose areas and overlaps count instead of those of boxes.
 
     Source: pycocotools, COCOeval.evaluateImg; Pascal VOC development kit, VOCevaldet.
     """
     row = np.lexsort((-detections.score, detections.class_id, detections.image_index))
     image, class_id = detections.image_index[row], detections.class_id[row]
-    xyxy = detections.xyxy[row]
+    shapes = _box_shapes(detections.xyxy[row], truth.xyxy)
+    if masks is not None:
+        shapes = _mask_shapes(masks, row)
     is_first = np.ones(len(row), bool)
     is_first[1:] = (image[1:] != image[:-1]) | (class_id[1:] != class_id[:-1])
     group = np.cumsum(is_first)
@@ -86,12 +110,12 @@ def match_boxes(detections: Boxes, truth: GroundTruthBoxes) -> Matches:
     is_crowd = np.zeros(len(truth.xyxy), bool)
     if truth.is_crowd is not None:
         is_crowd = np.asarray(truth.is_crowd, bool)
-    area = box_areas(truth.xyxy) if truth.area is None else np.asarray(truth.area, np.float64)
+    area = shapes.true_area if truth.area is None else np.asarray(truth.area, np.float64)
     is_ignored_truth = is_crowd[:, None] | _is_outside(area)  # (N, A)
 
-    pairs = _overlapping_pairs(xyxy, class_id, image, truth, is_crowd)
+    pairs = _overlapping_pairs(shapes, class_id, image, truth, is_crowd)
     has_match, has_ignored_match = _match_coco(pairs, group, is_crowd, is_ignored_truth)
-    is_outside = _is_outside(box_areas(xyxy))[:, None, :]
+    is_outside = _is_outside(shapes.area)[:, None, :]
     coco_true = has_match & ~has_ignored_match
     coco_ignored = has_ignored_match | (~has_match & is_outside)
     voc_true, voc_ignored = _match_voc(pairs, is_crowd, len(row))
@@ -104,8 +128,31 @@ def match_boxes(detections: Boxes, truth: GroundTruthBoxes) -> Matches:
     )
 
 
-def _overlapping_pairs(
+def _box_shapes(
     xyxy: np.ndarray,  # (M, 4)
+    true_xyxy: np.ndarray,  # (N, 4)
+) -> _Shapes:
+    def shared(detection: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        a, b = xyxy[detection].astype(np.float64), true_xyxy[truth].astype(np.float64)
+        sides = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0)
+        area: np.ndarray = sides[:, 0] * sides[:, 1]
+        return area
+
+    return _Shapes(box_areas(xyxy), box_areas(true_xyxy), shared)
+
+
+def _mask_shapes(
+    masks: MaskPair,
+    row: np.ndarray,  # (M,) of the sorted detections
+) -> _Shapes:
+    def shared(detection: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        return intersections(masks.detections, masks.truth, row[detection], truth)
+
+    return _Shapes(masks.detections.areas[row], masks.truth.areas, shared)
+
+
+def _overlapping_pairs(
+    shapes: _Shapes,
     class_id: np.ndarray,  # (M,)
     image: np.ndarray,  # (M,) ascending
     truth: GroundTruthBoxes,
@@ -126,7 +173,7 @@ def _overlapping_pairs(
         counts = (end - start)[first:last]
         detection = np.repeat(np.arange(first, last), counts)
         row = true_row[np.repeat(start[first:last], counts) + _position_in_run(detection)]
-        parts.append(_half_overlaps(detection, row, xyxy, truth.xyxy, is_crowd))
+        parts.append(_half_overlaps(detection, row, shapes, is_crowd))
         first = last
     return _Pairs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
@@ -134,16 +181,13 @@ def _overlapping_pairs(
 def _half_overlaps(
     detection: np.ndarray,  # (P,)
     truth: np.ndarray,  # (P,)
-    xyxy: np.ndarray,  # (M, 4)
-    true_xyxy: np.ndarray,  # (N, 4)
+    shapes: _Shapes,
     is_crowd: np.ndarray,  # (N,)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # each (Q,)
     """Return the pairs that overlap by at least half; IoU as in `cvbatch.geometry.boxes.iou`."""
-    a, b = xyxy[detection].astype(np.float64), true_xyxy[truth].astype(np.float64)
-    sides = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0)
-    shared = sides[:, 0] * sides[:, 1]
-    area = box_areas(a)
-    union = area + box_areas(b) - shared
+    shared = shapes.shared(detection, truth)
+    area = shapes.area[detection]
+    union = area + shapes.true_area[truth] - shared
     iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     share = np.divide(shared, area, out=np.zeros_like(shared), where=area > 0)
     coco_overlap = np.where(is_crowd[truth], share, iou)

@@ -10,11 +10,12 @@ from xml.etree.ElementTree import Element
 
 from cvbatch.report.html import collapsible, el, format_count, name_element, paragraph, shorten
 from cvbatch.report.overlays import mask_layer
-from cvbatch.report.svg_boxes import class_colour, draw_box, swatch
+from cvbatch.report.svg_boxes import class_colour, draw_box, draw_mask, swatch
 from cvbatch.results.row import Row
 
 MAX_BOXES = 50  # drawn in one image
 MAX_NAMES = 8  # of classes, below one image
+_SIDES = ("x_min", "y_min", "x_max", "y_max")
 NAME_LENGTH = 60  # characters of a class name
 ClassColours = Mapping[str, int]  # class name → the mask value that has its colour
 Elements = list[dict[str, Any]] | None  # of a row; None: the result lacks the column
@@ -126,22 +127,26 @@ def _box_caption(row: Row, colours: ClassColours) -> list[Element]:
 
 
 def _box_layer(row: Row, colours: ClassColours, image_hw: tuple[int, int]) -> SvgLayer:
-    """Return the boxes without NaN or infinity, the one with the highest score on top."""
-    sides = ("x_min", "y_min", "x_max", "y_max")
-    finite = [box for box in row.boxes or [] if all(math.isfinite(box[side]) for side in sides)]
-    boxes = finite[:MAX_BOXES]
-    elements = [
-        draw_box(
-            [box[side] for side in sides],
-            f"{shorten(box['label'], NAME_LENGTH)} {box['score']:.2f}",
-            box["score"],
-            class_colour(colours.get(box["label"], 0)),
-            image_hw,
-        )
-        for box in reversed(boxes)
-    ]
+    """Return the boxes without NaN or infinity, the one with the highest score on top.
+
+    The mask of a box is below it, in the same group, so that the filter by score hides both.
+    """
+    boxes: list[dict[str, Any]] = []
+    elements = []
+    for number, box in enumerate(row.boxes or []):
+        corners = [box[side] for side in _SIDES]
+        if not all(map(math.isfinite, corners)) or len(boxes) == MAX_BOXES:
+            continue
+        name = f"{shorten(box['label'], NAME_LENGTH)} {box['score']:.2f}"
+        colour = class_colour(colours.get(box["label"], 0))
+        element = draw_box(corners, name, box["score"], colour, image_hw)
+        region = row.box_mask(number)
+        if region is not None:
+            element.insert(0, draw_mask(region, colour))
+        boxes.append(box)
+        elements.append(element)
     names = ", ".join(f"{box['label']} {box['score']:.2f}" for box in boxes[:MAX_NAMES])
-    return SvgLayer(elements, f"{format_count(len(boxes))} boxes: {names}")
+    return SvgLayer(elements[::-1], f"{format_count(len(boxes))} boxes: {names}")
 
 
 # ---------------------------------------------------------------- masks

@@ -1,4 +1,4 @@
-"""Draw boxes as SVG over an image; colours of classes."""
+"""Draw boxes and their masks as SVG over an image; colours of classes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import unicodedata
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
+import cv2
+import numpy as np
+
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.images.drawing import PALETTE
 from cvbatch.report.html import el
+from cvbatch.report.overlays import thumbnail_hw
 
+_MAX_PARTS = 40  # of one mask that are drawn, with their holes
+_OUTLINE_ERROR = 0.7  # pixels of the thumbnail; more if an outline has too many corners
+_MAX_CORNERS = 600
 _FONT_SIZE = 0.045  # as a fraction of the width of the gallery's frame
 
 
@@ -56,6 +63,42 @@ def draw_box(
         el("rect", {"class": "halo", **corner, **size}),
         el("rect", {"class": "edge", **corner, **size, "stroke": colour}),
         tag,
+    )
+
+
+def draw_mask(
+    region: np.ndarray,  # (h, w) bool
+    colour: str,
+) -> Element:
+    """Return a filled outline of a mask, as exact as a thumbnail shows it.
+
+    Args:
+        region: at the size of the image.
+        colour: "#rrggbb".
+    """
+    height, width = thumbnail_hw(*region.shape)
+    small = cv2.resize(region.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA)
+    inside = (small >= 128).astype(np.uint8)
+    contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    largest = sorted(contours, key=cv2.contourArea, reverse=True)[:_MAX_PARTS]
+    error = _OUTLINE_ERROR
+    parts = [cv2.approxPolyDP(contour, error, True) for contour in largest]
+    while sum(map(len, parts)) > _MAX_CORNERS:
+        error *= 2
+        parts = [cv2.approxPolyDP(contour, error, True) for contour in largest]
+    scale = np.array(region.shape[::-1]) / (width, height)
+    lines = [
+        " ".join(f"{x:.6g} {y:.6g}" for x, y in (part.reshape(-1, 2) + 0.5) * scale)
+        for part in parts
+    ]
+    return el(
+        "path",
+        {
+            "d": "".join(f"M{line}Z" for line in lines),
+            "fill": colour,
+            "fill-opacity": "0.45",
+            "fill-rule": "evenodd",
+        },
     )
 
 

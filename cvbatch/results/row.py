@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cvbatch.core.errors import SourceError
-from cvbatch.core.types import ChunkRef, EncodedImage, Failure, InputKey, Tiling
+from cvbatch.core.types import VOID_CLASS, ChunkRef, EncodedImage, Failure, InputKey, Tiling
 from cvbatch.geometry.resampling import heatmap_to_original
 from cvbatch.geometry.resize import Placement, make_placement, mask_to_original
 from cvbatch.geometry.tiling import tile_placements
 from cvbatch.images.decode import decode
-from cvbatch.images.drawing import draw_boxes, paint_mask
+from cvbatch.images.drawing import draw_boxes, paint_mask, palette_value
 from cvbatch.images.heatmaps import overlay
 from cvbatch.images.masks import decode_png
+from cvbatch.images.rle import check_runs, decode_rle, parse_compressed_rle
 from cvbatch.results.parts import MISSING, box_corners
 from cvbatch.results.schema import RESERVED_NAMES
 
@@ -39,7 +41,8 @@ class Row:
     height: int | None
     error: Failure | None  # None: the image is ok
     labels: list[dict[str, Any]] | None  # class_id, label, score; best first
-    boxes: list[dict[str, Any]] | None  # x_min, y_min, x_max, y_max, class_id, label, score
+    # x_min, y_min, x_max, y_max, class_id, label, score; mask (RLE: size, counts) if there is one
+    boxes: list[dict[str, Any]] | None
     mask_areas: list[dict[str, Any]] | None  # class_id, label, area in pixels; largest first
     _values: dict[str, Any] = field(repr=False)  # of the Parquet row
     _result: Result = field(repr=False)
@@ -50,7 +53,8 @@ class Row:
         """Return the row of a chunk whose Parquet values are given.
 
         Raises:
-            SourceError: the row failed without a reason, which cvbatch never writes.
+            SourceError: the row failed without a reason, or has more or fewer masks than boxes,
+                which cvbatch never writes.
         """
         error = values["error"] if values["status"] != "ok" else None
         if values["status"] != "ok" and error is None:
@@ -65,7 +69,7 @@ class Row:
             values["height"],
             None if error is None else Failure(**error),
             values.get("labels"),
-            values.get("boxes"),
+            _with_masks(values),
             values.get("mask_areas"),
             values,
             result,
@@ -122,6 +126,61 @@ class Row:
         if mask is None or model["options"].get("mask_size") != "model":
             return mask
         return mask_to_original(mask, make_placement(*self.size_hw, _input_key(model)))
+
+    def box_mask_runs(self, number: int) -> np.ndarray | None:  # (R,) int64
+        """Return the run lengths of the mask of a box, see `cvbatch.images.rle`.
+
+        Args:
+            number: index into `boxes`.
+
+        Returns:
+            Runs that sum to the pixels of the image; None if the box has no mask.
+
+        Raises:
+            SourceError: the RLE is damaged, or of another size.
+        """
+        rle = (self.boxes or [])[number].get("mask")
+        if rle is None:
+            return None
+        try:
+            if tuple(rle["size"]) != self.size_hw:
+                raise ValueError(f"its size is {rle['size']}")
+            return check_runs(parse_compressed_rle(rle["counts"]), self.size_hw)
+        except (ValueError, TypeError, AttributeError) as error:  # null is of another type
+            raise SourceError(f"a mask of a box of {self.image_id!r}: {error}") from None
+
+    def box_mask(self, number: int) -> np.ndarray | None:  # (height, width) bool
+        """Return the mask of a box at the image's size; None if it has none.
+
+        Args:
+            number: index into `boxes`.
+
+        Raises:
+            SourceError: as `box_mask_runs`.
+        """
+        runs = self.box_mask_runs(number)
+        return None if runs is None else decode_rle(runs, self.size_hw)
+
+    def box_mask_map(self, values: Sequence[int]) -> np.ndarray | None:  # (height, width) uint8
+        """Return a value for every pixel: that of the first box whose mask has it, or `VOID_CLASS`.
+
+        Args:
+            values: of the first boxes; the others are left out.
+
+        Returns:
+            The map, or None if no box has a mask.
+
+        Raises:
+            SourceError: as `box_mask`.
+        """
+        if not any(box.get("mask") for box in self.boxes or ()):
+            return None
+        merged = np.full(self.size_hw, VOID_CLASS, np.uint8)
+        for number in reversed(range(len(values))):
+            region = self.box_mask(number)
+            if region is not None:
+                merged[region] = values[number]
+        return merged
 
     def with_min_score(self, min_score: float) -> Row:
         """Return the row with the labels and boxes of a minimum score."""
@@ -202,6 +261,11 @@ class Row:
         pixels = self._pixels()
         if "mask" in drawn and self.mask is not None:
             pixels = paint_mask(pixels, self.mask, _MASK_OPACITY)
+        # Class 0 of a mask is the background; + 1 gives a box the colour of its mask class.
+        colours = [box["class_id"] + 1 for box in self.boxes or ()]
+        box_masks = self.box_mask_map(list(map(palette_value, colours)))
+        if "boxes" in drawn and box_masks is not None:
+            pixels = paint_mask(pixels, box_masks, _MASK_OPACITY)
         if "heatmap" in drawn and self.heatmaps:
             pixels = overlay(pixels, self.heat())
         # A box with NaN or infinity cannot be drawn.
@@ -213,8 +277,7 @@ class Row:
                 self.xyxy[finite],
                 [box["label"] for box in boxes],
                 np.array([box["score"] for box in boxes], np.float32),
-                # Class 0 of a mask is the background; + 1 gives a box the colour of its mask class.
-                np.array([box["class_id"] for box in boxes], np.int64) + 1,
+                np.array([colours[i] for i in finite], np.int64),
             )
         return Image.fromarray(pixels)
 
@@ -249,6 +312,23 @@ class Row:
                 f"{pixels.message}); restore the image, or run the job again"
             )
         return pixels
+
+
+def _with_masks(values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the boxes of a Parquet row with the masks of `box_masks`, if there are any.
+
+    Raises:
+        SourceError: the numbers of boxes and of masks differ.
+    """
+    boxes, masks = values.get("boxes"), values.get("box_masks")
+    if boxes is None or masks is None:
+        return boxes
+    if len(boxes) != len(masks):
+        raise SourceError(
+            f"{values['image_id']!r} has {len(boxes)} boxes and {len(masks)} masks of boxes, which "
+            "cvbatch never writes; predict again"
+        )
+    return [{**box, "mask": mask} for box, mask in zip(boxes, masks, strict=True)]
 
 
 def _input_key(model: dict[str, Any]) -> InputKey:

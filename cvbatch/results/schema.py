@@ -56,6 +56,8 @@ _HEATMAP = pa.struct(
         ("values", pa.list_(pa.float32())),
     ]
 )
+# COCO's compressed RLE, as pycocotools.mask reads it
+_RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 _COMMON = [
     ("image_id", pa.string()),
     ("uri", pa.string()),
@@ -76,8 +78,12 @@ class ResultModel:
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the columns this model fills."""
-        has_heatmaps = getattr(self.config, "heatmap", None) is not None
-        return TASKS[self.config.task].columns + (("heatmaps",) if has_heatmaps else ())
+        requested = [
+            column
+            for key, column in (("heatmap", "heatmaps"), ("masks", "box_masks"))
+            if getattr(self.config, key, None) is not None
+        ]
+        return (*TASKS[self.config.task].columns, *requested)
 
 
 def result_metadata(models: Sequence[ResultModel], job_fingerprint: str, version: str) -> bytes:
@@ -177,6 +183,25 @@ def _boxes_columns(
     fields["label"] = _named(model.spec.classes, boxes.class_id)
     fields["score"] = boxes.score
     return {"boxes": _lists(_struct(_BOX, fields), boxes.image_index, is_failed)}
+
+
+def _box_masks_columns(
+    filled: _Filled, batch: Predictions, is_failed: np.ndarray
+) -> dict[str, pa.Array]:
+    """Return one mask for each of `boxes`, in their order."""
+    ((_, predictions),) = filled
+    masks = predictions.box_masks
+    if masks is None:
+        return {}
+    offsets = np.concatenate([[0], np.cumsum(masks.length)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(masks.counts))]
+    sides = np.stack([masks.height, masks.width], axis=1).reshape(-1).astype(np.int32)
+    every_second = np.arange(0, len(sides) + 1, 2, dtype=np.int32)
+    fields = {
+        "size": pa.ListArray.from_arrays(pa.array(every_second), pa.array(sides)),
+        "counts": pa.Array.from_buffers(pa.string(), len(masks.length), buffers),
+    }
+    return {"box_masks": _lists(_struct(_RLE, fields), masks.image_index, is_failed)}
 
 
 def _heatmaps_columns(
@@ -284,6 +309,7 @@ class PredictionKind(NamedTuple):
 PREDICTION_KINDS: dict[str, PredictionKind] = {
     "labels": PredictionKind({"labels": pa.list_(_LABEL)}, _labels_columns),
     "boxes": PredictionKind({"boxes": pa.list_(_BOX)}, _boxes_columns),
+    "box_masks": PredictionKind({"box_masks": pa.list_(_RLE)}, _box_masks_columns),
     "masks": PredictionKind({"mask": IMAGE, "mask_areas": pa.list_(_AREA)}, _mask_columns),
     "heatmaps": PredictionKind({"heatmaps": pa.list_(_HEATMAP)}, _heatmaps_columns),
     **{

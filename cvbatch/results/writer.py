@@ -63,14 +63,14 @@ def _dictionary_columns(schema: pa.Schema) -> list[str]:
 
 
 def repeating_leaves(schema: pa.Schema) -> list[str]:
-    """Return the leaves of predictions that are strings or int32: names, class ids, sizes."""
+    """Return the leaves of predictions that are names, class ids or sizes."""
     return [
         f"{column}.list.element.{leaf.name}"
         for column, kind in COLUMN_TYPES.items()
         if column in schema.names and pa.types.is_list(kind)
         if pa.types.is_struct(kind.value_type)
         for leaf in kind.value_type
-        if pa.types.is_string(leaf.type) or pa.types.is_int32(leaf.type)
+        if leaf.name != "counts" and (pa.types.is_string(leaf.type) or pa.types.is_int32(leaf.type))
     ]
 
 

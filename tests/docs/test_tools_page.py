@@ -35,10 +35,10 @@ def folder(tmp_path_factory):
     predictions = {f"set/i {n:02d}.png": random_row(n) for n in range(12)}
     files = {name: picture(*SIZE, seed=n) for n, name in enumerate(predictions)}
     jobs.write_files(root / "images", files | jobs.BROKEN)
-    heatmap = {"heatmap": {"layer": "auto"}}
+    options = {"classification": {"heatmap": {"layer": "auto"}}, "detection": {"masks": "box"}}
     return write_predictions(
         *(root / "result", root / "images", predictions, (*TASKS, *VECTOR_TASKS)),
-        classification=heatmap,
+        **options,
     )
 
 

@@ -257,7 +257,7 @@ def test_other_files_in_the_folder_are_never_changed(tmp_path, result):
             "yolo stores boxes, but .* has labels and mask",
         ),
         ("voc", ("classification",), "voc stores boxes and mask, but .* has labels"),
-        ("coco", ("classification",), "coco stores boxes and mask"),
+        ("coco", ("classification",), "coco stores boxes and box_masks and mask"),
     ],
 )
 def test_a_format_that_stores_no_column_of_the_result_is_refused(tmp_path, format_, tasks, message):

@@ -5,12 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvbatch.importers.polygons import (
-    decode_rle,
-    fill_polygon,
-    parse_compressed_rle,
-    rasterize,
-)
+from cvbatch.images.rle import compress_rle, decode_rle, encode_rle, parse_compressed_rle
+from cvbatch.importers.polygons import coco_region, fill_polygon, rasterize
 
 
 def is_inside(x, y, corners):
@@ -98,6 +94,31 @@ def test_polygons_nearly_equal_pycocotools():
     reference = coco.decode(coco.frPyObjects([corners.reshape(-1).tolist()], 100, 120))[..., 0] > 0
     region = filled(corners, 100, 120)
     assert (region & reference).sum() / (region | reference).sum() > 0.97
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.floats(-9, 25), st.floats(-9, 21)) | st.tuples(*[st.integers(-3, 20)] * 2),
+            min_size=3,
+            max_size=9,
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_coco_regions_of_polygons_equal_pycocotools(polygons):
+    coco = pytest.importorskip("pycocotools.mask")
+    flat = [np.array(polygon, np.float64).reshape(-1).tolist() for polygon in polygons]
+    rle = coco.merge(coco.frPyObjects(flat, 12, 17))
+    region = coco_region([np.array(polygon, np.float64) for polygon in polygons], (12, 17))
+    assert compress_rle(encode_rle(region)) == rle["counts"].decode()
+
+
+def test_coco_regions_of_endless_polygons_have_the_centres_inside():
+    corners = np.array([(-1e7, -1e7), (1e7, -1e7), (1e7, 1e7), (-1e7, 1e7)])
+    assert coco_region([corners], (3, 4)).all()
 
 
 @pytest.mark.parametrize(

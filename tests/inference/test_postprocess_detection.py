@@ -7,12 +7,7 @@ from cvbatch.core.types import InputKey, ModelSpec, Tiling
 from cvbatch.geometry.boxes import NmsSettings
 from cvbatch.geometry.resize import make_placement
 from cvbatch.geometry.tiling import tile_placements
-from cvbatch.inference.postprocess_detection import (
-    merge_boxes,
-    merge_tiles,
-    read_boxes,
-    read_outputs,
-)
+from cvbatch.inference.postprocess_detection import merge_tiles, read_outputs
 from tests.support.detectors import parse_detector
 from tests.support.reference_arrays import suppress_reference
 
@@ -28,6 +23,28 @@ def candidates(count, num_boxes=12, num_classes=3, seed=0):
     boxes = np.concatenate([corners, corners + rng.integers(0, 60, corners.shape)], axis=2) / 8
     scores = rng.integers(0, 11, (count, num_boxes, num_classes)) / 10
     return boxes.astype(np.float32), scores.astype(np.float32)
+
+
+def model(key, settings):
+    """Return the section and the spec of a model with these settings."""
+    kept = settings.classes_kept
+    config = parse_detector(
+        score_threshold=settings.score_threshold,
+        iou_threshold=settings.iou_threshold,
+        max_detections=settings.max_detections,
+        class_agnostic=settings.class_agnostic,
+        keep_classes=None if kept is None else [str(k) for k in kept],
+    )
+    size = key.height, key.width, key.resize
+    return config, ModelSpec("a", "detection", ("0", "1", "2"), *size, "")
+
+
+def merge(boxes, scores, position, placements, key, settings=SETTINGS):
+    tiles = (
+        {"boxes": box[None], "scores": score[None]}
+        for box, score in zip(boxes, scores, strict=True)
+    )
+    return merge_tiles(*model(key, settings), tiles, placements, position).boxes
 
 
 def map_by_loop(boxes, placements, height, width):
@@ -61,7 +78,7 @@ def test_merged_boxes_equal_the_reference(size, changes):
     placements = tile_placements(*size, KEY)
     boxes, scores = candidates(len(placements))
     settings = SETTINGS._replace(**changes)
-    merged = merge_boxes(zip(boxes, scores, strict=True), 4, placements, KEY, "xyxy", settings)
+    merged = merge(boxes, scores, 4, placements, KEY, settings)
     mapped = map_by_loop(boxes, placements, *size)
     flat = scores.reshape(-1, scores.shape[2])
     row, class_id = suppress_reference(mapped, flat, **settings._asdict())
@@ -121,8 +138,8 @@ def test_boxes_with_class_ids_of_tiles_are_merged_like_scores_of_all_classes():
     tiles = ({k: v[i : i + 1] for k, v in outputs.items()} for i in range(len(placements)))
     found = merge_tiles(config, spec, tiles, placements, 0).boxes
     settings = NmsSettings(0.3, 0.1, 9)
-    pairs = zip(outputs["boxes"], dense.astype(np.float32), strict=True)
-    expected = merge_boxes(pairs, 0, placements, KEY, "xyxy", settings)
+    scores = dense.astype(np.float32)
+    expected = merge(outputs["boxes"], scores, 0, placements, KEY, settings)
     for column in ("xyxy", "score", "class_id"):
         np.testing.assert_array_equal(getattr(found, column), getattr(expected, column))
 
@@ -130,10 +147,9 @@ def test_boxes_with_class_ids_of_tiles_are_merged_like_scores_of_all_classes():
 def test_no_candidates_give_no_boxes():
     placements = tile_placements(50, 40, KEY)
     boxes, scores = candidates(len(placements))
-    merged = merge_boxes(zip(boxes, scores * 0, strict=True), 0, placements, KEY, "xyxy", SETTINGS)
+    merged = merge(boxes, scores * 0, 0, placements, KEY)
     assert (merged.xyxy.shape, merged.score.shape, merged.class_id.shape) == ((0, 4), (0,), (0,))
-    empty = zip(boxes[:, :0], scores[:, :0], strict=True)
-    assert len(merge_boxes(empty, 0, placements, KEY, "xyxy", SETTINGS).score) == 0
+    assert len(merge(boxes[:, :0], scores[:, :0], 0, placements, KEY).score) == 0
 
 
 def test_object_in_two_tiles_gives_one_box():
@@ -142,7 +158,7 @@ def test_object_in_two_tiles_gives_one_box():
     assert [placement.source.left for placement in placements] == [0, 5]
     boxes = np.array([[[6, 2, 9, 8]], [[1, 2, 4, 8]]], np.float32)  # the same box of the original
     scores = np.array([[[0.6]], [[0.9]]], np.float32)
-    merged = merge_boxes(zip(boxes, scores, strict=True), 0, placements, key, "xyxy", SETTINGS)
+    merged = merge(boxes, scores, 0, placements, key)
     np.testing.assert_array_equal(merged.xyxy, [[6, 2, 9, 8]])
     np.testing.assert_array_equal(merged.score, np.float32([0.9]))
 
@@ -152,7 +168,8 @@ def test_merging_one_tile_equals_reading_an_image():
     placements = tile_placements(32, 16, key)
     boxes, scores = candidates(1)
     boxes = boxes.clip(0, [8, 16, 8, 16])
-    read = read_boxes(boxes, scores, np.array([0]), placements, key, "xyxy", SETTINGS)
-    merged = merge_boxes(zip(boxes, scores, strict=True), 0, placements, key, "xyxy", SETTINGS)
+    outputs = {"boxes": boxes, "scores": scores}
+    read = read_outputs(*model(key, SETTINGS), outputs, np.array([0]), placements).boxes
+    merged = merge(boxes, scores, 0, placements, key)
     for name, column in vars(read).items():
         np.testing.assert_array_equal(getattr(merged, name), column)

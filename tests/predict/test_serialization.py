@@ -5,6 +5,7 @@ import pyarrow as pa
 
 from cvbatch.core.types import (
     Boxes,
+    BoxMasks,
     Failure,
     Heatmaps,
     ImageBatch,
@@ -73,7 +74,10 @@ def predictions():
                 ),
             ),
             ModelPredictions(masks=Masks(rng.integers(0, 9, 15, np.uint8), *sizes, index)),
-            ModelPredictions(boxes=Boxes(rng.random((3, 4), np.float32), scores, ids, index)),
+            ModelPredictions(
+                boxes=Boxes(rng.random((3, 4), np.float32), scores, ids, index),
+                box_masks=BoxMasks(rng.integers(48, 112, 9, np.uint8), ids, *sizes, index),
+            ),
             ModelPredictions(
                 embedding=Vectors(rng.random((3, 7), np.float32), index),
                 values=Vectors(rng.random((3, 1), np.float32), index),

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_masks
 
 import cvbatch
 from cvbatch.config.predict import SourceConfig
@@ -23,10 +24,22 @@ from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 from tests.support import jobs
 from tests.support.datasets import picture
-from tests.support.results import SIZE, random_predictions, random_row, write_predictions
+from tests.support.results import (
+    SIZE,
+    boxes_at,
+    random_predictions,
+    random_row,
+    write_predictions,
+)
 
 HEATMAP = {"heatmap": {"layer": "auto"}}
 NAMES = [f"set/i {n:02d}.png" for n in range(9)]
+_BELOW_RIGHT = np.zeros(SIZE, np.uint8, order="F")
+_BELOW_RIGHT[30:, 50:] = 1
+CORNER = {
+    "size": list(SIZE),
+    "counts": coco_masks.encode(_BELOW_RIGHT)["counts"].decode(),
+}  # a mask of the last rows and columns
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +218,62 @@ def test_overlays_show_masks_heatmaps_and_boxes(folder):
         assert not np.array_equal(drawn["heatmap"], image)
         assert np.array_equal(drawn["boxes"], image) == (not row.boxes)
         assert np.array_equal(row.overlay(), row.overlay("mask", "boxes"))
+
+
+def predicted_with_masks(folder, files, seed=5, **changes):
+    jobs.write_files(folder / "images", {"a.png": files[NAMES[0]]})
+    predictions = {"a.png": {**random_row(seed), **changes}}
+    (row,) = cvbatch.read(
+        write_predictions(
+            folder / "out", folder / "images", predictions, detection={"masks": "box"}
+        )
+    )
+    return row, predictions["a.png"]
+
+
+def test_masks_of_boxes_are_those_of_pycocotools(tmp_path, files):
+    row, expected = predicted_with_masks(tmp_path, files)
+    minimum = float(np.median([box["score"] for box in expected["boxes"]])) - 1e-6
+    row = row.with_min_score(minimum)  # boxes keep their masks
+    is_kept = [box["score"] >= minimum for box in expected["boxes"]]
+    assert 0 < sum(is_kept) < len(is_kept)
+    regions = [
+        coco_masks.decode(rle)
+        for rle, kept in zip(expected["box_masks"], is_kept, strict=True)
+        if kept
+    ]
+    for i, region in enumerate(regions):
+        assert np.array_equal(coco_masks.decode(row.boxes[i]["mask"]), region)
+        assert np.array_equal(row.box_mask(i), region)
+    merged = row.box_mask_map(range(1, len(regions)))  # of all boxes but the last
+    owner = [
+        np.argmax([*column, True]) for column in zip(*map(np.ravel, regions[:-1]), strict=True)
+    ]
+    values = np.array([*range(1, len(regions)), 255])
+    assert np.array_equal(merged.ravel(), values[owner])
+
+
+def test_overlays_show_masks_of_boxes(tmp_path, files):
+    row, _ = predicted_with_masks(tmp_path, files, boxes=boxes_at((0, 0, 9, 9)), box_masks=[CORNER])
+    image, drawn = np.asarray(row.image()), np.asarray(row.overlay("boxes"))
+    is_changed = (image != drawn).any(axis=2)
+    assert is_changed[30:, 50:].all()
+    assert not is_changed[30:, 20:50].any()
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": [9, 9]}, {"size": None}, {"counts": None}, {"counts": "11"}]
+)
+def test_a_damaged_mask_of_a_box_is_reported(tmp_path, files, change):
+    masks = [{**CORNER, **change}]
+    row, _ = predicted_with_masks(tmp_path, files, boxes=boxes_at((0, 0, 9, 9)), box_masks=masks)
+    with pytest.raises(SourceError, match=r"a mask of a box of 'a\.png'"):
+        row.box_mask(0)
+
+
+def test_a_row_with_more_boxes_than_masks_is_refused(tmp_path, files):
+    with pytest.raises(SourceError, match="1 boxes and 0 masks"):
+        predicted_with_masks(tmp_path, files, boxes=boxes_at((0, 0, 9, 9)), box_masks=[])
 
 
 def test_failed_and_changed_images_cannot_be_read(folder, tmp_path, files):

@@ -13,6 +13,7 @@ from PIL import Image
 from cvbatch.config.loader import parse_job
 from cvbatch.core.types import (
     Boxes,
+    BoxMasks,
     Failure,
     Heatmaps,
     Labels,
@@ -227,3 +228,43 @@ def test_failed_rows_are_detected_from_the_footer(tmp_path):
         path = tmp_path / part_files.part_name(name)
         path.write_bytes(writer.encode_part(tables, arrow_schema, b"{}"))
         assert writer.has_failed_rows(Storage(), str(path)) is has_failed
+
+
+MASKS = ("mask of a", "mask of b", "mask of c")
+
+
+def box_masks(strings, image_index, height=4, width=6):
+    data = "".join(strings).encode()
+    lengths = np.array([len(string) for string in strings], np.int32)
+    return BoxMasks(
+        np.frombuffer(data, np.uint8), lengths, *sides(len(strings), height, width), image_index
+    )
+
+
+def rows_with_masks(predictions):
+    models = result_models()
+    (detection,) = models[2:]
+    models[2] = replace(detection, config=detection.config.model_copy(update={"masks": "box"}))
+    return schema.to_rows(predictions, models, schema.result_schema(models))
+
+
+def test_masks_of_boxes_are_a_list_beside_the_boxes():
+    batch = predictions()
+    *others, detection = batch.models
+    detection = replace(detection, box_masks=box_masks(MASKS, detection.boxes.image_index))
+    table = rows_with_masks(replace(batch, models=(*others, detection)))
+    found = table["box_masks"].to_pylist()
+    assert found[1] is None
+    assert [mask["counts"] for mask in found[0] + found[2]] == list(MASKS)
+    assert [mask["size"] for mask in found[0] + found[2]] == [[4, 6]] * 3
+    assert [len(masks) for masks in (found[0], found[2])] == [2, 1]
+    assert pq.read_table(BytesIO(writer.encode_part([table], table.schema, b"{}"))) == table
+
+
+def test_a_batch_without_a_decoded_image_has_no_masks():
+    table = rows_with_masks(replace(predictions(), models=(ModelPredictions(),) * 3))
+    assert table["box_masks"].null_count == 3
+
+
+def test_masks_are_a_column_only_of_jobs_that_store_them():
+    assert "box_masks" not in rows()[0]

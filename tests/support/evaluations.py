@@ -78,10 +78,11 @@ def write_result(
         for column, names in classes.items()
     ]
     metadata = {"schema_version": version, "fingerprint": "f" * 64, "models": models}
+    masks = ["box_masks"] if any("box_masks" in values for values in rows.values()) else []
     schema = pa.schema(
         [("image_id", pa.string()), ("uri", pa.string()), ("width", pa.int32())]
         + [("height", pa.int32()), ("status", pa.string()), ("error", FAILURE)]
-        + [(column, COLUMN_TYPES[column]) for column in classes]
+        + [(column, COLUMN_TYPES[column]) for column in [*classes, *masks]]
     )
     done = list(zip(chunk_ids, pairwise(offsets.tolist()), strict=True))
     for chunk_id, (start, end) in done[: len(done) - left]:
@@ -112,6 +113,7 @@ def _result_row(
              "label": classes["boxes"][box[4]], "score": box[5]}
             for box in values["boxes"]
         ]  # fmt: skip
+        row["box_masks"] = values.get("box_masks")
     if "mask" in classes:
         row["mask"] = {"bytes": encode_png(values["mask"]), "path": None}
     return row

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from pycocotools import mask as coco_masks
 
 from cvbatch.config.loader import parse_job
 from cvbatch.config.predict import SourceConfig
@@ -43,9 +44,21 @@ def random_predictions(seed, size=SIZE):
     return {"boxes": boxes, "mask": {"bytes": encode_png(mask)}, "labels": labels, "size": size}
 
 
+def random_box_masks(predictions, seed):
+    """Return a random mask for each box, as COCO's RLE; it may leave its box."""
+    rng = np.random.default_rng(seed)
+    masks = []
+    for _ in predictions["boxes"]:
+        region = rng.integers(0, 2, (5, 6)).repeat(8, 0).repeat(10, 1).astype(np.uint8)
+        rle = coco_masks.encode(np.asfortranarray(region))
+        masks.append({"size": list(region.shape), "counts": rle["counts"].decode()})
+    return masks
+
+
 def random_row(seed, classes=CLASSES):
-    """Return random predictions with a heatmap, mask areas, an embedding and values."""
+    """Return random predictions with a value of every column."""
     predictions = random_predictions(seed)
+    predictions["box_masks"] = random_box_masks(predictions, seed)
     values = np.random.default_rng(seed).random(6).astype(np.float32).tolist()
     vectors = {"embedding": values[:3], "values": values[3:]}
     named = {"model": "m", "layer": "last", "class_id": 1, "label": classes[1], "score": 0.75}
