@@ -153,6 +153,7 @@ def load(storage: Storage, request: BuildRequest) -> keras.Model:
             num_classes=count,
             image_size=config.image_size,
             options=options,
+            trust=config.trust,
         )
 
 

@@ -30,7 +30,7 @@ from cvbatch.core.model_formats import format_of
 from cvbatch.core.types import ModelSpec
 from cvbatch.core.version import __version__
 from cvbatch.inference.engines import ENGINES, Program
-from cvbatch.models import model_files
+from cvbatch.models import model_files, trusted_modules
 from cvbatch.models.metadata import DEMO_FILES, imagenet_classes, read_card
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
@@ -46,7 +46,8 @@ class Identity:
     """Identity of a model, for fingerprints; it does not need TensorFlow.
 
     Attributes:
-        content: SHA-256 of the model file and its weights, or their names.
+        content: SHA-256 of the model file and its weights, or their names; versions of trusted
+            modules.
         classes: class names from the job or the model card; None if neither has them.
         file: local path of the model file; None for a zoo network.
         weights_file: local path of the weights file; None if the job has none.
@@ -254,6 +255,8 @@ def identify(storage: Storage, config: ModelConfig) -> Identity:
     if digest is not None:
         model_files.check(str(config.model if file else config.weights), digest, config.sha256)
     content = f"{digest}:{config.weights}" if file else f"{config.model}:{digest or config.weights}"
+    if config.trust:
+        content = f"{content}:{json.dumps(trusted_modules.versions(config.trust))}"
     return Identity(content, _classes(storage, config, file), file, weights_file, digest)
 
 
