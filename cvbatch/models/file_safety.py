@@ -36,6 +36,8 @@ _MAX_OBJECTS = 200_000  # groups and arrays of an HDF5 file
 _MAX_DEPTH = 100  # nesting of HDF5 groups, and of lists and objects in a config
 _NUMERIC_KINDS = "biufcV"  # kinds of NumPy dtypes; V: bfloat16, which NumPy does not know
 
+# Modules of networks in files of Keras 2; the class is found without them.
+_KERAS_2_MODULES = ("tf_keras.src.engine.", "keras.src.engine.", "keras.engine.")
 # Classes of Keras that run code from the file, or read files that it names.
 _CODE_CLASSES = {
     "__lambda__": "a Lambda",
@@ -174,6 +176,9 @@ def network_config(text: bytes | str) -> Any:
     for part in _objects(config):
         if "class_name" in part:
             part.pop("compile_config", None)
+            if str(part.get("module")).startswith(_KERAS_2_MODULES):
+                for key in ("module", "registered_name"):
+                    part.pop(key, None)
     return config
 
 

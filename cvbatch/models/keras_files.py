@@ -79,7 +79,7 @@ def _write_with_config(path: Path, target: Path, config: dict[str, Any]) -> None
 def _load_h5(model: str, path: Path, weights_bytes: int) -> keras.Model:
     """Load a file of Keras 2, or one that Keras 3 wrote in that format."""
     with h5py.File(path) as file:
-        text = file.attrs.get("model_config")
+        text, version = file.attrs.get("model_config"), str(file.attrs.get("keras_version"))
     if text is None:
         raise ModelError(
             f"{model} contains weights without a network; set model to the name of a built-in "
@@ -87,11 +87,11 @@ def _load_h5(model: str, path: Path, weights_bytes: int) -> keras.Model:
             "model.save('NAME.keras')"
         )
     config = network_config(text)
-    legacy_config.check_version(model, config)
+    legacy_config.check(model, config)
     with cost.skip_weight_allocation():
-        network = legacy_config.build(config)
+        network = legacy_config.build(config, version)
     _check_num_weights(model, network, weights_bytes)
-    network = legacy_config.build(config)
+    network = legacy_config.build(config, version)
     load_weights(network, model, model, path)
     return network
 
