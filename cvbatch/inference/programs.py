@@ -51,7 +51,7 @@ class Identity:
         classes: class names from the job or the model card; None if neither has them.
         file: local path of the model file; None for a zoo network.
         weights_file: local path of the weights file; None if the job has none.
-        sha256: of `file` or else of `weights_file`; None without files.
+        sha256: of `file` or folder, or else of `weights_file`; None without files.
     """
 
     content: str
@@ -244,17 +244,23 @@ def identify(storage: Storage, config: ModelConfig) -> Identity:
         ModelError: a file cannot be read or its SHA-256 is not the one in the job file, or the
             class file is not UTF-8 text with one name per line.
     """
-    if config.weights == "demo":
-        file = DEMO_FILES.get(config.model)
-    else:
-        file = model_files.fetch(storage, config.model) if format_of(config.model).is_file else None
-    is_named = config.weights is None or config.weights in NAMED_WEIGHTS
-    weights_file = None if is_named else model_files.fetch(storage, str(config.weights))
+    model_format, weights = format_of(config.model), config.weights
+    file = DEMO_FILES.get(config.model) if weights == "demo" else None
+    if model_format.is_file:
+        file = model_files.fetch(storage, config.model)
+    is_named = weights is None or weights in NAMED_WEIGHTS
+    weights_file = None if is_named else model_files.fetch(storage, str(weights))
     hashed_file = file or weights_file
     digest = model_files.sha256(hashed_file) if hashed_file else None
+    is_folder = not model_format.is_file and model_format.key != "zoo"
+    if is_folder:
+        digest = model_files.model_sha256(storage, config.model)
     if digest is not None:
-        model_files.check(str(config.model if file else config.weights), digest, config.sha256)
-    content = f"{digest}:{config.weights}" if file else f"{config.model}:{digest or config.weights}"
+        is_own = file or is_folder
+        model_files.check(str(config.model if is_own else weights), digest, config.sha256)
+        content = f"{digest}:{weights}" if is_own else f"{config.model}:{digest}"
+    else:
+        content = f"{config.model}:{weights}"
     if config.trust:
         content = f"{content}:{json.dumps(trusted_modules.versions(config.trust))}"
     return Identity(content, _classes(storage, config, file), file, weights_file, digest)

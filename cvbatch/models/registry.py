@@ -17,6 +17,7 @@ from cvbatch.models.classifiers import CLASSIFIERS, mini_xception
 from cvbatch.models.frameworks import keras
 from cvbatch.models.keras_files import load_file as load_file  # here all layers are registered
 from cvbatch.models.metadata import DEMO_FILES
+from cvbatch.models.model_folders import load_folder
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
 from cvbatch.models.weights import WEIGHTS_SUFFIXES, first_line, load_weights
 from cvbatch.models.zoo_entry import ZooEntry
@@ -153,11 +154,12 @@ def load_model(
     """Return the network that a job file names, with its weights, in Keras' safe mode.
 
     Args:
-        model: a key of `ZOO`, or the path or URI of a .keras or .h5 file.
-        weights: None for a file. Otherwise "imagenet" (of the network, or of its backbone
+        model: a key of `ZOO`, or the path or URI of a .keras or .h5 file or of a folder.
+        weights: None for a file or folder. Otherwise "imagenet" (of the network, or of its backbone
             only: see `is_head_trained`), "demo" (shipped with the package), "random", or the path
             or URI of a .weights.h5, .h5 or .keras file.
-        local_file: returns a local path with the same suffix for a path or URI.
+        local_file: returns a local path with the same suffix for a path or URI; of a folder a
+            private copy.
         num_classes, image_size, options: as in `build`; ignored for a file.
         trust: modules whose classes the network of a file may contain.
 
@@ -168,6 +170,8 @@ def load_model(
     if format_of(model).key != "zoo":
         if weights is not None:
             raise ModelError(own_weights_error("weights", model))
+        if format_of(model).key in ("folder", "hub"):
+            return load_folder(model, local_file(model))
         if format_of(model).key not in ("keras", "h5"):
             raise ModelError(
                 f"model {model!r} is {format_of(model).description}, which is not a Keras network; "

@@ -318,7 +318,7 @@ def _model_identity(storage: Storage, job: TrainJob) -> str:
     digests: list[str | dict[str, str]] = []
     uri = job.model.weights if job.model.is_built_in else job.model.model
     if uri is not None and uri not in NAMED_WEIGHTS:
-        digest = model_files.sha256(model_files.fetch(storage, uri))
+        digest = model_files.model_sha256(storage, uri)
         model_files.check(uri, digest, job.model.sha256)
         digests.append(digest)
     if job.model.trust:
