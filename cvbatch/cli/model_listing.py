@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
     from cvbatch.models.cost import Cost
 
+_HUB_FAMILIES = {  # of KerasHub; tests/models/test_hub_presets.py compares them
+    "classifiers": ("EfficientNet", "MobileNet", "ResNet", "ViT"),
+    "segmenters": ("DeepLabV3", "SegFormer"),
+    "detectors": ("D-FINE", "RetinaNet"),
+}
 _ADAM_SLOTS = 2  # optimizer variables per weight
 
 
@@ -60,6 +66,14 @@ def zoo_table(networks: Sequence[summaries.NetworkSummary]) -> Table:
     return Table(
         summaries.column_titles(), [network.cells for network in networks], num_text_columns=3
     )
+
+
+def hub_text() -> str:
+    """Return the families of KerasHub presets that are tested; "" if it is not installed."""
+    if find_spec("keras_hub") is None:
+        return ""
+    kinds = "; ".join(f"{kind} {', '.join(families)}" for kind, families in _HUB_FAMILIES.items())
+    return f"KerasHub presets, by folder or as keras_hub://NAME from its cache: {kinds}"
 
 
 def describe_network(

@@ -61,7 +61,8 @@ def build(
     ]
     graph = SharedGraph([section.graph for section in sections])
     engine, payload, names, note = _compile(graph, request, *size)
-    notes = [note, _scaling_note(model, config), *(_section_note(section) for section in sections)]
+    own_notes = [_scaling_note(model, config), _resize_note(model, config)]
+    notes = [note, *own_notes, *(_section_note(section) for section in sections)]
     digest = weights_sha256(model)
     first, *others = [
         BuiltOutput(_spec(section, size, digest), *section.decision) for section in sections
@@ -172,6 +173,17 @@ def _compile(
         )
         return "tensorflow", payload, names, note
     return request.engine, payload, names, ""
+
+
+def _resize_note(model: keras.Model, config: ModelConfig) -> str:
+    """Return a note if a KerasHub preset has another resize than the job; else ""."""
+    expected = getattr(model, "expected_resize", "")
+    if expected in ("", config.resize):
+        return ""
+    return (
+        f"model {config.model}: KerasHub prepares its images with resize: {expected}, and the job "
+        f"with {config.resize}; set resize: {expected} for the same predictions"
+    )
 
 
 def _scaling_note(model: keras.Model, config: ModelConfig) -> str:

@@ -13,7 +13,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class BuildRequest:
     @property
     def key(self) -> str:
         """Return a hash of everything that determines the program, 32 hexadecimal digits."""
-        content = {
+        content: dict[str, Any] = {
             "config": self.config.model_dump(mode="json", exclude={"sha256"}),
             "identity": self.identity.fingerprint,
             "engine": self.engine,
@@ -105,6 +105,8 @@ class BuildRequest:
             "batch_size": self.batch_size,
             "versions": [version("keras"), version("tensorflow"), __version__, _FILE_FORMAT],
         }
+        if format_of(self.config.model).key in ("folder", "hub"):
+            content["versions"] += _hub_version()
         if self.others:
             content["others"] = [request.key for request in self.sections[1:]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -235,6 +237,14 @@ def outputs_by_section(
         for position, output in zip(positions, program.outputs, strict=True)
     }
     return [found[position] for position in range(len(models))]
+
+
+def _hub_version() -> list[str]:
+    """Return the version of KerasHub, which builds the networks of presets; [] without it."""
+    try:
+        return [version("keras-hub")]
+    except PackageNotFoundError:
+        return []
 
 
 def identify(storage: Storage, config: ModelConfig) -> Identity:

@@ -87,7 +87,7 @@ def _check_archive(archive: zipfile.ZipFile, file_bytes: int, trust: Sequence[st
     damaged = archive.testzip()  # Keras does not check the checksums
     if damaged is not None:
         raise zipfile.BadZipFile(f"its member {damaged} is damaged")
-    _check_config(archive.read(CONFIG_MEMBER), trust)
+    inspect_network_config(archive.read(CONFIG_MEMBER), trust)
     if WEIGHTS_MEMBER not in names:
         return 0
     member = archive.getinfo(WEIGHTS_MEMBER)
@@ -182,7 +182,7 @@ def network_config(text: bytes | str) -> Any:
     return config
 
 
-def _check_config(text: bytes | str, trust: Sequence[str]) -> None:
+def inspect_network_config(text: bytes | str, trust: Sequence[str]) -> None:
     """Raise UnsafeFileError if a network's JSON config names code that is not trusted."""
     for part in _objects(network_config(text)):
         if "class_name" in part:
@@ -242,7 +242,7 @@ def _check_weights(
                         "it is a bomb, or damaged"
                     )
         if (config := root.attrs.get("model_config")) is not None:  # written by Keras 2
-            _check_config(config, trust)
+            inspect_network_config(config, trust)
     return total
 
 

@@ -18,6 +18,7 @@ from cvbatch.core.errors import ModelError
 from cvbatch.models import cost, legacy_config, trusted_modules
 from cvbatch.models.file_safety import CONFIG_MEMBER, inspect_model_file, network_config
 from cvbatch.models.frameworks import keras
+from cvbatch.models.hub_presets import uncompiled_tasks
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
 from cvbatch.models.weights import LOAD_ERRORS, first_line, load_weights
 
@@ -51,7 +52,7 @@ def _load_keras(model: str, path: Path, weights_bytes: int) -> keras.Model:
     with zipfile.ZipFile(path) as archive:
         text = archive.read(CONFIG_MEMBER)
     config = {**network_config(text), "compile_config": None}
-    with cost.skip_weight_allocation():
+    with cost.skip_weight_allocation(), uncompiled_tasks():
         network = keras.saving.deserialize_keras_object(copy.deepcopy(config))  # changes it
     _check_num_weights(model, network, weights_bytes)
     if config == {**json.loads(text), "compile_config": None}:

@@ -171,7 +171,7 @@ def load_model(
         if weights is not None:
             raise ModelError(own_weights_error("weights", model))
         if format_of(model).key in ("folder", "hub"):
-            return load_folder(model, local_file(model))
+            return load_folder(model, local_file(model), image_size)
         if format_of(model).key not in ("keras", "h5"):
             raise ModelError(
                 f"model {model!r} is {format_of(model).description}, which is not a Keras network; "
