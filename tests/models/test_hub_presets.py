@@ -141,9 +141,9 @@ def test_the_boxes_of_a_detector_are_among_the_candidates(name, tmp_path):
             np.asarray(expected["confidence"])[image][:count],
             strict=True,
         ):
-            distance = np.abs(actual["boxes"][image] - box).max(axis=1)
+            distance = np.abs(actual["boxes"][image] - box).max(axis=1) / max(1, np.abs(box).max())
             distance = distance + np.abs(actual["scores"][image][:, int(label)] - score)
-            assert distance.min() < 1e-3, (box, label, score)
+            assert distance.min() < 1e-4, (box, label, score)
 
 
 @pytest.mark.runs(
