@@ -71,7 +71,7 @@ def preset_folder(model: str) -> str:
         raise ModelError(
             f"the KerasHub preset {name!r} is neither in {kaggle} nor in {hugging_face}, and a job "
             'downloads nothing; download it once with `python -c "import keras_hub; '
-            f"keras_hub.models.Backbone.from_preset('{name}')\"`, or set model to its folder"
+            f"keras_hub.models.Task.from_preset('{name}')\"`, or set model to its folder"
         )
     return str(max(found, key=lambda file: file.stat().st_mtime).parent)
 
