@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cvbatch.core.version import __version__
@@ -13,13 +14,17 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load_model", "predict", "read"]
 
 
-def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model
-    """Load a .keras file in Keras' safe mode, with cvbatch's custom layers registered.
+def load_model(path: str | os.PathLike[str], trust: Sequence[str] = ()) -> Any:  # a keras.Model
+    """Load a .keras or .h5 file in Keras' safe mode, with cvbatch's custom layers registered.
 
     Keras is imported here, not with the package, with TensorFlow as backend, float32 and channels
     last, whatever the environment and keras.json say. Keras that this process has imported before
     is not changed. `keras.saving.load_model` returns the same after
     `import cvbatch.models.registry`.
+
+    Args:
+        path: local file.
+        trust: names of installed modules whose classes the network may contain; they are imported.
 
     Raises:
         ModelError: the file does not exist, is damaged, or needs code that safe mode rejects; or
@@ -29,7 +34,7 @@ def load_model(path: str | os.PathLike[str]) -> Any:  # a keras.Model
 
     from cvbatch.models.registry import load_file
 
-    return load_file(str(path), Path(path))
+    return load_file(str(path), Path(path), trust)
 
 
 def predict(images: Any, model: Any, **options: Any) -> Result:

@@ -267,6 +267,8 @@ def _list_models(arguments: argparse.Namespace) -> CommandResult:
         print(json.dumps([asdict(network) for network in networks]))
     else:
         _show(model_listing.zoo_table(networks))
+        if presets := model_listing.hub_text():
+            print(presets, file=sys.stderr)
     return CommandResult(
         f"cvbatch: {len(networks)} networks; use cvbatch models NAME to show one", 0
     )

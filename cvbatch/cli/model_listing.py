@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvbatch.core.errors import ModelError
-from cvbatch.core.model_formats import format_of, own_weights_error
+from cvbatch.core.model_formats import format_of, own_weights_error, refusal
 from cvbatch.models import zoo_table as summaries
 
 if TYPE_CHECKING:
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 
     from cvbatch.models.cost import Cost
 
+_HUB_FAMILIES = {  # of KerasHub; tests/models/test_hub_presets.py compares them
+    "classifiers": ("EfficientNet", "MobileNet", "ResNet", "ViT"),
+    "segmenters": ("DeepLabV3", "SegFormer"),
+    "detectors": ("D-FINE", "RetinaNet"),
+}
 _ADAM_SLOTS = 2  # optimizer variables per weight
 
 
@@ -61,6 +68,14 @@ def zoo_table(networks: Sequence[summaries.NetworkSummary]) -> Table:
     )
 
 
+def hub_text() -> str:
+    """Return the families of KerasHub presets that are tested; "" if it is not installed."""
+    if find_spec("keras_hub") is None:
+        return ""
+    kinds = "; ".join(f"{kind} {', '.join(families)}" for kind, families in _HUB_FAMILIES.items())
+    return f"KerasHub presets, by folder or as keras_hub://NAME from its cache: {kinds}"
+
+
 def describe_network(
     name: str,
     num_classes: int | None = None,
@@ -70,7 +85,7 @@ def describe_network(
     """Return layers, parameters, multiply-adds and memory of a network. Imports TensorFlow.
 
     Args:
-        name: a built-in network, or the path or URI of a model file.
+        name: a built-in network, or the path or URI of a model file or folder.
         num_classes: None: that of the network.
         image_size: (height, width) in pixels; None: that of the network.
         options: build options of a built-in network, such as its width.
@@ -79,28 +94,43 @@ def describe_network(
         ModelError: the network or file does not exist, or the size, the number of classes or an
             option is not possible.
     """
-    from cvbatch.core.child_process import silent_stderr
-
     is_configured = num_classes is not None or bool(options)
-    file = _fetch(name, is_configured) if format_of(name).is_file else None
+    is_built_in = format_of(name).key == "zoo"
+    if message := refusal(name):
+        raise ModelError(message)
+    if is_configured and not is_built_in:
+        raise ModelError(own_weights_error("--classes or --build", name))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with silent_stderr():  # TensorFlow logs to the terminal when it starts
-        from cvbatch.models import cost, registry
-
-        if file is not None:
-            return cost.compute_cost(registry.load_file(name, file), image_size)
-        with cost.skip_weight_allocation():
-            model = registry.build(name, num_classes, image_size, options)
-        return cost.compute_cost(model)
+    with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
+        copy = None if is_built_in else _download(name, Path(folder))
+        return _cost_of(name, copy, num_classes, image_size, options)
 
 
-def _fetch(uri: str, is_configured: bool) -> Path:
+def _download(uri: str, folder: Path) -> Path:
     from cvbatch.models import model_files  # imports pyarrow, which the list does not need
     from cvbatch.storage.store import Storage
 
-    if is_configured:
-        raise ModelError(own_weights_error("--classes or --build", uri))
-    return model_files.fetch(Storage(), uri)
+    return model_files.download(Storage(), uri, folder, None)
+
+
+def _cost_of(
+    name: str,
+    copy: Path | None,
+    num_classes: int | None,
+    image_size: tuple[int, int] | None,
+    options: Mapping[str, Any] | None,
+) -> Cost:
+    from cvbatch.core.child_process import silent_stderr
+
+    with silent_stderr():  # TensorFlow logs to the terminal when it starts
+        from cvbatch.models import cost, registry
+
+        if copy is not None:
+            model = registry.load_model(name, None, local_file=lambda _: copy)
+            return cost.compute_cost(model, image_size)
+        with cost.skip_weight_allocation():
+            model = registry.build(name, num_classes, image_size, options)
+        return cost.compute_cost(model)
 
 
 def layer_table(cost: Cost) -> Table:

@@ -34,6 +34,10 @@ Uris = Annotated[
     Field(min_length=1),
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value, _OneOrMore),
 ]
+ModuleNames = Annotated[  # importable names, never paths
+    list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
 Names = Annotated[
     list[Name],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value, _OneOrMore),

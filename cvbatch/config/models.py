@@ -14,6 +14,7 @@ from pydantic import (
 
 from cvbatch.config.base import (
     Fraction,
+    ModuleNames,
     Name,
     Section,
     Sha256,
@@ -102,7 +103,7 @@ Activation = Literal["auto", "softmax", "sigmoid", "none"]
 
 
 class _ModelConfig(Section):
-    added_keys: ClassVar[tuple[str, ...]] = ("activation",)
+    added_keys: ClassVar[tuple[str, ...]] = ("activation", "trust")
 
     model: Name
     weights: Name | None = None
@@ -116,6 +117,7 @@ class _ModelConfig(Section):
     # still to be applied to the scores of the network; none: they are probabilities
     activation: Activation = "auto"
     build: dict[str, Any] | None = None  # options of a zoo network, such as backbone or width
+    trust: ModuleNames = Field(default_factory=list)  # installed modules whose classes may be built
 
     @model_validator(mode="after")
     def _check_weights(self) -> _ModelConfig:

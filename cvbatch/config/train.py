@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from cvbatch.config.base import (
     Auto,
     Fraction,
+    ModuleNames,
     Name,
     RetryConfig,
     Section,
@@ -77,13 +78,14 @@ class LabelledConfig(DecodingConfig):
 class TrainModelConfig(Section):
     """The network to train, and its task."""
 
-    added_keys: ClassVar[tuple[str, ...]] = ("output", "activation")
+    added_keys: ClassVar[tuple[str, ...]] = ("output", "activation", "trust")
 
     task: Task
     model: Name
     weights: Name | None = None
     sha256: Sha256 | None = None  # of the model file, or else of the weights file
     build: dict[str, Any] | None = None  # build options of a zoo network
+    trust: ModuleNames = Field(default_factory=list)  # installed modules whose classes may be built
     image_size: Size | None = None
     resize: ResizeMode = "stretch"
     multi_label: bool = False

@@ -105,7 +105,8 @@ def _load(spec: ExplainSpec) -> Network:
 
     limit_threads(spec.threads)
     uri = spec.uri(NETWORK)
-    return Network(registry.load_file(uri, spec.storage.fetch(uri)), spec.job, spec.facts)
+    model = registry.load_file(uri, spec.storage.fetch(uri), spec.job.model.trust)
+    return Network(model, spec.job, spec.facts)
 
 
 def _process_patterns(spec: ExplainSpec, network: Network, unit: WorkUnit) -> UnitReport:

@@ -62,7 +62,7 @@ def build(
     ]
     graph = SharedGraph([section.graph for section in sections])
     engine, payload, names, note = _compile(graph, request, *size)
-    notes = [note, _scaling_note(model, config)]
+    notes = [note, _scaling_note(model, config), _resize_note(model, config)]
     notes += [text for section in sections for text in (section.mask_note, _section_note(section))]
     digest = weights_sha256(model)
     first, *others = [
@@ -159,6 +159,7 @@ def load(storage: Storage, request: BuildRequest) -> keras.Model:
             num_classes=count,
             image_size=config.image_size,
             options=options,
+            trust=config.trust,
         )
 
 
@@ -177,6 +178,17 @@ def _compile(
         )
         return "tensorflow", payload, names, note
     return request.engine, payload, names, ""
+
+
+def _resize_note(model: keras.Model, config: ModelConfig) -> str:
+    """Return a note if a KerasHub preset has another resize than the job; else ""."""
+    expected = getattr(model, "expected_resize", "")
+    if expected in ("", config.resize):
+        return ""
+    return (
+        f"model {config.model}: KerasHub prepares its images with resize: {expected}, and the job "
+        f"with {config.resize}; set resize: {expected} for the same predictions"
+    )
 
 
 def _scaling_note(model: keras.Model, config: ModelConfig) -> str:

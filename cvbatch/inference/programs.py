@@ -13,7 +13,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from cvbatch.core.model_formats import format_of
 from cvbatch.core.types import ModelSpec
 from cvbatch.core.version import __version__
 from cvbatch.inference.engines import ENGINES, Program
-from cvbatch.models import model_files
+from cvbatch.models import model_files, trusted_modules
 from cvbatch.models.metadata import DEMO_FILES, imagenet_classes, read_card
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
@@ -46,11 +46,12 @@ class Identity:
     """Identity of a model, for fingerprints; it does not need TensorFlow.
 
     Attributes:
-        content: SHA-256 of the model file and its weights, or their names.
+        content: SHA-256 of the model file and its weights, or their names; versions of trusted
+            modules.
         classes: class names from the job or the model card; None if neither has them.
         file: local path of the model file; None for a zoo network.
         weights_file: local path of the weights file; None if the job has none.
-        sha256: of `file` or else of `weights_file`; None without files.
+        sha256: of `file` or folder, or else of `weights_file`; None without files.
     """
 
     content: str
@@ -96,7 +97,7 @@ class BuildRequest:
     @property
     def key(self) -> str:
         """Return a hash of everything that determines the program, 32 hexadecimal digits."""
-        content = {
+        content: dict[str, Any] = {
             "config": self.config.model_dump(mode="json", exclude={"sha256"}),
             "identity": self.identity.fingerprint,
             "engine": self.engine,
@@ -104,6 +105,8 @@ class BuildRequest:
             "batch_size": self.batch_size,
             "versions": [version("keras"), version("tensorflow"), __version__, _FILE_FORMAT],
         }
+        if format_of(self.config.model).key in ("folder", "hub"):
+            content["versions"] += _hub_version()
         if self.others:
             content["others"] = [request.key for request in self.sections[1:]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -236,6 +239,14 @@ def outputs_by_section(
     return [found[position] for position in range(len(models))]
 
 
+def _hub_version() -> list[str]:
+    """Return the version of KerasHub, which builds the networks of presets; [] without it."""
+    try:
+        return [version("keras-hub")]
+    except PackageNotFoundError:
+        return []
+
+
 def identify(storage: Storage, config: ModelConfig) -> Identity:
     """Fetch and hash the files of a model, and read its class names.
 
@@ -243,17 +254,25 @@ def identify(storage: Storage, config: ModelConfig) -> Identity:
         ModelError: a file cannot be read or its SHA-256 is not the one in the job file, or the
             class file is not UTF-8 text with one name per line.
     """
-    if config.weights == "demo":
-        file = DEMO_FILES.get(config.model)
-    else:
-        file = model_files.fetch(storage, config.model) if format_of(config.model).is_file else None
-    is_named = config.weights is None or config.weights in NAMED_WEIGHTS
-    weights_file = None if is_named else model_files.fetch(storage, str(config.weights))
+    model_format, weights = format_of(config.model), config.weights
+    file = DEMO_FILES.get(config.model) if weights == "demo" else None
+    if model_format.is_file:
+        file = model_files.fetch(storage, config.model)
+    is_named = weights is None or weights in NAMED_WEIGHTS
+    weights_file = None if is_named else model_files.fetch(storage, str(weights))
     hashed_file = file or weights_file
     digest = model_files.sha256(hashed_file) if hashed_file else None
+    is_folder = not model_format.is_file and model_format.key != "zoo"
+    if is_folder:
+        digest = model_files.model_sha256(storage, config.model)
     if digest is not None:
-        model_files.check(str(config.model if file else config.weights), digest, config.sha256)
-    content = f"{digest}:{config.weights}" if file else f"{config.model}:{digest or config.weights}"
+        is_own = file or is_folder
+        model_files.check(str(config.model if is_own else weights), digest, config.sha256)
+        content = f"{digest}:{weights}" if is_own else f"{config.model}:{digest}"
+    else:
+        content = f"{config.model}:{weights}"
+    if config.trust:
+        content = f"{content}:{json.dumps(trusted_modules.versions(config.trust))}"
     return Identity(content, _classes(storage, config, file), file, weights_file, digest)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -233,6 +234,56 @@ class RadialBasis(keras.layers.Layer):  # type: ignore[misc]
         """Return the constructor arguments, for saving."""
         config: dict[str, Any] = super().get_config()
         return config | {"units": self.units}
+
+
+@keras.saving.register_keras_serializable("cvbatch")
+class DepthwiseMaxPooling(keras.layers.Layer):  # type: ignore[misc]
+    """Return the maximum over groups of neighbouring channels.
+
+    Input: (B, ..., C). Output: (B, ..., C / size).
+
+    Args:
+        size: channels of a group; C must be a multiple of it.
+    """
+
+    def __init__(self, size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+
+    def call(self, inputs: Tensor) -> Tensor:  # (B, ..., C) → (B, ..., C / size)
+        """Return the largest value of each group."""
+        if inputs.shape[-1] % self.size:
+            raise ValueError(f"{inputs.shape[-1]} channels are not groups of {self.size}")
+        groups = [inputs[..., i :: self.size] for i in range(self.size)]
+        return functools.reduce(ops.maximum, groups)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor arguments, for saving."""
+        config: dict[str, Any] = super().get_config()
+        return config | {"size": self.size}
+
+
+@keras.saving.register_keras_serializable("cvbatch")
+class ChannelSlice(keras.layers.Layer):  # type: ignore[misc]
+    """Return some channels, as `inputs[..., start:stop:step]`; a step of -1 reverses them.
+
+    Input: (B, ..., C). Output: (B, ..., selected channels).
+    """
+
+    def __init__(
+        self, start: int | None = None, stop: int | None = None, step: int = 1, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.start, self.stop, self.step = start, stop, step
+
+    def call(self, inputs: Tensor) -> Tensor:  # (B, ..., C) → (B, ..., channels)
+        """Return the selected channels."""
+        return inputs[..., self.start : self.stop : self.step]
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor arguments, for saving."""
+        config: dict[str, Any] = super().get_config()
+        return config | {"start": self.start, "stop": self.stop, "step": self.step}
 
 
 @keras.saving.register_keras_serializable("cvbatch")  # type: ignore[untyped-decorator]

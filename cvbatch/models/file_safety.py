@@ -13,7 +13,7 @@ import math
 import stat
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,10 +21,11 @@ import h5py
 
 from cvbatch.core.errors import ModelError
 from cvbatch.models.metadata import CARD_MEMBER
+from cvbatch.models.trusted_modules import covers
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras file
-_CONFIG_MEMBER = "config.json"
-_MEMBERS = {_CONFIG_MEMBER, "metadata.json", WEIGHTS_MEMBER, CARD_MEMBER}
+CONFIG_MEMBER = "config.json"  # of a .keras file
+_MEMBERS = {CONFIG_MEMBER, "metadata.json", WEIGHTS_MEMBER, CARD_MEMBER}
 _COMPRESSION_TYPES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the member's name and of its extra field
 _IS_ENCRYPTED = 1  # bit of a member's flags
@@ -35,6 +36,8 @@ _MAX_OBJECTS = 200_000  # groups and arrays of an HDF5 file
 _MAX_DEPTH = 100  # nesting of HDF5 groups, and of lists and objects in a config
 _NUMERIC_KINDS = "biufcV"  # kinds of NumPy dtypes; V: bfloat16, which NumPy does not know
 
+# Modules of networks in files of Keras 2; the class is found without them.
+_KERAS_2_MODULES = ("tf_keras.src.engine.", "keras.src.engine.", "keras.engine.")
 # Classes of Keras that run code from the file, or read files that it names.
 _CODE_CLASSES = {
     "__lambda__": "a Lambda",
@@ -50,12 +53,13 @@ class UnsafeFileError(ModelError):
     """A model file contains something that is not allowed in a model file."""
 
 
-def inspect_model_file(path: Path, name: str) -> int:
+def inspect_model_file(path: Path, name: str, trust: Sequence[str] = ()) -> int:
     """Check a .keras, .weights.h5 or .h5 file and return the size of its weights in bytes.
 
     Args:
         path: local file.
         name: file as the user named it, for messages.
+        trust: modules whose classes the network may contain.
 
     Raises:
         UnsafeFileError: the file is not safe to open.
@@ -65,14 +69,14 @@ def inspect_model_file(path: Path, name: str) -> int:
     try:
         if path.name.endswith(".keras"):
             with zipfile.ZipFile(path) as archive:
-                return _check_archive(archive, path.stat().st_size)
+                return _check_archive(archive, path.stat().st_size, trust)
         with path.open("rb") as file:
-            return _check_weights(file, path.stat().st_size)
+            return _check_weights(file, path.stat().st_size, trust)
     except UnsafeFileError as error:
         raise UnsafeFileError(f"{name} is refused: {error}") from None
 
 
-def _check_archive(archive: zipfile.ZipFile, file_bytes: int) -> int:
+def _check_archive(archive: zipfile.ZipFile, file_bytes: int, trust: Sequence[str]) -> int:
     members = archive.infolist()
     names = [member.filename for member in members]
     for member in members:
@@ -83,7 +87,7 @@ def _check_archive(archive: zipfile.ZipFile, file_bytes: int) -> int:
     damaged = archive.testzip()  # Keras does not check the checksums
     if damaged is not None:
         raise zipfile.BadZipFile(f"its member {damaged} is damaged")
-    _check_config(archive.read(_CONFIG_MEMBER))
+    inspect_network_config(archive.read(CONFIG_MEMBER), trust)
     if WEIGHTS_MEMBER not in names:
         return 0
     member = archive.getinfo(WEIGHTS_MEMBER)
@@ -153,21 +157,36 @@ def _check_member(member: zipfile.ZipInfo, file_bytes: int) -> None:
             f"its member {name!r} claims {member.file_size} bytes, of which {stored} are stored: "
             "it is a bomb, or damaged"
         )
-    if name == _CONFIG_MEMBER and member.file_size > _MAX_CONFIG_BYTES:
+    if name == CONFIG_MEMBER and member.file_size > _MAX_CONFIG_BYTES:
         raise UnsafeFileError(
             f"its {name} has {member.file_size} bytes; the limit is {_MAX_CONFIG_BYTES}"
         )
 
 
-def _check_config(text: bytes | str) -> None:
-    """Raise UnsafeFileError if a network's JSON config names code of neither Keras nor cvbatch."""
+def network_config(text: bytes | str) -> Any:
+    """Return a network's JSON config without what it was compiled with, which is not loaded.
+
+    Raises:
+        UnsafeFileError: it is nested too deeply.
+    """
     try:
         config = json.loads(text)
     except RecursionError:
         raise UnsafeFileError("its config is nested too deeply") from None
     for part in _objects(config):
         if "class_name" in part:
-            _check_class(part)
+            part.pop("compile_config", None)
+            if str(part.get("module")).startswith(_KERAS_2_MODULES):
+                for key in ("module", "registered_name"):
+                    part.pop(key, None)
+    return config
+
+
+def inspect_network_config(text: bytes | str, trust: Sequence[str]) -> None:
+    """Raise UnsafeFileError if a network's JSON config names code that is not trusted."""
+    for part in _objects(network_config(text)):
+        if "class_name" in part:
+            _check_class(part, trust)
 
 
 def _objects(config: Any) -> Iterator[dict[str, Any]]:
@@ -184,7 +203,7 @@ def _objects(config: Any) -> Iterator[dict[str, Any]]:
             pending += [(inner, depth + 1) for inner in value]
 
 
-def _check_class(config: dict[str, Any]) -> None:
+def _check_class(config: dict[str, Any], trust: Sequence[str]) -> None:
     """Raise UnsafeFileError if a serialised object is not of an allowed class."""
     class_name, module = config["class_name"], config.get("module")
     registered_name = config.get("registered_name")
@@ -193,19 +212,24 @@ def _check_class(config: dict[str, Any]) -> None:
     for name in (class_name, str(registered_name).rpartition(">")[2]):
         if name in _CODE_CLASSES:
             raise UnsafeFileError(
-                f"it holds {_CODE_CLASSES[name]}, which could run any code; build the network "
-                "again from Keras layers, or from one registered with "
-                "keras.saving.register_keras_serializable"
+                f"it holds {_CODE_CLASSES[name]}, which could run any code; replace it by a "
+                "registered layer and save the model again (docs/models.md has the lines for it)"
             )
     is_cvbatch = str(registered_name).startswith("cvbatch>") and str(module).startswith("cvbatch.")
-    if not is_cvbatch and module not in (None, "builtins", "keras") and module[:6] != "keras.":
+    if module is None or is_cvbatch:
+        return
+    if not covers(("builtins", "keras", *trust), module):
         raise UnsafeFileError(
             f"it needs the class {class_name!r} of {module!r}, which is neither Keras' nor "
-            "cvbatch's: code from outside is not run; build the network again from Keras layers"
+            "cvbatch's: code from outside is not run; if you trust that module and it is "
+            f"installed, set trust: [{module.split('.src.')[0]}], or build the network again from "
+            "Keras layers"
         )
 
 
-def _check_weights(file: IO[bytes] | io.RawIOBase, file_bytes: int) -> int:
+def _check_weights(
+    file: IO[bytes] | io.RawIOBase, file_bytes: int, trust: Sequence[str] = ()
+) -> int:
     """Return the size of all arrays in an HDF5 file; raise UnsafeFileError for other objects."""
     total = 0
     with h5py.File(file, "r") as root:
@@ -218,7 +242,7 @@ def _check_weights(file: IO[bytes] | io.RawIOBase, file_bytes: int) -> int:
                         "it is a bomb, or damaged"
                     )
         if (config := root.attrs.get("model_config")) is not None:  # written by Keras 2
-            _check_config(config)
+            inspect_network_config(config, trust)
     return total
 
 

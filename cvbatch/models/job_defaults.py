@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of, refusal
 from cvbatch.core.tasks import Task
 from cvbatch.models.metadata import Card, read_card
@@ -33,7 +34,7 @@ def complete_model(section: dict[str, Any]) -> Completed:
     which is refused later.
 
     Raises:
-        ModelError: the model file cannot be read.
+        ModelError: the model file cannot be read, or has a format that does not run.
     """
     name = str(section.get("model", ""))
     if "outputs" in section:  # each has a task
@@ -43,8 +44,10 @@ def complete_model(section: dict[str, Any]) -> Completed:
         weights = {"weights": network.weights} if network.weights else {}
         return Completed({"model": name, "task": network.task, **weights, **section}, "")
     model_format = format_of(name).key
-    if "task" in section or model_format == "zoo" or refusal(name):
+    if "task" in section or model_format == "zoo":
         return Completed(section, "")
+    if message := refusal(name):
+        raise ModelError(message)
     card = _card_of(name) if model_format == "keras" else None
     if card is not None:
         return Completed({"model": name, "task": card.task, **section}, "")

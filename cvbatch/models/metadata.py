@@ -69,11 +69,13 @@ def write_card(path: str | Path, classes: tuple[str, ...], task: str) -> None:
 
 
 def read_card(path: str | Path) -> Card | None:
-    """Return the card of a .keras file, or None if it has none.
+    """Return the card of a .keras file, or None if it has none; other files have none.
 
     Raises:
-        ModelError: `path` is not a .keras file, or its card is malformed.
+        ModelError: a file called .keras is none, or its card is malformed.
     """
+    if Path(path).suffix != ".keras":
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
             if CARD_MEMBER not in archive.namelist():

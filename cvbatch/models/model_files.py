@@ -1,13 +1,20 @@
-"""Fetch the model files of a job and check their SHA-256."""
+"""Fetch the model files and folders of a job and check their SHA-256."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from cvbatch.core.errors import ModelError, StoreError
+from cvbatch.core.model_formats import HUB_SCHEME, format_of
+from cvbatch.storage import store
 from cvbatch.storage.store import Storage
+
+_SUBFOLDERS = ("", "variables", "assets")  # of a SavedModel or of a preset
+_MAX_FILES = 1000
 
 
 def fetch(storage: Storage, uri: str) -> Path:
@@ -22,26 +29,100 @@ def fetch(storage: Storage, uri: str) -> Path:
         raise ModelError(f"model file {uri} cannot be read: {error}") from None
 
 
-def download(storage: Storage, uri: str, folder: Path, expected: str | None) -> Path:
-    """Copy a model file into a private folder, where no other process can change it.
+def _fetch_folder(storage: Storage, uri: str) -> dict[str, Path]:
+    """Return name below the folder → local path, of the files of a model folder."""
+    folder = preset_folder(uri) if uri.startswith(HUB_SCHEME) else uri
+    try:
+        names = [
+            f"{part}/{name}" if part else name
+            for part in _SUBFOLDERS
+            for name in storage.list_names(store.join(folder, part) if part else folder)
+        ]
+        if not names:
+            raise ModelError(f"model folder {uri} does not exist or is empty; check the path")
+        if len(names) > _MAX_FILES:
+            raise ModelError(
+                f"model folder {uri} has {len(names)} files; a SavedModel or preset has fewer than "
+                f"{_MAX_FILES}: set model to the folder of one model"
+            )
+        return {name: storage.fetch(store.join(folder, name)) for name in sorted(names)}
+    except StoreError as error:
+        raise ModelError(f"model folder {uri} cannot be read: {error}") from None
+
+
+def preset_folder(model: str) -> str:
+    """Return the folder of a KerasHub preset in the caches of kagglehub or of the Hugging Face Hub.
 
     Args:
-        uri: model file.
-        folder: private to this process.
-        expected: SHA-256 of the file, in hex; None: any.
+        model: "keras_hub://" and the name of the preset.
 
     Raises:
-        ModelError: the file cannot be read or copied, or has another SHA-256.
+        ModelError: the preset is in neither cache; nothing is downloaded.
     """
-    source = fetch(storage, uri)
-    copy = folder / source.name
+    name = model.removeprefix(HUB_SCHEME).strip("/")
+    home = Path.home() / ".cache"
+    kaggle = Path(os.environ.get("KAGGLEHUB_CACHE") or home / "kagglehub")
+    hugging_face = Path(os.environ.get("HF_HOME") or home / "huggingface") / "hub"
+    found = [
+        *kaggle.glob(f"models/keras/*/keras/{name}/*/config.json"),
+        *hugging_face.glob(f"models--keras--{name}/snapshots/*/config.json"),
+    ]
+    if not found or "/" in name:
+        raise ModelError(
+            f"the KerasHub preset {name!r} is neither in {kaggle} nor in {hugging_face}, and a job "
+            'downloads nothing; download it once with `python -c "import keras_hub; '
+            f"keras_hub.models.Task.from_preset('{name}')\"`, or set model to its folder"
+        )
+    return str(max(found, key=lambda file: file.stat().st_mtime).parent)
+
+
+def model_sha256(storage: Storage, uri: str) -> str:
+    """Return the SHA-256 of a model file or folder, in hex.
+
+    That of a folder is the SHA-256 of the lines that `sha256sum` prints for its files, sorted by
+    name: `(cd DIR; find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum)`.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    if format_of(uri).is_file or format_of(uri).key == "zoo":
+        return sha256(fetch(storage, uri))
+    return _folder_sha256(_fetch_folder(storage, uri))
+
+
+def _folder_sha256(files: Mapping[str, Path]) -> str:
+    lines = [f"{sha256(path)}  {name}\n" for name, path in sorted(files.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def download(storage: Storage, uri: str, folder: Path, expected: str | None) -> Path:
+    """Copy a model file or folder into a private folder, where no other process can change it.
+
+    Args:
+        uri: model file or folder.
+        folder: private to this process.
+        expected: SHA-256 of the file or folder, in hex; None: any.
+
+    Raises:
+        ModelError: it cannot be read or copied, or has another SHA-256.
+    """
+    is_folder = format_of(uri).key in ("folder", "hub")
+    if is_folder:
+        sources = _fetch_folder(storage, uri)
+    else:
+        source = fetch(storage, uri)
+        sources = {source.name: source}
+    copies = {name: folder / name for name in sources}
     try:
-        shutil.copyfile(source, copy)
+        for name, source in sources.items():
+            copies[name].parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, copies[name])
     except OSError as error:
-        raise ModelError(f"model file {uri} cannot be copied: {error}; free disk space") from None
+        raise ModelError(f"model {uri} cannot be copied: {error}; free disk space") from None
+    (first, *_) = copies.values()
     if expected is not None:
-        check(uri, sha256(copy), expected)
-    return copy
+        check(uri, _folder_sha256(copies) if is_folder else sha256(first), expected)
+    return folder if is_folder else first
 
 
 def check(uri: str, actual: str, expected: str | None) -> None:

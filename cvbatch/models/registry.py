@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-import math
-import re
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of, own_weights_error
 from cvbatch.core.suggestions import closest_names, hint
-from cvbatch.models import cost, detectors, segmenters
+from cvbatch.models import detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
 from cvbatch.models.classifiers import CLASSIFIERS, mini_xception
-from cvbatch.models.file_safety import inspect_model_file
 from cvbatch.models.frameworks import keras
+from cvbatch.models.keras_files import load_file as load_file  # here all layers are registered
 from cvbatch.models.metadata import DEMO_FILES
+from cvbatch.models.model_folders import load_folder
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
-from cvbatch.models.weights import LOAD_ERRORS, WEIGHTS_SUFFIXES, first_line, load_weights
+from cvbatch.models.weights import WEIGHTS_SUFFIXES, first_line, load_weights
 from cvbatch.models.zoo_entry import ZooEntry
 
-_WEIGHTS_TOLERANCE = 100_000  # weights that a file need not contain, such as random states
 _DEMO_ANCHORS = ((0.19, 0.19), (0.22, 0.28), (0.28, 0.22), (0.36, 0.36), (0.5, 0.5))
 
 
@@ -153,16 +149,19 @@ def load_model(
     num_classes: int | None = None,
     image_size: tuple[int, int] | None = None,
     options: Mapping[str, Any] | None = None,
+    trust: Sequence[str] = (),
 ) -> keras.Model:
     """Return the network that a job file names, with its weights, in Keras' safe mode.
 
     Args:
-        model: a key of `ZOO`, or the path or URI of a .keras file.
-        weights: None for a .keras file. Otherwise "imagenet" (of the network, or of its backbone
+        model: a key of `ZOO`, or the path or URI of a .keras or .h5 file or of a folder.
+        weights: None for a file or folder. Otherwise "imagenet" (of the network, or of its backbone
             only: see `is_head_trained`), "demo" (shipped with the package), "random", or the path
             or URI of a .weights.h5, .h5 or .keras file.
-        local_file: returns a local path with the same suffix for a path or URI.
-        num_classes, image_size, options: as in `build`; ignored for a .keras file.
+        local_file: returns a local path with the same suffix for a path or URI; of a folder a
+            private copy.
+        num_classes, image_size, options: as in `build`; ignored for a file.
+        trust: modules whose classes the network of a file may contain.
 
     Raises:
         ModelError: the name is unknown, a file is missing, damaged or unsafe, or model and weights
@@ -171,12 +170,14 @@ def load_model(
     if format_of(model).key != "zoo":
         if weights is not None:
             raise ModelError(own_weights_error("weights", model))
-        if not model.endswith(".keras"):
+        if format_of(model).key in ("folder", "hub"):
+            return load_folder(model, local_file(model), image_size)
+        if format_of(model).key not in ("keras", "h5"):
             raise ModelError(
                 f"model {model!r} is {format_of(model).description}, which is not a Keras network; "
                 "only cvbatch predict can run one"
             )
-        return load_file(model, local_file(model))
+        return load_file(model, local_file(model), trust)
     find_entry(model)
     if weights is None:
         raise ModelError(
@@ -207,70 +208,6 @@ def is_head_trained(model: str, weights: str | None, num_classes: int | None) ->
     """
     return weights != "imagenet" or (
         model in APPLICATIONS and num_classes in (None, IMAGENET_CLASSES)
-    )
-
-
-def load_file(model: str, path: Path) -> keras.Model:
-    """Load the network of an untrusted .keras file.
-
-    Args:
-        model: file as the user named it, for messages.
-        path: local file.
-
-    Raises:
-        ModelError: it is not a .keras file, contains code, or has more weights than its size
-            allows.
-    """
-    try:
-        _check_num_weights(model, path, inspect_model_file(path, model))
-        loaded: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except LOAD_ERRORS as error:
-        raise ModelError(_load_message(model, path, error)) from error
-    return avoid_onednn_bug(loaded)
-
-
-def _check_num_weights(model: str, path: Path, weights_bytes: int) -> None:
-    """Raise ModelError if the network has more weights than a file with `weights_bytes` can store.
-
-    Keras would allocate and initialise all of them before it reads those in the file.
-    """
-    with zipfile.ZipFile(path) as archive:
-        config = json.loads(archive.read("config.json"))
-    with cost.skip_weight_allocation():
-        network = keras.saving.deserialize_keras_object({**config, "compile_config": None})
-    num_weights = sum(math.prod(weight.shape) for weight in network.weights)
-    if num_weights > weights_bytes + _WEIGHTS_TOLERANCE:
-        raise ModelError(
-            f"{model} is refused: its layers have {num_weights} weights, and the file contains "
-            f"{weights_bytes} bytes of weights: it is a bomb, or damaged"
-        )
-
-
-def _load_message(model: str, path: Path, error: BaseException) -> str:
-    """Return the error message for a .keras file that cannot be loaded."""
-    text = str(error)
-    if not path.is_file():
-        return f"model file {model} does not exist; check the path"
-    if not zipfile.is_zipfile(path):
-        return (
-            f"{model} cannot be loaded: it is not a .keras file (a zip archive that Keras 3 "
-            "writes), or is truncated; copy it again, or save it with model.save('NAME.keras')"
-        )
-    if "Lambda" in text or "safe_mode" in text:
-        return (
-            f"{model} holds a Lambda layer, which could run any code and is refused; build the "
-            "network again from Keras layers, or from one registered with "
-            "keras.saving.register_keras_serializable"
-        )
-    unknown = re.search(r"Could not (?:locate|deserialize) (?:class|function)? ?'([^']+)'", text)
-    if unknown:
-        return (
-            f"{model} needs the class {unknown[1]!r}, which is neither Keras' nor cvbatch's: code "
-            "from outside is not run; build the network again from Keras layers"
-        )
-    return (
-        f"{model} cannot be loaded as a .keras file of Keras {keras.__version__} "
-        f"({first_line(error)}); save it again with model.save('NAME.keras')"
     )
 
 

@@ -33,7 +33,7 @@ from cvbatch.datasets.reader import (
 )
 from cvbatch.distributed.resources import Allocation, Resources, local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
-from cvbatch.models import model_files
+from cvbatch.models import model_files, trusted_modules
 from cvbatch.models.keras_settings import keras_variables
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
@@ -314,13 +314,15 @@ def _check_num_classes(job: TrainJob, data: LabelledDataset) -> None:
 
 
 def _model_identity(storage: Storage, job: TrainJob) -> str:
-    """Return the SHA-256 of the job's model and weights files, as JSON."""
-    digests = []
+    """Return the SHA-256 of the job's model or weights file, and trusted versions, as JSON."""
+    digests: list[str | dict[str, str]] = []
     uri = job.model.weights if job.model.is_built_in else job.model.model
     if uri is not None and uri not in NAMED_WEIGHTS:
-        digest = model_files.sha256(model_files.fetch(storage, uri))
+        digest = model_files.model_sha256(storage, uri)
         model_files.check(uri, digest, job.model.sha256)
         digests.append(digest)
+    if job.model.trust:
+        digests.append(trusted_modules.versions(job.model.trust))
     return json.dumps(digests)
 
 

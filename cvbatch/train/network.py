@@ -170,6 +170,7 @@ def _load_initial(
             local_file=lambda uri: model_files.download(storage, uri, Path(folder), config.sha256),
             image_size=config.image_size,
             options=options,
+            trust=config.trust,
         )
         try:
             return load(num_classes=None if has_classes else num_classes)
@@ -273,18 +274,16 @@ def make_learner(job: TrainJob, model: keras.Model, num_classes: int) -> Learner
     return learner
 
 
-def load(file: Path, name: str, precision: str) -> keras.Model:
+def load(job: TrainJob, file: Path) -> keras.Model:
     """Load the network of a .keras file; call it in the scope of the workers' strategy.
 
-    Args:
-        file: the .keras file.
-        name: the model's name in the job file, for messages.
-        precision: "float32", "mixed_float16" or "mixed_bfloat16".
+    It has the precision that the job sets.
     """
     from cvbatch.models import registry
     from cvbatch.models.precision import with_precision
 
-    model = registry.load_file(name, file)
+    precision = job.training.precision
+    model = registry.load_file(job.model.model, file, job.model.trust)
     return model if precision == "float32" else with_precision(model, precision)
 
 
@@ -298,7 +297,7 @@ def save(job: TrainJob, trained: keras.Model, classes: Sequence[str], initial_mo
     """
     from cvbatch.models import registry
 
-    model = registry.load_file(job.model.model, initial_model)
+    model = registry.load_file(job.model.model, initial_model, job.model.trust)
     model.set_weights(trained.get_weights())
     with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
         path = Path(folder) / "model.keras"

@@ -65,7 +65,7 @@ class TrainingWorker:
         keras.utils.set_random_seed(job.training.seed)
         self._initial_model = spec.storage.fetch(spec.initial_model_uri)
         with self._replicas.strategy.scope():
-            model = network.load(self._initial_model, job.model.model, job.training.precision)
+            model = network.load(job, self._initial_model)
             self._learner = network.make_learner(job, model, len(spec.data.classes))
         self._readers = self._make_readers(threads)
 

@@ -11,6 +11,7 @@ import pytest
 from cvbatch.cli import model_listing
 from cvbatch.core.errors import ModelError
 from cvbatch.models import zoo_table as summaries
+from tests.docs.models_table import marked_rows
 from tests.support import jobs
 
 pytestmark = [
@@ -28,7 +29,8 @@ def test_an_empty_table_contains_only_titles():
 def test_networks_are_listed_in_aligned_columns_without_importing_keras():
     code = (
         "import sys; from cvbatch.cli.main import main; status = main(['models']);"
-        "print(sorted({'keras', 'tensorflow', 'ray', 'pyarrow'} & set(sys.modules)), status)"
+        "print(sorted({'keras', 'keras_hub', 'tensorflow', 'ray', 'pyarrow'}"
+        " & set(sys.modules)), status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     titles, *rows, loaded = done.stdout.splitlines()
@@ -38,7 +40,8 @@ def test_networks_are_listed_in_aligned_columns_without_importing_keras():
     ends = {len(line) for line in (titles, *rows)}
     assert len(ends) == 1  # the last column is right-aligned
     assert (
-        done.stderr == f"cvbatch: {len(networks)} networks; use cvbatch models NAME to show one\n"
+        done.stderr.splitlines()[-1]
+        == f"cvbatch: {len(networks)} networks; use cvbatch models NAME to show one"
     )
 
 
@@ -61,7 +64,7 @@ def test_a_terminal_shows_a_drawn_table():
         output = b""
         while chunk := _read(master):
             output += chunk
-        assert process.stderr.read().startswith(b"cvbatch: ")
+        assert process.stderr.read().splitlines()[-1].startswith(b"cvbatch: ")
     os.close(master)
     assert "┃" in output.decode()
     assert "MobileNetV2" in output.decode()
@@ -160,3 +163,10 @@ def test_a_file_is_shown_as_json(keras_files):
 def test_an_impossible_network_is_refused(name, size, message):
     with pytest.raises(ModelError, match=message):
         model_listing.describe_network(name, None, size)
+
+
+def test_families_of_kerashub_are_those_of_the_table():
+    rows = [what for what, _ in marked_rows() if what.startswith("KerasHub")]
+    for kind, families in model_listing._HUB_FAMILIES.items():
+        listed = {row.split(": ")[1] for row in rows if f" {kind[:-1]} " in row}
+        assert set(families) == listed

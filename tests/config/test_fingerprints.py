@@ -102,6 +102,7 @@ MODEL: dict[str, Any] = {
     "rescale": {"scale": 2.0, "offset": 1.0},
     "output": "b",
     "activation": "none",
+    "trust": ["package"],
 }
 TASKS: list[dict[str, Any]] = [
     {"task": "classification", "heatmap": HEATMAP, "tiles": TILES, **MODEL},

@@ -2,7 +2,9 @@
 
 import pytest
 
+from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of, refusal, short_name
+from cvbatch.models.job_defaults import complete_model
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,8 @@ def test_other_formats_are_refused_with_the_way_on(model, kind, remedy):
     assert format_of(model).key == "refused"
     assert kind in refusal(model)
     assert remedy in refusal(model)
+
+
+def test_a_refused_model_without_a_task_is_refused_for_its_format():
+    with pytest.raises(ModelError, match=r"net\.pt' is a PyTorch file"):
+        complete_model({"model": "net.pt"})

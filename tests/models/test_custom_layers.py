@@ -8,6 +8,8 @@ from keras import layers
 from cvbatch.core.errors import ModelError
 from cvbatch.models.custom_layers import (
     Bilinear,
+    ChannelSlice,
+    DepthwiseMaxPooling,
     LocalResponseNormalization,
     PartialConv2D,
     RadialBasis,
@@ -26,6 +28,9 @@ LAYERS = {  # input shape, layer
     "normalization": ((4, 5, 6), lambda: LocalResponseNormalization(1, 0.3, 0.6, 1.5)),
     "subsampling": ((5, 6, 3), lambda: TrainableSubsampling(2)),
     "partial": ((6, 5, 3), lambda: PartialConv2D(CONNECTIONS, 3)),
+    "maximum": ((4, 5, 6), lambda: DepthwiseMaxPooling(3)),
+    "slice": ((4, 5, 6), lambda: ChannelSlice(1, 5, 2)),
+    "reversed": ((4, 5, 3), lambda: ChannelSlice(step=-1)),
     "radial": ((7,), lambda: RadialBasis(5)),
     "tanh": ((3, 3, 2), lambda: layers.Activation(scaled_tanh)),
     "bilinear": (
@@ -216,3 +221,21 @@ def test_scaled_tanh_is_odd_and_1_at_1():
 def test_multiply_adds_follow_the_formula(layer, input_shape, expected):
     output = layer(keras.Input(input_shape))
     assert layer.multiply_adds((None, *input_shape), output.shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (DepthwiseMaxPooling(3), lambda x: np.stack([x[..., :3].max(-1), x[..., 3:].max(-1)], -1)),
+        (ChannelSlice(1, 5, 2), lambda x: x[..., [1, 3]]),
+        (ChannelSlice(step=-1), lambda x: x[..., [5, 4, 3, 2, 1, 0]]),
+    ],
+)
+def test_layers_that_replace_lambdas_compute_what_numpy_does(layer, expected):
+    inputs = values(2, 3, 4, 6)
+    np.testing.assert_array_equal(np.asarray(layer(inputs)), expected(inputs))
+
+
+def test_groups_must_divide_the_channels():
+    with pytest.raises(ValueError, match="7 channels are not groups of 3"):
+        DepthwiseMaxPooling(3)(values(1, 2, 2, 7))
