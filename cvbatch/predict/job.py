@@ -40,7 +40,7 @@ from cvbatch.predict.allocation import choose_allocation
 from cvbatch.predict.memory_check import actor_need, check_batch
 from cvbatch.predict.steps import PredictSpec
 from cvbatch.predict.summary import Summary
-from cvbatch.results import run_history, schema, writer
+from cvbatch.results import kept_columns, run_history, schema, writer
 from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
@@ -73,7 +73,7 @@ def prepare(
     Raises:
         RefusedError: a model file, the source or the sink does not fit the job.
     """
-    schema.check_kept_names(job.source.keep_columns)
+    kept_columns.check_kept_names(job.source.keep_columns)
     identities = [identify(sink.storage, config) for config in job.models]
     engine = job.run.engine
     if engine == "auto":

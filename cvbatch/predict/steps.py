@@ -31,7 +31,7 @@ from cvbatch.inference.programs import BuiltProgram
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import read_chunk
 from cvbatch.predict.stage_timer import StageTimer
-from cvbatch.results import schema, writer
+from cvbatch.results import kept_columns, schema, writer
 from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.store import Storage
@@ -144,7 +144,7 @@ def write(
             tables.append(schema.to_rows(batch, models, arrow_schema))
         if spec.kept and tables:
             rows = pa.concat_tables(tables)
-            tables = [schema.with_kept_columns(rows, _kept_columns(spec, ref), spec.kept)]
+            tables = [kept_columns.with_kept_columns(rows, _kept_columns(spec, ref), spec.kept)]
         metadata = part_files.with_revision(spec.metadata, spec.revisions.get(chunk_id, 0))
         num_bytes = writer.write_part(
             spec.storage,

@@ -16,8 +16,8 @@ from cvbatch.core.types import Predictions
 from cvbatch.planning.plan import make_plan
 from cvbatch.predict.stage_timer import StageTimer
 from cvbatch.predict.steps import PredictSpec, read_and_decode, write
+from cvbatch.results.kept_columns import check_kept_names
 from cvbatch.results.result import Result
-from cvbatch.results.schema import check_kept_names
 from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.storage.store import Storage
 from tests.support import jobs
