@@ -373,7 +373,7 @@ def test_a_damaged_evaluation_or_history_is_an_error(evaluation, training, tmp_p
 def test_the_command_prints_the_path_of_the_report(result, tmp_path):
     out = tmp_path / "p.html"
     status, stdout, stderr = jobs.cvbatch("report", result, "--out", out, "--json")
-    assert status == 0 and stderr.splitlines()[-1].endswith(f"MB into {out}")
+    assert status == 0 and f"MB into {out};" in stderr.splitlines()[-1]
     report = json.loads(stdout)
     assert report["num_images"] == 17 and report["num_bytes"] == out.stat().st_size
     status, _, stderr = jobs.cvbatch("report", tmp_path / "absent")
