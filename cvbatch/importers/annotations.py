@@ -27,7 +27,8 @@ class Annotation:
     # "train", "validation", "test", or "trainval" (divided by hash); None: split by hash
     split: str | None = None
     boxes: np.ndarray = field(default_factory=lambda: NO_BOXES)  # (M, 4) float64 half-open xyxy
-    is_relative: bool = False  # boxes are in shares of the image's width and height, not in pixels
+    # boxes and polygons are in shares of the image's width and height, not in pixels
+    is_relative: bool = False
     class_id: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))  # (M,), or −1
     score: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # (M,)
     is_crowd: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # (M,)

@@ -135,7 +135,7 @@ _FLAGS = (
     ),
     Flag(
         "--box-masks",
-        ("coco",),
+        ("coco", "yolo"),
         {
             "dest": "has_box_masks",
             "action": "store_true",

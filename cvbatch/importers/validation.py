@@ -233,6 +233,8 @@ class _Validator:
             return None
         masks: list[dict[str, Any] | None] = []
         for outline in compress(annotation.outlines, keep):
+            if annotation.is_relative and isinstance(outline, list):
+                outline = [polygon * frame.size_hw[::-1] for polygon in outline]
             try:
                 masks.append(None if outline is None else upright_rle(outline, frame))
             except ValueError as error:

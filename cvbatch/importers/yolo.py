@@ -81,7 +81,7 @@ def read_yolo(source: str, options: ImportOptions, report: ImportReport) -> Anno
     }
     return outlined_dataset(
         table,
-        ("labels", "boxes", "box_is_crowd"),
+        ("labels", "boxes", "box_is_crowd", *(("box_masks",) if options.has_box_masks else ())),
         one_batch(options.storage, (to_item(image.file) for image in layout.images), annotations),
         _PolygonMasks(rows, class_of).read if options.has_masks else None,
         is_upright=options.orientation != "stored",
@@ -100,7 +100,7 @@ def _rows_by_id(
             report.record(kind, example)
         rows[image.file.image_id] = file.rows
         num_boxes = sum(row.polygon is None for row in file.rows)
-        if options.has_masks and num_boxes:
+        if (options.has_masks or options.has_box_masks) and num_boxes:
             example = image.label.uri if image.label else image.file.uri
             report.record("outline_missing", example, num_boxes)
     return rows
@@ -173,6 +173,7 @@ def _annotation(
         class_id=np.array([_class_id(row, class_of) for row in rows], np.int32),
         score=np.array([row.score for row in rows], np.float32),
         is_crowd=np.zeros(len(rows), bool),
+        outlines=[None if row.polygon is None else [row.polygon] for row in rows],
     )
 
 

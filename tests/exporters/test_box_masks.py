@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from cvbatch.exporters.contours import trace_object
 from cvbatch.importers.polygons import fill_polygon
 from tests.support import jobs
-from tests.support.datasets import picture
+from tests.support.datasets import imported, picture
 from tests.support.results import CLASSES, SIZE, exported, random_row, write_predictions
 
 pytestmark = [
@@ -71,6 +71,10 @@ def test_yolo_has_one_polygon_for_each_mask(tmp_path, folder, predicted):
             region = np.zeros(SIZE, bool)
             fill_polygon(region, np.array(line[1:], np.float64).reshape(-1, 2) * SIZE[::-1])
             np.testing.assert_array_equal(region, coco_masks.decode(rle))
+    _, back = imported("yolo", out, tmp_path / "back", has_masks=False, has_box_masks=True)
+    assert {key.rsplit("/", 1)[1] for key in back} == set(predicted)
+    for key, row in back.items():
+        assert row["box_masks"] == predicted[key.rsplit("/", 1)[1]]["box_masks"]
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
