@@ -25,7 +25,8 @@ from cvbatch.models.trusted_modules import covers
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras file
 CONFIG_MEMBER = "config.json"  # of a .keras file
-_MEMBERS = {CONFIG_MEMBER, "metadata.json", WEIGHTS_MEMBER, CARD_MEMBER}
+METADATA_MEMBER = "metadata.json"
+_MEMBERS = {CONFIG_MEMBER, METADATA_MEMBER, WEIGHTS_MEMBER, CARD_MEMBER}
 _COMPRESSION_TYPES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the member's name and of its extra field
 _IS_ENCRYPTED = 1  # bit of a member's flags
@@ -37,7 +38,10 @@ _MAX_DEPTH = 100  # nesting of HDF5 groups, and of lists and objects in a config
 _NUMERIC_KINDS = "biufcV"  # kinds of NumPy dtypes; V: bfloat16, which NumPy does not know
 
 # Modules of networks in files of Keras 2; the class is found without them.
-_KERAS_2_MODULES = ("tf_keras.src.engine.", "keras.src.engine.", "keras.engine.")
+_KERAS_2_MODULES = (
+    *("tf_keras.src.engine.", "keras.src.engine.", "keras.engine."),
+    *(f"{package}layers.core.tf_op_layer" for package in ("tf_keras.src.", "keras.src.", "keras.")),
+)
 # Classes of Keras that run code from the file, or read files that it names.
 _CODE_CLASSES = {
     "__lambda__": "a Lambda",
@@ -157,7 +161,7 @@ def _check_member(member: zipfile.ZipInfo, file_bytes: int) -> None:
             f"its member {name!r} claims {member.file_size} bytes, of which {stored} are stored: "
             "it is a bomb, or damaged"
         )
-    if name == CONFIG_MEMBER and member.file_size > _MAX_CONFIG_BYTES:
+    if name in (CONFIG_MEMBER, METADATA_MEMBER) and member.file_size > _MAX_CONFIG_BYTES:
         raise UnsafeFileError(
             f"its {name} has {member.file_size} bytes; the limit is {_MAX_CONFIG_BYTES}"
         )

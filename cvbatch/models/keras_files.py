@@ -16,7 +16,12 @@ import h5py
 
 from cvbatch.core.errors import ModelError
 from cvbatch.models import cost, legacy_config, trusted_modules
-from cvbatch.models.file_safety import CONFIG_MEMBER, inspect_model_file, network_config
+from cvbatch.models.file_safety import (
+    CONFIG_MEMBER,
+    METADATA_MEMBER,
+    inspect_model_file,
+    network_config,
+)
 from cvbatch.models.frameworks import keras
 from cvbatch.models.hub_presets import uncompiled_tasks
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
@@ -51,6 +56,10 @@ def load_file(model: str, path: Path, trust: Sequence[str] = ()) -> keras.Model:
 def _load_keras(model: str, path: Path, weights_bytes: int) -> keras.Model:
     with zipfile.ZipFile(path) as archive:
         text = archive.read(CONFIG_MEMBER)
+        has_metadata = METADATA_MEMBER in archive.namelist()
+        metadata = json.loads(archive.read(METADATA_MEMBER)) if has_metadata else {}
+    if str(metadata.get("keras_version")).startswith("2."):
+        return _load_legacy(model, path, text, "2.", weights_bytes)
     config = {**network_config(text), "compile_config": None}
     with cost.skip_weight_allocation(), uncompiled_tasks():
         network = keras.saving.deserialize_keras_object(copy.deepcopy(config))  # changes it
@@ -87,6 +96,13 @@ def _load_h5(model: str, path: Path, weights_bytes: int) -> keras.Model:
             "network and weights to this file, or save the whole network with "
             "model.save('NAME.keras')"
         )
+    return _load_legacy(model, path, text, version, weights_bytes)
+
+
+def _load_legacy(
+    model: str, path: Path, text: bytes | str, version: str, weights_bytes: int
+) -> keras.Model:
+    """Load a file whose config Keras 3 cannot build; `version` of Keras wrote it."""
     config = network_config(text)
     legacy_config.check(model, config)
     with cost.skip_weight_allocation():

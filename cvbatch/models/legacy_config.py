@@ -1,4 +1,4 @@
-"""Networks of .h5 files: configs of Keras 2, adapted to Keras 3."""
+"""Configs of Keras 2, in .h5 and .keras files, adapted to Keras 3."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check(model: str, config: Any) -> None:
 
 
 def build(config: Any, keras_version: str) -> keras.Model:
-    """Build the network of a .h5 file, with random weights.
+    """Build the network of a file, with random weights.
 
     Args:
         config: JSON object with `class_name` and `config`; it is not changed.
@@ -104,10 +104,16 @@ def _adapted(value: Any) -> Any:
         value = {**value, "config": _as_keras_3_graph(inner)}
     elif isinstance(name, str) and isinstance(inner, dict):
         value = {**value, "class_name": _RENAMED.get(name, name), "config": _used(name, inner)}
-    if "build_config" in value:  # a layer in the newer form of Keras 2.12 and later
+    if _is_layer_of_later_keras_2(value):
         value = {**value, "class_name": value.get("registered_name") or value["class_name"]}
         value = {key: item for key, item in value.items() if key not in _NEWER_KEYS}
     return {key: _adapted(item) for key, item in value.items()}
+
+
+def _is_layer_of_later_keras_2(value: dict[str, Any]) -> bool:
+    """Return whether an object is a layer as Keras 2.12 and later wrote it, with its module."""
+    is_public = value.get("module") in ("keras", "keras.layers")
+    return "class_name" in value and (is_public or "build_config" in value)
 
 
 def _used(class_name: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Networks in .h5 files: those of Keras 2, read from files that Keras 2 wrote, and of Keras 3.
+"""Networks of Keras 2, read from files that Keras 2 wrote, and .h5 files of Keras 3.
 
 The files and their predictions are those of tests/fixtures/keras2/write_files.py.
 """
@@ -54,10 +54,27 @@ def scores(path, pixels, **keys):
     ],
 )  # fmt: skip
 def test_a_file_of_keras_2_predicts_what_keras_2_does(name, keys):
+    check(f"{name}.h5", keys)
+
+
+@pytest.mark.runs("Keras 2.12 to 2.15 `.keras` file", "`model: net.keras`")
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("layers_of_all_kinds", {}),
+        ("operations", {"multi_label": True, "activation": "none"}),
+        ("teachable_machine", {"preprocessing": "tf"}),
+    ],
+)
+def test_a_keras_file_of_keras_2_predicts_what_keras_2_does(name, keys):
+    check(f"{name}.keras", keys)
+
+
+def check(file, keys):
     expected = np.load(FOLDER / "expected.npz")
-    actual = scores(FOLDER / f"{name}.h5", expected["pixels"], **keys)
-    assert np.ptp(expected[name], axis=0).max() > 1e-3  # the images matter
-    np.testing.assert_allclose(actual, expected[name], atol=1e-5)
+    values = expected[Path(file).stem]
+    assert np.ptp(values, axis=0).max() > 1e-3  # the images matter
+    np.testing.assert_allclose(scores(FOLDER / file, expected["pixels"], **keys), values, atol=1e-5)
 
 
 @pytest.mark.runs("Keras 3 `.h5` file (whole model)", "`model: net.h5`")
