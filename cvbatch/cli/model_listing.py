@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvbatch.core.errors import ModelError
-from cvbatch.core.model_formats import format_of, own_weights_error, refusal
+from cvbatch.core.model_formats import format_of, not_keras_error, own_weights_error, refusal
 from cvbatch.models import zoo_table as summaries
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def describe_network(
     """
     is_configured = num_classes is not None or bool(options)
     is_built_in = format_of(name).key == "zoo"
-    if message := refusal(name):
+    if message := refusal(name) or not_keras_error(name):
         raise ModelError(message)
     if is_configured and not is_built_in:
         raise ModelError(own_weights_error("--classes or --build", name))

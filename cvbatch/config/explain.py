@@ -16,6 +16,7 @@ from cvbatch.config.loader import load, parse
 from cvbatch.config.models import ModelConfig
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import ConfigError
+from cvbatch.core.model_formats import not_keras_error
 from cvbatch.core.tasks import TASKS
 
 EXPLANATION_VERSION = 1
@@ -146,6 +147,8 @@ def _checked(job: ExplainJob, name: str) -> ExplainJob:
         for option in _PREDICTION_OPTIONS
         if getattr(job.model, option, None) is not None
     ]
+    if message := not_keras_error(job.model.model):
+        errors.append(message)
     sections = (*IMAGE_SECTIONS, *MODEL_ONLY_SECTIONS)
     if all(getattr(job, section) is None for section in sections):
         errors.append(f"no section is present; add at least one section of {', '.join(sections)}")

@@ -61,11 +61,14 @@ class HeatmapConfig(Section):
     score: Literal["probability", "logit"] = "probability"
 
 
+PerChannel = float | tuple[float, float, float]  # one number, or those of red, green and blue
+
+
 class Rescale(Section):
     """Input scaling of pixels 0..255, `pixel * scale + offset`, for networks without their own."""
 
-    scale: float = 1.0
-    offset: float = 0.0
+    scale: PerChannel = 1.0
+    offset: PerChannel = 0.0
 
 
 class TilesConfig(Section):
@@ -103,7 +106,7 @@ Activation = Literal["auto", "softmax", "sigmoid", "none"]
 
 
 class _ModelConfig(Section):
-    added_keys: ClassVar[tuple[str, ...]] = ("activation", "trust")
+    added_keys: ClassVar[tuple[str, ...]] = ("activation", "layout", "trust")
 
     model: Name
     weights: Name | None = None
@@ -116,6 +119,8 @@ class _ModelConfig(Section):
     output: Name | None = None  # name of the output to use, if the network has several
     # still to be applied to the scores of the network; none: they are probabilities
     activation: Activation = "auto"
+    # of the input and the maps of ONNX and TFLite files, where their shapes do not show it
+    layout: Literal["auto", "channels_first", "channels_last"] = "auto"
     build: dict[str, Any] | None = None  # options of a zoo network, such as backbone or width
     trust: ModuleNames = Field(default_factory=list)  # installed modules whose classes may be built
 

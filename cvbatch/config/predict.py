@@ -28,6 +28,7 @@ from cvbatch.config.base import (
 )
 from cvbatch.config.decoding import DECODING_KEYS, DecodingConfig
 from cvbatch.config.models import ModelConfig
+from cvbatch.core.model_formats import format_of
 from cvbatch.core.tasks import TASKS
 from cvbatch.core.types import SourceOptions
 
@@ -98,6 +99,27 @@ class JobConfig(Section):
     def has_tiles(self) -> bool:
         """Return whether a model cuts images into tiles."""
         return any(getattr(config, "tiles", None) is not None for config in self.models)
+
+    @property
+    def computes_on_cpus(self) -> bool:
+        """Return whether every model is of a format whose runtime computes on CPUs."""
+        return all(format_of(config.model).has_own_runtime for config in self.models)
+
+    @model_validator(mode="after")
+    def _check_own_runtimes(self) -> JobConfig:
+        run = self.run
+        keys = {
+            "engine: tensorflow": run.engine == "tensorflow",
+            f"precision: {run.precision}": run.precision != "float32",
+            f"gpus_per_actor: {run.gpus_per_actor or 0:g}": bool(run.gpus_per_actor),
+        }
+        is_set = next((key for key, value in keys.items() if value), None)
+        if is_set and self.computes_on_cpus:
+            raise ValueError(
+                f"run.{is_set} is only for Keras networks: ONNX and TFLite files run as they are, "
+                "on CPUs; remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_columns(self) -> JobConfig:

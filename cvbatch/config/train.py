@@ -27,7 +27,7 @@ from cvbatch.config.base import (
 from cvbatch.config.decoding import DecodingConfig
 from cvbatch.config.loader import load, parse
 from cvbatch.config.models import Activation
-from cvbatch.core.model_formats import format_of, own_weights_error
+from cvbatch.core.model_formats import format_of, not_keras_error, own_weights_error
 from cvbatch.core.tasks import TASKS, Task
 from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode
 
@@ -99,6 +99,8 @@ class TrainModelConfig(Section):
     @model_validator(mode="after")
     def _check_weights(self) -> TrainModelConfig:
         check_model(self.model, self.weights, self.build)
+        if message := not_keras_error(self.model):
+            raise ValueError(message)
         if self.image_size is not None and not self.is_built_in:
             raise ValueError(own_weights_error("image_size", self.model))
         check_sha256(self.sha256, self.model, self.weights)

@@ -35,6 +35,11 @@ class ModelFormat:
         """Return whether the model is one file of the user."""
         return self.key in ("keras", "h5", "onnx", "tflite")
 
+    @property
+    def has_own_runtime(self) -> bool:
+        """Return whether the network is no Keras network; its runtime computes on CPUs."""
+        return self.key in ("onnx", "tflite")
+
     def matches(self, model: str) -> bool:
         """Return whether a model string has the suffix or scheme of the format."""
         name = model.lower() if self.remedy else model  # Keras requires .keras in lower case
@@ -70,8 +75,9 @@ FORMATS = (
     ModelFormat(
         "refused", "a model of the Hugging Face Hub", ("hf://",),
         "cvbatch downloads no models: run `hf download HANDLE --local-dir NAME` and set model "
-        "to the folder if it is a KerasHub preset; other models are exported with "
-        "`optimum-cli export onnx --model HANDLE NAME`, and model is NAME/model.onnx",
+        "to the folder if it is a KerasHub preset; export others with PyTorch and transformers, "
+        "torch.onnx.export(AutoModelForImageClassification.from_pretrained('HANDLE').eval(), "
+        "(images,), 'NAME.onnx'), and set model to the .onnx file",
     ),
     ModelFormat(
         "refused", "a model of Kaggle", ("kaggle://",),
@@ -137,4 +143,14 @@ def own_weights_error(key: str, model: str) -> str:
     return (
         f"{key} for {model!r}: {format_of(model).description} contains the network and its "
         f"weights; remove {key}"
+    )
+
+
+def not_keras_error(model: str) -> str:
+    """Return the error for a command that needs the layers of a network; "" for Keras networks."""
+    if not format_of(model).has_own_runtime:
+        return ""
+    return (
+        f"model {model!r}: {format_of(model).description} has no Keras layers, so that it can only "
+        "predict; convert the network to Keras and set model to its .keras file"
     )

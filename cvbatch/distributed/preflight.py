@@ -46,12 +46,14 @@ class NodeCheck:
         storage: reads the source, reads and writes the sink.
         token: content of the probe file that the driver writes into the sink.
         source_uri: a file that exists for the driver; None for jobs without a source.
+        packages: of extras that the job needs.
     """
 
     storage: Storage
     sink_uri: str
     token: str
     source_uri: str | None
+    packages: tuple[str, ...] = ()
 
     @property
     def probe_uri(self) -> str:
@@ -119,7 +121,11 @@ def _check_function(
 
 @contextmanager
 def check_nodes(
-    storage: Storage, sink_uri: str, source_uri: str | None, report: Log
+    storage: Storage,
+    sink_uri: str,
+    source_uri: str | None,
+    report: Log,
+    packages: tuple[str, ...] = (),
 ) -> Iterator[None]:
     """Start a check on every node that can run work; collect the results at the end of the block.
 
@@ -129,11 +135,12 @@ def check_nodes(
     Args:
         source_uri: a file of the source; None for jobs without a source.
         report: receives a line about nodes that do not respond.
+        packages: of extras that the job needs; their versions are compared too.
 
     Raises:
         RefusedError: a node, or this process, cannot run the job.
     """
-    check = NodeCheck(storage, sink_uri, secrets.token_hex(8), source_uri)
+    check = NodeCheck(storage, sink_uri, secrets.token_hex(8), source_uri, packages)
     new_folders = _missing_folders(check.probe_uri)
     nodes = {
         node["NodeID"]: node["NodeManagerAddress"]
@@ -162,7 +169,7 @@ def _write_probe(check: NodeCheck) -> None:
 
 def _start_checks(check: NodeCheck, node_ids: Iterable[str]) -> dict[Any, str]:
     """Return ObjectRef of the result → node id."""
-    packages, pending = _required_packages(), {}
+    packages, pending = [*_required_packages(), *check.packages], {}
     for node_id in node_ids:
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
         task = ray.remote(_check_function(check, packages, node_id))
@@ -177,7 +184,8 @@ def _collect_results(
     check: NodeCheck,
     report: Log,
 ) -> None:
-    expected, deadline = _versions(), time.monotonic() + _TIMEOUT_S
+    expected = _versions() | {name: metadata.version(name) for name in check.packages}
+    deadline = time.monotonic() + _TIMEOUT_S
     while pending:
         refs, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
         if not refs:

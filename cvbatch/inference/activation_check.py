@@ -18,12 +18,12 @@ from cvbatch.inference.activation import default_activation
 from cvbatch.inference.detection_check import check_boxes, check_class_ids
 from cvbatch.inference.detector_formats import DETECTORS
 from cvbatch.inference.forward_pass import Tensors
-from cvbatch.inference.graph import preprocess, resolve_detector, task_tensors
+from cvbatch.inference.graph import Network, preprocess, resolve_detector, task_tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
 from cvbatch.inference.outputs_localization import single_box
 from cvbatch.inference.value_ranges import Values, values_of
 from cvbatch.models import outputs as task_outputs
-from cvbatch.models.frameworks import keras, tf
+from cvbatch.models.frameworks import tf
 
 _RANGE_TOLERANCE = 1e-3
 _SUM_TOLERANCE = 0.02  # of bfloat16 scores of many classes
@@ -98,7 +98,7 @@ def _span(low: float, high: float) -> str:
 
 
 def decide(
-    model: keras.Model,
+    model: Network,
     config: ModelConfig,
     pixels: np.ndarray,  # (N, H, W, 3) uint8
     *,
@@ -254,7 +254,7 @@ class _Observed(NamedTuple):
 
 
 def _observe(
-    model: keras.Model, config: ModelConfig, pixels: np.ndarray, scores_of: Callable[..., Any]
+    model: Network, config: ModelConfig, pixels: np.ndarray, scores_of: Callable[..., Any]
 ) -> _Observed:
     """Run the network on a batch."""
     batch = model.input_shape[0] or len(pixels)
@@ -266,7 +266,8 @@ def _observe(
         raw = task_outputs.by_name(model(preprocess(images, model, config), training=False))
         scores = _raw_scores(scores_of, config, raw, size)
         boxes = _best_boxes(config, raw, size)
-        seen.append((values_of(scores), int(scores.shape[-1]), boxes.box_format if boxes else ""))
+        values = values_of(scores, getattr(model, "known_values", {}))
+        seen.append((values, int(scores.shape[-1]), boxes.box_format if boxes else ""))
         rows = tf.reshape(tf.cast(scores, tf.float32), (-1, scores.shape[-1]))
         rows = tf.boolean_mask(rows, tf.reduce_all(tf.math.is_finite(rows), axis=1))
         sums = tf.reduce_sum(rows, axis=1)

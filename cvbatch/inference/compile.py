@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 from pathlib import Path
@@ -12,24 +11,34 @@ import numpy as np
 
 from cvbatch.config.models import DetectionConfig, ModelConfig, tiling_of
 from cvbatch.core.errors import ModelError
-from cvbatch.core.model_formats import format_of, short_name
+from cvbatch.core.model_formats import short_name
 from cvbatch.core.types import ModelSpec
 from cvbatch.inference.activation_check import Decision, decide
+from cvbatch.inference.chain import compile_chain
 from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
+from cvbatch.inference.foreign import ForeignNetwork, load_network
 from cvbatch.inference.graph import (
+    Network,
     ServingGraph,
     SharedGraph,
     input_size,
     num_classes,
+    preprocess,
     resolve_detector,
 )
 from cvbatch.inference.mask_check import decide_masks, unused_masks_note
+from cvbatch.inference.network_facts import (
+    costs,
+    fixed_batch,
+    num_parameters,
+    scaling_of,
+    weights_sha256,
+)
 from cvbatch.inference.programs import IMAGENET, BuildRequest, BuiltOutput, BuiltProgram
 from cvbatch.inference.sample_images import SampleImages, sample_pixels
 from cvbatch.models import cost, registry
 from cvbatch.models.applications import IMAGENET_CLASSES
 from cvbatch.models.frameworks import keras
-from cvbatch.models.input_range import scales_its_input
 from cvbatch.models.metadata import imagenet_classes
 from cvbatch.models.model_files import download
 from cvbatch.models.precision import with_precision
@@ -49,36 +58,38 @@ def build(
         ModelError: the model cannot be built, its outputs or classes do not fit its task, or it is
             not clear whether they are probabilities.
     """
-    config = request.config
     keras.utils.set_random_seed(RANDOM_SEED)
-    model = load(storage, request)
-    if request.precision != "float32":
-        model = with_precision(model, request.precision)
+    model = _load(storage, request)
+    scaling = scaling_of(model, request.config)
+    config, request = scaling.config, scaling.applied_to(request)
     size = input_size(model, config)
     pixels = sample_pixels(samples, storage, size, config.resize)
+    if isinstance(model, ForeignNetwork):
+        model.fix_batch(preprocess(pixels, model, config).numpy())
     sections = [
         _prepare(model, section, pixels, checks_boxes=samples is not None)
         for section in request.sections
     ]
     graph = SharedGraph([section.graph for section in sections])
-    engine, payload, names, note = _compile(graph, request, *size)
-    notes = [note, _scaling_note(model, config), _resize_note(model, config)]
+    batch = fixed_batch(model) or request.batch_size
+    engine, payload, names, note = _compile(graph, request, (batch, *size))
+    notes = [note, scaling.note, _resize_note(model, config)]
     notes += [text for section in sections for text in (section.mask_note, _section_note(section))]
     digest = weights_sha256(model)
     first, *others = [
         BuiltOutput(_spec(section, size, digest), *section.decision) for section in sections
     ]
-    costs = _costs(model, size)
+    cost_of_image = costs(model, size)
     return BuiltProgram(
         first.spec,
         engine,
         names,
-        request.batch_size,
-        _bytes_per_image(costs, size, request.precision),
+        batch,
+        _bytes_per_image(cost_of_image, size, request.precision),
         "\n".join(filter(None, notes)),
         payload,
-        costs.parameters if costs else None,
-        costs.multiply_adds if costs and not costs.is_at_least else None,
+        num_parameters(model, cost_of_image),
+        cost_of_image.multiply_adds if cost_of_image and not cost_of_image.is_at_least else None,
         first.activation,
         first.activation_reason,
         tuple(others),
@@ -96,7 +107,7 @@ class _Section(NamedTuple):
 
 
 def _prepare(
-    model: keras.Model, request: BuildRequest, pixels: np.ndarray, *, checks_boxes: bool
+    model: Network, request: BuildRequest, pixels: np.ndarray, *, checks_boxes: bool
 ) -> _Section:
     """Check that the network fits a section of the job, on a few images."""
     names = request.identity.classes
@@ -127,6 +138,13 @@ def _spec(section: _Section, size: tuple[int, int], weights_digest: str) -> Mode
         dimension=section.graph.dimension,
         **(tiling._asdict() if tiling else {}),
     )
+
+
+def _load(storage: Storage, request: BuildRequest) -> keras.Model | ForeignNetwork:
+    if request.runs_in_own_runtime:
+        return load_network(storage, request)
+    model = load(storage, request)
+    return model if request.precision == "float32" else with_precision(model, request.precision)
 
 
 def load(storage: Storage, request: BuildRequest) -> keras.Model:
@@ -164,14 +182,21 @@ def load(storage: Storage, request: BuildRequest) -> keras.Model:
 
 
 def _compile(
-    graph: SharedGraph, request: BuildRequest, height: int, width: int
+    graph: SharedGraph, request: BuildRequest, size: tuple[int, int, int]
 ) -> tuple[str, bytes, tuple[str, ...], str]:
-    """Return engine, payload, output names, and a note for the user; "" without a note."""
-    batch = request.batch_size
+    """Return engine, payload, output names, and a note for the user; "" without a note.
+
+    Args:
+        size: batch, height and width of the input.
+    """
+    model = graph.graphs[0].model
+    if isinstance(model, ForeignNetwork):
+        note = f"model {request.config.model} runs on CPUs" if request.engine != "litert" else ""
+        return "chain", *compile_chain(graph, model, size), note
     try:
-        payload, names = ENGINES[request.engine].compile(graph, batch, height, width)
+        payload, names = ENGINES[request.engine].compile(graph, *size)
     except UnsupportedGraphError as error:
-        payload, names = ENGINES["tensorflow"].compile(graph, batch, height, width)
+        payload, names = ENGINES["tensorflow"].compile(graph, *size)
         note = (
             f"model {request.config.model} runs in TensorFlow, which is slower and needs more "
             f"memory: {request.engine} lacks {error}"
@@ -180,7 +205,7 @@ def _compile(
     return request.engine, payload, names, ""
 
 
-def _resize_note(model: keras.Model, config: ModelConfig) -> str:
+def _resize_note(model: Network, config: ModelConfig) -> str:
     """Return a note if a KerasHub preset has another resize than the job; else ""."""
     expected = getattr(model, "expected_resize", "")
     if expected in ("", config.resize):
@@ -188,21 +213,6 @@ def _resize_note(model: keras.Model, config: ModelConfig) -> str:
     return (
         f"model {config.model}: KerasHub prepares its images with resize: {expected}, and the job "
         f"with {config.resize}; set resize: {expected} for the same predictions"
-    )
-
-
-def _scaling_note(model: keras.Model, config: ModelConfig) -> str:
-    """Return a warning if neither a user's network nor the job scales the pixels; else ""."""
-    is_scaled = config.preprocessing != "none" or config.rescale is not None
-    is_zoo = format_of(config.model).key == "zoo"
-    if is_scaled or is_zoo or scales_its_input(model) is not False:
-        return ""
-    return (
-        f"warning: model {config.model} has no Rescaling, Normalization or other preprocessing "
-        "layer at its input, and the job sets none, so that the network receives pixels 0..255; "
-        "predictions are wrong if it was trained on another range: set preprocessing: tf for -1..1,"
-        " torch or caffe for ImageNet's mean, rescale: {scale: 0.00392157} for 0..1, or "
-        "rescale: {scale: 1} if 0..255 is right"
     )
 
 
@@ -221,14 +231,6 @@ def _section_note(section: _Section) -> str:
     )
 
 
-def _costs(model: keras.Model, image_size: tuple[int, int]) -> cost.Cost | None:
-    """Return the cost of the model for one image; None if it is not a graph of layers."""
-    try:
-        return cost.compute_cost(model, image_size)
-    except ModelError:
-        return None
-
-
 def _bytes_per_image(costs: cost.Cost | None, image_size: tuple[int, int], precision: str) -> int:
     """Return a lower bound of the memory that a program needs for one image of its batch.
 
@@ -237,16 +239,6 @@ def _bytes_per_image(costs: cost.Cost | None, image_size: tuple[int, int], preci
     """
     maps = costs.working_bytes if costs else 0
     return 3 * math.prod(image_size) + (maps if precision == "float32" else maps // 2)
-
-
-def weights_sha256(model: keras.Model) -> str:
-    """Return the SHA-256 (hexadecimal) of dtype, shape and values of all weights, in order."""
-    digest = hashlib.sha256()
-    for variable in model.weights:
-        array = np.ascontiguousarray(variable.numpy())
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def class_names(request: BuildRequest, count: int | None) -> tuple[str, ...]:

@@ -36,7 +36,8 @@ def in_float32(function: Any) -> Any:
     wrapped = tf.compat.v1.wrap_function(
         lambda: tf.graph_util.import_graph_def(definition, name=""), []
     )
-    return wrapped.prune(frozen.inputs[0].name, [tensor.name for tensor in frozen.outputs])
+    inputs, outputs = ([t.name for t in tensors] for tensors in (frozen.inputs, frozen.outputs))
+    return wrapped.prune(inputs, outputs)
 
 
 def _replace_double(attribute: Any) -> None:

@@ -1,5 +1,7 @@
 """Compile a serving graph to a program and run it: LiteRT on CPUs, TensorFlow on GPUs.
 
+Networks of ONNX and TFLite files run in their own runtime on CPUs (`cvbatch.inference.chain`).
+
 An engine is two functions: `compile`, which needs TensorFlow, and `load`, which every worker calls.
 Another engine is one more row of `ENGINES`. Loading and running a LiteRT program does not import
 TensorFlow, so that a worker starts in about a second and needs little memory.
@@ -8,29 +10,18 @@ TensorFlow, so that a worker starts in about a second and needs little memory.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from cvbatch.models.frameworks import tf
+from cvbatch.inference.chain import load_chain
+from cvbatch.inference.litert import compile_litert, load_litert
+from cvbatch.inference.program_types import Outputs, Program, UnsupportedGraphError
+from cvbatch.inference.tracing import output_names, trace
 
-
-Outputs = dict[str, np.ndarray]  # outputs of a program by name, each (B, ...)
-
-
-class UnsupportedGraphError(Exception):
-    """The engine lacks an operation of the graph; the message lists the missing operations."""
-
-
-class Program(Protocol):
-    """A compiled graph that is loaded in this process."""
-
-    def __call__(self, pixels: np.ndarray) -> Outputs:  # (B, H, W, 3) uint8 RGB
-        """Run the graph on a batch; B must be the batch size that it was compiled for."""
+__all__ = ["ENGINES", "LOADERS", "Engine", "Outputs", "Program", "UnsupportedGraphError"]
 
 
 @dataclass(frozen=True)
@@ -48,82 +39,6 @@ class Engine:
     load: Callable[[bytes, tuple[str, ...], int], Program]
 
 
-def _trace(graph: Any, batch: int, height: int, width: int, overrides: dict[str, str]) -> Any:
-    """Trace the graph to a concrete function that returns a dict; overrides: gradients by op."""
-    from cvbatch.models.frameworks import tf
-
-    signature = [tf.TensorSpec((batch, height, width, 3), tf.uint8, name="pixels")]
-
-    @tf.function(input_signature=signature, autograph=False)
-    def traced(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        with tf.compat.v1.get_default_graph().gradient_override_map(overrides):
-            return dict(graph(pixels))
-
-    return traced.get_concrete_function()
-
-
-def _output_names(function: Any) -> tuple[str, ...]:
-    """Return the names of the outputs, sorted: the order in which TensorFlow flattens a dict."""
-    return tuple(sorted(function.structured_outputs))
-
-
-# ---------------------------------------------------------------- LiteRT
-
-
-def _compile_litert(
-    graph: Any, batch: int, height: int, width: int
-) -> tuple[bytes, tuple[str, ...]]:
-    from tensorflow.lite.python.convert_phase import ConverterError  # noqa: TID251 - tf is imported
-
-    from cvbatch.inference.double_precision import in_float32
-    from cvbatch.inference.litert_gradients import OVERRIDES
-    from cvbatch.models.frameworks import tf
-
-    function = _trace(graph, batch, height, width, OVERRIDES)
-    names = _output_names(function)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([in_float32(function)])
-    try:
-        return converter.convert(), names
-    except ConverterError as error:
-        raise UnsupportedGraphError(_missing_operations(str(error))) from None
-
-
-# In the converter's message: an error, or a line of its list of operations with their operands.
-_MISSING = re.compile(r"error: 'tf\.(\w+)' op|^\s+tf\.(\w+)\((tensor<.*)", re.MULTILINE)
-_MAX_DIMENSIONS = 6  # of the operands of LiteRT's kernels
-
-
-def _missing_operations(message: str) -> str:
-    """Return the operations that LiteRT lacks, from the many lines of its converter's message."""
-    dimensions: dict[str, int] = {}
-    for named, listed, operands in _MISSING.findall(message):
-        name = named or listed
-        found = [shape.count("x") for shape in re.findall(r"tensor<([^>]*)>", operands)]
-        dimensions[name] = max([dimensions.get(name, 0), *found])
-    texts = [
-        f"{name} of {count} dimensions" if count > _MAX_DIMENSIONS else name
-        for name, count in sorted(dimensions.items())
-    ]
-    first_error = re.search(r"error: (.*)", message)
-    return ", ".join(texts) or (first_error[1] if first_error else " ".join(message.split()))[:200]
-
-
-def _load_litert(payload: bytes, names: tuple[str, ...], threads: int) -> Program:
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=payload, num_threads=threads)
-    interpreter.allocate_tensors()
-    (input_details,) = interpreter.get_input_details()
-    indices = [details["index"] for details in interpreter.get_output_details()]
-
-    def run(pixels: np.ndarray) -> Outputs:
-        interpreter.set_tensor(input_details["index"], pixels)
-        interpreter.invoke()
-        return {name: interpreter.get_tensor(i) for name, i in zip(names, indices, strict=True)}
-
-    return run
-
-
 # ---------------------------------------------------------------- TensorFlow
 
 
@@ -134,7 +49,7 @@ def _compile_tensorflow(
         convert_variables_to_constants_v2,
     )
 
-    function = _trace(graph, batch, height, width, {})
+    function = trace(graph, [((batch, height, width, 3), "uint8")], {})
     frozen = convert_variables_to_constants_v2(function)
     definition = frozen.graph.as_graph_def()
     # The payload starts with the names of the tensors, because `prune` selects tensors by name.
@@ -142,7 +57,7 @@ def _compile_tensorflow(
     header = tensors.encode()
     serialized = definition.SerializeToString(deterministic=True)
     payload = len(header).to_bytes(4, "big") + header + serialized
-    return payload, _output_names(function)
+    return payload, output_names(function)
 
 
 def _load_tensorflow(payload: bytes, names: tuple[str, ...], threads: int) -> Program:
@@ -180,6 +95,8 @@ def _set_devices(tf: Any, threads: int) -> None:
 
 
 ENGINES: dict[str, Engine] = {
-    "litert": Engine(_compile_litert, _load_litert),
+    "litert": Engine(compile_litert, load_litert),
     "tensorflow": Engine(_compile_tensorflow, _load_tensorflow),
 }
+# Engine of a program → function that loads it. Chains are compiled from model files only.
+LOADERS = {name: engine.load for name, engine in ENGINES.items()} | {"chain": load_chain}

@@ -7,8 +7,10 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
 
 from cvbatch.config.models import Activation, AnchorsConfig, DetectionConfig, ModelConfig
 from cvbatch.core.errors import ModelError
@@ -20,7 +22,25 @@ from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
 
 
-def input_size(model: keras.Model, config: ModelConfig) -> tuple[int, int]:
+class Network(Protocol):
+    """A network of a job: a Keras model, or the network of an ONNX or TFLite file.
+
+    Attributes:
+        input_shape: (batch, height, width, channels); variable sides are None.
+        layers: Keras layers of which heatmaps need the calls.
+    """
+
+    input_shape: tuple[int | None, ...]
+    layers: list[Any]
+
+    def __call__(self, images: tf.Tensor, *, training: bool) -> Any:
+        """Return the outputs of images (B, H, W, C) float32, inside a TensorFlow graph."""
+
+    def compute_output_spec(self, images: Any) -> Any:
+        """Return shapes of the outputs, of images (1, H, W, C)."""
+
+
+def input_size(model: Network, config: ModelConfig) -> tuple[int, int]:
     """Return the height and width of the network's input in pixels.
 
     Raises:
@@ -43,11 +63,12 @@ def input_size(model: keras.Model, config: ModelConfig) -> tuple[int, int]:
         raise ModelError(
             f"image_size {list(size)}: model {config.model!r} accepts only {list(model_size)}"
         )
-    return int(size[0]), int(size[1])
+    height, width = size
+    return int(height or 0), int(width or 0)
 
 
 def resolve_detector(
-    model: keras.Model, config: ModelConfig, num_names: int | None = None
+    model: Network, config: ModelConfig, num_names: int | None = None
 ) -> ModelConfig:
     """Return the config with the format of the detector's outputs instead of `auto`.
 
@@ -72,7 +93,7 @@ def resolve_detector(
     return resolved.model_copy(update={"anchors": anchors})
 
 
-def num_classes(model: keras.Model, config: ModelConfig) -> int | None:
+def num_classes(model: Network, config: ModelConfig) -> int | None:
     """Return the number of classes of the model; None for boxes with class ids.
 
     Args:
@@ -99,7 +120,7 @@ def task_tensors(outputs: Tensors, config: ModelConfig, size: tuple[int, int]) -
     return outputs
 
 
-def _output_specs(model: keras.Model, size: tuple[int, int]) -> dict[str, Any]:
+def _output_specs(model: Network, size: tuple[int, int]) -> dict[str, Any]:
     images = keras.KerasTensor((1, *size, model.input_shape[3]))
     return task_outputs.by_name(model.compute_output_spec(images))
 
@@ -108,6 +129,7 @@ class ServingGraph:
     """One model of a job as a function of pixels (B, H, W, 3) uint8.
 
     Attributes:
+        model: the network.
         heatmap_layer: path of the layer whose feature map heatmaps explain; "" without heatmaps,
             and before the function was traced.
         dimension: numbers of the vector of an image; 0 for tasks without vectors.
@@ -116,7 +138,7 @@ class ServingGraph:
 
     def __init__(
         self,
-        model: keras.Model,
+        model: Network,
         config: ModelConfig,
         activation: Activation,
         mask_values: MaskValues = "logits",
@@ -130,7 +152,7 @@ class ServingGraph:
         Raises:
             ModelError: the heatmap layer is not in the model.
         """
-        self._model = model
+        self.model = model
         self._config = resolve_detector(model, config)
         self._activation = activation
         self._mask_values = mask_values
@@ -147,9 +169,13 @@ class ServingGraph:
 
     def run_network(self, pixels: tf.Tensor) -> tuple[Tensors, gradcam.Calls]:
         """Return the outputs of the network by name, and the calls of its layers."""
-        images = preprocess(pixels, self._model, self._config)
-        with gradcam.record_calls(self._model) as calls:
-            outputs = task_outputs.by_name(self._model(images, training=False))
+        images = preprocess(pixels, self.model, self._config)
+        return self.record(lambda: self.model(images, training=False))
+
+    def record(self, forward_pass: Callable[[], Any]) -> tuple[Tensors, gradcam.Calls]:
+        """Return what `run_network` does, of a function that returns the network's outputs."""
+        with gradcam.record_calls(self.model) as calls:
+            outputs = task_outputs.by_name(forward_pass())
         return outputs, calls
 
     def compute(self, outputs: Tensors, calls: gradcam.Calls) -> Tensors:
@@ -162,27 +188,34 @@ class ServingGraph:
         self.dimension, self.vector_source = forward.dimension, forward.vector_source
         return {name: _float32(tensor) for name, tensor in results.items()}
 
+    def preprocessed(self, pixels: np.ndarray) -> np.ndarray:  # (B, H, W, 3) → (B, H, W, C)
+        """Return the network's input, with channels last."""
+        return np.asarray(preprocess(tf.constant(pixels), self.model, self._config))
+
 
 class SharedGraph:
     """Serving graphs of one network as one function of pixels, in which the network runs once."""
 
     def __init__(self, graphs: Sequence[ServingGraph]) -> None:
-        self._graphs = graphs
+        self.graphs = graphs
 
     def __call__(self, pixels: tf.Tensor) -> Tensors:
         """Return the outputs of all graphs, with the prefixes of `output_prefixes`."""
-        network = self._graphs[0].run_network(pixels)
-        prefixes = output_prefixes(len(self._graphs))
+        return self.compute(*self.graphs[0].run_network(pixels))
+
+    def compute(self, outputs: Tensors, calls: gradcam.Calls) -> Tensors:
+        """Return the outputs of all graphs, from those of the network."""
+        prefixes = output_prefixes(len(self.graphs))
         return {
             prefix + name: tensor
-            for prefix, graph in zip(prefixes, self._graphs, strict=True)
-            for name, tensor in graph.compute(*network).items()
+            for prefix, graph in zip(prefixes, self.graphs, strict=True)
+            for name, tensor in graph.compute(outputs, calls).items()
         }
 
 
 def preprocess(
     pixels: tf.Tensor,  # (B, H, W, 3) in 0..255
-    model: keras.Model,
+    model: Network,
     config: ModelConfig,
 ) -> tf.Tensor:  # (B, H, W, 3) or (B, H, W, 1) float32
     """Return the network's input: grey if it has one channel, rescaled, preprocessed.
@@ -193,7 +226,12 @@ def preprocess(
     if model.input_shape[3] == 1:
         images = tf.tensordot(images, tf.constant([[0.299], [0.587], [0.114]]), 1)
     if config.rescale is not None:
-        images = images * config.rescale.scale + config.rescale.offset
+        channels = np.broadcast(config.rescale.scale, config.rescale.offset).size
+        if channels > images.shape[3]:
+            raise ModelError(
+                f"model {config.model!r} has grey input: rescale must have one number, not three"
+            )
+        images = images * tf.constant(config.rescale.scale) + tf.constant(config.rescale.offset)
     if config.preprocessing != "none":
         images = keras.applications.imagenet_utils.preprocess_input(
             images, data_format="channels_last", mode=config.preprocessing

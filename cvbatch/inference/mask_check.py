@@ -13,11 +13,11 @@ from cvbatch.config.models import DetectionConfig, ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.geometry.boxes import iou, to_xyxy
 from cvbatch.inference.forward_pass import MaskValues
-from cvbatch.inference.graph import preprocess, task_tensors
+from cvbatch.inference.graph import Network, preprocess, task_tensors
 from cvbatch.inference.outputs_masks import mask_tensors, raw_masks, separate
 from cvbatch.inference.value_ranges import Values, values_of
 from cvbatch.models import outputs as task_outputs
-from cvbatch.models.frameworks import keras, tf
+from cvbatch.models.frameworks import tf
 
 _TOLERANCE = 1e-3
 _CHECKED_BOXES = 20  # of each image, those with the best scores
@@ -36,7 +36,7 @@ class MaskDecision(NamedTuple):
 
 
 def decide_masks(
-    model: keras.Model,
+    model: Network,
     config: ModelConfig,
     pixels: np.ndarray,  # (N, H, W, 3) uint8
     *,
@@ -65,7 +65,7 @@ def decide_masks(
     return decision
 
 
-def unused_masks_note(model: keras.Model, config: ModelConfig) -> str:
+def unused_masks_note(model: Network, config: ModelConfig) -> str:
     """Return a note if a detector has masks that the job does not store; else ""."""
     if not isinstance(config, DetectionConfig):
         return ""
@@ -109,7 +109,7 @@ def decide_values(name: str, values: Values, low: float, high: float) -> MaskDec
 
 
 def _observe(
-    model: keras.Model, config: DetectionConfig, pixels: np.ndarray
+    model: Network, config: DetectionConfig, pixels: np.ndarray
 ) -> tuple[Values, dict[str, np.ndarray]]:
     """Return what the graph says of the masks, and those of the best boxes of a few images.
 
@@ -126,7 +126,7 @@ def _observe(
         raw_outputs = task_outputs.by_name(model(preprocess(images, model, config), training=False))
         outputs = task_tensors(raw_outputs, config, size)
         raw = raw_masks(outputs)
-        seen.append(values_of(raw))
+        seen.append(values_of(raw, getattr(model, "known_values", {})))
         finite = tf.boolean_mask(raw, tf.math.is_finite(raw))
         masks = mask_tensors(config.model_copy(update={"masks": "image"}), outputs, "logits")
         best = _best(tf.cast(outputs["boxes"], tf.float32), outputs["scores"], masks["masks"])

@@ -26,11 +26,12 @@ from cvbatch.config.models import (
 )
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ModelError, StoreError
+from cvbatch.core.extras import required_version
 from cvbatch.core.model_formats import format_of
 from cvbatch.core.types import ModelSpec
 from cvbatch.core.version import __version__
-from cvbatch.inference.engines import ENGINES, Program
-from cvbatch.models import model_files, trusted_modules
+from cvbatch.inference.engines import LOADERS, Program
+from cvbatch.models import model_files, onnx_files, trusted_modules
 from cvbatch.models.metadata import DEMO_FILES, imagenet_classes, read_card
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
@@ -38,6 +39,7 @@ from cvbatch.storage.store import Storage
 MAX_CLASS_FILE_BYTES = 4 << 20
 IMAGENET = "imagenet"  # value of `classes`: the names that are shipped
 _FILE_FORMAT = 2  # version of program files; part of the key
+_RUNTIME_PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}  # by model format
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # constant time in the zip, so that equal programs are equal bytes
 
 
@@ -95,6 +97,11 @@ class BuildRequest:
         ]
 
     @property
+    def runs_in_own_runtime(self) -> bool:
+        """Return whether the network is that of an ONNX or TFLite file."""
+        return format_of(self.config.model).has_own_runtime
+
+    @property
     def key(self) -> str:
         """Return a hash of everything that determines the program, 32 hexadecimal digits."""
         content: dict[str, Any] = {
@@ -109,6 +116,8 @@ class BuildRequest:
             content["versions"] += _hub_version()
         if self.others:
             content["others"] = [request.key for request in self.sections[1:]]
+        if package := _RUNTIME_PACKAGES.get(format_of(self.config.model).key):
+            content["runtime"] = f"{package} {required_version(package, 'onnx')}"
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -215,7 +224,7 @@ class BuiltProgram:
 
     def load(self, threads: int) -> Program:
         """Load the program into this process; threads: CPU threads that one call may use."""
-        return ENGINES[self.engine].load(self.payload, self.names, threads)
+        return LOADERS[self.engine](self.payload, self.names, threads)
 
 
 def _spec_of(fields: dict[str, Any]) -> ModelSpec:
@@ -271,9 +280,24 @@ def identify(storage: Storage, config: ModelConfig) -> Identity:
         content = f"{digest}:{weights}" if is_own else f"{config.model}:{digest}"
     else:
         content = f"{config.model}:{weights}"
+    if file and model_format.key == "onnx":
+        return _identify_onnx(storage, config, file, str(digest))
     if config.trust:
         content = f"{content}:{json.dumps(trusted_modules.versions(config.trust))}"
     return Identity(content, _classes(storage, config, file), file, weights_file, digest)
+
+
+def _identify_onnx(storage: Storage, config: ModelConfig, file: Path, digest: str) -> Identity:
+    """Return the identity of an ONNX file and its data files; its metadata may have class names."""
+    model = onnx_files.read(file, config.model)
+    data = {
+        name: model_files.sha256(
+            model_files.fetch(storage, model_files.sibling(config.model, name))
+        )
+        for name in onnx_files.data_files(model, config.model)
+    }
+    classes = _classes(storage, config, None) or onnx_files.class_names(model)
+    return Identity(onnx_files.content_digest(digest, data), classes, file, None, digest)
 
 
 def _classes(storage: Storage, config: ModelConfig, file: Path | None) -> tuple[str, ...] | None:
@@ -290,7 +314,7 @@ def _classes(storage: Storage, config: ModelConfig, file: Path | None) -> tuple[
         return imagenet_classes()
     if config.classes is not None:
         return _read_class_file(storage, config.classes)
-    card = read_card(file) if file else None
+    card = read_card(file) if file and file.name.endswith(".keras") else None
     return card.classes if card else None
 
 
@@ -303,6 +327,12 @@ def _read_class_file(storage: Storage, uri: str) -> tuple[str, ...]:
     if not names:
         raise ModelError(f"class file {uri} is empty; write one class name per line")
     return names
+
+
+def runtime_packages(models: Sequence[ModelConfig]) -> tuple[str, ...]:
+    """Return the packages, besides Keras and TensorFlow, that run the models of a job."""
+    keys = {format_of(config.model).key for config in models}
+    return tuple(name for key, name in _RUNTIME_PACKAGES.items() if key in keys)
 
 
 def build_requests(

@@ -8,7 +8,7 @@ are recognised as probabilities wherever its last activation is, in nested model
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -53,10 +53,16 @@ class Values:
         return self.is_known and is_unbounded and not self.activations
 
 
-def values_of(tensor: tf.Tensor) -> Values:
-    """Return what is known of a tensor of a TensorFlow function that is being traced."""
+def values_of(tensor: tf.Tensor, known_before: Mapping[str, Values] | None = None) -> Values:
+    """Return what is known of a tensor of a TensorFlow function that is being traced.
+
+    Args:
+        tensor: of the function.
+        known_before: what is known of other tensors by name, such as the outputs of a model file.
+    """
     graph = tensor.graph
     known: dict[str, Values] = {}
+    before = known_before or {}
     captured = {inside.name: outside for outside, inside in graph.captures}
     for op in graph.get_operations():  # in the order of creation: inputs come first
         if op.type in _WITH_CONSTANT_VALUE:
@@ -66,6 +72,7 @@ def values_of(tensor: tf.Tensor) -> Values:
             rule = _RULES.get(op.type)
             values = rule(op, inputs) if rule and inputs else _unknown(op, inputs)
         known.update({output.name: values for output in op.outputs})
+        known.update({o.name: before[o.name] for o in op.outputs if o.name in before})
         if op is tensor.op:
             break
     return known[tensor.name]

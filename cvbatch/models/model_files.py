@@ -112,6 +112,24 @@ def download(storage: Storage, uri: str, folder: Path, expected: str | None) -> 
     else:
         source = fetch(storage, uri)
         sources = {source.name: source}
+    copies = _copy(uri, sources, folder)
+    (first, *_) = copies.values()
+    if expected is not None:
+        check(uri, _folder_sha256(copies) if is_folder else sha256(first), expected)
+    return folder if is_folder else first
+
+
+def download_beside(storage: Storage, uri: str, name: str, folder: Path) -> Path:
+    """Copy another file of a model file's folder into a private folder.
+
+    Raises:
+        ModelError: it cannot be read or copied.
+    """
+    source = fetch(storage, sibling(uri, name))
+    return _copy(uri, {name: source}, folder)[name]
+
+
+def _copy(uri: str, sources: Mapping[str, Path], folder: Path) -> dict[str, Path]:
     copies = {name: folder / name for name in sources}
     try:
         for name, source in sources.items():
@@ -119,10 +137,7 @@ def download(storage: Storage, uri: str, folder: Path, expected: str | None) -> 
             shutil.copyfile(source, copies[name])
     except OSError as error:
         raise ModelError(f"model {uri} cannot be copied: {error}; free disk space") from None
-    (first, *_) = copies.values()
-    if expected is not None:
-        check(uri, _folder_sha256(copies) if is_folder else sha256(first), expected)
-    return folder if is_folder else first
+    return copies
 
 
 def check(uri: str, actual: str, expected: str | None) -> None:
@@ -139,3 +154,9 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sibling(uri: str, name: str) -> str:
+    """Return the URI of another file in the folder of a file."""
+    folder, slash, _ = uri.rpartition("/")
+    return f"{folder}{slash}{name}"

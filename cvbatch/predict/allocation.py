@@ -30,7 +30,9 @@ def choose_allocation(
     """
     run = job.run
     gpus = run.gpus_per_actor
-    if gpus is None:
+    if gpus is None and job.computes_on_cpus:
+        gpus = 0.0
+    elif gpus is None:
         gpus = 1.0 if resources.num_gpus >= 1 else resources.num_gpus
     arrangement = _choose_arrangement(job, source_format, resources)
     capacity = resources.actors_that_fit(run.cpus_per_actor, gpus)
@@ -60,7 +62,8 @@ def _choose_arrangement(job: JobConfig, source_format: str, resources: Resources
     arrangement = job.run.arrangement
     if arrangement == "auto":
         is_bounded = not input_format.is_sequential and not job.has_tiles
-        return "streaming" if resources.num_gpus > 0 and is_bounded else "fused"
+        uses_gpus = resources.num_gpus > 0 and not job.computes_on_cpus
+        return "streaming" if uses_gpus and is_bounded else "fused"
     if arrangement == "streaming" and input_format.is_sequential:
         raise ConfigError(
             f"run.arrangement: streaming cannot take {input_format.noun}s; use fused or auto"

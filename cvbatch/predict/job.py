@@ -32,6 +32,7 @@ from cvbatch.inference.programs import (
     identify,
     outputs_by_section,
     program_uri,
+    runtime_packages,
 )
 from cvbatch.inference.sample_images import SampleImages
 from cvbatch.planning import part_files
@@ -77,7 +78,8 @@ def prepare(
     identities = [identify(sink.storage, config) for config in job.models]
     engine = job.run.engine
     if engine == "auto":
-        engine = "tensorflow" if resources.num_gpus > 0 else "litert"
+        uses_gpus = resources.num_gpus > 0 and not job.computes_on_cpus
+        engine = "tensorflow" if uses_gpus else "litert"
     if engine == "litert" and job.run.precision != "float32":
         raise ConfigError(
             f"run.precision {job.run.precision}: this cluster has no GPU, so run.engine auto is "
@@ -219,7 +221,8 @@ def _check_nodes(
     from cvbatch.distributed.preflight import check_nodes
 
     source_uri = ready.plan.read_chunk(ref).items[0].uri
-    return check_nodes(ready.sink.storage, ready.sink.uri, source_uri, listener.info)
+    packages = runtime_packages(ready.job.models)
+    return check_nodes(ready.sink.storage, ready.sink.uri, source_uri, listener.info, packages)
 
 
 def _read_programs(storage: Storage, uris: Sequence[str]) -> list[BuiltProgram]:

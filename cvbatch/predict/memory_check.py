@@ -13,10 +13,11 @@ from cvbatch.inference.programs import BuiltProgram
 def prediction_need(programs: Sequence[BuiltProgram]) -> MemoryNeed:
     """Return the minimum memory of an actor that has loaded all programs and runs them in turn.
 
-    LiteRT keeps the memory of a program's feature maps; TensorFlow releases it before the next.
+    LiteRT and onnxruntime keep the memory of a program's feature maps; TensorFlow releases it
+    before the next.
     """
-    retained = [program.bytes_per_image for program in programs if program.engine == "litert"]
-    released = [program.bytes_per_image for program in programs if program.engine != "litert"]
+    retained = [program.bytes_per_image for program in programs if program.engine != "tensorflow"]
+    released = [program.bytes_per_image for program in programs if program.engine == "tensorflow"]
     weight_bytes = sum(program.weight_bytes for program in programs)
     return MemoryNeed(weight_bytes, sum(retained) + max(released, default=0))
 

@@ -36,7 +36,7 @@ def test_the_name_decides(model, key, name):
         ),
         ("NET.PTH", "a PyTorch file", "torch.onnx.export(model.eval(), (images,), 'NET.onnx')"),
         pytest.param(
-            "hf://google/vit", "a model of the Hugging Face Hub", "--model google/vit vit",
+            "hf://google/vit", "a model of the Hugging Face Hub", "from_pretrained('google/vit')",
             marks=pytest.mark.runs(
                 "`hf://OWNER/NAME`", "no: download it with `hf download`; nothing is downloaded"
             ),

@@ -8,7 +8,8 @@ import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ModelError
-from cvbatch.inference.engines import ENGINES, UnsupportedGraphError, _missing_operations
+from cvbatch.inference.engines import ENGINES, UnsupportedGraphError
+from cvbatch.inference.litert import _missing_operations
 from tests.support import networks
 from tests.support.serving import serving_graph
 
