@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from cvbatch.models.cost import Cost
 
 _HUB_FAMILIES = {  # of KerasHub; tests/models/test_hub_presets.py compares them
-    "classifiers": ("EfficientNet", "MobileNet", "ResNet", "ViT"),
+    "classifiers": (
+        *("DeiT", "DenseNet", "EfficientNet", "MobileNet", "ResNet", "Swin Transformer", "VGG"),
+        *("ViT", "Xception"),
+    ),
     "segmenters": ("DeepLabV3", "SegFormer"),
     "detectors": ("D-FINE", "RetinaNet"),
 }

@@ -70,6 +70,32 @@ def test_a_classifier_predicts_what_its_task_does(vit):
                 "KerasHub classifier preset: EfficientNet", "`model: path/to/preset/`"
             ),
         ),
+        pytest.param(
+            "densenet",
+            marks=pytest.mark.runs(
+                "KerasHub classifier preset: DenseNet", "`model: path/to/preset/`"
+            ),
+        ),
+        pytest.param(
+            "vgg",
+            marks=pytest.mark.runs("KerasHub classifier preset: VGG", "`model: path/to/preset/`"),
+        ),
+        pytest.param(
+            "xception",
+            marks=pytest.mark.runs(
+                "KerasHub classifier preset: Xception", "`model: path/to/preset/`"
+            ),
+        ),
+        pytest.param(
+            "swin",
+            marks=pytest.mark.runs(
+                "KerasHub classifier preset: Swin Transformer", "`model: path/to/preset/`"
+            ),
+        ),
+        pytest.param(
+            "deit",
+            marks=pytest.mark.runs("KerasHub classifier preset: DeiT", "`model: path/to/preset/`"),
+        ),
     ],
 )
 def test_classifiers_of_other_families(name, tmp_path):

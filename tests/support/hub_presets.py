@@ -111,6 +111,62 @@ def efficientnet() -> Any:
     return _classifier("EfficientNet", backbone)
 
 
+def densenet() -> Any:
+    import keras_hub
+
+    backbone = keras_hub.models.DenseNetBackbone(
+        stackwise_num_repeats=[1, 1], growth_rate=8, image_shape=(SIDE, SIDE, 3)
+    )
+    return _classifier("DenseNet", backbone)
+
+
+def vgg() -> Any:
+    import keras_hub
+
+    backbone = keras_hub.models.VGGBackbone(
+        stackwise_num_repeats=[1, 1], stackwise_num_filters=[8, 12], image_shape=(SIDE, SIDE, 3)
+    )
+    return _classifier("VGG", backbone, pooling="avg")
+
+
+def xception() -> Any:
+    import keras_hub
+
+    backbone = keras_hub.models.XceptionBackbone(
+        stackwise_conv_filters=[[8, 8], [12, 12]],
+        stackwise_pooling=[True, False],
+        image_shape=(SIDE, SIDE, 3),
+    )
+    return _classifier("Xception", backbone)
+
+
+def swin() -> Any:
+    import keras_hub
+
+    backbone = keras_hub.models.SwinTransformerBackbone(
+        image_shape=(SIDE, SIDE, 3),
+        embed_dim=8,
+        depths=[1, 1],
+        num_heads=[1, 2],
+        window_size=4,
+    )
+    return _classifier("SwinTransformer", backbone)
+
+
+def deit() -> Any:
+    import keras_hub
+
+    backbone = keras_hub.models.DeiTBackbone(
+        image_shape=(SIDE, SIDE, 3),
+        patch_size=16,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=32,
+    )
+    return _classifier("DeiT", backbone)
+
+
 def deeplab() -> Any:
     import keras_hub
 
