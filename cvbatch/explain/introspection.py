@@ -36,6 +36,7 @@ from cvbatch.inference.graph import (
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
+from cvbatch.models.saved_model import check_has_layers
 from cvbatch.storage.store import Storage
 
 Arrays = dict[str, np.ndarray]
@@ -53,10 +54,10 @@ def build_network(storage: Storage, request: BuildRequest) -> keras.Model:
     """Build or load the network; random weights are the same every time.
 
     Raises:
-        ModelError: the network cannot be built or loaded.
+        ModelError: the network cannot be built or loaded, or has no layers.
     """
     keras.utils.set_random_seed(compile.RANDOM_SEED)
-    return compile.load(storage, request)
+    return check_has_layers(compile.load(storage, request))
 
 
 def resolve_job(

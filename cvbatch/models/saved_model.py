@@ -37,6 +37,7 @@ class SavedModelNetwork(keras.Model):  # type: ignore[misc]  # Keras is untyped
     """The serving signature of a SavedModel, as a network of one batch of images.
 
     Attributes:
+        model_name: as the user named it.
         input_shape: (batch, height, width, channels) of its input; None where it is variable.
     """
 
@@ -55,7 +56,7 @@ class SavedModelNetwork(keras.Model):  # type: ignore[misc]  # Keras is untyped
         super().__init__(name="saved_model")
         frozen = convert_variables_to_constants_v2(signature)
         (image,) = frozen.inputs
-        self._model_name = name
+        self.model_name = name
         self._graph_def = frozen.graph.as_graph_def()
         self._input_name, self._input_dtype, self._shape = image.name, image.dtype, image.shape
         self._outputs = tuple((tensor.name, tensor.shape) for tensor in frozen.outputs)
@@ -75,17 +76,7 @@ class SavedModelNetwork(keras.Model):  # type: ignore[misc]  # Keras is untyped
         return list(self._variables_of_file)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """Return the outputs of the signature: a tensor, or tensors by name.
-
-        Raises:
-            ModelError: the batch has another size than the one that the signature fixes.
-        """
-        fixed = self.input_shape[0]
-        if images.shape[0] not in (None, fixed) and fixed is not None:
-            raise ModelError(
-                f"model {self._model_name} accepts only batches of {fixed}; set run.batch_size: "
-                f"{fixed}, or export it again with a variable batch"
-            )
+        """Return the outputs of the signature: a tensor, or tensors by name."""
         if self._input_dtype.is_integer:
             images = tf.round(images)
         # Imported instead of called, so that the operations are part of the graph that is checked.
@@ -108,13 +99,16 @@ class SavedModelNetwork(keras.Model):  # type: ignore[misc]  # Keras is untyped
             traced.structured_outputs,
         )
 
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        """Raise ModelError: Keras cannot save it."""
+
+def check_has_layers(network: keras.Model) -> keras.Model:
+    """Return the network. Raises ModelError for a SavedModel, which is a graph without layers."""
+    if isinstance(network, SavedModelNetwork):
         raise ModelError(
-            f"model {self._model_name} is a SavedModel, a graph without layers, which only "
+            f"model {network.model_name} is a SavedModel, a graph without layers, which only "
             "cvbatch predict can run; train and explain need the Keras network: save it with "
             "model.save('NAME.keras')"
         )
+    return network
 
 
 def load_saved_model(model: str, folder: Path) -> SavedModelNetwork:

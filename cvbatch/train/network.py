@@ -132,6 +132,7 @@ def _initial_model(
     anchors: Sequence[Sequence[float]] | None,
 ) -> tuple[keras.Model, list[str]]:
     """Return the initial network for the data's classes, and notes for the log."""
+    from cvbatch.models.saved_model import check_has_layers
     from cvbatch.train.initial_network import check_trainable, fit_classes, scaling_note
 
     options = dict(job.model.build or {})
@@ -140,7 +141,8 @@ def _initial_model(
     if anchors is not None:
         options = {"anchors": anchors} | options
     known = _known_classes(storage, job)
-    model = _without_lists(_load_initial(storage, job, len(classes), options))
+    model = check_has_layers(_load_initial(storage, job, len(classes), options))
+    model = _without_lists(model)
     check_trainable(model, job.model.model)
     if not _is_trained(job):
         return model, []

@@ -74,7 +74,7 @@ def test_a_signature_with_a_variable_size_and_two_outputs(tmp_path):
     assert masks.shape == (2, 48, 40)
 
 
-def test_a_fixed_batch_is_reported_with_the_key(tmp_path):
+def test_a_signature_with_a_fixed_batch_gives_a_program_of_that_batch(tmp_path):
     import tensorflow as tf
 
     model = networks.nested_classifier()
@@ -89,8 +89,7 @@ def test_a_fixed_batch_is_reported_with_the_key(tmp_path):
     expected = model.predict(PIXELS[:1].astype("float32"), verbose=0)
     scores = model_runs.outputs(tmp_path / "net", PIXELS[:1])["scores"]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    with pytest.raises(ModelError, match=r"only batches of 1; set run\.batch_size: 1"):
-        model_runs.built(tmp_path / "net", batch=2)
+    assert model_runs.built(tmp_path / "net", batch=2).batch_size == 1
 
 
 def dangerous_functions():
@@ -160,6 +159,25 @@ def test_a_folder_has_the_sha256_of_its_lines_and_is_pinned(exported):
     assert model_files.model_sha256(Storage(), str(folder)) == digest
     with pytest.raises(ModelError, match=f"has the SHA-256 {digest}, not 0000"):
         model_runs.built(folder, sha256="0" * 64)
+
+
+def test_a_graph_without_layers_is_neither_trained_nor_explained(exported):
+    from cvbatch.config.explain import parse_explanation
+    from cvbatch.config.train import parse_training
+    from cvbatch.explain.introspection import build_network
+    from cvbatch.inference.programs import BuildRequest, identify
+    from cvbatch.train import network
+
+    model = {"task": "classification", "model": f"{exported[1]}/"}
+    places = {"source": {"uri": "i"}, "sink": {"uri": "o"}}
+    explanation = parse_explanation({"model": model, "gradcam": {}, **places})
+    identity = identify(Storage(), explanation.model)
+    request = BuildRequest(explanation.model, identity, "tensorflow", "float32", 1)
+    with pytest.raises(ModelError, match="a graph without layers, which only cvbatch predict"):
+        build_network(Storage(), request)
+    training = parse_training({"model": model, **places})
+    with pytest.raises(ModelError, match="a graph without layers, which only cvbatch predict"):
+        network._initial_model(Storage(), training, ("a",), None)
 
 
 @pytest.mark.parametrize(
