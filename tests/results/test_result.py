@@ -15,7 +15,6 @@ import cvbatch
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import SourceError
 from cvbatch.datasets.reader import list_parquet_files
-from cvbatch.images.drawing import PALETTE
 from cvbatch.images.masks import decode_png, encode_png
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
@@ -430,17 +429,3 @@ def test_jupyter_shows_a_gallery_of_the_first_rows(folder, tmp_path):
     assert len(pictures) == sum(row.error is None for row in result[:8])
     for data in pictures:
         assert max(Image.open(io.BytesIO(base64.b64decode(data))).size) <= 160
-
-
-def test_a_box_has_the_colour_of_its_class_in_masks_with_a_background(folder):
-    checked = 0
-    for row in cvbatch.read(folder):
-        if row.error is not None or not row.boxes:
-            continue
-        pixels = np.asarray(row.overlay("boxes"))
-        left, top, right, bottom = np.rint(row.xyxy[0]).astype(int)  # the best box is on top
-        x, y = max(left, right - 1), max(top, bottom - 1)
-        if 0 <= x < pixels.shape[1] and 0 <= y < pixels.shape[0]:
-            assert (pixels[y, x] == PALETTE[row.boxes[0]["class_id"] + 1]).all()
-            checked += 1
-    assert checked > 2
