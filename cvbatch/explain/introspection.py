@@ -32,6 +32,7 @@ from cvbatch.inference.graph import (
     preprocess,
     resolve_detector,
     task_tensors,
+    with_token_maps,
 )
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
@@ -84,8 +85,7 @@ def resolve_job(
         decision = decide(model, config, images(size), checks_boxes=False)
         classes = compile.class_names(request, num_classes(model, config))
         _check_classes(job.gradcam.classes or (), classes)
-        if job.gradcam.layer != "auto":
-            select_layers(model, [job.gradcam.layer], (), "gradcam.layer")
+        gradcam.check_layer(model, job.gradcam.layer)
     return NetworkFacts(
         classes,
         size,
@@ -283,6 +283,7 @@ class Network:
         """Return maps by layer, and `classes` (B, K), `scores` (B, K), `heatmaps` (B, K, h, w)."""
         with gradcam.record_calls(self._model) as calls:
             outputs = self._outputs(pixels)
+        calls = with_token_maps(calls, self._model, self._job.model)
         maps = {
             f"{_MAP}{path}": tf.cast(layer_selection.layer_output(calls, path), tf.float32)
             for path in self._facts.layers.get("activations", ())

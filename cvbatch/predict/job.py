@@ -145,6 +145,7 @@ def predict(
         elif has_work:  # changed files have no image any more
             sink.acquire()
             _commit_plan(ready)
+    _note_empty_heatmaps(job, summary, listener)
     summary.seconds = time.perf_counter() - started
     summary.num_chunks_left = len(pending) - summary.num_chunks
     if not pending:
@@ -205,6 +206,14 @@ def _run(
             listener.written(report, summary)
             if summary.must_stop(job.run.max_failure_fraction):
                 break
+
+
+def _note_empty_heatmaps(job: JobConfig, summary: Summary, listener: Listener) -> None:
+    heatmaps = (getattr(config, "heatmap", None) for config in job.models)
+    score = next((heatmap.score for heatmap in heatmaps if heatmap is not None), "")
+    if note := summary.empty_heatmaps_note(score):
+        summary.notes.append(note)
+        listener.info(note)
 
 
 def samples_of(ready: Preparation) -> SampleImages:
