@@ -23,7 +23,7 @@ from cvbatch.explain.layer_selection import select_layers
 from cvbatch.explain.spec import NetworkFacts
 from cvbatch.explain.tables import ClassHeatmap, Explanation
 from cvbatch.geometry.resize import Placement, boxes_to_original, make_placement
-from cvbatch.inference import compile, gradcam
+from cvbatch.inference import compile, gradcam, network_facts
 from cvbatch.inference.activation_check import Decision, decide
 from cvbatch.inference.forward_pass import Tensors
 from cvbatch.inference.graph import (
@@ -34,6 +34,7 @@ from cvbatch.inference.graph import (
     task_tensors,
     with_token_maps,
 )
+from cvbatch.inference.graph_memory import images_that_fit, working_memory
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
@@ -72,9 +73,11 @@ def resolve_job(
         images: returns a few images (N, H, W, 3) uint8 of a size, to check the scores on.
 
     Raises:
-        ModelError: a layer or class does not exist, or the outputs do not fit the task.
+        ModelError: a layer or class does not exist, the outputs do not fit the task, or the feature
+            maps do not fit in memory.
     """
     size = input_size(model, job.model)
+    images_that_fit(request, model, working_memory(model, network_facts.costs(model, size), size))
     shapes = layer_selection.feature_map_shapes(model, size)
     layers = _resolve_layers(model, job, shapes)
     classes: tuple[str, ...] = ()

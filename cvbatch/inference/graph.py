@@ -217,13 +217,16 @@ class SharedGraph:
 
 
 def with_token_maps(calls: gradcam.Calls, model: keras.Model, config: ModelConfig) -> gradcam.Calls:
-    """Return the calls with the grids of a transformer's tokens, which heatmaps need."""
+    """Return the calls with the grids of a transformer's tokens, which heatmaps of scores need."""
+    scores_of = GRAPH_OUTPUTS[config.task].scores
+    if scores_of is None:
+        return calls
 
     def run(pixels: tf.Tensor) -> tuple[gradcam.Calls, tf.Tensor]:
         images = preprocess(pixels, model, config)
         with gradcam.record_calls(model) as recorded:
             outputs = task_outputs.by_name(model(images, training=False))
-        return recorded, GRAPH_OUTPUTS[config.task].scores(config, outputs)
+        return recorded, scores_of(config, outputs)
 
     tokens = TokenMaps(run, input_size(model, config), model.input_shape[0])
     return replace(calls, tokens=tokens)
