@@ -27,6 +27,7 @@ from cvbatch.inference.graph import (
     resolve_detector,
 )
 from cvbatch.inference.graph_memory import WorkingMemory, images_that_fit, working_memory
+from cvbatch.inference.litert_memory import live_bytes
 from cvbatch.inference.mask_check import decide_masks, unused_masks_note
 from cvbatch.inference.network_facts import (
     costs,
@@ -88,7 +89,10 @@ def build(
         engine,
         names,
         batch,
-        _bytes_per_image(working, size, request.precision),
+        max(
+            _bytes_per_image(working, size, request.precision),
+            live_bytes(payload) // batch if engine == "litert" else 0,
+        ),
         "\n".join(filter(None, notes)),
         payload,
         num_parameters(model, cost_of_image),
@@ -239,7 +243,7 @@ def _section_note(section: _Section) -> str:
 def _bytes_per_image(working: WorkingMemory, image_size: tuple[int, int], precision: str) -> int:
     """Return a lower bound of the memory that a program needs for one image of its batch.
 
-    It is the uint8 pixels of the image, and the largest feature maps that are alive at once.
+    It is the uint8 pixels of the image, and the largest feature maps of one layer.
     """
     maps = working.num_bytes
     return 3 * math.prod(image_size) + (maps if precision == "float32" else maps // 2)

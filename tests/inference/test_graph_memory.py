@@ -148,3 +148,21 @@ def test_jobs_and_dry_runs_are_refused_and_write_nothing(tmp_path):
         messages.add(str(error.value).partition(", and this machine")[0])
     assert len(messages) == 1
     assert not (tmp_path / "sink").exists()
+
+
+def test_the_memory_of_litert_has_the_maps_that_skip_layers(tmp_path):
+    import keras
+    from keras import layers
+
+    from cvbatch.inference import compile as compiler
+    from cvbatch.inference.litert_memory import live_bytes
+
+    image = keras.Input((SIDE, SIDE, 3))
+    skipped = layers.Conv2D(4, 3, padding="same", activation="relu")(image)
+    x = layers.UpSampling2D(2)(layers.MaxPooling2D(2)(skipped))
+    x = layers.Concatenate()([x, skipped])
+    keras.Model(image, layers.Conv2D(3, 1, activation="softmax")(x)).save(tmp_path / "a.keras")
+    built = compiler.build(Storage(), request_of(tmp_path / "a.keras", None))
+    # Both inputs of the concatenation, and its output, as float32.
+    assert live_bytes(built.payload) == built.batch_size * SIDE**2 * (4 + 4 + 8) * 4
+    assert built.bytes_per_image == live_bytes(built.payload) // built.batch_size
