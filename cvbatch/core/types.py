@@ -205,6 +205,12 @@ class Heatmaps:
     score: np.ndarray  # (M,) float32
     image_index: np.ndarray  # (M,) int64, ascending
 
+    @property
+    def num_empty(self) -> int:
+        """Return the number of maps that are 0 everywhere."""
+        maps = unflatten(self.values, self.height, self.width)
+        return sum(not values.any() for values in maps)
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -324,6 +330,8 @@ class ChunkReport:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     ignored: dict[str, int] = field(default_factory=dict)  # kind → members of tars and zips
     ignored_examples: dict[str, list[str]] = field(default_factory=dict)  # kind → a few names
+    num_heatmaps: int = 0
+    num_empty_heatmaps: int = 0  # 0 everywhere
 
     @property
     def num_failed(self) -> int:

@@ -23,7 +23,7 @@ from cvbatch.explain.layer_selection import select_layers
 from cvbatch.explain.spec import NetworkFacts
 from cvbatch.explain.tables import ClassHeatmap, Explanation
 from cvbatch.geometry.resize import Placement, boxes_to_original, make_placement
-from cvbatch.inference import compile, gradcam
+from cvbatch.inference import compile, gradcam, network_facts
 from cvbatch.inference.activation_check import Decision, decide
 from cvbatch.inference.forward_pass import Tensors
 from cvbatch.inference.graph import (
@@ -32,7 +32,9 @@ from cvbatch.inference.graph import (
     preprocess,
     resolve_detector,
     task_tensors,
+    with_token_maps,
 )
+from cvbatch.inference.graph_memory import images_that_fit, working_memory
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
@@ -72,9 +74,11 @@ def resolve_job(
         images: returns a few images (N, H, W, 3) uint8 of a size, to check the scores on.
 
     Raises:
-        ModelError: a layer or class does not exist, or the outputs do not fit the task.
+        ModelError: a layer or class does not exist, the outputs do not fit the task, or the feature
+            maps do not fit in memory.
     """
     size = input_size(model, job.model)
+    images_that_fit(request, model, working_memory(model, network_facts.costs(model, size), size))
     shapes = layer_selection.feature_map_shapes(model, size)
     layers = _resolve_layers(model, job, shapes)
     classes: tuple[str, ...] = ()
@@ -85,8 +89,7 @@ def resolve_job(
         decision = decide(model, config, images(size), checks_boxes=False)
         classes = compile.class_names(request, num_classes(model, config))
         _check_classes(job.gradcam.classes or (), classes)
-        if job.gradcam.layer != "auto":
-            select_layers(model, [job.gradcam.layer], (), "gradcam.layer")
+        gradcam.check_layer(model, job.gradcam.layer)
     return NetworkFacts(
         classes,
         size,
@@ -284,6 +287,7 @@ class Network:
         """Return maps by layer, and `classes` (B, K), `scores` (B, K), `heatmaps` (B, K, h, w)."""
         with gradcam.record_calls(self._model) as calls:
             outputs = self._outputs(pixels)
+        calls = with_token_maps(calls, self._model, self._job.model)
         maps = {
             f"{_MAP}{path}": tf.cast(layer_selection.layer_output(calls, path), tf.float32)
             for path in self._facts.layers.get("activations", ())

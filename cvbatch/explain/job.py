@@ -24,6 +24,7 @@ from cvbatch.core.failures import as_json, is_over_limit, merge_examples
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import Examples
 from cvbatch.core.version import __version__
+from cvbatch.distributed import hardware
 from cvbatch.distributed.parallel_map import ParallelMap
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
@@ -222,7 +223,14 @@ def _inspect_network(
     plan: Plan | None,
 ) -> NetworkFacts:
     """Resolve the job for its network and save the network; in a child process for workers."""
-    request = BuildRequest(job.model, identity, "tensorflow", "float32", job.run.batch_size)
+    request = BuildRequest(
+        job.model,
+        identity,
+        "tensorflow",
+        "float32",
+        job.run.batch_size,
+        memory_bytes=hardware.memory_bytes(),
+    )
     samples = None
     if job.source and plan and plan.chunks:
         samples = SampleImages.of(

@@ -26,6 +26,8 @@ from cvbatch.inference.graph import (
     preprocess,
     resolve_detector,
 )
+from cvbatch.inference.graph_memory import WorkingMemory, images_that_fit, working_memory
+from cvbatch.inference.litert_memory import live_bytes
 from cvbatch.inference.mask_check import decide_masks, unused_masks_note
 from cvbatch.inference.network_facts import (
     costs,
@@ -36,7 +38,7 @@ from cvbatch.inference.network_facts import (
 )
 from cvbatch.inference.programs import IMAGENET, BuildRequest, BuiltOutput, BuiltProgram
 from cvbatch.inference.sample_images import SampleImages, sample_pixels
-from cvbatch.models import cost, registry
+from cvbatch.models import registry
 from cvbatch.models.applications import IMAGENET_CLASSES
 from cvbatch.models.frameworks import keras
 from cvbatch.models.metadata import imagenet_classes
@@ -63,7 +65,10 @@ def build(
     scaling = scaling_of(model, request.config)
     config, request = scaling.config, scaling.applied_to(request)
     size = input_size(model, config)
-    pixels = sample_pixels(samples, storage, size, config.resize)
+    cost_of_image = costs(model, size)
+    working = working_memory(model, cost_of_image, size)
+    num_samples = images_that_fit(request, model, working)
+    pixels = sample_pixels(samples, storage, size, config.resize)[:num_samples]
     if isinstance(model, ForeignNetwork):
         model.fix_batch(preprocess(pixels, model, config).numpy())
     sections = [
@@ -79,13 +84,15 @@ def build(
     first, *others = [
         BuiltOutput(_spec(section, size, digest), *section.decision) for section in sections
     ]
-    cost_of_image = costs(model, size)
     return BuiltProgram(
         first.spec,
         engine,
         names,
         batch,
-        _bytes_per_image(cost_of_image, size, request.precision),
+        max(
+            _bytes_per_image(working, size, request.precision),
+            live_bytes(payload) // batch if engine == "litert" else 0,
+        ),
         "\n".join(filter(None, notes)),
         payload,
         num_parameters(model, cost_of_image),
@@ -93,6 +100,7 @@ def build(
         first.activation,
         first.activation_reason,
         tuple(others),
+        working.layer,
     )
 
 
@@ -178,6 +186,7 @@ def load(storage: Storage, request: BuildRequest) -> keras.Model:
             image_size=config.image_size,
             options=options,
             trust=config.trust,
+            memory_bytes=request.memory_bytes,
         )
 
 
@@ -231,13 +240,12 @@ def _section_note(section: _Section) -> str:
     )
 
 
-def _bytes_per_image(costs: cost.Cost | None, image_size: tuple[int, int], precision: str) -> int:
+def _bytes_per_image(working: WorkingMemory, image_size: tuple[int, int], precision: str) -> int:
     """Return a lower bound of the memory that a program needs for one image of its batch.
 
-    It is the uint8 pixels of the image, and the largest feature maps that are alive at once. If the
-    model is not a graph of layers, only the pixels are counted.
+    It is the uint8 pixels of the image, and the largest feature maps of one layer.
     """
-    maps = costs.working_bytes if costs else 0
+    maps = working.num_bytes
     return 3 * math.prod(image_size) + (maps if precision == "float32" else maps // 2)
 
 

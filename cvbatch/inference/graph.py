@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from cvbatch.inference import detector_formats, gradcam
 from cvbatch.inference.forward_pass import ForwardPass, MaskValues, Tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
 from cvbatch.inference.programs import output_prefixes
+from cvbatch.inference.token_maps import TokenMaps
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
 
@@ -181,6 +183,7 @@ class ServingGraph:
     def compute(self, outputs: Tensors, calls: gradcam.Calls) -> Tensors:
         """Return the outputs of the task by name, from those of `run_network`."""
         outputs = task_tensors(outputs, self._config, self._size)
+        calls = with_token_maps(calls, self.model, self._config)
         decided = self._activation, self._mask_values
         forward = ForwardPass(self._config, self._size, outputs, calls, *decided)
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)
@@ -211,6 +214,22 @@ class SharedGraph:
             for prefix, graph in zip(prefixes, self.graphs, strict=True)
             for name, tensor in graph.compute(outputs, calls).items()
         }
+
+
+def with_token_maps(calls: gradcam.Calls, model: keras.Model, config: ModelConfig) -> gradcam.Calls:
+    """Return the calls with the grids of a transformer's tokens, which heatmaps of scores need."""
+    scores_of = GRAPH_OUTPUTS[config.task].scores
+    if scores_of is None:
+        return calls
+
+    def run(pixels: tf.Tensor) -> tuple[gradcam.Calls, tf.Tensor]:
+        images = preprocess(pixels, model, config)
+        with gradcam.record_calls(model) as recorded:
+            outputs = task_outputs.by_name(model(images, training=False))
+        return recorded, scores_of(config, outputs)
+
+    tokens = TokenMaps(run, input_size(model, config), model.input_shape[0])
+    return replace(calls, tokens=tokens)
 
 
 def preprocess(

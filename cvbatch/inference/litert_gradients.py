@@ -1,13 +1,15 @@
-"""Gradients of activations and pooling, built of operations that LiteRT supports.
+"""Gradients of activations, pooling and slices, built of operations that LiteRT supports.
 
-TensorFlow computes these gradients with the operations `ReluGrad`, `MaxPoolGrad` and `AvgPoolGrad`,
-which LiteRT lacks. The functions below compute the same values: a select for activations; for
-pooling the one-hot of each window's first maximum, or equal shares. Tracing with `OVERRIDES` as
-`gradient_override_map` uses them in Grad-CAM.
+TensorFlow computes these gradients with the operations `ReluGrad`, `MaxPoolGrad`, `AvgPoolGrad` and
+`StridedSliceGrad`, which LiteRT lacks. The functions below compute the same values: a select for
+activations; for pooling the one-hot of each window's first maximum, or equal shares; zeros around a
+slice. LiteRT has the error function only inside GELU, so GELU's gradient uses a rational function.
+Tracing with `OVERRIDES` as `gradient_override_map` uses them in Grad-CAM.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from cvbatch.models.frameworks import tf
@@ -80,6 +82,82 @@ def _avg_pool(op: Any, gradient: tf.Tensor) -> tf.Tensor:  # (B, h', w', c) → 
     return tf.pad(spread, ((0, 0), (0, missing_h), (0, missing_w), (0, 0)))
 
 
+@tf.RegisterGradient("CvbatchStridedSlice")
+def _strided_slice(op: Any, gradient: tf.Tensor) -> list[tf.Tensor | None]:
+    """Pad the gradient with zeros; steps, new axes and unknown bounds: TensorFlow's op."""
+    shape, slices = op.inputs[0].shape, _slices(op)
+    if slices is None:
+        from tensorflow.python.ops.array_grad import (  # noqa: TID251 - tf is imported
+            _StridedSliceGrad,
+        )
+
+        return list(_StridedSliceGrad(op, gradient))
+    sides = [range(side)[part] for side, part in zip(shape, slices, strict=True)]
+    padding = [(part.start, side - part.stop) for side, part in zip(shape, sides, strict=True)]
+    whole = tf.pad(tf.reshape(gradient, [len(part) for part in sides]), padding)
+    return [whole, None, None, None]
+
+
+_MASKS = ("begin", "end", "ellipsis", "shrink_axis")
+
+
+def _slices(op: Any) -> list[slice] | None:
+    """Return one slice of step 1 for each axis of a StridedSlice; None if it has another form."""
+    bounds = [tf.get_static_value(tensor) for tensor in op.inputs[1:]]
+    shape = op.inputs[0].shape
+    has_other = op.get_attr("new_axis_mask") or any(part is None for part in bounds)
+    if has_other or not shape.is_fully_defined() or (bounds[2] != 1).any():
+        return None
+    slices = []
+    for i, (begin, end) in enumerate(zip(*bounds[:2], strict=True)):
+        is_in = {name: op.get_attr(f"{name}_mask") >> i & 1 for name in _MASKS}
+        if is_in["ellipsis"]:
+            slices += [slice(None)] * (shape.rank - len(bounds[0]) + 1)
+        elif is_in["shrink_axis"]:
+            slices.append(slice(begin, begin + 1 or None))
+        else:
+            slices.append(slice(None if is_in["begin"] else begin, None if is_in["end"] else end))
+    return slices + [slice(None)] * (shape.rank - len(slices))
+
+
+@tf.RegisterGradient("CvbatchMul")
+def _mul(op: Any, gradient: tf.Tensor) -> list[tf.Tensor | None]:
+    """Differentiate a product; of GELU, x / 2 · erfc(-x / √2), as a function of x alone.
+
+    LiteRT has no Erfc. It replaces these operations by its GELU if no other operation, such as a
+    gradient, uses their intermediate values.
+    """
+    from tensorflow.python.ops.math_grad import _MulGrad  # noqa: TID251 - tf is imported
+
+    half, other = op.inputs
+    if other.op.type != "Erfc" or half.op.type != "Mul":
+        return list(_MulGrad(op, gradient))
+    x = next(tensor for tensor in half.op.inputs if tensor.op.type != "Const")
+    density = tf.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return [gradient * (1 + _erf(x * math.sqrt(0.5)) + 2 * x * density), None]
+
+
+# Source: the rational approximation of the error function for float32 in Eigen and XLA.
+_ERF_NUMERATOR = (
+    -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+    -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02,
+)  # fmt: skip
+_ERF_DENOMINATOR = (
+    -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)  # fmt: skip
+
+
+def _erf(x: tf.Tensor) -> tf.Tensor:
+    """Return the error function, with an error below 1e-6."""
+    near = tf.clip_by_value(tf.cast(x, tf.float32), -4.0, 4.0)
+    square = near * near
+    numerator, denominator = (
+        tf.math.polyval(list(factors), square) for factors in (_ERF_NUMERATOR, _ERF_DENOMINATOR)
+    )
+    return tf.cast(near * numerator / denominator, x.dtype)
+
+
 OVERRIDES = {  # TensorFlow op type → registered gradient
     "Relu": "CvbatchRelu",
     "Relu6": "CvbatchRelu6",
@@ -87,4 +165,6 @@ OVERRIDES = {  # TensorFlow op type → registered gradient
     "Elu": "CvbatchElu",
     "MaxPool": "CvbatchMaxPool",
     "AvgPool": "CvbatchAvgPool",
+    "StridedSlice": "CvbatchStridedSlice",
+    "Mul": "CvbatchMul",
 }

@@ -79,6 +79,7 @@ class BuildRequest:
         precision: name of a Keras dtype policy.
         batch_size: images per call of the program.
         others: sections and identities of further outputs of the same network.
+        memory_bytes: free memory of the machine that builds it; None: unknown. Not part of the key.
     """
 
     config: ModelConfig
@@ -87,6 +88,7 @@ class BuildRequest:
     precision: str
     batch_size: int
     others: tuple[tuple[ModelConfig, Identity], ...] = ()
+    memory_bytes: int | None = None
 
     @property
     def sections(self) -> list[BuildRequest]:
@@ -146,6 +148,7 @@ class BuiltProgram:
         names: of the outputs, in the order of the payload.
         batch_size: images per call.
         bytes_per_image: lower bound of the memory for pixels and feature maps of one image.
+        largest_layer: path of the layer that needs them; "" if unknown.
         note: messages for the user, one per line, reported once; "" if there are none.
         payload: the program, in the format of its engine.
         parameters: number of weights; None if the network is not a graph of layers.
@@ -167,6 +170,7 @@ class BuiltProgram:
     activation: str = ""
     activation_reason: str = ""
     others: tuple[BuiltOutput, ...] = ()
+    largest_layer: str = ""
 
     @property
     def outputs(self) -> tuple[BuiltOutput, ...]:
@@ -336,7 +340,10 @@ def runtime_packages(models: Sequence[ModelConfig]) -> tuple[str, ...]:
 
 
 def build_requests(
-    job: JobConfig, identities: Sequence[Identity], engine: str
+    job: JobConfig,
+    identities: Sequence[Identity],
+    engine: str,
+    memory_bytes: int | None = None,
 ) -> list[BuildRequest]:
     """Return the build request of every program of the job, as `shared_networks` orders them."""
     sections = list(zip(job.models, identities, strict=True))
@@ -347,6 +354,7 @@ def build_requests(
             job.run.precision,
             job.run.batch_size,
             tuple(sections[position] for position in others),
+            memory_bytes,
         )
         for first, *others in shared_networks(job.models)
     ]

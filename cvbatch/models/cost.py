@@ -42,9 +42,10 @@ class Cost:
             bound.
         inference_bytes: the largest sum of a layer's inputs and outputs.
         training_bytes: the outputs of all layers, which the gradient needs.
-        working_bytes: the least memory that any engine needs: `inference_bytes` of convolutions
-            and matrix products only. Unlike normalisations and activations, they cannot be
-            computed in place or fused with the previous layer.
+        working_bytes: the least memory that any engine needs: inputs and outputs of one
+            convolution, matrix product or enlargement, or the output of another layer, which may be
+            computed in place or fused with the previous one.
+        working_layer: path of the layer that needs `working_bytes`; "" without layers.
     """
 
     layers: tuple[LayerCost, ...]
@@ -55,6 +56,7 @@ class Cost:
     inference_bytes: int
     training_bytes: int
     working_bytes: int
+    working_layer: str
 
     @property
     def weight_bytes(self) -> int:
@@ -106,6 +108,7 @@ def compute_cost(model: keras.Model, image_size: tuple[int, int] | None = None) 
         inference_bytes=recorder.inference_bytes,
         training_bytes=sum(row.output_bytes for row in recorder.rows),
         working_bytes=recorder.working_bytes,
+        working_layer=recorder.working_layer,
     )
 
 
@@ -131,6 +134,7 @@ class _CostRecorder:
         self.rows: list[LayerCost] = []
         self.inference_bytes = 0
         self.working_bytes = 0
+        self.working_layer = ""
         self._counted: set[int] = set()  # ids of variables that a row has counted
 
     def add_input(self, name: str, tensor: keras.KerasTensor) -> None:
@@ -179,7 +183,8 @@ class _CostRecorder:
         self.rows.append(row)
         self.inference_bytes = max(self.inference_bytes, _bytes(in_shapes) + row.output_bytes)
         working_bytes = _working_bytes(operation, in_shapes, out_shapes)
-        self.working_bytes = max(self.working_bytes, working_bytes)
+        if working_bytes > self.working_bytes:
+            self.working_bytes, self.working_layer = working_bytes, path
 
     def _new_parameters(self, operation: Any) -> int:
         """Count the parameters that no earlier call has counted."""
@@ -249,15 +254,23 @@ def _multiply_adds(operation: Any, inputs: list[Shape], outputs: list[Shape]) ->
 
 
 def _working_bytes(operation: Any, inputs: list[Shape], outputs: list[Shape]) -> int:
-    """Return the memory that every implementation of the operation needs; 0 if unknown."""
-    rule = _rule_of(operation)
-    if rule in (_convolution, _depthwise, _transposed, _dense):
+    """Return the memory that every implementation of the operation needs; 0 if it may need none."""
+    rule, kind = _rule_of(operation), type(operation).__name__
+    if rule in (_convolution, _depthwise, _transposed, _dense) or kind in _ENLARGEMENTS:
         return _bytes([*inputs, *outputs])
     if rule is _separable:  # two steps, each of which needs the intermediate map
         positions = _bytes(outputs) // int(operation.filters)
         channels = _channels(operation, inputs[0]) * int(operation.depth_multiplier)
         return positions * channels + max(_bytes(inputs), _bytes(outputs))
-    return 0
+    return 0 if kind in _VIEWS else _bytes(outputs)
+
+
+_ENLARGEMENTS = {"Resize", "Resizing", "UpSampling1D", "UpSampling2D", "UpSampling3D"}
+# Operations that may return their input, or be computed as part of the next operation.
+_VIEWS = {
+    "BroadcastTo", "Cast", "ExpandDims", "Flatten", "Full", "Identity", "Ones", "Pad", "Reshape",
+    "Squeeze", "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "Zeros",
+}  # fmt: skip
 
 
 def _rule_of(operation: Any) -> Rule | None:

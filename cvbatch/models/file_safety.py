@@ -34,6 +34,8 @@ _MAX_CONFIG_BYTES = 64 << 20
 _MAX_EXPANSION = 100  # ratio of decompressed to compressed bytes; Keras does not compress
 _TOLERANCE_BYTES = 1 << 20  # added to every size limit
 _MAX_OBJECTS = 200_000  # groups and arrays of an HDF5 file
+_MAX_LAYERS = 5_000  # of a config; NASNetLarge has 1,041, and Keras builds about 400 per second
+_MAX_COMPRESSED_WEIGHTS = 1 << 30  # bytes that are decompressed in memory; Keras does not compress
 _MAX_DEPTH = 100  # nesting of HDF5 groups, and of lists and objects in a config
 _NUMERIC_KINDS = "biufcV"  # kinds of NumPy dtypes; V: bfloat16, which NumPy does not know
 
@@ -51,6 +53,11 @@ _CODE_CLASSES = {
     "FlaxLayer": "a Flax module (FlaxLayer)",
     "JaxLayer": "a JAX function (JaxLayer)",
 }
+
+
+_MODULES_WITHOUT_LAYERS = (
+    None, "builtins", "keras", "keras.constraints", "keras.initializers", "keras.regularizers",
+)  # fmt: skip
 
 
 class UnsafeFileError(ModelError):
@@ -96,6 +103,11 @@ def _check_archive(archive: zipfile.ZipFile, file_bytes: int, trust: Sequence[st
         return 0
     member = archive.getinfo(WEIGHTS_MEMBER)
     if member.compress_type != zipfile.ZIP_STORED:  # seeking in compressed data is too slow
+        if member.file_size > _MAX_COMPRESSED_WEIGHTS:
+            raise UnsafeFileError(
+                f"its weights of {member.file_size:,} bytes are compressed, and the limit is "
+                f"{_MAX_COMPRESSED_WEIGHTS:,}; save the model again with model.save('NAME.keras')"
+            )
         return _check_weights(io.BytesIO(archive.read(member)), member.file_size)
     with _StoredMember(archive, member) as weights:
         return _check_weights(weights, member.file_size)
@@ -187,10 +199,26 @@ def network_config(text: bytes | str) -> Any:
 
 
 def inspect_network_config(text: bytes | str, trust: Sequence[str]) -> None:
-    """Raise UnsafeFileError if a network's JSON config names code that is not trusted."""
+    """Raise UnsafeFileError if a network's JSON config names code that is not trusted.
+
+    It is also refused if it has more layers than Keras builds in reasonable time.
+    """
+    num_layers = 0
     for part in _objects(network_config(text)):
         if "class_name" in part:
             _check_class(part, trust)
+            num_layers += _is_layer(part)
+    if num_layers > _MAX_LAYERS:
+        raise UnsafeFileError(
+            f"its config has {num_layers:,} layers, and the limit is {_MAX_LAYERS:,}: building so "
+            "many would take minutes; save a network with fewer layers"
+        )
+
+
+def _is_layer(config: dict[str, Any]) -> bool:
+    """Return whether an object is a layer or operation, not an initializer, dtype or tensor."""
+    module = config.get("module")
+    return "inbound_nodes" in config or module not in _MODULES_WITHOUT_LAYERS
 
 
 def _objects(config: Any) -> Iterator[dict[str, Any]]:

@@ -25,27 +25,31 @@ from cvbatch.models.file_safety import (
 from cvbatch.models.frameworks import keras
 from cvbatch.models.hub_presets import uncompiled_tasks
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
-from cvbatch.models.weights import LOAD_ERRORS, first_line, load_weights
+from cvbatch.models.weights import LOAD_ERRORS, check_memory, first_line, load_weights
 
 _WEIGHTS_TOLERANCE = 100_000  # weights that a file need not contain, such as random states
 
 
-def load_file(model: str, path: Path, trust: Sequence[str] = ()) -> keras.Model:
+def load_file(
+    model: str, path: Path, trust: Sequence[str] = (), memory_bytes: int | None = None
+) -> keras.Model:
     """Load the network of an untrusted .keras or .h5 file.
 
     Args:
         model: file as the user named it, for messages.
         path: local file.
         trust: names of installed modules whose classes the network may contain.
+        memory_bytes: available for the weights; None: unknown.
 
     Raises:
         ModelError: it is not a model file, contains code, needs a class of a module that is not
-            trusted, or has more weights than its size allows.
+            trusted, or has more weights than its size or the memory allows.
     """
     classes = trusted_modules.import_classes(trust)
     load = _load_keras if path.name.endswith(".keras") else _load_h5
     try:
         weights_bytes = inspect_model_file(path, model, trust)
+        check_memory(model, weights_bytes, memory_bytes)
         with keras.saving.custom_object_scope(classes):
             loaded = load(model, path, weights_bytes)
     except LOAD_ERRORS as error:

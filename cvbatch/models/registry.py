@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of, own_weights_error
 from cvbatch.core.suggestions import closest_names, hint
-from cvbatch.models import detectors, segmenters
+from cvbatch.models import cost, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
 from cvbatch.models.classifiers import CLASSIFIERS, mini_xception
 from cvbatch.models.frameworks import keras
@@ -19,7 +20,7 @@ from cvbatch.models.keras_files import load_file as load_file  # here all layers
 from cvbatch.models.metadata import DEMO_FILES
 from cvbatch.models.model_folders import load_folder
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
-from cvbatch.models.weights import WEIGHTS_SUFFIXES, first_line, load_weights
+from cvbatch.models.weights import WEIGHTS_SUFFIXES, check_memory, first_line, load_weights
 from cvbatch.models.zoo_entry import ZooEntry
 
 _DEMO_ANCHORS = ((0.19, 0.19), (0.22, 0.28), (0.28, 0.22), (0.36, 0.36), (0.5, 0.5))
@@ -150,6 +151,7 @@ def load_model(
     image_size: tuple[int, int] | None = None,
     options: Mapping[str, Any] | None = None,
     trust: Sequence[str] = (),
+    memory_bytes: int | None = None,
 ) -> keras.Model:
     """Return the network that a job file names, with its weights, in Keras' safe mode.
 
@@ -162,10 +164,11 @@ def load_model(
             private copy.
         num_classes, image_size, options: as in `build`; ignored for a file.
         trust: modules whose classes the network of a file may contain.
+        memory_bytes: available for the weights; None: unknown.
 
     Raises:
-        ModelError: the name is unknown, a file is missing, damaged or unsafe, or model and weights
-            do not match.
+        ModelError: the name is unknown, a file is missing, damaged or unsafe, model and weights do
+            not match, or the weights do not fit in memory.
     """
     if format_of(model).key != "zoo":
         if weights is not None:
@@ -177,7 +180,7 @@ def load_model(
                 f"model {model!r} is {format_of(model).description}, which is not a Keras network; "
                 "only cvbatch predict can run one"
             )
-        return load_file(model, local_file(model), trust)
+        return load_file(model, local_file(model), trust, memory_bytes)
     find_entry(model)
     if weights is None:
         raise ModelError(
@@ -193,6 +196,11 @@ def load_model(
             f"weights {weights!r} of {model}: must be imagenet, demo, random, or a file that ends "
             "in .weights.h5, .h5 or .keras"
         )
+    if memory_bytes is not None and (image_size or options):
+        with cost.skip_weight_allocation():
+            network = build(model, num_classes, image_size, options)
+        count = sum(math.prod(weight.shape) for weight in network.weights)
+        check_memory(model, cost.FLOAT32_BYTES * count, memory_bytes)
     network = build(model, num_classes, image_size, options)
     if weights != "random":
         load_weights(network, model, weights, local_file(weights))

@@ -87,6 +87,15 @@ def _message(network: keras.Model, name: str, weights: str, path: Path, error: E
     )
 
 
+def check_memory(model: str, num_bytes: int, memory_bytes: int | None) -> None:
+    """Raise ModelError if the weights of a model do not fit in memory; None: that is unknown."""
+    if memory_bytes is not None and num_bytes > memory_bytes:
+        raise ModelError(
+            f"{model} does not fit in memory: its weights need {num_bytes:,} bytes, and this "
+            f"machine has {memory_bytes:,} free; choose a smaller model, or a larger machine"
+        )
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -14,6 +14,7 @@ from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.ignored import Ignored
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import ChunkRef, EncodedImage
+from cvbatch.distributed import hardware
 from cvbatch.distributed.memory import memory_per_actor
 from cvbatch.distributed.resources import local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
@@ -24,7 +25,7 @@ from cvbatch.inference.predictor import Predictor, load_models
 from cvbatch.inference.programs import BuildRequest, BuiltProgram, build_requests
 from cvbatch.predict.allocation import choose_allocation
 from cvbatch.predict.job import Preparation, prepare, samples_of
-from cvbatch.predict.memory_check import actor_need, check_batch
+from cvbatch.predict.memory_check import actor_need, check_programs
 from cvbatch.results import schema, writer
 from cvbatch.sources.readers import ChunkReader
 from cvbatch.storage.lease import current_holder
@@ -104,14 +105,16 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     plan = ready.plan
     pending = list(plan.chunks if overwrite else plan.pending)
     allocation = choose_allocation(job, plan.format, resources, max(1, len(pending)))
-    requests = build_requests(job, ready.identities, ready.engine)
+    free_bytes = hardware.memory_bytes()
+    requests = build_requests(job, ready.identities, ready.engine, free_bytes)
     programs = _build(ready, requests) if pending else []
     notes = [note for program in programs for note in program.notes]
     for note in notes:
         listener.info(note)
     need = actor_need(programs, allocation)
     memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
-    check_batch(job.run.batch_size, need, memory, allocation.num_actors)
+    if programs:
+        check_programs(job, programs, allocation, memory)
     listener.info(f"sampling up to {SAMPLE_IMAGES} images")
     sample = _sample(ready, pending[0], programs) if pending else _Sample(0, 0, 0, 0.0, 0)
     num_pending = sum(ref.num_images for ref in pending)

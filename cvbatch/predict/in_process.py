@@ -24,11 +24,13 @@ from cvbatch.config.loader import parse_job
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.progress import Listener
-from cvbatch.distributed.resources import local_resources
+from cvbatch.distributed import hardware
+from cvbatch.distributed.resources import Allocation, local_resources
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import build_requests, program_uri
 from cvbatch.models.job_defaults import complete_model
 from cvbatch.predict.job import commit, prepare, samples_of
+from cvbatch.predict.memory_check import check_programs
 from cvbatch.predict.steps import FusedWorker
 from cvbatch.results.result import Result
 from cvbatch.storage.sink import Sink
@@ -104,9 +106,11 @@ def run_in_process(job: JobConfig, listener: Listener) -> None:
         ready = prepare(job, sink, listener, local_resources())
         if not ready.plan.pending:
             return
-        requests = build_requests(job, ready.identities, ready.engine)
+        memory = hardware.memory_bytes()
+        requests = build_requests(job, ready.identities, ready.engine, memory)
         uris = [program_uri(sink.uri, request) for request in requests]
         built = ProgramBuilder(storage, requests, samples_of(ready)).result()
+        check_programs(job, built, Allocation("fused", 1, 1.0, 0.0), memory)
         for note in (note for program in built for note in program.notes):
             listener.info(note)
         sink.acquire()

@@ -20,6 +20,7 @@ from cvbatch.core.json_log import new_run_id
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import ChunkRef
 from cvbatch.core.version import __version__
+from cvbatch.distributed import hardware
 from cvbatch.distributed.memory import memory_per_actor
 from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
@@ -38,7 +39,7 @@ from cvbatch.inference.sample_images import SampleImages
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
 from cvbatch.predict.allocation import choose_allocation
-from cvbatch.predict.memory_check import actor_need, check_batch
+from cvbatch.predict.memory_check import check_programs
 from cvbatch.predict.steps import PredictSpec
 from cvbatch.predict.summary import Summary
 from cvbatch.results import kept_columns, run_history, schema, writer
@@ -145,6 +146,7 @@ def predict(
         elif has_work:  # changed files have no image any more
             sink.acquire()
             _commit_plan(ready)
+    _note_empty_heatmaps(job, summary, listener)
     summary.seconds = time.perf_counter() - started
     summary.num_chunks_left = len(pending) - summary.num_chunks
     if not pending:
@@ -171,7 +173,8 @@ def _run(
     job, sink = ready.job, ready.sink
     allocation = choose_allocation(job, ready.plan.format, resources, len(pending))
     memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
-    requests = build_requests(job, ready.identities, ready.engine)
+    free_bytes = hardware.memory_bytes()
+    requests = build_requests(job, ready.identities, ready.engine, free_bytes)
     uris = [program_uri(sink.uri, request) for request in requests]
     is_built = all(map(sink.storage.exists, uris))
     models = "1 model" if len(requests) == 1 else f"{len(requests)} models"
@@ -187,7 +190,7 @@ def _run(
     with _check_nodes(ready, pending[0], listener) if is_joined else nullcontext():
         pool = start_actors(allocation)
         built = builder.result() if builder else _read_programs(sink.storage, uris)
-    check_batch(job.run.batch_size, actor_need(built, allocation), memory, allocation.num_actors)
+    check_programs(job, built, allocation, memory)
     summary.notes = [note for program in built for note in program.notes]
     for note in summary.notes:
         listener.info(note)
@@ -205,6 +208,14 @@ def _run(
             listener.written(report, summary)
             if summary.must_stop(job.run.max_failure_fraction):
                 break
+
+
+def _note_empty_heatmaps(job: JobConfig, summary: Summary, listener: Listener) -> None:
+    heatmaps = (getattr(config, "heatmap", None) for config in job.models)
+    score = next((heatmap.score for heatmap in heatmaps if heatmap is not None), "")
+    if note := summary.empty_heatmaps_note(score):
+        summary.notes.append(note)
+        listener.info(note)
 
 
 def samples_of(ready: Preparation) -> SampleImages:

@@ -246,6 +246,8 @@ _REPORT = pa.schema(
         ("seconds", pa.map_(pa.string(), pa.float64())),
         ("ignored", pa.map_(pa.string(), pa.int64())),
         ("ignored_examples", pa.map_(pa.string(), pa.list_(pa.string()))),
+        ("num_heatmaps", pa.int64()),
+        ("num_empty_heatmaps", pa.int64()),
     ]
 )
 

@@ -136,10 +136,13 @@ def write(
     chunk_id, arrow_schema = ref.chunk_id, schema.result_schema(models)
     failures: Counter[str] = Counter()
     examples: Examples = {}
-    tables, num_images = [], 0
+    tables, num_images, num_heatmaps, num_empty = [], 0, 0, 0
     with timer.measure("write"):
         for batch in predictions:
             num_images += len(batch)
+            for heatmaps in (model.heatmaps for model in batch.models if model.heatmaps):
+                num_heatmaps += len(heatmaps.score)
+                num_empty += heatmaps.num_empty
             add_failures(failures, examples, batch.image_id, batch.failures)
             tables.append(schema.to_rows(batch, models, arrow_schema))
         if spec.kept and tables:
@@ -164,6 +167,8 @@ def write(
         timer.seconds,
         timer.ignored.counts,
         timer.ignored.examples,
+        num_heatmaps,
+        num_empty,
     )
 
 

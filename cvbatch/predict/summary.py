@@ -11,6 +11,11 @@ from cvbatch.core.ignored import Ignored
 from cvbatch.core.types import ChunkReport, Examples
 from cvbatch.planning.plan import Plan
 
+_NOTABLE_EMPTY_FRACTION = 0.05  # of all heatmaps, from which a note suggests another score
+_SUGGEST_LOGIT = (
+    ": the gradient of a probability near 1 may be 0; heatmap.score: logit explains the value "
+    "before the activation"
+)
 MIN_IMAGES_BEFORE_STOPPING = 200  # images of a run before its failures may stop it
 
 
@@ -33,6 +38,8 @@ class Summary:
     num_failed: int = 0
     failures: Counter[str] = field(default_factory=Counter)  # "stage/kind" → images
     examples: Examples = field(default_factory=dict)
+    num_heatmaps: int = 0
+    num_empty_heatmaps: int = 0  # 0 everywhere
     num_bytes: int = 0  # of the files written
     num_bytes_read: int = 0  # of encoded images
     stage_seconds: dict[str, float] = field(default_factory=dict)  # summed over the workers
@@ -58,10 +65,26 @@ class Summary:
         self.failures.update(report.failures)
         merge_examples(self.examples, report.examples)
         self.ignored.merge(report.ignored, report.ignored_examples)
+        self.num_heatmaps += report.num_heatmaps
+        self.num_empty_heatmaps += report.num_empty_heatmaps
         self.num_bytes += report.num_bytes
         self.num_bytes_read += report.num_bytes_read
         for stage, seconds in report.seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+
+    def empty_heatmaps_note(self, score: str) -> str:
+        """Return a note if many heatmaps are empty; else "".
+
+        Args:
+            score: the score that they explain, probability or logit.
+        """
+        if self.num_empty_heatmaps <= _NOTABLE_EMPTY_FRACTION * self.num_heatmaps:
+            return ""
+        advice = "" if score == "logit" else _SUGGEST_LOGIT
+        return (
+            f"{self.num_empty_heatmaps:,} of {self.num_heatmaps:,} heatmaps are empty, 0 "
+            f"everywhere{advice}"
+        )
 
     def must_stop(self, max_failure_fraction: float) -> bool:
         """Return whether more images have failed than may fail of all planned images."""

@@ -98,6 +98,10 @@ def summary_section(prediction: Prediction) -> Section:
         names = redact(prediction.runs[0].ignored.text)
         text = f"Files of the source that the last run did not read: {names}."
         body.append(paragraph(text, kind="note"))
+    if prediction.runs and prediction.runs[0].num_empty_heatmaps:
+        empty, total = prediction.runs[0].num_empty_heatmaps, prediction.runs[0].num_heatmaps
+        text = f"{empty:,} of {format_count(total, 'heatmap')} of the last run are 0 everywhere."
+        body.append(paragraph(text, kind="note"))
     if not stats.is_complete:
         text = (
             f"Counted in {format_count(stats.num_rows, 'row')} of "

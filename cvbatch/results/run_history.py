@@ -11,6 +11,7 @@ from cvbatch.core.ignored import Ignored
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
+_HEATMAPS = ("heatmaps", "empty_heatmaps")
 _NAME = "%Y%m%dT%H%M%S.%fZ.json"  # names sort by time
 
 
@@ -24,6 +25,8 @@ class Run(NamedTuple):
     seconds: float
     images_per_second: float
     ignored: Ignored  # files of the source that were not read
+    num_heatmaps: int
+    num_empty_heatmaps: int  # 0 everywhere
 
 
 def write_run(storage: Storage, sink_uri: str, summary: Mapping[str, Any]) -> None:
@@ -47,9 +50,10 @@ def latest(storage: Storage, sink_uri: str) -> Iterator[Run]:
             )
             seconds, rate = (float(summary[key]) for key in ("seconds", "images_per_second"))
             ignored = _ignored(summary)
+            heatmaps = [int(summary.get(f"num_{kind}", 0)) for kind in _HEATMAPS]
         except (ValueError, TypeError, LookupError, AttributeError):
             continue
-        yield Run(ended, images, failed, chunks, seconds, rate, ignored)
+        yield Run(ended, images, failed, chunks, seconds, rate, ignored, *heatmaps)
 
 
 def _ignored(summary: Mapping[str, Any]) -> Ignored:

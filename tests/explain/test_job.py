@@ -278,7 +278,7 @@ def test_sink_with_other_files_is_refused(tmp_path, archive, keras_files, name):
         ({"activations": {"layers": ["dense"]}}, ModelError, "'dense.*' has no outp|is no layer"),
         ({"weights": {"layers": ["act"]}}, ModelError, "is a LeakyReLU, which has no kernel"),
         ({"gradcam": {"classes": ["cat"]}}, ModelError, "'cat' is not among the model's classes"),
-        ({"gradcam": {"layer": "acd"}}, ModelError, "'acd' is no layer .*nearest are inner/act"),
+        ({"gradcam": {"layer": "acd"}}, ModelError, "'acd' is not in .*nearest is 'inner/act'"),
         ({"weights": {}, "run": {"workers": 99}}, ConfigError, "run.workers: 99 do not fit"),
     ],
 )  # fmt: skip

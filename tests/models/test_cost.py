@@ -85,6 +85,7 @@ def test_activation_totals_are_inputs_and_outputs_of_layers():
     assert cost.training_bytes == 4 * sum(sizes)
     assert cost.inference_bytes == 4 * 3 * 640
     assert cost.working_bytes == 4 * (640 + 160)
+    assert cost.working_layer == cost.layers[2].path  # the first of two that need as much
     assert (cost.weight_bytes, cost.trainable_bytes) == (4 * cost.parameters,) * 2
 
 
@@ -387,7 +388,8 @@ def test_a_network_without_weights_costs_the_same_and_allocates_nothing():
     )
     paths = [row.path for row in allocated.layers]  # Keras numbers the layers of a process
     renamed = [replace(row, path=path) for row, path in zip(unallocated.layers, paths, strict=True)]
-    assert replace(unallocated, layers=tuple(renamed)) == allocated
+    layer = allocated.working_layer
+    assert replace(unallocated, layers=tuple(renamed), working_layer=layer) == allocated
     before = psutil.Process().memory_info().rss
     model = built("VGG16", (224, 224))
     assert cost.compute_cost(model).parameters == 138_357_544

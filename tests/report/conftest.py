@@ -39,7 +39,8 @@ def result(tmp_path_factory):
     runs.mkdir()
     run = {"num_images": 17, "num_failed": 2, "num_chunks": 5, "seconds": 3.5}
     ignored = {"ignored": {"raw_photograph": 3}, "ignored_examples": {"raw_photograph": [HOSTILE]}}
-    summary = json.dumps({**run, "images_per_second": 6.25, **ignored})
+    heatmaps = {"num_heatmaps": 15, "num_empty_heatmaps": 4}
+    summary = json.dumps({**run, "images_per_second": 6.25, **ignored, **heatmaps})
     (runs / "20260102T030405.000006Z.json").write_text(summary)
     job = {"source": {"uri": [f"{folder}/images"]}, "sink": {"uri": str(out)}, "note": SCRIPT}
     costs = [(1234, 56_789), (4321, None), (None, None)]

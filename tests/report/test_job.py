@@ -114,6 +114,7 @@ def test_counts_failures_runs_networks_and_the_job_are_shown(pages):
     for expected in ("17 images, 3 networks", "decode/truncated", "broken/text.jpg", "6.25",
                      "1,234", "56,789", "4,321", "2026-01-02 03:04:05", "Least confident",
                      f"did not read: raw photograph 3 ({HOSTILE}, ...)",
+                     "4 of 15 heatmaps of the last run are 0 everywhere",
                      "note: " + SCRIPT[:9]):  # fmt: skip
         assert expected in text, expected
 

@@ -132,6 +132,15 @@ def _lambda(canary: Path) -> dict[str, Any]:
         return dict(keras.saving.serialize_keras_object(layer))
 
 
+def deep_config(num_layers: int, *, is_nested: bool) -> bytes:
+    """Return the config of a network with many layers, in one model or in ten nested ones."""
+    relu = {"module": "keras.layers", "class_name": "ReLU", "config": {}, "registered_name": None}
+    layers = [relu] * (num_layers // 10)
+    inner = {"module": "keras", "class_name": "Sequential", "config": {"layers": layers}}
+    config = {"layers": [inner] * 10 if is_nested else layers * 10}
+    return json.dumps({"module": "keras", "class_name": "Sequential", "config": config}).encode()
+
+
 def bad_configs(valid: Path, canary: Path) -> dict[str, bytes]:
     """Return malicious model configs: description → JSON."""
     text = members(valid)["config.json"]

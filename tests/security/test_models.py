@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 
 from cvbatch.core.errors import ModelError
+from cvbatch.models import file_safety
+from cvbatch.models.file_safety import inspect_model_file
 from tests.security import models
 
 pytestmark = [
@@ -95,6 +99,34 @@ def test_configs_with_code_are_refused(valid: Path, canary: Path) -> None:
         assert "code from outside is not run" in messages[name]
     assert "4 TB" not in messages["layer of 4 TB"] and "a bomb" in messages["layer of 4 TB"]
     assert "a bomb" in messages["layer of 100 GB"]
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_more_layers_than_any_network_has_are_refused(
+    valid: Path, canary: Path, is_nested: bool
+) -> None:
+    members = models.members(valid / "net.keras")
+    path = canary.parent / "net.keras"
+    models.write(path, {**members, "config.json": models.deep_config(4_990, is_nested=is_nested)})
+    inspect_model_file(path, "s3://b/net.keras")
+    models.write(path, {**members, "config.json": models.deep_config(20_000, is_nested=is_nested)})
+    started = time.process_time()
+    assert "layers, and the limit is 5,000" in refusal(path, canary)
+    assert time.process_time() - started < 5  # building them takes more than a minute
+
+
+def test_large_compressed_weights_are_refused(
+    valid: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = models.members(valid / "net.keras")
+    path = canary.parent / "net.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    load(path)
+    size = len(members["model.weights.h5"])
+    monkeypatch.setattr(file_safety, "_MAX_COMPRESSED_WEIGHTS", size - 1)
+    assert f"its weights of {size:,} bytes are compressed" in refusal(path, canary)
 
 
 def test_malformed_archives_are_refused(valid: Path, canary: Path) -> None:
