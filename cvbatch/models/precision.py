@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from cvbatch.core.errors import ModelError
 from cvbatch.models.frameworks import keras
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
+from cvbatch.models.saved_model import SavedModelNetwork
 
 
 def with_precision(model: keras.Model, policy: str) -> keras.Model:
@@ -12,7 +14,15 @@ def with_precision(model: keras.Model, policy: str) -> keras.Model:
     Args:
         model: functional or sequential.
         policy: Keras dtype policy, such as "mixed_float16" or "mixed_bfloat16".
+
+    Raises:
+        ModelError: the model is a SavedModel, whose operations have the precision of its file.
     """
+    if isinstance(model, SavedModelNetwork):
+        raise ModelError(
+            f"run.precision {policy}: model {model.model_name} is a SavedModel, whose precision is "
+            "that of its file; set precision: float32"
+        )
 
     def with_policy(layer: keras.Layer) -> keras.Layer:
         return layer.__class__.from_config({**layer.get_config(), "dtype": policy})
