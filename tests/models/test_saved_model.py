@@ -172,7 +172,7 @@ def test_the_precision_of_a_saved_model_cannot_be_changed(exported):
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(exported[1], Path(folder) / "net")
         network = load_saved_model("net/", copy)
-    with pytest.raises(ModelError, match="net/ is a SavedModel.*set precision: float32"):
+    with pytest.raises(ModelError, match=r"net/ is a SavedModel.*set precision: float32"):
         with_precision(network, "mixed_float16")
 
 
