@@ -71,19 +71,15 @@ def build(
     pixels = sample_pixels(samples, storage, size, config.resize)[:num_samples]
     if isinstance(model, ForeignNetwork):
         model.fix_batch(preprocess(pixels, model, config).numpy())
-    sections = [
-        _prepare(model, section, pixels, checks_boxes=samples is not None)
-        for section in request.sections
-    ]
+    has_images = samples is not None
+    sections = [_prepare(model, s, pixels, checks_boxes=has_images) for s in request.sections]
     graph = SharedGraph([section.graph for section in sections])
     batch = fixed_batch(model) or request.batch_size
     engine, payload, names, note = _compile(graph, request, (batch, *size))
     notes = [note, scaling.note, _resize_note(model, config)]
     notes += [text for section in sections for text in (section.mask_note, _section_note(section))]
     digest = weights_sha256(model)
-    first, *others = [
-        BuiltOutput(_spec(section, size, digest), *section.decision) for section in sections
-    ]
+    first, *others = [BuiltOutput(_spec(s, size, digest), *s.decision) for s in sections]
     return BuiltProgram(
         first.spec,
         engine,
