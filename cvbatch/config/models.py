@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
+    BeforeValidator,
     Field,
     field_validator,
     model_validator,
@@ -24,7 +25,7 @@ from cvbatch.config.base import (
 )
 from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
-from cvbatch.core.types import ResizeMode, Tiling
+from cvbatch.core.types import InputKey, Interpolation, ResizeMode, Tiling
 
 BoxFormat = Literal[
     "xyxy",
@@ -102,18 +103,54 @@ def _overlap_error(overlap: float, size: tuple[int, int]) -> str:
     )
 
 
+class ResizeConfig(Section):
+    """A resize mode that uses the centre of each image."""
+
+    mode: ResizeMode
+    fraction: float | None = Field(None, gt=0, le=1)  # of each side; see `make_placement`
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> ResizeConfig:
+        if self.fraction is not None and self.mode == "letterbox":
+            raise ValueError(
+                "fraction cuts borders off and letterbox shows the whole image; remove one of them"
+            )
+        return self
+
+
+def _short_resize(value: Any) -> Any:
+    """Return a mode without a fraction as its name, so that both have one fingerprint."""
+    if not isinstance(value, dict):
+        if value in get_args(ResizeMode):
+            return value
+        raise ValueError("must be stretch, letterbox or crop, or {mode: crop, fraction: 0.875}")
+    config = ResizeConfig.model_validate(value)
+    return config.mode if config.fraction is None else config
+
+
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
 
 
 class _ModelConfig(Section):
-    added_keys: ClassVar[tuple[str, ...]] = ("activation", "layout", "trust")
+    added_keys: ClassVar[tuple[str, ...]] = (
+        "activation",
+        "layout",
+        "trust",
+        "interpolation",
+        "antialias",
+    )
 
     model: Name
     weights: Name | None = None
     sha256: Sha256 | None = None  # of the model file, or else of the weights file
     classes: list[str] | Name | None = None
     image_size: Size | None = None
-    resize: ResizeMode = "stretch"
+    resize: Annotated[
+        ResizeMode | ResizeConfig, BeforeValidator(_short_resize, ResizeMode | ResizeConfig)
+    ] = "stretch"
+    # area: sides that shrink are averaged over area; the others are those of Pillow
+    interpolation: Interpolation = "area"
+    antialias: bool = True  # false: as tf.image.resize
     preprocessing: Literal["none", "tf", "torch", "caffe"] = "none"
     rescale: Rescale | None = None
     output: Name | None = None  # name of the output to use, if the network has several
@@ -130,16 +167,33 @@ class _ModelConfig(Section):
         check_sha256(self.sha256, self.model, self.weights)
         return self
 
+    @model_validator(mode="after")
+    def _check_antialias(self) -> _ModelConfig:
+        if not self.antialias and self.interpolation in ("area", "nearest"):
+            raise ValueError(
+                f"antialias: false has no meaning for interpolation: {self.interpolation}; remove "
+                "it, or set interpolation: bilinear, bicubic or lanczos"
+            )
+        return self
+
+    def input_key(self, height: int, width: int) -> InputKey:
+        """Return the input of the network, of this size in pixels, without tiles."""
+        resize = self.resize
+        mode, fraction = (
+            (resize.mode, resize.fraction) if isinstance(resize, ResizeConfig) else (resize, None)
+        )
+        return InputKey(height, width, mode, None, fraction, self.interpolation, self.antialias)
+
 
 class _TiledConfig(_ModelConfig):
     tiles: TilesConfig | None = None
 
     @model_validator(mode="after")
     def _check_resize_of_tiles(self) -> _TiledConfig:
-        if self.tiles is not None and self.resize == "crop":
+        if self.tiles is not None and self.resize not in ("stretch", "letterbox"):
             raise ValueError(
-                "resize: crop would cut off the borders of every tile; with tiles use stretch or "
-                "letterbox"
+                "resize: crop or a fraction would cut off the borders of every tile; with tiles "
+                "use stretch or letterbox"
             )
         return self
 

@@ -80,8 +80,9 @@ def heatmap_to_original(
     for axis in _axes(placement, values.shape):
         size = min(axis.original, MAX_SIDE)
         position = cell_centres(size) * axis.original / size
-        is_covered.append((position >= axis.source) & (position < axis.source + axis.source_size))
         in_input = (position - axis.source) * axis.target_size / axis.source_size + axis.target
+        is_in_source = (position >= axis.source) & (position < axis.source + axis.source_size)
+        is_covered.append(is_in_source & (in_input >= 0) & (in_input < axis.input))
         positions.append(in_input * axis.cells / axis.input)
     return sample_bilinear(values, *positions) * np.outer(*is_covered)
 

@@ -63,7 +63,7 @@ def build(
     scaling = scaling_of(model, request.config)
     config, request = scaling.config, scaling.applied_to(request)
     size = input_size(model, config)
-    pixels = sample_pixels(samples, storage, size, config.resize)
+    pixels = sample_pixels(samples, storage, config.input_key(*size))
     if isinstance(model, ForeignNetwork):
         model.fix_batch(preprocess(pixels, model, config).numpy())
     sections = [
@@ -125,18 +125,21 @@ def _prepare(
 def _spec(section: _Section, size: tuple[int, int], weights_digest: str) -> ModelSpec:
     """Return the spec of a section whose graph was traced."""
     config = section.request.config
-    tiling = tiling_of(config, *size)
+    tiling, key = tiling_of(config, *size), config.input_key(*size)
     return ModelSpec(
         name=short_name(config.model),
         task=config.task,
         classes=section.classes,
         input_height=size[0],
         input_width=size[1],
-        resize=config.resize,
+        resize=key.resize,
         weights_sha256=weights_digest,
         heatmap_layer=section.graph.heatmap_layer,
         dimension=section.graph.dimension,
         **(tiling._asdict() if tiling else {}),
+        fraction=key.fraction,
+        interpolation=key.interpolation,
+        antialias=key.antialias,
     )
 
 

@@ -93,6 +93,7 @@ def result_metadata(models: Sequence[ResultModel], job_fingerprint: str, version
             "classes": list(model.spec.classes),
             "input_size": [model.spec.input_height, model.spec.input_width],
             "resize": model.spec.resize,
+            **({} if model.spec.fraction is None else {"fraction": model.spec.fraction}),
             "weights_sha256": model.spec.weights_sha256,
             "options": model.config.model_dump(
                 mode="json",
