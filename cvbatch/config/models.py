@@ -161,6 +161,11 @@ class _ModelConfig(Section):
     build: dict[str, Any] | None = None  # options of a zoo network, such as backbone or width
     trust: ModuleNames = Field(default_factory=list)  # installed modules whose classes may be built
 
+    @property
+    def revision(self) -> dict[str, str]:
+        """Return what else identifies the rows of this version; empty: as in version 0.1.0."""
+        return {}
+
     @model_validator(mode="after")
     def _check_weights(self) -> _ModelConfig:
         check_model(self.model, self.weights, self.build)
@@ -208,11 +213,41 @@ class ClassificationConfig(_TiledConfig):
     heatmap: HeatmapConfig | None = None
 
 
+ADD_BACKGROUND = "add"
+
+
 class SegmentationConfig(_TiledConfig):
     """A class per pixel."""
 
+    added_keys: ClassVar[tuple[str, ...]] = (
+        *_ModelConfig.added_keys,
+        *("score_threshold", "background"),
+    )
+
     task: Literal["segmentation"]
     mask_size: Literal["original", "model"] = "original"
+    score_threshold: Fraction | None = None  # a pixel whose best score is below is background
+    background: Name | None = None  # name of the class of such pixels; add: one more, class 0
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Return whether the best channel of each cell of the network is not enough."""
+        keys = (self.score_threshold, self.background)
+        return self.mask_size == "original" or keys != (None, None)
+
+    @property
+    def revision(self) -> dict[str, str]:
+        """Return what identifies the rows of this version where those of 0.1.0 were different."""
+        return {"mask_interpolation": "bilinear"} if self.mask_size == "original" else {}
+
+    @model_validator(mode="after")
+    def _check_background(self) -> SegmentationConfig:
+        if self.background not in (None, ADD_BACKGROUND) and self.score_threshold is None:
+            raise ValueError(
+                f"background: {self.background} has no effect without score_threshold, below which "
+                "pixels become background; set score_threshold, or remove background"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_mask_size(self) -> SegmentationConfig:

@@ -212,11 +212,11 @@ class Heatmaps:
 
 @dataclass(frozen=True)
 class Masks:
-    """A class id per pixel, at the network's output size; at the original size if tiled."""
+    """A class id per pixel as PNG, because masks of originals are large."""
 
-    class_id: np.ndarray  # (V,) uint8: all masks, each in row-major order
-    height: np.ndarray  # (M,) int32
-    width: np.ndarray  # (M,) int32
+    png: np.ndarray  # (V,) uint8: all files
+    num_bytes: np.ndarray  # (M,) int64, of each file
+    area: np.ndarray  # (M, C) int64, pixels of each class
     image_index: np.ndarray  # (M,) int64, ascending
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cvbatch.config.explain import ExplainJob
+from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
 from cvbatch.explain.region_scores import box_scores, find_deep_map, region_scores
 from cvbatch.explain.spec import NetworkFacts
@@ -91,6 +92,11 @@ def _region_scores(
 ) -> Scores:
     config: Any = job.model
     maps = maps_output(config, outputs)
+    if not tf.as_dtype(maps.dtype).is_floating:
+        raise ModelError(
+            f"model {config.model!r} returns class ids, which have no gradient; explain the "
+            "network without its arg-max"
+        )
     logits = class_logits(maps, facts.activation, is_multi_label=False)
     if maps.shape[3] == 1:  # one unit is the positive class of two
         logits = tf.concat([-logits, logits], axis=3)

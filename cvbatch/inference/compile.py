@@ -9,7 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvbatch.config.models import DetectionConfig, ModelConfig, tiling_of
+from cvbatch.config.models import (
+    ADD_BACKGROUND,
+    DetectionConfig,
+    ModelConfig,
+    SegmentationConfig,
+    tiling_of,
+)
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import short_name
 from cvbatch.core.types import ModelSpec
@@ -110,11 +116,14 @@ def _prepare(
     model: Network, request: BuildRequest, pixels: np.ndarray, *, checks_boxes: bool
 ) -> _Section:
     """Check that the network fits a section of the job, on a few images."""
+    config = _with_names(request)
     names = request.identity.classes
-    config = resolve_detector(model, request.config, None if names is None else len(names))
+    config = resolve_detector(model, config, None if names is None else len(names))
     classes = class_names(request, num_classes(model, config))
     if isinstance(config, DetectionConfig):
         _check_keep_classes(config, classes)
+    if isinstance(config, SegmentationConfig) and config.background == ADD_BACKGROUND:
+        classes = ("background", *classes)
     decision = decide(model, config, pixels, checks_boxes=checks_boxes, num_classes=len(classes))
     masks = decide_masks(model, config, pixels, checks_boxes=checks_boxes)
     graph = ServingGraph(model, config, decision.activation, masks.values)
@@ -148,6 +157,14 @@ def _load(storage: Storage, request: BuildRequest) -> keras.Model | ForeignNetwo
         return load_network(storage, request)
     model = load(storage, request)
     return model if request.precision == "float32" else with_precision(model, request.precision)
+
+
+def _with_names(request: BuildRequest) -> ModelConfig:
+    """Return the model's section with the names of its classes, if the job or its file has them."""
+    names = request.identity.classes
+    if names is None:
+        return request.config
+    return request.config.model_copy(update={"classes": list(names)})
 
 
 def load(storage: Storage, request: BuildRequest) -> keras.Model:

@@ -12,11 +12,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cvbatch.config.models import Activation, AnchorsConfig, DetectionConfig, ModelConfig
+from cvbatch.config.models import (
+    Activation,
+    AnchorsConfig,
+    DetectionConfig,
+    ModelConfig,
+    SegmentationConfig,
+)
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import detector_formats, gradcam
 from cvbatch.inference.forward_pass import ForwardPass, MaskValues, Tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
+from cvbatch.inference.outputs_segmentation import as_maps
 from cvbatch.inference.programs import output_prefixes
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
@@ -117,6 +124,8 @@ def task_tensors(outputs: Tensors, config: ModelConfig, size: tuple[int, int]) -
     """
     if isinstance(config, DetectionConfig):
         return detector_formats.adapt(config, outputs, size)
+    if isinstance(config, SegmentationConfig):
+        return as_maps(config, outputs, size)
     return outputs
 
 

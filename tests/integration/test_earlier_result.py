@@ -1,7 +1,8 @@
 """A result of version 0.1.0 is resumed: same programs, same bytes.
 
 `tests/fixtures/result_0_1_0` contains the output of commit 35336e2, before packages were moved, for
-`job.yaml`. Its images were S3 objects with the modification time 1,700,000,000 s (Unix time).
+`job.yaml` (masks at the network's size, because those of originals have had other rows since). Its
+images were S3 objects with the modification time 1,700,000,000 s (Unix time).
 """
 
 from __future__ import annotations
