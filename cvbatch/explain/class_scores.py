@@ -29,7 +29,7 @@ from cvbatch.inference.gradcam import Calls, find_feature_map
 from cvbatch.inference.outputs_classification import scores_output
 from cvbatch.inference.outputs_detection import detector_scores
 from cvbatch.inference.outputs_localization import single_box
-from cvbatch.inference.outputs_segmentation import maps_output
+from cvbatch.inference.outputs_segmentation import maps_output, num_ids
 from cvbatch.models.frameworks import tf
 
 Scores = tuple[tf.Tensor, tf.Tensor]  # (B, C) scores to explain, (B, C) scores that rank classes
@@ -90,9 +90,9 @@ def _image_scores(
 def _region_scores(
     job: ExplainJob, facts: NetworkFacts, outputs: Tensors, focus: tf.Tensor | None
 ) -> Scores:
-    config: Any = job.model
+    config: Any = job.model.model_copy(update={"classes": list(facts.classes)})
     maps = maps_output(config, outputs)
-    if not tf.as_dtype(maps.dtype).is_floating:
+    if num_ids(config, maps):
         raise ModelError(
             f"model {config.model!r} returns class ids, which have no gradient; explain the "
             "network without its arg-max"

@@ -80,7 +80,9 @@ def resolve_job(
     decision = Decision("none", "")
     if job.gradcam:
         names = request.identity.classes
-        config = resolve_detector(model, job.model, None if names is None else len(names))
+        config = resolve_detector(
+            model, compile.with_names(request), None if names is None else len(names)
+        )
         decision = decide(model, config, images(size), checks_boxes=False)
         classes = compile.class_names(request, num_classes(model, config))
         _check_classes(job.gradcam.classes or (), classes)

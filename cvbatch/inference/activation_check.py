@@ -151,9 +151,10 @@ def decide(
         return _decide_ids(name, figures)
     if config.activation != "auto":
         _check_explicit(name, config.activation, figures)
+        advice = _background_advice(config, figures.units) if config.activation == "sigmoid" else ""
         return Decision(
             config.activation,
-            f"{name}: activation {config.activation}, as the job file says ({figures})",
+            f"{name}: activation {config.activation}, as the job file says ({figures}){advice}",
         )
     if isinstance(config, DetectionConfig):
         return _decide_detection(name, config, values, figures)
@@ -168,7 +169,8 @@ def decide(
     if values.are_probabilities or (is_arg_max and figures.rows_sum_to_1):
         kinds = " and ".join(sorted(values.activations)) or "rows that sum to 1"
         reason = f"its scores are probabilities, of {kinds} in {values.source} ({figures})"
-        return Decision("none", f"{name}: {reason}; nothing is applied to them")
+        advice = _background_advice(config, units) if "sigmoid" in values.activations else ""
+        return Decision("none", f"{name}: {reason}; nothing is applied to them{advice}")
     activation = default_activation(units, is_multi_label)
     reason = f"its scores are logits, of {values.source} ({figures}); {activation} is applied"
     return Decision(activation, f"{name}: {reason}")
@@ -206,6 +208,16 @@ def _decide_whole(name: str, figures: Figures) -> Decision:
             "which may be class ids; set classes: to one name for each id"
         )
     return Decision("none", f"{name}: its one channel holds 0 and 1, without fractions")
+
+
+def _background_advice(config: ModelConfig, units: int) -> str:
+    """Return what independent channels of a segmentation network mean without a background."""
+    if not isinstance(config, SegmentationConfig) or config.background or units == 1:
+        return ""
+    return (
+        "; its channels are independent, and every pixel gets the best one: set background: add if "
+        "no channel is the background"
+    )
 
 
 def _decide_detection(

@@ -116,7 +116,7 @@ def _prepare(
     model: Network, request: BuildRequest, pixels: np.ndarray, *, checks_boxes: bool
 ) -> _Section:
     """Check that the network fits a section of the job, on a few images."""
-    config = _with_names(request)
+    config = with_names(request)
     names = request.identity.classes
     config = resolve_detector(model, config, None if names is None else len(names))
     classes = class_names(request, num_classes(model, config))
@@ -159,7 +159,7 @@ def _load(storage: Storage, request: BuildRequest) -> keras.Model | ForeignNetwo
     return model if request.precision == "float32" else with_precision(model, request.precision)
 
 
-def _with_names(request: BuildRequest) -> ModelConfig:
+def with_names(request: BuildRequest) -> ModelConfig:
     """Return the model's section with the names of its classes, if the job or its file has them."""
     names = request.identity.classes
     if names is None:

@@ -166,6 +166,7 @@ def test_independent_channels(keys, engine, tmp_path):
     model = network(sigmoid)
     loaded, built = build(model, tmp_path, engine, classes=NAMES, **keys)
     assert built.activation == "none"
+    assert ("set background: add" in built.activation_reason) == (not keys)
     has_more = keys.get("background") == "add"
     assert built.spec.classes == (("background", *NAMES) if has_more else tuple(NAMES))
     scores, placement = called(model, loaded, picture())
