@@ -91,7 +91,8 @@ def build(
         engine,
         names,
         batch,
-        _bytes_per_image(cost_of_image, size, request.precision),
+        _bytes_per_image(cost_of_image, size, request.precision)
+        + sum(section.graph.output_bytes for section in sections),
         "\n".join(filter(None, notes)),
         payload,
         num_parameters(model, cost_of_image),

@@ -143,6 +143,7 @@ class ServingGraph:
             and before the function was traced.
         dimension: numbers of the vector of an image; 0 for tasks without vectors.
         vector_source: where they are in the network; "" if that is clear.
+        output_bytes: memory of the outputs of one image; 0 before the function was traced.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class ServingGraph:
         self._size = input_size(model, config)
         self.heatmap_layer = ""
         self.dimension, self.vector_source = 0, ""
+        self.output_bytes = 0
         heatmap = getattr(config, "heatmap", None)
         if heatmap is not None:
             gradcam.check_layer(model, heatmap.layer)
@@ -195,7 +197,12 @@ class ServingGraph:
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)
         self.heatmap_layer = forward.heatmap_layer
         self.dimension, self.vector_source = forward.dimension, forward.vector_source
-        return {name: _float32(tensor) for name, tensor in results.items()}
+        tensors = {name: _float32(tensor) for name, tensor in results.items()}
+        self.output_bytes = sum(
+            (tensor.shape[1:].num_elements() or 0) * tensor.dtype.size
+            for tensor in tensors.values()
+        )
+        return tensors
 
     def preprocessed(self, pixels: np.ndarray) -> np.ndarray:  # (B, H, W, 3) → (B, H, W, C)
         """Return the network's input, with channels last."""
