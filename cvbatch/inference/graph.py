@@ -1,8 +1,8 @@
 """Serving graph of one model: pixels to the outputs of its task, as TensorFlow tensors.
 
-Preprocessing, activation, arg-max and Grad-CAM are part of the graph. `cvbatch.inference.engines`
-compiles it to a program. Imports TensorFlow: only processes that compile or inspect a network use
-it.
+Preprocessing, activation, Grad-CAM and the arg-max of masks at the network's size are part of the
+graph. `cvbatch.inference.engines` compiles it to a program. Imports TensorFlow: only processes that
+compile or inspect a network use it.
 """
 
 from __future__ import annotations
