@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
+    BeforeValidator,
     Field,
     field_validator,
     model_validator,
@@ -24,7 +25,7 @@ from cvbatch.config.base import (
 )
 from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
-from cvbatch.core.types import ResizeMode, Tiling
+from cvbatch.core.types import InputKey, Interpolation, ResizeMode, Tiling
 
 BoxFormat = Literal[
     "xyxy",
@@ -102,18 +103,54 @@ def _overlap_error(overlap: float, size: tuple[int, int]) -> str:
     )
 
 
+class ResizeConfig(Section):
+    """A resize mode that uses the centre of each image."""
+
+    mode: ResizeMode
+    fraction: float | None = Field(None, gt=0, le=1)  # of each side; see `make_placement`
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> ResizeConfig:
+        if self.fraction is not None and self.mode == "letterbox":
+            raise ValueError(
+                "fraction cuts borders off and letterbox shows the whole image; remove one of them"
+            )
+        return self
+
+
+def _short_resize(value: Any) -> Any:
+    """Return a mode without a fraction as its name, so that both have one fingerprint."""
+    if not isinstance(value, dict):
+        if value in get_args(ResizeMode):
+            return value
+        raise ValueError("must be stretch, letterbox or crop, or {mode: crop, fraction: 0.875}")
+    config = ResizeConfig.model_validate(value)
+    return config.mode if config.fraction is None else config
+
+
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
 
 
 class _ModelConfig(Section):
-    added_keys: ClassVar[tuple[str, ...]] = ("activation", "layout", "trust")
+    added_keys: ClassVar[tuple[str, ...]] = (
+        "activation",
+        "layout",
+        "trust",
+        "interpolation",
+        "antialias",
+    )
 
     model: Name
     weights: Name | None = None
     sha256: Sha256 | None = None  # of the model file, or else of the weights file
     classes: list[str] | Name | None = None
     image_size: Size | None = None
-    resize: ResizeMode = "stretch"
+    resize: Annotated[
+        ResizeMode | ResizeConfig, BeforeValidator(_short_resize, ResizeMode | ResizeConfig)
+    ] = "stretch"
+    # area: sides that shrink are averaged over area; the others are those of Pillow
+    interpolation: Interpolation = "area"
+    antialias: bool = True  # false: as tf.image.resize
     preprocessing: Literal["none", "tf", "torch", "caffe"] = "none"
     rescale: Rescale | None = None
     output: Name | None = None  # name of the output to use, if the network has several
@@ -124,11 +161,33 @@ class _ModelConfig(Section):
     build: dict[str, Any] | None = None  # options of a zoo network, such as backbone or width
     trust: ModuleNames = Field(default_factory=list)  # installed modules whose classes may be built
 
+    @property
+    def revision(self) -> dict[str, str]:
+        """Return what else identifies the rows of this version; empty: as in version 0.1.0."""
+        return {}
+
     @model_validator(mode="after")
     def _check_weights(self) -> _ModelConfig:
         check_model(self.model, self.weights, self.build)
         check_sha256(self.sha256, self.model, self.weights)
         return self
+
+    @model_validator(mode="after")
+    def _check_antialias(self) -> _ModelConfig:
+        if not self.antialias and self.interpolation in ("area", "nearest"):
+            raise ValueError(
+                f"antialias: false has no meaning for interpolation: {self.interpolation}; remove "
+                "it, or set interpolation: bilinear, bicubic or lanczos"
+            )
+        return self
+
+    def input_key(self, height: int, width: int) -> InputKey:
+        """Return the input of the network, of this size in pixels, without tiles."""
+        resize = self.resize
+        mode, fraction = (
+            (resize.mode, resize.fraction) if isinstance(resize, ResizeConfig) else (resize, None)
+        )
+        return InputKey(height, width, mode, None, fraction, self.interpolation, self.antialias)
 
 
 class _TiledConfig(_ModelConfig):
@@ -136,10 +195,10 @@ class _TiledConfig(_ModelConfig):
 
     @model_validator(mode="after")
     def _check_resize_of_tiles(self) -> _TiledConfig:
-        if self.tiles is not None and self.resize == "crop":
+        if self.tiles is not None and self.resize not in ("stretch", "letterbox"):
             raise ValueError(
-                "resize: crop would cut off the borders of every tile; with tiles use stretch or "
-                "letterbox"
+                "resize: crop or a fraction would cut off the borders of every tile; with tiles "
+                "use stretch or letterbox"
             )
         return self
 
@@ -154,11 +213,41 @@ class ClassificationConfig(_TiledConfig):
     heatmap: HeatmapConfig | None = None
 
 
+ADD_BACKGROUND = "add"
+
+
 class SegmentationConfig(_TiledConfig):
     """A class per pixel."""
 
+    added_keys: ClassVar[tuple[str, ...]] = (
+        *_ModelConfig.added_keys,
+        *("score_threshold", "background"),
+    )
+
     task: Literal["segmentation"]
     mask_size: Literal["original", "model"] = "original"
+    score_threshold: Fraction | None = None  # a pixel whose best score is below is background
+    background: Name | None = None  # name of the class of such pixels; add: one more, class 0
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Return whether the best channel of each cell of the network is not enough."""
+        keys = (self.score_threshold, self.background)
+        return self.mask_size == "original" or keys != (None, None)
+
+    @property
+    def revision(self) -> dict[str, str]:
+        """Return what identifies the rows of this version where those of 0.1.0 were different."""
+        return {"mask_interpolation": "bilinear"} if self.mask_size == "original" else {}
+
+    @model_validator(mode="after")
+    def _check_background(self) -> SegmentationConfig:
+        if self.background not in (None, ADD_BACKGROUND) and self.score_threshold is None:
+            raise ValueError(
+                f"background: {self.background} has no effect without score_threshold, below which "
+                "pixels become background; set score_threshold, or remove background"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_mask_size(self) -> SegmentationConfig:

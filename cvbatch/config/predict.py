@@ -149,7 +149,7 @@ def fingerprint(job: JobConfig, model_identities: Sequence[str], engine: str) ->
         values = config.model_dump(mode="json", exclude={"model", "weights", "sha256", "classes"})
         # None is left out, so that a key added by a later version does not change fingerprints.
         options = {key: value for key, value in values.items() if value is not None}
-        models.append({**options, "identity": identity})
+        models.append({**options, **config.revision, "identity": identity})
     payload = {
         "schema": SCHEMA_VERSION,
         "models": models,

@@ -16,6 +16,7 @@ import numpy as np
 from cvbatch.core.tasks import Task
 
 ResizeMode = Literal["stretch", "letterbox", "crop"]
+Interpolation = Literal["area", "bilinear", "bicubic", "lanczos", "nearest"]
 Log = Callable[[str], None]  # receives one line of text about the progress of a job
 Examples = dict[str, list[list[str]]]  # "stage/kind" → a few [image_id, message]
 MAX_MASK_CLASSES = 255
@@ -67,6 +68,9 @@ class InputKey(NamedTuple):
     width: int
     resize: ResizeMode
     tiling: Tiling | None = None  # None: images are not cut into tiles
+    fraction: float | None = None  # central part that is used; see `make_placement`
+    interpolation: Interpolation = "area"
+    antialias: bool = True
 
 
 @dataclass(frozen=True)
@@ -214,11 +218,11 @@ class Heatmaps:
 
 @dataclass(frozen=True)
 class Masks:
-    """A class id per pixel, at the network's output size; at the original size if tiled."""
+    """A class id per pixel as PNG, because masks of originals are large."""
 
-    class_id: np.ndarray  # (V,) uint8: all masks, each in row-major order
-    height: np.ndarray  # (M,) int32
-    width: np.ndarray  # (M,) int32
+    png: np.ndarray  # (V,) uint8: all files
+    num_bytes: np.ndarray  # (M,) int64, of each file
+    area: np.ndarray  # (M, C) int64, pixels of each class
     image_index: np.ndarray  # (M,) int64, ascending
 
 
@@ -247,6 +251,9 @@ class ModelSpec:
     overlap_height: int = 0
     overlap_width: int = 0
     dimension: int = 0  # numbers of an embedding or a regression; 0 for other tasks
+    fraction: float | None = None  # as in `InputKey`
+    interpolation: Interpolation = "area"
+    antialias: bool = True
 
     @property
     def input_key(self) -> InputKey:
@@ -255,7 +262,15 @@ class ModelSpec:
         if self.tile_height > 0:
             sides = (self.tile_height, self.tile_width, self.overlap_height, self.overlap_width)
             tiling = Tiling(*sides)
-        return InputKey(self.input_height, self.input_width, self.resize, tiling)
+        return InputKey(
+            self.input_height,
+            self.input_width,
+            self.resize,
+            tiling,
+            self.fraction,
+            self.interpolation,
+            self.antialias,
+        )
 
 
 @dataclass(frozen=True)

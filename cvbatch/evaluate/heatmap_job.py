@@ -109,7 +109,7 @@ def input_keys(job: JobConfig, models: Sequence[dict[str, Any]]) -> tuple[InputK
     for config in job.models:
         height, width = sizes[config.task]
         tiling = tiling_of(config, height, width)
-        keys.append(InputKey(height, width, config.resize, tiling))
+        keys.append(config.input_key(height, width)._replace(tiling=tiling))
     return tuple(dict.fromkeys(keys))
 
 

@@ -95,7 +95,7 @@ def area_under_curve(curve: np.ndarray) -> np.ndarray:  # (..., S + 1) → (...)
 def _rectangles(placements: Sequence[Placement]) -> Iterator[tuple[slice, slice]]:
     for placement in placements:
         top, left, height, width = placement.target
-        yield slice(top, top + height), slice(left, left + width)
+        yield slice(max(0, top), top + height), slice(max(0, left), left + width)
 
 
 def _is_image(placements: Sequence[Placement]) -> np.ndarray:  # (T, H, W) bool

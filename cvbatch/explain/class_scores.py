@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cvbatch.config.explain import ExplainJob
+from cvbatch.core.errors import ModelError
 from cvbatch.core.tasks import Task
 from cvbatch.explain.region_scores import box_scores, find_deep_map, region_scores
 from cvbatch.explain.spec import NetworkFacts
@@ -28,7 +29,7 @@ from cvbatch.inference.gradcam import Calls, find_feature_map
 from cvbatch.inference.outputs_classification import scores_output
 from cvbatch.inference.outputs_detection import detector_scores
 from cvbatch.inference.outputs_localization import single_box
-from cvbatch.inference.outputs_segmentation import maps_output
+from cvbatch.inference.outputs_segmentation import maps_output, num_ids
 from cvbatch.models.frameworks import tf
 
 Scores = tuple[tf.Tensor, tf.Tensor]  # (B, C) scores to explain, (B, C) scores that rank classes
@@ -89,8 +90,13 @@ def _image_scores(
 def _region_scores(
     job: ExplainJob, facts: NetworkFacts, outputs: Tensors, focus: tf.Tensor | None
 ) -> Scores:
-    config: Any = job.model
+    config: Any = job.model.model_copy(update={"classes": list(facts.classes)})
     maps = maps_output(config, outputs)
+    if num_ids(config, maps):
+        raise ModelError(
+            f"model {config.model!r} returns class ids, which have no gradient; explain the "
+            "network without its arg-max"
+        )
     logits = class_logits(maps, facts.activation, is_multi_label=False)
     if maps.shape[3] == 1:  # one unit is the positive class of two
         logits = tf.concat([-logits, logits], axis=3)

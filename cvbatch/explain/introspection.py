@@ -14,7 +14,7 @@ import numpy as np
 from cvbatch.config.explain import ExplainJob
 from cvbatch.core.errors import ModelError
 from cvbatch.core.suggestions import hint
-from cvbatch.core.types import Failure, ImageBatch, InputKey
+from cvbatch.core.types import Failure, ImageBatch
 from cvbatch.explain import filters, layer_selection
 from cvbatch.explain.class_scores import CLASS_SCORES
 from cvbatch.explain.deepdream import DeepDream
@@ -85,7 +85,9 @@ def resolve_job(
     decision = Decision("none", "")
     if job.gradcam:
         names = request.identity.classes
-        config = resolve_detector(model, job.model, None if names is None else len(names))
+        config = resolve_detector(
+            model, compile.with_names(request), None if names is None else len(names)
+        )
         decision = decide(model, config, images(size), checks_boxes=False)
         classes = compile.class_names(request, num_classes(model, config))
         _check_classes(job.gradcam.classes or (), classes)
@@ -140,7 +142,7 @@ class Network:
             resolved = resolve_detector(model, job.model, len(facts.classes))
             job = job.model_copy(update={"model": resolved})
         self._model, self._job, self._facts = model, job, facts
-        self._key = InputKey(*facts.image_size, job.model.resize)
+        self._key = job.model.input_key(*facts.image_size)
         self._class_scores = CLASS_SCORES[job.model.task]
         self._needs_graph = job.activations is not None or job.gradcam is not None
         self._heatmap_layer = ""  # set by tracing

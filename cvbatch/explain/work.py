@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ import pyarrow as pa
 
 from cvbatch.config.explain import ExplainJob
 from cvbatch.core.child_process import silent_stderr
-from cvbatch.core.types import ChunkRef, Failure, ImageBatch, InputKey
+from cvbatch.core.types import ChunkRef, Failure, ImageBatch
 from cvbatch.explain import image_grids, tables
 from cvbatch.explain.spec import (
     IMAGES,
@@ -68,8 +67,12 @@ def inspect_network(
     from cvbatch.explain.introspection import Network, build_network, resolve_job
 
     model = build_network(storage, request)
-    images = partial(sample_pixels, samples, storage, resize=job.model.resize)
-    facts = resolve_job(model, job, request, images)
+    facts = resolve_job(
+        model,
+        job,
+        request,
+        lambda size: sample_pixels(samples, storage, job.model.input_key(*size)),
+    )
     Network(model, job, facts).check()
     model.save(saved)
     return facts
@@ -172,7 +175,7 @@ def _decoded_batches(spec: ExplainSpec, reader: ChunkReader, ref: ChunkRef) -> I
         raise RuntimeError("a chunk of images without a source")
     images = reader.read(read_chunk(spec.storage, ref), job.source.max_bytes)
     limits = Limits.from_source(job.source.model_dump())
-    key = InputKey(*spec.facts.image_size, job.model.resize)
+    key = job.model.input_key(*spec.facts.image_size)
     with IsolatedDecoder(job.run.image_timeout_s) as decode_one:
         yield from decode_images(
             images, [key], limits, ref.chunk_id, job.run.batch_size, decode_one

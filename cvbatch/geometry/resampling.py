@@ -1,4 +1,4 @@
-"""Resample a heatmap from the network's grid to the input, its tiles or the original.
+"""Resample heatmaps and class maps from the network's grid to the input, its tiles, the original.
 
 Between the centres of its cells a heatmap is interpolated linearly; outside the outermost centres
 it is constant. `cv2.resize` does the same; this module also samples at irregular positions.
@@ -26,6 +26,68 @@ class _Axis(NamedTuple):
     target_size: int
     input: int  # pixels
     cells: int
+
+
+class Taps(NamedTuple):
+    """The two cells along one axis between which each of R pixels is interpolated."""
+
+    low: np.ndarray  # (R,) int64, ascending
+    high: np.ndarray  # (R,) int64
+    weight: np.ndarray  # (R,) float32, of the higher cell
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def part(self, pixels: slice) -> Taps:
+        """Return the taps of some pixels."""
+        return Taps(self.low[pixels], self.high[pixels], self.weight[pixels])
+
+    def from_first(self) -> Taps:
+        """Return the taps on a grid that begins at the first cell."""
+        return Taps(self.low - self.low[0], self.high - self.low[0], self.weight)
+
+
+def bilinear_taps(
+    placement: Placement, grid_hw: tuple[int, ...]
+) -> tuple[int, Taps, int, Taps]:  # first row, its taps, first column, its taps
+    """Map the pixels of the original that are in the input to cells of a grid over the input.
+
+    Outside the centres of the outermost cells of the original, not of its padding, the nearest
+    value is used.
+
+    Args:
+        placement: position of the original in the input.
+        grid_hw: numbers of rows and columns that the input is divided into.
+    """
+    (top, rows), (left, columns) = (_axis_taps(axis) for axis in _axes(placement, grid_hw))
+    return top, rows, left, columns
+
+
+def _axis_taps(axis: _Axis) -> tuple[int, Taps]:
+    position = cell_centres(axis.source_size) * axis.target_size / axis.source_size + axis.target
+    inside = np.flatnonzero((position >= 0) & (position < axis.input))
+    ends = max(0, axis.target), min(axis.input, axis.target + axis.target_size)
+    low, high = (end * axis.cells / axis.input for end in ends)
+    first, last = (low, high - 1) if high - low > 1 else ((low + high - 1) / 2,) * 2
+    cell = (position[inside] * axis.cells / axis.input - 0.5).clip(first, last)
+    cell = cell.clip(0, axis.cells - 1)
+    below = np.floor(cell).astype(np.int64)
+    above = np.minimum(below + 1, axis.cells - 1)
+    return axis.source + int(inside[0]), Taps(below, above, (cell - below).astype(np.float32))
+
+
+def interpolate(values: np.ndarray, taps: Taps, axis: int) -> np.ndarray:
+    """Return values with an axis of cells interpolated to an axis of pixels."""
+    below = values.take(taps.low, axis=axis)
+    if not taps.weight.any():
+        return below
+    shape = [1] * values.ndim
+    shape[axis] = len(taps)
+    change = values.take(taps.high, axis=axis)
+    change -= below
+    change *= taps.weight.reshape(shape)
+    below += change
+    return below
 
 
 def sample_bilinear(
@@ -80,8 +142,9 @@ def heatmap_to_original(
     for axis in _axes(placement, values.shape):
         size = min(axis.original, MAX_SIDE)
         position = cell_centres(size) * axis.original / size
-        is_covered.append((position >= axis.source) & (position < axis.source + axis.source_size))
         in_input = (position - axis.source) * axis.target_size / axis.source_size + axis.target
+        is_in_source = (position >= axis.source) & (position < axis.source + axis.source_size)
+        is_covered.append(is_in_source & (in_input >= 0) & (in_input < axis.input))
         positions.append(in_input * axis.cells / axis.input)
     return sample_bilinear(values, *positions) * np.outer(*is_covered)
 

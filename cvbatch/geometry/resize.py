@@ -1,8 +1,8 @@
 """Resize rules (stretch, letterbox, crop) and their inverse for boxes and masks.
 
-In each of the three modes one rectangle of the original, in whole pixels, is resized to one
-rectangle of the input, in whole pixels. Every mapping follows from these two rectangles. Each tile
-of a tiled image (`cvbatch.geometry.tiling`) has a placement.
+In each mode one rectangle of the original, in whole pixels, is resized to one rectangle, in whole
+pixels of the input, that may extend beyond the input. Every mapping follows from these two
+rectangles. Each tile of a tiled image (`cvbatch.geometry.tiling`) has a placement.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cvbatch.core.types import VOID_CLASS, InputKey
+from cvbatch.core.types import VOID_CLASS, InputKey, Interpolation
 from cvbatch.geometry.boxes import clip_boxes
+from cvbatch.geometry.interpolation import resize_pixels
 
 JPEG_REDUCTIONS = (8, 4, 2, 1)
 PADDING_GREY = 114
+# An original with a longer side is cut to this before a crop of a fraction, to save memory.
+_MAX_ASPECT_RATIO = 32
 
 
 class Rectangle(NamedTuple):
-    """The pixels `top:top + height, left:left + width` of an image."""
+    """The pixels `top:top + height, left:left + width` of an image, or of the plane around it."""
 
     top: int
     left: int
@@ -35,7 +38,8 @@ class Rectangle(NamedTuple):
 class Placement:
     """Position of an original, or of a tile of it, in a network's input; sizes in pixels.
 
-    The rectangle `source` of the original is resized to the rectangle `target` of the input.
+    The rectangle `source` of the original is resized to the rectangle `target`, in pixels of the
+    input; what is outside of the input is cut off.
     """
 
     height: int
@@ -54,14 +58,29 @@ def make_placement(height: int, width: int, key: InputKey) -> Placement:
     crop: the largest centred rectangle with the aspect ratio of the input fills the input, as in
     `keras.layers.Resizing(crop_to_aspect_ratio=True)`.
 
+    With a fraction, stretch uses that central part of each side, as `tf.image.central_crop`; crop
+    resizes the original so that it covers an input that is larger by 1 / fraction, and then cuts
+    out the centre, as `Resize` and `CenterCrop` of torchvision and timm.
+
     Args:
         height: of the original in pixels.
         width: likewise.
-        key: size of the input and resize mode.
+        key: size of the input, resize mode and fraction.
     """
     source = Rectangle(0, 0, height, width)
     target = Rectangle(0, 0, key.height, key.width)
-    if key.resize == "letterbox":
+    if key.fraction is not None:
+        if key.resize == "stretch":
+            top, left = (int((side - side * key.fraction) / 2) for side in (height, width))
+            source = Rectangle(top, left, height - 2 * top, width - 2 * left)
+        else:
+            source = _centred(
+                min(height, _MAX_ASPECT_RATIO * width),
+                min(width, _MAX_ASPECT_RATIO * height),
+                within=source,
+            )
+            target = _covering(source, key, key.fraction)
+    elif key.resize == "letterbox":
         # As ultralytics' LetterBox, with the same rounding of floats: a half to the even number.
         scale = min(key.height / height, key.width / width)
         target = _centred(
@@ -89,6 +108,8 @@ def required_size(height: int, width: int, key: InputKey) -> tuple[int, int]:
     An original that is decoded at a reduced size loses no detail for the network if both sides have
     at least this size. All tiles have the same scale.
     """
+    if key.interpolation != "area":  # exact: the result must not depend on the reduction
+        return height, width
     placement = make_placement(*window_size(height, width, key), key)
     source, target = placement.source, placement.target
     return (
@@ -119,35 +140,33 @@ def jpeg_reduction(height: int, width: int, keys: Iterable[InputKey]) -> int:
 def resize_image(
     image: np.ndarray,  # (h, w, 3) uint8
     placement: Placement,
+    interpolation: Interpolation = "area",
+    antialias: bool = True,
 ) -> np.ndarray:  # (H, W, 3) uint8
     """Resize an image to a network's input; the padding is grey.
-
-    Sides that shrink are averaged over area, sides that grow are interpolated linearly.
 
     Args:
         image: the original of the placement, or the same decoded at a reduced size; the source
             rectangle is then rounded to pixels of the reduced image.
         placement: position of the original in the input.
+        interpolation: see `resize_pixels`.
+        antialias: likewise.
     """
     source, target = placement.source, placement.target
     top, bottom = _scaled(source.top, source.height, len(image), placement.height)
     left, right = _scaled(source.left, source.width, image.shape[1], placement.width)
-    resized = image[top:bottom, left:right]
-    shrunk_hw = min(bottom - top, target.height), min(right - left, target.width)
-    for height, width, method in (
-        (*shrunk_hw, cv2.INTER_AREA),
-        (target.height, target.width, cv2.INTER_LINEAR),
-    ):
-        if resized.shape[:2] != (height, width):
-            resized = cv2.resize(resized, (width, height), interpolation=method)
-    if (target.height, target.width) == (placement.input_height, placement.input_width):
+    part = image[top:bottom, left:right]
+    resized, inside = _cut_to_input(
+        resize_pixels(part, target.height, target.width, interpolation, antialias), placement
+    )
+    if resized.shape[:2] == (placement.input_height, placement.input_width):
         return np.ascontiguousarray(resized)
     return cv2.copyMakeBorder(
         resized,
-        target.top,
-        placement.input_height - target.top - target.height,
-        target.left,
-        placement.input_width - target.left - target.width,
+        inside.top,
+        placement.input_height - inside.top - inside.height,
+        inside.left,
+        placement.input_width - inside.left - inside.width,
         cv2.BORDER_CONSTANT,
         value=(PADDING_GREY, PADDING_GREY, PADDING_GREY),
     )
@@ -178,16 +197,18 @@ def boxes_to_input(
     xyxy: np.ndarray,  # (M, 4) pixels of the original
     placement: Placement,
 ) -> np.ndarray:  # (M, 4) float32, pixels of the network's input
-    """Map boxes from the original to the network's input, clipped to the target rectangle.
+    """Map boxes from the original to the network's input, clipped to where the original is.
 
     The inverse of `boxes_to_original`. A box outside a crop becomes empty.
     """
     source, target = placement.source, placement.target
     scale = np.array([target.width / source.width, target.height / source.height] * 2)
-    in_target = (xyxy - np.array([source.left, source.top] * 2)) * scale
-    in_target = np.clip(in_target, 0, np.array([target.width, target.height] * 2))
-    shifted: np.ndarray = in_target + np.array([target.left, target.top] * 2)
-    return shifted.astype(np.float32)
+    shifted = (xyxy - np.array([source.left, source.top] * 2)) * scale
+    shifted += np.array([target.left, target.top] * 2)
+    inside = _inside(placement)
+    right, bottom = inside.left + inside.width, inside.top + inside.height
+    clipped: np.ndarray = np.clip(shifted, [inside.left, inside.top] * 2, [right, bottom] * 2)
+    return clipped.astype(np.float32)
 
 
 def mask_to_input(
@@ -203,7 +224,7 @@ def mask_to_input(
         interpolation=cv2.INTER_NEAREST_EXACT,
     )
     size = placement.input_height, placement.input_width
-    return _pad_with_void(resized, target, size)
+    return _pad_with_void(*_cut_to_input(resized, placement), size)
 
 
 def mask_to_original(
@@ -218,11 +239,29 @@ def mask_to_original(
         mask: class ids of the network's input, at any scale.
         placement: position of the original in the input.
     """
-    source = placement.source
     size = placement.height, placement.width
-    _, rows, _, columns = sample_grid(placement, size, (mask.shape[0], mask.shape[1]))
+    top, rows, left, columns = sample_grid(placement, size, (mask.shape[0], mask.shape[1]))
     resampled = mask.take(columns, axis=1).take(rows, axis=0)
-    return _pad_with_void(resampled, source, size)
+    return _pad_with_void(resampled, Rectangle(top, left, len(rows), len(columns)), size)
+
+
+def _inside(placement: Placement) -> Rectangle:
+    """Return the part of the target rectangle that is inside the input."""
+    target = placement.target
+    top, left = max(0, target.top), max(0, target.left)
+    bottom = min(placement.input_height, target.top + target.height)
+    right = min(placement.input_width, target.left + target.width)
+    return Rectangle(top, left, bottom - top, right - left)
+
+
+def _cut_to_input(
+    resized: np.ndarray,  # (h, w, ...), the size of the target rectangle
+    placement: Placement,
+) -> tuple[np.ndarray, Rectangle]:  # (h', w', ...)
+    """Return the part that is inside the input, and where it is."""
+    inside = _inside(placement)
+    top, left = inside.top - placement.target.top, inside.left - placement.target.left
+    return resized[top : top + inside.height, left : left + inside.width], inside
 
 
 def _pad_with_void(mask: np.ndarray, rectangle: Rectangle, size: tuple[int, int]) -> np.ndarray:
@@ -247,7 +286,8 @@ def sample_grid(
 
     Returns:
         The first of R rows and the first of C columns of the canvas whose centres are in the source
-        rectangle, each followed by the rows or columns of the grid that contain these centres.
+        rectangle and in the input, each followed by the rows or columns of the grid that contain
+        these centres.
     """
     source, target = placement.source, placement.target
     top, rows = _sample_axis(
@@ -275,6 +315,22 @@ def _centred(height: int, width: int, within: Rectangle) -> Rectangle:
     return Rectangle(top, left, height, width)
 
 
+def _covering(source: Rectangle, key: InputKey, fraction: float) -> Rectangle:
+    """Return the rectangle, centred in the input, to which a crop of a fraction resizes the source.
+
+    Source: `Resize` and `CenterCrop` of torchvision, which truncate the longer side and round the
+    offset, halves to even; timm truncates side / fraction.
+    """
+    height, width = (int(side / fraction + 1e-6) for side in (key.height, key.width))
+    if height * source.width >= width * source.height:
+        width = height * source.width // source.height
+    else:
+        height = width * source.height // source.width
+    return Rectangle(
+        -round((height - key.height) / 2), -round((width - key.width) / 2), height, width
+    )
+
+
 def _scaled(start: int, length: int, size: int, original_size: int) -> tuple[int, int]:
     """Return [start, start + length) of an original in pixels of a reduced image, never empty."""
     first = min(divide_rounded(start * size, original_size), size - 1)
@@ -298,4 +354,6 @@ def _sample_axis(
     twice = 2 * np.arange(first, end, dtype=np.int64) + 1
     from_source = twice * pixels - 2 * cells * source[0]
     numerator = (from_source * target[1] + 2 * cells * source[1] * target[0]) * grid[1]
-    return first, numerator // (2 * cells * source[1] * grid[0])
+    cell = numerator // (2 * cells * source[1] * grid[0])
+    start, stop = np.searchsorted(cell, (0, grid[1]))
+    return first + int(start), cell[start:stop]

@@ -89,10 +89,10 @@ def _resize(
 ) -> np.ndarray:  # (H, W, 3) uint8, or (T, H, W, 3) under a key with tiling
     placements = tile_placements(height, width, key)
     if key.tiling is None:
-        return resize_image(pixels, placements[0])
+        return resize_image(pixels, placements[0], key.interpolation, key.antialias)
     tiles = np.empty((len(placements), key.height, key.width, 3), np.uint8)
     for tile, placement in zip(tiles, placements, strict=True):
-        tile[:] = resize_image(pixels, placement)
+        tile[:] = resize_image(pixels, placement, key.interpolation, key.antialias)
     return tiles
 
 

@@ -43,20 +43,32 @@ def class_areas(
     mask: np.ndarray,  # (h, w) uint8
     num_classes: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # (K,) int32, (K,) int64
+    """Return the classes of a mask and their numbers of pixels; see the functions below."""
+    return largest_first(count_pixels(mask, num_classes))
+
+
+def largest_first(
+    area: np.ndarray,  # (C,) int64, pixels of each class
+) -> tuple[np.ndarray, np.ndarray]:  # (K,) int32, (K,) int64
+    """Return the ids of the classes that occur and their pixels, largest first, ties by id."""
+    class_id = np.flatnonzero(area)
+    class_id = class_id[np.argsort(-area[class_id], kind="stable")]
+    return class_id.astype(np.int32), area[class_id]
+
+
+def count_pixels(
+    mask: np.ndarray,  # (h, w) uint8
+    num_classes: int,
+) -> np.ndarray:  # (C,) int64
     """Count the pixels of each class of a mask.
 
     Args:
         mask: class ids; larger ids than `num_classes − 1`, such as `VOID_CLASS`, are not counted.
         num_classes: at most `MAX_MASK_CLASSES`.
-
-    Returns:
-        The ids of the classes that occur and their numbers of pixels, largest first, ties by id.
     """
     counts = np.zeros(256, np.int64)
     rows = max(1, _EXACT_PIXELS // mask.shape[1])
     for start in range(0, len(mask), rows):
         part = cv2.calcHist([mask[start : start + rows]], [0], None, [256], [0, 256])
         counts += part.reshape(-1).astype(np.int64)
-    class_id = np.flatnonzero(counts[:num_classes])
-    class_id = class_id[np.argsort(-counts[class_id], kind="stable")]
-    return class_id.astype(np.int32), counts[class_id]
+    return counts[:num_classes]

@@ -86,8 +86,11 @@ def before_activation(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
     Without such an activation the scores themselves are returned, and "".
     """
     tensor = scores
-    while tensor.op.type in {"Identity", "Cast", "ExpandDims", "Squeeze"}:
-        tensor = tensor.op.inputs[0]
+    while tensor.op.type in {"Identity", "Cast", "ExpandDims", "Squeeze", "Reshape"}:
+        source = tensor.op.inputs[0]
+        if tensor.op.type == "Reshape" and source.shape[-1] != tensor.shape[-1]:
+            break  # its rows are not those of the scores
+        tensor = source
     if tensor.op.type in {"Softmax", "Sigmoid"}:
         return tf.reshape(tensor.op.inputs[0], scores.shape), str(tensor.op.type)
     return scores, ""

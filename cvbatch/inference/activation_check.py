@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvbatch.config.models import Activation, DetectionConfig, LocalizationConfig, ModelConfig
+from cvbatch.config.models import (
+    Activation,
+    DetectionConfig,
+    LocalizationConfig,
+    ModelConfig,
+    SegmentationConfig,
+)
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import detector_formats
 from cvbatch.inference.activation import default_activation
@@ -21,6 +27,7 @@ from cvbatch.inference.forward_pass import Tensors
 from cvbatch.inference.graph import Network, preprocess, resolve_detector, task_tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
 from cvbatch.inference.outputs_localization import single_box
+from cvbatch.inference.outputs_segmentation import num_ids
 from cvbatch.inference.value_ranges import Values, values_of
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import tf
@@ -53,6 +60,8 @@ class Figures(NamedTuple):
         sum_high: largest sum of a row.
         num_images: number of images.
         units: scores of a row.
+        are_whole: whether all are whole numbers.
+        num_ids: number of classes, if the scores are class ids; else 0.
     """
 
     low: float
@@ -61,6 +70,8 @@ class Figures(NamedTuple):
     sum_high: float
     num_images: int
     units: int
+    are_whole: bool = False
+    num_ids: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -75,6 +86,11 @@ class Figures(NamedTuple):
     def is_within(self, tolerance: float) -> bool:
         """Return whether all scores are in 0..1, give or take a tolerance."""
         return self.is_empty or (self.low >= -tolerance and self.high <= 1 + tolerance)
+
+    @property
+    def are_several_whole(self) -> bool:
+        """Return whether different values occur, and only whole numbers."""
+        return self.are_whole and self.low < self.high
 
     @property
     def rows_sum_to_1(self) -> bool:
@@ -131,24 +147,30 @@ def decide(
             checked = config.model_copy(update={"box_format": boxes.box_format})
             check_boxes(checked, boxes.corners, *pixels.shape[1:3])
         check_class_ids(name, boxes.class_ids, num_classes)
+    if isinstance(config, SegmentationConfig) and figures.num_ids:
+        return _decide_ids(name, figures)
     if config.activation != "auto":
         _check_explicit(name, config.activation, figures)
+        advice = _background_advice(config, figures.units) if config.activation == "sigmoid" else ""
         return Decision(
             config.activation,
-            f"{name}: activation {config.activation}, as the job file says ({figures})",
+            f"{name}: activation {config.activation}, as the job file says ({figures}){advice}",
         )
     if isinstance(config, DetectionConfig):
         return _decide_detection(name, config, values, figures)
     is_multi_label = bool(getattr(config, "multi_label", False))
     units = figures.units
     is_arg_max = _is_arg_max(config, units) and not needs_values
+    if isinstance(config, SegmentationConfig) and units == 1 and figures.are_several_whole:
+        return _decide_whole(name, figures)
     verdict = _verdict(values, figures, is_multi_label, is_arg_max)
     if verdict:
         raise ModelError(_refusal(name, verdict, values, figures))
-    if values.are_probabilities:
-        kinds = " and ".join(sorted(values.activations))
+    if values.are_probabilities or (is_arg_max and figures.rows_sum_to_1):
+        kinds = " and ".join(sorted(values.activations)) or "rows that sum to 1"
         reason = f"its scores are probabilities, of {kinds} in {values.source} ({figures})"
-        return Decision("none", f"{name}: {reason}; nothing is applied to them")
+        advice = _background_advice(config, units) if "sigmoid" in values.activations else ""
+        return Decision("none", f"{name}: {reason}; nothing is applied to them{advice}")
     activation = default_activation(units, is_multi_label)
     reason = f"its scores are logits, of {values.source} ({figures}); {activation} is applied"
     return Decision(activation, f"{name}: {reason}")
@@ -160,6 +182,42 @@ def _check_explicit(name: str, activation: Activation, figures: Figures) -> None
             f"{name}: activation none says that its scores are probabilities, but the {figures}; "
             "set activation: softmax (classes exclude each other) or sigmoid"
         )
+
+
+def _decide_ids(name: str, figures: Figures) -> Decision:
+    count = figures.num_ids
+    values = f"{'' if figures.are_whole else 'fractions '}{_span(figures.low, figures.high)}"
+    if not figures.is_empty and not (
+        figures.are_whole and figures.low >= 0 and figures.high < count
+    ):
+        raise ModelError(
+            f"{name}: its one channel holds {values} for {figures.num_images} images, and ids of "
+            f"the {count} classes are 0 to {count - 1}; set classes: to one name for each id, or "
+            "to two names if the channel is the score of the second class"
+        )
+    return Decision(
+        "none", f"{name}: its output holds class ids ({values} for {figures.num_images} images)"
+    )
+
+
+def _decide_whole(name: str, figures: Figures) -> Decision:
+    """Decide on one channel of whole numbers: a thresholded score, or class ids without names."""
+    if not figures.are_in_range:
+        raise ModelError(
+            f"{name}: its one channel holds the whole numbers {_span(figures.low, figures.high)}, "
+            "which may be class ids; set classes: to one name for each id"
+        )
+    return Decision("none", f"{name}: its one channel holds 0 and 1, without fractions")
+
+
+def _background_advice(config: ModelConfig, units: int) -> str:
+    """Return what independent channels of a segmentation network mean without a background."""
+    if not isinstance(config, SegmentationConfig) or config.background or units == 1:
+        return ""
+    return (
+        "; its channels are independent, and every pixel gets the best one: set background: add if "
+        "no channel is the background"
+    )
 
 
 def _decide_detection(
@@ -183,7 +241,13 @@ def _decide_detection(
 
 def _is_arg_max(config: ModelConfig, units: int) -> bool:
     """Return whether only the largest score of a pixel counts, which no activation changes."""
-    return config.task == "segmentation" and units > 1 and config.tiles is None
+    return (
+        isinstance(config, SegmentationConfig)
+        and units > 1
+        and config.tiles is None
+        and config.score_threshold is None
+        and config.background is None
+    )
 
 
 def _verdict(values: Values, figures: Figures, is_multi_label: bool, is_arg_max: bool) -> str:
@@ -260,24 +324,27 @@ def _observe(
     batch = model.input_shape[0] or len(pixels)
     pixels = np.resize(pixels, (batch, *pixels.shape[1:]))  # repeats images to a fixed batch
     size = pixels.shape[1], pixels.shape[2]
-    seen: list[tuple[Values, int, str]] = []
+    seen: list[tuple[Values, int, int, str]] = []
 
     def forward(images: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor] | None]:
         raw = task_outputs.by_name(model(preprocess(images, model, config), training=False))
         scores = _raw_scores(scores_of, config, raw, size)
         boxes = _best_boxes(config, raw, size)
+        ids = num_ids(config, scores) if isinstance(config, SegmentationConfig) else 0
         values = values_of(scores, getattr(model, "known_values", {}))
-        seen.append((values, int(scores.shape[-1]), boxes.box_format if boxes else ""))
+        seen.append((values, int(scores.shape[-1]), ids, boxes.box_format if boxes else ""))
         rows = tf.reshape(tf.cast(scores, tf.float32), (-1, scores.shape[-1]))
         rows = tf.boolean_mask(rows, tf.reduce_all(tf.math.is_finite(rows), axis=1))
         sums = tf.reduce_sum(rows, axis=1)
         limits = [f(x) for x in (rows, sums) for f in (tf.reduce_min, tf.reduce_max)]
+        limits.append(tf.reduce_max(tf.abs(rows - tf.round(rows))))
         return tf.stack(limits), boxes and (boxes.corners, boxes.class_ids)
 
     numbers, boxes = tf.function(forward, autograph=False)(tf.constant(pixels))
-    low, high, sum_low, sum_high = numbers.numpy().tolist()
-    values, units, box_format = seen[0]
-    figures = Figures(low, high, sum_low, sum_high, len(pixels), units)
+    low, high, sum_low, sum_high, fraction = numbers.numpy().tolist()
+    values, units, ids, box_format = seen[0]
+    ends = low, high, sum_low, sum_high
+    figures = Figures(*ends, len(pixels), units, fraction <= 0, ids)
     if boxes is None:
         return _Observed(values, figures, None)
     corners, class_ids = (tensor.numpy() for tensor in boxes)

@@ -9,7 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvbatch.config.models import DetectionConfig, ModelConfig, tiling_of
+from cvbatch.config.models import (
+    ADD_BACKGROUND,
+    DetectionConfig,
+    ModelConfig,
+    SegmentationConfig,
+    tiling_of,
+)
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import short_name
 from cvbatch.core.types import ModelSpec
@@ -68,7 +74,7 @@ def build(
     cost_of_image = costs(model, size)
     working = working_memory(model, cost_of_image, size)
     num_samples = images_that_fit(request, model, working)
-    pixels = sample_pixels(samples, storage, size, config.resize)[:num_samples]
+    pixels = sample_pixels(samples, storage, config.input_key(*size))[:num_samples]
     if isinstance(model, ForeignNetwork):
         model.fix_batch(preprocess(pixels, model, config).numpy())
     has_images = samples is not None
@@ -88,7 +94,8 @@ def build(
         max(
             _bytes_per_image(working, size, request.precision),
             live_bytes(payload) // batch if engine == "litert" else 0,
-        ),
+        )
+        + sum(section.graph.output_bytes for section in sections),  # arrays of the caller
         "\n".join(filter(None, notes)),
         payload,
         num_parameters(model, cost_of_image),
@@ -114,11 +121,14 @@ def _prepare(
     model: Network, request: BuildRequest, pixels: np.ndarray, *, checks_boxes: bool
 ) -> _Section:
     """Check that the network fits a section of the job, on a few images."""
+    config = with_names(request)
     names = request.identity.classes
-    config = resolve_detector(model, request.config, None if names is None else len(names))
+    config = resolve_detector(model, config, None if names is None else len(names))
     classes = class_names(request, num_classes(model, config))
     if isinstance(config, DetectionConfig):
         _check_keep_classes(config, classes)
+    if isinstance(config, SegmentationConfig) and config.background == ADD_BACKGROUND:
+        classes = ("background", *classes)
     decision = decide(model, config, pixels, checks_boxes=checks_boxes, num_classes=len(classes))
     masks = decide_masks(model, config, pixels, checks_boxes=checks_boxes)
     graph = ServingGraph(model, config, decision.activation, masks.values)
@@ -129,18 +139,21 @@ def _prepare(
 def _spec(section: _Section, size: tuple[int, int], weights_digest: str) -> ModelSpec:
     """Return the spec of a section whose graph was traced."""
     config = section.request.config
-    tiling = tiling_of(config, *size)
+    tiling, key = tiling_of(config, *size), config.input_key(*size)
     return ModelSpec(
         name=short_name(config.model),
         task=config.task,
         classes=section.classes,
         input_height=size[0],
         input_width=size[1],
-        resize=config.resize,
+        resize=key.resize,
         weights_sha256=weights_digest,
         heatmap_layer=section.graph.heatmap_layer,
         dimension=section.graph.dimension,
         **(tiling._asdict() if tiling else {}),
+        fraction=key.fraction,
+        interpolation=key.interpolation,
+        antialias=key.antialias,
     )
 
 
@@ -149,6 +162,14 @@ def _load(storage: Storage, request: BuildRequest) -> keras.Model | ForeignNetwo
         return load_network(storage, request)
     model = load(storage, request)
     return model if request.precision == "float32" else with_precision(model, request.precision)
+
+
+def with_names(request: BuildRequest) -> ModelConfig:
+    """Return the model's section with the names of its classes, if the job or its file has them."""
+    names = request.identity.classes
+    if names is None:
+        return request.config
+    return request.config.model_copy(update={"classes": list(names)})
 
 
 def load(storage: Storage, request: BuildRequest) -> keras.Model:

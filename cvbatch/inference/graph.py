@@ -1,8 +1,8 @@
 """Serving graph of one model: pixels to the outputs of its task, as TensorFlow tensors.
 
-Preprocessing, activation, arg-max and Grad-CAM are part of the graph. `cvbatch.inference.engines`
-compiles it to a program. Imports TensorFlow: only processes that compile or inspect a network use
-it.
+Preprocessing, activation, Grad-CAM and the arg-max of masks at the network's size are part of the
+graph. `cvbatch.inference.engines` compiles it to a program. Imports TensorFlow: only processes that
+compile or inspect a network use it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cvbatch.config.models import Activation, AnchorsConfig, DetectionConfig, ModelConfig
+from cvbatch.config.models import (
+    Activation,
+    AnchorsConfig,
+    DetectionConfig,
+    ModelConfig,
+    SegmentationConfig,
+)
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import detector_formats, gradcam
 from cvbatch.inference.forward_pass import ForwardPass, MaskValues, Tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
+from cvbatch.inference.outputs_segmentation import as_maps
 from cvbatch.inference.programs import output_prefixes
 from cvbatch.inference.token_maps import TokenMaps
 from cvbatch.models import outputs as task_outputs
@@ -119,6 +126,8 @@ def task_tensors(outputs: Tensors, config: ModelConfig, size: tuple[int, int]) -
     """
     if isinstance(config, DetectionConfig):
         return detector_formats.adapt(config, outputs, size)
+    if isinstance(config, SegmentationConfig):
+        return as_maps(config, outputs, size)
     return outputs
 
 
@@ -136,6 +145,7 @@ class ServingGraph:
             and before the function was traced.
         dimension: numbers of the vector of an image; 0 for tasks without vectors.
         vector_source: where they are in the network; "" if that is clear.
+        output_bytes: memory of the outputs of one image; 0 before the function was traced.
     """
 
     def __init__(
@@ -161,6 +171,7 @@ class ServingGraph:
         self._size = input_size(model, config)
         self.heatmap_layer = ""
         self.dimension, self.vector_source = 0, ""
+        self.output_bytes = 0
         heatmap = getattr(config, "heatmap", None)
         if heatmap is not None:
             gradcam.check_layer(model, heatmap.layer)
@@ -189,7 +200,12 @@ class ServingGraph:
         results = GRAPH_OUTPUTS[self._config.task].compute(forward)
         self.heatmap_layer = forward.heatmap_layer
         self.dimension, self.vector_source = forward.dimension, forward.vector_source
-        return {name: _float32(tensor) for name, tensor in results.items()}
+        tensors = {name: _float32(tensor) for name, tensor in results.items()}
+        self.output_bytes = sum(
+            (tensor.shape[1:].num_elements() or 0) * tensor.dtype.size
+            for tensor in tensors.values()
+        )
+        return tensors
 
     def preprocessed(self, pixels: np.ndarray) -> np.ndarray:  # (B, H, W, 3) → (B, H, W, C)
         """Return the network's input, with channels last."""

@@ -164,11 +164,13 @@ def _image_axes(values: np.ndarray, placement: Placement) -> tuple[_Axis, _Axis]
 def _resized_axis(
     source: tuple[int, int], target: tuple[int, int], cells: int, input_side: int
 ) -> _Axis:
-    """Return the pixels of the source; cells of the padding have no influence on them."""
+    """Return the pixels in the input; cells of the padding have no influence on them."""
     centres = (np.arange(source[1]) + 0.5) * (target[1] / source[1]) + target[0]
+    start, stop = np.searchsorted(centres, (0, input_side)).tolist()
     scale = cells / input_side
-    first, end = target[0] * scale, sum(target) * scale
-    return source[0], np.clip(centres * scale, min(first + 0.5, end), max(end - 0.5, first))
+    first, end = max(0, target[0]) * scale, min(input_side, sum(target)) * scale
+    positions = np.clip(centres[start:stop] * scale, min(first + 0.5, end), max(end - 0.5, first))
+    return source[0] + start, positions
 
 
 def _near_cells(axis: _Axis, cells: np.ndarray) -> _Axis:

@@ -107,7 +107,8 @@ class BuildRequest:
     def key(self) -> str:
         """Return a hash of everything that determines the program, 32 hexadecimal digits."""
         content: dict[str, Any] = {
-            "config": self.config.model_dump(mode="json", exclude={"sha256"}),
+            "config": self.config.model_dump(mode="json", exclude={"sha256"})
+            | self.config.revision,
             "identity": self.identity.fingerprint,
             "engine": self.engine,
             "precision": self.precision,

@@ -10,7 +10,7 @@ import numpy as np
 
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import CvbatchError
-from cvbatch.core.types import Chunk, Decoded, InputKey, ResizeMode, SourceOptions
+from cvbatch.core.types import Chunk, Decoded, InputKey, SourceOptions
 from cvbatch.images.isolated_decode import IsolatedDecoder
 from cvbatch.images.options import Limits
 from cvbatch.sources.readers import ChunkReader
@@ -71,16 +71,16 @@ class SampleImages:
 
 
 def sample_pixels(
-    samples: SampleImages | None, storage: Storage, size: tuple[int, int], resize: ResizeMode
+    samples: SampleImages | None, storage: Storage, key: InputKey
 ) -> np.ndarray:  # (N, H, W, 3) uint8
     """Return images of the job, or generated ones if there is none or the source fails.
 
     The run itself reports a source that fails.
     """
-    pixels: list[np.ndarray] = []
+    size, pixels = (key.height, key.width), []
     if samples is not None:
         try:
-            pixels = samples.read(storage, InputKey(*size, resize))
+            pixels = samples.read(storage, key)
         except CvbatchError:
             return generated_pixels(size)
     return np.stack(pixels) if pixels else generated_pixels(size)

@@ -20,7 +20,6 @@ from cvbatch.core.types import (
     InputKey,
     ModelPredictions,
     Predictions,
-    ResizeMode,
     Tiling,
 )
 
@@ -48,7 +47,7 @@ def table_to_image_batches(table: pa.Table) -> list[ImageBatch]:
     """Return the batches of a table of `image_batches_to_table`."""
     batches = []
     for head, arrays in _from_table(table):
-        keys = [_input_key(*key) for key in head.pop("keys")]
+        keys = [_input_key(InputKey(*key)) for key in head.pop("keys")]
         width, height, *pixels = arrays
         batches.append(
             ImageBatch(
@@ -97,8 +96,9 @@ def table_to_predictions(table: pa.Table) -> list[Predictions]:
     return result
 
 
-def _input_key(height: int, width: int, resize: ResizeMode, tiling: list[int] | None) -> InputKey:
-    return InputKey(height, width, resize, None if tiling is None else Tiling(*tiling))
+def _input_key(stored: InputKey) -> InputKey:
+    """Return the key with its tiling, which is a list in JSON."""
+    return stored if stored.tiling is None else stored._replace(tiling=Tiling(*stored.tiling))
 
 
 def _common_head(batch: ImageBatch | Predictions) -> dict[str, Any]:

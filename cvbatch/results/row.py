@@ -333,7 +333,7 @@ def _with_masks(values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 def _input_key(model: dict[str, Any]) -> InputKey:
     height, width = model["input_size"]
-    return InputKey(height, width, model["resize"])
+    return InputKey(height, width, model["resize"], fraction=model.get("fraction"))
 
 
 def _placement(model: dict[str, Any], height: int, width: int) -> Placement:

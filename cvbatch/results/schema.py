@@ -21,11 +21,8 @@ from cvbatch.core.types import (
     ModelSpec,
     Predictions,
     offsets_of,
-    unflatten,
 )
-from cvbatch.geometry.resize import make_placement, mask_to_original
-from cvbatch.geometry.tiling import count_tiles
-from cvbatch.images import masks as mask_arrays
+from cvbatch.images.masks import largest_first
 
 _FAILURE = pa.struct([("stage", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 _LABEL = pa.struct([("class_id", pa.int32()), ("label", pa.string()), ("score", pa.float32())])
@@ -93,6 +90,7 @@ def result_metadata(models: Sequence[ResultModel], job_fingerprint: str, version
             "classes": list(model.spec.classes),
             "input_size": [model.spec.input_height, model.spec.input_width],
             "resize": model.spec.resize,
+            **({} if model.spec.fraction is None else {"fraction": model.spec.fraction}),
             "weights_sha256": model.spec.weights_sha256,
             "options": model.config.model_dump(
                 mode="json",
@@ -243,16 +241,10 @@ def _mask_columns(
         return {}
     png: list[bytes | None] = [None] * len(is_failed)
     class_ids, areas, counts = [], [], []
-    is_original = getattr(model.config, "mask_size", "original") == "original"
-    key = model.spec.input_key
-    arrays = unflatten(masks.class_id, masks.height, masks.width)
-    for mask, i in zip(arrays, masks.image_index, strict=True):
-        placed = mask
-        size = int(batch.height[i]), int(batch.width[i])
-        if is_original and count_tiles(*size, key) == 1:  # merged masks of tiles have that size
-            placed = mask_to_original(mask, make_placement(*size, key))
-        png[i] = mask_arrays.encode_png(placed)
-        class_id, area = mask_arrays.class_areas(placed, len(model.spec.classes))
+    files = np.split(masks.png, np.cumsum(masks.num_bytes)[:-1])
+    for file, image_area, i in zip(files, masks.area, masks.image_index, strict=True):
+        png[i] = file.tobytes()
+        class_id, area = largest_first(image_area)
         class_ids.append(class_id)
         areas.append(area)
         counts.append(len(class_id))

@@ -3,10 +3,11 @@
 import pytest
 
 from cvbatch.config.loader import load_job, parse_job
-from cvbatch.config.models import tiling_of
+from cvbatch.config.models import SegmentationConfig, tiling_of
 from cvbatch.config.predict import fingerprint
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.core.types import Tiling
+from cvbatch.inference.programs import BuildRequest, Identity
 
 
 def raw(**changes):
@@ -212,6 +213,37 @@ def test_the_fingerprint_covers_what_changes_rows_and_nothing_else():
         fingerprint_of(raw(run={"precision": "mixed_float16"})),
     ]
     assert len({same, *changed}) == len(changed) + 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "earlier"),
+    [
+        ({"task": "classification"},
+         "952a3b3535b983477df515d079c68295095747058cdbdc9d8a5c077426dd5510"),
+        ({"task": "segmentation", "mask_size": "model"},
+         "2fb187bad572c230dddd317ebc963cf44321887f26394c524e5fdcb282c8597f"),
+    ],
+)  # fmt: skip
+def test_jobs_whose_rows_are_those_of_version_0_1_0_keep_their_fingerprint(keys, earlier):
+    (model,) = raw(models=[{"model": "a.keras", **keys}])["models"]
+    assert fingerprint(parse_job(raw(models=[model])), ["x"], "litert") == earlier
+
+
+def program_key(config):
+    return BuildRequest(config, Identity("x", None, None, None), "litert", "float32", 1).key
+
+
+def test_masks_interpolated_to_the_original_have_another_fingerprint_and_program(monkeypatch):
+    """A sink of version 0.1.0, whose masks are copied cells, must not get other masks."""
+    job = parse_job(raw(models=[{"task": "segmentation", "model": "a.keras"}]))
+    earlier = "785efff0b80cb80d68483515126c853373512ca0879ec4d00fe6ee616b52c6d9"
+    (config,) = job.models
+    monkeypatch.setattr(SegmentationConfig, "revision", {})
+    assert fingerprint(job, ["x"], "litert") == earlier
+    earlier_key = program_key(config)
+    monkeypatch.undo()
+    assert fingerprint(job, ["x"], "litert") != earlier
+    assert program_key(config) != earlier_key
 
 
 def test_a_key_that_is_none_is_not_in_the_fingerprint(monkeypatch):

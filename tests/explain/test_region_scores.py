@@ -235,3 +235,37 @@ def test_heatmaps_of_a_detector_do_not_depend_on_the_format_of_its_outputs(build
         np.testing.assert_allclose(heatmap.values, other.values, atol=1e-5)
         np.testing.assert_allclose(heatmap.box, other.box, atol=1e-4)
         assert heatmap.score == pytest.approx(other.score, abs=1e-6)
+
+
+def test_rows_of_pixels_are_explained_like_a_map():
+    import keras
+
+    model, images = networks.segmenter(), networks.random_images(2, (32, 24))
+    flat = keras.Model(model.input, keras.layers.Reshape((-1, 3))(model.output))
+    names = ("a", "b", "c")
+    for of_map, of_rows in zip(
+        explain(model, images, "segmentation", names),
+        explain(flat, images, "segmentation", names),
+        strict=True,
+    ):
+        assert of_rows[0].class_id == of_map[0].class_id
+        np.testing.assert_allclose(of_rows[0].values, of_map[0].values, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_class_ids_have_no_gradient(dtype):
+    import tensorflow as tf
+
+    from cvbatch.config.explain import parse_explanation
+    from cvbatch.core.errors import ModelError
+    from cvbatch.explain.class_scores import CLASS_SCORES
+    from cvbatch.explain.spec import NetworkFacts
+
+    model = {"task": "segmentation", "model": "a.keras", "classes": "names.txt"}
+    job = parse_explanation(
+        {"model": model, "source": {"uri": "x"}, "sink": {"uri": "y"}, "gradcam": {}}
+    )
+    facts = NetworkFacts(("a", "b", "c"), (4, 4), {}, {}, "none", "")
+    outputs = {"output": tf.zeros((1, 4, 4, 1), dtype)}
+    with pytest.raises(ModelError, match="explain the network without its arg-max"):
+        CLASS_SCORES["segmentation"].scores(job, facts, outputs, None)

@@ -49,11 +49,13 @@ def test_resizing_to_the_same_size_changes_nothing():
     np.testing.assert_array_equal(resize_bilinear(values, 7, 5), values)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "fraction"), [*((mode, None) for mode in MODES), ("crop", 0.8), ("stretch", 0.8)]
+)
 @pytest.mark.parametrize("size", [(20, 20), (13, 40), (40, 13), (1, 30)])
-def test_each_pixel_of_the_original_has_the_value_at_its_position(mode, size):
+def test_each_pixel_of_the_original_has_the_value_at_its_position(mode, fraction, size):
     values = random_heatmap((4, 6))
-    placement = make_placement(*size, InputKey(16, 24, mode))
+    placement = make_placement(*size, InputKey(16, 24, mode, None, fraction))
     resampled = heatmap_to_original(values, placement)
     source, target = placement.source, placement.target
     assert resampled.shape == size
@@ -65,6 +67,7 @@ def test_each_pixel_of_the_original_has_the_value_at_its_position(mode, size):
             )
             y_in = (y + 0.5 - source.top) / source.height * target.height + target.top
             x_in = (x + 0.5 - source.left) / source.width * target.width + target.left
+            inside = inside and 0 <= y_in < 16 and 0 <= x_in < 24
             expected = value_at(values, y_in / 16 * 4, x_in / 24 * 6) if inside else 0
             assert resampled[y, x] == pytest.approx(expected, abs=1e-6)
 
@@ -98,12 +101,12 @@ def test_each_tile_has_its_part_of_the_heatmap_over_the_original():
 @given(
     st.tuples(SIDES, SIDES),
     st.tuples(st.integers(1, 50), st.integers(1, 50)),
-    st.sampled_from(MODES),
+    st.sampled_from([*((mode,) for mode in MODES), ("crop", None, 0.7), ("stretch", None, 0.7)]),
     st.integers(0, 99),
 )
 def test_the_peak_equals_a_search_over_all_cells(grid, size, mode, seed):
     values = np.random.default_rng(seed).integers(0, 4, grid) / 4  # ties, and zeros
-    placement = make_placement(*size, InputKey(24, 30, mode))
+    placement = make_placement(*size, InputKey(24, 30, *mode))
     source, target = placement.source, placement.target
     best, expected = 0.0, None
     for row in range(grid[0]):

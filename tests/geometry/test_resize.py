@@ -20,8 +20,19 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 SIDE = st.integers(1, 5000)
 MODES = ("stretch", "letterbox", "crop")
 KEY = st.builds(
-    InputKey, st.integers(1, 640), st.integers(1, 640), st.sampled_from(MODES), st.none()
+    lambda *values: InputKey(*values),
+    st.integers(1, 640),
+    st.integers(1, 640),
+    st.sampled_from(MODES),
 )
+CENTRE_KEY = st.builds(
+    lambda height, width, mode, fraction: InputKey(height, width, mode, None, fraction),
+    st.integers(1, 640),
+    st.integers(1, 640),
+    st.sampled_from(["stretch", "crop"]),
+    st.floats(0.05, 1),
+)
+ANY_KEY = KEY | CENTRE_KEY
 FACTORS = (1, 2, 4, 8)
 
 
@@ -69,7 +80,7 @@ def test_a_placement_is_centred_and_keeps_the_aspect_ratio(
 
 
 @settings(max_examples=200, deadline=None)
-@given(SIDE, SIDE, KEY, st.integers(0, 2**32 - 1))
+@given(SIDE, SIDE, ANY_KEY, st.integers(0, 2**32 - 1))
 def test_boxes_map_back_to_the_original(height: int, width: int, key: InputKey, seed: int) -> None:
     placement = r.make_placement(height, width, key)
     corners = np.random.default_rng(seed).random((20, 2, 2)) * (width, height)
@@ -195,7 +206,7 @@ def test_a_stretched_mask_equals_nearest_neighbour_of_pillow(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), KEY, st.sampled_from([1, 4]), st.integers(0, 99))
+@given(st.integers(1, 90), st.integers(1, 90), ANY_KEY, st.sampled_from([1, 4]), st.integers(0, 99))
 def test_a_pixel_of_a_mask_has_the_class_at_its_centre(
     height: int, width: int, key: InputKey, stride: int, seed: int
 ) -> None:
@@ -204,15 +215,67 @@ def test_a_pixel_of_a_mask_has_the_class_at_its_centre(
     placement = r.make_placement(height, width, key)
     mapped = r.mask_to_original(mask, placement)
     top, left, h, w = placement.source
-    is_covered = np.zeros((height, width), bool)
-    is_covered[top : top + h, left : left + w] = True
-    assert (mapped[~is_covered] == VOID_CLASS).all()
-    y, x = (np.argwhere(is_covered) + 0.5).T
+    in_source = np.zeros((height, width), bool)
+    in_source[top : top + h, left : left + w] = True
+    assert (mapped[~in_source] == VOID_CLASS).all()
+    y, x = (np.argwhere(in_source) + 0.5).T
     in_x, in_y = to_input(np.stack([x, y, x, y], axis=1), placement)[:, :2].T
     in_mask = np.stack([in_y * shape[0] / key.height, in_x * shape[1] / key.width])
-    is_on_edge = (np.abs(in_mask - in_mask.round()) < 1e-9).any(axis=0)
-    row, column = np.floor(in_mask[:, ~is_on_edge]).astype(int)
-    np.testing.assert_array_equal(mapped[is_covered][~is_on_edge], mask[row, column])
+    is_clear = (np.abs(in_mask - in_mask.round()) > 1e-9).all(axis=0)
+    row, column = np.floor(in_mask).astype(int)
+    is_cut = (row < 0) | (column < 0) | (row >= shape[0]) | (column >= shape[1])
+    classes = np.where(is_cut, VOID_CLASS, mask[row.clip(0, shape[0] - 1), column % shape[1]])
+    np.testing.assert_array_equal(mapped[in_source][is_clear], classes[is_clear])
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIDE, SIDE, CENTRE_KEY)
+def test_a_fraction_is_centred_and_fills_the_input(height: int, width: int, key: InputKey) -> None:
+    placement = r.make_placement(height, width, key)
+    (top, left, h, w), inner = placement.source, placement.target
+    assert abs(2 * top + h - height) <= 1 and abs(2 * left + w - width) <= 1
+    for start, size, side in ((inner.top, inner.height, key.height),
+                              (inner.left, inner.width, key.width)):  # fmt: skip
+        assert start <= 0 and start + size >= side
+        assert abs(2 * start + size - side) <= 2
+    whole = np.array([[0, 0, width, height]], np.float32)
+    in_input = r.boxes_to_input(whole, placement)[0]
+    np.testing.assert_array_equal(in_input, [0, 0, key.width, key.height])
+    used = r.boxes_to_original(in_input[None], placement)[0]
+    x_side, y_side = (used[2] - used[0]) / width, (used[3] - used[1]) / height
+    if key.resize == "stretch":
+        assert abs(x_side - key.fraction) <= 2 / width and abs(y_side - key.fraction) <= 2 / height
+    elif 1 / 32 <= height / width <= 32:
+        side = max(x_side * width / key.width, y_side * height / key.height)
+        covering = min(height / key.height, width / key.width) * key.fraction
+        assert abs(side / covering - 1) <= 2 / min(key.height, key.width) + 1e-5
+
+
+def test_known_crops_of_a_fraction() -> None:
+    """Those of torchvision's Resize(256) and CenterCrop(224), and of tf.image.central_crop."""
+    crop = InputKey(224, 224, "crop", None, 0.875)
+    placement = r.make_placement(375, 500, crop)
+    assert placement.source == (0, 0, 375, 500)
+    assert placement.target == (-16, -58, 256, 341)
+    assert r.make_placement(500, 375, crop).target == (-58, -16, 341, 256)
+    stretch = InputKey(224, 224, "stretch", None, 0.875)
+    assert r.make_placement(375, 500, stretch).source == (23, 31, 329, 438)
+
+
+@pytest.mark.parametrize("size", [(1, 40000), (40000, 1)])
+def test_a_very_long_original_is_cut_before_it_is_resized(size: tuple[int, int]) -> None:
+    key = InputKey(24, 24, "crop", None, 0.875, "bicubic")
+    placement = r.make_placement(*size, key)
+    assert max(placement.target[2:]) <= 32 * 27
+    image = r.resize_image(np.full((*size, 3), 200, np.uint8), placement, "bicubic")
+    assert image.shape == (24, 24, 3) and (image == 200).all()
+
+
+def test_exact_interpolations_are_decoded_at_full_size() -> None:
+    key = InputKey(224, 224, "crop", None, 0.875)
+    assert r.required_size(3000, 4000, key) == (256, 341)
+    assert r.jpeg_reduction(3000, 4000, [key]) == 8
+    assert r.jpeg_reduction(3000, 4000, [key._replace(interpolation="bilinear")]) == 1
 
 
 def test_letterboxed_boxes_map_back_as_ultralytics_does() -> None:

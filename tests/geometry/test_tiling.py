@@ -23,7 +23,7 @@ def tilings(draw: st.DrawFn) -> Tiling:
 
 
 KEY = st.builds(
-    InputKey,
+    lambda *values: InputKey(*values),
     st.integers(1, 64),
     st.integers(1, 64),
     st.sampled_from(("stretch", "letterbox")),

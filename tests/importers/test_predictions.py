@@ -15,12 +15,12 @@ from cvbatch.core.types import (
     Boxes,
     Failure,
     Labels,
-    Masks,
     ModelPredictions,
     ModelSpec,
     Predictions,
 )
 from cvbatch.images.masks import decode_png
+from cvbatch.inference.postprocess_segmentation import encode_masks
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
 from cvbatch.results import schema, writer
@@ -78,12 +78,7 @@ def predictions(images, tasks):
         "classification": ModelPredictions(
             labels=Labels(class_id, np.stack([score, score - 0.05], 1).reshape(-1), twice)
         ),
-        "segmentation": ModelPredictions(
-            masks=Masks(
-                np.concatenate([np.zeros(0, np.uint8), *[mask.reshape(-1) for mask in masks]]),
-                height[index], width[index], index,
-            )
-        ),
+        "segmentation": ModelPredictions(masks=encode_masks(masks, index, 3)),
         "detection": ModelPredictions(
             boxes=Boxes(boxes, np.tile(np.float32([0.9, 0.2]), len(index)), class_id, twice)
         ),

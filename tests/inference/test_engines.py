@@ -190,7 +190,7 @@ def test_logits_are_activated_in_the_graph(engine):
 
 def test_mask_is_the_argmax_of_class_maps(engine):
     model, images = networks.segmenter(), networks.random_images(2, (32, 24))
-    results, _ = run(engine, model, config("segmentation"), images)
+    results, _ = run(engine, model, config("segmentation", mask_size="model"), images)
     expected = model(images.astype("float32")).numpy().argmax(axis=-1)
     assert results["mask"].dtype == np.uint8
     assert (results["mask"] == expected).mean() > 0.999

@@ -187,11 +187,12 @@ def test_an_onnx_segmenter_gives_its_own_maps(tmp_path, pixels, model, axis):
     import cv2
 
     path = save(model(), tmp_path / "net.onnx")
-    built = build(path, task="segmentation", preprocessing="torch", tiles={})
+    job = {"task": "segmentation", "preprocessing": "torch"}
+    found = run(build(path, **job), pixels)
     own = np.moveaxis(own_output(path, torch_input(pixels)), axis, -1)
+    np.testing.assert_allclose(found["probabilities"], softmax(own), atol=1e-4)
     maps = np.stack([cv2.resize(m, SIZE[::-1], interpolation=cv2.INTER_LINEAR) for m in own])
-    found = run(built, pixels)
-    np.testing.assert_allclose(found["probabilities"], softmax(maps), atol=1e-4)
+    found = run(build(path, mask_size="model", **job), pixels)
     best = np.sort(maps, -1)
     is_clear = best[..., -1] - best[..., -2] > 1e-4
     assert (found["mask"] == maps.argmax(-1))[is_clear].all()

@@ -53,12 +53,15 @@ def by_loop(values, placement, size):
     """Interpolate at the centre of every pixel, one at a time, and compare with 0."""
     region = np.zeros(size, bool)
     source, target = placement.source, placement.target
-    cells = np.array(values.shape) / (placement.input_height, placement.input_width)
+    inputs = np.array([placement.input_height, placement.input_width])
+    cells = np.array(values.shape) / inputs
     starts, sides = np.array(source[:2]), np.array(source[2:])
-    low = np.array(target[:2]) * cells + 0.5
-    high = (np.array(target[:2]) + target[2:]) * cells - 0.5
+    low = np.maximum(target[:2], 0) * cells + 0.5
+    high = np.minimum(np.array(target[:2]) + target[2:], inputs) * cells - 0.5
     for pixel in np.ndindex(*source[2:]):
         at = (np.array(pixel) + 0.5) * np.array(target[2:]) / sides + target[:2]
+        if (at < 0).any() or (at >= inputs).any():
+            continue
         at = np.clip(at * cells, low, high) - 0.5
         y, x = np.floor(at).astype(int)
         fy, fx = at - (y, x)
@@ -72,13 +75,15 @@ def by_loop(values, placement, size):
     return region
 
 
-@pytest.mark.parametrize("mode", ["stretch", "letterbox", "crop"])
+@pytest.mark.parametrize(
+    "mode", [("stretch",), ("letterbox",), ("crop",), ("crop", None, 0.8), ("stretch", None, 0.8)]
+)
 def test_masks_of_the_image_are_interpolated_at_the_centres_of_pixels(mode):
     rng = np.random.default_rng(3)
     masks = reference.smooth(rng, (6, 12, 16)) - 0.4
     masks[0] = -1  # an empty mask
     size = (27, 35)
-    placement = make_placement(*size, InputKey(24, 32, mode))
+    placement = make_placement(*size, InputKey(24, 32, *mode))
     found = encode("image", {"masks": masks}, np.zeros((6, 4), np.float32), placement)
     expected = np.array([by_loop(mask, placement, size) for mask in masks.astype(np.float64)])
     assert 0 < expected.mean() < 0.7

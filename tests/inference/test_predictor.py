@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from cvbatch.config.loader import parse_job
-from cvbatch.core.types import Failure, ImageBatch, InputKey, ModelSpec, unflatten
+from cvbatch.core.types import Failure, ImageBatch, InputKey, ModelSpec
 from cvbatch.geometry.resize import boxes_to_original, make_placement
+from cvbatch.images.masks import decode_png
 from cvbatch.inference.predictor import LoadedModel, Predictor
 
 KEY = InputKey(8, 8, "stretch")
@@ -124,9 +125,10 @@ def test_nan_fails_its_image_in_every_model():
     assert predictions.models[0].labels.image_index.tolist() == [0, 2]
     assert predictions.models[1].masks.image_index.tolist() == [0, 2]
     masks = predictions.models[1].masks
-    arrays = unflatten(masks.class_id, masks.height, masks.width)
+    files = np.split(masks.png, np.cumsum(masks.num_bytes)[:-1])
+    arrays = [decode_png(file.tobytes()) for file in files]
     assert [(mask.shape, np.unique(mask).tolist()) for mask in arrays] == [
-        ((8, 8), [5]), ((8, 8), [9]),
+        ((16, 24), [5]), ((16, 24), [9]),
     ]  # fmt: skip
 
 

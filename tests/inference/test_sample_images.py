@@ -9,6 +9,7 @@ from cvbatch.images.options import Limits
 from cvbatch.inference.sample_images import NUM_IMAGES, SampleImages, sample_pixels
 from cvbatch.storage.store import Storage
 
+KEY = InputKey(6, 8, "stretch")
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9), (250, 250, 250)]
 
 
@@ -29,7 +30,7 @@ def samples(paths):
 
 
 def test_first_images_that_can_be_decoded(folder):
-    found = sample_pixels(samples(sorted(folder.iterdir())), Storage(), (6, 8), "stretch")
+    found = sample_pixels(samples(sorted(folder.iterdir())), Storage(), KEY)
     assert found.shape == (NUM_IMAGES, 6, 8, 3)
     assert [tuple(image[3, 3]) for image in found] == COLORS[:NUM_IMAGES]
 
@@ -37,10 +38,10 @@ def test_first_images_that_can_be_decoded(folder):
 def test_generated_images_if_there_is_none(folder):
     missing = samples([folder / "0.png", folder / "missing.png"])
     for source in (missing, None):
-        found = sample_pixels(source, Storage(), (6, 8), "stretch")
+        found = sample_pixels(source, Storage(), KEY)
         assert (found.shape, found.dtype) == ((NUM_IMAGES, 6, 8, 3), np.uint8)
         assert np.ptp(found, axis=0).max() > 50  # they differ
-    again = sample_pixels(None, Storage(), (6, 8), "stretch")
+    again = sample_pixels(None, Storage(), KEY)
     np.testing.assert_array_equal(found, again)
 
 

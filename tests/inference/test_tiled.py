@@ -6,7 +6,7 @@ import pytest
 
 from cvbatch.config.loader import parse_job
 from cvbatch.core.types import EncodedImage, InputKey, ModelSpec, Tiling
-from cvbatch.geometry.resize import mask_to_original, resize_image
+from cvbatch.geometry.resize import resize_image
 from cvbatch.geometry.tiling import count_tiles, tile_placements
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.masks import decode_png
@@ -14,6 +14,7 @@ from cvbatch.inference import builder, programs
 from cvbatch.inference.predictor import LoadedModel, Predictor
 from cvbatch.results import schema
 from cvbatch.storage.store import Storage
+from tests.support.class_maps import interpolated
 from tests.support.reference_arrays import suppress_reference
 from tests.support.serving import serving_graph
 
@@ -144,25 +145,14 @@ class TestThreeTasks:
 
 def check_mask(row, placements, probabilities):
     """Compare a mask with means over all tiles, except where two classes are almost equal."""
-    height, width = placements[0].height, placements[0].width
-    sums = np.zeros((height, width, probabilities.shape[3]))
-    count = np.zeros((height, width, 1))
-    for placement, tile in zip(placements, probabilities, strict=True):
-        # Masks of row and column numbers, resized to the original, give the pixel of the tile.
-        numbers = np.indices(tile.shape[:2]).astype(np.uint8)
-        y, x = (mask_to_original(number, placement) for number in numbers)
-        is_covered = np.zeros((height, width), bool)
-        top, left, h, w = placement.source
-        is_covered[top : top + h, left : left + w] = True
-        sums[is_covered] += tile[y[is_covered], x[is_covered]]
-        count[is_covered] += 1
-    mean = sums / count
+    values = [interpolated(tile, p) for tile, p in zip(probabilities, placements, strict=True)]
+    mean = np.nanmean(values, axis=0)
     ranked = np.sort(mean, axis=2)
     is_clear = ranked[..., -1] - ranked[..., -2] > 1e-5
     mask = decode_png(row["mask"]["bytes"])
     assert is_clear.mean() > 0.99
     np.testing.assert_array_equal(mask[is_clear], mean.argmax(axis=2)[is_clear])
-    assert sum(area["area"] for area in row["mask_areas"]) == height * width
+    assert sum(area["area"] for area in row["mask_areas"]) == mask.size
 
 
 def check_boxes(row, placements, outputs):
@@ -217,7 +207,7 @@ def nan_program(value, outputs):
     [
         ("classification", {"scores": (2,)}),
         ("detection", {"boxes": (3, 4), "scores": (3, 2)}),
-        ("segmentation", {"probabilities": (8, 8, 2), "mask": (8, 8)}),
+        ("segmentation", {"probabilities": (8, 8, 2)}),
     ],
 )
 def test_nan_of_a_tile_fails_its_image_in_every_model(task, outputs):
@@ -291,22 +281,22 @@ class TestProbabilities:
         raw = {"source": {"uri": "i"}, "sink": {"uri": "o"}, "models": models}
         images = np.random.default_rng(1).integers(0, 256, (2, 12, 16, 3), np.uint8)
         results = []
-        for tiles in (None, {}):
-            models[0]["tiles"] = tiles
-            graph = serving_graph(model, parse_job(raw).models[0])
+        for keys in ({"mask_size": "model"}, {}, {"tiles": {}}):
+            graph = serving_graph(model, parse_job({**raw, "models": [models[0] | keys]}).models[0])
             payload, names = ENGINES[engine].compile(graph, 2, 12, 16)
             results.append(ENGINES[engine].load(payload, names, 1)(images))
-        untiled, tiled = results
-        assert set(untiled) == {"mask"}
-        assert set(tiled) == {"mask", "probabilities"}
-        np.testing.assert_array_equal(tiled["mask"], untiled["mask"])
-        raw_maps = keras.ops.image.resize(model(images.astype("float32")), (12, 16))
-        function = activation or ("softmax" if units > 1 else "sigmoid")
-        expected = raw_maps if activation else getattr(keras.ops, function)(raw_maps)
-        expected = keras.ops.convert_to_numpy(expected)
+        at_input, original, tiled = results
+        assert set(at_input) == {"mask"}
+        assert set(original) == set(tiled) == {"probabilities"}
+        np.testing.assert_array_equal(original["probabilities"], tiled["probabilities"])
+        maps = model(images.astype("float32"))
+        function = getattr(keras.ops, activation or ("softmax" if units > 1 else "sigmoid"))
+        expected = keras.ops.convert_to_numpy(maps if activation else function(maps))
+        np.testing.assert_allclose(tiled["probabilities"], expected, atol=1e-5)
+        expected = keras.ops.image.resize(maps, (12, 16))
+        expected = keras.ops.convert_to_numpy(expected if activation else function(expected))
         if units == 1:
             expected = np.concatenate([1 - expected, expected], axis=3)
-        np.testing.assert_allclose(tiled["probabilities"], expected, atol=1e-5)
         clear = np.abs(np.diff(np.sort(expected, axis=3)[..., -2:], axis=3))[..., 0] > 1e-4
-        np.testing.assert_array_equal(tiled["mask"][clear], expected.argmax(axis=3)[clear])
-        assert len(np.unique(tiled["mask"])) > 1
+        np.testing.assert_array_equal(at_input["mask"][clear], expected.argmax(axis=3)[clear])
+        assert len(np.unique(at_input["mask"])) > 1

@@ -1,7 +1,8 @@
 """A result of version 0.1.0 is resumed: same programs, same bytes.
 
 `tests/fixtures/result_0_1_0` contains the output of commit 35336e2, before packages were moved, for
-`job.yaml`. Its images were S3 objects with the modification time 1,700,000,000 s (Unix time).
+`job.yaml` (masks at the network's size, because those of originals have had other rows since). Its
+images were S3 objects with the modification time 1,700,000,000 s (Unix time).
 """
 
 from __future__ import annotations
@@ -51,4 +52,6 @@ def test_an_earlier_result_is_resumed_with_the_same_bytes(folder, monkeypatch, m
     assert status == 0, stderr
     summary = json.loads(stdout)
     assert (summary["num_chunks"], summary["num_new"], summary["num_changed"]) == (missing, 0, 0)
-    assert files_of(folder / "result") == before
+    after = files_of(folder / "result")
+    after.pop("_cvbatch/job.yaml", None)  # the job that was run, which version 0.1.0 did not store
+    assert after == before

@@ -70,7 +70,10 @@ def test_a_signature_with_a_variable_size_and_two_outputs(tmp_path):
         model_runs.built(tmp_path / "net")
     scores = model_runs.outputs(tmp_path / "net", pixels, output="classes", **keys)["scores"]
     np.testing.assert_allclose(scores, expected["classes"], atol=1e-5)
-    masks = model_runs.outputs(tmp_path / "net", pixels, task="segmentation", **keys)["mask"]
+    keys["task"] = "segmentation"
+    maps = model_runs.outputs(tmp_path / "net", pixels, **keys)["probabilities"]
+    np.testing.assert_allclose(maps, expected["maps"], atol=1e-5)
+    masks = model_runs.outputs(tmp_path / "net", pixels, mask_size="model", **keys)["mask"]
     assert masks.shape == (2, 48, 40)
 
 

@@ -73,7 +73,11 @@ def predictions():
                     rng.random(2 * 4 + 1 + 6, np.float32), *sizes, ids, scores, index
                 ),
             ),
-            ModelPredictions(masks=Masks(rng.integers(0, 9, 15, np.uint8), *sizes, index)),
+            ModelPredictions(
+                masks=Masks(
+                    rng.integers(0, 9, 15, np.uint8), index * 3, rng.integers(0, 9, (3, 4)), index
+                )
+            ),
             ModelPredictions(
                 boxes=Boxes(rng.random((3, 4), np.float32), scores, ids, index),
                 box_masks=BoxMasks(rng.integers(48, 112, 9, np.uint8), ids, *sizes, index),
@@ -110,9 +114,9 @@ def test_widths_and_heights_are_not_swapped():
         serialization.predictions_to_table([predictions()])
     )
     assert read.width.tolist() == [0, 4, 5] and read.height.tolist() == [0, 6, 7]
-    (heatmaps, masks) = read.models[0].heatmaps, read.models[1].masks
-    assert heatmaps.height.tolist() == masks.height.tolist() == [2, 1, 3]
-    assert heatmaps.width.tolist() == masks.width.tolist() == [4, 1, 2]
+    heatmaps = read.models[0].heatmaps
+    assert heatmaps.height.tolist() == [2, 1, 3]
+    assert heatmaps.width.tolist() == [4, 1, 2]
 
 
 def test_columns_have_plain_types():
