@@ -147,6 +147,12 @@ def decide(
             checked = config.model_copy(update={"box_format": boxes.box_format})
             check_boxes(checked, boxes.corners, *pixels.shape[1:3])
         check_class_ids(name, boxes.class_ids, num_classes)
+    return _decide_from(name, config, values, figures, needs_values=needs_values)
+
+
+def _decide_from(
+    name: str, config: ModelConfig, values: Values, figures: Figures, *, needs_values: bool
+) -> Decision:
     if isinstance(config, SegmentationConfig) and figures.num_ids:
         return _decide_ids(name, figures)
     if config.activation != "auto":

@@ -234,11 +234,12 @@ def _compile(
 def _resize_note(model: Network, config: ModelConfig) -> str:
     """Return a note if a KerasHub preset has another resize than the job; else ""."""
     expected = getattr(model, "expected_resize", "")
-    if expected in ("", config.resize):
+    mode = config.input_key(1, 1).resize
+    if expected in ("", mode):
         return ""
     return (
         f"model {config.model}: KerasHub prepares its images with resize: {expected}, and the job "
-        f"with {config.resize}; set resize: {expected} for the same predictions"
+        f"with {mode}; set resize: {expected} for the same predictions"
     )
 
 

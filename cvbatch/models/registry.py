@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cvbatch.config.base import NAMED_WEIGHTS
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of, own_weights_error
 from cvbatch.core.suggestions import closest_names, hint
@@ -170,41 +171,47 @@ def load_model(
         ModelError: the name is unknown, a file is missing, damaged or unsafe, model and weights do
             not match, or the weights do not fit in memory.
     """
-    if format_of(model).key != "zoo":
-        if weights is not None:
-            raise ModelError(own_weights_error("weights", model))
-        if format_of(model).key in ("folder", "hub"):
-            return load_folder(model, local_file(model), image_size)
-        if format_of(model).key not in ("keras", "h5"):
-            raise ModelError(
-                f"model {model!r} is {format_of(model).description}, which is not a Keras network; "
-                "only cvbatch predict can run one"
-            )
+    key = format_of(model).key
+    if key != "zoo" and weights is not None:
+        raise ModelError(own_weights_error("weights", model))
+    if key in ("folder", "hub"):
+        return load_folder(model, local_file(model), image_size)
+    if key in ("keras", "h5"):
         return load_file(model, local_file(model), trust, memory_bytes)
-    find_entry(model)
-    if weights is None:
+    if key != "zoo":
         raise ModelError(
-            f"model {model!r} has no weights; set weights to imagenet, demo or a file, or to "
-            "random for an untrained network"
+            f"model {model!r} is {format_of(model).description}, which is not a Keras network; "
+            "only cvbatch predict can run one"
         )
+    _check_weights(model, weights)
     if weights == "demo":
         return _load_demo(model)
     if weights == "imagenet":
         return build(model, num_classes, image_size, _imagenet_option(model) | dict(options or {}))
-    if weights != "random" and not weights.endswith(WEIGHTS_SUFFIXES):
-        raise ModelError(
-            f"weights {weights!r} of {model}: must be imagenet, demo, random, or a file that ends "
-            "in .weights.h5, .h5 or .keras"
-        )
     if memory_bytes is not None and (image_size or options):
         with cost.skip_weight_allocation():
             network = build(model, num_classes, image_size, options)
         count = sum(math.prod(weight.shape) for weight in network.weights)
         check_memory(model, cost.FLOAT32_BYTES * count, memory_bytes)
     network = build(model, num_classes, image_size, options)
-    if weights != "random":
+    if weights not in (None, "random"):
         load_weights(network, model, weights, local_file(weights))
     return network
+
+
+def _check_weights(model: str, weights: str | None) -> None:
+    """Raise ModelError if a built-in network cannot have these weights."""
+    find_entry(model)
+    if weights is None:
+        raise ModelError(
+            f"model {model!r} has no weights; set weights to imagenet, demo or a file, or to "
+            "random for an untrained network"
+        )
+    if weights not in NAMED_WEIGHTS and not weights.endswith(WEIGHTS_SUFFIXES):
+        raise ModelError(
+            f"weights {weights!r} of {model}: must be imagenet, demo, random, or a file that ends "
+            "in .weights.h5, .h5 or .keras"
+        )
 
 
 def is_head_trained(model: str, weights: str | None, num_classes: int | None) -> bool:

@@ -118,10 +118,7 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     listener.info(f"sampling up to {SAMPLE_IMAGES} images")
     sample = _sample(ready, pending[0], programs) if pending else _Sample(0, 0, 0, 0.0, 0)
     num_pending = sum(ref.num_images for ref in pending)
-    if num_pending:
-        scale = num_pending / max(1, sample.num_images)
-    else:  # unknown before reading: scale by bytes
-        scale = sum(ref.size_bytes for ref in pending) / max(1, sample.num_bytes)
+    scale = _scale(pending, sample)
     return Estimate(
         num_chunks=len(plan.chunks),
         num_chunks_done=len(plan.chunks) - len(pending),
@@ -145,6 +142,14 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         engines=[program.engine for program in programs],
         notes=notes,
     )
+
+
+def _scale(pending: Sequence[ChunkRef], sample: _Sample) -> float:
+    """Return how much larger the work is than the sample: by images, or by bytes (tars)."""
+    num_images = sum(ref.num_images for ref in pending)
+    if num_images:
+        return num_images / max(1, sample.num_images)
+    return sum(ref.size_bytes for ref in pending) / max(1, sample.num_bytes)
 
 
 def _build(ready: Preparation, requests: Sequence[BuildRequest]) -> list[BuiltProgram]:

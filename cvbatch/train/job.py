@@ -147,11 +147,10 @@ def train(
         allocation = choose_workers(job, resources, state.workers if state else None)
         check_num_images(len(data.splits["train"]), job, allocation.num_actors)
         run = _Run(job, sink, data, identity, allocation, listener)
-        is_resumed = state is not None
+        suffix = "" if state is None else "; resuming"
         state = run.prepare(state, resources)
-        for note in state.ready.notes:
+        for note in (*state.ready.notes, run.announcement() + suffix):
             listener.info(note)
-        listener.info(run.announcement() + ("; resuming" if is_resumed else ""))
         if not joins_a_cluster():
             stack.enter_context(keras_variables())  # Ray's controller imports Keras as well
             stack.enter_context(connect_ray())
