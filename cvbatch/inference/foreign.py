@@ -16,6 +16,7 @@ import numpy as np
 from cvbatch.config.models import ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of
+from cvbatch.core.time_limit import time_limit
 from cvbatch.inference import array_layout
 from cvbatch.inference.file_values import values_of_output
 from cvbatch.inference.onnx_heads import Head, cut_before_pooling
@@ -26,6 +27,8 @@ from cvbatch.models import model_files, onnx_files, tflite_files
 from cvbatch.models.file_graphs import FileGraph
 from cvbatch.models.frameworks import keras, tf
 from cvbatch.storage.store import Storage
+
+_LOAD_LIMIT_S = 300.0  # a network of 2 GiB takes seconds
 
 
 class ForeignNetwork:
@@ -206,7 +209,8 @@ def load_network(storage: Storage, request: BuildRequest) -> ForeignNetwork:
             "convert the network to Keras"
         )
     try:
-        return ForeignNetwork(request, content, graph, head)
+        with time_limit(_LOAD_LIMIT_S, f"opening {config.model}"):  # damaged files may hang LiteRT
+            return ForeignNetwork(request, content, graph, head)
     except ModelError as error:
         raise ModelError(f"model {config.model!r} cannot be used: {error}") from None
 
