@@ -15,6 +15,7 @@ from tests.support import jobs
 
 pytestmark = pytest.mark.keras
 SIDE, FACTOR, CHANNELS = 64, 2600, 4
+PROBABILITIES = 3 * SIDE**2 * 4  # bytes of an image that a worker receives: 3 classes, float32
 ENLARGED = 4 * CHANNELS * (SIDE * FACTOR) ** 2  # bytes: 443 GB
 SMALL = 4 * CHANNELS * SIDE**2
 
@@ -98,7 +99,7 @@ def test_the_sample_images_are_as_many_as_fit(tmp_path, monkeypatch):
     built = compiler.build(Storage(), request_of(tmp_path / "a.keras", weights + 2 * one_image + 1))
     assert counts == [2]
     assert built.largest_layer.startswith("conv2d")
-    assert built.bytes_per_image == one_image + 3 * SIDE**2
+    assert built.bytes_per_image == one_image + 3 * SIDE**2 + PROBABILITIES
     assert BuiltProgram.from_bytes(built.to_bytes()) == built
 
 
@@ -165,4 +166,4 @@ def test_the_memory_of_litert_has_the_maps_that_skip_layers(tmp_path):
     built = compiler.build(Storage(), request_of(tmp_path / "a.keras", None))
     # Both inputs of the concatenation, and its output, as float32.
     assert live_bytes(built.payload) == built.batch_size * SIDE**2 * (4 + 4 + 8) * 4
-    assert built.bytes_per_image == live_bytes(built.payload) // built.batch_size
+    assert built.bytes_per_image == live_bytes(built.payload) // built.batch_size + PROBABILITIES

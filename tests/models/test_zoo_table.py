@@ -19,7 +19,7 @@ def test_no_networks_give_an_empty_table():
 
 
 def test_each_network_is_one_row():
-    summary = zoo_table.NetworkSummary("net", "detection", 20, 30, 3, 2, 12_345, 6_789_000)
+    summary = zoo_table.NetworkSummary("net", "detection", 20, 30, 3, 2, 12_345, 6_789_000, "")
     last = zoo_table.as_markdown([summary]).splitlines()[-1]
     assert last == "| `net` | detection | 20×30×3 | 2 | 12,345 | 6,789,000 |"
 
