@@ -134,3 +134,17 @@ def test_boundaries_of_a_large_picture_are_straight():
     mask = classify(maps, make_placement(800, 800, InputKey(8, 8, "stretch")), ARG_MAX)
     y, x = np.mgrid[100:700, 100:700]
     assert (((mask[100:700, 100:700] == 1) == (x > y)) | (x == y)).all()
+
+
+def test_whole_planes_and_blocks_give_the_same_classes(monkeypatch):
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        height, width, channels = rng.integers((5, 5, 2), (60, 60, 8))
+        maps = rng.random((height, width, channels)).astype(np.float32)
+        key = InputKey(int(height) * 4, int(width) * 4, "stretch")
+        placement = make_placement(*map(int, rng.integers(3, 300, 2)), key)
+        results = []
+        for limit in (1 << 30, 0):
+            monkeypatch.setattr(class_maps, "_MAX_WHOLE_VALUES", limit)
+            results.append(classify(maps, placement, ARG_MAX))
+        np.testing.assert_array_equal(*results)
