@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +13,9 @@ from cvbatch.cli.job_options import EXAMPLES, JOB_OPTIONS, JobOption
 from cvbatch.config.evaluate import EvaluateJob
 from cvbatch.config.explain import IMAGE_SECTIONS, MODEL_ONLY_SECTIONS, ExplainJob
 from cvbatch.config.loader import read_job_file, set_values
-from cvbatch.config.locations import relative_to
-from cvbatch.config.models import MODEL_SECTIONS, NETWORK_KEYS
+from cvbatch.config.locations import LOCATED_SECTIONS, relative_to
+from cvbatch.config.model_outputs import NETWORK_KEYS
+from cvbatch.config.models import MODEL_SECTIONS
 from cvbatch.config.predict import JobConfig
 from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError
@@ -148,6 +148,8 @@ def json_schema(kind: str) -> str:
     """Return the JSON Schema of a kind of job file, as text."""
     schema: dict[str, Any] = JOB_KINDS[kind].model_json_schema()
     sections = schema["properties"]
+    for name in LOCATED_SECTIONS & sections.keys():
+        sections[name] = _or_uri(sections[name], schema["$defs"])
     if "models" in sections:
         items = _or_name(sections["models"]["items"])
         items["anyOf"].append(_entry_with_outputs(schema["$defs"]))
@@ -159,6 +161,14 @@ def json_schema(kind: str) -> str:
             section["required"].remove("task")
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return json.dumps({**dialect, **schema}, indent=1) + "\n"
+
+
+def _or_uri(section: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a section, or of its short form, the value of its key uri."""
+    options = section.get("anyOf", [section])
+    reference = next(option["$ref"] for option in options if "$ref" in option)
+    uri = definitions[reference.rpartition("/")[2]]["properties"]["uri"]
+    return {"anyOf": [{key: uri[key] for key in uri if key != "title"}, *options]}
 
 
 def _or_name(model: dict[str, Any]) -> dict[str, Any]:
@@ -184,21 +194,19 @@ def _entry_with_outputs(definitions: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def init_job(kind: str, file: str | None) -> Sequence[str]:
+def init_job(kind: str, file: str) -> tuple[str, str]:
     """Write a minimal job file, and the schema that editors use next to it.
 
     Args:
         kind: a key of JOB_KINDS.
-        file: to write; None: nothing is written.
+        file: to write.
 
     Returns:
-        The files that were written.
+        The two files.
 
     Raises:
         ConfigError: the file exists, or cannot be written.
     """
-    if file is None:
-        return ()
     path = Path(file)
     schema = path.with_name(f"{kind}.schema.json")
     try:

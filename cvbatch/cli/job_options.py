@@ -44,9 +44,18 @@ _IMAGES = {"nargs": "*", "default": None}
 _ONE = {"nargs": "?", "default": None}
 _OUT = "folder or URI for the result; default: {}"
 
+_IMAGES_OPTION = _option(
+    "images", "source.uri", "IMAGES", "folders, files, patterns or URIs", **_IMAGES
+)
+_ONE_MODEL = (
+    _option("--model", "model.model", "MODEL", "a network's name or a model file; required"),
+    _option("--task", "model.task", "TASK", _TASK_HELP),
+    _option("--weights", "model.weights", "WEIGHTS", _WEIGHTS_HELP),
+)
+
 JOB_OPTIONS: dict[str, tuple[JobOption, ...]] = {
     "predict": (
-        _option("images", "source.uri", "IMAGES", "folders, files, patterns or URIs", **_IMAGES),
+        _IMAGES_OPTION,
         _option(
             "--model",
             "models",
@@ -82,9 +91,7 @@ JOB_OPTIONS: dict[str, tuple[JobOption, ...]] = {
     ),
     "train": (
         _option("labels", "source.uri", "LABELS", "labelled Parquet", **_IMAGES),
-        _option("--model", "model.model", "MODEL", "a network's name or a model file; required"),
-        _option("--task", "model.task", "TASK", _TASK_HELP),
-        _option("--weights", "model.weights", "WEIGHTS", _WEIGHTS_HELP),
+        *_ONE_MODEL,
         _option("--epochs", "training.epochs", "N", "number of epochs; default: 10", type=int),
         _option(
             "--batch-size", "training.batch_size", "N", "images per step and worker; default: 16",
@@ -98,10 +105,8 @@ JOB_OPTIONS: dict[str, tuple[JobOption, ...]] = {
         _option("--out", "sink.uri", "DIR", _OUT.format("RESULT-evaluation")),
     ),
     "explain": (
-        _option("images", "source.uri", "IMAGES", "folders, files, patterns or URIs", **_IMAGES),
-        _option("--model", "model.model", "MODEL", "a network's name or a model file; required"),
-        _option("--task", "model.task", "TASK", _TASK_HELP),
-        _option("--weights", "model.weights", "WEIGHTS", _WEIGHTS_HELP),
+        _IMAGES_OPTION,
+        *_ONE_MODEL,
         _option("--out", "sink.uri", "DIR", _OUT.format("explained")),
     ),
 }  # fmt: skip

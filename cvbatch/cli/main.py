@@ -13,14 +13,12 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cvbatch.cli import job_files
 from cvbatch.cli.arguments import build_parser
-from cvbatch.config.evaluate import parse_evaluation
-from cvbatch.config.explain import parse_explanation
-from cvbatch.config.loader import parse_job, parse_options
-from cvbatch.config.train import parse_training
+from cvbatch.cli.job_files import JOB_KINDS
+from cvbatch.config.loader import parse, parse_options
 from cvbatch.core import signals
 from cvbatch.core.errors import ConfigError, CvbatchError
 from cvbatch.core.json_log import CommandResult, log_format, new_run_id, write_last_line
@@ -30,8 +28,16 @@ from cvbatch.importers.flags import chosen_actions
 
 if TYPE_CHECKING:
     from cvbatch.cli.model_listing import Table
+    from cvbatch.config.evaluate import EvaluateJob
+    from cvbatch.config.explain import ExplainJob
+    from cvbatch.config.predict import JobConfig
+    from cvbatch.config.train import TrainJob
     from cvbatch.core.progress import Listener
+    from cvbatch.evaluate.job import EvaluationSummary
+    from cvbatch.explain.job import ExplainSummary
+    from cvbatch.predict.dry_run import Estimate
     from cvbatch.predict.summary import Summary
+    from cvbatch.train.job import TrainSummary
 
 TOO_MANY_FAILED = 3
 
@@ -63,38 +69,58 @@ def main(argv: Sequence[str] | None = None) -> int:
             signals.kill_children_and_exit(write_last_line(CommandResult(line, 1)))
 
 
-def _predict(arguments: argparse.Namespace) -> CommandResult:
-    file = job_files.read_job("predict", arguments)
-    job = parse_job(file.values, name=file.name)
+def _run_job(arguments: argparse.Namespace, run: Callable[[Any, Listener], Any]) -> tuple[Any, Any]:
+    """Run the job of a command; print its summary as JSON if that is asked for, and store the job.
+
+    Args:
+        arguments: of the command.
+        run: function of (job, listener) that returns the summary. It imports what it needs, so that
+            an invalid job is reported at once.
+
+    Returns:
+        The job and its summary.
+    """
+    command = arguments.command
+    file = job_files.read_job(command, arguments)
+    job = parse(JOB_KINDS[command], file.values, name=file.name)
     from cvbatch.core.progress import progress_listener
-    from cvbatch.predict.dry_run import estimate
-    from cvbatch.predict.job import predict
 
     with progress_listener() as listener:
-        _show_notes(file, listener)
-        if arguments.dry_run:
-            dry = estimate(job, listener, overwrite=arguments.overwrite)
-        else:
-            summary = predict(
-                job,
-                listener,
-                run=arguments.run,
-                overwrite=arguments.overwrite,
-                retry_failed=arguments.retry_failed,
-            )
-    if arguments.dry_run:
-        print(json.dumps(dry.as_json()) if arguments.json else dry.as_text())
-        return CommandResult("cvbatch: dry run done, nothing was written", 0)
+        for note in file.notes:
+            listener.info(note)
+        summary = run(job, listener)
     if arguments.json:
         print(json.dumps(summary.as_json()))
-    if summary.num_chunks:
-        job_files.write_job("predict", job.sink.uri, file)
-    return _prediction_result(summary)
+    if not getattr(arguments, "dry_run", False) and summary.is_new:
+        job_files.write_job(command, job.sink.uri, file)
+    return job, summary
 
 
-def _show_notes(file: job_files.JobFile, listener: Listener) -> None:
-    for note in file.notes:
-        listener.info(note)
+def _predict(arguments: argparse.Namespace) -> CommandResult:
+    if arguments.dry_run:
+        return _dry_run(arguments)
+
+    def run(job: JobConfig, listener: Listener) -> Summary:
+        from cvbatch.predict.job import predict
+
+        overwrite, retry_failed = arguments.overwrite, arguments.retry_failed
+        return predict(
+            job, listener, run=arguments.run, overwrite=overwrite, retry_failed=retry_failed
+        )
+
+    return _prediction_result(_run_job(arguments, run)[1])
+
+
+def _dry_run(arguments: argparse.Namespace) -> CommandResult:
+    def run(job: JobConfig, listener: Listener) -> Estimate:
+        from cvbatch.predict.dry_run import estimate
+
+        return estimate(job, listener, overwrite=arguments.overwrite)
+
+    _, dry = _run_job(arguments, run)
+    if not arguments.json:
+        print(dry.as_text())
+    return CommandResult("cvbatch: dry run done, nothing was written", 0)
 
 
 def _next(*words: str) -> str:
@@ -147,62 +173,39 @@ def _nothing_to_do(summary: Summary) -> CommandResult:
 
 
 def _train(arguments: argparse.Namespace) -> CommandResult:
-    file = job_files.read_job("train", arguments)
-    job = parse_training(file.values, name=file.name)
-    from cvbatch.core.progress import progress_listener
-    from cvbatch.train.job import train
+    def run(job: TrainJob, listener: Listener) -> TrainSummary:
+        from cvbatch.train.job import train
 
-    with progress_listener() as listener:
-        _show_notes(file, listener)
-        summary = train(job, listener, overwrite=arguments.overwrite, resume=arguments.resume)
-    if arguments.json:
-        print(json.dumps(summary.as_json()))
-    if summary.is_new:
-        job_files.write_job("train", job.sink.uri, file)
+        return train(job, listener, overwrite=arguments.overwrite, resume=arguments.resume)
+
+    job, summary = _run_job(arguments, run)
     done = f"{summary.epochs} epochs into {summary.sink}, {summary.summary_line()}"
-    return CommandResult(
-        f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}"
-        f"{_next('report', job.sink.uri)}",
-        0,
-    )
+    return CommandResult(f"cvbatch: {_done(summary)}, {done}{_next('report', job.sink.uri)}", 0)
 
 
 def _evaluate(arguments: argparse.Namespace) -> CommandResult:
-    file = job_files.read_job("evaluate", arguments)
-    job = parse_evaluation(file.values, name=file.name)
-    from cvbatch.cli.model_listing import Table
-    from cvbatch.core.progress import progress_listener
-    from cvbatch.evaluate.job import evaluate
+    def run(job: EvaluateJob, listener: Listener) -> EvaluationSummary:
+        from cvbatch.evaluate.job import evaluate
 
-    with progress_listener() as listener:
-        summary = evaluate(job, listener, overwrite=arguments.overwrite)
-    if arguments.json:
-        print(json.dumps(summary.as_json()))
-    else:
+        return evaluate(job, listener, overwrite=arguments.overwrite)
+
+    job, summary = _run_job(arguments, run)
+    if not arguments.json:
+        from cvbatch.cli.model_listing import Table
+
         _show(Table(("task", "metric", "value", "95 % interval", "count"), summary.rows(), 2))
-    if summary.is_new:
-        job_files.write_job("evaluate", job.sink.uri, file)
     done = f"{summary.images['images']:,} images compared into {summary.sink}"
-    return CommandResult(
-        f"cvbatch: {'done' if summary.is_new else 'nothing to do'}, {done}"
-        f"{_next('report', job.predictions.uri, '--evaluation', job.sink.uri)}",
-        0,
-    )
+    report = _next("report", job.predictions.uri, "--evaluation", job.sink.uri)
+    return CommandResult(f"cvbatch: {_done(summary)}, {done}{report}", 0)
 
 
 def _explain(arguments: argparse.Namespace) -> CommandResult:
-    file = job_files.read_job("explain", arguments)
-    job = parse_explanation(file.values, name=file.name)
-    from cvbatch.core.progress import progress_listener
-    from cvbatch.explain.job import explain
+    def run(job: ExplainJob, listener: Listener) -> ExplainSummary:
+        from cvbatch.explain.job import explain
 
-    with progress_listener() as listener:
-        _show_notes(file, listener)
-        summary = explain(job, listener, overwrite=arguments.overwrite)
-    if arguments.json:
-        print(json.dumps(summary.as_json()))
-    if summary.is_new:
-        job_files.write_job("explain", job.sink.uri, file)
+        return explain(job, listener, overwrite=arguments.overwrite)
+
+    _, summary = _run_job(arguments, run)
     if not summary.is_over_failure_limit:
         return CommandResult(f"cvbatch: {summary.summary_line()}", 0)
     return CommandResult(
@@ -210,6 +213,10 @@ def _explain(arguments: argparse.Namespace) -> CommandResult:
         "allows; check the rows with status = 'failed', fix the images, and run with --overwrite",
         TOO_MANY_FAILED,
     )
+
+
+def _done(summary: TrainSummary | EvaluationSummary) -> str:
+    return "done" if summary.is_new else "nothing to do"
 
 
 def _report(arguments: argparse.Namespace) -> CommandResult:
@@ -324,10 +331,10 @@ def _show(table: Table) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> CommandResult:
-    written = job_files.init_job(arguments.kind, arguments.file)
-    if not written:
+    if arguments.file is None:
         print(job_files.template(arguments.kind), end="")
         return CommandResult(f"cvbatch: printed; cvbatch init {arguments.kind} FILE writes it", 0)
+    written = job_files.init_job(arguments.kind, arguments.file)
     command = f"cvbatch {arguments.kind} --config {shlex.quote(written[0])}"
     return CommandResult(f"cvbatch: wrote {' and '.join(written)}; edit it, then: {command}", 0)
 

@@ -9,13 +9,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     StringConstraints,
     model_serializer,
-    model_validator,
 )
-from pydantic_core import CoreSchema
 
 from cvbatch.core.model_formats import format_of, own_weights_error, refusal
 from cvbatch.core.types import RetryPolicy
@@ -73,24 +70,7 @@ class Section(BaseModel):
         return values
 
 
-class LocatedSection(Section):
-    """A section with the key `uri`; its short form is the value of `uri` alone."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _accept_the_uri_alone(cls, value: Any) -> Any:
-        return {"uri": value} if isinstance(value, str | list) else value
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        section = handler(core_schema)
-        uri = handler.resolve_ref_schema(section)["properties"]["uri"]
-        return {"anyOf": [{key: uri[key] for key in uri if key != "title"}, section]}
-
-
-class SinkConfig(LocatedSection):
+class SinkConfig(Section):
     """Folder or URI where results are written."""
 
     uri: Name

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BeforeValidator, ValidationError, model_validator
 
-from cvbatch.config.base import LocatedSection, Section
+from cvbatch.config.base import Section
 from cvbatch.core.types import BitDepthName, ColorMode
 
 BIT_DEPTHS = get_args(BitDepthName)
@@ -45,7 +45,7 @@ def _parse_bit_depth(value: Any) -> Any:
         raise ValueError(f"{{{given}}}: {rule}") from None
 
 
-class DecodingConfig(LocatedSection):
+class DecodingConfig(Section):
     """Options of decoding."""
 
     added_keys: ClassVar[tuple[str, ...]] = ("bit_depth", "color")

@@ -13,7 +13,6 @@ from pydantic import Field, ValidationInfo, field_validator
 from cvbatch.config.base import (
     Auto,
     Fraction,
-    LocatedSection,
     Name,
     RetryConfig,
     Section,
@@ -26,13 +25,13 @@ EVALUATION_VERSION = 1
 Join = Literal["image_id", "row", "name"]
 
 
-class PredictionsConfig(LocatedSection):
+class PredictionsConfig(Section):
     """The predictions to evaluate."""
 
     uri: Name  # the sink of `cvbatch predict`
 
 
-class TruthConfig(LocatedSection):
+class TruthConfig(Section):
     """Ground truth: labelled Parquet, as written by `cvbatch import`."""
 
     uri: Uris

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cvbatch.config.base import Auto, Fraction, Name, RetryConfig, Section, SinkConfig
 from cvbatch.config.decoding import DECODING_KEYS
 from cvbatch.config.loader import load, parse
 from cvbatch.config.models import ModelConfig
 from cvbatch.config.predict import SourceConfig
-from cvbatch.core.errors import ConfigError
 from cvbatch.core.model_formats import not_keras_error
 from cvbatch.core.tasks import TASKS
 
@@ -121,51 +119,40 @@ class ExplainJob(Section):
         """Return whether a section is present that needs images."""
         return any(getattr(self, name) is not None for name in IMAGE_SECTIONS)
 
+    @model_validator(mode="after")
+    def _check(self) -> ExplainJob:
+        task = self.model.task
+        errors = [
+            f"model.{option}: only prediction jobs have it; remove it (the section gradcam sets "
+            "the heatmaps of an explanation job)"
+            for option in _PREDICTION_OPTIONS
+            if getattr(self.model, option, None) is not None
+        ]
+        if message := not_keras_error(self.model.model):
+            errors.append(message)
+        sections = (*IMAGE_SECTIONS, *MODEL_ONLY_SECTIONS)
+        present = [name for name in sections if getattr(self, name) is not None]
+        if not present:
+            errors.append(
+                f"no section is present; add at least one section of {', '.join(sections)}"
+            )
+        if self.needs_images and self.source is None:
+            errors.append(f"source: missing; the section {present[0]} needs images; set source.uri")
+        if not TASKS[task].label_column:
+            errors.append(
+                f"model.task: {task} has no class scores to explain; for activations, patterns, "
+                "weights and dream set task: classification, which gives the same for any network"
+            )
+        if self.gradcam and self.gradcam.box and TASKS[task].is_whole_image:
+            errors.append(f"gradcam.box: a {task} model scores the whole image; remove it")
+        if errors:
+            raise ValueError("\n  ".join(errors))
+        return self
 
-def load_explanation(path: str | Path, overrides: Sequence[str] = ()) -> ExplainJob:
-    """Load an explanation job from a YAML file, with `key=value` overrides and `${NAME}`.
 
-    Raises:
-        ConfigError: the file cannot be read or is invalid; the message lists all errors.
-    """
-    return _checked(load(ExplainJob, path, overrides), str(path))
-
-
-def parse_explanation(raw: object, overrides: Sequence[str] = (), name: str = "job") -> ExplainJob:
-    """Validate an explanation job given as plain values, as parsed from YAML.
-
-    Raises:
-        ConfigError: one line per error.
-    """
-    return _checked(parse(ExplainJob, raw, overrides, name), name)
-
-
-def _checked(job: ExplainJob, name: str) -> ExplainJob:
-    errors = [
-        f"model.{option}: only prediction jobs have it; remove it (the section gradcam sets the "
-        "heatmaps of an explanation job)"
-        for option in _PREDICTION_OPTIONS
-        if getattr(job.model, option, None) is not None
-    ]
-    if message := not_keras_error(job.model.model):
-        errors.append(message)
-    sections = (*IMAGE_SECTIONS, *MODEL_ONLY_SECTIONS)
-    if all(getattr(job, section) is None for section in sections):
-        errors.append(f"no section is present; add at least one section of {', '.join(sections)}")
-    if job.needs_images and job.source is None:
-        section = next(name for name in IMAGE_SECTIONS if getattr(job, name) is not None)
-        errors.append(f"source: missing; the section {section} needs images; set source.uri")
-    if not TASKS[job.model.task].label_column:
-        errors.append(
-            f"model.task: {job.model.task} has no class scores to explain; for activations, "
-            "patterns, weights and dream set task: classification, which gives the same for any "
-            "network"
-        )
-    if job.gradcam and job.gradcam.box and TASKS[job.model.task].is_whole_image:
-        errors.append(f"gradcam.box: a {job.model.task} model scores the whole image; remove it")
-    if errors:
-        raise ConfigError(f"{name}: " + "\n  ".join(errors))
-    return job
+# Like `load_job` and `parse_job` of cvbatch.config.loader, with the same errors.
+load_explanation = partial(load, ExplainJob)
+parse_explanation = partial(parse, ExplainJob)
 
 
 def fingerprint(job: ExplainJob, model_identity: str) -> str:

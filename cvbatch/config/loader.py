@@ -54,6 +54,7 @@ def load(kind: type[Job], path: str | Path, overrides: Sequence[str] = ()) -> Jo
 
 def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str = "job") -> Job:
     """Validate a job of any kind, like `parse_job`."""
+    raw = with_sections(raw)
     if not isinstance(raw, dict):
         *first, last = [key for key, field in kind.model_fields.items() if field.is_required()]
         raise ConfigError(
@@ -98,7 +99,7 @@ def read_job_file(file: str | Path) -> object:
         ConfigError: the file cannot be read or is not YAML.
     """
     path = Path(file)
-    return with_sections(relative_to(_read_yaml(path), str(path.parent)))
+    return relative_to(with_sections(_read_yaml(path)), str(path.parent))
 
 
 def _read_yaml(path: Path) -> object:

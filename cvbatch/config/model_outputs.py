@@ -1,11 +1,17 @@
-"""Entries of `models` with several `outputs`: a section of the job for each output."""
+"""Several outputs of one network: entries with `outputs`, and sections that share it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cvbatch.config.models import NETWORK_KEYS
+from cvbatch.config.models import ModelConfig, TiledConfig
+
+# Keys of a section that choose the network and its input; the other keys are about one output.
+NETWORK_KEYS = tuple(
+    key for key in TiledConfig.model_fields if key not in ("classes", "output", "activation")
+)
 
 
 class Place(NamedTuple):
@@ -64,3 +70,18 @@ def expand_outputs(models: Sequence[Any], errors: list[str]) -> tuple[list[Any],
 
 def _are_mappings(values: Sequence[Any]) -> bool:
     return all(isinstance(value, Mapping) for value in values)
+
+
+def shared_networks(models: Sequence[ModelConfig]) -> list[tuple[int, ...]]:
+    """Return the positions of the sections that one program computes, program by program.
+
+    Sections with the same network and input share a program, so that the network runs once for each
+    image. Those with tiles do not: the outputs of tiles are merged image by image, one task at a
+    time, so that they need not be in memory together.
+    """
+    programs: dict[str, list[int]] = {}
+    for position, config in enumerate(models):
+        network = config.model_dump(mode="json", include=set(NETWORK_KEYS), exclude_none=True)
+        key = [network, position if "tiles" in network else None]
+        programs.setdefault(json.dumps(key, sort_keys=True), []).append(position)
+    return [tuple(positions) for positions in programs.values()]

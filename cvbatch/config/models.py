@@ -1,13 +1,10 @@
-"""Schema of one model's section: task, resize, threshold, tiles, heatmap."""
+"""Schema of one model's section: task, network, thresholds, heatmap."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
-    BeforeValidator,
     Field,
     field_validator,
     model_validator,
@@ -23,9 +20,9 @@ from cvbatch.config.base import (
     check_model,
     check_sha256,
 )
-from cvbatch.core.errors import ModelError
+from cvbatch.config.network_input import Rescale, Resize, ResizeConfig, TilesConfig
 from cvbatch.core.tasks import Task
-from cvbatch.core.types import InputKey, Interpolation, ResizeMode, Tiling
+from cvbatch.core.types import InputKey, Interpolation
 
 BoxFormat = Literal[
     "xyxy",
@@ -51,7 +48,6 @@ DetectorFormat = Literal[
     "detr",
     "rt_detr",
 ]
-MAX_OVERLAP = 0.75  # of a tile's side; above it a pixel is computed more than 4 times per axis
 
 
 class HeatmapConfig(Section):
@@ -60,72 +56,6 @@ class HeatmapConfig(Section):
     layer: Name = "auto"
     top_k: int = Field(1, ge=1, le=100)
     score: Literal["probability", "logit"] = "probability"
-
-
-PerChannel = float | tuple[float, float, float]  # one number, or those of red, green and blue
-
-
-class Rescale(Section):
-    """Input scaling of pixels 0..255, `pixel * scale + offset`, for networks without their own."""
-
-    scale: PerChannel = 1.0
-    offset: PerChannel = 0.0
-
-
-class TilesConfig(Section):
-    """Cut images larger than one tile into overlapping tiles, and merge the predictions."""
-
-    size: Size | None = None  # of a tile in the original; None: the input size
-    overlap: float = Field(0.25, ge=0)  # pixels; below 1: fraction of the tile's side
-
-    @field_validator("overlap")
-    @classmethod
-    def _check_unit(cls, value: float) -> float:
-        if value > MAX_OVERLAP and not value.is_integer():
-            raise ValueError(
-                f"must be a fraction of the tile's side up to {MAX_OVERLAP}, or a whole number of "
-                "pixels"
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _check_overlap(self) -> TilesConfig:
-        if self.size is not None and self.overlap > MAX_OVERLAP * min(self.size):
-            raise ValueError(_overlap_error(self.overlap, self.size))
-        return self
-
-
-def _overlap_error(overlap: float, size: tuple[int, int]) -> str:
-    maximum = int(MAX_OVERLAP * min(size))
-    return (
-        f"tiles of {size[0]} x {size[1]} pixels overlap by {overlap:g} pixels, but at most "
-        f"{maximum} are allowed; lower tiles.overlap or raise tiles.size"
-    )
-
-
-class ResizeConfig(Section):
-    """A resize mode that uses the centre of each image."""
-
-    mode: ResizeMode
-    fraction: float | None = Field(None, gt=0, le=1)  # of each side; see `make_placement`
-
-    @model_validator(mode="after")
-    def _check_mode(self) -> ResizeConfig:
-        if self.fraction is not None and self.mode == "letterbox":
-            raise ValueError(
-                "fraction cuts borders off and letterbox shows the whole image; remove one of them"
-            )
-        return self
-
-
-def _short_resize(value: Any) -> Any:
-    """Return a mode without a fraction as its name, so that both have one fingerprint."""
-    if not isinstance(value, dict):
-        if value in get_args(ResizeMode):
-            return value
-        raise ValueError("must be stretch, letterbox or crop, or {mode: crop, fraction: 0.875}")
-    config = ResizeConfig.model_validate(value)
-    return config.mode if config.fraction is None else config
 
 
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
@@ -145,9 +75,7 @@ class _ModelConfig(Section):
     sha256: Sha256 | None = None  # of the model file, or else of the weights file
     classes: list[str] | Name | None = None
     image_size: Size | None = None
-    resize: Annotated[
-        ResizeMode | ResizeConfig, BeforeValidator(_short_resize, ResizeMode | ResizeConfig)
-    ] = "stretch"
+    resize: Resize = "stretch"
     # area: sides that shrink are averaged over area; the others are those of Pillow
     interpolation: Interpolation = "area"
     antialias: bool = True  # false: as tf.image.resize
@@ -190,11 +118,13 @@ class _ModelConfig(Section):
         return InputKey(height, width, mode, None, fraction, self.interpolation, self.antialias)
 
 
-class _TiledConfig(_ModelConfig):
+class TiledConfig(_ModelConfig):
+    """A model whose images may be cut into tiles."""
+
     tiles: TilesConfig | None = None
 
     @model_validator(mode="after")
-    def _check_resize_of_tiles(self) -> _TiledConfig:
+    def _check_resize_of_tiles(self) -> TiledConfig:
         if self.tiles is not None and self.resize not in ("stretch", "letterbox"):
             raise ValueError(
                 "resize: crop or a fraction would cut off the borders of every tile; with tiles "
@@ -203,7 +133,7 @@ class _TiledConfig(_ModelConfig):
         return self
 
 
-class ClassificationConfig(_TiledConfig):
+class ClassificationConfig(TiledConfig):
     """Class labels of the whole image."""
 
     task: Literal["classification"]
@@ -216,7 +146,7 @@ class ClassificationConfig(_TiledConfig):
 ADD_BACKGROUND = "add"
 
 
-class SegmentationConfig(_TiledConfig):
+class SegmentationConfig(TiledConfig):
     """A class per pixel."""
 
     added_keys: ClassVar[tuple[str, ...]] = (
@@ -274,11 +204,11 @@ class AnchorsConfig(Section):
     clip: bool = False  # clip boxes to the input before suppression, as torchvision does
 
 
-class DetectionConfig(_TiledConfig):
+class DetectionConfig(TiledConfig):
     """Boxes with classes."""
 
     added_keys: ClassVar[tuple[str, ...]] = (
-        *_TiledConfig.added_keys,
+        *TiledConfig.added_keys,
         *("detector", "anchors", "masks"),
     )
 
@@ -371,46 +301,3 @@ MODEL_SECTIONS: dict[Task, type[Section]] = {
     get_args(section.model_fields["task"].annotation)[0]: section
     for section in get_args(get_args(ModelConfig)[0])
 }
-
-
-# Keys of a section that choose the network and its input; the other keys are about one output.
-NETWORK_KEYS = tuple(
-    key for key in _TiledConfig.model_fields if key not in ("classes", "output", "activation")
-)
-
-
-def shared_networks(models: Sequence[ModelConfig]) -> list[tuple[int, ...]]:
-    """Return the positions of the sections that one program computes, program by program.
-
-    Sections with the same network and input share a program, so that the network runs once for each
-    image. Those with tiles do not: the outputs of tiles are merged image by image, one task at a
-    time, so that they need not be in memory together.
-    """
-    programs: dict[str, list[int]] = {}
-    for position, config in enumerate(models):
-        network = config.model_dump(mode="json", include=set(NETWORK_KEYS), exclude_none=True)
-        key = [network, position if "tiles" in network else None]
-        programs.setdefault(json.dumps(key, sort_keys=True), []).append(position)
-    return [tuple(positions) for positions in programs.values()]
-
-
-def tiling_of(config: ModelConfig, height: int, width: int) -> Tiling | None:
-    """Return the tiling in pixels; None without tiles.
-
-    Args:
-        height: of the network's input, in pixels; with `width` the default size of a tile.
-
-    Raises:
-        ModelError: the tiles have the size of the input, and the overlap is too large for it.
-    """
-    tiles: TilesConfig | None = getattr(config, "tiles", None)
-    if tiles is None:
-        return None
-    overlap, size = tiles.overlap, tiles.size or (height, width)
-    if overlap < 1:  # rounding must not give a small side an overlap of its full length
-        overlaps = [min(round(overlap * side), side - 1) for side in size]
-    elif overlap <= MAX_OVERLAP * min(size):
-        overlaps = [int(overlap)] * 2
-    else:
-        raise ModelError(f"model {config.model!r}: {_overlap_error(overlap, size)}")
-    return Tiling(*size, *overlaps)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from cvbatch.config.evaluate import EvaluationConfig, HeatmapsConfig
-from cvbatch.config.models import tiling_of
+from cvbatch.config.network_input import tiling_of
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import ModelError, SourceError

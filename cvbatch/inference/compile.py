@@ -14,8 +14,8 @@ from cvbatch.config.models import (
     DetectionConfig,
     ModelConfig,
     SegmentationConfig,
-    tiling_of,
 )
+from cvbatch.config.network_input import tiling_of
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import short_name
 from cvbatch.core.types import ModelSpec

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvbatch.config.models import ModelConfig, Rescale
+from cvbatch.config.models import ModelConfig
+from cvbatch.config.network_input import Rescale
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of
 from cvbatch.inference.foreign import ForeignNetwork

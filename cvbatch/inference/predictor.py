@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cvbatch.config.models import ModelConfig, shared_networks
+from cvbatch.config.model_outputs import shared_networks
+from cvbatch.config.models import ModelConfig
 from cvbatch.core.types import (
     Failure,
     ImageBatch,

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from cvbatch.config.base import NAMED_WEIGHTS
+from cvbatch.config.model_outputs import shared_networks
 from cvbatch.config.models import (
     EmbeddingConfig,
     ModelConfig,
     RegressionConfig,
-    shared_networks,
 )
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ModelError, StoreError

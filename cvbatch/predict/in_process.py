@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cvbatch.config.loader import parse_job
 from cvbatch.config.predict import JobConfig
@@ -38,6 +38,7 @@ from cvbatch.storage.store import Storage
 
 Images = Any  # a path or URI, an array, a PIL image, or a sequence of these
 _PNG = {"compress_level": 1}
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # others are converted
 _LOG = logging.getLogger("cvbatch")
 
 
@@ -83,8 +84,8 @@ def predict(
         "run": {"max_failure_fraction": 1.0, **(run or {})},
     }
     listener = _Log()
-    for _, note in completed:
-        listener.info(f"warning: {note}" if note else "")
+    for note in (note for _, note in completed if note):
+        listener.info(f"warning: {note}")
     run_in_process(parse_job(values, name="cvbatch.predict"), listener)
     result = Result(Storage(), sink)
     result.temporary_folder = folder
@@ -150,6 +151,9 @@ def _encoded(item: Any, number: int, storage: Storage) -> tuple[str, bytes]:
                 "must be (H, W, 3) or (H, W), uint8"
             )
         item = Image.fromarray(item)
+    item = ImageOps.exif_transpose(item)
+    if item.mode not in _PNG_MODES:
+        item = item.convert("RGB")
     buffer = io.BytesIO()
     item.save(buffer, "PNG", **_PNG)
     return f"image {number}", buffer.getvalue()

@@ -57,6 +57,11 @@ class Summary:
         changes = (plan.num_new, plan.num_changed, plan.num_removed)
         return cls(sink, fingerprint, run, *changes, ignored)
 
+    @property
+    def is_new(self) -> bool:
+        """Return whether anything was predicted."""
+        return self.num_chunks > 0
+
     def add(self, report: ChunkReport) -> None:
         """Count a written chunk."""
         self.num_chunks += 1

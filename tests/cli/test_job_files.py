@@ -13,28 +13,14 @@ import yaml
 
 from cvbatch.cli import job_files
 from cvbatch.cli.arguments import build_parser
+from cvbatch.cli.job_files import JOB_KINDS
 from cvbatch.cli.job_options import EXAMPLES, JOB_OPTIONS
-from cvbatch.config.evaluate import load_evaluation, parse_evaluation
-from cvbatch.config.explain import load_explanation, parse_explanation
-from cvbatch.config.loader import load_job, parse_job
-from cvbatch.config.train import load_training, parse_training
+from cvbatch.config.loader import load, load_job, parse, parse_job
 from cvbatch.core.errors import ConfigError
 from cvbatch.models.metadata import DEMO_FILES
 from tests.support import jobs
 
 ROOT = Path(__file__).parents[2]
-PARSERS = {
-    "predict": parse_job,
-    "train": parse_training,
-    "evaluate": parse_evaluation,
-    "explain": parse_explanation,
-}
-LOADERS = {
-    "predict": load_job,
-    "train": load_training,
-    "evaluate": load_evaluation,
-    "explain": load_explanation,
-}
 FILES = sorted((ROOT / "jobs" / "examples").glob("*.yaml"))
 
 
@@ -42,7 +28,7 @@ def job_of(*words):
     """Return the job that a command line runs."""
     arguments = build_parser().parse_args(list(map(str, words)))
     file = job_files.read_job(arguments.command, arguments)
-    return PARSERS[arguments.command](file.values, name=file.name), file
+    return parse(JOB_KINDS[arguments.command], file.values, name=file.name), file
 
 
 def plain(job):
@@ -52,7 +38,7 @@ def plain(job):
 @pytest.mark.parametrize("command", JOB_OPTIONS)
 def test_the_example_of_every_command_is_a_job(command):
     job, file = job_of(*EXAMPLES[command].split())
-    assert plain(PARSERS[command](file.values)) == plain(job)
+    assert plain(parse(JOB_KINDS[command], file.values)) == plain(job)
     assert file.notes == ()
 
 
@@ -133,11 +119,11 @@ def test_the_written_job_is_the_job_that_was_run(tmp_path, monkeypatch):
     assert plain(again)["models"] == plain(job)["models"]
 
 
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("kind", JOB_KINDS)
 def test_init_writes_a_short_valid_job_with_its_schema(tmp_path, kind):
     path = tmp_path / "job.yaml"
     written = job_files.init_job(kind, str(path))
-    assert LOADERS[kind](path)
+    assert load(JOB_KINDS[kind], path)
     text = path.read_text()
     assert 8 <= len(text.splitlines()) <= 15
     schema = tmp_path / text.splitlines()[0].partition("$schema=")[2]
@@ -154,7 +140,7 @@ def test_every_example_names_a_schema_that_it_fits(path):
     jsonschema.validate(yaml.safe_load(text), json.loads(schema.read_text()))
 
 
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("kind", JOB_KINDS)
 def test_the_schemas_of_the_docs_are_those_of_the_program(kind):
     stored = ROOT / "docs" / "schemas" / f"{kind}.json"
     assert stored.read_text() == job_files.json_schema(kind), f"cvbatch schema {kind} > {stored}"

@@ -3,7 +3,8 @@
 import pytest
 
 from cvbatch.config.loader import load_job, parse_job
-from cvbatch.config.models import SegmentationConfig, tiling_of
+from cvbatch.config.models import SegmentationConfig
+from cvbatch.config.network_input import tiling_of
 from cvbatch.config.predict import fingerprint
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.core.types import Tiling

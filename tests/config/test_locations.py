@@ -3,7 +3,7 @@
 import pytest
 
 from cvbatch.config.loader import load_job
-from cvbatch.config.locations import relative_to
+from cvbatch.config.locations import relative_to, with_sections
 
 MODEL = {"task": "classification", "model": "nets/a.keras", "classes": "names.txt"}
 
@@ -20,13 +20,13 @@ def test_paths_are_below_the_folder_of_the_file():
         ],
         "run": {"batch_size": 4},
     }
-    assert relative_to(raw, "jobs/nightly") == {
+    assert relative_to(with_sections(raw), "jobs/nightly") == {
         "source": {"uri": ["jobs/nightly/photos/", "jobs/more"], "format": "auto"},
-        "sink": "jobs/nightly/out",
+        "sink": {"uri": "jobs/nightly/out"},
         "models": [
             MODEL | {"model": "jobs/nightly/nets/a.keras", "classes": "jobs/nightly/names.txt"},
             {"model": "yolo", "weights": "jobs/nightly/w.h5", "classes": ["a"]},
-            "jobs/nightly/b.keras",
+            {"model": "jobs/nightly/b.keras"},
             {
                 "model": "jobs/nightly/c.keras",
                 "outputs": [{"task": "regression"}, {"classes": "jobs/nightly/names.txt"}],
@@ -39,10 +39,8 @@ def test_paths_are_below_the_folder_of_the_file():
 
 @pytest.mark.parametrize("path", ["s3://bucket/a", "/data", "~/data", "${ARCHIVE}/x", "file:///a"])
 def test_uris_absolute_paths_and_variables_stay(path):
-    assert relative_to({"source": path, "sink": {"uri": path}}, "jobs") == {
-        "source": path,
-        "sink": {"uri": path},
-    }
+    raw = {"source": {"uri": [path]}, "sink": {"uri": path}}
+    assert relative_to(raw, "jobs") == raw
 
 
 def test_names_are_no_paths():

@@ -9,21 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cvbatch.config.evaluate import load_evaluation, parse_evaluation
-from cvbatch.config.explain import load_explanation, parse_explanation
-from cvbatch.config.loader import load_job, parse_job
+from cvbatch.cli.job_files import JOB_KINDS
+from cvbatch.config.evaluate import parse_evaluation
+from cvbatch.config.explain import parse_explanation
+from cvbatch.config.loader import load, parse_job
 from cvbatch.config.predict import JobConfig
-from cvbatch.config.train import TrainJob, load_training, parse_training
+from cvbatch.config.train import TrainJob, parse_training
 from tests.support import jobs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LOADERS = {
-    "predict": load_job,
-    "train": load_training,
-    "evaluate": load_evaluation,
-    "explain": load_explanation,
-}
 EXAMPLES = sorted((ROOT / "jobs" / "examples").glob("*.yaml"))
 
 
@@ -71,7 +66,7 @@ def test_every_example_starts_with_its_command_and_is_valid(path, monkeypatch):
     _, first, *_ = path.read_text(encoding="utf-8").splitlines()
     command = path.name.split("-")[0]
     assert first == f"# cvbatch {command} --config jobs/examples/{path.name}"
-    assert LOADERS[command](path).sink.uri
+    assert load(JOB_KINDS[command], path).sink.uri
 
 
 @pytest.mark.ray

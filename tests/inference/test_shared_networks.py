@@ -10,7 +10,7 @@ import pytest
 
 import cvbatch
 from cvbatch.config.loader import parse_job
-from cvbatch.config.models import shared_networks
+from cvbatch.config.model_outputs import shared_networks
 from cvbatch.core.types import Decoded, InputKey
 from cvbatch.images.decode import Limits, decode
 from cvbatch.inference import builder, programs

@@ -54,6 +54,19 @@ def test_arrays_and_pictures_are_images_and_repeated_paths_are_rows():
     assert len({row.image_id for row in broken}) == 2
 
 
+def test_pictures_of_other_modes_and_orientations_are_those_of_their_files(tmp_path):
+    upright = Image.open(PHOTOS / "scene-01.jpg").convert("RGB")
+    rotated = tmp_path / "rotated.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.rotate(90, expand=True).save(rotated, exif=exif)
+    cmyk = upright.convert("CMYK")
+    images = [rotated, Image.open(rotated), cmyk, cmyk.convert("RGB")]
+    of_file, of_picture, of_cmyk, of_rgb = cvbatch.predict(images, model="demo_classifier")
+    assert of_file.labels == of_picture.labels
+    assert of_cmyk.labels == of_rgb.labels
+
+
 def test_what_is_no_image_is_refused():
     with pytest.raises(ConfigError, match=r"image 1 has shape \(3,\) and type float64"):
         cvbatch.predict([PHOTOS / "scene-01.jpg", np.zeros(3)], model="demo_classifier")
