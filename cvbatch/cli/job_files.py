@@ -64,11 +64,14 @@ def read_job(command: str, arguments: argparse.Namespace) -> JobFile:
         if value not in (None, []):
             _apply(values, option, value)
     set_values(values, arguments.overrides)
-    if not values:
-        raise ConfigError(f"nothing to do; such as `cvbatch {EXAMPLES[command]}`, or --config FILE")
+    needed = {"evaluate": "predictions", "predict": "models"}.get(command, "model")
+    if not arguments.config and needed not in values:
+        raise ConfigError(
+            f"too few arguments; use them as in `cvbatch {EXAMPLES[command]}`, or set --config FILE"
+        )
     _add_defaults(command, values)
     notes = _complete_models(values)
-    return JobFile(arguments.config or f"cvbatch {command}", values, notes)
+    return JobFile(arguments.config or "command line", values, notes)
 
 
 def _apply(values: dict[str, Any], option: JobOption, value: Any) -> None:

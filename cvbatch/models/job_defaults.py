@@ -8,7 +8,7 @@ from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of, refusal
 from cvbatch.core.tasks import Task
 from cvbatch.models.metadata import Card, read_card
-from cvbatch.models.zoo_table import read_summaries
+from cvbatch.models.zoo_table import read_summaries, unknown_network
 
 ASSUMED_TASK: Task = "classification"
 
@@ -34,7 +34,8 @@ def complete_model(section: dict[str, Any]) -> Completed:
     which is refused later.
 
     Raises:
-        ModelError: the model file cannot be read, or has a format that does not run.
+        ModelError: no network has that name, or the model file cannot be read, or has a format that
+            does not run.
     """
     name = str(section.get("model", ""))
     if "outputs" in section:  # each has a task
@@ -44,7 +45,9 @@ def complete_model(section: dict[str, Any]) -> Completed:
         weights = {"weights": network.weights} if network.weights else {}
         return Completed({"model": name, "task": network.task, **weights, **section}, "")
     model_format = format_of(name).key
-    if "task" in section or model_format == "zoo":
+    if model_format == "zoo" and name:
+        raise unknown_network(name)
+    if "task" in section or not name:
         return Completed(section, "")
     if message := refusal(name):
         raise ModelError(message)

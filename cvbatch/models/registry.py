@@ -12,7 +12,7 @@ from typing import Any
 from cvbatch.config.base import NAMED_WEIGHTS
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of, own_weights_error
-from cvbatch.core.suggestions import closest_names, hint
+from cvbatch.core.suggestions import closest_names
 from cvbatch.models import cost, detectors, segmenters
 from cvbatch.models.applications import APPLICATIONS, IMAGENET_CLASSES, build_application
 from cvbatch.models.classifiers import CLASSIFIERS, mini_xception
@@ -23,6 +23,7 @@ from cvbatch.models.model_folders import load_folder
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
 from cvbatch.models.weights import WEIGHTS_SUFFIXES, check_memory, first_line, load_weights
 from cvbatch.models.zoo_entry import ZooEntry
+from cvbatch.models.zoo_table import unknown_network
 
 _DEMO_ANCHORS = ((0.19, 0.19), (0.22, 0.28), (0.28, 0.22), (0.36, 0.36), (0.5, 0.5))
 
@@ -104,10 +105,7 @@ def find_entry(name: str) -> ZooEntry:
     """
     if name in ZOO:
         return ZOO[name]
-    raise ModelError(
-        f"no network is called {name!r}; {hint(name, ZOO)}; a model file must end in .keras "
-        "or another suffix of docs/models.md, and a folder must be written with a slash"
-    )
+    raise unknown_network(name)
 
 
 def _check_size(name: str, entry: ZooEntry, size: tuple[int, int]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cvbatch.core.errors import ModelError
+from cvbatch.core.suggestions import hint
 from cvbatch.core.tasks import Task
 from cvbatch.models.metadata import DEMO_FILES
 
@@ -56,6 +57,15 @@ def column_titles() -> tuple[str, ...]:
 def read_summaries() -> list[NetworkSummary]:
     """Return the stored summary of every named network, in the order of the zoo."""
     return [NetworkSummary(**row) for row in json.loads(_FILE.read_text(encoding="utf-8"))]
+
+
+def unknown_network(name: str) -> ModelError:
+    """Return the error for a name that no network has; it suggests known names."""
+    known = (network.name for network in read_summaries())
+    return ModelError(
+        f"no network is called {name!r}; {hint(name, known)}; a model file has a suffix such as "
+        ".keras, .h5 or .onnx in its name, and a folder a slash"
+    )
 
 
 def as_markdown(summaries: Sequence[NetworkSummary]) -> str:

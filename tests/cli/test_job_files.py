@@ -16,7 +16,7 @@ from cvbatch.cli.arguments import build_parser
 from cvbatch.cli.job_files import JOB_KINDS
 from cvbatch.cli.job_options import EXAMPLES, JOB_OPTIONS
 from cvbatch.config.loader import load, load_job, parse, parse_job
-from cvbatch.core.errors import ConfigError
+from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.models.metadata import DEMO_FILES
 from tests.support import jobs
 
@@ -88,6 +88,12 @@ def test_a_model_file_has_the_task_of_its_card_or_one_is_assumed(tmp_path):
     assert (job.models[0].task, file.notes) == ("segmentation", ())
 
 
+@pytest.mark.parametrize("more", [(), ("--task", "classification", "--weights", "imagenet")])
+def test_a_misspelled_network_is_refused_with_the_nearest_names(more):
+    with pytest.raises(ModelError, match="'MobilNetV2'; nearest are MobileNetV2"):
+        job_of("predict", "photos", "--model", "MobilNetV2", *more)
+
+
 def test_one_value_is_for_all_models_and_another_number_is_refused():
     models = ["--model", "demo_classifier", "--model", "demo_segmenter"]
     tasks = ["--task", "classification", "--task", "segmentation", "--task", "detection"]
@@ -95,7 +101,7 @@ def test_one_value_is_for_all_models_and_another_number_is_refused():
         job_of("predict", "photos", *models, *tasks)
     with pytest.raises(ConfigError, match="add --model"):
         job_of("predict", "photos", "--task", "classification")
-    with pytest.raises(ConfigError, match="models: missing"):
+    with pytest.raises(ConfigError, match="too few arguments"):
         job_of("predict", "photos")
 
 
