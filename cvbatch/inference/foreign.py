@@ -149,8 +149,8 @@ class ForeignNetwork:
             outputs[name] = arranged
         return outputs
 
-    def fix_batch(self, images: np.ndarray) -> None:
-        """Set the batch to one image if the file does not accept more, or mixes the images.
+    def fix_batch(self, images: np.ndarray) -> int | None:
+        """Return the batch, set to one image if the file does not accept more, or mixes them.
 
         A network that quantises its activations with limits of the whole batch mixes them: an
         image would have other scores with other images.
@@ -165,7 +165,9 @@ class ForeignNetwork:
         batch = images.transpose(0, 3, 1, 2) if self.is_channels_first else images
         if self.batch is None and not self._are_independent(batch):
             self.batch = 1
-        self.run(batch)
+        if self.batch is not None:
+            self.run(batch)
+        return self.batch
 
     def _are_independent(self, batch: np.ndarray) -> bool:
         """Return whether the first image has the same outputs with other images."""

@@ -31,6 +31,7 @@ from cvbatch.core.model_formats import format_of
 from cvbatch.core.types import ModelSpec
 from cvbatch.core.version import __version__
 from cvbatch.inference.engines import LOADERS, Program
+from cvbatch.inference.program_types import archive_of
 from cvbatch.models import model_files, onnx_files, trusted_modules
 from cvbatch.models.metadata import DEMO_FILES, imagenet_classes, read_card
 from cvbatch.storage import store
@@ -40,7 +41,6 @@ MAX_CLASS_FILE_BYTES = 4 << 20
 IMAGENET = "imagenet"  # value of `classes`: the names that are shipped
 _FILE_FORMAT = 2  # version of program files; part of the key
 _RUNTIME_PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}  # by model format
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # constant time in the zip, so that equal programs are equal bytes
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,7 @@ class BuiltProgram:
     def to_bytes(self) -> bytes:
         """Return the program file: an uncompressed zip of `program.json` and `payload`."""
         fields = {key: value for key, value in asdict(self).items() if key != "payload"}
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(zipfile.ZipInfo("program.json", _EPOCH), json.dumps(fields))
-            archive.writestr(zipfile.ZipInfo("payload", _EPOCH), self.payload)
-        return buffer.getvalue()
+        return archive_of({"program.json": json.dumps(fields), "payload": self.payload})
 
     @staticmethod
     def from_bytes(data: bytes) -> BuiltProgram:
