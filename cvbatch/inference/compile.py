@@ -18,7 +18,7 @@ from cvbatch.config.models import (
     tiling_of,
 )
 from cvbatch.core.errors import ModelError
-from cvbatch.core.model_formats import short_name
+from cvbatch.core.model_formats import format_of, short_name
 from cvbatch.core.types import ModelSpec
 from cvbatch.inference.activation_check import Decision, decide
 from cvbatch.inference.chain import compile_chain
@@ -81,23 +81,23 @@ def build(
     digest = weights_sha256(model)
     first, *others = [BuiltOutput(_spec(s, size, digest), *s.decision) for s in sections]
     return BuiltProgram(
-        first.spec,
-        engine,
-        names,
-        batch,
-        max(
+        spec=first.spec,
+        engine=engine,
+        names=names,
+        batch_size=batch,
+        bytes_per_image=max(
             _bytes_per_image(cost, size, request.precision),
             live_bytes(payload) // batch if engine == "litert" else 0,
         )
         + sum(section.graph.output_bytes for section in sections),  # arrays of the caller
-        "\n".join(filter(None, notes)),
-        payload,
-        cost.parameters,
-        cost.multiply_adds,
-        first.activation,
-        first.activation_reason,
-        tuple(others),
-        cost.largest_layer,
+        note="\n".join(filter(None, notes)),
+        payload=payload,
+        parameters=cost.parameters,
+        multiply_adds=cost.multiply_adds,
+        activation=first.activation,
+        activation_reason=first.activation_reason,
+        others=tuple(others),
+        largest_layer=cost.largest_layer,
     )
 
 
@@ -149,7 +149,7 @@ def _spec(section: _Section, size: tuple[int, int], weights_digest: str) -> Mode
 
 
 def _load(storage: Storage, request: BuildRequest) -> keras.Model | ForeignNetwork:
-    if request.runs_in_own_runtime:
+    if format_of(request.config.model).has_own_runtime:
         return load_network(storage, request)
     model = load(storage, request)
     return model if request.precision == "float32" else with_precision(model, request.precision)

@@ -99,11 +99,6 @@ class BuildRequest:
         ]
 
     @property
-    def runs_in_own_runtime(self) -> bool:
-        """Return whether the network is that of an ONNX or TFLite file."""
-        return format_of(self.config.model).has_own_runtime
-
-    @property
     def key(self) -> str:
         """Return a hash of everything that determines the program, 32 hexadecimal digits."""
         content: dict[str, Any] = {
