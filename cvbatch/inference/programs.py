@@ -110,11 +110,12 @@ class BuildRequest:
             "batch_size": self.batch_size,
             "versions": [version("keras"), version("tensorflow"), __version__, _FILE_FORMAT],
         }
-        if format_of(self.config.model).key in ("folder", "hub"):
+        model_format = format_of(self.config.model)
+        if model_format.is_folder:
             content["versions"] += _hub_version()
         if self.others:
             content["others"] = [request.key for request in self.sections[1:]]
-        if package := _RUNTIME_PACKAGES.get(format_of(self.config.model).key):
+        if package := _RUNTIME_PACKAGES.get(model_format.key):
             content["runtime"] = f"{package} {required_version(package, 'onnx')}"
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -267,11 +268,10 @@ def identify(storage: Storage, config: ModelConfig) -> Identity:
     weights_file = None if is_named else model_files.fetch(storage, str(weights))
     hashed_file = file or weights_file
     digest = model_files.sha256(hashed_file) if hashed_file else None
-    is_folder = not model_format.is_file and model_format.key != "zoo"
-    if is_folder:
+    if model_format.is_folder:
         digest = model_files.model_sha256(storage, config.model)
     if digest is not None:
-        is_own = file or is_folder
+        is_own = file or model_format.is_folder
         model_files.check(str(config.model if is_own else weights), digest, config.sha256)
         content = f"{digest}:{weights}" if is_own else f"{config.model}:{digest}"
     else:
