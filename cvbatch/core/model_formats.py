@@ -36,6 +36,11 @@ class ModelFormat:
         return self.key in ("keras", "h5", "onnx", "tflite")
 
     @property
+    def is_folder(self) -> bool:
+        """Return whether the model is a folder: that of the user, or of a stored preset."""
+        return self.key in ("folder", "hub")
+
+    @property
     def has_own_runtime(self) -> bool:
         """Return whether the network is no Keras network; its runtime computes on CPUs."""
         return self.key in ("onnx", "tflite")

@@ -23,18 +23,17 @@ from cvbatch.explain.layer_selection import select_layers
 from cvbatch.explain.spec import NetworkFacts
 from cvbatch.explain.tables import ClassHeatmap, Explanation
 from cvbatch.geometry.resize import Placement, boxes_to_original, make_placement
-from cvbatch.inference import compile, gradcam, network_facts
+from cvbatch.inference import compile, gradcam
 from cvbatch.inference.activation_check import Decision, decide
 from cvbatch.inference.forward_pass import Tensors
 from cvbatch.inference.graph import (
     input_size,
-    num_classes,
     preprocess,
-    resolve_detector,
+    resolve,
     task_tensors,
     with_token_maps,
 )
-from cvbatch.inference.graph_memory import images_that_fit, working_memory
+from cvbatch.inference.network_cost import cost_of, images_that_fit
 from cvbatch.inference.programs import BuildRequest
 from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import keras, tf
@@ -78,18 +77,14 @@ def resolve_job(
             maps do not fit in memory.
     """
     size = input_size(model, job.model)
-    images_that_fit(request, model, working_memory(model, network_facts.costs(model, size), size))
+    images_that_fit(request, cost_of(model, size))
     shapes = layer_selection.feature_map_shapes(model, size)
     layers = _resolve_layers(model, job, shapes)
     classes: tuple[str, ...] = ()
     decision = Decision("none", "")
     if job.gradcam:
-        names = request.identity.classes
-        config = resolve_detector(
-            model, compile.with_names(request), None if names is None else len(names)
-        )
+        config, classes = compile.resolve_section(model, request)
         decision = decide(model, config, images(size), checks_boxes=False)
-        classes = compile.class_names(request, num_classes(model, config))
         _check_classes(job.gradcam.classes or (), classes)
         gradcam.check_layer(model, job.gradcam.layer)
     return NetworkFacts(
@@ -139,8 +134,8 @@ class Network:
 
     def __init__(self, model: keras.Model, job: ExplainJob, facts: NetworkFacts) -> None:
         if job.gradcam:
-            resolved = resolve_detector(model, job.model, len(facts.classes))
-            job = job.model_copy(update={"model": resolved})
+            config, _ = resolve(model, job.model, len(facts.classes))
+            job = job.model_copy(update={"model": config})
         self._model, self._job, self._facts = model, job, facts
         self._key = job.model.input_key(*facts.image_size)
         self._class_scores = CLASS_SCORES[job.model.task]

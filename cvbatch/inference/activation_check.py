@@ -24,12 +24,11 @@ from cvbatch.inference.activation import default_activation
 from cvbatch.inference.detection_check import check_boxes, check_class_ids
 from cvbatch.inference.detector_formats import DETECTORS
 from cvbatch.inference.forward_pass import Tensors
-from cvbatch.inference.graph import Network, preprocess, resolve_detector, task_tensors
+from cvbatch.inference.graph import Network, run_network, task_tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
 from cvbatch.inference.outputs_localization import single_box
 from cvbatch.inference.outputs_segmentation import num_ids
 from cvbatch.inference.value_ranges import Values, values_of
-from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import tf
 
 _RANGE_TOLERANCE = 1e-3
@@ -125,6 +124,9 @@ def decide(
     """Decide which activation to apply.
 
     Args:
+        model: the network.
+        config: resolved.
+        pixels: a few images.
         needs_values: the values of the scores matter, as in training, where a prediction needs only
             the class with the largest score of a pixel.
         checks_boxes: compare boxes with the job's box format; needs images of the job.
@@ -137,7 +139,6 @@ def decide(
     scores_of = GRAPH_OUTPUTS[config.task].scores
     if scores_of is None:
         return Decision("none", "")
-    config = resolve_detector(model, config)
     values, figures, boxes = _observe(model, config, pixels, scores_of)
     name = f"model {config.model!r}"
     if isinstance(config, DetectionConfig) and config.detector != "boxes_scores":
@@ -333,7 +334,7 @@ def _observe(
     seen: list[tuple[Values, int, int, str]] = []
 
     def forward(images: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor] | None]:
-        raw = task_outputs.by_name(model(preprocess(images, model, config), training=False))
+        raw, _ = run_network(model, config, images)
         scores = _raw_scores(scores_of, config, raw, size)
         boxes = _best_boxes(config, raw, size)
         ids = num_ids(config, scores) if isinstance(config, SegmentationConfig) else 0

@@ -15,14 +15,13 @@ import numpy as np
 
 from cvbatch.core.errors import ModelError
 from cvbatch.inference.litert import compile_function, load_function
-from cvbatch.inference.program_types import Outputs, Program
+from cvbatch.inference.program_types import Outputs, Program, archive_of
 from cvbatch.inference.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from cvbatch.inference.foreign import ForeignNetwork
     from cvbatch.inference.graph import ServingGraph, SharedGraph
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # constant time in the zip, so that equal programs are equal bytes
 _TOLERANCE = 1e-4  # of the network's input, relative to its largest number
 
 
@@ -63,13 +62,14 @@ def compile_chain(
         network: of the file.
         size: batch, height and width of the input.
     """
+    from cvbatch.inference.graph import record
+
     batch, height, width = size
-    first = graph.graphs[0]
-    function = input_function(first, is_channels_first=network.is_channels_first)
+    function = input_function(graph.graphs[0], is_channels_first=network.is_channels_first)
 
     def after(*raw: Any) -> dict[str, Any]:
         tensors = dict(zip(network.names, raw, strict=True))
-        return graph.compute(*first.record(lambda: network.read(tensors, (height, width))))
+        return graph.compute(*record(network, lambda: network.read(tensors, (height, width))))
 
     outputs = network.raw_outputs((height, width))
     inputs = [((batch, *shape), dtype) for shape, dtype in outputs]
@@ -81,16 +81,10 @@ def compile_chain(
         "offset": function.offset.tolist(),
         "is_channels_first": function.is_channels_first,
     }
-    members: dict[str, str | bytes] = {
-        "chain.json": json.dumps(facts),
-        "network": network.content,
-        "after": program,
-    }
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
-    return buffer.getvalue(), names
+    payload = archive_of(
+        {"chain.json": json.dumps(facts), "network": network.content, "after": program}
+    )
+    return payload, names
 
 
 def input_function(graph: ServingGraph, *, is_channels_first: bool) -> InputFunction:

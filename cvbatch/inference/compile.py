@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from cvbatch.config.models import (
 )
 from cvbatch.config.network_input import tiling_of
 from cvbatch.core.errors import ModelError
-from cvbatch.core.model_formats import short_name
+from cvbatch.core.model_formats import format_of, short_name
 from cvbatch.core.types import ModelSpec
 from cvbatch.inference.activation_check import Decision, decide
 from cvbatch.inference.chain import compile_chain
@@ -28,20 +29,13 @@ from cvbatch.inference.graph import (
     ServingGraph,
     SharedGraph,
     input_size,
-    num_classes,
     preprocess,
-    resolve_detector,
+    resolve,
 )
-from cvbatch.inference.graph_memory import WorkingMemory, images_that_fit, working_memory
-from cvbatch.inference.litert_memory import live_bytes
+from cvbatch.inference.input_scaling import scaling_of
+from cvbatch.inference.litert import live_bytes
 from cvbatch.inference.mask_check import decide_masks, unused_masks_note
-from cvbatch.inference.network_facts import (
-    costs,
-    fixed_batch,
-    num_parameters,
-    scaling_of,
-    weights_sha256,
-)
+from cvbatch.inference.network_cost import NetworkCost, cost_of, images_that_fit
 from cvbatch.inference.programs import IMAGENET, BuildRequest, BuiltOutput, BuiltProgram
 from cvbatch.inference.sample_images import SampleImages, sample_pixels
 from cvbatch.models import registry
@@ -71,39 +65,39 @@ def build(
     scaling = scaling_of(model, request.config)
     config, request = scaling.config, scaling.applied_to(request)
     size = input_size(model, config)
-    cost_of_image = costs(model, size)
-    working = working_memory(model, cost_of_image, size)
-    num_samples = images_that_fit(request, model, working)
+    cost = cost_of(model, size)
+    num_samples = images_that_fit(request, cost)
     pixels = sample_pixels(samples, storage, config.input_key(*size))[:num_samples]
+    fixed_batch = model.input_shape[0]
     if isinstance(model, ForeignNetwork):
-        model.fix_batch(preprocess(pixels, model, config).numpy())
+        fixed_batch = model.fix_batch(preprocess(pixels, model, config).numpy())
     has_images = samples is not None
     sections = [_prepare(model, s, pixels, checks_boxes=has_images) for s in request.sections]
     graph = SharedGraph([section.graph for section in sections])
-    batch = fixed_batch(model) or request.batch_size
+    batch = fixed_batch or request.batch_size
     engine, payload, names, note = _compile(graph, request, (batch, *size))
     notes = [note, scaling.note, _resize_note(model, config)]
     notes += [text for section in sections for text in (section.mask_note, _section_note(section))]
     digest = weights_sha256(model)
     first, *others = [BuiltOutput(_spec(s, size, digest), *s.decision) for s in sections]
     return BuiltProgram(
-        first.spec,
-        engine,
-        names,
-        batch,
-        max(
-            _bytes_per_image(working, size, request.precision),
+        spec=first.spec,
+        engine=engine,
+        names=names,
+        batch_size=batch,
+        bytes_per_image=max(
+            _bytes_per_image(cost, size, request.precision),
             live_bytes(payload) // batch if engine == "litert" else 0,
         )
         + sum(section.graph.output_bytes for section in sections),  # arrays of the caller
-        "\n".join(filter(None, notes)),
-        payload,
-        num_parameters(model, cost_of_image),
-        cost_of_image.multiply_adds if cost_of_image and not cost_of_image.is_at_least else None,
-        first.activation,
-        first.activation_reason,
-        tuple(others),
-        working.layer,
+        note="\n".join(filter(None, notes)),
+        payload=payload,
+        parameters=cost.parameters,
+        multiply_adds=cost.multiply_adds,
+        activation=first.activation,
+        activation_reason=first.activation_reason,
+        others=tuple(others),
+        largest_layer=cost.largest_layer,
     )
 
 
@@ -121,10 +115,7 @@ def _prepare(
     model: Network, request: BuildRequest, pixels: np.ndarray, *, checks_boxes: bool
 ) -> _Section:
     """Check that the network fits a section of the job, on a few images."""
-    config = with_names(request)
-    names = request.identity.classes
-    config = resolve_detector(model, config, None if names is None else len(names))
-    classes = class_names(request, num_classes(model, config))
+    config, classes = resolve_section(model, request)
     if isinstance(config, DetectionConfig):
         _check_keep_classes(config, classes)
     if isinstance(config, SegmentationConfig) and config.background == ADD_BACKGROUND:
@@ -158,18 +149,23 @@ def _spec(section: _Section, size: tuple[int, int], weights_digest: str) -> Mode
 
 
 def _load(storage: Storage, request: BuildRequest) -> keras.Model | ForeignNetwork:
-    if request.runs_in_own_runtime:
+    if format_of(request.config.model).has_own_runtime:
         return load_network(storage, request)
     model = load(storage, request)
     return model if request.precision == "float32" else with_precision(model, request.precision)
 
 
-def with_names(request: BuildRequest) -> ModelConfig:
-    """Return the model's section with the names of its classes, if the job or its file has them."""
-    names = request.identity.classes
-    if names is None:
-        return request.config
-    return request.config.model_copy(update={"classes": list(names)})
+def resolve_section(model: Network, request: BuildRequest) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Return the section with its detector and class names, and the names of all outputs.
+
+    Raises:
+        ModelError: as `resolve` and `class_names`.
+    """
+    config, names = request.config, request.identity.classes
+    if names is not None:
+        config = config.model_copy(update={"classes": list(names)})
+    config, count = resolve(model, config, None if names is None else len(names))
+    return config, class_names(request, count)
 
 
 def load(storage: Storage, request: BuildRequest) -> keras.Model:
@@ -258,13 +254,13 @@ def _section_note(section: _Section) -> str:
     )
 
 
-def _bytes_per_image(working: WorkingMemory, image_size: tuple[int, int], precision: str) -> int:
+def _bytes_per_image(cost: NetworkCost, image_size: tuple[int, int], precision: str) -> int:
     """Return a lower bound of the memory that a program needs for one image of its batch.
 
     It is the uint8 pixels of the image, and the largest feature maps of one layer.
     """
-    maps = working.num_bytes
-    return 3 * math.prod(image_size) + (maps if precision == "float32" else maps // 2)
+    maps = cost.map_bytes if precision == "float32" else cost.map_bytes // 2
+    return 3 * math.prod(image_size) + maps
 
 
 def class_names(request: BuildRequest, count: int | None) -> tuple[str, ...]:
@@ -303,3 +299,15 @@ def _check_keep_classes(config: DetectionConfig, classes: tuple[str, ...]) -> No
             f"keep_classes: the model has no class {', '.join(unknown)}; its classes are "
             f"{', '.join(classes[:20])}"
         )
+
+
+def weights_sha256(model: keras.Model | ForeignNetwork) -> str:
+    """Return the SHA-256 (hex) of dtype, shape and values of all weights, or of the file."""
+    if isinstance(model, ForeignNetwork):
+        return model.sha256
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        array = np.ascontiguousarray(variable.numpy())
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -37,7 +37,7 @@ def suppressed(outputs: Tensors, config: DetectionConfig, size: Size) -> dict[st
     if "count" in outputs:
         count = ops.cast(ops.reshape(outputs["count"], (-1, 1)), "int32")
         position = ops.arange(scores.shape[1], dtype="int32")
-        is_box = ops.logical_and(is_box, ops.expand_dims(position, 0) < count)
+        is_box = ops.logical_and(is_box, ops.less(ops.expand_dims(position, 0), count))
     return {
         "boxes": outputs["boxes"],
         "scores": ops.where(is_box, scores, PADDING_SCORE),

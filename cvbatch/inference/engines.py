@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cvbatch.inference.chain import load_chain
-from cvbatch.inference.litert import compile_litert, load_litert
+from cvbatch.inference.litert import compile_litert, load_function
 from cvbatch.inference.program_types import Outputs, Program, UnsupportedGraphError
 from cvbatch.inference.tracing import output_names, trace
 
@@ -95,7 +95,7 @@ def _set_devices(tf: Any, threads: int) -> None:
 
 
 ENGINES: dict[str, Engine] = {
-    "litert": Engine(compile_litert, load_litert),
+    "litert": Engine(compile_litert, load_function),
     "tensorflow": Engine(_compile_tensorflow, _load_tensorflow),
 }
 # Engine of a program → function that loads it. Chains are compiled from model files only.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class ForeignNetwork:
 
     def _used_names(self) -> tuple[str, ...]:
         """Return the outputs that sections of the job name; all if one names none."""
-        names = [info.name for info in self._runtime.outputs]
+        names = self._runtime.outputs
         used = {section.config.output for section in self._sections}
         if self._head is not None and self._head.scores in used:
             used.add(self._head.features)
@@ -129,7 +130,7 @@ class ForeignNetwork:
         if not self._shapes:
             image = np.zeros((1, *size, self.input_shape[3] or 3), np.float32)
             self.run(image.transpose(0, 3, 1, 2) if self.is_channels_first else image)
-        infos = {info.name: info for info in self._runtime.outputs}
+        infos = self._runtime.outputs
         return [(self._shapes[name], infos[name].real_dtype) for name in self.names]
 
     def read(self, raw: Mapping[str, tf.Tensor], input_hw: tuple[int, int]) -> dict[str, tf.Tensor]:
@@ -143,14 +144,15 @@ class ForeignNetwork:
             arranged = array_layout.arrange(self._sections, name, tensor, input_hw)
             if not tf.executing_eagerly():
                 arranged = tf.identity(arranged)
-                info = next(info for info in self._runtime.outputs if info.name == name)
                 values = values_of_output(self.graph, name)
-                self.known_values[arranged.name] = _without_sums(values) if info.scale else values
+                if self._runtime.outputs[name].scale:  # many small probabilities are rounded to 0
+                    values = replace(values, row_sum=None)
+                self.known_values[arranged.name] = values
             outputs[name] = arranged
         return outputs
 
-    def fix_batch(self, images: np.ndarray) -> None:
-        """Set the batch to one image if the file does not accept more, or mixes the images.
+    def fix_batch(self, images: np.ndarray) -> int | None:
+        """Return the batch, set to one image if the file does not accept more, or mixes them.
 
         A network that quantises its activations with limits of the whole batch mixes them: an
         image would have other scores with other images.
@@ -165,7 +167,9 @@ class ForeignNetwork:
         batch = images.transpose(0, 3, 1, 2) if self.is_channels_first else images
         if self.batch is None and not self._are_independent(batch):
             self.batch = 1
-        self.run(batch)
+        if self.batch is not None:
+            self.run(batch)
+        return self.batch
 
     def _are_independent(self, batch: np.ndarray) -> bool:
         """Return whether the first image has the same outputs with other images."""
@@ -175,11 +179,6 @@ class ForeignNetwork:
             return all(np.array_equal(a[0], b[0], equal_nan=True) for a, b in pairs)
         except ModelError:
             return False
-
-
-def _without_sums(values: Values) -> Values:
-    """Return values without sums: many small probabilities are rounded to 0 by quantisation."""
-    return Values(values.low, values.high, None, values.activations, values.source, values.is_known)
 
 
 def load_network(storage: Storage, request: BuildRequest) -> ForeignNetwork:

@@ -76,44 +76,36 @@ def input_size(model: Network, config: ModelConfig) -> tuple[int, int]:
     return int(height or 0), int(width or 0)
 
 
-def resolve_detector(
+def resolve(
     model: Network, config: ModelConfig, num_names: int | None = None
-) -> ModelConfig:
-    """Return the config with the format of the detector's outputs instead of `auto`.
+) -> tuple[ModelConfig, int | None]:
+    """Return the config with the format of a detector's outputs, and the number of classes.
 
-    Anchors are those of the network if it has a KerasHub generator, and the job has none. Other
-    tasks have no detector: their config is returned.
+    A detector's anchors are those of the network if it has a KerasHub generator, and the job has
+    none.
 
     Args:
         num_names: number of class names; None if there are none.
 
-    Raises:
-        ModelError: as `cvbatch.inference.detector_formats.resolve`.
-    """
-    if not isinstance(config, DetectionConfig):
-        return config
-    size = input_size(model, config)
-    resolved = detector_formats.resolve(config, _output_specs(model, size), size, num_names)
-    generator = getattr(model, "anchor_generator", None)
-    if resolved.detector != "retinanet" or resolved.anchors is not None or generator is None:
-        return resolved
-    keys = AnchorsConfig.model_fields.keys() - {"clip"}
-    anchors = AnchorsConfig(**{key: getattr(generator, key) for key in keys})
-    return resolved.model_copy(update={"anchors": anchors})
-
-
-def num_classes(model: Network, config: ModelConfig) -> int | None:
-    """Return the number of classes of the model; None for boxes with class ids.
-
-    Args:
-        config: resolved.
+    Returns:
+        The config, in which `detector` is never auto; None for boxes with class ids.
 
     Raises:
-        ModelError: the outputs do not fit the task; the message has actual and required shapes.
+        ModelError: the outputs do not fit the task, with actual and required shapes; or as
+            `cvbatch.inference.detector_formats.resolve`.
     """
     size = input_size(model, config)
-    outputs = task_tensors(_output_specs(model, size), config, size)
-    return GRAPH_OUTPUTS[config.task].num_classes(config, outputs)
+    images = keras.KerasTensor((1, *size, model.input_shape[3]))
+    outputs = task_outputs.by_name(model.compute_output_spec(images))
+    if isinstance(config, DetectionConfig):
+        config = detector_formats.resolve(config, outputs, size, num_names)
+        generator = getattr(model, "anchor_generator", None)
+        if config.detector == "retinanet" and config.anchors is None and generator is not None:
+            keys = AnchorsConfig.model_fields.keys() - {"clip"}
+            anchors = AnchorsConfig(**{key: getattr(generator, key) for key in keys})
+            config = config.model_copy(update={"anchors": anchors})
+    count_classes = GRAPH_OUTPUTS[config.task].num_classes
+    return config, count_classes(config, task_tensors(outputs, config, size))
 
 
 def task_tensors(outputs: Tensors, config: ModelConfig, size: tuple[int, int]) -> Tensors:
@@ -129,11 +121,6 @@ def task_tensors(outputs: Tensors, config: ModelConfig, size: tuple[int, int]) -
     if isinstance(config, SegmentationConfig):
         return as_maps(config, outputs, size)
     return outputs
-
-
-def _output_specs(model: Network, size: tuple[int, int]) -> dict[str, Any]:
-    images = keras.KerasTensor((1, *size, model.input_shape[3]))
-    return task_outputs.by_name(model.compute_output_spec(images))
 
 
 class ServingGraph:
@@ -158,6 +145,7 @@ class ServingGraph:
         """Prepare the graph.
 
         Args:
+            config: resolved.
             activation: still to be applied to the scores; never auto.
             mask_values: what the masks of boxes are.
 
@@ -165,7 +153,7 @@ class ServingGraph:
             ModelError: the heatmap layer is not in the model.
         """
         self.model = model
-        self._config = resolve_detector(model, config)
+        self._config = config
         self._activation = activation
         self._mask_values = mask_values
         self._size = input_size(model, config)
@@ -182,14 +170,7 @@ class ServingGraph:
 
     def run_network(self, pixels: tf.Tensor) -> tuple[Tensors, gradcam.Calls]:
         """Return the outputs of the network by name, and the calls of its layers."""
-        images = preprocess(pixels, self.model, self._config)
-        return self.record(lambda: self.model(images, training=False))
-
-    def record(self, forward_pass: Callable[[], Any]) -> tuple[Tensors, gradcam.Calls]:
-        """Return what `run_network` does, of a function that returns the network's outputs."""
-        with gradcam.record_calls(self.model) as calls:
-            outputs = task_outputs.by_name(forward_pass())
-        return outputs, calls
+        return run_network(self.model, self._config, pixels)
 
     def compute(self, outputs: Tensors, calls: gradcam.Calls) -> Tensors:
         """Return the outputs of the task by name, from those of `run_network`."""
@@ -232,6 +213,22 @@ class SharedGraph:
         }
 
 
+def run_network(
+    model: Network,
+    config: ModelConfig,
+    pixels: tf.Tensor,  # (B, H, W, 3)
+) -> tuple[Tensors, gradcam.Calls]:
+    """Return the outputs of a network by name, and the calls of its layers."""
+    images = preprocess(pixels, model, config)
+    return record(model, lambda: model(images, training=False))
+
+
+def record(model: Network, forward_pass: Callable[[], Any]) -> tuple[Tensors, gradcam.Calls]:
+    """Return what `run_network` does, of a function that returns the network's outputs."""
+    with gradcam.record_calls(model) as calls:
+        return task_outputs.by_name(forward_pass()), calls
+
+
 def with_token_maps(calls: gradcam.Calls, model: keras.Model, config: ModelConfig) -> gradcam.Calls:
     """Return the calls with the grids of a transformer's tokens, which heatmaps of scores need."""
     scores_of = GRAPH_OUTPUTS[config.task].scores
@@ -239,9 +236,7 @@ def with_token_maps(calls: gradcam.Calls, model: keras.Model, config: ModelConfi
         return calls
 
     def run(pixels: tf.Tensor) -> tuple[gradcam.Calls, tf.Tensor]:
-        images = preprocess(pixels, model, config)
-        with gradcam.record_calls(model) as recorded:
-            outputs = task_outputs.by_name(model(images, training=False))
+        outputs, recorded = run_network(model, config, pixels)
         return recorded, scores_of(config, outputs)
 
     tokens = TokenMaps(run, input_size(model, config), model.input_shape[0])

@@ -13,7 +13,7 @@ from cvbatch.config.models import DetectionConfig, ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.geometry.boxes import iou, to_xyxy
 from cvbatch.inference.forward_pass import MaskValues
-from cvbatch.inference.graph import Network, preprocess, task_tensors
+from cvbatch.inference.graph import Network, run_network, task_tensors
 from cvbatch.inference.outputs_masks import mask_tensors, raw_masks, separate
 from cvbatch.inference.value_ranges import Values, values_of
 from cvbatch.models import outputs as task_outputs
@@ -123,7 +123,7 @@ def _observe(
     seen: list[Values] = []
 
     def forward(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        raw_outputs = task_outputs.by_name(model(preprocess(images, model, config), training=False))
+        raw_outputs, _ = run_network(model, config, images)
         outputs = task_tensors(raw_outputs, config, size)
         raw = raw_masks(outputs)
         seen.append(values_of(raw, getattr(model, "known_values", {})))

@@ -31,6 +31,7 @@ from cvbatch.core.model_formats import format_of
 from cvbatch.core.types import ModelSpec
 from cvbatch.core.version import __version__
 from cvbatch.inference.engines import LOADERS, Program
+from cvbatch.inference.program_types import archive_of
 from cvbatch.models import model_files, onnx_files, trusted_modules
 from cvbatch.models.metadata import DEMO_FILES, imagenet_classes, read_card
 from cvbatch.storage import store
@@ -40,7 +41,6 @@ MAX_CLASS_FILE_BYTES = 4 << 20
 IMAGENET = "imagenet"  # value of `classes`: the names that are shipped
 _FILE_FORMAT = 2  # version of program files; part of the key
 _RUNTIME_PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}  # by model format
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # constant time in the zip, so that equal programs are equal bytes
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,6 @@ class BuildRequest:
         ]
 
     @property
-    def runs_in_own_runtime(self) -> bool:
-        """Return whether the network is that of an ONNX or TFLite file."""
-        return format_of(self.config.model).has_own_runtime
-
-    @property
     def key(self) -> str:
         """Return a hash of everything that determines the program, 32 hexadecimal digits."""
         content: dict[str, Any] = {
@@ -115,11 +110,12 @@ class BuildRequest:
             "batch_size": self.batch_size,
             "versions": [version("keras"), version("tensorflow"), __version__, _FILE_FORMAT],
         }
-        if format_of(self.config.model).key in ("folder", "hub"):
+        model_format = format_of(self.config.model)
+        if model_format.is_folder:
             content["versions"] += _hub_version()
         if self.others:
             content["others"] = [request.key for request in self.sections[1:]]
-        if package := _RUNTIME_PACKAGES.get(format_of(self.config.model).key):
+        if package := _RUNTIME_PACKAGES.get(model_format.key):
             content["runtime"] = f"{package} {required_version(package, 'onnx')}"
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -198,11 +194,7 @@ class BuiltProgram:
     def to_bytes(self) -> bytes:
         """Return the program file: an uncompressed zip of `program.json` and `payload`."""
         fields = {key: value for key, value in asdict(self).items() if key != "payload"}
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(zipfile.ZipInfo("program.json", _EPOCH), json.dumps(fields))
-            archive.writestr(zipfile.ZipInfo("payload", _EPOCH), self.payload)
-        return buffer.getvalue()
+        return archive_of({"program.json": json.dumps(fields), "payload": self.payload})
 
     @staticmethod
     def from_bytes(data: bytes) -> BuiltProgram:
@@ -276,11 +268,10 @@ def identify(storage: Storage, config: ModelConfig) -> Identity:
     weights_file = None if is_named else model_files.fetch(storage, str(weights))
     hashed_file = file or weights_file
     digest = model_files.sha256(hashed_file) if hashed_file else None
-    is_folder = not model_format.is_file and model_format.key != "zoo"
-    if is_folder:
+    if model_format.is_folder:
         digest = model_files.model_sha256(storage, config.model)
     if digest is not None:
-        is_own = file or is_folder
+        is_own = file or model_format.is_folder
         model_files.check(str(config.model if is_own else weights), digest, config.sha256)
         content = f"{digest}:{weights}" if is_own else f"{config.model}:{digest}"
     else:

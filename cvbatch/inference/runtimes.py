@@ -57,11 +57,11 @@ class Runtime(Protocol):
 
     Attributes:
         inputs: of the network.
-        outputs: of the network, with different names.
+        outputs: of the network, by name.
     """
 
     inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    outputs: dict[str, TensorInfo]
 
     def __call__(self, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         """Run the network on one batch in the layout of the file.
@@ -108,7 +108,7 @@ class OnnxRuntime:
                 content, options, providers=["CPUExecutionProvider"]
             )
             self.inputs = tuple(map(_onnx_info, self._session.get_inputs()))
-            self.outputs = tuple(map(_onnx_info, self._session.get_outputs()))
+            self.outputs = {x.name: _onnx_info(x) for x in self._session.get_outputs()}
         except ModelError:
             raise
         except Exception as error:  # noqa: BLE001 - its exceptions have no common class
@@ -123,8 +123,7 @@ class OnnxRuntime:
             raise ModelError(
                 f"onnxruntime does not run it on {images.shape}: {_first_line(error)}"
             ) from None
-        infos = {info.name: info for info in self.outputs}
-        return [infos[name].real(result) for name, result in zip(names, results, strict=True)]
+        return [self.outputs[name].real(x) for name, x in zip(names, results, strict=True)]
 
 
 def _onnx_info(argument: Any) -> TensorInfo:
@@ -157,7 +156,7 @@ class TfliteRuntime:
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"LiteRT does not load it: {_first_line(error)}") from None
         self.inputs = tuple(map(_tflite_info, inputs))
-        self.outputs = tuple(map(_tflite_info, outputs))
+        self.outputs = {details["name"]: _tflite_info(details) for details in outputs}
         self._shape = tuple(inputs[0]["shape"]) if inputs else ()
         self._input = inputs[0]["index"] if inputs else -1
         self._indices = {details["name"]: details["index"] for details in outputs}
@@ -176,9 +175,8 @@ class TfliteRuntime:
             raise ModelError(
                 f"LiteRT does not run it on {images.shape}: {_first_line(error)}"
             ) from None
-        infos = {info.name: info for info in self.outputs}
-        results = {name: self._interpreter.get_tensor(self._indices[name]) for name in names}
-        return [infos[name].real(results[name]) for name in names]
+        results = (self._interpreter.get_tensor(self._indices[name]) for name in names)
+        return [self.outputs[name].real(x) for name, x in zip(names, results, strict=True)]
 
 
 def _tflite_info(details: dict[str, Any]) -> TensorInfo:

@@ -85,9 +85,9 @@ def model_sha256(storage: Storage, uri: str) -> str:
     Raises:
         ModelError: it cannot be read.
     """
-    if format_of(uri).is_file or format_of(uri).key == "zoo":
-        return sha256(fetch(storage, uri))
-    return _folder_sha256(_fetch_folder(storage, uri))
+    if format_of(uri).is_folder:
+        return _folder_sha256(_fetch_folder(storage, uri))
+    return sha256(fetch(storage, uri))
 
 
 def _folder_sha256(files: Mapping[str, Path]) -> str:
@@ -106,7 +106,7 @@ def download(storage: Storage, uri: str, folder: Path, expected: str | None) -> 
     Raises:
         ModelError: it cannot be read or copied, or has another SHA-256.
     """
-    is_folder = format_of(uri).key in ("folder", "hub")
+    is_folder = format_of(uri).is_folder
     if is_folder:
         sources = _fetch_folder(storage, uri)
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from cvbatch.core.errors import ModelError
 from cvbatch.models.frameworks import keras
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
-from cvbatch.models.saved_model import SavedModelNetwork
 
 
 def with_precision(model: keras.Model, policy: str) -> keras.Model:
@@ -16,12 +15,12 @@ def with_precision(model: keras.Model, policy: str) -> keras.Model:
         policy: Keras dtype policy, such as "mixed_float16" or "mixed_bfloat16".
 
     Raises:
-        ModelError: the model is a SavedModel, whose operations have the precision of its file.
+        ModelError: the model is another one, such as a SavedModel.
     """
-    if isinstance(model, SavedModelNetwork):
+    if not isinstance(model, (keras.Sequential, keras.Function)):
         raise ModelError(
-            f"run.precision {policy}: model {model.model_name} is a SavedModel, whose precision is "
-            "that of its file; set precision: float32"
+            f"run.precision {policy}: model {model.name!r} is not a graph of Keras layers, so that "
+            "its precision cannot be changed; set precision: float32"
         )
 
     def with_policy(layer: keras.Layer) -> keras.Layer:

@@ -172,7 +172,7 @@ def load_model(
     key = format_of(model).key
     if key != "zoo" and weights is not None:
         raise ModelError(own_weights_error("weights", model))
-    if key in ("folder", "hub"):
+    if format_of(model).is_folder:
         return load_folder(model, local_file(model), image_size)
     if key in ("keras", "h5"):
         return load_file(model, local_file(model), trust, memory_bytes)

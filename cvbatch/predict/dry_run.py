@@ -22,7 +22,7 @@ from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.isolated_decode import IsolatedDecoder
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.predictor import Predictor, load_models
-from cvbatch.inference.programs import BuildRequest, BuiltProgram, build_requests
+from cvbatch.inference.programs import BuiltProgram, build_requests
 from cvbatch.predict.allocation import choose_allocation
 from cvbatch.predict.job import Preparation, prepare, samples_of
 from cvbatch.predict.memory_check import actor_need, check_programs
@@ -107,7 +107,9 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     allocation = choose_allocation(job, plan.format, resources, max(1, len(pending)))
     free_bytes = hardware.memory_bytes()
     requests = build_requests(job, ready.identities, ready.engine, free_bytes)
-    programs = _build(ready, requests) if pending else []
+    programs: list[BuiltProgram] = []
+    if pending:
+        programs = ProgramBuilder(ready.sink.storage, requests, samples_of(ready)).result()
     notes = [note for program in programs for note in program.notes]
     for note in notes:
         listener.info(note)
@@ -150,10 +152,6 @@ def _scale(pending: Sequence[ChunkRef], sample: _Sample) -> float:
     if num_images:
         return num_images / max(1, sample.num_images)
     return sum(ref.size_bytes for ref in pending) / max(1, sample.num_bytes)
-
-
-def _build(ready: Preparation, requests: Sequence[BuildRequest]) -> list[BuiltProgram]:
-    return ProgramBuilder(ready.sink.storage, requests, samples_of(ready)).result()
 
 
 class _Sample(NamedTuple):

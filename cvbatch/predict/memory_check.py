@@ -35,15 +35,10 @@ def check_programs(
 ) -> None:
     """Refuse the batch size of a job whose programs cannot fit; arguments as in `check_batch`."""
     largest = max(programs, key=lambda program: program.bytes_per_image)
-    layer = f"layer {largest.largest_layer!r} of model {largest.spec.name!r}"
+    path = largest.largest_layer
+    layer = path and f"layer {path!r} of model {largest.spec.name!r}"
     need = actor_need(programs, allocation)
-    check_batch(
-        job.run.batch_size,
-        need,
-        memory,
-        allocation.num_actors,
-        layer if largest.largest_layer else "",
-    )
+    check_batch(job.run.batch_size, need, memory, allocation.num_actors, layer)
 
 
 def check_batch(

@@ -33,6 +33,7 @@ def explain(model, images, task, class_names, size=None, fields=None, **gradcam)
     from cvbatch.explain.introspection import Network
     from cvbatch.explain.spec import NetworkFacts
     from cvbatch.inference.activation_check import decide
+    from cvbatch.inference.graph import resolve
 
     job = parse_explanation(
         {
@@ -50,7 +51,7 @@ def explain(model, images, task, class_names, size=None, fields=None, **gradcam)
         "c", [str(i) for i in range(count)], [""] * count, np.full(count, width, np.int32),
         np.full(count, height, np.int32), {}, {InputKey(*input_size, "stretch"): images},
     )  # fmt: skip
-    decision = decide(model, job.model, images, checks_boxes=False)
+    decision = decide(model, resolve(model, job.model)[0], images, checks_boxes=False)
     network = Network(model, job, NetworkFacts(class_names, input_size, {}, {}, *decision))
     network.check()
     return [explanation.gradcam for explanation in network.explain(batch)]

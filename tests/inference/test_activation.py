@@ -211,8 +211,9 @@ def serve(model, model_config, images):
     import tensorflow as tf
 
     from cvbatch.inference.activation_check import decide
-    from cvbatch.inference.graph import ServingGraph
+    from cvbatch.inference.graph import ServingGraph, resolve
 
+    model_config, _ = resolve(model, model_config)
     decision = decide(model, model_config, images, checks_boxes=True)
     graph = ServingGraph(model, model_config, decision.activation)
     outputs = tf.function(graph, autograph=False)(tf.constant(images))

@@ -11,7 +11,7 @@ import pytest
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.inference.engines import ENGINES
-from cvbatch.inference.graph import ServingGraph, num_classes
+from cvbatch.inference.graph import ServingGraph, resolve
 from tests.support import networks
 
 pytestmark = pytest.mark.keras
@@ -26,7 +26,7 @@ def config(task: str = "embedding", **fields: Any) -> Any:
 
 def run(model: Any, model_config: Any, images: np.ndarray, engine: str = "tensorflow") -> Any:
     """Return the program's outputs and the graph."""
-    num_classes(model, model_config)
+    resolve(model, model_config)
     graph = ServingGraph(model, model_config, "none")
     payload, names = ENGINES[engine].compile(graph, len(images), *images.shape[1:3])
     return ENGINES[engine].load(payload, names, 1)(images), graph

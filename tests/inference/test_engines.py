@@ -280,14 +280,14 @@ def test_numpy_priors_in_float64_run_in_litert():
 
 
 def test_wrong_outputs_are_reported_with_shapes():
-    from cvbatch.inference.graph import num_classes
+    from cvbatch.inference.graph import resolve
 
     with pytest.raises(ModelError) as error:
-        num_classes(networks.segmenter(), config("detection"))
+        resolve(networks.segmenter(), config("detection"))
     assert "boxes (B, N, 4)" in str(error.value)
     assert "(B, 32, 24, 3)" in str(error.value)
     with pytest.raises(ModelError, match=r"requires one output of class scores \(B, classes\)"):
-        num_classes(networks.segmenter(), config())
+        resolve(networks.segmenter(), config())
 
 
 def test_unknown_heatmap_layer_is_refused_with_a_suggestion():

@@ -59,7 +59,7 @@ def test_the_largest_map_is_refused_before_the_network_runs(tmp_path, monkeypatc
 def test_a_model_that_is_no_graph_of_layers_is_traced():
     import keras
 
-    from cvbatch.inference.graph_memory import working_memory
+    from cvbatch.inference.network_cost import cost_of
 
     class Subclassed(keras.Model):
         def __init__(self):
@@ -73,9 +73,9 @@ def test_a_model_that_is_no_graph_of_layers_is_traced():
         def input_shape(self):
             return self.inner.input_shape
 
-    num_bytes, layer = working_memory(Subclassed(), None, (SIDE, SIDE))
-    assert num_bytes == ENLARGED
-    assert "enlarged" in layer
+    cost = cost_of(Subclassed(), (SIDE, SIDE))
+    assert cost.map_bytes == ENLARGED
+    assert "enlarged" in cost.largest_layer
 
 
 def test_the_sample_images_are_as_many_as_fit(tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def test_the_memory_of_litert_has_the_maps_that_skip_layers(tmp_path):
     from keras import layers
 
     from cvbatch.inference import compile as compiler
-    from cvbatch.inference.litert_memory import live_bytes
+    from cvbatch.inference.litert import live_bytes
 
     image = keras.Input((SIDE, SIDE, 3))
     skipped = layers.Conv2D(4, 3, padding="same", activation="relu")(image)

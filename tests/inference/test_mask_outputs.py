@@ -265,12 +265,12 @@ def test_every_layout_and_kind_of_values_gives_numbers_above_0_inside(kind, layo
     ],
 )
 def test_outputs_whose_axes_are_not_clear_are_refused(masks, changes, message):
-    from cvbatch.inference.graph import num_classes
+    from cvbatch.inference.graph import resolve
 
     shapes = {"boxes": (6, 4), "scores": (6, 3), **changes}
     model = network((8, 8), {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     with pytest.raises(ModelError) as raised:
-        num_classes(model, config("a.keras", masks))
+        resolve(model, config("a.keras", masks))
     assert message in str(raised.value)
 
 

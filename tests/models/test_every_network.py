@@ -15,7 +15,7 @@ from cvbatch.config.models import (
     SegmentationConfig,
 )
 from cvbatch.inference import gradcam
-from cvbatch.inference.graph import num_classes
+from cvbatch.inference.graph import resolve
 from cvbatch.models import registry
 from tests.support.reference_arrays import grad_cam
 from tests.support.serving import serving_graph
@@ -132,7 +132,7 @@ def test_a_network_saves_loads_predicts_and_explains(name, tmp_path):
     images = random_images(1, *loaded.input_shape[1:3])
 
     config = CONFIGS[task](task=task, model="net.keras")
-    assert num_classes(loaded, config) == NUM_CLASSES
+    assert resolve(loaded, config)[1] == NUM_CLASSES
     path, predictions, heatmaps = predict_and_explain(loaded, config, images)
     outputs, expected = predict_and_explain_by_tape(built, task, images, path)
 

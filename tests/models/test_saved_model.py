@@ -164,10 +164,12 @@ def test_a_folder_has_the_sha256_of_its_lines_and_is_pinned(exported):
         model_runs.built(folder, sha256="0" * 64)
 
 
-def test_the_precision_of_a_saved_model_cannot_be_changed(exported):
+def test_only_the_precision_of_a_graph_of_layers_can_be_changed(exported):
     import shutil
     import tempfile
     from pathlib import Path
+
+    import keras
 
     from cvbatch.models.precision import with_precision
     from cvbatch.models.saved_model import load_saved_model
@@ -175,8 +177,9 @@ def test_the_precision_of_a_saved_model_cannot_be_changed(exported):
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(exported[1], Path(folder) / "net")
         network = load_saved_model("net/", copy)
-    with pytest.raises(ModelError, match=r"net/ is a SavedModel.*set precision: float32"):
-        with_precision(network, "mixed_float16")
+    for model in (network, keras.Model(name="subclassed")):
+        with pytest.raises(ModelError, match=f"{model.name}' is not a graph.*precision: float32"):
+            with_precision(model, "mixed_float16")
 
 
 def test_a_graph_without_layers_is_neither_trained_nor_explained(exported):

@@ -1,5 +1,6 @@
 """Loading weights: round trips, and errors that name the first layer that differs."""
 
+import hashlib
 import zipfile
 
 import keras
@@ -8,7 +9,9 @@ import pytest
 from keras import layers
 
 from cvbatch.core.errors import ModelError
+from cvbatch.models import model_files
 from cvbatch.models.weights import load_weights
+from cvbatch.storage.store import Storage
 
 pytestmark = [
     pytest.mark.keras,
@@ -38,6 +41,14 @@ def save(model, folder, suffix):
     else:
         model.save(path)
     return path
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_weights_file_has_the_sha256_of_its_bytes(tmp_path, suffix):
+    path = tmp_path / f"net.{suffix}"
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert model_files.model_sha256(Storage(), str(path)) == digest
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -71,10 +71,10 @@ def compiled(model, config, classes, engine="litert"):
     """Return the program of a detector for two images, resolved and checked as in a job."""
     from cvbatch.inference.activation_check import decide
     from cvbatch.inference.engines import ENGINES
-    from cvbatch.inference.graph import ServingGraph, resolve_detector
+    from cvbatch.inference.graph import ServingGraph, resolve
 
     size = config.image_size or model.input_shape[1:3]
-    resolved = resolve_detector(model, config, len(classes))
+    resolved, _ = resolve(model, config, len(classes))
     images = numbered_images(2, size)
     decision = decide(model, resolved, images, checks_boxes=True, num_classes=len(classes))
     graph = ServingGraph(model, resolved, decision.activation)

@@ -1,11 +1,7 @@
-"""What a program reports about its network, and how the network's input is scaled.
-
-Keras networks and those of ONNX and TFLite files differ only here and in how they are loaded.
-"""
+"""How the pixels are scaled before a network: as the job says, or as its file shows."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,7 +13,6 @@ from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of
 from cvbatch.inference.foreign import ForeignNetwork
 from cvbatch.inference.programs import BuildRequest
-from cvbatch.models import cost
 from cvbatch.models.frameworks import keras
 from cvbatch.models.input_range import scales_its_input
 
@@ -110,38 +105,3 @@ def _keras_note(model: keras.Model, config: ModelConfig) -> str:
         " torch or caffe for ImageNet's mean, rescale: {scale: 0.00392157} for 0..1, or "
         "rescale: {scale: 1} if 0..255 is right"
     )
-
-
-def fixed_batch(model: keras.Model | ForeignNetwork) -> int | None:
-    """Return the number of images of one call; None: any."""
-    batch: int | None = model.batch if isinstance(model, ForeignNetwork) else model.input_shape[0]
-    return batch
-
-
-def costs(model: keras.Model | ForeignNetwork, image_size: tuple[int, int]) -> cost.Cost | None:
-    """Return the cost of the model for one image; None if it is not a graph of Keras layers."""
-    if isinstance(model, ForeignNetwork):
-        return None
-    try:
-        return cost.compute_cost(model, image_size)
-    except ModelError:
-        return None
-
-
-def num_parameters(model: keras.Model | ForeignNetwork, costs: cost.Cost | None) -> int | None:
-    """Return the number of weights; None if it is not known."""
-    if isinstance(model, ForeignNetwork):
-        return model.graph.num_parameters
-    return costs.parameters if costs else None
-
-
-def weights_sha256(model: keras.Model | ForeignNetwork) -> str:
-    """Return the SHA-256 (hex) of dtype, shape and values of all weights, or of the file."""
-    if isinstance(model, ForeignNetwork):
-        return model.sha256
-    digest = hashlib.sha256()
-    for variable in model.weights:
-        array = np.ascontiguousarray(variable.numpy())
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
