@@ -11,6 +11,7 @@ from typing import Literal
 
 FormatKey = Literal["keras", "h5", "onnx", "tflite", "folder", "hub", "refused", "zoo"]
 HUB_SCHEME = "keras_hub://"
+PRESET_FILE = "task.json"  # of a KerasHub preset of a task
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class ModelFormat:
     def is_file(self) -> bool:
         """Return whether the model is one file of the user."""
         return self.key in ("keras", "h5", "onnx", "tflite")
+
+    @property
+    def is_folder(self) -> bool:
+        """Return whether the model is a folder of files."""
+        return self.key in ("folder", "hub")
 
     @property
     def has_own_runtime(self) -> bool:

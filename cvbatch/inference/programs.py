@@ -276,11 +276,10 @@ def identify(storage: Storage, config: ModelConfig) -> Identity:
     weights_file = None if is_named else model_files.fetch(storage, str(weights))
     hashed_file = file or weights_file
     digest = model_files.sha256(hashed_file) if hashed_file else None
-    is_folder = not model_format.is_file and model_format.key != "zoo"
-    if is_folder:
+    if model_format.is_folder:
         digest = model_files.model_sha256(storage, config.model)
     if digest is not None:
-        is_own = file or is_folder
+        is_own = file or model_format.is_folder
         model_files.check(str(config.model if is_own else weights), digest, config.sha256)
         content = f"{digest}:{weights}" if is_own else f"{config.model}:{digest}"
     else:
