@@ -11,6 +11,7 @@ from typing import Literal
 
 FormatKey = Literal["keras", "h5", "onnx", "tflite", "folder", "hub", "refused", "zoo"]
 HUB_SCHEME = "keras_hub://"
+PRESET_FILE = "task.json"  # of a KerasHub preset of a task
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ModelFormat:
 
     @property
     def is_folder(self) -> bool:
-        """Return whether the model is a folder: that of the user, or of a stored preset."""
+        """Return whether the model is a folder of files."""
         return self.key in ("folder", "hub")
 
     @property

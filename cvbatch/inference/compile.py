@@ -179,11 +179,10 @@ def load(storage: Storage, request: BuildRequest) -> keras.Model:
     # A zoo network is built for the first class names; `class_names` refuses another number.
     names = (section.identity.classes for section in sections)
     count = next((len(classes) for classes in names if classes is not None), None)
-    options = dict(config.build or {})
+    options = {"num_classes": count, **(config.build or {})}
     if any(getattr(section.config, "multi_label", False) for section in sections):
         options = {"multi_label": True} | options
-    num_outputs = options.get("num_classes", count)
-    if not registry.is_head_trained(config.model, config.weights, num_outputs):
+    if not registry.is_head_trained(config.model, config.weights, options["num_classes"]):
         raise ModelError(
             f"weights: imagenet would leave the head of {config.model!r} untrained for these "
             "classes, so predictions would be meaningless; fine-tune the network and set model to "
@@ -195,7 +194,6 @@ def load(storage: Storage, request: BuildRequest) -> keras.Model:
             config.weights,
             # the file that is loaded must be the one that was hashed, even if it was overwritten
             local_file=lambda uri: download(storage, uri, Path(folder), request.identity.sha256),
-            num_classes=count,
             image_size=config.image_size,
             options=options,
             trust=config.trust,

@@ -39,11 +39,9 @@ _MAX_COMPRESSED_WEIGHTS = 1 << 30  # bytes that are decompressed in memory; Kera
 _MAX_DEPTH = 100  # nesting of HDF5 groups, and of lists and objects in a config
 _NUMERIC_KINDS = "biufcV"  # kinds of NumPy dtypes; V: bfloat16, which NumPy does not know
 
-# Modules of networks in files of Keras 2; the class is found without them.
-_KERAS_2_MODULES = (
-    *("tf_keras.src.engine.", "keras.src.engine.", "keras.engine."),
-    *(f"{package}layers.core.tf_op_layer" for package in ("tf_keras.src.", "keras.src.", "keras.")),
-)
+_KERAS_MODULES = (  # and below them; tf_keras: of networks in files of Keras 2
+    "builtins", "keras", "tf_keras.src.engine", "tf_keras.src.layers.core.tf_op_layer",
+)  # fmt: skip
 # Classes of Keras that run code from the file, or read files that it names.
 _CODE_CLASSES = {
     "__lambda__": "a Lambda",
@@ -189,12 +187,9 @@ def network_config(text: bytes | str) -> Any:
         config = json.loads(text)
     except RecursionError:
         raise UnsafeFileError("its config is nested too deeply") from None
-    for part in _objects(config):
+    for part in json_objects(config):
         if "class_name" in part:
             part.pop("compile_config", None)
-            if str(part.get("module")).startswith(_KERAS_2_MODULES):
-                for key in ("module", "registered_name"):
-                    part.pop(key, None)
     return config
 
 
@@ -204,7 +199,7 @@ def inspect_network_config(text: bytes | str, trust: Sequence[str]) -> None:
     It is also refused if it has more layers than Keras builds in reasonable time.
     """
     num_layers = 0
-    for part in _objects(network_config(text)):
+    for part in json_objects(network_config(text)):
         if "class_name" in part:
             _check_class(part, trust)
             num_layers += _is_layer(part)
@@ -221,7 +216,7 @@ def _is_layer(config: dict[str, Any]) -> bool:
     return "inbound_nodes" in config or module not in _MODULES_WITHOUT_LAYERS
 
 
-def _objects(config: Any) -> Iterator[dict[str, Any]]:
+def json_objects(config: Any) -> Iterator[dict[str, Any]]:
     """Yield every JSON object in a value, at any depth."""
     pending = [(config, 0)]
     while pending:
@@ -250,7 +245,7 @@ def _check_class(config: dict[str, Any], trust: Sequence[str]) -> None:
     is_cvbatch = str(registered_name).startswith("cvbatch>") and str(module).startswith("cvbatch.")
     if module is None or is_cvbatch:
         return
-    if not covers(("builtins", "keras", *trust), module):
+    if not covers((*_KERAS_MODULES, *trust), module):
         raise UnsafeFileError(
             f"it needs the class {class_name!r} of {module!r}, which is neither Keras' nor "
             "cvbatch's: code from outside is not run; if you trust that module and it is "

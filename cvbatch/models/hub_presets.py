@@ -7,7 +7,6 @@ KerasHub takes seconds; only processes that build a preset import it.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,15 +15,14 @@ from typing import Any
 from unittest.mock import patch
 
 from cvbatch.core.errors import ModelError
+from cvbatch.core.model_formats import PRESET_FILE
 from cvbatch.models import cost
 from cvbatch.models.file_safety import UnsafeFileError, inspect_model_file, inspect_network_config
 from cvbatch.models.frameworks import keras, layers, ops
-from cvbatch.models.weights import LOAD_ERRORS, first_line
+from cvbatch.models.weights import LOAD_ERRORS, check_num_weights, first_line
 
-FILE = "task.json"
 _BACKBONE_WEIGHTS, _HEAD_WEIGHTS = "model.weights.h5", "task.weights.h5"
 _TRUST = ("keras_hub",)
-_TOLERANCE = 100_000  # weights that the files need not contain
 
 
 def load_preset(model: str, folder: Path, image_size: tuple[int, int] | None = None) -> keras.Model:
@@ -52,12 +50,13 @@ def load_preset(model: str, folder: Path, image_size: tuple[int, int] | None = N
     weights_bytes = _inspect(model, folder)
     try:
         task_class = _task_class(model, folder, keras_hub)
-        with cost.skip_weight_allocation(), uncompiled_tasks():
-            empty = task_class.from_preset(str(folder), load_weights=False)
-        _check_num_weights(model, empty, weights_bytes)
-        if empty.has_task_weights() and not (folder / _HEAD_WEIGHTS).is_file():
-            raise _untrained(model, _HEAD_WEIGHTS)
-        task = task_class.from_preset(str(folder))
+        with uncompiled():
+            with cost.skip_weight_allocation():
+                empty = task_class.from_preset(str(folder), load_weights=False)
+            check_num_weights(model, empty, weights_bytes)
+            if empty.has_task_weights() and not (folder / _HEAD_WEIGHTS).is_file():
+                raise _untrained(model, _HEAD_WEIGHTS)
+            task = task_class.from_preset(str(folder))
         return _with_preprocessing(model, task, image_size, keras_hub)
     except (*LOAD_ERRORS, ImportError) as error:
         raise ModelError(
@@ -67,16 +66,18 @@ def load_preset(model: str, folder: Path, image_size: tuple[int, int] | None = N
 
 
 @contextmanager
-def uncompiled_tasks() -> Iterator[None]:
-    """Build tasks of KerasHub, if it is imported, without an optimizer and its variables."""
+def uncompiled() -> Iterator[None]:
+    """Build networks, also nested ones and tasks of KerasHub, without optimizers and losses."""
     pending = [sys.modules["keras_hub"].models.Task] if "keras_hub" in sys.modules else []
     with ExitStack() as stack:
+        ignored = patch.object(keras.Model, "compile_from_config", lambda self, config: None)
+        stack.enter_context(ignored)
         while pending:
             task = pending.pop()
             pending += task.__subclasses__()
             if "compile" in vars(task):
-                nothing = patch.object(task, "compile", lambda self, *args, **options: None)
-                stack.enter_context(nothing)
+                ignored = patch.object(task, "compile", lambda self, *args, **options: None)
+                stack.enter_context(ignored)
         yield
 
 
@@ -105,7 +106,7 @@ def _untrained(model: str, missing: str) -> ModelError:
 
 def _task_class(model: str, folder: Path, keras_hub: Any) -> Any:
     """Return the class of the preset's task."""
-    name = json.loads((folder / FILE).read_bytes()).get("registered_name")
+    name = json.loads((folder / PRESET_FILE).read_bytes()).get("registered_name")
     task = keras.saving.get_registered_object(name)
     models = keras_hub.models
     kinds = (models.ImageClassifier, models.ImageSegmenter, models.ObjectDetector)
@@ -115,15 +116,6 @@ def _task_class(model: str, folder: Path, keras_hub: Any) -> Any:
             "classifiers, image segmenters without prompts, and object detectors"
         )
     return task
-
-
-def _check_num_weights(model: str, network: keras.Model, weights_bytes: int) -> None:
-    count = sum(math.prod(weight.shape) for weight in network.weights)
-    if count > weights_bytes + _TOLERANCE:
-        raise UnsafeFileError(
-            f"{model} is refused: its layers have {count} weights, and its files contain "
-            f"{weights_bytes} bytes of weights: it is a bomb, or damaged"
-        )
 
 
 def _with_preprocessing(
@@ -163,9 +155,8 @@ def _resize_of(converter: Any) -> str:
 class _Candidates:
     """Takes the place of a detector's non-maximum suppression, and keeps what it receives."""
 
-    def __init__(self, bounding_box_format: str) -> None:
-        self.bounding_box_format = bounding_box_format
-        self.received: tuple[Any, Any] = (None, None)
+    def __init__(self, suppression: Any) -> None:
+        self.bounding_box_format = suppression.bounding_box_format
 
     def __call__(self, boxes: Any, scores: Any, images: Any = None) -> dict[str, Any]:
         self.received = boxes, scores
@@ -177,30 +168,26 @@ class _Decoding(keras.layers.Layer):  # type: ignore[misc]  # Keras is untyped
 
     def __init__(self, task: keras.Model) -> None:
         super().__init__(name="decoding")
-        self._task: Callable[[], keras.Model] = lambda: (
-            task
-        )  # a function, so that the task is no sublayer
+        # A function, so that the task is no sublayer.
+        self._task_of: Callable[[], keras.Model] = lambda: task
 
     def call(self, raw: Any, images: Any) -> dict[str, Any]:
         """Return `boxes` (B, N, 4) and `scores` (B, N, classes)."""
-        return _decoded(self._task(), raw, images)
-
-
-def _decoded(task: keras.Model, raw: Any, images: Any) -> dict[str, Any]:
-    suppression = task.prediction_decoder
-    candidates = _Candidates(suppression.bounding_box_format)
-    task._prediction_decoder = candidates  # the public setter compiles functions
-    task.decode_predictions(raw, images)
-    task._prediction_decoder = suppression
-    boxes, scores = candidates.received
-    corners = keras.utils.bounding_boxes.convert_format(
-        boxes,
-        source=suppression.bounding_box_format,
-        target="xyxy",
-        height=images.shape[1],
-        width=images.shape[2],
-    )
-    return {
-        "boxes": corners,
-        "scores": ops.sigmoid(scores) if suppression.from_logits else scores,
-    }
+        task = self._task_of()
+        suppression = task.prediction_decoder
+        candidates = _Candidates(suppression)
+        # The public setter compiles functions.
+        with patch.object(task, "_prediction_decoder", candidates):
+            task.decode_predictions(raw, images)
+        boxes, scores = candidates.received
+        corners = keras.utils.bounding_boxes.convert_format(
+            boxes,
+            source=suppression.bounding_box_format,
+            target="xyxy",
+            height=images.shape[1],
+            width=images.shape[2],
+        )
+        return {
+            "boxes": corners,
+            "scores": ops.sigmoid(scores) if suppression.from_logits else scores,
+        }

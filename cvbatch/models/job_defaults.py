@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of, refusal
 from cvbatch.core.tasks import Task
-from cvbatch.models.metadata import Card, read_card
+from cvbatch.models.metadata import read_card
 from cvbatch.models.zoo_table import read_summaries, unknown_network
 
 ASSUMED_TASK: Task = "classification"
+_PRESET_TASKS: dict[str, Task] = {  # end of the name of a KerasHub class
+    "ImageClassifier": "classification",
+    "ImageSegmenter": "segmentation",
+    "ObjectDetector": "detection",
+}
 
 
 class Completed(NamedTuple):
@@ -28,10 +34,10 @@ class Completed(NamedTuple):
 def complete_model(section: dict[str, Any]) -> Completed:
     """Add the task and weights that a model section lacks.
 
-    A network of the zoo has a task, and so has a .keras file that cvbatch wrote. Any other file is
-    taken for a classifier: the build compares its outputs with the task. Weights are those that
-    exist: of the demo, or ImageNet's. A network that has none keeps the section without weights,
-    which is refused later.
+    A network of the zoo has a task, and so have a .keras file that cvbatch wrote and a KerasHub
+    preset. Any other model is taken for a classifier: the build compares its outputs with the task.
+    Weights are those that exist: of the demo, or ImageNet's. A network that has none keeps the
+    section without weights, which is refused later.
 
     Raises:
         ModelError: no network has that name, or the model file cannot be read, or has a format that
@@ -44,22 +50,31 @@ def complete_model(section: dict[str, Any]) -> Completed:
     if network is not None:
         weights = {"weights": network.weights} if network.weights else {}
         return Completed({"model": name, "task": network.task, **weights, **section}, "")
-    model_format = format_of(name).key
-    if model_format == "zoo" and name:
+    if name and format_of(name).key == "zoo":
         raise unknown_network(name)
     if "task" in section or not name:
         return Completed(section, "")
     if message := refusal(name):
         raise ModelError(message)
-    card = _card_of(name) if model_format == "keras" else None
-    if card is not None:
-        return Completed({"model": name, "task": card.task, **section}, "")
+    if task := _stored_task(name):
+        return Completed({"model": name, "task": task, **section}, "")
     note = f"model {name}: its task is not known, {ASSUMED_TASK} is assumed; if not, set task"
     return Completed({"model": name, "task": ASSUMED_TASK, **section}, note)
 
 
-def _card_of(uri: str) -> Card | None:
+def _stored_task(uri: str) -> str:
+    """Return the task in the card of a .keras file or in a KerasHub preset; "" if it is unknown."""
     from cvbatch.models import model_files  # pyarrow is not needed for a network's name
     from cvbatch.storage.store import Storage
 
-    return read_card(model_files.fetch(Storage(), uri))
+    storage, model_format = Storage(), format_of(uri)
+    if model_format.key == "keras":
+        card = read_card(model_files.fetch(storage, uri))
+        return card.task if card else ""
+    if not model_format.is_folder:
+        return ""
+    try:
+        class_name = str(json.loads(model_files.read_preset(storage, uri))["registered_name"])
+    except (ValueError, LookupError, TypeError, RecursionError):  # another folder; refused later
+        return ""
+    return next((task for end, task in _PRESET_TASKS.items() if class_name.endswith(end)), "")

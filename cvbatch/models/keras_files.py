@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 import re
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 
@@ -23,11 +19,15 @@ from cvbatch.models.file_safety import (
     network_config,
 )
 from cvbatch.models.frameworks import keras
-from cvbatch.models.hub_presets import uncompiled_tasks
+from cvbatch.models.hub_presets import uncompiled
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
-from cvbatch.models.weights import LOAD_ERRORS, check_memory, first_line, load_weights
-
-_WEIGHTS_TOLERANCE = 100_000  # weights that a file need not contain, such as random states
+from cvbatch.models.weights import (
+    LOAD_ERRORS,
+    check_memory,
+    check_num_weights,
+    first_line,
+    load_weights,
+)
 
 
 def load_file(
@@ -64,30 +64,11 @@ def _load_keras(model: str, path: Path, weights_bytes: int) -> keras.Model:
         metadata = json.loads(archive.read(METADATA_MEMBER)) if has_metadata else {}
     if str(metadata.get("keras_version")).startswith("2."):
         return _load_legacy(model, path, text, "2.", weights_bytes)
-    config = {**network_config(text), "compile_config": None}
-    with cost.skip_weight_allocation(), uncompiled_tasks():
-        network = keras.saving.deserialize_keras_object(copy.deepcopy(config))  # changes it
-    _check_num_weights(model, network, weights_bytes)
-    if config == {**json.loads(text), "compile_config": None}:
+    with uncompiled():
+        with cost.skip_weight_allocation():
+            network = keras.saving.deserialize_keras_object(json.loads(text))
+        check_num_weights(model, network, weights_bytes)
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
-        stripped = Path(folder) / "model.keras"
-        _write_with_config(path, stripped, config)
-        return keras.saving.load_model(stripped, compile=False, safe_mode=True)
-
-
-def _write_with_config(path: Path, target: Path, config: dict[str, Any]) -> None:
-    """Copy a .keras file with another config.
-
-    Keras ignores how the outer network was compiled, but builds the losses of nested ones.
-    """
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(target, "w") as written:
-        for member in archive.infolist():
-            if member.filename != CONFIG_MEMBER and not member.is_dir():
-                with archive.open(member) as source, written.open(member.filename, "w") as output:
-                    while data := source.read(1 << 24):
-                        output.write(data)
-        written.writestr(CONFIG_MEMBER, json.dumps(config))
 
 
 def _load_h5(model: str, path: Path, weights_bytes: int) -> keras.Model:
@@ -111,23 +92,10 @@ def _load_legacy(
     legacy_config.check(model, config)
     with cost.skip_weight_allocation():
         network = legacy_config.build(config, version)
-    _check_num_weights(model, network, weights_bytes)
+    check_num_weights(model, network, weights_bytes)
     network = legacy_config.build(config, version)
     load_weights(network, model, model, path)
     return network
-
-
-def _check_num_weights(model: str, network: keras.Model, weights_bytes: int) -> None:
-    """Raise ModelError if the network has more weights than a file with `weights_bytes` can store.
-
-    Keras would allocate and initialise all of them before it reads those in the file.
-    """
-    num_weights = sum(math.prod(weight.shape) for weight in network.weights)
-    if num_weights > weights_bytes + _WEIGHTS_TOLERANCE:
-        raise ModelError(
-            f"{model} is refused: its layers have {num_weights} weights, and the file contains "
-            f"{weights_bytes} bytes of weights: it is a bomb, or damaged"
-        )
 
 
 def _load_message(model: str, path: Path, error: BaseException) -> str:

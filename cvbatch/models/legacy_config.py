@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import re
 from typing import Any
 
 from cvbatch.core.errors import ModelError
 from cvbatch.models import tensorflow_operations as operations
+from cvbatch.models.file_safety import json_objects
 from cvbatch.models.frameworks import keras
 
 _NETWORKS = {"Sequential": keras.Sequential, "Model": keras.Model, "Functional": keras.Model}
@@ -28,6 +29,10 @@ _UNUSED_KEYS: dict[str, dict[str, Any]] = {
     "Conv2DTranspose": {"groups": 1},
     "SpatialDropout2D": {"noise_shape": None, "seed": ..., "trainable": ...},
 }
+# Modules of layers and networks in files of Keras 2; the classes are found without them.
+_MODULES = re.compile(
+    r"keras(\.layers)?|(tf_)?keras\.(src\.)?(engine\..*|layers\.core\.tf_op_layer.*)"
+)
 _NEWER_KEYS = ("module", "registered_name", "build_config")
 _RANDOM_KEYS = {"rng_type": ...}  # of augmentation layers
 
@@ -38,17 +43,18 @@ def check(model: str, config: Any) -> None:
     It is one of Keras 1, whose weights have another order, or calls a function of TensorFlow that
     is not on the allowlist.
     """
-    for layer in _objects(config):
-        if _KERAS_1_KEYS & set(layer["config"]):
+    for part in json_objects(config):
+        name, inner = part.get("class_name"), part.get("config")
+        if not isinstance(inner, dict):
+            continue
+        if _KERAS_1_KEYS & set(inner):
             raise ModelError(
                 f"{model} was written by Keras 1, whose layers and weights are stored in another "
                 "way; open it in Keras 2 (pip install 'keras<2.4' 'tensorflow<2.4'), and save it "
                 "again with model.save('NAME.h5')"
             )
-        function = layer["config"].get("function")
-        if layer["class_name"] in operations.OPERATION_CLASSES and not operations.is_known(
-            str(function)
-        ):
+        function = str(inner.get("function"))
+        if name in operations.OPERATION_CLASSES and not operations.is_known(function):
             raise ModelError(
                 f"{model} calls tf.{function}, which is not one of the functions that a network "
                 "may call; build the network again from Keras layers, or export it to ONNX with "
@@ -76,19 +82,6 @@ def build(config: Any, keras_version: str) -> keras.Model:
         return network.from_config(adapted["config"])
 
 
-def _objects(config: Any) -> Iterator[dict[str, Any]]:
-    """Yield the serialised objects of a config, at any depth."""
-    pending = [config]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            if "class_name" in value and isinstance(value.get("config"), dict):
-                yield value
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
-
-
 def _adapted(value: Any) -> Any:
     """Return a copy of a config in which objects have the classes and keys of Keras 3."""
     if isinstance(value, list):
@@ -112,8 +105,8 @@ def _adapted(value: Any) -> Any:
 
 def _is_layer_of_later_keras_2(value: dict[str, Any]) -> bool:
     """Return whether an object is a layer as Keras 2.12 and later wrote it, with its module."""
-    is_public = value.get("module") in ("keras", "keras.layers")
-    return "class_name" in value and (is_public or "build_config" in value)
+    has_module = _MODULES.fullmatch(str(value.get("module"))) is not None
+    return "class_name" in value and (has_module or "build_config" in value)
 
 
 def _used(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -125,8 +118,6 @@ def _used(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
         for key, item in config.items()
         if key not in unused or unused[key] not in (..., item)
     }
-    if class_name == "BatchNormalization" and isinstance(config.get("axis"), list):
-        used["axis"] = config["axis"][0]
     if "name" in used:
         used["name"] = _valid_name(used["name"])
     return used

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cvbatch.core.errors import ModelError, StoreError
-from cvbatch.core.model_formats import HUB_SCHEME, format_of
+from cvbatch.core.model_formats import HUB_SCHEME, PRESET_FILE, format_of
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
 _SUBFOLDERS = ("", "variables", "assets")  # of a SavedModel or of a preset
 _MAX_FILES = 1000
+_MAX_PRESET_BYTES = 64 << 20
 
 
 def fetch(storage: Storage, uri: str) -> Path:
@@ -29,9 +30,12 @@ def fetch(storage: Storage, uri: str) -> Path:
         raise ModelError(f"model file {uri} cannot be read: {error}") from None
 
 
-def _fetch_folder(storage: Storage, uri: str) -> dict[str, Path]:
-    """Return name below the folder → local path, of the files of a model folder."""
-    folder = preset_folder(uri) if uri.startswith(HUB_SCHEME) else uri
+def _fetch_all(storage: Storage, uri: str) -> dict[str, Path]:
+    """Return name → local path of a model file, or of the files of a model folder."""
+    if not format_of(uri).is_folder:
+        source = fetch(storage, uri)
+        return {source.name: source}
+    folder = _folder_of(uri)
     try:
         names = [
             f"{part}/{name}" if part else name
@@ -48,6 +52,25 @@ def _fetch_folder(storage: Storage, uri: str) -> dict[str, Path]:
         return {name: storage.fetch(store.join(folder, name)) for name in sorted(names)}
     except StoreError as error:
         raise ModelError(f"model folder {uri} cannot be read: {error}") from None
+
+
+def read_preset(storage: Storage, uri: str) -> bytes:
+    """Return the config of a KerasHub preset's task; b"" if the folder has none, or a huge one.
+
+    Raises:
+        ModelError: the folder cannot be read.
+    """
+    folder = _folder_of(uri)
+    try:
+        size = storage.list_names(folder).get(PRESET_FILE, 0)
+        is_read = 0 < size <= _MAX_PRESET_BYTES
+        return storage.fetch(store.join(folder, PRESET_FILE)).read_bytes() if is_read else b""
+    except StoreError as error:
+        raise ModelError(f"model folder {uri} cannot be read: {error}") from None
+
+
+def _folder_of(uri: str) -> str:
+    return preset_folder(uri) if uri.startswith(HUB_SCHEME) else uri
 
 
 def preset_folder(model: str) -> str:
@@ -85,12 +108,13 @@ def model_sha256(storage: Storage, uri: str) -> str:
     Raises:
         ModelError: it cannot be read.
     """
-    if format_of(uri).is_folder:
-        return _folder_sha256(_fetch_folder(storage, uri))
-    return sha256(fetch(storage, uri))
+    return _sha256_of(uri, _fetch_all(storage, uri))
 
 
-def _folder_sha256(files: Mapping[str, Path]) -> str:
+def _sha256_of(uri: str, files: Mapping[str, Path]) -> str:
+    if not format_of(uri).is_folder:
+        (file,) = files.values()
+        return sha256(file)
     lines = [f"{sha256(path)}  {name}\n" for name, path in sorted(files.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -106,17 +130,10 @@ def download(storage: Storage, uri: str, folder: Path, expected: str | None) -> 
     Raises:
         ModelError: it cannot be read or copied, or has another SHA-256.
     """
-    is_folder = format_of(uri).is_folder
-    if is_folder:
-        sources = _fetch_folder(storage, uri)
-    else:
-        source = fetch(storage, uri)
-        sources = {source.name: source}
-    copies = _copy(uri, sources, folder)
-    (first, *_) = copies.values()
+    copies = _copy(uri, _fetch_all(storage, uri), folder)
     if expected is not None:
-        check(uri, _folder_sha256(copies) if is_folder else sha256(first), expected)
-    return folder if is_folder else first
+        check(uri, _sha256_of(uri, copies), expected)
+    return folder if format_of(uri).is_folder else next(iter(copies.values()))
 
 
 def download_beside(storage: Storage, uri: str, name: str, folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cvbatch.core.errors import ModelError
+from cvbatch.core.model_formats import PRESET_FILE
 from cvbatch.models import hub_presets, saved_model
 from cvbatch.models.frameworks import keras
 
@@ -22,10 +23,10 @@ def load_folder(model: str, folder: Path, image_size: tuple[int, int] | None = N
     """
     if (folder / saved_model.FILE).is_file():
         return saved_model.load_saved_model(model, folder)
-    if (folder / hub_presets.FILE).is_file():
+    if (folder / PRESET_FILE).is_file():
         return hub_presets.load_preset(model, folder, image_size)
     names = sorted(path.name for path in folder.iterdir())
     raise ModelError(
         f"model folder {model} is neither a SavedModel (with {saved_model.FILE}) nor a KerasHub "
-        f"preset of a task (with {hub_presets.FILE}); it contains {', '.join(names[:8])}"
+        f"preset of a task (with {PRESET_FILE}); it contains {', '.join(names[:8])}"
     )

@@ -146,7 +146,6 @@ def load_model(
     weights: str | None,
     *,
     local_file: Callable[[str], Path],
-    num_classes: int | None = None,
     image_size: tuple[int, int] | None = None,
     options: Mapping[str, Any] | None = None,
     trust: Sequence[str] = (),
@@ -161,7 +160,7 @@ def load_model(
             or URI of a .weights.h5, .h5 or .keras file.
         local_file: returns a local path with the same suffix for a path or URI; of a folder a
             private copy.
-        num_classes, image_size, options: as in `build`; ignored for a file.
+        image_size, options: as in `build`; ignored for a file.
         trust: modules whose classes the network of a file may contain.
         memory_bytes: available for the weights; None: unknown.
 
@@ -169,29 +168,24 @@ def load_model(
         ModelError: the name is unknown, a file is missing, damaged or unsafe, model and weights do
             not match, or the weights do not fit in memory.
     """
-    key = format_of(model).key
-    if key != "zoo" and weights is not None:
-        raise ModelError(own_weights_error("weights", model))
-    if format_of(model).is_folder:
-        return load_folder(model, local_file(model), image_size)
-    if key in ("keras", "h5"):
-        return load_file(model, local_file(model), trust, memory_bytes)
-    if key != "zoo":
-        raise ModelError(
-            f"model {model!r} is {format_of(model).description}, which is not a Keras network; "
-            "only cvbatch predict can run one"
-        )
+    if format_of(model).key != "zoo":
+        if weights is not None:
+            raise ModelError(own_weights_error("weights", model))
+        path = local_file(model)
+        if format_of(model).is_folder:
+            return load_folder(model, path, image_size)
+        return load_file(model, path, trust, memory_bytes)
     _check_weights(model, weights)
     if weights == "demo":
         return _load_demo(model)
     if weights == "imagenet":
-        return build(model, num_classes, image_size, _imagenet_option(model) | dict(options or {}))
-    if memory_bytes is not None and (image_size or options):
+        return build(model, None, image_size, _imagenet_option(model) | dict(options or {}))
+    if memory_bytes is not None:
         with cost.skip_weight_allocation():
-            network = build(model, num_classes, image_size, options)
+            network = build(model, None, image_size, options)
         count = sum(math.prod(weight.shape) for weight in network.weights)
         check_memory(model, cost.FLOAT32_BYTES * count, memory_bytes)
-    network = build(model, num_classes, image_size, options)
+    network = build(model, None, image_size, options)
     if weights not in (None, "random"):
         load_weights(network, model, weights, local_file(weights))
     return network

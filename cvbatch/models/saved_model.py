@@ -14,6 +14,7 @@ from typing import Any
 from cvbatch.core.errors import ModelError
 from cvbatch.models.file_safety import UnsafeFileError
 from cvbatch.models.frameworks import keras, tf
+from cvbatch.models.weights import first_line
 
 FILE = "saved_model.pb"
 _MAX_FILE_BYTES = (2 << 30) - 1  # of a protocol buffer
@@ -126,10 +127,9 @@ def load_saved_model(model: str, folder: Path) -> SavedModelNetwork:
     try:
         loaded = tf.saved_model.load(str(folder))
     except (ValueError, KeyError, OSError, tf.errors.OpError) as error:
-        message = (str(error).strip().splitlines() or [""])[0][:200]
         raise ModelError(
-            f"{model} cannot be loaded as a SavedModel ({message}); copy it again with its folder "
-            "variables, or export it again with model.export('FOLDER')"
+            f"{model} cannot be loaded as a SavedModel ({first_line(error)}); copy it again "
+            "with its folder variables, or export it again with model.export('FOLDER')"
         ) from error
     return SavedModelNetwork(model, loaded, _signature(model, loaded))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 import zipfile
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import h5py
 
 from cvbatch.core.errors import ModelError
-from cvbatch.models.file_safety import WEIGHTS_MEMBER, inspect_model_file
+from cvbatch.models.file_safety import WEIGHTS_MEMBER, UnsafeFileError, inspect_model_file
 from cvbatch.models.frameworks import keras
 
 # Raised by Keras, h5py and zipfile for a file that is damaged or of another network.
@@ -31,6 +32,7 @@ LOAD_ERRORS = (
 )
 WEIGHTS_SUFFIXES = (".h5", ".keras")  # ".h5" includes ".weights.h5"
 
+_NUM_OTHER_WEIGHTS = 100_000  # that a file need not contain, such as random states
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])")
 
 Shapes = list[tuple[int, ...]]
@@ -93,6 +95,24 @@ def check_memory(model: str, num_bytes: int, memory_bytes: int | None) -> None:
         raise ModelError(
             f"{model} does not fit in memory: its weights need {num_bytes:,} bytes, and this "
             f"machine has {memory_bytes:,} free; choose a smaller model, or a larger machine"
+        )
+
+
+def check_num_weights(model: str, network: keras.Model, weights_bytes: int) -> None:
+    """Raise UnsafeFileError if a network has more weights than its files can store.
+
+    Keras would allocate and initialise all of them before it reads those in the files.
+
+    Args:
+        model: as the user named it, for messages.
+        network: built without allocating its weights.
+        weights_bytes: size of the weights in its files.
+    """
+    num_weights = sum(math.prod(weight.shape) for weight in network.weights)
+    if num_weights > weights_bytes + _NUM_OTHER_WEIGHTS:
+        raise UnsafeFileError(
+            f"{model} is refused: its layers have {num_weights} weights, and its files contain "
+            f"{weights_bytes} bytes of weights: it is a bomb, or damaged"
         )
 
 

@@ -171,17 +171,17 @@ def _load_initial(
             config.weights,
             local_file=lambda uri: model_files.download(storage, uri, Path(folder), config.sha256),
             image_size=config.image_size,
-            options=options,
             trust=config.trust,
         )
         try:
-            return load(num_classes=None if has_classes else num_classes)
+            own = {} if has_classes else {"num_classes": num_classes}
+            return load(options=own | options)
         except ModelError as refusal:
             is_imagenet = config.model in APPLICATIONS
             if not is_imagenet or not str(config.weights).endswith(WEIGHTS_SUFFIXES):
                 raise _with_hint(refusal, job) from None
             try:
-                pretrained = load(num_classes=IMAGENET_CLASSES)
+                pretrained = load(options={"num_classes": IMAGENET_CLASSES} | options)
             except ModelError:
                 raise _with_hint(refusal, job) from None
     model = registry.build(config.model, num_classes, config.image_size, options)

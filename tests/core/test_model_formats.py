@@ -69,3 +69,22 @@ def test_other_formats_are_refused_with_the_way_on(model, kind, remedy):
 def test_a_refused_model_without_a_task_is_refused_for_its_format():
     with pytest.raises(ModelError, match=r"net\.pt' is a PyTorch file"):
         complete_model({"model": "net.pt"})
+
+
+@pytest.mark.parametrize(
+    ("content", "task", "is_assumed"),
+    [
+        ('{"registered_name": "keras_hub>DFineObjectDetector"}', "detection", False),
+        ('{"registered_name": "keras_hub>SegFormerImageSegmenter"}', "segmentation", False),
+        ('{"registered_name": "keras_hub>GemmaCausalLM"}', "classification", True),
+        ("[" * 100_000, "classification", True),
+        ("[]", "classification", True),
+        (None, "classification", True),  # no such file
+    ],
+)
+def test_a_folder_without_a_task_has_that_of_its_preset(content, task, is_assumed, tmp_path):
+    if content is not None:
+        (tmp_path / "task.json").write_text(content)
+    section, note = complete_model({"model": f"{tmp_path}/"})
+    assert section["task"] == task
+    assert ("is not known" in note) == is_assumed

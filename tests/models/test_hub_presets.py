@@ -11,6 +11,7 @@ import pytest
 
 from cvbatch.core.errors import ModelError
 from cvbatch.models import model_files
+from cvbatch.models.job_defaults import complete_model
 from tests.support import hub_presets, model_runs, networks
 
 pytest.importorskip("keras_hub")
@@ -29,6 +30,13 @@ def vit(tmp_path_factory):
     return hub_presets.save(hub_presets.vit, folder), folder
 
 
+def stored_task(folder):
+    """Return the task that a job without one has for a preset."""
+    section, note = complete_model({"model": f"{folder}/"})
+    assert not note
+    return section["task"]
+
+
 def probabilities(logits):
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
@@ -39,6 +47,7 @@ def probabilities(logits):
 )
 def test_a_classifier_predicts_what_its_task_does(vit):
     task, folder = vit
+    assert stored_task(folder) == "classification"
     program = model_runs.built(folder)
     expected = probabilities(task.predict(PIXELS, verbose=0))
     assert np.ptp(expected, axis=0).max() > 0.01  # the images matter
@@ -48,87 +57,67 @@ def test_a_classifier_predicts_what_its_task_does(vit):
     assert "resize" not in model_runs.built(folder, resize="crop").note
 
 
+# Literal marks, from which tests/docs/models_table.py writes a table.
+CLASSIFIERS = [
+    (hub_presets.resnet,
+     pytest.mark.runs("KerasHub classifier preset: ResNet", "`model: path/to/preset/`")),
+    (hub_presets.mobilenet,
+     pytest.mark.runs("KerasHub classifier preset: MobileNet", "`model: path/to/preset/`")),
+    (hub_presets.efficientnet,
+     pytest.mark.runs("KerasHub classifier preset: EfficientNet", "`model: path/to/preset/`")),
+    (hub_presets.densenet,
+     pytest.mark.runs("KerasHub classifier preset: DenseNet", "`model: path/to/preset/`")),
+    (hub_presets.vgg,
+     pytest.mark.runs("KerasHub classifier preset: VGG", "`model: path/to/preset/`")),
+    (hub_presets.xception,
+     pytest.mark.runs("KerasHub classifier preset: Xception", "`model: path/to/preset/`")),
+    (hub_presets.swin,
+     pytest.mark.runs("KerasHub classifier preset: Swin Transformer", "`model: path/to/preset/`")),
+    (hub_presets.deit,
+     pytest.mark.runs("KerasHub classifier preset: DeiT", "`model: path/to/preset/`")),
+]  # fmt: skip
+SEGMENTERS = [
+    (hub_presets.deeplab,
+     pytest.mark.runs("KerasHub segmenter preset: DeepLabV3", "`model: path/to/preset/`")),
+    (hub_presets.segformer,
+     pytest.mark.runs("KerasHub segmenter preset: SegFormer", "`model: path/to/preset/`")),
+]  # fmt: skip
+DETECTORS = [
+    (hub_presets.retinanet,
+     pytest.mark.runs("KerasHub detector preset: RetinaNet",
+                      "`task: detection`, `model: path/to/preset/`")),
+    (hub_presets.d_fine,
+     pytest.mark.runs("KerasHub detector preset: D-FINE",
+                      "`task: detection`, `model: path/to/preset/`")),
+]  # fmt: skip
+
+
+def presets(rows):
+    """Return the parameters of a test: functions that build a task, with their mark."""
+    params = [pytest.param(build, id=build.__name__, marks=mark) for build, mark in rows]
+    return pytest.mark.parametrize("build", params)
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            "resnet",
-            marks=pytest.mark.runs(
-                "KerasHub classifier preset: ResNet", "`model: path/to/preset/`"
-            ),
-        ),
-        pytest.param(
-            "mobilenet",
-            marks=pytest.mark.runs(
-                "KerasHub classifier preset: MobileNet", "`model: path/to/preset/`"
-            ),
-        ),
-        pytest.param(
-            "efficientnet",
-            marks=pytest.mark.runs(
-                "KerasHub classifier preset: EfficientNet", "`model: path/to/preset/`"
-            ),
-        ),
-        pytest.param(
-            "densenet",
-            marks=pytest.mark.runs(
-                "KerasHub classifier preset: DenseNet", "`model: path/to/preset/`"
-            ),
-        ),
-        pytest.param(
-            "vgg",
-            marks=pytest.mark.runs("KerasHub classifier preset: VGG", "`model: path/to/preset/`"),
-        ),
-        pytest.param(
-            "xception",
-            marks=pytest.mark.runs(
-                "KerasHub classifier preset: Xception", "`model: path/to/preset/`"
-            ),
-        ),
-        pytest.param(
-            "swin",
-            marks=pytest.mark.runs(
-                "KerasHub classifier preset: Swin Transformer", "`model: path/to/preset/`"
-            ),
-        ),
-        pytest.param(
-            "deit",
-            marks=pytest.mark.runs("KerasHub classifier preset: DeiT", "`model: path/to/preset/`"),
-        ),
-    ],
-)
-def test_classifiers_of_other_families(name, tmp_path):
-    task = hub_presets.save(getattr(hub_presets, name), tmp_path)
+@presets(CLASSIFIERS)
+def test_classifiers_of_other_families(build, tmp_path):
+    task = hub_presets.save(build, tmp_path)
+    assert stored_task(tmp_path) == "classification"
     expected = task.predict(PIXELS, verbose=0)
-    if name != "resnet":  # which ends in a softmax
+    if build is not hub_presets.resnet:  # which ends in a softmax
         expected = probabilities(expected)
     actual = model_runs.outputs(tmp_path, PIXELS)["scores"]
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            "deeplab",
-            marks=pytest.mark.runs(
-                "KerasHub segmenter preset: DeepLabV3", "`model: path/to/preset/`"
-            ),
-        ),
-        pytest.param(
-            "segformer",
-            marks=pytest.mark.runs(
-                "KerasHub segmenter preset: SegFormer", "`model: path/to/preset/`"
-            ),
-        ),
-    ],
-)
-def test_segmenters(name, tmp_path):
-    task = hub_presets.save(getattr(hub_presets, name), tmp_path)
+@presets(SEGMENTERS)
+def test_segmenters(build, tmp_path):
+    task = hub_presets.save(build, tmp_path)
+    assert stored_task(tmp_path) == "segmentation"
     expected = task.predict(PIXELS, verbose=0)
-    masks = model_runs.outputs(tmp_path, PIXELS, task="segmentation")["mask"]
+    keys = {"task": "segmentation", "mask_size": "model"}
+    masks = model_runs.outputs(tmp_path, PIXELS, **keys)["mask"]
     assert len(np.unique(masks)) > 1
     best_two = np.sort(expected, axis=-1)[..., -2:]
     is_clear = best_two[..., 1] - best_two[..., 0] > 1e-4
@@ -136,25 +125,10 @@ def test_segmenters(name, tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            "retinanet",
-            marks=pytest.mark.runs(
-                "KerasHub detector preset: RetinaNet", "`task: detection`, `model: path/to/preset/`"
-            ),
-        ),
-        pytest.param(
-            "d_fine",
-            marks=pytest.mark.runs(
-                "KerasHub detector preset: D-FINE", "`task: detection`, `model: path/to/preset/`"
-            ),
-        ),
-    ],
-)
-def test_the_boxes_of_a_detector_are_among_the_candidates(name, tmp_path):
-    task = hub_presets.save(getattr(hub_presets, name), tmp_path)
+@presets(DETECTORS)
+def test_the_boxes_of_a_detector_are_among_the_candidates(build, tmp_path):
+    task = hub_presets.save(build, tmp_path)
+    assert stored_task(tmp_path) == "detection"
     task.prediction_decoder.confidence_threshold = 0.0
     expected = task.predict(PIXELS, verbose=0)
     actual = model_runs.outputs(tmp_path, PIXELS, task="detection")
