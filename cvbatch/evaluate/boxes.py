@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from cvbatch.evaluate.scoring import (
     EvaluationSpec,
     ScoredRows,
     Scores,
+    aligned_list,
     flatten_lists,
     struct_values,
 )
@@ -32,11 +32,12 @@ from cvbatch.metrics.box_matching import (
     AREA_RANGES,
     IOU_THRESHOLDS,
     GroundTruthBoxes,
-    box_areas,
+    MaskPair,
 )
 from cvbatch.metrics.counts import ClassCounts, bootstrap_weights, count_by_class
 
 _TASK = "detection"
+_MASKS = "box_masks"
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
 _BOOTSTRAPPED = ("ap", "ap50", "ap75", "voc_ap")
 
@@ -69,28 +70,31 @@ def score_boxes(rows: ScoredRows) -> None:
         class_id[is_used],
         image_index[is_used],
     )
-    structs, image_index = flatten_lists(truth["boxes"])
-    xyxy = _corners(structs)
-    is_crowd = _box_values(truth, "box_is_crowd", image_index, 0.0).astype(bool)
-    area = _box_values(truth, "box_area", image_index, np.nan)
-    by_outline = GroundTruthBoxes(
-        xyxy, struct_values(structs, "class_id"), image_index, is_crowd, area
+    structs, true_index = flatten_lists(truth["boxes"])
+    true_boxes = GroundTruthBoxes(
+        _corners(structs),
+        struct_values(structs, "class_id"),
+        true_index,
+        _box_values(truth, "box_is_crowd", true_index, 0.0).astype(bool),
+        _box_values(truth, "box_area", true_index, np.nan),
     )
-    true_boxes = replace(by_outline, area=np.where(np.isnan(area), box_areas(xyxy), area))
-    precision = AveragePrecision.empty(len(spec.classes["boxes"]))
-    precision = precision.add(image_ids, boxes, true_boxes)
-    scores.metrics[_BY_BOXES.precision] = precision
-    scores.metrics[_BY_BOXES.tally] = _class_counts(spec, precision, true_boxes, image_ids)
+    objects: dict[_Overlap, tuple[Boxes, GroundTruthBoxes, MaskPair | None]]
+    objects = {_BY_BOXES: (boxes, true_boxes, None)}
+    num_with_masks = 0
+    if _MASKS in predicted.column_names and _MASKS in truth.column_names:
+        masks = aligned_list(predicted, _MASKS, image_index).filter(pa.array(is_used))
+        true_masks = aligned_list(truth, _MASKS, true_index)
+        has_masks = np.ones(len(image_ids), bool)  # all true boxes of the image
+        has_masks[true_index[~np.asarray(true_masks.is_valid())]] = False
+        num_with_masks = int(has_masks.sum())
+        objects[_BY_MASKS] = masked_objects(boxes, masks, true_boxes, true_masks, has_masks)
+    for kind, matched in objects.items():
+        precision = AveragePrecision.empty(len(spec.classes["boxes"])).add(image_ids, *matched)
+        scores.metrics[kind.precision] = precision
+        scores.metrics[kind.tally] = _class_counts(spec, precision, matched[1], image_ids)
     scores.counts["detection_images"] += len(image_ids)
-    masked = masked_objects(predicted, truth, boxes, np.flatnonzero(is_used), by_outline)
-    if masked is not None:
-        precision = AveragePrecision.empty(len(spec.classes["boxes"]))
-        precision = precision.add(image_ids, masked.detections, masked.truth, masked.masks)
-        scores.metrics[_BY_MASKS.precision] = precision
-        scores.metrics[_BY_MASKS.tally] = _class_counts(spec, precision, masked.truth, image_ids)
-    if "box_masks" in predicted.column_names:
-        num_complete = 0 if masked is None else int(masked.is_complete.sum())
-        scores.counts["detection_without_masks"] += len(image_ids) - num_complete
+    if _MASKS in predicted.column_names:
+        scores.counts["detection_without_masks"] += len(image_ids) - num_with_masks
 
 
 def _corners(structs: Any) -> np.ndarray:  # M structs → (M, 4) float32
@@ -104,16 +108,8 @@ def _box_values(
     default: float,
 ) -> np.ndarray:  # (M,) float64
     """Return a list column that has one value per box; `default` for images without such a list."""
-    values = np.full(len(image_index), default)
-    if column not in truth.column_names:
-        return values
-    stored, stored_index = flatten_lists(truth[column])
-    counts, stored_counts = (
-        np.bincount(index, minlength=truth.num_rows) for index in (image_index, stored_index)
-    )
-    is_complete = counts == stored_counts
-    numbers = pc.fill_null(stored.cast(pa.float64()), default).to_numpy(zero_copy_only=False)
-    values[is_complete[image_index]] = numbers[is_complete[stored_index]]
+    numbers = aligned_list(truth, column, image_index).cast(pa.float64())
+    values: np.ndarray = pc.fill_null(numbers, default).to_numpy(zero_copy_only=False)
     return values
 
 

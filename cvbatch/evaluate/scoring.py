@@ -112,6 +112,26 @@ def flatten_lists(column: pa.ChunkedArray) -> tuple[Any, np.ndarray]:
     return lists.flatten(), np.repeat(np.arange(len(lists)), lengths)
 
 
+def aligned_list(table: pa.Table, column: str, image_index: np.ndarray) -> Any:  # (M,) → M elements
+    """Return a list column that should have one element for each one of another list column.
+
+    They are null without the column, and in images where the numbers of elements differ.
+
+    Args:
+        image_index: of the elements of the other column, as `flatten_lists` returns it.
+    """
+    if column not in table.column_names:
+        return pa.nulls(len(image_index))
+    stored, stored_index = flatten_lists(table[column])
+    counts, stored_counts = (
+        np.bincount(index, minlength=table.num_rows) for index in (image_index, stored_index)
+    )
+    is_complete = counts == stored_counts
+    position = np.zeros(len(image_index), np.int64)
+    position[is_complete[image_index]] = np.flatnonzero(is_complete[stored_index])
+    return stored.take(pa.array(position, mask=~is_complete[image_index]))
+
+
 def struct_values(structs: Any, name: str) -> np.ndarray:  # M structs → (M,)
     """Return one field of structs."""
     values: np.ndarray = pc.struct_field(structs, name).to_numpy(zero_copy_only=False)

@@ -92,7 +92,8 @@ def resolve_job(
         size,
         {section: tuple(paths) for section, paths in layers.items()},
         {path: shapes[path][2] for path in layers.get("patterns", ())},
-        *decision,
+        decision.activation,
+        decision.reason,
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 
 from cvbatch.exporters.base import SPLIT_NAMES, ExportContext, Exporter, ImageTarget
@@ -67,8 +68,8 @@ class Coco(Exporter):
             split.results.add(to_json(result))
             truth = {key: value for key, value in result.items() if key != "score"}
             annotation = truth if self.context.is_truth else result
-            more = {"segmentation": [], **_mask_values(row, number), **_label_values(box)}
-            self._annotate(split, "boxes", {**annotation, **more})
+            more = {**_mask_area(row, number), **_label_values(box)}
+            self._annotate(split, "boxes", {"segmentation": [], **annotation, **more})
         if row.mask is not None:
             for region in _regions(row.mask, self._background):
                 self._annotate(split, "mask", {"image_id": image_id, **region})
@@ -123,13 +124,10 @@ def _label_values(box: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _mask_values(row: Row, number: int) -> dict[str, Any]:
-    """Return the segmentation and the area of a box, if it has a mask."""
+def _mask_area(row: Row, number: int) -> dict[str, Any]:
+    """Return the area of the mask of a box, if it has one."""
     runs = row.box_mask_runs(number)
-    if runs is None:
-        return {}
-    segmentation = {"size": list(row.size_hw), "counts": compress_rle(runs)}
-    return {"segmentation": segmentation, "area": int(runs[1::2].sum())}
+    return {} if runs is None else {"area": int(runs[1::2].sum())}
 
 
 def _boxes(row: Row, image_id: int) -> Iterator[dict[str, Any]]:
@@ -156,11 +154,9 @@ def _regions(
         if class_id in background:
             continue
         region = mask == class_id
-        rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-        left, top = int(columns[0]), int(rows[0])
         yield {
             "category_id": class_id + 1,
-            "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+            "bbox": list(cv2.boundingRect(region.astype(np.uint8))),
             "segmentation": {"size": list(mask.shape), "counts": compress_rle(encode_rle(region))},
             "area": int(region.sum()),
         }

@@ -35,8 +35,20 @@ class Taps(NamedTuple):
     high: np.ndarray  # (R,) int64
     weight: np.ndarray  # (R,) float32, of the higher cell
 
+    @classmethod
+    def at(cls, positions: np.ndarray, count: int) -> Taps:  # (R,) ascending
+        """Return the taps of positions on `count` cells; the centre of the first cell is at 0."""
+        inside = positions.clip(0, count - 1)
+        low = inside.astype(np.int64)
+        return cls(low, np.minimum(low + 1, count - 1), (inside - low).astype(np.float32))
+
     def __len__(self) -> int:
         return len(self.low)
+
+    @property
+    def cells(self) -> slice:
+        """Return the cells that are used."""
+        return slice(int(self.low[0]), int(self.high[-1]) + 1)
 
     def part(self, pixels: slice) -> Taps:
         """Return the taps of some pixels."""
@@ -65,15 +77,12 @@ def bilinear_taps(
 
 def _axis_taps(axis: _Axis) -> tuple[int, Taps]:
     position = cell_centres(axis.source_size) * axis.target_size / axis.source_size + axis.target
-    inside = np.flatnonzero((position >= 0) & (position < axis.input))
+    start, stop = np.searchsorted(position, (0, axis.input)).tolist()
     ends = max(0, axis.target), min(axis.input, axis.target + axis.target_size)
     low, high = (end * axis.cells / axis.input for end in ends)
     first, last = (low, high - 1) if high - low > 1 else ((low + high - 1) / 2,) * 2
-    cell = (position[inside] * axis.cells / axis.input - 0.5).clip(first, last)
-    cell = cell.clip(0, axis.cells - 1)
-    below = np.floor(cell).astype(np.int64)
-    above = np.minimum(below + 1, axis.cells - 1)
-    return axis.source + int(inside[0]), Taps(below, above, (cell - below).astype(np.float32))
+    cell = (position[start:stop] * axis.cells / axis.input - 0.5).clip(first, last)
+    return axis.source + start, Taps.at(cell, axis.cells)
 
 
 def interpolate(values: np.ndarray, taps: Taps, axis: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,16 +27,28 @@ class Annotation:
     # "train", "validation", "test", or "trainval" (divided by hash); None: split by hash
     split: str | None = None
     boxes: np.ndarray = field(default_factory=lambda: NO_BOXES)  # (M, 4) float64 half-open xyxy
-    # boxes and polygons are in shares of the image's width and height, not in pixels
+    # boxes and polygons are in shares of the image's width and height, see `in_pixels`
     is_relative: bool = False
     class_id: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))  # (M,), or −1
     score: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # (M,)
     is_crowd: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # (M,)
     area: np.ndarray | None = None  # (M,) float64 pixels² of the outlines; NaN: not known
-    outlines: Sequence[Outline | None] = ()  # M, if the masks of boxes are imported
+    outlines: Sequence[Outline | None] = ()  # M, if masks are drawn from them
     labels: Sequence[tuple[int, float]] | None = None  # (class id, score); None: those of the boxes
     declared_hw: tuple[int, int] | None = None  # image size in the annotation; None: not declared
     mask_uri: str = ""  # "": no mask
+
+    def in_pixels(self, size: tuple[int, int]) -> Annotation:
+        """Return the annotation in pixels of an image of a size (h, w)."""
+        if not self.is_relative:
+            return self
+        sides = np.array(size[::-1], np.float64)
+        outlines = [
+            [polygon * sides for polygon in outline] if isinstance(outline, list) else outline
+            for outline in self.outlines
+        ]
+        boxes = self.boxes * [*sides, *sides]
+        return replace(self, boxes=boxes, outlines=outlines, is_relative=False)
 
 
 class MaskIssue(NamedTuple):
@@ -46,8 +58,8 @@ class MaskIssue(NamedTuple):
     message: str
 
 
-# (annotation, size (h, w) of the frame that it refers to) → mask (h, w) uint8 of that frame, or of
-# the image as stored or upright; None if the image has no mask.
+# (annotation in pixels, size (h, w) of the frame that it refers to) → mask (h, w) uint8 of that
+# frame, or of the image as stored or upright; None if the image has no mask.
 MaskReader = Callable[[Annotation, tuple[int, int]], "np.ndarray | MaskIssue | None"]
 
 

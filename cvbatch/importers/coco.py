@@ -22,7 +22,6 @@ from cvbatch.importers.annotations import (
     UNKNOWN_CLASS,
     AnnotatedDataset,
     Annotation,
-    MaskIssue,
     one_batch,
 )
 from cvbatch.importers.class_table import ClassTable
@@ -31,7 +30,7 @@ from cvbatch.importers.coco_objects import CocoObject, ObjectParser
 from cvbatch.importers.image_lookup import path_parts
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
-from cvbatch.importers.outline_masks import OutlinedObject, draw_outlines, outlined_dataset
+from cvbatch.importers.outline_masks import outlined_dataset
 from cvbatch.importers.parsing import (
     is_unicode,
     list_of_objects,
@@ -247,13 +246,12 @@ def read_coco(source: str, options: ImportOptions, report: ImportReport) -> Anno
         image.image_id: _annotation(image, class_of, None if options.split else image.split)
         for image in images.values()
     }
-    masks = ("box_masks",) if options.has_box_masks else ()
     items = (Item(image.uri, image.image_id, 0) for image in images.values())
     return outlined_dataset(
         table,
-        ("labels", "boxes", "box_is_crowd", "box_area", *masks),
+        ("labels", "boxes", "box_is_crowd", "box_area"),
         one_batch(options.storage, items, annotations),
-        _OutlineMasks(images, class_of).read if options.has_masks else None,
+        options,
     )
 
 
@@ -278,23 +276,3 @@ def _annotation(image: _Image, class_of: Mapping[Key, int], split: str | None) -
         outlines=[item.outline for item in image.objects],
         declared_hw=image.declared_hw,
     )
-
-
-@dataclass(frozen=True)
-class _OutlineMasks:
-    """Draws masks from outlines."""
-
-    images: Mapping[str, _Image]
-    class_of: Mapping[Key, int]
-
-    def read(self, annotation: Annotation, frame_hw: Size) -> np.ndarray | MaskIssue:
-        """Return the mask as class ids, (h, w) uint8; see `MaskReader`."""
-        objects = (
-            OutlinedObject(self.class_of[item.category_id], item.outline, item.box)
-            for item in self.images[annotation.image_id].objects
-        )
-        try:
-            # An unknown class is recorded with its box.
-            return draw_outlines((o for o in objects if o.class_id != UNKNOWN_CLASS), frame_hw)
-        except ValueError as error:
-            return MaskIssue("mask_unreadable", f"{annotation.image_id}: {error}")

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.images.orientation import DEFAULT_LIMITS, LabelCoordinates, Size
 from cvbatch.images.rle import compress_rle, encode_rle
-from cvbatch.importers.annotations import AnnotatedDataset, Batches, MaskReader
+from cvbatch.importers.annotations import (
+    UNKNOWN_CLASS,
+    AnnotatedDataset,
+    Annotation,
+    Batches,
+    MaskIssue,
+)
 from cvbatch.importers.class_table import ClassTable, check_mask_classes
+from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.polygons import Outline, coco_region, rasterize
-
-
-class OutlinedObject(NamedTuple):
-    """An object to draw."""
-
-    class_id: int  # of its box: in the mask it is one more, because 0 is the background
-    outline: Outline | None  # None: only its box is known
-    box: tuple[float, float, float, float]  # half-open xyxy
 
 
 def outlined_dataset(
     table: ClassTable,
     columns: tuple[str, ...],
     batches: Batches,
-    read_mask: MaskReader | None,
+    options: ImportOptions,
     *,
     is_upright: bool = False,
 ) -> AnnotatedDataset:
@@ -35,42 +33,49 @@ def outlined_dataset(
 
     Args:
         table: classes of labels and boxes; in the mask, 0 is the background.
-        columns: without the mask.
+        columns: without masks.
         batches: yields the images.
-        read_mask: draws the mask of an image; None: without masks.
+        options: which masks are imported.
         is_upright: see `AnnotatedDataset`.
 
     Raises:
         ConfigError: a mask cannot have so many classes.
     """
     classes = {"labels": table.names, "boxes": table.names}
-    if read_mask is not None:
+    if options.has_box_masks:
+        columns = (*columns, "box_masks")
+    if options.has_masks:
         columns = (*columns, "mask")
         classes["mask"] = ("background", *table.names)
         check_mask_classes(
             classes["mask"], "; omit --masks, or set fewer --classes and --unknown drop"
         )
+    read_mask = draw_outlines if options.has_masks else None
     return AnnotatedDataset(columns, classes, True, batches, read_mask, is_upright)
 
 
-def draw_outlines(objects: Iterable[OutlinedObject], size: Size) -> np.ndarray:  # (h, w) uint8
-    """Return a mask: 0 is the background, smaller objects are drawn over larger ones.
+def draw_outlines(annotation: Annotation, frame_hw: Size) -> np.ndarray | MaskIssue:
+    """Return the mask of an image, (h, w) uint8: 0 is the background; see `MaskReader`.
 
-    Where only the box of an object is known, its pixels that no other object covers are void.
-
-    Raises:
-        ValueError: an RLE has another size, or is not valid.
+    Smaller objects are drawn over larger ones. Where only the box of an object is known, its pixels
+    that no other object covers are void.
     """
-    mask = np.zeros(size, np.uint8)
-    rank = np.full(size, np.iinfo(np.int64).max)  # of the topmost object; smaller is above
-    for item in objects:
-        if item.outline is None:
-            _draw_void(mask, item.box)
+    mask = np.zeros(frame_hw, np.uint8)
+    rank = np.full(frame_hw, np.iinfo(np.int64).max)  # of the topmost object; smaller is above
+    objects = zip(annotation.class_id.tolist(), annotation.outlines, annotation.boxes, strict=True)
+    for class_id, outline, box in objects:
+        if class_id == UNKNOWN_CLASS:  # recorded with its box
             continue
-        region = rasterize(item.outline, size)
-        object_rank = int(region.sum()) * 256 + item.class_id  # by area, then by class id
+        if outline is None:
+            _draw_void(mask, box)
+            continue
+        try:
+            region = rasterize(outline, frame_hw)
+        except ValueError as error:
+            return MaskIssue("mask_unreadable", f"{annotation.image_id}: {error}")
+        object_rank = int(region.sum()) * 256 + class_id  # by area, then by class id
         is_above = region & (object_rank < rank)
-        mask[is_above] = item.class_id + 1
+        mask[is_above] = class_id + 1
         rank[is_above] = object_rank
     return mask
 
@@ -95,7 +100,7 @@ def upright_rle(outline: Outline, frame: LabelCoordinates) -> dict[str, Any]:
     return {"size": list(region.shape), "counts": counts}
 
 
-def _draw_void(mask: np.ndarray, box: tuple[float, float, float, float]) -> None:
+def _draw_void(mask: np.ndarray, box: np.ndarray) -> None:  # (4,) half-open xyxy
     height, width = mask.shape
     corners = np.clip(np.nan_to_num(box), 0, (width, height, width, height))
     left, top = np.floor(corners[:2]).astype(int).tolist()

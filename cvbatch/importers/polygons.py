@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from cvbatch.images.orientation import Size
@@ -203,10 +204,8 @@ def outline_bounds(
         region = rasterize(outline, outline["size"])
     except ValueError:
         return None
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    if not len(rows):
-        return None
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    left, top, width, height = cv2.boundingRect(region.astype(np.uint8))
+    return (left, top, left + width, top + height) if width else None
 
 
 def rasterize(segmentation: Outline, size: Size) -> np.ndarray:  # (h, w) bool

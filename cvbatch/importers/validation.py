@@ -185,17 +185,15 @@ class _Validator:
         annotation: Annotation,
         frame: LabelCoordinates,
     ) -> LabelledImage | None:
+        annotation = annotation.in_pixels(frame.size_hw)
         mask = self._mask(annotation, frame)
         if isinstance(mask, MaskIssue):
             self.report.record(mask.kind, mask.message or image.uri)
             return None
         height, width = size = frame.image_info.upright_hw
-        boxes = annotation.boxes
-        if annotation.is_relative:
-            boxes = boxes * [*frame.size_hw[::-1], *frame.size_hw[::-1]]
         name = image.uri or image.image_id
         keep, boxes = _validate_boxes(
-            frame.boxes_to_upright(boxes), annotation.class_id, size, name, self.report
+            frame.boxes_to_upright(annotation.boxes), annotation.class_id, size, name, self.report
         )
         class_id = annotation.class_id[keep]
         labels = annotation.labels
@@ -233,8 +231,6 @@ class _Validator:
             return None
         masks: list[dict[str, Any] | None] = []
         for outline in compress(annotation.outlines, keep):
-            if annotation.is_relative and isinstance(outline, list):
-                outline = [polygon * frame.size_hw[::-1] for polygon in outline]
             try:
                 masks.append(None if outline is None else upright_rle(outline, frame))
             except ValueError as error:

@@ -11,27 +11,24 @@ Source: docs.ultralytics.com/datasets/detect, /segment; ultralytics/data/utils.p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from cvbatch.core.errors import ConfigError
-from cvbatch.images.orientation import Size
 from cvbatch.importers.annotations import (
     UNKNOWN_CLASS,
     AnnotatedDataset,
     Annotation,
-    MaskIssue,
     one_batch,
 )
 from cvbatch.importers.class_table import ClassTable
 from cvbatch.importers.dataset_files import in_threads, to_item
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
-from cvbatch.importers.outline_masks import OutlinedObject, draw_outlines, outlined_dataset
+from cvbatch.importers.outline_masks import outlined_dataset
 from cvbatch.importers.parsing import MAX_XML_BYTES, read_bytes, shorten, to_number
 from cvbatch.importers.yolo_layout import YoloImage, YoloLayout, find_yolo
 from cvbatch.storage.store import Storage
@@ -81,9 +78,9 @@ def read_yolo(source: str, options: ImportOptions, report: ImportReport) -> Anno
     }
     return outlined_dataset(
         table,
-        ("labels", "boxes", "box_is_crowd", *(("box_masks",) if options.has_box_masks else ())),
+        ("labels", "boxes", "box_is_crowd"),
         one_batch(options.storage, (to_item(image.file) for image in layout.images), annotations),
-        _PolygonMasks(rows, class_of).read if options.has_masks else None,
+        options,
         is_upright=options.orientation != "stored",
     )
 
@@ -175,24 +172,3 @@ def _annotation(
         is_crowd=np.zeros(len(rows), bool),
         outlines=[None if row.polygon is None else [row.polygon] for row in rows],
     )
-
-
-@dataclass(frozen=True)
-class _PolygonMasks:
-    """Draws masks from polygons."""
-
-    rows: Mapping[str, Sequence[_Row]]  # by image id
-    class_of: np.ndarray  # (N,) by class number
-
-    def read(self, annotation: Annotation, frame_hw: Size) -> np.ndarray | MaskIssue:
-        """Return the mask as class ids, (h, w) uint8; see `MaskReader`."""
-        size = np.array(frame_hw[::-1], np.float64)
-        objects = []
-        for row in self.rows[annotation.image_id]:
-            class_id = _class_id(row, self.class_of)
-            if class_id == UNKNOWN_CLASS:  # recorded with its box
-                continue
-            x_min, y_min, x_max, y_max = np.multiply(row.box, [*size, *size]).tolist()
-            outline = None if row.polygon is None else [row.polygon * size]
-            objects.append(OutlinedObject(class_id, outline, (x_min, y_min, x_max, y_max)))
-        return draw_outlines(objects, frame_hw)

@@ -26,6 +26,7 @@ from cvbatch.inference.detector_formats import DETECTORS
 from cvbatch.inference.forward_pass import Tensors
 from cvbatch.inference.graph import Network, run_network, task_tensors
 from cvbatch.inference.graph_outputs import GRAPH_OUTPUTS
+from cvbatch.inference.mask_check import MaskDecision, decide_masks, observe_masks, top_boxes
 from cvbatch.inference.outputs_localization import single_box
 from cvbatch.inference.outputs_segmentation import num_ids
 from cvbatch.inference.value_ranges import Values, values_of
@@ -34,7 +35,6 @@ from cvbatch.models.frameworks import tf
 _RANGE_TOLERANCE = 1e-3
 _SUM_TOLERANCE = 0.02  # of bfloat16 scores of many classes
 _EXPLICIT_TOLERANCE = 0.25  # a bicubic resize of probabilities may leave 0..1
-_BEST_BOXES = 20  # of each image that are checked
 
 
 class Decision(NamedTuple):
@@ -43,10 +43,12 @@ class Decision(NamedTuple):
     Attributes:
         activation: softmax, sigmoid or none.
         reason: one sentence for the log.
+        masks: what the masks of boxes are.
     """
 
     activation: Activation
     reason: str
+    masks: MaskDecision = MaskDecision("logits", "")
 
 
 class Figures(NamedTuple):
@@ -134,21 +136,25 @@ def decide(
 
     Raises:
         ModelError: graph and scores disagree, the scores do not fit the job's activation, or the
-            boxes do not fit its box format, or their class ids the class names.
+            boxes do not fit its box format, or their class ids the class names; or as
+            `decide_masks`.
     """
     scores_of = GRAPH_OUTPUTS[config.task].scores
     if scores_of is None:
         return Decision("none", "")
-    values, figures, boxes = _observe(model, config, pixels, scores_of)
+    values, figures, boxes, masks = _observe(model, config, pixels, scores_of)
     name = f"model {config.model!r}"
     if isinstance(config, DetectionConfig) and config.detector != "boxes_scores":
         name = f"{name} as detector {config.detector}"
-    if boxes is not None and isinstance(config, DetectionConfig | LocalizationConfig):
-        if checks_boxes:
-            checked = config.model_copy(update={"box_format": boxes.box_format})
-            check_boxes(checked, boxes.corners, *pixels.shape[1:3])
+    size = pixels.shape[1:3] if checks_boxes else None
+    if isinstance(config, DetectionConfig | LocalizationConfig):
+        if size is not None:
+            box_format = detector_formats.box_format_of(config)
+            checked = config.model_copy(update={"box_format": box_format})
+            check_boxes(checked, boxes.corners, *size)
         check_class_ids(name, boxes.class_ids, num_classes)
-    return _decide_from(name, config, values, figures, needs_values=needs_values)
+    decision = _decide_from(name, config, values, figures, needs_values=needs_values)
+    return decision._replace(masks=decide_masks(config, *masks, size))
 
 
 def _decide_from(
@@ -302,12 +308,10 @@ class _Boxes(NamedTuple):
     Attributes:
         corners: (K, 4) in the box format.
         class_ids: (K,) int32; empty if the boxes have scores for all classes.
-        box_format: key of BOX_FORMATS.
     """
 
     corners: Any
     class_ids: Any
-    box_format: str
 
 
 class _Observed(NamedTuple):
@@ -316,12 +320,14 @@ class _Observed(NamedTuple):
     Attributes:
         values: of the scores, from the graph.
         figures: of the scores.
-        boxes: those of the best scores; None without boxes.
+        boxes: those of the best scores; empty without boxes.
+        masks: as `observe_masks`.
     """
 
     values: Values
     figures: Figures
-    boxes: _Boxes | None
+    boxes: _Boxes
+    masks: tuple[Values | MaskDecision, dict[str, np.ndarray]]
 
 
 def _observe(
@@ -331,31 +337,29 @@ def _observe(
     batch = model.input_shape[0] or len(pixels)
     pixels = np.resize(pixels, (batch, *pixels.shape[1:]))  # repeats images to a fixed batch
     size = pixels.shape[1], pixels.shape[2]
-    seen: list[tuple[Values, int, int, str]] = []
+    seen: list[tuple[Values, int, int, Values | MaskDecision]] = []
 
-    def forward(images: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor] | None]:
+    def forward(images: tf.Tensor) -> tuple[tf.Tensor, _Boxes, Tensors]:
         raw, _ = run_network(model, config, images)
         scores = _raw_scores(scores_of, config, raw, size)
-        boxes = _best_boxes(config, raw, size)
         ids = num_ids(config, scores) if isinstance(config, SegmentationConfig) else 0
-        values = values_of(scores, getattr(model, "known_values", {}))
-        seen.append((values, int(scores.shape[-1]), ids, boxes.box_format if boxes else ""))
+        known = getattr(model, "known_values", {})
+        mask_values, masks = observe_masks(config, raw, size, known)
+        seen.append((values_of(scores, known), int(scores.shape[-1]), ids, mask_values))
         rows = tf.reshape(tf.cast(scores, tf.float32), (-1, scores.shape[-1]))
         rows = tf.boolean_mask(rows, tf.reduce_all(tf.math.is_finite(rows), axis=1))
         sums = tf.reduce_sum(rows, axis=1)
         limits = [f(x) for x in (rows, sums) for f in (tf.reduce_min, tf.reduce_max)]
         limits.append(tf.reduce_max(tf.abs(rows - tf.round(rows))))
-        return tf.stack(limits), boxes and (boxes.corners, boxes.class_ids)
+        return tf.stack(limits), _best_boxes(config, raw, size), masks
 
-    numbers, boxes = tf.function(forward, autograph=False)(tf.constant(pixels))
-    low, high, sum_low, sum_high, fraction = numbers.numpy().tolist()
-    values, units, ids, box_format = seen[0]
+    tensors = tf.function(forward, autograph=False)(tf.constant(pixels))
+    limits, boxes, masks = tf.nest.map_structure(lambda tensor: tensor.numpy(), tensors)
+    low, high, sum_low, sum_high, fraction = limits.tolist()
+    values, units, ids, mask_values = seen[0]
     ends = low, high, sum_low, sum_high
     figures = Figures(*ends, len(pixels), units, fraction <= 0, ids)
-    if boxes is None:
-        return _Observed(values, figures, None)
-    corners, class_ids = (tensor.numpy() for tensor in boxes)
-    return _Observed(values, figures, _Boxes(corners, class_ids, box_format))
+    return _Observed(values, figures, boxes, (mask_values, masks))
 
 
 def _raw_scores(
@@ -368,22 +372,18 @@ def _raw_scores(
     return scores_of(config, task_tensors(raw, config, size)) if logits is None else logits
 
 
-def _best_boxes(config: ModelConfig, raw: Tensors, size: tuple[int, int]) -> _Boxes | None:
+def _best_boxes(config: ModelConfig, raw: Tensors, size: tuple[int, int]) -> _Boxes:
     """Return the boxes of the best scores of each image: others may be padding."""
     no_classes = tf.zeros((0,), tf.int32)
     if isinstance(config, LocalizationConfig):
-        corners = tf.cast(single_box(raw)["box"], tf.float32)
-        return _Boxes(corners, no_classes, config.box_format)
+        return _Boxes(tf.cast(single_box(raw)["box"], tf.float32), no_classes)
     if not isinstance(config, DetectionConfig):
-        return None
-    outputs, box_format = detector_formats.decode(config, raw, size)
-    has_class_ids = "class_ids" in outputs
-    scores = tf.cast(outputs["scores"], tf.float32)
-    best = scores if has_class_ids else tf.reduce_max(scores, axis=2)
-    found = tf.math.top_k(best, min(_BEST_BOXES, best.shape[1] or _BEST_BOXES))
+        return _Boxes(tf.zeros((0, 4)), no_classes)
+    outputs = detector_formats.decode(config, raw, size)
+    found = top_boxes(tf.cast(outputs["scores"], tf.float32))
     corners = tf.gather(tf.cast(outputs["boxes"], tf.float32), found.indices, batch_dims=1)
-    if not has_class_ids:
-        return _Boxes(tf.reshape(corners, (-1, 4)), no_classes, box_format)
+    if "class_ids" not in outputs:
+        return _Boxes(tf.reshape(corners, (-1, 4)), no_classes)
     is_box = found.values > 0
     class_ids = tf.gather(outputs["class_ids"], found.indices, batch_dims=1)
-    return _Boxes(corners[is_box], class_ids[is_box], box_format)
+    return _Boxes(corners[is_box], class_ids[is_box])

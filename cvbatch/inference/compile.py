@@ -34,7 +34,6 @@ from cvbatch.inference.graph import (
 )
 from cvbatch.inference.input_scaling import scaling_of
 from cvbatch.inference.litert import live_bytes
-from cvbatch.inference.mask_check import decide_masks, unused_masks_note
 from cvbatch.inference.network_cost import NetworkCost, cost_of, images_that_fit
 from cvbatch.inference.programs import IMAGENET, BuildRequest, BuiltOutput, BuiltProgram
 from cvbatch.inference.sample_images import SampleImages, sample_pixels
@@ -77,9 +76,9 @@ def build(
     batch = fixed_batch or request.batch_size
     engine, payload, names, note = _compile(graph, request, (batch, *size))
     notes = [note, scaling.note, _resize_note(model, config)]
-    notes += [text for section in sections for text in (section.mask_note, _section_note(section))]
+    notes += [s.decision.masks.reason for s in sections] + [_section_note(s) for s in sections]
     digest = weights_sha256(model)
-    first, *others = [BuiltOutput(_spec(s, size, digest), *s.decision) for s in sections]
+    first, *others = [_built_output(section, size, digest) for section in sections]
     return BuiltProgram(
         spec=first.spec,
         engine=engine,
@@ -108,7 +107,6 @@ class _Section(NamedTuple):
     classes: tuple[str, ...]
     decision: Decision
     graph: ServingGraph
-    mask_note: str  # what the masks of a detector are
 
 
 def _prepare(
@@ -121,10 +119,15 @@ def _prepare(
     if isinstance(config, SegmentationConfig) and config.background == ADD_BACKGROUND:
         classes = ("background", *classes)
     decision = decide(model, config, pixels, checks_boxes=checks_boxes, num_classes=len(classes))
-    masks = decide_masks(model, config, pixels, checks_boxes=checks_boxes)
-    graph = ServingGraph(model, config, decision.activation, masks.values)
-    note = masks.reason or unused_masks_note(model, config)
-    return _Section(request, classes, decision, graph, note)
+    graph = ServingGraph(model, config, decision.activation, decision.masks.values)
+    return _Section(request, classes, decision, graph)
+
+
+def _built_output(section: _Section, size: tuple[int, int], weights_digest: str) -> BuiltOutput:
+    """Return what a program has of a section whose graph was traced."""
+    decision = section.decision
+    spec = _spec(section, size, weights_digest)
+    return BuiltOutput(spec, decision.activation, decision.reason)
 
 
 def _spec(section: _Section, size: tuple[int, int], weights_digest: str) -> ModelSpec:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cvbatch.config.models import DetectionConfig
+from cvbatch.config.models import DetectionConfig, LocalizationConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.inference import detector_decoding as decoding
 from cvbatch.inference.detector_decoding import Size, Tensors
@@ -274,37 +274,46 @@ def resolve(
     return config.model_copy(update={"detector": name})
 
 
-def decode(config: DetectionConfig, outputs: Tensors, size: Size) -> tuple[Roles, str]:
-    """Return boxes and scores of a network's outputs, and the box format.
+def decode(config: DetectionConfig, outputs: Tensors, size: Size) -> Roles:
+    """Return boxes, in the format `box_format_of`, and scores of a network's outputs.
 
     Args:
-        config: resolved; or `auto`, where class names do not decide.
+        config: resolved.
         outputs: of the network by name: TensorFlow or Keras tensors.
         size: height and width of the network's input in pixels.
 
     Returns:
         `boxes` (B, N, 4) and `scores` (B, N, C), or `scores` (B, N), −1 for padding, and
-        `class_ids` (B, N) int32; the key of BOX_FORMATS that the boxes have.
+        `class_ids` (B, N) int32.
 
     Raises:
         ModelError: the outputs are not those of the detector.
     """
-    if config.detector == "auto":
-        config = resolve(config, outputs, size)
     outputs, _ = separate(outputs)
     detector = DETECTORS[config.detector]
     roles = detector.select(outputs)
     if roles is None:
         raise output_mismatch("detection", detector.expected, outputs)
-    is_default = config.box_format == "xyxy"
-    box_format = detector.box_format if detector.box_format and is_default else config.box_format
-    return detector.decode(roles, config, size), box_format
+    return detector.decode(roles, config, size)
+
+
+def box_format_of(config: DetectionConfig | LocalizationConfig) -> str:
+    """Return the key of BOX_FORMATS that the boxes of a network have."""
+    if isinstance(config, DetectionConfig) and config.box_format == "xyxy":
+        return DETECTORS[config.detector].box_format or "xyxy"
+    return config.box_format
 
 
 def adapt(config: DetectionConfig, outputs: Tensors, size: Size) -> Roles:
-    """Return the outputs of `decode` with boxes in the job's box format, and those of masks."""
-    decoded, box_format = decode(config, outputs, size)
-    decoded |= separate(outputs)[1]
+    """Return the outputs of `decode` with boxes in the job's box format, and those of masks.
+
+    Args:
+        config: resolved; or `auto`, where class names do not decide.
+    """
+    if config.detector == "auto":
+        config = resolve(config, outputs, size)
+    decoded = decode(config, outputs, size) | separate(outputs)[1]
+    box_format = box_format_of(config)
     if box_format == config.box_format:
         return decoded
     return {**decoded, "boxes": decoding.to_xyxy(decoded["boxes"], box_format, size)}
@@ -338,7 +347,7 @@ def _recognise(config: DetectionConfig, outputs: Tensors, size: Size, num_names:
 
 def _num_classes(config: DetectionConfig, name: str, outputs: Tensors, size: Size) -> int | None:
     """Return the number of classes if the outputs are those of a row; None if it is not known."""
-    decoded, _ = decode(config.model_copy(update={"detector": name}), outputs, size)
+    decoded = decode(config.model_copy(update={"detector": name}), outputs, size)
     return None if "class_ids" in decoded else int(decoded["scores"].shape[-1])
 
 

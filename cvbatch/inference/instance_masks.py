@@ -16,13 +16,14 @@ import numpy as np
 
 from cvbatch.config.models import MaskKind
 from cvbatch.core.types import BoxMasks
+from cvbatch.geometry.resampling import Taps, bilinear_taps, interpolate
 from cvbatch.geometry.resize import Placement, boxes_to_original
 from cvbatch.images.rle import Window, compress_rle, encode_window
 
 OUTSIDE = -0.5  # a probability of 0, of which 0.5 is subtracted
-_PIXELS_AT_ONCE = 1 << 20
+_PIXELS_AT_ONCE = 1 << 17  # they remain in the cache of the processor
 _MAX_COORDINATE_PX = 2.0**30
-_Axis = tuple[int, np.ndarray]  # first pixel of the original, (n,) position of each in cells
+_Axis = tuple[int, Taps]  # first pixel of the original, cells of the following ones
 Outputs = Mapping[str, np.ndarray]
 
 
@@ -107,7 +108,7 @@ def _box_window(
         _pasted_axis(clipped[axis], clipped[axis + 2], values.shape[1 - axis], sides[1 - axis])
         for axis in (1, 0)
     )
-    return _inside(padded, rows, columns)
+    return _window(padded, rows, columns)
 
 
 def _pasted_axis(first: np.float32, last: np.float32, cells: int, side: int) -> _Axis:
@@ -115,7 +116,8 @@ def _pasted_axis(first: np.float32, last: np.float32, cells: int, side: int) -> 
     centre = (last + first) * np.float32(0.5)
     start, end = int(centre - half), int(centre + half) + 1
     pixels = np.arange(max(start, 0), min(end, side))
-    return max(start, 0), (pixels - start + 0.5) * (cells + 2) / max(end - start, 1)
+    positions = (pixels - start + 0.5) * (cells + 2) / max(end - start, 1) - 0.5
+    return max(start, 0), Taps.at(positions, cells + 2)
 
 
 # ---------------------------------------------------------------- masks of the whole image
@@ -126,16 +128,11 @@ def _image_window(
     box: np.ndarray,
     placement: Placement,
 ) -> Window:
-    """Resample a mask; the box does not crop it."""
-    rows, columns = _image_axes(values, placement)
+    """Resample a mask, near its cells above 0; the box does not crop it."""
+    top, rows, left, columns = bilinear_taps(placement, values.shape)
     is_inside = values > 0
-    if not is_inside.any():
-        return _inside(values, (0, np.zeros(0)), (0, np.zeros(0)))
-    return _inside(
-        values,
-        _near_cells(rows, np.flatnonzero(is_inside.any(axis=1))),
-        _near_cells(columns, np.flatnonzero(is_inside.any(axis=0))),
-    )
+    down, across = np.flatnonzero(is_inside.any(axis=1)), np.flatnonzero(is_inside.any(axis=0))
+    return _window(values, _near((top, rows), down), _near((left, columns), across))
 
 
 def _cropped_window(
@@ -144,96 +141,40 @@ def _cropped_window(
     placement: Placement,
 ) -> Window:
     """Resample a mask, and crop it to the pixels whose corner is in its box."""
-    rows, columns = _image_axes(values, placement)
-    first = np.ceil(np.clip(box, 0, _MAX_COORDINATE_PX)).astype(np.int64).tolist()
-    return _inside(values, _cropped(rows, first[1::2]), _cropped(columns, first[::2]))
+    top, rows, left, columns = bilinear_taps(placement, values.shape)
+    first = np.ceil(np.clip(box, 0, _MAX_COORDINATE_PX)).astype(np.int64)
+    down, across = first[1::2] - top, first[::2] - left
+    return _window(values, _part((top, rows), *down), _part((left, columns), *across))
 
 
-def _image_axes(values: np.ndarray, placement: Placement) -> tuple[_Axis, _Axis]:
-    (top, left, height, width), target = placement.source, placement.target
-    return (
-        _resized_axis(
-            (top, height), (target.top, target.height), len(values), placement.input_height
-        ),
-        _resized_axis(
-            (left, width), (target.left, target.width), values.shape[1], placement.input_width
-        ),
-    )
+def _near(axis: _Axis, cells: np.ndarray) -> _Axis:
+    """Return the part of an axis that these cells, ascending, have an influence on."""
+    if not len(cells):
+        return _part(axis, 0, 0)
+    taps = axis[1]
+    stop = np.searchsorted(taps.low, cells[-1], "right")
+    return _part(axis, np.searchsorted(taps.high, cells[0]), stop)
 
 
-def _resized_axis(
-    source: tuple[int, int], target: tuple[int, int], cells: int, input_side: int
-) -> _Axis:
-    """Return the pixels in the input; cells of the padding have no influence on them."""
-    centres = (np.arange(source[1]) + 0.5) * (target[1] / source[1]) + target[0]
-    start, stop = np.searchsorted(centres, (0, input_side)).tolist()
-    scale = cells / input_side
-    first, end = max(0, target[0]) * scale, min(input_side, sum(target)) * scale
-    positions = np.clip(centres[start:stop] * scale, min(first + 0.5, end), max(end - 0.5, first))
-    return source[0] + start, positions
+def _part(axis: _Axis, start: np.integer | int, stop: np.integer | int) -> _Axis:
+    first, taps = axis
+    start, stop = (min(max(int(end), 0), len(taps)) for end in (start, stop))
+    return first + start, taps.part(slice(start, stop))
 
 
-def _near_cells(axis: _Axis, cells: np.ndarray) -> _Axis:
-    """Return the part of an axis that these cells have an influence on."""
-    start, positions = axis
-    first, end = np.searchsorted(positions, (cells[0] - 0.5, cells[-1] + 1.5)).tolist()
-    return start + first, positions[first:end]
-
-
-def _cropped(axis: _Axis, bounds: Sequence[int]) -> _Axis:
-    start, positions = axis
-    first, end = (min(max(bound - start, 0), len(positions)) for bound in bounds)
-    return start + first, positions[first:end]
-
-
-def _inside(values: np.ndarray, rows: _Axis, columns: _Axis) -> Window:
-    region = np.zeros((len(rows[1]), len(columns[1])), bool)
-    if region.size:
-        top, bottom = _cells_used(rows[1], values.shape[0])
-        left, right = _cells_used(columns[1], values.shape[1])
-        values = values[top:bottom, left:right]
-    step = max(1, _PIXELS_AT_ONCE // max(1, region.shape[1]))
-    for start in range(0, len(region) if region.size else 0, step):
+def _window(values: np.ndarray, row_axis: _Axis, column_axis: _Axis) -> Window:
+    """Return the pixels where interpolated values are above 0."""
+    (top, rows), (left, columns) = row_axis, column_axis
+    region = np.zeros((len(rows), len(columns)), bool)
+    if not region.size:
+        return Window(top, left, region)
+    values = interpolate(values[rows.cells, columns.cells], columns.from_first(), axis=1)
+    rows = rows.from_first()
+    step = max(1, _PIXELS_AT_ONCE // len(columns))
+    for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        region[part] = _interpolated(values, rows[1][part] - top, columns[1] - left) > 0
-    return Window(rows[0], columns[0], region)
-
-
-def _interpolated(
-    values: np.ndarray,  # (h, w)
-    rows: np.ndarray,  # (R,) positions in cells; the centre of the first cell is at 0.5
-    columns: np.ndarray,  # (C,)
-) -> np.ndarray:  # (R, C) float32
-    """Interpolate linearly, by two neighbours along each axis.
-
-    `cvbatch.geometry.resampling.sample_bilinear` does the same with products of matrices, which
-    take ten times as long on many pixels.
-    """
-    (above, below, y), (left, right, x) = (
-        _neighbours(positions, count)
-        for positions, count in zip((rows, columns), values.shape, strict=True)
-    )
-    values = values.astype(np.float32, copy=False)
-    lines = values[above] + (values[below] - values[above]) * y[:, None]
-    sampled: np.ndarray = lines.take(left, axis=1)
-    sampled += (lines.take(right, axis=1) - sampled) * x
-    return sampled
-
-
-def _neighbours(
-    positions: np.ndarray,  # (n,)
-    count: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n,) int64, (n,) int64, (n,) float32
-    """Return the cells before and after positions, and the weight of the cell after."""
-    inside = np.clip(positions - 0.5, 0, count - 1)
-    before = inside.astype(np.int64)
-    return before, np.minimum(before + 1, count - 1), (inside - before).astype(np.float32)
-
-
-def _cells_used(positions: np.ndarray, count: int) -> tuple[int, int]:
-    """Return the first cell, and the one after the last, that positions lie between."""
-    first, last = (int(np.floor(positions[i] - 0.5)) for i in (0, -1))
-    return min(max(first, 0), count - 1), min(max(last, 0) + 2, count)
+        region[part] = interpolate(values, rows.part(part), axis=0) > 0
+    return Window(top, left, region)
 
 
 _WINDOWS: dict[MaskKind, Callable[[np.ndarray, np.ndarray, Placement], Window]] = {

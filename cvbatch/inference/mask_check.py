@@ -5,6 +5,7 @@ The graph (`value_ranges`) and the masks of a few images must agree.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +13,11 @@ import numpy as np
 from cvbatch.config.models import DetectionConfig, ModelConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.geometry.boxes import iou, to_xyxy
-from cvbatch.inference.forward_pass import MaskValues
-from cvbatch.inference.graph import Network, run_network, task_tensors
-from cvbatch.inference.outputs_masks import mask_tensors, raw_masks, separate
+from cvbatch.inference.detector_decoding import Size
+from cvbatch.inference.forward_pass import MaskValues, Tensors
+from cvbatch.inference.graph import task_tensors
+from cvbatch.inference.outputs_masks import mask_tensors, separate
 from cvbatch.inference.value_ranges import Values, values_of
-from cvbatch.models import outputs as task_outputs
 from cvbatch.models.frameworks import tf
 
 _TOLERANCE = 1e-3
@@ -35,47 +36,72 @@ class MaskDecision(NamedTuple):
     reason: str
 
 
+def observe_masks(
+    config: ModelConfig, raw: Tensors, size: Size, known: Mapping[str, Values]
+) -> tuple[Values | MaskDecision, Tensors]:
+    """Return what the graph says of the masks of boxes, and those of the best boxes.
+
+    Args:
+        config: resolved.
+        raw: outputs of the network by name, in a function that is being traced.
+        size: height and width of the network's input in pixels.
+        known: what is known of other tensors, see `values_of`.
+
+    Returns:
+        Values with low and high of all masks; boxes (K, 4), scores (K,), masks (K, h, w) as the
+        network has them. Where no values are needed, the decision, without tensors.
+    """
+    if not isinstance(config, DetectionConfig):
+        return MaskDecision("logits", ""), {}
+    if config.masks is None:
+        note = (
+            f"model {config.model} has masks of its boxes, which are not stored; set masks: box, "
+            "image or prototypes to store them"
+        )
+        return MaskDecision("logits", note if separate(raw)[1] else ""), {}
+    if config.masks == "prototypes":
+        note = f"model {config.model!r}: its masks are sums of prototypes; sigmoid is applied"
+        return MaskDecision("logits", note), {}
+    outputs = task_tensors(raw, config, size)
+    masks = outputs["masks"]
+    finite = tf.boolean_mask(masks, tf.math.is_finite(masks))
+    as_image = mask_tensors(config.model_copy(update={"masks": "image"}), outputs, "logits")
+    best = _best(tf.cast(outputs["boxes"], tf.float32), outputs["scores"], as_image["masks"])
+    limits = {"low": tf.reduce_min(finite), "high": tf.reduce_max(finite)}
+    return values_of(masks, known), limits | best
+
+
 def decide_masks(
-    model: Network,
-    config: ModelConfig,
-    pixels: np.ndarray,  # (N, H, W, 3) uint8
-    *,
-    checks_boxes: bool,
+    config: Any,  # ModelConfig
+    values: Values | MaskDecision,
+    observed: Mapping[str, np.ndarray],
+    size: Size | None,
 ) -> MaskDecision:
     """Decide whether masks are logits or probabilities; check that they cover what the job says.
 
     Args:
-        checks_boxes: compare masks with their boxes; needs images of the job.
+        values: as `observe_masks`.
+        observed: likewise.
+        size: height and width of the network's input, to compare masks with their boxes; None
+            without images of the job.
 
     Raises:
         ModelError: graph and masks disagree, or the masks do not cover what the job says.
     """
-    if not isinstance(config, DetectionConfig) or config.masks is None:
-        return MaskDecision("logits", "")
+    if isinstance(values, MaskDecision):
+        return values
     name = f"model {config.model!r}"
-    if config.masks == "prototypes":
-        return MaskDecision(
-            "logits", f"{name}: its masks are sums of prototypes; sigmoid is applied"
-        )
-    values, outputs = _observe(model, config, pixels)
-    decision = decide_values(name, values, float(outputs["low"]), float(outputs["high"]))
-    if checks_boxes:
+    decision = decide_values(name, values, float(observed["low"]), float(observed["high"]))
+    if size is not None:
         threshold = 0.0 if decision.values == "logits" else 0.5
-        _check_kind(name, config, outputs, threshold, pixels.shape[1:3])
+        _check_kind(name, config, observed, threshold, size)
     return decision
 
 
-def unused_masks_note(model: Network, config: ModelConfig) -> str:
-    """Return a note if a detector has masks that the job does not store; else ""."""
-    if not isinstance(config, DetectionConfig):
-        return ""
-    _, masks = separate(task_outputs.by_name(getattr(model, "output", ())))
-    if not masks:
-        return ""
-    return (
-        f"model {config.model} has masks of its boxes, which are not stored; set masks: box, image "
-        "or prototypes to store them"
-    )
+def top_boxes(scores: tf.Tensor) -> Any:  # (B, N) or (B, N, C)
+    """Return the best scores of each image, and their boxes: values and indices (B, K)."""
+    best = scores if len(scores.shape) == 2 else tf.reduce_max(scores, axis=2)
+    return tf.math.top_k(best, min(_CHECKED_BOXES, best.shape[1] or _CHECKED_BOXES))
 
 
 def decide_values(name: str, values: Values, low: float, high: float) -> MaskDecision:
@@ -108,43 +134,12 @@ def decide_values(name: str, values: Values, low: float, high: float) -> MaskDec
     return MaskDecision("logits", f"{name}: its masks are logits ({span}); sigmoid is applied")
 
 
-def _observe(
-    model: Network, config: DetectionConfig, pixels: np.ndarray
-) -> tuple[Values, dict[str, np.ndarray]]:
-    """Return what the graph says of the masks, and those of the best boxes of a few images.
-
-    Returns:
-        low and high of all masks; boxes (K, 4), scores (K,), masks (K, h, w) as the network has
-        them.
-    """
-    batch = model.input_shape[0] or len(pixels)
-    pixels = np.resize(pixels, (batch, *pixels.shape[1:]))  # repeats images to a fixed batch
-    size = pixels.shape[1], pixels.shape[2]
-    seen: list[Values] = []
-
-    def forward(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        raw_outputs, _ = run_network(model, config, images)
-        outputs = task_tensors(raw_outputs, config, size)
-        raw = raw_masks(outputs)
-        seen.append(values_of(raw, getattr(model, "known_values", {})))
-        finite = tf.boolean_mask(raw, tf.math.is_finite(raw))
-        masks = mask_tensors(config.model_copy(update={"masks": "image"}), outputs, "logits")
-        best = _best(tf.cast(outputs["boxes"], tf.float32), outputs["scores"], masks["masks"])
-        return {"low": tf.reduce_min(finite), "high": tf.reduce_max(finite)} | best
-
-    outputs = tf.function(forward, autograph=False)(tf.constant(pixels))
-    return seen[0], {key: tensor.numpy() for key, tensor in outputs.items()}
-
-
 def _best(boxes: Any, scores: Any, masks: Any) -> dict[str, Any]:
     """Return boxes, scores and masks of the boxes with the best scores of each image."""
     scores = tf.cast(scores, tf.float32)
-    if len(scores.shape) == 2:  # boxes with class ids
-        scores = scores[..., None]
-    best = tf.reduce_max(scores, axis=2)
-    found = tf.math.top_k(best, min(_CHECKED_BOXES, best.shape[1] or _CHECKED_BOXES))
+    found = top_boxes(scores)
     chosen = tf.gather(masks, found.indices, axis=1, batch_dims=1)
-    if len(chosen.shape) == 5:
+    if len(chosen.shape) == 5:  # a mask of each class; class ids have one mask
         class_id = tf.gather(tf.argmax(scores, axis=2), found.indices, axis=1, batch_dims=1)
         chosen = tf.gather(chosen, class_id, axis=2, batch_dims=2)
     return {
@@ -157,9 +152,9 @@ def _best(boxes: Any, scores: Any, masks: Any) -> dict[str, Any]:
 def _check_kind(
     name: str,
     config: DetectionConfig,
-    outputs: dict[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
     threshold: float,
-    size: tuple[int, int],
+    size: Size,
 ) -> None:
     """Raise ModelError if most masks do not cover what the job says; see `decide_masks`."""
     is_sure = outputs["scores"] >= config.score_threshold

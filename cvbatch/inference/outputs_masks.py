@@ -69,11 +69,6 @@ def check_masks(config: DetectionConfig, outputs: Mapping[str, Any]) -> None:
         _axes(config, outputs)
 
 
-def raw_masks(outputs: Mapping[str, Any]) -> Any:
-    """Return the masks as the network gives them, in any order of axes."""
-    return outputs["masks"]
-
-
 def mask_tensors(
     config: DetectionConfig, outputs: Mapping[str, Any], values: MaskValues
 ) -> dict[str, Any]:

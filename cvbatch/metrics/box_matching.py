@@ -39,7 +39,7 @@ class GroundTruthBoxes:
     class_id: np.ndarray  # (N,)
     image_index: np.ndarray  # (N,)
     is_crowd: np.ndarray | None = None  # (N,) bool; VOC's "difficult". None: no object is
-    area: np.ndarray | None = None  # (N,) pixels², of the outline. None: of the box or mask
+    area: np.ndarray | None = None  # (N,) pixels², of the outline. None, NaN: of box or mask
 
 
 class Matches(NamedTuple):
@@ -110,7 +110,9 @@ def match_boxes(
     is_crowd = np.zeros(len(truth.xyxy), bool)
     if truth.is_crowd is not None:
         is_crowd = np.asarray(truth.is_crowd, bool)
-    area = shapes.true_area if truth.area is None else np.asarray(truth.area, np.float64)
+    area = shapes.true_area
+    if truth.area is not None:
+        area = np.where(np.isnan(truth.area), area, truth.area)
     is_ignored_truth = is_crowd[:, None] | _is_outside(area)  # (N, A)
 
     pairs = _overlapping_pairs(shapes, class_id, image, truth, is_crowd)

@@ -9,8 +9,7 @@ from xml.etree.ElementTree import Element
 import cv2
 import numpy as np
 
-from cvbatch.core.types import VOID_CLASS
-from cvbatch.images.drawing import PALETTE
+from cvbatch.images.drawing import PALETTE, palette_value
 from cvbatch.report.html import el
 from cvbatch.report.overlays import thumbnail_hw
 
@@ -120,7 +119,7 @@ def _text_colour(background: str) -> str:
 
 def class_colour(mask_value: int) -> str:
     """Return the colour "#rrggbb" of a class, given its value in a mask."""
-    index = 1 + (mask_value - 1) % (VOID_CLASS - 1) if mask_value > 0 else 0
+    index = palette_value(mask_value - 1) if mask_value > 0 else 0
     red, green, blue = PALETTE[index].tolist()
     return f"#{red:02x}{green:02x}{blue:02x}"
 

@@ -261,9 +261,8 @@ class Row:
         pixels = self._pixels()
         if "mask" in drawn and self.mask is not None:
             pixels = paint_mask(pixels, self.mask, _MASK_OPACITY)
-        # Class 0 of a mask is the background; + 1 gives a box the colour of its mask class.
-        colours = [box["class_id"] + 1 for box in self.boxes or ()]
-        box_masks = self.box_mask_map(list(map(palette_value, colours)))
+        class_ids = [box["class_id"] for box in self.boxes or ()]
+        box_masks = self.box_mask_map(list(map(palette_value, class_ids)))
         if "boxes" in drawn and box_masks is not None:
             pixels = paint_mask(pixels, box_masks, _MASK_OPACITY)
         if "heatmap" in drawn and self.heatmaps:
@@ -277,7 +276,7 @@ class Row:
                 self.xyxy[finite],
                 [box["label"] for box in boxes],
                 np.array([box["score"] for box in boxes], np.float32),
-                np.array([colours[i] for i in finite], np.int64),
+                np.array([class_ids[i] for i in finite], np.int64),
             )
         return Image.fromarray(pixels)
 

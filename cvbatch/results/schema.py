@@ -15,9 +15,11 @@ from cvbatch.config.models import ModelConfig
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.tasks import TASKS
 from cvbatch.core.types import (
+    Boxes,
+    BoxMasks,
     Failure,
     Heatmaps,
-    ModelPredictions,
+    Labels,
     ModelSpec,
     Predictions,
     offsets_of,
@@ -147,48 +149,38 @@ def _named(names: Sequence[str], class_id: np.ndarray) -> pa.Array:  # (M,) → 
     return pa.array(names, pa.string()).take(pa.array(class_id))
 
 
-# Models of a job that predict the same kind, each with its predictions for a batch.
-_Filled = Sequence[tuple[ResultModel, ModelPredictions]]
+# A model of a job with its predictions of one kind for a batch, such as Labels.
+_Part = tuple[ResultModel, Any]
+_StructsOf = Callable[[ResultModel, Any], pa.StructArray]  # one struct for each element
 
 
-def _labels_columns(
-    filled: _Filled, batch: Predictions, is_failed: np.ndarray
+def _list_columns(
+    column: str, structs_of: _StructsOf, parts: Sequence[_Part], is_failed: np.ndarray
 ) -> dict[str, pa.Array]:
-    ((model, predictions),) = filled
-    labels = predictions.labels
-    if labels is None:  # no image of the batch could be decoded
-        return {}
-    fields = {
-        "class_id": labels.class_id,
-        "label": _named(model.spec.classes, labels.class_id),
-        "score": labels.score,
-    }
-    return {"labels": _lists(_struct(_LABEL, fields), labels.image_index, is_failed)}
+    """Return a list of structs for each image, those of the job's first model first."""
+    image_index = np.concatenate([values.image_index for _, values in parts])
+    order = np.argsort(image_index, kind="stable")
+    structs = pa.concat_arrays([structs_of(model, values) for model, values in parts])
+    return {column: _lists(structs.take(pa.array(order)), image_index[order], is_failed)}
 
 
-def _boxes_columns(
-    filled: _Filled, batch: Predictions, is_failed: np.ndarray
-) -> dict[str, pa.Array]:
-    ((model, predictions),) = filled
-    boxes = predictions.boxes
-    if boxes is None:
-        return {}
-    sides = ("x_min", "y_min", "x_max", "y_max")
-    fields: dict[str, Any] = {side: boxes.xyxy[:, i] for i, side in enumerate(sides)}
-    fields["class_id"] = boxes.class_id
-    fields["label"] = _named(model.spec.classes, boxes.class_id)
-    fields["score"] = boxes.score
-    return {"boxes": _lists(_struct(_BOX, fields), boxes.image_index, is_failed)}
+def _classified(model: ResultModel, values: Any) -> dict[str, Any]:
+    """Return the fields that labels, boxes and heatmaps have."""
+    label = _named(model.spec.classes, values.class_id)
+    return {"class_id": values.class_id, "label": label, "score": values.score}
 
 
-def _box_masks_columns(
-    filled: _Filled, batch: Predictions, is_failed: np.ndarray
-) -> dict[str, pa.Array]:
+def _label_structs(model: ResultModel, labels: Labels) -> pa.StructArray:
+    return _struct(_LABEL, _classified(model, labels))
+
+
+def _box_structs(model: ResultModel, boxes: Boxes) -> pa.StructArray:
+    sides = dict(zip(("x_min", "y_min", "x_max", "y_max"), boxes.xyxy.T, strict=True))
+    return _struct(_BOX, {**sides, **_classified(model, boxes)})
+
+
+def _box_mask_structs(model: ResultModel, masks: BoxMasks) -> pa.StructArray:
     """Return one mask for each of `boxes`, in their order."""
-    ((_, predictions),) = filled
-    masks = predictions.box_masks
-    if masks is None:
-        return {}
     offsets = np.concatenate([[0], np.cumsum(masks.length)]).astype(np.int32)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(masks.counts))]
     sides = np.stack([masks.height, masks.width], axis=1).reshape(-1).astype(np.int32)
@@ -197,20 +189,7 @@ def _box_masks_columns(
         "size": pa.ListArray.from_arrays(pa.array(every_second), pa.array(sides)),
         "counts": pa.Array.from_buffers(pa.string(), len(masks.length), buffers),
     }
-    return {"box_masks": _lists(_struct(_RLE, fields), masks.image_index, is_failed)}
-
-
-def _heatmaps_columns(
-    filled: _Filled, batch: Predictions, is_failed: np.ndarray
-) -> dict[str, pa.Array]:
-    """Return the heatmaps of all models: of each image first those of the job's first model."""
-    maps = [(model, p.heatmaps) for model, p in filled if p.heatmaps is not None]
-    if not maps:
-        return {}
-    image_index = np.concatenate([heatmaps.image_index for _, heatmaps in maps])
-    order = np.argsort(image_index, kind="stable")
-    structs = pa.concat_arrays([_heatmap_structs(model, heatmaps) for model, heatmaps in maps])
-    return {"heatmaps": _lists(structs.take(pa.array(order)), image_index[order], is_failed)}
+    return _struct(_RLE, fields)
 
 
 def _heatmap_structs(model: ResultModel, maps: Heatmaps) -> pa.StructArray:
@@ -221,9 +200,7 @@ def _heatmap_structs(model: ResultModel, maps: Heatmaps) -> pa.StructArray:
     fields = {
         "model": [model.spec.name] * count,
         "layer": [model.spec.heatmap_layer] * count,
-        "class_id": maps.class_id,
-        "label": _named(model.spec.classes, maps.class_id),
-        "score": maps.score,
+        **_classified(model, maps),
         "height": maps.height,
         "width": maps.width,
         "values": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values),
@@ -231,14 +208,9 @@ def _heatmap_structs(model: ResultModel, maps: Heatmaps) -> pa.StructArray:
     return _struct(_HEATMAP, fields)
 
 
-def _mask_columns(
-    filled: _Filled, batch: Predictions, is_failed: np.ndarray
-) -> dict[str, pa.Array]:
+def _mask_columns(parts: Sequence[_Part], is_failed: np.ndarray) -> dict[str, pa.Array]:
     """Return the masks as PNG and the area of every class that occurs."""
-    ((model, predictions),) = filled
-    masks = predictions.masks
-    if masks is None:
-        return {}
+    ((model, masks),) = parts
     png: list[bytes | None] = [None] * len(is_failed)
     class_ids, areas, counts = [], [], []
     files = np.split(masks.png, np.cumsum(masks.num_bytes)[:-1])
@@ -266,13 +238,10 @@ def _mask_columns(
 
 
 def _vector_columns(
-    column: str, filled: _Filled, batch: Predictions, is_failed: np.ndarray
+    column: str, parts: Sequence[_Part], is_failed: np.ndarray
 ) -> dict[str, pa.Array]:
     """Return the vectors of one model as lists of a fixed size."""
-    ((model, predictions),) = filled
-    vectors = getattr(predictions, column)
-    if vectors is None:
-        return {}
+    ((model, vectors),) = parts
     values = np.zeros((len(is_failed), model.spec.dimension), np.float32)
     values[vectors.image_index] = vectors.values
     stored = pa.FixedSizeListArray.from_arrays(
@@ -287,21 +256,26 @@ class PredictionKind(NamedTuple):
     Attributes:
         types: column → Parquet type of the columns that the kind has; the size of vectors is that
             of the model.
-        write: function of (models with their predictions, batch, is_failed (N,)) that returns the
-            columns for N images, or no columns if no image of the batch has predictions.
+        write: function of (models with their predictions of the kind, is_failed (N,)) that returns
+            the columns for N images.
     """
 
     types: dict[str, pa.DataType]
-    write: Callable[[_Filled, Predictions, np.ndarray], dict[str, pa.Array]]
+    write: Callable[[Sequence[_Part], np.ndarray], dict[str, pa.Array]]
+
+
+def _lists_of(column: str, type_: pa.StructType, structs_of: _StructsOf) -> PredictionKind:
+    """Return a kind with one column, a list of structs."""
+    return PredictionKind({column: pa.list_(type_)}, partial(_list_columns, column, structs_of))
 
 
 # Field of ModelPredictions → its columns, in the order of the Parquet schema.
 PREDICTION_KINDS: dict[str, PredictionKind] = {
-    "labels": PredictionKind({"labels": pa.list_(_LABEL)}, _labels_columns),
-    "boxes": PredictionKind({"boxes": pa.list_(_BOX)}, _boxes_columns),
-    "box_masks": PredictionKind({"box_masks": pa.list_(_RLE)}, _box_masks_columns),
+    "labels": _lists_of("labels", _LABEL, _label_structs),
+    "boxes": _lists_of("boxes", _BOX, _box_structs),
+    "box_masks": _lists_of("box_masks", _RLE, _box_mask_structs),
     "masks": PredictionKind({"mask": IMAGE, "mask_areas": pa.list_(_AREA)}, _mask_columns),
-    "heatmaps": PredictionKind({"heatmaps": pa.list_(_HEATMAP)}, _heatmaps_columns),
+    "heatmaps": _lists_of("heatmaps", _HEATMAP, _heatmap_structs),
     **{
         name: PredictionKind({name: pa.list_(pa.float32())}, partial(_vector_columns, name))
         for name in ("embedding", "values")
@@ -342,10 +316,14 @@ def to_rows(
     is_failed[list(predictions.failures)] = True
     columns: dict[str, pa.Array] = _common_columns(predictions, is_failed)
     by_model = list(zip(models, predictions.models, strict=True))
-    for kind in PREDICTION_KINDS.values():
-        filled = [pair for pair in by_model if not kind.types.keys().isdisjoint(pair[0].columns)]
-        if filled:
-            types = {name: schema.field(name).type for name in kind.types}
-            columns |= {name: pa.nulls(len(is_failed), type_) for name, type_ in types.items()}
-            columns |= kind.write(filled, predictions, is_failed)
+    for name, kind in PREDICTION_KINDS.items():
+        parts = [
+            (model, values)
+            for model, predicted in by_model
+            if not kind.types.keys().isdisjoint(model.columns)
+            and (values := getattr(predicted, name)) is not None
+        ]
+        columns |= kind.write(parts, is_failed) if parts else {}
+    for field in schema:  # without predictions if no image of the batch could be decoded
+        columns.setdefault(field.name, pa.nulls(len(is_failed), field.type))
     return pa.table([columns[name] for name in schema.names], schema=schema)

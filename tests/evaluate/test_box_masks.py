@@ -153,7 +153,7 @@ def test_labels_without_masks_have_no_metrics_of_masks(tmp_path):
         ({"counts": "11"}, "do not sum"),
         ({"counts": None}, "lacks its size or its counts"),
         ({"size": None}, "lacks its size or its counts"),
-        (None, "not one mask for each box"),
+        (None, "a box has no mask"),
     ],
 )
 def test_damaged_masks_are_refused(tmp_path, change, message):

@@ -52,7 +52,8 @@ def explain(model, images, task, class_names, size=None, fields=None, **gradcam)
         np.full(count, height, np.int32), {}, {InputKey(*input_size, "stretch"): images},
     )  # fmt: skip
     decision = decide(model, resolve(model, job.model)[0], images, checks_boxes=False)
-    network = Network(model, job, NetworkFacts(class_names, input_size, {}, {}, *decision))
+    facts = NetworkFacts(class_names, input_size, {}, {}, decision.activation)
+    network = Network(model, job, facts)
     network.check()
     return [explanation.gradcam for explanation in network.explain(batch)]
 

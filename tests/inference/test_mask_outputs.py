@@ -275,10 +275,10 @@ def test_outputs_whose_axes_are_not_clear_are_refused(masks, changes, message):
 
 
 def decision(section, outputs, activations=None, checks_boxes=True):
-    from cvbatch.inference.mask_check import decide_masks
+    from cvbatch.inference.activation_check import decide
 
     model = network((64, 64), outputs, activations)
-    return decide_masks(model, section, generated_pixels((64, 64)), checks_boxes=checks_boxes)
+    return decide(model, section, generated_pixels((64, 64)), checks_boxes=checks_boxes).masks
 
 
 def small_boxes(rng, count=12):
@@ -305,7 +305,7 @@ def test_masks_that_cover_something_else_than_the_job_says_are_refused(activatio
     activations = {"masks": activation}
     values = "probabilities" if activation else "logits"
     for kind, right, wrong in (("image", of_image, of_box), ("box", of_box, of_image)):
-        section = config("a.keras", kind)
+        section = config("a.keras", kind, detector="boxes_scores")
         assert decision(section, right, activations).values == values
         assert decision(section, wrong, activations, checks_boxes=False).values == values
         with pytest.raises(ModelError, match=f"set masks: {'box' if kind == 'image' else 'image'}"):

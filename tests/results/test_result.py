@@ -15,6 +15,7 @@ import cvbatch
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import SourceError
 from cvbatch.datasets.reader import list_parquet_files
+from cvbatch.images.drawing import PALETTE
 from cvbatch.images.masks import decode_png, encode_png
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import make_plan
@@ -258,6 +259,8 @@ def test_overlays_show_masks_of_boxes(tmp_path, files):
     image, drawn = np.asarray(row.image()), np.asarray(row.overlay("boxes"))
     is_changed = (image != drawn).any(axis=2)
     assert is_changed[30:, 50:].all()
+    colour = PALETTE[2]  # of class 1 of a detector, or class 2 of masks with a background
+    assert np.allclose(drawn[30:, 50:], image[30:, 50:] / 2 + colour / 2, atol=1)
     assert not is_changed[30:, 20:50].any()
 
 
