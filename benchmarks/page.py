@@ -22,7 +22,7 @@ import pyarrow as pa
 from benchmarks.measure import run_module
 from cvbatch.config.loader import parse_job
 from cvbatch.core.types import ModelSpec
-from cvbatch.images.masks import class_areas, encode_png
+from cvbatch.images.masks import count_pixels, encode_png, largest_first
 from cvbatch.planning import manifest
 from cvbatch.results import schema, writer
 from cvbatch.sources.units import UNITS
@@ -60,7 +60,7 @@ def predictions(kind: pa.Schema) -> list[dict[str, object]]:
         scores = np.sort(rng.dirichlet(np.ones(TOP_K)))[::-1]
         mask = cv2.resize(rng.integers(0, 21, (4, 5)).astype(np.uint8), (WIDTH, HEIGHT), None,
                           0, 0, cv2.INTER_NEAREST)  # fmt: skip
-        found, counts = class_areas(mask, len(CLASSES))
+        found, counts = largest_first(count_pixels(mask, len(CLASSES)))
         corner = rng.uniform(0, (WIDTH - 100, HEIGHT - 100), (BOXES, 2))
         row |= {"status": "ok", "width": WIDTH, "height": HEIGHT}
         row["labels"] = [

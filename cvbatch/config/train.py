@@ -122,11 +122,7 @@ class TrainModelConfig(Section):
     def fits_anchors(self) -> bool:
         """Return whether anchors are fitted to the boxes of the training data."""
         is_new = self.model == "yolo" and self.weights == "random"
-        return is_new and bool(self.anchors) and not self._has_anchors
-
-    @property
-    def _has_anchors(self) -> bool:
-        return bool(self.build and "anchors" in self.build)
+        return is_new and bool(self.anchors) and "anchors" not in (self.build or {})
 
 
 class AugmentConfig(Section):

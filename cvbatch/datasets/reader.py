@@ -215,15 +215,18 @@ def _list_text(classes: tuple[str, ...] | None) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
+def _label_tables(storage: Storage, split: Split, names: list[str]) -> Iterator[pa.Table]:
+    """Yield some columns of the images of a split, a row group at a time."""
+    for group in split.groups:
+        with storage.open_input(group.uri) as source:
+            table = ParquetFile(source).read_row_group(group.number, names)
+        yield table if group.rows is None else table.take(pa.array(group.rows, pa.int64()))
+
+
 def count_labels(storage: Storage, split: Split, num_classes: int) -> np.ndarray:  # (C,) int64
     """Return the number of labels of each class in a split; only the label column is read."""
     counts = np.zeros(num_classes, np.int64)
-    for group in split.groups:
-        with storage.open_input(group.uri) as source:
-            leaf = LABEL_COLUMNS["labels"].presence
-            table = ParquetFile(source).read_row_group(group.number, [leaf])
-        if group.rows is not None:
-            table = table.take(pa.array(group.rows, pa.int64()))
+    for table in _label_tables(storage, split, [LABEL_COLUMNS["labels"].presence]):
         labels = table["labels"].combine_chunks().flatten()
         class_ids = pc.struct_field(labels, "class_id").to_numpy(zero_copy_only=False)
         counts += np.bincount(class_ids, minlength=num_classes)[:num_classes]
@@ -237,12 +240,8 @@ def relative_box_sizes(storage: Storage, split: Split) -> np.ndarray:  # (N, 2) 
     """
     sizes = [np.empty((0, 2))]
     leaves = ("x_min", "y_min", "x_max", "y_max")
-    for group in split.groups:
-        names = ["width", "height", *(f"boxes.list.element.{leaf}" for leaf in leaves)]
-        with storage.open_input(group.uri) as source:
-            table = ParquetFile(source).read_row_group(group.number, names)
-        if group.rows is not None:
-            table = table.take(pa.array(group.rows, pa.int64()))
+    names = ["width", "height", *(f"boxes.list.element.{leaf}" for leaf in leaves)]
+    for table in _label_tables(storage, split, names):
         boxes = table["boxes"].combine_chunks()
         num_boxes = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy()
         flat = boxes.flatten()

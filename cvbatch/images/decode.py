@@ -254,7 +254,8 @@ def _divide_by_alpha(
     if values.dtype.kind == "f":  # 1 is opaque
         return np.asarray(np.divide(values, alpha, out=np.zeros_like(values), where=is_visible))
     opaque = (1 << bits) - 1
-    colors = values.astype(np.uint64) * opaque // np.maximum(alpha, 1).astype(np.uint64)
+    product = values.astype(np.uint32 if bits <= 16 else np.uint64) * opaque
+    colors = product // np.maximum(alpha, 1)
     return np.where(is_visible, np.minimum(colors, opaque), 0).astype(values.dtype)
 
 

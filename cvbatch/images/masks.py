@@ -39,14 +39,6 @@ def decode_png(
     return mask
 
 
-def class_areas(
-    mask: np.ndarray,  # (h, w) uint8
-    num_classes: int,
-) -> tuple[np.ndarray, np.ndarray]:  # (K,) int32, (K,) int64
-    """Return the classes of a mask and their numbers of pixels; see the functions below."""
-    return largest_first(count_pixels(mask, num_classes))
-
-
 def largest_first(
     area: np.ndarray,  # (C,) int64, pixels of each class
 ) -> tuple[np.ndarray, np.ndarray]:  # (K,) int32, (K,) int64

@@ -11,7 +11,7 @@ import numpy as np
 
 from cvbatch.core.types import MAX_MASK_CLASSES, Chunk, EncodedImage, Failure
 from cvbatch.datasets.splits import DEFAULT_SHARES, choose_split
-from cvbatch.images.masks import class_areas
+from cvbatch.images.masks import count_pixels
 from cvbatch.images.orientation import (
     DEFAULT_LIMITS,
     ImageInfo,
@@ -56,7 +56,8 @@ class LabelledImage:
     @property
     def classes_present(self) -> dict[str, list[int]]:
         """Return column → class ids: one per label and box, and each class of the mask once."""
-        in_mask = [] if self.mask is None else class_areas(self.mask, MAX_MASK_CLASSES)[0].tolist()
+        mask = np.zeros((0, 1), np.uint8) if self.mask is None else self.mask
+        in_mask = np.flatnonzero(count_pixels(mask, MAX_MASK_CLASSES)).tolist()
         labels = [label for label, _ in self.labels]
         return {"labels": labels, "boxes": self.class_id.tolist(), "mask": in_mask}
 

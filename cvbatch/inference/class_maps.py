@@ -16,10 +16,11 @@ import numpy as np
 from cvbatch.config.models import ADD_BACKGROUND, SegmentationConfig
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.geometry.resampling import Taps, bilinear_taps, interpolate
-from cvbatch.geometry.resize import Placement, Rectangle
+from cvbatch.geometry.resize import Placement
 
 _BLOCK = 256  # pixels of the original along each side that are classified at once
-_MAX_WHOLE_VALUES = 8 << 20  # pixels of the original × channels
+# Pixels of the original × channels, of which 32 are counted at least: planes of 8 MiB in float32.
+_MAX_WHOLE_VALUES = 64 << 20
 _ABOVE_HALF = float(np.nextafter(np.float32(0.5), np.float32(1)))
 _ROUNDING = 1e-6  # of the mean of float32 scores
 _BELOW = -1  # in place of the class of a cell whose best score is below the threshold
@@ -55,7 +56,7 @@ class ClassRule(NamedTuple):
         channel: np.ndarray,  # (...) best channel
         best: np.ndarray,  # (...) its score, or the sum of several scores
         count: np.ndarray | int = 1,  # (...) number of scores in the sum
-    ) -> np.ndarray:  # (...) int64
+    ) -> np.ndarray:  # (...) of the type of `channel`
         """Return class ids; of equal scores the first channel is the best."""
         ids = channel + self.offset
         if self.threshold is None:
@@ -78,6 +79,10 @@ def classify(
         placement: position of the original in the input.
         rule: how channels become class ids.
     """
+    if _is_small_and_whole(probabilities, placement):
+        size = placement.width, placement.height
+        planes = (cv2.resize(plane, size) for plane in _channels_first(probabilities))  # linear
+        return _best_of(planes, range(probabilities.shape[2]), rule)
     top, rows, left, columns = bilinear_taps(placement, probabilities.shape)
     channel = probabilities.argmax(axis=2)
     best = np.take_along_axis(probabilities, channel[..., None], axis=2)[..., 0]
@@ -87,10 +92,6 @@ def classify(
         ids = rule.classes(channel, best).astype(np.uint8)
         inside[:] = ids.take(rows.low, axis=0).take(columns.low, axis=1)
         return mask
-    if _is_small_and_whole(probabilities, placement):
-        size = placement.width, placement.height
-        planes = [cv2.resize(plane, size) for plane in cv2.split(probabilities)]  # linear
-        return _best_of(planes, range(len(planes)), rule).astype(np.uint8)
     if rule.threshold is not None:
         channel = np.where(best < np.float32(rule.threshold), _BELOW, channel)
     for y in _blocks(rows):
@@ -121,29 +122,39 @@ def _classify_block(
         return np.array(rule.background if is_below else present[0] + rule.offset)
     values = probabilities[cells]
     candidates = _candidates(values, present[present != _BELOW])
-    planes = np.ascontiguousarray(np.moveaxis(values[..., candidates], 2, 0))
+    planes = _channels_first(values[..., candidates])
     planes = interpolate(planes, columns.from_first(), axis=2)  # there are fewer rows before
     planes = interpolate(planes, rows.from_first(), axis=1)
-    return _best_of(list(planes), candidates, rule)
+    return _best_of(planes, candidates, rule)
 
 
-def _best_of(planes: Sequence[np.ndarray], numbers: Iterable[int], rule: ClassRule) -> np.ndarray:
-    """Return the classes of pixels, from the planes (R, S) of some channels and their numbers."""
-    first, *others = numbers
-    best, winner = planes[0], np.full(planes[0].shape, first, np.uint8)
-    for number, plane in zip(others, planes[1:], strict=True):
-        np.copyto(winner, np.uint8(number), where=plane > best)
+def _best_of(
+    planes: Iterable[np.ndarray],  # K of (R, S) float32: scores of some channels
+    numbers: Iterable[int],  # K, of these channels, ascending
+    rule: ClassRule,
+) -> np.ndarray:  # (R, S) uint8
+    """Return the classes of pixels; only a few planes are in memory at a time."""
+    pairs = zip(numbers, planes, strict=True)
+    first, best = next(pairs)
+    winner = np.full(best.shape, first, np.uint8)
+    for number, plane in pairs:
+        winner = np.maximum(winner, (plane > best) * np.uint8(number))
         best = np.maximum(best, plane)
     return rule.classes(winner, best)
 
 
+def _channels_first(values: np.ndarray) -> np.ndarray:  # (h, w, K) → (K, h, w)
+    """Return the planes of channels, which `cv2.split` returns for up to 128 of them only."""
+    return np.ascontiguousarray(np.moveaxis(values, 2, 0))
+
+
 def _is_small_and_whole(probabilities: np.ndarray, placement: Placement) -> bool:
-    """Return whether OpenCV may resize whole planes: faster than blocks, if they fit in a cache."""
-    whole = Rectangle(0, 0, placement.height, placement.width)
-    whole_input = Rectangle(0, 0, placement.input_height, placement.input_width)
-    is_whole = (placement.source, placement.target) == (whole, whole_input)
-    num_values = placement.height * placement.width * probabilities.shape[2]
-    return is_whole and num_values <= _MAX_WHOLE_VALUES
+    """Return whether OpenCV may resize whole planes: faster than blocks, if they are not large."""
+    height, width, channels = placement.height, placement.width, probabilities.shape[2]
+    is_whole = placement.source == (0, 0, height, width)
+    is_whole &= placement.target == (0, 0, placement.input_height, placement.input_width)
+    is_resized = probabilities.shape[:2] != (height, width)
+    return is_whole and is_resized and height * width * max(channels, 32) <= _MAX_WHOLE_VALUES
 
 
 def _candidates(

@@ -45,6 +45,6 @@ POSTPROCESSORS: dict[Task, Postprocessor] = {
         postprocess_detection.read_outputs, postprocess_detection.merge_tiles
     ),
     "localization": Postprocessor(postprocess_localization.read_outputs),
-    "embedding": Postprocessor(postprocess_vectors.read_embedding),
-    "regression": Postprocessor(postprocess_vectors.read_values),
+    "embedding": Postprocessor(postprocess_vectors.read_outputs),
+    "regression": Postprocessor(postprocess_vectors.read_outputs),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,23 +13,13 @@ from cvbatch.geometry.resize import Placement
 from cvbatch.inference.engines import Outputs
 
 
-def read_embedding(
-    config: EmbeddingConfig,
+def read_outputs(
+    config: EmbeddingConfig | RegressionConfig,
     spec: ModelSpec,
-    outputs: Outputs,  # embedding (K, D)
+    outputs: Outputs,  # embedding or values (K, D)
     image_index: np.ndarray,  # (K,) positions in the batch
     placements: Sequence[Placement],  # K
 ) -> ModelPredictions:
-    """Return the embeddings of K images."""
-    return ModelPredictions(embedding=Vectors(outputs["embedding"], image_index))
-
-
-def read_values(
-    config: RegressionConfig,
-    spec: ModelSpec,
-    outputs: Outputs,  # values (K, D)
-    image_index: np.ndarray,  # (K,) positions in the batch
-    placements: Sequence[Placement],  # K
-) -> ModelPredictions:
-    """Return the values of K images."""
-    return ModelPredictions(values=Vectors(outputs["values"], image_index))
+    """Return the vectors of K images, under the name of the output."""
+    vectors: dict[str, Any] = {name: Vectors(v, image_index) for name, v in outputs.items()}
+    return ModelPredictions(**vectors)

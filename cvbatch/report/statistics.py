@@ -8,8 +8,9 @@ positions, so the same result gives the same page.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -167,18 +168,25 @@ def _count(result: Result, leaves: Sequence[str], file: int, ref: ChunkRef) -> S
     """Return the statistics of one chunk; file: its index into the sampled chunks."""
     stats = Statistics([])
     columns = ["status", "error.stage", "error.kind", *leaves]
-    try:
+    with damage_reported(result, ref):
         for batch in result.batches(ref, columns, _BATCH_ROWS):
             _count_batch(stats, batch, file)
             stats.num_rows += batch.num_rows
         if stats.num_failed:
             _record_examples(stats, result, ref)
+    return stats
+
+
+@contextmanager
+def damage_reported(result: Result, ref: ChunkRef) -> Iterator[None]:
+    """Raise SourceError for errors of rows that are not as cvbatch writes them."""
+    try:
+        yield
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
             f"{result.uri_of(ref)} has rows that cvbatch never writes ({error!r:.200}); run the "
             "prediction again"
         ) from None
-    return stats
 
 
 def _record_examples(stats: Statistics, result: Result, ref: ChunkRef) -> None:

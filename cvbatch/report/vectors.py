@@ -8,11 +8,10 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from cvbatch.core.errors import SourceError
 from cvbatch.report import charts
 from cvbatch.report.html import Section, el, format_count, name_element, paragraph, table
 from cvbatch.report.prediction_page import Prediction
-from cvbatch.report.statistics import NUM_BINS
+from cvbatch.report.statistics import NUM_BINS, damage_reported
 
 MAX_HISTOGRAMS = 12  # of the values of a regression
 MAX_COMPARED = 2048  # embeddings, each compared with all others
@@ -47,18 +46,13 @@ def _vectors(prediction: Prediction, column: str) -> Iterator[_Vectors]:
     """Yield the vectors of a column, batch by batch; batches without vectors are left out."""
     result = prediction.result
     for ref in prediction.statistics.sampled:
-        try:
+        with damage_reported(result, ref):
             for batch in result.batches(ref, ["image_id", column], _BATCH_ROWS):
                 rows = batch.filter(batch[column].is_valid())
                 if rows.num_rows:
                     values = rows[column].flatten().to_numpy(zero_copy_only=False)
                     matrix = values.reshape(rows.num_rows, -1).astype(np.float32)
                     yield _Vectors(rows["image_id"].to_pylist(), matrix)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise SourceError(
-                f"{result.uri_of(ref)} has rows that cvbatch never writes ({error!r:.200}); run "
-                "the prediction again"
-            ) from None
 
 
 def _first_vectors(prediction: Prediction, column: str, count: int) -> list[_Vectors]:
@@ -118,7 +112,7 @@ def _similar_pairs(
 ) -> list[tuple[int, int, float]]:
     """Return NUM_PAIRS pairs of rows a < b with the largest cosine similarity, largest first."""
     unit = vectors / np.where(norms > 0, norms, 1)[:, None].astype(np.float32)
-    similarity = np.triu(unit @ unit.T, 1) + np.tril(np.full((len(unit), len(unit)), -2.0))
-    order = np.argsort(-similarity, axis=None, kind="stable")[:NUM_PAIRS]
-    pairs = zip(*np.unravel_index(order, similarity.shape), strict=True)
-    return [(int(a), int(b), float(similarity[a, b])) for a, b in pairs if a < b]
+    a, b = np.triu_indices(len(unit), 1)
+    similarity = (unit @ unit.T)[a, b]
+    best = np.argsort(-similarity, kind="stable")[:NUM_PAIRS]
+    return list(zip(*(values[best].tolist() for values in (a, b, similarity)), strict=True))

@@ -45,7 +45,6 @@ class Progress:
     best_value: float | None = None  # of the metric, larger is better
     best_epoch: int = 0  # counted from 1, as in the history; 0: none yet
     stale_epochs: int = 0  # epochs of the phase since the best value last improved
-    plateau: dict[str, Any] = field(default_factory=dict)  # a PlateauState; {}: the initial one
     rows: list[dict[str, Any]] = field(default_factory=list)  # the history
 
 

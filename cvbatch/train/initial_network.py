@@ -124,8 +124,8 @@ def _sources(scores: ClassScores, known: Sequence[str], classes: Sequence[str]) 
     """Return for each class of the data the output of the network with that name, or None."""
     if scores.units == 1:  # one unit for two classes cannot be divided between them
         return [None] * len(classes)
-    by_name = {name: i for i, name in reversed(list(enumerate(known)))}
-    return [by_name.get(name) for name in classes]
+    output_of = {name: i for i, name in reversed(list(enumerate(known)))}
+    return [output_of.get(name) for name in classes]
 
 
 def _rebuilt_note(

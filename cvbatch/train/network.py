@@ -86,11 +86,12 @@ def _build_network(
     keras.utils.set_random_seed(job.training.seed)
     model, notes = _initial_model(storage, job, data.classes, anchors)
     size = _image_size(job, model)
-    decision = decide_activation(model, job, storage, data.splits.get("train"), size)
     activation = job.model.activation
-    if decision is not None:
-        activation = decision.activation
-        notes += [decision.reason] if _is_trained(job) else []
+    if _is_trained(job) or activation != "auto":  # auto is right for a new network of the zoo
+        decision = decide_activation(model, job, storage, data.splits.get("train"), size)
+        if decision is not None:
+            activation = decision.activation
+            notes.append(decision.reason)
     model.save(file)
     learner = make_learner(with_activation(job, activation), model, len(data.classes))
     costs = cost.compute_cost(_at_largest_size(job, model, learner.training_model))

@@ -23,7 +23,7 @@ from cvbatch.train.history import Row
 from cvbatch.train.learners.base import Learner
 from cvbatch.train.optimizers import Optimization, ScaledRate, make_optimizer, make_schedule
 from cvbatch.train.phases import Phase, freeze, moving_statistics
-from cvbatch.train.plateau import PlateauState
+from cvbatch.train.plateau import rate_scale
 from cvbatch.train.step import Step, StepResult
 from cvbatch.train.validation import ValidationBatches, Validator
 
@@ -169,9 +169,12 @@ class Trainer:
         )
 
     def _set_rate(self) -> None:
-        """Apply the reductions of the learning rate so far, which the progress contains."""
-        if self._plan.optimization.plateau is not None:
-            self._scaled_rate.factor.assign(PlateauState(**self.progress.plateau).scale)
+        """Apply the reductions of the learning rate that follow from the rows of the phase."""
+        plateau, progress = self._plan.optimization.plateau, self.progress
+        if plateau is not None:
+            rows = progress.rows[progress.epoch - progress.phase_epoch :]
+            scale = rate_scale(plateau, map(self._value, rows), self._phase.learning_rate)
+            self._scaled_rate.factor.assign(scale)
 
     @property
     def _phase(self) -> Phase:
@@ -185,7 +188,6 @@ class Trainer:
     def _next_phase(self) -> None:
         self.progress.phase += 1
         self.progress.phase_epoch = self.progress.stale_epochs = 0
-        self.progress.plateau = {}
         self._restore_best()
         self._make_step()
 
@@ -260,23 +262,23 @@ class Trainer:
     def _end_epoch(self, row: Row) -> bool:
         """Add the row to the history; return whether it is the best so far."""
         progress = self.progress
-        value = -row["loss"] if self._validator is None else row[self._learner.metric]
+        value = self._value(row)
         best = progress.best_value
         is_best = best is None or value > best or (np.isnan(best) and not np.isnan(value))
         if is_best:
             progress.best_value, progress.best_epoch = value, row["epoch"]
         progress.stale_epochs = 0 if is_best else progress.stale_epochs + 1
-        plateau = self._plan.optimization.plateau
-        if plateau is not None:
-            state = PlateauState(**progress.plateau)
-            state = state.after_epoch(plateau, value, self._phase.learning_rate)
-            progress.plateau = asdict(state)
-            self._set_rate()
         progress.epoch += 1
         progress.phase_epoch += 1
         progress.epoch_step, progress.sums = 0, {}
         progress.rows.append(row)
+        self._set_rate()
         return bool(is_best)
+
+    def _value(self, row: Row) -> float:
+        """Return the value of an epoch that selects the best one; larger is better."""
+        value: float = -row["loss"] if self._validator is None else row[self._learner.metric]
+        return value
 
     def _write_checkpoint(self, *, is_best: bool) -> Path | None:
         if not self._replicas.is_chief:

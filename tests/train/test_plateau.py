@@ -1,14 +1,12 @@
 """The learning rate falls when that of keras.callbacks.ReduceLROnPlateau falls."""
 
-import json
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cvbatch.config.train import PlateauConfig
-from cvbatch.train.plateau import PlateauState
+from cvbatch.train.plateau import rate_scale
 
 PEAK = 0.1
 CONFIGS = [
@@ -21,13 +19,8 @@ CONFIGS = [
 
 
 def our_rates(config, values):
-    """Return the rate after each epoch; the state is read from JSON, as after a kill."""
-    state, rates = PlateauState(), []
-    for value in values:
-        state = PlateauState(**json.loads(json.dumps(asdict(state))))
-        state = state.after_epoch(config, value, PEAK)
-        rates.append(PEAK * state.scale)
-    return rates
+    """Return the rate after each epoch."""
+    return [PEAK * rate_scale(config, values[: i + 1], PEAK) for i in range(len(values))]
 
 
 def rates_of_keras(config, values):
@@ -59,7 +52,7 @@ def test_the_rate_falls_when_that_of_keras_falls(config, seed):
 
 
 def test_a_value_that_is_not_a_number_is_never_the_best():
-    config = PlateauConfig(patience=5)
-    state = PlateauState().after_epoch(config, float("nan"), PEAK)
-    assert (state.best, state.wait) == (None, 1)
-    assert state.after_epoch(config, -3.0, PEAK) == PlateauState(best=-3.0)
+    config = PlateauConfig(patience=2, factor=0.5)
+    nan = float("nan")
+    assert our_rates(config, [nan, -3.0, -3.0, nan]) == [PEAK, PEAK, PEAK, PEAK / 2]
+    assert our_rates(config, [nan, nan, -3.0]) == [PEAK, PEAK / 2, PEAK / 2]

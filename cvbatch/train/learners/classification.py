@@ -18,10 +18,7 @@ from cvbatch.models.googlenet import AUXILIARY_LOSS_WEIGHT
 from cvbatch.models.graph_surgery import flatten
 from cvbatch.models.outputs import by_name, select_output
 from cvbatch.train.learners.logits import Logits, logits_of
-from cvbatch.train.learners.losses import (
-    ClassLoss,
-    as_two_classes,
-)
+from cvbatch.train.learners.losses import ClassLoss, as_two_classes
 from cvbatch.train.learners.metrics import MetricSet
 from cvbatch.train.learners.targets import Targets, masks, multi_hot_labels, single_labels
 
@@ -264,8 +261,9 @@ def _name_of(tensor: Tensor, outputs: Mapping[str, Tensor]) -> str:
 def _enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # → (B, *size, units)
     """Return the maps with linear interpolation."""
     enlarged = np.zeros((len(maps), *size, maps.shape[3]), np.float32)
-    for row, image_maps in enumerate(maps):
-        enlarged[row] = cv2.resize(image_maps, (size[1], size[0])).reshape(enlarged.shape[1:])
+    for row, channel in np.ndindex(len(maps), maps.shape[3]):  # OpenCV takes at most 128 channels
+        plane = np.ascontiguousarray(maps[row, ..., channel])
+        enlarged[row, ..., channel] = cv2.resize(plane, (size[1], size[0]))
     return enlarged
 
 

@@ -395,9 +395,10 @@ def test_ignored_and_void_pixels_are_excluded():
     assert values["accuracy"] == pytest.approx((scores.argmax(-1) == mask)[20:].mean())
 
 
-def test_a_coarse_segmenter_is_evaluated_at_the_input_size():
-    learner = learner_of("coarse segmentation")
-    examples = scenes_for(learner)
+@pytest.mark.parametrize("num_classes", [3, 150])  # an array of OpenCV has at most 128 channels
+def test_a_coarse_segmenter_is_evaluated_at_the_input_size(num_classes):
+    learner = LEARNERS["segmentation"].build(segmenter(num_classes, up=2), num_classes)
+    examples = scenes()
     assert learner.targets(examples)["mask"].shape == (4, 16, 24)
     outputs = predict(learner.model, stacked(examples))
     enlarged = tf.image.resize(outputs, SIZE).numpy().argmax(-1)
