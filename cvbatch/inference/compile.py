@@ -19,6 +19,7 @@ from cvbatch.config.models import (
 from cvbatch.config.network_input import tiling_of
 from cvbatch.core.errors import ModelError
 from cvbatch.core.model_formats import format_of, short_name
+from cvbatch.core.time_limit import time_limit
 from cvbatch.core.types import ModelSpec
 from cvbatch.inference.activation_check import Decision, decide
 from cvbatch.inference.chain import compile_chain
@@ -44,6 +45,8 @@ from cvbatch.models.metadata import imagenet_classes
 from cvbatch.models.model_files import download
 from cvbatch.models.precision import with_precision
 from cvbatch.storage.store import Storage
+
+_LOAD_LIMIT_S = 600.0  # the largest network of the zoo takes less than a minute
 
 RANDOM_SEED = 0  # seed of `weights: random`, so that the same job builds the same network
 
@@ -191,7 +194,10 @@ def load(storage: Storage, request: BuildRequest) -> keras.Model:
             "classes, so predictions would be meaningless; fine-tune the network and set model to "
             "the .keras file, or set weights: random to use untrained weights"
         )
-    with tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="cvbatch-model-") as folder,
+        time_limit(_LOAD_LIMIT_S, f"loading {config.model}"),  # damaged files may hang HDF5
+    ):
         return registry.load_model(
             config.model,
             config.weights,

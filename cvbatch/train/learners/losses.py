@@ -94,7 +94,7 @@ class ClassLoss:
         """Return the loss of independent labels, averaged over the classes."""
         logits, labels = ops.cast(logits, "float32"), ops.cast(labels, "float32")
         labels = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
-        terms = _binary_cross_entropy(logits, labels)
+        terms = ops.binary_crossentropy(labels, logits, from_logits=True)
         if self.gamma:
             p = ops.sigmoid(logits)
             terms *= self._focus(labels * (1 - p) + (1 - labels) * p)
@@ -151,8 +151,9 @@ def window_losses(
     is_counted = ops.cast(objectness >= 0, "float32")
     logit = ops.cast(outputs["objectness"], "float32")[..., 0]
     classes = class_cross_entropy(outputs["classes"], targets["class_id"])
+    objects = ops.binary_crossentropy(is_object, logit, from_logits=True) * is_counted
     return {
-        "objectness": _sum_per_image(_binary_cross_entropy(logit, is_object) * is_counted),
+        "objectness": _sum_per_image(objects),
         "classes": _sum_per_image(classes * is_object),
         "box": _sum_per_image(box_error(outputs["box"], targets["box"]) * is_object),
     }
@@ -213,11 +214,6 @@ def _best_iou(
     shared = ops.maximum(width, 0.0) * ops.maximum(height, 0.0)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
     return ops.max(shared / ops.maximum(union, 1e-6), axis=-1)
-
-
-def _binary_cross_entropy(logit: Tensor, target: Tensor) -> Tensor:
-    """Return the binary cross-entropy of sigmoid(logit) with a target in 0..1."""
-    return ops.softplus(logit) - logit * target
 
 
 def _sum_per_image(values: Tensor) -> Tensor:  # (B, ...) → (B,)
