@@ -166,7 +166,9 @@ def non_max_suppression(
 
 
 def _require_finite(boxes: np.ndarray, scores: np.ndarray) -> None:
-    if not np.isfinite(scores).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_finite = np.isfinite(scores.sum())  # fast; a sum of finite scores may overflow
+    if not is_finite and not np.isfinite(scores).all():
         row, class_id = np.argwhere(~np.isfinite(scores))[0]
         name, value = f"score of box {row}, class {class_id},", scores[row, class_id]
     elif not np.isfinite(boxes).all():
@@ -230,16 +232,15 @@ def _bands(
     The first band has about `size` positions. Every score of a band is below every score of the
     band before, so equal scores are in one band; positions ascend within a band.
     """
-    upper = np.float32(np.inf)
-    while flat.size and size:
-        size = min(size, flat.size)
-        kth = flat.size - size
-        cut = max(np.partition(flat, kth)[kth], threshold)
-        yield np.flatnonzero((flat >= cut) & (flat < upper))
-        if cut == threshold or size == flat.size:
-            return
+    positions = np.flatnonzero(flat >= threshold)  # few of many: nothing else reads all scores
+    scores, upper = flat[positions], np.float32(np.inf)
+    while 0 < size < len(positions):
+        kth = len(positions) - size
+        cut = np.partition(scores, kth)[kth]
+        yield positions[(scores >= cut) & (scores < upper)]
         upper = cut
         size *= _BAND_GROWTH
+    yield positions[scores < upper]
 
 
 def _unsuppressed(

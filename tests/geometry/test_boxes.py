@@ -165,6 +165,12 @@ def test_values_that_are_not_finite_raise_with_their_position(value: float) -> N
         non_max_suppression(boxes, scores, **SETTINGS)
 
 
+def test_finite_scores_with_an_infinite_sum_are_no_error() -> None:
+    boxes = np.array([[0, 0, 4, 2], [9, 9, 12, 12]], np.float32)
+    scores = np.full((2, 1), np.finfo(np.float32).max)
+    assert assert_equals_reference(boxes, scores) == 2
+
+
 BOX = st.tuples(*[st.integers(-9, 9)] * 4)
 
 
