@@ -461,7 +461,7 @@ def test_keys_of_keras_networks_are_refused(key):
 
 
 def test_a_cluster_with_gpus_runs_them_on_cpus():
-    job = JobConfig(source="a", sink="b", models=[config_of("net.onnx")])
+    job = JobConfig(source={"uri": "a"}, sink={"uri": "b"}, models=[config_of("net.onnx")])
     allocation = choose_allocation(job, "images", Resources(4, 1), 3)
     assert (allocation.gpus_per_actor, allocation.arrangement) == (0, "fused")
 
