@@ -87,6 +87,7 @@ def run_module(module: str, arguments: Sequence[str], timeout_s: float) -> Outco
     """
     command = [sys.executable, "-m", module, *arguments]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(Path.cwd()), **os.environ}
+    environment["CVBATCH_CACHE"] = "off"  # a first job compiles its models
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         begun = time.perf_counter()
         process = subprocess.Popen(

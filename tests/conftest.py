@@ -16,6 +16,7 @@ from tests.support.s3_job import StoredJob
 from tests.support.s3_server import S3Server, serve_s3
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CVBATCH_CACHE"] = "off"  # no test uses what another one compiled
 # A background process ignores SIGINT, and so would the jobs that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

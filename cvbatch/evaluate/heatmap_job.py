@@ -113,7 +113,7 @@ def input_keys(job: JobConfig, models: Sequence[dict[str, Any]]) -> tuple[InputK
     return tuple(dict.fromkeys(keys))
 
 
-def load_or_build_program(source: HeatmapSource) -> BuiltProgram:
+def load_or_build_program(source: HeatmapSource, inform: Callable[[str], None]) -> BuiltProgram:
     """Return the compiled network: stored by the prediction, or compiled again.
 
     Raises:
@@ -124,7 +124,7 @@ def load_or_build_program(source: HeatmapSource) -> BuiltProgram:
     if storage.exists(uri):
         program = BuiltProgram.from_bytes(storage.read_bytes(uri))
     else:
-        (program,) = ProgramBuilder(storage, [source.request]).result()
+        (program,) = ProgramBuilder(storage, [source.request], None, inform).result()
     if program.spec.weights_sha256 != source.weights_sha256:
         raise ModelError(
             f"model {source.request.config.model!r} is not the one that made the result "

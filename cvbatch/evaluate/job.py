@@ -131,7 +131,7 @@ def _evaluate(
     if state and state.get("summary"):
         return EvaluationSummary(**{**state["summary"], "is_new": False})
     joined = join(result, truth, job.evaluation.join) if truth else predictions_only(result)
-    heatmaps = _load_heatmaps(job, result, truth, joined)
+    heatmaps = _load_heatmaps(job, result, truth, joined, listener)
     _report_differences(result, spec, joined, listener)
     scores, replicates, heatmap_scores = _score(job, sink, spec, joined, heatmaps, listener)
     metrics = columns.metric_rows(spec, scores, replicates)
@@ -156,7 +156,11 @@ def _evaluate(
 
 
 def _load_heatmaps(
-    job: EvaluateJob, result: Result, truth: GroundTruth | None, joined: JoinResult
+    job: EvaluateJob,
+    result: Result,
+    truth: GroundTruth | None,
+    joined: JoinResult,
+    listener: Listener,
 ) -> _Heatmaps | None:
     """Return the heatmaps to evaluate; None if the job does not evaluate heatmaps."""
     config = job.evaluation
@@ -165,7 +169,7 @@ def _load_heatmaps(
     source = load_heatmap_source(result)
     class_of = match_heatmap_classes(config, result, truth)
     groups = sample_images(source, joined.parts, config.heatmaps, config.seed)
-    return _Heatmaps(source, class_of, groups, load_or_build_program(source))
+    return _Heatmaps(source, class_of, groups, load_or_build_program(source, listener.info))
 
 
 def _score(

@@ -1,10 +1,11 @@
-"""Build programs in a child process."""
+"""Take programs from the user's cache, or build them in a child process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cvbatch.core.child_process import ChildProcess
+from cvbatch.inference.program_cache import ProgramCache
 from cvbatch.inference.programs import BuildRequest, BuiltProgram
 from cvbatch.inference.sample_images import SampleImages
 from cvbatch.storage.store import Storage
@@ -29,15 +30,34 @@ def build(
 
 
 class ProgramBuilder:
-    """Child process that builds and compiles all models of a job; it starts at once."""
+    """The programs of a job; a child process compiles those that are not in the user's cache.
+
+    The process starts at once. The cache gets the programs that were checked on images of a job.
+
+    Args:
+        storage: has the models.
+        requests: what to build.
+        samples: as `build`.
+        inform: gets one sentence if the cache cannot be used.
+
+    Attributes:
+        missing: requests of programs that are not in the cache.
+    """
 
     def __init__(
         self,
         storage: Storage,
         requests: Sequence[BuildRequest],
-        samples: SampleImages | None = None,
+        samples: SampleImages | None,
+        inform: Callable[[str], None],
     ) -> None:
-        self._process = ChildProcess(_build_all, storage, list(requests), samples)
+        self._cache, self._is_checked = ProgramCache(inform), samples is not None
+        self._programs = [self._cache.read(request) for request in requests]
+        pairs = zip(requests, self._programs, strict=True)
+        self.missing = [request for request, program in pairs if program is None]
+        self._process = None
+        if self.missing:
+            self._process = ChildProcess(_build_all, storage, self.missing, samples)
 
     def result(self) -> list[BuiltProgram]:
         """Wait for the process and return the programs, in the order of the requests.
@@ -45,11 +65,18 @@ class ProgramBuilder:
         Raises:
             ModelError: a model cannot be built or does not fit its task, or the process died.
         """
-        return self._process.result(
-            "compiles the models",
-            "free memory, or run the job once on a larger machine: programs are stored in "
-            "_cvbatch/programs of the sink",
-        )
+        compiled: list[BuiltProgram] = []
+        if self._process is not None:
+            compiled = self._process.result(
+                "compiles the models",
+                "free memory, or run the job once on a larger machine: programs are stored in "
+                "_cvbatch/programs of the sink",
+            )
+        if self._is_checked:
+            for request, program in zip(self.missing, compiled, strict=True):
+                self._cache.write(request, program)
+        in_order = iter(compiled)
+        return [program or next(in_order) for program in self._programs]
 
 
 def _build_all(

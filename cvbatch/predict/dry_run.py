@@ -109,7 +109,8 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     requests = build_requests(job, ready.identities, ready.engine, free_bytes)
     programs: list[BuiltProgram] = []
     if pending:
-        programs = ProgramBuilder(ready.sink.storage, requests, samples_of(ready)).result()
+        storage, samples = ready.sink.storage, samples_of(ready)
+        programs = ProgramBuilder(storage, requests, samples, listener.info).result()
     notes = [note for program in programs for note in program.notes]
     for note in notes:
         listener.info(note)

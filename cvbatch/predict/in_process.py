@@ -110,7 +110,7 @@ def run_in_process(job: JobConfig, listener: Listener) -> None:
         memory = hardware.memory_bytes()
         requests = build_requests(job, ready.identities, ready.engine, memory)
         uris = [program_uri(sink.uri, request) for request in requests]
-        built = ProgramBuilder(storage, requests, samples_of(ready)).result()
+        built = ProgramBuilder(storage, requests, samples_of(ready), listener.info).result()
         check_programs(job, built, Allocation("fused", 1, 1.0, 0.0), memory)
         for note in (note for program in built for note in program.notes):
             listener.info(note)

@@ -177,9 +177,12 @@ def _run(
     requests = build_requests(job, ready.identities, ready.engine, free_bytes)
     uris = [program_uri(sink.uri, request) for request in requests]
     is_built = all(map(sink.storage.exists, uris))
-    models = "1 model" if len(requests) == 1 else f"{len(requests)} models"
-    listener.phase(f"loading {models} from the sink" if is_built else f"compiling {models}")
-    builder = None if is_built else ProgramBuilder(sink.storage, requests, samples_of(ready))
+    builder = None
+    if not is_built:
+        builder = ProgramBuilder(sink.storage, requests, samples_of(ready), listener.info)
+    num_models = len(builder.missing if builder else ()) or len(requests)
+    models = "1 model" if num_models == 1 else f"{num_models} models"
+    listener.phase(f"compiling {models}" if builder and builder.missing else f"loading {models}")
     # Ray is imported and started while a child process compiles the models.
     from cvbatch.predict.ray_metrics import RunMetrics
     from cvbatch.predict.ray_pipeline import run_chunks, start_actors
