@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.ignored import Ignored
-from cvbatch.core.progress import Listener
+from cvbatch.core.progress import Listener, counted
 from cvbatch.core.types import ChunkRef, EncodedImage
 from cvbatch.distributed import hardware
 from cvbatch.distributed.memory import memory_per_actor
@@ -109,6 +109,7 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     requests = build_requests(job, ready.identities, ready.engine, free_bytes)
     programs: list[BuiltProgram] = []
     if pending:
+        listener.phase(f"compiling {counted(len(requests), 'models')}")
         programs = ProgramBuilder(ready.sink.storage, requests, samples_of(ready)).result()
     notes = [note for program in programs for note in program.notes]
     for note in notes:
@@ -117,9 +118,9 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
     if programs:
         check_programs(job, programs, allocation, memory)
-    listener.info(f"sampling up to {SAMPLE_IMAGES} images")
-    sample = _sample(ready, pending[0], programs) if pending else _Sample(0, 0, 0, 0.0, 0)
     num_pending = sum(ref.num_images for ref in pending)
+    listener.phase("sampling", min(SAMPLE_IMAGES, num_pending), "images")
+    sample = _sample(ready, pending[0], programs) if pending else _Sample(0, 0, 0, 0.0, 0)
     scale = _scale(pending, sample)
     return Estimate(
         num_chunks=len(plan.chunks),

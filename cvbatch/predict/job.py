@@ -17,7 +17,7 @@ import pyarrow as pa
 from cvbatch.config.predict import SCHEMA_VERSION, JobConfig, fingerprint
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.json_log import new_run_id
-from cvbatch.core.progress import Listener
+from cvbatch.core.progress import Listener, counted
 from cvbatch.core.types import ChunkRef
 from cvbatch.core.version import __version__
 from cvbatch.distributed import hardware
@@ -88,14 +88,14 @@ def prepare(
         )
     job_fingerprint = fingerprint(job, [identity.fingerprint for identity in identities], engine)
     sink.open(job_fingerprint, overwrite=overwrite)
-    listener.phase("listing")
+    listener.phase("listing", unit="files")
     plan = make_plan(
         sink.storage,
         job.source,
         sink.uri,
         job.run.chunk_images,
         job.run.chunk_bytes,
-        on_progress=listener.listed,
+        on_progress=listener.advanced,
         options=job.source.options,
     )
     if plan.ignored:
@@ -177,8 +177,8 @@ def _run(
     requests = build_requests(job, ready.identities, ready.engine, free_bytes)
     uris = [program_uri(sink.uri, request) for request in requests]
     is_built = all(map(sink.storage.exists, uris))
-    models = "1 model" if len(requests) == 1 else f"{len(requests)} models"
-    listener.phase(f"loading {models} from the sink" if is_built else f"compiling {models}")
+    models = counted(len(requests), "models")
+    listener.phase("starting Ray" if is_built else f"compiling {models}")
     builder = None if is_built else ProgramBuilder(sink.storage, requests, samples_of(ready))
     # Ray is imported and started while a child process compiles the models.
     from cvbatch.predict.ray_metrics import RunMetrics
@@ -188,7 +188,7 @@ def _run(
     if not is_joined:
         stack.enter_context(connect_ray())
     with _check_nodes(ready, pending[0], listener) if is_joined else nullcontext():
-        pool = start_actors(allocation)
+        pool = start_actors(allocation, listener.info)
         built = builder.result() if builder else _read_programs(sink.storage, uris)
     check_programs(job, built, allocation, memory)
     summary.notes = [note for program in built for note in program.notes]
