@@ -100,6 +100,7 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         resources = stack.enter_context(connect_ray()) if joins_a_cluster() else local_resources()
         sink = Sink(Storage(job.run.retry_policy), job.sink.uri, "predict", listener.info)
         ready = prepare(job, sink, listener, resources, overwrite=overwrite)
+    job = ready.job
     if holder := current_holder(sink.storage, sink.uri):
         listener.info(f"the sink is in use by {holder}: this job is refused until that run ends")
     plan = ready.plan
