@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import shtab
 
 from cvbatch.cli.job_options import JOB_OPTIONS
+from cvbatch.core.json_log import CommandResult, JsonLog, write_last_line
 from cvbatch.core.version import __version__
 from cvbatch.exporters.options import EXPORT_DESCRIPTIONS, FLAGS
 from cvbatch.importers.flags import FORMAT_DESCRIPTIONS, format_flags
@@ -44,6 +46,15 @@ def _count(text: str) -> int:
 
 
 _JSON = _switch("--json", "print a summary as one JSON object on stdout")
+_LOG = Argument(
+    "--log",
+    {
+        "choices": ("text", "json"),
+        "default": "text",
+        "help": "format of stderr: text for people, or one JSON object per line; default: "
+        "%(default)s",
+    },
+)
 _JOB = (
     _text(
         "--config",
@@ -60,15 +71,7 @@ _JOB = (
         default=[],
     ),
     _JSON,
-    Argument(
-        "--log",
-        {
-            "choices": ("text", "json"),
-            "default": "text",
-            "help": "format of stderr: text for people, or one JSON object per line; default: "
-            "%(default)s",
-        },
-    ),
+    _LOG,
 )
 _BUILD = _text(
     "--build",
@@ -152,6 +155,7 @@ COMMANDS = {
                 default=[],
             ),
             _JSON,
+            _LOG,
         ),
     ),
     "demo": Command(
@@ -166,6 +170,7 @@ COMMANDS = {
                 default=48,
             ),
             _JSON,
+            _LOG,
         ),
     ),
     "init": Command(
@@ -208,9 +213,30 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are the last line of a JSON log."""
+
+    def error(self, message: str) -> NoReturn:
+        """Report wrong usage and exit with status 2."""
+        if isinstance(sys.stderr, JsonLog):
+            line = f"cvbatch: {message}; use {self.prog} --help"
+            sys.exit(write_last_line(CommandResult(line, 2)))
+        super().error(message)
+
+
+def requested_log(argv: Sequence[str] | None) -> str:
+    """Return the value of `--log`, also of a command line with errors: text or json."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--log")
+    try:
+        return "json" if parser.parse_known_args(argv)[0].log == "json" else "text"
+    except argparse.ArgumentError:  # the value is missing
+        return "text"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the `cvbatch` command; its result has the attribute `command`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cvbatch",
         description="Distributed batch inference, training and evaluation of Keras vision models "
         "with Ray: image archives in, Parquet out.",
@@ -269,6 +295,7 @@ def _import_arguments(format_: str) -> list[Argument]:
         *(Argument(flag.name, flag.options) for flag in format_flags(format_)),
         _switch("--overwrite", "replace labelled data in DST; default: refuse such a DST"),
         _JSON,
+        _LOG,
     ]
 
 
@@ -279,4 +306,5 @@ def _export_arguments(format_: str) -> list[Argument]:
         *(Argument(flag.name, flag.options) for flag in FLAGS if format_ in flag.formats),
         _switch("--overwrite", "replace an export in DST; default: refuse such a DST"),
         _JSON,
+        _LOG,
     ]

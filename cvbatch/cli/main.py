@@ -16,12 +16,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cvbatch.cli import job_files
-from cvbatch.cli.arguments import build_parser
+from cvbatch.cli.arguments import build_parser, requested_log
 from cvbatch.cli.job_files import JOB_KINDS
 from cvbatch.config.loader import parse, parse_options
 from cvbatch.core import signals
 from cvbatch.core.errors import ConfigError, CvbatchError
-from cvbatch.core.json_log import CommandResult, log_format, new_run_id, write_last_line
+from cvbatch.core.json_log import (
+    CommandResult,
+    JsonLog,
+    log_format,
+    new_run_id,
+    write_last_line,
+)
 from cvbatch.core.redaction import redact
 from cvbatch.exporters.options import ExportOptions
 from cvbatch.importers.flags import chosen_actions
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     from cvbatch.train.job import TrainSummary
 
 TOO_MANY_FAILED = 3
+_CLEAR_LINE, _SHOW_CURSOR = "\r\x1b[2K", "\x1b[?25h"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 1 interrupted, 2 refused, 3 more failed images than allowed.
     """
-    arguments = build_parser().parse_args(argv)
-    arguments.run = new_run_id()
-    signals.install_signal_handlers()
-    with log_format(getattr(arguments, "log", "text"), arguments.run):
+    signals.install_signal_handlers(_print_hint, _print_interrupted)
+    run = new_run_id()
+    with log_format(requested_log(argv), run):
+        arguments = build_parser().parse_args(argv)
+        arguments.run = run
+        if getattr(arguments, "log", "text") == "json":
+            arguments.json = True
         try:
             result = _COMMANDS[arguments.command](arguments)
             sys.stdout.flush()
@@ -65,8 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 CommandResult(redact(f"cvbatch: {error}{remedy}"), error.exit_status)
             )
         except (KeyboardInterrupt, SystemExit):  # Ray's signal handlers exit while it starts
-            line = "cvbatch: interrupted; run the same command to resume"
-            signals.kill_children_and_exit(write_last_line(CommandResult(line, 1)))
+            signals.kill_children_and_exit(_print_interrupted)
+
+
+def _print_hint() -> None:
+    """Print on a terminal what a second Ctrl-C does."""
+    if sys.stderr.isatty():
+        print("stopping; press Ctrl-C again to end at once", file=sys.stderr)
+
+
+def _print_interrupted() -> None:
+    sys.stdout.flush()
+    if not isinstance(sys.stderr, JsonLog) and sys.__stderr__ and sys.__stderr__.isatty():
+        sys.stderr = sys.__stderr__  # a progress bar may have replaced it
+        print(f"{_CLEAR_LINE}{_SHOW_CURSOR}", end="", file=sys.stderr)
+    write_last_line(CommandResult("cvbatch: interrupted; run the same command to resume", 1))
 
 
 def _run_job(arguments: argparse.Namespace, run: Callable[[Any, Listener], Any]) -> tuple[Any, Any]:
@@ -220,9 +243,13 @@ def _done(summary: TrainSummary | EvaluationSummary) -> str:
 
 
 def _report(arguments: argparse.Namespace) -> CommandResult:
+    from cvbatch.core.progress import progress_listener
     from cvbatch.report.job import write_report
 
-    done = write_report(arguments.source, arguments.out, arguments.evaluation, arguments.truth)
+    with progress_listener() as listener:
+        done = write_report(
+            arguments.source, arguments.out, arguments.evaluation, arguments.truth, listener
+        )
     if arguments.json:
         print(json.dumps(done.as_json()))
     for note in done.notes:
@@ -282,42 +309,36 @@ def _list_models(arguments: argparse.Namespace) -> CommandResult:
 
 
 def _import(arguments: argparse.Namespace) -> CommandResult:
+    from cvbatch.core.progress import progress_listener
     from cvbatch.importers.job import import_labels
     from cvbatch.importers.options import parse_import_options
 
     options = vars(arguments)
-    report = import_labels(
-        arguments.format,
-        arguments.source,
-        arguments.sink,
-        parse_import_options(options),
-        chosen_actions(options),
-        _print_progress,
-    )
+    with progress_listener() as listener:
+        report = import_labels(
+            arguments.format,
+            arguments.source,
+            arguments.sink,
+            parse_import_options(options),
+            chosen_actions(options),
+            listener,
+        )
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
     return CommandResult(f"cvbatch: done, {report.num_written:,} images into {arguments.sink}", 0)
 
 
 def _export(arguments: argparse.Namespace) -> CommandResult:
     options = ExportOptions.of(vars(arguments))
+    from cvbatch.core.progress import progress_listener
     from cvbatch.exporters.job import export
 
-    report = export(
-        arguments.format,
-        arguments.source,
-        arguments.sink,
-        options,
-        _print_progress,
-    )
+    with progress_listener() as listener:
+        report = export(arguments.format, arguments.source, arguments.sink, options, listener)
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
     failed = f", {report.failures.total():,} failed" if report.failures else ""
     return CommandResult(
         f"cvbatch: done, {report.num_images:,} images into {arguments.sink}{failed}", 0
     )
-
-
-def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _show(table: Table) -> None:

@@ -201,6 +201,11 @@ class TrainingConfig(Section):
         """Return whether training images are augmented."""
         return self.augment != AugmentConfig()
 
+    @property
+    def num_epochs(self) -> int:
+        """Return the number of epochs of all phases."""
+        return self.epochs + (self.head_epochs if self.recipe == "finetune" else 0)
+
     @model_validator(mode="after")
     def _check_features_recipe(self) -> TrainingConfig:
         for key, is_set in (("augment", self.has_augmentation), ("image_sizes", self.image_sizes)):

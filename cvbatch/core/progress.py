@@ -1,20 +1,26 @@
-"""Progress listeners: a progress bar on a terminal, plain lines elsewhere, or JSON events."""
+"""Progress listeners: a progress bar on a terminal, sparse lines elsewhere, or JSON events."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from cvbatch.core.json_log import JsonLog
 from cvbatch.core.types import ChunkReport
 
-_REPORT_INTERVAL_S = 5.0  # between plain lines of one phase
+_MIN_INTERVAL_S, _MAX_INTERVAL_S = 10.0, 60.0  # between plain lines of one phase
+_SPEED_WINDOW_S = 60.0  # the speed is that of the last minute
+_UNITS_OF_TIME = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
 class Totals(Protocol):
@@ -38,14 +44,16 @@ class Listener:
         Args:
             name: such as "compiling 3 models".
             total: amount of work; 0: not known.
-            unit: of `total`, in the plural, such as images.
+            unit: of the work, in the plural, such as images.
         """
 
-    def advanced(self, count: int) -> None:
-        """Receive the amount of work of the phase that is done so far."""
+    def advanced(self, count: float, note: str = "") -> None:
+        """Receive the amount of work of the phase that is done so far.
 
-    def listed(self, num_names: int) -> None:
-        """Receive the number of file names listed in the source so far."""
+        Args:
+            count: in the unit of the phase.
+            note: replaces the count in the text, such as "epoch 3/40 · loss 0.52".
+        """
 
     def started(self, num_chunks: int, num_images: int) -> None:
         """Receive the amount of work; `num_images` is 0 if it is unknown before reading."""
@@ -63,22 +71,167 @@ def progress_listener() -> Iterator[Listener]:
     if isinstance(sys.stderr, JsonLog):
         yield _JsonEvents(sys.stderr)
         return
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _PlainLines()
+    if not Console(stderr=True).is_terminal:
+        lines = _PlainLines()
+        yield lines
+        lines.finish_phase()
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[details]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield _ProgressBar(progress)
+    bar = BarColumn(None, table_column=Column(ratio=1))  # the bar gets the width that is left
+    columns = (TextColumn("{task.description}"), bar, _Details())
+    # A descriptor of its own: Ray starts while descriptor 2 is redirected (`silent_stderr`).
+    with os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding) as terminal:
+        console = Console(file=terminal)
+        with Progress(*columns, console=console, transient=True, expand=True) as progress:
+            yield _ProgressBar(progress)
 
 
-class _JsonEvents(Listener):  # chunks and epochs have the counts of `advanced`
+class Meter:
+    """Work of a phase: what is done, its speed and the time left.
+
+    The speed is that of the last minute. The start of the workers is left out once the work has run
+    as long as the start took.
+
+    Args:
+        name: of the phase.
+        total: amount of work; 0: not known.
+        unit: of the work, in the plural.
+    """
+
+    def __init__(self, name: str = "starting", total: int = 0, unit: str = "") -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.count, self.note = 0.0, ""
+        self.started = self._updated = time.monotonic()
+        self._samples = deque([(self.started, 0.0)])
+
+    def advance(self, count: float, note: str = "") -> None:
+        """Set what is done so far."""
+        self.note = note
+        if count <= self.count:
+            return
+        self.count, self._updated = count, time.monotonic()
+        samples = self._samples
+        samples.append((self._updated, count))
+        is_start = samples[0][0] == self.started and len(samples) > 2
+        if is_start and self._updated - samples[1][0] >= samples[1][0] - self.started:
+            samples.popleft()
+        while len(samples) > 2 and samples[1][0] < self._updated - _SPEED_WINDOW_S:
+            samples.popleft()
+
+    @property
+    def speed(self) -> float | None:
+        """Work per second; None if nothing is done yet."""
+        (first, before), (last, now) = self._samples[0], self._samples[-1]
+        return (now - before) / (last - first) if last > first else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time to the end of the phase; None if it is not known, or all is done."""
+        if not self.speed or self.count >= self.total:
+            return None
+        left = (self.total - self.count) / self.speed - (time.monotonic() - self._updated)
+        return max(1.0, left)
+
+    @property
+    def text(self) -> str:
+        """What is done, such as "1,203 / 5,000 images · 212/s · 18 s left"."""
+        seconds = time.monotonic() - self.started
+        parts = [self.note or self._count_text(), self._speed_text()]
+        if self.seconds_left:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return " · ".join(filter(None, parts)) or (duration(seconds) if seconds >= 1 else "")
+
+    def _count_text(self) -> str:
+        if not self.total:
+            return counted(int(self.count), self.unit) if self.count else ""
+        return f"{int(self.count):,} / {counted(self.total, self.unit)}"
+
+    def _speed_text(self) -> str:
+        if not self.speed or not self.total or self.note:
+            return ""
+        if self.speed < 0.1:
+            return f"{self.speed * 60:.1f}/min"
+        return f"{self.speed:,.0f}/s" if self.speed >= 10 else f"{self.speed:.1f}/s"
+
+
+def counted(count: int, unit: str) -> str:
+    """Return a number with its unit, such as "1 image" or "5,000 images"; unit: in the plural."""
+    return f"{count:,} {unit.removesuffix('s') if count == 1 else unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in one or two units, such as "18 s", "3 min 20 s" or "2 h"."""
+    whole = round(seconds)
+    for size, name, smaller, smaller_name in _UNITS_OF_TIME:
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {name}" + (f" {rest} {smaller_name}" if rest else "")
+    return f"{whole} s"
+
+
+class _Measured(Listener):
+    """A listener with a meter for the phase; `_show` is called when the meter has changed."""
+
+    def __init__(self) -> None:
+        self._meter = Meter()
+        self._counts_images = False
+
+    def _show(self) -> None:
+        raise NotImplementedError
+
+    def phase(self, name: str, total: int = 0, unit: str = "") -> None:
+        self._meter = Meter(name, total, unit)
+
+    def advanced(self, count: float, note: str = "") -> None:
+        self._meter.advance(count, note)
+        self._show()
+
+    def started(self, num_chunks: int, num_images: int) -> None:
+        self._counts_images = bool(num_images)
+        total, unit = (num_images, "images") if num_images else (num_chunks, "files")
+        self.phase("predicting", total, unit)
+
+    def written(self, report: ChunkReport, totals: Totals) -> None:
+        count = totals.num_images if self._counts_images else totals.num_chunks
+        self.advanced(count)
+
+    def epoch(self, line: str, row: dict[str, Any]) -> None:
+        self.info(line)
+        self.advanced(row["epoch"])
+
+
+class _Sparse(_Measured):
+    """Shows progress after 10 seconds of a phase, later once a minute, and at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown_s, self._is_shown = time.monotonic(), True
+
+    def _write(self) -> None:
+        raise NotImplementedError
+
+    def phase(self, name: str, total: int = 0, unit: str = "") -> None:
+        self.finish_phase()
+        super().phase(name, total, unit)
+        self._shown_s = self._meter.started
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        interval = min(max((now - self._meter.started) / 4, _MIN_INTERVAL_S), _MAX_INTERVAL_S)
+        self._is_shown = now - self._shown_s >= interval
+        if self._is_shown:
+            self._shown_s = now
+            self._write()
+
+    def finish_phase(self) -> None:
+        """Show the last state of the phase, unless it is shown."""
+        if not self._is_shown:
+            self._is_shown = True
+            self._write()
+
+
+class _JsonEvents(_Sparse):
     def __init__(self, log: JsonLog) -> None:
+        super().__init__()
         self._log = log
         self._num_chunks = 0
 
@@ -86,20 +239,38 @@ class _JsonEvents(Listener):  # chunks and epochs have the counts of `advanced`
         self._log.write_event("note", line)
 
     def phase(self, name: str, total: int = 0, unit: str = "") -> None:
+        super().phase(name, total, unit)
         self._log.write_event("phase", name, total=total, unit=unit)
 
-    def listed(self, num_names: int) -> None:
-        self._log.write_event("listed", f"listed {num_names:,} names", names=num_names)
+    def _write(self) -> None:
+        meter = self._meter
+        if meter.unit == "files":
+            names = int(meter.count)
+            self._log.write_event("listed", f"listed {counted(names, 'files')}", names=names)
+            return
+        self._log.write_event(
+            "progress",
+            f"{meter.name}: {meter.text}",
+            done=meter.count,
+            total=meter.total,
+            unit=meter.unit,
+            per_second=meter.speed,
+            seconds_left=meter.seconds_left,
+        )
 
     def started(self, num_chunks: int, num_images: int) -> None:
+        self.finish_phase()
         self._num_chunks = num_chunks
-        text = f"{num_chunks:,} chunks{_images(num_images)} to do"
+        images = f", {counted(num_images, 'images')}" if num_images else ""
+        text = f"{counted(num_chunks, 'chunks')}{images} to do"
         self._log.write_event("begun", text, chunks=num_chunks, images=num_images)
 
     def written(self, report: ChunkReport, totals: Totals) -> None:
         self._log.write_event(
             "chunk",
-            _written(report, totals, self._num_chunks),
+            f"chunk {totals.num_chunks}/{self._num_chunks} {report.chunk_id}: "
+            f"{counted(report.num_images, 'images')}, {report.num_failed} failed, "
+            f"{report.num_bytes:,} bytes, {totals.images_per_second:.1f} images/s",
             chunk=report.chunk_id,
             images=report.num_images,
             failed=report.num_failed,
@@ -116,89 +287,45 @@ class _JsonEvents(Listener):  # chunks and epochs have the counts of `advanced`
         self._log.write_event("epoch", line, **row)
 
 
-class _PlainLines(Listener):
-    def __init__(self) -> None:
-        self._num_chunks = 0
-        self._total, self._unit, self._reported_s = 0, "", 0.0
-
+class _PlainLines(_Sparse):
     def info(self, line: str) -> None:
         stamp = time.strftime("%H:%M:%S")
         print(f"{stamp} {line}", file=sys.stderr, flush=True)  # noqa: T201
 
     def phase(self, name: str, total: int = 0, unit: str = "") -> None:
-        self._total, self._unit, self._reported_s = total, unit, time.monotonic()
-        self.info(f"{name}, {total:,} {unit}" if total else name)
+        super().phase(name, total, unit)
+        self.info(f"{name}, {counted(total, unit)}" if total else name)
 
-    def advanced(self, count: int) -> None:
-        if time.monotonic() - self._reported_s > _REPORT_INTERVAL_S:
-            self._reported_s = time.monotonic()
-            self.info(_done(count, self._total, self._unit))
-
-    def listed(self, num_names: int) -> None:
-        self.info(f"listed {num_names:,} names")
-
-    def started(self, num_chunks: int, num_images: int) -> None:
-        self._num_chunks = num_chunks
-        self.info(f"{num_chunks:,} chunks{_images(num_images)} to do")
-
-    def written(self, report: ChunkReport, totals: Totals) -> None:
-        self.info(_written(report, totals, self._num_chunks))
+    def _write(self) -> None:
+        self.info(f"{self._meter.name}: {self._meter.text}")
 
     def epoch(self, line: str, row: dict[str, Any]) -> None:
         self.info(line)
+        self._meter.advance(row["epoch"])
+        self._is_shown = True
 
 
-class _ProgressBar(Listener):
+class _ProgressBar(_Measured):
     """A bar for the phase, and the lines of the job above it."""
 
     def __init__(self, progress: Progress) -> None:
+        super().__init__()
         self._progress = progress
-        self._task = progress.add_task("starting", total=None, details="")
-        self._total, self._unit, self._counts_images = 0, "", False
+        self._task = progress.add_task(self._meter.name, total=None, meter=self._meter)
 
     def info(self, line: str) -> None:
         self._progress.console.print(line, highlight=False)
 
     def phase(self, name: str, total: int = 0, unit: str = "") -> None:
-        self._total, self._unit = total, unit
-        self._progress.reset(self._task, description=name, total=total or None, details="")
+        super().phase(name, total, unit)
+        self._progress.reset(self._task, description=name, total=total or None, meter=self._meter)
 
-    def advanced(self, count: int) -> None:
-        details = _done(count, self._total, self._unit)
-        self._progress.update(self._task, completed=count, details=details)
-
-    def listed(self, num_names: int) -> None:
-        self._progress.update(self._task, details=f"{num_names:,} names")
-
-    def started(self, num_chunks: int, num_images: int) -> None:
-        self._counts_images = bool(num_images)
-        total, unit = (num_images, "images") if num_images else (num_chunks, "chunks")
-        self.phase("predicting", total, unit)
-
-    def written(self, report: ChunkReport, totals: Totals) -> None:
-        count = totals.num_images if self._counts_images else totals.num_chunks
-        failed = f" · {totals.num_failed:,} failed" if totals.num_failed else ""
-        done, speed = _done(count, self._total, self._unit), totals.images_per_second
-        details = f"{done} · {speed:.0f} images/s{failed}"
-        self._progress.update(self._task, completed=count, details=details)
-
-    def epoch(self, line: str, row: dict[str, Any]) -> None:
-        self.info(line)
-        self.advanced(row["epoch"])
+    def _show(self) -> None:
+        self._progress.update(self._task, completed=self._meter.count)
 
 
-def _done(count: int, total: int, unit: str) -> str:
-    """Return how much is done, such as "1,203 / 5,000 images"."""
-    return f"{count:,} / {total:,} {unit}" if total else f"{count:,} {unit}"
+class _Details(ProgressColumn):
+    """The text of the task's meter; it is drawn again and again, so that the time left is true."""
 
-
-def _written(report: ChunkReport, totals: Totals, num_chunks: int) -> str:
-    return (
-        f"chunk {totals.num_chunks}/{num_chunks} {report.chunk_id}: {report.num_images} images, "
-        f"{report.num_failed} failed, {report.num_bytes:,} bytes, "
-        f"{totals.images_per_second:.1f} images/s"
-    )
-
-
-def _images(num_images: int) -> str:
-    return f", {num_images:,} images," if num_images else ""
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["meter"].text, no_wrap=True)

@@ -62,7 +62,7 @@ class ParallelMap:
 
     Args:
         workers: number of workers; 1 without a cluster means this process.
-        listener: receives the number of items that are done.
+        listener: receives the amount of work that is done.
         gpus: number of GPUs per worker; only Ray can assign them.
     """
 
@@ -80,6 +80,7 @@ class ParallelMap:
         begin: Callable[[Shared], Callable[[Item], Result]],
         shared: Shared,
         items: Sequence[Item],
+        size: Callable[[Result], int] = lambda _: 1,
     ) -> Iterator[Result]:
         """Yield the results of all items, in any order.
 
@@ -88,14 +89,17 @@ class ParallelMap:
                 every item. `begin`, `shared`, items and results must be picklable.
             shared: data for all items; sent once to each worker.
             items: the arguments of the calls.
+            size: returns how much work a result is, in the unit of the phase.
 
         Raises:
             CvbatchError: a call raised it, or a worker died.
         """
         worker = _Worker(begin, shared)
-        for number, result in enumerate(self._results(worker, items), 1):
+        done = 0
+        for result in self._results(worker, items):
             yield result
-            self.listener.advanced(number)
+            done += size(result)
+            self.listener.advanced(done)
 
     def _results(
         self, worker: _Worker[Shared, Item, Result], items: Sequence[Item]

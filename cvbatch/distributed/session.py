@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cvbatch.core.child_process import silent_stderr
@@ -30,6 +30,9 @@ _START_TIMEOUT = "timed out during startup"
 # Processes of Ray that a local job does not need: the autoscaler, forwarding of log files, the
 # dashboard. Without them Ray starts with 40 % less CPU time. `ray.init` has no option for them.
 _UNUSED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")
+# A thread of the driver that prints every lost worker and node on stdout, in several lines. The
+# job reports what matters of it.
+_PRINTING_THREAD = "listen_error_messages"
 
 
 def joins_a_cluster() -> bool:
@@ -104,7 +107,13 @@ def _connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
-        with silent_stderr(), nullcontext() if address else _only_needed_processes():
+        from ray._private import node, worker
+
+        with ExitStack() as stack:
+            stack.enter_context(silent_stderr())
+            stack.enter_context(_without(worker, _PRINTING_THREAD))
+            if not address:
+                stack.enter_context(_without(node.Node, *_UNUSED_PROCESSES))
             ray.init(**options)
     except ConnectionError as error:
         if _WRONG_TOKEN in str(error.__cause__):
@@ -124,18 +133,13 @@ def _connect() -> None:
 
 
 @contextmanager
-def _only_needed_processes() -> Iterator[None]:
-    """Start Ray without `_UNUSED_PROCESSES`."""
-    from ray._private.node import Node
-
-    starters = {name: getattr(Node, name) for name in _UNUSED_PROCESSES}
-    for name in starters:
-        setattr(Node, name, lambda *_, **__: None)
-    try:
+def _without(owner: Any, *names: str) -> Iterator[None]:
+    """Replace functions of Ray by functions that do nothing, until the block ends."""
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, lambda *_, **__: None)
         yield
-    finally:
-        for name, start in starters.items():
-            setattr(Node, name, start)
 
 
 def _versions_in(error: Exception) -> str:

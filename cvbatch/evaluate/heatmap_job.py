@@ -202,9 +202,9 @@ def evaluate_heatmaps(
         options.box_threshold,
         config.seed,
     )
-    unit = f"groups of {_GROUP_IMAGES} images"
-    workers.listener.phase("evaluating heatmaps", len(groups), unit)
-    scores = merge_heatmap_scores(list(workers.run(group_scorer, spec, groups)))
+    num_images = sum(len(part.part_row) for group in groups for part in group)
+    workers.listener.phase("evaluating heatmaps", num_images, "images")
+    scores = merge_heatmap_scores(list(workers.run(group_scorer, spec, groups, _num_images)))
     if not scores.scores:
         image_id, failure = next(iter(scores.excluded.items()))
         raise SourceError(
@@ -221,6 +221,10 @@ def group_scorer(spec: HeatmapSpec) -> Callable[[ImageGroup], HeatmapScores]:
     with silent_stderr():  # LiteRT prints its delegate
         program = spec.program.load(1)
     return partial(score_group, spec, program)
+
+
+def _num_images(scores: HeatmapScores) -> int:
+    return len({score.image_id for score in scores.scores}) + len(scores.excluded)
 
 
 def _report_excluded(scores: HeatmapScores, listener: Listener) -> None:

@@ -121,6 +121,7 @@ def _evaluate(
     job: EvaluateJob, sink: Sink, listener: Listener, *, overwrite: bool
 ) -> EvaluationSummary:
     started = time.perf_counter()
+    listener.phase("reading predictions and labels" if job.truth else "reading predictions")
     result = Result(sink.storage, job.predictions.uri, needs_rows=True)
     truth = None
     if job.truth:
@@ -190,8 +191,9 @@ def _score(
         if workers.needs_ray or heatmap_workers.needs_ray:
             stack.enter_context(connect_ray())
         sink.acquire()
-        listener.phase("comparing predictions with labels", len(parts), "parts")
-        part_scores = workers.run(stateless(columns.score_part), spec, parts)
+        num_images = sum(len(part.part_row) for part in parts)
+        listener.phase("comparing predictions with labels", num_images, "images")
+        part_scores = workers.run(stateless(columns.score_part), spec, parts, _num_scored)
         scores = merge_scores(sink.guarded(part_scores))
         replicates = _bootstrap(sink, spec, scores, workers)
         if heatmaps is None:
@@ -207,6 +209,10 @@ def _score(
         return scores, replicates, heatmap_scores
 
 
+def _num_scored(scores: Scores) -> int:
+    return scores.counts["images"]
+
+
 def _bootstrap(
     sink: Sink, spec: EvaluationSpec, scores: Scores, workers: ParallelMap
 ) -> Replicates:
@@ -218,10 +224,9 @@ def _bootstrap(
         ranges = [
             numbers[i : i + _TASK_REPLICATES] for i in range(0, len(numbers), _TASK_REPLICATES)
         ]
-        unit = f"groups of {_TASK_REPLICATES} replicates"
-        workers.listener.phase("computing confidence intervals", len(ranges), unit)
+        workers.listener.phase("computing confidence intervals", len(numbers), "replicates")
         call = stateless(boxes.bootstrap_average_precision)
-        for some in sink.guarded(workers.run(call, data, ranges)):
+        for some in sink.guarded(workers.run(call, data, ranges, len)):
             replicates |= some
     return replicates
 

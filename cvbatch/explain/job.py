@@ -137,6 +137,7 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
             summary.check_failure_limit(counts, job.run.max_failure_fraction)
             return summary
         workers = _choose_workers(job, resources, plan)
+        listener.phase("inspecting the network")
         with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
             saved = Path(folder) / "network.keras"
             with _check_nodes(storage, job, plan, listener) if joins_a_cluster() else nullcontext():
@@ -151,8 +152,8 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
         units = _pending_units(spec, plan, overwrite)
         listener.info(_describe(units))
         parallel_map = ParallelMap(workers, listener)
-        listener.phase("explaining", len(units), "units")
-        reports = parallel_map.run(start_worker, spec, units)
+        listener.phase("explaining", *_amount(units))
+        reports = parallel_map.run(start_worker, spec, units, _size)
         for report in sink.guarded(reports):
             summary.add(report)
         summary.seconds = time.perf_counter() - started
@@ -186,6 +187,7 @@ def _plan(storage: Storage, job: ExplainJob, listener: Listener) -> Plan | None:
     """Return the plan of the images; None if no section needs images."""
     if not job.needs_images or job.source is None:
         return None
+    listener.phase("listing", unit="files")
     folder = store.join(job.sink.uri, IMAGES)
     return make_plan(
         storage,
@@ -193,7 +195,7 @@ def _plan(storage: Storage, job: ExplainJob, listener: Listener) -> Plan | None:
         folder,
         job.run.chunk_images,
         _CHUNK_BYTES,
-        on_progress=listener.listed,
+        on_progress=listener.advanced,
         options=job.source.options,
     )
 
@@ -308,6 +310,18 @@ def _pending_units(spec: ExplainSpec, plan: Plan | None, overwrite: bool) -> lis
         refs = plan.chunks if overwrite else plan.pending
         pending += [WorkUnit(IMAGES, ref=ref) for ref in refs]
     return pending
+
+
+def _amount(units: Sequence[WorkUnit]) -> tuple[int, str]:
+    """Return the amount of work and its unit: a layer, or an image (a tar, if it is not read)."""
+    num_layers = sum(unit.ref is None for unit in units)
+    num_images = sum(max(1, unit.ref.num_images) for unit in units if unit.ref)
+    unit = "images" if num_images else "layers"
+    return num_layers + num_images, "layers and images" if num_layers and num_images else unit
+
+
+def _size(report: UnitReport) -> int:
+    return max(1, report.num_images)
 
 
 def _describe(units: Sequence[WorkUnit]) -> str:

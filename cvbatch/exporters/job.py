@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvbatch.core.errors import ConfigError, CvbatchError, SourceError
-from cvbatch.core.types import Log
+from cvbatch.core.progress import Listener
 from cvbatch.datasets.splits import choose_split
 from cvbatch.exporters.base import SPLIT_NAMES, ExportContext, Exporter, ImageTarget
 from cvbatch.exporters.coco import Coco
@@ -41,7 +41,6 @@ EXPORTS: dict[str, type[Exporter]] = {
 }
 IMAGES = "_cvbatch/images.jsonl"  # image_id → its name in the export
 FAILED = "_cvbatch/failed.jsonl"
-_PROGRESS_IMAGES = 2000  # between two progress messages
 _ROTATED = "images with an EXIF orientation; boxes and masks are of the upright image"
 
 
@@ -85,7 +84,7 @@ class ExportReport:
 
 
 def export(
-    format_: str, source: str, sink: str, options: ExportOptions, progress: Log
+    format_: str, source: str, sink: str, options: ExportOptions, listener: Listener
 ) -> ExportReport:
     """Convert a result or labelled Parquet to the format of another tool.
 
@@ -94,12 +93,13 @@ def export(
         source: URI of the result, or of labelled Parquet.
         sink: URI of an empty folder.
         options: minimum score, split, images, overwrite.
-        progress: receives progress messages.
+        listener: receives the progress.
 
     Raises:
         RefusedError: the export cannot be done; nothing was written.
         CvbatchError: interrupted before it finished; the same call starts again.
     """
+    listener.phase("reading the source")
     storage, sink = Storage(), store.absolute(sink)
     exporter_class = EXPORTS[format_]
     exported = open_source(storage, source)
@@ -107,7 +107,9 @@ def export(
     has_links = options.images == "link"
     if has_links and store.Location.of(sink).scheme != "file":
         raise ConfigError(f"--images link: {sink} is not a local folder; use --images copy")
-    collisions = name_collisions(exported, is_flat=exporter_class.IS_FLAT, has_links=has_links)
+    collisions, num_images = name_collisions(
+        exported, is_flat=exporter_class.IS_FLAT, has_links=has_links
+    )
     names = sorted(exporter_class.OUTPUT_NAMES)
     with open_folder(
         storage, sink, exported.uri, format_, names, overwrite=options.overwrite
@@ -116,11 +118,11 @@ def export(
         is_inside = not exported.can_link
         context = ExportContext(folder, classes, has_images, is_inside, exported)
         run = _Run(exporter_class(context), folder, options, collisions, ExportReport(format_))
+        listener.phase("exporting", num_images, "images")
         try:
             for number, image in enumerate(read_with_images(exported, tuple(classes), options), 1):
                 run.add(image, is_inside=exported.has_keys)
-                if number % _PROGRESS_IMAGES == 0:
-                    progress(f"exported {number:,} images")
+                listener.advanced(number)
         except SourceError as error:  # not RefusedError: files were written
             raise CvbatchError(f"{exported.uri}: {error}") from None
         report = run.finish()

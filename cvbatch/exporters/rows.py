@@ -30,8 +30,10 @@ class ImageRow(NamedTuple):
     failure: Failure | None  # why it is not exported
 
 
-def name_collisions(source: ExportSource, *, is_flat: bool, has_links: bool) -> frozenset[int]:
-    """Check all ids; return the keys of file names that several images would have.
+def name_collisions(
+    source: ExportSource, *, is_flat: bool, has_links: bool
+) -> tuple[frozenset[int], int]:
+    """Check all ids; return keys of file names that several images would have, and all images.
 
     Args:
         source: what is exported.
@@ -55,7 +57,7 @@ def name_collisions(source: ExportSource, *, is_flat: bool, has_links: bool) -> 
             f"{source.uri} contains an image_id twice, which cvbatch never writes; remove part "
             "files that were copied into it"
         )
-    return frozenset(repeated(keys))
+    return frozenset(repeated(keys)), sum(map(len, ids))
 
 
 def _check_links(source: ExportSource, names: Sequence[str], uris: Sequence[str]) -> None:

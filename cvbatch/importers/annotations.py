@@ -75,14 +75,23 @@ class AnnotatedBatch:
 Batches = Callable[[ImportReport], Iterator[AnnotatedBatch]]
 
 
+@dataclass(frozen=True)
+class OneBatch:
+    """`AnnotatedDataset.batches` of image files, whose annotations are all in memory."""
+
+    batch: AnnotatedBatch
+
+    def __call__(self, report: ImportReport) -> Iterator[AnnotatedBatch]:
+        """Yield the batch."""
+        yield self.batch
+
+
 def one_batch(
     storage: Storage, items: Iterable[Item], annotations: Mapping[str, Annotation]
 ) -> Batches:
     """Return `AnnotatedDataset.batches` of image files, whose annotations are all in memory."""
-    batch = AnnotatedBatch(
-        in_hash_order(items), annotations, ChunkReader(storage, "images", "image")
-    )
-    return lambda _: iter([batch])
+    reader = ChunkReader(storage, "images", "image")
+    return OneBatch(AnnotatedBatch(in_hash_order(items), annotations, reader))
 
 
 @dataclass(frozen=True)
@@ -109,3 +118,8 @@ class AnnotatedDataset:
     is_upright: bool = False
     has_images: bool = True
     unknown_label_kind: str = "folder_unknown"
+
+    @property
+    def num_images(self) -> int:
+        """Number of images; 0 if only reading can count them."""
+        return len(self.batches.batch.items) if isinstance(self.batches, OneBatch) else 0

@@ -7,13 +7,13 @@ Then they are read again and written, one shard at a time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from cvbatch.config.predict import SCHEMA_VERSION
 from cvbatch.core.errors import CvbatchError, SinkError
-from cvbatch.core.types import Log
+from cvbatch.core.progress import Listener
 from cvbatch.datasets.schema import KIND
 from cvbatch.importers.annotations import AnnotatedDataset
 from cvbatch.importers.coco import read_coco
@@ -26,7 +26,7 @@ from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.predictions import read_predictions
 from cvbatch.importers.shard_writer import ShardWriter
 from cvbatch.importers.trimaps import read_trimaps
-from cvbatch.importers.validation import LabelledImage, validated_images
+from cvbatch.importers.validation import validated_images
 from cvbatch.importers.voc import read_voc
 from cvbatch.importers.yolo import read_yolo
 from cvbatch.storage import store
@@ -42,7 +42,6 @@ FORMATS: dict[str, Callable[[str, ImportOptions, ImportReport], AnnotatedDataset
     "masks": read_masks,
     "predictions": read_predictions,
 }
-_PROGRESS_IMAGES = 2000
 _ISSUES = "_cvbatch/issues.jsonl"
 
 
@@ -52,7 +51,7 @@ def import_labels(
     sink: str,
     options: ImportOptions,
     chosen: Mapping[str, str],
-    log: Log,
+    listener: Listener,
 ) -> ImportReport:
     """Write a data set as labelled Parquet; return the report.
 
@@ -62,7 +61,7 @@ def import_labels(
         sink: an empty folder, or one with an interrupted import.
         options: options of the format.
         chosen: flag of `RULES` → action, for flags that do not have their default.
-        log: receives progress messages.
+        listener: receives the progress.
 
     Raises:
         RefusedError: nothing was written.
@@ -71,13 +70,15 @@ def import_labels(
     source, sink_uri = store.absolute(source), store.absolute(sink)
     if source == sink_uri:
         raise SinkError(f"the source and the sink are both {source}; use another folder as sink")
-    with Sink(options.storage, sink_uri, "import", log) as target:
+    with Sink(options.storage, sink_uri, "import", listener.info) as target:
         _check_sink(target, options.overwrite)
+        listener.phase("reading the annotations")
         report = ImportReport(chosen)
         dataset = _read_dataset(format_, source, options, report)
         report.classes = _no_counts(dataset)
         check = ImageCheck(is_enabled=options.check_images and options.has_images)
-        for _ in _with_progress(validated_images(dataset, options, report, check), "checked", log):
+        listener.phase("checking", dataset.num_images, "images")
+        for _ in validated_images(dataset, options, report, check, listener.advanced):
             pass
         check.finish_first_pass()
         report.check(source)
@@ -87,8 +88,9 @@ def import_labels(
         writer = ShardWriter(target.storage, sink_uri, dataset, format_, options.shard_images)
         second_pass = ImportReport(chosen)
         second_pass.classes = _no_counts(dataset)
-        images = target.guarded(validated_images(dataset, options, second_pass, check))
-        for image in _with_progress(images, "read", log):
+        listener.phase("writing", dataset.num_images, "images")
+        images = validated_images(dataset, options, second_pass, check, listener.advanced)
+        for image in target.guarded(images):
             writer.add(image)
         writer.close()
         _check_unchanged(source, report, second_pass)
@@ -133,17 +135,6 @@ def _no_counts(dataset: AnnotatedDataset) -> dict[str, Counter[str]]:
         for column in dataset.columns
         if column in dataset.classes
     }
-
-
-def _with_progress(images: Iterator[LabelledImage], verb: str, log: Log) -> Iterator[LabelledImage]:
-    """Yield the images; log their number every 2000 images and at the end."""
-    num_images = 0
-    for image in images:
-        num_images += 1
-        yield image
-        if num_images % _PROGRESS_IMAGES == 0:
-            log(f"{verb} {num_images:,} images")
-    log(f"{verb} {num_images:,} images")
 
 
 def _check_sink(sink: Sink, overwrite: bool) -> None:

@@ -30,6 +30,7 @@ from cvbatch.importers.image_check import ImageCheck
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.outline_masks import upright_rle
+from cvbatch.storage.listing import Progress
 
 _MIN_SIDE_PX = 0.01
 _UNKNOWN_SIZE: Size = (2**31 - 1, 2**31 - 1)  # of labels without image and size: no box is outside
@@ -63,7 +64,11 @@ class LabelledImage:
 
 
 def validated_images(
-    dataset: AnnotatedDataset, options: ImportOptions, report: ImportReport, check: ImageCheck
+    dataset: AnnotatedDataset,
+    options: ImportOptions,
+    report: ImportReport,
+    check: ImageCheck,
+    on_progress: Progress = lambda _: None,
 ) -> Iterator[LabelledImage]:
     """Yield the valid images of a data set; count images, objects and issues in the report.
 
@@ -72,18 +77,24 @@ def validated_images(
         options: options of the import.
         report: counts.
         check: finds damaged images; the same one for all passes over the data set.
+        on_progress: called with the number of images read so far.
 
     Raises:
         StoreError: the storage does not respond.
     """
     validator = _Validator(dataset, options, report)
+    num_read = 0
+
+    def annotated(batch: AnnotatedBatch) -> Iterator[EncodedImage]:
+        nonlocal num_read
+        for image in _encoded_images(batch, has_images=dataset.has_images):
+            num_read += 1
+            on_progress(num_read)
+            if image.image_id in batch.annotations:
+                yield image
+
     for batch in dataset.batches(report):
-        annotated = (
-            image
-            for image in _encoded_images(batch, has_images=dataset.has_images)
-            if image.image_id in batch.annotations
-        )
-        for image, damage in check.with_damage(annotated):
+        for image, damage in check.with_damage(annotated(batch)):
             annotation = batch.annotations[image.image_id]
             report.num_objects_found += len(annotation.boxes)
             labelled = validator.validate(image, damage, annotation)

@@ -8,6 +8,7 @@ files changed is planned again as a revision; it is done when its part has that 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +32,12 @@ from cvbatch.storage.junk import JUNK
 from cvbatch.storage.listing import Progress
 from cvbatch.storage.store import Storage
 
-__all__ = ["Plan", "cut", "make_plan", "plan_files", "read_chunk"]
+__all__ = ["Plan", "cut", "make_plan", "plan_files", "power_of_two", "read_chunk", "short_chunk"]
 
 _PART = re.compile(r"part-([0-9a-f]{16})\.parquet")
 _THREADS = 16
+_FEW_CHUNKS, _MANY_CHUNKS = 8, 64  # for as many workers
+_WORTH_A_FILE = 4  # images, unless there are too few for `_FEW_CHUNKS`
 
 
 class Source(Protocol):
@@ -141,8 +144,14 @@ def plan_files(
     sink_uri: str,
     chunk_images: int,
     chunk_bytes: int,
+    min_images: int | None = None,
 ) -> Plan:
-    """Return the plan for files that are already listed; otherwise as `make_plan`."""
+    """Return the plan for files that are already listed; otherwise as `make_plan`.
+
+    Args:
+        min_images: cut few new images into chunks as short as this, so that many workers have work;
+            None: chunks are as long as the limits allow.
+    """
     try:
         uris = manifest.generation_uris(storage, sink_uri)
         stored = manifest.read(storage, uris)
@@ -162,6 +171,13 @@ def plan_files(
         _refuse_duplicate_ids(changes.new, ids, sink_uri)
     revision = revise(storage, changes, source, image_column, chunk_images)
     new_units = source.format.expand(storage, changes.new, image_column, chunk_images)
+    if min_images is not None:
+        num_images = sum(
+            pc.sum(table["num_rows"]).as_py() or 0 for table in (revision.added, new_units)
+        )
+        chunk_images = short_chunk(num_images, min_images, chunk_images)
+        if source.format.is_split and (pc.max(new_units["num_rows"]).as_py() or 0) > chunk_images:
+            new_units = source.format.expand(storage, changes.new, image_column, chunk_images)
     units = pa.concat_tables([revision.added, new_units])
     new = None
     if units.num_rows or changes.changed.num_rows:
@@ -268,6 +284,21 @@ def _refuse_duplicate_ids(new: pa.Table, known_ids: pa.Array, sink_uri: str) -> 
             f"such as {duplicates['image_id'][0].as_py()!r}, now at "
             f"{duplicates['uri'][0].as_py()}; use another sink for another source"
         )
+
+
+def short_chunk(num_images: int, min_images: int, max_images: int) -> int:
+    """Return the images of a chunk: few images make 8 chunks, more make 64 chunks of at least 4.
+
+    It is a power of two within the limits, so that batches of few sizes fill the chunks. The number
+    of workers does not matter: the same images give the same chunks on every machine.
+    """
+    least = min(power_of_two(num_images / _FEW_CHUNKS), _WORTH_A_FILE)
+    return min(max(least, power_of_two(num_images / _MANY_CHUNKS), min_images), max_images)
+
+
+def power_of_two(number: float) -> int:
+    """Return the smallest power of two that is not smaller than a number."""
+    return 1 << max(0, math.ceil(number) - 1).bit_length()
 
 
 def cut(units: pa.Table, chunk_images: int, chunk_bytes: int) -> np.ndarray:  # (C + 1,)

@@ -87,12 +87,13 @@ def revise(
     if not changes.affected:
         nothing = UNITS.empty_table()
         return Revision(nothing, np.zeros(1, np.int64), [], (), nothing)
-    current = source.format.expand(storage, changes.changed, image_column, chunk_images)
     before = manifest.units_of(storage, changes.affected)
+    is_changed = pc.is_in(before["uri"], changes.changed["uri"].combine_chunks())
+    slice_images = _slice_images(before.filter(is_changed)) or chunk_images
+    current = source.format.expand(storage, changes.changed, image_column, slice_images)
     keys = _unit_keys(before)
     index = pc.index_in(keys, _unit_keys(current))  # null: file unchanged, or unit removed
-    is_unchanged = pc.invert(pc.is_in(before["uri"], changes.changed["uri"].combine_chunks()))
-    is_kept = pc.or_(pc.is_valid(index), is_unchanged)
+    is_kept = pc.or_(pc.is_valid(index), pc.invert(is_changed))
     updated = {
         name: pc.coalesce(current[name].combine_chunks().take(index), before[name].combine_chunks())
         for name in ("size_bytes", "version", "num_rows", "first_row")
@@ -104,6 +105,12 @@ def revise(
     offsets, chunk_ids, emptied = _offsets(changes.affected, kept_mask)
     is_added = pc.invert(pc.is_in(_unit_keys(current), keys))
     return Revision(units.filter(is_kept), offsets, chunk_ids, emptied, current.filter(is_added))
+
+
+def _slice_images(units: pa.Table) -> int | None:
+    """Return the images of a slice with which files were planned; None if none was sliced."""
+    starts = units["row_start"].to_numpy()
+    return int(units["num_rows"].to_numpy()[starts >= 0].max()) if (starts > 0).any() else None
 
 
 def _unit_keys(units: pa.Table) -> pa.Array:

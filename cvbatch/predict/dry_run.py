@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.ignored import Ignored
-from cvbatch.core.progress import Listener
+from cvbatch.core.progress import Listener, counted
 from cvbatch.core.types import ChunkRef, EncodedImage
 from cvbatch.distributed import hardware
 from cvbatch.distributed.memory import memory_per_actor
@@ -100,6 +100,7 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         resources = stack.enter_context(connect_ray()) if joins_a_cluster() else local_resources()
         sink = Sink(Storage(job.run.retry_policy), job.sink.uri, "predict", listener.info)
         ready = prepare(job, sink, listener, resources, overwrite=overwrite)
+    job = ready.job
     if holder := current_holder(sink.storage, sink.uri):
         listener.info(f"the sink is in use by {holder}: this job is refused until that run ends")
     plan = ready.plan
@@ -109,8 +110,10 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     requests = build_requests(job, ready.identities, ready.engine, free_bytes)
     programs: list[BuiltProgram] = []
     if pending:
-        storage, samples = ready.sink.storage, samples_of(ready)
-        programs = ProgramBuilder(storage, requests, samples, listener.info).result()
+        builder = ProgramBuilder(ready.sink.storage, requests, samples_of(ready), listener.info)
+        if builder.missing:
+            listener.phase(f"compiling {counted(len(builder.missing), 'models')}")
+        programs = builder.result()
     notes = [note for program in programs for note in program.notes]
     for note in notes:
         listener.info(note)
@@ -118,9 +121,9 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
     if programs:
         check_programs(job, programs, allocation, memory)
-    listener.info(f"sampling up to {SAMPLE_IMAGES} images")
-    sample = _sample(ready, pending[0], programs) if pending else _Sample(0, 0, 0, 0.0, 0)
     num_pending = sum(ref.num_images for ref in pending)
+    listener.phase("sampling", min(SAMPLE_IMAGES, num_pending), "images")
+    sample = _sample(ready, pending[0], programs) if pending else _Sample(0, 0, 0, 0.0, 0)
     scale = _scale(pending, sample)
     return Estimate(
         num_chunks=len(plan.chunks),

@@ -105,6 +105,7 @@ def run_in_process(job: JobConfig, listener: Listener) -> None:
     storage = Storage(job.run.retry_policy)
     with Sink(storage, job.sink.uri, "predict", listener.info) as sink:
         ready = prepare(job, sink, listener, local_resources())
+        job = ready.job
         if not ready.plan.pending:
             return
         memory = hardware.memory_bytes()

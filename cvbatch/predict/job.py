@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from cvbatch.config.predict import SCHEMA_VERSION, JobConfig, fingerprint
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.json_log import new_run_id
-from cvbatch.core.progress import Listener
+from cvbatch.core.progress import Listener, counted
 from cvbatch.core.types import ChunkRef
 from cvbatch.core.version import __version__
 from cvbatch.distributed import hardware
@@ -37,12 +38,13 @@ from cvbatch.inference.programs import (
 )
 from cvbatch.inference.sample_images import SampleImages
 from cvbatch.planning import part_files
-from cvbatch.planning.plan import Plan, make_plan
+from cvbatch.planning.plan import Plan, plan_files, power_of_two
 from cvbatch.predict.allocation import choose_allocation
 from cvbatch.predict.memory_check import check_programs
 from cvbatch.predict.steps import PredictSpec
 from cvbatch.predict.summary import Summary
 from cvbatch.results import kept_columns, run_history, schema, writer
+from cvbatch.sources.discovery import find_files
 from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
@@ -87,17 +89,14 @@ def prepare(
             "litert, which computes in float32; set engine: tensorflow, or precision: float32"
         )
     job_fingerprint = fingerprint(job, [identity.fingerprint for identity in identities], engine)
-    sink.open(job_fingerprint, overwrite=overwrite)
-    listener.phase("listing")
-    plan = make_plan(
-        sink.storage,
-        job.source,
-        sink.uri,
-        job.run.chunk_images,
-        job.run.chunk_bytes,
-        on_progress=listener.listed,
-        options=job.source.options,
-    )
+
+    def stored_batch(state: dict[str, Any]) -> int:  # a state of an old version has no job
+        return int(state["job"]["run"]["batch_size"]) if "job" in state else job.run.batch_size
+
+    stored = sink.open(job_fingerprint, overwrite=overwrite, parse=stored_batch) or 1
+    min_batch = min(job.run.batch_size, stored)
+    plan = _plan(job, sink, listener, min_batch)
+    job = _with_short_batches(job, plan, min_batch)
     if plan.ignored:
         listener.info(f"files of the source that are not read: {plan.ignored.text}")
     if plan.num_changed or plan.num_removed:
@@ -106,6 +105,30 @@ def prepare(
             f"changed, {plan.num_removed:,} removed files"
         )
     return Preparation(job, sink, identities, engine, job_fingerprint, plan)
+
+
+def _plan(job: JobConfig, sink: Sink, listener: Listener, min_images: int) -> Plan:
+    """List the source and plan its chunks, none shorter than it has to be."""
+    source, run = job.source, job.run
+    listener.phase("listing", unit="files")
+    files = find_files(
+        sink.storage, source.uri, source.format, sink.uri, listener.advanced, source.options
+    )
+    limits = run.chunk_images, run.chunk_bytes, min_images
+    return plan_files(sink.storage, files, source.image_column, sink.uri, *limits)
+
+
+def _with_short_batches(job: JobConfig, plan: Plan, min_batch: int) -> JobConfig:
+    """Return the job with batches no longer than its chunks: a program always computes full ones.
+
+    Args:
+        min_batch: of the programs that are in the sink, which are used again.
+    """
+    longest = max((ref.num_images for ref in plan.chunks), default=0)
+    if job.has_tiles or not all(ref.num_images for ref in plan.chunks):  # more than one per image
+        return job
+    batch = max(min(power_of_two(longest), job.run.batch_size), min_batch)
+    return job.model_copy(update={"run": job.run.model_copy(update={"batch_size": batch})})
 
 
 def predict(
@@ -177,12 +200,12 @@ def _run(
     requests = build_requests(job, ready.identities, ready.engine, free_bytes)
     uris = [program_uri(sink.uri, request) for request in requests]
     is_built = all(map(sink.storage.exists, uris))
-    builder = None
+    builder, phase = None, "starting Ray"
     if not is_built:
         builder = ProgramBuilder(sink.storage, requests, samples_of(ready), listener.info)
-    num_models = len(builder.missing if builder else ()) or len(requests)
-    models = "1 model" if num_models == 1 else f"{num_models} models"
-    listener.phase(f"compiling {models}" if builder and builder.missing else f"loading {models}")
+        if builder.missing:
+            phase = f"compiling {counted(len(builder.missing), 'models')}"
+    listener.phase(phase)
     # Ray is imported and started while a child process compiles the models.
     from cvbatch.predict.ray_metrics import RunMetrics
     from cvbatch.predict.ray_pipeline import run_chunks, start_actors
@@ -191,7 +214,7 @@ def _run(
     if not is_joined:
         stack.enter_context(connect_ray())
     with _check_nodes(ready, pending[0], listener) if is_joined else nullcontext():
-        pool = start_actors(allocation)
+        pool = start_actors(allocation, listener.info)
         built = builder.result() if builder else _read_programs(sink.storage, uris)
     check_programs(job, built, allocation, memory)
     summary.notes = [note for program in built for note in program.notes]

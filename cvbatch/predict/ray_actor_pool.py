@@ -24,7 +24,7 @@ from ray.exceptions import (
 )
 
 from cvbatch.core.errors import CvbatchError
-from cvbatch.core.types import ChunkRef, ChunkReport
+from cvbatch.core.types import ChunkRef, ChunkReport, Log
 from cvbatch.distributed.resources import Allocation
 from cvbatch.distributed.session import actors_now
 from cvbatch.planning.plan import read_chunk
@@ -59,10 +59,14 @@ class ActorPool:
     """The actors of one job and their calls.
 
     The constructor requests the actors, so that they start while the models are compiled.
+
+    Args:
+        allocation: number and resources of actors.
+        report: receives a line about each actor that dies.
     """
 
-    def __init__(self, allocation: Allocation) -> None:
-        self._allocation = allocation
+    def __init__(self, allocation: Allocation, report: Log = lambda _: None) -> None:
+        self._allocation, self._report = allocation, report
         self._class = ray.remote(FusedWorker).options(
             num_cpus=allocation.cpus_per_actor,
             num_gpus=allocation.gpus_per_actor,
@@ -155,8 +159,10 @@ class ActorPool:
             self._deaths[ref.chunk_id] += 1
             if self._deaths[ref.chunk_id] >= MAX_DEATHS:
                 raise crashing_chunk_error(storage, ref, cause)
+            self._report(f"a worker died, its chunk is processed again: {cause}")
             self._queue.appendleft(ref)
         else:
+            self._report(f"a worker died before it was ready, another one is started: {cause}")
             self._num_failed_starts += 1
             self._last_cause = cause
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import ray
 
 from cvbatch.core.errors import CvbatchError
-from cvbatch.core.types import ChunkRef, ChunkReport, SourceOptions
+from cvbatch.core.types import ChunkRef, ChunkReport, Log, SourceOptions
 from cvbatch.distributed.resources import Allocation
 from cvbatch.predict import steps
 from cvbatch.predict.ray_actor_pool import (
@@ -48,12 +48,16 @@ if TYPE_CHECKING:
     import ray.data
 
 
-def start_actors(allocation: Allocation) -> ActorPool | None:
+def start_actors(allocation: Allocation, report: Log) -> ActorPool | None:
     """Start the actors of fused mode, without models; None in streaming mode.
 
     They start while the models are compiled. Ray Data starts the actors of streaming mode.
+
+    Args:
+        allocation: number and resources of actors.
+        report: receives a line about each actor that dies.
     """
-    return ActorPool(allocation) if allocation.arrangement == "fused" else None
+    return ActorPool(allocation, report) if allocation.arrangement == "fused" else None
 
 
 def run_chunks(

@@ -19,6 +19,7 @@ from cvbatch.core.errors import (
     NotFoundError,
     SourceError,
 )
+from cvbatch.core.progress import Listener
 from cvbatch.core.redaction import redact
 from cvbatch.core.version import __version__
 from cvbatch.report import evaluation_page, prediction_page, training_page
@@ -59,6 +60,7 @@ def write_report(
     out: str | None = None,
     evaluation_uri: str | None = None,
     truth: Sequence[str] = (),
+    listener: Listener | None = None,
 ) -> Report:
     """Write one HTML page about a prediction, an evaluation or a training.
 
@@ -67,11 +69,13 @@ def write_report(
         out: URI of the page; None: `_cvbatch/report.html` in the sink.
         evaluation_uri: only for a prediction: the sink of its evaluation, shown with it.
         truth: only for a prediction: URIs of labelled Parquet to compare it with.
+        listener: receives the progress; None: nothing does.
 
     Raises:
         SourceError: the folder is not a sink of cvbatch, or is damaged.
         ConfigError: `out` is a folder, or an option does not apply to this job.
     """
+    listener = listener or Listener()
     storage, uri = Storage(), store.absolute(uri)
     target = store.join(uri, _DEFAULT) if out is None else store.absolute(out)
     if store.Location.of(target).scheme == "file" and Path(target).is_dir():
@@ -89,11 +93,12 @@ def write_report(
         title = f"Training, {format_count(len(training.history), 'epoch')}"
     elif kind == "evaluation":
         sections, num_images = _evaluation_sections(
-            evaluation_page.load(storage, uri), budget, notes
+            evaluation_page.load(storage, uri), budget, notes, listener
         )
         title = "Evaluation"
     else:
-        prediction = _load_prediction(storage, uri)
+        prediction = _load_prediction(storage, uri, listener)
+        listener.phase("drawing the report")
         comparison, scores = _compare(prediction, evaluation_uri, truth, budget, notes)
         sections = _prediction_sections(prediction, comparison, scores, budget, notes)
         num_images = prediction.num_images
@@ -124,10 +129,10 @@ def _kind_of(storage: Storage, uri: str) -> str:
     )
 
 
-def _load_prediction(storage: Storage, uri: str) -> Prediction:
+def _load_prediction(storage: Storage, uri: str, listener: Listener) -> Prediction:
     result = Result(storage, uri)
     runs = tuple(islice(latest(storage, result.uri), _MAX_RUNS))
-    return Prediction(result, collect_statistics(result), runs)
+    return Prediction(result, collect_statistics(result, listener), runs)
 
 
 def _compare(
@@ -190,7 +195,10 @@ def _compare_with_evaluation(
 
 
 def _evaluation_sections(
-    evaluation: evaluation_page.Evaluation, budget: ByteBudget, notes: list[str]
+    evaluation: evaluation_page.Evaluation,
+    budget: ByteBudget,
+    notes: list[str],
+    listener: Listener,
 ) -> tuple[list[Section], int]:
     """Return the sections of an evaluation, and of its prediction if that still exists."""
     scores = evaluation_page.sections(evaluation, budget)
@@ -200,11 +208,12 @@ def _evaluation_sections(
     job_section = _not_none([job_file])
     num_images = int(evaluation.metrics.get("images", {}).get("images", 0))
     try:
-        prediction = _load_prediction(evaluation.storage, evaluation.predictions)
+        prediction = _load_prediction(evaluation.storage, evaluation.predictions, listener)
     except CvbatchError as error:
         notes.append(f"The prediction cannot be shown: {error}")
         note = Section("prediction", "Prediction", prediction_page.note_paragraphs(notes))
         return [*scores, note, *job_section], num_images
+    listener.phase("drawing the report")
     comparison = _compare_with_evaluation(prediction, evaluation, notes)
     sections = _prediction_sections(prediction, comparison, scores, budget, notes)
     return [*sections, *job_section], num_images

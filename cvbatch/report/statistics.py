@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvbatch.core.errors import SourceError
+from cvbatch.core.progress import Listener
 from cvbatch.core.types import ChunkRef
 from cvbatch.report.columns import COLUMN_PAGES, ColumnPage
 from cvbatch.results.result import Result
@@ -133,8 +134,12 @@ class Statistics:
         self.least_confident = self.least_confident.lowest(rows, MAX_LEAST_CONFIDENT)
 
 
-def collect_statistics(result: Result) -> Statistics:
+def collect_statistics(result: Result, listener: Listener) -> Statistics:
     """Return the statistics of a result; of a large one, those of a sample of its part files.
+
+    Args:
+        result: the prediction.
+        listener: receives the progress.
 
     Raises:
         SourceError: a part file is damaged, of another schema version, or of another job.
@@ -146,10 +151,13 @@ def collect_statistics(result: Result) -> Statistics:
         if page.counted_column in result.footer.columns
         for leaf in (("class_id", "score") if page.score_title else ("class_id",))
     ]
+    num_images = sum(ref.num_images for ref in total.sampled)
+    listener.phase("reading predictions", num_images, "images")
     with ThreadPoolExecutor(_THREADS) as pool:
         counted = pool.map(lambda item: _count(result, leaves, *item), enumerate(total.sampled))
         for ref, stats in zip(total.sampled, counted, strict=True):
             total.add(stats)
+            listener.advanced(total.num_rows)
             total.first_rows += [RowRef(ref, 0)] if stats.num_rows else []
     return total
 

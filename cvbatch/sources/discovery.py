@@ -65,7 +65,7 @@ def find_files(
             of more than one format, or an option does not fit the format.
     """
     try:
-        listings = [_list_entry(storage, uri, format_, on_progress) for uri in uris]
+        listings = _list_entries(storage, uris, format_, on_progress)
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     sink = store.absolute(sink_uri).rstrip("/") + "/"
@@ -113,10 +113,20 @@ def shared_folder(bases: Sequence[str]) -> str:
     return "" if folder.endswith("://") else folder
 
 
-def _list_entry(storage: Storage, uri: str, format_: str, on_progress: Progress | None) -> Listing:
-    if format_ == "auto":
-        return list_files(storage, uri, on_progress)
-    return INPUT_FORMATS[format_].list_files(storage, uri, on_progress)
+def _list_entries(
+    storage: Storage, uris: Sequence[str], format_: str, on_progress: Progress | None
+) -> list[Listing]:
+    list_entry = list_files if format_ == "auto" else INPUT_FORMATS[format_].list_files
+    listings: list[Listing] = []
+
+    def report(count: int) -> None:
+        if on_progress is not None:
+            done = sum(entry.files.num_rows + entry.skipped.num_rows for entry in listings)
+            on_progress(done + count)
+
+    for uri in uris:
+        listings.append(list_entry(storage, uri, report))
+    return listings
 
 
 class _Chosen(NamedTuple):

@@ -135,6 +135,7 @@ def train(
         storage = Storage(job.run.retry_policy)
         sink = stack.enter_context(Sink(storage, job.sink.uri, "train", listener.info))
         resources = stack.enter_context(connect_ray()) if joins_a_cluster() else local_resources()
+        listener.phase("reading the labels")
         data = _select_splits(scan_dataset(storage, job.source.uri, label_spec_of(job)), job)
         identity = fingerprint(job, [data.identity, _model_identity(storage, job)])
         state: _State | None = sink.open(identity, overwrite=overwrite, parse=_State.parse)
@@ -152,9 +153,10 @@ def train(
         for note in (*state.ready.notes, run.announcement() + suffix):
             listener.info(note)
         if not joins_a_cluster():
+            listener.phase("starting Ray")
             stack.enter_context(keras_variables())  # Ray's controller imports Keras as well
             stack.enter_context(connect_ray())
-        listener.phase("training", job.training.epochs, "epochs")
+        listener.phase("training", job.training.num_epochs, "epochs")
         # Ray writes messages about lost workers to stdout, which is for results.
         with redirect_stdout(sys.stderr):
             result = run.train_on_ray(state)
@@ -185,6 +187,7 @@ class _Run:
             initial_model = None
             with self._nodes_checked() if joins_a_cluster() else nullcontext():
                 if state is None:
+                    self.listener.phase("building the network")
                     initial_model = Path(folder) / "initial.keras"
                     state = self._build(initial_model)
                 check_memory(self.job, state.ready, self.allocation, resources)
@@ -257,7 +260,7 @@ class _Run:
             sink_uri=sink.uri,
             lease_token=sink.lease_token,
         )
-        return run_training(spec, self.listener.epoch, sink.check)
+        return run_training(spec, self.listener, sink.check)
 
 
 def _with_absolute_uris(job: TrainJob) -> TrainJob:

@@ -19,10 +19,11 @@ import ray.train
 
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import CvbatchError, TrainingError
+from cvbatch.core.progress import Listener
 from cvbatch.models.keras_settings import VARIABLES, own_keras
 from cvbatch.storage import store
 from cvbatch.train.history import Row, format_row
-from cvbatch.train.worker_spec import WorkerSpec
+from cvbatch.train.worker_spec import Position, WorkerSpec
 
 _POLL_S = 0.5  # between two requests for new epochs
 
@@ -33,10 +34,17 @@ class _TrainingLog:
     def __init__(self) -> None:
         self._rows: list[Row] = []
         self._error: CvbatchError | None = None
+        self._position: Position | None = None
 
     def add_row(self, row: Row) -> None:
         """Add an epoch; a repeated epoch replaces the earlier one and all after it."""
         self._rows = [old for old in self._rows if old["epoch"] < row["epoch"]] + [row]
+
+    def set_position(self, position: Position) -> None:
+        self._position = position
+
+    def state(self) -> tuple[list[Row], Position | None]:
+        return self._rows, self._position
 
     def set_error(self, error: CvbatchError) -> None:
         self._error = self._error or error
@@ -44,18 +52,13 @@ class _TrainingLog:
     def error(self) -> CvbatchError | None:
         return self._error
 
-    def rows(self) -> list[Row]:
-        return self._rows
 
-
-def run_training(
-    spec: WorkerSpec, on_epoch: Callable[[str, Row], None], check: Callable[[], None]
-) -> dict[str, Any]:
+def run_training(spec: WorkerSpec, listener: Listener, check: Callable[[], None]) -> dict[str, Any]:
     """Train to the end; return the summary that worker 0 returns.
 
     Args:
         spec: the specification of the workers.
-        on_epoch: called after each epoch with its metrics, as a line of text and as values.
+        listener: receives the metrics of each epoch, and how far the current one is.
         check: called every half second; it stops the training by raising.
 
     Raises:
@@ -78,7 +81,8 @@ def run_training(
     while thread.is_alive():
         thread.join(_POLL_S)
         check()
-        last_epoch = _report(ray.get(log.rows.remote()), last_epoch, on_epoch)
+        rows, position = ray.get(log.state.remote())
+        last_epoch = _report(rows, position, last_epoch, listener)
     error = ray.get(log.error.remote())
     if error is not None:
         raise error
@@ -87,12 +91,14 @@ def run_training(
     return results[0]
 
 
-def _report(rows: list[Row], last_epoch: int, on_epoch: Callable[[str, Row], None]) -> int:
-    """Report the epochs after `last_epoch`; return the number of the last one."""
+def _report(rows: list[Row], position: Position | None, last_epoch: int, listener: Listener) -> int:
+    """Report the position and the epochs after `last_epoch`; return the last one's number."""
     for row in rows:
         if row["epoch"] > last_epoch:
             last_epoch = row["epoch"]
-            on_epoch(format_row(row), row)
+            listener.epoch(format_row(row), row)
+    if position is not None and position.epoch > last_epoch:
+        listener.advanced(position.epoch - 1 + position.done, position.text)
     return last_epoch
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from cvbatch.storage.retry import is_full, translate
 from cvbatch.train import history, network
 from cvbatch.train.augmentation import Augmentation
 from cvbatch.train.batches import Batch, BatchSource
+from cvbatch.train.checkpoints import Progress
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.feature_cache import cache_features, split_network
 from cvbatch.train.input_pipeline import (
@@ -36,10 +38,12 @@ from cvbatch.train.input_pipeline import (
 )
 from cvbatch.train.trainer import Event, Plan, Trainer
 from cvbatch.train.validation import Validator
+from cvbatch.train.worker_spec import Position
 
 if TYPE_CHECKING:
     from cvbatch.train.worker_spec import WorkerSpec
 
+_LOG_INTERVAL_S = 1.0  # between two positions that worker 0 logs
 _EVENTS = "_cvbatch/tensorboard/events.out.tfevents.cvbatch"
 
 
@@ -55,6 +59,7 @@ class TrainingWorker:
     def __init__(self, spec: WorkerSpec, log: Any, folder: Path) -> None:
         self._spec, self._log, self._folder = spec, log, folder
         self._trainer: Trainer
+        self._logged_s = 0.0
         job = spec.job
         threads = max(1, int(job.run.cpus_per_worker))
         tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -107,6 +112,7 @@ class TrainingWorker:
             validation=None if validation is None else lambda: validation_batches(validation),
             replicas=self._replicas,
             listener=self._on_checkpoint,
+            on_step=self._on_step,
         )
         with self._last_checkpoint() as resume:
             rows = self._trainer.run(resume, head)
@@ -172,6 +178,16 @@ class TrainingWorker:
             return
         with tempfile.TemporaryDirectory(prefix="cvbatch-resumed-") as folder:
             yield Path(checkpoint.to_directory(folder))
+
+    def _on_step(self, progress: Progress) -> None:
+        """On worker 0, log now and then what is done of the epoch, and always its end."""
+        done = progress.epoch_step / self._spec.steps_per_epoch
+        is_due = time.monotonic() - self._logged_s >= _LOG_INTERVAL_S or done == 1
+        if is_due and self._replicas.is_chief:
+            self._logged_s = time.monotonic()
+            loss = progress.sums["loss"] / progress.sums["images"]
+            epochs = self._spec.job.training.num_epochs
+            self._log.set_position.remote(Position(progress.epoch + 1, epochs, done, loss))
 
     def _on_checkpoint(self, event: Event) -> None:
         """Report a checkpoint to Ray, on all workers; on worker 0, log the epoch that ended."""

@@ -77,6 +77,7 @@ class Trainer:
         validation: this worker's validation images; None: no validation.
         replicas: all training workers; None: the current strategy.
         listener: called after every checkpoint.
+        on_step: called after every step.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class Trainer:
         validation: ValidationBatches | None = None,
         replicas: Replicas | None = None,
         listener: Callable[[Event], None] = lambda event: None,
+        on_step: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self._learner, self._plan, self._listener = learner, plan, listener
+        self._on_step = on_step
         self._replicas = replicas or Replicas()
         self._network = learner.training_model
         self._batches = PaddedBatches(batches, plan.batch_size, self._replicas.worker)
@@ -212,6 +215,7 @@ class Trainer:
             progress.step += 1
             progress.epoch_step += 1
             self._add(result, time.monotonic() - started, waited)
+            self._on_step(progress)
             is_last = progress.epoch_step == plan.steps_per_epoch
             if plan.checkpoint_steps and progress.step % plan.checkpoint_steps == 0 and not is_last:
                 self._replicas.average(moving_statistics(self._network))

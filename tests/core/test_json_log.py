@@ -107,6 +107,73 @@ def test_a_traceback_is_events():
     assert parse_events(done.stderr)[-1]["message"] == "KeyError: 1"
 
 
+NOISE = """
+import ctypes, logging, os, subprocess, sys, warnings
+from cvbatch.cli import main
+from cvbatch.core.json_log import CommandResult
+
+def noisy(arguments):
+    libc = ctypes.CDLL(None)
+    for descriptor in (1, 2):
+        os.write(descriptor, b"from C++ \\xff\\n")
+        libc.dprintf(descriptor, b"from C\\rand again\\n")
+        subprocess.run(f"echo from a child >&{descriptor}; printf unfinished", shell=True)
+    print("text on stdout")
+    print("text on stderr", file=sys.stderr)
+    logging.getLogger("ray").warning("a node was lost")
+    warnings.warn("careful")
+    print('{"summary": 1}')
+    if sys.argv[1] == "fails":
+        raise KeyError("unexpected")
+    import atexit
+    atexit.register(os.write, 2, b"at the end\\n")
+    return CommandResult("cvbatch: done", 0)
+
+main._COMMANDS["report"] = noisy
+sys.exit(main.main(["report", "x", "--log", "json"]))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("outcome", ["done", "fails"])
+def test_every_line_is_json_also_of_cpp_code_and_children(outcome):
+    command = [sys.executable, "-c", NOISE, outcome]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [{"summary": 1}]
+    events = parse_events(done.stderr)
+    messages = [event["message"] for event in events]
+    for text in ("from C++ \ufffd", "from C", "and again", "from a child"):
+        assert sum(text == message.removeprefix("unfinished") for message in messages) == 2, text
+    for text in ("text on stdout", "text on stderr", "a node was lost"):
+        assert text in messages
+    assert any("careful" in message for message in messages)
+    if outcome == "done":
+        assert (messages[-1], done.returncode) == ("cvbatch: done", 0)
+    else:  # an unfinished line is completed after the traceback
+        assert (messages[-2:], done.returncode) == (["KeyError: 'unexpected'", "unfinished"], 1)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "--log", "json", "--bogus"],
+        ["predict", "--log=json", "--set"],
+        ["evaluate", "--log", "json", "--config", "nowhere.yaml"],
+        ["import", "folders", "nowhere", "sink", "--log", "json"],
+        ["export", "coco", "nowhere", "sink", "--log", "json"],
+        ["report", "nowhere", "--log", "json"],
+        ["nonsense", "--log", "json"],
+    ],
+)
+def test_wrong_usage_and_refusals_are_the_last_event(arguments, tmp_path):
+    status, stdout, stderr = jobs.cvbatch(*arguments, cwd=tmp_path)
+    end = parse_events(stderr)[-1]
+    assert (status, stdout) == (2, "")
+    assert (end["event"], end["level"], end["status"]) == ("end", "error", 2)
+    assert end["message"].startswith("cvbatch: ")
+
+
 @pytest.mark.ray
 @pytest.mark.keras
 def test_a_job_writes_an_event_per_chunk(keras_files, tmp_path):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cvbatch.core.errors import CvbatchError, SinkError, SourceError
+from cvbatch.core.progress import Listener
 from cvbatch.importers import job
 from cvbatch.importers.import_report import NUM_EXAMPLES, ImportReport
 from cvbatch.importers.rules import ISSUE_KINDS, RULES, actions_by_kind
@@ -155,16 +156,30 @@ def test_a_sink_is_refused_while_another_run_has_its_lease(source, tmp_path, ove
     assert not (out / LEASE_PATH).exists()
 
 
+class At(Listener):
+    """Calls a function when a phase has come so far."""
+
+    def __init__(self, phase, count, action):
+        self.wanted, self.action, self.name = (phase, count), action, ""
+
+    def phase(self, name, total=0, unit=""):
+        assert (total, unit) in ((7, "images"), (0, ""))
+        self.name = name
+
+    def advanced(self, count, note=""):
+        if (self.name, count) == self.wanted:
+            self.action()
+
+
 def test_only_one_of_two_concurrent_imports_writes(source, tmp_path):
     """The inner import takes the lease after the outer one has passed its checks."""
     out = tmp_path / "out"
 
-    def say(line):
-        if line == "checked 7 images":
-            imported("voc", source, out, shard_images=2)
+    def start_another():
+        imported("voc", source, out, shard_images=2)
 
     with pytest.raises(SinkError, match="another run wrote into the sink"):
-        imported("voc", source, out, say=say, shard_images=3)
+        imported("voc", source, out, listener=At("checking", 7, start_another), shard_images=3)
     assert len(files(out)) == 4  # 4, 2 and 1 images, at most 2 a file
     assert not (out / LEASE_PATH).exists()
 
@@ -174,24 +189,22 @@ def test_an_import_stops_when_it_loses_its_lease(source, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "Sink", partial(Sink, clock=clock))
     out = tmp_path / "out"
 
-    def say(line):
-        if line == "read 7 images":
-            (out / LEASE_PATH).write_bytes(FAR.to_json())
-            clock.sleep(HEARTBEAT_S)
+    def lose():
+        (out / LEASE_PATH).write_bytes(FAR.to_json())
+        clock.sleep(HEARTBEAT_S)
 
     with pytest.raises(CvbatchError, match="taken over by a run on far"):
-        imported("voc", source, out, say=say)
+        imported("voc", source, out, listener=At("writing", 7, lose))
     assert json.loads((out / STATE).read_text())["is_complete"] is False
     assert (out / LEASE_PATH).read_bytes() == FAR.to_json()
 
 
 def test_a_source_that_changes_during_the_import_is_reported(source, tmp_path):
-    def say(line):
-        if line == "checked 7 images":
-            (source / "JPEGImages/i02.png").write_bytes(b"")
+    def change():
+        (source / "JPEGImages/i02.png").write_bytes(b"")
 
     with pytest.raises(CvbatchError, match="changed while it was imported"):
-        imported("voc", source, tmp_path / "out", say=say)
+        imported("voc", source, tmp_path / "out", listener=At("checking", 7, change))
     assert not json.loads((tmp_path / "out" / STATE).read_text())["is_complete"]
 
 

@@ -288,16 +288,9 @@ class Command:
         return process.returncode, stderr.strip().splitlines()
 
 
-def await_chunk(process):
-    for line in process.stderr:
-        if "chunk 1/" in line:
-            return
-    raise AssertionError("the job ended without a chunk")
-
-
 def test_a_second_run_is_refused_and_a_run_after_a_kill_resumes_at_once(command, tmp_path):
     with command.start(**patched(tmp_path / "slow", SLOW)) as first:
-        await_chunk(first)
+        until(lambda: jobs.parts(command.sink), "a chunk")
         status, lines = command.end()
         assert status == 2, lines
         assert f"(process {first.pid})" in lines[-1]
@@ -323,7 +316,7 @@ def taken_over(sink, tmp_path, process):
 
 def test_a_run_whose_lease_was_taken_stops(command, tmp_path):
     with command.start(**patched(tmp_path / "slow", SLOW)) as process:
-        await_chunk(process)
+        until(lambda: jobs.parts(command.sink), "a chunk")
         until(lambda: taken_over(command.sink, tmp_path, process), "the end of the run")
         lines = process.stderr.read().strip().splitlines()
     assert process.returncode == 1

@@ -114,6 +114,6 @@ def test_at_random_times_during_the_start(job_of, done, tmp_path, seed):
     rng = random.Random(seed)
     sink = jobs.carry_programs(done, tmp_path / "sink")
     with WatchedJob(job_of(sink), pace_s=1.0) as job:
-        job.until(lambda: "listed" in job.stderr(), "the listing")
+        job.until(lambda: "listing" in job.stderr(), "the listing")
         time.sleep(rng.uniform(0, float(os.environ.get("STOP_WITHIN_S", "8"))))
         stop(job, *rng.choice([TERMINATE, CTRL_C]))

@@ -8,6 +8,7 @@ import os
 import random
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from cvbatch.core.errors import CvbatchError, SinkError, SourceError
 from cvbatch.core.types import Item
 from cvbatch.planning import manifest, part_files, plan
-from cvbatch.planning.plan import Plan, cut, make_plan, read_chunk
+from cvbatch.planning.plan import Plan, cut, make_plan, plan_files, read_chunk, short_chunk
 from cvbatch.results import writer
 from cvbatch.sources import discovery
 from cvbatch.storage import store
@@ -66,6 +67,12 @@ class Archive:
         return make_plan(
             Storage(), Source(uri, **source), self.sink, self.chunk_images, self.chunk_bytes
         )
+
+    def short_plan(self, min_images: int = 1) -> Plan:
+        """Return a plan whose chunks are short if there are few images."""
+        folder = [str(self.root / "in")]
+        files = discovery.find_files(Storage(), folder, "auto", self.sink)
+        return plan_files(Storage(), files, "image", self.sink, 64, 1 << 20, min_images)
 
     def finish(self, plan: Plan, num_chunks: int | None = None) -> None:
         for ref in plan.pending[:num_chunks]:
@@ -782,3 +789,85 @@ def test_unusable_stores_are_refused_in_one_sentence(
 
 def test_a_chunk_reference_does_not_contain_images() -> None:
     assert {f.name for f in dataclasses.fields(plan.ChunkRef)}.isdisjoint({"items", "uris"})
+
+
+# --- few images ----------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 100_000), st.integers(1, 64), st.integers(1, 600))
+def test_few_images_are_cut_into_enough_chunks_and_many_into_full_ones(
+    num_images: int, min_images: int, chunk_images: int
+) -> None:
+    size = short_chunk(num_images, min_images, chunk_images)
+    assert 1 <= size <= chunk_images
+    num_chunks = -(-num_images // size)
+    if min_images == 1 and size < chunk_images:
+        assert min(num_images, 5) <= num_chunks <= 64
+        assert num_chunks >= 32 or size <= 4
+    if num_images >= 64 * chunk_images:
+        assert size == chunk_images
+    if size < min(min_images, chunk_images):
+        raise AssertionError("shorter than the programs of the sink")
+
+
+@pytest.mark.parametrize("num_images", [4, 7, 10, 40, 100, 300])
+@pytest.mark.parametrize("format_", ["images", "parquet", "zip"])
+def test_four_workers_have_work_from_a_folder_with_few_images(
+    archive: Archive, num_images: int, format_: str
+) -> None:
+    names = [f"{i:03d}.jpg" for i in range(num_images)]
+    if format_ == "images":
+        archive.add(*names)
+    elif format_ == "parquet":
+        rows = [{"image": b"x"} for _ in names]
+        pq.write_table(pa.Table.from_pylist(rows), archive.root / "in" / "a.parquet")
+    else:
+        with zipfile.ZipFile(archive.root / "in" / "a.zip", "w") as file:
+            for name in names:
+                file.writestr(name, b"x")
+    plan = archive.short_plan()
+    assert plan.num_images == num_images
+    shares = np.zeros(4, int)  # a worker that is free takes the next chunk
+    for ref in plan.chunks:
+        shares[shares.argmin()] += ref.num_images
+    assert shares.min() > 0
+    assert shares.max() <= 1.25 * num_images / 4 + 1
+    assert chunk_ids(archive.short_plan()) == chunk_ids(plan)
+    plan.commit()
+    read = {(i.image_id, i.first_row + k) for i in items(plan) for k in range(max(1, i.num_rows))}
+    assert len(read) == num_images
+
+
+def test_the_cut_of_an_earlier_run_stays(archive: Archive) -> None:
+    first = archive.add(*(f"a{i:02d}.jpg" for i in range(40))).short_plan()
+    first.commit()
+    archive.add(*(f"b{i:02d}.jpg" for i in range(40)))
+    second = archive.short_plan(min_images=8)
+    assert second.chunks[:10] == first.chunks
+    assert [ref.num_images for ref in second.chunks[10:]] == [8] * 5
+    second.commit()
+    assert archive.short_plan(min_images=1).chunks == second.chunks
+
+
+@pytest.mark.parametrize("format_", ["parquet", "zip"])
+def test_a_changed_file_keeps_the_slices_with_which_it_was_planned(
+    archive: Archive, format_: str
+) -> None:
+    path = archive.root / "in" / f"a.{format_}"
+
+    def write(num_images: int, content: bytes) -> None:
+        if format_ == "parquet":
+            pq.write_table(pa.Table.from_pylist([{"image": content}] * num_images), path)
+        else:
+            with zipfile.ZipFile(path, "w") as file:
+                for i in range(num_images):
+                    file.writestr(f"{i:03d}.jpg", content)
+
+    write(40, b"before")
+    first = archive.short_plan()
+    first.commit()
+    write(44, b"behind")
+    second = archive.short_plan(min_images=4)
+    assert chunk_ids(second)[:10] == chunk_ids(first)
+    assert [ref.num_images for ref in second.chunks] == [4] * 11
+    assert second.num_changed == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import cv2
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cvbatch.core.progress import Listener
 from cvbatch.importers.import_report import ImportReport
 from cvbatch.importers.job import import_labels
 from cvbatch.importers.options import ImportOptions
@@ -97,7 +98,7 @@ def imported(
     source: Path | str,
     sink: Path | str,
     chosen: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    listener: Listener | None = None,
     **options: object,
 ) -> tuple[ImportReport, dict[str, dict[str, object]]]:
     """Import a data set; return the report, and image_id → row.
@@ -106,7 +107,8 @@ def imported(
     """
     defaults = {"has_masks": format_ != "coco", "check_images": False}
     import_options = ImportOptions(**defaults | options)
-    report = import_labels(format_, str(source), str(sink), import_options, chosen or {}, say)
+    listener = listener or Listener()
+    report = import_labels(format_, str(source), str(sink), import_options, chosen or {}, listener)
     return report, {row["image_id"]: row for row in rows(Path(sink))}
 
 

@@ -11,6 +11,7 @@ from pycocotools import mask as coco_masks
 
 from cvbatch.config.loader import parse_job
 from cvbatch.config.predict import SourceConfig
+from cvbatch.core.progress import Listener
 from cvbatch.core.types import ModelSpec
 from cvbatch.exporters.job import export
 from cvbatch.exporters.options import ExportOptions
@@ -137,7 +138,7 @@ def row(image_id, uri, predictions):
 
 
 def exported(format_, result, sink, **options):
-    report = export(format_, str(result), str(sink), ExportOptions(**options), lambda line: None)
+    report = export(format_, str(result), str(sink), ExportOptions(**options), Listener())
     return report.as_json()
 
 
