@@ -46,8 +46,8 @@ from cvbatch.evaluate.join import (
 from cvbatch.evaluate.metrics_table import MetricRow, Replicates
 from cvbatch.evaluate.scoring import EvaluationSpec, Scores, merge_scores
 from cvbatch.inference.programs import BuiltProgram
+from cvbatch.plots.faithfulness import draw_faithfulness
 from cvbatch.plots.figure import require_matplotlib, to_files
-from cvbatch.plots.lines import draw_faithfulness
 from cvbatch.results.result import Result
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
