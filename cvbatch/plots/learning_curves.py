@@ -91,10 +91,9 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], keys: Sequence[str], best: Row 
     marker = "." if len(rows) <= _MAX_DOTS else ""
     if _OF_CLASS in keys[0]:
         worst = sorted(keys, key=lambda key: (_last(values[key]), key))[:MAX_CLASSES]
-        for key in worst:
-            label = short_name(key.partition(_OF_CLASS)[2], 16)
-            axes.plot(epochs, values[key], marker=marker, markersize=4, label=label)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
+        names = [short_name(key.partition(_OF_CLASS)[2], 16) for key in worst]
+        lines = [axes.plot(epochs, values[key], marker=marker, markersize=4)[0] for key in worst]
+        axes.legend(lines, names, loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
     else:
         for key, color in zip(keys, (BLUE, INK), strict=False):
             label = "validation" if key.startswith(_VALIDATION) else "training"

@@ -77,9 +77,9 @@ def draw_score_curves(curves: ClassCurves, title: str, note: str = "") -> Figure
     set_title(figure, title, *notes)
     if occurring:
         _draw_recall_precision(figure.axes[0], curves, occurring, shown)
-        _draw_by_score(figure.axes[1:], curves, occurring, shown)
-        handles, labels = figure.axes[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper")
+        mean = _draw_by_score(figure.axes[1:], curves, occurring, shown)
+        labels = [mean, *(_label(curves, k) for k in shown)]
+        figure.legend(figure.axes[0].lines, labels, loc="outside right upper")
     return figure
 
 
@@ -108,8 +108,11 @@ def _precision_at_recalls(
 
 def _draw_by_score(
     panels: Sequence[Axes], curves: ClassCurves, occurring: Sequence[int], shown: Sequence[int]
-) -> None:
-    """Draw F1, precision and recall over the minimum score, with the scores of the best F1."""
+) -> str:
+    """Draw F1, precision and recall over the minimum score, with the scores of the best F1.
+
+    Return the best F1 of the mean curve and its score as text.
+    """
     scores = np.concatenate([np.empty(0), *(curves.by_score[k].score for k in occurring)])
     low, high = min(0.0, scores.min(initial=0)), max(1.0, scores.max(initial=1))
     thresholds = np.linspace(low, high, _NUM_THRESHOLDS)
@@ -119,17 +122,17 @@ def _draw_by_score(
     for axes, metric in zip(panels, _METRICS, strict=True):
         axes.set_xlim(low, high)
         values = np.array([ratios[metric] for ratios in at])
-        label = f"mean: F1 {mean_f1[best]:.2f} at {thresholds[best]:.2f}"
-        _draw_summary(axes, thresholds, values, len(occurring) > len(shown), label)
+        _draw_summary(axes, thresholds, values, has_band=len(occurring) > len(shown))
         axes.axvline(thresholds[best], color=INK, linewidth=0.8, linestyle=":")
         for i, k in enumerate(shown):
             line = values[occurring.index(k)]
-            axes.plot(thresholds, line, color=f"C{i}", linewidth=1.2, label=_label(curves, k))
+            axes.plot(thresholds, line, color=f"C{i}", linewidth=1.2)
             found = curves.by_score[k].best()
             if found is not None and metric == "f1":
                 axes.plot(*found, marker="o", markersize=4, color=f"C{i}")
         if metric == "f1":
             axes.plot(thresholds[best], mean_f1[best], marker="o", markersize=5, color=INK)
+    return f"mean: F1 {mean_f1[best]:.2f} at {thresholds[best]:.2f}"
 
 
 def _draw_summary(
@@ -137,7 +140,6 @@ def _draw_summary(
     x: np.ndarray,  # (P,)
     values: np.ndarray,  # (classes, P); NaN: undefined
     has_band: bool,
-    label: str = "mean",
 ) -> None:
     """Draw the mean of the classes where it is defined and, if `has_band`, a band of most."""
     is_defined = np.isfinite(values).any(axis=0)
@@ -145,7 +147,7 @@ def _draw_summary(
     if has_band:
         limits = np.nanpercentile(values, _BAND, axis=0)
         axes.fill_between(x, *limits, color="#e4e7ea", linewidth=0)
-    axes.plot(x, np.nanmean(values, axis=0), color=INK, linewidth=2.2, label=label)
+    axes.plot(x, np.nanmean(values, axis=0), color=INK, linewidth=2.2)
 
 
 def _label(curves: ClassCurves, k: int) -> str:
