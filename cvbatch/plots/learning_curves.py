@@ -68,10 +68,10 @@ def draw_learning_curves(rows: Sequence[Row], best_epoch: int = 0) -> Figure:
 
 
 def _panels(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Return the columns of each panel by its title."""
+    """Return the columns of each panel by its title; the loss first, the learning rate last."""
     keys = dict.fromkeys(key for row in rows for key in row if key not in _NOT_DRAWN)
     panels: dict[str, list[str]] = {}
-    for key in keys:
+    for key in sorted(keys, key=lambda key: (key == "learning_rate", key != "loss")):
         if any(isinstance(row.get(key), int | float) for row in rows):
             name, separator, _ = key.removeprefix(_VALIDATION).partition(_OF_CLASS)
             title = short_name(name.replace("_", " "), 30) + (" by class" if separator else "")

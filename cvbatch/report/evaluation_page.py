@@ -118,7 +118,7 @@ def sections(evaluation: Evaluation, budget: ByteBudget) -> list[Section]:
             f"{evaluation.uri}/metrics.json is damaged ({error!r}); evaluate again with --overwrite"
         ) from None
     plots = _plots(evaluation.storage, evaluation.uri, budget)
-    return [*result, Section("curves", "Curves", plots)] if plots else result
+    return [*result, Section("curves", "Plots", plots)] if plots else result
 
 
 def _leading_metrics(tasks: Mapping[str, Any]) -> Element:
@@ -222,7 +222,7 @@ def _confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> 
 
 
 def _plots(storage: Storage, uri: str, budget: ByteBudget) -> list[Element]:
-    """Return the plots of the sink: as SVG, or as PNG where cvbatch wrote no SVG yet."""
+    """Return the plots of the sink by task: as SVG, or as PNG where cvbatch wrote no SVG yet."""
     files = {
         name.removesuffix(kind): kind
         for kind in (".png", ".svg")
@@ -230,7 +230,7 @@ def _plots(storage: Storage, uri: str, budget: ByteBudget) -> list[Element]:
         if name.endswith(kind)
     }
     figures = []
-    for name in sorted(files)[:_MAX_PLOTS]:
+    for name in sorted(files, key=lambda name: name.rpartition("_")[::-1])[:_MAX_PLOTS]:
         kind = files[name]
         data = storage.read_bytes(store.join(uri, f"{name}{kind}"))
         source = budget.embed(data, "svg+xml" if kind == ".svg" else "png")

@@ -191,7 +191,7 @@ def test_classes_with_leading_underscores_are_in_the_legends():
     assert ODD[0] == "_hidden"
     labels = [text.get_text() for text in draw_score_curves(class_curves(2), "T").legends[0].texts]
     assert len(labels) == 3 and labels[1].startswith("_hidden\n")
-    panel = draw_learning_curves(epochs(2)).axes[3]
+    panel = draw_learning_curves(epochs(2)).axes[2]
     assert "_hidden" in [text.get_text() for text in panel.get_legend().get_texts()]
 
 
@@ -235,7 +235,7 @@ def test_learning_curves_have_a_panel_for_each_value_and_mark_the_best_epoch():
     figure = draw_learning_curves(epochs(20, num_values=1), best_epoch=7)
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.axison}
     assert list(panels) == [
-        "learning rate: 5.314e-05", "loss", "accuracy: 0.5", "recall by class", "value 0: 0",
+        "loss", "accuracy: 0.5", "recall by class", "value 0: 0", "learning rate: 5.314e-05",
     ]  # fmt: skip
     labels = [text.get_text() for text in panels["loss"].get_legend().get_texts()]
     assert labels == ["training 0.1429", "validation 0.1571"]
