@@ -170,7 +170,7 @@ def test_a_new_column_is_evaluated_through_its_rows(monkeypatch):
         )
 
     row = evaluation.ColumnEvaluation(
-        score_counts, figures, lambda *_: {"more": 1}, lambda *_: {}, ("accuracy",)
+        score_counts, figures, lambda *_: {"more": 1}, lambda *_: {}, (), ("accuracy",)
     )
     monkeypatch.setitem(CLASS_COLUMNS, "counts", "counting")
     monkeypatch.setitem(LABEL_COLUMNS, "counts", LabelColumn({"counts": pa.int32()}, "counts"))
@@ -188,4 +188,4 @@ def test_a_new_column_is_evaluated_through_its_rows(monkeypatch):
     assert (figure.task, figure.metric, figure.value) == ("counting", "accuracy", 0.75)
     details = evaluation.metric_details(order, scored)
     assert b'"more": 1' in to_json([figure], {}, details)
-    assert evaluation.plot_files(order, scored) == {}
+    assert evaluation.plot_files(order, scored, [figure]) == {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,9 @@ from cvbatch.core.types import Boxes
 from cvbatch.evaluate import metrics_table
 from cvbatch.evaluate.box_masks import masked_objects
 from cvbatch.evaluate.metrics_table import MetricRow, Replicates
-from cvbatch.evaluate.plots import ClassCaptions, draw_precision_recall
+from cvbatch.evaluate.plots import BACKGROUND, Figures, confusion_figures
 from cvbatch.evaluate.scoring import (
+    MAX_CONFUSION_CLASSES,
     EvaluationSpec,
     ScoredRows,
     Scores,
@@ -33,11 +35,15 @@ from cvbatch.metrics.box_matching import (
     IOU_THRESHOLDS,
     GroundTruthBoxes,
     MaskPair,
+    match_across_classes,
 )
+from cvbatch.metrics.classification import Confusion
 from cvbatch.metrics.counts import ClassCounts, bootstrap_weights, count_by_class
+from cvbatch.plots.score_curves import ClassCurves, draw_score_curves
 
 _TASK = "detection"
 _MASKS = "box_masks"
+_CONFUSION = "box_confusion"  # name of a metric sum
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
 _BOOTSTRAPPED = ("ap", "ap50", "ap75", "voc_ap")
 
@@ -92,6 +98,8 @@ def score_boxes(rows: ScoredRows) -> None:
         precision = AveragePrecision.empty(len(spec.classes["boxes"])).add(image_ids, *matched)
         scores.metrics[kind.precision] = precision
         scores.metrics[kind.tally] = _class_counts(spec, precision, matched[1], image_ids)
+    if len(spec.classes["boxes"]) <= MAX_CONFUSION_CLASSES:
+        scores.metrics[_CONFUSION] = _confusion(spec, boxes, true_boxes)
     scores.counts["detection_images"] += len(image_ids)
     if _MASKS in predicted.column_names:
         scores.counts["detection_without_masks"] += len(image_ids) - num_with_masks
@@ -135,6 +143,28 @@ def _class_counts(
         predicted=count_by_class(
             weights, part.image_index[is_counted], part.class_id[is_counted], num_classes
         ),
+    )
+
+
+def _confusion(spec: EvaluationSpec, boxes: Boxes, truth: GroundTruthBoxes) -> Confusion:
+    """Return the confusion matrix at the thresholds of score and IoU; its last class is background.
+
+    Background is the true class of a detection without object, and the predicted class of an object
+    without detection.
+    """
+    background = len(spec.classes["boxes"])
+    is_used = boxes.score.astype(np.float64) >= spec.score_threshold
+    boxes = Boxes(*(getattr(boxes, item.name)[is_used] for item in fields(Boxes)))
+    matched, is_ignored = match_across_classes(boxes, truth, spec.iou_threshold)
+    has_object = matched >= 0
+    predicted = np.full(len(truth.class_id), background)
+    predicted[matched[has_object]] = boxes.class_id[has_object]
+    is_counted = ~np.asarray(truth.is_crowd, bool)
+    false_positives = boxes.class_id[~has_object & ~is_ignored]
+    return (
+        Confusion.empty(background + 1)
+        .add(truth.class_id[is_counted], predicted[is_counted])
+        .add(np.full_like(false_positives, background), false_positives)
     )
 
 
@@ -188,14 +218,28 @@ def _with_interval(row: MetricRow, drawn: Sequence[float | None]) -> MetricRow:
     return metrics_table.with_interval(row, np.array([math.nan, *drawn])) if drawn else row
 
 
-def box_plots(spec: EvaluationSpec, scores: Scores) -> dict[str, np.ndarray]:
-    """Return precision-recall curves at IoU 0.5, by kind of plot."""
-    precision = scores.metric("average_precision", AveragePrecision)
-    captions = ClassCaptions(
-        "AP50", precision.per_class()["ap50"], precision.num_objects[:, 0], spec.classes["boxes"]
-    )
-    plot = draw_precision_recall(lambda k: (RECALLS, precision.curve(k)), captions)
-    return {"precision_recall": plot}
+def box_details(spec: EvaluationSpec, scores: Scores) -> dict[str, Any]:
+    """Return the confusion matrix with the background as last class."""
+    names = [*spec.classes["boxes"], BACKGROUND]
+    return metrics_table.confusion_details(scores.metrics.get(_CONFUSION), names)
+
+
+def box_plots(spec: EvaluationSpec, scores: Scores) -> Figures:
+    """Return curves by score and the confusion matrix, by kind of plot."""
+    precision = scores.metric(_BY_BOXES.precision, AveragePrecision)
+    names, values = spec.classes["boxes"], precision.per_class()["ap50"]
+    by_score = [precision.score_curve(k, spec.iou_threshold) for k in range(len(names))]
+    curves = ClassCurves(names, lambda k: (RECALLS, precision.curve(k)), by_score, values, "AP50")
+    note = "Precision over recall at IoU 0.5 as in COCO"
+    note += f"; all others at IoU {spec.iou_threshold:.2f}, all objects and predictions."
+    figures = Figures(precision_recall=draw_score_curves(curves, "Detection by score", note))
+    confusion = scores.metrics.get(_CONFUSION)
+    if isinstance(confusion, Confusion):
+        note = f"Score at least {spec.score_threshold:g}, IoU at least {spec.iou_threshold:.2f}."
+        figures |= confusion_figures(
+            confusion, [*names, BACKGROUND], _TASK, note, has_background=True
+        )
+    return figures
 
 
 class BootstrapInput(NamedTuple):

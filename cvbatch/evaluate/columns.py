@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +15,10 @@ from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.evaluate import boxes, labels, masks
 from cvbatch.evaluate.join import JoinedPart, read_joined_part
 from cvbatch.evaluate.metrics_table import MetricRow, Replicates
+from cvbatch.evaluate.plots import Figures, class_bars
 from cvbatch.evaluate.scoring import EvaluationSpec, ScoredRows, Scores
-from cvbatch.images.drawing import to_png
 from cvbatch.metrics.counts import bootstrap_weights
+from cvbatch.plots.figure import to_files
 
 
 class ColumnEvaluation(NamedTuple):
@@ -28,14 +29,16 @@ class ColumnEvaluation(NamedTuple):
             ClassCounts named `<column>_tally`.
         metric_rows: function of (spec, scores, replicates) that yields metrics with intervals.
         details: function of (spec, scores) that returns what metrics.json has beside the metrics.
-        plots: function of (spec, scores) that returns (h, w, 3) uint8 RGB by kind of plot.
+        plots: function of (spec, scores) that returns figures by kind of plot.
+        class_metrics: metrics that are drawn as a bar of each class, if they exist.
         leading: metrics that a report shows first.
     """
 
     score: Callable[[ScoredRows], None]
     metric_rows: Callable[[EvaluationSpec, Scores, Replicates], Iterable[MetricRow]]
     details: Callable[[EvaluationSpec, Scores], dict[str, Any]]
-    plots: Callable[[EvaluationSpec, Scores], dict[str, np.ndarray]]
+    plots: Callable[[EvaluationSpec, Scores], Figures]
+    class_metrics: tuple[str, ...]
     leading: tuple[str, ...]
 
 
@@ -46,6 +49,7 @@ COLUMN_EVALUATIONS: dict[str, ColumnEvaluation] = {
         labels.label_metric_rows,
         labels.label_details,
         labels.label_plots,
+        ("average_precision", "f1", "precision", "recall"),
         ("accuracy", "mean_average_precision"),
     ),
     "mask": ColumnEvaluation(
@@ -53,13 +57,15 @@ COLUMN_EVALUATIONS: dict[str, ColumnEvaluation] = {
         masks.mask_metric_rows,
         masks.mask_details,
         masks.mask_plots,
+        ("iou", "f1", "precision", "recall"),
         ("mean_iou",),
     ),
     "boxes": ColumnEvaluation(
         boxes.score_boxes,
         boxes.box_metric_rows,
-        lambda spec, scores: {},
+        boxes.box_details,
         boxes.box_plots,
+        ("ap", "ap50", "f1", "precision", "recall"),
         ("ap", "segm_ap"),
     ),
 }
@@ -131,10 +137,15 @@ def metric_details(spec: EvaluationSpec, scores: Scores) -> dict[str, dict[str, 
     }
 
 
-def plot_files(spec: EvaluationSpec, scores: Scores) -> dict[str, bytes]:
-    """Return the plots as PNG, by file name."""
-    return {
-        f"{kind}_{CLASS_COLUMNS[column]}.png": to_png(plot)
-        for column in spec.classes
-        for kind, plot in COLUMN_EVALUATIONS[column].plots(spec, scores).items()
-    }
+def plot_files(
+    spec: EvaluationSpec, scores: Scores, metrics: Sequence[MetricRow]
+) -> dict[str, bytes]:
+    """Return the plots as PNG and SVG, by file name; metrics: all of `metric_rows`."""
+    files: dict[str, bytes] = {}
+    for column in spec.classes:
+        evaluation, task = COLUMN_EVALUATIONS[column], CLASS_COLUMNS[column]
+        figures = evaluation.plots(spec, scores)
+        figures |= class_bars(metrics, task, evaluation.class_metrics)
+        for kind, figure in figures.items():
+            files |= to_files(f"{kind}_{task}", figure)
+    return files

@@ -46,6 +46,8 @@ from cvbatch.evaluate.join import (
 from cvbatch.evaluate.metrics_table import MetricRow, Replicates
 from cvbatch.evaluate.scoring import EvaluationSpec, Scores, merge_scores
 from cvbatch.inference.programs import BuiltProgram
+from cvbatch.plots.faithfulness import draw_faithfulness
+from cvbatch.plots.figure import require_matplotlib, to_files
 from cvbatch.results.result import Result
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
@@ -57,7 +59,7 @@ _TASK_REPLICATES = 10  # bootstrap replicates of one task
 _PARTS_PER_WORKER = 16
 _GROUPS_PER_WORKER = 2  # groups of images with heatmaps
 _BOXES_FILE = "heatmap_boxes.parquet"
-_CLEARED = (_BOXES_FILE, "precision_recall_*.png", "confusion_*.png", plots.CURVES_FILE)
+_CLEARED = (_BOXES_FILE, *plots.FILES)
 _UNMATCHED = pa.schema([("image_id", pa.string()), ("side", pa.string()), ("reason", pa.string())])
 
 
@@ -112,6 +114,7 @@ def evaluate(job: EvaluateJob, listener: Listener, *, overwrite: bool = False) -
         RefusedError: nothing was written.
         CvbatchError: the job was interrupted; the same call starts it again.
     """
+    require_matplotlib()
     storage = Storage(job.run.retry_policy)
     with Sink(storage, store.absolute(job.sink.uri), "evaluate", listener.info) as sink:
         return _evaluate(job, sink, listener, overwrite=overwrite)
@@ -272,12 +275,13 @@ def _files(
     """Yield name and contents of the files of an evaluation."""
     yield "metrics.parquet", metrics_table.to_parquet(metrics)
     yield "unmatched.parquet", _unmatched(joined, scores, heatmap_scores)
-    yield from columns.plot_files(spec, scores).items()
+    yield from columns.plot_files(spec, scores, metrics).items()
     details = columns.metric_details(spec, scores)
     if heatmap_scores.scores:
         yield _BOXES_FILE, heatmap_metrics.boxes_to_parquet(heatmap_scores.scores)
         mean_curves = heatmap_metrics.mean_curves(heatmap_scores.scores)
-        yield plots.CURVES_FILE, plots.draw_faithfulness_curves(mean_curves)
+        figure = draw_faithfulness(mean_curves, "Faithfulness of heatmaps")
+        yield from to_files("insertion_deletion", figure).items()
         details["heatmap"] = heatmap_metrics.heatmap_details(heatmap_scores)
     keys = ("schema_version", "images", "joined_by", "evaluation")
     yield (

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from cvbatch.evaluate import metrics_table
 from cvbatch.evaluate.metrics_table import MetricRow, Replicates
-from cvbatch.evaluate.plots import ClassCaptions, draw_confusion, draw_precision_recall
+from cvbatch.evaluate.plots import Figures, confusion_figures
 from cvbatch.evaluate.scoring import (
+    MAX_CONFUSION_CLASSES,
     EvaluationSpec,
     ScoredRows,
     Scores,
@@ -20,13 +21,19 @@ from cvbatch.evaluate.scoring import (
     struct_values,
 )
 from cvbatch.metrics.base import nan_mean
-from cvbatch.metrics.classification import Calibration, Confusion, MultiLabelPrecision, TopK
+from cvbatch.metrics.classification import (
+    NOT_PREDICTED,
+    Calibration,
+    Confusion,
+    MultiLabelPrecision,
+    TopK,
+)
 from cvbatch.metrics.counts import ClassCounts, count_by_class
+from cvbatch.plots.calibration import draw_reliability
+from cvbatch.plots.score_curves import ClassCurves, draw_score_curves
 
-MAX_CONFUSION_CLASSES = 1000  # a larger matrix would dominate metrics.json
 _TASK = "classification"
 _UNRANKED = np.iinfo(np.int64).max  # a rank that no k reaches
-_NOT_PREDICTED = -np.finfo(np.float64).max  # score of a class that the result does not list
 
 
 def score_labels(rows: ScoredRows) -> None:
@@ -70,6 +77,12 @@ def _score_single_label(rows: ScoredRows) -> None:
     rows.sums.metrics["calibration"] = Calibration.empty().add_predictions(
         is_hit[is_probability], top_score[used][is_probability]
     )
+    if num_classes <= MAX_CONFUSION_CLASSES:
+        scores = np.full((len(truth), num_classes), NOT_PREDICTED)
+        scores[image_index, class_id] = np.where(np.isfinite(score), score, NOT_PREDICTED)
+        is_positive = np.arange(num_classes) == true_class[used, None]
+        precision = MultiLabelPrecision.empty(num_classes).add(is_positive, scores[used])
+        rows.sums.metrics["precision"] = precision
 
 
 def _true_class_rank(
@@ -121,7 +134,7 @@ def _score_multi_label(rows: ScoredRows) -> None:
     is_positive = np.zeros((len(truth), num_classes), bool)
     is_positive[true_image, struct_values(structs, "class_id")] = True
     image_index, class_id, score = _predicted(rows.spec, predicted)
-    scores = np.full((len(truth), num_classes), _NOT_PREDICTED)
+    scores = np.full((len(truth), num_classes), NOT_PREDICTED)
     scores[image_index, class_id] = score
     is_positive, scores, weights = is_positive[used], scores[used], rows.weights[used]
     precision = MultiLabelPrecision.empty(num_classes).add(is_positive, scores)
@@ -195,15 +208,24 @@ def _with_nulls(values: np.ndarray) -> list[float | None]:  # (B,)
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def label_plots(spec: EvaluationSpec, scores: Scores) -> dict[str, np.ndarray]:
-    """Return precision-recall curves or the confusion matrix, by kind of plot."""
-    names, plots = spec.classes["labels"], {}
+def label_plots(spec: EvaluationSpec, scores: Scores) -> Figures:
+    """Return curves by score, the reliability diagram and the confusion matrix, by kind of plot."""
+    names, figures = spec.classes["labels"], Figures()
     precision = scores.metrics.get("precision")
     if isinstance(precision, MultiLabelPrecision):
-        support = np.bincount(precision.class_id, precision.num_positive, precision.num_classes)
-        captions = ClassCaptions("AP", precision.average_precision, support.astype(int), names)
-        plots["precision_recall"] = draw_precision_recall(precision.curve, captions)
+        by_score = [precision.score_curve(k) for k in range(len(names))]
+        curves = ClassCurves(names, precision.curve, by_score, precision.average_precision)
+        note = "" if spec.is_multi_label else "Each class against all others, by the stored scores."
+        figures["precision_recall"] = draw_score_curves(curves, "Classification by score", note)
+    calibration = scores.metrics.get("calibration")
+    if isinstance(calibration, Calibration) and not scores.counts["scores_outside_0_1"]:
+        error = calibration.as_dict()["expected_calibration_error"]
+        figures["reliability"] = draw_reliability(
+            **calibration.per_bin(),
+            error=math.nan if error is None else error,
+            title="Reliability of the scores, classification",
+        )
     confusion = scores.metrics.get("confusion")
     if isinstance(confusion, Confusion):
-        plots["confusion"] = draw_confusion(confusion, names)
-    return plots
+        figures |= confusion_figures(confusion, names, _TASK, has_background=False)
+    return figures

@@ -11,7 +11,7 @@ import pyarrow as pa
 from cvbatch.core.types import VOID_CLASS
 from cvbatch.evaluate import metrics_table
 from cvbatch.evaluate.metrics_table import MetricRow, Replicates
-from cvbatch.evaluate.plots import draw_confusion
+from cvbatch.evaluate.plots import Figures, confusion_figures
 from cvbatch.evaluate.scoring import EvaluationSpec, ScoredRows, Scores
 from cvbatch.images.masks import decode_png
 from cvbatch.metrics.classification import Confusion
@@ -105,6 +105,8 @@ def mask_details(spec: EvaluationSpec, scores: Scores) -> dict[str, Any]:
     return metrics_table.confusion_details(scores.metrics["pixels"], spec.classes["mask"])
 
 
-def mask_plots(spec: EvaluationSpec, scores: Scores) -> dict[str, np.ndarray]:
-    """Return the confusion matrix, by kind of plot."""
-    return {"confusion": draw_confusion(scores.metric("pixels", Confusion), spec.classes["mask"])}
+def mask_plots(spec: EvaluationSpec, scores: Scores) -> Figures:
+    """Return the confusion matrix, in pixels, by kind of plot."""
+    confusion = scores.metric("pixels", Confusion)
+    names, note = spec.classes["mask"], "Counts are pixels."
+    return confusion_figures(confusion, names, _TASK, note, has_background=False)

@@ -20,6 +20,7 @@ from cvbatch.metrics.classification import MultiLabelPrecision
 from cvbatch.metrics.counts import ClassCounts
 
 MetricType = TypeVar("MetricType")
+MAX_CONFUSION_CLASSES = 1000  # a larger matrix would dominate metrics.json
 # These grow with the number of images, so all parts are merged in one call.
 _GROWING_METRICS = (AveragePrecision, MultiLabelPrecision)
 

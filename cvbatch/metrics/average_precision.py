@@ -32,6 +32,7 @@ from cvbatch.metrics.box_matching import (
     MaskPair,
     match_boxes,
 )
+from cvbatch.metrics.score_curves import ScoreCurve
 
 RECALLS = np.linspace(0, 1, 101)
 MAX_DETECTIONS = 100  # of an image and class, in COCO's metrics; VOC has no limit
@@ -256,6 +257,19 @@ class AveragePrecision(Metric):
         """Return COCO's precision of class `k` at `RECALLS`, IoU 0.5; NaN without objects."""
         precision: np.ndarray = self.curves.precision[0, :, k, 0]
         return precision
+
+    def score_curve(self, k: int, iou_threshold: float) -> ScoreCurve:
+        """Return the counts of class `k` at each of its scores, for objects of any size.
+
+        Args:
+            k: the class.
+            iou_threshold: the nearest one of `IOU_THRESHOLDS` is used.
+        """
+        t = int(np.argmin(np.abs(IOU_THRESHOLDS - iou_threshold)))
+        is_true_positive, is_ignored, _ = self._matches(k, t * len(AREA_RANGES))
+        score = self.score[self._rows_of(k)][~is_ignored]
+        hits = is_true_positive[~is_ignored]
+        return ScoreCurve.of(score, hits, np.ones_like(hits, int), int(self.num_objects[k, 0]))
 
     def as_dict(self) -> dict[str, float | None]:
         """Return COCO's twelve metrics and VOC's AP, as means over the classes with objects.

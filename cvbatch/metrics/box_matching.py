@@ -9,7 +9,7 @@ A criterion is one combination of a rule, an IoU threshold and an area range: th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -128,6 +128,60 @@ def match_boxes(
         np.column_stack([coco_ignored.reshape(-1, NUM_COCO_CRITERIA), voc_ignored]),
         np.column_stack([~is_ignored_truth, ~is_crowd]),
     )
+
+
+def match_across_classes(
+    detections: Boxes, truth: GroundTruthBoxes, iou_threshold: float
+) -> tuple[np.ndarray, np.ndarray]:  # (M,) int64, (M,) bool
+    """Return the object of each detection, whatever its class, and which detections are ignored.
+
+    First detections take objects of their own class by the COCO rule, so that the true positives
+    are those of `match_boxes`; then the free pairs of different classes match, the largest overlap
+    first. A detection without an object that is in a crowd of its class is ignored.
+
+    Args:
+        detections: M, in any order.
+        truth: with the same `image_index`, in any order. No detection takes a crowd.
+        iou_threshold: at least 0.5.
+
+    Returns:
+        Index of the object, −1 for none; whether the detection is ignored.
+    """
+    row = np.lexsort((-detections.score, detections.image_index))
+    class_id, image = detections.class_id[row], detections.image_index[row]
+    is_crowd = np.zeros(len(truth.xyxy), bool)
+    if truth.is_crowd is not None:
+        is_crowd = np.asarray(truth.is_crowd, bool)
+    shapes = _box_shapes(detections.xyxy[row], truth.xyxy)
+    one_class = replace(truth, class_id=np.zeros_like(truth.class_id))
+    pairs = _overlapping_pairs(shapes, np.zeros_like(class_id), image, one_class, is_crowd)
+    is_pair = pairs.coco_overlap >= iou_threshold
+    is_same = class_id[pairs.detection] == truth.class_id[pairs.truth]
+    is_object = ~is_crowd[pairs.truth]
+    same = np.flatnonzero(is_pair & is_same & is_object)
+    same = same[np.lexsort((-pairs.truth[same], -pairs.iou[same], pairs.detection[same]))]
+    matched, is_taken = np.full(len(row), -1), np.zeros(len(is_crowd), bool)
+    _take_free(pairs, same, matched, is_taken)
+    is_ignored = np.zeros(len(row), bool)
+    is_ignored[pairs.detection[is_pair & is_same & ~is_object]] = True
+    is_ignored &= matched < 0
+    other = np.flatnonzero(is_pair & ~is_same & is_object & ~is_ignored[pairs.detection])
+    other = other[np.lexsort((pairs.truth[other], pairs.detection[other], -pairs.iou[other]))]
+    _take_free(pairs, other, matched, is_taken)
+    order = np.argsort(row)
+    return matched[order], is_ignored[order]
+
+
+def _take_free(
+    pairs: _Pairs,
+    order: np.ndarray,  # (Q,)
+    matched: np.ndarray,  # (M,) changed: object of each detection, −1 for none
+    is_taken: np.ndarray,  # (N,) changed
+) -> None:
+    """Match pairs in this order if neither detection nor object is matched before."""
+    for detection, truth in zip(pairs.detection[order], pairs.truth[order], strict=True):
+        if matched[detection] < 0 and not is_taken[truth]:
+            matched[detection], is_taken[truth] = truth, True
 
 
 def _box_shapes(

@@ -22,10 +22,12 @@ from cvbatch.metrics.base import (
     require_finite,
     summed,
 )
+from cvbatch.metrics.score_curves import ScoreCurve
 
 _FIXED_POINT = 2**32  # units of summed fractions: sums of integers do not depend on their order
 _NEVER = np.iinfo(np.int64).max  # a rank larger than any k
 _ROWS = 64  # boxes whose IoUs are computed at once
+NOT_PREDICTED = -np.finfo(np.float64).max  # score of a class that the result does not list
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,13 @@ class MultiLabelPrecision(Metric):
         hits = np.cumsum(self.num_positive[rows])
         recall = ratio(hits, np.full(len(hits), hits[-1] if len(hits) else 0))
         return recall, hits / np.cumsum(self.num_images[rows])
+
+    def score_curve(self, k: int) -> ScoreCurve:
+        """Return the counts of class `k` at each of its scores except `NOT_PREDICTED`."""
+        rows = slice(*np.searchsorted(self.class_id, [k, k + 1]).tolist())
+        score, positive, images = self.score[rows], self.num_positive[rows], self.num_images[rows]
+        used = score > NOT_PREDICTED
+        return ScoreCurve.of(score[used], positive[used], images[used], int(positive.sum()))
 
     def as_dict(self) -> dict[str, float | None]:
         """Return mean_average_precision over the classes with positives; None if there are none."""

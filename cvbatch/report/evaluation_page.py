@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,8 @@ from cvbatch.storage.store import Storage
 STATE = "_cvbatch/evaluation.json"
 MAX_CLASSES = 200
 _MAX_CONFUSION_CLASSES = 24  # of a confusion matrix that is shown as a table
-_MAX_PLOTS = 12
-_WIDE = 900  # pixels; a wider plot has its own row
+_MAX_PLOTS = 24
+_WIDE = 640  # pixels or points; a wider plot has its own row
 # Task → metrics that are shown first, if they exist.
 _LEADING = {
     CLASS_COLUMNS[column]: evaluation.leading for column, evaluation in COLUMN_EVALUATIONS.items()
@@ -117,7 +118,7 @@ def sections(evaluation: Evaluation, budget: ByteBudget) -> list[Section]:
             f"{evaluation.uri}/metrics.json is damaged ({error!r}); evaluate again with --overwrite"
         ) from None
     plots = _plots(evaluation.storage, evaluation.uri, budget)
-    return [*result, Section("curves", "Curves", plots)] if plots else result
+    return [*result, Section("curves", "Plots", plots)] if plots else result
 
 
 def _leading_metrics(tasks: Mapping[str, Any]) -> Element:
@@ -182,8 +183,6 @@ def _task(scores: Mapping[str, Any]) -> list[Element]:
     class_metrics = scores.get("classes", {})
     if class_metrics:
         body.append(_class_table(class_metrics))
-    if "calibration" in scores:
-        body.append(_calibration(scores["calibration"]))
     confusion = scores.get("confusion")
     if confusion and len(confusion["classes"]) <= _MAX_CONFUSION_CLASSES:
         body.append(_confusion_matrix(confusion["classes"], confusion["counts"]))
@@ -207,11 +206,6 @@ def _class_table(classes: Mapping[str, Any]) -> Element:
     return table(f"Metrics per class{more}", head, rows, "t" + "n" * (len(metrics) + 1))
 
 
-def _calibration(bins: Mapping[str, Sequence[Any]]) -> Element:
-    chart = charts.reliability_diagram(bins["score"], bins["accuracy"], bins["counts"])
-    return el("div", {"class": "charts"}, chart)
-
-
 def _confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Element:
     """Return the confusion matrix: a row for each true class."""
     rows = []
@@ -228,17 +222,27 @@ def _confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> 
 
 
 def _plots(storage: Storage, uri: str, budget: ByteBudget) -> list[Element]:
-    """Return the PNG files of the sink: precision-recall curves, confusion matrices."""
-    names = sorted(name for name in storage.list_names(uri) if name.endswith(".png"))
+    """Return the plots of the sink by task: as SVG, or as PNG where cvbatch wrote no SVG yet."""
+    files = {
+        name.removesuffix(kind): kind
+        for kind in (".png", ".svg")
+        for name in storage.list_names(uri)
+        if name.endswith(kind)
+    }
     figures = []
-    for name in names[:_MAX_PLOTS]:
-        png = storage.read_bytes(store.join(uri, name))
-        data = budget.embed(png, "png")
-        if data:
-            is_wide = int.from_bytes(png[16:20]) > _WIDE  # width, in the PNG header
-            title = name.removesuffix(".png").replace("_", " ")
-            alt = f"Plot of {title}; the tables above have the values"
-            image = el("img", {"src": data, "alt": alt, "class": "plot"})
-            kind = "plot-box wide" if is_wide else "plot-box"
-            figures.append(el("figure", {"class": kind}, image, el("figcaption", {}, title)))
+    for name in sorted(files, key=lambda name: name.rpartition("_")[::-1])[:_MAX_PLOTS]:
+        kind = files[name]
+        data = storage.read_bytes(store.join(uri, f"{name}{kind}"))
+        source = budget.embed(data, "svg+xml" if kind == ".svg" else "png")
+        if source:
+            title = name.replace("_", " ")
+            description = f"Plot of {title}; the tables above have the values"
+            is_wide = _plot_width(data) > _WIDE
+            figures.append(charts.plot(source, title, description, is_wide=is_wide))
     return [el("div", {"class": "plots"}, *figures)] if figures else []
+
+
+def _plot_width(data: bytes) -> float:
+    """Return the width of an SVG in points; of a PNG in pixels."""
+    found = re.search(rb'<svg [^>]*width="([0-9.]+)pt"', data[:4096])
+    return float(found[1]) if found else int.from_bytes(data[16:20])

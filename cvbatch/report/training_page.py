@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,13 @@ import pyarrow as pa
 
 from cvbatch.core.errors import NotFoundError, SourceError
 from cvbatch.core.redaction import redact
+from cvbatch.plots.figure import to_svg
+from cvbatch.plots.learning_curves import draw_learning_curves
 from cvbatch.report import charts
 from cvbatch.report.evaluation_page import read_json
 from cvbatch.report.html import (
     Section,
     code_block,
-    el,
     format_count,
     format_duration,
     metric_tiles,
@@ -134,24 +136,13 @@ def _format_metric(value: object) -> str:
 
 
 def _curves(training: Training) -> Element:
-    """Return a chart for each numeric column of the history."""
-    rows = training.history
-    phases = [row.get("phase") for row in rows]
-    breaks = [i for i in range(1, len(rows)) if phases[i] != phases[i - 1]]
-    best_epoch = training.done.get("best_epoch")
-    best = next(
-        (i for i, row in enumerate(rows) if best_epoch and row.get("epoch") == best_epoch), None
-    )
-    labels = [str(row.get("epoch", i + 1)) for i, row in enumerate(rows)]
-    curves = []
-    for key in columns_of(rows):
-        if key in _NOT_DRAWN:
-            continue
-        values = [
-            float(row[key]) if isinstance(row.get(key), int | float) else math.nan for row in rows
-        ]
-        curves.append(charts.line_chart(key.replace("_", " "), values, labels, breaks, best))
-    return el("div", {"class": "charts"}, *curves)
+    """Return the learning curves."""
+    rows, best_epoch = training.history, int(training.done.get("best_epoch") or 0)
+    svg = base64.b64encode(to_svg(draw_learning_curves(rows, best_epoch))).decode()
+    drawn = [key for key in columns_of(rows) if key not in _NOT_DRAWN]
+    description = f"Curves of {', '.join(drawn)}; the table of the epochs has the values"
+    source = f"data:image/svg+xml;base64,{svg}"
+    return charts.plot(source, "Learning curves", description, is_wide=True)
 
 
 def _epochs(training: Training) -> Element:

@@ -35,6 +35,7 @@ from cvbatch.distributed.resources import Allocation, Resources, local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.models import model_files, trusted_modules
 from cvbatch.models.keras_settings import keras_variables
+from cvbatch.plots.figure import require_matplotlib
 from cvbatch.storage import store
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
@@ -130,6 +131,7 @@ def train(
             last checkpoint.
     """
     started = time.perf_counter()
+    require_matplotlib()
     job = _with_absolute_uris(job)
     with ExitStack() as stack:
         storage = Storage(job.run.retry_policy)

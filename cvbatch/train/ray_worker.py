@@ -18,6 +18,8 @@ import ray.train
 from cvbatch.core.types import InputKey
 from cvbatch.images.decode import Limits
 from cvbatch.models.frameworks import keras, tf
+from cvbatch.plots.figure import to_files
+from cvbatch.plots.learning_curves import draw_learning_curves
 from cvbatch.storage import store
 from cvbatch.storage.lease import check_token
 from cvbatch.storage.retry import is_full, translate
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from cvbatch.train.worker_spec import WorkerSpec
 
 _LOG_INTERVAL_S = 1.0  # between two positions that worker 0 logs
+_DRAWING_SHARE = 0.05  # of the time, at most, for drawing the curves while the training runs
 _EVENTS = "_cvbatch/tensorboard/events.out.tfevents.cvbatch"
 
 
@@ -73,6 +76,7 @@ class TrainingWorker:
             model = network.load(job, self._initial_model)
             self._learner = network.make_learner(job, model, len(spec.data.classes))
         self._readers = self._make_readers(threads)
+        self._next_drawing = 0.0  # of the curves; `time.monotonic`
 
     def _make_readers(self, threads: int) -> dict[str, ExampleReader]:
         """Return this worker's reader of each split."""
@@ -126,7 +130,7 @@ class TrainingWorker:
         }
         if self._replicas.is_chief:
             self._check_lease()
-            self._put_history()
+            self._put_history(is_last=True)
             self._put("metrics.json", json.dumps(metrics, indent=1).encode())
             self._put("model.keras", self._saved_model())
         return summary
@@ -235,13 +239,21 @@ class TrainingWorker:
         if self._replicas.is_chief:
             check_token(self._spec.storage, self._spec.sink_uri, self._spec.lease_token)
 
-    def _put_history(self) -> None:
-        """Write the metrics of all epochs so far into the sink."""
+    def _put_history(self, *, is_last: bool = False) -> None:
+        """Write the metrics of all epochs so far into the sink.
+
+        Curves are drawn again when `_DRAWING_SHARE` of the time since then allows it, and at the
+        end.
+        """
         rows, best_epoch = self._trainer.progress.rows, self._trainer.progress.best_epoch
         self._put("history.parquet", history.to_parquet(rows))
         self._put("history.json", history.to_json(rows))
-        self._put("curves.png", history.curves_png(rows, best_epoch))
         self._put(_EVENTS, _event_file(rows))
+        started = time.monotonic()
+        if is_last or started >= self._next_drawing:
+            for name, data in to_files("curves", draw_learning_curves(rows, best_epoch)).items():
+                self._put(name, data)
+            self._next_drawing = started + (time.monotonic() - started) / _DRAWING_SHARE
 
     def _saved_model(self) -> bytes:
         job, classes = self._spec.job, self._spec.data.classes

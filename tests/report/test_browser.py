@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 
+import cv2
+import numpy as np
 import pytest
 
 BINARY = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -252,6 +254,18 @@ def test_dark_mode_is_dark_and_contrast_is_sufficient(open_report, kind):
                 contrast = (lights[1] + 0.05) / (lights[0] + 0.05)
                 assert contrast >= 4.5, (scheme, selector, contrast)  # WCAG 2.2, 1.4.3
     assert shots["light"] != shots["dark"]
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "training"])
+def test_plots_are_readable_in_both_modes(open_report, kind):
+    for scheme in ("light", "dark"):
+        plot = open_report(kind, color_scheme=scheme).locator("img.plot").first
+        png = np.frombuffer(plot.screenshot(), np.uint8)
+        brightness = cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)
+        background = np.median(brightness)
+        text = brightness.min() if scheme == "light" else brightness.max()
+        assert background > 230 if scheme == "light" else background < 50
+        assert abs(float(background) - float(text)) > 150
 
 
 @pytest.mark.parametrize("kind", KINDS)

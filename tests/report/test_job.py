@@ -1,16 +1,20 @@
 """Reports of predictions, evaluations and trainings: self-contained, bounded, escaped."""
 
+import base64
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import cvbatch
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.images.drawing import PALETTE
+from cvbatch.plots.figure import to_svg
+from cvbatch.plots.learning_curves import draw_learning_curves
 from cvbatch.report import job as report_job
 from cvbatch.report.columns import class_colours
 from cvbatch.report.job import write_report
@@ -88,7 +92,7 @@ def test_nothing_is_loaded_and_every_image_has_a_text_alternative(pages, kind):
         assert not any(key.startswith("on") for key in attributes), (tag, attributes)
     assert all(len(img["alt"]) > 3 for img in page.all("img"))
     svgs = [svg for svg in page.all("svg") if svg.get("aria-hidden") != "true"]
-    assert svgs or kind == "evaluation"
+    assert svgs or kind != "prediction"
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 3 for svg in svgs)
     (policy,) = page.all("meta", "http-equiv", "Content-Security-Policy")
     assert policy["content"].startswith("default-src 'none'; img-src data:;")
@@ -189,14 +193,26 @@ def test_ground_truth_of_other_classes_is_an_error_and_for_an_empty_result_a_not
     assert len(report.notes) == 1 and report.notes[0] in page.text
 
 
-def test_a_training_shows_curves_best_epoch_and_job_file(pages):
+def test_a_training_shows_curves_best_epoch_and_job_file(pages, training):
     page = Page(pages["training"])
     assert "Training, 6 epochs" in page.text and "uri: labels/" in page.text
-    labels = [svg["aria-label"] for svg in page.all("svg", "class", "chart")]
-    assert "loss over 6 epochs: from 1 to 0.1667, 0.2 at the best epoch, 5" in labels
-    assert len(labels) == 3  # learning rate, loss, accuracy
-    accuracy = [path["d"] for path in page.all("path", "class", "curve")][-1]
-    assert accuracy.count("M") == 2  # the epoch without a value is a gap
+    (image,) = page.all("img", "class", "plot")
+    assert image["alt"].startswith("Curves of learning_rate, loss, accuracy;")
+    rows = pq.read_table(training / "history.parquet").to_pylist()
+    svg = base64.b64decode(image["src"].removeprefix("data:image/svg+xml;base64,"))
+    assert svg == to_svg(draw_learning_curves(rows, best_epoch=5))
+
+
+def test_an_evaluation_shows_its_plots_as_svg_and_old_ones_as_png(evaluation, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(evaluation, copy)
+    for svg in copy.glob("confusion*.svg"):
+        svg.unlink()
+    _, page = report_of(copy, tmp_path)
+    sources = [image["src"] for image in page.all("img", "class", "plot")]
+    embedded = sorted(base64.b64decode(source.partition(",")[2]) for source in sources)
+    files = [*copy.glob("*.svg"), *copy.glob("confusion*.png")]
+    assert len(files) > 10 and embedded == sorted(path.read_bytes() for path in files)
 
 
 def test_the_same_result_gives_the_same_report(result, pages, truth, tmp_path):

@@ -4,8 +4,6 @@ import io
 import json
 import math
 
-import cv2
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -55,25 +53,6 @@ def test_columns_are_the_leading_ones_then_the_others():
         "loss",
         "odd",
     ]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_curves_are_an_image_with_a_tile_per_numeric_column(count):
-    data = history.curves_png(rows_of(count), best_epoch=min(count, 4))
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    assert image is not None
-    tiles = {0: 0, 1: 3, 2: 3, 5: 4}[count]
-
-    assert (image < 128).any() == (tiles > 0)
-    assert image.shape[0] > 240 * -(-tiles // 3)
-
-
-def test_a_curve_falls_with_its_values():
-    tile = history._curve(np.array([3.0, 2.0, np.nan, 1.0]), [], best=3)
-    ys, xs = np.nonzero((tile != 255).any(axis=-1))
-
-    assert ys[xs.argmin()] < ys[xs.argmax()]
-    assert (tile == history._BEST_RGB).all(axis=-1).any()
 
 
 def test_tensorboard_contains_every_number(tmp_path):

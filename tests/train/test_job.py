@@ -190,8 +190,8 @@ def test_two_workers_of_which_one_is_killed_train_a_model_that_predicts(colours,
     assert summary["metrics"]["test"]["accuracy"] > 0.9
     outputs = [path for path in files(sink) if not path.startswith("_")]
     assert outputs == sorted(
-        ["config.yaml", "curves.png", "history.json", "history.parquet", "metrics.json",
-         "model.keras"]
+        ["config.yaml", "curves.png", "curves.svg", "history.json", "history.parquet",
+         "metrics.json", "model.keras"]
     )  # fmt: skip
     json_epochs = [row["epoch"] for row in json.loads((sink / "history.json").read_bytes())]
     assert json_epochs == list(range(1, 13))
