@@ -103,7 +103,9 @@ def table(rows: Iterator[tuple[str, ...]]) -> str:
     """Return a table in Markdown."""
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for key, *cells in rows:
-        lines.append("| " + " | ".join([f"`{key}`", *(c.replace("|", "\\|") for c in cells)]) + " |")
+        lines.append(
+            "| " + " | ".join([f"`{key}`", *(c.replace("|", "\\|") for c in cells)]) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
