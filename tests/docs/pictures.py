@@ -2,7 +2,7 @@
 
 Run: python -m tests.docs.pictures FOLDER
 
-FOLDER, which the report shows, keeps what the commands write; an existing result is drawn again. It
+FOLDER keeps what the commands write; an existing result is drawn again. It
 takes a few minutes on two cores, most of it the training of the tutorial, and needs chromium.
 """
 
@@ -53,19 +53,24 @@ def _strip(row: Row) -> Image.Image:
     return strip
 
 
-def draw_page(browser: Browser, report: Path, target: Path, top: str, layers: set[str]) -> None:
+def draw_page(
+    browser: Browser, folder: Path, report: str, target: str, top: str, layers: set[str]
+) -> None:
     """Draw a part of an HTML report.
 
     Args:
+        report: below `folder`, whose path is left out of the picture.
+        target: file in docs/.
         top: heading at the top of the picture.
         layers: of the gallery, to switch on.
     """
     tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-    tab.goto(report.as_uri())
+    text = (folder / report).read_text(encoding="utf-8")
+    tab.set_content(text.replace(f"{folder}/", ""))
     for switch in tab.locator(".switch").all():
         switch.locator("input").set_checked(switch.inner_text().strip() in layers)
     tab.get_by_role("heading", name=top).first.evaluate("(heading) => heading.scrollIntoView()")
-    tab.screenshot(path=target, type="jpeg", quality=85)
+    tab.screenshot(path=DOCS / target, type="jpeg", quality=85)
     tab.close()
 
 
@@ -83,10 +88,10 @@ def main() -> None:
     draw_overlays(folder / "demo-out" / "result", DOCS / "pictures.jpg")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BINARY, args=list(FLAGS))
-        report = folder / "demo-out" / "report.html"
-        draw_page(browser, report, DOCS / "page.jpg", "images", {"Boxes", "Heatmap"})
-        report = folder / "result" / "_cvbatch" / "report.html"
-        draw_page(browser, report, DOCS / "tutorial.jpg", "Gallery", {"Boxes", "Ground truth"})
+        page = "demo-out/report.html"
+        draw_page(browser, folder, page, "page.jpg", "images", {"Boxes", "Heatmap"})
+        page = "result/_cvbatch/report.html"
+        draw_page(browser, folder, page, "tutorial.jpg", "Gallery", {"Boxes", "Ground truth"})
         browser.close()
 
 
