@@ -87,7 +87,7 @@ class RunConfig(RetryConfig):
     engine: Literal["auto", "litert", "tensorflow"] = "auto"
     """Runtime of Keras networks; auto: litert on CPUs, tensorflow on GPUs."""
     arrangement: Literal["auto", "fused", "streaming"] = "auto"
-    """Execution mode; auto: fused on CPUs; streaming (decode tasks, then actors) with GPUs."""
+    """Division of the work; auto: fused on CPUs, streaming (decode tasks, then actors) on GPUs."""
     actors: Annotated[int | None, Field(ge=1), Auto] = None
     """Number of workers; auto: as many as fit."""
     cpus_per_actor: float = Field(1.0, gt=0)

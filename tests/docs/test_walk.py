@@ -95,7 +95,11 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     for heading in ("Your own images", "Your own labels"):
         (commands,) = blocks(section(README, heading), "sh")
         shell(commands, tmp_path, KERAS_HOME=str(tmp_path / "keras"))
-    for path in ("result/_cvbatch/report.html", "coco/annotations", "explained/pictures"):
+    for path in (
+        "result/_cvbatch/report.html",
+        "fiftyone/classifications.json",
+        "explained/pictures",
+    ):
         assert (tmp_path / path).exists()
     metrics = json.loads((tmp_path / "better-evaluation" / "metrics.json").read_text())
     assert "classification" in metrics["tasks"]
