@@ -168,15 +168,17 @@ def json_schema(kind: str) -> str:
 
 def _or_uri(section: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a section, or of its short form, the value of its key uri."""
+    meaning = {"description": section.pop("description")}
     options = section.get("anyOf", [section])
     reference = next(option["$ref"] for option in options if "$ref" in option)
     uri = definitions[reference.rpartition("/")[2]]["properties"]["uri"]
-    return {"anyOf": [{key: uri[key] for key in uri if key != "title"}, *options]}
+    return {"anyOf": [{key: uri[key] for key in uri if key != "title"}, *options], **meaning}
 
 
 def _or_name(model: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a model section, or of its short form, the model's name."""
-    return {"anyOf": [{"type": "string"}, *model.get("oneOf", [model])]}
+    meaning = {"description": model.pop("description")} if "description" in model else {}
+    return {"anyOf": [{"type": "string"}, *model.get("oneOf", [model])], **meaning}
 
 
 def _entry_with_outputs(definitions: dict[str, Any]) -> dict[str, Any]:

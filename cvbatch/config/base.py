@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -9,10 +13,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
     StringConstraints,
     model_serializer,
 )
+from pydantic_core import core_schema
 
 from cvbatch.core.model_formats import format_of, own_weights_error, refusal
 from cvbatch.core.types import RetryPolicy
@@ -23,8 +29,30 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=65_536)]
 NAMED_WEIGHTS = ("imagenet", "random", "demo")  # every other value is a path or URI
 NAMED_CLASSES = ("imagenet",)  # every other text is a path or URI
-# `auto` becomes None: without a union, pydantic's errors name only the key.
-Auto = BeforeValidator(lambda value: None if value == "auto" else value, Any)
+
+
+@dataclass(frozen=True)
+class NullAs:
+    """Annotation of an optional value: this word becomes None.
+
+    Without a union in the type, pydantic's errors name only the key; the schema has the union.
+    """
+
+    word: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        value = handler(source)
+        written = core_schema.union_schema([core_schema.literal_schema([self.word]), value])
+        return core_schema.no_info_before_validator_function(
+            lambda given: None if given == self.word else given,
+            value,
+            json_schema_input_schema=written,
+        )
+
+
+Auto = NullAs("auto")
 _OneOrMore = Name | list[Name]  # the second argument of BeforeValidator: its input, for editors
 Uris = Annotated[
     list[Name],
@@ -47,6 +75,23 @@ Size = Annotated[  # (height, width) in pixels; one number means both
 ]
 
 
+def _add_meanings(schema: dict[str, Any], section: type[BaseModel]) -> None:
+    """Add the docstring below each key to the JSON Schema of a section, as its description.
+
+    `use_attribute_docstrings` of pydantic reads the sources at every start of the program instead.
+    """
+    for base in reversed(section.__mro__[: section.__mro__.index(Section)]):
+        (definition,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(definition, ast.ClassDef)
+        for pair in pairwise(definition.body):
+            match pair:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=key)),
+                    ast.Expr(value=ast.Constant(value=str(meaning))),
+                ):
+                    schema["properties"][key]["description"] = " ".join(meaning.split())
+
+
 class Section(BaseModel):
     """A section of a job file: unknown keys are errors, and values are immutable.
 
@@ -55,7 +100,7 @@ class Section(BaseModel):
             they are left out of dumps, so that old sinks keep their files and fingerprints.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_add_meanings)
     added_keys: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
@@ -74,6 +119,7 @@ class SinkConfig(Section):
     """Folder or URI where results are written."""
 
     uri: Name
+    """Folder or URI where the job writes; s3://, gs://, file:// or a path."""
 
 
 def check_model(model: str, weights: str | None, build: dict[str, Any] | None) -> None:
@@ -104,10 +150,10 @@ def check_sha256(sha256: str | None, model: str, weights: str | None) -> None:
 class RetryConfig(Section):
     """Time limits of storage requests; Google's client adds its own limits."""
 
-    request_timeout_s: float = Field(
-        60.0, ge=1, le=3600
-    )  # seconds without a received byte until a request fails
-    retry_budget_s: float = Field(60.0, ge=0)  # maximum total retry time of one request, in seconds
+    request_timeout_s: float = Field(60.0, ge=1, le=3600)
+    """Seconds without a received byte until a request to the store fails and is tried again."""
+    retry_budget_s: float = Field(60.0, ge=0)
+    """Maximum total retry time of one request, in seconds; then the job stops."""
 
     @property
     def retry_policy(self) -> RetryPolicy:

@@ -19,7 +19,9 @@ class BitDepthRange(Section):
     """The values that become 0 and 255; a linear map, which clips."""
 
     min: float
+    """Value that becomes 0."""
     max: float
+    """Value that becomes 255."""
 
     @model_validator(mode="after")
     def _check_order(self) -> BitDepthRange:
@@ -50,7 +52,8 @@ class DecodingConfig(Section):
 
     added_keys: ClassVar[tuple[str, ...]] = ("bit_depth", "color")
 
-    # How values of more than 8 bits become 8 bits: their high byte, a stretch between the 1st and
-    # the 99th percentile of each image, or between two values.
     bit_depth: Annotated[_BitDepth, BeforeValidator(_parse_bit_depth, _BitDepth)] = "high_byte"
-    color: ColorMode = "convert"  # convert ICC profiles to sRGB, or ignore them
+    """How values of more than 8 bits become 8 bits: their high byte, a stretch between the 1st
+    and the 99th percentile of each image, or between two values."""
+    color: ColorMode = "convert"
+    """Convert ICC profiles to sRGB, or ignore them."""

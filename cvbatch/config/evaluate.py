@@ -28,38 +28,53 @@ Join = Literal["image_id", "row", "name"]
 class PredictionsConfig(Section):
     """The predictions to evaluate."""
 
-    uri: Name  # the sink of `cvbatch predict`
+    uri: Name
+    """Sink of `cvbatch predict`."""
 
 
 class TruthConfig(Section):
     """Ground truth: labelled Parquet, as written by `cvbatch import`."""
 
     uri: Uris
-    splits: Annotated[list[Name] | None, Field(min_length=1)] = None  # None: all splits
+    """Labelled Parquet, as written by `cvbatch import`: a folder, a file, or a list of them."""
+    splits: Annotated[list[Name] | None, Field(min_length=1)] = None
+    """Names of the splits to evaluate; null: all."""
 
 
 class HeatmapsConfig(Section):
     """Faithfulness metrics of the stored heatmaps, over a sample of the images."""
 
-    sample: int = Field(200, ge=1, le=100_000)  # number of images
-    steps: int = Field(20, ge=1, le=1000)  # points of the insertion and of the deletion curve
-    box_threshold: float = Field(0.15, gt=0, le=1)  # fraction of the maximum of a heatmap
-    class_map: dict[Name, Name | None] | None = None  # None: evaluation.class_map
+    sample: int = Field(200, ge=1, le=100_000)
+    """Number of images."""
+    steps: int = Field(20, ge=1, le=1000)
+    """Points of the insertion and of the deletion curve."""
+    box_threshold: float = Field(0.15, gt=0, le=1)
+    """Fraction of the maximum of a heatmap, above which pixels belong to its box."""
+    class_map: dict[Name, Name | None] | None = None
+    """As `evaluation.class_map`, for the classes of the heatmaps; null: that one."""
 
 
 class EvaluationConfig(Section):
     """How predictions are matched with ground truth, and which metrics are computed."""
 
-    # Which key matches an image with its ground truth. None: chosen from the data.
     join: Annotated[Join | None, Auto] = None
-    class_map: dict[Name, Name | None] = Field({})  # predicted class: true class; null: not counted
-    ignored_class: Name | None = None  # its pixels in true masks are not counted
+    """Key that matches an image with its ground truth; auto: chosen from the data."""
+    class_map: dict[Name, Name | None] = Field({})
+    """Predicted class: true class; null: its predictions are not counted."""
+    ignored_class: Name | None = None
+    """Class of the true masks whose pixels are not counted."""
     top_k: Annotated[list[Annotated[int, Field(ge=1)]] | None, Field(min_length=1)] = None
-    score_threshold: Fraction = 0.5  # for precision, recall and F1 of boxes and multi-label
-    iou_threshold: float = 0.5  # for precision, recall and F1 of boxes
-    bootstrap: int = Field(200, ge=0, le=10_000)  # replicates; 0: no confidence intervals
+    """Numbers k of top-k accuracy; null: 1, and 5 if the result has that many labels."""
+    score_threshold: Fraction = 0.5
+    """Minimum score for precision, recall and F1 of boxes and of multi-label."""
+    iou_threshold: float = 0.5
+    """Minimum IoU for precision, recall and F1 of boxes: 0.50, 0.55, ..., 0.95."""
+    bootstrap: int = Field(200, ge=0, le=10_000)
+    """Replicates for the confidence intervals; 0: none."""
     seed: int = Field(0, ge=0, lt=2**31)
-    heatmaps: HeatmapsConfig | None = None  # None: heatmaps are not evaluated
+    """Seed of the replicates and of the sample of heatmaps."""
+    heatmaps: HeatmapsConfig | None = None
+    """Faithfulness of the stored heatmaps; null: not evaluated."""
 
     @field_validator("iou_threshold")
     @classmethod
@@ -78,16 +93,22 @@ class EvaluationRunConfig(RetryConfig):
     """Resources of the job; they do not change the metrics."""
 
     workers: Annotated[int | None, Field(ge=1), Auto] = None
+    """Parallel tasks; auto: one per CPU, or one process for few files."""
 
 
 class EvaluateJob(Section):
     """An evaluation job."""
 
     predictions: PredictionsConfig
+    """Predictions to evaluate."""
     truth: TruthConfig | None = None
+    """Ground truth; null: only heatmaps are evaluated."""
     sink: SinkConfig
+    """Where metrics and plots are written."""
     evaluation: EvaluationConfig = Field(EvaluationConfig(), validate_default=True)
+    """Matching, thresholds and metrics."""
     run: EvaluationRunConfig = EvaluationRunConfig()
+    """Resources and limits."""
 
     @field_validator("evaluation")
     @classmethod

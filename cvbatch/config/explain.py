@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cvbatch.config.base import Auto, Fraction, Name, RetryConfig, Section, SinkConfig
+from cvbatch.config.base import Auto, Fraction, Name, NullAs, RetryConfig, Section, SinkConfig
 from cvbatch.config.decoding import DECODING_KEYS
 from cvbatch.config.loader import load, parse
 from cvbatch.config.models import ModelConfig
@@ -20,8 +20,7 @@ from cvbatch.core.tasks import TASKS
 EXPLANATION_VERSION = 1
 IMAGE_SECTIONS = ("activations", "gradcam", "dream")  # these sections need a source
 MODEL_ONLY_SECTIONS = ("patterns", "weights")
-# `all` becomes None, like `auto`: without a union, pydantic's errors name only the key.
-All = BeforeValidator(lambda value: None if value == "all" else value, Any)
+All = NullAs("all")
 # An empty section (`patterns:`) is requested, with its defaults.
 EmptyMeansDefaults = BeforeValidator(lambda value: {} if value is None else value)
 Layers = Annotated[list[Name] | None, Field(min_length=1)]
@@ -31,54 +30,76 @@ _PREDICTION_OPTIONS = ("tiles", "heatmap")  # model options that only prediction
 class ActivationsConfig(Section):
     """Activations of layers for an image: every channel, as a grid."""
 
-    layers: Annotated[Layers, All] = None  # None: all convolution and pooling layers
-    max_channels: int | None = Field(None, ge=1)  # per layer; None: all
+    layers: Annotated[Layers, All] = None
+    """Names of layers; all: every convolution and pooling."""
+    max_channels: int | None = Field(None, ge=1)
+    """First channels of each layer; null: all."""
 
 
 class PatternsConfig(Section):
     """Images that maximise each filter of a layer, by gradient ascent from noise."""
 
-    layers: Annotated[Layers, Auto] = None  # None: the last convolution of each map size
-    filters: int = Field(64, ge=1, le=65_536)  # the first n filters of a layer
+    layers: Annotated[Layers, Auto] = None
+    """Names of layers; auto: the last convolution of each feature map size."""
+    filters: int = Field(64, ge=1, le=65_536)
+    """Number of filters of a layer, the first ones."""
     steps: int = Field(30, ge=1, le=100_000)
-    step: float = Field(10.0, gt=0)  # step length, for pixels in [0, 1]
-    crop: int = Field(25, ge=0)  # pixels cut off each side; at most a quarter of the image
+    """Steps of gradient ascent."""
+    step: float = Field(10.0, gt=0)
+    """Length of one step, for pixels in 0..1."""
+    crop: int = Field(25, ge=0)
+    """Pixels cut off each side; at most a quarter of the picture."""
     batch_size: int = Field(16, ge=1, le=1024)
+    """Filters computed together."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the noise."""
 
 
 class WeightsConfig(Section):
     """Images of the convolution kernels."""
 
-    layers: Annotated[Layers, All] = None  # None: all convolution layers
+    layers: Annotated[Layers, All] = None
+    """Names of layers; all: every convolution."""
 
 
 class DreamConfig(Section):
     """DeepDream: gradient ascent on layer activations, over several octaves."""
 
-    layers: dict[Name, float] = Field(min_length=1)  # layer: weight
+    layers: dict[Name, float] = Field(min_length=1)
+    """Layer: weight of its activations."""
     octaves: int = Field(3, ge=1, le=20)
+    """Number of image sizes."""
     octave_scale: float = Field(1.4, gt=1, le=4)
-    steps: int = Field(30, ge=1, le=100_000)  # per octave
-    step: float = Field(10.0, gt=0)  # step length, for pixels in [0, 1]
-    jitter: int = Field(8, ge=0)  # maximum random shift of the image before each step, in pixels
+    """Factor between the sizes of neighbouring octaves."""
+    steps: int = Field(30, ge=1, le=100_000)
+    """Steps of gradient ascent per octave."""
+    step: float = Field(10.0, gt=0)
+    """Length of one step, for pixels in 0..1."""
+    jitter: int = Field(8, ge=0)
+    """Maximum random shift of the image before each step, in pixels."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the shifts."""
 
 
 class GradcamConfig(Section):
     """Grad-CAM: which regions of an image the score of a class depends on."""
 
     layer: Name = "auto"
+    """Name or path of the layer; auto: the last feature map."""
     classes: Annotated[
         list[Name] | None,
         Field(min_length=1),
-        BeforeValidator(lambda value: None if value == "top" else value, Any),
-    ] = None  # None: the top_k classes of each image
+        NullAs("top"),
+    ] = None
+    """Names of classes; top: the `top_k` best classes of each image."""
     top_k: int = Field(1, ge=1, le=100)
-    score: Literal["probability", "logit"] = "probability"  # for classification
-    # (x_min, y_min, x_max, y_max) as fractions of the upright image: the region whose score is
-    # explained (segmentation), or the box (detection). None: the predicted region; the best box.
+    """Number of classes of each image."""
+    score: Literal["probability", "logit"] = "probability"
+    """Score of a classifier that is differentiated: after the activation, or before it (logit)."""
     box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    """[x_min, y_min, x_max, y_max] as fractions of the upright image: the region whose score is
+    explained (segmentation), or the box (detection); null: the predicted region, the best
+    box."""
 
     @field_validator("box")
     @classmethod
@@ -95,24 +116,38 @@ class ExplainRunConfig(RetryConfig):
     """Resources and limits; they do not change the results."""
 
     workers: Annotated[int | None, Field(ge=1), Auto] = None
+    """Parallel tasks; auto: one per CPU, or one process for a few images."""
     batch_size: int = Field(8, ge=1, le=64)
+    """Images per call of the model."""
     chunk_images: int = Field(8, ge=1, le=1024)
+    """Images per chunk, which is committed as one file."""
     max_failure_fraction: Fraction = 0.01
-    image_timeout_s: float = Field(60.0, gt=0)  # maximum seconds to decode one image
+    """Fraction of failed images above which the job ends with exit status 3."""
+    image_timeout_s: float = Field(60.0, gt=0)
+    """Maximum seconds to decode one image."""
 
 
 class ExplainJob(Section):
     """An explanation job; only the sections that are present are computed."""
 
     model: ModelConfig
+    """Network to explain, as one of a prediction's models."""
     source: SourceConfig | None = None
+    """Images; not needed for patterns and weights."""
     sink: SinkConfig
+    """Where pictures and arrays are written."""
     activations: Annotated[ActivationsConfig | None, EmptyMeansDefaults] = None
+    """Activations of layers; absent: not computed; empty: defaults. Likewise the next four."""
     patterns: Annotated[PatternsConfig | None, EmptyMeansDefaults] = None
+    """Filter patterns."""
     weights: Annotated[WeightsConfig | None, EmptyMeansDefaults] = None
+    """Convolution kernels."""
     dream: Annotated[DreamConfig | None, EmptyMeansDefaults] = None
+    """DeepDream."""
     gradcam: Annotated[GradcamConfig | None, EmptyMeansDefaults] = None
+    """Grad-CAM overlays."""
     run: ExplainRunConfig = ExplainRunConfig()
+    """Resources and limits."""
 
     @property
     def needs_images(self) -> bool:

@@ -54,8 +54,11 @@ class HeatmapConfig(Section):
     """Grad-CAM of the top_k classes, at one layer."""
 
     layer: Name = "auto"
+    """Name or path (outer/inner/layer) of the layer; auto: the last feature map."""
     top_k: int = Field(1, ge=1, le=100)
+    """Number of classes, the best ones, that get a heatmap."""
     score: Literal["probability", "logit"] = "probability"
+    """Score that is differentiated: after the activation, or before it (logit)."""
 
 
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
@@ -71,23 +74,35 @@ class _ModelConfig(Section):
     )
 
     model: Name
+    """Name of the zoo or of keras.applications, or path or URI of a model file."""
     weights: Name | None = None
-    sha256: Sha256 | None = None  # of the model file, or else of the weights file
+    """imagenet, demo, a path or URI, or random (untrained); absent for a model file."""
+    sha256: Sha256 | None = None
+    """Expected hash of the model file, or else of the weights file: 64 hex digits."""
     classes: list[str] | Name | None = None
+    """Class names: a list, a file with one name per line, or imagenet; null: the model's own."""
     image_size: Size | None = None
+    """[height, width] of the input in pixels, or one number; null: that of the network."""
     resize: Resize = "stretch"
-    # area: sides that shrink are averaged over area; the others are those of Pillow
+    """How images are brought to the input size; crop or stretch may use a central fraction."""
     interpolation: Interpolation = "area"
-    antialias: bool = True  # false: as tf.image.resize
+    """area: sides that shrink are averaged over area; the others are those of Pillow."""
+    antialias: bool = True
+    """false: without antialiasing, as `tf.image.resize`."""
     preprocessing: Literal["none", "tf", "torch", "caffe"] = "none"
+    """Scaling of keras.applications, for a network without its own."""
     rescale: Rescale | None = None
-    output: Name | None = None  # name of the output to use, if the network has several
-    # still to be applied to the scores of the network; none: they are probabilities
+    """Scaling of the pixels, for a network without its own."""
+    output: Name | None = None
+    """Name of the output to use, if the network has several."""
     activation: Activation = "auto"
-    # of the input and the maps of ONNX and TFLite files, where their shapes do not show it
+    """What is still to be applied to the scores; none: they are probabilities."""
     layout: Literal["auto", "channels_first", "channels_last"] = "auto"
-    build: dict[str, Any] | None = None  # options of a zoo network, such as backbone or width
-    trust: ModuleNames = Field(default_factory=list)  # installed modules whose classes may be built
+    """Of the input and the maps of ONNX and TFLite files, where their shapes do not show it."""
+    build: dict[str, Any] | None = None
+    """Options of a zoo network, such as backbone or width."""
+    trust: ModuleNames = Field(default_factory=list)
+    """Installed modules whose registered layers may be built from the file."""
 
     @property
     def revision(self) -> dict[str, str]:
@@ -122,6 +137,7 @@ class TiledConfig(_ModelConfig):
     """A model whose images may be cut into tiles."""
 
     tiles: TilesConfig | None = None
+    """Cut images that are larger than a tile; null: resize them to the input."""
 
     @model_validator(mode="after")
     def _check_resize_of_tiles(self) -> TiledConfig:
@@ -137,10 +153,15 @@ class ClassificationConfig(TiledConfig):
     """Class labels of the whole image."""
 
     task: Literal["classification"]
+    """Class labels of the whole image."""
     top_k: int = Field(5, ge=1)
+    """Number of labels, best first."""
     multi_label: bool = False
-    score_threshold: Fraction = 0.5  # minimum score of a label, if multi_label
+    """Every class over `score_threshold`, instead of the best `top_k`."""
+    score_threshold: Fraction = 0.5
+    """Minimum score of a label, if `multi_label`."""
     heatmap: HeatmapConfig | None = None
+    """Grad-CAM in the same pass; null: none; {}: with its defaults."""
 
 
 ADD_BACKGROUND = "add"
@@ -155,9 +176,13 @@ class SegmentationConfig(TiledConfig):
     )
 
     task: Literal["segmentation"]
+    """A class per pixel."""
     mask_size: Literal["original", "model"] = "original"
-    score_threshold: Fraction | None = None  # a pixel whose best score is below is background
-    background: Name | None = None  # name of the class of such pixels; add: one more, class 0
+    """Size of the mask: of the upright original, or of the network's input."""
+    score_threshold: Fraction | None = None
+    """A pixel whose best score is below is background; null: no threshold."""
+    background: Name | None = None
+    """Name of the class of such pixels; add: one more class, 0."""
 
     @property
     def needs_probabilities(self) -> bool:
@@ -196,12 +221,18 @@ class AnchorsConfig(Section):
     torchvision's too.
     """
 
-    min_level: int = Field(3, ge=0, le=10)  # a cell of a level has sides of 2 ** level pixels
+    min_level: int = Field(3, ge=0, le=10)
+    """Finest level of the pyramid; a cell of a level has sides of 2 ** level pixels."""
     max_level: int = Field(7, ge=0, le=10)
+    """Coarsest level of the pyramid."""
     num_scales: int = Field(3, ge=1, le=16)
+    """Sizes per cell, within an octave."""
     aspect_ratios: list[Annotated[float, Field(gt=0)]] = Field([0.5, 1.0, 2.0], min_length=1)
-    anchor_size: float = Field(4.0, gt=0)  # cells
-    clip: bool = False  # clip boxes to the input before suppression, as torchvision does
+    """Shapes per cell, height / width."""
+    anchor_size: float = Field(4.0, gt=0)
+    """Size of the smallest anchor, in cells."""
+    clip: bool = False
+    """Clip boxes to the input before suppression, as torchvision does."""
 
 
 class DetectionConfig(TiledConfig):
@@ -213,25 +244,40 @@ class DetectionConfig(TiledConfig):
     )
 
     task: Literal["detection"]
-    detector: DetectorFormat = "auto"  # of the network's outputs; auto: by their names and shapes
-    anchors: AnchorsConfig | None = None  # of detector retinanet; None: the network's, or defaults
-    score_threshold: Fraction = 0.25  # minimum score of a box
-    iou_threshold: Fraction = 0.6  # of non-maximum suppression
-    max_detections: int = Field(300, ge=1, le=100_000)  # per image
-    class_agnostic: bool = False  # suppress boxes across classes
-    keep_classes: list[str] | None = None  # None: all
+    """Boxes with classes."""
+    detector: DetectorFormat = "auto"
+    """Format of the network's outputs; auto: recognised by their names and shapes."""
+    anchors: AnchorsConfig | None = None
+    """Anchors of `detector: retinanet`; null: the network's, or the defaults."""
+    score_threshold: Fraction = 0.25
+    """Minimum score of a box."""
+    iou_threshold: Fraction = 0.6
+    """IoU of non-maximum suppression; 1: none."""
+    max_detections: int = Field(300, ge=1, le=100_000)
+    """Maximum number of boxes per image."""
+    class_agnostic: bool = False
+    """Suppress boxes across classes."""
+    keep_classes: list[str] | None = None
+    """Names of the classes whose boxes are stored; null: all."""
     box_format: BoxFormat = "xyxy"
-    # what the masks of the network cover, which are stored for every box; None: not stored
+    """Format of the network's boxes, by Keras name; in pixels of the input, or fractions with
+    rel_."""
     masks: MaskKind | None = None
+    """What the masks of the network cover, which are stored for every box; null: not stored."""
 
 
 class LocalizationConfig(_ModelConfig):
     """Class labels of the image, and one box."""
 
     task: Literal["localization"]
+    """Class labels of the whole image, and one box."""
     top_k: int = Field(5, ge=1)
+    """Number of labels, best first."""
     heatmap: HeatmapConfig | None = None
+    """Grad-CAM in the same pass; null: none; {}: with its defaults."""
     box_format: BoxFormat = "xyxy"
+    """Format of the network's box, by Keras name; in pixels of the input, or fractions with
+    rel_."""
 
 
 class _VectorConfig(_ModelConfig):
@@ -258,10 +304,14 @@ class EmbeddingConfig(_VectorConfig):
     """A feature vector of the whole image."""
 
     task: Literal["embedding"]
-    # None: the network's output; auto: the input of its last layer with weights, the head
+    """A feature vector of the whole image."""
     layer: Name | None = None
-    pooling: Literal["average", "max"] | None = None  # of a feature map, over height and width
-    normalize: bool = False  # divide by the L2 norm
+    """Name or path of a layer; auto: the input of the head, the last layer with weights; null:
+    the network's output."""
+    pooling: Literal["average", "max"] | None = None
+    """Pooling of a feature map over height and width; null: none, for a vector."""
+    normalize: bool = False
+    """Divide by the L2 norm."""
 
     @model_validator(mode="after")
     def _check_source(self) -> EmbeddingConfig:
@@ -277,7 +327,9 @@ class RegressionConfig(_VectorConfig):
     """Numbers that the network predicts, such as an age."""
 
     task: Literal["regression"]
-    names: Annotated[list[Name], Field(min_length=1)] | None = None  # of the numbers, in order
+    """Numbers that the network predicts, such as an age."""
+    names: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Names of the numbers, in the order of the output; null: 0, 1, ..."""
 
     @field_validator("names")
     @classmethod

@@ -18,14 +18,19 @@ class Rescale(Section):
     """Input scaling of pixels 0..255, `pixel * scale + offset`, for networks without their own."""
 
     scale: PerChannel = 1.0
+    """Factor: one number, or those of red, green and blue."""
     offset: PerChannel = 0.0
+    """Added afterwards, likewise."""
 
 
 class TilesConfig(Section):
     """Cut images larger than one tile into overlapping tiles, and merge the predictions."""
 
-    size: Size | None = None  # of a tile in the original; None: the input size
-    overlap: float = Field(0.25, ge=0)  # pixels; below 1: fraction of the tile's side
+    size: Size | None = None
+    """[height, width] of a tile in pixels of the original, or one number; null: the input size."""
+    overlap: float = Field(0.25, ge=0)
+    """Minimum overlap of neighbouring tiles in pixels; below 1: fraction of the tile's side, at
+    most 0.75."""
 
     @field_validator("overlap")
     @classmethod
@@ -56,7 +61,9 @@ class ResizeConfig(Section):
     """A resize mode that uses the centre of each image."""
 
     mode: ResizeMode
-    fraction: float | None = Field(None, gt=0, le=1)  # of each side; see `make_placement`
+    """stretch, letterbox or crop."""
+    fraction: float | None = Field(None, gt=0, le=1)
+    """Central part of each side that is used; null: all."""
 
     @model_validator(mode="after")
     def _check_mode(self) -> ResizeConfig:

@@ -44,15 +44,27 @@ class SourceConfig(DecodingConfig):
     )
 
     uri: Uris
+    """A file, folder or pattern, or a list of them; s3://, gs://, file:// or a path."""
     format: Literal["auto", "images", "parquet", "webdataset", "zip", "manifest"] = "auto"
-    image_column: Name = "image"  # of Parquet; a field of a struct as data.image
-    members: Names = Field(default_factory=list)  # of tars and zips: jpg, seg.png
-    id_column: Name | None = None  # of Parquet: its values are the keys of the image ids
-    keep_columns: Names = Field(default_factory=list)  # of Parquet, to the result
-    unreadable: Literal["skip", "fail"] = "skip"  # what raw photographs become
-    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
-    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
-    reduced_jpeg: bool = True  # decode large JPEGs at 1/2, 1/4 or 1/8, never below input size
+    """Format of the files; auto: by their suffixes."""
+    image_column: Name = "image"
+    """Of Parquet: column with the images; a field of a struct as data.image."""
+    members: Names = Field(default_factory=list)
+    """Of tars and zips: suffixes of the members to read, such as jpg or seg.png; empty: all
+    images."""
+    id_column: Name | None = None
+    """Of Parquet: column whose values are the keys of the image ids; null: the row number."""
+    keep_columns: Names = Field(default_factory=list)
+    """Of Parquet: columns that are copied to the result."""
+    unreadable: Literal["skip", "fail"] = "skip"
+    """Raw photographs, videos and other pictures that are not read: count them, or make them
+    failed rows."""
+    max_bytes: int = Field(256 << 20, ge=1)
+    """Maximum size of one encoded image; a larger one is a failed row (too_large)."""
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Maximum pixels of one image, checked before it is decoded; a larger one is a failed row."""
+    reduced_jpeg: bool = True
+    """Decode large JPEGs at 1/2, 1/4 or 1/8, never below the input size."""
 
     @property
     def options(self) -> SourceOptions:
@@ -65,17 +77,29 @@ class RunConfig(RetryConfig):
     """Resources and limits; only engine and precision change the rows of the result."""
 
     batch_size: int = Field(32, ge=1, le=4096)
+    """Images per call of a model."""
     chunk_images: int = Field(512, ge=1, le=100_000)
+    """Maximum images per chunk; each chunk is committed as one file."""
     chunk_bytes: int = Field(256 << 20, ge=1)
+    """Maximum encoded bytes per chunk."""
     max_failure_fraction: Fraction = 0.01
+    """Fraction of failed images above which the job ends with exit status 3."""
     engine: Literal["auto", "litert", "tensorflow"] = "auto"
+    """Runtime of Keras networks; auto: litert on CPUs, tensorflow on GPUs."""
     arrangement: Literal["auto", "fused", "streaming"] = "auto"
+    """Division of the work; auto: fused on CPUs, streaming (decode tasks, then actors) on GPUs."""
     actors: Annotated[int | None, Field(ge=1), Auto] = None
+    """Number of workers; auto: as many as fit."""
     cpus_per_actor: float = Field(1.0, gt=0)
+    """CPUs of one worker."""
     gpus_per_actor: Annotated[float | None, Field(ge=0), Auto] = None
+    """GPUs of one worker, may be a fraction; auto: 1 if the cluster has GPUs."""
     actor_memory_bytes: Annotated[int | None, Field(ge=1), Auto] = None
-    image_timeout_s: float = Field(60.0, gt=0)  # maximum seconds to decode one image
+    """Memory of one worker for its models; auto: its share of the node or GPU."""
+    image_timeout_s: float = Field(60.0, gt=0)
+    """Maximum seconds to decode one image."""
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    """Precision of engine tensorflow; litert computes in float32."""
 
     @model_validator(mode="after")
     def _check_precision(self) -> RunConfig:
@@ -91,9 +115,13 @@ class JobConfig(Section):
     """A prediction job."""
 
     source: SourceConfig
+    """Input images."""
     sink: SinkConfig
+    """Where the result is written."""
     models: list[ModelConfig] = Field(min_length=1)
+    """Networks to run, at most one for each column of the result."""
     run: RunConfig = RunConfig()
+    """Resources and limits."""
 
     @property
     def has_tiles(self) -> bool:

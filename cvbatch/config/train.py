@@ -61,18 +61,27 @@ class SplitsConfig(Section):
     """Names of the training, validation and test splits in the labelled data; null: none."""
 
     train: Name = "train"
+    """Name of the split for training."""
     validation: Name | None = "validation"
+    """Of the split that selects the best epoch; null: none."""
     test: Name | None = "test"
+    """Of the split for the final metrics; null: none."""
 
 
 class LabelledConfig(DecodingConfig):
     """Labelled Parquet, as written by `cvbatch import`."""
 
     uri: Uris
+    """Labelled Parquet: a folder, a file, or a list of them."""
     splits: SplitsConfig = SplitsConfig()
-    unlabelled: Literal["refuse", "skip"] = "refuse"  # images without labels of the task
-    max_bytes: int = Field(256 << 20, ge=1)  # of one encoded image
-    max_pixels: int = Field(100_000_000, ge=1)  # of one decoded image
+    """Names of the splits in the data."""
+    unlabelled: Literal["refuse", "skip"] = "refuse"
+    """What happens to images without labels of the task: the job is refused, or they are left
+    out."""
+    max_bytes: int = Field(256 << 20, ge=1)
+    """Maximum size of one encoded image; a larger one is left out."""
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Maximum pixels of one image; a larger one is left out."""
 
 
 class TrainModelConfig(Section):
@@ -81,20 +90,29 @@ class TrainModelConfig(Section):
     added_keys: ClassVar[tuple[str, ...]] = ("output", "activation", "trust")
 
     task: Task
+    """classification, segmentation, localization or detection."""
     model: Name
+    """Name of the zoo or of keras.applications, or path or URI of a .keras file."""
     weights: Name | None = None
-    sha256: Sha256 | None = None  # of the model file, or else of the weights file
-    build: dict[str, Any] | None = None  # build options of a zoo network
-    trust: ModuleNames = Field(default_factory=list)  # installed modules whose classes may be built
+    """imagenet, demo, random, or a weights file; absent for a .keras file."""
+    sha256: Sha256 | None = None
+    """Expected hash of the model file, or else of the weights file: 64 hex digits."""
+    build: dict[str, Any] | None = None
+    """Options of a zoo network, such as backbone or width."""
+    trust: ModuleNames = Field(default_factory=list)
+    """Installed modules whose registered layers may be built from the file."""
     image_size: Size | None = None
+    """[height, width] of the input of a zoo network, or one number; null: its default."""
     resize: ResizeMode = "stretch"
+    """How images are brought to the input size."""
     multi_label: bool = False
-    output: Name | None = None  # name of the output to train, if the network has several
-    # still to be applied to the scores of the network, as in predictions
+    """Of classification: an image may have several classes."""
+    output: Name | None = None
+    """Name of the output to train, if the network has several."""
     activation: Activation = "auto"
-    anchors: Annotated[int, Field(ge=0, le=20)] = (
-        5  # fitted to the boxes; 0: use the network's anchors
-    )
+    """What is still to be applied to the scores, as in predictions."""
+    anchors: Annotated[int, Field(ge=0, le=20)] = 5
+    """Of a new yolo: number of anchors fitted to the boxes; 0: the network's own."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> TrainModelConfig:
@@ -129,19 +147,28 @@ class AugmentConfig(Section):
     """Random augmentation of training images; the defaults change nothing."""
 
     flip: Literal["none", "horizontal", "vertical", "both"] = "none"
-    rotation: float = Field(0.0, ge=0, le=0.5)  # maximum, as a fraction of a full turn
-    zoom: float = Field(0.0, ge=0, le=0.9)  # maximum, as a fraction of the image
-    translation: float = Field(0.0, ge=0, le=1)  # maximum, as a fraction of the image
-    brightness: Fraction = 0.0  # maximum, as a fraction of 255
-    contrast: Fraction = 0.0  # maximum relative change
+    """Mirror images at random."""
+    rotation: float = Field(0.0, ge=0, le=0.5)
+    """Maximum, as a fraction of a full turn."""
+    zoom: float = Field(0.0, ge=0, le=0.9)
+    """Maximum, as a fraction of the image."""
+    translation: float = Field(0.0, ge=0, le=1)
+    """Maximum, as a fraction of the image."""
+    brightness: Fraction = 0.0
+    """Maximum, as a fraction of 255."""
+    contrast: Fraction = 0.0
+    """Maximum relative change."""
 
 
 class LossConfig(Section):
     """Loss of class scores: cross-entropy, or focal loss."""
 
     name: Literal["cross_entropy", "focal"] = "cross_entropy"
-    gamma: Annotated[float | None, Field(ge=0, le=10)] = None  # of focal; None: 2
+    """Cross-entropy, or focal loss."""
+    gamma: Annotated[float | None, Field(ge=0, le=10)] = None
+    """Of focal; null: 2."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Part of the target that is spread over all classes."""
 
     @model_validator(mode="after")
     def _check_gamma(self) -> LossConfig:
@@ -155,11 +182,16 @@ class LossConfig(Section):
 class PlateauConfig(Section):
     """Of schedule plateau: when and how far the learning rate falls, as in ReduceLROnPlateau."""
 
-    factor: float = Field(0.1, gt=0, lt=1)  # of each reduction
-    patience: int = Field(10, ge=1)  # epochs without improvement before a reduction
-    min_delta: float = Field(1e-4, ge=0)  # smallest change of the metric that is an improvement
-    cooldown: int = Field(0, ge=0)  # epochs after a reduction that are not counted
-    min_rate: float = Field(0.0, ge=0)  # smallest learning rate
+    factor: float = Field(0.1, gt=0, lt=1)
+    """Factor of each reduction."""
+    patience: int = Field(10, ge=1)
+    """Epochs without improvement before a reduction."""
+    min_delta: float = Field(1e-4, ge=0)
+    """Smallest change of the metric that is an improvement."""
+    cooldown: int = Field(0, ge=0)
+    """Epochs after a reduction that are not counted."""
+    min_rate: float = Field(0.0, ge=0)
+    """Smallest learning rate."""
 
 
 class TrainingConfig(Section):
@@ -168,33 +200,60 @@ class TrainingConfig(Section):
     added_keys: ClassVar[tuple[str, ...]] = ("loss", "plateau")
 
     recipe: Literal["scratch", "features", "frozen", "finetune"] = "finetune"
+    """scratch: all layers; finetune: the head, then the base; frozen: only the head; features:
+    likewise, the base computed once per image."""
     epochs: int = Field(10, ge=1, le=100_000)
-    head_epochs: int = Field(2, ge=0, le=100_000)  # of finetune: epochs with a frozen backbone
-    unfreeze: Name = "last_block"  # of finetune: last_block, all, or the first trainable layer
-    batch_size: int = Field(16, ge=1, le=4096)  # per worker
-    accumulate: int = Field(1, ge=1, le=1024)  # gradient accumulation: batches per step
+    """Number of epochs; of finetune: after those of the head."""
+    head_epochs: int = Field(2, ge=0, le=100_000)
+    """Of finetune: epochs with a frozen base."""
+    unfreeze: Name = "last_block"
+    """Of finetune: last_block, all, or the name of the first layer to train."""
+    batch_size: int = Field(16, ge=1, le=4096)
+    """Images per batch and worker."""
+    accumulate: int = Field(1, ge=1, le=1024)
+    """Batches per worker and step (gradient accumulation)."""
     learning_rate: float = Field(1e-3, gt=0)
-    base_learning_rate: float | None = Field(None, gt=0)  # of finetune, after head_epochs
+    """Learning rate after the warm-up, the highest of a phase."""
+    base_learning_rate: float | None = Field(None, gt=0)
+    """Of finetune, once the base is trained too; null: a hundredth of `learning_rate`."""
     optimizer: OptimizerName = "adamw"
+    """Optimizer, as in Keras."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of sgd and rmsprop."""
     weight_decay: float = Field(1e-4, ge=0)
+    """Decoupled weight decay of adamw and sgd."""
     schedule: ScheduleName = "cosine"
+    """Learning rate over the steps of a phase."""
     plateau: PlateauConfig = PlateauConfig()
-    warmup: Fraction = 0.05  # fraction of the steps of a phase
+    """Of schedule plateau."""
+    warmup: Fraction = 0.05
+    """Fraction of the steps of a phase in which the learning rate rises."""
     clip_norm: float | None = Field(None, gt=0)
+    """Maximum global norm of the gradients; null: off."""
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    """Precision of the computation; weights and model.keras are float32."""
     augment: AugmentConfig = AugmentConfig()
-    # of detection: multi-scale training, another input size every ten steps
+    """Random augmentation of the training images."""
     image_sizes: Annotated[list[Size], Field(min_length=1)] | None = None
-    class_weights: ClassWeights | None = None  # of classification and segmentation
-    loss: LossConfig = LossConfig()  # of classification and segmentation
-    ignored_class: Annotated[int | None, Field(ge=0, lt=MAX_MASK_CLASSES)] = None  # of segmentation
-    metric: Name | None = None  # selects the best checkpoint; None: the task's first metric
-    patience: int | None = Field(None, ge=1)  # early stopping, in epochs; None: off
-    keep: int = Field(2, ge=1, le=1000)  # number of checkpoints
-    checkpoint_steps: int | None = Field(None, ge=1)  # steps between checkpoints; None: per epoch
-    shuffle_images: int = Field(4096, ge=1)  # size of the shuffle buffer
+    """Of detection: input sizes that change every ten steps."""
+    class_weights: ClassWeights | None = None
+    """Of classification and segmentation: balanced, {NAME: weight}, or one per class."""
+    loss: LossConfig = LossConfig()
+    """Loss of classification and segmentation."""
+    ignored_class: Annotated[int | None, Field(ge=0, lt=MAX_MASK_CLASSES)] = None
+    """Of segmentation: class id in the masks to ignore, besides 255."""
+    metric: Name | None = None
+    """Metric that selects the best epoch; null: the task's default."""
+    patience: int | None = Field(None, ge=1)
+    """Epochs without improvement before a phase ends (early stopping); null: off."""
+    keep: int = Field(2, ge=1, le=1000)
+    """Number of checkpoints to keep."""
+    checkpoint_steps: int | None = Field(None, ge=1)
+    """Extra checkpoint every N steps; null: one per epoch."""
+    shuffle_images: int = Field(4096, ge=1)
+    """Minimum size of the shuffle buffer, in images."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of order, augmentation and new weights."""
 
     @property
     def has_augmentation(self) -> bool:
@@ -236,20 +295,30 @@ class TrainingRunConfig(RetryConfig):
     """Resources; they change the weights only by the total batch size of all workers."""
 
     workers: Annotated[int | None, Field(ge=1), Auto] = None
+    """Number of workers; auto: one per GPU, or per `cpus_per_worker` CPUs."""
     cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs of one worker."""
     gpus_per_worker: Annotated[float | None, Field(ge=0), Auto] = None
+    """GPUs of one worker; auto: 1 if the cluster has GPUs."""
     worker_memory_bytes: Annotated[int | None, Field(ge=1), Auto] = None
-    max_failures: int = Field(3, ge=0)  # worker failures that a run tolerates
+    """Memory of one worker; auto: its share of the node or GPU."""
+    max_failures: int = Field(3, ge=0)
+    """Worker failures that a run tolerates."""
 
 
 class TrainJob(Section):
     """A training job."""
 
     source: LabelledConfig
+    """Labelled images."""
     sink: SinkConfig
+    """Where the model and its metrics are written."""
     model: TrainModelConfig
+    """Network and task."""
     training: TrainingConfig = TrainingConfig()
+    """Hyperparameters."""
     run: TrainingRunConfig = TrainingRunConfig()
+    """Resources and limits."""
 
     @model_validator(mode="after")
     def _check_task_keys(self) -> TrainJob:
