@@ -1,4 +1,4 @@
-"""Draw the pictures of README and docs from the demo and from the tutorial.
+"""Draw the pictures of README and docs: of the demo, of the tutorial, and the plots of examples.
 
 Run: python -m tests.docs.pictures FOLDER
 
@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 import cvbatch
 from cvbatch.results.row import Row
+from tests.docs import plots
 from tests.docs.markdown import ROOT, blocks
 from tests.docs.test_walk import TUTORIAL, draw_data, shell
 from tests.report.test_browser import BINARY, FLAGS
@@ -75,7 +76,7 @@ def draw_page(
 
 
 def main() -> None:
-    """Run demo and tutorial where they have no result; draw the pictures."""
+    """Run demo and tutorial where they have no result, and the examples; draw all pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.absolute()
@@ -93,6 +94,7 @@ def main() -> None:
         page = "result/_cvbatch/report.html"
         draw_page(browser, folder, page, "tutorial.jpg", "Gallery", {"Boxes", "Ground truth"})
         browser.close()
+    plots.main()
 
 
 if __name__ == "__main__":
