@@ -136,10 +136,21 @@ COMMANDS = {
         ),
     ),
     "report": Command(
-        "write an HTML report on predictions, a training or an evaluation",
+        "write an HTML report on predictions, an evaluation, a training or an explanation",
         (
-            _text("source", "DIR", "folder or URI written by predict, train or evaluate"),
-            _text("--out", "FILE", "HTML file to write; default: DIR/_cvbatch/report.html"),
+            _text(
+                "sources",
+                "DIR",
+                "folder or URI written by predict, evaluate, train or explain; two predictions are "
+                "compared",
+                nargs="+",
+            ),
+            _text(
+                "--out",
+                "FILE",
+                "HTML file to write; default: DIR/_cvbatch/report.html, for two predictions "
+                "comparison.html in the second one",
+            ),
             _text(
                 "--evaluation",
                 "DIR",
@@ -149,7 +160,7 @@ COMMANDS = {
             _text(
                 "--truth",
                 "DIR",
-                "labelled Parquet: show the images whose predictions differ most from it; can be "
+                "labelled Parquet to compare the predictions with, image by image; can be "
                 "repeated; default: none",
                 action="append",
                 default=[],

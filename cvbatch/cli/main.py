@@ -244,12 +244,21 @@ def _done(summary: TrainSummary | EvaluationSummary) -> str:
 
 def _report(arguments: argparse.Namespace) -> CommandResult:
     from cvbatch.core.progress import progress_listener
-    from cvbatch.report.job import write_report
+    from cvbatch.report.job import write_comparison, write_report
 
-    with progress_listener() as listener:
-        done = write_report(
-            arguments.source, arguments.out, arguments.evaluation, arguments.truth, listener
+    first, *others = arguments.sources
+    if others and (len(others) > 1 or arguments.evaluation or arguments.truth):
+        raise ConfigError(
+            "cvbatch report takes one folder, or two predictions to compare without --evaluation "
+            "and --truth; leave the others out"
         )
+    with progress_listener() as listener:
+        if others:
+            done = write_comparison(first, others[0], arguments.out, listener)
+        else:
+            done = write_report(
+                first, arguments.out, arguments.evaluation, arguments.truth, listener
+            )
     if arguments.json:
         print(json.dumps(done.as_json()))
     for note in done.notes:

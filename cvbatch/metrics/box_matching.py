@@ -50,6 +50,7 @@ class Matches(NamedTuple):
     is_true_positive: np.ndarray  # (M, 41) bool
     is_ignored: np.ndarray  # (M, 41) bool: neither a true nor a false positive
     counts_as_object: np.ndarray  # (N, 5) bool: of the ground truth, per area range and for VOC
+    match: np.ndarray  # (M, 40) int32, row of the object taken by the COCO rule; −1: none
 
 
 class MaskPair(NamedTuple):
@@ -116,7 +117,8 @@ def match_boxes(
     is_ignored_truth = is_crowd[:, None] | _is_outside(area)  # (N, A)
 
     pairs = _overlapping_pairs(shapes, class_id, image, truth, is_crowd)
-    has_match, has_ignored_match = _match_coco(pairs, group, is_crowd, is_ignored_truth)
+    match, has_ignored_match = _match_coco(pairs, group, is_crowd, is_ignored_truth)
+    has_match = match >= 0
     is_outside = _is_outside(shapes.area)[:, None, :]
     coco_true = has_match & ~has_ignored_match
     coco_ignored = has_ignored_match | (~has_match & is_outside)
@@ -127,6 +129,7 @@ def match_boxes(
         np.column_stack([coco_true.reshape(-1, NUM_COCO_CRITERIA), voc_true]),
         np.column_stack([coco_ignored.reshape(-1, NUM_COCO_CRITERIA), voc_ignored]),
         np.column_stack([~is_ignored_truth, ~is_crowd]),
+        match.reshape(-1, NUM_COCO_CRITERIA),
     )
 
 
@@ -256,10 +259,11 @@ def _match_coco(
     group: np.ndarray,  # (M,) ascending: equal in one image and class
     is_crowd: np.ndarray,  # (N,)
     is_ignored_truth: np.ndarray,  # (N, A)
-) -> tuple[np.ndarray, np.ndarray]:  # (M, T, A) bool: has a match; its match is ignored
+) -> tuple[np.ndarray, np.ndarray]:  # (M, T, A): object or −1, int32; whether it is ignored, bool
     """Match the n-th detection of every image and class in step n, so that steps are vectorised."""
     shape = (len(IOU_THRESHOLDS), len(AREA_RANGES))
-    has_match, has_ignored_match = np.zeros((2, len(group), *shape), bool)
+    match = np.full((len(group), *shape), -1, np.int32)
+    has_ignored_match = np.zeros(match.shape, bool)
     is_taken = np.zeros((len(is_crowd), *shape), bool)
     candidates, candidate_of_pair = np.unique(pairs.detection, return_inverse=True)
     step = _position_in_run(group[candidates])[candidate_of_pair]
@@ -279,9 +283,9 @@ def _match_coco(
         d, i, a = np.nonzero(best >= 0)
         taken = truth[best[d, i, a] % count]
         is_taken[taken, i, a] = True
-        has_match[detection[first[d]], i, a] = True
+        match[detection[first[d]], i, a] = taken
         has_ignored_match[detection[first[d]], i, a] = is_ignored_truth[taken, a]
-    return has_match, has_ignored_match
+    return match, has_ignored_match
 
 
 def _match_voc(

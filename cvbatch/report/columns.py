@@ -5,20 +5,36 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-from xml.etree.ElementTree import Element
+from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.etree.ElementTree import Element, tostring
 
-from cvbatch.report.html import collapsible, el, format_count, name_element, paragraph, shorten
+from cvbatch.report.html import (
+    collapsible,
+    el,
+    format_count,
+    format_percent,
+    name_element,
+    paragraph,
+    shorten,
+)
 from cvbatch.report.overlays import mask_layer
 from cvbatch.report.svg_boxes import class_colour, draw_box, draw_mask, swatch
 from cvbatch.results.row import Row
+
+if TYPE_CHECKING:
+    from cvbatch.report.statistics import Statistics
 
 MAX_BOXES = 50  # drawn in one image
 MAX_NAMES = 8  # of classes, below one image
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
 NAME_LENGTH = 60  # characters of a class name
+BOX_SCORE = 0.25  # minimum score of boxes that a page shows first
+BACKGROUND = "background"
+_MAX_AREAS = 4  # of classes of a mask, below one image
 ClassColours = Mapping[str, int]  # class name → the mask value that has its colour
 Elements = list[dict[str, Any]] | None  # of a row; None: the result lacks the column
+Tile = tuple[str, str, str]  # title, value, note
+OUTCOMES = {"tp": "true positive", "fp": "false positive"}
 
 
 def class_colours(classes: Mapping[str, Sequence[str]]) -> ClassColours:
@@ -31,6 +47,26 @@ def class_colours(classes: Mapping[str, Sequence[str]]) -> ClassColours:
     for class_id, label in enumerate(classes.get("boxes", ())):
         colours.setdefault(label, class_id + 1)  # class 0 of a mask is the background
     return colours
+
+
+class Drawing(NamedTuple):
+    """How the elements of a row are drawn.
+
+    Args:
+        colours: of the classes.
+        outcomes: of the boxes, keys of OUTCOMES or ""; () if there is nothing to compare with.
+        max_bytes: of the elements in the page.
+        outcome_names: names of the outcomes.
+    """
+
+    colours: ClassColours
+    outcomes: Sequence[str] = ()
+    max_bytes: float = math.inf
+    outcome_names: Mapping[str, str] = OUTCOMES
+
+    def outcome(self, number: int) -> str:
+        """Return the outcome of a box; "" if it has none."""
+        return self.outcomes[number] if number < len(self.outcomes) else ""
 
 
 class SvgLayer(NamedTuple):
@@ -59,9 +95,10 @@ class ColumnPage(NamedTuple):
         unit: of the elements, if they are counted too; "" if only images are.
         agreement: what the agreement with labels is a share of.
         description: function of Row that describes the predictions of an image; "" for nothing.
-        caption: function of (row, colours) that returns what is below the image.
+        caption: function of (row, drawing) that returns what is below the image.
+        tiles: function of (classes, statistics) that returns the main figures.
         layer_title: title of the layer over the image; "" without a layer.
-        svg_layer: function of (row, colours, image_hw) that returns the layer.
+        svg_layer: function of (row, drawing, image_hw) that returns the layer.
         png_layer: function of (row, shown_hw) that returns the layer; None if the row has none.
     """
 
@@ -69,13 +106,14 @@ class ColumnPage(NamedTuple):
     elements: Callable[[Row], Elements]
     title: str
     description: Callable[[Row], str]
-    caption: Callable[[Row, ClassColours], list[Element]]
+    caption: Callable[[Row, Drawing], list[Element]]
+    tiles: Callable[[Sequence[str], Statistics], list[Tile]]
     has_one_class: bool = False
     score_title: str = ""
     unit: str = ""
     agreement: str = ""
     layer_title: str = ""
-    svg_layer: Callable[[Row, ClassColours, tuple[int, int]], SvgLayer] | None = None
+    svg_layer: Callable[[Row, Drawing, tuple[int, int]], SvgLayer] | None = None
     png_layer: Callable[[Row, tuple[int, int]], PngLayer | None] | None = None
 
 
@@ -89,15 +127,31 @@ def _describe_labels(row: Row) -> str:
     return f"label {best['label']} {best['score']:.2f}"
 
 
-def _label_caption(row: Row, colours: ClassColours) -> list[Element]:
+def _label_caption(row: Row, drawing: Drawing) -> list[Element]:
     if not row.labels:
         return []
     chips = [
-        el("li", {"class": "scored", "data-score": f"{label['score']:.6g}"},
-           name_element(label["label"], NAME_LENGTH), f" {label['score']:.2f}")
+        el("li", {}, name_element(label["label"], NAME_LENGTH), f" {label['score']:.2f}")
         for label in row.labels[:MAX_NAMES]
-    ]  # fmt: skip
+    ]
     return [el("ul", {"class": "chips", "aria-label": "Labels"}, *chips)]
+
+
+def _label_tiles(classes: Sequence[str], statistics: Statistics) -> list[Tile]:
+    num_images = statistics.num_images["labels"]
+    if not num_images:
+        return []
+    top, count = min(num_images.items(), key=lambda item: (-item[1], item[0]))
+    share = format_percent(count, statistics.num_rows - statistics.num_failed)
+    tiles = [
+        ("Classes predicted", format_count(len(num_images)), f"of {len(classes):,}"),
+        ("Most frequent class", shorten(classes[top], 40), f"{share} of the images"),
+    ]
+    num_low, num_scores = statistics.scores_below("labels", 0.5)
+    if num_scores:
+        note = format_percent(num_low, num_scores)
+        tiles.append(("Best score below 0.5", format_count(num_low), note))
+    return tiles
 
 
 # ---------------------------------------------------------------- boxes
@@ -111,22 +165,53 @@ def _describe_boxes(row: Row) -> str:
     return f"boxes: {counts}" if counts else "no boxes"
 
 
-def _box_caption(row: Row, colours: ClassColours) -> list[Element]:
+def _box_caption(row: Row, drawing: Drawing) -> list[Element]:
     if not row.boxes:
         return [] if row.boxes is None else [paragraph("no boxes", kind="quiet")]
-    chips = [
-        el("li", {"class": "scored", "data-score": f"{box['score']:.6g}"},
-           swatch(colours.get(box["label"], 0)), name_element(box["label"], NAME_LENGTH),
-           f" {box['score']:.2f}")
-        for box in row.boxes[:MAX_BOXES]
-    ]  # fmt: skip
+    count = min(len(row.boxes), MAX_BOXES)
+    chips = [_box_chip(row, number, drawing) for number in range(count)]
+    chips = first_within(chips, drawing.max_bytes / 3)
     title = f"{format_count(len(row.boxes))} box{'' if len(row.boxes) == 1 else 'es'}"
-    if len(row.boxes) > MAX_BOXES:
-        title += f", {MAX_BOXES} with the highest scores drawn"
+    if len(row.boxes) > len(chips):
+        title += f", the {len(chips)} with the highest scores listed"
     return [collapsible(title, el("ul", {"class": "chips"}, *chips))]
 
 
-def _box_layer(row: Row, colours: ClassColours, image_hw: tuple[int, int]) -> SvgLayer:
+def _box_chip(row: Row, number: int, drawing: Drawing) -> Element:
+    box, outcome = (row.boxes or [])[number], drawing.outcome(number)
+    attributes = {"class": f"scored {outcome}".strip(), "data-score": f"{box['score']:.6g}"}
+    mark = el("span", {"class": "mark"}, drawing.outcome_names[outcome]) if outcome else None
+    name = name_element(box["label"], NAME_LENGTH)
+    colour = swatch(drawing.colours.get(box["label"], 0))
+    return el("li", attributes, colour, name, f" {box['score']:.2f}", mark)
+
+
+def first_within(elements: Sequence[Element], max_bytes: float) -> list[Element]:
+    """Return the first elements that fit into a number of bytes, at least one of them."""
+    kept: list[Element] = []
+    for element in elements:
+        max_bytes -= len(tostring(element))
+        if max_bytes < 0 and kept:
+            break
+        kept.append(element)
+    return kept
+
+
+def _box_tiles(classes: Sequence[str], statistics: Statistics) -> list[Tile]:
+    num_boxes = statistics.num_elements["boxes"].total()
+    num_ok = statistics.num_rows - statistics.num_failed
+    tiles = [("Boxes", format_count(num_boxes), f"{num_boxes / max(num_ok, 1):.3g} per image")]
+    num_low, num_scores = statistics.scores_below("boxes", BOX_SCORE)
+    if num_low:
+        title = f"Boxes from a score of {BOX_SCORE}"
+        note = f"{format_percent(num_scores - num_low, num_scores)} of all"
+        tiles.append((title, format_count(num_scores - num_low), note))
+    num_classes = len(statistics.num_images["boxes"])
+    tiles.append(("Classes in boxes", format_count(num_classes), f"of {len(classes):,}"))
+    return tiles
+
+
+def _box_layer(row: Row, drawing: Drawing, image_hw: tuple[int, int]) -> SvgLayer:
     """Return the boxes without NaN or infinity, the one with the highest score on top.
 
     The mask of a box is below it, in the same group, so that the filter by score hides both.
@@ -138,13 +223,16 @@ def _box_layer(row: Row, colours: ClassColours, image_hw: tuple[int, int]) -> Sv
         if not all(map(math.isfinite, corners)) or len(boxes) == MAX_BOXES:
             continue
         name = f"{shorten(box['label'], NAME_LENGTH)} {box['score']:.2f}"
-        colour = class_colour(colours.get(box["label"], 0))
+        colour = class_colour(drawing.colours.get(box["label"], 0))
         element = draw_box(corners, name, box["score"], colour, image_hw)
+        element.set("class", f"box {drawing.outcome(number)}".strip())
         region = row.box_mask(number)
         if region is not None:
             element.insert(0, draw_mask(region, colour))
         boxes.append(box)
         elements.append(element)
+    elements = first_within(elements, drawing.max_bytes)
+    boxes = boxes[: len(elements)]
     names = ", ".join(f"{box['label']} {box['score']:.2f}" for box in boxes[:MAX_NAMES])
     return SvgLayer(elements[::-1], f"{format_count(len(boxes))} boxes: {names}")
 
@@ -166,7 +254,37 @@ def _mask_layer(row: Row, shown_hw: tuple[int, int]) -> PngLayer | None:
     mask = row.mask
     if mask is None:
         return None
-    return PngLayer(mask_layer(mask, shown_hw), f"Mask: {_class_areas(row)}")
+    has_background = any(
+        area["class_id"] == 0 and area["label"] == BACKGROUND for area in row.mask_areas or ()
+    )
+    png = mask_layer(mask, shown_hw, has_background=has_background)
+    return PngLayer(png, f"Mask: {_class_areas(row)}")
+
+
+def _mask_caption(row: Row, drawing: Drawing) -> list[Element]:
+    if not row.mask_areas:
+        return []
+    num_pixels = max((row.width or 1) * (row.height or 1), 1)
+    chips = [
+        el("li", {}, swatch(drawing.colours.get(area["label"], 0)),
+           name_element(area["label"], NAME_LENGTH), f" {100 * area['area'] / num_pixels:.0f} %")
+        for area in row.mask_areas[:_MAX_AREAS]
+    ]  # fmt: skip
+    return [el("ul", {"class": "chips", "aria-label": "Share of the mask"}, *chips)]
+
+
+def _mask_tiles(classes: Sequence[str], statistics: Statistics) -> list[Tile]:
+    num_images = statistics.num_images["mask_areas"]
+    num_ok = statistics.num_rows - statistics.num_failed
+    tiles = [("Classes in masks", format_count(len(num_images)), f"of {len(classes):,}")]
+    shown = [k for k in num_images if classes[k] != BACKGROUND]
+    if shown:
+        top = min(shown, key=lambda k: (-num_images[k], k))
+        share = format_percent(num_images[top], num_ok)
+        tiles.append(
+            ("Most frequent in masks", shorten(classes[top], 40), f"{share} of the images")
+        )
+    return tiles
 
 
 COLUMN_PAGES: dict[str, ColumnPage] = {
@@ -176,6 +294,7 @@ COLUMN_PAGES: dict[str, ColumnPage] = {
         title="Best label",
         description=_describe_labels,
         caption=_label_caption,
+        tiles=_label_tiles,
         has_one_class=True,
         score_title="Score of the best label",
         agreement="labels",
@@ -186,6 +305,7 @@ COLUMN_PAGES: dict[str, ColumnPage] = {
         title="Boxes",
         description=_describe_boxes,
         caption=_box_caption,
+        tiles=_box_tiles,
         score_title="Scores of boxes",
         unit="boxes",
         agreement="boxes",
@@ -197,7 +317,8 @@ COLUMN_PAGES: dict[str, ColumnPage] = {
         elements=lambda row: row.mask_areas,
         title="Masks",
         description=_describe_mask,
-        caption=lambda row, colours: [],
+        caption=_mask_caption,
+        tiles=_mask_tiles,
         agreement="pixels",
         layer_title="Mask",
         png_layer=_mask_layer,

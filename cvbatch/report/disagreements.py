@@ -1,8 +1,8 @@
-"""Find the images whose predictions differ most from their labels."""
+"""Compare the images of the gallery with their labels, and find those that differ most."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,48 +10,34 @@ import numpy as np
 import pyarrow as pa
 
 from cvbatch.config.evaluate import EvaluationConfig
-from cvbatch.core.types import VOID_CLASS
 from cvbatch.datasets.schema import expand_label_columns
 from cvbatch.evaluate.class_map import make_evaluation_spec
-from cvbatch.evaluate.columns import score_rows
 from cvbatch.evaluate.join import JoinedPart, join, load_ground_truth, read_joined_part
 from cvbatch.evaluate.scoring import EvaluationSpec
-from cvbatch.images.masks import decode_png
-from cvbatch.metrics.counts import ClassCounts
+from cvbatch.report.outcomes import LabelComparison, agreement_of, compare_image
 from cvbatch.report.statistics import RowRef
-from cvbatch.results.parts import box_corners
 from cvbatch.results.result import Result
 
-MAX_DIFFERENT = 16  # images returned
-MAX_PARTS = 48  # part files that are read
+MAX_DIFFERENT = 32  # images with the lowest agreement that a sample contains
+MAX_PARTS = 48  # part files that are searched for them
 _ROWS_PER_PART = 24
 
 
 @dataclass(frozen=True)
-class LabelComparison:
-    """The labels of an image, and the agreement of the predictions with them."""
-
-    agreement: dict[str, float]  # column → F1 of its labels, boxes or pixels, 0..1
-    labels: tuple[str, ...]
-    xyxy: np.ndarray  # (M, 4) float32 pixels of the image
-    names: tuple[str, ...]  # M, class names of the boxes
-    mask: np.ndarray | None  # (h, w) uint8 true classes; VOID_CLASS: not counted
-    predicted: np.ndarray | None  # (h, w) uint8 true classes of the predicted mask
-    data: bytes | None  # the encoded image that is stored with the labels
-
-    @property
-    def disagreement(self) -> float:
-        """Return 1 minus the mean agreement: 0 if all predictions are correct, 1 if none is."""
-        return 1 - float(np.mean(list(self.agreement.values()))) if self.agreement else 0.0
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """The images that differ most from their labels."""
+    """The compared images.
 
-    num_images: int  # both predicted and labelled
-    num_compared: int
-    most_different: dict[RowRef, LabelComparison]  # the lowest agreement first
+    Attributes:
+        num_images: that are both predicted and labelled.
+        num_searched: images among which `lowest` were found; 0 if all were chosen anyway.
+        lowest: rows with the lowest agreement, lowest first; () if all were chosen anyway.
+        rows: of the chosen images and of `lowest`, those that have labels.
+    """
+
+    num_images: int
+    num_searched: int
+    lowest: tuple[RowRef, ...]
+    rows: dict[RowRef, LabelComparison]
 
 
 def compare_with_labels(
@@ -59,14 +45,19 @@ def compare_with_labels(
     label_uris: Sequence[str],
     splits: Sequence[str] | None,
     evaluation: dict[str, Any],
+    chosen: Collection[RowRef],
+    *,
+    is_sample: bool,
 ) -> Comparison:
-    """Compare predictions with labels, image by image; a sample of a large result.
+    """Compare predictions with labels, image by image.
 
     Args:
         result: the predictions.
         label_uris: labelled Parquet.
         splits: of the labels; None: all.
         evaluation: `evaluation` section of a job file: thresholds, class map and join.
+        chosen: rows to compare.
+        is_sample: the result has other rows, among which those that differ most are searched.
 
     Raises:
         SourceError: predictions or labels cannot be read, or they have no image in common.
@@ -76,23 +67,16 @@ def compare_with_labels(
     ground_truth = load_ground_truth(result.storage, label_uris, splits)
     spec = make_evaluation_spec(config, result, ground_truth)
     joined = join(result, ground_truth, config.join)
-    parts = [_sample_rows(part) for part in _sample_parts(joined.parts)]
-    ranked: list[tuple[float, int, int]] = []  # mean agreement, index into parts, row in the part
-    for number, part in enumerate(parts):
-        ranked += [
-            (float(np.mean(list(agreement.values()))), number, i)
-            for i, agreement in enumerate(_agreements(spec, part))
-            if agreement
-        ]
-    ranked.sort()
-    most_different = {}
-    for mean_agreement, number, i in ranked[:MAX_DIFFERENT]:
-        if mean_agreement < 1:
-            part = parts[number]
-            row_ref = RowRef(part.ref, int(part.part_row[i]))
-            most_different[row_ref] = _compare_image(spec, part, i)
-    num_compared = sum(len(part.part_row) for part in parts)
-    return Comparison(joined.num_images, num_compared, most_different)
+    searched = [_sample_rows(part) for part in _sample_parts(joined.parts)] if is_sample else []
+    lowest = _lowest_agreement(spec, searched)
+    rows: dict[RowRef, LabelComparison] = {}
+    wanted = {*chosen, *lowest}
+    for part in joined.parts:
+        is_wanted = [RowRef(part.ref, row) in wanted for row in part.part_row.tolist()]
+        if any(is_wanted):
+            rows |= _compare_part(spec, part.take(np.flatnonzero(is_wanted)))
+    num_searched = sum(len(part.part_row) for part in searched)
+    return Comparison(joined.num_images, num_searched, tuple(lowest), rows)
 
 
 def _sample_parts(parts: list[JoinedPart]) -> list[JoinedPart]:
@@ -105,70 +89,36 @@ def _sample_rows(part: JoinedPart) -> JoinedPart:
     return part.take(np.linspace(0, len(part.part_row) - 1, count).round().astype(int))
 
 
-def _agreements(spec: EvaluationSpec, part: JoinedPart) -> list[dict[str, float]]:
-    """Return the F1 of labels, boxes and pixels of each image of a part."""
+def _lowest_agreement(spec: EvaluationSpec, parts: Sequence[JoinedPart]) -> list[RowRef]:
+    """Return the rows of the lowest agreement below 1, lowest first."""
+    ranked: list[tuple[float, int, RowRef]] = []
+    for part in parts:
+        predicted, labelled = _read(spec, part)
+        for i, row in enumerate(part.part_row.tolist()):
+            sides = predicted.slice(i, 1), labelled.slice(i, 1)
+            agreement = agreement_of(spec, *sides, part.part_uri)
+            if agreement is not None and agreement < 1:
+                ranked.append((agreement, len(ranked), RowRef(part.ref, row)))
+    return [row_ref for _, _, row_ref in sorted(ranked)[:MAX_DIFFERENT]]
+
+
+def _compare_part(spec: EvaluationSpec, part: JoinedPart) -> dict[RowRef, LabelComparison]:
     predicted, labelled = _read(spec, part)
-    return [_agreement(spec, predicted.slice(i, 1), labelled.slice(i, 1), part.part_uri)
-            for i in range(predicted.num_rows)]  # fmt: skip
+    comparisons = {}
+    for i, row in enumerate(part.part_row.tolist()):
+        single = part.take(np.array([i]))
 
+        def stored_image(single: JoinedPart = single) -> bytes | None:
+            label_row = read_joined_part(single, ["image_id"], ["image"])[1].to_pylist()[0]
+            return (label_row.get("image") or {}).get("bytes")
 
-def _read(spec: EvaluationSpec, part: JoinedPart, *extra: str) -> tuple[pa.Table, pa.Table]:
-    """Return the compared columns of predictions and labels; of labels `extra` columns too."""
-    columns = list(spec.classes)
-    return read_joined_part(
-        part, ["image_id", "status", *columns], [*expand_label_columns(columns), *extra]
-    )
-
-
-def _agreement(
-    spec: EvaluationSpec, predicted: pa.Table, labelled: pa.Table, part_uri: str
-) -> dict[str, float]:  # one row each
-    scores = score_rows(spec, predicted.combine_chunks(), labelled.combine_chunks(), part_uri)
-    agreement = {}
-    for column in spec.classes:
-        counts = scores.metric(f"{column}_tally", ClassCounts)
-        hits, support, num_predicted = (
-            int(values[0].sum()) for values in (counts.hits, counts.support, counts.predicted)
+        comparisons[RowRef(part.ref, row)] = compare_image(
+            spec, predicted.slice(i, 1), labelled.slice(i, 1), part.part_uri, stored_image
         )
-        if support + num_predicted:
-            agreement[column] = 2 * hits / (support + num_predicted)
-    return agreement
+    return comparisons
 
 
-def _compare_image(spec: EvaluationSpec, part: JoinedPart, index: int) -> LabelComparison:
-    """Return the labels of one image of a part, compared with its predictions."""
-    predicted, labelled = _read(spec, part.take(np.array([index])), "image")
-    label_row = labelled.to_pylist()[0]
-    boxes = label_row.get("boxes") or []
-    mask, predicted_mask = _masks(spec, label_row, predicted.to_pylist()[0])
-    label_names, box_names = (spec.classes.get(column, ()) for column in ("labels", "boxes"))
-    return LabelComparison(
-        agreement=_agreement(spec, predicted, labelled, part.part_uri),
-        labels=tuple(label_names[label["class_id"]] for label in label_row.get("labels") or []),
-        xyxy=box_corners(boxes).astype(np.float32),
-        names=tuple(box_names[box["class_id"]] for box in boxes),
-        mask=mask,
-        predicted=predicted_mask,
-        data=(label_row.get("image") or {}).get("bytes"),
-    )
-
-
-def _masks(
-    spec: EvaluationSpec, label_row: dict[str, Any], predicted_row: dict[str, Any]
-) -> tuple[np.ndarray | None, np.ndarray | None]:  # (h, w) uint8 each
-    """Return the true mask, and the predicted one in true classes."""
-    true_png, predicted_png = (
-        (row.get("mask") or {}).get("bytes") for row in (label_row, predicted_row)
-    )
-    if true_png is None:
-        return None, None
-    mask = decode_png(true_png)
-    if spec.ignored_class is not None:
-        mask = np.where(mask == spec.ignored_class, np.uint8(VOID_CLASS), mask)
-    if predicted_png is None:
-        return mask, None
-    true_class = np.full(256, VOID_CLASS, np.uint8)  # indexed by the predicted class
-    class_of = spec.class_of["mask"]
-    true_class[: len(class_of)] = np.where(class_of < 0, VOID_CLASS, class_of)
-    predicted = true_class[decode_png(predicted_png)]
-    return mask, predicted if predicted.shape == mask.shape else None
+def _read(spec: EvaluationSpec, part: JoinedPart) -> tuple[pa.Table, pa.Table]:
+    """Return the compared columns of predictions and labels."""
+    columns = list(spec.classes)
+    return read_joined_part(part, ["image_id", "status", *columns], expand_label_columns(columns))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from cvbatch.report.html import (
     shorten,
     table,
 )
+from cvbatch.report.outcomes import Cell as Confused
 from cvbatch.report.overlays import ByteBudget
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
@@ -111,7 +113,7 @@ def sections(evaluation: Evaluation, budget: ByteBudget) -> list[Section]:
         body = [_leading_metrics(tasks), _image_counts(evaluation)]
         result = [Section("scores", "Metrics", body)]
         result += [
-            Section(f"scores-{task}", task.capitalize(), _task(tasks[task])) for task in tasks
+            Section(f"scores-{task}", task.capitalize(), _task(task, tasks[task])) for task in tasks
         ]
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
@@ -172,7 +174,7 @@ def _cell(metric: Mapping[str, Any] | None) -> Cell | str:
     return Cell(f"{metric['value']:.3f}", metric["value"])
 
 
-def _task(scores: Mapping[str, Any]) -> list[Element]:
+def _task(task: str, scores: Mapping[str, Any]) -> list[Element]:
     """Return the tables and charts of one task."""
     rows = [
         (_title(name), _value(metric), _interval(metric), format_count(metric["count"]))
@@ -185,7 +187,8 @@ def _task(scores: Mapping[str, Any]) -> list[Element]:
         body.append(_class_table(class_metrics))
     confusion = scores.get("confusion")
     if confusion and len(confusion["classes"]) <= _MAX_CONFUSION_CLASSES:
-        body.append(_confusion_matrix(confusion["classes"], confusion["counts"]))
+        column = next(key for key, name in CLASS_COLUMNS.items() if name == task)
+        body.append(_confusion_matrix(column, confusion["classes"], confusion["counts"]))
     return body
 
 
@@ -196,29 +199,55 @@ def _class_table(classes: Mapping[str, Any]) -> Element:
         label: max(metric["count"] for metric in values.values())
         for label, values in classes.items()
     }
-    order = sorted(classes, key=lambda label: -counts[label])[:MAX_CLASSES]
+    present = [label for label, values in classes.items() if _has_value(values)]
+    order = sorted(present, key=lambda label: -counts[label])[:MAX_CLASSES]
     rows = []
     for label in order:
         values = (_cell(classes[label].get(metric)) for metric in metrics)
         rows.append((name_element(label), *values, format_count(counts[label])))
-    more = "" if len(classes) <= MAX_CLASSES else f" ({MAX_CLASSES} of {len(classes):,})"
+    absent = len(classes) - len(present)
+    more = f"; {absent:,} without ground truth and predictions left out" if absent else ""
+    more += f"; the {MAX_CLASSES} most frequent" if len(present) > MAX_CLASSES else ""
     head = ("class", *map(_title, metrics), "count")
     return table(f"Metrics per class{more}", head, rows, "t" + "n" * (len(metrics) + 1))
 
 
-def _confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Element:
-    """Return the confusion matrix: a row for each true class."""
+def _has_value(metrics: Mapping[str, Any]) -> bool:
+    """Return whether a class occurs in the ground truth or in the predictions."""
+    return any(metric["count"] or metric["value"] is not None for metric in metrics.values())
+
+
+def _confusion_matrix(
+    column: str, names: Sequence[str], counts: Sequence[Sequence[int]]
+) -> Element:
+    """Return the confusion matrix: a row for each true class, cells that filter the gallery."""
     rows = []
+    predicted = [*names, ""]
     for label, row_counts in zip(names, counts, strict=True):
         total = sum(row_counts) or 1
-        cells: list[Cell | str] = [
-            Cell(format_count(n), n / total) if n else "·" for n in row_counts
+        cells = [
+            _confusion_cell(Confused(column, label, other), number, number / total)
+            for other, number in zip(predicted, row_counts, strict=True)
         ]
         rows.append((name_element(label), *cells))
     head = ("true class", *(shorten(label, 24) for label in names), "none")
-    return table(
-        "Confusion matrix: true class by predicted class", head, rows, "t" + "n" * (len(names) + 1)
-    )
+    title = "Confusion matrix: true class by predicted class; a number shows its images"
+    return table(title, head, rows, "t" + "n" * (len(names) + 1))
+
+
+def _confusion_cell(cell: Confused, number: int, share: float) -> Element | str:
+    """Return a link to the images of a cell, shaded by its share of the true class."""
+    if not number:
+        return "·"
+    text = f"true {shorten(cell.true)}, predicted {shorten(cell.predicted) or 'none'}"
+    is_wrong = "wrong" if cell.true != cell.predicted else "right"
+    return el(
+        "a",
+        {"href": "#gallery", "class": f"confusion {is_wrong} shade-{math.ceil(share * 4)}",
+         "data-cell": json.dumps([cell.column, shorten(cell.true), shorten(cell.predicted)]),
+         "aria-label": f"{format_count(number)}: {text}, show images"},
+        format_count(number),
+    )  # fmt: skip
 
 
 def _plots(storage: Storage, uri: str, budget: ByteBudget) -> list[Element]:

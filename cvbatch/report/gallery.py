@@ -1,131 +1,252 @@
-"""Image gallery with overlays that the reader switches on and off."""
+"""Image gallery with search, sort, filters and overlays that the reader switches on and off."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 from xml.etree.ElementTree import Element
 
-import numpy as np
-
-from cvbatch.core.types import VOID_CLASS
-from cvbatch.report.columns import (
-    COLUMN_PAGES,
-    MAX_BOXES,
-    MAX_NAMES,
-    NAME_LENGTH,
-    ClassColours,
-)
-from cvbatch.report.disagreements import LabelComparison
+from cvbatch.core.progress import Listener
+from cvbatch.report.cards import CardStyle, draw_card, markup_bytes
+from cvbatch.report.columns import BOX_SCORE, COLUMN_PAGES, NAME_LENGTH, ClassColours
+from cvbatch.report.facts import Facts
 from cvbatch.report.html import el, format_count, name_element, paragraph, shorten
-from cvbatch.report.overlays import (
-    ByteBudget,
-    difference_layer,
-    encode_photo,
-    heatmap_layer,
-    thumbnail_hw,
-)
+from cvbatch.report.overlays import ByteBudget
 from cvbatch.report.samples import Card
-from cvbatch.report.svg_boxes import draw_box, font_size, swatch
-from cvbatch.results.row import Row
+from cvbatch.report.svg_boxes import swatch
 
+T = TypeVar("T")
+MARKUP_BYTES = 7_000_000  # of boxes and captions of all images
 _MAX_LEGEND = 64
+_SORTS = {
+    "order": "Order of the result",
+    "name": "Name",
+    "agreement": "Lowest agreement",
+    "loss": "Largest loss",
+    "low": "Lowest score",
+    "high": "Highest score",
+    "large": "Largest image",
+    "small": "Smallest image",
+}
+
+
+# Title of the switch by CSS class of the boxes, whose colours page.css has.
+OUTCOMES = {"tp": "True positives", "fp": "False positives", "miss": "Misses"}
+# Title by key of the status filter in page.js.
+STATUSES = {
+    "ok": "Read",
+    "failed": "Failed",
+    "correct": "Best label correct",
+    "wrong": "Best label wrong",
+    "boxes": "With boxes from the minimum score",
+    "no-boxes": "Without such boxes",
+    "false-positive": "With false positives",
+    "miss": "With misses",
+}
+
+
+class GalleryText(NamedTuple):
+    """Names on the page of what the predictions are compared with."""
+
+    truth: str = "Ground truth"
+    outcomes: Mapping[str, str] = OUTCOMES
+    statuses: Mapping[str, str] = STATUSES
+
+
+DEFAULT_TEXT = GalleryText()
 
 
 def gallery(
-    cards: Sequence[Card], groups: Mapping[str, str], colours: ClassColours, budget: ByteBudget
+    cards: Iterable[tuple[Card, Sequence[str]]],
+    num_cards: int,
+    style: CardStyle,
+    facts: Facts,
+    images: ByteBudget,
+    text: GalleryText = DEFAULT_TEXT,
 ) -> list[Element]:
-    """Return the legend, the controls and the images.
+    """Return the legend of the classes, the controls and the images.
 
     Args:
-        cards: the images.
-        groups: key → title of each group of images; groups without a card are left out.
-        colours: of the classes.
-        budget: limit of the bytes of all images.
+        cards: the images, each with its kinds of differences between two results.
+        num_cards: their number.
+        style: of the images.
+        facts: to which those of the images are added.
+        images: limit of the bytes of all images.
+        text: names of the filters.
     """
-    if not cards:
-        return [paragraph("There is no image to show.")]
-    figures = [_card(number, card, colours, budget) for number, card in enumerate(cards)]
-    used_groups = {
-        key: title for key, title in groups.items() if any(key in card.groups for card in cards)
-    }
+    figures, layers, markup = list[Element](), dict[str, str](), ByteBudget(MARKUP_BYTES)
+    for card, changes in cards:
+        figure = draw_card(card, style, images, markup.share(num_cards - len(figures)))
+        markup.remaining -= markup_bytes(figure)
+        figures.append(figure)
+        layers |= _layers(card, text)
+        facts.add(card, changes)
     notes = []
-    if budget.num_omitted:
-        text = f"{budget.num_omitted} layers are left out: the size of the page is limited."
-        notes = [paragraph(text)]
+    if images.num_omitted:
+        note = f"{images.num_omitted} layers are left out: the size of the page is limited."
+        notes = [paragraph(note)]
+    named = {key: layers[key] for key in sorted(layers)}
+    return [*_legend(style.colours, facts), *notes, *assemble(figures, facts, named, text)]
+
+
+def with_progress(cards: Iterable[T], listener: Listener) -> Iterator[T]:
+    """Yield cards and report how many of them are drawn."""
+    for number, card in enumerate(cards):
+        listener.advanced(number)
+        yield card
+
+
+def assemble(
+    figures: Sequence[Element], facts: Facts, layers: Mapping[str, str], text: GalleryText
+) -> list[Element]:
+    """Return controls, images, the dialog of the enlarged view, and the facts for the script.
+
+    Args:
+        figures: the images.
+        facts: about each of them.
+        layers: key → title of the layers of all images.
+        text: names of the filters.
+    """
+    script = el("script", {"type": "application/json", "id": "facts"})
+    script.text = facts.as_script()
     return [
-        *_legend(colours),
-        _controls(cards, used_groups),
-        *notes,
+        _controls(facts, layers, text),
         el("div", {"class": "cards", "id": "cards"}, *figures),
         _viewer(),
+        script,
     ]
 
 
-def _layers(cards: Sequence[Card]) -> dict[str, str]:
-    """Return key → title of the layers that at least one card has."""
+def _layers(card: Card, text: GalleryText) -> dict[str, str]:
+    """Return key → title of the layers of a card."""
     layers = {
         column: page.layer_title
         for column, page in COLUMN_PAGES.items()
-        if page.layer_title and any(page.elements(card.row) for card in cards)
+        if page.layer_title and page.elements(card.row)
     }
-    if any(card.row.heatmaps for card in cards):
+    if card.row.heatmaps:
         layers["heatmap"] = "Heatmap"
-    if any(card.comparison for card in cards):
-        layers["truth"] = "Ground truth"
+    if card.comparison and (card.comparison.true_boxes or card.comparison.difference):
+        layers["truth"] = text.truth
     return layers
 
 
-def _controls(cards: Sequence[Card], groups: Mapping[str, str]) -> Element:
-    """Return the form with the layer switches and the filters."""
-    layers = _layers(cards)
-    switches = [
-        el(
-            "label", {"class": "switch"},
-            el("input", {"type": "checkbox", "data-layer": key, "checked": key == "boxes"}), title,
-        )
-        for key, title in layers.items()
-    ]  # fmt: skip
+def _controls(facts: Facts, layers: Mapping[str, str], text: GalleryText) -> Element:
+    """Return the form with the filters and the layer switches."""
     form = el("form", {"class": "controls", "aria-label": "Gallery controls"})
-    if switches:
-        form.append(el("fieldset", {}, el("legend", {}, "Layers"), *switches))
-    scores = [
-        element["score"]
-        for card in cards
-        for element in _scored(card.row)
-        if math.isfinite(element["score"])
-    ]
-    if scores:
-        form.append(_score_slider(min([0.0, *scores]), max([1.0, *scores])))
-    png_layers = {column for column, page in COLUMN_PAGES.items() if page.png_layer} | {"heatmap"}
-    if not png_layers.isdisjoint(layers):
-        form.append(
-            el("label", {"class": "range"}, "Overlay opacity",
-               el("input", {"type": "range", "id": "strength", "min": "0.1", "max": "1",
-                            "step": "0.05", "value": "0.8"}))
-        )  # fmt: skip
-    if groups:
-        options = [el("option", {"value": key}, title) for key, title in groups.items()]
-        all_cards = el("option", {"value": ""}, f"All {len(cards)}")
-        form.append(el("label", {}, "Sample ", el("select", {"id": "group"}, all_cards, *options)))
-    classes = sorted({label for card in cards for label in _classes(card)})
+    search = {"type": "search", "id": "search", "placeholder": "part of a name"}
+    form.append(el("label", {}, "Name ", el("input", search)))
+    sorts = _used_sorts(facts)
+    form.append(_select("sort", "Sort by ", sorts))
+    classes = {str(index): name for name, index in sorted(facts.classes.items())}
     if len(classes) > 1:
-        options = [el("option", {"value": label}, shorten(label, NAME_LENGTH)) for label in classes]
-        select = el("select", {"id": "class"}, el("option", {"value": ""}, "Any"), *options)
-        form.append(el("label", {}, "Class ", select))
-    num_shown = f"{format_count(len(cards), 'image')} shown"
-    form.append(el("p", {"class": "shown", "id": "shown", "aria-live": "polite"}, num_shown))
+        form.append(_select("class", "Class ", {"": "Any", **classes}))
+    statuses = _used_statuses(facts, text.statuses)
+    if statuses:
+        form.append(_select("status", "Show ", {"": "All", **statuses}))
+    scores = [card["score"] for card in facts.cards if card["score"] is not None]
+    if scores:
+        form.append(_score_range())
+    if any(card["boxes"] for card in facts.cards):
+        box_scores = [score for card in facts.cards for _, score in card["boxes"] or ()]
+        form.append(_score_slider(box_scores))
+    has_outcomes = any("found" in card and card["boxes"] is not None for card in facts.cards)
+    form.extend(_switches(layers, text.outcomes if has_outcomes else {}))
+    num_shown = f"{format_count(len(facts.cards), 'image')} shown"
+    form.append(
+        el("p", {"class": "shown"}, el("span", {"id": "shown", "aria-live": "polite"}, num_shown),
+           el("span", {"id": "cell", "hidden": True}),
+           el("button", {"type": "reset"}, "Reset filters"),
+           el("button", {"type": "button", "id": "csv"}, "Download this list as CSV"))
+    )  # fmt: skip
     return form
 
 
-def _score_slider(low: float, high: float) -> Element:
+def _used_sorts(facts: Facts) -> dict[str, str]:
+    """Return the orders that the images have values for, the first one preselected."""
+    keys = {"low": "score", "high": "score", "large": "width", "small": "width"}
+    used = {
+        sort: title
+        for sort, title in _SORTS.items()
+        if sort in ("order", "name") or any(card.get(keys.get(sort, sort)) for card in facts.cards)
+    }
+    if "agreement" in used:
+        used = {"agreement": used["agreement"], **used}
+    return used
+
+
+def _used_statuses(facts: Facts, titles: Mapping[str, str]) -> dict[str, str]:
+    """Return the statuses that could differ between the images."""
+    cards = facts.cards
+    has_boxes = any(card["boxes"] is not None for card in cards)
+    has_true_boxes = any("found" in card and card["boxes"] is not None for card in cards)
+    is_used = {
+        "ok": any(card["status"] != "ok" for card in cards),
+        "failed": any(card["status"] != "ok" for card in cards),
+        "correct": any(card.get("correct") is not None for card in cards),
+        "wrong": any(card.get("correct") is not None for card in cards),
+        "boxes": has_boxes,
+        "no-boxes": has_boxes,
+        "false-positive": has_true_boxes,
+        "miss": has_true_boxes,
+    }
+    changes = {key for card in cards for key in card["changes"]}
+    return {key: title for key, title in titles.items() if is_used.get(key, key in changes)}
+
+
+def _select(key: str, title: str, options: Mapping[str, str]) -> Element:
+    items = [
+        el("option", {"value": value}, shorten(name, NAME_LENGTH))
+        for value, name in options.items()
+    ]
+    return el("label", {}, title, el("select", {"id": key}, *items))
+
+
+def _score_range() -> Element:
+    """Return two fields that limit the best score of an image."""
+    limits = [
+        el("input", {"type": "number", "id": key, "step": "0.01", "aria-label": title,
+                     "placeholder": word})
+        for key, word, title in (("from", "from", "Lowest score of an image"),
+                                 ("to", "to", "Highest score of an image"))
+    ]  # fmt: skip
+    return el("fieldset", {"class": "range"}, el("legend", {}, "Score of the image"), *limits)
+
+
+def _score_slider(scores: Sequence[float]) -> Element:
+    low, high = math.floor(min([0.0, *scores])), math.ceil(max([1.0, *scores]))
+    start = max(low, BOX_SCORE)
     return el(
-        "label", {"class": "range"}, "Minimum score ",
-        el("output", {"id": "threshold-value", "for": "threshold"}, f"{low:.2f}"),
-        el("input", {"type": "range", "id": "threshold", "min": f"{np.floor(low):.0f}",
-                     "max": f"{np.ceil(high):.0f}", "step": "0.01", "value": f"{low:.2f}"}),
+        "label", {"class": "range"}, "Minimum score of boxes ",
+        el("output", {"id": "threshold-value", "for": "threshold"}, f"{start:.2f}"),
+        el("input", {"type": "range", "id": "threshold", "min": low, "max": high, "step": "0.01",
+                     "value": f"{start:.2f}"}),
     )  # fmt: skip
+
+
+def _switches(layers: Mapping[str, str], outcomes: Mapping[str, str]) -> list[Element]:
+    """Return the switches of the layers and of the outcomes of boxes."""
+    fieldsets = []
+    if layers:
+        boxes = [_switch(key, title, is_on=key == "boxes") for key, title in layers.items()]
+        fieldsets.append(el("fieldset", {}, el("legend", {}, "Layers"), *boxes))
+    png_layers = {column for column, page in COLUMN_PAGES.items() if page.png_layer} | {"heatmap"}
+    if not png_layers.isdisjoint(layers):
+        slider = {"type": "range", "id": "strength", "min": "0.1", "max": "1", "step": "0.05",
+                  "value": "0.6"}  # fmt: skip
+        fieldsets.append(el("label", {"class": "range"}, "Overlay opacity", el("input", slider)))
+    if outcomes:
+        switches = [_switch(key, title, is_on=True) for key, title in outcomes.items()]
+        switches.append(_switch("by-outcome", "Colour by outcome", is_on=True))
+        fieldsets.append(el("fieldset", {}, el("legend", {}, "Boxes"), *switches))
+    return fieldsets
+
+
+def _switch(key: str, title: str, *, is_on: bool) -> Element:
+    box = el("input", {"type": "checkbox", "data-layer": key, "checked": is_on})
+    colour = el("span", {"class": f"swatch {key}", "aria-hidden": "true"})
+    return el("label", {"class": "switch"}, box, colour if key in OUTCOMES else None, title)
 
 
 def _viewer() -> Element:
@@ -143,152 +264,13 @@ def _viewer() -> Element:
     )
 
 
-def _classes(card: Card) -> set[str]:
-    """Return the names of all classes of a card, of predictions and labels."""
-    names = [
-        element["label"]
-        for page in COLUMN_PAGES.values()
-        for element in (page.elements(card.row) or [])[: 1 if page.has_one_class else None]
-    ]
-    if card.comparison:
-        names += [*card.comparison.labels, *card.comparison.names]
-    return {shorten(label) for label in names}
-
-
-def _scored(row: Row) -> list[dict[str, Any]]:
-    """Return the elements with a score of all columns, in the order of `COLUMN_PAGES`."""
-    pages = [page for page in COLUMN_PAGES.values() if page.score_title]
-    return [element for page in pages for element in page.elements(row) or []]
-
-
-def _card(number: int, card: Card, colours: ClassColours, budget: ByteBudget) -> Element:
-    row = card.row
-    best_score = next((element["score"] for element in _scored(row)), None)
-    comparison = card.comparison
-    button = el("button", {"type": "button", "class": "open"}, _stage(card, colours, budget))
-    title = el("h3", {}, name_element(row.image_id, 80))
-    return el(
-        "figure",
-        {
-            "class": "card",
-            "data-number": number,
-            "data-groups": " ".join(sorted(card.groups)),
-            "data-classes": "\n".join(sorted(_classes(card))),
-            "data-score": None if best_score is None else f"{best_score:.6g}",
-            "data-agreement": f"{1 - comparison.disagreement:.6g}" if comparison else None,
-        },
-        button,
-        el("figcaption", {}, title, *_captions(card, colours)),
-    )
-
-
-def _stage(card: Card, colours: ClassColours, budget: ByteBudget) -> Element:
-    """Return the image and its layers, stacked."""
-    row = card.row
-    stage = el("span", {"class": "stage"})
-    height, width = row.height or 3, row.width or 4
-    shown_hw = thumbnail_hw(height, width)
-    photo = None if card.pixels is None else budget.embed(encode_photo(card.pixels), "webp")
-    if photo:
-        stage.append(el("img", {"class": "photo", "src": photo, "alt": alt_text(card)}))
-    else:
-        reason = card.missing_reason or "no image: the size of the page is limited"
-        stage.append(el("span", {"class": "lacks"}, shorten(reason)))
-    for layer, data, description in _image_layers(card, shown_hw):
-        uri = budget.embed(data, "webp" if layer == "heatmap" else "png")
-        if uri:
-            stage.append(el("img", {"class": f"layer {layer}", "src": uri, "alt": description}))
-    has_svg = any(page.svg_layer and page.elements(row) for page in COLUMN_PAGES.values())
-    if has_svg or (card.comparison and len(card.comparison.xyxy)):
-        stage.append(_svg_layers(card, colours, (height, width)))
-    return stage
-
-
-def _image_layers(card: Card, shown_hw: tuple[int, int]) -> Iterable[tuple[str, bytes, str]]:
-    """Yield the layers that are images: key, encoded image, text alternative."""
-    for column, page in COLUMN_PAGES.items():
-        layer = page.png_layer and page.png_layer(card.row, shown_hw)
-        if layer:
-            yield column, *layer
-    for heatmap in (card.row.heatmaps or [])[:1]:
-        description = f"Heatmap of {heatmap['label']}, layer {heatmap['layer']}"
-        yield "heatmap", heatmap_layer(card.row.heat(), shown_hw), shorten(description)
-    comparison = card.comparison
-    if comparison and comparison.mask is not None and comparison.predicted is not None:
-        is_counted = comparison.mask != VOID_CLASS
-        is_wrong = is_counted & (comparison.mask != comparison.predicted)
-        percent = 100 * is_wrong.sum() / max(is_counted.sum(), 1)
-        description = f"Differences from the true mask: {percent:.1f} % of the pixels"
-        yield "truth", difference_layer(is_wrong, shown_hw), description
-
-
-def _svg_layers(card: Card, colours: ClassColours, image_hw: tuple[int, int]) -> Element:
-    """Return the SVG layers, in pixels of the original."""
-    height, width = image_hw
-    letter = f"{font_size(height, width):.4g}"
-    layers, descriptions = [], []
-    for column, page in COLUMN_PAGES.items():
-        if page.svg_layer:
-            layer = page.svg_layer(card.row, colours, image_hw)
-            group = {"class": f"layer {column}", "font-size": letter}
-            layers.append(el("g", group, *layer.elements))
-            descriptions.append(layer.description)
-    if card.comparison is not None and len(card.comparison.xyxy):
-        true_boxes = el("g", {"class": "layer truth", "font-size": letter})
-        boxes = zip(card.comparison.xyxy.tolist(), card.comparison.names, strict=True)
-        for xyxy, label in list(boxes)[:MAX_BOXES]:
-            text = shorten(label, NAME_LENGTH)
-            true_boxes.append(draw_box(xyxy, text, None, "#ffffff", image_hw))
-        layers.append(true_boxes)
-    return el(
-        "svg",
-        {"class": "over", "viewBox": f"0 0 {width} {height}", "role": "img",
-         "aria-label": shorten("; ".join(descriptions), 400)},
-        *layers,
-    )  # fmt: skip
-
-
-def alt_text(card: Card) -> str:
-    """Return the text alternative of an image: id, size, predictions."""
-    row = card.row
-    predictions = [page.description(row) for page in COLUMN_PAGES.values()]
-    size = f"{row.image_id}, {row.width} × {row.height} pixels"
-    return shorten("; ".join([size, *filter(None, predictions)]), 600)
-
-
-def _captions(card: Card, colours: ClassColours) -> list[Element]:
-    """Return the predictions as text, and the labels if there are any."""
-    captions = [
-        element for page in COLUMN_PAGES.values() for element in page.caption(card.row, colours)
-    ]
-    values = [f"{name} {value:.4g}" for name, value in (card.row.values or {}).items()][:MAX_NAMES]
-    captions += [paragraph(shorten(", ".join(values), 300))] if values else []
-    if card.comparison is not None:
-        captions.append(_label_caption(card.comparison))
-    return captions
-
-
-def _label_caption(comparison: LabelComparison) -> Element:
-    """Return the labels, and the agreement of the predictions with them."""
-    agreement = ", ".join(
-        f"{COLUMN_PAGES[column].agreement} {100 * f1:.0f} %"
-        for column, f1 in comparison.agreement.items()
-    )
-    labels = ", ".join(shorten(label, NAME_LENGTH) for label in comparison.labels[:MAX_NAMES])
-    caption = el("p", {"class": "truth-labels"}, el("b", {}, "Ground truth "))
-    if labels:
-        caption.append(name_element(labels))
-    text = f" agreement (F1): {agreement}" if agreement else ""
-    caption.append(el("span", {"class": "quiet"}, text))
-    return caption
-
-
-def _legend(colours: ClassColours) -> list[Element]:
-    """Return the colours of the classes, if they are few enough to be distinguished."""
-    if not 0 < len(colours) <= _MAX_LEGEND:
+def _legend(colours: ClassColours, facts: Facts) -> list[Element]:
+    """Return the colours of the classes that occur, if they are few enough to be distinguished."""
+    shown = {label: value for label, value in colours.items() if shorten(label) in facts.classes}
+    if not 0 < len(shown) <= _MAX_LEGEND:
         return []
     items = [
         el("li", {}, swatch(value), name_element(label, NAME_LENGTH))
-        for label, value in colours.items()
+        for label, value in shown.items()
     ]
     return [el("ul", {"class": "legend", "aria-label": "Colours of the classes"}, *items)]

@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 
 Child = Element | str | None
 MAX_NAME = 160  # characters of a name that are shown
+_MAX_LARGE = 9  # characters of a figure in large letters
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
 
 
@@ -126,7 +127,8 @@ def metric_tiles(metrics: Iterable[tuple[str, str, str]]) -> Element:
     tiles = el("dl", {"class": "tiles"})
     for title, value, note in metrics:
         detail = el("span", {}, note) if note else None
-        body = el("dd", {}, el("strong", {}, value), detail)
+        size = "word" if len(value) > _MAX_LARGE else None
+        body = el("dd", {}, el("strong", {"class": size}, value), detail)
         tiles.append(el("div", {}, el("dt", {}, title), body))
     return tiles
 
@@ -146,11 +148,11 @@ def code_block(text: str, label: str) -> Element:
     return el("pre", {"tabindex": "0", "role": "region", "aria-label": label}, el("code", {}, text))
 
 
-def format_count(value: int, noun: str = "") -> str:
+def format_count(value: int, noun: str = "", plural: str = "") -> str:
     """Return a number, with its noun in singular or plural: "1,234 images", "1 image"."""
     if not noun:
         return f"{value:,}"
-    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+    return f"{value:,} {noun if value == 1 else plural or f'{noun}s'}"
 
 
 def format_percent(part: int, total: int) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
 import yaml
 
+from cvbatch.core.progress import Listener
 from cvbatch.core.redaction import redact
 from cvbatch.report import charts
+from cvbatch.report.cards import CardStyle
 from cvbatch.report.columns import COLUMN_PAGES, class_colours
 from cvbatch.report.disagreements import Comparison
-from cvbatch.report.gallery import gallery
+from cvbatch.report.facts import Facts
+from cvbatch.report.gallery import gallery, with_progress
 from cvbatch.report.html import (
     Cell,
     Child,
@@ -31,29 +34,25 @@ from cvbatch.report.html import (
     table,
 )
 from cvbatch.report.overlays import ByteBudget
-from cvbatch.report.samples import read_cards
+from cvbatch.report.samples import is_sample, read_cards
 from cvbatch.report.statistics import NUM_BINS, RowRef, Statistics
 from cvbatch.results.result import Result
 from cvbatch.results.run_history import Run
 
 MAX_CLASSES = 200  # rows of a table
-_MAX_CLASS_IMAGES = 48  # images in the group "class" of the gallery
+PHOTO_SHARE = 0.75  # of the bytes of images; masks and heatmaps have the rest
 _MAX_TEXT = 100_000  # characters of a job file
-_GROUPS = {
-    "truth": "Lowest agreement with ground truth",
-    "class": "Examples of each class",
-    "low": "Least confident",
-    "any": "Examples",
-}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A result with its statistics and run history."""
+    """A result with its statistics, its run history, and the rows of the gallery."""
 
     result: Result
     statistics: Statistics
     runs: tuple[Run, ...]  # the latest first
+    chosen: Sequence[RowRef]
+    description: str  # how the rows were chosen
 
     @property
     def num_images(self) -> int:
@@ -74,17 +73,14 @@ def summary_section(prediction: Prediction) -> Section:
     if num_missing:
         file_note += f", {num_missing:,} pending"
     failed_share = format_percent(stats.num_failed, stats.num_rows)
+    files = f"{format_count(len(result.done), 'file')}, {file_note}"
     tiles = [
-        ("Images", format_count(prediction.num_images), ""),
+        ("Images", format_count(prediction.num_images), files),
         ("Failed", format_count(stats.num_failed), failed_share),
-        ("Files", format_count(len(result.done)), file_note),
     ]
-    num_ok = max(stats.num_rows - stats.num_failed, 1)
     for column, page in COLUMN_PAGES.items():
-        if page.unit and column in result.classes:
-            num_elements = stats.num_elements[page.counted_column].total()
-            per_image = f"{num_elements / num_ok:.3g} per image"
-            tiles.append((page.title, format_count(num_elements), per_image))
+        if column in result.classes:
+            tiles += page.tiles(result.classes[column], stats)
     if prediction.runs and prediction.runs[0].images_per_second:
         throughput = f"{prediction.runs[0].images_per_second:,.4g}"
         tiles.append(("Throughput", throughput, "images/s, last run"))
@@ -152,68 +148,67 @@ def _class_table(prediction: Prediction, column: str) -> Element:
     """Return the number of images and elements of each class, the most frequent class first."""
     page, stats = COLUMN_PAGES[column], prediction.statistics
     names, num_images = prediction.result.classes[column], stats.num_images[page.counted_column]
-    order = sorted(range(len(names)), key=lambda k: (-num_images[k], k))[:MAX_CLASSES]
+    present = sorted((k for k in num_images if num_images[k]), key=lambda k: (-num_images[k], k))
     max_images = max(num_images.values(), default=1)
     head = ["class", "images" if page.has_one_class else "images with it"]
     head += [page.unit] if page.unit else []
     rows = []
-    for k in order:
+    for k in present[:MAX_CLASSES]:
         image_cell = Cell(format_count(num_images[k]), num_images[k] / max_images)
         cells: list[Child | Cell] = [name_element(names[k]), image_cell]
         if page.unit:
             cells.append(format_count(stats.num_elements[page.counted_column][k]))
         rows.append(cells)
-    more = "" if len(names) <= MAX_CLASSES else f" ({MAX_CLASSES} of {len(names):,} classes)"
-    return table(f"{page.title}{more}", head, rows, "tnn")
+    of_all = f"{len(present):,} of {format_count(len(names), 'class', 'classes')} occur"
+    more = "" if len(present) <= MAX_CLASSES else f", the {MAX_CLASSES} most frequent are listed"
+    return table(f"{page.title}: {of_all}{more}", head, rows, "tnn")
 
 
 def gallery_section(
-    prediction: Prediction, comparison: Comparison | None, budget: ByteBudget
+    prediction: Prediction,
+    comparison: Comparison | None,
+    images: ByteBudget,
+    page_uri: str,
+    listener: Listener,
 ) -> Section:
-    """Return the gallery; comparison: with labels, if there are any."""
-    most_different = comparison.most_different if comparison else {}
-    cards = read_cards(prediction.result, _row_groups(prediction, most_different), most_different)
-    body = []
-    if comparison is not None:
-        text = (
-            f"{format_count(comparison.num_compared)} of "
-            f"{format_count(comparison.num_images, 'image')} with predictions and ground truth "
-            f"were compared; the gallery shows the {len(most_different)} with the lowest agreement."
+    """Return the gallery.
+
+    Args:
+        prediction: the result.
+        comparison: with labels, whose lowest agreement is shown too; None: there are none.
+        images: limit of the bytes of all images.
+        page_uri: of the page.
+        listener: receives the number of drawn images.
+    """
+    result = prediction.result
+    lowest, comparisons = (comparison.lowest, comparison.rows) if comparison else ((), {})
+    shown = list(dict.fromkeys([*prediction.chosen, *lowest]))
+    if not shown:
+        return Section("gallery", "Images", [paragraph("There is no image to show.")])
+    cards = read_cards(result, shown, comparisons, images.share(len(shown)) * PHOTO_SHARE)
+    links_files = result.reader.format.key == ""
+    style = CardStyle(class_colours(result.classes), page_uri, links_files)
+    body = [paragraph(f"Shown: {_description(prediction, comparison)}.")]
+    facts = Facts(is_multi_label=result.is_multi_label)
+    listener.phase("drawing the report", len(shown), "images")
+    pairs = ((card, ()) for card in cards)
+    drawn = with_progress(pairs, listener)
+    return Section("gallery", "Images", [*body, *gallery(drawn, len(shown), style, facts, images)])
+
+
+def _description(prediction: Prediction, comparison: Comparison | None) -> str:
+    """Return which images are shown, as text."""
+    text = prediction.description
+    if comparison and comparison.lowest:
+        text += (
+            f", and the {len(comparison.lowest)} with the lowest agreement among "
+            f"{format_count(comparison.num_searched)}"
         )
-        body.append(paragraph(text))
-    colours = class_colours(prediction.result.classes)
-    return Section("gallery", "Gallery", [*body, *gallery(cards, _GROUPS, colours, budget)])
-
-
-def _row_groups(
-    prediction: Prediction, most_different: Collection[RowRef]
-) -> dict[RowRef, set[str]]:
-    """Return the rows to show, each with its groups of the gallery."""
-    stats = prediction.statistics
-    groups = {
-        "truth": most_different,
-        "class": _rows_by_class(prediction),
-        "low": stats.least_confident_rows(),
-    }
-    if not any(groups.values()):
-        groups = {"any": stats.first_rows[:_MAX_CLASS_IMAGES]}
-    row_groups: dict[RowRef, set[str]] = {}
-    for group, rows in groups.items():
-        for row_ref in rows:
-            row_groups.setdefault(row_ref, set()).add(group)
-    return row_groups
-
-
-def _rows_by_class(prediction: Prediction) -> list[RowRef]:
-    """Return rows that show the classes of the first column that has any."""
-    for column, page in COLUMN_PAGES.items():
-        by_class = prediction.statistics.rows_of_class(page.counted_column)
-        if column in prediction.result.classes and by_class:
-            num_images = prediction.statistics.num_images[page.counted_column]
-            order = sorted(by_class, key=lambda k: (-num_images[k], k))[:_MAX_CLASS_IMAGES]
-            per_class = max(1, _MAX_CLASS_IMAGES // len(order))
-            return list(dict.fromkeys(ref for k in order for ref in by_class[k][:per_class]))
-    return []
+    if is_sample(prediction.statistics):
+        text += f", of {format_count(prediction.num_images)} in the result"
+    if comparison:
+        text += f"; {format_count(len(comparison.rows))} of them have ground truth"
+    return text
 
 
 def runs_section(prediction: Prediction) -> Section | None:

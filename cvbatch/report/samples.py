@@ -1,100 +1,144 @@
-"""Choose and load the images of the report's gallery."""
+"""Choose the images of the gallery, and load them one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from cvbatch.core.errors import StoreError
 from cvbatch.core.redaction import redact
 from cvbatch.core.types import ChunkRef, EncodedImage, Failure
-from cvbatch.report.disagreements import LabelComparison
-from cvbatch.report.overlays import thumbnail_hw
-from cvbatch.report.statistics import RowRef
+from cvbatch.report.columns import COLUMN_PAGES
+from cvbatch.report.html import format_count
+from cvbatch.report.outcomes import LabelComparison
+from cvbatch.report.overlays import encode_photo, photo_side, thumbnail_hw
+from cvbatch.report.statistics import MAX_COMPLETE, SEED, RowRef, Statistics
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result, Row
 
 _MAX_SEQUENTIAL_BYTES = 512 << 20  # of a container that is read only from the start, such as a tar
+_MAX_CLASS_IMAGES = 48  # in a sample, chosen by their class
 
 
 @dataclass
 class Card:
-    """An image of the gallery."""
+    """An image of the gallery.
+
+    Attributes:
+        row: with the predictions.
+        comparison: with labels, or with another result; None: there are none.
+        photo: the image as WebP; None: it cannot be read.
+        missing_reason: why there is no photo.
+    """
 
     row: Row
-    groups: set[str] = field(default_factory=set)
     comparison: LabelComparison | None = None
-    pixels: np.ndarray | None = None  # (h, w, 3) uint8 RGB, of the displayed size
-    missing_reason: str = ""  # why there are no pixels
+    photo: bytes | None = None
+    missing_reason: str = ""
+
+
+def is_sample(statistics: Statistics) -> bool:
+    """Return whether the gallery shows a sample, not all rows."""
+    return not statistics.is_complete or statistics.num_rows > MAX_COMPLETE
+
+
+def choose_rows(result: Result, statistics: Statistics) -> tuple[list[RowRef], str]:
+    """Return the rows of the gallery, and how they were chosen as text."""
+    rows = statistics.random_rows()
+    if not is_sample(statistics):
+        return rows, f"all {format_count(len(rows), 'image')}"
+    low, by_class = statistics.least_confident_rows(), _rows_by_class(result, statistics)
+    text = f"{len(rows)} images at random (seed {SEED})"
+    if low:
+        text += f", the {len(low)} least confident and {len(by_class)} examples of the classes"
+    return list(dict.fromkeys([*rows, *low, *by_class])), text
+
+
+def _rows_by_class(result: Result, statistics: Statistics) -> list[RowRef]:
+    """Return rows that show the classes of the first column that has any."""
+    for column, page in COLUMN_PAGES.items():
+        by_class = statistics.rows_of_class(page.counted_column)
+        if column in result.classes and by_class:
+            num_images = statistics.num_images[page.counted_column]
+            order = sorted(by_class, key=lambda k: (-num_images[k], k))[:_MAX_CLASS_IMAGES]
+            per_class = max(1, _MAX_CLASS_IMAGES // len(order))
+            return list(dict.fromkeys(ref for k in order for ref in by_class[k][:per_class]))
+    return []
 
 
 def read_cards(
     result: Result,
-    row_groups: Mapping[RowRef, set[str]],
+    row_refs: Collection[RowRef],
     comparisons: Mapping[RowRef, LabelComparison],
-) -> list[Card]:
-    """Return rows of a result with their images decoded at thumbnail size.
+    photo_bytes: float,
+) -> Iterator[Card]:
+    """Yield rows of a result with their images, in the order of the result.
+
+    One encoded image is in memory at a time.
 
     Args:
         result: the prediction.
-        row_groups: the rows to read → groups of the gallery that each row is in.
+        row_refs: the rows to read.
         comparisons: the rows that were compared with labels.
+        photo_bytes: of one image in the page, at most.
 
-    Returns:
-        A card for each row, in the order of `row_groups`. An image that cannot be read is
-        reported in its card.
+    Yields:
+        A card for each row. An image that cannot be read is reported in its card.
 
     Raises:
         SourceError: a part file is damaged.
     """
     by_chunk: dict[ChunkRef, list[int]] = {}
-    for row_ref in row_groups:
+    for row_ref in row_refs:
         by_chunk.setdefault(row_ref.ref, []).append(row_ref.row)
-    cards: dict[RowRef, Card] = {}
     store_error = ""  # after the first one no further image is requested
-    for ref, row_numbers in by_chunk.items():
-        table = take_rows(result.storage, result.uri_of(ref), np.array(row_numbers), None)
-        chunk_cards = []
-        for number, values in zip(row_numbers, table.to_pylist(), strict=True):
-            row_ref = RowRef(ref, number)
-            row = Row.of(values, result, ref)
-            cards[row_ref] = Card(row, set(row_groups[row_ref]), comparisons.get(row_ref))
-            chunk_cards.append(cards[row_ref])
-        encoded: dict[str, EncodedImage] = {}
-        if not store_error:
-            image_ids = {card.row.image_id for card in chunk_cards if card.row.error is None}
-            encoded, store_error = _read_images(result, ref, image_ids)
-        for card in chunk_cards:
-            _decode(card, encoded.get(card.row.image_id), store_error)
-    return [cards[row_ref] for row_ref in row_groups]
+    for ref in result.done:
+        numbers = sorted(by_chunk.get(ref, ()))
+        if not numbers:
+            continue
+        table = take_rows(result.storage, result.uri_of(ref), np.array(numbers), None)
+        cards = [
+            Card(Row.of(values, result, ref), comparisons.get(RowRef(ref, number)))
+            for number, values in zip(numbers, table.to_pylist(), strict=True)
+        ]
+        store_error = store_error or _read_images(result, ref, cards, photo_bytes)
+        for card in cards:
+            if card.photo is None and not card.missing_reason:
+                _add_photo(card, None, store_error, photo_bytes)
+        cards.reverse()
+        while cards:  # a row that was shown is freed, with its decoded mask
+            yield cards.pop()
 
 
-def _read_images(
-    result: Result, ref: ChunkRef, image_ids: Collection[str]
-) -> tuple[dict[str, EncodedImage], str]:
-    """Return the readable images of a chunk by id, and the error of the image store or ""."""
+def _read_images(result: Result, ref: ChunkRef, cards: Sequence[Card], photo_bytes: float) -> str:
+    """Add the readable images of a chunk to their cards; return the error of the store or ""."""
     if result.reader.format.is_sequential and ref.size_bytes > _MAX_SEQUENTIAL_BYTES:
-        return {}, ""
+        return ""
+    by_id = {card.row.image_id: card for card in cards if card.row.error is None}
     try:
-        return {image.image_id: image for image in result.images(ref, image_ids)}, ""
+        for image in result.images(ref, by_id.keys()):
+            _add_photo(by_id[image.image_id], image, "", photo_bytes)
     except StoreError as error:
-        return {}, f"the images cannot be read: {error}"
+        return f"the images cannot be read: {error}"
+    return ""
 
 
-def _decode(card: Card, image: EncodedImage | None, store_error: str) -> None:
-    """Decode a card's image at the displayed size, or record why this is not possible."""
+def _add_photo(
+    card: Card, image: EncodedImage | None, store_error: str, photo_bytes: float
+) -> None:
+    """Add the image of a card at the displayed size, or record why this is not possible."""
     row = card.row
     if row.error is not None:
         card.missing_reason = f"failed: {row.error.kind}"
         return
-    label_image = card.comparison.data if card.comparison else None
-    if label_image is not None and (image is None or image.failure):
-        image = EncodedImage(row.image_id, row.uri, label_image)
-    pixels = row.decoded(image, thumbnail_hw(*row.size_hw))
+    if card.comparison and (image is None or image.failure):
+        stored = card.comparison.stored_image()
+        image = EncodedImage(row.image_id, row.uri, stored) if stored else image
+    pixels = row.decoded(image, thumbnail_hw(*row.size_hw, photo_side(photo_bytes)))
     if isinstance(pixels, Failure):
         reason = store_error if image is None and store_error else pixels.message
         card.missing_reason = redact(f"no image: {reason}")
     else:
-        card.pixels = pixels
+        card.photo = encode_photo(pixels, photo_bytes)

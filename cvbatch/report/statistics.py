@@ -27,6 +27,9 @@ from cvbatch.results.result import Result
 MAX_FILES = 2048
 MAX_ROWS = 1 << 20
 MAX_LEAST_CONFIDENT = 16  # rows
+NUM_RANDOM = 300  # rows of a random sample
+MAX_COMPLETE = 400  # rows of a result of which all are sampled
+SEED = 0  # of the random choices
 ROWS_PER_CLASS = 6
 MAX_EXAMPLES = 4  # of images for each kind of failure
 NUM_BINS = 20
@@ -89,7 +92,7 @@ class Statistics:
         default_factory=lambda: defaultdict(lambda: _NO_ROWS)
     )
     least_confident: _RankedRows = _NO_ROWS
-    first_rows: list[RowRef] = field(default_factory=list)  # of the sampled chunks that have rows
+    random: _RankedRows = _NO_ROWS
 
     @property
     def is_complete(self) -> bool:
@@ -108,9 +111,25 @@ class Statistics:
             row_refs[class_id].append(row_ref)
         return row_refs
 
+    def scores_below(self, column: str, limit: float) -> tuple[int, int]:
+        """Return how many scores of a column are below a limit, and how many there are.
+
+        Args:
+            column: "labels" or "boxes".
+            limit: a multiple of 1 / NUM_BINS.
+        """
+        bins = self.score_bins[column]
+        num_below = sum(count for i, count in bins.items() if i < round(limit * NUM_BINS))
+        return num_below, bins.total()
+
     def least_confident_rows(self) -> list[RowRef]:
         """Return the rows with the lowest best scores, lowest first."""
         return self._row_refs(self.least_confident)
+
+    def random_rows(self) -> list[RowRef]:
+        """Return all rows of a result of at most `MAX_COMPLETE`, else `NUM_RANDOM` random ones."""
+        count = MAX_COMPLETE if self.num_rows <= MAX_COMPLETE else NUM_RANDOM
+        return self._row_refs(self.random)[:count]
 
     def _row_refs(self, rows: _RankedRows) -> list[RowRef]:
         pairs = zip(rows.file.tolist(), rows.row.tolist(), strict=True)
@@ -132,6 +151,7 @@ class Statistics:
             self.class_samples[column] = self.class_samples[column].lowest(rows, ROWS_PER_CLASS)
         rows = other.least_confident
         self.least_confident = self.least_confident.lowest(rows, MAX_LEAST_CONFIDENT)
+        self.random = self.random.lowest(other.random, MAX_COMPLETE)
 
 
 def collect_statistics(result: Result, listener: Listener) -> Statistics:
@@ -155,10 +175,9 @@ def collect_statistics(result: Result, listener: Listener) -> Statistics:
     listener.phase("reading predictions", num_images, "images")
     with ThreadPoolExecutor(_THREADS) as pool:
         counted = pool.map(lambda item: _count(result, leaves, *item), enumerate(total.sampled))
-        for ref, stats in zip(total.sampled, counted, strict=True):
+        for stats in counted:
             total.add(stats)
             listener.advanced(total.num_rows)
-            total.first_rows += [RowRef(ref, 0)] if stats.num_rows else []
     return total
 
 
@@ -179,6 +198,9 @@ def _count(result: Result, leaves: Sequence[str], file: int, ref: ChunkRef) -> S
     with damage_reported(result, ref):
         for batch in result.batches(ref, columns, _BATCH_ROWS):
             _count_batch(stats, batch, file)
+            rows = stats.num_rows + np.arange(batch.num_rows)
+            ranked = _RankedRows.of(0, _pseudo_random(file, rows), file, rows)
+            stats.random = stats.random.lowest(ranked, MAX_COMPLETE)
             stats.num_rows += batch.num_rows
         if stats.num_failed:
             _record_examples(stats, result, ref)
@@ -253,7 +275,7 @@ def _count_classes(
     pairs = np.unique(class_id.astype(np.int64) << 32 | image)  # sorted by class, then by row
     classes, rows = pairs >> 32, stats.num_rows + (pairs & 0xFFFFFFFF)
     stats.num_images[column].update(_counts(classes))
-    ranked = _RankedRows.of(classes, _pseudo_random(file, rows).astype(np.float64), file, rows)
+    ranked = _RankedRows.of(classes, _pseudo_random(file, rows), file, rows)
     stats.class_samples[column] = stats.class_samples[column].lowest(ranked, ROWS_PER_CLASS)
 
 
@@ -271,7 +293,7 @@ def _count_scores(stats: Statistics, column: str, score: np.ndarray) -> None:  #
     stats.score_range = float(score.min(initial=low)), float(score.max(initial=high))
 
 
-def _pseudo_random(file: int, rows: np.ndarray) -> np.ndarray:  # (n,) → (n,) uint64
+def _pseudo_random(file: int, rows: np.ndarray) -> np.ndarray:  # (n,) → (n,) float64
     """Return a reproducible pseudo-random number for each row.
 
     Source: splitmix64, Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
@@ -279,7 +301,7 @@ def _pseudo_random(file: int, rows: np.ndarray) -> np.ndarray:  # (n,) → (n,) 
     """
     with np.errstate(over="ignore"):
         z = (np.uint64(file) << np.uint64(32)) + rows.astype(np.uint64)
-        z = (z + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z + np.uint64(SEED + 1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+        return (z ^ (z >> np.uint64(31))).astype(np.float64)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cvbatch.config.evaluate import parse_evaluation
 from cvbatch.evaluate.job import evaluate
-from cvbatch.report.job import write_report
+from cvbatch.explain import tables
+from cvbatch.report.job import write_comparison, write_report
 from cvbatch.train import history
 from tests.support import jobs
 from tests.support.datasets import picture
 from tests.support.evaluations import write_truth
-from tests.support.results import SIZE, random_row, write_predictions
+from tests.support.results import FAILED_ROW, SIZE, random_row, write_predictions
 
 SCRIPT = "<script>document.title='executed'</script>"
 CLASSES = ("background", SCRIPT, 'dög "q" & <b>co</b>')
@@ -114,11 +116,61 @@ def training(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def pages(result, truth, evaluation, training, tmp_path_factory):
+def other_result(result):
+    """Another result over the same images: other classes and boxes, one image failed."""
+    names = [*NAMES, HOSTILE, EXACT]
+    predictions = {name: random_row(n + 1, CLASSES) for n, name in enumerate(names)}
+    for number, name in enumerate(names[:4]):
+        predictions[name] = random_row(number + 20, CLASSES)
+        predictions[name]["labels"].reverse()
+    predictions[NAMES[5]] = FAILED_ROW
+    options = {"classification": {"heatmap": {"layer": "auto"}}}
+    return write_predictions(
+        result.parent / "other", result.parent / "images", predictions, classes=CLASSES, **options
+    )
+
+
+@pytest.fixture(scope="session")
+def explanation(tmp_path_factory):
+    """The sink of an explanation of one image and one layer, without its network."""
+    folder = tmp_path_factory.mktemp("explanation")
+    paths = {
+        "gradcam": f"pictures/gradcam/{HOSTILE}/002.png",
+        "dream": f"pictures/dream/{HOSTILE}.png",
+        "activations": f"pictures/activations/{HOSTILE}/conv.png",
+        "weights": "pictures/weights/conv.png",
+    }
+    jobs.write_files(folder, {path: picture(*SIZE) for path in paths.values()})
+    heatmap = {"model": "m", "layer": "conv", "class_id": 1, "label": SCRIPT, "score": 0.75}
+    heatmap |= {"height": 1, "width": 1, "values": [1.0], "box": None, "picture": paths["gradcam"]}
+    layer = {"layer": "conv", "height": 1, "width": 1, "channels": 1, "values": [1.0]}
+    failed = {"stage": "decode", "kind": "truncated", "message": SCRIPT}
+    rows = [
+        {"image_id": HOSTILE, "uri": "u", "width": 60, "height": 40, "status": "ok",
+         "activations": [{**layer, "picture": paths["activations"]}], "heatmaps": [heatmap],
+         "dream": {"bytes": b"", "path": paths["dream"]}},
+        {"image_id": "broken", "uri": "v", "status": "failed", "error": failed},
+    ]  # fmt: skip
+    schema = tables.images_schema(("activations", "gradcam", "dream"))
+    (folder / "images").mkdir()
+    jobs.pq.write_table(pa.Table.from_pylist(rows, schema), folder / "images" / "part-0.parquet")
+    filters = tables.filter_rows("conv", np.zeros((3, 1, 1, 1), np.float32), paths["weights"])
+    (folder / "weights").mkdir()
+    jobs.pq.write_table(filters, folder / "weights" / "conv.parquet")
+    state = {"is_complete": True, "job": {"model": {"model": SCRIPT, "task": "classification"}}}
+    (folder / "_cvbatch").mkdir()
+    (folder / "_cvbatch" / "explain.json").write_text(json.dumps(state))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pages(result, other_result, truth, evaluation, training, explanation, tmp_path_factory):
     """kind → path of its report."""
     folder = tmp_path_factory.mktemp("pages")
     sources = {"prediction": result, "evaluation": evaluation, "training": training}
+    sources["explanation"] = explanation
     for kind, source in sources.items():
         labels = [str(truth)] if kind == "prediction" else []
         write_report(str(source), str(folder / f"{kind}.html"), None, labels)
-    return {kind: folder / f"{kind}.html" for kind in sources}
+    write_comparison(str(result), str(other_result), str(folder / "comparison.html"))
+    return {kind: folder / f"{kind}.html" for kind in (*sources, "comparison")}

@@ -8,7 +8,7 @@ import pytest
 from pycocotools import mask as coco_masks
 
 import cvbatch
-from cvbatch.report.columns import COLUMN_PAGES
+from cvbatch.report.columns import COLUMN_PAGES, Drawing
 from cvbatch.report.svg_boxes import draw_mask
 from tests.support import jobs
 from tests.support.datasets import picture
@@ -50,7 +50,7 @@ def test_every_box_with_a_mask_has_its_outline_below_it(tmp_path):
             tmp_path / "r", tmp_path / "images", {"a.png": prediction}, detection={"masks": "box"}
         )
     )
-    layer = COLUMN_PAGES["boxes"].svg_layer(row, {"cat": 1}, SIZE)
+    layer = COLUMN_PAGES["boxes"].svg_layer(row, Drawing({"cat": 1}), SIZE)
     assert len(layer.elements) == 5
     masks = reversed(prediction["box_masks"])  # the first box is on top
     for group, rle in zip(layer.elements, masks, strict=True):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
+import json
+import math
 import shutil
 
 import cv2
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 
 BINARY = shutil.which("chromium") or shutil.which("chromium-browser")
-KINDS = ("prediction", "evaluation", "training")
+KINDS = ("prediction", "evaluation", "training", "comparison", "explanation")
 # Headless, without a sandbox and without background requests.
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -20,6 +24,7 @@ TEXTS = (
     "h1", "h2", "nav a", ".kind", ".tiles dt", ".tiles span", "thead th", "tbody td", "footer p",
     ".card p", ".chips li", ".note", "pre",
 )  # fmt: skip
+LAYERS = ("boxes", "mask", "heatmap", "truth")
 NUM_VISIBLE = "(all) => all.filter((e) => e.getBoundingClientRect().width > 0).length"
 
 
@@ -57,6 +62,14 @@ def open_report(browser, pages):
 
 
 def screenshot_of(page):
+    """Return the pixels of all cards, also of those outside of the window."""
+    page.evaluate("""() => {
+        document.styleSheets[0].insertRule(".card { content-visibility: visible !important }", 0);
+        return Promise.all([...document.images].map((image) => {
+            image.loading = "eager";
+            return image.decode();
+        }));
+    }""")
     return page.locator("#cards").screenshot(scale="css")
 
 
@@ -69,6 +82,8 @@ def test_no_errors_and_no_requests(open_report, pages, kind):
     page = open_report(kind)
     for box in page.locator("[data-layer]").all():
         box.set_checked(True)
+    page.evaluate("() => document.querySelectorAll('img').forEach((e) => { e.loading = 'eager'; })")
+    page.wait_for_function("() => [...document.images].every((e) => e.complete)")
     urls = [url for url in page.requested_urls if not url.startswith("data:image/")]
     assert urls == [pages[kind].as_uri()]
     assert page.messages == []
@@ -91,10 +106,11 @@ def test_requests_are_blocked(open_report):
 
 def test_every_layer_switch_changes_the_pixels(open_report):
     page = open_report("prediction")
-    for box in page.locator("[data-layer]").all():
-        box.set_checked(False)
+    for layer in LAYERS:
+        page.locator(f"[data-layer={layer}]").uncheck()
+    page.locator("[data-layer=miss]").uncheck()
     shots = [screenshot_of(page)]
-    for layer in ("boxes", "mask", "heatmap", "truth"):
+    for layer in LAYERS:
         assert num_visible(page, f".layer.{layer}") == 0
         page.locator(f"[data-layer={layer}]").check()
         assert num_visible(page, f".layer.{layer}") > 0
@@ -112,48 +128,210 @@ def test_overlay_opacity_changes_the_pixels(open_report):
     assert screenshot_of(page) != before
 
 
-def test_the_slider_hides_boxes_and_labels_below_it(open_report):
+def test_the_slider_hides_the_boxes_below_it(open_report):
     page = open_report("prediction")
-    scores = page.locator(".box[data-score]").evaluate_all(
+    page.locator("#threshold").fill("0")
+    scores = [box[1] for fact in facts_of(page) for box in fact["boxes"] or []]
+    chips = page.locator("li.scored").evaluate_all(
         "(all) => all.map((e) => Number(e.dataset.score))"
     )
-    num_boxes = num_visible(page, ".box[data-score]")
-    assert num_boxes == len(scores) > 10
+    boxes = ".boxes .box"
+    assert num_visible(page, boxes) == len(chips) > len(scores) > 10
     before = screenshot_of(page)
     for minimum in (0.3, 0.5, 0.75, 1):
         page.locator("#threshold").fill(str(minimum))
-        above = [score for score in scores if score >= minimum]
-        assert num_visible(page, ".box[data-score]") == len(above) < num_boxes
+        above = [score for score in chips if score >= minimum]
+        assert num_visible(page, boxes) == len(above) < len(chips)
         assert page.locator("#threshold-value").text_content() == f"{minimum:.2f}"
     assert screenshot_of(page) != before
-    assert num_visible(page, "ul[aria-label=Labels] li") == 0  # their scores are 0.7 and 0.2
+    assert num_visible(page, "ul[aria-label=Labels] li") == 2 * 15
     page.locator("#threshold").fill("0")
-    assert num_visible(page, ".box[data-score]") == num_boxes
     assert screenshot_of(page) == before
 
 
-def test_group_and_class_filter_the_images(open_report):
+def facts_of(page):
+    return page.evaluate("() => JSON.parse(document.getElementById('facts').textContent).cards")
+
+
+def classes_of(page):
+    return page.evaluate("() => JSON.parse(document.getElementById('facts').textContent).classes")
+
+
+def passes(fact, low, name="", class_index=None, status="", limits=(None, None)):
+    """The filters of the page in Python."""
+    scores = dict(fact["boxes"] or [])
+    has_box = any(score >= low for score in scores.values())
+    found = fact.get("found")
+    is_status = {
+        "": True,
+        "ok": fact["status"] == "ok",
+        "failed": fact["status"] == "failed",
+        "correct": fact.get("correct") is True,
+        "wrong": fact.get("correct") is False,
+        "boxes": has_box,
+        "no-boxes": fact["boxes"] is not None and not has_box,
+        "false-positive": fact.get("false_positive") is not None and fact["false_positive"] >= low,
+        "miss": fact.get("missed") or (found is not None and found < low),
+    }
+    in_class = class_index is None or (
+        class_index in fact["classes"] or scores.get(class_index, -1) >= low
+    )
+    score, (first, last) = fact["score"], limits
+    in_range = (first is None or (score is not None and score >= first)) and (
+        last is None or (score is not None and score <= last)
+    )
+    return name.lower() in fact["id"].lower() and in_class and is_status[status] and in_range
+
+
+SET_FILTERS = """(values) => {
+    for (const [id, value] of Object.entries(values)) {
+        const input = document.getElementById(id);
+        input.value = value;
+        input.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+}"""
+
+
+def shown_ids(page):
+    return page.locator("#cards .card:not([hidden]) h3").all_text_contents()
+
+
+def test_combined_filters_equal_brute_force(open_report):
     page = open_report("prediction")
-    total = page.locator(".card").count()
-    page.locator("#group").select_option("low")
-    scores = page.locator(".card:visible").evaluate_all(
-        "(all) => all.map((e) => Number(e.dataset.score))"
+    facts = facts_of(page)
+    assert page.locator("#threshold").input_value() == "0.25"
+    statuses = page.locator("#status option").evaluate_all("(all) => all.map((e) => e.value)")
+    assert len(statuses) == 9
+    combinations = itertools.product(
+        ("", "I 0", "png"), (None, 0, 1), statuses, (0.25, 0.6), ((None, None), (0.5, 0.9))
     )
-    assert scores == sorted(scores) and len(scores) <= total
-    page.locator("#group").select_option("truth")
-    agreements = page.locator(".card:visible").evaluate_all(
-        "(all) => all.map((e) => Number(e.dataset.agreement))"
-    )
-    assert agreements == sorted(agreements) and len(agreements) == 14
-    page.locator("#group").select_option("")
-    page.locator("#class").select_option(index=1)
-    name = page.locator("#class").input_value()
-    shown = page.locator(".card:visible")
-    assert all(
-        name in (card.get_attribute("data-classes") or "").split("\n") for card in shown.all()
-    )
-    text = page.locator("#shown").text_content()
-    assert text == f"{shown.count()} of {total} images shown"
+    counts = set()
+    for name, class_index, status, low, limits in itertools.islice(combinations, 0, None, 7):
+        first, last = ("" if limit is None else str(limit) for limit in limits)
+        page.evaluate(SET_FILTERS, {
+            "search": name, "class": "" if class_index is None else str(class_index),
+            "status": status, "threshold": str(low), "from": first, "to": last,
+        })  # fmt: skip
+        expected = [f["id"] for f in facts if passes(f, low, name, class_index, status, limits)]
+        assert sorted(shown_ids(page)) == sorted(expected), (name, class_index, status, low, limits)
+        text = page.locator("#shown").text_content()
+        assert text == f"{len(expected)} of {len(facts)} images shown"
+        counts.add(len(expected))
+    assert len(counts) > 5
+    page.locator("button[type=reset]").click()
+    page.wait_for_function("() => !document.querySelector('.card[hidden]')")
+
+
+ORDERS = {
+    "order": lambda fact: 0,
+    "name": lambda fact: fact["id"],
+    "agreement": lambda fact: last_if_none(fact.get("agreement")),
+    "loss": lambda fact: last_if_none(fact.get("loss"), -1),
+    "low": lambda fact: last_if_none(fact["score"]),
+    "high": lambda fact: last_if_none(fact["score"], -1),
+    "large": lambda fact: -fact["width"] * fact["height"],
+    "small": lambda fact: fact["width"] * fact["height"],
+}
+
+
+def last_if_none(number, sign=1):
+    return math.inf if number is None else sign * number
+
+
+def test_every_order_equals_that_of_python(open_report):
+    page = open_report("prediction")
+    facts = facts_of(page)
+    assert page.locator("#sort").input_value() == "agreement"
+    for order, key in ORDERS.items():
+        page.locator("#sort").select_option(order)
+        assert shown_ids(page) == [fact["id"] for fact in sorted(facts, key=key)], order
+
+
+def test_the_csv_is_the_list_that_is_shown(open_report, tmp_path):
+    page = open_report("prediction")
+    facts = {fact["id"]: fact for fact in facts_of(page)}
+    page.locator("#status").select_option("wrong")
+    page.locator("#sort").select_option("name")
+    with page.expect_download() as download:
+        page.locator("#csv").click()
+    download.value.save_as(tmp_path / "list.csv")
+    with (tmp_path / "list.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image_id"] for row in rows] == shown_ids(page)
+    assert 0 < len(rows) < len(facts)
+    for row in rows:
+        fact = facts[row["image_id"]]
+        for key in ("uri", "status", "predicted", "truth"):
+            assert row[key] == fact[key]
+        assert float(row["score"]) == fact["score"]
+        assert float(row["agreement"]) == fact["agreement"]
+        assert row["correct"] == "false"
+
+
+def test_a_csv_field_is_not_run_as_a_formula(open_report):
+    page = open_report("prediction")
+    fields = page.evaluate("""() => ["=1+1", "@x", "-2", "+a", 'a"b', "a,b", -2, null, "x"]
+        .map(csvField)""")
+    assert fields == ["'=1+1", "'@x", "'-2", "'+a", '"a""b"', '"a,b"', "-2", "", "x"]
+
+
+def test_a_cell_of_the_confusion_matrix_shows_its_images(open_report):
+    page = open_report("evaluation")
+    facts, classes = facts_of(page), classes_of(page)
+    cells = page.locator("a.confusion")
+    assert cells.count() > 8
+    for cell in cells.all():
+        cell.dispatch_event("click")
+        column, true, predicted = json.loads(cell.get_attribute("data-cell"))
+        key = [column, classes.index(true), classes.index(predicted) if predicted else -1]
+        expected = [fact["id"] for fact in facts if key in fact.get("cells", [])]
+        assert sorted(shown_ids(page)) == sorted(expected) != []
+        if column == "labels":
+            assert len(expected) == int(cell.text_content())
+    assert page.locator("#cell").is_visible()
+    page.locator("button[type=reset]").click()
+    page.wait_for_function("() => !document.querySelector('.card[hidden]')")
+    assert not page.locator("#cell").is_visible()
+
+
+def test_the_colours_of_a_mask_are_those_of_the_legend(open_report):
+    page = open_report("prediction")
+    page.locator("[data-layer=boxes]").uncheck()
+    page.locator("[data-layer=mask]").check()
+    page.locator("#strength").fill("1")
+    colours = {
+        (item.text_content(), item.locator("rect").get_attribute("fill"))
+        for item in page.locator(".legend li").all()
+    }
+    script = """(image) => { const canvas = document.createElement("canvas");
+        canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+        const context = canvas.getContext("2d"); context.drawImage(image, 0, 0);
+        const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
+        const found = new Set();
+        for (let i = 0; i < data.length; i += 4)
+            if (data[i + 3]) found.add([...data.slice(i, i + 4)].join(","));
+        return [...found]; }"""
+    painted = set(page.locator("img.mask").first.evaluate(script))
+    expected = {
+        ",".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5)) + ",255"
+        for name, colour in colours if name != "background"
+    }  # fmt: skip
+    assert painted == expected and len(painted) == 2
+
+
+def test_outcomes_are_coloured_and_hidden_by_their_switches(open_report):
+    page = open_report("prediction")
+    page.locator("#threshold").fill("0")
+    for outcome in ("tp", "fp"):
+        assert num_visible(page, f".boxes .{outcome}") > 0
+        page.locator(f"[data-layer={outcome}]").uncheck()
+        assert num_visible(page, f".boxes .{outcome}") == 0
+    page.locator("[data-layer=fp]").check()
+    stroke = "(e) => getComputedStyle(e).stroke"
+    edge = page.locator(".boxes .fp .edge").first
+    by_outcome = edge.evaluate(stroke)
+    page.locator("[data-layer=by-outcome]").uncheck()
+    assert edge.evaluate(stroke) != by_outcome == "rgb(213, 94, 0)"
 
 
 FOCUSABLE = """() => [...document.querySelectorAll(
@@ -183,7 +361,7 @@ def test_the_controls_work_by_keyboard(open_report):
     assert num_visible(page, "img.mask") > 0
     page.locator("#threshold").focus()
     page.keyboard.press("End")
-    assert num_visible(page, ".box[data-score]") == 0
+    assert num_visible(page, ".boxes .box") == 0
     page.keyboard.press("Home")
     first = page.locator(".card .open").first
     first.focus()

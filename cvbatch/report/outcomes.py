@@ -1,0 +1,261 @@
+"""Outcomes of one image against its labels: agreement, true positives, misses, confusions, loss.
+
+Everything follows from the functions of `cvbatch.evaluate`, so it adds up to their metrics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from cvbatch.core.types import VOID_CLASS, Boxes
+from cvbatch.evaluate.columns import score_rows
+from cvbatch.evaluate.plots import BACKGROUND
+from cvbatch.evaluate.scoring import EvaluationSpec
+from cvbatch.images.masks import decode_png
+from cvbatch.metrics.box_matching import (
+    AREA_RANGES,
+    IOU_THRESHOLDS,
+    GroundTruthBoxes,
+    match_boxes,
+)
+from cvbatch.metrics.classification import Confusion
+from cvbatch.metrics.counts import ClassCounts
+from cvbatch.report.overlays import difference_layer, thumbnail_hw
+from cvbatch.results.parts import box_corners
+
+# Column → name of the metric with its confusion matrix in `Scores`.
+_CONFUSIONS = {"labels": "confusion", "mask": "pixels", "boxes": "box_confusion"}
+
+
+class Cell(NamedTuple):
+    """A cell of a confusion matrix."""
+
+    column: str
+    true: str
+    predicted: str  # "": no prediction
+
+
+class TrueBox(NamedTuple):
+    """A labelled box and the detection that finds it."""
+
+    xyxy: tuple[float, float, float, float]  # pixels of the image
+    label: str
+    found: float | None  # score of the detection; None: missed
+    is_crowd: bool  # a crowd, which is not a miss
+
+
+class MaskDifference(NamedTuple):
+    """Where a predicted mask is wrong."""
+
+    png: bytes  # overlay of thumbnail size
+    share: float  # of the counted pixels, 0..1
+
+
+@dataclass(frozen=True)
+class LabelComparison:
+    """The labels of an image, and the outcomes of the predictions.
+
+    Attributes:
+        agreement: column → F1 of its labels, boxes or pixels, 0..1.
+        labels: names of the true labels.
+        outcomes: of every predicted box: "tp", "fp", or "" if it does not count.
+        true_boxes: the labelled boxes.
+        cells: those of the confusion matrices that the image adds to.
+        loss: cross-entropy of the true label; None: not known.
+        is_loss_bound: the true label is not stored, so `loss` is the smallest possible one.
+        difference: of the masks; None: there are not two masks of one size.
+        stored_image: reads the encoded image that is stored with the labels, if there is one.
+    """
+
+    agreement: dict[str, float]
+    labels: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
+    true_boxes: tuple[TrueBox, ...] = ()
+    cells: tuple[Cell, ...] = ()
+    loss: float | None = None
+    is_loss_bound: bool = False
+    difference: MaskDifference | None = None
+    stored_image: Callable[[], bytes | None] = lambda: None
+
+    @property
+    def mean_agreement(self) -> float:
+        """Return the mean over the columns: 1 if all predictions are correct; NaN without any."""
+        return float(np.mean(list(self.agreement.values()))) if self.agreement else math.nan
+
+    @property
+    def is_correct(self) -> bool | None:
+        """Return whether the best label is the true one; None: there is no single true label."""
+        cells = [cell for cell in self.cells if cell.column == "labels"]
+        return cells[0].true == cells[0].predicted if cells else None
+
+
+def compare_image(
+    spec: EvaluationSpec,
+    predicted: pa.Table,
+    labelled: pa.Table,
+    name: str,
+    stored_image: Callable[[], bytes | None] = lambda: None,
+) -> LabelComparison:
+    """Compare the predictions of an image with its labels.
+
+    Args:
+        spec: columns, classes and options of the evaluation.
+        predicted: one row of a result.
+        labelled: its row of labelled data.
+        name: source of the rows, for messages.
+        stored_image: as the attribute of LabelComparison.
+
+    Raises:
+        SourceError: the rows have values that cvbatch never writes.
+    """
+    agreement, cells = _scores(spec, predicted, labelled, name)
+    row, label_row = predicted.to_pylist()[0], labelled.to_pylist()[0]
+    true_labels = [label["class_id"] for label in label_row.get("labels") or []]
+    names = spec.classes.get("labels", ())
+    outcomes, true_boxes = _box_outcomes(spec, row.get("boxes") or [], label_row)
+    loss, is_bound = _loss(spec, row.get("labels") or [], true_labels)
+    return LabelComparison(
+        agreement,
+        tuple(names[class_id] for class_id in true_labels) if names else (),
+        outcomes,
+        true_boxes,
+        cells,
+        loss,
+        is_bound,
+        _mask_difference(spec, label_row, row),
+        stored_image,
+    )
+
+
+def _scores(
+    spec: EvaluationSpec, predicted: pa.Table, labelled: pa.Table, name: str
+) -> tuple[dict[str, float], tuple[Cell, ...]]:
+    """Return the F1 of each column, and the cells of the confusion matrices."""
+    scores = score_rows(spec, predicted.combine_chunks(), labelled.combine_chunks(), name)
+    agreement, cells = {}, []
+    for column, names in spec.classes.items():
+        counts = scores.metric(f"{column}_tally", ClassCounts)
+        hits, support, num_predicted = (
+            int(values[0].sum()) for values in (counts.hits, counts.support, counts.predicted)
+        )
+        if support + num_predicted:
+            agreement[column] = 2 * hits / (support + num_predicted)
+        confusion = scores.metrics.get(_CONFUSIONS.get(column, ""))
+        if isinstance(confusion, Confusion):
+            named = [*names, BACKGROUND][: confusion.num_classes]
+            cells += [
+                Cell(column, named[true], [*named, ""][predicted_class])
+                for true, predicted_class in np.argwhere(confusion.counts).tolist()
+            ]
+    return agreement, tuple(cells)
+
+
+def agreement_of(
+    spec: EvaluationSpec, predicted: pa.Table, labelled: pa.Table, name: str
+) -> float | None:
+    """Return the mean F1 of the columns of one image, 0..1; None if nothing is to be compared."""
+    agreement, _ = _scores(spec, predicted, labelled, name)
+    return float(np.mean(list(agreement.values()))) if agreement else None
+
+
+def _box_outcomes(
+    spec: EvaluationSpec, boxes: Sequence[Mapping[str, Any]], label_row: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[TrueBox, ...]]:
+    """Return the outcome of every predicted box, and the labelled boxes.
+
+    Detections take objects in the order of their scores, so an outcome is the same for every
+    minimum score below that of the box, and an object is missed above the score that finds it.
+    """
+    if "boxes" not in spec.classes or label_row.get("boxes") is None:
+        return ("",) * len(boxes), ()
+    names, true_boxes = spec.classes["boxes"], label_row["boxes"]
+    is_crowd, area = (
+        _per_box(label_row.get(name), len(true_boxes)) for name in ("box_is_crowd", "box_area")
+    )
+    class_id = spec.class_of["boxes"][[box["class_id"] for box in boxes]] if boxes else np.zeros(0)
+    used = np.flatnonzero(class_id >= 0)
+    xyxy, true_xyxy = (box_corners(side).astype(np.float32) for side in (boxes, true_boxes))
+    score = np.array([box["score"] for box in boxes], np.float32)
+    none = np.zeros(len(boxes) + len(true_boxes), np.int64)
+    matches = match_boxes(
+        Boxes(xyxy[used], score[used], class_id[used].astype(np.int64), none[: len(used)]),
+        GroundTruthBoxes(
+            true_xyxy,
+            np.array([box["class_id"] for box in true_boxes], np.int64),
+            none[: len(true_boxes)],
+            np.nan_to_num(is_crowd).astype(bool),
+            area,
+        ),
+    )
+    # As in cvbatch.evaluate.boxes: area range "all" at the threshold of IoU.
+    bit = int(np.argmin(np.abs(IOU_THRESHOLDS - spec.iou_threshold))) * len(AREA_RANGES)
+    outcomes, found = [""] * len(boxes), [None] * len(true_boxes)
+    for i, number in enumerate(used[matches.row].tolist()):
+        if matches.is_ignored[i, bit]:
+            continue
+        outcomes[number] = "tp" if matches.is_true_positive[i, bit] else "fp"
+        if matches.is_true_positive[i, bit]:
+            found[int(matches.match[i, bit])] = boxes[number]["score"]
+    return tuple(outcomes), tuple(
+        TrueBox(tuple(corners), names[box["class_id"]], score_of_match, crowd == 1)
+        for corners, box, score_of_match, crowd in zip(
+            true_xyxy.tolist(), true_boxes, found, is_crowd.tolist(), strict=True
+        )
+    )
+
+
+def _per_box(values: Sequence[float | None] | None, count: int) -> np.ndarray:  # (count,) float64
+    """Return one value per box; NaN where it is not known."""
+    if values is None or len(values) != count:
+        return np.full(count, np.nan)
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _loss(
+    spec: EvaluationSpec, labels: Sequence[Mapping[str, Any]], true_labels: Sequence[int]
+) -> tuple[float | None, bool]:
+    """Return the cross-entropy of the true label, and whether it is only a lower bound.
+
+    A result stores the best labels only. The probability of another one is at most the smallest
+    stored one, and at most what they leave of 1.
+    """
+    scores = [label["score"] for label in labels]
+    is_distribution = scores and min(scores) >= 0 and math.fsum(scores) <= 1.001
+    if "labels" not in spec.classes or spec.is_multi_label or len(true_labels) != 1:
+        return None, False
+    if not is_distribution:
+        return None, False
+    class_of = spec.class_of["labels"]
+    for label in labels:
+        if class_of[label["class_id"]] == true_labels[0]:
+            return abs(math.log(min(max(label["score"], 1e-12), 1))), False
+    remainder = min(*scores, 1 - math.fsum(scores)) if len(scores) > 1 else 1 - scores[0]
+    return abs(math.log(min(max(remainder, 1e-12), 1))), True
+
+
+def _mask_difference(
+    spec: EvaluationSpec, label_row: Mapping[str, Any], row: Mapping[str, Any]
+) -> MaskDifference | None:
+    """Return where the predicted mask, in true classes, differs from the true one."""
+    true_png, png = ((side.get("mask") or {}).get("bytes") for side in (label_row, row))
+    if true_png is None or png is None or "mask" not in spec.classes:
+        return None
+    mask = decode_png(true_png)
+    if spec.ignored_class is not None:
+        mask = np.where(mask == spec.ignored_class, np.uint8(VOID_CLASS), mask)
+    true_class = np.full(256, VOID_CLASS, np.uint8)  # indexed by the predicted class
+    class_of = spec.class_of["mask"]
+    true_class[: len(class_of)] = np.where(class_of < 0, VOID_CLASS, class_of)
+    predicted = true_class[decode_png(png)]
+    if predicted.shape != mask.shape:
+        return None
+    is_counted = mask != VOID_CLASS
+    is_wrong = is_counted & (mask != predicted)
+    share = float(is_wrong.sum() / max(is_counted.sum(), 1))
+    return MaskDifference(difference_layer(is_wrong, thumbnail_hw(*mask.shape)), share)
