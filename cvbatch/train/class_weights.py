@@ -9,17 +9,15 @@ import numpy as np
 from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.suggestions import hint
-from cvbatch.datasets.reader import LabelledDataset, count_labels
-from cvbatch.storage.store import Storage
 
 
-def with_class_weights(storage: Storage, job: TrainJob, data: LabelledDataset) -> TrainJob:
+def with_class_weights(job: TrainJob, classes: Sequence[str], counts: np.ndarray) -> TrainJob:
     """Return the job with class weights as a list, in the order of the data's classes.
 
     Args:
-        storage: reads the label column of the training images, for balanced weights.
         job: the training job.
-        data: its classes and splits.
+        classes: class names of the data.
+        counts: (C,) training examples of each class, for balanced weights.
 
     Raises:
         ConfigError: a weight is for a class that the data does not have.
@@ -28,9 +26,10 @@ def with_class_weights(storage: Storage, job: TrainJob, data: LabelledDataset) -
     if weights is None or isinstance(weights, list):
         return job
     if isinstance(weights, dict):
-        values = weights_by_class(weights, data.classes)
+        values = weights_by_class(weights, classes)
     else:
-        values = balanced_weights(count_labels(storage, data.splits["train"], len(data.classes)))
+        is_ignored = np.arange(len(classes)) == job.training.ignored_class
+        values = balanced_weights(np.where(is_ignored, 0, counts))
     training = job.training.model_copy(update={"class_weights": values})
     return job.model_copy(update={"training": training})
 
@@ -50,14 +49,14 @@ def weights_by_class(weights: Mapping[str, float], classes: Sequence[str]) -> li
 
 
 def balanced_weights(counts: np.ndarray) -> list[float]:  # (C,) int
-    """Return n / (k · n_c) for each class; 1 for classes without images.
+    """Return n / (k · n_c) for each class; 1 for classes without examples.
 
-    n is the number of images, n_c that of images of class c, and k the number of classes with
-    images. The mean weight of an image is 1.
+    n is the number of examples, n_c that of class c, and k the number of classes with examples. The
+    mean weight of an example is 1. An example is an image, a box or a pixel.
 
     Source:
         "balanced" of scikit-learn's `compute_class_weight`.
     """
-    has_images = counts > 0
-    weights = counts.sum() / (has_images.sum() * np.maximum(counts, 1))
-    return [float(weight) for weight in np.where(has_images, weights, 1.0)]
+    occurs = counts > 0
+    weights = counts.sum() / (occurs.sum() * np.maximum(counts, 1))
+    return [float(weight) for weight in np.where(occurs, weights, 1.0)]
