@@ -49,9 +49,9 @@ class Validator:
         self._evaluate = tf.function(self._outputs_and_losses, reduce_retracing=True)
 
     def __call__(self) -> dict[str, float]:
-        """Return loss, loss terms, metrics and values of classes over the images of all workers.
+        """Return metrics, loss, loss terms and values of classes over the images of all workers.
 
-        Their names are loss, loss_<term>, those of `Learner.summarize`, and <value>/<class> of
+        Their names are those of `Learner.summarize`, loss, loss_<term>, and <value>/<class> of
         `Learner.per_class`; NaN for an undefined one.
 
         Raises:
@@ -83,7 +83,7 @@ class Validator:
                 f"use one of {', '.join(values)}"
             )
         means = np.sum([losses for _, losses, _ in shards], axis=0) / num_images
-        values = self._losses(means) | values | self._class_values(learner.per_class(merged))
+        values = values | self._losses(means) | self._class_values(learner.per_class(merged))
         return {name: float(value) for name, value in values.items()}
 
     def _outputs_and_losses(self, pixels: Any, targets: Mapping[str, Any]) -> tuple[Any, Any]:
