@@ -18,18 +18,22 @@ from cvbatch.train.batches import Batch
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.phases import layers_of
 
-_IMAGES = 128  # per worker; two thousand outputs per channel already on a map of 4×4
+_IMAGES = 256  # per worker; the effort of 85 images of a step, as it is a forward pass
+_LAGS = 0.01  # share of earlier epochs in a moving average, from which it is replaced
 
 
 class BatchStatistics:
     """Set mean and variance of a network's batch normalisation to those of given images.
 
-    Only trainable layers are changed, since the others keep the statistics of their pretrained
-    weights; no other variable of the network is.
+    Only layers whose moving average lags are changed: trainable ones, as the others keep the
+    statistics of their pretrained weights, that momentum^updates still ties to earlier epochs. A
+    moving average with a momentum of 0.99 is replaced below 460 updates per epoch. No other
+    variable of the network is changed.
 
     Args:
         network: images or features → raw outputs.
         replicas: all training workers; they get the same statistics, those of all their images.
+        updates: of the moving averages in an epoch.
 
     Attributes:
         num_images: of each worker, enough for an estimate; 0: the network has no such layer.
@@ -38,12 +42,14 @@ class BatchStatistics:
         Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3.2.
     """
 
-    def __init__(self, network: keras.Model, replicas: Replicas) -> None:
+    def __init__(self, network: keras.Model, replicas: Replicas, updates: int) -> None:
         self._network, self._replicas = network, replicas
         self._layers = [
             layer
             for layer in layers_of(network)
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+            if isinstance(layer, keras.layers.BatchNormalization)
+            and layer.trainable
+            and layer.momentum**updates > _LAGS
         ]
         self.num_images = _IMAGES if self._layers else 0
         is_weight = {id(weight) for weight in network.weights}

@@ -68,8 +68,8 @@ class Trainer:
 
     The best epoch has the highest `learner.metric` on the validation images, or the lowest loss if
     there are none. A phase starts with the best weights of the phases before. A run resumes from
-    the last checkpoint in `folder`, if there is one. At the end of an epoch, the statistics of
-    trainable batch normalisation are those of the epoch's first images.
+    the last checkpoint in `folder`, if there is one. At the end of an epoch, statistics of batch
+    normalisation that lag are replaced by those of the epoch's first images.
 
     Args:
         learner: the task; its network must be built in the scope of the replicas' strategy.
@@ -175,7 +175,8 @@ class Trainer:
         self._step = Step(
             self._learner, self._network, optimizer, self._replicas, optimization.clip_norm
         )
-        self._statistics = BatchStatistics(self._network, self._replicas)
+        updates = self._plan.steps_per_epoch * optimization.accumulate
+        self._statistics = BatchStatistics(self._network, self._replicas, updates)
 
     def _set_rate(self) -> None:
         """Apply the reductions of the learning rate that follow from the rows of the phase."""

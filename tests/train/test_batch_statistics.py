@@ -52,7 +52,7 @@ def statistics_of(model, name):
 def test_statistics_are_those_of_the_images_and_nothing_else_changes():
     model = toy_trainings.normalized(dropout=0.5)
     before = {v.path: v.numpy() for v in model.variables}
-    BatchStatistics(model, Replicas()).update(batches())
+    BatchStatistics(model, Replicas(), 3).update(batches())
 
     for name, expected in zip(("norm1", "norm2"), expected_statistics(model), strict=True):
         np.testing.assert_allclose(statistics_of(model, name), expected, rtol=1e-4, atol=1e-6)
@@ -70,7 +70,7 @@ def test_statistics_do_not_depend_on_the_earlier_ones():
             gamma, beta, *_ = model.get_layer(name).get_weights()
             statistics = other.get_layer(name).get_weights()[2:]
             model.get_layer(name).set_weights([gamma, beta, *statistics])
-        BatchStatistics(model, Replicas()).update(batches())
+        BatchStatistics(model, Replicas(), 3).update(batches())
         results.append(model.get_weights())
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -78,16 +78,26 @@ def test_statistics_do_not_depend_on_the_earlier_ones():
 
 def test_frozen_layers_and_a_run_without_images_change_nothing():
     frozen, unused = toy_trainings.normalized(is_frozen=True), toy_trainings.normalized()
-    statistics = BatchStatistics(frozen, Replicas())
-    assert statistics.num_images == 0
+    assert BatchStatistics(frozen, Replicas(), 3).num_images == 0
     for model, given in (
         (frozen, batches()),
         (unused, [b._replace(num_real=0) for b in batches()]),
     ):
         before = model.get_weights()
-        BatchStatistics(model, Replicas()).update(given)
+        BatchStatistics(model, Replicas(), 3).update(given)
         for old, new in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize(("updates", "lags"), [(0, True), (43, True), (44, False)])
+def test_statistics_are_replaced_where_earlier_epochs_have_a_share_of_a_hundredth(updates, lags):
+    """The momentum is 0.9, and 0.9⁴⁴ is 0.0097."""
+    model = toy_trainings.normalized()
+    before = statistics_of(model, "norm1")
+    statistics = BatchStatistics(model, Replicas(), updates)
+    statistics.update(batches())
+    assert bool(statistics.num_images) == lags
+    assert (np.abs(np.subtract(statistics_of(model, "norm1"), before)).max() > 1e-3) == lags
 
 
 def test_images_of_another_size_are_normalised_at_that_size():
@@ -97,7 +107,7 @@ def test_images_of_another_size_are_normalised_at_that_size():
     model = keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
     wide = np.tile(PIXELS[:8], (1, 2, 3, 1))
     wide[:, 8:] //= 2
-    BatchStatistics(model, Replicas()).update([toy_trainings.batch_of(wide, COLOUR[:8])])
+    BatchStatistics(model, Replicas(), 3).update([toy_trainings.batch_of(wide, COLOUR[:8])])
     expected = moments(wide.astype(np.float64))
     np.testing.assert_allclose(statistics_of(model, "norm"), expected, rtol=1e-4)
 
@@ -128,6 +138,6 @@ def test_a_saved_epoch_has_the_statistics_of_its_first_images(resumes, tmp_path,
     model = train()
     trained = model.get_weights()
     first = [batch for batch, _ in zip(source(0, 0), range(4), strict=False)]
-    BatchStatistics(model, Replicas()).update(first)
+    BatchStatistics(model, Replicas(), 3).update(first)
     for a, b in zip(trained, model.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -171,7 +171,7 @@ def test_statistics_at_the_end_of_an_epoch_are_those_of_the_images_of_both_worke
     model, images = toy_trainings.normalized(), toy_trainings.images(48)
     model.set_weights(weights_of(first, "normalized"))
     sources = [toy_trainings.batches_of(*images, two_workers.SIZE, i, 2) for i in range(2)]
-    BatchStatistics(model, Replicas()).update([b for source in sources for b in source(0, 0)])
+    BatchStatistics(model, Replicas(), 3).update([b for source in sources for b in source(0, 0)])
 
     assert_equal(weights_of(first, "normalized"), model.get_weights())
     assert_equal(weights_of(first, "normalized"), weights_of(second, "normalized"), atol=0)
