@@ -45,10 +45,11 @@ _TASKS_OF_KEY: dict[str, tuple[Task, ...]] = {
     "training.image_sizes": ("detection",),
 }
 _Weight = Annotated[float, Field(ge=0)]
-# Weight of each class: by name (others: 1), one per class in the order of the data, or balanced.
+# Weight of each class: by name (others: 1), one per class in the order of the data, or from the
+# number of examples n of each class: 1 / n, or 1 / √n.
 # The tags keep errors about a value to the form that it has.
 ClassWeights = Annotated[
-    Annotated[Literal["balanced"], Tag("text")]
+    Annotated[Literal["balanced", "sqrt_balanced"], Tag("text")]
     | Annotated[dict[str, _Weight], Tag("by_name")]
     | Annotated[list[_Weight], Tag("by_class")],
     Discriminator(
@@ -340,9 +341,10 @@ class TrainJob(Section):
 
     @model_validator(mode="after")
     def _check_balanced(self) -> TrainJob:
-        if self.training.class_weights == "balanced" and self.model.multi_label:
+        weights = self.training.class_weights
+        if isinstance(weights, str) and self.model.multi_label:
             raise ValueError(
-                "training.class_weights: balanced needs classes that exclude each other, not "
+                f"training.class_weights: {weights} needs classes that exclude each other, not "
                 "multi_label: true; set the weights by name, such as {cat: 2.0}"
             )
         return self

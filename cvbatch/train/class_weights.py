@@ -29,7 +29,8 @@ def with_class_weights(job: TrainJob, classes: Sequence[str], counts: np.ndarray
         values = weights_by_class(weights, classes)
     else:
         is_ignored = np.arange(len(classes)) == job.training.ignored_class
-        values = balanced_weights(np.where(is_ignored, 0, counts))
+        power = {"balanced": 1.0, "sqrt_balanced": 0.5}[weights]
+        values = balanced_weights(np.where(is_ignored, 0, counts), power)
     training = job.training.model_copy(update={"class_weights": values})
     return job.model_copy(update={"training": training})
 
@@ -48,15 +49,18 @@ def weights_by_class(weights: Mapping[str, float], classes: Sequence[str]) -> li
     return [weights.get(name, 1.0) for name in classes]
 
 
-def balanced_weights(counts: np.ndarray) -> list[float]:  # (C,) int
-    """Return n / (k · n_c) for each class; 1 for classes without examples.
+def balanced_weights(
+    counts: np.ndarray,  # (C,) int, not all 0
+    power: float = 1.0,
+) -> list[float]:
+    """Return weights proportional to counts^−power; 1 for classes without examples.
 
-    n is the number of examples, n_c that of class c, and k the number of classes with examples. The
-    mean weight of an example is 1. An example is an image, a box or a pixel.
+    The mean weight of an example, which is an image, a box or a pixel, is 1.
 
     Source:
-        "balanced" of scikit-learn's `compute_class_weight`.
+        "balanced" of scikit-learn's `compute_class_weight`, for a power of 1.
     """
     occurs = counts > 0
-    weights = counts.sum() / (occurs.sum() * np.maximum(counts, 1))
+    weights = np.where(occurs, np.maximum(counts, 1.0) ** -power, 0.0)
+    weights *= counts.sum() / np.dot(weights, counts)
     return [float(weight) for weight in np.where(occurs, weights, 1.0)]

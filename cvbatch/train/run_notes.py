@@ -144,13 +144,11 @@ def _class_notes(values: Mapping[str, Mapping[str, float]], job: TrainJob) -> li
         notes.append(f"no validation example of {_names(unknown)}: nothing is known of it")
     weak = {c: value for c, value in shown.items() if value < _WEAK and c not in unknown}
     if weak and max(value for value in shown.values() if not math.isnan(value)) >= _STRONG:
-        advice = ["training.class_weights: balanced"] * (job.training.class_weights is None)
-        if job.model.task == "segmentation" and not job.training.loss.dice:
-            advice.append("training.loss: {dice: 1}")
-        remedy = f"; set {' or '.join(advice)}, or add" if advice else "; add"
+        can_weigh = job.training.class_weights is None and not job.model.multi_label
+        remedy = "set training.class_weights: sqrt_balanced or balanced, or " * can_weigh
         notes.append(
-            f"{name.replace('_', ' ')} below {_WEAK} in the best epoch: {_values(weak)}{remedy} "
-            "images of them"
+            f"{name.replace('_', ' ')} below {_WEAK} in the best epoch: {_values(weak)}; {remedy}"
+            "add images of them"
         )
     return notes
 

@@ -92,7 +92,7 @@ ERRORS = {
     ),
     "another word for balanced": (
         job_file(training={"class_weights": "equal"}),
-        "training.class_weights: 'equal': input should be 'balanced'",
+        "training.class_weights: 'equal': input should be 'balanced' or 'sqrt_balanced'",
     ),
     "balanced labels": (
         job_file(model={"multi_label": True}, training={"class_weights": "balanced"}),

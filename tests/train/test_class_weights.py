@@ -44,6 +44,8 @@ def test_balanced_weights_are_n_by_k_n_c(data):
     assert count_labels(Storage(), data.splits["train"], "labels", 3).tolist() == [6, 3, 1]
     expected = [10 / (3 * 6), 10 / (3 * 3), 10 / (3 * 1)]
     assert weights_of(data, "balanced") == pytest.approx(expected)
+    ratios = np.divide(weights_of(data, "sqrt_balanced"), np.sqrt(expected))
+    assert np.ptp(ratios) < 1e-9
 
 
 @pytest.mark.parametrize("column", ["boxes", "mask"])
@@ -80,12 +82,13 @@ def test_the_ignored_class_has_no_share_in_balanced_weights():
     assert weighted.training.class_weights == pytest.approx([40 / (2 * 30), 1, 40 / (2 * 10)])
 
 
-def test_the_mean_balanced_weight_of_an_image_is_1():
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_the_mean_balanced_weight_of_an_image_is_1(power):
     counts = np.array([7, 0, 2, 41, 1])
-    weights = balanced_weights(counts)
+    weights = balanced_weights(counts, power)
     assert weights[1] == 1.0  # without images
     assert np.dot(weights, counts) == pytest.approx(counts.sum())
-    assert np.ptp(np.multiply(weights, counts)[counts > 0]) < 1e-9
+    assert np.ptp(np.multiply(weights, counts**power)[counts > 0]) < 1e-9
 
 
 def test_weights_by_name_are_ordered_by_class_and_1_for_the_others(data):
