@@ -39,16 +39,17 @@ _CLASS_SCORES: tuple[Task, ...] = ("classification", "segmentation")
 _TASKS_OF_KEY: dict[str, tuple[Task, ...]] = {
     "model.output": _CLASS_SCORES,
     "model.activation": _CLASS_SCORES,
-    "training.class_weights": _CLASS_SCORES,
     "training.loss": _CLASS_SCORES,
+    "training.loss.dice": ("segmentation",),
     "training.ignored_class": ("segmentation",),
     "training.image_sizes": ("detection",),
 }
 _Weight = Annotated[float, Field(ge=0)]
-# Weight of each class: by name (others: 1), one per class in the order of the data, or balanced.
+# Weight of each class: by name (others: 1), one per class in the order of the data, or from the
+# number of examples n of each class: 1 / n, or 1 / √n.
 # The tags keep errors about a value to the form that it has.
 ClassWeights = Annotated[
-    Annotated[Literal["balanced"], Tag("text")]
+    Annotated[Literal["balanced", "sqrt_balanced"], Tag("text")]
     | Annotated[dict[str, _Weight], Tag("by_name")]
     | Annotated[list[_Weight], Tag("by_class")],
     Discriminator(
@@ -161,7 +162,9 @@ class AugmentConfig(Section):
 
 
 class LossConfig(Section):
-    """Loss of class scores: cross-entropy, or focal loss."""
+    """Loss of class scores: cross-entropy or focal loss, and a Dice loss."""
+
+    added_keys: ClassVar[tuple[str, ...]] = ("dice",)
 
     name: Literal["cross_entropy", "focal"] = "cross_entropy"
     """Cross-entropy, or focal loss."""
@@ -169,6 +172,8 @@ class LossConfig(Section):
     """Of focal; null: 2."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Part of the target that is spread over all classes."""
+    dice: float = Field(0.0, ge=0)
+    """Of segmentation: weight of a Dice loss that is added; 0: none."""
 
     @model_validator(mode="after")
     def _check_gamma(self) -> LossConfig:
@@ -237,7 +242,7 @@ class TrainingConfig(Section):
     image_sizes: Annotated[list[Size], Field(min_length=1)] | None = None
     """Of detection: input sizes that change every ten steps."""
     class_weights: ClassWeights | None = None
-    """Of classification and segmentation: balanced, {NAME: weight}, or one per class."""
+    """balanced (from the training data), {NAME: weight}, or one per class; null: all are 1."""
     loss: LossConfig = LossConfig()
     """Loss of classification and segmentation."""
     ignored_class: Annotated[int | None, Field(ge=0, lt=MAX_MASK_CLASSES)] = None
@@ -323,8 +328,10 @@ class TrainJob(Section):
     @model_validator(mode="after")
     def _check_task_keys(self) -> TrainJob:
         for path, tasks in _TASKS_OF_KEY.items():
-            section, _, key = path.partition(".")
-            values = getattr(self, section)
+            *sections, key = path.split(".")
+            values: Any = self
+            for section in sections:
+                values = getattr(values, section)
             is_set = getattr(values, key) != type(values).model_fields[key].default
             if is_set and self.model.task not in tasks:
                 raise ValueError(
@@ -334,11 +341,11 @@ class TrainJob(Section):
 
     @model_validator(mode="after")
     def _check_balanced(self) -> TrainJob:
-        has_one_label = self.model.task == "classification" and not self.model.multi_label
-        if self.training.class_weights == "balanced" and not has_one_label:
+        weights = self.training.class_weights
+        if isinstance(weights, str) and self.model.multi_label:
             raise ValueError(
-                "training.class_weights: balanced counts the images of each class, so it needs one "
-                "label per image; set the weights by name, such as {cat: 2.0}"
+                f"training.class_weights: {weights} needs classes that exclude each other, not "
+                "multi_label: true; set the weights by name, such as {cat: 2.0}"
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,13 @@ import pyarrow.compute as pc
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, SourceError
 from cvbatch.datasets.schema import IMPORT_REMEDY, LABEL_COLUMNS, stored_metadata
+from cvbatch.images.masks import count_pixels, decode_png
 from cvbatch.storage import store
 from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage
 
 _THREADS = 16
+_MAX_MASKS = 1_000  # that are decoded to count pixels
 _IMPORT_STATE = "_cvbatch/import.json"
 
 
@@ -223,14 +226,36 @@ def _label_tables(storage: Storage, split: Split, names: list[str]) -> Iterator[
         yield table if group.rows is None else table.take(pa.array(group.rows, pa.int64()))
 
 
-def count_labels(storage: Storage, split: Split, num_classes: int) -> np.ndarray:  # (C,) int64
-    """Return the number of labels of each class in a split; only the label column is read."""
+def count_labels(
+    storage: Storage, split: Split, column: str, num_classes: int
+) -> np.ndarray:  # (C,) int64
+    """Return the number of labels, boxes or pixels of each class in a split.
+
+    Only the label column is read. Crowds are counted, void pixels and damaged masks are not.
+
+    Args:
+        column: labels, boxes or mask; of more than 1,000 masks, so many are counted, evenly spaced.
+    """
     counts = np.zeros(num_classes, np.int64)
-    for table in _label_tables(storage, split, [LABEL_COLUMNS["labels"].presence]):
-        labels = table["labels"].combine_chunks().flatten()
+    if column == "mask":
+        for mask in _masks(storage, split):
+            counts += count_pixels(mask, num_classes)
+        return counts
+    for table in _label_tables(storage, split, [LABEL_COLUMNS[column].presence]):
+        labels = table[column].combine_chunks().flatten()
         class_ids = pc.struct_field(labels, "class_id").to_numpy(zero_copy_only=False)
         counts += np.bincount(class_ids, minlength=num_classes)[:num_classes]
     return counts
+
+
+def _masks(storage: Storage, split: Split) -> Iterator[np.ndarray]:  # each (H, W) uint8
+    """Yield the masks of a split, at most `_MAX_MASKS`, evenly spaced."""
+    step, start = -(-len(split) // _MAX_MASKS), 0
+    for table in _label_tables(storage, split, ["mask.bytes"]):
+        for data in pc.struct_field(table["mask"], "bytes").to_pylist()[start::step]:
+            with contextlib.suppress(ValueError):  # a damaged mask is left out of training, too
+                yield decode_png(data or b"")
+        start = (start - table.num_rows) % step
 
 
 def relative_box_sizes(storage: Storage, split: Split) -> np.ndarray:  # (N, 2) float64

@@ -206,8 +206,12 @@ class AveragePrecision(Metric):
         return slice(*np.searchsorted(self.class_id, ends).tolist())
 
     def per_class(self) -> dict[str, np.ndarray]:  # each (C,)
-        """Return ap, ap50, ap75, voc_ap (NaN for a class without objects) and num_objects."""
-        return _per_class(self.curves) | {"num_objects": self.num_objects[:, 0]}
+        """Return ap, ap50, ap75, voc_ap, recall (NaN without objects) and num_objects.
+
+        recall: at IoU 0.5, of the best 100 detections of each image.
+        """
+        recall = self.curves.recall[0, :, 0, -1]
+        return _per_class(self.curves) | {"recall": recall, "num_objects": self.num_objects[:, 0]}
 
     def resampled(
         self,

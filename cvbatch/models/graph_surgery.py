@@ -178,6 +178,13 @@ def with_image_size(model: keras.Model, image_size: tuple[int, int]) -> keras.Mo
     return keras.Model(new_input, outputs, name=model.name)
 
 
+def at_image_size(model: keras.Model, image_size: tuple[int, int]) -> keras.Model:
+    """Return the model if it takes images of that size, or else `with_image_size`."""
+    if model.input_shape[1:3] in (image_size, (None, None)):
+        return model
+    return with_image_size(model, image_size)
+
+
 def _input_like(like: Tensor, shape: tuple[int | None, ...]) -> Tensor:
     return keras.Input(shape, name=like.name, dtype=like.dtype)
 

@@ -123,6 +123,7 @@ def _summary(training: Training) -> list[Element]:
         for metric, value in list(values.items())[:1]:
             tiles.append((f"{split}: {metric.replace('_', ' ')}", _format_metric(value), ""))
     body = [metric_tiles(tiles)]
+    body += [paragraph(str(note), kind="note") for note in done.get("notes") or ()]
     if not history:
         body.append(paragraph("No epoch is complete yet.", kind="note"))
     if not done:

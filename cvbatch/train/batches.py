@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -51,19 +52,31 @@ class PaddedBatches:
         source: this worker's batches of an epoch.
         size: rows of a micro-batch.
         worker: number of this worker, for messages.
+
+    Attributes:
+        first: the first micro-batches of the epoch, as many as `start_epoch` requests.
     """
 
     def __init__(self, source: BatchSource, size: int, worker: int = 0) -> None:
         self._source, self._size, self._worker = source, size, worker
         self._batches: Iterator[Batch] = iter(())
         self._padding: Batch | None = None
+        self.first: list[Batch] = []
+        self._num_first = 0
 
-    def start_epoch(self, epoch: int, first_batch: int) -> None:
-        """Continue with micro-batch `first_batch` of an epoch, both counted from 0."""
+    def start_epoch(self, epoch: int, first_batch: int, num_images: int = 0) -> None:
+        """Continue with micro-batch `first_batch` of an epoch, both counted from 0.
+
+        Args:
+            num_images: keep so many images of the epoch in `first`, in whole micro-batches.
+        """
         self._batches = self._source(epoch, first_batch)
-        if first_batch and self._padding is None:
+        self.first, self._num_first = [], -(-num_images // self._size)
+        if first_batch:
             # A run may resume after this worker's last image; padding still needs one.
-            self._pad(next(self._source(epoch, 0), None))
+            num_missed = max(1, min(first_batch, self._num_first))
+            missed = [self._pad(b) for b in islice(self._source(epoch, 0), num_missed)]
+            self.first = [b for b in missed if b is not None][: self._num_first]
 
     def next_batch(self) -> Batch:
         """Return the next micro-batch; only padding once the images are used up.
@@ -73,6 +86,8 @@ class PaddedBatches:
         """
         batch = self._pad(next(self._batches, None))
         if batch is not None:
+            if len(self.first) < self._num_first:
+                self.first.append(batch)
             return batch
         if self._padding is None:
             raise TrainingError(

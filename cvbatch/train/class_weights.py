@@ -9,17 +9,15 @@ import numpy as np
 from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.suggestions import hint
-from cvbatch.datasets.reader import LabelledDataset, count_labels
-from cvbatch.storage.store import Storage
 
 
-def with_class_weights(storage: Storage, job: TrainJob, data: LabelledDataset) -> TrainJob:
+def with_class_weights(job: TrainJob, classes: Sequence[str], counts: np.ndarray) -> TrainJob:
     """Return the job with class weights as a list, in the order of the data's classes.
 
     Args:
-        storage: reads the label column of the training images, for balanced weights.
         job: the training job.
-        data: its classes and splits.
+        classes: class names of the data.
+        counts: (C,) training examples of each class, for balanced weights.
 
     Raises:
         ConfigError: a weight is for a class that the data does not have.
@@ -28,9 +26,11 @@ def with_class_weights(storage: Storage, job: TrainJob, data: LabelledDataset) -
     if weights is None or isinstance(weights, list):
         return job
     if isinstance(weights, dict):
-        values = weights_by_class(weights, data.classes)
+        values = weights_by_class(weights, classes)
     else:
-        values = balanced_weights(count_labels(storage, data.splits["train"], len(data.classes)))
+        is_ignored = np.arange(len(classes)) == job.training.ignored_class
+        power = {"balanced": 1.0, "sqrt_balanced": 0.5}[weights]
+        values = balanced_weights(np.where(is_ignored, 0, counts), power)
     training = job.training.model_copy(update={"class_weights": values})
     return job.model_copy(update={"training": training})
 
@@ -49,15 +49,18 @@ def weights_by_class(weights: Mapping[str, float], classes: Sequence[str]) -> li
     return [weights.get(name, 1.0) for name in classes]
 
 
-def balanced_weights(counts: np.ndarray) -> list[float]:  # (C,) int
-    """Return n / (k · n_c) for each class; 1 for classes without images.
+def balanced_weights(
+    counts: np.ndarray,  # (C,) int, not all 0
+    power: float = 1.0,
+) -> list[float]:
+    """Return weights proportional to counts^−power; 1 for classes without examples.
 
-    n is the number of images, n_c that of images of class c, and k the number of classes with
-    images. The mean weight of an image is 1.
+    The mean weight of an example, which is an image, a box or a pixel, is 1.
 
     Source:
-        "balanced" of scikit-learn's `compute_class_weight`.
+        "balanced" of scikit-learn's `compute_class_weight`, for a power of 1.
     """
-    has_images = counts > 0
-    weights = counts.sum() / (has_images.sum() * np.maximum(counts, 1))
-    return [float(weight) for weight in np.where(has_images, weights, 1.0)]
+    occurs = counts > 0
+    weights = np.where(occurs, np.maximum(counts, 1.0) ** -power, 0.0)
+    weights *= counts.sum() / np.dot(weights, counts)
+    return [float(weight) for weight in np.where(occurs, weights, 1.0)]

@@ -28,6 +28,7 @@ from cvbatch.datasets.reader import (
     LabelledDataset,
     LabelSpec,
     Split,
+    count_labels,
     relative_box_sizes,
     scan_dataset,
 )
@@ -42,6 +43,8 @@ from cvbatch.storage.store import Storage
 from cvbatch.train import network
 from cvbatch.train.capacity import check_memory, check_num_images, choose_workers
 from cvbatch.train.class_weights import with_class_weights
+from cvbatch.train.history import CLASS_SEPARATOR
+from cvbatch.train.run_notes import data_notes
 
 _INITIAL_MODEL = "_cvbatch/begun.keras"  # stored; the name must not change
 _RAY_TRAIN = "_cvbatch/training"  # Ray Train's state and checkpoints
@@ -62,7 +65,7 @@ class TrainSummary:
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)  # by split
     num_unusable: dict[str, Any] = field(default_factory=dict)  # count, by kind, and examples
     num_unlabelled: dict[str, int] = field(default_factory=dict)  # by split; left out as well
-    notes: list[str] = field(default_factory=list)  # what was changed or guessed in the network
+    notes: list[str] = field(default_factory=list)  # on the network, the data and the history
     seconds: float = 0.0  # of this command
 
     def as_json(self) -> dict[str, Any]:
@@ -93,6 +96,7 @@ class TrainSummary:
                 values = (
                     f"{key} {'undefined' if value is None else f'{value:.4f}'}"
                     for key, value in self.metrics[name].items()
+                    if CLASS_SEPARATOR not in key and not key.startswith("loss_")
                 )
                 return f"{name} {', '.join(values)}"
         return "not validated"
@@ -146,13 +150,16 @@ def train(
         if state is not None and state.done is not None:
             return TrainSummary(**{**state.done, "is_new": False})
         _check_num_classes(job, data)
-        job = with_class_weights(storage, job, data)
+        column = label_spec_of(job).column
+        counts = count_labels(storage, data.splits["train"], column, len(data.classes))
+        job = with_class_weights(job, data.classes, counts)
         allocation = choose_workers(job, resources, state.workers if state else None)
         check_num_images(len(data.splits["train"]), job, allocation.num_actors)
         run = _Run(job, sink, data, identity, allocation, listener)
         suffix = "" if state is None else "; resuming"
         state = run.prepare(state, resources)
-        for note in (*state.ready.notes, run.announcement() + suffix):
+        notes = [*state.ready.notes, *data_notes(job, data, counts)]
+        for note in (*notes, run.announcement() + suffix):
             listener.info(note)
         if not joins_a_cluster():
             listener.phase("starting Ray")
@@ -164,7 +171,9 @@ def train(
             result = run.train_on_ray(state)
         images = {name: len(split) for name, split in data.splits.items()}
         seconds = time.perf_counter() - started
-        result["notes"] = list(state.ready.notes)
+        for note in result["notes"]:
+            listener.info(note)
+        result["notes"] = [*notes, *result["notes"]]
         result["num_unlabelled"] = {n: split.num_unlabelled for n, split in data.splits.items()}
         summary = TrainSummary(sink.uri, identity, state.workers, images, seconds=seconds, **result)
         sink.write_state(asdict(replace(state, done=summary.as_json())))

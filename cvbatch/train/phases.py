@@ -87,7 +87,7 @@ def freeze(network: keras.Model, phase: Phase) -> None:
     graph = flatten(network)
     base = base_layers(graph)
     trained = _trained_base_layers(graph, base, phase.part)
-    for layer in _layers_of(graph):
+    for layer in layers_of(graph):
         is_base = id(layer) in base
         is_normalization = isinstance(layer, keras.layers.BatchNormalization)
         is_frozen = is_base and is_normalization and phase.freezes_normalization
@@ -130,7 +130,7 @@ def moving_statistics(network: keras.Model) -> list[Any]:
     """
     variables = {
         id(variable): variable
-        for layer in _layers_of(network)
+        for layer in layers_of(network)
         if layer.trainable
         for variable in layer.non_trainable_weights
         if keras.backend.is_float_dtype(variable.dtype)
@@ -196,9 +196,10 @@ def _has_weights(call: Call) -> bool:
     return bool(getattr(call.operation, "weights", ()))
 
 
-def _layers_of(network: keras.Model) -> Iterator[keras.Layer]:
+def layers_of(network: keras.Model) -> Iterator[keras.Layer]:
+    """Yield the layers of a network and of its nested models."""
     for layer in network.layers:
         if isinstance(layer, keras.Model):
-            yield from _layers_of(layer)
+            yield from layers_of(layer)
         else:
             yield layer

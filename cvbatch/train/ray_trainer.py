@@ -82,7 +82,7 @@ def run_training(spec: WorkerSpec, listener: Listener, check: Callable[[], None]
         thread.join(_POLL_S)
         check()
         rows, position = ray.get(log.state.remote())
-        last_epoch = _report(rows, position, last_epoch, listener)
+        last_epoch = _report(rows, position, last_epoch, listener, spec.job.training.num_epochs)
     error = ray.get(log.error.remote())
     if error is not None:
         raise error
@@ -91,12 +91,18 @@ def run_training(spec: WorkerSpec, listener: Listener, check: Callable[[], None]
     return results[0]
 
 
-def _report(rows: list[Row], position: Position | None, last_epoch: int, listener: Listener) -> int:
+def _report(
+    rows: list[Row],
+    position: Position | None,
+    last_epoch: int,
+    listener: Listener,
+    num_epochs: int,
+) -> int:
     """Report the position and the epochs after `last_epoch`; return the last one's number."""
     for row in rows:
         if row["epoch"] > last_epoch:
             last_epoch = row["epoch"]
-            listener.epoch(format_row(row), row)
+            listener.epoch(format_row(row, num_epochs), row)
     if position is not None and position.epoch > last_epoch:
         listener.advanced(position.epoch - 1 + position.done, position.text)
     return last_epoch

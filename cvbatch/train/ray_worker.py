@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ from cvbatch.train.input_pipeline import (
     summarize_failures,
     validation_batches,
 )
+from cvbatch.train.run_notes import PhaseEpochs, history_notes
 from cvbatch.train.trainer import Event, Plan, Trainer
 from cvbatch.train.validation import Validator
 from cvbatch.train.worker_spec import Position
@@ -106,14 +108,15 @@ class TrainingWorker:
         Raises:
             CvbatchError: the training cannot continue.
         """
-        validation = self._readers.get("validation")
+        validation, plan = self._readers.get("validation"), self._plan()
         batches, head = self._training_batches()
         self._trainer = Trainer(
             self._learner,
-            self._plan(),
+            plan,
             batches,
             self._folder / "checkpoints",
             validation=None if validation is None else lambda: validation_batches(validation),
+            classes=self._spec.data.classes,
             replicas=self._replicas,
             listener=self._on_checkpoint,
             on_step=self._on_step,
@@ -121,10 +124,14 @@ class TrainingWorker:
         with self._last_checkpoint() as resume:
             rows = self._trainer.run(resume, head)
         metrics = self._final_metrics()
+        progress = self._trainer.progress
+        planned = [PhaseEpochs(phase.name, phase.epochs) for phase in plan.phases]
+        job, metric = self._spec.job, self._learner.metric
         summary = {
             "epochs": len(rows),
             "steps": rows[-1]["step"],
-            "best_epoch": self._trainer.progress.best_epoch,
+            "best_epoch": progress.best_epoch,
+            "notes": history_notes(rows, progress.best_epoch, planned, metric, job),
             "metrics": metrics,
             "num_unusable": self._gather_failures(),
         }
@@ -219,8 +226,9 @@ class TrainingWorker:
         return metrics
 
     def _evaluate(self, reader: ExampleReader) -> dict[str, float]:
-        model = self._learner.model
-        return Validator(self._learner, model, lambda: validation_batches(reader), self._replicas)()
+        classes = self._spec.data.classes
+        batches = partial(validation_batches, reader)
+        return Validator(self._learner, batches, self._replicas, classes)()
 
     def _gather_failures(self) -> dict[str, Any]:
         """Return the number of unusable images on all workers, by kind, and examples."""

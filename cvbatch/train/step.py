@@ -166,12 +166,7 @@ class Step:
 
     def _program(self, image_size: tuple[int, int]) -> Any:
         """Return the step for images of one (height, width), as a function to compile."""
-        is_unchanged = self._network.input_shape[1:3] in (image_size, (None, None))
-        network = (
-            self._network
-            if is_unchanged
-            else graph_surgery.with_image_size(self._network, image_size)
-        )
+        network = graph_surgery.at_image_size(self._network, image_size)
 
         def program(pixels: Tensor, targets: Tree, weights: Tensor) -> Tree:
             def reduced_gradients(*inputs: Tree) -> Tree:

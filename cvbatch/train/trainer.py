@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 
 from cvbatch.core.errors import TrainingError
 from cvbatch.models.frameworks import keras
+from cvbatch.train.batch_statistics import BatchStatistics
 from cvbatch.train.batches import Batch, BatchSource, PaddedBatches
 from cvbatch.train.checkpoints import Checkpoints, Progress, restore
 from cvbatch.train.collectives import Replicas
@@ -67,7 +68,8 @@ class Trainer:
 
     The best epoch has the highest `learner.metric` on the validation images, or the lowest loss if
     there are none. A phase starts with the best weights of the phases before. A run resumes from
-    the last checkpoint in `folder`, if there is one.
+    the last checkpoint in `folder`, if there is one. At the end of an epoch, statistics of batch
+    normalisation that lag are replaced by those of the epoch's first images.
 
     Args:
         learner: the task; its network must be built in the scope of the replicas' strategy.
@@ -75,6 +77,7 @@ class Trainer:
         batches: this worker's training batches.
         folder: contains the checkpoints; only worker 0 reads and writes it.
         validation: this worker's validation images; None: no validation.
+        classes: class names, for the values of single classes in the history.
         replicas: all training workers; None: the current strategy.
         listener: called after every checkpoint.
         on_step: called after every step.
@@ -88,6 +91,7 @@ class Trainer:
         folder: Path,
         *,
         validation: ValidationBatches | None = None,
+        classes: Sequence[str] = (),
         replicas: Replicas | None = None,
         listener: Callable[[Event], None] = lambda event: None,
         on_step: Callable[[Progress], None] = lambda progress: None,
@@ -99,7 +103,7 @@ class Trainer:
         self._batches = PaddedBatches(batches, plan.batch_size, self._replicas.worker)
         self._validator: Validator | None = None
         if validation is not None:
-            self._validator = Validator(learner, learner.model, validation, self._replicas)
+            self._validator = Validator(learner, validation, self._replicas, classes)
         self._checkpoints = Checkpoints(folder, plan.keep, plan.as_json(self._replicas.num_workers))
         models = (learner.training_model, learner.model)
         unique = {id(variable): variable for model in models for variable in model.variables}
@@ -107,6 +111,7 @@ class Trainer:
         weights = {id(weight) for model in models for weight in model.weights}
         self._seeds = [v for v in self._variables if id(v) not in weights]
         self._step: Step
+        self._statistics: BatchStatistics
         self._scaled_rate: ScaledRate
         self.progress = Progress()
 
@@ -170,6 +175,8 @@ class Trainer:
         self._step = Step(
             self._learner, self._network, optimizer, self._replicas, optimization.clip_norm
         )
+        updates = self._plan.steps_per_epoch * optimization.accumulate
+        self._statistics = BatchStatistics(self._network, self._replicas, updates)
 
     def _set_rate(self) -> None:
         """Apply the reductions of the learning rate that follow from the rows of the phase."""
@@ -203,7 +210,8 @@ class Trainer:
         """Run the epoch's remaining steps, validate, write a checkpoint, call the listener."""
         progress, plan = self.progress, self._plan
         accumulate = plan.optimization.accumulate
-        self._batches.start_epoch(progress.epoch, progress.epoch_step * accumulate)
+        first_batch, num_images = progress.epoch_step * accumulate, self._statistics.num_images
+        self._batches.start_epoch(progress.epoch, first_batch, num_images)
         rate = self._step.learning_rate
         while progress.epoch_step < plan.steps_per_epoch:
             started = time.monotonic()
@@ -221,6 +229,7 @@ class Trainer:
                 self._replicas.average(moving_statistics(self._network))
                 self._listener(Event(None, self._write_checkpoint(is_best=False)))
         self._replicas.average(moving_statistics(self._network))
+        self._statistics.update(self._batches.first)
         row = self._row(rate)
         is_best = self._end_epoch(row)
         self._listener(Event(row, self._write_checkpoint(is_best=is_best)))
@@ -261,7 +270,8 @@ class Trainer:
             "learning_rate": rate,
         }
         row |= {k: total / images for k, total in progress.sums.items() if k.startswith("loss")}
-        return row | (self._validator() if self._validator is not None else {})
+        values = self._validator() if self._validator is not None else {}
+        return row | {f"val_{k}" if k.startswith("loss") else k: v for k, v in values.items()}
 
     def _end_epoch(self, row: Row) -> bool:
         """Add the row to the history; return whether it is the best so far."""

@@ -86,25 +86,21 @@ ERRORS = {
         job_file(training={"recipe": "features", "augment": {"flip": "both"}}),
         "augment does not go with recipe: features",
     ),
-    "weights of classes": (
-        job_file(model={"task": "detection"}, training={"class_weights": [1, 2]}),
-        "training.class_weights is about classification and segmentation, not detection",
-    ),
     "a negative weight by name": (
         job_file(training={"class_weights": {"cat": -1}}),
         "training.class_weights.cat: -1: input should be greater than or equal to 0",
     ),
     "another word for balanced": (
         job_file(training={"class_weights": "equal"}),
-        "training.class_weights: 'equal': input should be 'balanced'",
+        "training.class_weights: 'equal': input should be 'balanced' or 'sqrt_balanced'",
     ),
     "balanced labels": (
         job_file(model={"multi_label": True}, training={"class_weights": "balanced"}),
-        "balanced counts the images of each class",
+        "balanced needs classes that exclude each other, not multi_label: true",
     ),
-    "balanced pixels": (
-        job_file(model={"task": "segmentation"}, training={"class_weights": "balanced"}),
-        "balanced counts the images of each class",
+    "Dice loss of images": (
+        job_file(training={"loss": {"name": "focal", "dice": 1}}),
+        "training.loss.dice is about segmentation, not classification; remove it",
     ),
     "loss of boxes": (
         job_file(model={"task": "detection"}, training={"loss": {"name": "focal"}}),
@@ -193,7 +189,7 @@ def test_keys_that_were_added_do_not_change_a_fingerprint_by_their_defaults():
     explicit = parse_training(
         job_file(
             model={"output": None, "activation": "auto"},
-            training={"loss": {"name": "cross_entropy"}, "plateau": {"patience": 10}},
+            training={"loss": {"name": "cross_entropy", "dice": 0}, "plateau": {"patience": 10}},
         )
     )
     dump = reference.model_dump()

@@ -110,7 +110,8 @@ def training(tmp_path_factory):
     (folder / "metrics.json").write_text('{"validation": {"accuracy": 0.5}, "test": {}}')
     (folder / "config.yaml").write_text("source:\n  uri: labels/\n")
     (folder / "_cvbatch").mkdir()
-    state = {"done": {"best_epoch": 5, "images": {"train": 80, "validation": 20}}}
+    notes = ["best epoch: 5 of 6, accuracy 0.5"]
+    state = {"done": {"best_epoch": 5, "images": {"train": 80, "validation": 20}, "notes": notes}}
     (folder / "_cvbatch" / "training.json").write_text(json.dumps(state))
     return folder
 

@@ -195,6 +195,7 @@ def test_ground_truth_of_other_classes_is_an_error_and_for_an_empty_result_a_not
 def test_a_training_shows_curves_best_epoch_and_job_file(pages, training):
     page = Page(pages["training"])
     assert "Training, 6 epochs" in page.text and "uri: labels/" in page.text
+    assert "best epoch: 5 of 6, accuracy 0.5" in page.text
     (image,) = page.all("img", "class", "plot")
     assert image["alt"].startswith("Curves of learning_rate, loss, accuracy;")
     rows = pq.read_table(training / "history.parquet").to_pylist()

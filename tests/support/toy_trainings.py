@@ -20,8 +20,11 @@ class ColourLearner:
     metric = "accuracy"
 
     def __init__(self, model, trained=None):
-        self.model, self.training_model = model, trained or model
+        self.model, self.graph, self.training_model = model, model, trained or model
         self.loss_weights = {"cross_entropy": 0.8, "square": 0.2}
+
+    def targets(self, examples):
+        return targets_of(np.array([example.class_ids[0] for example in examples]))
 
     def losses(self, outputs, targets):
         truth = ops.one_hot(targets["colour"], COLOURS)
@@ -39,6 +42,9 @@ class ColourLearner:
 
     def summarize(self, partial):
         return {"accuracy": partial.accuracy, "mean_iou": partial.mean_iou}
+
+    def per_class(self, partial):
+        return {"recall": partial.per_class()["recall"]}
 
 
 class WeightedLearner(ColourLearner):
@@ -61,11 +67,15 @@ def images(count, seed=0):  # → (count, SIDE, SIDE, 3) uint8, (count,) int32
     return pixels.astype(np.uint8), colour
 
 
-def batch_of(pixels, colour, num_real=None):
+def targets_of(colour):
     importance = np.linspace(0.5, 1.5, 64, dtype=np.float32)[np.arange(len(colour)) % 64]
     targets = {"colour": colour, "importance": np.where(colour == 1, importance[0], 1.0)}
     targets["importance"] = targets["importance"].astype(np.float32)
-    return Batch(pixels, targets, len(colour) if num_real is None else num_real)
+    return targets
+
+
+def batch_of(pixels, colour, num_real=None):
+    return Batch(pixels, targets_of(colour), len(colour) if num_real is None else num_real)
 
 
 def examples_of(pixels, colour):

@@ -180,7 +180,8 @@ def normalizing(replicas, folder):
         replicas=replicas,
         listener=lambda event: events.append([variable.numpy() for variable in moving]),
     ).run()
-    return {f"normalizing/{i}": np.concatenate(values) for i, values in enumerate(events)}
+    at_events = {f"normalizing/{i}": np.concatenate(values) for i, values in enumerate(events)}
+    return {**at_events, **weights_of("normalized", model)}
 
 
 def two_devices(folder):

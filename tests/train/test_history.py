@@ -20,7 +20,12 @@ def rows_of(count):
             "waited_seconds": 0.25,
             "learning_rate": 0.1 / (i + 1),
             "loss": 2.0 - i,
+            "val_loss": 2.5 - i,
+            "loss_box": 1.0,
             "accuracy": 0.5 if i else math.nan,
+            "recall/cat": 0.25,
+            "recall/a/b": math.nan if i else 0.125,
+            "iou/cat": 0.5,
             **({"late": 0.5} if i > 2 else {}),
         }
         for i in range(count)
@@ -36,7 +41,7 @@ def test_json_and_parquet_contain_the_rows(count):
 
     assert len(from_json) == table.num_rows == count
     for row, a, b in zip(rows, from_json, from_parquet, strict=True):
-        for key in history.columns_of(rows):
+        for key in {key for other in rows for key in other}:
             value = row.get(key)
             if isinstance(value, float) and math.isnan(value):
                 assert a[key] is None
@@ -72,11 +77,22 @@ def test_tensorboard_contains_every_number(tmp_path):
         data = data[16 + size :]
 
     assert (20, "loss", 1.0) in scalars
-    assert {tag for _, tag, _ in scalars} >= {"loss", "accuracy", "learning_rate", "seconds"}
+    tags = {tag for _, tag, _ in scalars}
+    assert tags >= {"loss", "val_loss", "accuracy", "learning_rate", "seconds", "recall/cat"}
     assert not any(math.isnan(value) for *_, value in scalars)
 
 
 def test_a_line_contains_the_finite_numbers():
-    line = history.format_row(rows_of(1)[0])
+    line = history.format_row(rows_of(1)[0], 40)
 
-    assert line == "epoch 1 · step 10 · 2 s · learning_rate 0.1 · loss 2"
+    assert line == (
+        "epoch 1/40 · loss 2 · val_loss 2.5 · learning_rate 0.1 · "
+        "lowest recall: a/b 0.125, cat 0.25 · 2 s"
+    )
+
+
+def test_values_of_classes_are_grouped_by_name():
+    assert history.class_values(rows_of(1)[0]) == {
+        "recall": {"cat": 0.25, "a/b": 0.125},
+        "iou": {"cat": 0.5},
+    }

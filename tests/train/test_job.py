@@ -197,6 +197,10 @@ def test_two_workers_of_which_one_is_killed_train_a_model_that_predicts(colours,
     assert json_epochs == list(range(1, 13))
     history = pq.read_table(sink / "history.parquet").to_pylist()
     assert [row["epoch"] for row in history] == list(range(1, 13))
+    assert {"val_loss", *(f"recall/{name}" for name in COLOURS)} <= history[0].keys()
+    num_validation = summary["images"]["validation"]
+    assert f"{num_validation} images: chance decides its metrics" in summary["notes"][0]
+    assert summary["notes"][1].startswith(f"best epoch: {summary['best_epoch']} of 12, accuracy ")
     assert json.loads((sink / "metrics.json").read_bytes()) == summary["metrics"]
     resolved = parse_training(yaml.safe_load((sink / "config.yaml").read_bytes()))
     assert (resolved.run.workers, resolved.training.metric) == (2, "accuracy")

@@ -162,6 +162,21 @@ def test_workers_have_the_same_statistics_at_every_checkpoint(workers):
         np.testing.assert_array_equal(first[key], second[key])
 
 
+def test_statistics_at_the_end_of_an_epoch_are_those_of_the_images_of_both_workers(workers):
+    from cvbatch.train.batch_statistics import BatchStatistics
+    from cvbatch.train.collectives import Replicas
+    from tests.support import toy_trainings, two_workers
+
+    (first, second), _ = workers
+    model, images = toy_trainings.normalized(), toy_trainings.images(48)
+    model.set_weights(weights_of(first, "normalized"))
+    sources = [toy_trainings.batches_of(*images, two_workers.SIZE, i, 2) for i in range(2)]
+    BatchStatistics(model, Replicas(), 3).update([b for source in sources for b in source(0, 0)])
+
+    assert_equal(weights_of(first, "normalized"), model.get_weights())
+    assert_equal(weights_of(first, "normalized"), weights_of(second, "normalized"), atol=0)
+
+
 def test_a_nan_loss_on_one_worker_stops_both(workers):
     for results in workers[0]:
         assert "must be finite" in str(results["nan/message"])
@@ -195,7 +210,7 @@ def test_a_resumed_training_on_two_workers_equals_one_on_one_worker(workers, tmp
     assert_equal(weights_of(first, "training"), weights_of(second, "training"), atol=0)
     rates = first["training/learning_rate"]
     assert rates[-1] == pytest.approx(rates[-2] / 2)
-    for key in ("step", "loss", "loss_square", "accuracy", "mean_iou", "learning_rate"):
+    for key in ("step", "loss", "loss_square", "val_loss", "accuracy", "learning_rate"):
         assert first[f"training/{key}"].tolist() == second[f"training/{key}"].tolist()
         np.testing.assert_allclose(first[f"training/{key}"], [r[key] for r in rows], atol=1e-5)
     assert list((folder / "checkpoints-0").iterdir())

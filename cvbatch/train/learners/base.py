@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from cvbatch.config.train import TrainJob
 from cvbatch.core.tasks import Task
 from cvbatch.core.types import TrainingExample
@@ -38,13 +40,15 @@ class Learner(Protocol):
 
     Attributes:
         model: the network that is saved; its outputs are decoded.
-        training_model: the layers of `model` up to its raw outputs: (B, H, W, channels) 0..255 →
-            logits and other raw numbers. It shares the weights.
+        graph: `model` as one flat graph of the same layers (`graph_surgery.flatten`).
+        training_model: the part of `graph` up to its raw outputs: (B, H, W, channels) 0..255 →
+            logits and other raw numbers.
         loss_weights: weight of each loss term by name.
         metric: key of `summarize` that selects the best checkpoint; larger is better.
     """
 
     model: keras.Model
+    graph: keras.Model
     training_model: keras.Model
     loss_weights: dict[str, float]
     metric: str
@@ -64,6 +68,9 @@ class Learner(Protocol):
     def summarize(self, metrics: MetricSet) -> dict[str, float]:
         """Return the values of merged metrics by name; NaN where undefined."""
 
+    def per_class(self, metrics: MetricSet) -> dict[str, np.ndarray]:
+        """Return values of each class, (C,), by name; NaN where undefined. The first is shown."""
+
 
 class LearnerEntry(NamedTuple):
     """How to build the learner of a task.
@@ -80,15 +87,23 @@ class LearnerEntry(NamedTuple):
     options: Callable[[TrainJob], dict[str, Any]] = lambda job: {}
 
 
-def _class_options(job: TrainJob) -> ClassOptions:
-    """Return the options of a job whose class weights are a list, or absent."""
+def _class_loss(job: TrainJob) -> ClassLoss:
+    """Return the loss of class scores of a job whose class weights are a list, or absent."""
     settings, weights = job.training.loss, job.training.class_weights
     gamma = 0.0
     if settings.name == "focal":
         gamma = _FOCAL_GAMMA if settings.gamma is None else settings.gamma
     class_weights = None if weights is None else tuple(float(weight) for weight in weights)
-    loss = ClassLoss(gamma, settings.label_smoothing, class_weights)
-    return ClassOptions(job.model.output, job.model.activation, loss)
+    return ClassLoss(gamma, settings.label_smoothing, class_weights)
+
+
+def _class_options(job: TrainJob) -> ClassOptions:
+    config, dice = job.model, job.training.loss.dice
+    return ClassOptions(config.output, config.activation, _class_loss(job), dice)
+
+
+def _box_options(job: TrainJob) -> dict[str, Any]:
+    return {"class_loss": _class_loss(job)}
 
 
 LEARNERS: dict[Task, LearnerEntry] = {
@@ -102,6 +117,6 @@ LEARNERS: dict[Task, LearnerEntry] = {
         pixel_scores,
         lambda job: {"options": _class_options(job), "ignored": job.training.ignored_class},
     ),
-    "detection": LearnerEntry(detection, box_scores),
-    "localization": LearnerEntry(Localization, box_scores),
+    "detection": LearnerEntry(detection, box_scores, _box_options),
+    "localization": LearnerEntry(Localization, box_scores, _box_options),
 }

@@ -18,14 +18,14 @@ from cvbatch.models.googlenet import AUXILIARY_LOSS_WEIGHT
 from cvbatch.models.graph_surgery import flatten
 from cvbatch.models.outputs import by_name, select_output
 from cvbatch.train.learners.logits import Logits, logits_of
-from cvbatch.train.learners.losses import ClassLoss, as_two_classes
+from cvbatch.train.learners.losses import ClassLoss, as_two_classes, dice_loss
 from cvbatch.train.learners.metrics import MetricSet
 from cvbatch.train.learners.targets import Targets, masks, multi_hot_labels, single_labels
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 _AUXILIARY = "auxiliary_"  # prefix of the names of heads that are used in training only
 _MAX_CONFUSION_CLASSES = 256  # a confusion matrix of more classes is too large
-_SCORES = "scores"
+_SCORES, _DICE = "scores", "dice"
 
 
 class ClassOptions(NamedTuple):
@@ -35,11 +35,13 @@ class ClassOptions(NamedTuple):
         output: name of the output with the scores; None: the only one that fits the task.
         activation: still to be applied to the scores; auto: what the graph says.
         loss: of the scores.
+        dice: weight of an additional Dice loss, of segmentation only; 0: none.
     """
 
     output: str | None = None
     activation: Activation = "auto"
     loss: ClassLoss = ClassLoss()
+    dice: float = 0.0
 
 
 _DEFAULT = ClassOptions()
@@ -77,7 +79,7 @@ class Classification:
         self.model, self.num_classes, self.multi_label = model, num_classes, multi_label
         options.loss.check(num_classes)
         self._loss = options.loss
-        graph = flatten(model)
+        self.graph = graph = flatten(model)
         self._output, outputs = _score_outputs(graph, options.output)
         heads = {}
         for name, tensor in outputs.items():
@@ -144,13 +146,23 @@ class Classification:
             values["macro_f1"] = metrics.values("confusion")["macro_f1"]
         return values
 
+    def per_class(self, metrics: MetricSet) -> dict[str, np.ndarray]:
+        """Return the recall of each class; with `multi_label`, its average precision."""
+        precision = metrics.metrics.get("multi_label_precision")
+        if isinstance(precision, MultiLabelPrecision):
+            return {"average_precision": precision.average_precision}
+        if self.num_classes > _MAX_CONFUSION_CLASSES:
+            return {}
+        return metrics.per_class("confusion", "recall")
+
 
 class Segmentation:
     """Semantic segmentation: one class per pixel. Metrics: mean_iou, accuracy.
 
     The loss is the cross-entropy, or that of the options, averaged over an image's labelled pixels
-    (`losses.ClassLoss.of_pixels`). A network with a coarser output grid is trained on masks of that
-    size, and evaluated at the size of its input, to which predictions are enlarged too.
+    (`losses.ClassLoss.of_pixels`), plus the weighted `losses.dice_loss`. A network with a coarser
+    output grid is trained on masks of that size, and evaluated at the size of its input, to which
+    predictions are enlarged too.
 
     Args:
         model: segmenter with an output (B, h, w, classes).
@@ -174,14 +186,14 @@ class Segmentation:
         self.model, self.num_classes, self.ignored = model, num_classes, ignored
         options.loss.check(num_classes)
         self._loss = options.loss
-        graph = flatten(model)
+        self.graph = graph = flatten(model)
         self._output, maps = _maps(graph, options.output)
         head = logits_of(graph, maps, options.activation)
         _check_units(model, head, options.activation, num_classes, False)
         self._threshold = 0.5 if head.activation else 0.0
         self._input_size, self._output_size = graph.input.shape[1:3], maps.shape[1:3]
         self.training_model = keras.Model(graph.input, {_SCORES: head.tensor}, name=model.name)
-        self.loss_weights = {_SCORES: 1.0}
+        self.loss_weights = {_SCORES: 1.0} | ({_DICE: options.dice} if options.dice else {})
         self.metric = "mean_iou"
 
     def targets(self, examples: Sequence[TrainingExample]) -> Targets:
@@ -199,9 +211,10 @@ class Segmentation:
     def losses(
         self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return {"scores": (B,)}."""
-        logits = as_two_classes(outputs[_SCORES])
-        return {_SCORES: self._loss.of_pixels(logits, targets["mask"])}
+        """Return {"scores": (B,)}, and "dice" if the options have a weight for it."""
+        logits, mask = as_two_classes(outputs[_SCORES]), targets["mask"]
+        losses = {_SCORES: self._loss.of_pixels(logits, mask)}
+        return losses | ({_DICE: dice_loss(logits, mask)} if _DICE in self.loss_weights else {})
 
     def empty_metrics(self) -> MetricSet:
         """Return the metrics of no image."""
@@ -221,6 +234,10 @@ class Segmentation:
         """Return the values of merged metrics by name."""
         values = metrics.values("confusion")
         return {name: values[name] for name in ("mean_iou", "accuracy")}
+
+    def per_class(self, metrics: MetricSet) -> dict[str, np.ndarray]:
+        """Return IoU and recall of each class."""
+        return metrics.per_class("confusion", "iou", "recall")
 
 
 def class_scores(graph: keras.Model, output: str | None) -> list[ClassScores]:

@@ -23,12 +23,13 @@ from cvbatch.models.detectors import training_view
 from cvbatch.models.frameworks import keras, layers
 from cvbatch.models.graph_surgery import call_of, calls_of, flatten
 from cvbatch.train.learners.logits import logits_of
-from cvbatch.train.learners.losses import box_error, class_cross_entropy, grid_losses, window_losses
+from cvbatch.train.learners.losses import ClassLoss, box_error, grid_losses, window_losses
 from cvbatch.train.learners.metrics import MetricSet
 from cvbatch.train.learners.targets import Targets, grid_targets, single_boxes, window_targets
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 _RAW = "raw"
+_CROSS_ENTROPY = ClassLoss()
 # For validation: nearly all boxes, at most COCO's 100 per image.
 _NMS = NmsSettings(score_threshold=0.01, iou_threshold=0.6, max_detections=100)
 _IGNORE_IOU = 0.6  # of grid detectors, see `losses.grid_losses`
@@ -58,6 +59,7 @@ class Localization:
     Args:
         model: a localizer, with a `BoxDecode` layer.
         num_classes: number of classes of the data.
+        class_loss: of the class scores; of a grid, the weights only.
 
     Raises:
         ModelError: the model is not a localizer, or has another number of classes.
@@ -65,11 +67,15 @@ class Localization:
 
     metric = "mean_iou"
 
-    def __init__(self, model: keras.Model, num_classes: int) -> None:
-        self.model, self.num_classes = model, num_classes
+    def __init__(
+        self, model: keras.Model, num_classes: int, *, class_loss: ClassLoss = _CROSS_ENTROPY
+    ) -> None:
+        self.model, self.num_classes, self._class_loss = model, num_classes, class_loss
+        class_loss.check(num_classes)
         _decoder(model, BoxDecode, "localization")
         _check_classes(model, num_classes)
-        view = training_view(flatten(model))
+        self.graph = flatten(model)
+        view = training_view(self.graph)
         logits = logits_of(view, view.output["classes"]).tensor
         outputs = {"classes": logits, "box": view.output["box"]}
         self.training_model = keras.Model(view.input, outputs, name=model.name)
@@ -88,7 +94,7 @@ class Localization:
     ) -> dict[str, Tensor]:
         """Return {"classes": (B,), "box": (B,)}."""
         return {
-            "classes": class_cross_entropy(outputs["classes"], targets["class_id"]),
+            "classes": self._class_loss.of_class(outputs["classes"], targets["class_id"]),
             "box": box_error(outputs["box"], targets["box"]),
         }
 
@@ -112,15 +118,21 @@ class Localization:
         """Return the values of merged metrics by name."""
         return metrics.values("box_iou") | {"accuracy": metrics.values("top_k")["top_1"]}
 
+    def per_class(self, metrics: MetricSet) -> dict[str, np.ndarray]:
+        """Return nothing: the metrics are over all classes."""
+        return {}
+
 
 class _Detection:
     """Metrics of all detectors: ap50, ap, ap75 by COCO's rules, after non-maximum suppression."""
 
     metric = "ap50"
 
-    def __init__(self, model: keras.Model, num_classes: int) -> None:
+    def __init__(self, model: keras.Model, num_classes: int, class_loss: ClassLoss) -> None:
         _check_classes(model, num_classes)
-        self.model, self.num_classes = model, num_classes
+        class_loss.check(num_classes)
+        self.model, self.num_classes, self._class_loss = model, num_classes, class_loss
+        self.graph = flatten(model)
 
     def empty_metrics(self) -> MetricSet:
         """Return the metrics of no image."""
@@ -154,6 +166,10 @@ class _Detection:
         values = metrics.values("average_precision")
         return {name: values[name] for name in ("ap50", "ap", "ap75")}
 
+    def per_class(self, metrics: MetricSet) -> dict[str, np.ndarray]:
+        """Return AP50 and recall of each class, the latter at IoU ½ of the best 100 boxes."""
+        return metrics.per_class("average_precision", "ap50", "recall")
+
 
 class WindowDetection(_Detection):
     """Detection by a sliding window (`sliding_fcn`).
@@ -164,15 +180,18 @@ class WindowDetection(_Detection):
     Args:
         model: a detector with a `WindowDecode` layer.
         num_classes: number of classes of the data.
+        class_loss: of the class scores; of a grid, the weights only.
 
     Raises:
         ModelError: the model has no sliding window, or another number of classes.
     """
 
-    def __init__(self, model: keras.Model, num_classes: int) -> None:
+    def __init__(
+        self, model: keras.Model, num_classes: int, *, class_loss: ClassLoss = _CROSS_ENTROPY
+    ) -> None:
         self._decode = _decoder(model, WindowDecode, "detection by windows")
-        super().__init__(model, num_classes)
-        view = training_view(flatten(model))
+        super().__init__(model, num_classes, class_loss)
+        view = training_view(self.graph)
         classes, objectness, box = _window_maps(view)
         outputs = {
             "classes": logits_of(view, classes).tensor,
@@ -195,7 +214,7 @@ class WindowDetection(_Detection):
         self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return {"objectness", "classes", "box"}, each (B,)."""
-        return window_losses(outputs, targets)
+        return window_losses(outputs, targets, self._class_loss)
 
 
 def _window_maps(view: keras.Model) -> list[Tensor]:
@@ -218,6 +237,7 @@ class GridDetection(_Detection):
     Args:
         model: a detector with a `GridDecode` layer.
         num_classes: number of classes of the data.
+        class_loss: of the class scores; of a grid, the weights only.
 
     Raises:
         ModelError: the model has no grid, or another number of classes.
@@ -226,11 +246,13 @@ class GridDetection(_Detection):
         Redmon et al., You Only Look Once, 2016, equation 3 (weights of the loss terms).
     """
 
-    def __init__(self, model: keras.Model, num_classes: int) -> None:
+    def __init__(
+        self, model: keras.Model, num_classes: int, *, class_loss: ClassLoss = _CROSS_ENTROPY
+    ) -> None:
         self._decode = _decoder(model, GridDecode, "detection on a grid")
-        super().__init__(model, num_classes)
+        super().__init__(model, num_classes, class_loss)
         self._anchors = np.array(self._decode.anchors, np.float64)
-        view = training_view(flatten(model))
+        view = training_view(self.graph)
         self.training_model = keras.Model(view.input, {_RAW: view.output}, name=model.name)
         self.loss_weights = {
             "coordinates": 5.0, "objectness": 1.0, "no_object": 0.5, "classes": 1.0,
@@ -246,7 +268,7 @@ class GridDetection(_Detection):
         self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return {"coordinates", "objectness", "no_object", "classes"}, each (B,)."""
-        return grid_losses(outputs[_RAW], targets, self._decode, _IGNORE_IOU)
+        return grid_losses(outputs[_RAW], targets, self._decode, _IGNORE_IOU, self._class_loss)
 
 
 _DETECTORS: dict[Any, type[WindowDetection | GridDetection]] = {
@@ -255,7 +277,9 @@ _DETECTORS: dict[Any, type[WindowDetection | GridDetection]] = {
 }
 
 
-def detection(model: keras.Model, num_classes: int) -> WindowDetection | GridDetection:
+def detection(
+    model: keras.Model, num_classes: int, *, class_loss: ClassLoss = _CROSS_ENTROPY
+) -> WindowDetection | GridDetection:
     """Return the learner for the detector's decoding layer.
 
     Raises:
@@ -264,7 +288,7 @@ def detection(model: keras.Model, num_classes: int) -> WindowDetection | GridDet
     for call in calls_of(flatten(model)):
         for decoder, learner in _DETECTORS.items():
             if isinstance(call.operation, decoder):
-                return learner(model, num_classes)
+                return learner(model, num_classes, class_loss=class_loss)
     raise ModelError(
         f"model {model.name!r} has neither a GridDecode nor a WindowDecode layer, so it cannot be "
         "trained for detection; use yolo or sliding_fcn, or task: localization for a localizer"

@@ -127,5 +127,5 @@ def _before_last_activation(call: Call, tensor: Tensor) -> Logits:
             f"layer {layer.name!r} ({type(layer).__name__}) contains a {activation}; to train the "
             f"model, use a separate layer after it: layers.Activation({activation!r})"
         )
-    linear = WithoutActivation(layer, name=layer.name, dtype=layer.dtype_policy)
+    linear = WithoutActivation(layer, name=f"{layer.name}_logits", dtype=layer.dtype_policy)
     return Logits(linear(call.received[0]), activation)

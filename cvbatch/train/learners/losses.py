@@ -12,7 +12,7 @@ from typing import Any
 
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.types import VOID_CLASS
-from cvbatch.models.frameworks import layers, ops
+from cvbatch.models.frameworks import keras, layers, ops
 
 Tensor = Any  # a tensor of Keras' backend; Keras carries no type information
 _SMALLEST = 1e-7
@@ -78,7 +78,7 @@ class ClassLoss:
             terms = class_cross_entropy(logits, class_id)
         if self.class_weights is None:
             return terms
-        return terms * ops.take(self._weights(), ops.cast(class_id, "int32"), axis=0)
+        return terms * ops.take(self.weights, ops.cast(class_id, "int32"), axis=0)
 
     def _smoothed(self, logits: Tensor, class_id: Tensor) -> Tensor:
         num_classes, smoothing = logits.shape[-1], self.label_smoothing
@@ -99,7 +99,7 @@ class ClassLoss:
             p = ops.sigmoid(logits)
             terms *= self._focus(labels * (1 - p) + (1 - labels) * p)
         if self.class_weights is not None:
-            terms *= self._weights()
+            terms *= self.weights
         return ops.mean(terms, axis=-1)
 
     def of_pixels(
@@ -121,8 +121,35 @@ class ClassLoss:
         """Return error ** gamma; its gradient at an error of 0 would be infinite for gamma < 1."""
         return ops.power(ops.maximum(error, _SMALLEST), self.gamma) if self.gamma else 1.0
 
-    def _weights(self) -> Tensor:
+    @property
+    def weights(self) -> Tensor:  # (C,)
+        """Return the class weights as a tensor."""
         return ops.convert_to_tensor(self.class_weights, "float32")
+
+
+def dice_loss(
+    logits: Tensor,  # (B, h, w, C)
+    mask: Tensor,  # (B, h, w) uint8
+) -> Tensor:  # (B,)
+    """Return 1 − 2 Σ p·t / Σ (p + t), averaged over the classes in an image's mask.
+
+    p is softmax(logits) and t the one-hot mask; the sums are over the pixels except `VOID_CLASS`.
+    So a class of few pixels counts as much as one of many. The loss is 0 if all pixels are void.
+
+    Source:
+        Milletari et al., V-Net, 2016; the terms are those of keras.losses.dice.
+    """
+    mask = ops.cast(mask, "int32")
+    is_labelled = mask != VOID_CLASS
+    labelled = ops.cast(is_labelled, "float32")[..., None]
+    truth = ops.one_hot(ops.where(is_labelled, mask, 0), logits.shape[-1]) * labelled
+    scores = ops.softmax(ops.cast(logits, "float32"), axis=-1) * labelled
+    terms = keras.losses.dice(truth, scores, axis=(1, 2))  # (B, C)
+    occurs = ops.cast(ops.any(truth > 0, axis=(1, 2)), "float32")
+    return ops.sum(terms * occurs, axis=-1) / ops.maximum(ops.sum(occurs, axis=-1), 1.0)
+
+
+_CROSS_ENTROPY = ClassLoss()
 
 
 def box_error(
@@ -134,7 +161,9 @@ def box_error(
 
 
 def window_losses(
-    outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    class_loss: ClassLoss = _CROSS_ENTROPY,
 ) -> dict[str, Tensor]:  # each (B,)
     """Return "objectness", "classes" and "box", each summed over the windows of an image.
 
@@ -145,12 +174,13 @@ def window_losses(
         outputs: logits "classes" (B, gh, gw, C) and "objectness" (B, gh, gw, 1), and "box"
             (B, gh, gw, 4).
         targets: of `targets.window_targets`.
+        class_loss: of the class scores.
     """
     objectness = ops.cast(targets["objectness"], "float32")
     is_object = ops.maximum(objectness, 0.0)
     is_counted = ops.cast(objectness >= 0, "float32")
     logit = ops.cast(outputs["objectness"], "float32")[..., 0]
-    classes = class_cross_entropy(outputs["classes"], targets["class_id"])
+    classes = class_loss.of_class(outputs["classes"], targets["class_id"])
     objects = ops.binary_crossentropy(is_object, logit, from_logits=True) * is_counted
     return {
         "objectness": _sum_per_image(objects),
@@ -164,6 +194,7 @@ def grid_losses(
     targets: Mapping[str, Tensor],
     decode: layers.Layer,
     ignore_iou: float,
+    class_loss: ClassLoss = _CROSS_ENTROPY,
 ) -> dict[str, Tensor]:  # each (B,)
     """Return "coordinates", "objectness", "no_object" and "classes", each summed over an image.
 
@@ -171,13 +202,15 @@ def grid_losses(
     with a box. objectness: −log sigmoid(to) of anchors with a box; the target is 1, not the IoU, so
     that a score is the confidence, not the quality of the box. no_object: −log(1 − sigmoid(to)) of
     the other anchors, except those with a predicted box that overlaps a true box by more than
-    `ignore_iou`. classes: cross-entropy of each cell with a box; the anchors of a cell share it.
+    `ignore_iou`. classes: cross-entropy of each cell with a box, with the weights of `class_loss`;
+    the anchors of a cell share it.
 
     Args:
         raw: raw outputs of the network.
         targets: of `targets.grid_targets`.
         decode: the network's `GridDecode` layer.
         ignore_iou: IoU, 0 to 1.
+        class_loss: has the weights of the classes.
 
     Source:
         Redmon et al., You Only Look Once, 2016, equation 3; Redmon and Farhadi, YOLO9000, 2017.
@@ -193,6 +226,8 @@ def grid_losses(
     iou = _best_iou(boxes, ops.cast(targets["boxes"], "float32"))
     is_near = ops.cast(ops.reshape(iou, ops.shape(has_box)) > ignore_iou, "float32")
     log_scores = ops.log_softmax(raw[..., 5 * num_anchors :], axis=-1)
+    if class_loss.class_weights is not None:
+        log_scores *= class_loss.weights
     return {
         "coordinates": _sum_per_image(ops.sum(offset + sides, axis=-1) * has_box),
         "objectness": _sum_per_image(ops.softplus(-logit) * has_box),

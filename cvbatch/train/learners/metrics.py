@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from cvbatch.metrics.average_precision import AveragePrecision
 from cvbatch.metrics.base import Metric
 from cvbatch.metrics.classification import BoxIoU, Confusion, MultiLabelPrecision, TopK
@@ -57,3 +59,8 @@ class MetricSet:
         """Return the values of one metric; NaN where undefined."""
         values = self.metrics[name].as_dict()  # type: ignore[attr-defined]
         return {key: float("nan") if value is None else value for key, value in values.items()}
+
+    def per_class(self, name: str, *keys: str) -> dict[str, np.ndarray]:  # each (C,) float64
+        """Return some values of each class of one metric; NaN where undefined."""
+        values = self.metrics[name].per_class()  # type: ignore[attr-defined]
+        return {key: values[key] for key in keys}

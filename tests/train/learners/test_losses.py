@@ -25,6 +25,8 @@ DECODE = GridDecode(ANCHORS, STRIDE)
 IMAGES = list(BOXES.values()) + [random_boxes(np.random.default_rng(s), 5) for s in range(4)]
 EXAMPLES = [example(boxes) for boxes in IMAGES]
 WEIGHTS = np.array([1.0, 0.0, 2.5], np.float32)
+UNWEIGHTED = losses.ClassLoss()
+WEIGHTED = losses.ClassLoss(class_weights=tuple(WEIGHTS.tolist()))
 
 
 # --- reference losses in plain Python
@@ -33,6 +35,10 @@ WEIGHTS = np.array([1.0, 0.0, 2.5], np.float32)
 def cross_entropy(logits, class_id):
     peak = max(logits)
     return peak + math.log(sum(math.exp(x - peak) for x in logits)) - logits[class_id]
+
+
+def softmax(logits):
+    return [math.exp(-cross_entropy(logits, k)) for k in range(len(logits))]
 
 
 def binary(logit, target):
@@ -60,7 +66,19 @@ def reference_pixels(logits, mask, weights):
     return total / count if count else 0.0
 
 
-def reference_windows(outputs, wanted):
+def reference_dice(logits, mask):
+    """One minus the overlap of scores and mask, of each class in the mask."""
+    pixels = [at for at in np.ndindex(mask.shape) if mask[at] != VOID_CLASS]
+    scores = {at: softmax(logits[at].tolist()) for at in pixels}
+    terms = []
+    for k in sorted({int(mask[at]) for at in pixels}):
+        shared = sum(scores[at][k] for at in pixels if mask[at] == k)
+        total = sum(scores[at][k] + (mask[at] == k) for at in pixels)
+        terms.append(1 - 2 * shared / total)
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def reference_windows(outputs, wanted, weights=(1.0, 1.0, 1.0)):
     sums = {"objectness": 0.0, "classes": 0.0, "box": 0.0}
     for at in np.ndindex(WINDOWS):
         objectness = wanted["objectness"][at]
@@ -68,13 +86,14 @@ def reference_windows(outputs, wanted):
             sums["objectness"] += binary(float(outputs["objectness"][at][0]), objectness)
         if objectness == 1:
             class_id = int(wanted["class_id"][at])
-            sums["classes"] += cross_entropy(outputs["classes"][at].tolist(), class_id)
+            value = cross_entropy(outputs["classes"][at].tolist(), class_id)
+            sums["classes"] += weights[class_id] * value
             differences = outputs["box"][at].astype(float) - wanted["box"][at]
             sums["box"] += sum(float(d) ** 2 for d in differences) / 4
     return sums
 
 
-def reference_grid(raw, wanted, boxes):
+def reference_grid(raw, wanted, boxes, weights=(1.0, 1.0, 1.0)):
     """`boxes`: all boxes of the image, also those without an area."""
     sums = {"coordinates": 0.0, "objectness": 0.0, "no_object": 0.0, "classes": 0.0}
     num_anchors = len(ANCHORS)
@@ -83,7 +102,7 @@ def reference_grid(raw, wanted, boxes):
         classes = cell[5 * num_anchors :]
         for class_id, share in enumerate(wanted["classes"][row, column].tolist()):
             if share:
-                sums["classes"] += share * cross_entropy(classes, class_id)
+                sums["classes"] += weights[class_id] * share * cross_entropy(classes, class_id)
         for a, (height, width) in enumerate(ANCHORS):
             ty, tx, th, tw, to = cell[5 * a : 5 * a + 5]
             oy, ox, lh, lw, has_box = wanted["numbers"][row, column, a].tolist()
@@ -118,42 +137,47 @@ def segmentation(scale):
     mask[1] = VOID_CLASS
     mask[2] = 1  # a class of weight 0
     logits = numbers((5, 4, 6, 3), scale)
-    expected = [reference_pixels(logits[i], mask[i], WEIGHTS) for i in range(5)]
+    expected = {
+        "pixels": [reference_pixels(logits[i], mask[i], WEIGHTS) for i in range(5)],
+        "dice": [reference_dice(logits[i], mask[i]) for i in range(5)],
+    }
 
     def loss(logits, mask):
-        weighted = losses.ClassLoss(class_weights=tuple(WEIGHTS.tolist()))
-        return {"pixels": weighted.of_pixels(logits["maps"], mask["mask"])}
+        pixels = WEIGHTED.of_pixels(logits["maps"], mask["mask"])
+        return {"pixels": pixels, "dice": losses.dice_loss(logits["maps"], mask["mask"])}
 
-    return loss, {"maps": logits}, {"mask": mask}, {"pixels": expected}
+    return loss, {"maps": logits}, {"mask": mask}, expected
 
 
-def windows(scale):
+def windows(scale, class_loss=UNWEIGHTED, weights=(1.0, 1.0, 1.0)):
     wanted = targets.window_targets(EXAMPLES, WINDOWS, WINDOW, WINDOW_STRIDE, 3)
     shape = (len(EXAMPLES), *WINDOWS)
     outputs = {"classes": 3, "objectness": 1, "box": 4}
     outputs = {k: numbers((*shape, n), scale, n) for k, n in outputs.items()}
     reference = [
-        reference_windows(*({k: v[i] for k, v in part.items()} for part in (outputs, wanted)))
+        reference_windows(
+            *({k: v[i] for k, v in part.items()} for part in (outputs, wanted)), weights
+        )
         for i in range(len(EXAMPLES))
     ]
     return (
-        losses.window_losses,
+        lambda outputs, wanted: losses.window_losses(outputs, wanted, class_loss),
         outputs,
         wanted,
         {k: [s[k] for s in reference] for k in reference[0]},
     )
 
 
-def grid(scale):
+def grid(scale, class_loss=UNWEIGHTED, weights=(1.0, 1.0, 1.0)):
     wanted = targets.grid_targets(EXAMPLES, GRID, STRIDE, np.array(ANCHORS), 3)
     raw = numbers((len(EXAMPLES), *GRID, 5 * len(ANCHORS) + 3), scale)
     reference = [
-        reference_grid(raw[i], {k: v[i] for k, v in wanted.items()}, boxes)
+        reference_grid(raw[i], {k: v[i] for k, v in wanted.items()}, boxes, weights)
         for i, boxes in enumerate(IMAGES)
     ]
 
     def loss(outputs, wanted):
-        return losses.grid_losses(outputs["raw"], wanted, DECODE, IGNORE_IOU)
+        return losses.grid_losses(outputs["raw"], wanted, DECODE, IGNORE_IOU, class_loss)
 
     return loss, {"raw": raw}, wanted, {k: [s[k] for s in reference] for k in reference[0]}
 
@@ -205,6 +229,8 @@ CASES = {
     "single_box": single_box,
     "windows": windows,
     "grid": grid,
+    "weighted windows": lambda scale: windows(scale, WEIGHTED, WEIGHTS.tolist()),
+    "weighted grid": lambda scale: grid(scale, WEIGHTED, WEIGHTS.tolist()),
 }
 
 
