@@ -152,7 +152,7 @@ def test_a_clipped_and_an_overlapping_text_are_found():
     assert "'clipped' is clipped" in first and second == "'below' and 'above' overlap"
 
 
-@pytest.mark.parametrize("name", ["curves of 10 classes", "confusion of 2 classes", "20 epochs"])
+@pytest.mark.parametrize("name", ["curves of 2 classes", "confusion of 2 classes"])
 def test_the_files_depend_on_the_data_only(name):
     before = dict(matplotlib.rcParams)
     first = figures.to_files("a", FIGURES[name]())
