@@ -37,8 +37,8 @@ def draw_class_bars(
 ) -> Figure:
     """Return a bar for each class and metric, the classes with the lowest first metric on top.
 
-    Classes whose first metric is undefined come last. Of more than `MAX_CLASSES` classes, only the
-    first ones are drawn.
+    Of equal ones the most frequent class is first; classes without counts or with an undefined
+    metric are last. Of more than `MAX_CLASSES` classes, only the first ones are drawn.
 
     Args:
         names: of the classes.
@@ -47,7 +47,7 @@ def draw_class_bars(
         title: of the figure.
     """
     first = next(iter(metrics.values()))[:, 0]
-    order = np.argsort(np.where(np.isnan(first), np.inf, first), kind="stable")[:MAX_CLASSES]
+    order = np.lexsort((-counts, first, counts == 0))[:MAX_CLASSES]  # NaN is last
     figure = new_figure(2.9 + 2.3 * len(metrics), 1.9 + _ROW * max(len(order), 3))
     notes = ["Lines: 95 % intervals. In parentheses: the count behind the values."]
     if len(names) > MAX_CLASSES:

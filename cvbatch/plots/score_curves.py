@@ -54,7 +54,9 @@ def draw_score_curves(curves: ClassCurves, title: str, note: str = "") -> Figure
         note: below the title.
     """
     occurring = [k for k, curve in enumerate(curves.by_score) if curve.support]
-    worst = sorted(occurring, key=lambda k: (curves.average_precision[k], k))[:MAX_CLASSES]
+    support = np.array([curve.support for curve in curves.by_score])[occurring]
+    order = np.lexsort((-support, curves.average_precision[occurring]))
+    worst = [occurring[i] for i in order[:MAX_CLASSES]]
     shown = sorted(worst) if len(occurring) <= MAX_CLASSES else worst
     figure = new_figure(11.5, 8)
     panels = figure.subplots(2, 2).flat

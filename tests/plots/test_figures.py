@@ -221,14 +221,13 @@ def test_the_most_confused_classes_keep_all_counts():
 
 
 def test_bars_are_sorted_and_have_the_value_and_the_count():
-    values = {"AP": np.array([[0.9, 0.8, 1], [np.nan] * 3, [0.25, 0.2, 0.3]])}
-    figure = draw_class_bars(["best", "undefined", "worst"], np.array([5, 0, 12_000]), values, "T")
-    (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "worst (12k)", "best (5)", "undefined (0)",
-    ]  # fmt: skip
-    assert [text.get_text() for text in axes.texts] == ["0.25", "0.90", "–"]
-    assert [patch.get_width() for patch in axes.patches] == [0.25, 0.9, 0]
+    values = {"AP": np.array([[value] * 3 for value in (0.9, np.nan, 0.25, 0.25, 0)])}
+    names, counts = ["best", "undefined", "few", "many", "absent"], np.array([5, 2, 3, 12_000, 0])
+    (axes,) = draw_class_bars(names, counts, values, "T").axes
+    labels = ["many (12k)", "few (3)", "best (5)", "undefined (2)", "absent (0)"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == labels
+    assert [text.get_text() for text in axes.texts] == ["0.25", "0.25", "0.90", "–", "0.00"]
+    assert [patch.get_width() for patch in axes.patches] == [0.25, 0.25, 0.9, 0, 0]
 
 
 def test_learning_curves_have_a_panel_for_each_value_and_mark_the_best_epoch():
