@@ -145,46 +145,37 @@ def match_across_classes(
     Args:
         detections: M, in any order.
         truth: with the same `image_index`, in any order. No detection takes a crowd.
-        iou_threshold: at least 0.5.
+        iou_threshold: the nearest one of `IOU_THRESHOLDS` is used.
 
     Returns:
         Index of the object, −1 for none; whether the detection is ignored.
     """
-    row = np.lexsort((-detections.score, detections.image_index))
-    class_id, image = detections.class_id[row], detections.image_index[row]
-    is_crowd = np.zeros(len(truth.xyxy), bool)
+    matches = match_boxes(detections, truth)
+    criterion = int(np.argmin(np.abs(IOU_THRESHOLDS - iou_threshold))) * len(AREA_RANGES)
+    matched, is_ignored = np.full(len(detections.score), -1), np.zeros(len(detections.score), bool)
+    is_hit = matches.is_true_positive[:, criterion]
+    matched[matches.row[is_hit]] = matches.match[is_hit, criterion]
+    is_ignored[matches.row] = matches.is_ignored[:, criterion]
+    is_taken = np.zeros(len(truth.xyxy), bool)
     if truth.is_crowd is not None:
-        is_crowd = np.asarray(truth.is_crowd, bool)
-    shapes = _box_shapes(detections.xyxy[row], truth.xyxy)
-    one_class = replace(truth, class_id=np.zeros_like(truth.class_id))
-    pairs = _overlapping_pairs(shapes, np.zeros_like(class_id), image, one_class, is_crowd)
-    is_pair = pairs.coco_overlap >= iou_threshold
-    is_same = class_id[pairs.detection] == truth.class_id[pairs.truth]
-    is_object = ~is_crowd[pairs.truth]
-    same = np.flatnonzero(is_pair & is_same & is_object)
-    same = same[np.lexsort((-pairs.truth[same], -pairs.iou[same], pairs.detection[same]))]
-    matched, is_taken = np.full(len(row), -1), np.zeros(len(is_crowd), bool)
-    _take_free(pairs, same, matched, is_taken)
-    is_ignored = np.zeros(len(row), bool)
-    is_ignored[pairs.detection[is_pair & is_same & ~is_object]] = True
-    is_ignored &= matched < 0
-    other = np.flatnonzero(is_pair & ~is_same & is_object & ~is_ignored[pairs.detection])
-    other = other[np.lexsort((pairs.truth[other], pairs.detection[other], -pairs.iou[other]))]
-    _take_free(pairs, other, matched, is_taken)
-    order = np.argsort(row)
-    return matched[order], is_ignored[order]
+        is_taken |= np.asarray(truth.is_crowd, bool)
+    is_taken[matched[matched >= 0]] = True
 
-
-def _take_free(
-    pairs: _Pairs,
-    order: np.ndarray,  # (Q,)
-    matched: np.ndarray,  # (M,) changed: object of each detection, −1 for none
-    is_taken: np.ndarray,  # (N,) changed
-) -> None:
-    """Match pairs in this order if neither detection nor object is matched before."""
-    for detection, truth in zip(pairs.detection[order], pairs.truth[order], strict=True):
-        if matched[detection] < 0 and not is_taken[truth]:
-            matched[detection], is_taken[truth] = truth, True
+    row = np.argsort(detections.image_index, kind="stable")
+    pairs = _overlapping_pairs(
+        _box_shapes(detections.xyxy[row], truth.xyxy),
+        np.zeros_like(detections.class_id),
+        detections.image_index[row],
+        replace(truth, class_id=np.zeros_like(truth.class_id)),
+        np.zeros_like(is_taken),
+    )
+    detection, true_box = row[pairs.detection], pairs.truth
+    is_free = (matched[detection] < 0) & ~is_ignored[detection] & ~is_taken[true_box]
+    is_free &= pairs.iou >= IOU_THRESHOLDS[criterion // len(AREA_RANGES)]
+    for p in np.lexsort((true_box, detection, -pairs.iou)):
+        if is_free[p] and matched[detection[p]] < 0 and not is_taken[true_box[p]]:
+            matched[detection[p]], is_taken[true_box[p]] = true_box[p], True
+    return matched, is_ignored
 
 
 def _box_shapes(
