@@ -35,7 +35,7 @@ from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
 _TIMEOUT_S = 60.0  # maximum wait for the checks, after the models are built
-_REMEDY = "give all nodes of the cluster the same image, or one environment by --runtime-env"
+_REMEDY = "give all nodes of the cluster the driver's image, or one environment by --runtime-env"
 CheckResult = dict[str, Any]  # plain values, because a node may lack cvbatch's classes
 
 

@@ -26,7 +26,7 @@ from cvbatch.config.models import (
 )
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ModelError, StoreError
-from cvbatch.core.extras import TENSORFLOW, required_version
+from cvbatch.core.extras import require_tensorflow, required_version
 from cvbatch.core.model_formats import format_of
 from cvbatch.core.types import ModelSpec
 from cvbatch.core.version import __version__
@@ -100,7 +100,12 @@ class BuildRequest:
 
     @property
     def key(self) -> str:
-        """Return a hash of everything that determines the program, 32 hexadecimal digits."""
+        """Return a hash of everything that determines the program, 32 hexadecimal digits.
+
+        Raises:
+            ModelError: TensorFlow is not installed.
+        """
+        require_tensorflow()
         content: dict[str, Any] = {
             "config": self.config.model_dump(mode="json", exclude={"sha256"})
             | self.config.revision,
@@ -108,12 +113,7 @@ class BuildRequest:
             "engine": self.engine,
             "precision": self.precision,
             "batch_size": self.batch_size,
-            "versions": [
-                required_version("keras", TENSORFLOW),
-                required_version("tensorflow", TENSORFLOW),
-                __version__,
-                _FILE_FORMAT,
-            ],
+            "versions": [version("keras"), version("tensorflow"), __version__, _FILE_FORMAT],
         }
         model_format = format_of(self.config.model)
         if model_format.is_folder:
@@ -333,7 +333,7 @@ def _read_class_file(storage: Storage, uri: str) -> tuple[str, ...]:
 def worker_packages(
     models: Sequence[ModelConfig], programs: Sequence[BuiltProgram]
 ) -> tuple[str, ...]:
-    """Return the packages that load a job's programs, without those that are always installed."""
+    """Return the packages of the engines and runtimes that load the programs of a job."""
     keys = {format_of(config.model).key for config in models}
     runtimes = (name for key, name in _RUNTIME_PACKAGES.items() if key in keys)
     engines = {program.engine for program in programs} & ENGINES.keys()
