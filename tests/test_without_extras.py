@@ -93,7 +93,7 @@ def test_commands_that_build_no_network(archive, tmp_path):
     commands = [
         ["--version"],
         ["--help"],
-        ["--print-completion", "bash"],
+        ["completion", "bash"],
         ["models"],
         *([command, kind] for command in ("schema", "init") for kind in kinds),
         ["import", "folders", archive, tmp_path / "labels"],
