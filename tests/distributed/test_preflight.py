@@ -75,6 +75,25 @@ class TestNodeCheck:
         assert subject == "sink" and "credentials" in problem
 
 
+@pytest.mark.parametrize(
+    ("model", "packages"),
+    [("lenet5", ["numpy", "keras"]), ("keras_hub://net", ["numpy", "keras", "keras-hub"])],
+)
+def test_packages_of_workers_that_load_a_network(monkeypatch, model, packages):
+    from cvbatch.core import extras
+    from cvbatch.distributed.preflight import WorkerPackages
+
+    requirements = [
+        "numpy",
+        'keras; extra == "tensorflow"',
+        'cvbatch[tensorflow]; extra == "hub"',
+        'keras-hub; extra == "hub"',
+        'pytest; extra == "dev"',
+    ]
+    monkeypatch.setattr(extras, "requires", lambda name: requirements)
+    assert WorkerPackages.of_network(model).packages == packages
+
+
 @pytest.mark.ray
 class TestCheckNodes:
     def check_nodes(self, sink, source, lines=None, worker=None):
