@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.support import jobs
-from tests.support.evaluations import write_truth
-from tests.support.results import CLASSES, random_predictions, write_predictions
+from tests.support.results import random_predictions, write_predictions
 
 pytestmark = pytest.mark.process
 
 ABSENT = Path(__file__).parent / "support/without_extras"
 ROOT = Path(__file__).parents[1]
-REMEDY = "install it with pip install 'cvbatch[tensorflow]'"
+REMEDY = "install it with pip install 'cvbatch[{}]'"
+TENSORFLOW = REMEDY.format("tensorflow")
 
 
 def run_python(code, *arguments):
@@ -48,7 +48,7 @@ print(json.dumps(refused))
 def test_a_module_is_imported_or_names_the_extra_that_it_needs():
     refused = json.loads(run_python(IMPORTED))
     assert {"cvbatch.models.frameworks", "cvbatch.models.file_safety"} <= refused.keys()
-    assert all(line.endswith(REMEDY) for line in refused.values()), refused
+    assert all(line.endswith(TENSORFLOW) for line in refused.values()), refused
     packages = {name.split(".")[1] for name in refused}
     assert packages == {"models", "inference", "train", "explain"}
     loaded_by_workers = {"predictor", "engines", "chain", "runtimes", "programs", "postprocess"}
@@ -86,9 +86,6 @@ def test_commands_that_build_no_network(archive, tmp_path):
     images = [path.relative_to(archive).as_posix() for path in archive.glob("set-*/*")]
     predictions = {image: random_predictions(seed) for seed, image in enumerate(images)}
     result = write_predictions(tmp_path / "result", archive, predictions, ["classification"])
-    truth = write_truth(
-        tmp_path / "truth", {image: {"labels": [(1, 1.0)]} for image in images}, {"labels": CLASSES}
-    )
     kinds = ("predict", "train", "evaluate", "explain")
     commands = [
         ["--version"],
@@ -97,7 +94,6 @@ def test_commands_that_build_no_network(archive, tmp_path):
         ["models"],
         *([command, kind] for command in ("schema", "init") for kind in kinds),
         ["import", "folders", archive, tmp_path / "labels"],
-        ["evaluate", result, truth],
         ["report", result, "--out", tmp_path / "page.html"],
         ["export", "fiftyone", result, tmp_path / "samples"],
     ]
@@ -108,7 +104,7 @@ def test_commands_that_build_no_network(archive, tmp_path):
     assert (tmp_path / "page.html").is_file()
 
 
-def test_commands_that_build_a_network_are_refused_before_they_write(archive, tmp_path):
+def test_commands_that_build_or_draw_are_refused_before_they_write(archive, tmp_path):
     sink, labels = tmp_path / "out", tmp_path / "labels"
     network = ["--model", "MobileNetV2"]
     commands = [
@@ -116,13 +112,17 @@ def test_commands_that_build_a_network_are_refused_before_they_write(archive, tm
         ["predict", archive, *network, "--out", sink, "--dry-run"],
         ["import", "folders", archive, labels],
         ["train", labels, *network, "--out", sink, "--set", "source.splits.validation=null"],
+        ["evaluate", archive, labels, "--out", sink],
         ["explain", archive, *network, "--out", sink],
         ["demo", "--out", sink],
         ["models", "MobileNetV2"],
     ]
     for command, (status, _, errors) in zip(commands, run_commands(*commands), strict=True):
+        extra = "plots" if command[0] == "evaluate" else "tensorflow"
         if command[0] == "import":
             continue
         assert status == 2, (command, errors)
-        assert errors.splitlines()[-1].endswith(f"is not installed; {REMEDY}"), command
+        assert errors.splitlines()[-1].endswith(f"is not installed; {REMEDY.format(extra)}"), (
+            command
+        )
         assert not sink.exists(), command

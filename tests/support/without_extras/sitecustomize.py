@@ -5,7 +5,8 @@ from importlib.metadata import Distribution, PackageNotFoundError
 
 MODULES = {
     *("tensorflow", "keras", "h5py", "tensorboardX"),
-    *("keras_hub", "onnx", "onnxruntime", "skimage", "polars", "duckdb", "aiohttp", "opencensus"),
+    *("keras_hub", "onnx", "onnxruntime", "matplotlib", "skimage", "polars", "duckdb"),
+    *("aiohttp", "opencensus"),  # of ray[default]
 }
 find_module, find_distribution = PathFinder.find_spec, Distribution.from_name
 
