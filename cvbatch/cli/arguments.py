@@ -197,6 +197,17 @@ COMMANDS = {
         ),
     ),
     "schema": Command("print the JSON Schema of a kind of job file", (_KIND,)),
+    "completion": Command(
+        "print the completion script of a shell",
+        (
+            _text(
+                "shell",
+                "SHELL",
+                f"one of {', '.join(shtab.SUPPORTED_SHELLS)}",
+                choices=shtab.SUPPORTED_SHELLS,
+            ),
+        ),
+    ),
     "models": Command(
         "list the built-in networks, or show the layers, parameters and memory of one",
         (

@@ -11,9 +11,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import shtab
 
 from cvbatch.cli import job_files
 from cvbatch.cli.arguments import build_parser, requested_log
@@ -55,6 +59,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 1 interrupted, 2 refused, 3 more failed images than allowed.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as `>&-` of a shell does
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+    with _may_stop_reading():
+        return _run_command(argv)
+    return 0
+
+
+@contextmanager
+def _may_stop_reading() -> Iterator[None]:
+    """Write stdout to its end, or until what reads it has ended, such as `head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_command(argv: Sequence[str] | None) -> int:
+    """Run a command and write its last line; return the exit status."""
     signals.install_signal_handlers(_print_hint, _print_interrupted)
     run = new_run_id()
     with log_format(requested_log(argv), run):
@@ -66,9 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = _COMMANDS[arguments.command](arguments)
             sys.stdout.flush()
             return write_last_line(result)
-        except BrokenPipeError:  # what reads stdout has ended, such as `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         except CvbatchError as error:
             remedy = "; run the same command to resume" if error.exit_status == 1 else ""
             return write_last_line(
@@ -369,6 +392,11 @@ def _init(arguments: argparse.Namespace) -> CommandResult:
     return CommandResult(f"cvbatch: wrote {' and '.join(written)}; edit it, then: {command}", 0)
 
 
+def _completion(arguments: argparse.Namespace) -> CommandResult:
+    print(shtab.complete(build_parser(), arguments.shell))
+    return CommandResult(f"cvbatch: completion script of {arguments.shell}", 0)
+
+
 def _schema(arguments: argparse.Namespace) -> CommandResult:
     print(job_files.json_schema(arguments.kind), end="")
     return CommandResult(f"cvbatch: JSON Schema of a {arguments.kind} job file", 0)
@@ -383,6 +411,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], CommandResult]] = {
     "demo": _demo,
     "init": _init,
     "schema": _schema,
+    "completion": _completion,
     "models": _models,
     "import": _import,
     "export": _export,

@@ -9,6 +9,7 @@ from typing import Any
 
 from cvbatch.config.loader import load_job
 from cvbatch.core.errors import ConfigError
+from cvbatch.core.extras import require_tensorflow
 from cvbatch.core.progress import Listener
 from cvbatch.demo.render import render_archive
 from cvbatch.predict.job import predict
@@ -83,7 +84,9 @@ def run_demo(folder: str, num_images: int, listener: Listener) -> DemoResult:
 
     Raises:
         ConfigError: the folder contains other files.
+        ModelError: TensorFlow is not installed.
     """
+    require_tensorflow()
     root = Path(folder).absolute()
     _clear(root)
     listener.info(f"rendering {num_images} scenes, two photographs and three broken files")

@@ -6,16 +6,15 @@ are built.
 
 from __future__ import annotations
 
-import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,13 +27,15 @@ from cvbatch.core.errors import (
     SourceError,
     StoreError,
 )
+from cvbatch.core.extras import TENSORFLOW, packages_of
+from cvbatch.core.model_formats import format_of
 from cvbatch.core.types import Log
 from cvbatch.core.version import __version__
 from cvbatch.storage import store
 from cvbatch.storage.store import Storage
 
 _TIMEOUT_S = 60.0  # maximum wait for the checks, after the models are built
-_REMEDY = "give all nodes of the cluster the same image, or one environment by --runtime-env"
+_REMEDY = "give all nodes of the cluster the driver's image, or one environment by --runtime-env"
 CheckResult = dict[str, Any]  # plain values, because a node may lack cvbatch's classes
 
 
@@ -46,14 +47,12 @@ class NodeCheck:
         storage: reads the source, reads and writes the sink.
         token: content of the probe file that the driver writes into the sink.
         source_uri: a file that exists for the driver; None for jobs without a source.
-        packages: of extras that the job needs.
     """
 
     storage: Storage
     sink_uri: str
     token: str
     source_uri: str | None
-    packages: tuple[str, ...] = ()
 
     @property
     def probe_uri(self) -> str:
@@ -63,6 +62,35 @@ class NodeCheck:
     def node_probe_uri(self, node_id: str) -> str:
         """Return the URI of the probe file that a node writes."""
         return f"{self.probe_uri}-{node_id}"
+
+
+@dataclass
+class WorkerPackages:
+    """The packages of extras that the workers of a job load, on the nodes where they can run.
+
+    Args:
+        packages: their versions must be those of the driver. Until the end of the check they may be
+            replaced: a program's engine is known once it is compiled.
+        needs_gpu: whether a worker reserves a GPU; nodes without one decode and write only.
+    """
+
+    packages: Sequence[str] = ()
+    needs_gpu: bool = False
+
+    @classmethod
+    def of_network(cls, model: str) -> WorkerPackages:
+        """Return those of workers that load a Keras network with its layers.
+
+        Args:
+            model: a network's name or the URI of its file or folder.
+        """
+        extras = [TENSORFLOW, "hub"] if format_of(model).is_folder else [TENSORFLOW]
+        return cls(packages_of(extras))
+
+
+class _Node(NamedTuple):
+    address: str
+    has_gpu: bool
 
 
 def run_check(check: NodeCheck, node_id: str) -> tuple[str, str]:
@@ -88,9 +116,7 @@ def run_check(check: NodeCheck, node_id: str) -> tuple[str, str]:
         return "sink", str(error)
 
 
-def _check_function(
-    check: NodeCheck, packages: list[str], node_id: str
-) -> Callable[[], CheckResult]:
+def _check_function(check: NodeCheck, node_id: str) -> Callable[[], CheckResult]:
     """Return the function that runs on a node; it can be unpickled without cvbatch."""
     from ray import cloudpickle
 
@@ -98,15 +124,14 @@ def _check_function(
 
     def run() -> CheckResult:
         import pickle
+        import re
         import sys
         from importlib import metadata
 
         versions = {"Python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
-        for name in packages:
-            try:
-                versions[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                versions[name] = "none"
+        for package in metadata.distributions():  # the first of a name is imported
+            name = re.sub(r"[-_.]+", "-", str(package.name)).lower()
+            versions.setdefault(name, package.version)
         try:
             from cvbatch.core.version import __version__
             from cvbatch.distributed.preflight import run_check
@@ -125,7 +150,7 @@ def check_nodes(
     sink_uri: str,
     source_uri: str | None,
     report: Log,
-    packages: tuple[str, ...] = (),
+    worker: WorkerPackages,
 ) -> Iterator[None]:
     """Start a check on every node that can run work; collect the results at the end of the block.
 
@@ -135,15 +160,15 @@ def check_nodes(
     Args:
         source_uri: a file of the source; None for jobs without a source.
         report: receives a line about nodes that do not respond.
-        packages: of extras that the job needs; their versions are compared too.
+        worker: what the workers load besides the dependencies of cvbatch.
 
     Raises:
         RefusedError: a node, or this process, cannot run the job.
     """
-    check = NodeCheck(storage, sink_uri, secrets.token_hex(8), source_uri, packages)
+    check = NodeCheck(storage, sink_uri, secrets.token_hex(8), source_uri)
     new_folders = _missing_folders(check.probe_uri)
     nodes = {
-        node["NodeID"]: node["NodeManagerAddress"]
+        node["NodeID"]: _Node(node["NodeManagerAddress"], node["Resources"].get("GPU", 0) > 0)
         for node in ray.nodes()
         if node["Alive"] and {"CPU", "GPU"} & node["Resources"].keys()
     }
@@ -151,7 +176,7 @@ def check_nodes(
         _write_probe(check)
         pending = _start_checks(check, nodes)
         yield
-        _collect_results(pending, nodes, check, report)
+        _collect_results(pending, worker, sink_uri, report)
     finally:
         for uri in (check.probe_uri, *map(check.node_probe_uri, nodes)):
             storage.delete(uri)
@@ -167,33 +192,31 @@ def _write_probe(check: NodeCheck) -> None:
         raise SinkError(f"the sink cannot be used: {error}") from None
 
 
-def _start_checks(check: NodeCheck, node_ids: Iterable[str]) -> dict[Any, str]:
-    """Return ObjectRef of the result → node id."""
-    packages, pending = [*_required_packages(), *check.packages], {}
-    for node_id in node_ids:
+def _start_checks(check: NodeCheck, nodes: dict[str, _Node]) -> dict[Any, _Node]:
+    """Return ObjectRef of the result → node."""
+    pending = {}
+    for node_id, node in nodes.items():
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        task = ray.remote(_check_function(check, packages, node_id))
+        task = ray.remote(_check_function(check, node_id))
         options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": strategy}
-        pending[task.options(**options).remote()] = node_id
+        pending[task.options(**options).remote()] = node
     return pending
 
 
 def _collect_results(
-    pending: dict[Any, str],
-    addresses: dict[str, str],
-    check: NodeCheck,
-    report: Log,
+    pending: dict[Any, _Node], worker: WorkerPackages, sink_uri: str, report: Log
 ) -> None:
-    expected = _versions() | {name: metadata.version(name) for name in check.packages}
+    base, packages = packages_of(), list(worker.packages)
     deadline = time.monotonic() + _TIMEOUT_S
     while pending:
         refs, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
         if not refs:
-            missing = ", ".join(addresses[node_id] for node_id in pending.values())
+            missing = ", ".join(node.address for node in pending.values())
             report(f"no response within {_TIMEOUT_S:g} s from {missing}: continuing without them")
             return
         for ref in refs:
-            node = f"node {addresses[pending.pop(ref)]}"
+            address, has_gpu = pending.pop(ref)
+            node, runs_workers = f"node {address}", has_gpu or not worker.needs_gpu
             try:
                 result: CheckResult = ray.get(ref)
             except ray.exceptions.RuntimeEnvSetupError as error:
@@ -203,7 +226,8 @@ def _collect_results(
                 raise ConfigError(f"{node} cannot be checked: {error.cause}") from None
             except ray.exceptions.RayError:  # the node has died
                 continue
-            _validate(result, node, expected, check.sink_uri)
+            expected = _versions([*base, *packages] if runs_workers else base)
+            _validate(result, node, expected, sink_uri)
 
 
 def _validate(result: CheckResult, node: str, expected: dict[str, str], sink_uri: str) -> None:
@@ -212,10 +236,11 @@ def _validate(result: CheckResult, node: str, expected: dict[str, str], sink_uri
         raise ConfigError(
             f"{node} cannot import cvbatch {__version__} ({result['import_error']}): {_REMEDY}"
         )
+    versions = result["versions"]
     differences = [
-        f"{name} {result['versions'][name]} instead of {version}"
+        f"{name} {versions[name]} instead of {version}" if name in versions else f"no {name}"
         for name, version in expected.items()
-        if result["versions"][name] != version
+        if versions.get(name) != version
     ]
     if differences:
         raise ConfigError(f"{node} has {', '.join(differences[:5])}: {_REMEDY}")
@@ -239,17 +264,10 @@ def _missing_folders(uri: str) -> list[Path]:
     return [folder for folder in parents if not folder.exists()]
 
 
-def _required_packages() -> list[str]:
-    """Return the dependencies of cvbatch, whose versions must be the same on all nodes."""
-    try:
-        requirements = metadata.requires("cvbatch") or []
-    except metadata.PackageNotFoundError:  # cvbatch runs from a folder
-        return []
-    return [re.split(r"[^\w.-]", line)[0] for line in requirements if "extra ==" not in line]
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions in this process."""
-    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    own = {"Python": python, "cvbatch": __version__}
-    return own | {name: metadata.version(name) for name in _required_packages()}
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions in this process: of Python, of cvbatch, of packages that it has."""
+    versions = {"Python": f"{sys.version_info[0]}.{sys.version_info[1]}", "cvbatch": __version__}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

@@ -20,6 +20,7 @@ from typing import Any
 from cvbatch.config.base import SinkConfig
 from cvbatch.config.explain import EXPLANATION_VERSION, MODEL_ONLY_SECTIONS, ExplainJob, fingerprint
 from cvbatch.core.child_process import ChildProcess, silent_stderr
+from cvbatch.core.extras import require_tensorflow
 from cvbatch.core.failures import as_json, is_over_limit, merge_examples
 from cvbatch.core.progress import Listener
 from cvbatch.core.types import Examples
@@ -136,6 +137,7 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
             counts = state.get("counted") or (0, 0)
             summary.check_failure_limit(counts, job.run.max_failure_fraction)
             return summary
+        require_tensorflow()
         workers = _choose_workers(job, resources, plan)
         listener.phase("inspecting the network")
         with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
@@ -168,10 +170,11 @@ def _check_nodes(
     storage: Storage, job: ExplainJob, plan: Plan | None, listener: Listener
 ) -> AbstractContextManager[None]:
     """Check in the background that each node of the cluster can run the job."""
-    from cvbatch.distributed.preflight import check_nodes
+    from cvbatch.distributed.preflight import WorkerPackages, check_nodes
 
     source_uri = plan.read_chunk(plan.chunks[0]).items[0].uri if plan else None
-    return check_nodes(storage, job.sink.uri, source_uri, listener.info)
+    worker = WorkerPackages.of_network(job.model.model)
+    return check_nodes(storage, job.sink.uri, source_uri, listener.info, worker)
 
 
 def _with_absolute_uris(job: ExplainJob) -> ExplainJob:

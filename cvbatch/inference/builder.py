@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cvbatch.core.child_process import ChildProcess
+from cvbatch.core.extras import require_tensorflow
 from cvbatch.inference.program_cache import ProgramCache
 from cvbatch.inference.programs import BuildRequest, BuiltProgram
 from cvbatch.inference.sample_images import SampleImages
@@ -42,6 +43,9 @@ class ProgramBuilder:
 
     Attributes:
         missing: requests of programs that are not in the cache.
+
+    Raises:
+        ModelError: a program is missing, and TensorFlow is not installed.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class ProgramBuilder:
         self.missing = [request for request, program in pairs if program is None]
         self._process = None
         if self.missing:
+            require_tensorflow()
             self._process = ChildProcess(_build_all, storage, self.missing, samples)
 
     def result(self) -> list[BuiltProgram]:

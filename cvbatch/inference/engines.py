@@ -33,10 +33,12 @@ class Engine:
             program) and the names of its outputs in the order of the payload; raises
             UnsupportedGraphError.
         load: function of (payload, names, threads) that returns a Program.
+        packages: of extras that `load` imports.
     """
 
     compile: Callable[[Any, int, int, int], tuple[bytes, tuple[str, ...]]]
     load: Callable[[bytes, tuple[str, ...], int], Program]
+    packages: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- TensorFlow
@@ -96,7 +98,7 @@ def _set_devices(tf: Any, threads: int) -> None:
 
 ENGINES: dict[str, Engine] = {
     "litert": Engine(compile_litert, load_function),
-    "tensorflow": Engine(_compile_tensorflow, _load_tensorflow),
+    "tensorflow": Engine(_compile_tensorflow, _load_tensorflow, ("tensorflow", "keras")),
 }
 # Engine of a program → function that loads it. Chains are compiled from model files only.
 LOADERS = {name: engine.load for name, engine in ENGINES.items()} | {"chain": load_chain}

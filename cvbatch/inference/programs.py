@@ -26,11 +26,11 @@ from cvbatch.config.models import (
 )
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ModelError, StoreError
-from cvbatch.core.extras import required_version
+from cvbatch.core.extras import require_tensorflow, required_version
 from cvbatch.core.model_formats import format_of
 from cvbatch.core.types import ModelSpec
 from cvbatch.core.version import __version__
-from cvbatch.inference.engines import LOADERS, Program
+from cvbatch.inference.engines import ENGINES, LOADERS, Program
 from cvbatch.inference.program_types import archive_of
 from cvbatch.models import model_files, onnx_files, trusted_modules
 from cvbatch.models.metadata import DEMO_FILES, imagenet_classes, read_card
@@ -100,7 +100,12 @@ class BuildRequest:
 
     @property
     def key(self) -> str:
-        """Return a hash of everything that determines the program, 32 hexadecimal digits."""
+        """Return a hash of everything that determines the program, 32 hexadecimal digits.
+
+        Raises:
+            ModelError: TensorFlow is not installed.
+        """
+        require_tensorflow()
         content: dict[str, Any] = {
             "config": self.config.model_dump(mode="json", exclude={"sha256"})
             | self.config.revision,
@@ -325,10 +330,14 @@ def _read_class_file(storage: Storage, uri: str) -> tuple[str, ...]:
     return names
 
 
-def runtime_packages(models: Sequence[ModelConfig]) -> tuple[str, ...]:
-    """Return the packages, besides Keras and TensorFlow, that run the models of a job."""
+def worker_packages(
+    models: Sequence[ModelConfig], programs: Sequence[BuiltProgram]
+) -> tuple[str, ...]:
+    """Return the packages of the engines and runtimes that load the programs of a job."""
     keys = {format_of(config.model).key for config in models}
-    return tuple(name for key, name in _RUNTIME_PACKAGES.items() if key in keys)
+    runtimes = (name for key, name in _RUNTIME_PACKAGES.items() if key in keys)
+    engines = {program.engine for program in programs} & ENGINES.keys()
+    return (*runtimes, *(name for key in sorted(engines) for name in ENGINES[key].packages))
 
 
 def build_requests(

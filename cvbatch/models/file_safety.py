@@ -17,9 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import h5py
-
 from cvbatch.core.errors import ModelError
+from cvbatch.models.hdf5 import h5py
 from cvbatch.models.metadata import CARD_MEMBER
 from cvbatch.models.trusted_modules import covers
 

@@ -8,8 +8,6 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
-
 from cvbatch.core.errors import ModelError
 from cvbatch.models import cost, legacy_config, trusted_modules
 from cvbatch.models.file_safety import (
@@ -19,6 +17,7 @@ from cvbatch.models.file_safety import (
     network_config,
 )
 from cvbatch.models.frameworks import keras
+from cvbatch.models.hdf5 import h5py
 from cvbatch.models.hub_presets import uncompiled
 from cvbatch.models.onednn_workaround import avoid_onednn_bug
 from cvbatch.models.weights import (

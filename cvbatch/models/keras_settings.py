@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from cvbatch.core.errors import ModelError
+from cvbatch.core.extras import TENSORFLOW, require
 
 # Ray imports TensorFlow, and so Keras, before cvbatch in training workers: they start with these.
 VARIABLES = {"KERAS_BACKEND": "tensorflow", "KERAS_NNX_ENABLED": "false"}
@@ -71,11 +72,9 @@ def keras_variables() -> Iterator[None]:
 def _import_with_variables() -> ModuleType:
     try:
         with keras_variables():
-            import keras
-    except (ImportError, ValueError) as error:
+            return require("keras", TENSORFLOW)
+    except ValueError as error:
         raise ModelError(
             f"Keras cannot be imported: {error}; correct or delete keras.json (in the folder "
             "KERAS_HOME, by default ~/.keras), unset KERAS_BACKEND, and start a new process"
         ) from error
-    module: ModuleType = keras
-    return module

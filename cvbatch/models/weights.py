@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
-
 from cvbatch.core.errors import ModelError
 from cvbatch.models.file_safety import WEIGHTS_MEMBER, UnsafeFileError, inspect_model_file
 from cvbatch.models.frameworks import keras
+from cvbatch.models.hdf5 import h5py
 
 # Raised by Keras, h5py and zipfile for a file that is damaged or of another network.
 LOAD_ERRORS = (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -34,7 +34,7 @@ from cvbatch.inference.programs import (
     identify,
     outputs_by_section,
     program_uri,
-    runtime_packages,
+    worker_packages,
 )
 from cvbatch.inference.sample_images import SampleImages
 from cvbatch.planning import part_files
@@ -48,6 +48,9 @@ from cvbatch.sources.discovery import find_files
 from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
+
+if TYPE_CHECKING:
+    from cvbatch.distributed.preflight import WorkerPackages
 
 _THREADS = 16
 
@@ -207,15 +210,18 @@ def _run(
             phase = f"compiling {counted(len(builder.missing), 'models')}"
     listener.phase(phase)
     # Ray is imported and started while a child process compiles the models.
+    from cvbatch.distributed.preflight import WorkerPackages
     from cvbatch.predict.ray_metrics import RunMetrics
     from cvbatch.predict.ray_pipeline import run_chunks, start_actors
 
     is_joined = joins_a_cluster()
     if not is_joined:
         stack.enter_context(connect_ray())
-    with _check_nodes(ready, pending[0], listener) if is_joined else nullcontext():
+    worker = WorkerPackages(needs_gpu=allocation.gpus_per_actor > 0)
+    with _check_nodes(ready, pending[0], listener, worker) if is_joined else nullcontext():
         pool = start_actors(allocation, listener.info)
         built = builder.result() if builder else _read_programs(sink.storage, uris)
+        worker.packages = worker_packages(job.models, built)
     check_programs(job, built, allocation, memory)
     summary.notes = [note for program in built for note in program.notes]
     for note in summary.notes:
@@ -252,14 +258,13 @@ def samples_of(ready: Preparation) -> SampleImages:
 
 
 def _check_nodes(
-    ready: Preparation, ref: ChunkRef, listener: Listener
+    ready: Preparation, ref: ChunkRef, listener: Listener, worker: WorkerPackages
 ) -> AbstractContextManager[None]:
     """Check that all nodes of the joined cluster can run the job."""
     from cvbatch.distributed.preflight import check_nodes
 
     source_uri = ready.plan.read_chunk(ref).items[0].uri
-    packages = runtime_packages(ready.job.models)
-    return check_nodes(ready.sink.storage, ready.sink.uri, source_uri, listener.info, packages)
+    return check_nodes(ready.sink.storage, ready.sink.uri, source_uri, listener.info, worker)
 
 
 def _read_programs(storage: Storage, uris: Sequence[str]) -> list[BuiltProgram]:

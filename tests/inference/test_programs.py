@@ -54,6 +54,21 @@ def test_damaged_program_file_is_reported(damage):
         programs.BuiltProgram.from_bytes(damage(sample_program().to_bytes()))
 
 
+@pytest.mark.parametrize(
+    ("model", "engine", "packages"),
+    [
+        ("net.keras", "litert", ()),
+        ("net.keras", "tensorflow", ("tensorflow", "keras")),
+        ("net.onnx", "chain", ("onnxruntime",)),
+        ("net.tflite", "chain", ("ai-edge-litert",)),
+    ],
+)
+def test_the_packages_of_workers_are_those_of_their_programs(model, engine, packages):
+    program = replace(sample_program(), engine=engine)
+    models = [config(model, **({"preprocessing": "tf"} if engine == "chain" else {}))]
+    assert programs.worker_packages(models, [program]) == packages
+
+
 def test_identity_depends_on_content_and_class_names(tmp_path):
     first = fake_file(tmp_path / "first.keras")
     copy = fake_file(tmp_path / "copy.keras")
