@@ -140,12 +140,17 @@ class Meter:
 
     @property
     def text(self) -> str:
-        """What is done, such as "1,203 / 5,000 images · 212/s · 18 s left"."""
+        """What is done, such as "1,203 / 5,000 images · 212/s · 18 s left".
+
+        Before anything is done, it is the time since the start of the phase.
+        """
         seconds = time.monotonic() - self.started
         parts = [self.note or self._count_text(), self._speed_text()]
+        if not self.count and seconds >= 1:
+            parts.append(duration(seconds))
         if self.seconds_left:
             parts.append(f"{duration(self.seconds_left)} left")
-        return " · ".join(filter(None, parts)) or (duration(seconds) if seconds >= 1 else "")
+        return " · ".join(filter(None, parts))
 
     def _count_text(self) -> str:
         if not self.total:
