@@ -20,6 +20,8 @@ from cvbatch.core.types import ChunkReport
 
 _MIN_INTERVAL_S, _MAX_INTERVAL_S = 10.0, 60.0  # between plain lines of one phase
 _SPEED_WINDOW_S = 60.0  # the speed is that of the last minute
+_SAMPLE_INTERVAL_S = 0.1  # between two samples of the speed
+_MIN_SPAN_S = 1.0  # of samples that give a speed
 _UNITS_OF_TIME = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
@@ -68,13 +70,11 @@ class Listener:
 @contextmanager
 def progress_listener() -> Iterator[Listener]:
     """Yield a listener for stderr: JSON events, a progress bar (terminal) or plain lines."""
-    if isinstance(sys.stderr, JsonLog):
-        yield _JsonEvents(sys.stderr)
-        return
-    if not Console(stderr=True).is_terminal:
-        lines = _PlainLines()
-        yield lines
-        lines.finish_phase()
+    log = sys.stderr if isinstance(sys.stderr, JsonLog) else None
+    if log or not Console(stderr=True).is_terminal:
+        sparse = _JsonEvents(log) if log else _PlainLines()
+        yield sparse
+        sparse.finish_phase()
         return
     bar = BarColumn(None, table_column=Column(ratio=1))  # the bar gets the width that is left
     columns = (TextColumn("{task.description}"), bar, _Details())
@@ -100,7 +100,7 @@ class Meter:
     def __init__(self, name: str = "starting", total: int = 0, unit: str = "") -> None:
         self.name, self.total, self.unit = name, total, unit
         self.count, self.note = 0.0, ""
-        self.started = self._updated = time.monotonic()
+        self.started = time.monotonic()
         self._samples = deque([(self.started, 0.0)])
 
     def advance(self, count: float, note: str = "") -> None:
@@ -108,37 +108,49 @@ class Meter:
         self.note = note
         if count <= self.count:
             return
-        self.count, self._updated = count, time.monotonic()
-        samples = self._samples
-        samples.append((self._updated, count))
+        now, samples = time.monotonic(), self._samples
+        self.count = count
+        if len(samples) > 1 and now - samples[-2][0] < _SAMPLE_INTERVAL_S:
+            samples.pop()
+        samples.append((now, count))
         is_start = samples[0][0] == self.started and len(samples) > 2
-        if is_start and self._updated - samples[1][0] >= samples[1][0] - self.started:
+        if is_start and now - samples[1][0] >= samples[1][0] - self.started:
             samples.popleft()
-        while len(samples) > 2 and samples[1][0] < self._updated - _SPEED_WINDOW_S:
+        while len(samples) > 2 and samples[1][0] < now - _SPEED_WINDOW_S:
             samples.popleft()
 
     @property
     def speed(self) -> float | None:
-        """Work per second; None if nothing is done yet."""
-        (first, before), (last, now) = self._samples[0], self._samples[-1]
-        return (now - before) / (last - first) if last > first else None
+        """Work per second; None if less than a second is known."""
+        (first, before), (last, done), now = self._samples[0], self._samples[-1], time.monotonic()
+        if last == first or now - first < _MIN_SPAN_S:
+            return None
+        interval = (last - first) / (len(self._samples) - 1)
+        if self.count < self.total:  # without a report for longer than usual it is slower
+            last = max(last, now - 2 * interval)
+        return (done - before) / (last - first)
 
     @property
     def seconds_left(self) -> float | None:
         """Estimated time to the end of the phase; None if it is not known, or all is done."""
         if not self.speed or self.count >= self.total:
             return None
-        left = (self.total - self.count) / self.speed - (time.monotonic() - self._updated)
-        return max(1.0, left)
+        since = time.monotonic() - self._samples[-1][0]
+        return max(1.0, (self.total - self.count) / self.speed - since)
 
     @property
     def text(self) -> str:
-        """What is done, such as "1,203 / 5,000 images · 212/s · 18 s left"."""
+        """What is done, such as "1,203 / 5,000 images · 212/s · 18 s left".
+
+        Before anything is done, it is the time since the start of the phase.
+        """
         seconds = time.monotonic() - self.started
         parts = [self.note or self._count_text(), self._speed_text()]
+        if not self.count and seconds >= 1:
+            parts.append(duration(seconds))
         if self.seconds_left:
             parts.append(f"{duration(self.seconds_left)} left")
-        return " · ".join(filter(None, parts)) or (duration(seconds) if seconds >= 1 else "")
+        return " · ".join(filter(None, parts))
 
     def _count_text(self) -> str:
         if not self.total:

@@ -38,6 +38,7 @@ _PART = re.compile(r"part-([0-9a-f]{16})\.parquet")
 _THREADS = 16
 _FEW_CHUNKS, _MANY_CHUNKS = 8, 64  # for as many workers
 _WORTH_A_FILE = 4  # images, unless there are too few for `_FEW_CHUNKS`
+_SHORT = 8  # images of a chunk; a job that sets this or less has chosen the number of chunks
 
 
 class Source(Protocol):
@@ -291,7 +292,14 @@ def short_chunk(num_images: int, min_images: int, max_images: int) -> int:
 
     It is a power of two within the limits, so that batches of few sizes fill the chunks. The number
     of workers does not matter: the same images give the same chunks on every machine.
+
+    Args:
+        num_images: to be cut.
+        min_images: of a chunk, if the maximum allows it.
+        max_images: of a chunk; 8 and less is short already, and not shortened.
     """
+    if max_images <= _SHORT:
+        return max_images
     least = min(power_of_two(num_images / _FEW_CHUNKS), _WORTH_A_FILE)
     return min(max(least, power_of_two(num_images / _MANY_CHUNKS), min_images), max_images)
 

@@ -154,12 +154,12 @@ class Statistics:
         self.random = self.random.lowest(other.random, MAX_COMPLETE)
 
 
-def collect_statistics(result: Result, listener: Listener) -> Statistics:
+def collect_statistics(result: Result, listener: Listener | None = None) -> Statistics:
     """Return the statistics of a result; of a large one, those of a sample of its part files.
 
     Args:
         result: the prediction.
-        listener: receives the progress.
+        listener: receives the progress; None: nothing does.
 
     Raises:
         SourceError: a part file is damaged, of another schema version, or of another job.
@@ -171,6 +171,7 @@ def collect_statistics(result: Result, listener: Listener) -> Statistics:
         if page.counted_column in result.footer.columns
         for leaf in (("class_id", "score") if page.score_title else ("class_id",))
     ]
+    listener = listener or Listener()
     num_images = sum(ref.num_images for ref in total.sampled)
     listener.phase("reading predictions", num_images, "images")
     with ThreadPoolExecutor(_THREADS) as pool:

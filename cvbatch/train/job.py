@@ -23,7 +23,7 @@ from cvbatch.config.base import NAMED_WEIGHTS, SinkConfig
 from cvbatch.config.train import TrainJob, fingerprint
 from cvbatch.core.errors import SinkError, SourceError
 from cvbatch.core.extras import require_tensorflow
-from cvbatch.core.progress import Listener
+from cvbatch.core.progress import Listener, counted
 from cvbatch.core.tasks import TASKS
 from cvbatch.datasets.reader import (
     LabelledDataset,
@@ -247,9 +247,10 @@ class _Run:
     def announcement(self) -> str:
         """Return the numbers of images, classes and workers as one line."""
         images = ", ".join(f"{len(split):,} {name}" for name, split in self.data.splits.items())
+        workers = counted(self.allocation.num_actors, "workers")
         return (
-            f"{images} images, {len(self.data.classes)} classes, {self.allocation.num_actors} "
-            f"workers with batches of {self.job.training.batch_size}"
+            f"{images} images, {len(self.data.classes)} classes, {workers} with batches of "
+            f"{self.job.training.batch_size}"
         )
 
     def train_on_ray(self, state: _State) -> dict[str, Any]:

@@ -17,7 +17,9 @@ REPORT = ChunkReport("c0", 100, {"decode/empty": 3}, 1000, {}, 5000, {}, {}, {})
 TOTALS = SimpleNamespace(num_chunks=1, num_images=100, num_failed=3, images_per_second=50.0)
 
 JOB = """
+from cvbatch.core import progress
 from cvbatch.core.progress import progress_listener
+progress._MIN_SPAN_S = 0
 from tests.core.test_progress import REPORT, TOTALS
 with progress_listener() as listener:
     listener.phase("listing", unit="files")
@@ -72,8 +74,10 @@ def test_the_speed_leaves_out_the_start_and_follows_the_last_minute(monkeypatch)
     assert meter.speed == pytest.approx(5)
     left = (10_000 - meter.count) / 5
     assert meter.seconds_left == pytest.approx(left)
-    clock.now += 7  # the time left runs down until the next report
-    assert meter.seconds_left == pytest.approx(left - 7)
+    clock.now += 1.5  # the time left runs down until the next report
+    assert meter.seconds_left == pytest.approx(left - 1.5)
+    clock.now += 60  # no report for long
+    assert meter.speed == pytest.approx(5 / 2, rel=0.1)
     meter.advance(10_000)
     assert meter.text.startswith("10,000 / 10,000 images · ")
     assert "left" not in meter.text

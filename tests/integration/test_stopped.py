@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -101,6 +102,28 @@ def test_a_killed_driver_leaves_no_process_that_builds_models(job_of, tmp_path):
         (builder,) = job.until(job.started, "a process that builds")
         job.kill_driver()
         until(lambda: not is_in(job, builder.pid), "the end of the process that builds", LIMIT_S)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("log", ["text", "json"])
+def test_a_lost_worker_is_one_line_of_the_job_and_none_of_ray(job_of, done, tmp_path, log):
+    sink = jobs.carry_programs(done, tmp_path / "sink")
+    with WatchedJob(job_of(sink), pace_s=0.2, options=["--log", log]) as job:
+        job.until(lambda: len(jobs.parts(sink)) >= 2, "2 parts")
+        job.kill_actor(random.Random(0))
+        assert job.ended() == 0, job.stderr()
+        lines, stdout = job.stderr().splitlines(), job.stdout()
+    assert jobs.parts(sink) == jobs.parts(done)
+    if log == "json":
+        events = [json.loads(line) for line in lines]
+        (summary,) = map(json.loads, stdout.splitlines())
+        assert summary["num_images"] == 30
+        assert "printed" not in {event["event"] for event in events}
+        lines = [event["message"] for event in events]
+    else:
+        assert stdout == ""
+    assert sum("a worker died, its chunk is processed again" in line for line in lines) == 1
+    assert "raylet" not in "".join(lines)
 
 
 def is_in(job, pid):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -33,14 +33,21 @@ class ChunkStart(NamedTuple):
 class WatchedJob:
     """One run of the command. An environment variable marks its processes, also orphans."""
 
-    def __init__(self, config: Path, pace_s: float = 0.0, **environment: str) -> None:
+    def __init__(
+        self,
+        config: Path,
+        pace_s: float = 0.0,
+        options: Sequence[str] = (),
+        **environment: str,
+    ) -> None:
         self._mark = f"WATCHED_MARK={uuid.uuid4()}".encode()
         self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._stdout = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
         name, mark = self._mark.decode().split("=")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cvbatch", "predict", "--config", str(config)],
-            stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "cvbatch", "predict", "--config", str(config), *options],
+            stdout=self._stdout,
             stderr=self._stderr,
             start_new_session=True,
             env={
@@ -61,6 +68,7 @@ class WatchedJob:
     def __exit__(self, *_: object) -> None:
         self.kill_node()
         self._process.wait()
+        self._stdout.close()
         self._stderr.close()
         self._log.close()
 
@@ -83,6 +91,10 @@ class WatchedJob:
             return condition()
 
         return until(checked, description, poll_s=POLL_INTERVAL_S)
+
+    def stdout(self) -> str:
+        """Return the text on stdout so far."""
+        return Path(f"/proc/self/fd/{self._stdout.fileno()}").read_text()
 
     def stderr(self) -> str:
         """Return the text on stderr so far."""
