@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from cvbatch.core.progress import Listener
 from cvbatch.report import statistics
 from cvbatch.report.statistics import MAX_LEAST_CONFIDENT, ROWS_PER_CLASS, collect_statistics
 from cvbatch.results.result import Result
@@ -28,7 +29,8 @@ def random_predictions(count, seed=3):
 
 
 def test_statistics_of_an_empty_result(tmp_path):
-    stats = collect_statistics(Result(Storage(), str(write_result(tmp_path, {}, CLASSES))))
+    folder = write_result(tmp_path, {}, CLASSES)
+    stats = collect_statistics(Result(Storage(), str(folder)), Listener())
     assert (stats.num_rows, stats.num_failed, stats.sampled) == (0, 0, [])
     assert stats.least_confident_rows() == [] and stats.rows_of_class("labels") == {}
     assert stats.is_complete
@@ -48,7 +50,7 @@ def rows_at(folder, row_refs):
 
 def test_counts_equal_those_of_the_rows(result_folder):
     stats, rows = (
-        collect_statistics(Result(Storage(), str(result_folder))),
+        collect_statistics(Result(Storage(), str(result_folder)), Listener()),
         jobs.rows(result_folder),
     )
     ok = [row for row in rows if row["status"] == "ok"]
@@ -67,7 +69,9 @@ def test_counts_equal_those_of_the_rows(result_folder):
 def test_the_least_confident_rows_have_the_lowest_best_scores(result_folder):
     rows = rows_at(
         result_folder,
-        collect_statistics(Result(Storage(), str(result_folder))).least_confident_rows(),
+        collect_statistics(
+            Result(Storage(), str(result_folder)), Listener()
+        ).least_confident_rows(),
     )
     ok = [row for row in jobs.rows(result_folder) if row["status"] == "ok"]
     lowest = sorted(ok, key=lambda row: row["labels"][0]["score"])[:MAX_LEAST_CONFIDENT]
@@ -75,7 +79,7 @@ def test_the_least_confident_rows_have_the_lowest_best_scores(result_folder):
 
 
 def test_rows_of_a_class_contain_it_and_are_spread_over_the_parts(result_folder):
-    stats = collect_statistics(Result(Storage(), str(result_folder)))
+    stats = collect_statistics(Result(Storage(), str(result_folder)), Listener())
     for column in ("labels", "boxes"):
         for class_id, row_refs in stats.rows_of_class(column).items():
             rows = rows_at(result_folder, row_refs)
@@ -87,9 +91,9 @@ def test_rows_of_a_class_contain_it_and_are_spread_over_the_parts(result_folder)
 
 
 def test_the_batch_size_does_not_change_the_statistics(result_folder, monkeypatch):
-    one_batch = collect_statistics(Result(Storage(), str(result_folder)))
+    one_batch = collect_statistics(Result(Storage(), str(result_folder)), Listener())
     monkeypatch.setattr(statistics, "_BATCH_ROWS", 2)
-    small_batches = collect_statistics(Result(Storage(), str(result_folder)))
+    small_batches = collect_statistics(Result(Storage(), str(result_folder)), Listener())
     for key in ("num_rows", "failures", "examples", "num_images", "num_elements", "score_bins"):
         assert getattr(small_batches, key) == getattr(one_batch, key), key
     assert small_batches.least_confident_rows() == one_batch.least_confident_rows()
@@ -99,8 +103,8 @@ def test_the_batch_size_does_not_change_the_statistics(result_folder, monkeypatc
 def test_a_sample_of_many_files_is_at_equal_distances(result_folder, monkeypatch):
     monkeypatch.setattr(statistics, "MAX_FILES", 3)
     result = Result(Storage(), str(result_folder))
-    stats = collect_statistics(result)
+    stats = collect_statistics(result, Listener())
     assert [result.done.index(ref) for ref in stats.sampled] == [0, 4, 7]  # 3.5 rounds to even
     assert not stats.is_complete and stats.num_rows == 7 + 7 + 1
     monkeypatch.setattr(statistics, "MAX_ROWS", 14)
-    assert len(collect_statistics(result).sampled) == 2
+    assert len(collect_statistics(result, Listener()).sampled) == 2

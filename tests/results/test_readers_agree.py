@@ -13,6 +13,7 @@ from PIL import Image
 import cvbatch
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.errors import SourceError
+from cvbatch.core.progress import Listener
 from cvbatch.evaluate.join import join, load_ground_truth, predictions_only, read_joined_part
 from cvbatch.images.masks import decode_png
 from cvbatch.planning.plan import make_plan
@@ -87,7 +88,7 @@ def test_without_rows_all_readers_return_nothing(tmp_path):
     result = Result(Storage(), str(out))
     assert (list(result), result.done, result.image_ids(), result.classes) == ([], [], [], {})
     assert len(result.missing) == 3
-    assert collect_statistics(result).num_rows == 0
+    assert collect_statistics(result, Listener()).num_rows == 0
     assert predictions_only(result).parts == []
     for read in (lambda: imported("predictions", out, tmp_path / "x"),
                  lambda: exported("coco", out, tmp_path / "x")):  # fmt: skip
@@ -169,7 +170,7 @@ def test_an_import_has_the_same_rows(case, tmp_path):
 
 def test_a_report_counts_the_same_rows(case):
     out, predictions = case
-    statistics = collect_statistics(Result(Storage(), str(out)))
+    statistics = collect_statistics(Result(Storage(), str(out)), Listener())
     ok = [prediction for prediction in predictions.values() if prediction]
     assert (statistics.num_rows, statistics.num_failed) == (
         len(predictions),
@@ -215,7 +216,7 @@ READERS = {
     "read": lambda out, to: list(cvbatch.read(out)),
     "export": lambda out, to: exported("coco", out, to),
     "import": lambda out, to: imported("predictions", out, to),
-    "report": lambda out, to: collect_statistics(Result(Storage(), str(out))),
+    "report": lambda out, to: collect_statistics(Result(Storage(), str(out)), Listener()),
     "evaluate": lambda out, to: predictions_only(Result(Storage(), str(out))),
 }
 
@@ -242,7 +243,7 @@ def test_all_readers_accept_a_chunk_without_images(tmp_path):
     result = Result(Storage(), str(out))
     assert [len(ids) for ids in result.image_ids()] == [0, 1]
     assert [len(piece.part_row) for piece in predictions_only(result).parts] == [0, 1]
-    (pick,) = collect_statistics(result).first_rows
+    (pick,) = collect_statistics(result, Listener()).random_rows()
     assert pick == (result.done[1], 0)
     shutil.copytree(out, tmp_path / "copy")
     assert exported("coco", tmp_path / "copy", tmp_path / "x")["images"]["failed"] == 1
