@@ -242,7 +242,8 @@ class TrainingConfig(Section):
     image_sizes: Annotated[list[Size], Field(min_length=1)] | None = None
     """Of detection: input sizes that change every ten steps."""
     class_weights: ClassWeights | None = None
-    """balanced, sqrt_balanced (from the data), {NAME: weight}, one per class; null: all are 1."""
+    """From the number of examples of each class: balanced, sqrt_balanced; or {NAME: weight}, or one
+    per class; null: all are 1."""
     loss: LossConfig = LossConfig()
     """Loss of classification and segmentation."""
     ignored_class: Annotated[int | None, Field(ge=0, lt=MAX_MASK_CLASSES)] = None

@@ -1,7 +1,7 @@
 """Metrics per epoch as JSON, Parquet, TensorBoard events and lines of text.
 
 A row is a flat dict of numbers and strings for one epoch. Rows of a run may have different keys.
-Values of single classes have keys such as recall/cat; they have no curve of their own.
+Values of single classes have keys such as recall/cat.
 """
 
 from __future__ import annotations
