@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +36,28 @@ def command(words: Sequence[object]) -> dict[str, Any]:
     return run_module("cvbatch", [*map(str, words), "--json"], TIMEOUT_S).summary
 
 
-def probe_accuracy(labels: Path, network: Path, folder: Path) -> float:
-    """Return the test accuracy of logistic regression on the features of a network."""
-    source = {"uri": str(labels), "format": "parquet", "id_column": "image_id"}
+def features_of(labels: Path, network: Path, folder: Path) -> dict[str, list[float]]:
+    """Return the features of all labelled images, by image id."""
     job = {
-        "source": source,
+        "source": {"uri": str(labels), "format": "parquet", "id_column": "image_id"},
         "sink": {"uri": str(folder)},
         "models": [{"task": "embedding", "model": str(network), "layer": "auto"}],
     }
     command(["predict", "--config", written(job, folder.with_suffix(".yaml"))])
-    embedded = table(folder, ["image_id", "embedding"])
-    truth = {row["image_id"]: row for row in table(labels, ["image_id", "split", "labels"])}
-    features = np.array([row["embedding"] for row in embedded])
-    rows = [truth[row["image_id"].split("#", 1)[1]] for row in embedded]  # FILE#ID
+    rows = table(folder, ["image_id", "embedding"])
+    return {row["image_id"].split("#", 1)[1]: row["embedding"] for row in rows}  # FILE#ID
+
+
+def probe_accuracy(labels: Path, features: dict[str, list[float]]) -> float:
+    """Return the test accuracy of logistic regression on features."""
+    rows = table(labels, ["image_id", "split", "labels"])
+    inputs = np.array([features[row["image_id"]] for row in rows])
     classes = np.array([row["labels"][0]["class_id"] for row in rows])
     train, test = (np.array([row["split"] == name for row in rows]) for name in ("train", "test"))
     penalties = {"C": np.logspace(-3, 3, 13)}
     probe = GridSearchCV(LogisticRegression(max_iter=2000), penalties, cv=5)
-    probe.fit(features[train], classes[train])
-    return float(probe.score(features[test], classes[test]))
+    probe.fit(inputs[train], classes[train])
+    return float(probe.score(inputs[test], classes[test]))
 
 
 def table(folder: Path, columns: list[str]) -> list[dict[str, Any]]:
@@ -87,17 +90,21 @@ def fine_tuned(
     }
 
 
-def run_seed(
-    data: Path, network: Path, seed: int, folder: Path, settings: Sequence[str]
-) -> dict[str, float]:
-    """Split the images, fit the probe, fine-tune; return accuracies on the same test images."""
-    folder.mkdir(parents=True, exist_ok=True)
-    labels = folder / "labels"
-    split = ["--split", "0.5,0.2,0.3", "--seed", seed, "--overwrite"]
-    imported = command(["import", "folders", data, labels, *split])
-    probe = probe_accuracy(labels, network, folder / "features")
-    tuned = fine_tuned(labels, network, folder / "trained", settings)
-    return {"seed": seed, "images": imported["images"]["written"], "probe": probe, **tuned}
+def run_seeds(
+    data: Path, network: Path, seeds: Sequence[int], folder: Path, settings: Sequence[str]
+) -> Iterator[dict[str, float]]:
+    """Split the images, fit the probe, fine-tune; yield accuracies on the same test images."""
+    features: dict[str, list[float]] = {}
+    for seed in seeds:
+        seed_folder = folder / str(seed)
+        seed_folder.mkdir(parents=True, exist_ok=True)
+        labels = seed_folder / "labels"
+        split = ["--split", "0.5,0.2,0.3", "--seed", seed, "--overwrite", "--no-check-images"]
+        imported = command(["import", "folders", data, labels, *split])
+        features = features or features_of(labels, network, folder / "features")
+        probe = probe_accuracy(labels, features)
+        tuned = fine_tuned(labels, network, seed_folder / "trained", settings)
+        yield {"seed": seed, "images": imported["images"]["written"], "probe": probe, **tuned}
 
 
 def written(job: dict[str, Any], file: Path) -> Path:
@@ -133,9 +140,7 @@ def main() -> None:
     options = parser.parse_args()
     data, network = options.data.resolve(), options.network.resolve()
     folder = options.folder.resolve() / data.name
-    rows = [
-        run_seed(data, network, seed, folder / str(seed), options.set) for seed in options.seeds
-    ]
+    rows = list(run_seeds(data, network, options.seeds, folder, options.set))
     print_table(data.name, rows)
     if options.json:
         options.json.write_text(json.dumps({data.name: rows}, indent=1))
