@@ -44,6 +44,10 @@ _TASKS_OF_KEY: dict[str, tuple[Task, ...]] = {
     "training.ignored_class": ("segmentation",),
     "training.image_sizes": ("detection",),
 }
+# Defaults of the other recipes, where they differ from those of finetune.
+_RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "scratch": {"epochs": 10, "head_epochs": 2, "learning_rate": 1e-3},
+}
 _Weight = Annotated[float, Field(ge=0)]
 # Weight of each class: by name (others: 1), one per class in the order of the data, or from the
 # number of examples n of each class: 1 / n, or 1 / √n.
@@ -207,9 +211,9 @@ class TrainingConfig(Section):
     recipe: Literal["scratch", "features", "frozen", "finetune"] = "finetune"
     """scratch: all layers; finetune: the head, then the base; frozen: only the head; features:
     likewise, the base computed once per image."""
-    epochs: int = Field(10, ge=1, le=100_000)
-    """Number of epochs; of finetune: after those of the head."""
-    head_epochs: int = Field(2, ge=0, le=100_000)
+    epochs: int = Field(20, ge=1, le=100_000)
+    """Number of epochs; of finetune: after those of the head. The default of scratch is 10."""
+    head_epochs: int = Field(20, ge=0, le=100_000)
     """Of finetune: epochs with a frozen base."""
     unfreeze: Name = "last_block"
     """Of finetune: last_block, all, or the name of the first layer to train."""
@@ -217,10 +221,11 @@ class TrainingConfig(Section):
     """Images per batch and worker."""
     accumulate: int = Field(1, ge=1, le=1024)
     """Batches per worker and step (gradient accumulation)."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Learning rate after the warm-up, the highest of a phase."""
-    base_learning_rate: float | None = Field(None, gt=0)
-    """Of finetune, once the base is trained too; null: a hundredth of `learning_rate`."""
+    learning_rate: Annotated[float | None, Field(gt=0), Auto] = None
+    """Learning rate after the warm-up, the highest of a phase; auto: 0.01 for a head of one layer
+    (with rmsprop 0.001), otherwise 0.001."""
+    base_learning_rate: Annotated[float | None, Field(gt=0), Auto] = None
+    """Of finetune, once the base is trained too; auto: a tenth of `learning_rate`."""
     optimizer: OptimizerName = "adamw"
     """Optimizer, as in Keras."""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -260,6 +265,13 @@ class TrainingConfig(Section):
     """Minimum size of the shuffle buffer, in images."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of order, augmentation and new weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_recipe_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return _RECIPE_DEFAULTS.get(str(values.get("recipe")), {}) | values
 
     @property
     def has_augmentation(self) -> bool:

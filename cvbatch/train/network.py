@@ -96,13 +96,12 @@ def _build_network(
     learner = make_learner(with_activation(job, activation), model, len(data.classes))
     costs = cost.compute_cost(_at_largest_size(job, model, learner.training_model))
     num_trainable = []
-    for phase in phases(job.training):
+    planned = phases(job.training, learner.training_model)
+    for phase in planned:
         freeze(learner.training_model, phase)
         weights = learner.training_model.trainable_weights
         num_trainable.append(sum(math.prod(weight.shape) for weight in weights))
-    trains_all = job.training.recipe == "scratch" or "all" in (
-        phase.part for phase in phases(job.training)
-    )
+    trains_all = "all" in (phase.part for phase in planned)
     return BuiltNetwork(
         image_size=size,
         channels=int(model.inputs[0].shape[3]),
@@ -309,14 +308,21 @@ def save(job: TrainJob, trained: keras.Model, classes: Sequence[str], initial_mo
         return path.read_bytes()
 
 
-def phases(training: TrainingConfig) -> tuple[Phase, ...]:
-    """Return the phases of a job's recipe."""
-    from cvbatch.train.phases import phases_of
+def phases(training: TrainingConfig, network: keras.Model) -> tuple[Phase, ...]:
+    """Return the phases of a job's recipe.
 
+    Args:
+        training: the recipe; a learning rate that is not set depends on the network's head.
+        network: the network to train.
+    """
+    from cvbatch.train.optimizers import default_rate
+    from cvbatch.train.phases import has_linear_head, phases_of
+
+    rate = training.learning_rate
     return phases_of(
         training.recipe,
         training.epochs,
-        training.learning_rate,
+        default_rate(training.optimizer, has_linear_head(network)) if rate is None else rate,
         head_epochs=training.head_epochs,
         base_rate=training.base_learning_rate,
         unfreeze=training.unfreeze,

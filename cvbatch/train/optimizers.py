@@ -136,6 +136,7 @@ class OptimizerEntry(NamedTuple):
 
     build: Callable[[Optimization, Rate], keras.optimizers.Optimizer]
     num_slots: int  # numbers of state per trained weight, at most
+    convex_rate: float  # peak learning rate with which a head of one layer converges
 
 
 def _sgd(optimization: Optimization, rate: Rate) -> keras.optimizers.Optimizer:
@@ -144,15 +145,32 @@ def _sgd(optimization: Optimization, rate: Rate) -> keras.optimizers.Optimizer:
 
 
 OPTIMIZERS: dict[OptimizerName, OptimizerEntry] = {
-    "sgd": OptimizerEntry(_sgd, 1),
-    "adam": OptimizerEntry(lambda settings, rate: keras.optimizers.Adam(rate), 2),
+    "sgd": OptimizerEntry(_sgd, 1, 1e-2),
+    "adam": OptimizerEntry(lambda settings, rate: keras.optimizers.Adam(rate), 2, 1e-2),
     "adamw": OptimizerEntry(
-        lambda settings, rate: keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay), 2
+        lambda settings, rate: keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay),
+        2,
+        1e-2,
     ),
     "rmsprop": OptimizerEntry(
-        lambda settings, rate: keras.optimizers.RMSprop(rate, momentum=settings.momentum), 2
+        lambda settings, rate: keras.optimizers.RMSprop(rate, momentum=settings.momentum), 2, 1e-3
     ),
 }
+
+
+def default_rate(optimizer: OptimizerName, is_convex: bool) -> float:
+    """Return the peak learning rate of the first phase.
+
+    Args:
+        optimizer: name of the optimizer.
+        is_convex: whether only a head of one layer is trained. Deeper heads, which may be
+            pretrained as in a VGG, diverge at the higher rate.
+
+    Raises:
+        ConfigError: the optimizer is unknown.
+    """
+    entry: OptimizerEntry = _lookup(OPTIMIZERS, optimizer, "optimizer")
+    return entry.convex_rate if is_convex else 1e-3
 
 
 def make_optimizer(optimization: Optimization, rate: Rate) -> keras.optimizers.Optimizer:

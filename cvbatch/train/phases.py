@@ -64,15 +64,30 @@ def phases_of(
         epochs: of the last phase.
         rate: peak learning rate.
         head_epochs: of "finetune": epochs with a frozen base.
-        base_rate: of "finetune": peak learning rate of the last phase; None: a hundredth of `rate`.
+        base_rate: of "finetune": peak learning rate of the last phase; None: a tenth of `rate`.
         unfreeze: of "finetune": the `Phase.part` of the last phase.
+
+    Source:
+        Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform
+        Out-of-Distribution, 2022: the head converges before the base is trained.
     """
     if recipe == "scratch":
         return (Phase("all", "all", epochs, rate, freezes_normalization=False),)
     if recipe in ("features", "frozen"):
         return (Phase("head", "head", epochs, rate),)
-    last = Phase(unfreeze, unfreeze, epochs, rate / 100 if base_rate is None else base_rate)
+    last = Phase(unfreeze, unfreeze, epochs, rate / 10 if base_rate is None else base_rate)
     return (Phase("head", "head", head_epochs, rate), last) if head_epochs else (last,)
+
+
+def has_linear_head(network: keras.Model) -> bool:
+    """Return whether the head has one layer with weights; its loss is convex if the base is frozen.
+
+    Raises:
+        ModelError: the network has no weights.
+    """
+    graph = flatten(network)
+    base = base_layers(graph)
+    return sum(bool(layer.weights) and id(layer) not in base for layer in graph.layers) == 1
 
 
 def freeze(network: keras.Model, phase: Phase) -> None:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
 
+from cvbatch.core.errors import ModelError
 from cvbatch.core.types import InputKey
 from cvbatch.images.decode import Limits
 from cvbatch.models.frameworks import keras, tf
@@ -29,7 +30,7 @@ from cvbatch.train.augmentation import Augmentation
 from cvbatch.train.batches import Batch, BatchSource
 from cvbatch.train.checkpoints import Progress
 from cvbatch.train.collectives import Replicas
-from cvbatch.train.feature_cache import cache_features, split_network
+from cvbatch.train.feature_cache import FeatureCache, cache_features, split_network
 from cvbatch.train.input_pipeline import (
     DecodeSpec,
     ExampleReader,
@@ -40,7 +41,7 @@ from cvbatch.train.input_pipeline import (
     validation_batches,
 )
 from cvbatch.train.run_notes import PhaseEpochs, history_notes
-from cvbatch.train.trainer import Event, Plan, Trainer
+from cvbatch.train.trainer import Event, Features, Plan, Trainer
 from cvbatch.train.validation import Validator
 from cvbatch.train.worker_spec import Position
 
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 _LOG_INTERVAL_S = 1.0  # between two positions that worker 0 logs
 _DRAWING_SHARE = 0.05  # of the time, at most, for drawing the curves while the training runs
+# Recipes that train the head on cached features, and the most bytes of them on each worker.
+_CACHING = {"features": math.inf, "finetune": 4 << 30}
 _EVENTS = "_cvbatch/tensorboard/events.out.tfevents.cvbatch"
 
 
@@ -109,12 +112,12 @@ class TrainingWorker:
             CvbatchError: the training cannot continue.
         """
         validation, plan = self._readers.get("validation"), self._plan()
-        batches, head = self._training_batches()
         self._trainer = Trainer(
             self._learner,
             plan,
-            batches,
+            self._training_batches(),
             self._folder / "checkpoints",
+            features=self._features(),
             validation=None if validation is None else lambda: validation_batches(validation),
             classes=self._spec.data.classes,
             replicas=self._replicas,
@@ -122,7 +125,7 @@ class TrainingWorker:
             on_step=self._on_step,
         )
         with self._last_checkpoint() as resume:
-            rows = self._trainer.run(resume, head)
+            rows = self._trainer.run(resume)
         metrics = self._final_metrics()
         progress = self._trainer.progress
         planned = [PhaseEpochs(phase.name, phase.epochs) for phase in plan.phases]
@@ -145,7 +148,7 @@ class TrainingWorker:
     def _plan(self) -> Plan:
         training = self._spec.job.training
         return Plan(
-            phases=network.phases(training),
+            phases=network.phases(training, self._learner.training_model),
             steps_per_epoch=self._spec.steps_per_epoch,
             batch_size=training.batch_size,
             optimization=network.optimization(training),
@@ -154,24 +157,49 @@ class TrainingWorker:
             keep=1,  # in the local folder; Ray keeps those in the sink
         )
 
-    def _training_batches(self) -> tuple[BatchSource, keras.Model | None]:
-        """Return batches of images; or batches of cached features, with the head to train."""
+    def _training_batches(self) -> BatchSource:
+        """Return this worker's batches of images."""
         training = self._spec.job.training
-        reader, targets = self._readers["train"], self._learner.targets
-        if training.recipe != "features":
-            augmentation = None
-            if training.has_augmentation:
-                augmentation = Augmentation(**training.augment.model_dump(), seed=training.seed)
-            seed, pool = training.seed, training.shuffle_images
-            return TrainingBatches(reader, targets, augmentation, seed, pool, self._sizes()), None
-        base, head = split_network(self._learner.training_model)
-        batches = (
-            Batch(pixels, targets(examples), len(examples))
-            for pixels, examples in validation_batches(reader)
+        augmentation = None
+        if training.has_augmentation:
+            augmentation = Augmentation(**training.augment.model_dump(), seed=training.seed)
+        return TrainingBatches(
+            self._readers["train"],
+            self._learner.targets,
+            augmentation,
+            training.seed,
+            training.shuffle_images,
+            self._sizes(),
         )
-        cache = cache_features(base, batches, self._folder / "features")
+
+    def _features(self) -> Features | None:
+        """Return the features that a head is trained on; None: the base runs at every step.
+
+        The recipe finetune caches features of up to 4 GiB, if images are not augmented.
+        """
+        training, reader = self._spec.job.training, self._readers["train"]
+        if training.recipe not in _CACHING or training.has_augmentation or training.image_sizes:
+            return None
+        try:
+            base, head = split_network(self._learner.training_model)
+        except ModelError:
+            if training.recipe == "features":
+                raise
+            return None
+        num_values = len(self._spec.data.splits["train"]) * math.prod(base.output.shape[1:])
+        if 4 * num_values / self._spec.num_workers > _CACHING[training.recipe]:
+            return None
+
+        @cache
+        def features() -> FeatureCache:
+            batches = (
+                Batch(pixels, self._learner.targets(examples), len(examples))
+                for pixels, examples in validation_batches(reader)
+            )
+            return cache_features(base, batches, self._folder / "features")
+
         size, seed = training.batch_size, training.seed
-        return lambda epoch, first_batch: cache.batches(size, seed, epoch, first_batch), head
+        return Features(head, lambda epoch, first: features().batches(size, seed, epoch, first))
 
     def _sizes(self) -> SizeSchedule | None:
         training = self._spec.job.training

@@ -63,6 +63,13 @@ class Event(NamedTuple):
     checkpoint: Path | None  # the new checkpoint; None on workers that write none
 
 
+class Features(NamedTuple):
+    """Cached outputs of the base, which phases of the head are trained on instead of images."""
+
+    head: keras.Model  # features → outputs of the network (`train.feature_cache.split_network`)
+    batches: BatchSource  # this worker's training batches; their pixels are the features
+
+
 class Trainer:
     """Train a learner's network as planned; afterwards it has the best weights of all epochs.
 
@@ -74,8 +81,10 @@ class Trainer:
     Args:
         learner: the task; its network must be built in the scope of the replicas' strategy.
         plan: settings of the run.
-        batches: this worker's training batches.
+        batches: this worker's training batches of images.
         folder: contains the checkpoints; only worker 0 reads and writes it.
+        features: cached outputs of the base for phases that train only the head; None: such phases
+            run the base at every step.
         validation: this worker's validation images; None: no validation.
         classes: class names, for the values of single classes in the history.
         replicas: all training workers; None: the current strategy.
@@ -90,6 +99,7 @@ class Trainer:
         batches: BatchSource,
         folder: Path,
         *,
+        features: Features | None = None,
         validation: ValidationBatches | None = None,
         classes: Sequence[str] = (),
         replicas: Replicas | None = None,
@@ -100,7 +110,8 @@ class Trainer:
         self._on_step = on_step
         self._replicas = replicas or Replicas()
         self._network = learner.training_model
-        self._batches = PaddedBatches(batches, plan.batch_size, self._replicas.worker)
+        self._images, self._features = batches, features
+        self._batches: PaddedBatches
         self._validator: Validator | None = None
         if validation is not None:
             self._validator = Validator(learner, validation, self._replicas, classes)
@@ -115,19 +126,16 @@ class Trainer:
         self._scaled_rate: ScaledRate
         self.progress = Progress()
 
-    def run(self, resume: Path | None = None, head: keras.Model | None = None) -> list[Row]:
+    def run(self, resume: Path | None = None) -> list[Row]:
         """Train to the end of the last phase; return the history, one row per epoch.
 
         Args:
             resume: a checkpoint outside `folder` to resume from; None: the last one in `folder`.
-            head: the network to train if the batches contain features, with all layers trainable
-                (`cvbatch.train.feature_cache.split_network`); None: `learner.training_model`.
 
         Raises:
             TrainingError: the loss is NaN or infinite, there are fewer images than an epoch needs,
                 or a checkpoint cannot be written or read.
         """
-        self._network = head or self._learner.training_model
         self._start(resume)
         while True:
             while not self._is_phase_over():
@@ -161,10 +169,11 @@ class Trainer:
 
     def _make_step(self) -> None:
         phase, optimization = self._phase, self._plan.optimization
-        if self._network is self._learner.training_model:
-            freeze(self._network, phase)
-        else:
-            self._network.trainable = True
+        self._network, batches = self._learner.training_model, self._images
+        freeze(self._network, phase)
+        if self._features is not None and phase.part == "head":
+            self._network, batches = self._features
+        self._batches = PaddedBatches(batches, self._plan.batch_size, self._replicas.worker)
         steps = phase.epochs * self._plan.steps_per_epoch
         with self._replicas.strategy.scope():
             schedule: Any = make_schedule(optimization, phase.learning_rate, steps)

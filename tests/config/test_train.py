@@ -41,6 +41,28 @@ def test_defaults():
     assert not job.training.has_augmentation
 
 
+def test_training_from_scratch_keeps_the_defaults_of_earlier_versions():
+    """The fingerprint was computed by a version in which all recipes had the same defaults."""
+    job = parse_training(job_file(training={"recipe": "scratch"}))
+    training = job.training
+    assert (training.epochs, training.head_epochs, training.learning_rate) == (10, 2, 1e-3)
+    assert (
+        fingerprint(job, ["a"])
+        == "21bb116a3d1990db6416762073c365ebbdfb65280109108d51c8cd3aa3d6bcf5"
+    )
+    explicit = parse_training(job_file(training={"recipe": "scratch", "epochs": 3}))
+    assert explicit.training.epochs == 3
+
+
+@pytest.mark.parametrize("recipe", ["features", "frozen", "finetune"])
+def test_recipes_of_pretrained_networks_have_their_own_defaults(recipe):
+    training = parse_training(job_file(training={"recipe": recipe})).training
+    assert (training.epochs, training.learning_rate) == (20, None)
+    explicit = {"recipe": recipe, "learning_rate": 0.02, "epochs": 7}
+    training = parse_training(job_file(training=explicit)).training
+    assert (training.epochs, training.learning_rate) == (7, 0.02)
+
+
 def test_a_file_with_overrides_and_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("LABELS", "s3://labels")
     path = tmp_path / "job.yaml"

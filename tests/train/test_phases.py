@@ -14,6 +14,7 @@ from cvbatch.train.phases import (
     Phase,
     base_layers,
     freeze,
+    has_linear_head,
     last_feature_maps,
     moving_statistics,
     phases_of,
@@ -52,7 +53,7 @@ def head_of(model):
         ("scratch", {}, [Phase("all", "all", 9, 0.1, False)]),
         ("features", {}, [Phase("head", "head", 9, 0.1)]),
         ("frozen", {}, [Phase("head", "head", 9, 0.1)]),
-        ("finetune", {}, [Phase("last_block", "last_block", 9, 0.001)]),
+        ("finetune", {}, [Phase("last_block", "last_block", 9, 0.01)]),
         (
             "finetune",
             {"head_epochs": 3, "base_rate": 2e-5, "unfreeze": "all"},
@@ -71,6 +72,20 @@ def test_phases_of_a_recipe(recipe, options, expected):
 
 
 # --- head and base
+
+
+def hidden_layer():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
+    return keras.Model(inputs, layers.Dense(2)(layers.Dense(4, activation="relu")(x)))
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [(toy_trainings.plain, True), (toy_trainings.normalized, True), (hidden_layer, False)],
+)
+def test_a_head_is_linear_if_one_layer_of_it_has_weights(build, expected):
+    assert has_linear_head(build()) is expected
 
 
 def test_a_network_without_weights_has_nothing_to_train():
