@@ -15,7 +15,7 @@ from cvbatch.train.history import Row, class_values
 MIN_VALIDATION_IMAGES = 30  # with fewer, one image moves an accuracy by more than 3 points
 _MAX_NAMES = 10
 _WEAK, _STRONG = 0.1, 0.3  # values of a class
-_STILL_FALLS = 0.02  # in the last quarter of a phase, as a fraction
+_STILL_FALLS = 0.02  # in the last third of a phase, as a fraction; its rate is low by then
 _OVERFITS = 0.1  # increase of the validation loss since its minimum, as a fraction
 
 
@@ -100,18 +100,18 @@ def _loss_notes(rows: Sequence[Row], *, is_stopped: bool, job: TrainJob) -> list
     key = "val_loss" if "val_loss" in rows[0] else "loss"
     name = "validation loss" if key == "val_loss" else "training loss"
     values = np.array([row[key] for row in rows])
-    count, quarter, window = len(rows), max(1, len(rows) // 4), max(1, len(rows) // 10)
+    count, third, window = len(rows), max(1, len(rows) // 3), max(1, len(rows) // 10)
     if count < 3 or not np.isfinite(values).all():
         return []
     end = values[-window:].mean()
-    start = values[max(0, count - quarter - window) : count - quarter].mean()
+    start = values[max(0, count - third - window) : count - third].mean()
     fall, lowest = (start - end) / start if start else 0.0, int(values.argmin())
     rise = end / values[lowest] - 1 if values[lowest] > 0 else 0.0
     if fall >= _STILL_FALLS and not is_stopped:
         epochs = job.training.epochs
         return [
-            f"the {name} still falls, by {fall:.0%} in the last {quarter} epochs: the network can "
-            f"learn more; set training.epochs: {2 * epochs} instead of {epochs}"
+            f"the {name} still falls, by {fall:.0%} since epoch {rows[-third - 1]['epoch']}: the "
+            f"network can learn more; set training.epochs: {2 * epochs} instead of {epochs}"
         ]
     if key == "val_loss" and rise >= _OVERFITS and rows[-1]["loss"] < rows[lowest]["loss"]:
         return [

@@ -69,11 +69,11 @@ def test_the_best_epoch_is_stated(key):
 
 @pytest.mark.parametrize("has_validation", [False, True])
 def test_a_loss_that_still_falls_asks_for_more_epochs(has_validation):
-    falling = [10 * 0.95**i for i in range(20)]  # by 1 − 0.95⁵ in the last quarter, 5 epochs
+    falling = [10 * 0.95**i for i in range(20)]  # by 1 − 0.95⁶ in the last third, 6 epochs
     rows = rows_of(falling, falling if has_validation else None)
     (note,) = notes_of(rows)
     kind = "validation" if has_validation else "training"
-    assert f"the {kind} loss still falls, by 23% in the last 5 epochs" in note
+    assert f"the {kind} loss still falls, by 26% since epoch 14" in note
     assert "training.epochs: 40 instead of 20" in note
     assert not any("still falls" in other for other in notes_of(rows[:19], epochs=20, patience=3))
 
