@@ -122,7 +122,6 @@ def test_commands_that_build_or_draw_are_refused_before_they_write(archive, tmp_
         if command[0] == "import":
             continue
         assert status == 2, (command, errors)
-        assert errors.splitlines()[-1].endswith(f"is not installed; {REMEDY.format(extra)}"), (
-            command
-        )
+        last_line = errors.splitlines()[-1]
+        assert last_line.endswith(f"is not installed; {REMEDY.format(extra)}"), command
         assert not sink.exists(), command
