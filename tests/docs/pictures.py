@@ -54,24 +54,24 @@ def _strip(row: Row) -> Image.Image:
     return strip
 
 
-def draw_page(
-    browser: Browser, folder: Path, report: str, target: str, top: str, layers: set[str]
+def draw_gallery(
+    browser: Browser, folder: Path, report: str, target: str, layers: set[str]
 ) -> None:
-    """Draw a part of an HTML report.
+    """Draw the gallery of an HTML report: images with boxes, with these layers switched on.
 
     Args:
         report: below `folder`, whose path is left out of the picture.
         target: file in docs/.
-        top: heading at the top of the picture.
-        layers: of the gallery, to switch on.
     """
-    tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    tab = browser.new_page(viewport={"width": WIDTH, "height": 3 * HEIGHT})
     text = (folder / report).read_text(encoding="utf-8")
     tab.set_content(text.replace(f"{folder}/", ""))
-    for switch in tab.locator(".switch").all():
-        switch.locator("input").set_checked(switch.inner_text().strip() in layers)
-    tab.get_by_role("heading", name=top).first.evaluate("(heading) => heading.scrollIntoView()")
-    tab.screenshot(path=DOCS / target, type="jpeg", quality=85)
+    for layer in layers:
+        tab.get_by_role("checkbox", name=layer, exact=True).check()
+    tab.locator("#status").select_option("boxes")
+    top = tab.locator("#gallery-title").bounding_box()["y"]
+    place = {"x": 0, "y": top - 20, "width": WIDTH, "height": HEIGHT}
+    tab.screenshot(path=DOCS / target, type="jpeg", quality=85, clip=place)
     tab.close()
 
 
@@ -90,9 +90,9 @@ def main() -> None:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BINARY, args=list(FLAGS))
         page = "demo-out/report.html"
-        draw_page(browser, folder, page, "page.jpg", "images", {"Boxes", "Heatmap"})
+        draw_gallery(browser, folder, page, "page.jpg", {"Boxes", "Heatmap"})
         page = "result/_cvbatch/report.html"
-        draw_page(browser, folder, page, "tutorial.jpg", "Gallery", {"Boxes", "Ground truth"})
+        draw_gallery(browser, folder, page, "tutorial.jpg", {"Boxes", "Ground truth"})
         browser.close()
     plots.main()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,17 @@ def test_every_command_has_these_options() -> None:
             if Path(words[0]).name == "cvbatch":
                 used.add(parser.parse_args(words[1:]).command)
     assert used >= {"predict", "train", "evaluate", "explain", "report", "import", "export"}
+
+
+def test_every_extra_exists() -> None:
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    named = {
+        extra
+        for name in NAMES
+        for extras in re.findall(r"(?:cvbatch|PATH|\.)\[([a-z,]+)\]", read(name))
+        for extra in extras.split(",")
+    }
+    assert {"tensorflow", "onnx"} <= named <= set(project["optional-dependencies"])
 
 
 def kind_of(job: dict[str, Any]) -> str:
