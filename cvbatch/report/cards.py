@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element, tostring
 from cvbatch.core.errors import CvbatchError
 from cvbatch.core.redaction import redact
 from cvbatch.report.columns import (
+    BOX_SCORE,
     COLUMN_PAGES,
     MAX_BOXES,
     MAX_NAMES,
@@ -161,7 +162,8 @@ def _miss(box: TrueBox, missed: str, image_hw: tuple[int, int]) -> Element:
     """Return a labelled box that the page shows while its score is below the minimum."""
     text = f"{missed}: {shorten(box.label, NAME_LENGTH)}"
     element = draw_box(box.xyxy, text, None, "#f0e442", image_hw)
-    element.set("class", "box miss")
+    is_found = box.found is not None and box.found >= BOX_SCORE  # until the slider is moved
+    element.set("class", "box miss below" if is_found else "box miss")
     if box.found is not None:
         element.set("data-found", f"{box.found:.6g}")
     return element

@@ -92,9 +92,9 @@ def gallery(
 
 def with_progress(cards: Iterable[T], listener: Listener) -> Iterator[T]:
     """Yield cards and report how many of them are drawn."""
-    for number, card in enumerate(cards):
-        listener.advanced(number)
+    for number, card in enumerate(cards, 1):
         yield card
+        listener.advanced(number)
 
 
 def assemble(

@@ -464,4 +464,7 @@ def test_without_javascript_only_masks_and_heatmaps_are_hidden(open_report):
     assert page.locator(".card img.photo").first.is_visible()
     assert page.locator(".card .box text").first.is_visible()
     assert not page.locator(".card img.mask").first.is_visible()
+    for found in page.locator(".miss[data-found]").all():
+        score = float(found.get_attribute("data-found"))
+        assert found.is_visible() == (score < 0.25)
     assert page.locator("caption").first.is_visible()

@@ -12,6 +12,7 @@ from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.evaluate.class_map import make_evaluation_spec
 from cvbatch.evaluate.columns import score_part
 from cvbatch.evaluate.join import join, load_ground_truth
+from cvbatch.evaluate.plots import BACKGROUND
 from cvbatch.evaluate.scoring import merge_scores
 from cvbatch.geometry.boxes import iou
 from cvbatch.metrics.counts import ClassCounts
@@ -127,6 +128,11 @@ def test_cells_add_up_to_the_confusion_matrix(data):
         cell = ("labels", names[true], (*names, "")[predicted])
         assert cells[cell] == scores.metrics["confusion"].counts[true, predicted]
     assert sum(cells[cell] for cell in cells if cell.column == "labels") == 34  # one true label
+    names = (*CLASSES["boxes"], BACKGROUND)
+    pairs = np.argwhere(scores.metrics["box_confusion"].counts).tolist()
+    expected = {("boxes", names[true], (*names, "")[predicted]) for true, predicted in pairs}
+    assert {cell for cell in cells if cell.column == "boxes"} == expected
+    assert any(cell.true == BACKGROUND for cell in cells)
 
 
 def test_the_loss_is_the_cross_entropy_or_its_lower_bound(data):
