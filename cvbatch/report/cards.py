@@ -30,6 +30,7 @@ from cvbatch.report.samples import Card
 from cvbatch.report.svg_boxes import draw_box, font_size
 from cvbatch.storage import store
 
+_MAX_TAGS = 12  # boxes in a small image that have their names; more only when it is enlarged
 # Layers of boxes that share the bytes of a card: predictions with captions, labels, misses.
 _SHARES = {True: 3.5, False: 1.5}  # by whether there are labels
 
@@ -129,7 +130,8 @@ def _svg_layers(
     for column, page in COLUMN_PAGES.items():
         if page.svg_layer:
             layer = page.svg_layer(card.row, drawing, image_hw)
-            group = {"class": f"layer {column}", "font-size": letter}
+            crowded = " crowded" if len(layer.elements) > _MAX_TAGS else ""
+            group = {"class": f"layer {column}{crowded}", "font-size": letter}
             layers.append(el("g", group, *layer.elements))
             descriptions.append(layer.description)
     true_boxes = (
