@@ -115,8 +115,8 @@ class EvaluateJob(Section):
     def _check_ground_truth(cls, value: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
         if value.heatmaps is None and info.data.get("truth", value) is None:
             raise ValueError(
-                "there is no ground truth: set truth.uri, or set evaluation.heatmaps, which needs "
-                "none"
+                "there is no ground truth; set truth.uri (LABELS on the command line), or "
+                "evaluation.heatmaps, which needs none"
             )
         return value
 

@@ -43,6 +43,11 @@ class Location(NamedTuple):
             return cls("file", os.path.abspath(os.path.expanduser(uri)))  # noqa: PTH100, PTH111
         if scheme == "file" and rest.startswith("/"):
             return cls("file", os.path.abspath(unquote(rest)))  # noqa: PTH100
+        if scheme in ("http", "https"):
+            raise ConfigError(
+                f"{uri} is a web address, which cvbatch does not read; download it, such as with "
+                f"`curl -LO {uri}`, and name the copy"
+            )
         if scheme not in ("s3", "gs"):
             raise ConfigError(
                 f"the scheme of {scheme}://... is not known; use s3://, gs://, file:/// or a path"

@@ -67,9 +67,9 @@ def test_formats_accept_their_options(tmp_path):
     ("arguments", "message"),
     [
         ([], "FORMAT"),
-        (["createml", "a", "b"], "invalid choice"),
+        (["createml", "a", "b"], "'createml' is unknown"),
         (["voc", "a"], "DST"),
-        (["voc", "a", "b", "--outside", "keep"], "invalid choice: 'keep'"),
+        (["voc", "a", "b", "--outside", "keep"], "'keep' is unknown"),
         (["folders", "a", "b", "--outside", "drop"], "unrecognized arguments"),
         (["folders", "a", "b", "--split", "1,1,1"], "three shares"),
         (["folders", "a", "b", "--classes", "a,,b"], "a name is empty"),

@@ -331,7 +331,7 @@ def test_the_command_prints_its_report(tmp_path, result):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cvat", "result", "x"], "invalid choice: 'cvat'"),
+        (["cvat", "result", "x"], "'cvat' is unknown"),
         (["fiftyone", "result", "x", "--split", "1,0,0"], "unrecognized arguments"),
         (["coco", "images", "x"], "holds no result of a prediction"),
     ],
