@@ -30,7 +30,8 @@ _RULES = {  # type of pydantic's error: rule, with the values of its context
     "less_than": "must be less than {lt}",
     "literal_error": "must be {expected}",
 }
-_OTHER_NAMES = {  # what other tools call a key of a job file
+_OTHER_NAMES = {  # what other tools, or other kinds of job files, call a key
+    "actors": "workers",
     "batch": "batch_size",
     "checkpoint": "weights",
     "conf": "score_threshold",
@@ -44,6 +45,7 @@ _OTHER_NAMES = {  # what other tools call a key of a job file
     "output_dir": "sink",
     "path": "uri",
     "threshold": "score_threshold",
+    "workers": "actors",
 }
 
 

@@ -296,4 +296,11 @@ def _is_tag(location: Sequence[str | int], i: int) -> bool:
     is_task = (i == 2 and location[0] == "models") or (
         i == 1 and location[0] == "model" and part in MODEL_SECTIONS
     )
-    return is_task or part in {"list[str]", "constrained-str", "text", "by_name", "by_class"}
+    return is_task or part in {
+        "list[str]",
+        "constrained-str",
+        "text",
+        "index",
+        "by_name",
+        "by_class",
+    }
