@@ -42,9 +42,9 @@ def start_limit_s() -> float:
 def start_failure(seconds: float) -> str:
     """Return the error message for a Ray that did not start within some seconds."""
     return (
-        f"Ray did not start on this machine within {seconds:.0f} s: its node did not register, with a "
-        f"load of {os.getloadavg()[0]:.1f} on {hardware.num_cpus()} CPUs; stop other programs, or set "
-        f"{LIMIT_VARIABLE} to more seconds"
+        f"Ray did not start on this machine within {seconds:.0f} s: its node did not register, at "
+        f"a load of {os.getloadavg()[0]:.1f} on {hardware.num_cpus()} CPUs; stop other programs, "
+        f"or set {LIMIT_VARIABLE} to more seconds"
     )
 
 

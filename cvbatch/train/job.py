@@ -100,7 +100,7 @@ class TrainSummary:
                     if CLASS_SEPARATOR not in key and not key.startswith("loss_")
                 )
                 return f"{name} {', '.join(values)}"
-        return "not validated"
+        return "not validated: source.splits names neither a validation nor a test split"
 
 
 @dataclass(frozen=True)
