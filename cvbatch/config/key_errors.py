@@ -22,6 +22,7 @@ _RULES = {  # type of pydantic's error: rule, with the values of its context
     "bool_type": "must be true or false",
     "string_type": "must be text; put it in quotes",
     "list_type": "must be a list, such as [a, b]",
+    "tuple_type": "must be a list, such as [1, 2]",
     "dict_type": "must be keys with values, such as {{a: b}}",
     "model_type": "must be a section with keys of its own",
     "greater_than_equal": "must be at least {ge}",

@@ -12,6 +12,8 @@ from pathlib import Path
 MAX_SIBLINGS = 10_000  # names of a folder that are compared
 _WINDOWS_PATH = re.compile(r"(?:.*/)?([A-Za-z]):\\(.+)", re.DOTALL)
 
+_SINGLE_SLASH = re.compile(r"(?:.*/)?(s3|gs):/([^/].*)", re.DOTALL)
+
 
 def closest_names(
     name: str, known: Iterable[str], max_names: int = 1, cutoff: float = 0.5
@@ -62,6 +64,8 @@ def hint_for_path(path: str) -> str:
             "it is a Windows path; write it as this machine names it, in WSL "
             f"/mnt/{match[1].lower()}/{folder}"
         )
+    if match := _SINGLE_SLASH.fullmatch(path):
+        return f"did you mean {match[1]}://{match[2]}?"
     folder, name = os.path.split(path.rstrip("/"))
     if not Path(folder).is_dir():
         return f"there is no folder {folder} either; check the path"

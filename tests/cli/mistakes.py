@@ -41,11 +41,18 @@ class Mistake(NamedTuple):
         command: as typed in a shell, without `cvbatch`; the shell finds no file for a pattern.
         remedy: what to do.
         job: content of job.yaml, if there is one.
+        is_slow: whether TensorFlow starts before the command is refused.
     """
 
     command: str
     remedy: str
     job: str = ""
+    is_slow: bool = False
+
+
+def _slow(command: str, remedy: str) -> Mistake:
+    """Return a mistake that is refused when the network is built, which takes half a minute."""
+    return Mistake(command, remedy, is_slow=True)
 
 
 _MODEL = "predict photos --model demo_classifier"
@@ -68,6 +75,7 @@ SECTIONS: dict[str, tuple[Mistake, ...]] = {
         Mistake("predict photos --models demo_classifier", "correct the option"),
         Mistake("predict photos -m demo_classifier", "write options with two hyphens"),
         Mistake("predict photos/cat --model demo_classifier photos/dog", "images before options"),
+        Mistake(f"{_MODEL} demo_detector", "repeat `--model`"),
         Mistake("train", "name labels and a model"),
         Mistake("evaluate", "name the result and the labels"),
         Mistake("export coc result out", "correct the format"),
@@ -93,6 +101,11 @@ SECTIONS: dict[str, tuple[Mistake, ...]] = {
         Mistake(f"{_MODEL} --task detect", "correct the task"),
         Mistake(f"{_MODEL} --classes name.txt", "correct the name of the class file"),
         Mistake("train labels --model net.onnx", "train a Keras network"),
+        Mistake(f"{_MODEL} --model lenet5 --weights random", "run two jobs"),
+        _slow(f"{_MODEL} --task detection --out out", "set the task of the network"),
+        _slow(f"{_MODEL} --classes names.txt --out out", "name all classes, in their order"),
+        _slow(f"{_MODEL} --weights imagenet --out out", "train the head first"),
+        _slow(f"{_MODEL} --set run.actor_memory_bytes=1000 --out out", "allow more memory"),
     ),
     "The images": (
         Mistake(f"predict photo {_OUT}", _FOLDERS),
@@ -101,6 +114,7 @@ SECTIONS: dict[str, tuple[Mistake, ...]] = {
         Mistake(f"predict *.jpg {_OUT}", "name the folder; subfolders are read too"),
         Mistake(rf"predict 'C:\Users\me\photos' {_OUT}", "use a path of this system"),
         Mistake(f"predict https://example.com/a.jpg {_OUT}", "download them first"),
+        Mistake(f"predict s3:/bucket/photos {_OUT}", "write two slashes"),
         Mistake("predict job.yaml", "set --config"),
         Mistake(f"predict result {_OUT}", "name the images"),
     ),
@@ -108,6 +122,7 @@ SECTIONS: dict[str, tuple[Mistake, ...]] = {
         Mistake(f"{_MODEL} --out photos", "give the result its own folder"),
         Mistake(f"{_MODEL} --out .", "give the result its own folder"),
         Mistake(f"{_MODEL} --out names.txt", "name a folder"),
+        Mistake(f"{_MODEL} --out gcs://bucket/result", "correct the scheme"),
         Mistake(f"{_MODEL} --out labels", "give the result its own folder"),
         Mistake(f"{_MODEL} --out result", "another folder, or `--overwrite`"),
     ),
@@ -148,15 +163,21 @@ SECTIONS: dict[str, tuple[Mistake, ...]] = {
         Mistake("import folders photos/cat labels2", "name the folder of the class folders"),
         Mistake("import coco photos labels2", "name the folder of the data set, or its JSON file"),
         Mistake("import yolo photos labels2", "name the folder with images and labels"),
+        Mistake("import csv labels.csv labels2", "correct the paths of the images"),
+        Mistake("import folders photos labels2 --split 80,10,10", "write shares of 1"),
         Mistake("import folders photos labels", "another folder, or `--overwrite`"),
         Mistake("evaluate result photos", _IMPORT),
         Mistake("evaluate labels result", "the result first, then the labels"),
         Mistake("evaluate result", "name the labels"),
         Mistake("evaluate result labels", "map the classes"),
+        Mistake("evaluate result others --set 'evaluation.class_map={disc: cat, ring: null}'",
+                "use the labels of these images"),
         Mistake("report result --truth photos", _IMPORT),
+        Mistake("report result --out photos", "name a file"),
         Mistake("report photos", "name the sink of a job"),
         Mistake("report results", "correct the name"),
         Mistake("export coco result out", "export a result with boxes or masks"),
+        Mistake("export fiftyone result names.txt", "name a folder"),
         Mistake("export coco photos out", "name the sink of a job"),
     ),
 }  # fmt: skip
@@ -169,10 +190,14 @@ def write_home(folder: Path) -> Path:
     images = {f"photos/{name}": jobs.encoded_image(3 * i) for i, name in enumerate(names)}
     models = dict.fromkeys(("net.keras", "yolov8n.pt", "net.onnx"), b"model")
     texts = {"notes/a.txt": b"notes", "names.txt": b"cat\ndog\n"}
+    texts["labels.csv"] = b"image,label\npictures/a1.png,cat\n"
     jobs.write_files(folder, images | models | texts)
     (folder / "empty").mkdir()
-    photos, labels = str(folder / "photos"), str(folder / "labels")
-    import_labels("folders", photos, labels, parse_import_options({}), {}, lambda line: None)
+    photos, options = str(folder / "photos"), parse_import_options({})
+    jobs.write_files(folder, {"new/cat/a.png": jobs.encoded_image(3)})
+    for source, labels in (("photos", "labels"), ("new", "others")):
+        places = (str(folder / source), str(folder / labels))
+        import_labels("folders", *places, options, {}, lambda line: None)
     labels_of_image = [{"class_id": 1, "label": "disc", "score": 0.7}]
     rows = {name: {"labels": labels_of_image, "size": results.SIZE} for name in names}
     result, classes = folder / "result", ("ring", "disc")

@@ -18,7 +18,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mistakes.write_home(tmp_path_factory.mktemp("home"))
 
 
-@pytest.mark.parametrize("mistake", mistakes.CASES, ids=lambda mistake: mistake.command[:60])
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(case, marks=[pytest.mark.soak, pytest.mark.keras] if case.is_slow else [])
+        for case in mistakes.CASES
+    ],
+    ids=lambda mistake: mistake.command[:60],
+)
 def test_the_page_shows_the_message_which_says_what_to_do(
     mistake: mistakes.Mistake, home: Path
 ) -> None:
