@@ -17,6 +17,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from cvbatch.cli.main import main
+from cvbatch.core.progress import Listener
 from cvbatch.importers.job import import_labels
 from cvbatch.importers.options import parse_import_options
 from tests.support import jobs, results
@@ -197,7 +198,7 @@ def write_home(folder: Path) -> Path:
     jobs.write_files(folder, {"new/cat/a.png": jobs.encoded_image(3)})
     for source, labels in (("photos", "labels"), ("new", "others")):
         places = (str(folder / source), str(folder / labels))
-        import_labels("folders", *places, options, {}, lambda line: None)
+        import_labels("folders", *places, options, {}, Listener())
     labels_of_image = [{"class_id": 1, "label": "disc", "score": 0.7}]
     rows = {name: {"labels": labels_of_image, "size": results.SIZE} for name in names}
     result, classes = folder / "result", ("ring", "disc")

@@ -24,10 +24,10 @@ def test_import_and_evaluation_name_what_they_left_out(
     jobs.write_files(tmp_path / "more", {"cat/new.png": jobs.encoded_image(0), "dog/x.png": b"no"})
     for name in ("cat/0.png", "cat/1.png", "dog/0.png"):
         jobs.write_files(tmp_path / "more", {name: (tmp_path / "photos" / name).read_bytes()})
-    line = last_line("import", "folders", "more", "others")
-    assert line.startswith("cvbatch: done, 4 images into others; not written: ")
+    line = last_line("import", "folders", "more", "merged")
+    assert line.startswith("cvbatch: done, 4 images into merged; not written: ")
     assert line.endswith(" 1 (_cvbatch/issues.jsonl)")
     class_map = "evaluation.class_map={disc: cat, ring: dog}"
-    line = last_line("evaluate", "result", "others", "--set", class_map)
+    line = last_line("evaluate", "result", "merged", "--set", class_map)
     assert line.startswith("cvbatch: done, 3 images compared into ")
     assert "; not compared: 3 without ground truth, 1 without prediction; next: " in line

@@ -17,6 +17,7 @@ from cvbatch.config.evaluate import EvaluationConfig, TruthConfig
 from cvbatch.config.explain import DreamConfig
 from cvbatch.config.train import TrainingConfig
 from cvbatch.core.errors import ConfigError
+from tests.docs.job_file_reference import WORDS
 
 # Keys that two sections have with two meanings, since version 0.1.0.
 OTHER_MEANING = {
@@ -33,6 +34,8 @@ def accepted_types(schema: dict[str, Any], definitions: dict[str, Any]) -> set[s
     options = schema.get("anyOf") or schema.get("oneOf")
     if options:
         return set().union(*(accepted_types(option, definitions) for option in options))
+    if schema.get("const") in WORDS:
+        return set()  # stands for null
     if "const" in schema or "enum" in schema:
         return {"string"}
     kind = schema.get("type", "any")
