@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, NoReturn
 import shtab
 
 from cvbatch.cli.job_options import JOB_OPTIONS
-from cvbatch.core.json_log import CommandResult, JsonLog, write_last_line
+from cvbatch.core.json_log import CommandResult, write_last_line
+from cvbatch.core.suggestions import closest_names, did_you_mean, hint
 from cvbatch.core.version import __version__
 from cvbatch.exporters.options import EXPORT_DESCRIPTIONS, FLAGS
 from cvbatch.importers.flags import FORMAT_DESCRIPTIONS, format_flags
@@ -235,15 +236,44 @@ COMMANDS = {
 }
 
 
+_MISSING = "the following arguments are required: "  # of argparse
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are the last line of a JSON log."""
+    """Parser whose errors are one sentence, with the closest name that it knows."""
 
     def error(self, message: str) -> NoReturn:
-        """Report wrong usage and exit with status 2."""
-        if isinstance(sys.stderr, JsonLog):
-            line = f"cvbatch: {message}; use {self.prog} --help"
-            sys.exit(write_last_line(CommandResult(line, 2)))
-        super().error(message)
+        """Write one sentence as the last line and exit with status 2."""
+        sentence = message.removeprefix("argument ")
+        if sentence.startswith(_MISSING):
+            sentence = f"{sentence.removeprefix(_MISSING)} missing"
+        help_ = "" if sentence.endswith("?") else f"; see {self.prog} --help"
+        sys.exit(write_last_line(CommandResult(f"{self.prog}: {sentence}{help_}", 2)))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; each command refuses those that it does not know."""
+        values, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown[0]))
+        return values, unknown
+
+    def _unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return (
+                f"{argument!r} is one argument too many; put quotes around a value with spaces, "
+                "and the images or labels before the options"
+            )
+        name = argument.partition("=")[0]
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        short = [option for option in known if option[1:].startswith(name)]
+        question = did_you_mean(short or closest_names(name, known, 3))
+        return f"{name} is no option of {self.prog}{question and f'; {question}'}"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(
+                action, f"{value!r} is unknown; {hint(str(value), action.choices)}"
+            )
 
 
 def requested_log(argv: Sequence[str] | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from cvbatch.cli.job_options import EXAMPLES, JOB_OPTIONS, JobOption
+from cvbatch.cli.job_options import EXAMPLES, JOB_OPTIONS, REQUIRED, JobOption
 from cvbatch.config.evaluate import EvaluateJob
 from cvbatch.config.explain import IMAGE_SECTIONS, MODEL_ONLY_SECTIONS, ExplainJob
 from cvbatch.config.loader import read_job_file, set_values
@@ -64,14 +64,39 @@ def read_job(command: str, arguments: argparse.Namespace) -> JobFile:
         if value not in (None, []):
             _apply(values, option, value)
     set_values(values, arguments.overrides)
-    needed = {"evaluate": "predictions", "predict": "models"}.get(command, "model")
-    if not arguments.config and needed not in values:
-        raise ConfigError(
-            f"too few arguments; use them as in `cvbatch {EXAMPLES[command]}`, or set --config FILE"
-        )
+    _check_complete(command, arguments.config, values)
     _add_defaults(command, values)
     notes = _complete_models(values)
     return JobFile(arguments.config or "command line", values, notes)
+
+
+def _check_complete(command: str, file: str | None, values: dict[str, Any]) -> None:
+    """Refuse a command line without images or model, and a job file of another command."""
+    keys = set(values)
+    if file:
+        kinds = {
+            kind
+            for kind, job in JOB_KINDS.items()
+            if keys <= job.model_fields.keys() and REQUIRED[kind].keys() <= keys
+        }
+        if len(kinds) == 1 and command not in kinds:
+            (kind,) = kinds
+            raise ConfigError(
+                f"{file} is a job file of {kind}, not of {command}; run cvbatch {kind} --config "
+                f"{file}"
+            )
+        return
+    source = values.get("source")
+    uris = source.get("uri") if isinstance(source, dict) else None
+    first = uris[0] if isinstance(uris, list) and uris else uris
+    if isinstance(first, str) and first.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{first} is a job file; run cvbatch {command} --config {first}")
+    missing = [text for key, text in REQUIRED[command].items() if key not in keys]
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} missing; as in `cvbatch {EXAMPLES[command]}`, or write a job "
+            f"file with `cvbatch init {command} job.yaml` and set --config job.yaml"
+        )
 
 
 def _apply(values: dict[str, Any], option: JobOption, value: Any) -> None:

@@ -117,3 +117,11 @@ EXAMPLES = {
     "evaluate": "evaluate result/ labels/",
     "explain": "explain photos/ --model MobileNetV2 --out explained/",
 }
+
+# Sections that a job needs, except its sink; how messages name them on the command line.
+REQUIRED: dict[str, dict[str, str]] = {
+    "predict": {"source": "IMAGES", "models": "--model"},
+    "train": {"source": "LABELS", "model": "--model"},
+    "evaluate": {"predictions": "RESULT"},
+    "explain": {"model": "--model"},
+}

@@ -241,6 +241,7 @@ def _evaluate(arguments: argparse.Namespace) -> CommandResult:
 
         _show(Table(("task", "metric", "value", "95 % interval", "count"), summary.rows(), 2))
     done = f"{summary.images['images']:,} images compared into {summary.sink}"
+    done += summary.left_out_text
     report = _next("report", job.predictions.uri, "--evaluation", job.sink.uri)
     return CommandResult(f"cvbatch: {_done(summary)}, {done}{report}", 0)
 
@@ -356,7 +357,8 @@ def _import(arguments: argparse.Namespace) -> CommandResult:
             listener,
         )
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
-    return CommandResult(f"cvbatch: done, {report.num_written:,} images into {arguments.sink}", 0)
+    line = f"cvbatch: done, {report.num_written:,} images into {arguments.sink}"
+    return CommandResult(f"{line}{report.left_out_text}", 0)
 
 
 def _export(arguments: argparse.Namespace) -> CommandResult:
@@ -367,10 +369,8 @@ def _export(arguments: argparse.Namespace) -> CommandResult:
     with progress_listener() as listener:
         report = export(arguments.format, arguments.source, arguments.sink, options, listener)
     print(json.dumps(report.as_json()) if arguments.json else report.as_text())
-    failed = f", {report.failures.total():,} failed" if report.failures else ""
-    return CommandResult(
-        f"cvbatch: done, {report.num_images:,} images into {arguments.sink}{failed}", 0
-    )
+    line = f"cvbatch: done, {report.num_images:,} images into {arguments.sink}"
+    return CommandResult(f"{line}{report.left_out_text}", 0)
 
 
 def _show(table: Table) -> None:

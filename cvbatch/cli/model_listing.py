@@ -101,6 +101,8 @@ def describe_network(
     is_built_in = format_of(name).key == "zoo"
     if message := refusal(name) or not_keras_error(name):
         raise ModelError(message)
+    if is_built_in and name not in (network.name for network in summaries.read_summaries()):
+        raise summaries.unknown_network(name)
     if is_configured and not is_built_in:
         raise ModelError(own_weights_error("--classes or --build", name))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar
@@ -12,16 +13,20 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
     StringConstraints,
+    Tag,
     model_serializer,
 )
 from pydantic_core import core_schema
 
+from cvbatch.core.errors import ConfigError
 from cvbatch.core.model_formats import format_of, own_weights_error, refusal
-from cvbatch.core.types import RetryPolicy
+from cvbatch.core.suggestions import hint
+from cvbatch.core.types import MAX_MASK_CLASSES, RetryPolicy
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
@@ -66,6 +71,11 @@ ModuleNames = Annotated[  # importable names, never paths
 Names = Annotated[
     list[Name],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value, _OneOrMore),
+]
+# A class: its name, or its index in the classes of the data. Tags keep errors to the form used.
+ClassRef = Annotated[
+    Annotated[int, Field(ge=0, lt=MAX_MASK_CLASSES), Tag("index")] | Annotated[Name, Tag("text")],
+    Discriminator(lambda value: "text" if isinstance(value, str) else "index"),
 ]
 Size = Annotated[  # (height, width) in pixels; one number means both
     tuple[Side, Side],
@@ -113,6 +123,19 @@ class Section(BaseModel):
             if getattr(self, key) == field.get_default(call_default_factory=True):
                 values.pop(key, None)
         return values
+
+
+def index_of_class(reference: int | str, classes: Sequence[str], key: str) -> int:
+    """Return the index of a class that a job names, or refers to by its index.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    index = classes.index(reference) if reference in classes else reference
+    if isinstance(index, int) and index < len(classes):
+        return index
+    remedy = hint(str(reference), classes) if classes else "the data has no such classes; remove it"
+    raise ConfigError(f"{key}: the data has no class {reference!r}; {remedy}")
 
 
 class SinkConfig(Section):

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from cvbatch.config.base import (
     Auto,
+    ClassRef,
     Fraction,
     Name,
+    Names,
     RetryConfig,
     Section,
     SinkConfig,
@@ -22,6 +24,10 @@ from cvbatch.config.base import (
 from cvbatch.config.loader import load, parse
 
 EVALUATION_VERSION = 1
+_Rank = Annotated[int, Field(ge=1)]
+_AsList = BeforeValidator(
+    lambda value: [value] if isinstance(value, int) else value, int | list[int] | None
+)
 Join = Literal["image_id", "row", "name"]
 
 
@@ -37,7 +43,7 @@ class TruthConfig(Section):
 
     uri: Uris
     """Labelled Parquet, as written by `cvbatch import`: a folder, a file, or a list of them."""
-    splits: Annotated[list[Name] | None, Field(min_length=1)] = None
+    splits: Annotated[Names | None, Field(min_length=1)] = None
     """Names of the splits to evaluate; null: all."""
 
 
@@ -61,10 +67,10 @@ class EvaluationConfig(Section):
     """Key that matches an image with its ground truth; auto: chosen from the data."""
     class_map: dict[Name, Name | None] = Field({})
     """Predicted class: true class; null: its predictions are not counted."""
-    ignored_class: Name | None = None
-    """Class of the true masks whose pixels are not counted."""
-    top_k: Annotated[list[Annotated[int, Field(ge=1)]] | None, Field(min_length=1)] = None
-    """Numbers k of top-k accuracy; null: 1, and 5 if the result has that many labels."""
+    ignored_class: ClassRef | None = None
+    """Class of the true masks whose pixels are not counted: its name or index."""
+    top_k: Annotated[list[_Rank] | None, Field(min_length=1), _AsList] = None
+    """Number k of top-k accuracy, or a list; null: 1, and 5 if the result has so many labels."""
     score_threshold: Fraction = 0.5
     """Minimum score for precision, recall and F1 of boxes and of multi-label."""
     iou_threshold: float = 0.5
@@ -115,8 +121,8 @@ class EvaluateJob(Section):
     def _check_ground_truth(cls, value: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
         if value.heatmaps is None and info.data.get("truth", value) is None:
             raise ValueError(
-                "there is no ground truth: set truth.uri, or set evaluation.heatmaps, which needs "
-                "none"
+                "there is no ground truth; set truth.uri (LABELS on the command line), or "
+                "evaluation.heatmaps, which needs none"
             )
         return value
 

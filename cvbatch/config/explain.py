@@ -24,6 +24,10 @@ All = NullAs("all")
 # An empty section (`patterns:`) is requested, with its defaults.
 EmptyMeansDefaults = BeforeValidator(lambda value: {} if value is None else value)
 Layers = Annotated[list[Name] | None, Field(min_length=1)]
+_WithWeights = BeforeValidator(
+    lambda value: dict.fromkeys(value, 1.0) if isinstance(value, list) else value,
+    dict[Name, float] | list[Name],
+)
 _PREDICTION_OPTIONS = ("tiles", "heatmap")  # model options that only prediction jobs accept
 
 
@@ -65,8 +69,8 @@ class WeightsConfig(Section):
 class DreamConfig(Section):
     """DeepDream: gradient ascent on layer activations, over several octaves."""
 
-    layers: dict[Name, float] = Field(min_length=1)
-    """Layer: weight of its activations."""
+    layers: Annotated[dict[Name, float], Field(min_length=1), _WithWeights]
+    """Layer: weight of its activations; of a list of layers, all weights are 1."""
     octaves: int = Field(3, ge=1, le=20)
     """Number of image sizes."""
     octave_scale: float = Field(1.4, gt=1, le=4)

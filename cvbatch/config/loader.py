@@ -6,18 +6,19 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cvbatch.config.key_errors import key_suggestion, rule
 from cvbatch.config.locations import relative_to, with_sections
 from cvbatch.config.model_outputs import Place, expand_outputs
 from cvbatch.config.models import MODEL_SECTIONS
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.redaction import has_credentials, is_secret_variable, redact
-from cvbatch.core.suggestions import closest_names
+from cvbatch.core.suggestions import hint, hint_for_path
 
 MAX_FILE_BYTES = 1 << 20
 Job = TypeVar("Job", bound=BaseModel)
@@ -58,7 +59,8 @@ def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str
     if not isinstance(raw, dict):
         *first, last = [key for key, field in kind.model_fields.items() if field.is_required()]
         raise ConfigError(
-            f"{name}: a job file must be a mapping with {', '.join(first)} and {last}"
+            f"{name}: a job file must be a mapping with {', '.join(first)} and {last}; `cvbatch "
+            "init` writes one to start from"
         )
     set_values(raw, overrides)
     errors: list[str] = []
@@ -106,6 +108,11 @@ def _read_yaml(path: Path) -> object:
     try:
         with path.open("rb") as file:
             text = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        remedy = hint_for_path(str(path.absolute()))
+        raise ConfigError(
+            f"the job file {path} does not exist; {remedy} (`cvbatch init` writes a job file)"
+        ) from None
     except OSError as error:
         raise ConfigError(f"the job file {path} cannot be read: {error.strerror}") from None
     if len(text) > MAX_FILE_BYTES:
@@ -113,7 +120,22 @@ def _read_yaml(path: Path) -> object:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
+        raise ConfigError(f"{path} is not YAML: {_yaml_problem(error)}") from None
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Return the line of a YAML error, what is wrong there, and what to do."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())[:300]
+    line = f"line {error.problem_mark.line + 1}"
+    if "'\\t'" in str(error.problem):
+        return f"{line} contains a tab; indent with spaces"
+    start = error.context_mark
+    context = f" ({error.context}, from line {start.line + 1})" if start else ""
+    return (
+        f"{line}: {error.problem}{context}; check the indentation and the brackets, and quote "
+        "values that contain : or #"
+    )
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
@@ -135,7 +157,9 @@ def _value(text: str, option: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError:
-        raise ConfigError(f"{option}: the value is not valid YAML; quote it") from None
+        raise ConfigError(
+            f"{option}: the value is not YAML; check its quotes and brackets"
+        ) from None
 
 
 def set_values(raw: dict[str, Any], overrides: Iterable[str]) -> None:
@@ -150,9 +174,12 @@ def set_values(raw: dict[str, Any], overrides: Iterable[str]) -> None:
 
 def _set_value(raw: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
-    keys = path.split(".")
+    keys = re.sub(r"\[(\d+)\]", r".\1", path.strip()).split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {override}: must be key=value, such as run.batch_size=16")
+        raise ConfigError(
+            f"--set {override}: must be key=value, such as --set run.batch_size=16; put quotes "
+            "around a value with spaces"
+        )
     value = _value(text, f"--set {override}")
     parent: Any = raw
     for key in keys[:-1]:
@@ -176,9 +203,14 @@ def _child(parent: Any, key: str, override: str) -> Any:
 
 
 def _index(items: list[Any], key: str, override: str) -> int:
-    if not key.isdecimal() or int(key) >= len(items):
+    if not key.isdecimal():
         raise ConfigError(
-            f"--set {override}: {key!r} is no index (from 0) of a list of {len(items)} items"
+            f"--set {override}: {key!r} is no index of the list; write --set "
+            f"{override.replace(key, f'0.{key}', 1)} for its first item"
+        )
+    if int(key) >= len(items):
+        raise ConfigError(
+            f"--set {override}: the list has {len(items)} items, and the first has the index 0"
         )
     return int(key)
 
@@ -234,26 +266,17 @@ def _error_line(error: Any, kind: type[BaseModel], places: Sequence[Place]) -> s
         key = path.removeprefix(section).lstrip(".").split(".")[0].split("[")[0]
         path = places[location[1]].path(key) + path.removeprefix(section)
     if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1], kind)
-        return f"{path}: unknown key; {_suggestion(str(location[-1]), known, 'known keys are ')}"
+        return f"{path}: unknown key; {key_suggestion(location, kind)}"
     if error["type"] == "missing":
         return f"{path}: missing; this key is required"
     if error["type"] == "union_tag_not_found":
         return f"{path}.task: missing; must be one of {', '.join(MODEL_SECTIONS)}"
     if error["type"] == "union_tag_invalid":
         task = error["ctx"]["tag"]
-        remedy = _suggestion(task, MODEL_SECTIONS, "must be one of ")
-        return f"{path}.task: {task!r} is not a task; {remedy}"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+        return f"{path}.task: {task!r} is not a task; {hint(str(task), MODEL_SECTIONS)}"
+    message = rule(error)
     value = "" if isinstance(error["input"], (dict, BaseModel)) else f"{error['input']!r}: "
     return f"{path}: {value[:200]}{message}" if path else message
-
-
-def _suggestion(name: str, known: Iterable[str], introduction: str) -> str:
-    """Return the closest known name as a question, or all names if none is close."""
-    close = closest_names(name, known)
-    return f"did you mean {close[0]}?" if close else f"{introduction}{', '.join(known)}"
 
 
 def _without_tags(location: Sequence[str | int]) -> str:
@@ -273,22 +296,11 @@ def _is_tag(location: Sequence[str | int], i: int) -> bool:
     is_task = (i == 2 and location[0] == "models") or (
         i == 1 and location[0] == "model" and part in MODEL_SECTIONS
     )
-    return is_task or part in {"list[str]", "constrained-str", "text", "by_name", "by_class"}
-
-
-def _known_keys(location: Sequence[str | int], kind: type[BaseModel]) -> list[str]:
-    section: Any = kind
-    for part in location:
-        if isinstance(part, int):
-            continue
-        if part in MODEL_SECTIONS:
-            section = MODEL_SECTIONS[part]
-        elif part != "models":
-            section = _section_of(section.model_fields[part].annotation)
-    return list(section.model_fields)
-
-
-def _section_of(annotation: Any) -> Any:
-    """Return the section class inside an annotation such as `HeatmapConfig | None`."""
-    options = get_args(annotation) or (annotation,)
-    return next(option for option in options if hasattr(option, "model_fields"))
+    return is_task or part in {
+        "list[str]",
+        "constrained-str",
+        "text",
+        "index",
+        "by_name",
+        "by_class",
+    }

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from cvbatch.config.base import (
     Auto,
+    ClassRef,
     Fraction,
     ModuleNames,
     Name,
@@ -29,7 +30,7 @@ from cvbatch.config.loader import load, parse
 from cvbatch.config.models import Activation
 from cvbatch.core.model_formats import format_of, not_keras_error, own_weights_error
 from cvbatch.core.tasks import TASKS, Task
-from cvbatch.core.types import MAX_MASK_CLASSES, ResizeMode
+from cvbatch.core.types import ResizeMode
 
 TRAINING_VERSION = 1
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
@@ -251,8 +252,8 @@ class TrainingConfig(Section):
     per class; null: all are 1."""
     loss: LossConfig = LossConfig()
     """Loss of classification and segmentation."""
-    ignored_class: Annotated[int | None, Field(ge=0, lt=MAX_MASK_CLASSES)] = None
-    """Of segmentation: class id in the masks to ignore, besides 255."""
+    ignored_class: ClassRef | None = None
+    """Of segmentation: class whose pixels are ignored, by name or by id in the masks."""
     metric: Name | None = None
     """Metric that selects the best epoch; null: the task's default."""
     patience: int | None = Field(None, ge=1)

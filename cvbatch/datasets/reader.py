@@ -85,7 +85,7 @@ def scan_dataset(storage: Storage, uris: Sequence[str], spec: LabelSpec) -> Labe
     """
     uri_sizes = [pair for uri in uris for pair in list_parquet_files(storage, store.absolute(uri))]
     if not uri_sizes:
-        raise SourceError(f"source {', '.join(uris)} contains no labelled Parquet; {IMPORT_REMEDY}")
+        raise SourceError(f"{', '.join(uris)} contains no labelled Parquet; {IMPORT_REMEDY}")
     with ThreadPoolExecutor(_THREADS) as pool:
         files = list(pool.map(lambda pair: _scan_file(storage, pair[0], spec), uri_sizes))
     classes = _common_classes(files, spec)
@@ -109,6 +109,8 @@ def list_parquet_files(storage: Storage, uri: str) -> list[tuple[str, int]]:
     """
     folder, _, name = uri.rpartition("/")
     is_file = name.endswith(".parquet")
+    if message := store.missing_path(uri):
+        raise SourceError(f"the labels cannot be read: {message}")
     try:
         if not is_file and storage.exists(uri):
             raise SourceError(

@@ -16,7 +16,7 @@ from cvbatch.results.schema import COLUMN_TYPES, IMAGE
 from cvbatch.storage.parquet import ParquetFile
 
 KIND = "labels"
-IMPORT_REMEDY = "import the data with cvbatch import"
+IMPORT_REMEDY = "import the data with `cvbatch import FORMAT SRC DST`, and name DST"
 
 
 class LabelColumn(NamedTuple):

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.errors import ConfigError, CvbatchError
 from cvbatch.distributed import hardware
+from cvbatch.distributed.ray_start import start_failure, waiting_for_node
 from cvbatch.distributed.resources import Allocation, Node, Resources
 
 # A local Ray stores chunks only briefly. Ray's default is 30 % of the memory of the machine.
@@ -26,7 +28,7 @@ _CONNECT_TIMEOUT_S = 10.0
 # Parts of the messages of exceptions that Ray raises without a class of their own.
 _WRONG_TOKEN = "AuthenticationError"
 _OTHER_VERSION = "Version mismatch"  # of Ray or Python
-_START_TIMEOUT = "timed out during startup"
+_START_TIMEOUTS = ("timed out during startup", "Timed out waiting for file")
 # Processes of Ray that a local job does not need: the autoscaler, forwarding of log files, the
 # dashboard. Without them Ray starts with 40 % less CPU time. `ray.init` has no option for them.
 _UNUSED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -105,6 +107,7 @@ def _connect() -> None:
     # in the driver's object store. They are safe there while the driver runs.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    begin = time.monotonic()
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
         from ray._private import node, worker
@@ -114,6 +117,7 @@ def _connect() -> None:
             stack.enter_context(_without(worker, _PRINTING_THREAD))
             if not address:
                 stack.enter_context(_without(node.Node, *_UNUSED_PROCESSES))
+                stack.enter_context(waiting_for_node())
             ray.init(**options)
     except ConnectionError as error:
         if _WRONG_TOKEN in str(error.__cause__):
@@ -125,9 +129,9 @@ def _connect() -> None:
     except Exception as error:  # Ray raises these without a class
         if _OTHER_VERSION in str(error):
             raise ConfigError(f"RAY_ADDRESS={address}: {_versions_in(error)}") from None
-        if _START_TIMEOUT not in str(error):
+        if not any(text in str(error) for text in _START_TIMEOUTS):
             raise
-        raise CvbatchError("Ray did not start within 30 s because this machine is busy") from None
+        raise CvbatchError(start_failure(time.monotonic() - begin)) from None
     finally:
         signal.signal(signal.SIGTERM, sigterm_handler)  # Ray's prints a stack and exits
 

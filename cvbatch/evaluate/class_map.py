@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cvbatch.config.base import index_of_class
 from cvbatch.config.evaluate import EvaluationConfig
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.suggestions import closest_names, hint
@@ -53,6 +54,7 @@ def make_evaluation_spec(
         )
     is_multi_label = bool(options.get("labels", {}).get("multi_label"))
     is_multi_label |= truth is not None and truth.is_multi_label
+    ignored = config.ignored_class
     return EvaluationSpec(
         classes={column: labelled[column] for column in columns},
         class_of={
@@ -63,7 +65,9 @@ def make_evaluation_spec(
         },
         ks=_top_k(config, result, is_multi_label) if "labels" in columns else (),
         is_multi_label=is_multi_label,
-        ignored_class=_ignored_class(config, labelled),
+        ignored_class=ignored
+        if ignored is None
+        else index_of_class(ignored, labelled.get("mask", ()), "evaluation.ignored_class"),
         score_threshold=config.score_threshold,
         iou_threshold=config.iou_threshold,
         num_replicates=config.bootstrap,
@@ -170,19 +174,6 @@ def _top_k(config: EvaluationConfig, result: Result, is_multi_label: bool) -> tu
             "that the result stores of each image; lower it, or predict with a larger top_k"
         )
     return tuple(config.top_k)
-
-
-def _ignored_class(config: EvaluationConfig, labelled: Classes) -> int | None:
-    if config.ignored_class is None:
-        return None
-    names = labelled.get("mask", ())
-    if config.ignored_class not in names:
-        remedy = hint(config.ignored_class, names) if names else "there are no masks; leave it out"
-        raise ConfigError(
-            f"evaluation.ignored_class: {config.ignored_class!r} is no class of the true masks; "
-            + remedy
-        )
-    return names.index(config.ignored_class)
 
 
 def _listed(columns: Classes) -> str:

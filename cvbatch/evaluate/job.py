@@ -62,6 +62,21 @@ _BOXES_FILE = "heatmap_boxes.parquet"
 _CLEARED = (_BOXES_FILE, *plots.FILES)
 _UNMATCHED = pa.schema([("image_id", pa.string()), ("side", pa.string()), ("reason", pa.string())])
 
+_REASONS = {  # count of images → why they are not compared
+    "no_truth": "without ground truth",
+    "no_prediction": "without prediction",
+    "other_splits": "of other splits",
+    "heatmaps_left_out": "without heatmaps to measure",
+    **{
+        f"{task}_unlabelled": f"without true {column}"
+        for task, column in (
+            ("classification", "labels"),
+            ("segmentation", "mask"),
+            ("detection", "boxes"),
+        )
+    },
+}
+
 
 @dataclass
 class EvaluationSummary:
@@ -79,6 +94,20 @@ class EvaluationSummary:
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
         return asdict(self)
+
+    @property
+    def left_out_text(self) -> str:
+        """Return which images were not compared, and why, as the end of a sentence; or ""."""
+        reasons = [
+            f"{count:,} {text}" for key, text in _REASONS.items() if (count := self.images.get(key))
+        ]
+        text = f"; not compared: {', '.join(reasons)}" if reasons else ""
+        if self.num_chunks_left:
+            text += (
+                f"; {self.num_chunks_left:,} chunks are not predicted yet: run `cvbatch predict` "
+                "again, then this command with --overwrite"
+            )
+        return text
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the metrics as table cells: task, metric, value, 95 % interval, count."""

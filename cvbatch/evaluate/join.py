@@ -22,7 +22,7 @@ from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.core.tasks import CLASS_COLUMNS
 from cvbatch.core.types import ChunkRef
 from cvbatch.datasets.reader import list_parquet_files
-from cvbatch.datasets.schema import stored_metadata
+from cvbatch.datasets.schema import IMPORT_REMEDY, stored_metadata
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result
 from cvbatch.storage import store
@@ -100,10 +100,7 @@ def load_ground_truth(
     """
     files = [file for uri in uris for file in list_parquet_files(storage, store.absolute(uri))]
     if not files:
-        raise SourceError(
-            f"truth {', '.join(uris)} contains no labelled Parquet; import the data with cvbatch "
-            "import"
-        )
+        raise SourceError(f"{', '.join(uris)} contains no labelled Parquet; {IMPORT_REMEDY}")
     with ThreadPoolExecutor(_THREADS) as pool:
         contents = list(pool.map(lambda file: _read_ids(storage, file[0]), files))
     class_tables = contents[0][0]

@@ -71,6 +71,15 @@ class ExportReport:
             "odd": self.warnings,
         }
 
+    @property
+    def left_out_text(self) -> str:
+        """Return which images are not exported, and why, as the end of a sentence; or ""."""
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.failures.most_common(5))
+        text = f", {self.failures.total():,} failed ({kinds})" if kinds else ""
+        if self.num_missing:
+            text += f"; at least {self.num_missing:,} images are not predicted yet"
+        return text
+
     def as_text(self) -> str:
         """Return the report as aligned text lines."""
         lines = [f"images   {self.num_images:,} written, {self.failures.total():,} failed"]

@@ -177,6 +177,17 @@ class ImportReport:
         )
         return "".join(f"{line}\n" for line in lines).encode()
 
+    @property
+    def left_out_text(self) -> str:
+        """Return which images and objects are not written, as the end of a sentence; or ""."""
+        kinds = [
+            f"{ISSUE_KINDS[kind].description} {issue.count:,}"
+            for kind, issue in sorted(self.issues.items())
+            if self.actions[kind] == "drop"
+        ]
+        text = f"; not written: {', '.join(kinds)} (_cvbatch/issues.jsonl)" if kinds else ""
+        return text + (f"; not read: {self.num_ignored:,} other files" if self.num_ignored else "")
+
     def as_text(self) -> str:
         """Return the report as text for the terminal."""
         report = self.as_json()

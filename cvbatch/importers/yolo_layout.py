@@ -86,8 +86,8 @@ def find_yolo(source: str, options: ImportOptions, report: ImportReport) -> Yolo
     labelled = _with_labels(tree, split_of, report)
     if not any(image.label for image in labelled):
         raise SourceError(
-            f"{tree.base} has no label file for any of {len(labelled):,} images: the labels of "
-            "images/a.jpg are in labels/a.txt"
+            f"{tree.base} has no label file for any of {len(labelled):,} images; YOLO expects "
+            "the labels of images/a.jpg in labels/a.txt"
         )
     return YoloLayout(labelled, names, "kpt_shape" in document)
 

@@ -323,7 +323,8 @@ def _read_class_file(storage: Storage, uri: str) -> tuple[str, ...]:
     try:
         text = storage.read_bytes(uri, MAX_CLASS_FILE_BYTES).decode("utf-8")
     except (StoreError, UnicodeDecodeError, ValueError) as error:
-        raise ModelError(f"class file {uri} cannot be read: {error}") from None
+        reason = store.missing_path(uri) or error
+        raise ModelError(f"class file {uri} cannot be read: {reason}") from None
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:
         raise ModelError(f"class file {uri} is empty; write one class name per line")

@@ -27,7 +27,7 @@ def fetch(storage: Storage, uri: str) -> Path:
     try:
         return storage.fetch(uri)
     except StoreError as error:
-        raise ModelError(f"model file {uri} cannot be read: {error}") from None
+        raise ModelError(f"the model file cannot be read: {error}") from None
 
 
 def _fetch_all(storage: Storage, uri: str) -> dict[str, Path]:
@@ -43,7 +43,9 @@ def _fetch_all(storage: Storage, uri: str) -> dict[str, Path]:
             for name in storage.list_names(store.join(folder, part) if part else folder)
         ]
         if not names:
-            raise ModelError(f"model folder {uri} does not exist or is empty; check the path")
+            raise ModelError(
+                f"model folder {store.missing_path(uri) or f'{uri} is empty; check the path'}"
+            )
         if len(names) > _MAX_FILES:
             raise ModelError(
                 f"model folder {uri} has {len(names)} files; a SavedModel or preset has fewer than "

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cvbatch.core.errors import ModelError
-from cvbatch.core.suggestions import hint
+from cvbatch.core.suggestions import closest_names, did_you_mean
 from cvbatch.core.tasks import Task
 from cvbatch.models.metadata import DEMO_FILES
 
@@ -61,10 +61,10 @@ def read_summaries() -> list[NetworkSummary]:
 
 def unknown_network(name: str) -> ModelError:
     """Return the error for a name that no network has; it suggests known names."""
-    known = (network.name for network in read_summaries())
+    question = did_you_mean(closest_names(name, (row.name for row in read_summaries()), 3))
     return ModelError(
-        f"no network is called {name!r}; {hint(name, known)}; a model file has a suffix such as "
-        ".keras, .h5 or .onnx in its name, and a folder a slash"
+        f"no network is called {name!r} (a model file ends in .keras, .h5, .onnx or .tflite, and a "
+        f"folder has a slash); {question or '`cvbatch models` lists the names'}"
     )
 
 

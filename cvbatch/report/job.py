@@ -171,7 +171,8 @@ def _kind_of(storage: Storage, uri: str) -> str:
     except (NotFoundError, AccessDeniedError) as error:
         raise SourceError(f"the source cannot be read: {error}") from None
     raise SourceError(
-        f"{uri} contains no result: use the sink of `cvbatch predict`, `evaluate`, `train` or "
+        store.missing_path(uri)
+        or f"{uri} contains no result; use the sink of `cvbatch predict`, `evaluate`, `train` or "
         "`explain`"
     )
 

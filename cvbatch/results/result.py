@@ -72,7 +72,8 @@ class Result:
         known, sizes, job = self._read_state()
         if known.reading is None and job is None:
             raise SourceError(
-                f"{self.uri} holds no result of a prediction: it has no _cvbatch/manifest; name "
+                store.missing_path(uri)
+                or f"{self.uri} holds no result of a prediction: it has no _cvbatch/manifest; name "
                 "the sink of a `cvbatch predict`"
             )
         self._reading = known.reading or {}

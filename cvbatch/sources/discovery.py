@@ -31,6 +31,7 @@ from cvbatch.sources.formats import INPUT_FORMATS
 from cvbatch.sources.units import UNITS
 from cvbatch.storage import store
 from cvbatch.storage.listing import SKIPPED, Listing, Progress, list_files
+from cvbatch.storage.patterns import has_wildcard
 from cvbatch.storage.store import Storage
 
 
@@ -72,6 +73,8 @@ def find_files(
     if any(listing.base == sink for listing in listings):
         raise SourceError(f"the source and the sink are both {sink}; give the sink its own folder")
     base = shared_folder([listing.base for listing in listings])
+    if base.startswith(sink):
+        raise SourceError(f"the sink {sink} contains the source {base}; give it its own folder")
     files = pa.concat_tables([listing.files for listing in listings])
     skipped = pa.concat_tables([listing.skipped for listing in listings])
     del listings  # so that the table of a large archive is in memory once
@@ -212,10 +215,12 @@ def _others(
 def _nothing_found(source: str, files: pa.Table, kinds: pa.ChunkedArray) -> str:
     *nouns, last = (value.noun for value in INPUT_FORMATS.values() if value.suffixes)
     others = ""
+    if not files.num_rows and has_wildcard(source):
+        others = "; a folder is read with its subfolders, and in a pattern **/ matches them"
     if files.num_rows:
         counts = Counter(kinds.to_pylist())
         names = ", ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in counts.most_common())
-        others = f"; the {files.num_rows} files there are of other kinds ({names})"
+        others = f"; files of other kinds there: {names}"
     return (
         f"the source {source} holds no {', '.join(nouns)} or {last}{others}; check source.uri, "
         "or set source.format"

@@ -13,6 +13,7 @@ from cvbatch.core.errors import SourceError
 from cvbatch.sources.file_kinds import METADATA
 from cvbatch.sources.formats import INPUT_FORMATS
 
+_PART = r"/part-[0-9a-f]{16}\.parquet\z"  # of the result of `cvbatch predict`
 Masks = dict[str, pa.ChunkedArray]  # format → (N,) bool: files with one of its suffixes
 
 
@@ -77,6 +78,11 @@ def _stems(uris: pa.ChunkedArray) -> pa.Array:
     return pc.replace_substring_regex(uris, r"(?s)\.[^/]*\z", "").unique()
 
 
+def _results_of_cvbatch(uris: pa.ChunkedArray, masks: Masks) -> bool:
+    is_part = pc.match_substring_regex(uris.filter(masks["parquet"]), _PART)
+    return bool(pc.all(is_part).as_py())
+
+
 def _parquet_per_tar(uris: pa.ChunkedArray, masks: Masks) -> bool:
     tables, tars = (_stems(uris.filter(masks[key])) for key in ("parquet", "webdataset"))
     return bool(pc.all(pc.is_in(tables, tars)).as_py())
@@ -99,6 +105,13 @@ def _more_than_zips(uris: pa.ChunkedArray, masks: Masks) -> bool:
 
 # The first one that applies counts.
 LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        frozenset({"images", "parquet"}),
+        "images",
+        METADATA,
+        "`cvbatch predict` with a sink below the images",
+        _results_of_cvbatch,
+    ),
     Layout(
         frozenset({"webdataset", "parquet"}),
         "webdataset",

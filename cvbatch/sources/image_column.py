@@ -109,6 +109,11 @@ def _names(uri: str, schema: pa.Schema, image_column: str) -> tuple[str, ...]:
     type_ = pa.struct(list(schema))
     for name in names:
         if not pa.types.is_struct(type_) or type_.get_field_index(name) < 0:
+            if {"image_id", "status"} <= set(schema.names):
+                raise SourceError(
+                    f"{uri} is the result of a prediction, which contains no images; set source to "
+                    "the images"
+                )
             raise SourceError(
                 f"{uri} has no column {image_column!r}; set source.image_column to one of "
                 f"{schema.names}{_candidates(schema)}"

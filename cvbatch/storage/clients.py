@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.redaction import has_user_info
+from cvbatch.core.suggestions import closest_names, did_you_mean
 
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TRIES = 3  # of one page or part, before the complete listing or file is retried
@@ -43,9 +44,16 @@ class Location(NamedTuple):
             return cls("file", os.path.abspath(os.path.expanduser(uri)))  # noqa: PTH100, PTH111
         if scheme == "file" and rest.startswith("/"):
             return cls("file", os.path.abspath(unquote(rest)))  # noqa: PTH100
-        if scheme not in ("s3", "gs"):
+        if scheme in ("http", "https"):
             raise ConfigError(
-                f"the scheme of {scheme}://... is not known; use s3://, gs://, file:/// or a path"
+                f"{uri} is a web address, which cvbatch does not read; download it, such as with "
+                f"`curl -LO {uri}`, and name the copy"
+            )
+        if scheme not in ("s3", "gs"):
+            names = [f"{name}://" for name in closest_names(scheme, ("s3", "gs"))]
+            raise ConfigError(
+                f"the scheme of {scheme}://... is not known; "
+                f"{did_you_mean(names) or 'use s3://, gs://, file:/// or a path'}"
             )
         if has_user_info(uri):
             raise ConfigError(

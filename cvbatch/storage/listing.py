@@ -27,7 +27,7 @@ from cvbatch.storage.patterns import (
     pattern_regex,
     split_pattern,
 )
-from cvbatch.storage.store import Storage
+from cvbatch.storage.store import Storage, missing_path
 
 FILES = pa.schema([("uri", pa.large_string()), ("size", pa.int64()), ("version", pa.string())])
 SKIPPED = pa.schema([("uri", pa.large_string()), ("kind", pa.string())])
@@ -77,6 +77,8 @@ def list_files(storage: Storage, uri: str, on_progress: Progress | None = None) 
     if info.type == pafs.FileType.Directory:
         return _list_folder(storage, location, counter)
     folder, pattern = split_pattern(uri)
+    if message := missing_path(uri if pattern is None else folder):
+        raise NotFoundError(message)
     if pattern is None:
         # An object store has no folders: only the listing shows that it is missing.
         return _list_folder(storage, location, counter)

@@ -79,7 +79,7 @@ _NOT_A_NAME = {
     errno.ENAMETOOLONG: "is longer than a name of this file system may be; rename the file",
     errno.EINVAL: "is not a name of this file system; rename the file",
     errno.ELOOP: "is a symbolic link that leads back to itself; remove the link",
-    errno.ENOTDIR: "is below a file, not below a folder; name a folder",
+    errno.ENOTDIR: "is a file or below a file; name a folder",
     errno.EISDIR: "is a folder, not a file; name a file",
 }
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cvbatch.core.errors import AccessDeniedError, NotFoundError, StoreError
+from cvbatch.core.suggestions import hint_for_path
 from cvbatch.core.types import RetryPolicy
 from cvbatch.storage.atomic import replacing
 from cvbatch.storage.clients import REQUEST_TRIES, Location, describe_boto_error, s3_client
@@ -42,6 +43,7 @@ __all__ = [
     "TooLargeError",
     "absolute",
     "join",
+    "missing_path",
 ]
 
 T = TypeVar("T")
@@ -54,6 +56,14 @@ _MARKS = (0xA5, 0x5A)  # no byte equals both
 def absolute(uri: str) -> str:
     """Return the normalized form of a URI, which does not depend on the working directory."""
     return Location.of(uri).uri
+
+
+def missing_path(uri: str) -> str:
+    """Return that a local file or folder does not exist, and what to do; "" for every other URI."""
+    location = Location.of(uri)
+    if location.scheme != "file" or Path(location.path).exists():
+        return ""
+    return f"{location.path} does not exist; {hint_for_path(location.path)}"
 
 
 def join(uri: str, *parts: str) -> str:
@@ -213,7 +223,7 @@ class Storage:
         location = Location.of(uri)
         if location.scheme == "file":
             if not Path(location.path).is_file():
-                raise NotFoundError(f"{uri} does not exist as a file; check the name")
+                raise NotFoundError(missing_path(uri) or f"{location.path} is not a file")
             return Path(location.path)
         info = self.attempt(location, lambda files: files.get_file_info(location.path))
         if info.type != pafs.FileType.File:

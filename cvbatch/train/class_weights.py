@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cvbatch.config.base import index_of_class
 from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.suggestions import hint
@@ -32,6 +33,22 @@ def with_class_weights(job: TrainJob, classes: Sequence[str], counts: np.ndarray
         power = {"balanced": 1.0, "sqrt_balanced": 0.5}[weights]
         values = balanced_weights(np.where(is_ignored, 0, counts), power)
     training = job.training.model_copy(update={"class_weights": values})
+    return job.model_copy(update={"training": training})
+
+
+def with_ignored_class(job: TrainJob, classes: Sequence[str]) -> TrainJob:
+    """Return the job with the index of `ignored_class` in place of its name.
+
+    An index stays, also of no class: masks may have a value that means unknown.
+
+    Raises:
+        ConfigError: no class has that name.
+    """
+    ignored = job.training.ignored_class
+    if not isinstance(ignored, str):
+        return job
+    index = index_of_class(ignored, classes, "training.ignored_class")
+    training = job.training.model_copy(update={"ignored_class": index})
     return job.model_copy(update={"training": training})
 
 

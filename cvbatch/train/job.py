@@ -43,7 +43,7 @@ from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
 from cvbatch.train import network
 from cvbatch.train.capacity import check_memory, check_num_images, choose_workers
-from cvbatch.train.class_weights import with_class_weights
+from cvbatch.train.class_weights import with_class_weights, with_ignored_class
 from cvbatch.train.history import CLASS_SEPARATOR
 from cvbatch.train.run_notes import data_notes
 
@@ -100,7 +100,7 @@ class TrainSummary:
                     if CLASS_SEPARATOR not in key and not key.startswith("loss_")
                 )
                 return f"{name} {', '.join(values)}"
-        return "not validated"
+        return "not validated: source.splits names neither a validation nor a test split"
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def train(
         _check_num_classes(job, data)
         column = label_spec_of(job).column
         counts = count_labels(storage, data.splits["train"], column, len(data.classes))
-        job = with_class_weights(job, data.classes, counts)
+        job = with_class_weights(with_ignored_class(job, data.classes), data.classes, counts)
         allocation = choose_workers(job, resources, state.workers if state else None)
         check_num_images(len(data.splits["train"]), job, allocation.num_actors)
         run = _Run(job, sink, data, identity, allocation, listener)

@@ -67,10 +67,10 @@ def test_formats_accept_their_options(tmp_path):
     ("arguments", "message"),
     [
         ([], "FORMAT"),
-        (["createml", "a", "b"], "invalid choice"),
+        (["createml", "a", "b"], "'createml' is unknown"),
         (["voc", "a"], "DST"),
-        (["voc", "a", "b", "--outside", "keep"], "invalid choice: 'keep'"),
-        (["folders", "a", "b", "--outside", "drop"], "unrecognized arguments"),
+        (["voc", "a", "b", "--outside", "keep"], "'keep' is unknown"),
+        (["folders", "a", "b", "--outside", "drop"], "--outside is no option of"),
         (["folders", "a", "b", "--split", "1,1,1"], "three shares"),
         (["folders", "a", "b", "--classes", "a,,b"], "a name is empty"),
         (["folders", "a", "b", "--classes", "a,b,a"], "'a' is listed twice"),
@@ -79,7 +79,7 @@ def test_formats_accept_their_options(tmp_path):
         (["predictions", "a", "b", "--min-score", "nan"], "must be between 0 and 1"),
         (["trimaps", "a", "b", "--values", "1,x"], "must be pixel values"),
         (["folders", "no/such/folder", "b"], "no/such/folder"),
-        (["folders", "https://host/x", "b"], "the scheme of https://... is not known"),
+        (["folders", "https://host/x", "b"], "https://host/x is a web address"),
     ],
 )
 def test_invalid_arguments_exit_with_status_2_and_a_message(tmp_path, arguments, message):

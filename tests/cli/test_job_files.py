@@ -90,7 +90,7 @@ def test_a_model_file_has_the_task_of_its_card_or_one_is_assumed(tmp_path):
 
 @pytest.mark.parametrize("more", [(), ("--task", "classification", "--weights", "imagenet")])
 def test_a_misspelled_network_is_refused_with_the_nearest_names(more):
-    with pytest.raises(ModelError, match="'MobilNetV2'; nearest are MobileNetV2"):
+    with pytest.raises(ModelError, match=r"'MobilNetV2' .*; did you mean MobileNetV2"):
         job_of("predict", "photos", "--model", "MobilNetV2", *more)
 
 
@@ -101,7 +101,7 @@ def test_one_value_is_for_all_models_and_another_number_is_refused():
         job_of("predict", "photos", *models, *tasks)
     with pytest.raises(ConfigError, match="add --model"):
         job_of("predict", "photos", "--task", "classification")
-    with pytest.raises(ConfigError, match="too few arguments"):
+    with pytest.raises(ConfigError, match="--model missing; as in"):
         job_of("predict", "photos")
 
 

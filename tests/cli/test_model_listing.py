@@ -156,7 +156,7 @@ def test_a_file_is_shown_as_json(keras_files):
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("minixception", None, "nearest are mini_xception"),
+        ("minixception", None, "did you mean mini_xception"),
         ("yolo", (100, 100), "multiples of"),
     ],
 )

@@ -90,7 +90,7 @@ def test_only_heatmaps_need_no_ground_truth():
     raw = {key: value for key, value in MINIMAL.items() if key != "truth"}
     for evaluation in ({}, {"evaluation": {"bootstrap": 3}}):
         with pytest.raises(
-            ConfigError, match=r"evaluation: there is no ground truth: .*set evaluation.heatmaps"
+            ConfigError, match=r"evaluation: there is no ground truth; .*evaluation.heatmaps"
         ):
             parse_evaluation({**raw, **evaluation})
     job = parse_evaluation({**raw, "evaluation": {"heatmaps": {}}})

@@ -189,7 +189,7 @@ def test_invalid_yaml_is_refused(tmp_path, text, message):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="does not exist"):
         load_job(tmp_path / "none.yaml")
 
 

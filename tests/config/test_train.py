@@ -86,7 +86,7 @@ ERRORS = {
     "no such section": ({**MINIMAL, "models": []}, "models: unknown key; did you mean model"),
     "no model": ({key: MINIMAL[key] for key in ("source", "sink")}, "model: missing"),
     "no source": (job_file(source={"uri": []}), "source.uri: "),
-    "task": (job_file(model={"task": "pose"}), "model.task: 'pose': input should be"),
+    "task": (job_file(model={"task": "pose"}), "model.task: 'pose': must be"),
     "weights": (job_file(model={"weights": None}), "model: weights are missing for model 'lenet5'"),
     "a file has weights": (job_file(model={"model": "a.keras"}), "weights for 'a.keras': a .keras"),
     "a file has a size": (
@@ -100,7 +100,7 @@ ERRORS = {
     "recipe": (job_file(training={"recipe": "fromscratch"}), "training.recipe: 'fromscratch'"),
     "epochs": (
         job_file(training={"epochs": 0}),
-        "training.epochs: 0: .*greater than or equal to 1",
+        "training.epochs: 0: .*must be at least 1",
     ),
     "rate": (job_file(training={"learning_rate": 0}), "training.learning_rate: 0"),
     "precision": (job_file(training={"precision": "float16"}), "training.precision: 'float16'"),
@@ -110,11 +110,11 @@ ERRORS = {
     ),
     "a negative weight by name": (
         job_file(training={"class_weights": {"cat": -1}}),
-        "training.class_weights.cat: -1: input should be greater than or equal to 0",
+        "training.class_weights.cat: -1: must be at least 0",
     ),
     "another word for balanced": (
         job_file(training={"class_weights": "equal"}),
-        "training.class_weights: 'equal': input should be 'balanced' or 'sqrt_balanced'",
+        "training.class_weights: 'equal': must be 'balanced' or 'sqrt_balanced'",
     ),
     "balanced labels": (
         job_file(model={"multi_label": True}, training={"class_weights": "balanced"}),

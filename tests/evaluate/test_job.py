@@ -109,7 +109,7 @@ REFUSALS = {
     "a class map to no class": ({"class_map": {"cat": "og"}}, "'og' is no true class.*dog"),
     "no such split": ({"splits": ["tset"]}, "no image is in split 'tset'; there are 'test'"),
     "too large a k": ({"top_k": [9]}, "9 is more than the 3 best"),
-    "ignored without masks": ({"ignored_class": "sky"}, "there are no masks"),
+    "ignored without masks": ({"ignored_class": "sky"}, "the data has no such classes; remove it"),
     "nothing in common": ({"predicted": OBJECTS}, "predictions have boxes, the truth has labels"),
 }
 
@@ -547,7 +547,7 @@ def test_the_command_prints_a_table_and_refuses_in_a_line(tmp_path):
         "evaluate", "--config", path, "--set", "predictions.uri=nowhere"
     )
     assert (status, stdout) == (2, "")
-    assert "name the sink of a `cvbatch predict`" in stderr.splitlines()[-1]
+    assert "nowhere does not exist; check the name" in stderr.splitlines()[-1]
 
 
 @pytest.mark.ray

@@ -204,7 +204,7 @@ def test_a_graph_without_layers_is_neither_trained_nor_explained(exported):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "does not exist or is empty"),
+        ([], "does not exist|is empty"),
         (["notes.txt"], r"neither a SavedModel .* nor a KerasHub preset .* contains notes\.txt"),
         (["saved_model.pb"], "damaged|of TensorFlow 1"),
     ],

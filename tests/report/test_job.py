@@ -363,7 +363,7 @@ def remove_job(folder):
         (damage, "is not a part of a prediction's result"),
         (change_version, "schema version 9, and this cvbatch reads 1"),
         (remove_job, "contains no result"),
-        (shutil.rmtree, "contains no result"),
+        (shutil.rmtree, "does not exist"),
     ],
 )
 def test_an_unreadable_result_is_a_one_line_error_and_nothing_is_written(
@@ -395,4 +395,4 @@ def test_the_command_prints_the_path_of_the_report(result, tmp_path):
     report = json.loads(stdout)
     assert report["num_images"] == 17 and report["num_bytes"] == out.stat().st_size
     status, _, stderr = jobs.cvbatch("report", tmp_path / "absent")
-    assert status == 2 and stderr.count("\n") == 1 and "contains no result" in stderr
+    assert status == 2 and stderr.count("\n") == 1 and "does not exist" in stderr

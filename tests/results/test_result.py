@@ -84,9 +84,10 @@ def test_a_result_without_done_chunks_has_no_rows(tmp_path, files):
 
 
 def test_a_folder_without_a_result_is_refused(tmp_path):
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(SourceError, match=r"holds no result of a prediction"):
-            cvbatch.read(folder)
+    with pytest.raises(SourceError, match=r"holds no result of a prediction"):
+        cvbatch.read(tmp_path)
+    with pytest.raises(SourceError, match=r"absent does not exist"):
+        cvbatch.read(tmp_path / "absent")
 
 
 def interpolate(values, y, x):

@@ -98,5 +98,5 @@ def test_weights_by_name_are_ordered_by_class_and_1_for_the_others(data):
 
 
 def test_a_weight_of_an_unknown_class_names_the_nearest(data):
-    with pytest.raises(ConfigError, match="no class 'foxes'; nearest are fox"):
+    with pytest.raises(ConfigError, match="no class 'foxes'; did you mean fox"):
         weights_of(data, {"foxes": 2})

@@ -92,7 +92,7 @@ REFUSALS = {
     "weights of unknown classes": (
         {"training": {"class_weights": {"gren": 2}}},
         ConfigError,
-        "the data has no class 'gren'; nearest are green",
+        "the data has no class 'gren'; did you mean green",
     ),
     "no data": ({"source": {"uri": "/nowhere/at/all"}}, SourceError, "no labelled Parquet"),
 }
