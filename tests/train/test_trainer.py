@@ -186,7 +186,7 @@ def test_a_phase_ends_without_improvement_and_the_next_starts_with_the_best(tmp_
         checkpoint_steps=None,
         patience=2,
     )
-    values = [0.5, 0.7, 0.7, np.nan, 0.1, 0.2]  # best at 3, which is no improvement; then at a rate of 0
+    values = [0.5, 0.7, 0.7, np.nan, 0.1, 0.2]  # best at 3, no improvement; then at a rate of 0
     received = []
 
     def listener(event):
