@@ -74,7 +74,8 @@ class Trainer:
     """Train a learner's network as planned; afterwards it has the best weights of all epochs.
 
     The best epoch has the highest `learner.metric` on the validation images, or the lowest loss if
-    there are none. A phase starts with the best weights of the phases before. A run resumes from
+    there are none; of equal epochs, the last: the metric of few images is coarse, and the learning
+    rate falls. A phase starts with the best weights of the phases before. A run resumes from
     the last checkpoint in `folder`, if there is one. At the end of an epoch, statistics of batch
     normalisation that lag are replaced by those of the epoch's first images.
 
@@ -287,10 +288,11 @@ class Trainer:
         progress = self.progress
         value = self._value(row)
         best = progress.best_value
-        is_best = best is None or value > best or (np.isnan(best) and not np.isnan(value))
+        is_better = best is None or value > best or (np.isnan(best) and not np.isnan(value))
+        is_best = is_better or value == best
         if is_best:
             progress.best_value, progress.best_epoch = value, row["epoch"]
-        progress.stale_epochs = 0 if is_best else progress.stale_epochs + 1
+        progress.stale_epochs = 0 if is_better else progress.stale_epochs + 1
         progress.epoch += 1
         progress.phase_epoch += 1
         progress.epoch_step, progress.sums = 0, {}
