@@ -24,8 +24,14 @@ def predict_job(**source: Any) -> Any:
 
 
 def train_job(**source: Any) -> Any:
+    old_defaults = {"epochs": 10, "head_epochs": 2, "learning_rate": 1e-3}
     return parse_training(
-        {"source": {"uri": "in", **source}, "sink": {"uri": "out"}, "model": TASK_MODEL}
+        {
+            "source": {"uri": "in", **source},
+            "sink": {"uri": "out"},
+            "model": TASK_MODEL,
+            "training": old_defaults,
+        }
     )
 
 
