@@ -22,6 +22,7 @@ import shtab
 from cvbatch.cli import job_files
 from cvbatch.cli.arguments import build_parser, requested_log
 from cvbatch.cli.job_files import JOB_KINDS
+from cvbatch.cli.last_lines import TOO_MANY_FAILED, next_command, prediction_result
 from cvbatch.config.loader import parse, parse_options
 from cvbatch.core import signals
 from cvbatch.core.errors import ConfigError, CvbatchError
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from cvbatch.predict.summary import Summary
     from cvbatch.train.job import TrainSummary
 
-TOO_MANY_FAILED = 3
 _CLEAR_LINE, _SHOW_CURSOR = "\r\x1b[2K", "\x1b[?25h"
 
 
@@ -154,7 +154,7 @@ def _predict(arguments: argparse.Namespace) -> CommandResult:
             job, listener, run=arguments.run, overwrite=overwrite, retry_failed=retry_failed
         )
 
-    return _prediction_result(_run_job(arguments, run)[1])
+    return prediction_result(_run_job(arguments, run)[1])
 
 
 def _dry_run(arguments: argparse.Namespace) -> CommandResult:
@@ -169,55 +169,6 @@ def _dry_run(arguments: argparse.Namespace) -> CommandResult:
     return CommandResult("cvbatch: dry run done, nothing was written", 0)
 
 
-def _next(*words: str) -> str:
-    """Return the end of a last line: the command to run next."""
-    return f"; next: cvbatch {shlex.join(words)}"
-
-
-def _prediction_result(summary: Summary) -> CommandResult:
-    """Return the last line and the exit status of a prediction job that was not interrupted."""
-    if not summary.num_chunks:
-        return _nothing_to_do(summary)
-    done = (
-        f"cvbatch: done, {summary.num_images:,} images into {summary.sink}, "
-        f"{summary.num_failed:,} failed{summary.changes}"
-    )
-    if not summary.is_over_failure_limit:
-        return CommandResult(f"{done}{_next('report', summary.sink)}", 0)
-    kinds = ", ".join(f"{kind} {count}" for kind, count in summary.failures.most_common(5))
-    if not summary.num_chunks_left:
-        return CommandResult(
-            f"{done}, more than run.max_failure_fraction allows ({kinds}); check the rows with "
-            "status = 'failed', fix the images, and run with --retry-failed",
-            TOO_MANY_FAILED,
-        )
-    return CommandResult(
-        f"cvbatch: stopped early, {summary.num_failed:,} of {summary.num_images:,} images failed, "
-        f"more than run.max_failure_fraction allows for all {summary.num_planned:,} ({kinds}); "
-        "check the rows with status = 'failed', fix the images or raise run.max_failure_fraction, "
-        "and run with --retry-failed; without it, only the remaining "
-        f"{summary.num_chunks_left:,} chunks are processed",
-        TOO_MANY_FAILED,
-    )
-
-
-def _nothing_to_do(summary: Summary) -> CommandResult:
-    """Return the status of the previous run: a repeated job must not hide its failures."""
-    line = (
-        f"cvbatch: nothing to do, all {summary.num_chunks_before} chunks are in {summary.sink}"
-        f"{summary.changes}"
-    )
-    if not summary.before or not summary.is_over_failure_limit:
-        return CommandResult(line, 0)
-    num_images, num_failed = summary.before
-    return CommandResult(
-        f"{line}; in the previous run {num_failed:,} of {num_images:,} images failed, more than "
-        "run.max_failure_fraction allows; fix the images and run with --retry-failed, or raise "
-        "run.max_failure_fraction",
-        TOO_MANY_FAILED,
-    )
-
-
 def _train(arguments: argparse.Namespace) -> CommandResult:
     def run(job: TrainJob, listener: Listener) -> TrainSummary:
         from cvbatch.train.job import train
@@ -226,7 +177,9 @@ def _train(arguments: argparse.Namespace) -> CommandResult:
 
     job, summary = _run_job(arguments, run)
     done = f"{summary.epochs} epochs into {summary.sink}, {summary.summary_line()}"
-    return CommandResult(f"cvbatch: {_done(summary)}, {done}{_next('report', job.sink.uri)}", 0)
+    return CommandResult(
+        f"cvbatch: {_done(summary)}, {done}{next_command('report', job.sink.uri)}", 0
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> CommandResult:
@@ -242,7 +195,7 @@ def _evaluate(arguments: argparse.Namespace) -> CommandResult:
         _show(Table(("task", "metric", "value", "95 % interval", "count"), summary.rows(), 2))
     done = f"{summary.images['images']:,} images compared into {summary.sink}"
     done += summary.left_out_text
-    report = _next("report", job.predictions.uri, "--evaluation", job.sink.uri)
+    report = next_command("report", job.predictions.uri, "--evaluation", job.sink.uri)
     return CommandResult(f"cvbatch: {_done(summary)}, {done}{report}", 0)
 
 
@@ -301,7 +254,7 @@ def _demo(arguments: argparse.Namespace) -> CommandResult:
         print(json.dumps(result.as_json()))
     else:
         print(result.as_text())
-    return _prediction_result(result.summary)
+    return prediction_result(result.summary)
 
 
 def _models(arguments: argparse.Namespace) -> CommandResult:

@@ -9,7 +9,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from cvbatch.cli import main
+from cvbatch.cli import last_lines
 from cvbatch.config.loader import parse_job
 from cvbatch.core.errors import SinkError
 from cvbatch.predict.dry_run import estimate
@@ -110,7 +110,7 @@ def test_changed_images_are_replaced_new_ones_added_and_removed_ones_stay(
     assert (summary.num_new, summary.num_changed, summary.num_removed) == (1, 1, 1)
     assert (summary.num_chunks, summary.num_images) == (2, len(in_first_chunk) + 1)
     assert any("1 new, 1 changed, 1 removed files" in line for line in listener.lines)
-    last_line, status = main._prediction_result(summary)
+    last_line, status = last_lines.prediction_result(summary)
     assert status == 0
     assert "; 1 file changed, processed again; 1 file removed from the source, rows" in last_line
 
@@ -128,7 +128,7 @@ def test_changed_images_are_replaced_new_ones_added_and_removed_ones_stay(
 
     again = run(source, sink, keras_files)
     assert (again.num_chunks, again.num_changed, again.num_removed) == (0, 0, 1)
-    last_line, status = main._prediction_result(again)
+    last_line, status = last_lines.prediction_result(again)
     assert status == 0 and "nothing to do" in last_line
     assert last_line.endswith("; 1 file removed from the source, rows kept")
 
@@ -363,7 +363,7 @@ def test_a_run_over_the_failure_limit_stops_early_and_can_be_resumed(
     )  # more than 160 are too many, but it checks from 200 on
     assert (summary.num_planned, summary.num_chunks, summary.num_chunks_left) == (320, 5, 3)
     assert len(jobs.rows(sink)) == 200
-    last_line, status = main._prediction_result(summary)
+    last_line, status = last_lines.prediction_result(summary)
     assert status == 3
     for text in ("stopped early", "200 of 200", "all 320", "decode/not_an_image 200", "3 chunks"):
         assert text in last_line
