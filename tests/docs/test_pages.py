@@ -36,17 +36,9 @@ def test_every_link_leads_to_a_file_and_a_heading(name: str) -> None:
             assert anchor in anchors(target.read_text(encoding="utf-8")), f"{link} has no heading"
 
 
-def test_the_readme_leads_to_every_page() -> None:
-    """It links all but the common mistakes, which the page on failures links."""
-
-    def targets(name: str) -> set[Path]:
-        return {
-            ((ROOT / name).parent / link.partition("#")[0]).resolve() for link in links(read(name))
-        }
-
-    mistakes = ROOT / "docs" / "mistakes.md"
-    assert set(PAGES) - targets("README.md") == {ROOT / "README.md", mistakes}
-    assert mistakes in targets("docs/faults.md")
+def test_the_readme_links_every_page() -> None:
+    targets = {(ROOT / link.partition("#")[0]).resolve() for link in links(read("README.md"))}
+    assert set(PAGES) - targets == {ROOT / "README.md"}
 
 
 def test_every_command_has_these_options() -> None:
