@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ def prediction_result(summary: Summary) -> CommandResult:
     if not summary.num_chunks_left:
         return CommandResult(
             f"{done}, more than run.max_failure_fraction allows ({kinds}); check the rows with "
-            "status = 'failed', fix the images, and run with --retry-failed",
+            "status = 'failed', fix the images, and run with --retry-failed, or accept them with "
+            f"--set run.max_failure_fraction={_accepted(summary):g}",
             TOO_MANY_FAILED,
         )
     return CommandResult(
@@ -43,6 +45,11 @@ def prediction_result(summary: Summary) -> CommandResult:
         f"{summary.num_chunks_left:,} chunks are processed",
         TOO_MANY_FAILED,
     )
+
+
+def _accepted(summary: Summary) -> float:
+    """Return the smallest limit, in whole percent, that allows the failed images of the run."""
+    return math.ceil(100 * summary.num_failed / summary.num_images) / 100
 
 
 def _nothing_to_do(summary: Summary) -> CommandResult:

@@ -101,7 +101,7 @@ def _keras_note(model: keras.Model, config: ModelConfig) -> str:
     return (
         f"warning: model {config.model} has no Rescaling, Normalization or other preprocessing "
         "layer at its input, and the job sets none, so that the network receives pixels 0..255; "
-        "predictions are wrong if it was trained on another range: set preprocessing: tf for -1..1,"
-        " torch or caffe for ImageNet's mean, rescale: {scale: 0.00392157} for 0..1, or "
-        "rescale: {scale: 1} if 0..255 is right"
+        "predictions are wrong if it was trained on another range: set preprocessing: tf for -1..1 "
+        "(as an option: --set models.0.preprocessing=tf), torch or caffe for ImageNet's mean, "
+        "rescale: {scale: 0.00392157} for 0..1, or rescale: {scale: 1} if 0..255 is right"
     )

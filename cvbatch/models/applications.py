@@ -228,5 +228,6 @@ def _download_error(name: str, message: str) -> ModelError:
     file = PurePosixPath(url).name
     return ModelError(
         f"the ImageNet weights of {name} could not be downloaded from {url}; download {file} on "
-        f"another machine and copy it into {keras_cache()}, or set weights to a weights file"
+        f"another machine and copy it into {keras_cache()}, set weights to a weights "
+        "file, or take a network that is included, such as demo_classifier"
     )

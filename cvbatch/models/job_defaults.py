@@ -60,7 +60,9 @@ def complete_model(section: dict[str, Any]) -> Completed:
         raise ModelError(message)
     if task := _stored_task(name):
         return Completed({"model": name, "task": task, **section}, "")
-    note = f"model {name}: its task is not known, {ASSUMED_TASK} is assumed; if not, set task"
+    note = (
+        f"model {name}: its task is not known, {ASSUMED_TASK} is assumed; if not, set task (--task)"
+    )
     return Completed({"model": name, "task": ASSUMED_TASK, **section}, note)
 
 

@@ -196,7 +196,8 @@ def _label_caption(comparison: LabelComparison, style: CardStyle) -> Element:
         f"{COLUMN_PAGES[column].agreement} {100 * f1:.0f} %"
         for column, f1 in comparison.agreement.items()
     ]
-    texts = [f"agreement (F1): {', '.join(notes)}"] if notes else []
+    threshold = f"{comparison.score_threshold:g}"
+    texts = [f"agreement (F1 at score {threshold}): {', '.join(notes)}"] if notes else []
     if comparison.loss is not None:
         texts.append(f"loss {'at least ' if comparison.is_loss_bound else ''}{comparison.loss:.3f}")
     labels = ", ".join(shorten(label, NAME_LENGTH) for label in comparison.labels[:MAX_NAMES])

@@ -63,6 +63,7 @@ class LabelComparison:
 
     Attributes:
         agreement: column → F1 of its labels, boxes or pixels, 0..1.
+        score_threshold: minimum score of the boxes and independent labels that it counts.
         labels: names of the true labels.
         outcomes: of every predicted box: "tp", "fp", or "" if it does not count.
         true_boxes: the labelled boxes.
@@ -74,6 +75,7 @@ class LabelComparison:
     """
 
     agreement: dict[str, float]
+    score_threshold: float = 0.5
     labels: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
     true_boxes: tuple[TrueBox, ...] = ()
@@ -122,6 +124,7 @@ def compare_image(
     loss, is_bound = _loss(spec, row.get("labels") or [], true_labels)
     return LabelComparison(
         agreement,
+        spec.score_threshold,
         tuple(names[class_id] for class_id in true_labels) if names else (),
         outcomes,
         true_boxes,
