@@ -71,7 +71,8 @@ def hint_for_path(path: str) -> str:
         return f"there is no folder {folder} either; check the path"
     try:
         with os.scandir(folder) as entries:
-            siblings = [entry.name for entry in islice(entries, MAX_SIBLINGS)]
+            names = [entry.name for entry in islice(entries, MAX_SIBLINGS)]
     except OSError:
-        siblings = []
+        names = []
+    siblings = [other for other in names if not name.startswith(f"{other}.")]  # net.onnx of .data
     return did_you_mean(closest_names(name, siblings, cutoff=0.75)) or "check the name"

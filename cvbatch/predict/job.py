@@ -111,13 +111,14 @@ def prepare(
 
 
 def _plan(job: JobConfig, sink: Sink, listener: Listener, min_images: int) -> Plan:
-    """List the source and plan its chunks, none shorter than it has to be."""
+    """List the source and plan its chunks: of `chunk_images` if the job sets it, else fewer."""
     source, run = job.source, job.run
     listener.phase("listing", unit="files")
     files = find_files(
         sink.storage, source.uri, source.format, sink.uri, listener.advanced, source.options
     )
-    limits = run.chunk_images, run.chunk_bytes, min_images
+    shortest = run.chunk_images if "chunk_images" in run.model_fields_set else min_images
+    limits = run.chunk_images, run.chunk_bytes, shortest
     return plan_files(sink.storage, files, source.image_column, sink.uri, *limits)
 
 

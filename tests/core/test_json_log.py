@@ -94,7 +94,7 @@ def test_an_invalid_job_is_reported_in_the_last_event(tmp_path, capsys):
     status = main(["predict", "--config", str(path), "--log", "json"])
     *_, end = parse_events(capsys.readouterr().err)
     assert (status, end["event"], end["status"], end["level"]) == (2, "end", 2, "error")
-    assert end["message"].startswith("cvbatch: ")
+    assert end["message"].startswith("cvbatch")
 
 
 def test_a_traceback_is_events():
@@ -171,7 +171,7 @@ def test_wrong_usage_and_refusals_are_the_last_event(arguments, tmp_path):
     end = parse_events(stderr)[-1]
     assert (status, stdout) == (2, "")
     assert (end["event"], end["level"], end["status"]) == ("end", "error", 2)
-    assert end["message"].startswith("cvbatch: ")
+    assert end["message"].startswith("cvbatch")
 
 
 @pytest.mark.ray

@@ -323,7 +323,9 @@ def test_classes_of_boxes_match_by_name_and_map(archive, tmp_path):
         ConfigError, match=r"such as 'leaf', is a class of the truth's boxes, such as"
     ):
         run(tmp_path, tmp_path / "eval")
-    with pytest.raises(ConfigError, match=r"heatmaps.class_map: 'tree' is no true class; there"):
+    with pytest.raises(
+        ConfigError, match=r"heatmaps.class_map: 'tree' is no true class; use one of plant"
+    ):
         run(tmp_path, tmp_path / "eval", heatmaps={"class_map": {"leaf": "tree"}})
     assert not (tmp_path / "eval").exists()
     run(tmp_path, tmp_path / "eval", heatmaps={"class_map": {"leaf": "plant", "poppy": None}})

@@ -319,7 +319,7 @@ def test_weights_beside_the_file_are_read(tmp_path, pixels):
     with pytest.raises(ModelError, match="truncated or belongs to another model"):
         build(path, preprocessing="torch")
     data.unlink()
-    with pytest.raises(ModelError, match=r"net\.onnx\.data cannot be read"):
+    with pytest.raises(ModelError, match=r"net\.onnx\.data does not exist; check"):
         build(path, preprocessing="torch")
 
 

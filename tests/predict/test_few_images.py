@@ -60,11 +60,9 @@ def test_images_that_are_added_fill_the_batches_of_the_programs_in_the_sink(tmp_
 
 
 def test_a_sink_of_an_earlier_version_keeps_its_batch_size(tmp_path):
-    prepared(tmp_path, num_images=40, commit=True, chunk_images=40)
-    state = tmp_path / "out" / "_cvbatch" / "job.json"
-    state.write_text(state.read_text().replace('"batch_size": 4', '"batch_size": 32'))
-    size, chunks = prepared(tmp_path, num_images=80)
-    assert (size, chunks[10:]) == (32, [32, 8])
+    first = prepared(tmp_path, num_images=40, commit=True, chunk_images=40)
+    assert first == (32, [40])  # as the job says, and as without this key before
+    assert prepared(tmp_path, num_images=80) == (32, [40, 32, 8])
 
 
 def test_tiles_fill_batches_of_any_length(tmp_path):

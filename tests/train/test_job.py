@@ -94,7 +94,7 @@ REFUSALS = {
         ConfigError,
         "the data has no class 'gren'; did you mean green",
     ),
-    "no data": ({"source": {"uri": "/nowhere/at/all"}}, SourceError, "no labelled Parquet"),
+    "no data": ({"source": {"uri": "/nowhere/at/all"}}, SourceError, "does not exist"),
 }
 
 

@@ -23,11 +23,12 @@ def test_a_lost_lease_stops_a_training_inside_an_epoch(ray_session, monkeypatch)
         if num_checks == 2:
             raise CvbatchError("taken over")
 
+    spec = SimpleNamespace(job=SimpleNamespace(training=SimpleNamespace(num_epochs=1)))
     endless = threading.Event()
     trainer = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=endless.wait()))
     monkeypatch.setattr(ray_trainer, "_trainer", lambda spec, log: trainer)
     try:
         with pytest.raises(CvbatchError, match="taken over"):
-            ray_trainer.run_training(None, None, check)
+            ray_trainer.run_training(spec, None, check)
     finally:
         endless.set()
