@@ -236,7 +236,7 @@ def test_the_endpoint_reports_a_job_while_it_runs_and_after_it_ended(
     assert after["cvbatch_bytes", "written"] == sizes
     assert {stage for name, stage in after if name == "cvbatch_stage_seconds"} == set(STAGES)
 
-    chunks = [event for event in ran.events if event["event"] == "chunk"]
+    chunks = [event for event in ran.events if event.get("event") == "chunk"]
     assert {f"part-{event['chunk']}.parquet" for event in chunks} == set(
         jobs.parts(tmp_path / "sink")
     )

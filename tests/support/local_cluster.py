@@ -83,10 +83,9 @@ class FinishedJob:
 
 
 def events_in(log: str) -> list[dict[str, Any]]:
-    """Parse the JSON lines of a job's log that follow Ray's own lines, without the summary."""
+    """Parse the JSON lines of a job's log that follow Ray's own lines: events and the summary."""
     _, _, lines = log.partition("Running entrypoint for job")
-    values = [json.loads(line) for line in lines.splitlines()[1:]]
-    return [value for value in values if "event" in value]
+    return [json.loads(line) for line in lines.splitlines()[1:]]
 
 
 @dataclass(frozen=True)
