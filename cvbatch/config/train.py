@@ -375,11 +375,15 @@ def fingerprint(job: TrainJob, identities: Sequence[str]) -> str:
     Args:
         identities: content hashes of the data and of the model.
     """
+    training = job.training.model_dump(mode="json", exclude={"keep", "checkpoint_steps"})
+    if job.training.recipe == "finetune" and job.training.base_learning_rate is None:
+        # Before, null was a hundredth of it, and jobs had the same fingerprint.
+        training["base_learning_rate"] = "learning_rate / 10"
     payload = {
         "version": TRAINING_VERSION,
         "source": job.source.model_dump(mode="json", exclude={"uri"}),
         "model": job.model.model_dump(mode="json", exclude={"sha256"}),
-        "training": job.training.model_dump(mode="json", exclude={"keep", "checkpoint_steps"}),
+        "training": training,
         "identities": list(identities),
     }
     return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()

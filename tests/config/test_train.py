@@ -227,6 +227,22 @@ def test_keys_that_were_added_do_not_change_a_fingerprint_by_their_defaults():
         assert fingerprint(parse_training(other), ["a"]) != fingerprint(reference, ["a"])
 
 
+# Computed by a version in which a rate of the base that is not set was a hundredth.
+OLD_FINGERPRINTS = [
+    ("frozen", None, "44a4abe20496f7ce7556d9b5ed2c84c8c2720c77451a32f1b5d61c0970cc1d20"),
+    ("finetune", 1e-5, "f74b61049caaa6b7c548fb83bc3f66bb1bc4cb2cebefb33da087acdf78aad4e5"),
+    ("finetune", None, "d7a38a8b87d5ab072a8cd8888fa3fbdc2aa6abf08e317e11dda01ef745cd6bc4"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "base_rate", "old"), OLD_FINGERPRINTS)
+def test_a_fingerprint_changes_with_the_meaning_of_a_rate_that_is_not_set(recipe, base_rate, old):
+    training = {"epochs": 10, "head_epochs": 2, "learning_rate": 1e-3}
+    training |= {"recipe": recipe, "base_learning_rate": base_rate}
+    changed = (recipe, base_rate) == ("finetune", None)
+    assert (fingerprint(parse_training(job_file(training=training)), ["a"]) != old) == changed
+
+
 def test_anchors_are_fitted_only_for_an_untrained_yolo():
     yolo = {"task": "detection", "model": "yolo", "weights": "random"}
     assert parse_training(job_file(model=yolo)).model.fits_anchors
