@@ -33,7 +33,7 @@ from cvbatch.train.batches import Batch, BatchSource
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.learners.base import LEARNERS
 from cvbatch.train.optimizers import Optimization
-from cvbatch.train.phases import phases_of
+from cvbatch.train.phases import Phase
 from cvbatch.train.trainer import Event, Plan, Trainer
 
 BATCH = 16  # images per step, over all workers
@@ -107,9 +107,8 @@ def trained_rates(
         learner = LEARNERS[network.task].build(model, network.num_classes)
     optimization = Optimization(schedule="constant", warmup=0.0)
     workers = replicas.num_workers
-    plan = Plan(
-        phases_of("scratch", epochs, RATE), STEPS, BATCH // workers, optimization=optimization
-    )
+    phase = Phase("all", "all", epochs, RATE, freezes_normalization=False)
+    plan = Plan((phase,), STEPS, BATCH // workers, optimization)
 
     def listener(event: Event) -> None:
         between()

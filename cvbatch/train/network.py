@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cvbatch.models.frameworks import keras
     from cvbatch.train.learners.base import Learner
     from cvbatch.train.optimizers import Optimization
-    from cvbatch.train.phases import Phase
 
 _FLOAT_BYTES = 4
 
@@ -81,7 +80,7 @@ def _build_network(
     from cvbatch.models.frameworks import keras
     from cvbatch.train.initial_network import decide_activation
     from cvbatch.train.optimizers import OPTIMIZERS
-    from cvbatch.train.phases import freeze
+    from cvbatch.train.phases import freeze, phases_of
 
     keras.utils.set_random_seed(job.training.seed)
     model, notes = _initial_model(storage, job, data.classes, anchors)
@@ -96,7 +95,7 @@ def _build_network(
     learner = make_learner(with_activation(job, activation), model, len(data.classes))
     costs = cost.compute_cost(_at_largest_size(job, model, learner.training_model))
     num_trainable = []
-    planned = phases(job.training, learner.training_model)
+    planned = phases_of(job.training, learner.training_model)
     for phase in planned:
         freeze(learner.training_model, phase)
         weights = learner.training_model.trainable_weights
@@ -306,27 +305,6 @@ def save(job: TrainJob, trained: keras.Model, classes: Sequence[str], initial_mo
         model.save(path)
         write_card(path, tuple(classes), job.model.task)
         return path.read_bytes()
-
-
-def phases(training: TrainingConfig, network: keras.Model) -> tuple[Phase, ...]:
-    """Return the phases of a job's recipe.
-
-    Args:
-        training: the recipe; a learning rate that is not set depends on the network's head.
-        network: the network to train.
-    """
-    from cvbatch.train.optimizers import default_rate
-    from cvbatch.train.phases import has_linear_head, phases_of
-
-    rate = training.learning_rate
-    return phases_of(
-        training.recipe,
-        training.epochs,
-        default_rate(training.optimizer, has_linear_head(network)) if rate is None else rate,
-        head_epochs=training.head_epochs,
-        base_rate=training.base_learning_rate,
-        unfreeze=training.unfreeze,
-    )
 
 
 def optimization(training: TrainingConfig) -> Optimization:

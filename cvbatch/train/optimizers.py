@@ -158,21 +158,6 @@ OPTIMIZERS: dict[OptimizerName, OptimizerEntry] = {
 }
 
 
-def default_rate(optimizer: OptimizerName, is_convex: bool) -> float:
-    """Return the peak learning rate of the first phase.
-
-    Args:
-        optimizer: name of the optimizer.
-        is_convex: whether only a head of one layer is trained. Deeper heads, which may be
-            pretrained as in a VGG, diverge at the higher rate.
-
-    Raises:
-        ConfigError: the optimizer is unknown.
-    """
-    entry: OptimizerEntry = _lookup(OPTIMIZERS, optimizer, "optimizer")
-    return entry.convex_rate if is_convex else 1e-3
-
-
 def make_optimizer(optimization: Optimization, rate: Rate) -> keras.optimizers.Optimizer:
     """Return a new Keras optimizer that neither clips nor accumulates: `Step` does both.
 

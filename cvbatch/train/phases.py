@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from cvbatch.config.train import TrainingConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.models.frameworks import keras
 from cvbatch.models.fully_convolutional import without_head
 from cvbatch.models.graph_surgery import Call, calls_of, flatten, output_of
+from cvbatch.train.optimizers import OPTIMIZERS
 
 Tensor = Any  # a keras.KerasTensor; Keras carries no type information
-RecipeName = Literal["scratch", "features", "frozen", "finetune"]
 
 # First layers of a head without Flatten or global pooling: those of cvbatch's segmenters and of the
 # sliding detector. The head of any other network starts with its last layers with weights.
@@ -44,39 +45,37 @@ class Phase:
     freezes_normalization: bool = True
 
 
-def phases_of(
-    recipe: RecipeName,
-    epochs: int,
-    rate: float,
-    *,
-    head_epochs: int = 0,
-    base_rate: float | None = None,
-    unfreeze: str = "last_block",
-) -> tuple[Phase, ...]:
-    """Return the phases of a recipe.
+def phases_of(training: TrainingConfig, network: keras.Model) -> tuple[Phase, ...]:
+    """Return the phases of a job's recipe.
+
+    "scratch" trains all layers, normalisation included. "features" trains the head on cached
+    outputs of the base (`cvbatch.train.feature_cache`). "frozen" trains the head, but runs the base
+    at every step, so that images can be augmented. "finetune" trains the head for `head_epochs`,
+    then `unfreeze` for `epochs`; the base's normalisation stays frozen.
+
+    A learning rate that is not set is `OptimizerEntry.convex_rate` if only a head of one layer is
+    trained first; deeper heads, which may be pretrained as in a VGG, diverge at that rate.
 
     Args:
-        recipe: "scratch" trains all layers, normalisation included. "features" trains the head on
-            cached outputs of the base (`cvbatch.train.feature_cache`). "frozen" trains the head,
-            but runs the base at every step, so that images can be augmented. "finetune" trains the
-            head for `head_epochs`, then `unfreeze` for `epochs`; the base's normalisation stays
-            frozen.
-        epochs: of the last phase.
-        rate: peak learning rate.
-        head_epochs: of "finetune": epochs with a frozen base.
-        base_rate: of "finetune": peak learning rate of the last phase; None: a tenth of `rate`.
-        unfreeze: of "finetune": the `Phase.part` of the last phase.
+        training: the recipe, its epochs and learning rates.
+        network: the network to train.
 
     Source:
         Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform
         Out-of-Distribution, 2022: the head converges before the base is trained.
     """
+    recipe, epochs, rate = training.recipe, training.epochs, training.learning_rate
+    if rate is None:
+        is_convex = recipe != "scratch" and has_linear_head(network)
+        rate = OPTIMIZERS[training.optimizer].convex_rate if is_convex else 1e-3
     if recipe == "scratch":
         return (Phase("all", "all", epochs, rate, freezes_normalization=False),)
     if recipe in ("features", "frozen"):
         return (Phase("head", "head", epochs, rate),)
+    unfreeze, base_rate = training.unfreeze, training.base_learning_rate
     last = Phase(unfreeze, unfreeze, epochs, rate / 10 if base_rate is None else base_rate)
-    return (Phase("head", "head", head_epochs, rate), last) if head_epochs else (last,)
+    first = Phase("head", "head", training.head_epochs, rate)
+    return (first, last) if first.epochs else (last,)
 
 
 def has_linear_head(network: keras.Model) -> bool:

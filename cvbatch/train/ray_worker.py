@@ -40,6 +40,7 @@ from cvbatch.train.input_pipeline import (
     summarize_failures,
     validation_batches,
 )
+from cvbatch.train.phases import phases_of
 from cvbatch.train.run_notes import PhaseEpochs, history_notes
 from cvbatch.train.trainer import Event, Features, Plan, Trainer
 from cvbatch.train.validation import Validator
@@ -148,7 +149,7 @@ class TrainingWorker:
     def _plan(self) -> Plan:
         training = self._spec.job.training
         return Plan(
-            phases=network.phases(training, self._learner.training_model),
+            phases=phases_of(training, self._learner.training_model),
             steps_per_epoch=self._spec.steps_per_epoch,
             batch_size=training.batch_size,
             optimization=network.optimization(training),

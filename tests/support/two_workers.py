@@ -19,7 +19,7 @@ from cvbatch.config.train import PlateauConfig
 from cvbatch.core.errors import TrainingError
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.optimizers import Optimization
-from cvbatch.train.phases import Phase, moving_statistics, phases_of
+from cvbatch.train.phases import Phase, moving_statistics
 from cvbatch.train.step import Step
 from cvbatch.train.trainer import Plan, Trainer
 from tests.support import toy_trainings
@@ -174,7 +174,12 @@ def normalizing(replicas, folder):
     moving, events = moving_statistics(model), []
     Trainer(
         toy_trainings.ColourLearner(model),
-        Plan(phases_of("scratch", 1, 0.01), 3, SIZE, checkpoint_steps=2),
+        Plan(
+            (Phase("all", "all", 1, 0.01, freezes_normalization=False),),
+            3,
+            SIZE,
+            checkpoint_steps=2,
+        ),
         toy_trainings.batches_of(*toy_trainings.images(48), SIZE, replicas.worker, 2),
         folder / f"normalizing-{replicas.worker}",
         replicas=replicas,

@@ -8,7 +8,7 @@ from keras import layers
 from cvbatch.train.batch_statistics import BatchStatistics
 from cvbatch.train.batches import pad_batch
 from cvbatch.train.collectives import Replicas
-from cvbatch.train.phases import phases_of
+from cvbatch.train.phases import Phase
 from cvbatch.train.trainer import Plan, Trainer
 from tests.support import toy_trainings
 
@@ -117,7 +117,9 @@ def test_a_saved_epoch_has_the_statistics_of_its_first_images(resumes, tmp_path,
     """With the weights after the epoch, not those of its steps; also if it was interrupted."""
     monkeypatch.setattr("cvbatch.train.batch_statistics._IMAGES", 16)
     source = toy_trainings.batches_of(PIXELS, COLOUR, 4)
-    plan = Plan(phases_of("scratch", 1, 0.02), 5, 4, checkpoint_steps=3)
+    plan = Plan(
+        (Phase("all", "all", 1, 0.02, freezes_normalization=False),), 5, 4, checkpoint_steps=3
+    )
 
     class StoppedError(Exception):
         pass

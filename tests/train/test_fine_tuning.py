@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from cvbatch.config.train import TrainingConfig
 from cvbatch.train import network
 from cvbatch.train.feature_cache import cache_features, split_network
-from cvbatch.train.phases import Phase
+from cvbatch.train.phases import Phase, phases_of
 from cvbatch.train.trainer import Features, Plan, Trainer
 from tests.support import toy_trainings
 
@@ -145,7 +145,7 @@ def test_the_default_head_phase_ends_at_the_linear_probe(tmp_path):
     defaults = TrainingConfig()
     trainer = Trainer(
         CrossEntropyLearner(model),
-        Plan(network.phases(defaults, model)[:1], 20, 16, network.optimization(defaults)),
+        Plan(phases_of(defaults, model)[:1], 20, 16, network.optimization(defaults)),
         lambda epoch, first: pytest.fail("the images are not read"),
         tmp_path / "checkpoints",
         features=Features(head, lambda epoch, first: cache.batches(16, 0, epoch, first)),

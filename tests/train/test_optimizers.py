@@ -13,7 +13,6 @@ from cvbatch.train.optimizers import (
     OPTIMIZERS,
     Optimization,
     WarmUp,
-    default_rate,
     make_optimizer,
     make_schedule,
 )
@@ -75,11 +74,6 @@ def test_a_schedule_survives_serialization(name):
 
 def test_every_optimizer_of_a_job_file_is_in_the_table():
     assert list(OPTIMIZERS) == list(get_args(OptimizerName))
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_only_a_convex_loss_has_a_higher_default_rate(name):
-    assert default_rate(name, is_convex=False) == 1e-3 <= default_rate(name, is_convex=True)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from cvbatch.config.train import TrainingConfig
 from cvbatch.core.errors import ModelError
 from cvbatch.models import classifiers, detectors, segmenters
 from cvbatch.models.applications import build_application
@@ -53,22 +54,43 @@ def head_of(model):
         ("scratch", {}, [Phase("all", "all", 9, 0.1, False)]),
         ("features", {}, [Phase("head", "head", 9, 0.1)]),
         ("frozen", {}, [Phase("head", "head", 9, 0.1)]),
-        ("finetune", {}, [Phase("last_block", "last_block", 9, 0.01)]),
+        ("finetune", {"head_epochs": 0}, [Phase("last_block", "last_block", 9, 0.01)]),
         (
             "finetune",
-            {"head_epochs": 3, "base_rate": 2e-5, "unfreeze": "all"},
+            {"head_epochs": 3, "base_learning_rate": 2e-5, "unfreeze": "all"},
             [Phase("head", "head", 3, 0.1), Phase("all", "all", 9, 2e-5)],
         ),
     ],
 )
 def test_phases_of_a_recipe(recipe, options, expected):
-    phases = phases_of(recipe, 9, 0.1, **options)
+    training = TrainingConfig(recipe=recipe, epochs=9, **{"learning_rate": 0.1, **options})
+    phases = phases_of(training, toy_trainings.plain())
 
     assert len(phases) == len(expected)
     for phase, wanted in zip(phases, expected, strict=True):
         assert (phase.name, phase.part, phase.epochs) == (wanted.name, wanted.part, wanted.epochs)
         assert phase.freezes_normalization == wanted.freezes_normalization
         assert phase.learning_rate == pytest.approx(wanted.learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "optimizer", "build", "rate"),
+    [
+        ("frozen", "adamw", "plain", 0.01),
+        ("finetune", "sgd", "plain", 0.01),
+        ("frozen", "rmsprop", "plain", 0.001),
+        ("frozen", "adamw", "hidden_layer", 0.001),
+        ("scratch", "adamw", "plain", 0.001),
+    ],
+)
+def test_an_automatic_rate_is_higher_where_only_a_head_of_one_layer_is_trained(
+    recipe, optimizer, build, rate
+):
+    model = hidden_layer() if build == "hidden_layer" else toy_trainings.plain()
+    training = TrainingConfig(recipe=recipe, optimizer=optimizer, learning_rate="auto")
+    first, *others = phases_of(training, model)
+    assert first.learning_rate == rate
+    assert [phase.learning_rate for phase in others] == [rate / 10] * (recipe == "finetune")
 
 
 # --- head and base

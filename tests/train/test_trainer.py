@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from cvbatch.config.train import PlateauConfig
+from cvbatch.config.train import PlateauConfig, TrainingConfig
 from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import TrainingExample
 from cvbatch.models import detectors, segmenters
@@ -266,8 +266,11 @@ def test_any_metric_is_better_than_nan(tmp_path):
 def test_a_recipe_trains_its_layers_and_no_others(recipe, tmp_path):
     model = toy_trainings.normalized()
     before = {layer.name: layer.get_weights() for layer in model.layers}
-    phases = phases_of(recipe, 1, 0.05, head_epochs=1, base_rate=0.01, unfreeze="all")
-    plan = replace(PLAN, phases=phases, checkpoint_steps=None)
+    training = TrainingConfig(
+        recipe=recipe, epochs=1, head_epochs=1, unfreeze="all",
+        learning_rate=0.05, base_learning_rate=0.01,
+    )  # fmt: skip
+    plan = replace(PLAN, phases=phases_of(training, model), checkpoint_steps=None)
     learner = Scripted(model, [0.1, 0.2])  # so that the last weights are the best
     trainer(tmp_path, plan, model, learner).run()
     moving = {
@@ -312,7 +315,7 @@ def test_every_task_trains(task, build, tmp_path):
     examples = examples_with_boxes(8, model.input_shape[1])
     pixels = np.stack([example.pixels for example in examples])
     batch = Batch(pixels, learner.targets(examples), len(examples))
-    plan = Plan(phases_of("finetune", 1, 0.005, head_epochs=1, unfreeze="all"), 6, 8)
+    plan = Plan((Phase("head", "head", 1, 0.005), Phase("all", "all", 1, 5e-4)), 6, 8)
     run = Trainer(
         learner,
         plan,
@@ -327,7 +330,8 @@ def test_every_task_trains(task, build, tmp_path):
 
 
 def test_training_from_scratch_classifies_the_colours(tmp_path):
-    plan = Plan(phases_of("scratch", 10, 0.01), 12, 16, Optimization("adam"))
+    phase = Phase("all", "all", 10, 0.01, freezes_normalization=False)
+    plan = Plan((phase,), 12, 16, Optimization("adam"))
     batches = toy_trainings.batches_of(*toy_trainings.images(192, seed=3), 16)
     rows = trainer(tmp_path, plan, toy_trainings.plain(), batches=batches).run()
 
