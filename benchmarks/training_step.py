@@ -34,7 +34,7 @@ from cvbatch.train.collectives import Replicas
 from cvbatch.train.learners.base import LEARNERS
 from cvbatch.train.optimizers import Optimization
 from cvbatch.train.phases import Phase
-from cvbatch.train.trainer import Event, Plan, Trainer
+from cvbatch.train.trainer import Event, Plan, Trainer, WorkerData
 
 BATCH = 16  # images per step, over all workers
 STEPS = 8  # per epoch: short epochs, so that neighbours have the same machine state
@@ -116,7 +116,7 @@ def trained_rates(
     with tempfile.TemporaryDirectory(prefix="cvbatch-bench-") as folder:
         batches = batch_source(network, replicas.worker, workers)
         trainer = Trainer(
-            learner, plan, batches, Path(folder), replicas=replicas, listener=listener
+            learner, plan, WorkerData(batches), Path(folder), replicas=replicas, listener=listener
         )
         rows = trainer.run()
     return [BATCH * STEPS / row["seconds"] for row in rows[1:]]

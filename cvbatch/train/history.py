@@ -44,6 +44,15 @@ def class_values(row: Row) -> dict[str, dict[str, float]]:
     return values
 
 
+def validation_values(row: Row) -> dict[str, float]:
+    """Return loss, metrics and values of classes on the validation images, named without val_."""
+    return {
+        key.removeprefix("val_"): value
+        for key, value in row.items()
+        if key == "val_loss" or (key not in LEADING and not key.startswith("loss_"))
+    }
+
+
 def _keys(rows: Sequence[Row]) -> dict[str, None]:
     return dict.fromkeys(key for row in rows for key in row)
 

@@ -41,8 +41,8 @@ from cvbatch.train.input_pipeline import (
     validation_batches,
 )
 from cvbatch.train.phases import phases_of
-from cvbatch.train.run_notes import PhaseEpochs, history_notes
-from cvbatch.train.trainer import Event, Features, Plan, Trainer
+from cvbatch.train.run_notes import history_notes
+from cvbatch.train.trainer import Event, Features, Plan, Trainer, WorkerData
 from cvbatch.train.validation import Validator
 from cvbatch.train.worker_spec import Position
 
@@ -112,30 +112,26 @@ class TrainingWorker:
         Raises:
             CvbatchError: the training cannot continue.
         """
-        validation, plan = self._readers.get("validation"), self._plan()
+        plan = self._plan()
         self._trainer = Trainer(
             self._learner,
             plan,
-            self._training_batches(),
+            self._worker_data(),
             self._folder / "checkpoints",
-            features=self._features(),
-            validation=None if validation is None else lambda: validation_batches(validation),
-            classes=self._spec.data.classes,
             replicas=self._replicas,
             listener=self._on_checkpoint,
             on_step=self._on_step,
         )
         with self._last_checkpoint() as resume:
             rows = self._trainer.run(resume)
-        metrics = self._final_metrics()
-        progress = self._trainer.progress
-        planned = [PhaseEpochs(phase.name, phase.epochs) for phase in plan.phases]
+        best_epoch, metrics = self._trainer.progress.best_epoch, self._final_metrics()
+        planned = {phase.name: phase.epochs for phase in plan.phases}
         job, metric = self._spec.job, self._learner.metric
         summary = {
             "epochs": len(rows),
             "steps": rows[-1]["step"],
-            "best_epoch": progress.best_epoch,
-            "notes": history_notes(rows, progress.best_epoch, planned, metric, job),
+            "best_epoch": best_epoch,
+            "notes": history_notes(rows, best_epoch, planned, metric, job),
             "metrics": metrics,
             "num_unusable": self._gather_failures(),
         }
@@ -156,6 +152,15 @@ class TrainingWorker:
             patience=training.patience,
             checkpoint_steps=training.checkpoint_steps,
             keep=1,  # in the local folder; Ray keeps those in the sink
+        )
+
+    def _worker_data(self) -> WorkerData:
+        validation = self._readers.get("validation")
+        return WorkerData(
+            self._training_batches(),
+            self._features(),
+            None if validation is None else partial(validation_batches, validation),
+            self._spec.data.classes,
         )
 
     def _training_batches(self) -> BatchSource:
@@ -246,18 +251,24 @@ class TrainingWorker:
             self._put_history()
 
     def _final_metrics(self) -> dict[str, dict[str, float | None]]:
-        """Return the metrics of the best weights on the validation and the test images."""
-        metrics: dict[str, dict[str, float | None]] = {}
-        for name in ("validation", "test"):
-            if name in self._readers:
-                values = self._evaluate(self._readers[name])
-                metrics[name] = {k: None if math.isnan(v) else v for k, v in values.items()}
-        return metrics
+        """Return the metrics of the best weights on the validation and the test images.
 
-    def _evaluate(self, reader: ExampleReader) -> dict[str, float]:
-        classes = self._spec.data.classes
-        batches = partial(validation_batches, reader)
-        return Validator(self._learner, batches, self._replicas, classes)()
+        Those on the validation images are in the history.
+        """
+        metrics = {}
+        if "validation" in self._readers:
+            progress = self._trainer.progress
+            metrics["validation"] = history.validation_values(
+                progress.rows[progress.best_epoch - 1]
+            )
+        if "test" in self._readers:
+            batches = partial(validation_batches, self._readers["test"])
+            classes = self._spec.data.classes
+            metrics["test"] = Validator(self._learner, batches, self._replicas, classes)()
+        return {
+            name: {key: None if math.isnan(value) else value for key, value in values.items()}
+            for name, values in metrics.items()
+        }
 
     def _gather_failures(self) -> dict[str, Any]:
         """Return the number of unusable images on all workers, by kind, and examples."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,13 +17,6 @@ _MAX_NAMES = 10
 _WEAK, _STRONG = 0.1, 0.3  # values of a class
 _STILL_FALLS = 0.02  # in the last third of a phase, as a fraction; its rate is low by then
 _OVERFITS = 0.1  # increase of the validation loss since its minimum, as a fraction
-
-
-class PhaseEpochs(NamedTuple):
-    """Name and planned number of epochs of a phase."""
-
-    name: str
-    epochs: int
 
 
 def data_notes(
@@ -61,7 +54,7 @@ def data_notes(
 def history_notes(
     rows: Sequence[Row],
     best_epoch: int,
-    phases: Sequence[PhaseEpochs],
+    planned: Mapping[str, int],
     metric: str,
     job: TrainJob,
 ) -> list[str]:
@@ -70,28 +63,28 @@ def history_notes(
     Args:
         rows: one per epoch, at least one.
         best_epoch: value of "epoch" in the best row.
-        phases: as planned.
+        planned: number of epochs by phase.
         metric: selects the best epoch; without validation that is the loss.
         job: for the advice.
     """
     best = next(row for row in rows if row["epoch"] == best_epoch)
     key = metric if metric in best else "loss"
     notes = [f"best epoch: {best_epoch} of {rows[-1]['epoch']}, {key} {best[key]:.4g}"]
-    notes += _stopped_phases(rows, phases, key, job.training.patience)
+    notes += _stopped_phases(rows, planned, key, job.training.patience)
     last = [row for row in rows if row["phase"] == rows[-1]["phase"]]
-    notes += _loss_notes(last, is_stopped=len(last) < phases[-1].epochs, job=job)
+    notes += _loss_notes(last, is_stopped=len(last) < planned[last[0]["phase"]], job=job)
     return notes + _class_notes(class_values(best), job)
 
 
 def _stopped_phases(
-    rows: Sequence[Row], phases: Sequence[PhaseEpochs], key: str, patience: int | None
+    rows: Sequence[Row], planned: Mapping[str, int], key: str, patience: int | None
 ) -> list[str]:
-    done = [sum(row["phase"] == phase.name for row in rows) for phase in phases]
+    done = Counter(row["phase"] for row in rows)
     return [
-        f"early stopping: phase {phase.name} ended after {count} of {phase.epochs} epochs, because "
+        f"early stopping: phase {phase} ended after {done[phase]} of {epochs} epochs, because "
         f"{key} did not improve in {patience} (training.patience)"
-        for phase, count in zip(phases, done, strict=True)
-        if count < phase.epochs
+        for phase, epochs in planned.items()
+        if done[phase] < epochs
     ]
 
 

@@ -70,6 +70,24 @@ class Features(NamedTuple):
     batches: BatchSource  # this worker's training batches; their pixels are the features
 
 
+@dataclass(frozen=True)
+class WorkerData:
+    """One worker's share of the data.
+
+    Attributes:
+        images: training batches.
+        features: cached outputs of the base for phases that train only the head; None: such phases
+            run the base at every step.
+        validation: validation images; None: no validation.
+        classes: class names, for the values of single classes in the history.
+    """
+
+    images: BatchSource
+    features: Features | None = None
+    validation: ValidationBatches | None = None
+    classes: Sequence[str] = ()
+
+
 class Trainer:
     """Train a learner's network as planned; afterwards it has the best weights of all epochs.
 
@@ -82,12 +100,8 @@ class Trainer:
     Args:
         learner: the task; its network must be built in the scope of the replicas' strategy.
         plan: settings of the run.
-        batches: this worker's training batches of images.
+        data: of this worker.
         folder: contains the checkpoints; only worker 0 reads and writes it.
-        features: cached outputs of the base for phases that train only the head; None: such phases
-            run the base at every step.
-        validation: this worker's validation images; None: no validation.
-        classes: class names, for the values of single classes in the history.
         replicas: all training workers; None: the current strategy.
         listener: called after every checkpoint.
         on_step: called after every step.
@@ -97,25 +111,21 @@ class Trainer:
         self,
         learner: Learner,
         plan: Plan,
-        batches: BatchSource,
+        data: WorkerData,
         folder: Path,
         *,
-        features: Features | None = None,
-        validation: ValidationBatches | None = None,
-        classes: Sequence[str] = (),
         replicas: Replicas | None = None,
         listener: Callable[[Event], None] = lambda event: None,
         on_step: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        self._learner, self._plan, self._listener = learner, plan, listener
-        self._on_step = on_step
+        self._learner, self._plan, self._data = learner, plan, data
+        self._listener, self._on_step = listener, on_step
         self._replicas = replicas or Replicas()
         self._network = learner.training_model
-        self._images, self._features = batches, features
         self._batches: PaddedBatches
         self._validator: Validator | None = None
-        if validation is not None:
-            self._validator = Validator(learner, validation, self._replicas, classes)
+        if data.validation is not None:
+            self._validator = Validator(learner, data.validation, self._replicas, data.classes)
         self._checkpoints = Checkpoints(folder, plan.keep, plan.as_json(self._replicas.num_workers))
         models = (learner.training_model, learner.model)
         unique = {id(variable): variable for model in models for variable in model.variables}
@@ -170,10 +180,10 @@ class Trainer:
 
     def _make_step(self) -> None:
         phase, optimization = self._phase, self._plan.optimization
-        self._network, batches = self._learner.training_model, self._images
+        self._network, batches = self._learner.training_model, self._data.images
         freeze(self._network, phase)
-        if self._features is not None and phase.part == "head":
-            self._network, batches = self._features
+        if self._data.features is not None and phase.part == "head":
+            self._network, batches = self._data.features
         self._batches = PaddedBatches(batches, self._plan.batch_size, self._replicas.worker)
         steps = phase.epochs * self._plan.steps_per_epoch
         with self._replicas.strategy.scope():

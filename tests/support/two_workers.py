@@ -21,7 +21,7 @@ from cvbatch.train.collectives import Replicas
 from cvbatch.train.optimizers import Optimization
 from cvbatch.train.phases import Phase, moving_statistics
 from cvbatch.train.step import Step
-from cvbatch.train.trainer import Plan, Trainer
+from cvbatch.train.trainer import Plan, Trainer, WorkerData
 from tests.support import toy_trainings
 
 STEPS, SIZE = 20, 8
@@ -152,9 +152,11 @@ def training(replicas, folder):
         return Trainer(
             toy_trainings.ColourLearner(model),
             TRAINING,
-            toy_trainings.batches_of(*data, SIZE, replicas.worker, 2),
+            WorkerData(
+                toy_trainings.batches_of(*data, SIZE, replicas.worker, 2),
+                validation=lambda: [(pixels, toy_trainings.examples_of(pixels, colour))],
+            ),
             folder / f"checkpoints-{replicas.worker}",
-            validation=lambda: [(pixels, toy_trainings.examples_of(pixels, colour))],
             replicas=replicas,
             **options,
         )
@@ -180,7 +182,7 @@ def normalizing(replicas, folder):
             SIZE,
             checkpoint_steps=2,
         ),
-        toy_trainings.batches_of(*toy_trainings.images(48), SIZE, replicas.worker, 2),
+        WorkerData(toy_trainings.batches_of(*toy_trainings.images(48), SIZE, replicas.worker, 2)),
         folder / f"normalizing-{replicas.worker}",
         replicas=replicas,
         listener=lambda event: events.append([variable.numpy() for variable in moving]),

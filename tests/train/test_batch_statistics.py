@@ -9,7 +9,7 @@ from cvbatch.train.batch_statistics import BatchStatistics
 from cvbatch.train.batches import pad_batch
 from cvbatch.train.collectives import Replicas
 from cvbatch.train.phases import Phase
-from cvbatch.train.trainer import Plan, Trainer
+from cvbatch.train.trainer import Plan, Trainer, WorkerData
 from tests.support import toy_trainings
 
 pytestmark = [
@@ -131,7 +131,7 @@ def test_a_saved_epoch_has_the_statistics_of_its_first_images(resumes, tmp_path,
     def train(**options):
         model = toy_trainings.normalized()
         learner = toy_trainings.ColourLearner(model)
-        Trainer(learner, plan, source, tmp_path, **options).run()
+        Trainer(learner, plan, WorkerData(source), tmp_path, **options).run()
         return model
 
     if resumes:

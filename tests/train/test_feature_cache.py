@@ -13,7 +13,7 @@ from cvbatch.train.feature_cache import cache_features, split_network
 from cvbatch.train.optimizers import Optimization
 from cvbatch.train.phases import Phase, freeze
 from cvbatch.train.step import Step
-from cvbatch.train.trainer import Features, Plan, Trainer
+from cvbatch.train.trainer import Features, Plan, Trainer, WorkerData
 from tests.support import networks, toy_trainings
 
 pytestmark = [
@@ -115,10 +115,12 @@ def test_a_run_on_features_trains_the_head_only(tmp_path):
     rows = Trainer(
         toy_trainings.ColourLearner(model),
         Plan((Phase("head", "head", 6, 0.05),), 3, 16, Optimization("adam")),
-        lambda epoch, first: pytest.fail("the images are not read"),
+        WorkerData(
+            lambda epoch, first: pytest.fail("the images are not read"),
+            Features(head, lambda epoch, first: cache.batches(16, 0, epoch, first)),
+            lambda: [(data[0], toy_trainings.examples_of(*data))],
+        ),
         tmp_path / "checkpoints",
-        features=Features(head, lambda epoch, first: cache.batches(16, 0, epoch, first)),
-        validation=lambda: [(data[0], toy_trainings.examples_of(*data))],
     ).run()
     predicted = np.asarray(model(data[0].astype(np.float32))).argmax(-1)
 

@@ -9,7 +9,7 @@ from cvbatch.config.train import TrainingConfig
 from cvbatch.train import network
 from cvbatch.train.feature_cache import cache_features, split_network
 from cvbatch.train.phases import Phase, phases_of
-from cvbatch.train.trainer import Features, Plan, Trainer
+from cvbatch.train.trainer import Features, Plan, Trainer, WorkerData
 from tests.support import toy_trainings
 
 pytestmark = [
@@ -49,9 +49,8 @@ def finetuned(folder, plan=PLAN, *, is_cached=True, listener=lambda event: None,
     trainer = Trainer(
         CrossEntropyLearner(model),
         plan,
-        images,
+        WorkerData(images, Features(head, features) if is_cached else None),
         folder,
-        features=Features(head, features) if is_cached else None,
         listener=listener,
     )
     return trainer, trainer.run()
@@ -146,9 +145,11 @@ def test_the_default_head_phase_ends_at_the_linear_probe(tmp_path):
     trainer = Trainer(
         CrossEntropyLearner(model),
         Plan(phases_of(defaults, model)[:1], 20, 16, network.optimization(defaults)),
-        lambda epoch, first: pytest.fail("the images are not read"),
+        WorkerData(
+            lambda epoch, first: pytest.fail("the images are not read"),
+            Features(head, lambda epoch, first: cache.batches(16, 0, epoch, first)),
+        ),
         tmp_path / "checkpoints",
-        features=Features(head, lambda epoch, first: cache.batches(16, 0, epoch, first)),
     )
 
     def loss():

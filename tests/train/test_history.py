@@ -52,6 +52,13 @@ def test_json_and_parquet_contain_the_rows(count):
     assert kinds <= {"int64", "double", "string"}
 
 
+def test_values_on_the_validation_images_are_those_without_the_training():
+    values = history.validation_values(rows_of(2)[1])
+    assert {k: v for k, v in values.items() if k != "recall/a/b"} == {
+        "loss": 1.5, "accuracy": 0.5, "recall/cat": 0.25, "iou/cat": 0.5
+    }  # fmt: skip
+
+
 def test_columns_are_the_leading_ones_then_the_others():
     assert history.columns_of([{"loss": 1.0, "epoch": 1}, {"odd": 2, "epoch": 2}]) == [
         "epoch",

@@ -7,7 +7,7 @@ import pytest
 
 from cvbatch.config.train import parse_training
 from cvbatch.datasets.reader import LabelledDataset, RowGroup, Split
-from cvbatch.train.run_notes import PhaseEpochs, data_notes, history_notes
+from cvbatch.train.run_notes import data_notes, history_notes
 
 CLASSES = ("road", "pole", "void")
 
@@ -38,7 +38,7 @@ def rows_of(losses, val_losses=None, metric=0.5, **values):
 
 def notes_of(rows, best=None, epochs=None, **training):
     job = job_of(epochs=epochs or len(rows), recipe="scratch", **training)
-    planned = [PhaseEpochs("all", epochs or len(rows))]
+    planned = {"all": epochs or len(rows)}
     return history_notes(rows, best or len(rows), planned, "mean_iou", job)[1:]
 
 
@@ -61,7 +61,7 @@ def test_a_small_validation_split_and_the_weights_are_reported():
 @pytest.mark.parametrize("key", ["loss", "val_loss"])
 def test_the_best_epoch_is_stated(key):
     rows = rows_of([3.0, 2.0, 2.5], None if key == "loss" else [3.0, 2.0, 2.0], metric=0.25)
-    planned = [PhaseEpochs("all", 3)]
+    planned = {"all": 3}
     note = history_notes(rows, 2, planned, "mean_iou", job_of(recipe="scratch"))[0]
     value = "loss 2" if key == "loss" else "mean_iou 0.25"
     assert note == f"best epoch: 2 of 3, {value}"

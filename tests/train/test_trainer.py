@@ -12,10 +12,13 @@ from cvbatch.core.errors import TrainingError
 from cvbatch.core.types import TrainingExample
 from cvbatch.models import detectors, segmenters
 from cvbatch.train.batches import Batch
+from cvbatch.train.collectives import Replicas
+from cvbatch.train.history import validation_values
 from cvbatch.train.learners.base import LEARNERS
 from cvbatch.train.optimizers import Optimization
 from cvbatch.train.phases import Phase, phases_of
-from cvbatch.train.trainer import Plan, Trainer
+from cvbatch.train.trainer import Plan, Trainer, WorkerData
+from cvbatch.train.validation import Validator
 from tests.support import toy_trainings
 
 pytestmark = [
@@ -46,10 +49,10 @@ def validation():
 
 def trainer(folder, plan=PLAN, model=None, learner=None, **options):
     model = model or toy_trainings.normalized(dropout=0.3)
-    options = {"validation": validation, **options}
     learner = learner or toy_trainings.ColourLearner(model)
     batches = options.pop("batches", toy_trainings.batches_of(*IMAGES, plan.batch_size))
-    return Trainer(learner, plan, batches, folder, **options)
+    data = WorkerData(batches, validation=options.pop("validation", validation))
+    return Trainer(learner, plan, data, folder, **options)
 
 
 def weights(run):
@@ -112,6 +115,10 @@ def test_a_run_ends_with_the_best_weights(uninterrupted):
 
     assert run.progress.best_value == max(row["accuracy"] for row in rows)
     assert np.mean(predicted == colour) == pytest.approx(run.progress.best_value)
+    again = Validator(run._learner, validation, Replicas())()
+    values = validation_values(rows[run.progress.best_epoch - 1])
+    assert list(values) == list(again)
+    assert values == pytest.approx(again, abs=1e-6)
 
 
 def stop_at(number):
@@ -316,13 +323,9 @@ def test_every_task_trains(task, build, tmp_path):
     pixels = np.stack([example.pixels for example in examples])
     batch = Batch(pixels, learner.targets(examples), len(examples))
     plan = Plan((Phase("head", "head", 1, 0.005), Phase("all", "all", 1, 5e-4)), 6, 8)
-    run = Trainer(
-        learner,
-        plan,
-        lambda epoch, first: iter([batch] * (6 - first)),
-        tmp_path,
-        validation=lambda: [(pixels, examples)],
-    )
+    images = lambda epoch, first: iter([batch] * (6 - first))  # noqa: E731
+    data = WorkerData(images, validation=lambda: [(pixels, examples)])
+    run = Trainer(learner, plan, data, tmp_path)
     rows = run.run()
 
     assert rows[-1]["loss"] < rows[0]["loss"]

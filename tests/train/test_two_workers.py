@@ -190,7 +190,7 @@ def test_dropout_differs_between_workers(workers, devices):
 
 
 def test_a_resumed_training_on_two_workers_equals_one_on_one_worker(workers, tmp_path):
-    from cvbatch.train.trainer import Trainer
+    from cvbatch.train.trainer import Trainer, WorkerData
     from tests.support import toy_trainings, two_workers
 
     (first, second), folder = workers
@@ -201,9 +201,11 @@ def test_a_resumed_training_on_two_workers_equals_one_on_one_worker(workers, tmp
     rows = Trainer(
         toy_trainings.ColourLearner(model),
         plan,
-        toy_trainings.batches_of(*images, plan.batch_size),
+        WorkerData(
+            toy_trainings.batches_of(*images, plan.batch_size),
+            validation=lambda: [(pixels, toy_trainings.examples_of(pixels, colour))],
+        ),
         tmp_path,
-        validation=lambda: [(pixels, toy_trainings.examples_of(pixels, colour))],
     ).run()
 
     assert_equal(weights_of(first, "training"), model.get_weights())
