@@ -158,29 +158,7 @@ def train(
         allocation = choose_workers(job, resources, state.workers if state else None)
         check_num_images(len(data.splits["train"]), job, allocation.num_actors)
         run = _Run(job, sink, data, identity, allocation, listener)
-        suffix = "" if state is None else "; resuming"
-        state = run.prepare(state, resources)
-        notes = [*state.ready.notes, *data_notes(job, data, counts)]
-        for note in (*notes, run.announcement() + suffix):
-            listener.info(note)
-        if not joins_a_cluster():
-            listener.phase("starting Ray")
-            stack.enter_context(keras_variables())  # Ray's controller imports Keras as well
-            stack.enter_context(connect_ray())
-        listener.phase("training", job.training.num_epochs, "epochs")
-        # Ray writes messages about lost workers to stdout, which is for results.
-        with redirect_stdout(sys.stderr):
-            result = run.train_on_ray(state)
-        images = {name: len(split) for name, split in data.splits.items()}
-        seconds = time.perf_counter() - started
-        for note in result["notes"]:
-            listener.info(note)
-        result["notes"] = [*notes, *result["notes"]]
-        result["num_unlabelled"] = {n: split.num_unlabelled for n, split in data.splits.items()}
-        summary = TrainSummary(sink.uri, identity, state.workers, images, seconds=seconds, **result)
-        sink.write_state(asdict(replace(state, done=summary.as_json())))
-        sink.remove_leftovers()
-    return summary
+        return run.train(state, resources, data_notes(job, data, counts), started)
 
 
 @dataclass(frozen=True)
@@ -194,7 +172,46 @@ class _Run:
     allocation: Allocation
     listener: Listener
 
-    def prepare(self, state: _State | None, resources: Resources) -> _State:
+    def train(
+        self, state: _State | None, resources: Resources, notes: list[str], started: float
+    ) -> TrainSummary:
+        """Train to the end; write the summary into the sink and return it.
+
+        Args:
+            state: of the run to resume; None: a new one.
+            resources: of the cluster.
+            notes: on the data.
+            started: when the command started; `time.perf_counter`.
+        """
+        suffix = "" if state is None else "; resuming"
+        state = self._prepare(state, resources)
+        notes = [*state.ready.notes, *notes]
+        for note in (*notes, self._announcement() + suffix):
+            self.listener.info(note)
+        with ExitStack() as stack:
+            if not joins_a_cluster():
+                self.listener.phase("starting Ray")
+                stack.enter_context(keras_variables())  # Ray's controller imports Keras as well
+                stack.enter_context(connect_ray())
+            self.listener.phase("training", self.job.training.num_epochs, "epochs")
+            # Ray writes messages about lost workers to stdout, which is for results.
+            stack.enter_context(redirect_stdout(sys.stderr))
+            result = self._train_on_ray(state)
+        for note in result["notes"]:
+            self.listener.info(note)
+        splits = self.data.splits.items()
+        result |= {
+            "notes": [*notes, *result["notes"]],
+            "images": {name: len(split) for name, split in splits},
+            "num_unlabelled": {name: split.num_unlabelled for name, split in splits},
+            "seconds": time.perf_counter() - started,
+        }
+        summary = TrainSummary(self.sink.uri, self.fingerprint, state.workers, **result)
+        self.sink.write_state(asdict(replace(state, done=summary.as_json())))
+        self.sink.remove_leftovers()
+        return summary
+
+    def _prepare(self, state: _State | None, resources: Resources) -> _State:
         """Check the rest, lock the sink and write the initial state, unless there is one."""
         with tempfile.TemporaryDirectory(prefix="cvbatch-initial-") as folder:
             initial_model = None
@@ -244,7 +261,7 @@ class _Run:
         )
         sink.write_state(asdict(state))
 
-    def announcement(self) -> str:
+    def _announcement(self) -> str:
         """Return the numbers of images, classes and workers as one line."""
         images = ", ".join(f"{len(split):,} {name}" for name, split in self.data.splits.items())
         workers = counted(self.allocation.num_actors, "workers")
@@ -253,7 +270,7 @@ class _Run:
             f"{self.job.training.batch_size}"
         )
 
-    def train_on_ray(self, state: _State) -> dict[str, Any]:
+    def _train_on_ray(self, state: _State) -> dict[str, Any]:
         """Train on Ray, which is imported only now; return the fields of the summary."""
         from cvbatch.train.ray_trainer import run_training
         from cvbatch.train.worker_spec import WorkerSpec
