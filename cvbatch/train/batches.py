@@ -76,7 +76,7 @@ class PaddedBatches:
             # A run may resume after this worker's last image; padding still needs one.
             num_missed = max(1, min(first_batch, self._num_first))
             missed = [self._pad(b) for b in islice(self._source(epoch, 0), num_missed)]
-            self.first = [b for b in missed if b is not None][: self._num_first]
+            self.first = missed[: self._num_first]
 
     def next_batch(self) -> Batch:
         """Return the next micro-batch; only padding once the images are used up.
@@ -84,21 +84,19 @@ class PaddedBatches:
         Raises:
             TrainingError: this worker has no image at all.
         """
-        batch = self._pad(next(self._batches, None))
-        if batch is not None:
+        if (batch := next(self._batches, None)) is not None:
+            padded = self._pad(batch)
             if len(self.first) < self._num_first:
-                self.first.append(batch)
-            return batch
+                self.first.append(padded)
+            return padded
         if self._padding is None:
             raise TrainingError(
                 f"worker {self._worker} has no image to train on; add images or use fewer workers"
             )
         return self._padding
 
-    def _pad(self, batch: Batch | None) -> Batch | None:
+    def _pad(self, batch: Batch) -> Batch:
         """Return the padded batch, and store a copy without real rows as padding."""
-        if batch is None:
-            return None
         padded = pad_batch(batch, self._size)
         self._padding = padded._replace(num_real=0)
         return padded

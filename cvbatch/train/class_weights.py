@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from cvbatch.config.base import index_of_class
 from cvbatch.config.train import TrainJob
-from cvbatch.core.errors import ConfigError
-from cvbatch.core.suggestions import hint
 
 
 def with_class_weights(job: TrainJob, classes: Sequence[str], counts: np.ndarray) -> TrainJob:
@@ -27,7 +25,9 @@ def with_class_weights(job: TrainJob, classes: Sequence[str], counts: np.ndarray
     if weights is None or isinstance(weights, list):
         return job
     if isinstance(weights, dict):
-        values = weights_by_class(weights, classes)
+        for name in weights:
+            index_of_class(name, classes, "training.class_weights")
+        values = [weights.get(name, 1.0) for name in classes]
     else:
         is_ignored = np.arange(len(classes)) == job.training.ignored_class
         power = {"balanced": 1.0, "sqrt_balanced": 0.5}[weights]
@@ -50,20 +50,6 @@ def with_ignored_class(job: TrainJob, classes: Sequence[str]) -> TrainJob:
     index = index_of_class(ignored, classes, "training.ignored_class")
     training = job.training.model_copy(update={"ignored_class": index})
     return job.model_copy(update={"training": training})
-
-
-def weights_by_class(weights: Mapping[str, float], classes: Sequence[str]) -> list[float]:
-    """Return the weight of each class; 1 for those that are not named.
-
-    Raises:
-        ConfigError: a name is not among the classes.
-    """
-    for name in weights:
-        if name not in classes:
-            raise ConfigError(
-                f"training.class_weights: the data has no class {name!r}; {hint(name, classes)}"
-            )
-    return [weights.get(name, 1.0) for name in classes]
 
 
 def balanced_weights(

@@ -60,8 +60,8 @@ class FeatureCache:
     It can be read any number of times. The caller deletes the folder.
     """
 
-    def __init__(self, folder: Path, arrays: dict[str, np.memmap]) -> None:
-        self.folder, self._arrays = folder, arrays
+    def __init__(self, arrays: dict[str, np.memmap]) -> None:
+        self._arrays = arrays
 
     def __len__(self) -> int:
         return len(self._arrays[_PIXELS])
@@ -78,11 +78,6 @@ class FeatureCache:
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         for start in range(first_batch * size, len(self), size):
             yield self._rows(np.sort(order[start : start + size]))
-
-    def in_order(self, size: int) -> Iterator[Batch]:
-        """Yield the images in the order in which they were cached."""
-        for start in range(0, len(self), size):
-            yield self._rows(np.arange(start, min(start + size, len(self))))
 
     def _rows(self, indices: np.ndarray) -> Batch:  # (B,)
         rows = {name: np.array(values[indices]) for name, values in self._arrays.items()}
@@ -114,7 +109,7 @@ def cache_features(base: keras.Model, batches: Iterable[Batch], folder: Path) ->
         writer.close()
     if not arrays:
         raise TrainingError("there is no image to compute features of; check the training split")
-    return FeatureCache(folder, arrays)
+    return FeatureCache(arrays)
 
 
 class _Writer:

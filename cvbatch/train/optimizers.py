@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cvbatch.config.train import OptimizerName, PlateauConfig, ScheduleName
-from cvbatch.core.errors import ConfigError
 from cvbatch.models.frameworks import keras, ops, schedules
 
 Tensor = Any  # a scalar of Keras; Keras carries no type information
@@ -109,14 +108,11 @@ def make_schedule(optimization: Optimization, peak: float, steps: int) -> WarmUp
         optimization: name and settings of the schedule.
         peak: highest learning rate.
         steps: number of steps of the phase.
-
-    Raises:
-        ConfigError: the schedule is unknown.
     """
     warmup_steps = round(optimization.warmup * steps)
     decay_steps = max(1, steps - warmup_steps)
     final = optimization.final
-    after: dict[str, Callable[[], schedules.LearningRateSchedule | None]] = {
+    after: dict[ScheduleName, Callable[[], schedules.LearningRateSchedule | None]] = {
         "constant": lambda: None,
         "plateau": lambda: None,
         "linear": lambda: schedules.PolynomialDecay(peak, decay_steps, final * peak),
@@ -127,8 +123,7 @@ def make_schedule(optimization: Optimization, peak: float, steps: int) -> WarmUp
             [peak * optimization.drop_factor**i for i in range(len(optimization.drops) + 1)],
         ),
     }
-    make_after = _lookup(after, optimization.schedule, "learning-rate schedule")
-    return WarmUp(peak, warmup_steps, make_after())
+    return WarmUp(peak, warmup_steps, after[optimization.schedule]())
 
 
 class OptimizerEntry(NamedTuple):
@@ -164,15 +159,5 @@ def make_optimizer(optimization: Optimization, rate: Rate) -> keras.optimizers.O
     Args:
         optimization: the optimizer's name and settings.
         rate: learning rate, a number or a schedule over steps.
-
-    Raises:
-        ConfigError: the optimizer is unknown.
     """
-    entry: OptimizerEntry = _lookup(OPTIMIZERS, optimization.optimizer, "optimizer")
-    return entry.build(optimization, rate)
-
-
-def _lookup(table: Mapping[Any, Any], name: str, noun: str) -> Any:
-    if name not in table:
-        raise ConfigError(f"unknown {noun} {name!r}; use one of {', '.join(sorted(table))}")
-    return table[name]
+    return OPTIMIZERS[optimization.optimizer].build(optimization, rate)
