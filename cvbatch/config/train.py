@@ -223,8 +223,8 @@ class TrainingConfig(Section):
     accumulate: int = Field(1, ge=1, le=1024)
     """Batches per worker and step (gradient accumulation)."""
     learning_rate: Annotated[float | None, Field(gt=0), Auto] = None
-    """Learning rate after the warm-up, the highest of a phase; auto: 0.01 for a head of one layer
-    (with rmsprop 0.001), otherwise 0.001."""
+    """Learning rate after the warm-up, the highest of a phase; auto: 0.01 where only a head of
+    one layer is trained (with rmsprop 0.001), otherwise 0.001."""
     base_learning_rate: Annotated[float | None, Field(gt=0), Auto] = None
     """Of finetune, once the base is trained too; auto: a tenth of `learning_rate`."""
     optimizer: OptimizerName = "adamw"

@@ -14,6 +14,22 @@ from cvbatch.train.learners.losses import ClassLoss
 SIDE, COLOURS = 8, 3
 
 
+class StoppedError(Exception):
+    """Raised by a listener to stop a run."""
+
+
+def stop_at(number):
+    """Return a listener that stops a run at checkpoint `number`, from 1."""
+    events = []
+
+    def listener(event):
+        events.append(event)
+        if len(events) == number:
+            raise StoppedError
+
+    return listener
+
+
 class ColourLearner:
     """Cross-entropy and a second loss, so that loss weights have an effect; metric: accuracy."""
 

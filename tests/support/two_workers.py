@@ -133,10 +133,6 @@ def seeds(replicas):
     return {f"seeds/{i}": state.numpy() for i, state in enumerate(states)}
 
 
-class StoppedError(Exception):
-    """Raised to stop the run."""
-
-
 def training(replicas, folder):
     """A run is stopped inside its second epoch and resumed with other initial weights."""
     data = toy_trainings.images(TRAINING_IMAGES, seed=1)
@@ -144,7 +140,7 @@ def training(replicas, folder):
 
     def listener(event):
         if event.row is None:
-            raise StoppedError
+            raise toy_trainings.StoppedError
 
     def trainer(seed, **options):
         with replicas.strategy.scope():
@@ -161,7 +157,7 @@ def training(replicas, folder):
             **options,
         )
 
-    with contextlib.suppress(StoppedError):
+    with contextlib.suppress(toy_trainings.StoppedError):
         trainer(0, listener=listener).run()
     resumed = trainer(50 + replicas.worker)
     rows = resumed.run()

@@ -121,13 +121,6 @@ def test_a_saved_epoch_has_the_statistics_of_its_first_images(resumes, tmp_path,
         (Phase("all", "all", 1, 0.02, freezes_normalization=False),), 5, 4, checkpoint_steps=3
     )
 
-    class StoppedError(Exception):
-        pass
-
-    def listener(event):
-        if event.row is None and resumes:
-            raise StoppedError
-
     def train(**options):
         model = toy_trainings.normalized()
         learner = toy_trainings.ColourLearner(model)
@@ -135,8 +128,8 @@ def test_a_saved_epoch_has_the_statistics_of_its_first_images(resumes, tmp_path,
         return model
 
     if resumes:
-        with pytest.raises(StoppedError):
-            train(listener=listener)
+        with pytest.raises(toy_trainings.StoppedError):
+            train(listener=toy_trainings.stop_at(1))
     model = train()
     trained = model.get_weights()
     first = [batch for batch, _ in zip(source(0, 0), range(4), strict=False)]

@@ -24,10 +24,6 @@ PLAN = Plan(
 )
 
 
-class StoppedError(Exception):
-    """Raised by a listener to stop the run."""
-
-
 class CrossEntropyLearner(toy_trainings.ColourLearner):
     """Classification of the colour with the cross-entropy alone."""
 
@@ -82,15 +78,8 @@ def test_features_change_nothing_but_the_time(uninterrupted, tmp_path):
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(stop, uninterrupted, tmp_path):
     """1: inside the phase on features; 2: at its end; 3: inside the phase on images."""
-    events = []
-
-    def listener(event):
-        events.append(event)
-        if len(events) == stop:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        finetuned(tmp_path, listener=listener)
+    with pytest.raises(toy_trainings.StoppedError):
+        finetuned(tmp_path, listener=toy_trainings.stop_at(stop))
     resumed, _ = finetuned(tmp_path, model=toy_trainings.normalized(seed=9))
 
     assert_equal(weights(resumed), weights(uninterrupted[0]))

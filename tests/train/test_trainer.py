@@ -20,6 +20,7 @@ from cvbatch.train.phases import Phase, phases_of
 from cvbatch.train.trainer import Plan, Trainer, WorkerData
 from cvbatch.train.validation import Validator
 from tests.support import toy_trainings
+from tests.support.toy_trainings import StoppedError, stop_at
 
 pytestmark = [
     pytest.mark.keras,
@@ -35,10 +36,6 @@ PLAN = Plan(
     optimization=Optimization("adam", warmup=0.2, clip_norm=1.0, accumulate=2),
     checkpoint_steps=2,
 )
-
-
-class StoppedError(Exception):
-    """Raised by a listener to stop the run."""
 
 
 def validation():
@@ -119,18 +116,6 @@ def test_a_run_ends_with_the_best_weights(uninterrupted):
     values = validation_values(rows[run.progress.best_epoch - 1])
     assert list(values) == list(again)
     assert values == pytest.approx(again, abs=1e-6)
-
-
-def stop_at(number):
-    """Return a listener that stops the run at checkpoint `number`, from 1."""
-    events = []
-
-    def listener(event):
-        events.append(event)
-        if len(events) == number:
-            raise StoppedError
-
-    return listener
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, 6])
