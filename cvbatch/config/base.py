@@ -59,18 +59,12 @@ class NullAs:
 
 Auto = NullAs("auto")
 _OneOrMore = Name | list[Name]  # the second argument of BeforeValidator: its input, for editors
-Uris = Annotated[
-    list[Name],
-    Field(min_length=1),
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, _OneOrMore),
-]
+_AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value, _OneOrMore)
+Uris = Annotated[list[Name], Field(min_length=1), _AsList]
+Names = Annotated[list[Name], _AsList]
 ModuleNames = Annotated[  # importable names, never paths
     list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-]
-Names = Annotated[
-    list[Name],
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, _OneOrMore),
 ]
 # A class: its name, or its index in the classes of the data. Tags keep errors to the form used.
 ClassRef = Annotated[

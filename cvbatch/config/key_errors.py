@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -78,7 +77,7 @@ def key_suggestion(location: Sequence[str | int], kind: type[BaseModel]) -> str:
         return f"did you mean {_OTHER_NAMES[name]}?"
     parts = {part: key for key in known for part in key.split("_")} | {key: key for key in known}
     close = [parts[part] for part in closest_names(name, parts, cutoff=0.6)]
-    if not close or difflib.SequenceMatcher(None, name, close[0]).ratio() < 0.8:
+    if not closest_names(name, close, cutoff=0.8):
         places = dict.fromkeys(path for path in _paths(kind) if path.endswith(f".{name}"))
         close = list(places)[:3] or close
     return did_you_mean(close) or f"known keys are {', '.join(known)}"

@@ -73,7 +73,7 @@ def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str
     try:
         job = kind.model_validate(resolved)
     except ValidationError as error:
-        errors += [_error_line(item, kind, places) for item in error.errors()]
+        errors += [_error_line(item, resolved, kind, places) for item in error.errors()]
     if errors:
         raise ConfigError(f"{name}: " + "\n  ".join(dict.fromkeys(errors)))
     return job
@@ -249,16 +249,17 @@ def _resolve(value: Any, environ: Mapping[str, str], path: str, errors: list[str
     return text
 
 
-def _error_line(error: Any, kind: type[BaseModel], places: Sequence[Place]) -> str:
+def _error_line(error: Any, values: Any, kind: type[BaseModel], places: Sequence[Place]) -> str:
     """Return one line for an error of pydantic: key, value, rule, remedy.
 
     Args:
         error: one of the errors of a ValidationError.
+        values: that were validated.
         kind: of the job.
         places: of its models in the file.
     """
     location = error["loc"]
-    path = _without_tags(location)
+    path = _path(error, values)
     if not path and "models" in kind.model_fields:
         path = "models"  # the only rule of a whole job with several models is about them
     if places and location[:1] == ("models",) and len(location) > 1:
@@ -279,28 +280,21 @@ def _error_line(error: Any, kind: type[BaseModel], places: Sequence[Place]) -> s
     return f"{path}: {value[:200]}{message}" if path else message
 
 
-def _without_tags(location: Sequence[str | int]) -> str:
-    """Return `models[0].top_k` for pydantic's location (models, 0, classification, top_k)."""
+def _path(error: Any, values: Any) -> str:
+    """Return `models[0].top_k` for pydantic's location (models, 0, classification, top_k).
+
+    Names that are not in the values are branches of a union, except the first one, whose section
+    may have its default, and the last one of a missing key.
+    """
+    location = error["loc"]
+    keys = {0, len(location) - 1} if error["type"] == "missing" else {0}
     path = ""
     for i, part in enumerate(location):
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif not _is_tag(location, i):
-            path += f".{part}"
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            if isinstance(part, str) and i not in keys:
+                continue
+            values = None
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
     return path.lstrip(".")
-
-
-def _is_tag(location: Sequence[str | int], i: int) -> bool:
-    """Return whether pydantic added this part for a branch of a union; it is no key of the file."""
-    part = str(location[i])
-    is_task = (i == 2 and location[0] == "models") or (
-        i == 1 and location[0] == "model" and part in MODEL_SECTIONS
-    )
-    return is_task or part in {
-        "list[str]",
-        "constrained-str",
-        "text",
-        "index",
-        "by_name",
-        "by_class",
-    }

@@ -1,23 +1,23 @@
 """A job file is valid, or it is refused with all errors in one message."""
 
+import re
+
 import pytest
 
-from cvbatch.config.loader import load_job, parse_job
+from cvbatch.config.loader import load_job, parse, parse_job
 from cvbatch.config.models import SegmentationConfig
 from cvbatch.config.network_input import tiling_of
-from cvbatch.config.predict import fingerprint
+from cvbatch.config.predict import JobConfig, fingerprint
+from cvbatch.config.train import TrainJob
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.core.types import Tiling
 from cvbatch.inference.programs import BuildRequest, Identity
 
+MODEL = {"task": "classification", "model": "a.keras"}
+
 
 def raw(**changes):
-    job = {
-        "source": {"uri": "in"},
-        "sink": {"uri": "out"},
-        "models": [{"task": "classification", "model": "a.keras"}],
-    }
-    return job | changes
+    return {"source": {"uri": "in"}, "sink": {"uri": "out"}, "models": [MODEL]} | changes
 
 
 def error_of(job, overrides=()):
@@ -154,6 +154,27 @@ def test_an_overlap_too_large_for_the_input_size_is_refused():
 def test_all_errors_are_reported_at_once():
     message = error_of(raw(sorce=1, run={"actors": 0, "batch": 1}))
     assert all(part in message for part in ("sorce", "run.actors", "run.batch:"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "section", "keys"),
+    [
+        (JobConfig, {"models": [MODEL | {"rescale": {"scale": "x"}}]}, "models[0].rescale.scale"),
+        (JobConfig, {"models": [MODEL | {"resize": {"mod": "crop"}}]}, "models[0].resize.mod"),
+        (JobConfig, {"models": [{"task": "embedding"}]}, "models[0].model"),
+        (
+            TrainJob,
+            {"training": {"class_weights": {"by_name": "x"}}},
+            "training.class_weights.by_name",
+        ),
+        (TrainJob, {"training": {"ignored_class": -1}}, "training.ignored_class"),
+    ],
+)
+def test_an_error_names_the_keys_of_the_file_and_no_branch_of_a_union(kind, section, keys):
+    with pytest.raises(ConfigError) as refusal:
+        parse(kind, raw(**section))
+    assert keys in re.findall(r"^(?:job:)? +(\S+): ", str(refusal.value), re.MULTILINE)
+    assert not re.search("float|tuple|Config", str(refusal.value))
 
 
 def test_overrides_replace_values_in_sections_and_lists():
