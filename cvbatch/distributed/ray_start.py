@@ -60,15 +60,14 @@ def waiting_for_node() -> Iterator[None]:
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(limit_s))
     os.environ.setdefault("RAY_agent_register_timeout_ms", str(1000 * limit_s))
     get_node = services.get_node
-    first_call: list[float] = []
 
     def wait_for_node(*arguments: Any) -> Any:
-        first_call.append(time.monotonic())
+        started = time.monotonic()
         while True:
             try:
                 return get_node(*arguments)
             except RuntimeError:  # the node has not registered
-                if time.monotonic() - first_call[0] > start_limit_s():
+                if time.monotonic() - started > start_limit_s():
                     raise
                 time.sleep(_POLL_S)
 

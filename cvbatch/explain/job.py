@@ -140,22 +140,19 @@ def explain(job: ExplainJob, listener: Listener, *, overwrite: bool = False) -> 
         require_tensorflow()
         workers = _choose_workers(job, resources, plan)
         listener.phase("inspecting the network")
-        with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
-            saved = Path(folder) / "network.keras"
-            with _check_nodes(storage, job, plan, listener) if joins_a_cluster() else nullcontext():
-                facts = _inspect_network(storage, job, identity, saved, workers, plan)
-            if facts.activation_reason:
-                listener.info(facts.activation_reason)
-            spec = _make_spec(job, summary.fingerprint, facts, plan, workers)
-            sink.acquire()
-            if overwrite:
-                sink.clear(*_CLEARED)
-            _commit(spec, sink, plan, saved)
+        with _check_nodes(storage, job, plan, listener) if joins_a_cluster() else nullcontext():
+            facts, network = _inspect_network(storage, job, identity, workers, plan)
+        if facts.activation_reason:
+            listener.info(facts.activation_reason)
+        spec = _make_spec(job, summary.fingerprint, facts, plan, workers)
+        sink.acquire()
+        if overwrite:
+            sink.clear(*_CLEARED)
+        _commit(spec, sink, plan, network)
         units = _pending_units(spec, plan, overwrite)
         listener.info(_describe(units))
-        parallel_map = ParallelMap(workers, listener)
         listener.phase("explaining", *_amount(units))
-        reports = parallel_map.run(start_worker, spec, units, _size)
+        reports = ParallelMap(workers, listener).run(start_worker, spec, units, _size)
         for report in sink.guarded(reports):
             summary.add(report)
         summary.seconds = time.perf_counter() - started
@@ -223,11 +220,14 @@ def _inspect_network(
     storage: Storage,
     job: ExplainJob,
     identity: Identity,
-    saved: Path,
     workers: int,
     plan: Plan | None,
-) -> NetworkFacts:
-    """Resolve the job for its network and save the network; in a child process for workers."""
+) -> tuple[NetworkFacts, bytes]:
+    """Resolve the job for its network; in a child process for workers.
+
+    Returns:
+        What the job needs of the network, and its .keras file.
+    """
     request = BuildRequest(
         job.model,
         identity,
@@ -241,12 +241,16 @@ def _inspect_network(
         samples = SampleImages.of(
             job.source, plan.format, plan.read_chunk(plan.chunks[0]), job.run.image_timeout_s
         )
-    if _runs_in_process(workers):
-        with silent_stderr():
-            return inspect_network(storage, job, request, saved, samples)
-    return ChildProcess(inspect_network, storage, job, request, saved, samples).result(
-        "inspects the network", "free memory, or run the job on a larger machine"
-    )
+    with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
+        saved = Path(folder) / "network.keras"
+        if _runs_in_process(workers):
+            with silent_stderr():
+                facts = inspect_network(storage, job, request, saved, samples)
+        else:
+            facts = ChildProcess(inspect_network, storage, job, request, saved, samples).result(
+                "inspects the network", "free memory, or run the job on a larger machine"
+            )
+        return facts, saved.read_bytes()
 
 
 def _make_spec(
@@ -275,9 +279,9 @@ def _make_spec(
     )
 
 
-def _commit(spec: ExplainSpec, sink: Sink, plan: Plan | None, saved: Path) -> None:
+def _commit(spec: ExplainSpec, sink: Sink, plan: Plan | None, network: bytes) -> None:
     """Write network, state and plan to the sink, and delete the parts of stale chunks."""
-    sink.put(NETWORK, saved.read_bytes())
+    sink.put(NETWORK, network)
     sink.write_state(_state(spec, None))
     if plan is not None:
         plan.commit()

@@ -38,7 +38,6 @@ _PART = re.compile(r"part-([0-9a-f]{16})\.parquet")
 _THREADS = 16
 _FEW_CHUNKS, _MANY_CHUNKS = 8, 64  # for as many workers
 _WORTH_A_FILE = 4  # images, unless there are too few for `_FEW_CHUNKS`
-_SHORT = 8  # images of a chunk; a job that sets this or less has chosen the number of chunks
 
 
 class Source(Protocol):
@@ -296,10 +295,8 @@ def short_chunk(num_images: int, min_images: int, max_images: int) -> int:
     Args:
         num_images: to be cut.
         min_images: of a chunk, if the maximum allows it.
-        max_images: of a chunk; 8 and less is short already, and not shortened.
+        max_images: of a chunk.
     """
-    if max_images <= _SHORT:
-        return max_images
     least = min(power_of_two(num_images / _FEW_CHUNKS), _WORTH_A_FILE)
     return min(max(least, power_of_two(num_images / _MANY_CHUNKS), min_images), max_images)
 

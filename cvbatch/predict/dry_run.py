@@ -12,19 +12,17 @@ from typing import NamedTuple
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.child_process import silent_stderr
 from cvbatch.core.ignored import Ignored
-from cvbatch.core.progress import Listener, counted
+from cvbatch.core.progress import Listener
 from cvbatch.core.types import ChunkRef, EncodedImage
-from cvbatch.distributed import hardware
 from cvbatch.distributed.memory import memory_per_actor
 from cvbatch.distributed.resources import local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.images.decode import Limits, decode_images
 from cvbatch.images.isolated_decode import IsolatedDecoder
-from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.predictor import Predictor, load_models
-from cvbatch.inference.programs import BuiltProgram, build_requests
+from cvbatch.inference.programs import BuiltProgram
 from cvbatch.predict.allocation import choose_allocation
-from cvbatch.predict.job import Preparation, prepare, samples_of
+from cvbatch.predict.job import Preparation, prepare, start_builder
 from cvbatch.predict.memory_check import actor_need, check_programs
 from cvbatch.results import schema, writer
 from cvbatch.sources.readers import ChunkReader
@@ -106,18 +104,10 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
     plan = ready.plan
     pending = list(plan.chunks if overwrite else plan.pending)
     allocation = choose_allocation(job, plan.format, resources, max(1, len(pending)))
-    free_bytes = hardware.memory_bytes()
-    requests = build_requests(job, ready.identities, ready.engine, free_bytes)
-    programs: list[BuiltProgram] = []
-    if pending:
-        builder = ProgramBuilder(ready.sink.storage, requests, samples_of(ready), listener.info)
-        if builder.missing:
-            listener.phase(f"compiling {counted(len(builder.missing), 'models')}")
-        programs = builder.result()
+    programs = start_builder(ready, ready.requests, listener).result() if pending else []
     notes = [note for program in programs for note in program.notes]
     for note in notes:
         listener.info(note)
-    need = actor_need(programs, allocation)
     memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
     if programs:
         check_programs(job, programs, allocation, memory)
@@ -139,7 +129,7 @@ def estimate(job: JobConfig, listener: Listener, *, overwrite: bool = False) -> 
         ignored_examples=plan.ignored.examples,
         arrangement=allocation.arrangement,
         num_actors=allocation.num_actors,
-        needed_bytes=need.of(job.run.batch_size) if pending else 0,
+        needed_bytes=actor_need(programs, allocation).of(job.run.batch_size) if pending else 0,
         actor_memory_bytes=memory,
         sampled_images=sample.num_images,
         sampled_failures=sample.num_failed,

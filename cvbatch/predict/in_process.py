@@ -27,7 +27,7 @@ from cvbatch.core.progress import Listener
 from cvbatch.distributed import hardware
 from cvbatch.distributed.resources import Allocation, local_resources
 from cvbatch.inference.builder import ProgramBuilder
-from cvbatch.inference.programs import build_requests, program_uri
+from cvbatch.inference.programs import program_uri
 from cvbatch.models.job_defaults import complete_model
 from cvbatch.predict.job import commit, prepare, samples_of
 from cvbatch.predict.memory_check import check_programs
@@ -108,11 +108,10 @@ def run_in_process(job: JobConfig, listener: Listener) -> None:
         job = ready.job
         if not ready.plan.pending:
             return
-        memory = hardware.memory_bytes()
-        requests = build_requests(job, ready.identities, ready.engine, memory)
+        requests = ready.requests
         uris = [program_uri(sink.uri, request) for request in requests]
         built = ProgramBuilder(storage, requests, samples_of(ready), listener.info).result()
-        check_programs(job, built, Allocation("fused", 1, 1.0, 0.0), memory)
+        check_programs(job, built, Allocation("fused", 1, 1.0, 0.0), hardware.memory_bytes())
         for note in (note for program in built for note in program.notes):
             listener.info(note)
         sink.acquire()

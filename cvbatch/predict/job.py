@@ -7,7 +7,7 @@ change the sink.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from cvbatch.config.predict import SCHEMA_VERSION, JobConfig, fingerprint
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.json_log import new_run_id
 from cvbatch.core.progress import Listener, counted
-from cvbatch.core.types import ChunkRef
+from cvbatch.core.types import ChunkRef, ChunkReport
 from cvbatch.core.version import __version__
 from cvbatch.distributed import hardware
 from cvbatch.distributed.memory import memory_per_actor
@@ -27,6 +27,7 @@ from cvbatch.distributed.resources import Resources, local_resources
 from cvbatch.distributed.session import connect_ray, joins_a_cluster
 from cvbatch.inference.builder import ProgramBuilder
 from cvbatch.inference.programs import (
+    BuildRequest,
     BuiltOutput,
     BuiltProgram,
     Identity,
@@ -65,6 +66,11 @@ class Preparation:
     engine: str
     fingerprint: str
     plan: Plan
+
+    @property
+    def requests(self) -> list[BuildRequest]:
+        """Return the build requests of the programs; they may use the memory that is free now."""
+        return build_requests(self.job, self.identities, self.engine, hardware.memory_bytes())
 
 
 def prepare(
@@ -117,7 +123,7 @@ def _plan(job: JobConfig, sink: Sink, listener: Listener, min_images: int) -> Pl
     files = find_files(
         sink.storage, source.uri, source.format, sink.uri, listener.advanced, source.options
     )
-    shortest = run.chunk_images if "chunk_images" in run.model_fields_set else min_images
+    shortest = None if "chunk_images" in run.model_fields_set else min_images
     limits = run.chunk_images, run.chunk_bytes, shortest
     return plan_files(sink.storage, files, source.image_column, sink.uri, *limits)
 
@@ -200,16 +206,12 @@ def _run(
     job, sink = ready.job, ready.sink
     allocation = choose_allocation(job, ready.plan.format, resources, len(pending))
     memory = memory_per_actor(job.run.actor_memory_bytes, allocation, resources)
-    free_bytes = hardware.memory_bytes()
-    requests = build_requests(job, ready.identities, ready.engine, free_bytes)
+    requests = ready.requests
     uris = [program_uri(sink.uri, request) for request in requests]
     is_built = all(map(sink.storage.exists, uris))
-    builder, phase = None, "starting Ray"
-    if not is_built:
-        builder = ProgramBuilder(sink.storage, requests, samples_of(ready), listener.info)
-        if builder.missing:
-            phase = f"compiling {counted(len(builder.missing), 'models')}"
-    listener.phase(phase)
+    builder = None if is_built else start_builder(ready, requests, listener)
+    if builder is None or not builder.missing:
+        listener.phase("starting Ray")
     # Ray is imported and started while a child process compiles the models.
     from cvbatch.distributed.preflight import WorkerPackages
     from cvbatch.predict.ray_metrics import RunMetrics
@@ -232,15 +234,35 @@ def _run(
         sink.clear("part-*.parquet")
     spec = commit(ready, uris, built)
     listener.started(len(pending), summary.num_planned)
-    started = time.perf_counter()
     metrics = RunMetrics(summary.run, len(pending))
     with closing(run_chunks(spec, pending, allocation, pool, metrics)) as reports:
-        for report in sink.guarded(reports):
-            summary.add(report)
-            summary.images_per_second = summary.num_images / (time.perf_counter() - started)
-            listener.written(report, summary)
-            if summary.must_stop(job.run.max_failure_fraction):
-                break
+        _collect(sink.guarded(reports), summary, listener, job.run.max_failure_fraction)
+
+
+def start_builder(
+    ready: Preparation, requests: Sequence[BuildRequest], listener: Listener
+) -> ProgramBuilder:
+    """Start to compile the programs of a job; it is a phase if the sink lacks any."""
+    builder = ProgramBuilder(ready.sink.storage, requests, samples_of(ready), listener.info)
+    if builder.missing:
+        listener.phase(f"compiling {counted(len(builder.missing), 'models')}")
+    return builder
+
+
+def _collect(
+    reports: Iterator[ChunkReport],
+    summary: Summary,
+    listener: Listener,
+    max_failure_fraction: float,
+) -> None:
+    """Count the written chunks, until there is no other, or too many images have failed."""
+    started = time.perf_counter()
+    for report in reports:
+        summary.add(report)
+        summary.images_per_second = summary.num_images / (time.perf_counter() - started)
+        listener.written(report, summary)
+        if summary.must_stop(max_failure_fraction):
+            return
 
 
 def _note_empty_heatmaps(job: JobConfig, summary: Summary, listener: Listener) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cvbatch.core.failures import as_json, is_over_limit, merge_examples
 from cvbatch.core.ignored import Ignored
+from cvbatch.core.progress import counted
 from cvbatch.core.types import ChunkReport, Examples
 from cvbatch.planning.plan import Plan
 
@@ -110,9 +111,9 @@ class Summary:
         """Return the numbers of changed, removed and ignored files, as the end of a sentence."""
         text = ""
         if self.num_changed:
-            text += f"; {_files(self.num_changed)} changed, processed again"
+            text += f"; {counted(self.num_changed, 'files')} changed, processed again"
         if self.num_removed:
-            text += f"; {_files(self.num_removed)} removed from the source, rows kept"
+            text += f"; {counted(self.num_removed, 'files')} removed from the source, rows kept"
         if self.ignored:
             text += f"; not read: {self.ignored.counts_text}"
         return text
@@ -121,7 +122,3 @@ class Summary:
         """Return the summary as JSON-ready values."""
         ignored = {"ignored": self.ignored.counts, "ignored_examples": self.ignored.examples}
         return vars(self) | as_json(self.failures, self.examples) | ignored
-
-
-def _files(count: int) -> str:
-    return f"{count:,} file{'' if count == 1 else 's'}"
