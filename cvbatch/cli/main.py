@@ -33,6 +33,7 @@ from cvbatch.core.json_log import (
     new_run_id,
     write_last_line,
 )
+from cvbatch.core.progress import Listener, progress_listener
 from cvbatch.core.redaction import redact
 from cvbatch.exporters.options import ExportOptions
 from cvbatch.importers.flags import chosen_actions
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from cvbatch.config.explain import ExplainJob
     from cvbatch.config.predict import JobConfig
     from cvbatch.config.train import TrainJob
-    from cvbatch.core.progress import Listener
     from cvbatch.evaluate.job import EvaluationSummary
     from cvbatch.explain.job import ExplainSummary
     from cvbatch.predict.dry_run import Estimate
@@ -83,10 +83,11 @@ def _run_command(argv: Sequence[str] | None) -> int:
     """Run a command and write its last line; return the exit status."""
     signals.install_signal_handlers(_print_hint, _print_interrupted)
     run = new_run_id()
-    with log_format(requested_log(argv), run):
+    form = requested_log(argv)
+    with log_format(form, run):
         arguments = build_parser().parse_args(argv)
         arguments.run = run
-        if getattr(arguments, "log", "text") == "json":
+        if form == "json":
             arguments.json = True
         try:
             result = _COMMANDS[arguments.command](arguments)
@@ -129,8 +130,6 @@ def _run_job(arguments: argparse.Namespace, run: Callable[[Any, Listener], Any])
     command = arguments.command
     file = job_files.read_job(command, arguments)
     job = parse(JOB_KINDS[command], file.values, name=file.name)
-    from cvbatch.core.progress import progress_listener
-
     with progress_listener() as listener:
         for note in file.notes:
             listener.info(note)
@@ -220,7 +219,6 @@ def _done(summary: TrainSummary | EvaluationSummary) -> str:
 
 
 def _report(arguments: argparse.Namespace) -> CommandResult:
-    from cvbatch.core.progress import progress_listener
     from cvbatch.report.job import write_comparison, write_report
 
     first, *others = arguments.sources
@@ -245,15 +243,11 @@ def _report(arguments: argparse.Namespace) -> CommandResult:
 
 
 def _demo(arguments: argparse.Namespace) -> CommandResult:
-    from cvbatch.core.progress import progress_listener
     from cvbatch.demo.job import run_demo
 
     with progress_listener() as listener:
         result = run_demo(arguments.out, arguments.images, listener)
-    if arguments.json:
-        print(json.dumps(result.as_json()))
-    else:
-        print(result.as_text())
+    print(json.dumps(result.as_json()) if arguments.json else result.as_text())
     return prediction_result(result.summary)
 
 
@@ -295,7 +289,6 @@ def _list_models(arguments: argparse.Namespace) -> CommandResult:
 
 
 def _import(arguments: argparse.Namespace) -> CommandResult:
-    from cvbatch.core.progress import progress_listener
     from cvbatch.importers.job import import_labels
     from cvbatch.importers.options import parse_import_options
 
@@ -316,7 +309,6 @@ def _import(arguments: argparse.Namespace) -> CommandResult:
 
 def _export(arguments: argparse.Namespace) -> CommandResult:
     options = ExportOptions.of(vars(arguments))
-    from cvbatch.core.progress import progress_listener
     from cvbatch.exporters.job import export
 
     with progress_listener() as listener:

@@ -8,15 +8,13 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Column
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cvbatch.core.json_log import JsonLog
 from cvbatch.core.types import ChunkReport
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _MIN_INTERVAL_S, _MAX_INTERVAL_S = 10.0, 60.0  # between plain lines of one phase
 _SPEED_WINDOW_S = 60.0  # the speed is that of the last minute
@@ -70,6 +68,10 @@ class Listener:
 @contextmanager
 def progress_listener() -> Iterator[Listener]:
     """Yield a listener for stderr: JSON events, a progress bar (terminal) or plain lines."""
+    from rich.console import Console  # here, because workers import this module too
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
     log = sys.stderr if isinstance(sys.stderr, JsonLog) else None
     if log or not Console(stderr=True).is_terminal:
         sparse = _JsonEvents(log) if log else _PlainLines()
@@ -77,7 +79,9 @@ def progress_listener() -> Iterator[Listener]:
         sparse.finish_phase()
         return
     bar = BarColumn(None, table_column=Column(ratio=1))  # the bar gets the width that is left
-    columns = (TextColumn("{task.description}"), bar, _Details())
+    # The text is formatted again and again, so that the time left is true.
+    details = TextColumn("{task.fields[meter].text}", markup=False)
+    columns = (TextColumn("{task.description}"), bar, details)
     # A descriptor of its own: Ray starts while descriptor 2 is redirected (`silent_stderr`).
     with os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding) as terminal:
         console = Console(file=terminal)
@@ -334,10 +338,3 @@ class _ProgressBar(_Measured):
 
     def _show(self) -> None:
         self._progress.update(self._task, completed=self._meter.count)
-
-
-class _Details(ProgressColumn):
-    """The text of the task's meter; it is drawn again and again, so that the time left is true."""
-
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["meter"].text, no_wrap=True)
