@@ -21,7 +21,7 @@ from cvbatch.config.base import (
     SinkConfig,
     Uris,
 )
-from cvbatch.config.loader import load, parse
+from cvbatch.config.loader import parse
 
 EVALUATION_VERSION = 1
 _Rank = Annotated[int, Field(ge=1)]
@@ -127,8 +127,6 @@ class EvaluateJob(Section):
         return value
 
 
-# Like `load_job` and `parse_job` of cvbatch.config.loader, with the same errors.
-load_evaluation = partial(load, EvaluateJob)
 parse_evaluation = partial(parse, EvaluateJob)
 
 

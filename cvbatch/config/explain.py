@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cvbatch.config.base import Auto, Fraction, Name, NullAs, RetryConfig, Section, SinkConfig
 from cvbatch.config.decoding import DECODING_KEYS
-from cvbatch.config.loader import load, parse
+from cvbatch.config.loader import parse
 from cvbatch.config.models import ModelConfig
 from cvbatch.config.predict import SourceConfig
 from cvbatch.core.model_formats import not_keras_error
@@ -189,8 +189,6 @@ class ExplainJob(Section):
         return self
 
 
-# Like `load_job` and `parse_job` of cvbatch.config.loader, with the same errors.
-load_explanation = partial(load, ExplainJob)
 parse_explanation = partial(parse, ExplainJob)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,37 +25,30 @@ MAX_FILE_BYTES = 1 << 20
 Job = TypeVar("Job", bound=BaseModel)
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
-    """Load a prediction job from a YAML file.
+def load(kind: type[Job], path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Load a job from a YAML file.
 
     Args:
+        kind: of the job, such as JobConfig.
         overrides: `a.b.0.c=value`, with the value in YAML; they replace values of the file.
 
     Raises:
         ConfigError: the file cannot be read or is invalid; the message lists all errors.
     """
-    return parse_job(read_job_file(path), overrides, str(path))
+    return parse(kind, read_job_file(path), overrides, str(path))
 
 
-def parse_job(raw: object, overrides: Sequence[str] = (), name: str = "job") -> JobConfig:
-    """Validate a prediction job given as plain values, as parsed from YAML.
+def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str = "job") -> Job:
+    """Validate a job given as plain values, as parsed from YAML.
 
     Args:
+        kind: of the job, such as JobConfig.
+        overrides: as of `load`.
         name: of the job in error messages.
 
     Raises:
         ConfigError: one line per error: the key, the value, what is allowed.
     """
-    return parse(JobConfig, raw, overrides, name)
-
-
-def load(kind: type[Job], path: str | Path, overrides: Sequence[str] = ()) -> Job:
-    """Load a job of any kind from a YAML file, like `load_job`."""
-    return parse(kind, read_job_file(path), overrides, str(path))
-
-
-def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str = "job") -> Job:
-    """Validate a job of any kind, like `parse_job`."""
     raw = with_sections(raw)
     if not isinstance(raw, dict):
         *first, last = [key for key, field in kind.model_fields.items() if field.is_required()]
@@ -77,6 +71,9 @@ def parse(kind: type[Job], raw: object, overrides: Sequence[str] = (), name: str
     if errors:
         raise ConfigError(f"{name}: " + "\n  ".join(dict.fromkeys(errors)))
     return job
+
+
+parse_job = partial(parse, JobConfig)
 
 
 class _StrictLoader(yaml.SafeLoader):

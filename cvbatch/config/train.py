@@ -26,7 +26,7 @@ from cvbatch.config.base import (
     check_sha256,
 )
 from cvbatch.config.decoding import DecodingConfig
-from cvbatch.config.loader import load, parse
+from cvbatch.config.loader import parse
 from cvbatch.config.models import Activation
 from cvbatch.core.model_formats import format_of, not_keras_error, own_weights_error
 from cvbatch.core.tasks import TASKS, Task
@@ -364,8 +364,6 @@ class TrainJob(Section):
         return self
 
 
-# Like `load_job` and `parse_job` of cvbatch.config.loader, with the same errors.
-load_training = partial(load, TrainJob)
 parse_training = partial(parse, TrainJob)
 
 

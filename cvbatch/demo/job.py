@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cvbatch.config.loader import load_job
+from cvbatch.config.loader import load
+from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError
 from cvbatch.core.extras import require_tensorflow
 from cvbatch.core.progress import Listener
@@ -94,7 +95,7 @@ def run_demo(folder: str, num_images: int, listener: Listener) -> DemoResult:
     job_file = root / "job.yaml"
     job_file.write_text(_JOB.format(folder=root), encoding="utf-8")
     render_archive(root, num_images, SEED)
-    summary = predict(load_job(job_file), listener)
+    summary = predict(load(JobConfig, job_file), listener)
     page = root / "report.html"
     write_report(str(root / "result"), str(page))
     return DemoResult(summary, root / "result", page, job_file)

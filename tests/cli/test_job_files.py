@@ -15,7 +15,8 @@ from cvbatch.cli import job_files
 from cvbatch.cli.arguments import build_parser
 from cvbatch.cli.job_files import JOB_KINDS
 from cvbatch.cli.job_options import EXAMPLES, JOB_OPTIONS
-from cvbatch.config.loader import load, load_job, parse, parse_job
+from cvbatch.config.loader import load, parse, parse_job
+from cvbatch.config.predict import JobConfig
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.models.metadata import DEMO_FILES
 from tests.support import jobs
@@ -119,7 +120,7 @@ def test_the_written_job_is_the_job_that_was_run(tmp_path, monkeypatch):
     job_files.write_job("predict", job.sink.uri, file)
     written = tmp_path / "result" / "_cvbatch" / "job.yaml"
     monkeypatch.chdir("/")
-    again = load_job(written)
+    again = load(JobConfig, written)
     assert again.source.uri == [str(tmp_path / "photos") + "/"]
     assert again.sink.uri == str(tmp_path / "result")
     assert plain(again)["models"] == plain(job)["models"]

@@ -9,10 +9,11 @@ import yaml
 
 from cvbatch.config.evaluate import (
     EVALUATION_VERSION,
+    EvaluateJob,
     fingerprint,
-    load_evaluation,
     parse_evaluation,
 )
+from cvbatch.config.loader import load
 from cvbatch.core.errors import ConfigError
 
 MINIMAL = {
@@ -46,7 +47,7 @@ def test_a_file_with_overrides(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job_file(evaluation={"class_map": {"car": "vehicle"}})))
     overrides = ["evaluation.join=name", "run.workers=auto", "evaluation.class_map.dog=null"]
-    job = load_evaluation(path, overrides)
+    job = load(EvaluateJob, path, overrides)
     assert job.evaluation.class_map == {"car": "vehicle", "dog": None}
     assert job.evaluation.join == "name"
 

@@ -5,7 +5,8 @@ import copy
 import pytest
 import yaml
 
-from cvbatch.config.explain import fingerprint, load_explanation, parse_explanation
+from cvbatch.config.explain import ExplainJob, fingerprint, parse_explanation
+from cvbatch.config.loader import load
 from cvbatch.core.errors import ConfigError
 
 MINIMAL = {
@@ -41,7 +42,7 @@ def test_an_empty_section_has_its_defaults(tmp_path):
     path.write_text("patterns:\nweights:\n" + yaml.safe_dump({
         "model": MINIMAL["model"], "sink": {"uri": "out/"}
     }))  # fmt: skip
-    job = load_explanation(path, ["patterns.layers=auto", "weights.layers=all"])
+    job = load(ExplainJob, path, ["patterns.layers=auto", "weights.layers=all"])
     assert job.patterns is not None
     assert job.weights is not None
     assert (job.patterns.filters, job.patterns.steps, job.patterns.step) == (64, 30, 10.0)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cvbatch.config.loader import load_job, parse, parse_job
+from cvbatch.config.loader import load, parse, parse_job
 from cvbatch.config.models import SegmentationConfig
 from cvbatch.config.network_input import tiling_of
 from cvbatch.config.predict import JobConfig, fingerprint
@@ -206,12 +206,12 @@ def test_invalid_yaml_is_refused(tmp_path, text, message):
     path = tmp_path / "job.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        load_job(path)
+        load(JobConfig, path)
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
-        load_job(tmp_path / "none.yaml")
+        load(JobConfig, tmp_path / "none.yaml")
 
 
 def test_the_fingerprint_covers_what_changes_rows_and_nothing_else():

@@ -2,8 +2,9 @@
 
 import pytest
 
-from cvbatch.config.loader import load_job
+from cvbatch.config.loader import load
 from cvbatch.config.locations import relative_to, with_sections
+from cvbatch.config.predict import JobConfig
 
 MODEL = {"task": "classification", "model": "nets/a.keras", "classes": "names.txt"}
 
@@ -54,8 +55,8 @@ def test_values_of_the_command_line_are_relative_to_the_working_directory(tmp_pa
     text = "source: photos\nsink: out\nmodels: [{task: classification, model: a.keras}]\n"
     (folder / "job.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    job = load_job("jobs/job.yaml", ["source.uri=others"])
+    job = load(JobConfig, "jobs/job.yaml", ["source.uri=others"])
     assert job.source.uri == ["others"]
     assert job.sink.uri == "jobs/out"
     monkeypatch.chdir(folder)
-    assert load_job("job.yaml").sink.uri == "out"
+    assert load(JobConfig, "job.yaml").sink.uri == "out"

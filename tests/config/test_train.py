@@ -5,7 +5,8 @@ import copy
 import pytest
 import yaml
 
-from cvbatch.config.train import fingerprint, load_training, parse_training
+from cvbatch.config.loader import load
+from cvbatch.config.train import TrainJob, fingerprint, parse_training
 from cvbatch.core.errors import ConfigError
 
 MINIMAL = {
@@ -67,7 +68,7 @@ def test_a_file_with_overrides_and_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("LABELS", "s3://labels")
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job_file(source={"uri": "${LABELS}/pets"})))
-    job = load_training(path, ["training.epochs=3", "run.workers=auto", "model.image_size=64"])
+    job = load(TrainJob, path, ["training.epochs=3", "run.workers=auto", "model.image_size=64"])
     assert job.source.uri == ["s3://labels/pets"]
     assert job.training.epochs == 3
     assert job.run.workers is None
