@@ -41,7 +41,7 @@ from cvbatch.explain.spec import (
 )
 from cvbatch.explain.work import inspect_network, start_worker
 from cvbatch.inference.programs import BuildRequest, Identity, identify
-from cvbatch.inference.sample_images import SampleImages
+from cvbatch.inference.sample_images import NUM_TRIED, SampleImages
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, make_plan
 from cvbatch.storage import store
@@ -238,9 +238,8 @@ def _inspect_network(
     )
     samples = None
     if job.source and plan and plan.chunks:
-        samples = SampleImages.of(
-            job.source, plan.format, plan.read_chunk(plan.chunks[0]), job.run.image_timeout_s
-        )
+        chunk = plan.first_items(plan.chunks, NUM_TRIED)
+        samples = SampleImages.of(job.source, plan.format, chunk, job.run.image_timeout_s)
     with tempfile.TemporaryDirectory(prefix="cvbatch-explain-") as folder:
         saved = Path(folder) / "network.keras"
         if _runs_in_process(workers):

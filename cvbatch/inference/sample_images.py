@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import cv2
@@ -28,7 +28,7 @@ class SampleImages:
         format: of the source.
         image_column: of the source.
         options: of the source.
-        chunk: up to NUM_TRIED items of the plan.
+        chunk: the first NUM_TRIED items of the plan.
         limits: maximum sizes of files and images.
         timeout_s: maximum seconds to decode one image.
     """
@@ -42,12 +42,12 @@ class SampleImages:
 
     @classmethod
     def of(cls, source: SourceConfig, format: str, chunk: Chunk, timeout_s: float) -> SampleImages:
-        """Return the first images of a chunk of a planned source."""
+        """Return the images of a chunk of a planned source."""
         return cls(
             format,
             source.image_column,
             source.options,
-            replace(chunk, items=chunk.items[:NUM_TRIED]),
+            chunk,
             Limits.from_source(source.model_dump()),
             timeout_s,
         )

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -89,6 +89,11 @@ class Plan:
         if self._new and ref.manifest_uri == self._new[1]:
             return manifest.planned_chunk(self._new[0], ref)
         return read_chunk(self._storage, ref)
+
+    def first_items(self, refs: Sequence[ChunkRef], count: int) -> Chunk:
+        """Return the first items of chunks of this plan, at most `count`, as one chunk."""
+        items = chain.from_iterable(self.read_chunk(ref).items for ref in refs)
+        return Chunk(refs[0].chunk_id, tuple(islice(items, count)))
 
     @property
     def is_finished(self) -> bool:

@@ -37,7 +37,7 @@ from cvbatch.inference.programs import (
     program_uri,
     worker_packages,
 )
-from cvbatch.inference.sample_images import SampleImages
+from cvbatch.inference.sample_images import NUM_TRIED, SampleImages
 from cvbatch.planning import part_files
 from cvbatch.planning.plan import Plan, plan_files, power_of_two
 from cvbatch.predict.allocation import choose_allocation
@@ -276,7 +276,7 @@ def _note_empty_heatmaps(job: JobConfig, summary: Summary, listener: Listener) -
 def samples_of(ready: Preparation) -> SampleImages:
     """Return the first images of the plan, on which the networks are checked."""
     plan = ready.plan
-    chunk = plan.read_chunk(plan.chunks[0])
+    chunk = plan.first_items(plan.chunks, NUM_TRIED)
     return SampleImages.of(ready.job.source, plan.format, chunk, ready.job.run.image_timeout_s)
 
 

@@ -833,7 +833,9 @@ def test_four_workers_have_work_from_a_folder_with_few_images(
     assert shares.min() > 0
     assert shares.max() <= 1.25 * num_images / 4 + 1
     assert chunk_ids(archive.short_plan()) == chunk_ids(plan)
+    first = plan.first_items(plan.chunks, 4).items
     plan.commit()
+    assert list(first) == items(plan)[:4]
     read = {(i.image_id, i.first_row + k) for i in items(plan) for k in range(max(1, i.num_rows))}
     assert len(read) == num_images
 

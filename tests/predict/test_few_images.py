@@ -7,14 +7,19 @@ import pytest
 from cvbatch.config.predict import JobConfig
 from cvbatch.core.progress import Listener
 from cvbatch.distributed.resources import Resources
-from cvbatch.predict.job import prepare
+from cvbatch.predict.job import prepare, samples_of
 from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
 from tests.support import jobs
 
 
-def prepared(folder, *, num_images, commit=False, model=(), **run):
+def prepared(folder, **options):
     """Return the batch size of a job over the first images of an archive, and its chunks."""
+    ready = prepared_job(folder, **options)
+    return ready.job.run.batch_size, [ref.num_images for ref in ready.plan.chunks]
+
+
+def prepared_job(folder, *, num_images, commit=False, model=(), **run):
     files = {f"{i:03d}.jpg": jobs.encoded_image(0) for i in range(num_images)}
     jobs.write_files(folder / "in", files)
     values = {
@@ -32,7 +37,7 @@ def prepared(folder, *, num_images, commit=False, model=(), **run):
             state = {"fingerprint": ready.fingerprint, "job": ready.job.model_dump(mode="json")}
             sink.write_state(state)
             ready.plan.commit()
-    return ready.job.run.batch_size, [ref.num_images for ref in ready.plan.chunks]
+    return ready
 
 
 @pytest.mark.parametrize(
@@ -68,3 +73,9 @@ def test_a_sink_of_an_earlier_version_keeps_its_batch_size(tmp_path):
 def test_tiles_fill_batches_of_any_length(tmp_path):
     tiles = {"tiles": {"size": [224, 224]}}
     assert prepared(tmp_path, num_images=8, model=tiles) == (32, [1] * 8)
+
+
+def test_networks_are_checked_on_images_of_several_short_chunks(tmp_path):
+    ready = prepared_job(tmp_path, num_images=8)
+    assert [ref.num_images for ref in ready.plan.chunks] == [1] * 8
+    assert len(samples_of(ready).chunk.items) == 8
