@@ -106,7 +106,10 @@ SECTIONS: dict[str, tuple[Mistake, ...]] = {
         _slow(f"{_MODEL} --task detection --out out", "set the task of the network"),
         _slow(f"{_MODEL} --classes names.txt --out out", "name all classes, in their order"),
         _slow(f"{_MODEL} --weights imagenet --out out", "train the head first"),
-        _slow(f"{_MODEL} --set run.actor_memory_bytes=1000 --out out", "allow more memory"),
+        _slow(
+            f"{_MODEL} --set run.actor_memory_bytes=1000 --set run.actors=1 --out out",
+            "allow more memory",
+        ),
     ),
     "The images": (
         Mistake(f"predict photo {_OUT}", _FOLDERS),
