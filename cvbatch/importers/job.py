@@ -73,9 +73,10 @@ def import_labels(
     with Sink(options.storage, sink_uri, "import", listener.info) as target:
         _check_sink(target, options.overwrite)
         listener.phase("reading the annotations")
-        report = ImportReport(chosen)
-        dataset = _read_dataset(format_, source, options, report)
-        report.classes = _no_counts(dataset)
+        report, second_pass = ImportReport(chosen), ImportReport(chosen)
+        dataset = FORMATS[format_](source, options, report)
+        dataset = replace(dataset, has_images=options.has_images)
+        report.classes, second_pass.classes = _no_counts(dataset), _no_counts(dataset)
         check = ImageCheck(is_enabled=options.check_images and options.has_images)
         listener.phase("checking", dataset.num_images, "images")
         for _ in validated_images(dataset, options, report, check, listener.advanced):
@@ -86,8 +87,6 @@ def import_labels(
         target.clear("part-*.parquet")
         _write_summary(target, {"is_complete": False})
         writer = ShardWriter(target.storage, sink_uri, dataset, format_, options.shard_images)
-        second_pass = ImportReport(chosen)
-        second_pass.classes = _no_counts(dataset)
         listener.phase("writing", dataset.num_images, "images")
         images = validated_images(dataset, options, second_pass, check, listener.advanced)
         for image in target.guarded(images):
@@ -98,13 +97,6 @@ def import_labels(
         _write_summary(target, _summary(format_, dataset, report, writer.files))
         target.remove_leftovers()
     return report
-
-
-def _read_dataset(
-    format_: str, source: str, options: ImportOptions, report: ImportReport
-) -> AnnotatedDataset:
-    dataset = FORMATS[format_](source, options, report)
-    return replace(dataset, has_images=options.has_images)
 
 
 def _check_unchanged(source: str, first: ImportReport, second: ImportReport) -> None:
