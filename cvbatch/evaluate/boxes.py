@@ -52,10 +52,11 @@ class _Overlap(NamedTuple):
     prefix: str  # of metrics
     precision: str
     tally: str
+    undefined: tuple[str, ...] = ()  # metrics that it does not have
 
 
 _BY_BOXES = _Overlap("", "average_precision", "boxes_tally")
-_BY_MASKS = _Overlap("segm_", "mask_average_precision", "box_masks_tally")
+_BY_MASKS = _Overlap("segm_", "mask_average_precision", "box_masks_tally", ("voc_ap",))
 
 
 def score_boxes(rows: ScoredRows) -> None:
@@ -185,7 +186,7 @@ def box_metric_rows(
     for k, name in enumerate(spec.classes["boxes"]):
         for kind, values in per_class:
             support = int(scores.metric(kind.tally, ClassCounts).support[0, k])
-            for metric in _metrics_of(kind):
+            for metric in (name for name in _BOOTSTRAPPED if name not in kind.undefined):
                 stored = f"{kind.prefix}{metric}"
                 value = float(values[metric][k])
                 row = metrics_table.metric_row(_TASK, name, stored, value, support)
@@ -199,17 +200,13 @@ def _overall_precision(
 ) -> Iterator[MetricRow]:
     num_objects = int(scores.metric(kind.tally, ClassCounts).support[0].sum())
     for metric, value in scores.metric(kind.precision, AveragePrecision).as_dict().items():
-        if metric == "voc_ap" and kind is _BY_MASKS:  # Pascal VOC has no such metric
+        if metric in kind.undefined:
             continue
         stored = f"{kind.prefix}{metric}"
         row = metrics_table.metric_row(_TASK, None, stored, value, num_objects)
         has_replicates = metric in _BOOTSTRAPPED
         values = [nan_mean(replicates[r][stored]) for r in sorted(replicates) if has_replicates]
         yield _with_interval(row, values)
-
-
-def _metrics_of(kind: _Overlap) -> tuple[str, ...]:
-    return _BOOTSTRAPPED if kind is _BY_BOXES else _BOOTSTRAPPED[:-1]
 
 
 def _with_interval(row: MetricRow, drawn: Sequence[float | None]) -> MetricRow:
