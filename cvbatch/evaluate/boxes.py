@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +30,9 @@ from cvbatch.evaluate.scoring import (
 from cvbatch.metrics.average_precision import RECALLS, AveragePrecision
 from cvbatch.metrics.base import nan_mean
 from cvbatch.metrics.box_matching import (
-    AREA_RANGES,
-    IOU_THRESHOLDS,
     GroundTruthBoxes,
     MaskPair,
+    coco_criterion,
     match_across_classes,
 )
 from cvbatch.metrics.classification import Confusion
@@ -54,10 +52,11 @@ class _Overlap(NamedTuple):
     prefix: str  # of metrics
     precision: str
     tally: str
+    undefined: tuple[str, ...] = ()  # metrics that it does not have
 
 
 _BY_BOXES = _Overlap("", "average_precision", "boxes_tally")
-_BY_MASKS = _Overlap("segm_", "mask_average_precision", "box_masks_tally")
+_BY_MASKS = _Overlap("segm_", "mask_average_precision", "box_masks_tally", ("voc_ap",))
 
 
 def score_boxes(rows: ScoredRows) -> None:
@@ -130,10 +129,10 @@ def _class_counts(
     """Return the counts at the thresholds of score and IoU; matches with crowds do not count."""
     num_classes = part.num_classes
     weights = bootstrap_weights(part.image_key.tolist(), spec.num_replicates, spec.seed)
-    bit = int(np.argmin(np.abs(IOU_THRESHOLDS - spec.iou_threshold))) * len(AREA_RANGES)
+    bit = coco_criterion(spec.iou_threshold)
     is_counted = (part.score >= spec.score_threshold) & (part.is_ignored >> bit & 1 == 0)
     is_hit = is_counted & (part.is_true_positive >> bit & 1 == 1)
-    is_object = ~np.asarray(truth.is_crowd, bool)
+    is_object = ~truth.crowds
     true_image = np.searchsorted(part.image_key, np.array(image_ids, np.str_))[truth.image_index]
     return ClassCounts.empty(num_classes, spec.num_replicates).add(
         hits=count_by_class(weights, part.image_index[is_hit], part.class_id[is_hit], num_classes),
@@ -154,12 +153,12 @@ def _confusion(spec: EvaluationSpec, boxes: Boxes, truth: GroundTruthBoxes) -> C
     """
     background = len(spec.classes["boxes"])
     is_used = boxes.score.astype(np.float64) >= spec.score_threshold
-    boxes = Boxes(*(getattr(boxes, item.name)[is_used] for item in fields(Boxes)))
+    boxes = Boxes(*(column[is_used] for column in vars(boxes).values()))
     matched, is_ignored = match_across_classes(boxes, truth, spec.iou_threshold)
     has_object = matched >= 0
     predicted = np.full(len(truth.class_id), background)
     predicted[matched[has_object]] = boxes.class_id[has_object]
-    is_counted = ~np.asarray(truth.is_crowd, bool)
+    is_counted = ~truth.crowds
     false_positives = boxes.class_id[~has_object & ~is_ignored]
     return (
         Confusion.empty(background + 1)
@@ -187,7 +186,7 @@ def box_metric_rows(
     for k, name in enumerate(spec.classes["boxes"]):
         for kind, values in per_class:
             support = int(scores.metric(kind.tally, ClassCounts).support[0, k])
-            for metric in _metrics_of(kind):
+            for metric in (name for name in _BOOTSTRAPPED if name not in kind.undefined):
                 stored = f"{kind.prefix}{metric}"
                 value = float(values[metric][k])
                 row = metrics_table.metric_row(_TASK, name, stored, value, support)
@@ -201,17 +200,13 @@ def _overall_precision(
 ) -> Iterator[MetricRow]:
     num_objects = int(scores.metric(kind.tally, ClassCounts).support[0].sum())
     for metric, value in scores.metric(kind.precision, AveragePrecision).as_dict().items():
-        if metric == "voc_ap" and kind is _BY_MASKS:  # Pascal VOC has no such metric
+        if metric in kind.undefined:
             continue
         stored = f"{kind.prefix}{metric}"
         row = metrics_table.metric_row(_TASK, None, stored, value, num_objects)
         has_replicates = metric in _BOOTSTRAPPED
         values = [nan_mean(replicates[r][stored]) for r in sorted(replicates) if has_replicates]
         yield _with_interval(row, values)
-
-
-def _metrics_of(kind: _Overlap) -> tuple[str, ...]:
-    return _BOOTSTRAPPED if kind is _BY_BOXES else _BOOTSTRAPPED[:-1]
 
 
 def _with_interval(row: MetricRow, drawn: Sequence[float | None]) -> MetricRow:

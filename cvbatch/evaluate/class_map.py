@@ -34,13 +34,7 @@ def make_evaluation_spec(
             of the evaluation section does not fit them.
     """
     labelled: Classes = truth.classes if truth else {}
-    columns = [name for name in CLASS_COLUMNS if name in result.classes and name in labelled]
-    if not columns and not (config.heatmaps and (truth is None or labelled.keys() & _LOCALIZED)):
-        raise SourceError(
-            f"predictions have {_listed(result.classes)}, the truth has {_listed(labelled)}: "
-            "there is nothing to compare; import labels of that kind (embeddings and the values of "
-            "regressions are not evaluated: docs/embeddings.md has the SQL)"
-        )
+    columns = _shared_columns(config, result, labelled if truth else None)
     tables = [(result.classes[name], labelled[name]) for name in columns]
     if config.heatmaps and config.heatmaps.class_map is None:
         predicted = result.classes.get("labels", ())
@@ -58,10 +52,8 @@ def make_evaluation_spec(
     return EvaluationSpec(
         classes={column: labelled[column] for column in columns},
         class_of={
-            column: match_classes(
-                result.classes[column], labelled[column], config.class_map, column
-            )
-            for column in columns
+            name: match_classes(result.classes[name], labelled[name], config.class_map, name)
+            for name in columns
         },
         ks=_top_k(config, result, is_multi_label) if "labels" in columns else (),
         is_multi_label=is_multi_label,
@@ -73,6 +65,22 @@ def make_evaluation_spec(
         num_replicates=config.bootstrap,
         seed=config.seed,
     )
+
+
+def _shared_columns(
+    config: EvaluationConfig, result: Result, labelled: Classes | None
+) -> list[str]:
+    """Return the columns to compare; labelled: None without labels."""
+    columns = [
+        name for name in CLASS_COLUMNS if name in result.classes and name in (labelled or ())
+    ]
+    if not columns and not (config.heatmaps and (labelled is None or labelled.keys() & _LOCALIZED)):
+        raise SourceError(
+            f"predictions have {_listed(result.classes)}, the truth has {_listed(labelled or {})}: "
+            "there is nothing to compare; import labels of that kind (embeddings and the values of "
+            "regressions are not evaluated: docs/embeddings.md has the SQL)"
+        )
+    return columns
 
 
 def match_classes(

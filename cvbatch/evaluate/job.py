@@ -54,6 +54,7 @@ from cvbatch.storage.sink import Sink
 from cvbatch.storage.store import Storage
 
 _MAX_NAMED = 3  # ids or classes in a message
+_COMPLETE_SCORE = 0.01  # predictions down to it have nearly all boxes, as in a validation
 _TASK_REPLICATES = 10  # bootstrap replicates of one task
 # Minimum items for each worker: with fewer, starting Ray takes longer than the work.
 _PARTS_PER_WORKER = 16
@@ -67,14 +68,7 @@ _REASONS = {  # count of images → why they are not compared
     "no_prediction": "without prediction",
     "other_splits": "of other splits",
     "heatmaps_left_out": "without heatmaps to measure",
-    **{
-        f"{task}_unlabelled": f"without true {column}"
-        for task, column in (
-            ("classification", "labels"),
-            ("segmentation", "mask"),
-            ("detection", "boxes"),
-        )
-    },
+    **{f"{task}_unlabelled": f"without true {column}" for column, task in CLASS_COLUMNS.items()},
 }
 
 
@@ -343,6 +337,14 @@ def _report_differences(
                 f"{CLASS_COLUMNS[column]}: no predicted class matches "
                 f"{_named(names, len(names))}; these count as missed"
             )
+    model = result.models["boxes"] if "boxes" in spec.classes else {}
+    threshold = model.get("options", {}).get("score_threshold", 0)
+    if threshold > _COMPLETE_SCORE:
+        listener.info(
+            f"detection: the predictions have no boxes below their score_threshold, {threshold:g}, "
+            "which lowers average precision; predict with score_threshold: "
+            f"{_COMPLETE_SCORE:g} to compare it with that of a training"
+        )
     for ids, lacks in ((joined.no_truth, "no truth"), (joined.no_prediction, "no prediction")):
         if len(ids):
             first = _named(ids.slice(0, _MAX_NAMED).to_pylist(), len(ids))
@@ -381,15 +383,12 @@ def _unmatched(joined: JoinResult, scores: Scores, heatmap_scores: HeatmapScores
     For images whose heatmaps cannot be evaluated, the side is "originals".
     """
     excluded = heatmap_scores.excluded
+    kinds = [failure.kind for failure in excluded.values()]
     groups = [
         (joined.no_truth, "predictions", ["no_truth"] * len(joined.no_truth)),
         (joined.no_prediction, "truth", ["no_prediction"] * len(joined.no_prediction)),
         (pa.array(scores.failed, pa.string()), "predictions", ["failed"] * len(scores.failed)),
-        (
-            pa.array(excluded, pa.string()),
-            "originals",
-            [failure.kind for failure in excluded.values()],
-        ),
+        (pa.array(excluded, pa.string()), "originals", kinds),
     ]
     ids = pa.chunked_array([group_ids.cast(pa.string()) for group_ids, _, _ in groups])
     sides = [side for group_ids, side, _ in groups for _ in range(len(group_ids))]

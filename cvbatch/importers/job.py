@@ -7,7 +7,7 @@ Then they are read again and written, one shard at a time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from cvbatch.importers.options import ImportOptions
 from cvbatch.importers.predictions import read_predictions
 from cvbatch.importers.shard_writer import ShardWriter
 from cvbatch.importers.trimaps import read_trimaps
-from cvbatch.importers.validation import validated_images
+from cvbatch.importers.validation import LabelledImage, validated_images
 from cvbatch.importers.voc import read_voc
 from cvbatch.importers.yolo import read_yolo
 from cvbatch.storage import store
@@ -73,12 +73,11 @@ def import_labels(
     with Sink(options.storage, sink_uri, "import", listener.info) as target:
         _check_sink(target, options.overwrite)
         listener.phase("reading the annotations")
-        report = ImportReport(chosen)
-        dataset = _read_dataset(format_, source, options, report)
-        report.classes = _no_counts(dataset)
+        report, second_pass = ImportReport(chosen), ImportReport(chosen)
+        dataset = FORMATS[format_](source, options, report)
+        dataset = replace(dataset, has_images=options.has_images)
         check = ImageCheck(is_enabled=options.check_images and options.has_images)
-        listener.phase("checking", dataset.num_images, "images")
-        for _ in validated_images(dataset, options, report, check, listener.advanced):
+        for _ in _validated("checking", dataset, options, report, check, listener):
             pass
         check.finish_first_pass()
         report.check(source)
@@ -86,10 +85,7 @@ def import_labels(
         target.clear("part-*.parquet")
         _write_summary(target, {"is_complete": False})
         writer = ShardWriter(target.storage, sink_uri, dataset, format_, options.shard_images)
-        second_pass = ImportReport(chosen)
-        second_pass.classes = _no_counts(dataset)
-        listener.phase("writing", dataset.num_images, "images")
-        images = validated_images(dataset, options, second_pass, check, listener.advanced)
+        images = _validated("writing", dataset, options, second_pass, check, listener)
         for image in target.guarded(images):
             writer.add(image)
         writer.close()
@@ -100,11 +96,21 @@ def import_labels(
     return report
 
 
-def _read_dataset(
-    format_: str, source: str, options: ImportOptions, report: ImportReport
-) -> AnnotatedDataset:
-    dataset = FORMATS[format_](source, options, report)
-    return replace(dataset, has_images=options.has_images)
+def _validated(
+    phase: str,
+    dataset: AnnotatedDataset,
+    options: ImportOptions,
+    report: ImportReport,
+    check: ImageCheck,
+    listener: Listener,
+) -> Iterator[LabelledImage]:
+    report.classes = {
+        column: Counter(dict.fromkeys(dataset.classes[column], 0))
+        for column in dataset.columns
+        if column in dataset.classes
+    }
+    listener.phase(phase, dataset.num_images, "images")
+    return validated_images(dataset, options, report, check, listener.advanced)
 
 
 def _check_unchanged(source: str, first: ImportReport, second: ImportReport) -> None:
@@ -126,14 +132,6 @@ def _summary(
         "columns": list(dataset.columns),
         **report.as_json(),
         "files": dict(files),
-    }
-
-
-def _no_counts(dataset: AnnotatedDataset) -> dict[str, Counter[str]]:
-    return {
-        column: Counter(dict.fromkeys(dataset.classes[column], 0))
-        for column in dataset.columns
-        if column in dataset.classes
     }
 
 

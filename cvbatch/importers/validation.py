@@ -68,7 +68,7 @@ def validated_images(
     options: ImportOptions,
     report: ImportReport,
     check: ImageCheck,
-    on_progress: Progress = lambda _: None,
+    on_progress: Progress,
 ) -> Iterator[LabelledImage]:
     """Yield the valid images of a data set; count images, objects and issues in the report.
 

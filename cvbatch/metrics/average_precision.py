@@ -21,6 +21,7 @@ from cvbatch.metrics.base import (
     nan_to_none,
     require_class_ids,
     require_finite,
+    rows_of_class,
     summed,
 )
 from cvbatch.metrics.box_matching import (
@@ -30,6 +31,7 @@ from cvbatch.metrics.box_matching import (
     VOC_CRITERION,
     GroundTruthBoxes,
     MaskPair,
+    coco_criterion,
     match_boxes,
 )
 from cvbatch.metrics.score_curves import ScoreCurve
@@ -194,16 +196,10 @@ class AveragePrecision(Metric):
 
     def _matches(self, k: int, criterion: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return is_true_positive, is_ignored and rank of a class's detections, each (m,)."""
-        rows = self._rows_of(k)
+        rows = rows_of_class(self.class_id, k)
         bit = _BITS[criterion]
         is_true_positive = self.is_true_positive[rows] & bit != 0
         return is_true_positive, self.is_ignored[rows] & bit != 0, self.rank[rows]
-
-    def _rows_of(self, k: int) -> slice:
-        """Return the rows of a class."""
-        # In the dtype of the column: for any other, NumPy copies the column.
-        ends = np.array([k, k + 1], self.class_id.dtype)
-        return slice(*np.searchsorted(self.class_id, ends).tolist())
 
     def per_class(self) -> dict[str, np.ndarray]:  # each (C,)
         """Return ap, ap50, ap75, voc_ap, recall (NaN without objects) and num_objects.
@@ -232,7 +228,7 @@ class AveragePrecision(Metric):
         criteria = [t * len(AREA_RANGES) for t in range(len(IOU_THRESHOLDS))]
         row_weight = weight[self.image_index]
         for k in np.flatnonzero(num_objects).tolist():
-            rows = self._rows_of(k)
+            rows = rows_of_class(self.class_id, k)
             limited_weight = row_weight[rows] * (self.rank[rows] < MAX_DETECTIONS)
             for t, criterion in enumerate(criteria):
                 best, hits = self._weighted_precision(rows, criterion, limited_weight)
@@ -269,9 +265,8 @@ class AveragePrecision(Metric):
             k: the class.
             iou_threshold: the nearest one of `IOU_THRESHOLDS` is used.
         """
-        t = int(np.argmin(np.abs(IOU_THRESHOLDS - iou_threshold)))
-        is_true_positive, is_ignored, _ = self._matches(k, t * len(AREA_RANGES))
-        score = self.score[self._rows_of(k)][~is_ignored]
+        is_true_positive, is_ignored, _ = self._matches(k, coco_criterion(iou_threshold))
+        score = self.score[rows_of_class(self.class_id, k)][~is_ignored]
         hits = is_true_positive[~is_ignored]
         return ScoreCurve.of(score, hits, np.ones_like(hits, int), int(self.num_objects[k, 0]))
 

@@ -122,6 +122,13 @@ def require_finite(values: np.ndarray, label: str) -> None:  # (N, ...)
         )
 
 
+def rows_of_class(class_id: np.ndarray, k: int) -> slice:  # (M,) ascending
+    """Return the rows of a class."""
+    # In the dtype of the column: for any other, NumPy copies the column.
+    ends = np.array([k, k + 1], class_id.dtype)
+    return slice(*np.searchsorted(class_id, ends).tolist())
+
+
 def require_class_ids(class_id: np.ndarray, num_classes: int) -> None:  # (N,)
     """Raise ValueError if a class id is not in 0..num_classes−1."""
     is_invalid = (class_id < 0) | (class_id >= num_classes)

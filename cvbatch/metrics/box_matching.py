@@ -9,7 +9,7 @@ A criterion is one combination of a rule, an IoU threshold and an area range: th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,12 @@ class GroundTruthBoxes:
     is_crowd: np.ndarray | None = None  # (N,) bool; VOC's "difficult". None: no object is
     area: np.ndarray | None = None  # (N,) pixels², of the outline. None, NaN: of box or mask
 
+    @property
+    def crowds(self) -> np.ndarray:  # (N,) bool
+        """`is_crowd`; False for all objects if it is None."""
+        none = np.zeros(len(self.xyxy), bool)
+        return none if self.is_crowd is None else np.asarray(self.is_crowd, bool)
+
 
 class Matches(NamedTuple):
     """Detections per criterion; rows by image, then class, best score first."""
@@ -69,7 +75,7 @@ class _Shapes(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Detections and ground truth of the same image and class with an overlap of at least half."""
+    """Detections and objects of the same group with an overlap of at least half."""
 
     detection: np.ndarray  # (P,) int64, ascending: row of the sorted detections
     truth: np.ndarray  # (P,) int64
@@ -100,23 +106,17 @@ def match_boxes(
     Source: pycocotools, COCOeval.evaluateImg; Pascal VOC development kit, VOCevaldet.
     """
     row = np.lexsort((-detections.score, detections.class_id, detections.image_index))
-    image, class_id = detections.image_index[row], detections.class_id[row]
     shapes = _box_shapes(detections.xyxy[row], truth.xyxy)
     if masks is not None:
         shapes = _mask_shapes(masks, row)
-    is_first = np.ones(len(row), bool)
-    is_first[1:] = (image[1:] != image[:-1]) | (class_id[1:] != class_id[:-1])
-    group = np.cumsum(is_first)
-    rank = _position_in_run(group)
-    is_crowd = np.zeros(len(truth.xyxy), bool)
-    if truth.is_crowd is not None:
-        is_crowd = np.asarray(truth.is_crowd, bool)
+    group, true_group = _image_and_class(detections, truth)
+    group, is_crowd = group[row], truth.crowds
     area = shapes.true_area
     if truth.area is not None:
         area = np.where(np.isnan(truth.area), area, truth.area)
     is_ignored_truth = is_crowd[:, None] | _is_outside(area)  # (N, A)
 
-    pairs = _overlapping_pairs(shapes, class_id, image, truth, is_crowd)
+    pairs = _overlapping_pairs(shapes, group, true_group, is_crowd)
     match, has_ignored_match = _match_coco(pairs, group, is_crowd, is_ignored_truth)
     has_match = match >= 0
     is_outside = _is_outside(shapes.area)[:, None, :]
@@ -125,7 +125,7 @@ def match_boxes(
     voc_true, voc_ignored = _match_voc(pairs, is_crowd, len(row))
     return Matches(
         row,
-        rank,
+        _position_in_run(group),
         np.column_stack([coco_true.reshape(-1, NUM_COCO_CRITERIA), voc_true]),
         np.column_stack([coco_ignored.reshape(-1, NUM_COCO_CRITERIA), voc_ignored]),
         np.column_stack([~is_ignored_truth, ~is_crowd]),
@@ -151,31 +151,46 @@ def match_across_classes(
         Index of the object, −1 for none; whether the detection is ignored.
     """
     matches = match_boxes(detections, truth)
-    criterion = int(np.argmin(np.abs(IOU_THRESHOLDS - iou_threshold))) * len(AREA_RANGES)
+    criterion = coco_criterion(iou_threshold)
     matched, is_ignored = np.full(len(detections.score), -1), np.zeros(len(detections.score), bool)
     is_hit = matches.is_true_positive[:, criterion]
     matched[matches.row[is_hit]] = matches.match[is_hit, criterion]
     is_ignored[matches.row] = matches.is_ignored[:, criterion]
-    is_taken = np.zeros(len(truth.xyxy), bool)
-    if truth.is_crowd is not None:
-        is_taken |= np.asarray(truth.is_crowd, bool)
+    is_taken = truth.crowds.copy()
     is_taken[matched[matched >= 0]] = True
 
     row = np.argsort(detections.image_index, kind="stable")
     pairs = _overlapping_pairs(
         _box_shapes(detections.xyxy[row], truth.xyxy),
-        np.zeros_like(detections.class_id),
         detections.image_index[row],
-        replace(truth, class_id=np.zeros_like(truth.class_id)),
+        truth.image_index,
         np.zeros_like(is_taken),
     )
     detection, true_box = row[pairs.detection], pairs.truth
     is_free = (matched[detection] < 0) & ~is_ignored[detection] & ~is_taken[true_box]
     is_free &= pairs.iou >= IOU_THRESHOLDS[criterion // len(AREA_RANGES)]
-    for p in np.lexsort((true_box, detection, -pairs.iou)):
-        if is_free[p] and matched[detection[p]] < 0 and not is_taken[true_box[p]]:
+    order = np.lexsort((true_box, detection, -pairs.iou))
+    for p in order[is_free[order]]:
+        if matched[detection[p]] < 0 and not is_taken[true_box[p]]:
             matched[detection[p]], is_taken[true_box[p]] = true_box[p], True
     return matched, is_ignored
+
+
+def coco_criterion(iou_threshold: float) -> int:
+    """Return the COCO criterion of the nearest IoU threshold, for objects of any size."""
+    return int(np.argmin(np.abs(IOU_THRESHOLDS - iou_threshold))) * len(AREA_RANGES)
+
+
+def _image_and_class(
+    detections: Boxes, truth: GroundTruthBoxes
+) -> tuple[np.ndarray, np.ndarray]:  # (M,), (N,) int64
+    """Return numbers of detections and objects, equal where image and class are."""
+    num_classes = max(side.class_id.max(initial=0) for side in (detections, truth)) + 1
+    number, true_number = (
+        side.image_index.astype(np.int64) * num_classes + side.class_id
+        for side in (detections, truth)
+    )
+    return number, true_number
 
 
 def _box_shapes(
@@ -203,21 +218,18 @@ def _mask_shapes(
 
 def _overlapping_pairs(
     shapes: _Shapes,
-    class_id: np.ndarray,  # (M,)
-    image: np.ndarray,  # (M,) ascending
-    truth: GroundTruthBoxes,
+    group: np.ndarray,  # (M,) ascending
+    true_group: np.ndarray,  # (N,)
     is_crowd: np.ndarray,  # (N,)
 ) -> _Pairs:
-    num_classes = max(class_id.max(initial=0), truth.class_id.max(initial=0)) + 1
-    key = image.astype(np.int64) * num_classes + class_id
-    true_key = truth.image_index.astype(np.int64) * num_classes + truth.class_id
-    true_row = np.argsort(true_key, kind="stable")
-    start, end = (np.searchsorted(true_key[true_row], key, side) for side in ("left", "right"))
+    """Return the pairs of the same group that overlap by at least half."""
+    true_row = np.argsort(true_group, kind="stable")
+    start, end = (np.searchsorted(true_group[true_row], group, side) for side in ("left", "right"))
     ends = np.cumsum(end - start)  # of the pairs of each detection
     none = np.zeros(0, np.int64)
     parts = [(none, none, none.astype(np.float64), none.astype(np.float64))]
     first = 0
-    while first < len(key):
+    while first < len(group):
         before = ends[first - 1] if first else 0
         last = max(int(np.searchsorted(ends, before + _MAX_PAIRS, "right")), first + 1)
         counts = (end - start)[first:last]

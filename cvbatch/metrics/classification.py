@@ -20,6 +20,7 @@ from cvbatch.metrics.base import (
     ratio,
     require_class_ids,
     require_finite,
+    rows_of_class,
     summed,
 )
 from cvbatch.metrics.score_curves import ScoreCurve
@@ -255,9 +256,8 @@ class MultiLabelPrecision(Metric):
         `sklearn.metrics.average_precision_score`.
         """
         result = np.full(self.num_classes, np.nan)
-        ends = np.searchsorted(self.class_id, np.arange(self.num_classes + 1))
         for k in range(self.num_classes):
-            rows = slice(ends[k], ends[k + 1])
+            rows = rows_of_class(self.class_id, k)
             positives = self.num_positive[rows]
             if positives.any():
                 precision = np.cumsum(positives) / np.cumsum(self.num_images[rows])
@@ -266,14 +266,14 @@ class MultiLabelPrecision(Metric):
 
     def curve(self, k: int) -> tuple[np.ndarray, np.ndarray]:  # (n,), (n,) float64
         """Return recall and precision of class `k` at each of its scores, highest first."""
-        rows = slice(*np.searchsorted(self.class_id, [k, k + 1]).tolist())
+        rows = rows_of_class(self.class_id, k)
         hits = np.cumsum(self.num_positive[rows])
         recall = ratio(hits, np.full(len(hits), hits[-1] if len(hits) else 0))
         return recall, hits / np.cumsum(self.num_images[rows])
 
     def score_curve(self, k: int) -> ScoreCurve:
         """Return the counts of class `k` at each of its scores except `NOT_PREDICTED`."""
-        rows = slice(*np.searchsorted(self.class_id, [k, k + 1]).tolist())
+        rows = rows_of_class(self.class_id, k)
         score, positive, images = self.score[rows], self.num_positive[rows], self.num_images[rows]
         used = score > NOT_PREDICTED
         return ScoreCurve.of(score[used], positive[used], images[used], int(positive.sum()))

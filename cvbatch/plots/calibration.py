@@ -6,24 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cvbatch.plots.figure import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    integer_ticks,
-    new_figure,
-    set_title,
-    short_count,
-    style,
-    write_note,
-)
+from cvbatch.plots import figure as figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@style()
+@figures.style()
 def draw_reliability(
     accuracy: np.ndarray,  # (B,)
     score: np.ndarray,  # (B,)
@@ -42,28 +31,28 @@ def draw_reliability(
 
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017, figure 1.
     """
-    figure = new_figure(6.5, 6)
     note = f"Expected calibration error {error:.3f}, in {len(counts)} bins."
-    set_title(figure, title, "" if np.isnan(error) else note)
+    figure = figures.new_figure(6.5, 6, title, "" if np.isnan(error) else note)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     edges = np.linspace(0, 1, len(counts) + 1)
     bars = {"x": edges[:-1], "width": np.diff(edges), "align": "edge", "edgecolor": "white"}
-    upper.bar(height=np.nan_to_num(accuracy), color=BLUE, label="accuracy", **bars)
-    upper.hlines(score, edges[:-1], edges[1:], ORANGE, linewidth=2.5, label="mean score")
-    upper.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle="--", label="perfectly calibrated")
+    upper.bar(height=np.nan_to_num(accuracy), color=figures.BLUE, label="accuracy", **bars)
+    upper.hlines(score, edges[:-1], edges[1:], figures.ORANGE, linewidth=2.5, label="mean score")
+    line = {"color": figures.INK, "linewidth": 1, "linestyle": "--"}
+    upper.plot((0, 1), (0, 1), **line, label="perfectly calibrated")
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     upper.legend(loc="upper left", frameon=True, edgecolor="none")
-    lower.bar(height=counts, color=GREY, **bars)
+    lower.bar(height=counts, color=figures.GREY, **bars)
     for left, count in zip(edges, counts.tolist(), strict=False):
         if count:
             middle = left + 0.5 / len(counts)
             lower.annotate(
-                short_count(count), (middle, count), (0, 1.5), textcoords="offset points",
+                figures.short_count(count), (middle, count), (0, 1.5), textcoords="offset points",
                 ha="center", fontsize=6,
             )  # fmt: skip
     lower.set(xlabel="score of the predicted class", ylabel="predictions")
     lower.set_ylim(0, 1.25 * max(counts.max(initial=0), 1))
-    integer_ticks(lower.yaxis, 3)
+    figures.integer_ticks(lower.yaxis, 3)
     if not counts.sum():
-        write_note(upper, "no predictions")
+        figures.write_note(upper, "no predictions")
     return figure

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cvbatch.metrics.base import ratio
-from cvbatch.plots.figure import (
-    INK,
-    new_figure,
-    set_title,
-    short_count,
-    short_name,
-    style,
-    write_note,
-)
+from cvbatch.plots import figure as figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +36,7 @@ class ConfusionTable(NamedTuple):
     num_classes: int
 
 
-@style()
+@figures.style()
 def draw_confusion(
     table: ConfusionTable, title: str, note: str = "", *, is_normalised: bool
 ) -> Figure:
@@ -62,19 +54,17 @@ def draw_confusion(
     small = most_confused(table, MAX_CLASSES)
     num_rows, num_columns = small.counts.shape
     cell = min(_LARGE_CELL, max(_CELL, 5.0 / max(num_columns, 1)))
-    figure = new_figure(
-        max(6.5, _NAME_WIDTH + 1.2 + cell * num_columns), _NAME_WIDTH + 1.2 + cell * num_rows
-    )
     notes = [note, "Each row is divided by its sum." if is_normalised else ""]
     if small is not table:
         notes.append(
             f"The {MAX_CLASSES} of {table.num_classes:,} classes with most errors; all others are "
             "summed."
         )
-    set_title(figure, title, *notes)
+    width, height = (_NAME_WIDTH + 1.2 + cell * count for count in (num_columns, num_rows))
+    figure = figures.new_figure(max(6.5, width), height, title, *notes)
     axes = figure.subplots()
     if not small.counts.sum():
-        write_note(axes, "nothing to compare")
+        figures.write_note(axes, "nothing to compare")
         axes.set_axis_off()
         return figure
     totals = small.counts.sum(axis=1, keepdims=True) + np.zeros_like(small.counts)
@@ -82,8 +72,8 @@ def draw_confusion(
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(num_columns), map(short_name, small.predicted_names), rotation=90)
-    axes.set_yticks(range(num_rows), map(short_name, small.true_names))
+    axes.set_xticks(range(num_columns), map(figures.short_name, small.predicted_names), rotation=90)
+    axes.set_yticks(range(num_rows), map(figures.short_name, small.true_names))
     axes.tick_params(length=0, labelsize=8)
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, label="share of the true class", shrink=0.6, aspect=25)
@@ -100,11 +90,11 @@ def _write_cells(
 ) -> None:
     """Write the share or the count into each cell; shares that would be 0.00 are left out."""
     for (i, j), count in np.ndenumerate(counts):
-        text = short_count(count) if count else ""
+        text = figures.short_count(count) if count else ""
         if is_normalised:
             text = f"{share[i, j]:.2f}" if share[i, j] >= 0.005 else ""
         if text:
-            color = "white" if share[i, j] > _DARK else INK
+            color = "white" if share[i, j] > _DARK else figures.INK
             cell = axes.text(j, i, text, ha="center", va="center", fontsize=font_size, color=color)
             cell.set_in_layout(False)  # measuring all cells would take seconds
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cvbatch.plots.figure import BLUE, ORANGE, new_figure, set_title, style
+from cvbatch.plots.figure import BLUE, ORANGE, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,8 +21,7 @@ def draw_faithfulness(curves: Mapping[str, np.ndarray], title: str) -> Figure:  
         curves: "share", "insertion", "deletion", "random_insertion" and "random_deletion".
         title: of the figure.
     """
-    figure = new_figure(8.5, 4)
-    set_title(figure, title)
+    figure = new_figure(8.5, 4, title)
     for axes, name in zip(figure.subplots(1, 2), ("insertion", "deletion"), strict=True):
         for key, color, label in (
             (f"random_{name}", ORANGE, "random heatmaps"),

@@ -48,6 +48,10 @@ _STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 110,
 }
+_METADATA: dict[str, dict[str, None]] = {  # of each file format: no version and no date
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+}
 # Fonts for letters that matplotlib's own font lacks; those that are installed are used.
 _MORE_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback",
@@ -81,19 +85,21 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure that makes room for all its texts; width, height: in inches."""
-    figure: Figure = require("matplotlib.figure", "plots").Figure(
-        (width, height), layout="constrained"
-    )
-    return figure
+def new_figure(width: float, height: float, title: str, *notes: str) -> Figure:
+    """Return a figure that makes room for all its texts.
 
-
-def set_title(figure: Figure, title: str, *notes: str) -> None:
-    """Write a title and notes below it, wrapped to the width of the figure."""
-    columns = int(figure.get_figwidth() * 72 / (_LETTER * _TITLE_SIZE)) - 2
+    Args:
+        width: in inches.
+        height: in inches.
+        title: of the figure.
+        notes: below the title; both are wrapped to the width.
+    """
+    module = require("matplotlib.figure", "plots")
+    figure: Figure = module.Figure((width, height), layout="constrained")
+    columns = int(width * 72 / (_LETTER * _TITLE_SIZE)) - 2
     lines = [line for text in (title, *notes) if text for line in textwrap.wrap(text, columns)]
     figure.suptitle("\n".join(lines), fontsize=_TITLE_SIZE, x=0.02, ha="left")
+    return figure
 
 
 def integer_ticks(axis: Axis, max_intervals: int) -> None:
@@ -133,21 +139,13 @@ def short_count(count: float) -> str:
 
 
 @style()
-def to_png(figure: Figure) -> bytes:
-    """Return a figure as PNG."""
+def encode(figure: Figure, kind: str) -> bytes:
+    """Return a figure as a file; kind: "png" or "svg"."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-@style()
-def to_svg(figure: Figure) -> bytes:
-    """Return a figure as SVG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
     return buffer.getvalue()
 
 
 def to_files(name: str, figure: Figure) -> dict[str, bytes]:
     """Return a figure as PNG and as SVG, by file name."""
-    return {f"{name}.png": to_png(figure), f"{name}.svg": to_svg(figure)}
+    return {f"{name}.{kind}": encode(figure, kind) for kind in _METADATA}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cvbatch.metrics.score_curves import ScoreCurve
-from cvbatch.plots.figure import INK, new_figure, set_title, short_name, style, write_note
+from cvbatch.plots import figure as figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ _RECALLS = np.linspace(0, 1, 101)
 _NUM_THRESHOLDS = 401
 _MAX_POINTS = 1000  # of a precision-recall curve
 _BAND = (10, 90)  # percentiles of the classes
-_METRICS = {"f1": "F1", "precision": "precision", "recall": "recall"}
+_METRICS = {"f1": "F1", "precision": "precision", "recall": "recall"}  # name → label
 
 
 class ClassCurves(NamedTuple):
@@ -41,7 +41,7 @@ class ClassCurves(NamedTuple):
     metric: str = "AP"
 
 
-@style()
+@figures.style()
 def draw_score_curves(curves: ClassCurves, title: str, note: str = "") -> Figure:
     """Return the curves of the classes with objects, their mean, and the scores of the best F1.
 
@@ -58,25 +58,18 @@ def draw_score_curves(curves: ClassCurves, title: str, note: str = "") -> Figure
     order = np.lexsort((-support, curves.average_precision[occurring]))
     worst = [occurring[i] for i in order[:MAX_CLASSES]]
     shown = sorted(worst) if len(occurring) <= MAX_CLASSES else worst
-    figure = new_figure(11.5, 8)
-    panels = figure.subplots(2, 2).flat
-    pairs = [
-        ("recall", "precision"),
-        ("minimum score", "F1"),
-        ("minimum score", "precision"),
-        ("minimum score", "recall"),
-    ]
-    for axes, (x_label, y_label) in zip(panels, pairs, strict=True):
-        axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.03))
-        if not occurring:
-            write_note(axes, "no labelled objects")
     notes = [note]
     if len(occurring) > len(shown):
         notes.append(
             f"Lines: the {len(shown)} of {len(occurring):,} classes with the lowest "
             f"{curves.metric}, and the mean of all; band: 80 % of the classes."
         )
-    set_title(figure, title, *notes)
+    figure = figures.new_figure(11.5, 8, title, *notes)
+    pairs = [("recall", "precision"), *(("minimum score", label) for label in _METRICS.values())]
+    for axes, (x_label, y_label) in zip(figure.subplots(2, 2).flat, pairs, strict=True):
+        axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.03))
+        if not occurring:
+            figures.write_note(axes, "no labelled objects")
     if occurring:
         _draw_recall_precision(figure.axes[0], curves, occurring, shown)
         mean = _draw_by_score(figure.axes[1:], curves, occurring, shown)
@@ -125,7 +118,7 @@ def _draw_by_score(
         axes.set_xlim(low, high)
         values = np.array([ratios[metric] for ratios in at])
         _draw_summary(axes, thresholds, values, has_band=len(occurring) > len(shown))
-        axes.axvline(thresholds[best], color=INK, linewidth=0.8, linestyle=":")
+        axes.axvline(thresholds[best], color=figures.INK, linewidth=0.8, linestyle=":")
         for i, k in enumerate(shown):
             line = values[occurring.index(k)]
             axes.plot(thresholds, line, color=f"C{i}", linewidth=1.2)
@@ -133,7 +126,7 @@ def _draw_by_score(
             if found is not None and metric == "f1":
                 axes.plot(*found, marker="o", markersize=4, color=f"C{i}")
         if metric == "f1":
-            axes.plot(thresholds[best], mean_f1[best], marker="o", markersize=5, color=INK)
+            axes.plot(thresholds[best], mean_f1[best], marker="o", markersize=5, color=figures.INK)
     return f"mean: F1 {mean_f1[best]:.2f} at {thresholds[best]:.2f}"
 
 
@@ -149,12 +142,11 @@ def _draw_summary(
     if has_band:
         limits = np.nanpercentile(values, _BAND, axis=0)
         axes.fill_between(x, *limits, color="#e4e7ea", linewidth=0)
-    axes.plot(x, np.nanmean(values, axis=0), color=INK, linewidth=2.2)
+    axes.plot(x, np.nanmean(values, axis=0), color=figures.INK, linewidth=2.2)
 
 
 def _label(curves: ClassCurves, k: int) -> str:
     found = curves.by_score[k].best()
     best = "no prediction" if found is None else f"F1 {found[1]:.2f} at {found[0]:.2f}"
-    return (
-        f"{short_name(curves.names[k])}\n{curves.metric} {curves.average_precision[k]:.2f}, {best}"
-    )
+    name, area = figures.short_name(curves.names[k]), curves.average_precision[k]
+    return f"{name}\n{curves.metric} {area:.2f}, {best}"

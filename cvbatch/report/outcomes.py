@@ -18,12 +18,7 @@ from cvbatch.evaluate.columns import score_rows
 from cvbatch.evaluate.plots import BACKGROUND
 from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.images.masks import decode_png
-from cvbatch.metrics.box_matching import (
-    AREA_RANGES,
-    IOU_THRESHOLDS,
-    GroundTruthBoxes,
-    match_boxes,
-)
+from cvbatch.metrics.box_matching import GroundTruthBoxes, coco_criterion, match_boxes
 from cvbatch.metrics.classification import Confusion
 from cvbatch.metrics.counts import ClassCounts
 from cvbatch.report.overlays import difference_layer, thumbnail_hw
@@ -197,7 +192,7 @@ def _box_outcomes(
         ),
     )
     # As in cvbatch.evaluate.boxes: area range "all" at the threshold of IoU.
-    bit = int(np.argmin(np.abs(IOU_THRESHOLDS - spec.iou_threshold))) * len(AREA_RANGES)
+    bit = coco_criterion(spec.iou_threshold)
     outcomes, found = [""] * len(boxes), [None] * len(true_boxes)
     for i, number in enumerate(used[matches.row].tolist()):
         if matches.is_ignored[i, bit]:

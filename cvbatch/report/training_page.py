@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from cvbatch.core.errors import NotFoundError, SourceError
 from cvbatch.core.redaction import redact
-from cvbatch.plots.figure import to_svg
-from cvbatch.plots.learning_curves import draw_learning_curves
+from cvbatch.plots.figure import encode
+from cvbatch.plots.learning_curves import NOT_DRAWN, draw_learning_curves
 from cvbatch.report import charts
 from cvbatch.report.evaluation_page import read_json
 from cvbatch.report.html import (
@@ -31,7 +31,6 @@ from cvbatch.storage.store import Storage
 from cvbatch.train.history import columns_of
 
 STATE = "_cvbatch/training.json"
-_NOT_DRAWN = ("epoch", "step", "phase", "seconds", "waited_seconds")
 _MAX_EPOCHS = 1000  # rows of the table
 _MAX_TEXT = 100_000
 
@@ -139,8 +138,8 @@ def _format_metric(value: object) -> str:
 def _curves(training: Training) -> Element:
     """Return the learning curves."""
     rows, best_epoch = training.history, int(training.done.get("best_epoch") or 0)
-    svg = base64.b64encode(to_svg(draw_learning_curves(rows, best_epoch))).decode()
-    drawn = [key for key in columns_of(rows) if key not in _NOT_DRAWN]
+    svg = base64.b64encode(encode(draw_learning_curves(rows, best_epoch), "svg")).decode()
+    drawn = [key for key in columns_of(rows) if key not in NOT_DRAWN]
     description = f"Curves of {', '.join(drawn)}; the table of the epochs has the values"
     source = f"data:image/svg+xml;base64,{svg}"
     return charts.plot(source, "Learning curves", description, is_wide=True)

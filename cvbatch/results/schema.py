@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from cvbatch.core.tasks import TASKS
 from cvbatch.core.types import (
     Boxes,
     BoxMasks,
-    Failure,
     Heatmaps,
     Labels,
     ModelSpec,
@@ -114,21 +113,15 @@ def result_metadata(models: Sequence[ResultModel], job_fingerprint: str, version
 
 
 def _common_columns(predictions: Predictions, is_failed: np.ndarray) -> dict[str, pa.Array]:
-    failures = [predictions.failures.get(i) for i in range(len(predictions))]
+    failures = (predictions.failures.get(i) for i in range(len(predictions)))
     return {
         "image_id": pa.array(predictions.image_id, pa.string()),
         "uri": pa.array(predictions.uri, pa.string()),
         "width": pa.array(predictions.width, pa.int32(), mask=predictions.width == 0),
         "height": pa.array(predictions.height, pa.int32(), mask=predictions.height == 0),
         "status": pa.array(np.where(is_failed, "failed", "ok"), pa.string()),
-        "error": pa.array([_failure_row(failure) for failure in failures], _FAILURE),
+        "error": pa.array([failure and asdict(failure) for failure in failures], _FAILURE),
     }
-
-
-def _failure_row(failure: Failure | None) -> dict[str, str] | None:
-    if failure is None:
-        return None
-    return {"stage": failure.stage, "kind": failure.kind, "message": failure.message}
 
 
 def _lists(
@@ -284,8 +277,6 @@ PREDICTION_KINDS: dict[str, PredictionKind] = {
 COLUMN_TYPES: dict[str, pa.DataType] = {
     column: kind for stored in PREDICTION_KINDS.values() for column, kind in stored.types.items()
 }
-
-
 RESERVED_NAMES = frozenset([name for name, _ in _COMMON] + list(COLUMN_TYPES))
 
 

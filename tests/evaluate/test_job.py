@@ -381,6 +381,19 @@ def test_true_and_false_positives_at_the_thresholds(tmp_path):
     assert (cup["precision"]["value"], cup["recall"]["value"]) == pytest.approx((1 / 3, 1 / 2))
 
 
+@pytest.mark.parametrize("threshold", [0.01, 0.25])
+def test_a_threshold_of_the_prediction_that_lowers_average_precision_is_reported(
+    threshold, tmp_path
+):
+    rows = {"a": {"boxes": [(0.0, 0.0, 10.0, 10.0, 0, 0.9)]}}
+    truth = {"a": {"boxes": [(0.0, 0.0, 10.0, 10.0, 0, 0)]}}
+    write_result(tmp_path / "predictions", rows, OBJECTS, score_threshold=threshold)
+    write_truth(tmp_path / "truth", truth, OBJECTS, False, 4)
+    listener = TextListener()
+    run(tmp_path, listener=listener)
+    assert ("no boxes below their score_threshold, 0.25," in listener.text) == (threshold > 0.01)
+
+
 def random_masks(seed, count=9):
     rng = np.random.default_rng(seed)
     rows, truth = {}, {}

@@ -14,7 +14,6 @@ from cvbatch.models import model_files
 from cvbatch.models.job_defaults import complete_model
 from tests.support import hub_presets, model_runs, networks
 
-pytest.importorskip("keras_hub")
 pytestmark = [
     pytest.mark.keras,
     # TensorFlow variables do not support the `copy` argument of NumPy 2, which Keras passes.

@@ -144,7 +144,7 @@ def test_texts_are_inside_and_do_not_overlap(name):
 
 def test_a_clipped_and_an_overlapping_text_are_found():
     with figures.style():
-        figure = figures.new_figure(4, 3)
+        figure = figures.new_figure(4, 3, "")
         figure.text(0.98, 0.5, "clipped")
         figure.text(0.1, 0.1, "below")
         figure.text(0.12, 0.1, "above")

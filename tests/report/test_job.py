@@ -13,7 +13,7 @@ import pytest
 import cvbatch
 from cvbatch.core.errors import ConfigError, SourceError
 from cvbatch.images.drawing import PALETTE
-from cvbatch.plots.figure import to_svg
+from cvbatch.plots.figure import encode
 from cvbatch.plots.learning_curves import draw_learning_curves
 from cvbatch.report import job as report_job
 from cvbatch.report.columns import class_colours
@@ -200,7 +200,7 @@ def test_a_training_shows_curves_best_epoch_and_job_file(pages, training):
     assert image["alt"].startswith("Curves of learning_rate, loss, accuracy;")
     rows = pq.read_table(training / "history.parquet").to_pylist()
     svg = base64.b64decode(image["src"].removeprefix("data:image/svg+xml;base64,"))
-    assert svg == to_svg(draw_learning_curves(rows, best_epoch=5))
+    assert svg == encode(draw_learning_curves(rows, best_epoch=5), "svg")
 
 
 def test_an_evaluation_shows_its_plots_as_svg_and_old_ones_as_png(evaluation, tmp_path):

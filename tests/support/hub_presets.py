@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+keras_hub = pytest.importorskip("keras_hub")
+models = keras_hub.models
 SIDE = 64
+INPUT = (SIDE, SIDE, 3)
 
 
 def _resnet(image_shape=(None, None, 3)):
-    import keras_hub
-
-    return keras_hub.models.ResNetBackbone(
+    return models.ResNetBackbone(
         input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
         stackwise_num_filters=[64, 16, 16, 16],
@@ -25,8 +27,6 @@ def _resnet(image_shape=(None, None, 3)):
 
 
 def _converter(prefix: str, **options: Any) -> Any:
-    import keras_hub
-
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     defaults = {
         "image_size": (SIDE, SIDE),
@@ -37,9 +37,6 @@ def _converter(prefix: str, **options: Any) -> Any:
 
 
 def _classifier(prefix: str, backbone: Any, **options: Any) -> Any:
-    import keras_hub
-
-    models = keras_hub.models
     preprocessor = getattr(models, f"{prefix}ImageClassifierPreprocessor")(_converter(prefix))
     return getattr(models, f"{prefix}ImageClassifier")(
         backbone=backbone, num_classes=5, preprocessor=preprocessor, **options
@@ -51,9 +48,7 @@ def resnet() -> Any:
 
 
 def mobilenet() -> Any:
-    import keras_hub
-
-    backbone = keras_hub.models.MobileNetBackbone(
+    backbone = models.MobileNetBackbone(
         stackwise_expansion=[[16, 24], [24, 36]],
         stackwise_num_blocks=[2, 2],
         stackwise_num_filters=[[8, 8], [12, 12]],
@@ -66,7 +61,7 @@ def mobilenet() -> Any:
         input_activation="hard_swish",
         output_activation="hard_swish",
         input_num_filters=8,
-        image_shape=(SIDE, SIDE, 3),
+        image_shape=INPUT,
         depthwise_filters=8,
         depthwise_stride=2,
         depthwise_residual=False,
@@ -77,10 +72,8 @@ def mobilenet() -> Any:
 
 
 def vit() -> Any:
-    import keras_hub
-
-    backbone = keras_hub.models.ViTBackbone(
-        image_shape=(SIDE, SIDE, 3),
+    backbone = models.ViTBackbone(
+        image_shape=INPUT,
         patch_size=16,
         num_layers=2,
         num_heads=2,
@@ -91,9 +84,7 @@ def vit() -> Any:
 
 
 def efficientnet() -> Any:
-    import keras_hub
-
-    backbone = keras_hub.models.EfficientNetBackbone(
+    backbone = models.EfficientNetBackbone(
         stackwise_kernel_sizes=[3, 3],
         stackwise_num_repeats=[1, 2],
         stackwise_input_filters=[8, 8],
@@ -106,45 +97,37 @@ def efficientnet() -> Any:
         stackwise_nores_option=[False, False],
         width_coefficient=1.0,
         depth_coefficient=1.0,
-        image_shape=(SIDE, SIDE, 3),
+        image_shape=INPUT,
     )
     return _classifier("EfficientNet", backbone)
 
 
 def densenet() -> Any:
-    import keras_hub
-
-    backbone = keras_hub.models.DenseNetBackbone(
-        stackwise_num_repeats=[1, 1], growth_rate=8, image_shape=(SIDE, SIDE, 3)
+    backbone = models.DenseNetBackbone(
+        stackwise_num_repeats=[1, 1], growth_rate=8, image_shape=INPUT
     )
     return _classifier("DenseNet", backbone)
 
 
 def vgg() -> Any:
-    import keras_hub
-
-    backbone = keras_hub.models.VGGBackbone(
-        stackwise_num_repeats=[1, 1], stackwise_num_filters=[8, 12], image_shape=(SIDE, SIDE, 3)
+    backbone = models.VGGBackbone(
+        stackwise_num_repeats=[1, 1], stackwise_num_filters=[8, 12], image_shape=INPUT
     )
     return _classifier("VGG", backbone, pooling="avg")
 
 
 def xception() -> Any:
-    import keras_hub
-
-    backbone = keras_hub.models.XceptionBackbone(
+    backbone = models.XceptionBackbone(
         stackwise_conv_filters=[[8, 8], [12, 12]],
         stackwise_pooling=[True, False],
-        image_shape=(SIDE, SIDE, 3),
+        image_shape=INPUT,
     )
     return _classifier("Xception", backbone)
 
 
 def swin() -> Any:
-    import keras_hub
-
-    backbone = keras_hub.models.SwinTransformerBackbone(
-        image_shape=(SIDE, SIDE, 3),
+    backbone = models.SwinTransformerBackbone(
+        image_shape=INPUT,
         embed_dim=8,
         depths=[1, 1],
         num_heads=[1, 2],
@@ -154,10 +137,8 @@ def swin() -> Any:
 
 
 def deit() -> Any:
-    import keras_hub
-
-    backbone = keras_hub.models.DeiTBackbone(
-        image_shape=(SIDE, SIDE, 3),
+    backbone = models.DeiTBackbone(
+        image_shape=INPUT,
         patch_size=16,
         num_layers=2,
         num_heads=2,
@@ -168,17 +149,14 @@ def deit() -> Any:
 
 
 def deeplab() -> Any:
-    import keras_hub
-
-    models = keras_hub.models
     backbone = models.DeepLabV3Backbone(
-        image_encoder=_resnet((SIDE, SIDE, 3)),
+        image_encoder=_resnet(INPUT),
         projection_filters=8,
         low_level_feature_key="P2",
         spatial_pyramid_pooling_key="P4",
         upsampling_size=4,
         dilation_rates=[2, 4],
-        image_shape=(SIDE, SIDE, 3),
+        image_shape=INPUT,
     )
     preprocessor = models.DeepLabV3ImageSegmenterPreprocessor(_converter("DeepLabV3"))
     return models.DeepLabV3ImageSegmenter(
@@ -187,12 +165,9 @@ def deeplab() -> Any:
 
 
 def segformer() -> Any:
-    import keras_hub
-
-    models = keras_hub.models
     encoder = models.MiTBackbone(
         layerwise_depths=[1, 1],
-        image_shape=(SIDE, SIDE, 3),
+        image_shape=INPUT,
         hidden_dims=[8, 16],
         num_layers=2,
         layerwise_num_heads=[1, 2],
@@ -209,15 +184,12 @@ def segformer() -> Any:
 
 
 def retinanet() -> Any:
-    import keras_hub
-
-    models = keras_hub.models
     backbone = models.RetinaNetBackbone(
-        image_encoder=_resnet((SIDE, SIDE, 3)),
+        image_encoder=_resnet(INPUT),
         min_level=3,
         max_level=5,
         use_p5=False,
-        image_shape=(SIDE, SIDE, 3),
+        image_shape=INPUT,
     )
     converter = _converter("RetinaNet", crop_to_aspect_ratio=False)
     return models.RetinaNetObjectDetector(
@@ -228,9 +200,6 @@ def retinanet() -> Any:
 
 
 def d_fine() -> Any:
-    import keras_hub
-
-    models = keras_hub.models
     encoder = models.HGNetV2Backbone(
         stem_channels=[3, 8, 8],
         stackwise_stage_filters=[[8, 8, 16, 1, 3, 3], [16, 8, 32, 1, 3, 3]],
@@ -241,7 +210,7 @@ def d_fine() -> Any:
         embedding_size=8,
         use_learnable_affine_block=True,
         hidden_act="relu",
-        image_shape=(SIDE, SIDE, 3),
+        image_shape=INPUT,
         out_features=["stage1", "stage2"],
     )
     backbone = models.DFineBackbone(
@@ -271,7 +240,7 @@ def d_fine() -> Any:
         lqe_hidden_dim=16,
         num_lqe_layers=2,
         out_features=["stage1", "stage2"],
-        image_shape=(SIDE, SIDE, 3),
+        image_shape=INPUT,
     )
     converter = _converter("DFine", crop_to_aspect_ratio=False)
     return models.DFineObjectDetector(

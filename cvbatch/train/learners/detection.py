@@ -13,7 +13,7 @@ import numpy as np
 
 from cvbatch.core.errors import ConfigError, ModelError
 from cvbatch.core.types import TrainingExample, join_boxes
-from cvbatch.geometry.boxes import NmsSettings, non_max_suppression
+from cvbatch.geometry.boxes import NmsSettings, clip_boxes, non_max_suppression
 from cvbatch.metrics.average_precision import AveragePrecision
 from cvbatch.metrics.box_matching import GroundTruthBoxes
 from cvbatch.metrics.classification import BoxIoU, TopK
@@ -149,7 +149,8 @@ class _Detection:
         detections = []
         for boxes, scores in zip(outputs["boxes"], outputs["scores"], strict=True):
             row, class_id = non_max_suppression(boxes, scores, **_NMS._asdict())
-            detections.append((boxes[row], scores[row, class_id], class_id))
+            clipped = clip_boxes(boxes[row], *_image_size(examples, self.model))  # as the true ones
+            detections.append((clipped, scores[row, class_id], class_id))
         image_index = np.arange(len(examples))
         ground_truth = GroundTruthBoxes(
             np.concatenate([np.zeros((0, 4), np.float32), *(e.boxes_xyxy for e in examples)]),

@@ -438,6 +438,9 @@ def test_true_boxes_have_an_ap_of_1_and_others_of_0(name):
     scores = np.eye(3, dtype=np.float32)[[e.box_class for e in examples]]
     perfect = learner.evaluate({"boxes": boxes, "scores": scores}, examples)
     assert learner.summarize(perfect) == {"ap50": 1.0, "ap": 1.0, "ap75": 1.0}
+    corner = [replace(e, boxes_xyxy=e.boxes_xyxy * [0, 0, 1, 1]) for e in examples]
+    beyond = {"boxes": boxes * [0, 0, 1, 1] - np.float32([50, 50, 0, 0]), "scores": scores}
+    assert learner.summarize(learner.evaluate(beyond, corner))["ap"] == 1.0  # clipped to the image
     moved = learner.evaluate({"boxes": boxes + 40, "scores": scores}, examples)
     assert learner.summarize(moved)["ap50"] == 0.0
     # Duplicates are suppressed; otherwise they would be false positives.
