@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, tostring
 
@@ -18,9 +18,9 @@ from cvbatch.report.columns import (
     MAX_BOXES,
     MAX_NAMES,
     NAME_LENGTH,
-    OUTCOMES,
     ClassColours,
     Drawing,
+    Words,
     first_within,
 )
 from cvbatch.report.html import el, name_element, paragraph, shorten
@@ -35,27 +35,20 @@ _MAX_TAGS = 12  # boxes in a small image that have their names; more only when i
 _SHARES = {True: 3.5, False: 1.5}  # by whether there are labels
 
 
-@dataclass(frozen=True)
-class CardStyle:
+class CardStyle(NamedTuple):
     """What all cards of a page share.
 
     Args:
         colours: of the classes.
         page_uri: of the page, for links to the images.
         links_files: every image is a file of its own.
-        truth: name of what the predictions are compared with.
-        missed: name of a labelled box that no prediction finds.
-        verdicts: of an image whose best label is the true one, and of one whose label is not.
-        outcomes: names of the outcomes of boxes.
+        words: names of what the predictions are compared with.
     """
 
     colours: ClassColours
     page_uri: str
     links_files: bool
-    truth: str = "Ground truth"
-    missed: str = "missed"
-    verdicts: tuple[str, str] = ("correct", "wrong")
-    outcomes: Mapping[str, str] = field(default_factory=lambda: OUTCOMES)
+    words: Words = Words()
 
 
 def draw_card(card: Card, style: CardStyle, images: ByteBudget, max_bytes: float) -> Element:
@@ -68,12 +61,11 @@ def draw_card(card: Card, style: CardStyle, images: ByteBudget, max_bytes: float
         max_bytes: of the boxes and captions of this image, about.
     """
     outcomes = card.comparison.outcomes if card.comparison else ()
-    drawing = Drawing(
-        style.colours, outcomes, max_bytes / _SHARES[card.comparison is not None], style.outcomes
-    )
+    max_bytes /= _SHARES[card.comparison is not None]
+    drawing = Drawing(style.colours, outcomes, max_bytes, style.words)
     title = el("h3", {}, name_element(card.row.image_id, 80))
-    button = el("button", {"type": "button", "class": "open"}, _stage(card, style, drawing, images))
-    caption = el("figcaption", {}, title, *_captions(card, style, drawing), _location(card, style))
+    button = el("button", {"type": "button", "class": "open"}, _stage(card, drawing, images))
+    caption = el("figcaption", {}, title, *_captions(card, drawing), _location(card, style))
     return el("figure", {"class": "card"}, button, caption)
 
 
@@ -82,7 +74,7 @@ def markup_bytes(figure: Element) -> int:
     return len(tostring(figure)) - sum(len(image.get("src", "")) for image in figure.iter("img"))
 
 
-def _stage(card: Card, style: CardStyle, drawing: Drawing, images: ByteBudget) -> Element:
+def _stage(card: Card, drawing: Drawing, images: ByteBudget) -> Element:
     """Return the image and its layers, stacked."""
     row = card.row
     stage = el("span", {"class": "stage"})
@@ -101,7 +93,7 @@ def _stage(card: Card, style: CardStyle, drawing: Drawing, images: ByteBudget) -
             stage.append(el("img", {**attributes, "loading": "lazy"}))
     has_svg = any(page.svg_layer and page.elements(row) for page in COLUMN_PAGES.values())
     if has_svg or (card.comparison and card.comparison.true_boxes):
-        stage.append(_svg_layers(card, style, drawing, size_hw))
+        stage.append(_svg_layers(card, drawing, size_hw))
     return stage
 
 
@@ -120,9 +112,7 @@ def _image_layers(card: Card, shown_hw: tuple[int, int]) -> Iterable[tuple[str, 
         yield "truth", difference.png, description
 
 
-def _svg_layers(
-    card: Card, style: CardStyle, drawing: Drawing, image_hw: tuple[int, int]
-) -> Element:
+def _svg_layers(card: Card, drawing: Drawing, image_hw: tuple[int, int]) -> Element:
     """Return the SVG layers, in pixels of the original."""
     height, width = image_hw
     letter = f"{font_size(height, width):.4g}"
@@ -139,7 +129,11 @@ def _svg_layers(
     )
     if true_boxes:
         drawn = [_true_box(box, image_hw) for box in true_boxes]
-        misses = [_miss(box, style.missed, image_hw) for box in true_boxes if not box.is_crowd]
+        misses = [
+            _miss(box, drawing.words.mark("miss"), image_hw)
+            for box in true_boxes
+            if not box.is_crowd
+        ]
         drawn, misses = (first_within(boxes, drawing.max_bytes) for boxes in (drawn, misses))
         layers.append(el("g", {"class": "layer truth", "font-size": letter}, *drawn))
         layers.insert(0, el("g", {"class": "layer outcomes", "font-size": letter}, *misses))
@@ -179,18 +173,18 @@ def alt_text(card: Card) -> str:
     return shorten("; ".join([size, *filter(None, predictions)]), 600)
 
 
-def _captions(card: Card, style: CardStyle, drawing: Drawing) -> list[Element]:
+def _captions(card: Card, drawing: Drawing) -> list[Element]:
     """Return the predictions as text, and the labels if there are any."""
     pages = COLUMN_PAGES.values()
     captions = [element for page in pages for element in page.caption(card.row, drawing)]
     values = [f"{name} {value:.4g}" for name, value in (card.row.values or {}).items()][:MAX_NAMES]
     captions += [paragraph(shorten(", ".join(values), 300))] if values else []
     if card.comparison is not None:
-        captions.append(_label_caption(card.comparison, style))
+        captions.append(_label_caption(card.comparison, drawing.words))
     return captions
 
 
-def _label_caption(comparison: LabelComparison, style: CardStyle) -> Element:
+def _label_caption(comparison: LabelComparison, words: Words) -> Element:
     """Return the labels, and the agreement of the predictions with them."""
     notes = [
         f"{COLUMN_PAGES[column].agreement} {100 * f1:.0f} %"
@@ -201,12 +195,12 @@ def _label_caption(comparison: LabelComparison, style: CardStyle) -> Element:
     if comparison.loss is not None:
         texts.append(f"loss {'at least ' if comparison.is_loss_bound else ''}{comparison.loss:.3f}")
     labels = ", ".join(shorten(label, NAME_LENGTH) for label in comparison.labels[:MAX_NAMES])
-    caption = el("p", {"class": "truth-labels"}, el("b", {}, f"{style.truth} "))
+    caption = el("p", {"class": "truth-labels"}, el("b", {}, f"{words.truth} "))
     if labels:
         caption.append(name_element(labels))
     if comparison.is_correct is not None:
         kind = "right" if comparison.is_correct else "wrong"
-        verdict = style.verdicts[0 if comparison.is_correct else 1]
+        verdict = words.verdicts[0 if comparison.is_correct else 1]
         caption.append(el("span", {"class": f"verdict {kind}"}, verdict))
     caption.append(el("span", {"class": "quiet"}, f" {'; '.join(texts)}"))
     return caption

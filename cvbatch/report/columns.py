@@ -34,7 +34,19 @@ _MAX_AREAS = 4  # of classes of a mask, below one image
 ClassColours = Mapping[str, int]  # class name → the mask value that has its colour
 Elements = list[dict[str, Any]] | None  # of a row; None: the result lacks the column
 Tile = tuple[str, str, str]  # title, value, note
-OUTCOMES = {"tp": "true positive", "fp": "false positive"}
+# Title of the switch by CSS class of the boxes, whose colours page.css has.
+OUTCOMES = {"tp": "True positives", "fp": "False positives", "miss": "Misses"}
+# Title by key of the status filter in page.js.
+STATUSES = {
+    "ok": "Read",
+    "failed": "Failed",
+    "correct": "Best label correct",
+    "wrong": "Best label wrong",
+    "boxes": "With boxes from the minimum score",
+    "no-boxes": "Without such boxes",
+    "false-positive": "With false positives",
+    "miss": "With misses",
+}
 
 
 def class_colours(classes: Mapping[str, Sequence[str]]) -> ClassColours:
@@ -49,6 +61,20 @@ def class_colours(classes: Mapping[str, Sequence[str]]) -> ClassColours:
     return colours
 
 
+class Words(NamedTuple):
+    """Names on the page of what the predictions are compared with, and of the outcomes."""
+
+    truth: str = "Ground truth"
+    marks: tuple[str, str, str] = ("true positive", "false positive", "missed")
+    verdicts: tuple[str, str] = ("correct", "wrong")  # of an image with one true label
+    outcomes: Mapping[str, str] = OUTCOMES
+    statuses: Mapping[str, str] = STATUSES
+
+    def mark(self, outcome: str) -> str:
+        """Return the name of the outcome of one box; outcome: a key of OUTCOMES."""
+        return dict(zip(OUTCOMES, self.marks, strict=True))[outcome]
+
+
 class Drawing(NamedTuple):
     """How the elements of a row are drawn.
 
@@ -56,13 +82,13 @@ class Drawing(NamedTuple):
         colours: of the classes.
         outcomes: of the boxes, keys of OUTCOMES or ""; () if there is nothing to compare with.
         max_bytes: of the elements in the page.
-        outcome_names: names of the outcomes.
+        words: names of the outcomes.
     """
 
     colours: ClassColours
     outcomes: Sequence[str] = ()
     max_bytes: float = math.inf
-    outcome_names: Mapping[str, str] = OUTCOMES
+    words: Words = Words()
 
     def outcome(self, number: int) -> str:
         """Return the outcome of a box; "" if it has none."""
@@ -180,7 +206,7 @@ def _box_caption(row: Row, drawing: Drawing) -> list[Element]:
 def _box_chip(row: Row, number: int, drawing: Drawing) -> Element:
     box, outcome = (row.boxes or [])[number], drawing.outcome(number)
     attributes = {"class": f"scored {outcome}".strip(), "data-score": f"{box['score']:.6g}"}
-    mark = el("span", {"class": "mark"}, drawing.outcome_names[outcome]) if outcome else None
+    mark = el("span", {"class": "mark"}, drawing.words.mark(outcome)) if outcome else None
     name = name_element(box["label"], NAME_LENGTH)
     colour = swatch(drawing.colours.get(box["label"], 0))
     return el("li", attributes, colour, name, f" {box['score']:.2f}", mark)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
-import numpy as np
 import pyarrow as pa
 
 from cvbatch.core.errors import NotFoundError, SourceError
@@ -17,9 +16,10 @@ from cvbatch.core.redaction import redact
 from cvbatch.core.types import Failure, InputKey
 from cvbatch.images.decode import Limits, decode
 from cvbatch.images.headers import read_header
+from cvbatch.report.columns import Words
 from cvbatch.report.evaluation_page import read_json
 from cvbatch.report.facts import Facts
-from cvbatch.report.gallery import GalleryText, assemble
+from cvbatch.report.gallery import assemble
 from cvbatch.report.html import (
     Section,
     el,
@@ -33,6 +33,7 @@ from cvbatch.report.html import (
 )
 from cvbatch.report.overlays import ByteBudget, encode_photo, photo_side, thumbnail_hw
 from cvbatch.report.prediction_page import job_file_section
+from cvbatch.report.statistics import equally_spaced
 from cvbatch.storage import store
 from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage, TooLargeError
@@ -52,7 +53,7 @@ _LEAVES = {  # of the columns of an image, those that are read
     "activations": ("layer", "picture"),
     "heatmaps": ("label", "score", "layer", "picture"),
 }
-_TEXT = GalleryText(statuses=_KINDS)
+_WORDS = Words(statuses=_KINDS)
 
 
 class Picture(NamedTuple):
@@ -210,7 +211,7 @@ def _choose(explanation: Explanation) -> tuple[list[Picture], str]:
     count = len(names)
     if len(pictures) + total > MAX_PICTURES:
         count = max(1, (MAX_PICTURES - len(pictures)) * len(names) // max(total, 1))
-    chosen = np.unique(np.linspace(0, max(len(names) - 1, 0), count).round().astype(int)).tolist()
+    chosen = equally_spaced(len(names), count)
     pictures += [picture for i in chosen for picture in explanation.of_images[names[i]]]
     pictures = pictures[:MAX_PICTURES]
     if not pictures:
@@ -231,7 +232,7 @@ def _gallery(
     for picture in pictures:
         figures.append(_card(explanation, picture, images, photo_bytes))
         facts.cards.append(_facts(facts, picture))
-    return assemble(figures, facts, {}, _TEXT)
+    return assemble(figures, facts, {}, _WORDS)
 
 
 def _facts(facts: Facts, picture: Picture) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +31,8 @@ class Facts:
     classes: dict[str, int] = field(default_factory=dict)
     cards: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, card: Card, changes: Sequence[str] = ()) -> None:
-        """Add an image; changes: kinds of its differences between two results."""
+    def add(self, card: Card) -> None:
+        """Add an image."""
         row, comparison = card.row, card.comparison
         facts = {
             "id": row.image_id,
@@ -46,7 +45,7 @@ class Facts:
             "predicted": _predictions(row),
             "classes": sorted({*map(self.class_index, self._names(row, comparison))}),
             "boxes": self._box_scores(row),
-            "changes": list(changes),
+            "changes": list(card.changes),
         }
         if comparison is not None:
             facts |= self._outcomes(row, comparison)

@@ -23,12 +23,12 @@ from cvbatch.report import (
     prediction_page,
     training_page,
 )
-from cvbatch.report.comparison_page import ResultPair
 from cvbatch.report.disagreements import Comparison, compare_with_labels
 from cvbatch.report.html import Section, format_count
 from cvbatch.report.overlays import ByteBudget
 from cvbatch.report.page import render_page
 from cvbatch.report.prediction_page import Prediction
+from cvbatch.report.result_changes import find_changes
 from cvbatch.report.samples import choose_rows, is_sample
 from cvbatch.report.statistics import collect_statistics
 from cvbatch.report.vectors import vectors_section
@@ -137,11 +137,10 @@ def write_comparison(
     a, b = (Result(storage, uri, needs_rows=True) for uri in (uri_a, uri_b))
     target = _target(b.uri, out, _COMPARISON)
     draft = _Draft(storage, b.uri, target, listener or Listener())
-    pair = ResultPair.of(a, b, draft.listener)
-    num_compared, changed = pair.changes.num_compared, len(pair.changes.images)
-    sections = comparison_page.sections(pair, draft.images, target, draft.listener)
-    title = f"{format_count(changed, 'image')} of {num_compared:,} changed"
-    return _write(draft, "comparison", _Content(title, sections, pair.changes.num_common))
+    changes = find_changes(a, b, draft.listener)
+    sections = comparison_page.sections(changes, draft.images, target, draft.listener)
+    title = f"{format_count(len(changes.images), 'image')} of {changes.num_compared:,} changed"
+    return _write(draft, "comparison", _Content(title, sections, changes.num_common))
 
 
 def _target(uri: str, out: str | None, default: str) -> str:

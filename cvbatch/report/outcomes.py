@@ -88,7 +88,7 @@ class LabelComparison:
     @property
     def mean_agreement(self) -> float:
         """Return the mean over the columns: 1 if all predictions are correct; NaN without any."""
-        return float(np.mean(list(self.agreement.values()))) if self.agreement else math.nan
+        return _mean(self.agreement)
 
     @property
     def is_correct(self) -> bool | None:
@@ -159,12 +159,13 @@ def _scores(
     return agreement, tuple(cells)
 
 
-def agreement_of(
-    spec: EvaluationSpec, predicted: pa.Table, labelled: pa.Table, name: str
-) -> float | None:
-    """Return the mean F1 of the columns of one image, 0..1; None if nothing is to be compared."""
-    agreement, _ = _scores(spec, predicted, labelled, name)
-    return float(np.mean(list(agreement.values()))) if agreement else None
+def agreement_of(spec: EvaluationSpec, predicted: pa.Table, labelled: pa.Table, name: str) -> float:
+    """Return `mean_agreement` of one image without its other outcomes; NaN without any column."""
+    return _mean(_scores(spec, predicted, labelled, name)[0])
+
+
+def _mean(agreement: Mapping[str, float]) -> float:
+    return float(np.mean(list(agreement.values()))) if agreement else math.nan
 
 
 def _box_outcomes(

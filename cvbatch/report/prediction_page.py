@@ -16,7 +16,7 @@ from cvbatch.report.cards import CardStyle
 from cvbatch.report.columns import COLUMN_PAGES, class_colours
 from cvbatch.report.disagreements import Comparison
 from cvbatch.report.facts import Facts
-from cvbatch.report.gallery import gallery, with_progress
+from cvbatch.report.gallery import gallery
 from cvbatch.report.html import (
     Cell,
     Child,
@@ -40,7 +40,6 @@ from cvbatch.results.result import Result
 from cvbatch.results.run_history import Run
 
 MAX_CLASSES = 200  # rows of a table
-PHOTO_SHARE = 0.75  # of the bytes of images; masks and heatmaps have the rest
 _MAX_TEXT = 100_000  # characters of a job file
 
 
@@ -185,15 +184,13 @@ def gallery_section(
     shown = list(dict.fromkeys([*prediction.chosen, *lowest]))
     if not shown:
         return Section("gallery", "Images", [paragraph("There is no image to show.")])
-    cards = read_cards(result, shown, comparisons, images.share(len(shown)) * PHOTO_SHARE)
+    cards = read_cards(result, shown, comparisons, images)
     links_files = result.reader.format.key == ""
     style = CardStyle(class_colours(result.classes), page_uri, links_files)
-    body = [paragraph(f"Shown: {_description(prediction, comparison)}.")]
+    text = paragraph(f"Shown: {_description(prediction, comparison)}.")
     facts = Facts(is_multi_label=result.is_multi_label)
-    listener.phase("drawing the report", len(shown), "images")
-    pairs = ((card, ()) for card in cards)
-    drawn = with_progress(pairs, listener)
-    return Section("gallery", "Images", [*body, *gallery(drawn, len(shown), style, facts, images)])
+    body = gallery(cards, len(shown), style, facts, images, listener)
+    return Section("gallery", "Images", [text, *body])
 
 
 def _description(prediction: Prediction, comparison: Comparison | None) -> str:

@@ -15,7 +15,7 @@ from cvbatch.geometry.boxes import iou
 from cvbatch.report import result_changes
 from cvbatch.report.columns import BOX_SCORE
 from cvbatch.report.job import write_comparison
-from cvbatch.report.result_changes import compare_pair, comparison_spec, find_changes
+from cvbatch.report.result_changes import compare_pairs, find_changes
 from cvbatch.results.result import Result
 from cvbatch.storage.store import Storage
 from tests.report.test_gallery import facts_in
@@ -110,14 +110,14 @@ def test_changes_equal_brute_force(results):
 
 
 def test_gained_and_lost_boxes_of_an_image_are_those_that_are_counted(results):
-    changes, spec = find_changes(*results, Listener()), comparison_spec(*results)
+    changes = find_changes(*results, Listener())
+    both_ok = [pair for pair, change in changes.images.items() if "failed" not in change.kinds[0]]
+    comparisons = compare_pairs(*results, both_ok)
     rows = {row.image_id: row for row in results[1]}
     ids = [row.image_id for row in results[1]]
     ends = np.cumsum([0, *(7 for _ in results[1].done)])
-    for pair, change in changes.images.items():
-        if change.kinds[0].startswith("failed"):
-            continue
-        comparison = compare_pair(spec, *results, pair)
+    for pair in both_ok:
+        change, comparison = changes.images[pair], comparisons[pair.b]
         row = rows[ids[ends[results[1].done.index(pair.b.ref)] + pair.b.row]]
         gained = [
             box for box, outcome in zip(row.boxes, comparison.outcomes, strict=True)
