@@ -21,6 +21,8 @@ from cvbatch.report.columns import (
     ClassColours,
     Drawing,
     Words,
+    describe,
+    describe_values,
     first_within,
 )
 from cvbatch.report.html import el, name_element, paragraph, shorten
@@ -168,17 +170,16 @@ def _miss(box: TrueBox, missed: str, image_hw: tuple[int, int]) -> Element:
 def alt_text(card: Card) -> str:
     """Return the text alternative of an image: id, size, predictions."""
     row = card.row
-    predictions = [page.description(row) for page in COLUMN_PAGES.values()]
     size = f"{row.image_id}, {row.width} × {row.height} pixels"
-    return shorten("; ".join([size, *filter(None, predictions)]), 600)
+    return shorten("; ".join([size, *describe(row)]), 600)
 
 
 def _captions(card: Card, drawing: Drawing) -> list[Element]:
     """Return the predictions as text, and the labels if there are any."""
     pages = COLUMN_PAGES.values()
     captions = [element for page in pages for element in page.caption(card.row, drawing)]
-    values = [f"{name} {value:.4g}" for name, value in (card.row.values or {}).items()][:MAX_NAMES]
-    captions += [paragraph(shorten(", ".join(values), 300))] if values else []
+    values = describe_values(card.row)
+    captions += [paragraph(shorten(values, 300))] if values else []
     if card.comparison is not None:
         captions.append(_label_caption(card.comparison, drawing.words))
     return captions

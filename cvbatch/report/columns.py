@@ -143,6 +143,18 @@ class ColumnPage(NamedTuple):
     png_layer: Callable[[Row, tuple[int, int]], PngLayer | None] | None = None
 
 
+def describe(row: Row) -> list[str]:
+    """Return the predictions of an image as texts."""
+    texts = [page.description(row) for page in COLUMN_PAGES.values()]
+    return [text for text in (*texts, describe_values(row)) if text]
+
+
+def describe_values(row: Row) -> str:
+    """Return the values of a regression as text; "" without any."""
+    values = [f"{name} {value:.4g}" for name, value in (row.values or {}).items()]
+    return ", ".join(values[:MAX_NAMES])
+
+
 # ---------------------------------------------------------------- labels
 
 

@@ -29,10 +29,9 @@ from cvbatch.report.html import (
     name_element,
     paragraph,
     shorten,
-    table,
 )
 from cvbatch.report.overlays import ByteBudget, encode_photo, photo_side, thumbnail_hw
-from cvbatch.report.prediction_page import job_file_section
+from cvbatch.report.prediction_page import failures_section, job_file_section
 from cvbatch.report.statistics import equally_spaced
 from cvbatch.storage import store
 from cvbatch.storage.parquet import ParquetFile
@@ -170,7 +169,7 @@ def sections(explanation: Explanation, images: ByteBudget) -> list[Section]:
         Section("gallery", "Pictures", body),
     ]
     if explanation.failures:
-        result.append(Section("failures", "Failures", [_failures(explanation)]))
+        result.append(failures_section(explanation.failures, explanation.examples))
     job = job_file_section(explanation.state.get("job"))
     return [*result, job] if job else result
 
@@ -283,17 +282,3 @@ def _encode(explanation: Explanation, picture: Picture, max_bytes: float) -> byt
     key = InputKey(height, width, "stretch")
     decoded = decode(data, [key], limits)
     return None if isinstance(decoded, Failure) else encode_photo(decoded.pixels[key], max_bytes)
-
-
-def _failures(explanation: Explanation) -> Element:
-    return table("Failed images by stage and kind", ("kind", "images", "examples"),
-                 _failure_rows(explanation), "tn")  # fmt: skip
-
-
-def _failure_rows(explanation: Explanation) -> Iterator[tuple[str, str, Element]]:
-    for kind, number in explanation.failures.most_common():
-        examples = [
-            el("li", {}, name_element(image_id), f": {shorten(redact(message), 300)}")
-            for image_id, message in explanation.examples[kind]
-        ]
-        yield kind, format_count(number), el("ul", {"class": "plain"}, *examples)

@@ -218,7 +218,7 @@ def _compare(
         )
         return None, []
     if evaluation_uri is None:
-        return (_compare_with_labels(prediction, truth, {}) if truth else None), []
+        return (_compare_with_truth(prediction, truth, {}) if truth else None), []
     evaluation = evaluation_page.load(prediction.result.storage, evaluation_uri)
     identity = evaluation.state.get("predictions", {}).get("identity")
     if identity != prediction.result.identity:
@@ -229,23 +229,29 @@ def _compare(
     sections = evaluation_page.sections(evaluation, draft.images)
     if truth:
         options = evaluation.state.get("evaluation", {})
-        return _compare_with_labels(prediction, truth, options), sections
+        return _compare_with_truth(prediction, truth, options), sections
     return _compare_with_evaluation(prediction, evaluation, draft.notes), sections
 
 
 def _compare_with_labels(
+    prediction: Prediction,
+    label_uris: Sequence[str],
+    splits: Sequence[str] | None,
+    options: dict[str, Any],
+) -> Comparison:
+    """Compare the rows of the gallery with labels; options: an `evaluation` section."""
+    is_part = is_sample(prediction.statistics)
+    return compare_with_labels(
+        prediction.result, label_uris, splits, options, prediction.chosen, is_sample=is_part
+    )
+
+
+def _compare_with_truth(
     prediction: Prediction, truth: Sequence[str], options: dict[str, Any]
 ) -> Comparison:
     """Compare with the labels of --truth; options: an `evaluation` section."""
     try:
-        return compare_with_labels(
-            prediction.result,
-            truth,
-            None,
-            options,
-            prediction.chosen,
-            is_sample=is_sample(prediction.statistics),
-        )
+        return _compare_with_labels(prediction, truth, None, options)
     except ConfigError as error:
         raise ConfigError(
             f"--truth: {error}; or set it in a job file of cvbatch evaluate and use its sink as "
@@ -261,14 +267,8 @@ def _compare_with_evaluation(
     if not labels:  # only heatmaps were evaluated
         return None
     try:
-        return compare_with_labels(
-            prediction.result,
-            labels["uri"],
-            labels.get("splits"),
-            evaluation.state.get("evaluation", {}),
-            prediction.chosen,
-            is_sample=is_sample(prediction.statistics),
-        )
+        options = evaluation.state.get("evaluation", {})
+        return _compare_with_labels(prediction, labels["uri"], labels.get("splits"), options)
     except CvbatchError as error:
         notes.append(f"No image is compared with its labels: {error}")
         return None
@@ -317,7 +317,9 @@ def _prediction_sections(
     rest = [
         gallery,
         *scores[1:],
-        prediction_page.failures_section(prediction),
+        prediction_page.failures_section(
+            prediction.statistics.failures, prediction.statistics.examples
+        ),
         prediction_page.classes_section(prediction),
         vectors_section(prediction),
         prediction_page.runs_section(prediction),
