@@ -29,10 +29,9 @@ from cvbatch.report.html import el, name_element, paragraph, shorten
 from cvbatch.report.outcomes import LabelComparison, TrueBox
 from cvbatch.report.overlays import ByteBudget, heatmap_layer, thumbnail_hw
 from cvbatch.report.samples import Card
-from cvbatch.report.svg_boxes import draw_box, font_size
+from cvbatch.report.svg_boxes import Tags, draw_box
 from cvbatch.storage import store
 
-_MAX_TAGS = 12  # boxes in a small image that have their names; more only when it is enlarged
 # Layers of boxes that share the bytes of a card: predictions with captions, labels, misses.
 _SHARES = {True: 3.5, False: 1.5}  # by whether there are labels
 
@@ -117,32 +116,25 @@ def _image_layers(card: Card, shown_hw: tuple[int, int]) -> Iterable[tuple[str, 
 def _svg_layers(card: Card, drawing: Drawing, image_hw: tuple[int, int]) -> Element:
     """Return the SVG layers, in pixels of the original."""
     height, width = image_hw
-    letter = f"{font_size(height, width):.4g}"
+    tags = Tags(image_hw)
     layers, descriptions = [], []
     for column, page in COLUMN_PAGES.items():
         if page.svg_layer:
-            layer = page.svg_layer(card.row, drawing, image_hw)
-            crowded = " crowded" if len(layer.elements) > _MAX_TAGS else ""
-            group = {"class": f"layer {column}{crowded}", "font-size": letter}
-            layers.append(el("g", group, *layer.elements))
+            layer = page.svg_layer(card.row, drawing, tags)
+            layers.append(el("g", {"class": f"layer {column}"}, *layer.elements))
             descriptions.append(layer.description)
-    true_boxes = (
-        sorted(card.comparison.true_boxes, key=_found)[:MAX_BOXES] if card.comparison else ()
-    )
-    if true_boxes:
-        drawn = [_true_box(box, image_hw) for box in true_boxes]
-        misses = [
-            _miss(box, drawing.words.mark("miss"), image_hw)
-            for box in true_boxes
-            if not box.is_crowd
-        ]
-        drawn, misses = (first_within(boxes, drawing.max_bytes) for boxes in (drawn, misses))
-        layers.append(el("g", {"class": "layer truth", "font-size": letter}, *drawn))
-        layers.insert(0, el("g", {"class": "layer outcomes", "font-size": letter}, *misses))
+    if card.comparison:
+        true_boxes = sorted(card.comparison.true_boxes, key=_found)[:MAX_BOXES]
+        missed = drawing.words.mark("miss")
+        misses = [_miss(box, missed, tags) for box in true_boxes if not box.is_crowd]
+        drawn = [_true_box(box, tags) for box in true_boxes]
+        misses, drawn = (first_within(boxes, drawing.max_bytes) for boxes in (misses, drawn))
+        layers.append(el("g", {"class": "layer outcomes"}, *misses))
+        layers.append(el("g", {"class": "layer truth"}, *drawn))
     return el(
         "svg",
         {"class": "over", "viewBox": f"0 0 {width} {height}", "role": "img",
-         "aria-label": shorten("; ".join(descriptions), 400)},
+         "font-size": f"{tags.letter:.4g}", "aria-label": shorten("; ".join(descriptions), 400)},
         *layers,
     )  # fmt: skip
 
@@ -152,14 +144,14 @@ def _found(box: TrueBox) -> float:
     return -math.inf if box.found is None else box.found
 
 
-def _true_box(box: TrueBox, image_hw: tuple[int, int]) -> Element:
-    return draw_box(box.xyxy, shorten(box.label, NAME_LENGTH), None, "#ffffff", image_hw)
+def _true_box(box: TrueBox, tags: Tags) -> Element:
+    return draw_box(box.xyxy, shorten(box.label, NAME_LENGTH), None, "#ffffff", tags)
 
 
-def _miss(box: TrueBox, missed: str, image_hw: tuple[int, int]) -> Element:
+def _miss(box: TrueBox, missed: str, tags: Tags) -> Element:
     """Return a labelled box that the page shows while its score is below the minimum."""
     text = f"{missed}: {shorten(box.label, NAME_LENGTH)}"
-    element = draw_box(box.xyxy, text, None, "#f0e442", image_hw)
+    element = draw_box(box.xyxy, text, None, "#f0e442", tags)
     is_found = box.found is not None and box.found >= BOX_SCORE  # until the slider is moved
     element.set("class", "box miss below" if is_found else "box miss")
     if box.found is not None:

@@ -18,7 +18,7 @@ from cvbatch.report.html import (
     shorten,
 )
 from cvbatch.report.overlays import mask_layer
-from cvbatch.report.svg_boxes import class_colour, draw_box, draw_mask, swatch
+from cvbatch.report.svg_boxes import Tags, class_colour, draw_box, draw_mask, swatch
 from cvbatch.results.row import Row
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class ColumnPage(NamedTuple):
         caption: function of (row, drawing) that returns what is below the image.
         tiles: function of (classes, statistics) that returns the main figures.
         layer_title: title of the layer over the image; "" without a layer.
-        svg_layer: function of (row, drawing, image_hw) that returns the layer.
+        svg_layer: function of (row, drawing, tags) that returns the layer.
         png_layer: function of (row, shown_hw) that returns the layer; None if the row has none.
     """
 
@@ -139,7 +139,7 @@ class ColumnPage(NamedTuple):
     unit: str = ""
     agreement: str = ""
     layer_title: str = ""
-    svg_layer: Callable[[Row, Drawing, tuple[int, int]], SvgLayer] | None = None
+    svg_layer: Callable[[Row, Drawing, Tags], SvgLayer] | None = None
     png_layer: Callable[[Row, tuple[int, int]], PngLayer | None] | None = None
 
 
@@ -249,7 +249,7 @@ def _box_tiles(classes: Sequence[str], statistics: Statistics) -> list[Tile]:
     return tiles
 
 
-def _box_layer(row: Row, drawing: Drawing, image_hw: tuple[int, int]) -> SvgLayer:
+def _box_layer(row: Row, drawing: Drawing, tags: Tags) -> SvgLayer:
     """Return the boxes without NaN or infinity, the one with the highest score on top.
 
     The mask of a box is below it, in the same group, so that the filter by score hides both.
@@ -262,7 +262,7 @@ def _box_layer(row: Row, drawing: Drawing, image_hw: tuple[int, int]) -> SvgLaye
             continue
         name = f"{shorten(box['label'], NAME_LENGTH)} {box['score']:.2f}"
         colour = class_colour(drawing.colours.get(box["label"], 0))
-        element = draw_box(corners, name, box["score"], colour, image_hw)
+        element = draw_box(corners, name, box["score"], colour, tags)
         element.set("class", f"box {drawing.outcome(number)}".strip())
         region = row.box_mask(number)
         if region is not None:
