@@ -28,13 +28,11 @@ class Comparison:
     """The compared images.
 
     Attributes:
-        num_images: that are both predicted and labelled.
         num_searched: images among which `lowest` were found; 0 if all were chosen anyway.
         lowest: rows with the lowest agreement, lowest first; () if all were chosen anyway.
         rows: of the chosen images and of `lowest`, those that have labels.
     """
 
-    num_images: int
     num_searched: int
     lowest: tuple[RowRef, ...]
     rows: dict[RowRef, LabelComparison]
@@ -76,7 +74,7 @@ def compare_with_labels(
         if any(is_wanted):
             rows |= _compare_part(spec, part.take(np.flatnonzero(is_wanted)))
     num_searched = sum(len(part.part_row) for part in searched)
-    return Comparison(joined.num_images, num_searched, tuple(lowest), rows)
+    return Comparison(num_searched, tuple(lowest), rows)
 
 
 def _sample(parts: Sequence[JoinedPart]) -> list[JoinedPart]:

@@ -178,7 +178,6 @@ def _summary(explanation: Explanation) -> list[Element]:
     job = explanation.state.get("job") or {}
     model = job.get("model") or {}
     num_failed = explanation.failures.total()
-    num_pictures = len(explanation.of_network) + sum(map(len, explanation.of_images.values()))
     counts = Counter(
         picture.kind
         for pictures in (explanation.of_network, *explanation.of_images.values())
@@ -188,7 +187,7 @@ def _summary(explanation: Explanation) -> list[Element]:
         ("Network", shorten(redact(str(model.get("model", "–"))), 40), str(model.get("task", ""))),
         ("Images", format_count(explanation.num_images), ""),
         ("Failed", format_count(num_failed), format_percent(num_failed, explanation.num_images)),
-        ("Pictures", format_count(num_pictures), ""),
+        ("Pictures", format_count(counts.total()), ""),
         *(
             (title, format_count(counts[kind]), "")
             for kind, title in _KINDS.items()

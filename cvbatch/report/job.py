@@ -66,6 +66,8 @@ class _Draft:
     uri: str  # of the folder
     target: str  # URI of the page
     listener: Listener
+    evaluation_uri: str | None = None  # as the arguments of write_report
+    truth: Sequence[str] = ()
     images: ByteBudget = field(default_factory=lambda: ByteBudget(IMAGE_BYTES))
     notes: list[str] = field(default_factory=list)
 
@@ -104,12 +106,8 @@ def write_report(
             f"--evaluation and --truth need a prediction, but {uri} is of kind {kind!r}; leave "
             "them out"
         )
-    draft = _Draft(storage, uri, target, listener or Listener())
-    if kind == "prediction":
-        content = _prediction_content(draft, evaluation_uri, truth)
-    else:
-        content = _CONTENTS[kind](draft)
-    return _write(draft, kind, content)
+    draft = _Draft(storage, uri, target, listener or Listener(), evaluation_uri, truth)
+    return _write(draft, kind, _CONTENTS[kind](draft))
 
 
 def _write(draft: _Draft, kind: str, content: _Content) -> Report:
@@ -189,11 +187,9 @@ def _explanation_content(draft: _Draft) -> _Content:
     return _Content(title, sections, explanation.num_images)
 
 
-def _prediction_content(
-    draft: _Draft, evaluation_uri: str | None, truth: Sequence[str]
-) -> _Content:
+def _prediction_content(draft: _Draft) -> _Content:
     prediction = _load_prediction(draft.storage, draft.uri, draft.listener)
-    comparison, scores = _compare(draft, prediction, evaluation_uri, truth)
+    comparison, scores = _compare(draft, prediction)
     sections = _prediction_sections(draft, prediction, comparison, scores)
     num_networks = len(prediction.result.metadata.get("models", []))
     images = format_count(prediction.num_images, "image")
@@ -208,10 +204,9 @@ def _load_prediction(storage: Storage, uri: str, listener: Listener) -> Predicti
     return Prediction(result, statistics, runs, *choose_rows(result, statistics))
 
 
-def _compare(
-    draft: _Draft, prediction: Prediction, evaluation_uri: str | None, truth: Sequence[str]
-) -> tuple[Comparison | None, list[Section]]:
+def _compare(draft: _Draft, prediction: Prediction) -> tuple[Comparison | None, list[Section]]:
     """Return the comparison with labels and the sections of the evaluation, as requested."""
+    evaluation_uri, truth = draft.evaluation_uri, draft.truth
     if (truth or evaluation_uri) and not prediction.statistics.num_rows:
         draft.notes.append(
             "The result has no rows yet, so it cannot be compared with ground truth."
@@ -295,6 +290,7 @@ def _evaluation_content(draft: _Draft) -> _Content:
 
 
 _CONTENTS = {
+    "prediction": _prediction_content,
     "training": _training_content,
     "explanation": _explanation_content,
     "evaluation": _evaluation_content,
