@@ -125,7 +125,7 @@ def _svg_layers(card: Card, drawing: Drawing, image_hw: tuple[int, int]) -> Elem
             descriptions.append(layer.description)
     if card.comparison:
         true_boxes = sorted(card.comparison.true_boxes, key=_found)[:MAX_BOXES]
-        missed = drawing.words.mark("miss")
+        missed = drawing.words.marks["miss"]
         misses = [_miss(box, missed, tags) for box in true_boxes if not box.is_crowd]
         drawn = [_true_box(box, tags) for box in true_boxes]
         misses, drawn = (first_within(boxes, drawing.max_bytes) for boxes in (misses, drawn))

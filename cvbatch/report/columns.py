@@ -36,6 +36,7 @@ Elements = list[dict[str, Any]] | None  # of a row; None: the result lacks the c
 Tile = tuple[str, str, str]  # title, value, note
 # Title of the switch by CSS class of the boxes, whose colours page.css has.
 OUTCOMES = {"tp": "True positives", "fp": "False positives", "miss": "Misses"}
+_MARKS = {"tp": "true positive", "fp": "false positive", "miss": "missed"}
 # Title by key of the status filter in page.js.
 STATUSES = {
     "ok": "Read",
@@ -65,14 +66,10 @@ class Words(NamedTuple):
     """Names on the page of what the predictions are compared with, and of the outcomes."""
 
     truth: str = "Ground truth"
-    marks: tuple[str, str, str] = ("true positive", "false positive", "missed")
+    marks: Mapping[str, str] = _MARKS  # of one box
     verdicts: tuple[str, str] = ("correct", "wrong")  # of an image with one true label
     outcomes: Mapping[str, str] = OUTCOMES
     statuses: Mapping[str, str] = STATUSES
-
-    def mark(self, outcome: str) -> str:
-        """Return the name of the outcome of one box; outcome: a key of OUTCOMES."""
-        return dict(zip(OUTCOMES, self.marks, strict=True))[outcome]
 
 
 class Drawing(NamedTuple):
@@ -218,7 +215,7 @@ def _box_caption(row: Row, drawing: Drawing) -> list[Element]:
 def _box_chip(row: Row, number: int, drawing: Drawing) -> Element:
     box, outcome = (row.boxes or [])[number], drawing.outcome(number)
     attributes = {"class": f"scored {outcome}".strip(), "data-score": f"{box['score']:.6g}"}
-    mark = el("span", {"class": "mark"}, drawing.words.mark(outcome)) if outcome else None
+    mark = el("span", {"class": "mark"}, drawing.words.marks[outcome]) if outcome else None
     name = name_element(box["label"], NAME_LENGTH)
     colour = swatch(drawing.colours.get(box["label"], 0))
     return el("li", attributes, colour, name, f" {box['score']:.2f}", mark)

@@ -41,7 +41,7 @@ _MAX_CHANGES = 100  # rows of the table of class changes
 _MAX_NAMED = 20  # images that are in one result only
 _WORDS = Words(
     truth="Predictions of A",
-    marks=("kept", "gained", "lost"),
+    marks={"tp": "kept", "fp": "gained", "miss": "lost"},
     verdicts=("same class", "other class"),
     outcomes={"tp": "Kept", "fp": "Gained", "miss": "Lost"},
     statuses=CHANGES,
@@ -167,7 +167,7 @@ def _cards(changes: Changes, changed: Sequence[Pair], images: ByteBudget) -> Ite
     """Yield the changed images of B, compared with A."""
     kinds = {pair.b: changes.images[pair].kinds for pair in changed}
     both_ok = [pair for pair in changed if not kinds[pair.b][0].startswith("failed")]
-    comparisons = compare_pairs(changes.a, changes.b, both_ok)
+    comparisons = compare_pairs(changes, both_ok)
     cards = read_cards(changes.b, kinds, comparisons, images)
     for card, card_kinds in zip(cards, kinds.values(), strict=True):  # both in the order of B
         card.changes = card_kinds

@@ -101,9 +101,8 @@ class Facts:
             "missed": None in found,
             "found": _number(min((score for score in found if score is not None), default=None)),
             "cells": [
-                [cell.column, self.class_index(cell.true),
-                 self.class_index(cell.predicted) if cell.predicted else -1]
-                for cell in comparison.cells
+                [column, *(self.class_index(name) if name else -1 for name in names)]
+                for column, *names in comparison.cells
             ],
         }  # fmt: skip
 

@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     """A cell of a confusion matrix."""
 
     column: str
-    true: str
+    true: str  # "": another result has no label
     predicted: str  # "": no prediction
 
 

@@ -18,7 +18,7 @@ from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.images.masks import decode_png, encode_png
 from cvbatch.metrics.box_matching import GroundTruthBoxes, match_boxes
 from cvbatch.report.columns import BOX_SCORE
-from cvbatch.report.outcomes import LabelComparison, compare_image
+from cvbatch.report.outcomes import Cell, LabelComparison, compare_image
 from cvbatch.report.statistics import RowRef, damage_reported, equally_spaced
 from cvbatch.results.parts import box_corners, take_rows
 from cvbatch.results.result import Result
@@ -212,7 +212,7 @@ def _unmatched(
         )
     truth = GroundTruthBoxes(sides[0].xyxy, sides[0].class_id, sides[0].image_index)
     match = match_boxes(sides[1], truth)
-    kept = np.sort(match.match[:, 0])  # IoU 0.5, all areas
+    kept = match.match[:, 0]  # IoU 0.5, all areas
     kept_a = np.bincount(truth.image_index[kept[kept >= 0]], minlength=len(boxes_a))
     num_a, num_b = (np.array([len(boxes) for boxes in side]) for side in (boxes_a, boxes_b))
     return (num_b - kept_a).tolist(), (num_a - kept_a).tolist()
@@ -223,21 +223,18 @@ def _change(a: Mapping[str, Any], b: Mapping[str, Any], gained: int, lost: int) 
     failed = [row["status"] != "ok" for row in (a, b)]
     if any(failed):
         return ImageChange(() if all(failed) else ("failed-a" if failed[0] else "failed-b",))
-    is_shared = {
-        name: a.get(name) is not None and b.get(name) is not None
-        for name in ("labels", "boxes", "mask_areas")
-    }
-    best = tuple(row["labels"][0]["label"] if row.get("labels") else "" for row in (a, b))
-    is_other_class = is_shared["labels"] and best[0] != best[1]
-    gained, lost = (gained, lost) if is_shared["boxes"] else (0, 0)
+    shared = {name for name in _COLUMNS if a.get(name) is not None and b.get(name) is not None}
+    best_a, best_b = (row["labels"][0]["label"] if row.get("labels") else "" for row in (a, b))
+    labels = (best_a, best_b) if "labels" in shared and best_a != best_b else None
+    gained, lost = (gained, lost) if "boxes" in shared else (0, 0)
     is_present = {
-        "class": is_other_class,
+        "class": labels is not None,
         "gained": gained > 0,
         "lost": lost > 0,
-        "mask": is_shared["mask_areas"] and _area_change(a, b) > MASK_CHANGE,
+        "mask": "mask_areas" in shared and _area_change(a, b) > MASK_CHANGE,
     }
     kinds = tuple(kind for kind, present in is_present.items() if present)
-    return ImageChange(kinds, (best[0], best[1]) if is_other_class else None, gained, lost)
+    return ImageChange(kinds, labels, gained, lost)
 
 
 def _area_change(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
@@ -277,14 +274,17 @@ def _masks_compare(a: Result, b: Result, names: Sequence[str]) -> bool:
     return "model" not in sizes and len(names) < VOID_CLASS
 
 
-def compare_pairs(a: Result, b: Result, pairs: Sequence[Pair]) -> dict[RowRef, LabelComparison]:
-    """Compare images of B with those of A, whose predictions stand for the labels.
+def compare_pairs(changes: Changes, pairs: Sequence[Pair]) -> dict[RowRef, LabelComparison]:
+    """Compare changed images of B with those of A, whose predictions stand for the labels.
+
+    The best labels are a cell of the confusion matrix, also of independent labels.
 
     Raises:
         SourceError: a part file is damaged.
     """
     if not pairs:
         return {}
+    a, b = changes.a, changes.b
     spec = _spec(a, b)
     columns = ["image_id", "status", *spec.classes]
     labels = [
@@ -297,7 +297,10 @@ def compare_pairs(a: Result, b: Result, pairs: Sequence[Pair]) -> dict[RowRef, L
     for i, pair in enumerate(pairs):
         predicted, labelled = (side.slice(i, 1) for side in sides)
         comparison = compare_image(spec, predicted, labelled, b.uri_of(pair.b.ref))
-        comparisons[pair.b] = replace(comparison, loss=None)
+        cells, best = comparison.cells, changes.images[pair].labels
+        if best:
+            cells = tuple(dict.fromkeys([*cells, Cell("labels", *best)]))
+        comparisons[pair.b] = replace(comparison, loss=None, cells=cells)
     return comparisons
 
 
