@@ -27,12 +27,7 @@ from cvbatch.report.html import (
     table,
 )
 from cvbatch.report.overlays import ByteBudget
-from cvbatch.report.result_changes import (
-    CHANGES,
-    Changes,
-    Pair,
-    compare_pairs,
-)
+from cvbatch.report.result_changes import CHANGES, Changes, Pair, compare_pairs
 from cvbatch.report.samples import Card, read_cards
 from cvbatch.report.statistics import SEED
 

@@ -111,19 +111,17 @@ def _controls(facts: Facts, layers: Mapping[str, str], words: Words) -> Element:
     form = el("form", {"class": "controls", "aria-label": "Gallery controls"})
     search = {"type": "search", "id": "search", "placeholder": "part of a name"}
     form.append(el("label", {}, "Name ", el("input", search)))
-    sorts = _used_sorts(facts)
-    form.append(_select("sort", "Sort by ", sorts))
+    form.append(_select("sort", "Sort by ", _used_sorts(facts)))
     classes = {str(index): name for name, index in sorted(facts.classes.items())}
     if len(classes) > 1:
         form.append(_select("class", "Class ", {"": "Any", **classes}))
     statuses = _used_statuses(facts, words.statuses)
     if statuses:
         form.append(_select("status", "Show ", {"": "All", **statuses}))
-    scores = [card["score"] for card in facts.cards if card["score"] is not None]
-    if scores:
+    if any(card["score"] is not None for card in facts.cards):
         form.append(_score_range())
-    if any(card["boxes"] for card in facts.cards):
-        box_scores = [score for card in facts.cards for _, score in card["boxes"] or ()]
+    box_scores = [score for card in facts.cards for _, score in card["boxes"] or ()]
+    if box_scores:
         form.append(_score_slider(box_scores))
     has_outcomes = any("found" in card and card["boxes"] is not None for card in facts.cards)
     form.extend(_switches(layers, words.outcomes if has_outcomes else {}))
