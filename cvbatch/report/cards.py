@@ -129,8 +129,8 @@ def _svg_layers(card: Card, drawing: Drawing, image_hw: tuple[int, int]) -> Elem
         misses = [_miss(box, missed, tags) for box in true_boxes if not box.is_crowd]
         drawn = [_true_box(box, tags) for box in true_boxes]
         misses, drawn = (first_within(boxes, drawing.max_bytes) for boxes in (misses, drawn))
-        layers.append(el("g", {"class": "layer outcomes"}, *misses))
         layers.append(el("g", {"class": "layer truth"}, *drawn))
+        layers.insert(0, el("g", {"class": "layer outcomes"}, *misses))
     return el(
         "svg",
         {"class": "over", "viewBox": f"0 0 {width} {height}", "role": "img",
