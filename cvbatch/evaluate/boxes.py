@@ -66,23 +66,9 @@ def score_boxes(rows: ScoredRows) -> None:
     scores.counts["detection_unlabelled"] += rows.truth["boxes"].null_count
     predicted, truth = rows.predicted.filter(is_labelled), rows.truth.filter(is_labelled)
     image_ids = predicted["image_id"].to_pylist()
-    structs, image_index = flatten_lists(predicted["boxes"])
-    class_id = spec.class_of["boxes"][struct_values(structs, "class_id")]
-    is_used = class_id >= 0
-    boxes = Boxes(
-        _corners(structs)[is_used],
-        struct_values(structs, "score")[is_used],
-        class_id[is_used],
-        image_index[is_used],
-    )
-    structs, true_index = flatten_lists(truth["boxes"])
-    true_boxes = GroundTruthBoxes(
-        _corners(structs),
-        struct_values(structs, "class_id"),
-        true_index,
-        _box_values(truth, "box_is_crowd", true_index, 0.0).astype(bool),
-        _box_values(truth, "box_area", true_index, np.nan),
-    )
+    boxes, is_used, image_index = predicted_boxes(spec, predicted)
+    true_boxes = labelled_boxes(truth)
+    true_index = true_boxes.image_index
     objects: dict[_Overlap, tuple[Boxes, GroundTruthBoxes, MaskPair | None]]
     objects = {_BY_BOXES: (boxes, true_boxes, None)}
     num_with_masks = 0
@@ -102,6 +88,34 @@ def score_boxes(rows: ScoredRows) -> None:
     scores.counts["detection_images"] += len(image_ids)
     if _MASKS in predicted.column_names:
         scores.counts["detection_without_masks"] += len(image_ids) - num_with_masks
+
+
+def predicted_boxes(
+    spec: EvaluationSpec, predicted: pa.Table
+) -> tuple[Boxes, np.ndarray, np.ndarray]:
+    """Return the predicted boxes whose class is evaluated, with its class of the labels.
+
+    Returns:
+        The boxes; which of all M boxes they are, (M,) bool; the image of all, (M,) int64.
+    """
+    structs, image_index = flatten_lists(predicted["boxes"])
+    class_id = spec.class_of["boxes"][struct_values(structs, "class_id")]
+    used = class_id >= 0
+    score = struct_values(structs, "score")
+    boxes = Boxes(_corners(structs)[used], score[used], class_id[used], image_index[used])
+    return boxes, used, image_index
+
+
+def labelled_boxes(truth: pa.Table) -> GroundTruthBoxes:
+    """Return the boxes of labelled images; without a list of them, no box is a crowd."""
+    structs, image_index = flatten_lists(truth["boxes"])
+    return GroundTruthBoxes(
+        _corners(structs),
+        struct_values(structs, "class_id"),
+        image_index,
+        _box_values(truth, "box_is_crowd", image_index, 0.0).astype(bool),
+        _box_values(truth, "box_area", image_index, np.nan),
+    )
 
 
 def _corners(structs: Any) -> np.ndarray:  # M structs → (M, 4) float32

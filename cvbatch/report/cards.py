@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, tostring
 
@@ -18,44 +18,38 @@ from cvbatch.report.columns import (
     MAX_BOXES,
     MAX_NAMES,
     NAME_LENGTH,
-    OUTCOMES,
     ClassColours,
     Drawing,
+    Words,
+    describe,
+    describe_values,
     first_within,
 )
 from cvbatch.report.html import el, name_element, paragraph, shorten
 from cvbatch.report.outcomes import LabelComparison, TrueBox
 from cvbatch.report.overlays import ByteBudget, heatmap_layer, thumbnail_hw
 from cvbatch.report.samples import Card
-from cvbatch.report.svg_boxes import draw_box, font_size
+from cvbatch.report.svg_boxes import Tags, draw_box
 from cvbatch.storage import store
 
-_MAX_TAGS = 12  # boxes in a small image that have their names; more only when it is enlarged
 # Layers of boxes that share the bytes of a card: predictions with captions, labels, misses.
 _SHARES = {True: 3.5, False: 1.5}  # by whether there are labels
 
 
-@dataclass(frozen=True)
-class CardStyle:
+class CardStyle(NamedTuple):
     """What all cards of a page share.
 
     Args:
         colours: of the classes.
         page_uri: of the page, for links to the images.
         links_files: every image is a file of its own.
-        truth: name of what the predictions are compared with.
-        missed: name of a labelled box that no prediction finds.
-        verdicts: of an image whose best label is the true one, and of one whose label is not.
-        outcomes: names of the outcomes of boxes.
+        words: names of what the predictions are compared with.
     """
 
     colours: ClassColours
     page_uri: str
     links_files: bool
-    truth: str = "Ground truth"
-    missed: str = "missed"
-    verdicts: tuple[str, str] = ("correct", "wrong")
-    outcomes: Mapping[str, str] = field(default_factory=lambda: OUTCOMES)
+    words: Words = Words()
 
 
 def draw_card(card: Card, style: CardStyle, images: ByteBudget, max_bytes: float) -> Element:
@@ -68,12 +62,11 @@ def draw_card(card: Card, style: CardStyle, images: ByteBudget, max_bytes: float
         max_bytes: of the boxes and captions of this image, about.
     """
     outcomes = card.comparison.outcomes if card.comparison else ()
-    drawing = Drawing(
-        style.colours, outcomes, max_bytes / _SHARES[card.comparison is not None], style.outcomes
-    )
+    max_bytes /= _SHARES[card.comparison is not None]
+    drawing = Drawing(style.colours, outcomes, max_bytes, style.words)
     title = el("h3", {}, name_element(card.row.image_id, 80))
-    button = el("button", {"type": "button", "class": "open"}, _stage(card, style, drawing, images))
-    caption = el("figcaption", {}, title, *_captions(card, style, drawing), _location(card, style))
+    button = el("button", {"type": "button", "class": "open"}, _stage(card, drawing, images))
+    caption = el("figcaption", {}, title, *_captions(card, drawing), _location(card, style))
     return el("figure", {"class": "card"}, button, caption)
 
 
@@ -82,7 +75,7 @@ def markup_bytes(figure: Element) -> int:
     return len(tostring(figure)) - sum(len(image.get("src", "")) for image in figure.iter("img"))
 
 
-def _stage(card: Card, style: CardStyle, drawing: Drawing, images: ByteBudget) -> Element:
+def _stage(card: Card, drawing: Drawing, images: ByteBudget) -> Element:
     """Return the image and its layers, stacked."""
     row = card.row
     stage = el("span", {"class": "stage"})
@@ -101,7 +94,7 @@ def _stage(card: Card, style: CardStyle, drawing: Drawing, images: ByteBudget) -
             stage.append(el("img", {**attributes, "loading": "lazy"}))
     has_svg = any(page.svg_layer and page.elements(row) for page in COLUMN_PAGES.values())
     if has_svg or (card.comparison and card.comparison.true_boxes):
-        stage.append(_svg_layers(card, style, drawing, size_hw))
+        stage.append(_svg_layers(card, drawing, size_hw))
     return stage
 
 
@@ -120,33 +113,28 @@ def _image_layers(card: Card, shown_hw: tuple[int, int]) -> Iterable[tuple[str, 
         yield "truth", difference.png, description
 
 
-def _svg_layers(
-    card: Card, style: CardStyle, drawing: Drawing, image_hw: tuple[int, int]
-) -> Element:
+def _svg_layers(card: Card, drawing: Drawing, image_hw: tuple[int, int]) -> Element:
     """Return the SVG layers, in pixels of the original."""
     height, width = image_hw
-    letter = f"{font_size(height, width):.4g}"
+    tags = Tags(image_hw)
     layers, descriptions = [], []
     for column, page in COLUMN_PAGES.items():
         if page.svg_layer:
-            layer = page.svg_layer(card.row, drawing, image_hw)
-            crowded = " crowded" if len(layer.elements) > _MAX_TAGS else ""
-            group = {"class": f"layer {column}{crowded}", "font-size": letter}
-            layers.append(el("g", group, *layer.elements))
+            layer = page.svg_layer(card.row, drawing, tags)
+            layers.append(el("g", {"class": f"layer {column}"}, *layer.elements))
             descriptions.append(layer.description)
-    true_boxes = (
-        sorted(card.comparison.true_boxes, key=_found)[:MAX_BOXES] if card.comparison else ()
-    )
-    if true_boxes:
-        drawn = [_true_box(box, image_hw) for box in true_boxes]
-        misses = [_miss(box, style.missed, image_hw) for box in true_boxes if not box.is_crowd]
-        drawn, misses = (first_within(boxes, drawing.max_bytes) for boxes in (drawn, misses))
-        layers.append(el("g", {"class": "layer truth", "font-size": letter}, *drawn))
-        layers.insert(0, el("g", {"class": "layer outcomes", "font-size": letter}, *misses))
+    if card.comparison:
+        true_boxes = sorted(card.comparison.true_boxes, key=_found)[:MAX_BOXES]
+        missed = drawing.words.marks["miss"]
+        misses = [_miss(box, missed, tags) for box in true_boxes if not box.is_crowd]
+        drawn = [_true_box(box, tags) for box in true_boxes]
+        misses, drawn = (first_within(boxes, drawing.max_bytes) for boxes in (misses, drawn))
+        layers.append(el("g", {"class": "layer truth"}, *drawn))
+        layers.insert(0, el("g", {"class": "layer outcomes"}, *misses))
     return el(
         "svg",
         {"class": "over", "viewBox": f"0 0 {width} {height}", "role": "img",
-         "aria-label": shorten("; ".join(descriptions), 400)},
+         "font-size": f"{tags.letter:.4g}", "aria-label": shorten("; ".join(descriptions), 400)},
         *layers,
     )  # fmt: skip
 
@@ -156,14 +144,14 @@ def _found(box: TrueBox) -> float:
     return -math.inf if box.found is None else box.found
 
 
-def _true_box(box: TrueBox, image_hw: tuple[int, int]) -> Element:
-    return draw_box(box.xyxy, shorten(box.label, NAME_LENGTH), None, "#ffffff", image_hw)
+def _true_box(box: TrueBox, tags: Tags) -> Element:
+    return draw_box(box.xyxy, shorten(box.label, NAME_LENGTH), None, "#ffffff", tags)
 
 
-def _miss(box: TrueBox, missed: str, image_hw: tuple[int, int]) -> Element:
+def _miss(box: TrueBox, missed: str, tags: Tags) -> Element:
     """Return a labelled box that the page shows while its score is below the minimum."""
     text = f"{missed}: {shorten(box.label, NAME_LENGTH)}"
-    element = draw_box(box.xyxy, text, None, "#f0e442", image_hw)
+    element = draw_box(box.xyxy, text, None, "#f0e442", tags)
     is_found = box.found is not None and box.found >= BOX_SCORE  # until the slider is moved
     element.set("class", "box miss below" if is_found else "box miss")
     if box.found is not None:
@@ -174,23 +162,22 @@ def _miss(box: TrueBox, missed: str, image_hw: tuple[int, int]) -> Element:
 def alt_text(card: Card) -> str:
     """Return the text alternative of an image: id, size, predictions."""
     row = card.row
-    predictions = [page.description(row) for page in COLUMN_PAGES.values()]
     size = f"{row.image_id}, {row.width} × {row.height} pixels"
-    return shorten("; ".join([size, *filter(None, predictions)]), 600)
+    return shorten("; ".join([size, *describe(row)]), 600)
 
 
-def _captions(card: Card, style: CardStyle, drawing: Drawing) -> list[Element]:
+def _captions(card: Card, drawing: Drawing) -> list[Element]:
     """Return the predictions as text, and the labels if there are any."""
     pages = COLUMN_PAGES.values()
     captions = [element for page in pages for element in page.caption(card.row, drawing)]
-    values = [f"{name} {value:.4g}" for name, value in (card.row.values or {}).items()][:MAX_NAMES]
-    captions += [paragraph(shorten(", ".join(values), 300))] if values else []
+    values = describe_values(card.row)
+    captions += [paragraph(shorten(values, 300))] if values else []
     if card.comparison is not None:
-        captions.append(_label_caption(card.comparison, style))
+        captions.append(_label_caption(card.comparison, drawing.words))
     return captions
 
 
-def _label_caption(comparison: LabelComparison, style: CardStyle) -> Element:
+def _label_caption(comparison: LabelComparison, words: Words) -> Element:
     """Return the labels, and the agreement of the predictions with them."""
     notes = [
         f"{COLUMN_PAGES[column].agreement} {100 * f1:.0f} %"
@@ -201,12 +188,12 @@ def _label_caption(comparison: LabelComparison, style: CardStyle) -> Element:
     if comparison.loss is not None:
         texts.append(f"loss {'at least ' if comparison.is_loss_bound else ''}{comparison.loss:.3f}")
     labels = ", ".join(shorten(label, NAME_LENGTH) for label in comparison.labels[:MAX_NAMES])
-    caption = el("p", {"class": "truth-labels"}, el("b", {}, f"{style.truth} "))
+    caption = el("p", {"class": "truth-labels"}, el("b", {}, f"{words.truth} "))
     if labels:
         caption.append(name_element(labels))
     if comparison.is_correct is not None:
         kind = "right" if comparison.is_correct else "wrong"
-        verdict = style.verdicts[0 if comparison.is_correct else 1]
+        verdict = words.verdicts[0 if comparison.is_correct else 1]
         caption.append(el("span", {"class": f"verdict {kind}"}, verdict))
     caption.append(el("span", {"class": "quiet"}, f" {'; '.join(texts)}"))
     return caption

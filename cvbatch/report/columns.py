@@ -18,7 +18,7 @@ from cvbatch.report.html import (
     shorten,
 )
 from cvbatch.report.overlays import mask_layer
-from cvbatch.report.svg_boxes import class_colour, draw_box, draw_mask, swatch
+from cvbatch.report.svg_boxes import Tags, class_colour, draw_box, draw_mask, swatch
 from cvbatch.results.row import Row
 
 if TYPE_CHECKING:
@@ -34,7 +34,20 @@ _MAX_AREAS = 4  # of classes of a mask, below one image
 ClassColours = Mapping[str, int]  # class name → the mask value that has its colour
 Elements = list[dict[str, Any]] | None  # of a row; None: the result lacks the column
 Tile = tuple[str, str, str]  # title, value, note
-OUTCOMES = {"tp": "true positive", "fp": "false positive"}
+# Title of the switch by CSS class of the boxes, whose colours page.css has.
+OUTCOMES = {"tp": "True positives", "fp": "False positives", "miss": "Misses"}
+_MARKS = {"tp": "true positive", "fp": "false positive", "miss": "missed"}
+# Title by key of the status filter in page.js.
+STATUSES = {
+    "ok": "Read",
+    "failed": "Failed",
+    "correct": "Best label correct",
+    "wrong": "Best label wrong",
+    "boxes": "With boxes from the minimum score",
+    "no-boxes": "Without such boxes",
+    "false-positive": "With false positives",
+    "miss": "With misses",
+}
 
 
 def class_colours(classes: Mapping[str, Sequence[str]]) -> ClassColours:
@@ -49,6 +62,16 @@ def class_colours(classes: Mapping[str, Sequence[str]]) -> ClassColours:
     return colours
 
 
+class Words(NamedTuple):
+    """Names on the page of what the predictions are compared with, and of the outcomes."""
+
+    truth: str = "Ground truth"
+    marks: Mapping[str, str] = _MARKS  # of one box
+    verdicts: tuple[str, str] = ("correct", "wrong")  # of an image with one true label
+    outcomes: Mapping[str, str] = OUTCOMES
+    statuses: Mapping[str, str] = STATUSES
+
+
 class Drawing(NamedTuple):
     """How the elements of a row are drawn.
 
@@ -56,13 +79,13 @@ class Drawing(NamedTuple):
         colours: of the classes.
         outcomes: of the boxes, keys of OUTCOMES or ""; () if there is nothing to compare with.
         max_bytes: of the elements in the page.
-        outcome_names: names of the outcomes.
+        words: names of the outcomes.
     """
 
     colours: ClassColours
     outcomes: Sequence[str] = ()
     max_bytes: float = math.inf
-    outcome_names: Mapping[str, str] = OUTCOMES
+    words: Words = Words()
 
     def outcome(self, number: int) -> str:
         """Return the outcome of a box; "" if it has none."""
@@ -98,7 +121,7 @@ class ColumnPage(NamedTuple):
         caption: function of (row, drawing) that returns what is below the image.
         tiles: function of (classes, statistics) that returns the main figures.
         layer_title: title of the layer over the image; "" without a layer.
-        svg_layer: function of (row, drawing, image_hw) that returns the layer.
+        svg_layer: function of (row, drawing, tags) that returns the layer.
         png_layer: function of (row, shown_hw) that returns the layer; None if the row has none.
     """
 
@@ -113,8 +136,20 @@ class ColumnPage(NamedTuple):
     unit: str = ""
     agreement: str = ""
     layer_title: str = ""
-    svg_layer: Callable[[Row, Drawing, tuple[int, int]], SvgLayer] | None = None
+    svg_layer: Callable[[Row, Drawing, Tags], SvgLayer] | None = None
     png_layer: Callable[[Row, tuple[int, int]], PngLayer | None] | None = None
+
+
+def describe(row: Row) -> list[str]:
+    """Return the predictions of an image as texts."""
+    texts = [page.description(row) for page in COLUMN_PAGES.values()]
+    return [text for text in (*texts, describe_values(row)) if text]
+
+
+def describe_values(row: Row) -> str:
+    """Return the values of a regression as text; "" without any."""
+    values = [f"{name} {value:.4g}" for name, value in (row.values or {}).items()]
+    return ", ".join(values[:MAX_NAMES])
 
 
 # ---------------------------------------------------------------- labels
@@ -180,7 +215,7 @@ def _box_caption(row: Row, drawing: Drawing) -> list[Element]:
 def _box_chip(row: Row, number: int, drawing: Drawing) -> Element:
     box, outcome = (row.boxes or [])[number], drawing.outcome(number)
     attributes = {"class": f"scored {outcome}".strip(), "data-score": f"{box['score']:.6g}"}
-    mark = el("span", {"class": "mark"}, drawing.outcome_names[outcome]) if outcome else None
+    mark = el("span", {"class": "mark"}, drawing.words.marks[outcome]) if outcome else None
     name = name_element(box["label"], NAME_LENGTH)
     colour = swatch(drawing.colours.get(box["label"], 0))
     return el("li", attributes, colour, name, f" {box['score']:.2f}", mark)
@@ -211,7 +246,7 @@ def _box_tiles(classes: Sequence[str], statistics: Statistics) -> list[Tile]:
     return tiles
 
 
-def _box_layer(row: Row, drawing: Drawing, image_hw: tuple[int, int]) -> SvgLayer:
+def _box_layer(row: Row, drawing: Drawing, tags: Tags) -> SvgLayer:
     """Return the boxes without NaN or infinity, the one with the highest score on top.
 
     The mask of a box is below it, in the same group, so that the filter by score hides both.
@@ -224,7 +259,7 @@ def _box_layer(row: Row, drawing: Drawing, image_hw: tuple[int, int]) -> SvgLaye
             continue
         name = f"{shorten(box['label'], NAME_LENGTH)} {box['score']:.2f}"
         colour = class_colour(drawing.colours.get(box["label"], 0))
-        element = draw_box(corners, name, box["score"], colour, image_hw)
+        element = draw_box(corners, name, box["score"], colour, tags)
         element.set("class", f"box {drawing.outcome(number)}".strip())
         region = row.box_mask(number)
         if region is not None:

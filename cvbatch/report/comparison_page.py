@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -13,9 +12,9 @@ import pyarrow as pa
 from cvbatch.core.progress import Listener
 from cvbatch.core.redaction import redact
 from cvbatch.report.cards import CardStyle
-from cvbatch.report.columns import BOX_SCORE, class_colours
+from cvbatch.report.columns import BOX_SCORE, Words, class_colours
 from cvbatch.report.facts import Facts
-from cvbatch.report.gallery import GalleryText, gallery, with_progress
+from cvbatch.report.gallery import gallery
 from cvbatch.report.html import (
     Section,
     el,
@@ -28,60 +27,42 @@ from cvbatch.report.html import (
     table,
 )
 from cvbatch.report.overlays import ByteBudget
-from cvbatch.report.prediction_page import PHOTO_SHARE
-from cvbatch.report.result_changes import (
-    CHANGES,
-    Changes,
-    Pair,
-    compare_pair,
-    comparison_spec,
-    find_changes,
-)
+from cvbatch.report.result_changes import CHANGES, Changes, Pair, compare_pairs
 from cvbatch.report.samples import Card, read_cards
 from cvbatch.report.statistics import SEED
-from cvbatch.results.result import Result
 
 MAX_IMAGES = 400
 _MAX_CHANGES = 100  # rows of the table of class changes
 _MAX_NAMED = 20  # images that are in one result only
-_OUTCOMES = {"tp": "Kept", "fp": "Gained", "miss": "Lost"}
-_TEXT = GalleryText(truth="Predictions of A", outcomes=_OUTCOMES, statuses=CHANGES)
-
-
-@dataclass(frozen=True)
-class ResultPair:
-    """Two results and their differences."""
-
-    a: Result
-    b: Result
-    changes: Changes
-
-    @classmethod
-    def of(cls, a: Result, b: Result, listener: Listener) -> ResultPair:
-        """Compare two results. Raises SourceError and ConfigError, as `find_changes`."""
-        return cls(a, b, find_changes(a, b, listener))
+_WORDS = Words(
+    truth="Predictions of A",
+    marks={"tp": "kept", "fp": "gained", "miss": "lost"},
+    verdicts=("same class", "other class"),
+    outcomes={"tp": "Kept", "fp": "Gained", "miss": "Lost"},
+    statuses=CHANGES,
+)
 
 
 def sections(
-    pair: ResultPair, images: ByteBudget, page_uri: str, listener: Listener
+    changes: Changes, images: ByteBudget, page_uri: str, listener: Listener
 ) -> list[Section]:
     """Return summary, changes of classes, changed images, and images in one result only."""
-    result = [Section("counts", "Summary", _summary(pair))]
-    class_changes = pair.changes.class_changes()
+    result = [Section("counts", "Summary", _summary(changes))]
+    class_changes = changes.class_changes()
     if class_changes:
-        result.append(Section("class-changes", "Changed classes", [_class_table(pair)]))
-    body = _gallery(pair, images, page_uri, listener)
+        result.append(Section("class-changes", "Changed classes", [_class_table(changes)]))
+    body = _gallery(changes, images, page_uri, listener)
     result.append(Section("gallery", "Changed images", body))
-    if len(pair.changes.only_a) or len(pair.changes.only_b):
-        result.append(Section("only", "In one result only", _only(pair.changes)))
+    if len(changes.only_a) or len(changes.only_b):
+        result.append(Section("only", "In one result only", _only(changes)))
     return result
 
 
-def _summary(pair: ResultPair) -> list[Element]:
-    changes, counts = pair.changes, pair.changes.counts()
+def _summary(changes: Changes) -> list[Element]:
+    counts = changes.counts()
     gained = sum(change.gained for change in changes.images.values())
     lost = sum(change.lost for change in changes.images.values())
-    columns = {name for name in pair.b.footer.columns if name in pair.a.footer.columns}
+    columns = {name for name in changes.b.footer.columns if name in changes.a.footer.columns}
     needed = {"class": "labels", "gained": "boxes", "lost": "boxes", "mask": "mask_areas"}
     tiles = [
         ("Images in both", format_count(changes.num_common), ""),
@@ -95,7 +76,7 @@ def _summary(pair: ResultPair) -> list[Element]:
             tiles.append((title, format_count(counts[kind]), note))
     where = [
         el("li", {}, el("b", {}, f"{name}: "), el("code", {}, shorten(redact(result.uri), 300)))
-        for name, result in (("A", pair.a), ("B", pair.b))
+        for name, result in (("A", changes.a), ("B", changes.b))
     ]
     text = (
         f"Boxes count from a score of {BOX_SCORE}; two boxes of one class are the same from an "
@@ -113,13 +94,13 @@ def _summary(pair: ResultPair) -> list[Element]:
             "images were compared, a sample of the files at equal distances."
         )
         body.append(paragraph(text, kind="note"))
-    return [*body, *_column_notes(pair)]
+    return [*body, *_column_notes(changes)]
 
 
-def _column_notes(pair: ResultPair) -> list[Element]:
+def _column_notes(changes: Changes) -> list[Element]:
     """Return notes on columns and classes that only one of the results has."""
     notes = []
-    for first, second, name in ((pair.a, pair.b, "A"), (pair.b, pair.a, "B")):
+    for first, second, name in ((changes.a, changes.b, "A"), (changes.b, changes.a, "B")):
         columns = [column for column in first.classes if column not in second.classes]
         if columns:
             notes.append(f"Only {name} has {', '.join(columns)}, which are not compared.")
@@ -132,9 +113,9 @@ def _column_notes(pair: ResultPair) -> list[Element]:
     return [paragraph(note, kind="note") for note in notes]
 
 
-def _class_table(pair: ResultPair) -> Element:
+def _class_table(changes: Changes) -> Element:
     """Return the changes of the best label, the most frequent first; numbers filter the gallery."""
-    counts = pair.changes.class_changes().most_common(_MAX_CHANGES)
+    counts = changes.class_changes().most_common(_MAX_CHANGES)
     rows = []
     for (label_a, label_b), number in counts:
         cell = json.dumps(["labels", shorten(label_a), shorten(label_b)])
@@ -150,9 +131,9 @@ def _class_table(pair: ResultPair) -> Element:
 
 
 def _gallery(
-    pair: ResultPair, images: ByteBudget, page_uri: str, listener: Listener
+    changes: Changes, images: ByteBudget, page_uri: str, listener: Listener
 ) -> list[Element]:
-    changed = list(pair.changes.images)
+    changed = list(changes.images)
     if not changed:
         return [paragraph("The predictions of all compared images are the same.")]
     text = f"Shown: all {format_count(len(changed), 'changed image')}."
@@ -162,38 +143,30 @@ def _gallery(
         text = f"Shown: {MAX_IMAGES} of {len(changed):,} changed images at random (seed {SEED})."
         changed = [changed[i] for i in numbers]
     classes = {
-        column: list(dict.fromkeys([*names, *pair.a.classes.get(column, ())]))
-        for column, names in pair.b.classes.items()
+        column: list(dict.fromkeys([*names, *changes.a.classes.get(column, ())]))
+        for column, names in changes.b.classes.items()
     }
     style = CardStyle(
         class_colours(classes),
         page_uri,
-        links_files=pair.b.reader.format.key == "",
-        truth="A:",
-        missed="lost",
-        verdicts=("same class", "other class"),
-        outcomes={"tp": "kept", "fp": "gained"},
+        links_files=changes.b.reader.format.key == "",
+        words=_WORDS,
     )
-    photo_bytes = images.share(len(changed)) * PHOTO_SHARE
-    listener.phase("drawing the report", len(changed), "images")
-    cards = with_progress(_cards(pair, changed, photo_bytes), listener)
-    facts = Facts(is_multi_label=pair.b.is_multi_label)
-    return [paragraph(text), *gallery(cards, len(changed), style, facts, images, _TEXT)]
+    cards = _cards(changes, changed, images)
+    facts = Facts(is_multi_label=changes.b.is_multi_label)
+    body = gallery(cards, len(changed), style, facts, images, listener)
+    return [paragraph(text), *body]
 
 
-def _cards(
-    pair: ResultPair, changed: Sequence[Pair], photo_bytes: float
-) -> Iterator[tuple[Card, Sequence[str]]]:
-    """Yield the changed images of B, compared with A, with their kinds of changes."""
-    spec = comparison_spec(pair.a, pair.b)
-    comparisons = {
-        item.b: compare_pair(spec, pair.a, pair.b, item)
-        for item in changed
-        if not pair.changes.images[item].kinds[0].startswith("failed")
-    }
-    cards = read_cards(pair.b, [item.b for item in changed], comparisons, photo_bytes)
-    for item, card in zip(changed, cards, strict=True):  # both are in the order of B
-        yield card, pair.changes.images[item].kinds
+def _cards(changes: Changes, changed: Sequence[Pair], images: ByteBudget) -> Iterator[Card]:
+    """Yield the changed images of B, compared with A."""
+    kinds = {pair.b: changes.images[pair].kinds for pair in changed}
+    both_ok = [pair for pair in changed if not kinds[pair.b][0].startswith("failed")]
+    comparisons = compare_pairs(changes, both_ok)
+    cards = read_cards(changes.b, kinds, comparisons, images)
+    for card, card_kinds in zip(cards, kinds.values(), strict=True):  # both in the order of B
+        card.changes = card_kinds
+        yield card
 
 
 def _only(changes: Changes) -> list[Element]:

@@ -15,7 +15,7 @@ from cvbatch.evaluate.class_map import make_evaluation_spec
 from cvbatch.evaluate.join import JoinedPart, join, load_ground_truth, read_joined_part
 from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.report.outcomes import LabelComparison, agreement_of, compare_image
-from cvbatch.report.statistics import RowRef
+from cvbatch.report.statistics import RowRef, equally_spaced
 from cvbatch.results.result import Result
 
 MAX_DIFFERENT = 32  # images with the lowest agreement that a sample contains
@@ -28,13 +28,11 @@ class Comparison:
     """The compared images.
 
     Attributes:
-        num_images: that are both predicted and labelled.
         num_searched: images among which `lowest` were found; 0 if all were chosen anyway.
         lowest: rows with the lowest agreement, lowest first; () if all were chosen anyway.
         rows: of the chosen images and of `lowest`, those that have labels.
     """
 
-    num_images: int
     num_searched: int
     lowest: tuple[RowRef, ...]
     rows: dict[RowRef, LabelComparison]
@@ -67,7 +65,7 @@ def compare_with_labels(
     ground_truth = load_ground_truth(result.storage, label_uris, splits)
     spec = make_evaluation_spec(config, result, ground_truth)
     joined = join(result, ground_truth, config.join)
-    searched = [_sample_rows(part) for part in _sample_parts(joined.parts)] if is_sample else []
+    searched = _sample(joined.parts) if is_sample else []
     lowest = _lowest_agreement(spec, searched)
     rows: dict[RowRef, LabelComparison] = {}
     wanted = {*chosen, *lowest}
@@ -76,17 +74,16 @@ def compare_with_labels(
         if any(is_wanted):
             rows |= _compare_part(spec, part.take(np.flatnonzero(is_wanted)))
     num_searched = sum(len(part.part_row) for part in searched)
-    return Comparison(joined.num_images, num_searched, tuple(lowest), rows)
+    return Comparison(num_searched, tuple(lowest), rows)
 
 
-def _sample_parts(parts: list[JoinedPart]) -> list[JoinedPart]:
-    indices = np.linspace(0, len(parts) - 1, min(len(parts), MAX_PARTS)).round().astype(int)
-    return [parts[i] for i in np.unique(indices)]
-
-
-def _sample_rows(part: JoinedPart) -> JoinedPart:
-    count = min(len(part.part_row), _ROWS_PER_PART)
-    return part.take(np.linspace(0, len(part.part_row) - 1, count).round().astype(int))
+def _sample(parts: Sequence[JoinedPart]) -> list[JoinedPart]:
+    """Return rows and parts at equal distances."""
+    sampled = [parts[i] for i in equally_spaced(len(parts), MAX_PARTS)]
+    return [
+        part.take(np.array(equally_spaced(len(part.part_row), _ROWS_PER_PART), np.int64))
+        for part in sampled
+    ]
 
 
 def _lowest_agreement(spec: EvaluationSpec, parts: Sequence[JoinedPart]) -> list[RowRef]:
@@ -97,7 +94,7 @@ def _lowest_agreement(spec: EvaluationSpec, parts: Sequence[JoinedPart]) -> list
         for i, row in enumerate(part.part_row.tolist()):
             sides = predicted.slice(i, 1), labelled.slice(i, 1)
             agreement = agreement_of(spec, *sides, part.part_uri)
-            if agreement is not None and agreement < 1:
+            if agreement < 1:
                 ranked.append((agreement, len(ranked), RowRef(part.ref, row)))
     return [row_ref for _, _, row_ref in sorted(ranked)[:MAX_DIFFERENT]]
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
-import numpy as np
 import pyarrow as pa
 
 from cvbatch.core.errors import NotFoundError, SourceError
@@ -17,9 +16,10 @@ from cvbatch.core.redaction import redact
 from cvbatch.core.types import Failure, InputKey
 from cvbatch.images.decode import Limits, decode
 from cvbatch.images.headers import read_header
+from cvbatch.report.columns import Words
 from cvbatch.report.evaluation_page import read_json
 from cvbatch.report.facts import Facts
-from cvbatch.report.gallery import GalleryText, assemble
+from cvbatch.report.gallery import assemble
 from cvbatch.report.html import (
     Section,
     el,
@@ -29,10 +29,10 @@ from cvbatch.report.html import (
     name_element,
     paragraph,
     shorten,
-    table,
 )
 from cvbatch.report.overlays import ByteBudget, encode_photo, photo_side, thumbnail_hw
-from cvbatch.report.prediction_page import job_file_section
+from cvbatch.report.prediction_page import failures_section, job_file_section
+from cvbatch.report.statistics import equally_spaced
 from cvbatch.storage import store
 from cvbatch.storage.parquet import ParquetFile
 from cvbatch.storage.store import Storage, TooLargeError
@@ -52,7 +52,7 @@ _LEAVES = {  # of the columns of an image, those that are read
     "activations": ("layer", "picture"),
     "heatmaps": ("label", "score", "layer", "picture"),
 }
-_TEXT = GalleryText(statuses=_KINDS)
+_WORDS = Words(statuses=_KINDS)
 
 
 class Picture(NamedTuple):
@@ -169,7 +169,7 @@ def sections(explanation: Explanation, images: ByteBudget) -> list[Section]:
         Section("gallery", "Pictures", body),
     ]
     if explanation.failures:
-        result.append(Section("failures", "Failures", [_failures(explanation)]))
+        result.append(failures_section(explanation.failures, explanation.examples))
     job = job_file_section(explanation.state.get("job"))
     return [*result, job] if job else result
 
@@ -178,7 +178,6 @@ def _summary(explanation: Explanation) -> list[Element]:
     job = explanation.state.get("job") or {}
     model = job.get("model") or {}
     num_failed = explanation.failures.total()
-    num_pictures = len(explanation.of_network) + sum(map(len, explanation.of_images.values()))
     counts = Counter(
         picture.kind
         for pictures in (explanation.of_network, *explanation.of_images.values())
@@ -188,7 +187,7 @@ def _summary(explanation: Explanation) -> list[Element]:
         ("Network", shorten(redact(str(model.get("model", "–"))), 40), str(model.get("task", ""))),
         ("Images", format_count(explanation.num_images), ""),
         ("Failed", format_count(num_failed), format_percent(num_failed, explanation.num_images)),
-        ("Pictures", format_count(num_pictures), ""),
+        ("Pictures", format_count(counts.total()), ""),
         *(
             (title, format_count(counts[kind]), "")
             for kind, title in _KINDS.items()
@@ -210,7 +209,7 @@ def _choose(explanation: Explanation) -> tuple[list[Picture], str]:
     count = len(names)
     if len(pictures) + total > MAX_PICTURES:
         count = max(1, (MAX_PICTURES - len(pictures)) * len(names) // max(total, 1))
-    chosen = np.unique(np.linspace(0, max(len(names) - 1, 0), count).round().astype(int)).tolist()
+    chosen = equally_spaced(len(names), count)
     pictures += [picture for i in chosen for picture in explanation.of_images[names[i]]]
     pictures = pictures[:MAX_PICTURES]
     if not pictures:
@@ -231,7 +230,7 @@ def _gallery(
     for picture in pictures:
         figures.append(_card(explanation, picture, images, photo_bytes))
         facts.cards.append(_facts(facts, picture))
-    return assemble(figures, facts, {}, _TEXT)
+    return assemble(figures, facts, {}, _WORDS)
 
 
 def _facts(facts: Facts, picture: Picture) -> dict[str, Any]:
@@ -282,17 +281,3 @@ def _encode(explanation: Explanation, picture: Picture, max_bytes: float) -> byt
     key = InputKey(height, width, "stretch")
     decoded = decode(data, [key], limits)
     return None if isinstance(decoded, Failure) else encode_photo(decoded.pixels[key], max_bytes)
-
-
-def _failures(explanation: Explanation) -> Element:
-    return table("Failed images by stage and kind", ("kind", "images", "examples"),
-                 _failure_rows(explanation), "tn")  # fmt: skip
-
-
-def _failure_rows(explanation: Explanation) -> Iterator[tuple[str, str, Element]]:
-    for kind, number in explanation.failures.most_common():
-        examples = [
-            el("li", {}, name_element(image_id), f": {shorten(redact(message), 300)}")
-            for image_id, message in explanation.examples[kind]
-        ]
-        yield kind, format_count(number), el("ul", {"class": "plain"}, *examples)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cvbatch.core.redaction import redact
-from cvbatch.report.columns import COLUMN_PAGES, MAX_NAMES, ColumnPage
+from cvbatch.report.columns import COLUMN_PAGES, describe
 from cvbatch.report.html import shorten
 from cvbatch.report.outcomes import LabelComparison
 from cvbatch.report.samples import Card
@@ -32,8 +31,8 @@ class Facts:
     classes: dict[str, int] = field(default_factory=dict)
     cards: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, card: Card, changes: Sequence[str] = ()) -> None:
-        """Add an image; changes: kinds of its differences between two results."""
+    def add(self, card: Card) -> None:
+        """Add an image."""
         row, comparison = card.row, card.comparison
         facts = {
             "id": row.image_id,
@@ -42,11 +41,11 @@ class Facts:
             "error": "" if row.error is None else f"{row.error.stage}/{row.error.kind}",
             "width": row.width or 0,
             "height": row.height or 0,
-            "score": _number(best_score(row)),
-            "predicted": _predictions(row),
+            "score": _number(_best_score(row)),
+            "predicted": shorten("; ".join(describe(row)), _MAX_TEXT),
             "classes": sorted({*map(self.class_index, self._names(row, comparison))}),
             "boxes": self._box_scores(row),
-            "changes": list(changes),
+            "changes": list(card.changes),
         }
         if comparison is not None:
             facts |= self._outcomes(row, comparison)
@@ -64,19 +63,14 @@ class Facts:
 
     def _names(self, row: Row, comparison: LabelComparison | None) -> list[str]:
         """Return the classes of an image but those of its boxes, which have a minimum score."""
-        names = [
-            element["label"]
-            for column, page in COLUMN_PAGES.items()
-            if column != "boxes"
-            for element in (page.elements(row) or [])[: self._count(page)]
-        ]
+        names = []
+        for column, page in COLUMN_PAGES.items():
+            if column != "boxes":
+                count = 1 if page.has_one_class and not self.is_multi_label else None
+                names += [element["label"] for element in (page.elements(row) or [])[:count]]
         if comparison is not None:
             names += [*comparison.labels, *(box.label for box in comparison.true_boxes)]
         return names
-
-    def _count(self, page: ColumnPage) -> int | None:
-        """Return how many elements of an image are its classes; None: all."""
-        return 1 if page.has_one_class and not self.is_multi_label else None
 
     def _box_scores(self, row: Row) -> list[list[float]] | None:
         """Return class and highest score of the boxes of each class; None without boxes."""
@@ -107,27 +101,19 @@ class Facts:
             "missed": None in found,
             "found": _number(min((score for score in found if score is not None), default=None)),
             "cells": [
-                [cell.column, self.class_index(cell.true),
-                 self.class_index(cell.predicted) if cell.predicted else -1]
-                for cell in comparison.cells
+                [column, *(self.class_index(name) if name else -1 for name in names)]
+                for column, *names in comparison.cells
             ],
         }  # fmt: skip
 
 
-def best_score(row: Row) -> float | None:
+def _best_score(row: Row) -> float | None:
     """Return the highest score of the first column with scores; None without one."""
-    pages = [page for page in COLUMN_PAGES.values() if page.score_title]
-    for page in pages:
-        scores = [element["score"] for element in page.elements(row) or []]
-        if scores:
-            return float(scores[0])
+    for page in COLUMN_PAGES.values():
+        elements = page.elements(row)
+        if page.score_title and elements:
+            return float(elements[0]["score"])
     return None
-
-
-def _predictions(row: Row) -> str:
-    values = [f"{name} {value:.4g}" for name, value in (row.values or {}).items()][:MAX_NAMES]
-    texts = [page.description(row) for page in COLUMN_PAGES.values()]
-    return shorten("; ".join(filter(None, [*texts, ", ".join(values)])), _MAX_TEXT)
 
 
 def _number(value: float | None) -> float | None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from cvbatch.core.progress import Listener
 from cvbatch.report.cards import CardStyle, draw_card, markup_bytes
-from cvbatch.report.columns import BOX_SCORE, COLUMN_PAGES, NAME_LENGTH, ClassColours
+from cvbatch.report.columns import (
+    BOX_SCORE,
+    COLUMN_PAGES,
+    NAME_LENGTH,
+    OUTCOMES,
+    ClassColours,
+    Words,
+)
 from cvbatch.report.facts import Facts
 from cvbatch.report.html import el, format_count, name_element, paragraph, shorten
 from cvbatch.report.overlays import ByteBudget
 from cvbatch.report.samples import Card
 from cvbatch.report.svg_boxes import swatch
 
-T = TypeVar("T")
 MARKUP_BYTES = 7_000_000  # of boxes and captions of all images
 _MAX_LEGEND = 64
 _SORTS = {
@@ -31,74 +36,43 @@ _SORTS = {
 }
 
 
-# Title of the switch by CSS class of the boxes, whose colours page.css has.
-OUTCOMES = {"tp": "True positives", "fp": "False positives", "miss": "Misses"}
-# Title by key of the status filter in page.js.
-STATUSES = {
-    "ok": "Read",
-    "failed": "Failed",
-    "correct": "Best label correct",
-    "wrong": "Best label wrong",
-    "boxes": "With boxes from the minimum score",
-    "no-boxes": "Without such boxes",
-    "false-positive": "With false positives",
-    "miss": "With misses",
-}
-
-
-class GalleryText(NamedTuple):
-    """Names on the page of what the predictions are compared with."""
-
-    truth: str = "Ground truth"
-    outcomes: Mapping[str, str] = OUTCOMES
-    statuses: Mapping[str, str] = STATUSES
-
-
-DEFAULT_TEXT = GalleryText()
-
-
 def gallery(
-    cards: Iterable[tuple[Card, Sequence[str]]],
+    cards: Iterable[Card],
     num_cards: int,
     style: CardStyle,
     facts: Facts,
     images: ByteBudget,
-    text: GalleryText = DEFAULT_TEXT,
+    listener: Listener,
 ) -> list[Element]:
     """Return the legend of the classes, the controls and the images.
 
     Args:
-        cards: the images, each with its kinds of differences between two results.
+        cards: the images.
         num_cards: their number.
         style: of the images.
         facts: to which those of the images are added.
         images: limit of the bytes of all images.
-        text: names of the filters.
+        listener: receives the number of drawn images.
     """
+    listener.phase("drawing the report", num_cards, "images")
     figures, layers, markup = list[Element](), dict[str, str](), ByteBudget(MARKUP_BYTES)
-    for card, changes in cards:
+    for card in cards:
         figure = draw_card(card, style, images, markup.share(num_cards - len(figures)))
         markup.remaining -= markup_bytes(figure)
         figures.append(figure)
-        layers |= _layers(card, text)
-        facts.add(card, changes)
+        layers |= _layers(card, style.words)
+        facts.add(card)
+        listener.advanced(len(figures))
     notes = []
     if images.num_omitted:
         note = f"{images.num_omitted} layers are left out: the size of the page is limited."
         notes = [paragraph(note)]
     named = {key: layers[key] for key in sorted(layers)}
-    return [*_legend(style.colours, facts), *notes, *assemble(figures, facts, named, text)]
-
-
-def with_progress(cards: Iterable[T], listener: Listener) -> Iterator[T]:
-    """Yield cards and report how many of them are drawn."""
-    for number, card in enumerate(cards, 1):
-        yield card
-        listener.advanced(number)
+    return [*_legend(style.colours, facts), *notes, *assemble(figures, facts, named, style.words)]
 
 
 def assemble(
-    figures: Sequence[Element], facts: Facts, layers: Mapping[str, str], text: GalleryText
+    figures: Sequence[Element], facts: Facts, layers: Mapping[str, str], words: Words
 ) -> list[Element]:
     """Return controls, images, the dialog of the enlarged view, and the facts for the script.
 
@@ -106,19 +80,19 @@ def assemble(
         figures: the images.
         facts: about each of them.
         layers: key → title of the layers of all images.
-        text: names of the filters.
+        words: names of the filters.
     """
     script = el("script", {"type": "application/json", "id": "facts"})
     script.text = facts.as_script()
     return [
-        _controls(facts, layers, text),
+        _controls(facts, layers, words),
         el("div", {"class": "cards", "id": "cards"}, *figures),
         _viewer(),
         script,
     ]
 
 
-def _layers(card: Card, text: GalleryText) -> dict[str, str]:
+def _layers(card: Card, words: Words) -> dict[str, str]:
     """Return key → title of the layers of a card."""
     layers = {
         column: page.layer_title
@@ -128,31 +102,29 @@ def _layers(card: Card, text: GalleryText) -> dict[str, str]:
     if card.row.heatmaps:
         layers["heatmap"] = "Heatmap"
     if card.comparison and (card.comparison.true_boxes or card.comparison.difference):
-        layers["truth"] = text.truth
+        layers["truth"] = words.truth
     return layers
 
 
-def _controls(facts: Facts, layers: Mapping[str, str], text: GalleryText) -> Element:
+def _controls(facts: Facts, layers: Mapping[str, str], words: Words) -> Element:
     """Return the form with the filters and the layer switches."""
     form = el("form", {"class": "controls", "aria-label": "Gallery controls"})
     search = {"type": "search", "id": "search", "placeholder": "part of a name"}
     form.append(el("label", {}, "Name ", el("input", search)))
-    sorts = _used_sorts(facts)
-    form.append(_select("sort", "Sort by ", sorts))
+    form.append(_select("sort", "Sort by ", _used_sorts(facts)))
     classes = {str(index): name for name, index in sorted(facts.classes.items())}
     if len(classes) > 1:
         form.append(_select("class", "Class ", {"": "Any", **classes}))
-    statuses = _used_statuses(facts, text.statuses)
+    statuses = _used_statuses(facts, words.statuses)
     if statuses:
         form.append(_select("status", "Show ", {"": "All", **statuses}))
-    scores = [card["score"] for card in facts.cards if card["score"] is not None]
-    if scores:
+    if any(card["score"] is not None for card in facts.cards):
         form.append(_score_range())
-    if any(card["boxes"] for card in facts.cards):
-        box_scores = [score for card in facts.cards for _, score in card["boxes"] or ()]
+    box_scores = [score for card in facts.cards for _, score in card["boxes"] or ()]
+    if box_scores:
         form.append(_score_slider(box_scores))
     has_outcomes = any("found" in card and card["boxes"] is not None for card in facts.cards)
-    form.extend(_switches(layers, text.outcomes if has_outcomes else {}))
+    form.extend(_switches(layers, words.outcomes if has_outcomes else {}))
     num_shown = f"{format_count(len(facts.cards), 'image')} shown"
     form.append(
         el("p", {"class": "shown"}, el("span", {"id": "shown", "aria-live": "polite"}, num_shown),

@@ -23,12 +23,12 @@ from cvbatch.report import (
     prediction_page,
     training_page,
 )
-from cvbatch.report.comparison_page import ResultPair
 from cvbatch.report.disagreements import Comparison, compare_with_labels
 from cvbatch.report.html import Section, format_count
 from cvbatch.report.overlays import ByteBudget
 from cvbatch.report.page import render_page
 from cvbatch.report.prediction_page import Prediction
+from cvbatch.report.result_changes import find_changes
 from cvbatch.report.samples import choose_rows, is_sample
 from cvbatch.report.statistics import collect_statistics
 from cvbatch.report.vectors import vectors_section
@@ -66,6 +66,8 @@ class _Draft:
     uri: str  # of the folder
     target: str  # URI of the page
     listener: Listener
+    evaluation_uri: str | None = None  # as the arguments of write_report
+    truth: Sequence[str] = ()
     images: ByteBudget = field(default_factory=lambda: ByteBudget(IMAGE_BYTES))
     notes: list[str] = field(default_factory=list)
 
@@ -104,12 +106,8 @@ def write_report(
             f"--evaluation and --truth need a prediction, but {uri} is of kind {kind!r}; leave "
             "them out"
         )
-    draft = _Draft(storage, uri, target, listener or Listener())
-    if kind == "prediction":
-        content = _prediction_content(draft, evaluation_uri, truth)
-    else:
-        content = _CONTENTS[kind](draft)
-    return _write(draft, kind, content)
+    draft = _Draft(storage, uri, target, listener or Listener(), evaluation_uri, truth)
+    return _write(draft, kind, _CONTENTS[kind](draft))
 
 
 def _write(draft: _Draft, kind: str, content: _Content) -> Report:
@@ -137,11 +135,10 @@ def write_comparison(
     a, b = (Result(storage, uri, needs_rows=True) for uri in (uri_a, uri_b))
     target = _target(b.uri, out, _COMPARISON)
     draft = _Draft(storage, b.uri, target, listener or Listener())
-    pair = ResultPair.of(a, b, draft.listener)
-    num_compared, changed = pair.changes.num_compared, len(pair.changes.images)
-    sections = comparison_page.sections(pair, draft.images, target, draft.listener)
-    title = f"{format_count(changed, 'image')} of {num_compared:,} changed"
-    return _write(draft, "comparison", _Content(title, sections, pair.changes.num_common))
+    changes = find_changes(a, b, draft.listener)
+    sections = comparison_page.sections(changes, draft.images, target, draft.listener)
+    title = f"{format_count(len(changes.images), 'image')} of {changes.num_compared:,} changed"
+    return _write(draft, "comparison", _Content(title, sections, changes.num_common))
 
 
 def _target(uri: str, out: str | None, default: str) -> str:
@@ -190,11 +187,9 @@ def _explanation_content(draft: _Draft) -> _Content:
     return _Content(title, sections, explanation.num_images)
 
 
-def _prediction_content(
-    draft: _Draft, evaluation_uri: str | None, truth: Sequence[str]
-) -> _Content:
+def _prediction_content(draft: _Draft) -> _Content:
     prediction = _load_prediction(draft.storage, draft.uri, draft.listener)
-    comparison, scores = _compare(draft, prediction, evaluation_uri, truth)
+    comparison, scores = _compare(draft, prediction)
     sections = _prediction_sections(draft, prediction, comparison, scores)
     num_networks = len(prediction.result.metadata.get("models", []))
     images = format_count(prediction.num_images, "image")
@@ -209,17 +204,16 @@ def _load_prediction(storage: Storage, uri: str, listener: Listener) -> Predicti
     return Prediction(result, statistics, runs, *choose_rows(result, statistics))
 
 
-def _compare(
-    draft: _Draft, prediction: Prediction, evaluation_uri: str | None, truth: Sequence[str]
-) -> tuple[Comparison | None, list[Section]]:
+def _compare(draft: _Draft, prediction: Prediction) -> tuple[Comparison | None, list[Section]]:
     """Return the comparison with labels and the sections of the evaluation, as requested."""
+    evaluation_uri, truth = draft.evaluation_uri, draft.truth
     if (truth or evaluation_uri) and not prediction.statistics.num_rows:
         draft.notes.append(
             "The result has no rows yet, so it cannot be compared with ground truth."
         )
         return None, []
     if evaluation_uri is None:
-        return (_compare_with_labels(prediction, truth, {}) if truth else None), []
+        return (_compare_with_truth(prediction, truth, {}) if truth else None), []
     evaluation = evaluation_page.load(prediction.result.storage, evaluation_uri)
     identity = evaluation.state.get("predictions", {}).get("identity")
     if identity != prediction.result.identity:
@@ -230,23 +224,29 @@ def _compare(
     sections = evaluation_page.sections(evaluation, draft.images)
     if truth:
         options = evaluation.state.get("evaluation", {})
-        return _compare_with_labels(prediction, truth, options), sections
+        return _compare_with_truth(prediction, truth, options), sections
     return _compare_with_evaluation(prediction, evaluation, draft.notes), sections
 
 
 def _compare_with_labels(
+    prediction: Prediction,
+    label_uris: Sequence[str],
+    splits: Sequence[str] | None,
+    options: dict[str, Any],
+) -> Comparison:
+    """Compare the rows of the gallery with labels; options: an `evaluation` section."""
+    is_part = is_sample(prediction.statistics)
+    return compare_with_labels(
+        prediction.result, label_uris, splits, options, prediction.chosen, is_sample=is_part
+    )
+
+
+def _compare_with_truth(
     prediction: Prediction, truth: Sequence[str], options: dict[str, Any]
 ) -> Comparison:
     """Compare with the labels of --truth; options: an `evaluation` section."""
     try:
-        return compare_with_labels(
-            prediction.result,
-            truth,
-            None,
-            options,
-            prediction.chosen,
-            is_sample=is_sample(prediction.statistics),
-        )
+        return _compare_with_labels(prediction, truth, None, options)
     except ConfigError as error:
         raise ConfigError(
             f"--truth: {error}; or set it in a job file of cvbatch evaluate and use its sink as "
@@ -262,14 +262,8 @@ def _compare_with_evaluation(
     if not labels:  # only heatmaps were evaluated
         return None
     try:
-        return compare_with_labels(
-            prediction.result,
-            labels["uri"],
-            labels.get("splits"),
-            evaluation.state.get("evaluation", {}),
-            prediction.chosen,
-            is_sample=is_sample(prediction.statistics),
-        )
+        options = evaluation.state.get("evaluation", {})
+        return _compare_with_labels(prediction, labels["uri"], labels.get("splits"), options)
     except CvbatchError as error:
         notes.append(f"No image is compared with its labels: {error}")
         return None
@@ -296,6 +290,7 @@ def _evaluation_content(draft: _Draft) -> _Content:
 
 
 _CONTENTS = {
+    "prediction": _prediction_content,
     "training": _training_content,
     "explanation": _explanation_content,
     "evaluation": _evaluation_content,
@@ -318,7 +313,9 @@ def _prediction_sections(
     rest = [
         gallery,
         *scores[1:],
-        prediction_page.failures_section(prediction),
+        prediction_page.failures_section(
+            prediction.statistics.failures, prediction.statistics.examples
+        ),
         prediction_page.classes_section(prediction),
         vectors_section(prediction),
         prediction_page.runs_section(prediction),

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cvbatch.core.types import VOID_CLASS, Boxes
+from cvbatch.core.types import VOID_CLASS
+from cvbatch.evaluate.boxes import labelled_boxes, predicted_boxes
 from cvbatch.evaluate.columns import score_rows
 from cvbatch.evaluate.plots import BACKGROUND
 from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.images.masks import decode_png
-from cvbatch.metrics.box_matching import GroundTruthBoxes, coco_criterion, match_boxes
+from cvbatch.metrics.box_matching import coco_criterion, match_boxes
 from cvbatch.metrics.classification import Confusion
 from cvbatch.metrics.counts import ClassCounts
 from cvbatch.report.overlays import difference_layer, thumbnail_hw
-from cvbatch.results.parts import box_corners
 
 # Column → name of the metric with its confusion matrix in `Scores`.
 _CONFUSIONS = {"labels": "confusion", "mask": "pixels", "boxes": "box_confusion"}
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     """A cell of a confusion matrix."""
 
     column: str
-    true: str
+    true: str  # "": another result has no label
     predicted: str  # "": no prediction
 
 
@@ -83,7 +83,7 @@ class LabelComparison:
     @property
     def mean_agreement(self) -> float:
         """Return the mean over the columns: 1 if all predictions are correct; NaN without any."""
-        return float(np.mean(list(self.agreement.values()))) if self.agreement else math.nan
+        return _mean(self.agreement)
 
     @property
     def is_correct(self) -> bool | None:
@@ -111,11 +111,12 @@ def compare_image(
     Raises:
         SourceError: the rows have values that cvbatch never writes.
     """
+    predicted, labelled = predicted.combine_chunks(), labelled.combine_chunks()
     agreement, cells = _scores(spec, predicted, labelled, name)
     row, label_row = predicted.to_pylist()[0], labelled.to_pylist()[0]
     true_labels = [label["class_id"] for label in label_row.get("labels") or []]
     names = spec.classes.get("labels", ())
-    outcomes, true_boxes = _box_outcomes(spec, row.get("boxes") or [], label_row)
+    outcomes, true_boxes = _box_outcomes(spec, predicted, labelled)
     loss, is_bound = _loss(spec, row.get("labels") or [], true_labels)
     return LabelComparison(
         agreement,
@@ -154,65 +155,44 @@ def _scores(
     return agreement, tuple(cells)
 
 
-def agreement_of(
-    spec: EvaluationSpec, predicted: pa.Table, labelled: pa.Table, name: str
-) -> float | None:
-    """Return the mean F1 of the columns of one image, 0..1; None if nothing is to be compared."""
-    agreement, _ = _scores(spec, predicted, labelled, name)
-    return float(np.mean(list(agreement.values()))) if agreement else None
+def agreement_of(spec: EvaluationSpec, predicted: pa.Table, labelled: pa.Table, name: str) -> float:
+    """Return `mean_agreement` of one image without its other outcomes; NaN without any column."""
+    return _mean(_scores(spec, predicted, labelled, name)[0])
+
+
+def _mean(agreement: Mapping[str, float]) -> float:
+    return float(np.mean(list(agreement.values()))) if agreement else math.nan
 
 
 def _box_outcomes(
-    spec: EvaluationSpec, boxes: Sequence[Mapping[str, Any]], label_row: Mapping[str, Any]
+    spec: EvaluationSpec, predicted: pa.Table, labelled: pa.Table
 ) -> tuple[tuple[str, ...], tuple[TrueBox, ...]]:
-    """Return the outcome of every predicted box, and the labelled boxes.
+    """Return the outcome of every predicted box, and the labelled boxes; () without labels.
 
     Detections take objects in the order of their scores, so an outcome is the same for every
     minimum score below that of the box, and an object is missed above the score that finds it.
     """
-    if "boxes" not in spec.classes or label_row.get("boxes") is None:
-        return ("",) * len(boxes), ()
-    names, true_boxes = spec.classes["boxes"], label_row["boxes"]
-    is_crowd, area = (
-        _per_box(label_row.get(name), len(true_boxes)) for name in ("box_is_crowd", "box_area")
-    )
-    class_id = spec.class_of["boxes"][[box["class_id"] for box in boxes]] if boxes else np.zeros(0)
-    used = np.flatnonzero(class_id >= 0)
-    xyxy, true_xyxy = (box_corners(side).astype(np.float32) for side in (boxes, true_boxes))
-    score = np.array([box["score"] for box in boxes], np.float32)
-    none = np.zeros(len(boxes) + len(true_boxes), np.int64)
-    matches = match_boxes(
-        Boxes(xyxy[used], score[used], class_id[used].astype(np.int64), none[: len(used)]),
-        GroundTruthBoxes(
-            true_xyxy,
-            np.array([box["class_id"] for box in true_boxes], np.int64),
-            none[: len(true_boxes)],
-            np.nan_to_num(is_crowd).astype(bool),
-            area,
-        ),
-    )
+    if "boxes" not in spec.classes or labelled["boxes"].null_count:
+        return (), ()
+    boxes, is_used, _ = predicted_boxes(spec, predicted)
+    truth, numbers = labelled_boxes(labelled), np.flatnonzero(is_used)
+    matches = match_boxes(boxes, truth)
     # As in cvbatch.evaluate.boxes: area range "all" at the threshold of IoU.
     bit = coco_criterion(spec.iou_threshold)
-    outcomes, found = [""] * len(boxes), [None] * len(true_boxes)
-    for i, number in enumerate(used[matches.row].tolist()):
+    outcomes, found = [""] * len(is_used), [None] * len(truth.class_id)
+    for i, row in enumerate(matches.row.tolist()):
         if matches.is_ignored[i, bit]:
             continue
-        outcomes[number] = "tp" if matches.is_true_positive[i, bit] else "fp"
+        outcomes[numbers[row]] = "tp" if matches.is_true_positive[i, bit] else "fp"
         if matches.is_true_positive[i, bit]:
-            found[int(matches.match[i, bit])] = boxes[number]["score"]
+            found[int(matches.match[i, bit])] = boxes.score[row].item()
+    names, is_crowd = spec.classes["boxes"], np.asarray(truth.is_crowd).tolist()
     return tuple(outcomes), tuple(
-        TrueBox(tuple(corners), names[box["class_id"]], score_of_match, crowd == 1)
-        for corners, box, score_of_match, crowd in zip(
-            true_xyxy.tolist(), true_boxes, found, is_crowd.tolist(), strict=True
+        TrueBox(tuple(corners), names[class_id], score, crowd)
+        for corners, class_id, score, crowd in zip(
+            truth.xyxy.tolist(), truth.class_id.tolist(), found, is_crowd, strict=True
         )
     )
-
-
-def _per_box(values: Sequence[float | None] | None, count: int) -> np.ndarray:  # (count,) float64
-    """Return one value per box; NaN where it is not known."""
-    if values is None or len(values) != count:
-        return np.full(count, np.nan)
-    return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 def _loss(

@@ -53,8 +53,8 @@ function hasClass(fact, index, low) {
 }
 
 function inCell(fact) {
-  return (fact.cells || []).some(([column, truth, predicted]) => column === cell[0]
-    && classes[truth] === cell[1] && (predicted < 0 ? "" : classes[predicted]) === cell[2]);
+  return (fact.cells || []).some(([column, ...indices]) => column === cell[0]
+    && indices.every((index, i) => (index < 0 ? "" : classes[index]) === cell[i + 1]));
 }
 
 function passes(fact, filter) {
@@ -87,7 +87,7 @@ function applyFilters() {
   cards.append(...visible.map((fact) => fact.card));
   $("shown").textContent = `${visible.length} of ${facts.length} images shown`;
   $("cell").hidden = !cell;
-  if (cell) $("cell").textContent = `true ${cell[1]}, predicted ${cell[2] || "none"}`;
+  if (cell) $("cell").textContent = `true ${cell[1] || "none"}, predicted ${cell[2] || "none"}`;
 }
 
 function applyThreshold() {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -16,7 +17,7 @@ from cvbatch.report.cards import CardStyle
 from cvbatch.report.columns import COLUMN_PAGES, class_colours
 from cvbatch.report.disagreements import Comparison
 from cvbatch.report.facts import Facts
-from cvbatch.report.gallery import gallery, with_progress
+from cvbatch.report.gallery import gallery
 from cvbatch.report.html import (
     Cell,
     Child,
@@ -40,7 +41,6 @@ from cvbatch.results.result import Result
 from cvbatch.results.run_history import Run
 
 MAX_CLASSES = 200  # rows of a table
-PHOTO_SHARE = 0.75  # of the bytes of images; masks and heatmaps have the rest
 _MAX_TEXT = 100_000  # characters of a job file
 
 
@@ -84,43 +84,52 @@ def summary_section(prediction: Prediction) -> Section:
     if prediction.runs and prediction.runs[0].images_per_second:
         throughput = f"{prediction.runs[0].images_per_second:,.4g}"
         tiles.append(("Throughput", throughput, "images/s, last run"))
-    body = [metric_tiles(tiles)]
+    notes = [paragraph(note, kind="note") for note in _summary_notes(prediction)]
+    return Section("counts", "Summary", [metric_tiles(tiles), *notes])
+
+
+def _summary_notes(prediction: Prediction) -> Iterator[str]:
+    """Yield what is pending, was not read, is empty, or was not counted."""
+    stats, num_missing = prediction.statistics, len(prediction.result.missing)
     if num_missing:
         verb = "is" if num_missing == 1 else "are"
         chunks = format_count(num_missing, "chunk")
-        text = f"{chunks} of the job {verb} pending: run the same command again to resume."
-        body.append(paragraph(text, kind="note"))
-    if prediction.runs and prediction.runs[0].ignored:
-        names = redact(prediction.runs[0].ignored.text)
-        text = f"Files of the source that the last run did not read: {names}."
-        body.append(paragraph(text, kind="note"))
-    if prediction.runs and prediction.runs[0].num_empty_heatmaps:
-        empty, total = prediction.runs[0].num_empty_heatmaps, prediction.runs[0].num_heatmaps
-        text = f"{empty:,} of {format_count(total, 'heatmap')} of the last run are 0 everywhere."
-        body.append(paragraph(text, kind="note"))
+        yield f"{chunks} of the job {verb} pending: run the same command again to resume."
+    for run in prediction.runs[:1]:
+        if run.ignored:
+            names = redact(run.ignored.text)
+            yield f"Files of the source that the last run did not read: {names}."
+        if run.num_empty_heatmaps:
+            total = format_count(run.num_heatmaps, "heatmap")
+            yield f"{run.num_empty_heatmaps:,} of {total} of the last run are 0 everywhere."
     if not stats.is_complete:
-        text = (
+        yield (
             f"Counted in {format_count(stats.num_rows, 'row')} of "
             f"{format_count(len(stats.sampled), 'file')}, a sample at equal distances of all "
             f"{format_count(stats.num_chunks)}."
         )
-        body.append(paragraph(text, kind="note"))
-    return Section("counts", "Summary", body)
 
 
-def failures_section(prediction: Prediction) -> Section:
-    """Return the failed images by stage and kind, with examples."""
-    stats = prediction.statistics
-    if not stats.num_failed:
+def failures_section(
+    failures: Counter[str], examples: Mapping[str, Sequence[tuple[str, str]]]
+) -> Section:
+    """Return the failed images by stage and kind.
+
+    Args:
+        failures: "stage/kind" → images.
+        examples: "stage/kind" → image id and message of some of them.
+    """
+    num_failed = failures.total()
+    if not num_failed:
         return Section("failures", "Failures", [paragraph("No image failed.")])
     rows = []
-    for kind, number in stats.failures.most_common():
-        examples = el("ul", {"class": "plain"})
-        for image_id, message in stats.examples.get(kind, []):
+    for kind, number in failures.most_common():
+        shown = el("ul", {"class": "plain"})
+        for image_id, message in examples.get(kind, ()):
             reason = el("span", {"class": "quiet"}, f": {shorten(redact(message), 300)}")
-            examples.append(el("li", {}, name_element(image_id), reason))
-        rows.append((kind, Cell(format_count(number), number / stats.num_failed), examples))
-    title = f"{format_count(stats.num_failed, 'image')} failed, by stage and kind"
+            shown.append(el("li", {}, name_element(image_id), reason))
+        rows.append((kind, Cell(format_count(number), number / num_failed), shown))
+    title = f"{format_count(num_failed, 'image')} failed, by stage and kind"
     return Section(
         "failures", "Failures", [table(title, ("kind", "images", "examples"), rows, "tn")]
     )
@@ -185,15 +194,13 @@ def gallery_section(
     shown = list(dict.fromkeys([*prediction.chosen, *lowest]))
     if not shown:
         return Section("gallery", "Images", [paragraph("There is no image to show.")])
-    cards = read_cards(result, shown, comparisons, images.share(len(shown)) * PHOTO_SHARE)
+    cards = read_cards(result, shown, comparisons, images)
     links_files = result.reader.format.key == ""
     style = CardStyle(class_colours(result.classes), page_uri, links_files)
-    body = [paragraph(f"Shown: {_description(prediction, comparison)}.")]
+    text = paragraph(f"Shown: {_description(prediction, comparison)}.")
     facts = Facts(is_multi_label=result.is_multi_label)
-    listener.phase("drawing the report", len(shown), "images")
-    pairs = ((card, ()) for card in cards)
-    drawn = with_progress(pairs, listener)
-    return Section("gallery", "Images", [*body, *gallery(drawn, len(shown), style, facts, images)])
+    body = gallery(cards, len(shown), style, facts, images, listener)
+    return Section("gallery", "Images", [text, *body])
 
 
 def _description(prediction: Prediction, comparison: Comparison | None) -> str:

@@ -18,8 +18,8 @@ from cvbatch.evaluate.scoring import EvaluationSpec
 from cvbatch.images.masks import decode_png, encode_png
 from cvbatch.metrics.box_matching import GroundTruthBoxes, match_boxes
 from cvbatch.report.columns import BOX_SCORE
-from cvbatch.report.outcomes import LabelComparison, compare_image
-from cvbatch.report.statistics import RowRef, damage_reported
+from cvbatch.report.outcomes import Cell, LabelComparison, compare_image
+from cvbatch.report.statistics import RowRef, damage_reported, equally_spaced
 from cvbatch.results.parts import box_corners, take_rows
 from cvbatch.results.result import Result
 from cvbatch.results.schema import COLUMN_TYPES
@@ -59,6 +59,8 @@ class Changes:
     """Differences between the results A and B.
 
     Attributes:
+        a: the first result.
+        b: the second result.
         num_common: images that are in both.
         num_compared: of these, those that were compared.
         only_a: ids of images that are only in A.
@@ -66,6 +68,8 @@ class Changes:
         images: changed images, in the order of B.
     """
 
+    a: Result
+    b: Result
     num_common: int
     only_a: pa.Array
     only_b: pa.Array
@@ -102,6 +106,8 @@ def find_changes(a: Result, b: Result, listener: Listener) -> Changes:
             f"{a.uri} and {b.uri} have no image in common; compare two results of one source"
         )
     changes = Changes(
+        a,
+        b,
         int(is_common.sum()),
         ids_a.image_id.filter(pa.array(~is_common)),
         ids_b.image_id.filter(pa.array(index < 0)),
@@ -141,10 +147,8 @@ def _batches(
     num_common: int,
 ) -> Iterator[list[Pair]]:
     """Yield the common images chunk by chunk of B; of many a sample of the chunks."""
-    count = len(b.refs)
-    if num_common > MAX_COMPARED:
-        count = max(1, count * MAX_COMPARED // num_common)
-    for chunk in np.unique(np.linspace(0, len(b.refs) - 1, count).round().astype(int)).tolist():
+    count = max(1, len(b.refs) * MAX_COMPARED // num_common)
+    for chunk in equally_spaced(len(b.refs), count):
         first, end = int(b.ends[chunk - 1]) if chunk else 0, int(b.ends[chunk])
         numbers = first + np.flatnonzero(index[first:end] >= 0)
         if len(numbers):
@@ -153,9 +157,9 @@ def _batches(
 
 def _compare(a: Result, b: Result, pairs: Sequence[Pair]) -> list[tuple[Pair, ImageChange]]:
     """Return how the predictions of images differ."""
-    rows_a = _read(a, [pair.a for pair in pairs])
-    rows_b = _read(b, [pair.b for pair in pairs])
-    boxes = [_counted_boxes(rows) for rows in (rows_a, rows_b)]
+    rows_a = _read(a, [pair.a for pair in pairs], _COLUMNS).to_pylist()
+    rows_b = _read(b, [pair.b for pair in pairs], _COLUMNS).to_pylist()
+    boxes = [[_counted(row.get("boxes") or []) for row in rows] for rows in (rows_a, rows_b)]
     with damage_reported(b, pairs[0].b.ref):
         gained, lost = _unmatched(*boxes)
     return [
@@ -166,30 +170,27 @@ def _compare(a: Result, b: Result, pairs: Sequence[Pair]) -> list[tuple[Pair, Im
     ]
 
 
-def _read(result: Result, row_refs: Sequence[RowRef]) -> list[dict[str, Any]]:
-    """Return the compared columns of rows, in their order."""
+def _read(result: Result, row_refs: Sequence[RowRef], columns: Sequence[str]) -> pa.Table:
+    """Return columns of rows, in the order of the references."""
     by_chunk: dict[ChunkRef, list[int]] = {}
     for position, row_ref in enumerate(row_refs):
         by_chunk.setdefault(row_ref.ref, []).append(position)
-    rows: list[dict[str, Any]] = [{}] * len(row_refs)
+    tables = []
     for ref, positions in by_chunk.items():
         numbers = np.array([row_refs[position].row for position in positions])
-        table = take_rows(result.storage, result.uri_of(ref), numbers, _COLUMNS)
-        for position, values in zip(positions, table.to_pylist(), strict=True):
-            rows[position] = values
-    return rows
+        tables.append(take_rows(result.storage, result.uri_of(ref), numbers, columns))
+    order = np.argsort(np.concatenate(list(by_chunk.values())))
+    return pa.concat_tables(tables).take(pa.array(order))
 
 
-def _counted_boxes(rows: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Return the boxes of each image whose score is high enough; finite ones."""
+def _counted(boxes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the finite boxes of an image whose score is high enough."""
+    is_finite = np.isfinite(box_corners(boxes)).all(axis=1).tolist()
     return [
-        [box for box in row.get("boxes") or () if box["score"] >= BOX_SCORE and _is_finite(box)]
-        for row in rows
+        box
+        for box, finite in zip(boxes, is_finite, strict=True)
+        if finite and box["score"] >= BOX_SCORE
     ]
-
-
-def _is_finite(box: Mapping[str, Any]) -> bool:
-    return bool(np.isfinite(box_corners([box])).all())
 
 
 def _unmatched(
@@ -211,7 +212,7 @@ def _unmatched(
         )
     truth = GroundTruthBoxes(sides[0].xyxy, sides[0].class_id, sides[0].image_index)
     match = match_boxes(sides[1], truth)
-    kept = np.sort(match.match[:, 0])  # IoU 0.5, all areas
+    kept = match.match[:, 0]  # IoU 0.5, all areas
     kept_a = np.bincount(truth.image_index[kept[kept >= 0]], minlength=len(boxes_a))
     num_a, num_b = (np.array([len(boxes) for boxes in side]) for side in (boxes_a, boxes_b))
     return (num_b - kept_a).tolist(), (num_a - kept_a).tolist()
@@ -222,21 +223,18 @@ def _change(a: Mapping[str, Any], b: Mapping[str, Any], gained: int, lost: int) 
     failed = [row["status"] != "ok" for row in (a, b)]
     if any(failed):
         return ImageChange(() if all(failed) else ("failed-a" if failed[0] else "failed-b",))
-    is_shared = {
-        name: a.get(name) is not None and b.get(name) is not None
-        for name in ("labels", "boxes", "mask_areas")
-    }
-    best = tuple(row["labels"][0]["label"] if row.get("labels") else "" for row in (a, b))
-    is_other_class = is_shared["labels"] and best[0] != best[1]
-    gained, lost = (gained, lost) if is_shared["boxes"] else (0, 0)
+    shared = {name for name in _COLUMNS if a.get(name) is not None and b.get(name) is not None}
+    best_a, best_b = (row["labels"][0]["label"] if row.get("labels") else "" for row in (a, b))
+    labels = (best_a, best_b) if "labels" in shared and best_a != best_b else None
+    gained, lost = (gained, lost) if "boxes" in shared else (0, 0)
     is_present = {
-        "class": is_other_class,
+        "class": labels is not None,
         "gained": gained > 0,
         "lost": lost > 0,
-        "mask": is_shared["mask_areas"] and _area_change(a, b) > MASK_CHANGE,
+        "mask": "mask_areas" in shared and _area_change(a, b) > MASK_CHANGE,
     }
     kinds = tuple(kind for kind, present in is_present.items() if present)
-    return ImageChange(kinds, (best[0], best[1]) if is_other_class else None, gained, lost)
+    return ImageChange(kinds, labels, gained, lost)
 
 
 def _area_change(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
@@ -248,7 +246,7 @@ def _area_change(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     return float(difference / 2 / num_pixels)
 
 
-def comparison_spec(a: Result, b: Result) -> EvaluationSpec:
+def _spec(a: Result, b: Result) -> EvaluationSpec:
     """Return how the result B is compared with A as if A were the ground truth."""
     columns = [name for name in b.classes if name in a.classes]
     classes = {name: tuple(dict.fromkeys([*b.classes[name], *a.classes[name]])) for name in columns}
@@ -276,20 +274,34 @@ def _masks_compare(a: Result, b: Result, names: Sequence[str]) -> bool:
     return "model" not in sizes and len(names) < VOID_CLASS
 
 
-def compare_pair(spec: EvaluationSpec, a: Result, b: Result, pair: Pair) -> LabelComparison:
-    """Compare an image of B with that of A, whose predictions stand for the labels.
+def compare_pairs(changes: Changes, pairs: Sequence[Pair]) -> dict[RowRef, LabelComparison]:
+    """Compare changed images of B with those of A, whose predictions stand for the labels.
+
+    The best labels are a cell of the confusion matrix, also of independent labels.
 
     Raises:
         SourceError: a part file is damaged.
     """
+    if not pairs:
+        return {}
+    a, b = changes.a, changes.b
+    spec = _spec(a, b)
     columns = ["image_id", "status", *spec.classes]
-    uri_a, uri_b = a.uri_of(pair.a.ref), b.uri_of(pair.b.ref)
-    row = take_rows(a.storage, uri_a, np.array([pair.a.row]), columns).to_pylist()[0]
+    labels = [
+        {name: _as_label(spec, a, name, row.get(name)) for name in spec.classes}
+        for row in _read(a, [pair.a for pair in pairs], columns).to_pylist()
+    ]
     schema = pa.schema([(name, COLUMN_TYPES[name]) for name in spec.classes])
-    values = {name: _as_label(spec, a, name, row.get(name)) for name in spec.classes}
-    labelled = pa.Table.from_pylist([values], schema)
-    predicted = take_rows(b.storage, uri_b, np.array([pair.b.row]), columns)
-    return replace(compare_image(spec, predicted, labelled, uri_b), loss=None)
+    sides = _read(b, [pair.b for pair in pairs], columns), pa.Table.from_pylist(labels, schema)
+    comparisons = {}
+    for i, pair in enumerate(pairs):
+        predicted, labelled = (side.slice(i, 1) for side in sides)
+        comparison = compare_image(spec, predicted, labelled, b.uri_of(pair.b.ref))
+        cells, best = comparison.cells, changes.images[pair].labels
+        if best:
+            cells = tuple(dict.fromkeys([*cells, Cell("labels", *best)]))
+        comparisons[pair.b] = replace(comparison, loss=None, cells=cells)
+    return comparisons
 
 
 def _as_label(spec: EvaluationSpec, a: Result, column: str, value: Any) -> Any:
@@ -304,8 +316,8 @@ def _as_label(spec: EvaluationSpec, a: Result, column: str, value: Any) -> Any:
         return {"bytes": encode_png(lut[decode_png(value["bytes"])]), "path": None}
     if column == "labels" and not spec.is_multi_label:
         chosen = value[:1]
+    elif column == "boxes":
+        chosen = _counted(value)
     else:
-        chosen = [element for element in value if element["score"] >= BOX_SCORE]
-    if column == "boxes":
-        chosen = [box for box in chosen if _is_finite(box)]
+        chosen = [label for label in value if label["score"] >= BOX_SCORE]
     return [{**element, "class_id": numbers[element["class_id"]]} for element in chosen]

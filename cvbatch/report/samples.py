@@ -13,12 +13,13 @@ from cvbatch.core.types import ChunkRef, EncodedImage, Failure
 from cvbatch.report.columns import COLUMN_PAGES
 from cvbatch.report.html import format_count
 from cvbatch.report.outcomes import LabelComparison
-from cvbatch.report.overlays import encode_photo, photo_side, thumbnail_hw
+from cvbatch.report.overlays import ByteBudget, encode_photo, photo_side, thumbnail_hw
 from cvbatch.report.statistics import MAX_COMPLETE, SEED, RowRef, Statistics
 from cvbatch.results.parts import take_rows
 from cvbatch.results.result import Result, Row
 
 _MAX_SEQUENTIAL_BYTES = 512 << 20  # of a container that is read only from the start, such as a tar
+_PHOTO_SHARE = 0.75  # of the bytes of images; masks and heatmaps have the rest
 _MAX_CLASS_IMAGES = 48  # in a sample, chosen by their class
 
 
@@ -31,12 +32,14 @@ class Card:
         comparison: with labels, or with another result; None: there are none.
         photo: the image as WebP; None: it cannot be read.
         missing_reason: why there is no photo.
+        changes: kinds of its differences between two results.
     """
 
     row: Row
     comparison: LabelComparison | None = None
     photo: bytes | None = None
     missing_reason: str = ""
+    changes: Sequence[str] = ()
 
 
 def is_sample(statistics: Statistics) -> bool:
@@ -72,7 +75,7 @@ def read_cards(
     result: Result,
     row_refs: Collection[RowRef],
     comparisons: Mapping[RowRef, LabelComparison],
-    photo_bytes: float,
+    images: ByteBudget,
 ) -> Iterator[Card]:
     """Yield rows of a result with their images, in the order of the result.
 
@@ -82,7 +85,7 @@ def read_cards(
         result: the prediction.
         row_refs: the rows to read.
         comparisons: the rows that were compared with labels.
-        photo_bytes: of one image in the page, at most.
+        images: limit of the bytes of all images of the page, which the rows share.
 
     Yields:
         A card for each row. An image that cannot be read is reported in its card.
@@ -90,6 +93,7 @@ def read_cards(
     Raises:
         SourceError: a part file is damaged.
     """
+    photo_bytes = images.share(len(row_refs)) * _PHOTO_SHARE
     by_chunk: dict[ChunkRef, list[int]] = {}
     for row_ref in row_refs:
         by_chunk.setdefault(row_ref.ref, []).append(row_ref.row)

@@ -188,8 +188,14 @@ def _sample(done: Sequence[ChunkRef]) -> list[ChunkRef]:
     rows = sum(max(ref.num_images, 1) for ref in done)
     if rows > MAX_ROWS:
         count = max(1, min(count, len(done) * MAX_ROWS // rows))
-    indices = np.linspace(0, max(len(done) - 1, 0), count).round().astype(int)
-    return [done[i] for i in indices]
+    return [done[i] for i in equally_spaced(len(done), count)]
+
+
+def equally_spaced(num_items: int, count: int) -> list[int]:
+    """Return the indices of `count` items at equal distances, or of all if there are fewer."""
+    spaced = np.linspace(0, max(num_items - 1, 0), min(count, num_items))
+    indices: list[int] = spaced.round().astype(int).tolist()
+    return indices
 
 
 def _count(result: Result, leaves: Sequence[str], file: int, ref: ChunkRef) -> Statistics:

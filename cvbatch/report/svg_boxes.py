@@ -16,33 +16,70 @@ from cvbatch.report.overlays import thumbnail_hw
 _MAX_PARTS = 40  # of one mask that are drawn, with their holes
 _OUTLINE_ERROR = 0.7  # pixels of the thumbnail; more if an outline has too many corners
 _MAX_CORNERS = 600
+_MAX_TAGS = 24  # in a small image; all others only when it is enlarged
 _FONT_SIZE = 0.045  # as a fraction of the width of the gallery's frame
 
 
+class Tags:
+    """Places the name tags of the boxes of an image, which stay inside and cover no other tag.
+
+    Attributes:
+        letter: font size in pixels of the image.
+    """
+
+    def __init__(self, image_hw: tuple[int, int]) -> None:
+        self.image_hw = image_hw
+        self.letter = _font_size(*image_hw)
+        self._taken: list[tuple[float, float, float]] = []  # left, right, top
+
+    def place(
+        self, xyxy: Sequence[float], tag_width: float, *, is_below: bool
+    ) -> tuple[float, float, str]:
+        """Return left and top of a tag and its CSS classes.
+
+        A tag is above the box, or below if that is preferred; where another tag is, inside of the
+        box or on its other side. One without a free place is only in the enlarged view.
+        """
+        left, top, _, bottom = xyxy
+        height, width = self.image_hw
+        size = 1.3 * self.letter
+        x = max(0.0, min(left, width - tag_width))
+        above, below = [(top - size, "name"), (top, "name under")], [(bottom, "name under")]
+        below.append((bottom - size, "name"))
+        places = [*below, *above] if is_below else [*above, *below]
+        for y, kind in places if len(self._taken) < _MAX_TAGS else ():
+            is_free = all(
+                x >= other_right or x + tag_width <= other_left or abs(y - other_y) >= size
+                for other_left, other_right, other_y in self._taken
+            )
+            if is_free and 0 <= y <= height - size:
+                self._taken.append((x, x + tag_width, y))
+                return x, y, kind
+        y, kind = places[0]
+        return x, max(0.0, min(y, height - size)), f"{kind} crowded"
+
+
 def draw_box(
-    xyxy: Sequence[float], text: str, score: float | None, colour: str, image_hw: tuple[int, int]
+    xyxy: Sequence[float], text: str, score: float | None, colour: str, tags: Tags
 ) -> Element:
-    """Return a box with a name tag that stays inside the image.
+    """Return a box with a name tag.
 
     Args:
         xyxy: x_min, y_min, x_max, y_max in pixels of the image.
         text: of the tag.
-        score: for the filter by score; None: a box of the labels, whose tag is below it.
+        score: for the filter by score; None: a box of the labels, whose tag is best below it.
         colour: "#rrggbb".
-        image_hw: height and width of the image in pixels.
+        tags: of the image.
     """
     left, top, right, bottom = xyxy
-    height, width = image_hw
-    letter = font_size(height, width)
-    tag_width = min(_text_width(text) * 0.58 * letter + 0.5 * letter, width)
-    x = max(0.0, min(left, width - tag_width))
-    wanted_y = bottom if score is None else top - 1.3 * letter
-    y = max(0.0, min(wanted_y, height - 1.3 * letter))
+    letter = tags.letter
+    tag_width = min(_text_width(text) * 0.58 * letter + 0.5 * letter, tags.image_hw[1])
+    x, y, kind = tags.place(xyxy, tag_width, is_below=score is None)
     corner = {"x": f"{left:.6g}", "y": f"{top:.6g}"}
     size = {"width": f"{max(right - left, 0):.6g}", "height": f"{max(bottom - top, 0):.6g}"}
     tag = el(
         "g",
-        {"class": "name"},
+        {"class": kind},
         el(
             "rect",
             {"x": f"{x:.6g}", "y": f"{y:.6g}", "width": f"{tag_width:.6g}",
@@ -101,7 +138,7 @@ def draw_mask(
     )
 
 
-def font_size(height: int, width: int) -> float:
+def _font_size(height: int, width: int) -> float:
     """Return the font size in pixels of an image; as displayed, it is equal for all images."""
     return _FONT_SIZE * max(width, height * 4 / 3)  # the frame's aspect ratio is 4:3
 

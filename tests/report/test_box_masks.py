@@ -9,7 +9,7 @@ from pycocotools import mask as coco_masks
 
 import cvbatch
 from cvbatch.report.columns import COLUMN_PAGES, Drawing
-from cvbatch.report.svg_boxes import draw_mask
+from cvbatch.report.svg_boxes import Tags, draw_box, draw_mask
 from tests.support import jobs
 from tests.support.datasets import picture
 from tests.support.results import SIZE, random_row, write_predictions
@@ -50,7 +50,7 @@ def test_every_box_with_a_mask_has_its_outline_below_it(tmp_path):
             tmp_path / "r", tmp_path / "images", {"a.png": prediction}, detection={"masks": "box"}
         )
     )
-    layer = COLUMN_PAGES["boxes"].svg_layer(row, Drawing({"cat": 1}), SIZE)
+    layer = COLUMN_PAGES["boxes"].svg_layer(row, Drawing({"cat": 1}), Tags(SIZE))
     assert len(layer.elements) == 5
     masks = reversed(prediction["box_masks"])  # the first box is on top
     for group, rle in zip(layer.elements, masks, strict=True):
@@ -60,3 +60,23 @@ def test_every_box_with_a_mask_has_its_outline_below_it(tmp_path):
         region = coco_masks.decode(rle).astype(bool)
         drawn = painted(path.attrib["d"], SIZE)
         assert (drawn & region).sum() / region.sum() > 0.6  # of blocks of 8 x 10 pixels
+
+
+@pytest.mark.parametrize("size", [(300, 400), (1500, 900)])
+def test_no_name_covers_another_one_in_a_small_image(size):
+    rng, tags = np.random.default_rng(2), Tags(size)
+    height, width = size
+    corners = np.sort(rng.uniform(0, [[[width, height]]], (30, 2, 2)), axis=1).reshape(-1, 4)
+    corners = np.concatenate([corners[:8], corners[:8], corners])  # found, missed or labelled
+    scores = [0.5] * 8 + [None] * 8 + [0.4] * 30
+    names = [
+        draw_box(box, "a name", score, "#112233", tags)[-1]
+        for box, score in zip(corners.tolist(), scores, strict=True)
+    ]
+    shown = [name for name in names if "crowded" not in name.get("class")]
+    covered = np.zeros(size, int)
+    for name in shown:
+        x, y, w, h = (float(name[0].get(key)) for key in ("x", "y", "width", "height"))
+        assert x >= 0 and y >= 0 and x + w <= width + 0.01 and y + h <= height + 0.01
+        covered[int(y) + 1 : int(y + h), int(x) + 1 : int(x + w)] += 1
+    assert covered.max() == 1 and 8 <= len(shown) < len(names)

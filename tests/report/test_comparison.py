@@ -15,7 +15,7 @@ from cvbatch.geometry.boxes import iou
 from cvbatch.report import result_changes
 from cvbatch.report.columns import BOX_SCORE
 from cvbatch.report.job import write_comparison
-from cvbatch.report.result_changes import compare_pair, comparison_spec, find_changes
+from cvbatch.report.result_changes import compare_pairs, find_changes
 from cvbatch.results.result import Result
 from cvbatch.storage.store import Storage
 from tests.report.test_gallery import facts_in
@@ -110,14 +110,14 @@ def test_changes_equal_brute_force(results):
 
 
 def test_gained_and_lost_boxes_of_an_image_are_those_that_are_counted(results):
-    changes, spec = find_changes(*results, Listener()), comparison_spec(*results)
+    changes = find_changes(*results, Listener())
+    both_ok = [pair for pair, change in changes.images.items() if "failed" not in change.kinds[0]]
+    comparisons = compare_pairs(changes, both_ok)
     rows = {row.image_id: row for row in results[1]}
     ids = [row.image_id for row in results[1]]
     ends = np.cumsum([0, *(7 for _ in results[1].done)])
-    for pair, change in changes.images.items():
-        if change.kinds[0].startswith("failed"):
-            continue
-        comparison = compare_pair(spec, *results, pair)
+    for pair in both_ok:
+        change, comparison = changes.images[pair], comparisons[pair.b]
         row = rows[ids[ends[results[1].done.index(pair.b.ref)] + pair.b.row]]
         gained = [
             box for box, outcome in zip(row.boxes, comparison.outcomes, strict=True)
@@ -153,6 +153,28 @@ def test_the_page_shows_counts_changed_classes_and_images(results, tmp_path):
     assert f"{len(changes.images)} images of 27 changed" in text
     assert "Only in A: 2 images." in text and "Only in B: 1 image." in text
     assert "Classes of boxes that only B has: new." in text
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_every_number_of_the_changed_classes_has_its_images(tmp_path, multi_label):
+    rng, uris = np.random.default_rng(0), []
+    for name in ("a", "b"):
+        labels = [[] if multi_label else [(2, 0.5)], [(0, 0.9)], [(1, 0.9), (0, 0.6)]]
+        rows = {f"i{n:02d}": {"labels": labels[rng.integers(0, 3)]} for n in range(30)}
+        classes = {"labels": ("x", "y", "z")}
+        uris.append(str(write_result(tmp_path / name, rows, classes, multi_label=multi_label)))
+    results = [Result(Storage(), uri) for uri in uris]
+    expected = find_changes(*results, Listener()).class_changes()
+    write_comparison(*uris, str(tmp_path / "page.html"))
+    facts = facts_in(tmp_path / "page.html")
+    names = [*facts["classes"], ""]  # −1: none
+    shown = Counter(
+        (names[true], names[predicted])
+        for card in facts["cards"]
+        for column, true, predicted in card["cells"]
+        if column == "labels" and true != predicted
+    )
+    assert shown == expected and len(expected) == 6
 
 
 def test_results_without_common_images_and_other_folders_are_refused(results, tmp_path):
