@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from cvbatch.distributed.preflight import WorkerPackages
 
 _THREADS = 16
+_SHORT_BATCH = 4  # MobileNetV2 on a CPU: 7.8 ms per image in batches of 4, 9.0 of 16
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,18 @@ def _plan(job: JobConfig, sink: Sink, listener: Listener, min_images: int) -> Pl
 def _with_short_batches(job: JobConfig, plan: Plan, min_batch: int) -> JobConfig:
     """Return the job with batches no longer than its chunks: a program always computes full ones.
 
+    All but the shortest chunks have the same short batch, so that the user's cache has one program
+    for most small sources.
+
     Args:
         min_batch: of the programs that are in the sink, which are used again.
     """
     longest = max((ref.num_images for ref in plan.chunks), default=0)
     if job.has_tiles or not all(ref.num_images for ref in plan.chunks):  # more than one per image
         return job
-    batch = max(min(power_of_two(longest), job.run.batch_size), min_batch)
+    batch = job.run.batch_size
+    if longest < batch:
+        batch = max(min(power_of_two(longest), _SHORT_BATCH), min_batch)
     return job.model_copy(update={"run": job.run.model_copy(update={"batch_size": batch})})
 
 

@@ -41,7 +41,8 @@ def prepared_job(folder, *, num_images, commit=False, model=(), **run):
 
 
 @pytest.mark.parametrize(
-    ("num_images", "batch", "num_chunks"), [(1, 1, 1), (8, 1, 8), (40, 4, 10), (300, 8, 38)]
+    ("num_images", "batch", "num_chunks"),
+    [(1, 1, 1), (8, 1, 8), (40, 4, 10), (300, 4, 38), (2000, 32, 63)],
 )
 def test_a_batch_is_as_long_as_the_chunks(tmp_path, num_images, batch, num_chunks):
     size, chunks = prepared(tmp_path, num_images=num_images)
@@ -59,9 +60,9 @@ def test_a_run_that_is_repeated_after_a_kill_has_the_same_chunks_and_batches(tmp
 
 
 def test_images_that_are_added_fill_the_batches_of_the_programs_in_the_sink(tmp_path):
-    assert prepared(tmp_path, num_images=300, commit=True) == (8, [8] * 37 + [4])
+    assert prepared(tmp_path, num_images=300, commit=True) == (4, [8] * 37 + [4])
     size, chunks = prepared(tmp_path, num_images=320)
-    assert (size, chunks) == (8, [8] * 37 + [4] + [8, 8, 4])
+    assert (size, chunks) == (4, [8] * 37 + [4] + [4] * 5)
 
 
 def test_a_sink_of_an_earlier_version_keeps_its_batch_size(tmp_path):
